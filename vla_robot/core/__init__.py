@@ -1,0 +1,1 @@
+"""The nouns and the ports. numpy and the standard library only."""

@@ -1,0 +1,187 @@
+"""The embodiment contract: what an arm's actions, state and cameras mean.
+
+It is data. It stands in the recipe, crosses the wire in the handshake, and is stored in every episode and checkpoint,
+so that a policy made for one arm is refused by another instead of moving it wrongly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from vla_robot.core.errors import ContractError, unknown
+from vla_robot.core.messages import Observation, Vector
+
+GRIPPER_OPEN = 1.0
+GRIPPER_CLOSED = 0.0
+"""The Open-X-Embodiment convention: the last action dimension is 1 for open and 0 for closed."""
+
+
+@dataclass(frozen=True)
+class Dim:
+    """One dimension of an action or a state.
+
+    Attributes:
+        name: e.g. "dx" or "joint_1".
+        unit: "m", "rad", "m/s", "rad/s" or "1" (a pure number, such as a gripper's opening).
+        low: smallest allowed value, in the unit.
+        high: largest allowed value, in the unit.
+    """
+
+    name: str
+    unit: str
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What the numbers of one action mean.
+
+    Attributes:
+        kind: "eef_delta" moves the tool relative to where it is, "joint_position" names absolute joint angles.
+        frame: coordinate frame of the tool motion ("base"), or "joint".
+        dims: one entry per dimension, in order; the gripper is last, 1 = open, 0 = closed.
+    """
+
+    kind: Literal["eef_delta", "joint_position"]
+    frame: str
+    dims: tuple[Dim, ...]
+
+    @property
+    def low(self) -> Vector:
+        return np.array([d.low for d in self.dims])
+
+    @property
+    def high(self) -> Vector:
+        return np.array([d.high for d in self.dims])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(d.name for d in self.dims)
+
+    def __len__(self) -> int:
+        return len(self.dims)
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    """One camera as the policy sees it.
+
+    Attributes:
+        name: role in the policy's eyes, e.g. "front" or "wrist".
+        height: frame height in pixels.
+        width: frame width in pixels.
+    """
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """The whole contract of one robot and its cameras.
+
+    Attributes:
+        name: e.g. "panda".
+        action: what an action means.
+        state: what `Observation.state` means.
+        cameras: what `Observation.images` holds.
+        rate_hz: control steps per second.
+    """
+
+    name: str
+    action: ActionSpace
+    state: tuple[Dim, ...]
+    cameras: tuple[CameraSpec, ...]
+    rate_hz: float
+
+    def check(self, observation: Observation) -> None:
+        """Raise ContractError unless the observation holds exactly these cameras and this state."""
+        expected = {c.name: (c.height, c.width, 3) for c in self.cameras}
+        seen = {name: image.shape for name, image in observation.images.items()}
+        if seen != expected:
+            raise ContractError(f"cameras are {seen}, but the embodiment '{self.name}' has {expected}.")
+        for name, image in observation.images.items():
+            if image.dtype != np.uint8:
+                raise ContractError(f"camera '{name}' gave {image.dtype}, expected uint8 RGB.")
+        if observation.state.shape != (len(self.state),):
+            raise ContractError(
+                f"state has shape {observation.state.shape}, but '{self.name}' has {len(self.state)} dimensions."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries and lists, ready for JSON or msgpack."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Embodiment:
+        """Inverse of `to_dict`. Raises ContractError when a field is missing or has the wrong type."""
+        try:
+            action = data["action"]
+            return cls(
+                name=str(data["name"]),
+                action=ActionSpace(
+                    kind=action["kind"], frame=str(action["frame"]), dims=tuple(_dim(d) for d in action["dims"])
+                ),
+                state=tuple(_dim(d) for d in data["state"]),
+                cameras=tuple(
+                    CameraSpec(name=str(c["name"]), height=int(c["height"]), width=int(c["width"]))
+                    for c in data["cameras"]
+                ),
+                rate_hz=float(data["rate_hz"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ContractError(f"not an embodiment: {type(error).__name__}: {error}.") from error
+
+
+def _dim(data: Mapping[str, Any]) -> Dim:
+    return Dim(name=str(data["name"]), unit=str(data["unit"]), low=float(data["low"]), high=float(data["high"]))
+
+
+def require_fit(wanted: Embodiment, offered: Embodiment) -> None:
+    """Raise ContractError unless a policy made for `wanted` may drive `offered`.
+
+    Action names, units, kind, frame and rate must be equal; the cameras and state that the policy uses must exist with
+    the same size and unit. Extra cameras and state are allowed. All differences are listed at once.
+    """
+    problems: list[str] = []
+    for field in ("kind", "frame"):
+        ours, theirs = getattr(wanted.action, field), getattr(offered.action, field)
+        if ours != theirs:
+            problems.append(f"action {field}: the policy gives '{ours}', the world takes '{theirs}'")
+    ours = [(d.name, d.unit) for d in wanted.action.dims]
+    theirs = [(d.name, d.unit) for d in offered.action.dims]
+    if ours != theirs:
+        problems.append(f"action dimensions: the policy gives {_dims(ours)}, the world takes {_dims(theirs)}")
+    if wanted.rate_hz != offered.rate_hz:
+        problems.append(f"rate: the policy was trained at {wanted.rate_hz:g} Hz, the world runs at {offered.rate_hz:g} Hz")
+    problems += _camera_problems(wanted, offered)
+    offered_state = {d.name: d.unit for d in offered.state}
+    for dim in wanted.state:
+        if offered_state.get(dim.name) != dim.unit:
+            problems.append(unknown(f"state [{dim.unit}]", dim.name, offered_state))
+    if problems:
+        raise ContractError(
+            f"the policy was made for '{wanted.name}' and does not fit the world's '{offered.name}': "
+            + "; ".join(problems)
+            + ". Choose another policy (`vla list policies`) or fine-tune this one on data of that world."
+        )
+
+
+def _camera_problems(wanted: Embodiment, offered: Embodiment) -> list[str]:
+    sizes = {c.name: (c.height, c.width) for c in offered.cameras}
+    problems: list[str] = []
+    for camera in wanted.cameras:
+        if camera.name not in sizes:
+            problems.append(unknown("camera", camera.name, sizes).rstrip("."))
+    return problems
+
+
+def _dims(dims: list[tuple[str, str]]) -> str:
+    return ", ".join(f"{name} [{unit}]" for name, unit in dims)

@@ -1,0 +1,70 @@
+"""One error tree.
+
+A message answers, in this order: what was wrong, the value seen, what was allowed or available, the closest match, and
+the command that helps. The command line prints the message as one paragraph and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VlaError(Exception):
+    """Root of every error that the user, the recipe, the robot or the network can cause."""
+
+
+class RecipeError(VlaError):
+    """A recipe is missing, misspelt or inconsistent."""
+
+
+class ContractError(VlaError):
+    """Two parts do not fit: a policy and a world, a frame and its camera, an action and its space."""
+
+
+class CheckpointError(VlaError):
+    """A checkpoint folder is incomplete, corrupt, or not what its configuration says."""
+
+
+class DataError(VlaError):
+    """A dataset cannot be read, or holds something that it must not hold."""
+
+
+class TransportError(VlaError):
+    """A peer sent something invalid, is absent, or stopped answering."""
+
+
+class PolicyError(VlaError):
+    """A policy could not give an action. Nothing is sent to the arm in its place."""
+
+
+class WorldError(VlaError):
+    """A world could not be built, reset or stepped."""
+
+
+class MissingDependencyError(VlaError):
+    """An optional package is needed here and is not installed."""
+
+
+def closest(name: str, options: Iterable[str]) -> str:
+    """A sentence part that names the nearest option, or nothing when none is near.
+
+    >>> closest("lifft", ["lift", "door"])
+    "; did you mean 'lift'?"
+    >>> closest("zebra", ["lift", "door"])
+    ''
+    """
+    matches = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
+
+
+def unknown(what: str, name: str, options: Iterable[str], hint: str = "") -> str:
+    """The message for a name that is not among `options`.
+
+    >>> unknown("camera", "fronnt", ["front", "wrist"])
+    "unknown camera 'fronnt'; did you mean 'front'? Available: front, wrist."
+    """
+    names = sorted(options)
+    near = closest(name, names) or "."
+    message = f"unknown {what} '{name}'{near} Available: {', '.join(names) or 'none'}."
+    return f"{message} {hint}".rstrip()

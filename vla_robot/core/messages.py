@@ -1,0 +1,99 @@
+"""The nouns that travel between rooms. All are frozen, and their arrays are never changed in place.
+
+    world --Observation--> policy --ActionChunk--> guard --action--> world --StepResult--> loop
+
+Stamps are integers in nanoseconds on the clock of the computer that made the reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+"""RGB frame, (H, W, 3) uint8, row 0 at the top, as a person sees it."""
+
+Vector = NDArray[np.float64]
+"""One flat row of numbers, (N,) float64. Units are those of the embodiment's dimension names."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot sees and feels at one moment.
+
+    Attributes:
+        images: camera name -> (H, W, 3) uint8 RGB. Names and sizes are those of `Embodiment.cameras`.
+        state: (S,) float64, the arm's own state; dimension names and units in `Embodiment.state`.
+        instruction: what the robot is asked to do, in plain words.
+        stamp_ns: when the oldest frame was captured.
+        step: control steps since reset; 0 is the observation that reset returns.
+        privileged: simulator truth for scripted experts and labels. Empty unless the world was built to give it, and
+            never given to a learned policy.
+    """
+
+    images: Mapping[str, Image]
+    state: Vector
+    instruction: str
+    stamp_ns: int
+    step: int
+    privileged: Mapping[str, Vector] = field(default_factory=dict[str, Vector])
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Consecutive actions of a policy, the first meant for the step of the observation that caused them.
+
+    Attributes:
+        actions: (T, D) float64 in the units of the embodiment's action space.
+        stamp_ns: `Observation.stamp_ns` of the cause.
+        step: `Observation.step` of the cause; row k is meant for control step `step + k`.
+        stages_ms: where the policy spent its time, stage name -> milliseconds.
+    """
+
+    actions: NDArray[np.float64]
+    stamp_ns: int
+    step: int
+    stages_ms: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """One limit that changed an action before it reached the arm.
+
+    Attributes:
+        dim: name of the action dimension.
+        cause: which limit, e.g. "range".
+        wanted: value asked for, in the dimension's unit.
+        allowed: value sent instead.
+    """
+
+    dim: str
+    cause: str
+    wanted: float
+    allowed: float
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one control step did.
+
+    Attributes:
+        observation: the world after the step.
+        executed: (D,) float64, the action that the arm was really given.
+        success: the task's success test holds now.
+        terminated: the episode ended by itself (success held long enough, or a failure that cannot be undone).
+        truncated: the horizon is reached.
+        clamps: every limit that changed the action, with its cause.
+        command_ns: when the action was handed to the arm; the world's clock, as `Observation.stamp_ns`.
+    """
+
+    observation: Observation
+    executed: Vector
+    success: bool
+    terminated: bool
+    truncated: bool
+    clamps: tuple[Clamp, ...] = ()
+    command_ns: int = 0

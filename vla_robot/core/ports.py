@@ -1,0 +1,60 @@
+"""The ports. Whatever implements one can stand where it is asked for; a wrapper of a policy is a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+
+
+@runtime_checkable
+class World(Protocol):
+    """A robot and its surroundings: simulated, real, or behind a socket. The loop cannot tell them apart."""
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """What actions, state and cameras mean here."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """The task in plain words."""
+        ...
+
+    def reset(self, seed: int) -> Observation:
+        """Begin an episode. In simulation the same seed gives the same initial state, whatever ran before."""
+        ...
+
+    def step(self, action: Vector) -> StepResult:
+        """Execute one control step.
+
+        Args:
+            action: (D,) float64 in the units of `embodiment.action`.
+
+        Raises:
+            ContractError: wrong shape, or a number that is not finite. Nothing moves.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release renderer, sockets and motors. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Answers observations with actions."""
+
+    def reset(self, seed: int) -> None:
+        """Forget the last episode. A stochastic policy draws from `seed` from here on."""
+        ...
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """One chunk per observation; rows of a batch do not influence each other.
+
+        Raises:
+            PolicyError: no valid action exists. The caller holds the arm; it never invents an action.
+        """
+        ...
