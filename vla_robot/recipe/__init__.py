@@ -1,0 +1,14 @@
+"""Recipes: TOML files -> frozen dataclasses. Strict, every error at once, with the nearest match named.
+
+from vla_robot.recipe import read
+from vla_robot.recipe.env import EnvRecipe
+
+recipe = read(EnvRecipe, "lift")              # by name, from envs/
+recipe = read(EnvRecipe, "envs/lift.toml")    # by path
+"""
+
+from vla_robot.recipe.dump import dump
+from vla_robot.recipe.find import KINDS, Kind, available, find
+from vla_robot.recipe.load import kind_of, parse, read, read_table
+
+__all__ = ["KINDS", "Kind", "available", "dump", "find", "kind_of", "parse", "read", "read_table"]

@@ -1,0 +1,98 @@
+"""Frozen dataclass -> TOML text that `parse` reads back to an equal instance."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def dump(recipe: Any, *, comments: bool = False) -> str:
+    """TOML text of a recipe, defaults and inherited keys included; None is left out, as TOML has no null.
+
+    Args:
+        recipe: a dataclass instance.
+        comments: put each field's line of the docstring's `Attributes:` above it.
+    """
+    return "\n".join(_table(recipe, (), comments)).strip() + "\n"
+
+
+def field_help(schema: type) -> dict[str, str]:
+    """Field name -> what the class's docstring says of it under `Attributes:`."""
+    text = inspect.getdoc(schema) or ""
+    _, _, attributes = text.partition("Attributes:\n")
+    pattern = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
+    return {name: " ".join(body.split()) for name, body in pattern.findall(attributes)}
+
+
+def _table(node: Any, path: tuple[str, ...], comments: bool) -> list[str]:
+    """Plain keys first: in TOML a key that follows a [table] line belongs to that table."""
+    items = _items(node)
+    notes = field_help(type(node)) if comments and dataclasses.is_dataclass(node) else {}
+    lines: list[str] = []
+    for name, value in items.items():
+        if not _is_table(value) and not _is_table_array(value):
+            lines += _note(notes, name)
+            lines.append(f"{_key(name)} = {_value(value)}")
+    for name, value in items.items():
+        here = (*path, name)
+        if _is_table_array(value):
+            lines += ["", *_note(notes, name)]
+            for element in value:
+                lines += [f"[[{_header(here)}]]", *_table(element, here, comments), ""]
+        elif _is_table(value):
+            lines += ["", *_note(notes, name), f"[{_header(here)}]", *_table(value, here, comments)]
+    return lines
+
+
+def _items(node: Any) -> dict[str, Any]:
+    if isinstance(node, Mapping):
+        pairs: dict[str, Any] = dict(node)  # pyright: ignore[reportUnknownArgumentType]
+    else:
+        pairs = {f.name: getattr(node, f.name) for f in dataclasses.fields(node) if f.init}
+    return {name: value for name, value in pairs.items() if value is not None}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, Mapping) or dataclasses.is_dataclass(value)
+
+
+def _is_table_array(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 0 and all(_is_table(v) for v in value)  # pyright: ignore
+
+
+def _note(notes: Mapping[str, str], name: str) -> list[str]:
+    return [f"# {notes[name]}"] if name in notes else []
+
+
+def _header(path: tuple[str, ...]) -> str:
+    return ".".join(_key(part) for part in path)
+
+
+def _key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else _string(name)
+
+
+def _value(value: Any) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case str() | Path():
+            return _string(str(value))
+        case list() | tuple():
+            return "[" + ", ".join(_value(v) for v in value) + "]"  # pyright: ignore[reportUnknownVariableType]
+        case _:
+            raise TypeError(f"a recipe cannot hold a {type(value).__name__}")
+
+
+def _string(text: str) -> str:
+    # JSON's escapes are TOML's, except that TOML also wants DEL escaped and forbids lone surrogates.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
