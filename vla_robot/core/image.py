@@ -1,0 +1,35 @@
+"""Frames: the one resize that recording, training and acting share, so that all three see the same pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_robot.core.errors import ContractError
+from vla_robot.core.messages import Image
+
+
+def check_image(image: Image, name: str = "image") -> None:
+    """Raise ContractError unless this is an (H, W, 3) uint8 array with at least one pixel."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise ContractError(f"{name} must be a uint8 array of RGB values 0..255, got {kind}.")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ContractError(f"{name} must have shape (H, W, 3), got {image.shape}.")
+
+
+def resize(image: Image, height: int, width: int) -> Image:
+    """Bicubic with antialiasing, as PIL does it; the same array comes back when nothing is to be done.
+
+    Args:
+        image: (H, W, 3) uint8.
+        height: new height in pixels.
+        width: new width in pixels.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    from PIL import Image as PIL  # pillow stays out of `import vla_robot.core`
+
+    return np.asarray(PIL.fromarray(image).resize((width, height), PIL.Resampling.BICUBIC))

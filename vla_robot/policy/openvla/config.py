@@ -1,0 +1,127 @@
+"""What a checkpoint's config.json says, read strictly.
+
+The published keys keep their published meaning. What this project adds (small towers, several cameras, the arm's own
+state) stands in one block named "vla_robot", which the reference ignores.
+
+Source of the layout: openvla/openvla @c8f03f48, prismatic/extern/hf/configuration_prismatic.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla_robot.core.errors import CheckpointError, unknown
+
+RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
+OUR_BLOCK = "vla_robot"
+
+
+@dataclass(frozen=True)
+class OpenVLAConfig:
+    """The architecture of one checkpoint.
+
+    Attributes:
+        timm_model_ids: towers in channel order; OpenVLA: DINOv2 then SigLIP.
+        timm_override_act_layers: activation by tower, None for timm's own (exact GELU).
+        image_size: edge of the square tower input, in pixels.
+        image_resize_strategy: how a frame becomes square; one of RESIZE_STRATEGIES.
+        text_config: keyword arguments of transformers' LlamaConfig; what is absent takes transformers' default, which
+            makes rms_norm_eps 1e-6 and not Meta's 1e-5.
+        pad_to_multiple_of: padding rows of the vocabulary; action ids end at vocab_size - pad_to_multiple_of.
+        pad_token_id: right padding of training text.
+        n_action_bins: 256.
+        norm_stats: dataset name -> statistics, as in dataset_statistics.json.
+        tower_overrides: keyword arguments over timm's own by tower; empty for the published sizes.
+        num_images: cameras per observation; their patches follow each other in the sequence, as in OpenVLA-OFT.
+        proprio_dim: length of the state vector that follows the patches as one token, or None, as in OpenVLA-OFT.
+    """
+
+    timm_model_ids: tuple[str, ...]
+    text_config: Mapping[str, Any]
+    image_size: int = 224
+    image_resize_strategy: str = "resize-naive"
+    timm_override_act_layers: tuple[str | None, ...] = (None, None)
+    pad_to_multiple_of: int = 64
+    pad_token_id: int = 32000
+    n_action_bins: int = 256
+    norm_stats: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tower_overrides: tuple[Mapping[str, Any], ...] = ()
+    num_images: int = 1
+    proprio_dim: int | None = None
+    published: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    def __post_init__(self) -> None:
+        if self.image_resize_strategy not in RESIZE_STRATEGIES:
+            raise CheckpointError(unknown("image_resize_strategy", self.image_resize_strategy, RESIZE_STRATEGIES))
+        if len(self.timm_model_ids) not in (1, 2):
+            raise CheckpointError(f"timm_model_ids must name one or two towers, got {list(self.timm_model_ids)}.")
+
+    @property
+    def action_vocab_end(self) -> int:
+        """One past the last action token id."""
+        return int(self.text_config["vocab_size"]) - self.pad_to_multiple_of
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str) -> OpenVLAConfig:
+        """From the content of config.json.
+
+        Raises:
+            CheckpointError: not an OpenVLA configuration, or a field is missing or impossible.
+        """
+        kind = data.get("model_type")
+        if kind != "openvla":
+            raise CheckpointError(f"{source}: model_type is {kind!r}, expected 'openvla'.")
+        try:
+            sizes, towers, text = data["image_sizes"], data["timm_model_ids"], data["text_config"]
+            ours = data.get(OUR_BLOCK, {})
+            if text.get("model_type", "llama") != "llama":
+                raise CheckpointError(f"{source}: text_config.model_type is {text['model_type']!r}, expected 'llama'.")
+            if len(set(sizes)) != 1:
+                raise CheckpointError(f"{source}: image_sizes {sizes} differ; square inputs of one size are needed.")
+            return cls(
+                timm_model_ids=tuple(towers),
+                text_config={"vocab_size": 32064, **text},
+                image_size=int(sizes[0]),
+                image_resize_strategy=data.get("image_resize_strategy", "letterbox"),
+                timm_override_act_layers=tuple(data.get("timm_override_act_layers") or [None] * len(towers)),
+                pad_to_multiple_of=int(data.get("pad_to_multiple_of", 64)),
+                pad_token_id=int(data.get("pad_token_id", 32000)),
+                n_action_bins=int(data.get("n_action_bins", 256)),
+                norm_stats=data.get("norm_stats") or {},
+                tower_overrides=tuple(ours.get("tower_overrides", [{}] * len(towers))),
+                num_images=int(ours.get("num_images", 1)),
+                proprio_dim=ours.get("proprio_dim"),
+                published=dict(data),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{source}: field missing or wrong: {type(error).__name__}: {error}.") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> OpenVLAConfig:
+        """From `folder/config.json`."""
+        return cls.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of config.json: what was read, with the statistics of today."""
+        return {**self.published, "norm_stats": dict(self.norm_stats)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint file.
+
+    Raises:
+        CheckpointError: the file is absent, is not JSON, or is not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, expected an object.")
+    return data

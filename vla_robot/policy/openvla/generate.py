@@ -1,0 +1,55 @@
+"""Generate: exactly `action_dim` tokens per row, greedy, over the action rows of the vocabulary only.
+
+The reference decodes over the whole vocabulary and turns a word into an extreme action without noticing; here a word
+cannot be said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from vla_robot.core.errors import PolicyError
+from vla_robot.policy.openvla.reason import Decoder
+
+
+class Generator:
+    """Greedy decoding of action tokens."""
+
+    def __init__(self, decoder: Decoder, embeddings: Tensor, head: Tensor, first_id: int, vocab_end: int) -> None:
+        """
+        Args:
+            decoder: the language model.
+            embeddings: (V, D) token embeddings.
+            head: (V, D) output rows.
+            first_id: smallest action id.
+            vocab_end: one past the largest action id.
+        """
+        self._decoder = decoder
+        self._first_id = first_id
+        self._embeddings = embeddings[first_id:vocab_end]
+        self._head = head[first_id:vocab_end]
+
+    def tokens(self, embeds: Tensor, lengths: Tensor, action_dim: int) -> Tensor:
+        """(B, S, D) prompt embeddings, (B,) lengths -> (B, action_dim) int64 token ids.
+
+        Raises:
+            PolicyError: a logit is not finite.
+        """
+        chosen = [logits.argmax(dim=-1) for logits in self.logits(embeds, lengths, action_dim)]
+        return torch.stack(chosen, dim=1) + self._first_id
+
+    def logits(self, embeds: Tensor, lengths: Tensor, action_dim: int) -> Iterator[Tensor]:
+        """(B, 256) logits over the action rows, one position after the other, each continued greedily."""
+        hidden, cache = self._decoder.prefill(embeds, lengths, action_dim - 1)
+        for position in range(action_dim):
+            if position:
+                hidden = self._decoder.step(self._embeddings[best], cache)
+            logits = linear(hidden, self._head)
+            if not torch.isfinite(logits).all():
+                raise PolicyError("the policy's logits are not finite: the checkpoint or its input is damaged.")
+            best = logits.argmax(dim=-1)  # (B,)
+            yield logits

@@ -1,0 +1,89 @@
+"""Prompt: instruction -> token ids.
+
+    [BOS] In: What action should the robot take to lift the red cube?\\nOut: [space]   -> then 7 action tokens, then EOS
+
+The trailing space token (id 29871 in Llama's vocabulary) stands in every training text between "Out:" and the first
+action; a prompt without it asks the model a question that it never saw.
+
+Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/datasets.py and extern/hf/modeling_prismatic.py.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from vla_robot.core.errors import CheckpointError, ContractError
+
+TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"
+TEMPLATE_V01 = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. USER: What action should the robot take to {instruction}? ASSISTANT:"
+)
+SPACE = "\u2581"
+"""SentencePiece's mark of a space, a token of its own."""
+
+
+class PromptTokenizer:
+    """Turns instructions into ids; each instruction is tokenised once."""
+
+    def __init__(self, tokenizer: Tokenizer, template: str = TEMPLATE) -> None:
+        """
+        Raises:
+            CheckpointError: the tokenizer lacks <s>, </s> or the space token.
+        """
+        self._tokenizer = tokenizer
+        self._template = template
+        self.bos = self._id("<s>")
+        self.eos = self._id("</s>")
+        self.space = self._id(SPACE)
+        self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
+
+    @classmethod
+    def read(cls, folder: Path, template: str = TEMPLATE) -> PromptTokenizer:
+        """From `folder/tokenizer.json`."""
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; a checkpoint folder needs it to read instructions.")
+        try:
+            return cls(Tokenizer.from_file(str(path)), template)
+        except CheckpointError:
+            raise
+        except Exception as error:  # the Rust library raises bare Exception
+            raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error
+
+    def __call__(self, instruction: str) -> NDArray[np.int64]:
+        """(L,) int64 prompt ids, BOS first and the space token last.
+
+        Raises:
+            ContractError: the instruction is empty.
+        """
+        return self._encode(instruction)
+
+    def finish(self, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The ids with the space token at the end, added where a caller's own tokenisation lacks it."""
+        ids = np.asarray(input_ids, dtype=np.int64)
+        return ids if ids[-1] == self.space else np.append(ids, self.space)
+
+    def text(self, instruction: str) -> str:
+        """The prompt that an instruction becomes: lower case, no final full stop."""
+        words = instruction.strip().rstrip(".").strip().lower()
+        if not words:
+            raise ContractError("the instruction is empty; say what the robot should do, e.g. 'lift the red cube'.")
+        return self._template.format(instruction=words)
+
+    def _encode_uncached(self, instruction: str) -> NDArray[np.int64]:
+        ids = self._tokenizer.encode(self.text(instruction), add_special_tokens=False).ids
+        prompt = self.finish(np.array([self.bos, *ids], dtype=np.int64))
+        prompt.setflags(write=False)  # the cache hands out the same array again
+        return prompt
+
+    def _id(self, token: str) -> int:
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"the tokenizer has no token {token!r}, which the prompt needs.")
+        return found

@@ -1,0 +1,213 @@
+"""Reason: a Llama decoder over image, state and text tokens in one sequence.
+
+Training runs transformers' own forward pass. Acting runs `Decoder`, the same weights without what acting does not
+need. One observation's life in it:
+
+    slots    0 .. S-1                        S .. S+n-1
+             [BOS][patches][state][text pad]  [action tokens]
+    prefill: every layer writes its keys and values; only the last real token leaves the last layer
+    step:    one token per row, position `lengths[row] + k`, slot `S + k`
+
+Rows of a batch may have texts of different lengths. Padding stands at the right of the text, where the causal mask
+already hides it from everything in the prefill; in the steps a mask hides it. What is exact: each row sees the same
+numbers as alone. What is not: the order of a floating-point sum inside a matrix product may follow the batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.config import OpenVLAConfig
+
+
+def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
+    """transformers' Llama of the configured size, randomly initialised.
+
+    Raises:
+        CheckpointError: the text configuration is impossible.
+    """
+    text = {key: value for key, value in config.text_config.items() if key not in ("model_type", "torch_dtype")}
+    try:
+        return LlamaForCausalLM(LlamaConfig(**text))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"text_config {text} does not make a Llama: {error}.") from error
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights of one decoder layer; `qkv` and `gate_up` are fused so that one product does the work of two or three."""
+
+    qkv: Tensor  # (q + 2 kv, D)
+    out: Tensor  # (D, q)
+    gate_up: Tensor  # (2 F, D)
+    down: Tensor  # (D, F)
+    norm_attention: Tensor  # (D,)
+    norm_mlp: Tensor  # (D,)
+
+
+@dataclass
+class Cache:
+    """Keys and values of one batch, preallocated for the prompt and every step.
+
+    Attributes:
+        keys, values: one (B, Hkv, slots, hd) per layer.
+        lengths: (B,) int64, real tokens of each row's prompt.
+        prompt_slots: S, slots that the padded prompt takes.
+        steps: tokens generated so far.
+        visible: (B, 1, 1, slots) bool, True where a key may be attended, or None when no row is padded.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor
+    prompt_slots: int
+    visible: Tensor | None
+    steps: int = 0
+
+
+class Decoder:
+    """The Llama decoder, for acting only."""
+
+    def __init__(self, llama: LlamaForCausalLM) -> None:
+        """Takes over the weights of `llama`; its q, k, v and gate, up become views into fused matrices."""
+        config = llama.config
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._head_dim: int = config.head_dim or config.hidden_size // config.num_attention_heads
+        self._eps: float = config.rms_norm_eps
+        self._layers = [_fuse_layer(layer) for layer in llama.model.layers]
+        self._norm: Tensor = llama.model.norm.weight.detach()
+        self._cos, self._sin = _rope_tables(llama, self._head_dim, self._norm.device)
+
+    def prefill(self, embeds: Tensor, lengths: Tensor, new_tokens: int) -> tuple[Tensor, Cache]:
+        """Read the whole prompt.
+
+        Args:
+            embeds: (B, S, D), padded at the right.
+            lengths: (B,) int64 real tokens per row, at most S.
+            new_tokens: how many `step` calls may follow.
+
+        Returns:
+            (B, D) normed hidden state of each row's last real token, and the cache.
+        """
+        B, S, _ = embeds.shape
+        cache = self._allocate(embeds, lengths, new_tokens)
+        cos, sin = self._cos[:S], self._sin[:S]  # (S, hd): prompts start at position 0 in every row
+        x = embeds
+        for index, layer in enumerate(self._layers):
+            q, k, v = self._qkv(layer, x, cos, sin)
+            cache.keys[index][:, :, :S] = k
+            cache.values[index][:, :, :S] = v
+            if index + 1 < len(self._layers):
+                x = self._finish(layer, x, self._attend(q, k, v, causal=True))
+        rows = torch.arange(B, device=embeds.device)
+        last = x[rows, lengths - 1].unsqueeze(1)  # (B, 1, D): only this token leaves the last layer
+        q_last = q[rows, :, lengths - 1].unsqueeze(2)  # (B, H, 1, hd)
+        visible = None if cache.visible is None else cache.visible[..., :S]
+        x = self._finish(self._layers[-1], last, self._attend(q_last, k, v, mask=visible))
+        return rms_norm(x.squeeze(1), self._norm.shape, self._norm, self._eps), cache
+
+    def step(self, embeds: Tensor, cache: Cache) -> Tensor:
+        """One more token per row: (B, D) embedding -> (B, D) normed hidden state."""
+        positions = cache.lengths + cache.steps  # (B,)
+        slot = cache.prompt_slots + cache.steps
+        cos, sin = self._cos[positions][:, None, None], self._sin[positions][:, None, None]  # (B, 1, 1, hd)
+        visible = None if cache.visible is None else cache.visible[..., : slot + 1]
+        x = embeds.unsqueeze(1)  # (B, 1, D)
+        for index, layer in enumerate(self._layers):
+            q, k, v = self._qkv(layer, x, cos, sin)
+            keys, values = cache.keys[index], cache.values[index]
+            keys[:, :, slot : slot + 1] = k
+            values[:, :, slot : slot + 1] = v
+            x = self._finish(layer, x, self._attend(q, keys[:, :, : slot + 1], values[:, :, : slot + 1], mask=visible))
+        cache.steps += 1
+        return rms_norm(x.squeeze(1), self._norm.shape, self._norm, self._eps)
+
+    def _allocate(self, embeds: Tensor, lengths: Tensor, new_tokens: int) -> Cache:
+        B, S, _ = embeds.shape
+        slots = S + new_tokens
+        shape = (B, self._kv_heads, slots, self._head_dim)
+        visible = None
+        if int(lengths.min()) < S:
+            slot = torch.arange(slots, device=embeds.device)
+            visible = ((slot < lengths[:, None]) | (slot >= S))[:, None, None]  # (B, 1, 1, slots)
+        return Cache(
+            keys=[embeds.new_empty(shape) for _ in self._layers],
+            values=[embeds.new_empty(shape) for _ in self._layers],
+            lengths=lengths,
+            prompt_slots=S,
+            visible=visible,
+        )
+
+    def _qkv(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, D) -> rotated q (B, H, S, hd), rotated k and plain v (B, Hkv, S, hd)."""
+        B, S, _ = x.shape
+        normed = rms_norm(x, layer.norm_attention.shape, layer.norm_attention, self._eps)
+        heads = linear(normed, layer.qkv).view(B, S, -1, self._head_dim).transpose(1, 2)  # (B, H + 2 Hkv, S, hd)
+        rotated = heads[:, : self._heads + self._kv_heads]
+        rotated = _rotate(rotated, cos, sin)
+        return rotated[:, : self._heads], rotated[:, self._heads :], heads[:, self._heads + self._kv_heads :]
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """(B, H, Sq, hd) -> (B, Sq, H * hd)."""
+        grouped = self._kv_heads != self._heads
+        y = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        return y.transpose(1, 2).flatten(2)
+
+    def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
+        """Output projection, then the gated MLP, each with its residual: (B, S, D) -> (B, S, D)."""
+        x = x + linear(attended, layer.out)
+        gate, up = linear(rms_norm(x, layer.norm_mlp.shape, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
+        return x + linear(silu(gate) * up, layer.down)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in fp32 whatever the weights' precision: bf16 tables changed about 1 % of actions."""
+    half = x.shape[-1] // 2
+    x32 = x.float()
+    turned = torch.cat([-x32[..., half:], x32[..., :half]], dim=-1)
+    return (x32 * cos + turned * sin).to(x.dtype)
+
+
+def _rope_tables(llama: LlamaForCausalLM, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(max positions, hd) fp32 cosines and sines."""
+    parameters = llama.config.rope_parameters
+    if parameters.get("rope_type", "default") != "default":
+        raise CheckpointError(f"rope_type {parameters['rope_type']!r} is not supported; Llama-2 uses 'default'.")
+    theta = float(parameters["rope_theta"])
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    inverse_frequencies = torch.exp(-math.log(theta) * exponents)
+    positions = torch.arange(llama.config.max_position_embeddings, dtype=torch.float32, device=device)
+    angles = torch.outer(positions, inverse_frequencies).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def _fuse_layer(layer: torch.nn.Module) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        qkv=_fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        out=attention.o_proj.weight.detach(),
+        gate_up=_fuse(mlp.gate_proj, mlp.up_proj),
+        down=mlp.down_proj.weight.detach(),
+        norm_attention=layer.input_layernorm.weight.detach(),
+        norm_mlp=layer.post_attention_layernorm.weight.detach(),
+    )
+
+
+def _fuse(*projections: torch.nn.Linear) -> Tensor:
+    """One matrix of several; the projections' own weights become views into it, so memory does not grow."""
+    fused = torch.cat([p.weight.detach() for p in projections])
+    start = 0
+    for projection in projections:
+        projection.weight.data = fused[start : start + projection.out_features]
+        start += projection.out_features
+    return fused
