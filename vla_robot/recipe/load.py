@@ -20,9 +20,9 @@ import dataclasses
 import math
 import tomllib
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.recipe.find import Kind, find
@@ -64,12 +64,11 @@ def read[T](schema: type[T], name_or_path: str | Path) -> T:
 
 def read_table(schema: type, path: Path) -> dict[str, Any]:
     """The raw table of one recipe, its base merged in."""
-    path = path / "recipe.toml" if path.is_dir() else path
-    table = _read_toml(path)
+    table = read_toml(path)
     if BASE_KEY not in table or BASE_KEY in {f.name for f in dataclasses.fields(schema)}:
         return table
     base_path = _find_base(schema, path, table.pop(BASE_KEY))
-    base = _read_toml(base_path)
+    base = read_toml(base_path)
     if BASE_KEY in base:
         raise RecipeError(
             f"{path}: base: '{base_path}' has itself the base '{base[BASE_KEY]}'; only one level is allowed. "
@@ -96,7 +95,13 @@ def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T
     return instance
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The raw table of one TOML file; a policy folder's is in its recipe.toml.
+
+    Raises:
+        RecipeError: it cannot be read, or is not TOML; the message gives line and column.
+    """
+    path = path / "recipe.toml" if path.is_dir() else path
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -117,7 +122,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        result[key] = _merged(below, value) if _is_table(below) and _is_table(value) else value
     return result
 
 
@@ -132,14 +137,14 @@ class _Reader:
         self.problems: list[str] = []
 
     def dataclass(self, schema: type, value: Any, key: str) -> Any:
-        if not isinstance(value, Mapping):
+        if not _is_table(value):
             return self._problem(key, f"expected a table, got {_seen(value)}")
         before = len(self.problems)
         hints = get_type_hints(schema)
         fields = {f.name: f for f in dataclasses.fields(schema) if f.init}
         for name in value:
             if name not in fields:
-                self._problem(_join(key, name), unknown("key", str(name), fields).rstrip("."))
+                self._problem(_join(key, name), unknown("key", name, fields).rstrip("."))
         for name, field in fields.items():
             if name not in value and _is_required(field):
                 self._problem(_join(key, name), f"this key is missing; it must be {_describe(hints[name])}")
@@ -197,7 +202,7 @@ class _Reader:
         return self._problem(key, f"expected {' or '.join(map(_describe, options))}, got {_seen(value)}")
 
     def _tuple(self, items: tuple[Any, ...], value: Any, key: str) -> Any:
-        if not isinstance(value, list | tuple):
+        if not _is_array(value):
             return self._problem(key, f"expected an array, got {_seen(value)}")
         if len(items) == 2 and items[1] is Ellipsis:
             items = (items[0],) * len(value)
@@ -206,16 +211,24 @@ class _Reader:
         return tuple(self.value(hint, v, f"{key}[{i}]") for i, (hint, v) in enumerate(zip(items, value, strict=True)))
 
     def _dict(self, item: Any, value: Any, key: str) -> Any:
-        if not isinstance(value, Mapping):
+        if not _is_table(value):
             return self._problem(key, f"expected a table, got {_seen(value)}")
-        return {str(name): self.value(item, v, _join(key, name)) for name, v in value.items()}
+        return {name: self.value(item, v, _join(key, name)) for name, v in value.items()}
 
     def _problem(self, key: str, text: str) -> None:
         self.problems.append(f"{key}: {text}." if key else f"{text}.")
 
 
 def _join(key: str, name: str) -> str:
-    return f"{key}.{name}" if key else str(name)
+    return f"{key}.{name}" if key else name
+
+
+def _is_table(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is_array(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple)
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:
@@ -226,7 +239,11 @@ def _seen(value: Any) -> str:
     """The value and its type, short enough for a sentence."""
     text = repr(value)
     shown = text if len(text) <= 60 else text[:57] + "..."
-    return f"{shown} ({_TYPE_WORDS.get(type(value), type(value).__name__)})"
+    return f"{shown} ({_TYPE_WORDS.get(_type_of(value), _type_of(value).__name__)})"
+
+
+def _type_of(value: Any) -> type[Any]:
+    return type(value)
 
 
 def _describe(hint: Any) -> str:

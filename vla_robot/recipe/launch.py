@@ -1,0 +1,40 @@
+"""Launch files: which policy drives which world, how often and from which seed. `vla run launch/lift.toml`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vla_robot.core.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class LaunchRecipe:
+    """Closed-loop episodes, ready to run.
+
+    Attributes:
+        env: the world: a name from envs/ or a path.
+        policy: who drives: a name from policies/ or a path.
+        verb: which command reads this file.
+        episodes: how many episodes.
+        seed: the first episode's seed; the k-th episode has seed + k.
+        real_time: keep the world's control rate on the wall clock; off, a simulation steps as fast as it can.
+    """
+
+    env: str
+    policy: str
+    verb: Literal["run"] = "run"
+    episodes: int = 5
+    seed: int = 10000
+    real_time: bool = False
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise RecipeError(f"episodes is {self.episodes}; at least 1 is needed")
+        if self.seed < 0:
+            raise RecipeError(f"seed is {self.seed}; it must be 0 or more")
+
+    @property
+    def seeds(self) -> range:
+        """One seed an episode."""
+        return range(self.seed, self.seed + self.episodes)
