@@ -239,11 +239,7 @@ def _seen(value: Any) -> str:
     """The value and its type, short enough for a sentence."""
     text = repr(value)
     shown = text if len(text) <= 60 else text[:57] + "..."
-    return f"{shown} ({_TYPE_WORDS.get(_type_of(value), _type_of(value).__name__)})"
-
-
-def _type_of(value: Any) -> type[Any]:
-    return type(value)
+    return f"{shown} ({_TYPE_WORDS.get(value.__class__, value.__class__.__name__)})"
 
 
 def _describe(hint: Any) -> str:

@@ -43,7 +43,7 @@ def locate(name_or_path: str, kind: Kind | None = None) -> tuple[Kind, Path]:
         RecipeError: nothing has that name, or several kinds do; the message lists them.
     """
     kinds: list[Kind] = [kind] if kind else _kinds_of(name_or_path)
-    found = {k: path for k in kinds if (path := _try_find(k, name_or_path))}
+    found: dict[Kind, Path] = {k: path for k in kinds if (path := _try_find(k, name_or_path))}
     if len(found) == 1:
         return next(iter(found.items()))
     if found:

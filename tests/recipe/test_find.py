@@ -1,0 +1,74 @@
+"""Where a name leads, and what is said when it leads nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vla_robot.core.errors import RecipeError
+from vla_robot.recipe import available, find
+from vla_robot.recipe.schemas import locate, schema_for
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder with recipes of its own, which is the working directory."""
+    for name in ("envs/desk", "envs/shelf", "policies/calm", "launch/desk"):
+        path = tmp_path / f"{name}.toml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("# mine\n")
+    (tmp_path / "policies" / "grown").mkdir()
+    (tmp_path / "policies" / "grown" / "config.json").write_text("{}")
+    (tmp_path / "policies" / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["desk", "desk.toml", "envs/desk", "envs/desk.toml", "./envs/desk.toml"])
+def test_every_spelling_leads_to_the_same_file(home: Path, name: str) -> None:
+    assert find("envs", name) == home / "envs" / "desk.toml"
+
+
+def test_an_absolute_path_is_taken_as_it_is(home: Path) -> None:
+    assert find("envs", home / "envs" / "desk.toml") == home / "envs" / "desk.toml"
+
+
+def test_a_policy_may_be_a_folder(home: Path) -> None:
+    assert find("policies", "grown") == home / "policies" / "grown"
+    assert find("policies", "policies/grown") == home / "policies" / "grown"
+
+
+def test_the_checkouts_recipes_are_found_from_elsewhere(home: Path, repository: Path) -> None:
+    assert find("launch", "launch/lift.toml") == repository / "launch" / "lift.toml"
+
+
+def test_my_recipe_wins_over_the_shipped_one(home: Path) -> None:
+    (home / "launch" / "lift.toml").write_text("")
+    assert find("launch", "lift") == home / "launch" / "lift.toml"
+    assert available("launch")["lift"] == home / "launch" / "lift.toml"
+
+
+def test_a_misspelt_name_gets_the_nearest_one_and_where_was_looked(home: Path) -> None:
+    with pytest.raises(RecipeError, match="unknown env 'dekk'; did you mean 'desk'") as caught:
+        find("envs", "envs/dekk.toml")
+    assert str(home / "envs") in str(caught.value)
+    assert "vla list envs" in str(caught.value)
+
+
+def test_a_folder_without_weights_is_not_a_policy_and_is_told_so(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"holds neither recipe\.toml nor config\.json"):
+        find("policies", "policies/empty")
+
+
+def test_a_name_of_two_kinds_must_say_which(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"names 2 recipes.*`envs/desk` or `launch/desk`"):
+        locate("desk")
+    assert locate("envs/desk") == ("envs", home / "envs" / "desk.toml")
+
+
+def test_an_unknown_verb_in_a_launch_file_is_named(home: Path) -> None:
+    path = home / "launch" / "desk.toml"
+    path.write_text('verb = "runn"')
+    with pytest.raises(RecipeError, match="unknown verb 'runn'; did you mean 'run'"):
+        schema_for("launch", path)

@@ -1,0 +1,95 @@
+"""The map of the rooms, enforced: imports point down only, and the loop's side of the wall stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "vla_robot"
+LINES = (
+    ("core",),
+    ("recipe",),
+    ("world", "observe", "transport", "policy", "act", "record"),
+    ("loop", "serve", "learn"),
+    ("cli",),
+)
+LINE_OF = {room: line for line, rooms in enumerate(LINES) for room in rooms}
+SOURCES = sorted((Path(__file__).resolve().parent.parent / PACKAGE).rglob("*.py"))
+
+
+def imported_modules(source: str, module: str, is_package: bool) -> Iterator[str]:
+    """Absolute names of everything a file imports, lazily or not."""
+    parts = module.split(".")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = parts[: len(parts) - node.level + is_package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            # `from vla_robot import loop` names a room only in its aliases.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def room_of(module: str) -> str | None:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[0] == PACKAGE and parts[1] in LINE_OF else None
+
+
+def forbidden_imports(path: Path, root: Path) -> list[str]:
+    relative = path.relative_to(root).with_suffix("").parts
+    is_package = relative[-1] == "__init__"
+    module = ".".join(relative[:-1] if is_package else relative)
+    here = room_of(module)
+    if here is None:
+        return []
+    rooms = {room_of(name) for name in imported_modules(path.read_text(encoding="utf-8"), module, is_package)}
+    return [there for there in rooms if there and there != here and LINE_OF[there] >= LINE_OF[here]]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(p.parents[2])))
+def test_imports_point_down_only(path: Path, repository: Path) -> None:
+    assert forbidden_imports(path, repository) == []
+
+
+def test_every_room_has_its_line(repository: Path) -> None:
+    rooms = {p.parent.name for p in (repository / PACKAGE).glob("*/__init__.py")}
+    assert rooms <= set(LINE_OF), f"{rooms - set(LINE_OF)} are missing from LINES in this test"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from vla_robot.loop import control_loop",
+        "import vla_robot.cli.main",
+        "from vla_robot import serve",
+        "from ..transport import wire",
+        "def lazily():\n    from vla_robot.act.limits import Guard",
+    ],
+)
+def test_an_import_sideways_or_up_is_caught(tmp_path: Path, line: str) -> None:
+    file = tmp_path / PACKAGE / "world" / "lift.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(line)
+    assert len(forbidden_imports(file, tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("vla_robot.loop", "torch"),
+        ("vla_robot.loop.control_loop", "torch"),
+        ("vla_robot.serve.remote_world", "torch"),
+        ("vla_robot.serve.remote_world", "mujoco"),
+        ("vla_robot.cli.main", "tyro"),
+        ("vla_robot.recipe", "torch"),
+    ],
+)
+def test_an_import_brings_no_heavy_package(module: str, heavy: str) -> None:
+    script = f"import sys, {module}; sys.exit({heavy!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

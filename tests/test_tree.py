@@ -1,0 +1,49 @@
+"""The tree keeps its promises: data folders hold data, and no folder of ours hides somebody else's package."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from vla_robot.recipe import KINDS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_data_folder_holds_no_python(repository: Path, kind: str) -> None:
+    assert sorted((repository / kind).rglob("*.py")) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_data_folder_explains_itself(repository: Path, kind: str) -> None:
+    assert (repository / kind / "README.md").is_file()
+
+
+def test_tests_are_not_a_package(repository: Path) -> None:
+    assert sorted((repository / "tests").rglob("__init__.py")) == []
+
+
+def test_hugging_face_datasets_is_not_shadowed_by_our_folder(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    spec = importlib.util.find_spec("datasets")
+    # An empty namespace (our folder) has no origin.
+    assert spec is not None
+    assert spec.origin is not None
+
+
+def test_no_module_is_named_like_the_standard_library(repository: Path) -> None:
+    # Only the package's own top level could be confused; `vla_robot.core.x` never is.
+    names = {p.stem for p in (repository / "vla_robot").glob("*")}
+    assert names & sys.stdlib_module_names == set()
+
+
+def test_the_constraints_hold_no_address(repository: Path) -> None:
+    text = (repository / "constraints.txt").read_text()
+    assert "://" not in text
+    assert all("==" in line for line in text.splitlines() if line and not line.startswith("#"))
+
+
+def test_the_package_is_marked_as_typed(repository: Path) -> None:
+    assert (repository / "vla_robot" / "py.typed").is_file()

@@ -1,0 +1,113 @@
+"""`vla list`, `vla show`, `vla check`: what recipes there are, what one says, whether all are valid.
+
+None of them touches a world, a policy's weights or hardware.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from vla_robot.core.errors import RecipeError
+from vla_robot.recipe import KINDS, Kind, available, dump, parse, read_table
+from vla_robot.recipe.load import read_toml
+from vla_robot.recipe.schemas import is_bare_checkpoint, locate, schema_for
+
+
+@dataclass(frozen=True)
+class ListArgs:
+    """Every recipe, what it is for, and where it lies."""
+
+    kind: Annotated[Literal["all", "envs", "policies", "datasets", "launch"], tyro.conf.Positional] = "all"
+    """only recipes of this kind"""
+
+
+@dataclass(frozen=True)
+class ShowArgs:
+    """One recipe with its defaults and inherited keys filled in, each explained."""
+
+    recipe: Annotated[str, tyro.conf.Positional]
+    """a recipe's name or path"""
+
+
+@dataclass(frozen=True)
+class CheckArgs:
+    """Read recipes against their schema; exit status 2 with every problem if one is invalid."""
+
+    recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """names or paths; none means every recipe that `vla list` shows"""
+
+
+def list_recipes(args: ListArgs) -> int:
+    """Print one table of all recipes."""
+    kinds = KINDS if args.kind == "all" else (args.kind,)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("recipe", "what it is", "where"):
+        table.add_column(column, overflow="fold")
+    for kind in kinds:
+        for name, path in available(kind).items():
+            table.add_row(f"{kind}/{name}", _summary(path), _short(path))
+    Console(highlight=False).print(table)
+    print("\nNext: `vla show RECIPE` prints one in full; `vla run launch/lift.toml` runs one.")
+    return 0
+
+
+def show_recipe(args: ShowArgs) -> int:
+    """Print one merged recipe as TOML, with each field's help as a comment."""
+    kind, path = locate(args.recipe)
+    print(f"# {path}")
+    print(_config_note(path) if is_bare_checkpoint(path) else dump(_load(kind, path), comments=True), end="")
+    return 0
+
+
+def check_recipes(args: CheckArgs) -> int:
+    """Read every recipe; raise one RecipeError that holds the problems of all."""
+    wanted = [locate(recipe) for recipe in args.recipes] or _everything()
+    problems: list[str] = []
+    for kind, path in wanted:
+        try:
+            if not is_bare_checkpoint(path):
+                _load(kind, path)
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError(f"{len(problems)} of {len(wanted)} recipes are not valid.\n" + "\n".join(problems))
+    print(f"All {len(wanted)} recipes are valid.")
+    return 0
+
+
+def _everything() -> list[tuple[Kind, Path]]:
+    return [(kind, path) for kind in KINDS for path in available(kind).values()]
+
+
+def _load(kind: Kind, path: Path) -> object:
+    schema = schema_for(kind, path)
+    return parse(schema, read_table(schema, path), path)
+
+
+def _summary(path: Path) -> str:
+    """The recipe's `description`, or the first sentence of the comment that opens it."""
+    if is_bare_checkpoint(path):
+        return "a checkpoint folder, described by its config.json"
+    try:
+        if description := read_toml(path).get("description"):
+            return str(description)
+    except RecipeError:
+        return "not readable; `vla check` says why"
+    file = path / "recipe.toml" if path.is_dir() else path
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").partition(". ")[0].strip() if first.startswith("#") else ""
+
+
+def _config_note(path: Path) -> str:
+    return f"# A checkpoint folder without recipe.toml; its whole description is {path.name}/config.json.\n"
+
+
+def _short(path: Path) -> str:
+    """Relative to here when it lies below here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

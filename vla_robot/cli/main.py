@@ -1,0 +1,122 @@
+"""The `vla` command: finds the verb, parses its options, turns our errors into one paragraph.
+
+A verb's module is imported only when the verb is called, so that `vla --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from vla_robot.core.errors import VlaError, unknown
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+DEBUG_VARIABLE = "VLA_DEBUG"
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One subcommand.
+
+    Attributes:
+        module: holds `main(arguments) -> int | None` and the arguments' dataclass.
+        arguments: name of that dataclass; its fields are the options, its docstring the help.
+        function: name of the entry function.
+    """
+
+    module: str
+    arguments: str
+    function: str = "main"
+
+
+VERBS: dict[str, Verb] = {
+    "run": Verb("vla_robot.cli.run", "RunArgs"),
+    "record": Verb("vla_robot.cli.record", "RecordArgs"),
+    "finetune": Verb("vla_robot.cli.finetune", "FinetuneArgs"),
+    "eval": Verb("vla_robot.cli.evaluate", "EvaluateArgs"),
+    "list": Verb("vla_robot.cli.list_show_check", "ListArgs", "list_recipes"),
+    "show": Verb("vla_robot.cli.list_show_check", "ShowArgs", "show_recipe"),
+    "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
+    "doctor": Verb("vla_robot.cli.doctor", "DoctorArgs"),
+}
+
+HELP = """\
+vla: put a vision-language-action policy on a robot.
+
+  vla run launch/lift.toml                          closed-loop episodes: a policy drives a world, a report follows
+  vla run --env lift --policy openvla_nano          the same, put together by hand; --episodes, --seed, --json
+  vla record --env envs/lift.toml --by expert --episodes 50 --out data/lift
+                                                    demonstrations, as a LeRobot v3 dataset
+  vla finetune RECIPE                               train a policy on demonstrations
+  vla eval                                          measure a policy: success over many seeds, with its interval
+
+  vla list [envs | policies | datasets | launch]    every recipe, and where it lies
+  vla show RECIPE                                   one recipe, defaults and inherited keys included, explained
+  vla check [RECIPE ...]                            is every recipe valid?
+  vla doctor                                        does this computer have what it takes; what to fix if not
+
+`vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,
+datasets/ datasets, launch/ which policy drives which world. Name one by its path, or by its bare name.
+Every verb takes --json FILE for machines. Start with `vla run launch/lift.toml`.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit status: 0 fine, 1 a measured failure, 2 a mistake to fix, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except VlaError as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        _explain(error)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # `vla list | head`: the reader left. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_INTERRUPTED
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        from vla_robot.core.optional import installed
+
+        print(f"vla_robot {installed('vla_robot')}")
+        return 0
+    name, *rest = arguments
+    if name not in VERBS:
+        raise VlaError(unknown("command", name, VERBS, "Run `vla --help`."))
+    verb = VERBS[name]
+    module = import_module(verb.module)
+    return getattr(module, verb.function)(_parse(getattr(module, verb.arguments), name, rest)) or 0
+
+
+def _parse(schema: type, name: str, rest: list[str]) -> Any:
+    import tyro
+
+    return tyro.cli(schema, prog=f"vla {name}", args=rest)
+
+
+def _explain(error: VlaError) -> None:
+    """The message on stderr, wrapped for a person and left in one piece for a pipe."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    text = Text.assemble(("error: ", "bold red"), str(error))
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
