@@ -44,8 +44,9 @@ def _table(node: Any, path: tuple[str, ...], comments: bool) -> list[str]:
         here = (*path, name)
         if _is_table_array(value):
             lines += ["", *_note(notes, name)]
-            for element in value:
-                lines += [f"[[{_header(here)}]]", *_table(element, here, comments), ""]
+            for index, element in enumerate(value):
+                # The first element explains the fields for all.
+                lines += [f"[[{_header(here)}]]", *_table(element, here, comments and index == 0), ""]
         elif _is_table(value):
             lines += ["", *_note(notes, name), f"[{_header(here)}]", *_table(value, here, comments)]
     return lines
