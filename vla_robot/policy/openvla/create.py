@@ -1,0 +1,110 @@
+"""A new OpenVLA of any size, randomly initialised: the same code as the published one with smaller numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.policy.openvla.config import OUR_BLOCK, OpenVLAConfig
+from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.preprocess import Preprocessor
+from vla_robot.policy.openvla.prompt import SPACE, TEMPLATE
+from vla_robot.policy.openvla.weights import save_model, write_json
+from vla_robot.recipe.finetune import Architecture
+
+TIMM_MODEL_IDS = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")
+PADDING_ROWS = 64
+ACTION_BINS = 256
+IMAGENET_MEAN, IMAGENET_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
+HALF = (0.5, 0.5, 0.5)
+
+
+def create(
+    folder: Path,
+    architecture: Architecture,
+    embodiment: Embodiment,
+    statistics: Mapping[str, Any],
+    instructions: Iterable[str],
+    seed: int,
+) -> None:
+    """Write a checkpoint folder with fresh weights.
+
+    Args:
+        folder: where to write; created when missing.
+        architecture: sizes.
+        embodiment: what the policy will drive; its cameras become the policy's images, in order.
+        statistics: content of dataset_statistics.json.
+        instructions: texts that the tokenizer's merges are learned from; any other text still encodes, byte by byte.
+        seed: of the weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = OpenVLAConfig.from_dict(_config(architecture, embodiment, statistics), "the new configuration")
+    torch.manual_seed(seed)
+    model = OpenVLA(config)
+    save_model(model, folder)
+    preprocessor = Preprocessor(
+        config.image_size, config.image_resize_strategy, (IMAGENET_MEAN, HALF), (IMAGENET_STD, HALF)
+    )
+    write_json(folder / "preprocessor_config.json", preprocessor.to_dict())
+    write_json(folder / "dataset_statistics.json", statistics)
+    write_json(folder / "embodiment.json", embodiment.to_dict())
+    train_tokenizer(instructions, architecture.text_vocab).save(str(folder / "tokenizer.json"))
+
+
+def train_tokenizer(instructions: Iterable[str], vocab: int) -> Tokenizer:
+    """A byte-pair tokenizer in Llama's manner: the space is a token of its own, unknown characters fall to bytes."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, behavior="merged_with_next")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=[SPACE, *"abcdefghijklmnopqrstuvwxyz"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((TEMPLATE.format(instruction=text.lower()) for text in sorted(set(instructions))), trainer)
+    return tokenizer
+
+
+def _config(architecture: Architecture, embodiment: Embodiment, statistics: Mapping[str, Any]) -> dict[str, Any]:
+    a = architecture
+    tower = {"embed_dim": a.tower_dim, "depth": a.tower_depth, "num_heads": a.tower_heads, "mlp_ratio": 4.0}
+    return {
+        "model_type": "openvla",
+        "architectures": ["OpenVLAForActionPrediction"],
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "timm_model_ids": list(TIMM_MODEL_IDS),
+        "timm_override_act_layers": [None, None],
+        "use_fused_vision_backbone": True,
+        "image_sizes": [a.image_size, a.image_size],
+        "image_resize_strategy": "resize-naive",
+        "llm_max_length": a.max_positions,
+        "n_action_bins": ACTION_BINS,
+        "pad_to_multiple_of": PADDING_ROWS,
+        "pad_token_id": 0,
+        "norm_stats": dict(statistics),
+        "output_projector_states": False,
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": a.text_vocab + ACTION_BINS + PADDING_ROWS,
+            "hidden_size": a.llm_dim,
+            "intermediate_size": a.llm_ff_dim,
+            "num_hidden_layers": a.llm_layers,
+            "num_attention_heads": a.llm_heads,
+            "num_key_value_heads": a.llm_heads,
+            "max_position_embeddings": a.max_positions,
+            "pad_token_id": 0,
+        },
+        OUR_BLOCK: {
+            "num_images": len(embodiment.cameras),
+            "proprio_dim": len(embodiment.state) if a.use_state else None,
+            "tower_overrides": [tower, tower],
+        },
+    }

@@ -1,0 +1,110 @@
+"""EnvRecipe: one world as data. What stands here is exchanged in the handshake and stored in every episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vla_robot.core.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class CameraRecipe:
+    """One camera, by the world's own name for it or by a placement of ours.
+
+    Attributes:
+        name: role in the policy's eyes, e.g. "front" or "wrist".
+        source: the world's camera of that name, e.g. "robot0_eye_in_hand"; without it pos and target place one.
+        pos: where our camera stands, in the world frame [m].
+        target: the point it looks at, in the world frame [m].
+        fovy_deg: vertical field of view of our camera [degrees].
+        height: frame height [px].
+        width: frame width [px].
+    """
+
+    name: str
+    source: str | None = None
+    pos: tuple[float, float, float] | None = None
+    target: tuple[float, float, float] | None = None
+    fovy_deg: float = 45.0
+    height: int = 224
+    width: int = 224
+
+    def __post_init__(self) -> None:
+        placed = self.pos is not None and self.target is not None
+        if placed == (self.source is not None):
+            raise RecipeError(f"camera '{self.name}' needs either source, or pos and target")
+        if not (16 <= self.height <= 480 and 16 <= self.width <= 640):
+            raise RecipeError(f"camera '{self.name}' is {self.width}x{self.height}, allowed are 16x16 to 640x480")
+        if not 1 <= self.fovy_deg <= 120:
+            raise RecipeError(f"camera '{self.name}' has fovy_deg {self.fovy_deg:g}, allowed is 1 to 120")
+
+
+@dataclass(frozen=True)
+class SuccessRecipe:
+    """A success test by name, for worlds that bring none of their own.
+
+    Attributes:
+        test: which predicate; see vla_robot/world/success.py.
+        body: the object that it is about.
+        other: the second object, for predicates of two.
+        threshold: distance or height that decides [m].
+    """
+
+    test: Literal["lifted", "near", "on_top", "inside"]
+    body: str
+    other: str | None = None
+    threshold: float = 0.04
+
+
+@dataclass(frozen=True)
+class EnvRecipe:
+    """A task in a world.
+
+    Attributes:
+        kind: "robosuite" for its single-arm tasks, "mujoco" for a scene of ours.
+        instruction: the task in plain words, as the policy is asked.
+        description: one line for `vla list`.
+        task: robosuite's name of the task, e.g. "Lift".
+        arm: robosuite's name of the robot, e.g. "Panda".
+        scene: MJCF file, relative to this recipe, for kind "mujoco".
+        success: the success test, for kind "mujoco".
+        expert: scripted expert that can do the task; see vla_robot/policy/experts.py.
+        rate_hz: control steps per second.
+        horizon: control steps after which an episode is cut off.
+        success_hold: steps that the success test must hold before the episode ends.
+        max_step_m: largest translation of the tool in one step, per axis [m].
+        max_step_rad: largest rotation of the tool in one step, per axis [rad].
+        shadows: render shadows and reflections; doubles the cost of a frame in software.
+        cameras: what the policy sees.
+    """
+
+    kind: Literal["robosuite", "mujoco"]
+    instruction: str
+    description: str = ""
+    task: str | None = None
+    arm: str = "Panda"
+    scene: Path | None = None
+    success: SuccessRecipe | None = None
+    expert: str | None = None
+    rate_hz: float = 10.0
+    horizon: int = 100
+    success_hold: int = 3
+    max_step_m: float = 0.05
+    max_step_rad: float = 0.5
+    shadows: bool = False
+    cameras: tuple[CameraRecipe, ...] = field(default_factory=tuple[CameraRecipe, ...])
+
+    def __post_init__(self) -> None:
+        if self.kind == "robosuite" and self.task is None:
+            raise RecipeError("kind 'robosuite' needs task, e.g. task = \"Lift\"")
+        if self.kind == "mujoco" and (self.scene is None or self.success is None):
+            raise RecipeError("kind 'mujoco' needs scene (an MJCF file) and a [success] table")
+        if not 1 <= self.rate_hz <= 100:
+            raise RecipeError(f"rate_hz {self.rate_hz:g} is outside 1 to 100")
+        if self.horizon < 1 or self.success_hold < 1:
+            raise RecipeError("horizon and success_hold must be at least 1")
+        names = [camera.name for camera in self.cameras]
+        if len(set(names)) != len(names):
+            raise RecipeError(f"camera names repeat: {', '.join(names)}")

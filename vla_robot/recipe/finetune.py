@@ -1,0 +1,104 @@
+"""FinetuneRecipe: one training run, complete enough that anyone can repeat it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vla_robot.core.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A new OpenVLA of any size, for training from scratch.
+
+    Attributes:
+        image_size: edge of the towers' input, in pixels; a multiple of 14.
+        tower_dim: width of both vision towers.
+        tower_depth: their blocks; the last one does no work, as in OpenVLA.
+        tower_heads: their attention heads.
+        llm_dim: width of the decoder.
+        llm_layers: its layers.
+        llm_heads: its attention heads.
+        llm_ff_dim: width of its gated MLP.
+        text_vocab: tokens of the text tokenizer; 256 action rows and the padding rows follow.
+        max_positions: longest sequence, patches included.
+        use_state: whether the arm's own state enters as one token.
+    """
+
+    image_size: int = 84
+    tower_dim: int = 96
+    tower_depth: int = 5
+    tower_heads: int = 3
+    llm_dim: int = 128
+    llm_layers: int = 4
+    llm_heads: int = 4
+    llm_ff_dim: int = 384
+    text_vocab: int = 512
+    max_positions: int = 256
+    use_state: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size % 14:
+            raise RecipeError(f"image_size {self.image_size} is not a multiple of the patch size 14")
+        for dim, heads in (("tower_dim", "tower_heads"), ("llm_dim", "llm_heads")):
+            if getattr(self, dim) % getattr(self, heads):
+                raise RecipeError(f"{dim} {getattr(self, dim)} is not a multiple of {heads} {getattr(self, heads)}")
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe:
+    """How a policy is trained.
+
+    Attributes:
+        verb: marks a launch file for `vla finetune`.
+        description: one line for `vla list`.
+        data: LeRobot dataset folders; their frames are pooled.
+        policy: checkpoint folder or policy recipe to start from; without it a new model of `architecture` is made.
+        architecture: size of a new model; ignored with `policy`.
+        dataset_name: key of the statistics in dataset_statistics.json.
+        steps: optimiser steps.
+        batch_size: frames per step.
+        learning_rate: peak rate of AdamW.
+        warmup_steps: linear rise to the peak.
+        final_rate: share of the peak that the cosine ends at; 1 keeps the rate constant, as OpenVLA does.
+        weight_decay: AdamW's.
+        clip_norm: gradient norm above which it is scaled down; 0 switches it off.
+        bin_smoothing: spread of the action labels over neighbouring bins, in bins; 0 is OpenVLA's plain cross-entropy.
+        shift_px: random shift of each frame, in tower pixels, to either side.
+        ema: decay of the averaged weights that are saved and evaluated; 0 saves the raw ones.
+        held_out: share of episodes kept from training, for the held-out loss.
+        evaluate_every: steps between held-out losses.
+        checkpoint_every: steps between checkpoints that a run can resume from.
+        seed: of initialisation, order and augmentation.
+    """
+
+    verb: Literal["finetune"] = "finetune"
+    description: str = ""
+    data: tuple[Path, ...] = ()
+    policy: Path | None = None
+    architecture: Architecture = field(default_factory=Architecture)
+    dataset_name: str = "demos"
+    steps: int = 10_000
+    batch_size: int = 32
+    learning_rate: float = 5e-4
+    warmup_steps: int = 200
+    final_rate: float = 0.02
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    bin_smoothing: float = 2.0
+    shift_px: int = 2
+    ema: float = 0.999
+    held_out: float = 0.03
+    evaluate_every: int = 500
+    checkpoint_every: int = 500
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name in ("final_rate", "ema", "held_out"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must lie in [0, 1]")

@@ -1,0 +1,69 @@
+"""What actions and state of a simulated arm with a parallel gripper mean; shared by the simulated worlds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.errors import ContractError
+from vla_robot.core.messages import Vector
+from vla_robot.recipe.env import EnvRecipe
+
+REACH_M = 1.5
+MAX_OPENING_M = 0.1
+
+
+def embodiment_of(recipe: EnvRecipe, name: str) -> Embodiment:
+    """Tool deltas in the base frame and an absolute gripper; state is the tool's pose and the gripper's opening."""
+    translation = [Dim(n, "m", -recipe.max_step_m, recipe.max_step_m) for n in ("dx", "dy", "dz")]
+    rotation = [Dim(n, "rad", -recipe.max_step_rad, recipe.max_step_rad) for n in ("droll", "dpitch", "dyaw")]
+    position = [Dim(n, "m", -REACH_M, REACH_M) for n in ("x", "y", "z")]
+    orientation = [Dim(n, "rad", -2 * np.pi, 2 * np.pi) for n in ("rx", "ry", "rz")]
+    return Embodiment(
+        name=name,
+        action=ActionSpace("eef_delta", "base", (*translation, *rotation, Dim("gripper", "1", 0.0, 1.0))),
+        state=(*position, *orientation, Dim("gripper_width", "m", 0.0, MAX_OPENING_M)),
+        cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in recipe.cameras),
+        rate_hz=recipe.rate_hz,
+    )
+
+
+def check_action(action: Vector, space: ActionSpace) -> Vector:
+    """The action as float64.
+
+    Raises:
+        ContractError: wrong shape, not finite, or outside the limits. The guard in front of a world clamps; a world
+            only refuses.
+    """
+    values = np.asarray(action, dtype=np.float64)
+    if values.shape != (len(space),):
+        raise ContractError(f"action has shape {values.shape}, expected ({len(space)},): {', '.join(space.names)}.")
+    if not np.isfinite(values).all():
+        raise ContractError(f"action {values.tolist()} is not finite.")
+    slack = 1e-6 * (space.high - space.low)
+    outside = (values < space.low - slack) | (values > space.high + slack)
+    if outside.any():
+        dim = space.dims[int(np.argmax(outside))]
+        value = values[int(np.argmax(outside))]
+        raise ContractError(f"{dim.name} is {value:g} {dim.unit}, allowed is {dim.low:g} to {dim.high:g}.")
+    return values
+
+
+def axis_angle(rotation: np.ndarray) -> Vector:
+    """(3, 3) rotation matrix -> (3,) axis times angle [rad], angle in [0, pi].
+
+    A tool that points straight down is turned by pi, where the axis' sign is arbitrary; the half space with the
+    largest component positive is chosen, so that the state does not flip from frame to frame.
+    """
+    import mujoco
+
+    quat = np.empty(4)
+    mujoco.mju_mat2Quat(quat, np.ascontiguousarray(rotation, dtype=np.float64).reshape(9))
+    sine = float(np.linalg.norm(quat[1:]))
+    if sine < 1e-9:
+        return np.zeros(3)
+    axis = quat[1:] / sine
+    angle = 2 * np.arctan2(sine, quat[0])
+    if axis[np.argmax(np.abs(axis))] < 0:  # q and -q are one rotation; keep the axis in one half space
+        axis, angle = -axis, 2 * np.pi - angle
+    return axis * angle

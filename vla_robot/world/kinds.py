@@ -1,0 +1,41 @@
+"""World kinds by name. The only list; imports are inside, so that a base install can read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.ports import World
+from vla_robot.recipe.env import EnvRecipe
+
+
+def build_world(recipe: EnvRecipe, privileged: bool = False) -> World:
+    """The world of a recipe.
+
+    Args:
+        recipe: what to build.
+        privileged: give the simulator's truth in `Observation.privileged`, for scripted experts and labels.
+
+    Raises:
+        RecipeError: the recipe names something that does not exist.
+        WorldError: the simulator or OpenGL cannot start.
+        MissingDependencyError: the extra [sim] is not installed.
+    """
+    if recipe.kind not in _BUILDERS:
+        raise RecipeError(unknown("world kind", recipe.kind, _BUILDERS))
+    return _BUILDERS[recipe.kind](recipe, privileged)
+
+
+def _robosuite(recipe: EnvRecipe, privileged: bool) -> World:
+    from vla_robot.world.robosuite_world import RobosuiteWorld
+
+    return RobosuiteWorld(recipe, privileged)
+
+
+def _mujoco(recipe: EnvRecipe, privileged: bool) -> World:
+    from vla_robot.world.mujoco_world import MujocoWorld
+
+    return MujocoWorld(recipe, privileged)
+
+
+_BUILDERS: dict[str, Callable[[EnvRecipe, bool], World]] = {"robosuite": _robosuite, "mujoco": _mujoco}

@@ -1,0 +1,106 @@
+"""Offscreen rendering for simulated worlds: cheap enough for a control loop on a software renderer.
+
+Measured on two cores of software EGL at 224 px, robosuite's Lift: 75 ms a frame as MuJoCo comes, 26 ms without shadows
+and reflections, 18 ms without multisampling as well.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vla_robot.core.errors import WorldError
+from vla_robot.core.messages import Image
+
+if TYPE_CHECKING:
+    import mujoco
+
+    from vla_robot.recipe.env import CameraRecipe
+
+COLLISION_GEOMS = 0
+"""MuJoCo's geom group of collision shapes in robosuite's models; hidden, since visual meshes stand in group 1."""
+
+
+def choose_gl_backend() -> None:
+    """Pick EGL where there is no display. Must run before mujoco is imported; a choice of the user stands."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
+class Renderer:
+    """Renders the cameras of one model."""
+
+    def __init__(self, model: mujoco.MjModel, shadows: bool, hide_group: int | None = None) -> None:
+        """
+        Args:
+            model: its quality settings are changed in place.
+            shadows: also reflections and multisampling.
+            hide_group: geom group that is not drawn.
+        """
+        self._model = model
+        self._shadows = shadows
+        self._hide_group = hide_group
+        self._by_size: dict[tuple[int, int], mujoco.Renderer] = {}
+        if not shadows:
+            model.vis.quality.offsamples = 0
+
+    def frame(self, data: mujoco.MjData, camera: CameraRecipe) -> Image:
+        """(H, W, 3) uint8 RGB of the scene as it is now.
+
+        Raises:
+            WorldError: OpenGL cannot start here.
+        """
+        renderer = self._renderer(camera.height, camera.width)
+        if camera.source is not None:
+            renderer.update_scene(data, camera.source)
+        else:
+            self._model.vis.global_.fovy = camera.fovy_deg
+            renderer.update_scene(data, _free_camera(camera))
+        return renderer.render()
+
+    def close(self) -> None:
+        """Free the OpenGL contexts."""
+        for renderer in self._by_size.values():
+            renderer.close()
+        self._by_size.clear()
+
+    def _renderer(self, height: int, width: int) -> mujoco.Renderer:
+        if (height, width) not in self._by_size:
+            self._by_size[height, width] = self._create(height, width)
+        return self._by_size[height, width]
+
+    def _create(self, height: int, width: int) -> mujoco.Renderer:
+        import mujoco
+
+        try:
+            renderer = mujoco.Renderer(self._model, height, width)
+        except Exception as error:  # OpenGL loaders raise whatever they like: ImportError, RuntimeError, AttributeError
+            raise WorldError(
+                f"OpenGL cannot start here (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}. "
+                "On a machine without a display install EGL (Debian: `apt-get install libegl1 libgl1-mesa-dri`), or "
+                "install libosmesa6 and set MUJOCO_GL=osmesa. `vla doctor` tests it."
+            ) from error
+        if not self._shadows:
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
+            renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
+        if self._hide_group is not None:
+            renderer._scene_option.geomgroup[self._hide_group] = 0  # no public way in 3.3
+        return renderer
+
+
+def _free_camera(camera: CameraRecipe) -> mujoco.MjvCamera:
+    import mujoco
+
+    assert camera.pos is not None and camera.target is not None
+    view = np.subtract(camera.target, camera.pos)  # from the eye to the point looked at
+    free = mujoco.MjvCamera()
+    free.type = mujoco.mjtCamera.mjCAMERA_FREE
+    free.lookat[:] = camera.target
+    free.distance = float(np.linalg.norm(view))
+    free.azimuth = math.degrees(math.atan2(view[1], view[0]))
+    free.elevation = math.degrees(math.asin(view[2] / free.distance))
+    return free

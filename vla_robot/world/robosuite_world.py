@@ -1,0 +1,238 @@
+"""robosuite's single-arm tasks as worlds.
+
+Differences from robosuite that a user should know:
+- Actions are in metres and radians in the base frame and the gripper is 1 = open, 0 = closed. robosuite's own action
+  is a fraction of its controller's output range, and its gripper is -1 = open, +1 = closed.
+- Resets are soft (3 ms instead of 2.6 s) and repeatable: the same seed gives the same state, whatever ran before.
+- Images are upright; robosuite's own are upside down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.optional import require
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
+from vla_robot.world.render import COLLISION_GEOMS, Renderer, choose_gl_backend
+
+BUILD_SEED = 0
+"""robosuite draws object sizes while it builds the model; a fixed seed makes every process build the same one."""
+
+SETTLE_STEPS = 10
+"""Control steps after a reset with the gripper opening: ten take it from closed to open."""
+
+SINGLE_ARM_TASKS = ("Lift", "Stack", "NutAssembly", "NutAssemblySquare", "NutAssemblyRound", "PickPlace",
+                    "PickPlaceSingle", "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Door",
+                    "Wipe", "ToolHang")  # fmt: skip
+
+
+class RobosuiteWorld:
+    """One robosuite task behind the World port."""
+
+    def __init__(self, recipe: EnvRecipe, privileged: bool = False) -> None:
+        """
+        Raises:
+            RecipeError: robosuite has no such task, arm or camera.
+            WorldError: OpenGL cannot start.
+        """
+        self._recipe = recipe
+        self._privileged = privileged
+        self._env: Any = _make(recipe)
+        self._robot: Any = self._env.robots[0]
+        self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
+        self._check_cameras()
+        self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
+        self._embodiment = embodiment_of(recipe, recipe.arm.lower())
+        self._scale = _controller_scale(self._robot)
+        self._step = 0
+        self._held = 0
+        self._open = True
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._recipe.instruction
+
+    def reset(self, seed: int) -> Observation:
+        """Begin an episode: place the objects, let them fall, open the gripper. Same seed, same state."""
+        self._require_open()
+        with _numpy_seed(seed):
+            self._env.reset()
+        self._robot.gripper[self._arm].current_action = np.zeros(self._robot.gripper[self._arm].dof)
+        self._data.qacc_warmstart[:] = 0
+        still = np.zeros(len(self._embodiment.action))
+        still[-1] = 1.0
+        for _ in range(SETTLE_STEPS):
+            self._env.step(self._to_robosuite(still))
+        self._step = self._held = 0
+        return self._observe()
+
+    def step(self, action: Vector) -> StepResult:
+        self._require_open()
+        values = check_action(action, self._embodiment.action)
+        command_ns = time.monotonic_ns()
+        self._env.step(self._to_robosuite(values))
+        self._step += 1
+        success = bool(self._env._check_success())
+        self._held = self._held + 1 if success else 0
+        return StepResult(
+            observation=self._observe(),
+            executed=values,
+            success=success,
+            terminated=self._held >= self._recipe.success_hold,
+            truncated=self._step >= self._recipe.horizon,
+            command_ns=command_ns,
+        )
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._renderer.close()
+            self._env.close()
+
+    @property
+    def _arm(self) -> str:
+        return self._robot.arms[0]
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise WorldError("this world was closed; build a new one.")
+
+    def _check_cameras(self) -> None:
+        known = [self._model.cam(i).name for i in range(self._model.ncam)]
+        for camera in self._recipe.cameras:
+            if camera.source is not None and camera.source not in known:
+                raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
+
+    def _to_robosuite(self, action: Vector) -> Vector:
+        """Metres, radians and 1 = open -> fractions of the controller's range and +1 = closed."""
+        gripper = 1.0 - 2.0 * action[-1]
+        return np.append(np.clip(action[:-1] / self._scale, -1, 1), gripper)
+
+    def _observe(self) -> Observation:
+        stamp_ns = time.monotonic_ns()
+        images = {c.name: self._renderer.frame(self._data, c) for c in self._recipe.cameras}
+        state = self._state()
+        return Observation(
+            images=images,
+            state=state,
+            instruction=self._recipe.instruction,
+            stamp_ns=stamp_ns,
+            step=self._step,
+            privileged=self._truth(state) if self._privileged else {},
+        )
+
+    def _state(self) -> Vector:
+        """Tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
+        position, rotation = self._tool_in_base()
+        return np.concatenate([position, axis_angle(rotation), [self._opening()]])
+
+    def _tool_in_base(self) -> tuple[Vector, np.ndarray]:
+        site = self._robot.eef_site_id[self._arm]
+        R_base = self._base_rotation()
+        position = R_base.T @ (self._data.site_xpos[site] - self._base_position())
+        return position, R_base.T @ self._data.site_xmat[site].reshape(3, 3)
+
+    def _opening(self) -> float:
+        joints = self._robot._ref_gripper_joint_pos_indexes[self._arm]
+        return float(np.abs(self._data.qpos[joints]).sum())
+
+    def _base_position(self) -> Vector:
+        return self._data.body(self._robot.robot_model.root_body).xpos
+
+    def _base_rotation(self) -> np.ndarray:
+        return self._data.body(self._robot.robot_model.root_body).xmat.reshape(3, 3)
+
+    def _truth(self, state: Vector) -> dict[str, Vector]:
+        """What scripted experts see: tool and every movable object, positions in the base frame [m]."""
+        truth = {"eef_pos": state[:3], "eef_rot": state[3:6], "gripper_width": state[6:7]}
+        R_base, base = self._base_rotation(), self._base_position()
+        for name, body in self._movable_bodies().items():
+            truth[f"{name}_pos"] = R_base.T @ (self._data.xpos[body] - base)
+            truth[f"{name}_mat"] = (R_base.T @ self._data.xmat[body].reshape(3, 3)).ravel()
+        return truth
+
+    def _movable_bodies(self) -> dict[str, int]:
+        """Object name -> body id, for every object of the task that has joints."""
+        objects = self._env.model.mujoco_objects
+        return {o.name: self._env.sim.model.body_name2id(o.root_body) for o in objects if o.joints}
+
+
+def _make(recipe: EnvRecipe) -> Any:
+    require("robosuite", "sim", "a robosuite world")
+    choose_gl_backend()
+    with _quiet():
+        import robosuite
+        from robosuite.controllers import load_composite_controller_config
+        from robosuite.robots import ROBOT_CLASS_MAPPING
+
+        if recipe.task not in SINGLE_ARM_TASKS:
+            raise RecipeError(unknown("robosuite task", str(recipe.task), SINGLE_ARM_TASKS))
+        if recipe.arm not in ROBOT_CLASS_MAPPING:
+            raise RecipeError(unknown("robosuite arm", recipe.arm, ROBOT_CLASS_MAPPING))
+        config = load_composite_controller_config(controller="BASIC")
+        limits = [recipe.max_step_m] * 3 + [recipe.max_step_rad] * 3
+        for part in config["body_parts"].values():
+            if part.get("type") == "OSC_POSE":
+                part |= {"output_max": limits, "output_min": [-limit for limit in limits]}
+        with _numpy_seed(BUILD_SEED):
+            env = robosuite.make(
+                recipe.task,
+                robots=recipe.arm,
+                controller_configs=config,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                use_camera_obs=False,
+                control_freq=recipe.rate_hz,
+                ignore_done=True,
+                hard_reset=False,
+            )
+    # robosuite updates some forty observables in every physics step; all that is needed is read from the simulator.
+    env._observables = OrderedDict()
+    return env
+
+
+def _controller_scale(robot: Any) -> Vector:
+    """(6,) largest step of the controller, [m] and [rad]."""
+    return np.asarray(robot.part_controllers[robot.arms[0]].output_max, dtype=np.float64)
+
+
+@contextlib.contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """robosuite 1.5.1 draws from numpy's global generator; seed it here and leave the caller's as it was."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """robosuite greets every import with warnings about private macros and packages that are not needed."""
+    logger = logging.getLogger("robosuite_logs")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
