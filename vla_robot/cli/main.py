@@ -99,10 +99,11 @@ def _dispatch(arguments: list[str]) -> int:
         raise VlaError(unknown("command", name, VERBS, "Run `vla --help`."))
     verb = VERBS[name]
     module = import_module(verb.module)
-    return getattr(module, verb.function)(_parse(getattr(module, verb.arguments), name, rest)) or 0
+    return getattr(module, verb.function)(parse_arguments(getattr(module, verb.arguments), name, rest)) or 0
 
 
-def _parse(schema: type, name: str, rest: list[str]) -> Any:
+def parse_arguments(schema: type, name: str, rest: list[str]) -> Any:
+    """One verb's options, as an instance of its dataclass; prints help or the mistake and exits when it cannot."""
     import tyro
 
     return tyro.cli(schema, prog=f"vla {name}", args=rest)
