@@ -1,0 +1,40 @@
+"""Statistics of few trials."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a success rate.
+
+    It stays within 0..1 and is honest at the edges, where the usual p ± 1.96 σ has no width: 5 of 5 is not certainty.
+
+    Args:
+        successes: how many trials succeeded.
+        trials: how many there were. None at all means that nothing is known: (0, 1).
+        confidence: share of such intervals that hold the true rate.
+
+    Returns:
+        Lower and upper bound of the rate.
+
+    Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927).
+
+    >>> low, high = wilson_interval(5, 5)
+    >>> round(low, 3), high
+    (0.566, 1.0)
+    """
+    if not 0 <= successes <= trials:
+        raise ValueError(f"{successes} successes in {trials} trials is not possible.")
+    if trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    rate = successes / trials
+    scale = 1 + z * z / trials
+    centre = (rate + z * z / (2 * trials)) / scale
+    margin = z / scale * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    # At the edges the exact bounds are 0 and 1; rounding would leave them a few 1e-17 off.
+    low = 0.0 if successes == 0 else max(0.0, centre - margin)
+    high = 1.0 if successes == trials else min(1.0, centre + margin)
+    return low, high

@@ -1,0 +1,62 @@
+"""What the control loop tells whoever listens: recording, live view, tests. The loop never learns who they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from vla_robot.core.messages import Clamp, Observation, StepResult, Vector
+from vla_robot.loop.results import EpisodeResult
+
+
+@dataclass(frozen=True)
+class EpisodeStarted:
+    """The world and the policy are reset.
+
+    Attributes:
+        seed: of this episode.
+        observation: what the policy is about to see.
+    """
+
+    seed: int
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One control step is over.
+
+    Attributes:
+        observation: what the policy saw.
+        wanted: (D,) the policy's action, in the units of the action space.
+        commanded: (D,) what the guard let through to the world.
+        clamps: every limit that changed the action, the guard's and the world's.
+        result: what the world did.
+        stages_ms: where the time from capture to command went; see `vla_robot.loop.timing`.
+    """
+
+    observation: Observation
+    wanted: Vector
+    commanded: Vector
+    clamps: tuple[Clamp, ...]
+    result: StepResult
+    stages_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class EpisodeEnded:
+    """The episode is over, whatever ended it.
+
+    Attributes:
+        result: its outcome is "stopped" when it was broken off.
+        observation: the last one.
+    """
+
+    result: EpisodeResult
+    observation: Observation
+
+
+type Event = EpisodeStarted | StepDone | EpisodeEnded
+
+type Subscriber = Callable[[Event], None]
+"""Called in the loop's own thread: it must return at once and leave slow work to a thread of its own."""

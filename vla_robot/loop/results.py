@@ -1,0 +1,182 @@
+"""What episodes and runs came to, in numbers that go to screens, reports and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.stats import wilson_interval
+from vla_robot.loop.timing import TOTAL, WORLD_STEP, Latency, summarise
+
+Outcome = Literal["success", "failure", "timeout", "error", "stopped"]
+"""failure: the world ended it without success; timeout: the horizon; error: no action; stopped: broken off."""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """One episode in numbers.
+
+    Attributes:
+        seed: of world and policy.
+        outcome: how it ended.
+        steps: control steps done.
+        duration_s: from the first observation to the end.
+        clamps: how often a limit changed a number of an action.
+        missed_ticks: control periods that the loop was late for; 0 when it was not paced.
+        stages_ms: stage -> (N,) durations of each step that had it [ms]; see `vla_robot.loop.timing`.
+        error: why there was no action, for outcome "error".
+    """
+
+    seed: int
+    outcome: Outcome
+    steps: int
+    duration_s: float
+    clamps: int = 0
+    missed_ticks: int = 0
+    stages_ms: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
+    error: str | None = None
+
+    @property
+    def success(self) -> bool:
+        return self.outcome == "success"
+
+    @property
+    def finished(self) -> bool:
+        """It counts: nobody broke it off."""
+        return self.outcome != "stopped"
+
+    @property
+    def rate_hz(self) -> float:
+        """Control steps per second, as measured."""
+        return self.steps / self.duration_s if self.duration_s > 0 else 0.0
+
+    @property
+    def latency(self) -> Latency | None:
+        """From capture to command; None when no command was sent."""
+        return summarise(self.stages_ms[TOTAL]) if TOTAL in self.stages_ms else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        latency = self.latency
+        return {
+            "seed": self.seed,
+            "success": self.success,
+            "outcome": self.outcome,
+            "steps": self.steps,
+            "duration_s": round(self.duration_s, 4),
+            "rate_hz": round(self.rate_hz, 3),
+            "capture_to_command_ms": None if latency is None else _rounded(latency),
+            "clamps": self.clamps,
+            "missed_ticks": self.missed_ticks,
+            "error": self.error,
+        }
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What is run, in the words of the recipes.
+
+    Attributes:
+        env: name of the world's recipe.
+        policy: name of the policy's recipe.
+        instruction: the task in plain words.
+        command: the command line that does it again.
+        recipes: file name -> the merged recipe as TOML, stored with every episode.
+    """
+
+    env: str
+    policy: str
+    instruction: str
+    command: str = ""
+    recipes: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """All finished episodes of one run.
+
+    Attributes:
+        info: what was run.
+        episodes: in the order of their seeds; broken-off ones are not among them.
+        planned: how many were asked for.
+        started_at: wall clock, ISO 8601 with the zone's offset.
+        error: what ended the run early, other than a person.
+    """
+
+    info: RunInfo
+    episodes: tuple[EpisodeResult, ...]
+    planned: int
+    started_at: str
+    error: str | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """A person, or a stop flag, ended it before the last episode."""
+        return len(self.episodes) < self.planned and self.error is None
+
+    @property
+    def successes(self) -> int:
+        return sum(e.success for e in self.episodes)
+
+    @property
+    def success_rate(self) -> float | None:
+        """None when no episode was finished."""
+        return self.successes / len(self.episodes) if self.episodes else None
+
+    @property
+    def success_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the rate."""
+        return wilson_interval(self.successes, len(self.episodes))
+
+    @property
+    def rate_hz(self) -> float:
+        """Control steps per second of episode time."""
+        duration_s = sum(e.duration_s for e in self.episodes)
+        return sum(e.steps for e in self.episodes) / duration_s if duration_s > 0 else 0.0
+
+    @property
+    def stages_ms(self) -> dict[str, NDArray[np.float64]]:
+        """Stage -> durations over all episodes [ms]; the total and the world's own step come last."""
+        names = dict.fromkeys(name for e in self.episodes for name in e.stages_ms)
+        ordered = [n for n in names if n not in (TOTAL, WORLD_STEP)] + [n for n in (TOTAL, WORLD_STEP) if n in names]
+        return {n: np.concatenate([e.stages_ms[n] for e in self.episodes if n in e.stages_ms]) for n in ordered}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: rows, episodes and the score."""
+        low, high = self.success_interval
+        return {
+            "env": self.info.env,
+            "policy": self.info.policy,
+            "instruction": self.info.instruction,
+            "started_at": self.started_at,
+            "rows": self.rows(),
+            "episodes": [e.to_dict() for e in self.episodes],
+            "planned": self.planned,
+            "interrupted": self.interrupted,
+            "error": self.error,
+            "successes": self.successes,
+            "success_rate": self.success_rate,
+            "success_interval_95": [low, high],
+        }
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One measured number a row."""
+        rows = [_row("success_rate", self.success_rate, "1"), _row("loop_rate", round(self.rate_hz, 3), "Hz")]
+        rows.append(_row("clamps", sum(e.clamps for e in self.episodes), "1"))
+        rows.append(_row("missed_ticks", sum(e.missed_ticks for e in self.episodes), "1"))
+        for stage, durations_ms in self.stages_ms.items():
+            for statistic, value in _rounded(summarise(durations_ms)).items():
+                rows.append(_row(f"{stage}_{statistic}", value, "ms"))
+        return rows
+
+
+def _row(name: str, value: float | None, unit: str) -> dict[str, Any]:
+    return {"name": name, "value": value, "unit": unit, "baseline": None, "ratio": None}
+
+
+def _rounded(latency: Latency) -> dict[str, float]:
+    return {"p50": round(latency.p50, 3), "p99": round(latency.p99, 3), "max": round(latency.max, 3)}

@@ -1,0 +1,323 @@
+"""One episode's log: what the robot saw, what it was told, what it did. Append-only, readable after any crash.
+
+    seed_10000.vlalog        a finished episode
+    seed_10000.vlalog.part   one that is being written, or was when the process died; reads just as well
+
+    file   = "VLALOG1\\n" record*
+    record = length (4 bytes, little endian) | CRC-32 of payload (4 bytes) | payload (msgpack map with "kind")
+    kinds  = header, then step*, then end
+
+Frames are PNG, lossless: a failure is studied on exactly the pixels that the policy saw. Encoding and writing happen in
+a thread of the writer's own. When that thread falls behind, frames are dropped and counted, numbers never are, and the
+control loop never waits.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import queue
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+
+from vla_robot.core.errors import DataError
+from vla_robot.core.messages import Clamp, Image, Observation, Vector
+
+MAGIC = b"VLALOG1\n"
+SUFFIX = ".vlalog"
+PART_SUFFIX = ".vlalog.part"
+FRAME_BACKLOG = 64
+"""Steps whose frames may wait for the writer: some seconds of control, 20 MB with two cameras of 224 x 224."""
+
+MAX_RECORD_BYTES = 1 << 28
+_PREFIX = struct.Struct("<II")
+
+
+@dataclass(frozen=True)
+class EpisodeStep:
+    """One control step.
+
+    Attributes:
+        observation: what the policy saw; without frames where those were dropped.
+        commanded: (D,) what was sent to the world, in the units of the embodiment's action space.
+        executed: (D,) what the arm was really given.
+        command_ns: when; the world's clock.
+        success: the task's success test held after the step.
+        clamps: every limit that changed the action.
+        stages_ms: where the time from capture to command went.
+    """
+
+    observation: Observation
+    commanded: Vector
+    executed: Vector
+    command_ns: int
+    success: bool
+    clamps: tuple[Clamp, ...] = ()
+    stages_ms: Mapping[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class EpisodeLog:
+    """A log as read back.
+
+    Attributes:
+        header: what the episode was: seed, instruction, embodiment, recipes, versions.
+        steps: as far as they can be read.
+        last: the observation after the last step; None when the log has no end.
+        summary: how it ended; None when the log has no end.
+        damage: what is wrong with the file and where, or None. What precedes the damage is valid.
+    """
+
+    header: Mapping[str, Any]
+    steps: tuple[EpisodeStep, ...]
+    last: Observation | None
+    summary: Mapping[str, Any] | None
+    damage: str | None
+
+    @property
+    def complete(self) -> bool:
+        return self.summary is not None and self.damage is None
+
+
+class EpisodeWriter:
+    """Writes one log. `finish` makes it visible under its own name; until then it is a .part file.
+
+    Attributes:
+        dropped_frames: steps whose frames were left out because the writer had fallen behind.
+    """
+
+    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+        """
+        Args:
+            path: ends in .vlalog; must not exist yet.
+            header: plain data, stored verbatim.
+
+        Raises:
+            DataError: the file exists, or the folder cannot be written.
+        """
+        if path.suffix != SUFFIX:
+            raise DataError(f"an episode log ends in {SUFFIX}, got {path}.")
+        if path.exists():
+            raise DataError(f"{path} exists already; episodes are never overwritten. Choose another folder.")
+        self.path = path
+        self.dropped_frames = 0
+        self._part = path.with_suffix(PART_SUFFIX)
+        self._file = _create(self._part)
+        self._queue: queue.SimpleQueue[tuple[dict[str, Any], bool] | None] = queue.SimpleQueue()
+        self._frame_slots = threading.Semaphore(FRAME_BACKLOG)
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._drain, name=f"log {path.name}", daemon=True)
+        self._thread.start()
+        self._queue.put(({"kind": "header", **header}, False))
+
+    def add(self, step: EpisodeStep) -> None:
+        """Queue one step; returns at once."""
+        with_frames = self._frame_slots.acquire(blocking=False)
+        if not with_frames:
+            self.dropped_frames += 1
+        self._queue.put((_step_record(step, with_frames), with_frames))
+
+    def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:
+        """Write the end, force everything to the disk, and give the file its name.
+
+        Raises:
+            DataError: something could not be written; the .part file holds what could.
+        """
+        end = {
+            "kind": "end",
+            "last": _observation_record(last, with_frames=True),
+            "summary": {**summary, "dropped_frames": self.dropped_frames},
+        }
+        self._queue.put((end, False))
+        self._stop()
+        if self._failure is not None:
+            self._file.close()
+            raise DataError(f"cannot write {self._part}: {self._failure}. Is the disk full?") from self._failure
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._part, self.path)
+        _sync_folder(self.path.parent)
+        return self.path
+
+    def discard(self) -> None:
+        """Forget the episode: nothing of it stays on the disk."""
+        self._stop()
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def _stop(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _drain(self) -> None:
+        """The writer's thread. After a failed write it goes on emptying the queue, so that nobody waits for it."""
+        while (item := self._queue.get()) is not None:
+            record, holds_slot = item
+            try:
+                if self._failure is None:
+                    self._file.write(_encode(record))
+            except Exception as error:  # whatever it is, `finish` must learn of it: this thread has no caller
+                self._failure = error
+            if holds_slot:
+                self._frame_slots.release()
+
+
+def read_episode(path: Path) -> EpisodeLog:
+    """Read a log, finished or not. A damaged or missing tail is left out and named in `damage`.
+
+    Raises:
+        DataError: this is no episode log, or not even its header can be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}.") from error
+    if not data.startswith(MAGIC):
+        raise DataError(f"{path} is not an episode log: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}.")
+    records, damage = _records(data)
+    if not records or records[0].get("kind") != "header":
+        raise DataError(f"{path} has no readable header: {damage or 'its first record is something else'}.")
+    try:
+        return _assemble(records, damage)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+        raise DataError(f"{path} holds a record of the wrong form: {type(error).__name__}: {error}.") from error
+
+
+def _assemble(records: list[dict[str, Any]], damage: str | None) -> EpisodeLog:
+    header = {key: value for key, value in records[0].items() if key != "kind"}
+    instruction = str(header.get("instruction", ""))
+    steps = tuple(_step(record, instruction) for record in records if record["kind"] == "step")
+    end = records[-1] if records[-1]["kind"] == "end" else None
+    if end is None and damage is None:
+        damage = f"the log ends after {len(steps)} steps without its end record"
+    return EpisodeLog(
+        header=header,
+        steps=steps,
+        last=None if end is None else _observation(end["last"], instruction),
+        summary=None if end is None else end["summary"],
+        damage=damage,
+    )
+
+
+def _records(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
+    """Every intact record up to the first that is not, and what is wrong with that one."""
+    records: list[dict[str, Any]] = []
+    at = len(MAGIC)
+    while at < len(data):
+        left = len(data) - at - _PREFIX.size
+        if left < 0:
+            return records, f"cut off at byte {at}, inside a record's length"
+        length, crc = _PREFIX.unpack_from(data, at)
+        if length > left:
+            return records, f"cut off at byte {at}: a record of {length} bytes has only {left} left"
+        payload = data[at + _PREFIX.size : at + _PREFIX.size + length]
+        if length > MAX_RECORD_BYTES or zlib.crc32(payload) != crc:
+            return records, f"damaged at byte {at}: the checksum does not match"
+        records.append(msgpack.unpackb(payload))
+        at += _PREFIX.size + length
+    return records, None
+
+
+def _encode(record: Mapping[str, Any]) -> bytes:
+    """Frames become PNG here, in the writer's thread."""
+    payload = msgpack.packb(record, default=_to_png)
+    assert payload is not None  # only its typing says that it could be
+    return _PREFIX.pack(len(payload), zlib.crc32(payload)) + payload
+
+
+def _to_png(value: object) -> bytes:
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"an episode log holds plain data and frames, got {type(value).__name__}.")
+    import PIL.Image
+
+    buffer = io.BytesIO()
+    # Level 1 is three times as fast as the default 6, for files a tenth larger.
+    PIL.Image.fromarray(value).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _from_png(data: bytes) -> Image:
+    import PIL.Image
+
+    return np.asarray(PIL.Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB"))
+
+
+def _step_record(step: EpisodeStep, with_frames: bool) -> dict[str, Any]:
+    return {
+        "kind": "step",
+        "observation": _observation_record(step.observation, with_frames),
+        "commanded": step.commanded.tolist(),
+        "executed": step.executed.tolist(),
+        "command_ns": step.command_ns,
+        "success": step.success,
+        "clamps": [vars(clamp) for clamp in step.clamps],
+        "stages_ms": dict(step.stages_ms),
+    }
+
+
+def _observation_record(observation: Observation, with_frames: bool) -> dict[str, Any]:
+    """Without the instruction, which the header has, and without simulator truth, which is not the robot's."""
+    return {
+        "step": observation.step,
+        "stamp_ns": observation.stamp_ns,
+        "state": observation.state.tolist(),
+        "frames": dict(observation.images) if with_frames else {},
+    }
+
+
+def _step(record: Mapping[str, Any], instruction: str) -> EpisodeStep:
+    return EpisodeStep(
+        observation=_observation(record["observation"], instruction),
+        commanded=np.array(record["commanded"], dtype=np.float64),
+        executed=np.array(record["executed"], dtype=np.float64),
+        command_ns=int(record["command_ns"]),
+        success=bool(record["success"]),
+        clamps=tuple(Clamp(**clamp) for clamp in record["clamps"]),
+        stages_ms=record["stages_ms"],
+    )
+
+
+def _observation(record: Mapping[str, Any], instruction: str) -> Observation:
+    return Observation(
+        images={name: _from_png(frame) for name, frame in record["frames"].items()},
+        state=np.array(record["state"], dtype=np.float64),
+        instruction=instruction,
+        stamp_ns=int(record["stamp_ns"]),
+        step=int(record["step"]),
+    )
+
+
+def frames_of(log: EpisodeLog) -> Iterator[tuple[int, Mapping[str, Image]]]:
+    """(step, camera name -> frame) of every moment that has frames, the one after the last step included."""
+    for observation in (*(step.observation for step in log.steps), *([log.last] if log.last else [])):
+        if observation.images:
+            yield observation.step, observation.images
+
+
+def _create(part: Path) -> BinaryIO:
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        file = part.open("wb")
+        file.write(MAGIC)
+        return file
+    except OSError as error:
+        raise DataError(f"cannot write {part}: {error.strerror}. Choose another folder with --out.") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is only as durable as the folder's own entry."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
