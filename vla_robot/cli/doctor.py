@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 
+from vla_robot.cli.words import EXIT_FAILED, option
 from vla_robot.core.optional import installed
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -53,7 +53,7 @@ class Finding:
 class DoctorArgs:
     """Look at Python, packages, rendering, GPU, memory and disk; exit status 1 when something will not work."""
 
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    json: Annotated[Path | None, option("FILE")] = None
     """also write the findings to this file"""
 
 
@@ -65,7 +65,7 @@ def main(args: DoctorArgs) -> int:
         _write_json(args.json, findings)
     failed = [f for f in findings if f.verdict == "fail"]
     print(f"\n{_advice(findings)}")
-    return 1 if failed else 0
+    return EXIT_FAILED if failed else 0
 
 
 def examine() -> list[Finding]:

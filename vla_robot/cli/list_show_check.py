@@ -13,6 +13,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import KINDS, Kind, available, dump, parse, read_table
 from vla_robot.recipe.load import read_toml
@@ -25,6 +27,8 @@ class ListArgs:
 
     kind: Annotated[Literal["all", "envs", "policies", "datasets", "launch"], tyro.conf.Positional] = "all"
     """only recipes of this kind"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write it to this file, for machines"""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class ShowArgs:
 
     recipe: Annotated[str, tyro.conf.Positional]
     """a recipe's name or path"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write it to this file, for machines"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class CheckArgs:
 
     recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """names or paths; none means every recipe that `vla list` shows"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write it to this file, for machines"""
 
 
 def list_recipes(args: ListArgs) -> int:
@@ -49,10 +57,13 @@ def list_recipes(args: ListArgs) -> int:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("recipe", "what it is", "where"):
         table.add_column(column, overflow="fold")
-    for kind in kinds:
-        for name, path in available(kind).items():
-            table.add_row(f"{kind}/{name}", _summary(path), _short(path))
+    found = [(f"{kind}/{name}", _summary(path), path) for kind in kinds for name, path in available(kind).items()]
+    for name, summary, path in found:
+        table.add_row(name, summary, short_path(path))
     Console(highlight=False).print(table)
+    if args.json:
+        recipes = [{"recipe": name, "summary": summary, "path": str(path)} for name, summary, path in found]
+        write_json(args.json, "list", [], recipes=recipes)
     print("\nNext: `vla show RECIPE` prints one in full; `vla run launch/lift.toml` runs one.")
     return 0
 
@@ -60,8 +71,12 @@ def list_recipes(args: ListArgs) -> int:
 def show_recipe(args: ShowArgs) -> int:
     """Print one merged recipe as TOML, with each field's help as a comment."""
     kind, path = locate(args.recipe)
+    recipe = None if is_bare_checkpoint(path) else _load(kind, path)
     print(f"# {path}")
-    print(_config_note(path) if is_bare_checkpoint(path) else dump(_load(kind, path), comments=True), end="")
+    print(_config_note(path) if recipe is None else dump(recipe, comments=True), end="")
+    if args.json:
+        toml = None if recipe is None else dump(recipe)
+        write_json(args.json, "show", [], kind=kind, path=str(path), toml=toml)
     return 0
 
 
@@ -75,6 +90,8 @@ def check_recipes(args: CheckArgs) -> int:
                 _load(kind, path)
         except RecipeError as error:
             problems.append(str(error))
+    if args.json:
+        write_json(args.json, "check", [], checked=[str(path) for _, path in wanted], problems=problems)
     if problems:
         raise RecipeError(f"{len(problems)} of {len(wanted)} recipes are not valid.\n" + "\n".join(problems))
     print(f"All {len(wanted)} recipes are valid.")
@@ -106,8 +123,3 @@ def _summary(path: Path) -> str:
 
 def _config_note(path: Path) -> str:
     return f"# A checkpoint folder without recipe.toml; its whole description is {path.name}/config.json.\n"
-
-
-def _short(path: Path) -> str:
-    """Relative to here when it lies below here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

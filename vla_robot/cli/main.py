@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from vla_robot.cli.words import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.core.errors import VlaError, unknown
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 DEBUG_VARIABLE = "VLA_DEBUG"
 
 

@@ -1,0 +1,169 @@
+"""`vla run`: closed-loop episodes. A policy drives a world in a process of its own; a table and a report follow."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from vla_robot.cli.build import build_guard, build_policy, open_world, sees_the_truth
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.live import LiveView, result_table
+from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path
+from vla_robot.core.errors import RecipeError
+from vla_robot.loop.results import RunInfo, RunSummary
+from vla_robot.loop.runner import new_run_folder, run_episodes
+from vla_robot.recipe import dump, find, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.launch import LaunchRecipe
+from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.schemas import is_bare_checkpoint
+
+_NOTHING_TO_RUN = (
+    "say what to run: a launch file, as in `vla run launch/lift.toml`, or both a world and a policy, as in "
+    "`vla run --env lift --policy openvla_nano`. `vla list` shows what there is."
+)
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """Closed-loop episodes: a policy drives a world. An option beats the launch file."""
+
+    launch: Annotated[str | None, tyro.conf.Positional, option("[LAUNCH]")] = None
+    """a launch file, by name or path; without one, give --env and --policy"""
+    env: Annotated[str | None, option("ENV")] = None
+    """the world, by name or path"""
+    policy: Annotated[str | None, option("POLICY")] = None
+    """who drives, by name or path"""
+    episodes: Annotated[int | None, option("N")] = None
+    """how many episodes"""
+    seed: Annotated[int | None, option("SEED")] = None
+    """the first episode's seed; the k-th has SEED + k"""
+    real_time: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """keep the world's control rate on the wall clock; a simulation otherwise steps as fast as it can"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+    out: Annotated[Path | None, option("FOLDER")] = None
+    """where the report, videos and episodes go; by default a new folder runs/<time>"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run, with every name resolved to a file.
+
+    Attributes:
+        launch: the launch file with the command line's options laid over it.
+        source: where it came from, as a person would say it.
+        env: the world's recipe.
+        policy: the policy's recipe or folder.
+    """
+
+    launch: LaunchRecipe
+    source: str
+    env: Path
+    policy: Path
+
+
+def plan(args: RunArgs) -> Plan:
+    """Resolve a command line, before any process starts.
+
+    Raises:
+        RecipeError: nothing to run, or a name that leads nowhere.
+    """
+    chosen = {
+        name: value for name in ("env", "policy", "episodes", "seed") if (value := getattr(args, name)) is not None
+    }
+    if args.real_time:
+        chosen["real_time"] = True
+    if args.launch is not None:
+        path = find("launch", args.launch)
+        launch, source = dataclasses.replace(read(LaunchRecipe, path), **chosen), str(path)
+    elif args.env is not None and args.policy is not None:
+        launch, source = LaunchRecipe(**chosen), "the command line"
+    else:
+        raise RecipeError(_NOTHING_TO_RUN)
+    return Plan(launch, source, find("envs", launch.env), find("policies", launch.policy))
+
+
+def main(args: RunArgs) -> int:
+    """Run the episodes; status 0 when all were driven to an end, whatever their score.
+
+    Raises:
+        VlaError: something is wrong with a recipe, the world, the policy or their fit. Finished episodes are reported.
+    """
+    what = plan(args)
+    env = read(EnvRecipe, what.env)
+    folder = args.out or new_run_folder(Path("runs"))
+    print(_opening(what), flush=True)
+    with open_world(what.env, sees_the_truth(what.policy)) as world:
+        policy = build_policy(what.policy, env, world.embodiment)
+        with LiveView(what.launch.episodes) as view:
+            summary = run_episodes(
+                world,
+                policy,
+                what.launch.seeds,
+                info=_info(what, env),
+                guard=build_guard(world.embodiment.action),
+                folder=folder,
+                subscribers=[view],
+                rate_hz=env.rate_hz if what.launch.real_time else None,
+            )
+    if args.json:
+        write_json(args.json, "run", **summary.to_dict())
+    Console(highlight=False).print(result_table(summary))
+    print(_closing(what, summary, folder))
+    return _status(summary)
+
+
+def _opening(what: Plan) -> str:
+    launch = what.launch
+    return (
+        f"vla run: {what.source}\n"
+        f"  world {short_path(what.env)}, policy {short_path(what.policy)}, "
+        f"{launch.episodes} episodes from seed {launch.seed}"
+    )
+
+
+def _info(what: Plan, env: EnvRecipe) -> RunInfo:
+    """Names and recipes for the report; the recipes as they were merged, so that a run can be repeated from it."""
+    launch = what.launch
+    recipes = {"launch.toml": dump(launch), "env.toml": dump(env)}
+    if not is_bare_checkpoint(what.policy):
+        recipes["policy.toml"] = dump(read(PolicyRecipe, what.policy))
+    return RunInfo(
+        env=what.env.stem,
+        policy=what.policy.stem,
+        instruction=env.instruction,
+        command=(
+            f"vla run --env {short_path(what.env)} --policy {short_path(what.policy)} "
+            f"--episodes {launch.episodes} --seed {launch.seed}"
+        ),
+        recipes=recipes,
+    )
+
+
+def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
+    """The report, and one thing to try next."""
+    if not summary.episodes:
+        return "No episode was finished; nothing was written."
+    launch = what.launch
+    again = (
+        f"`vla run --env {short_path(what.env)} --policy {short_path(what.policy)} --episodes 50 --seed {launch.seed}`"
+    )
+    baseline = (
+        f"`vla run --env {short_path(what.env)} --policy random --episodes {launch.episodes} --seed {launch.seed}`"
+    )
+    suggestion = (
+        f"{again} narrows the interval" if launch.episodes < 50 else f"{baseline} is the baseline to compare with"
+    )
+    return f"\nReport: {folder / 'report.html'}\nNext: {suggestion}."
+
+
+def _status(summary: RunSummary) -> int:
+    if summary.interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if any(e.outcome == "error" for e in summary.episodes) else 0

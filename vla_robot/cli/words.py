@@ -1,0 +1,23 @@
+"""Small things that several verbs say the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+EXIT_FAILED = 1
+"""What was asked for was done, and the answer is bad."""
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def short_path(path: Path) -> str:
+    """Relative to here when it lies below here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def option(metavar: str) -> Any:
+    """A command-line option whose help needs no "(default: None)": the text says what its absence means."""
+    import tyro
+
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
