@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import random
 import time
 import warnings
 from collections import OrderedDict
@@ -72,7 +73,7 @@ class RobosuiteWorld:
     def reset(self, seed: int) -> Observation:
         """Begin an episode: place the objects, let them fall, open the gripper. Same seed, same state."""
         self._require_open()
-        with _numpy_seed(seed):
+        with _seeded(seed):
             self._env.reset()
         self._robot.gripper[self._arm].current_action = np.zeros(self._robot.gripper[self._arm].dof)
         self._data.qacc_warmstart[:] = 0
@@ -160,13 +161,34 @@ class RobosuiteWorld:
         return self._data.body(self._robot.robot_model.root_body).xmat.reshape(3, 3)
 
     def _truth(self, state: Vector) -> dict[str, Vector]:
-        """What scripted experts see: tool and every movable object, positions in the base frame [m]."""
+        """What scripted experts see: tool, every movable object and the goal, positions in the base frame [m]."""
         truth = {"eef_pos": state[:3], "eef_rot": state[3:6], "gripper_width": state[6:7]}
         R_base, base = self._base_rotation(), self._base_position()
         for name, body in self._movable_bodies().items():
             truth[f"{name}_pos"] = R_base.T @ (self._data.xpos[body] - base)
             truth[f"{name}_mat"] = (R_base.T @ self._data.xmat[body].reshape(3, 3)).ravel()
+        for name, point in self._landmarks().items():
+            truth[name] = R_base.T @ (point - base)
+        for name, joint in self._mechanism().items():
+            truth[name] = self._data.qpos[joint : joint + 1].copy()
         return truth
+
+    def _landmarks(self) -> dict[str, Vector]:
+        """Points that a task is about besides its objects' centres, world frame [m]."""
+        points: dict[str, Vector] = {}
+        if hasattr(self._env, "target_bin_placements"):
+            points |= {
+                f"{o.name}_goal_pos": goal
+                for o, goal in zip(self._env.objects, self._env.target_bin_placements, strict=True)
+            }
+        if hasattr(self._env, "door_handle_site_id"):
+            points["handle_pos"] = self._data.site_xpos[self._env.door_handle_site_id]
+        return points
+
+    def _mechanism(self) -> dict[str, int]:
+        """Name -> index in qpos of the joints that a task is about [rad]."""
+        names = {"hinge_angle": "hinge_qpos_addr", "latch_angle": "handle_qpos_addr"}
+        return {name: getattr(self._env, address) for name, address in names.items() if hasattr(self._env, address)}
 
     def _movable_bodies(self) -> dict[str, int]:
         """Object name -> body id, for every object of the task that has joints."""
@@ -186,12 +208,12 @@ def _make(recipe: EnvRecipe) -> Any:
             raise RecipeError(unknown("robosuite task", str(recipe.task), SINGLE_ARM_TASKS))
         if recipe.arm not in ROBOT_CLASS_MAPPING:
             raise RecipeError(unknown("robosuite arm", recipe.arm, ROBOT_CLASS_MAPPING))
-        config = load_composite_controller_config(controller="BASIC")
+        config: Any = load_composite_controller_config(controller="BASIC")
         limits = [recipe.max_step_m] * 3 + [recipe.max_step_rad] * 3
         for part in config["body_parts"].values():
             if part.get("type") == "OSC_POSE":
                 part |= {"output_max": limits, "output_min": [-limit for limit in limits]}
-        with _numpy_seed(BUILD_SEED):
+        with _seeded(BUILD_SEED):
             env = robosuite.make(
                 recipe.task,
                 robots=recipe.arm,
@@ -204,7 +226,9 @@ def _make(recipe: EnvRecipe) -> Any:
                 hard_reset=False,
             )
     # robosuite updates some forty observables in every physics step; all that is needed is read from the simulator.
-    env._observables = OrderedDict()
+    # The dictionary itself stays, because PickPlace switches its entries at every reset.
+    env._update_observables = lambda force=False: None
+    env._get_observations = lambda force_update=False: OrderedDict()
     return env
 
 
@@ -214,14 +238,19 @@ def _controller_scale(robot: Any) -> Vector:
 
 
 @contextlib.contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    """robosuite 1.5.1 draws from numpy's global generator; seed it here and leave the caller's as it was."""
-    state = np.random.get_state()
+def _seeded(seed: int) -> Iterator[None]:
+    """robosuite 1.5.1 draws from the global generators of numpy and, where a task chooses among objects, of Python.
+
+    Both are seeded here and left as the caller had them.
+    """
+    state, python_state = np.random.get_state(), random.getstate()
     np.random.seed(seed)
+    random.seed(seed)
     try:
         yield
     finally:
         np.random.set_state(state)
+        random.setstate(python_state)
 
 
 @contextlib.contextmanager
@@ -230,7 +259,11 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("robosuite_logs")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         try:
             yield
