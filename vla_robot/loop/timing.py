@@ -26,6 +26,9 @@ from vla_robot.core.ports import World
 TOTAL = "capture_to_command"
 WORLD_STEP = "world_step"
 
+REST = "_rest"
+"""Ends the name of what the known parts of a stage leave."""
+
 RECEIVE_PARTS = ("render", "transport_back")
 """Those of a world's own stages that lie between a capture and its arrival in the loop."""
 
@@ -56,7 +59,7 @@ class Stopwatch:
         self.lap("receive", {name: known[name] for name in RECEIVE_PARTS if name in known})
 
     def lap(self, stage: str, parts: Mapping[str, float] | None = None) -> None:
-        """Book the time since the last lap: the parts [ms] under their own names, what they leave under `stage`."""
+        """Book the time since the last lap under `stage`, or parts of it [ms] under their names and then the rest."""
         self._book(stage, self._clock.now_ns(), parts or {})
 
     def commanded(self, result: StepResult) -> dict[str, float]:
@@ -73,7 +76,8 @@ class Stopwatch:
     def _book(self, stage: str, now_ns: int, parts: Mapping[str, float]) -> None:
         rest_ms = (now_ns - self._last_ns) / NS_PER_MS - sum(parts.values())
         self._last_ns = now_ns
-        for name, duration_ms in (*parts.items(), (stage, max(rest_ms, 0.0))):
+        rest = f"{stage}{REST}" if parts else stage
+        for name, duration_ms in (*parts.items(), (rest, max(rest_ms, 0.0))):
             self._stages_ms[name] = self._stages_ms.get(name, 0.0) + duration_ms
 
 

@@ -1,0 +1,86 @@
+"""What a person sees of running episodes, on a terminal and through a pipe."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from vla_robot.cli.live import LiveView, episode_line, result_table
+from vla_robot.core.messages import Observation, StepResult
+from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone
+from vla_robot.loop.results import EpisodeResult, Outcome, RunInfo, RunSummary
+from vla_robot.loop.timing import TOTAL
+
+ACTION = np.zeros(7)
+
+
+def observation(step: int) -> Observation:
+    return Observation({}, np.zeros(7), "lift the cube", stamp_ns=step * 100_000_000, step=step)
+
+
+def result(seed: int, outcome: Outcome = "success", error: str | None = None) -> EpisodeResult:
+    stages_ms = {TOTAL: np.array([40.0, 60.0])}
+    return EpisodeResult(seed, outcome, steps=2, duration_s=0.2, stages_ms=stages_ms, error=error)
+
+
+def watch_one_episode(console: Console) -> None:
+    with LiveView(episodes=5, console=console) as view:
+        view(EpisodeStarted(10000, observation(0)))
+        for step in range(2):
+            done = StepResult(observation(step + 1), ACTION, success=False, terminated=False, truncated=False)
+            view(StepDone(observation(step), ACTION, ACTION, (), done, {TOTAL: 50.0}))
+        view(EpisodeEnded(result(10000), observation(2)))
+
+
+def test_a_pipe_gets_one_plain_line_an_episode() -> None:
+    out = io.StringIO()
+    watch_one_episode(Console(file=out, width=120, force_terminal=False))
+    assert out.getvalue() == (
+        "✔ episode 1/5  seed 10000  success     2 steps    10.0 Hz   capture to command  50.0 ms\n"
+    )
+
+
+def test_a_terminal_sees_the_episode_while_it_runs() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=120, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    view = LiveView(episodes=5, console=console)
+    view(EpisodeStarted(10000, observation(0)))
+    done = StepResult(observation(1), ACTION, success=False, terminated=False, truncated=False)
+    view(StepDone(observation(0), ACTION, ACTION, (), done, {TOTAL: 50.0}))
+    assert view._live is not None
+    console.print(view._live.renderable)
+    assert "episode 1/5  seed 10000    1 steps    10.0 Hz   capture to command  50.0 ms" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("outcome", "mark"), [("success", "✔"), ("failure", "✘"), ("timeout", "✘"), ("error", "✘"), ("stopped", "■")]
+)
+def test_each_outcome_has_its_mark(outcome: Outcome, mark: str) -> None:
+    assert str(episode_line(result(1, outcome), 1, 1)).startswith(f"{mark} episode 1/1  seed 1  {outcome}")
+
+
+def test_the_reason_of_an_error_stands_in_its_line() -> None:
+    line = episode_line(result(1, "error", "logits are not finite."), 3, 20)
+    assert str(line).startswith("✘ episode  3/20")
+    assert str(line).endswith("logits are not finite.")
+
+
+def render(run: RunSummary) -> str:
+    out = io.StringIO()
+    Console(file=out, width=120, force_terminal=False).print(result_table(run))
+    return out.getvalue()
+
+
+def test_the_table_ends_with_the_score_and_its_interval() -> None:
+    info = RunInfo("lift", "nano", "lift the cube")
+    text = render(RunSummary(info, (result(1), result(2, "timeout")), 2, "2026-01-01T00:00:00+00:00"))
+    assert "1 of 2 succeeded: 50%, 95 % interval 9% to 91%" in text
+    assert "✘ timeout" in text
+
+
+def test_the_table_of_no_episodes_says_so() -> None:
+    info = RunInfo("lift", "nano", "lift the cube")
+    assert "no episode was finished" in render(RunSummary(info, (), 2, "2026-01-01T00:00:00+00:00"))

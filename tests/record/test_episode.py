@@ -1,0 +1,203 @@
+"""The episode log: what goes in comes out, and no crash, cut or flipped bit makes it unreadable or lie."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vla_robot.core.errors import DataError
+from vla_robot.core.messages import Clamp, Observation
+from vla_robot.record import episode
+from vla_robot.record.episode import EpisodeLog, EpisodeStep, EpisodeWriter, frames_of, read_episode
+
+HEADER = {"seed": 3, "instruction": "lift the cube", "recipes": {"lift.toml": "kind = 'robosuite'"}}
+N_STEPS = 3
+
+
+def observation(step: int) -> Observation:
+    rng = np.random.default_rng(step)
+    images = {name: rng.integers(0, 256, (8, 6, 3), dtype=np.uint8) for name in ("front", "wrist")}
+    truth = {"cube_pos": np.ones(3)}
+    return Observation(images, rng.normal(size=7), "lift the cube", 1000 + step, step, privileged=truth)
+
+
+def step_of(step: int) -> EpisodeStep:
+    rng = np.random.default_rng(100 + step)
+    clamps = (Clamp("dx", "range", 0.07, 0.05),) if step == 1 else ()
+    return EpisodeStep(
+        observation(step), rng.normal(size=7), rng.normal(size=7), 1500 + step, step == 2, clamps, {"policy": 20.5}
+    )
+
+
+def write(path: Path) -> Path:
+    writer = EpisodeWriter(path, HEADER)
+    for step in range(N_STEPS):
+        writer.add(step_of(step))
+    return writer.finish(observation(N_STEPS), {"outcome": "success"})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The bytes of a finished log."""
+    return write(tmp_path_factory.mktemp("log") / "seed_3.vlalog").read_bytes()
+
+
+def assert_same_step(read: EpisodeStep, written: EpisodeStep) -> None:
+    assert read.commanded.tolist() == written.commanded.tolist()
+    assert read.executed.tolist() == written.executed.tolist()
+    assert (read.command_ns, read.success, read.clamps) == (written.command_ns, written.success, written.clamps)
+    assert dict(read.stages_ms) == dict(written.stages_ms)
+    assert_same_observation(read.observation, written.observation)
+
+
+def assert_same_observation(read: Observation, written: Observation) -> None:
+    assert (read.step, read.stamp_ns, read.instruction) == (written.step, written.stamp_ns, written.instruction)
+    assert read.state.tolist() == written.state.tolist()
+    assert {n: i.tolist() for n, i in read.images.items()} == {n: i.tolist() for n, i in written.images.items()}
+
+
+def test_what_goes_in_comes_out_bit_for_bit(tmp_path: Path) -> None:
+    log = read_episode(write(tmp_path / "seed_3.vlalog"))
+    assert log.complete and log.damage is None
+    assert log.header == HEADER
+    assert log.summary == {"outcome": "success", "dropped_frames": 0}
+    for step, read in enumerate(log.steps):
+        assert_same_step(read, step_of(step))
+    assert log.last is not None
+    assert_same_observation(log.last, observation(N_STEPS))
+    assert [step for step, _ in frames_of(log)] == [0, 1, 2, 3]
+
+
+def test_simulator_truth_is_not_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "seed_3.vlalog")
+    assert b"cube_pos" not in path.read_bytes()
+    assert read_episode(path).steps[0].observation.privileged == {}
+
+
+def read_bytes(folder: Path, data: bytes) -> EpisodeLog:
+    path = folder / "cut.vlalog"
+    path.write_bytes(data)
+    return read_episode(path)
+
+
+def end_of_header(data: bytes) -> int:
+    length = int.from_bytes(data[len(episode.MAGIC) : len(episode.MAGIC) + 4], "little")
+    return len(episode.MAGIC) + 8 + length
+
+
+def test_a_log_cut_at_any_byte_gives_the_steps_before_the_cut(tmp_path: Path, whole: bytes) -> None:
+    seen: set[int] = set()
+    for length in range(end_of_header(whole), len(whole)):
+        log = read_bytes(tmp_path, whole[:length])
+        assert not log.complete and log.summary is None and log.damage is not None
+        for step, read in enumerate(log.steps):
+            assert read.commanded.tolist() == step_of(step).commanded.tolist()
+        seen.add(len(log.steps))
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_log_cut_inside_its_header_says_so(tmp_path: Path, whole: bytes) -> None:
+    for length in range(end_of_header(whole)):
+        with pytest.raises(DataError, match=r"not an episode log|no readable header"):
+            read_bytes(tmp_path, whole[:length])
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_flipped_bit_is_noticed_and_what_precedes_it_stands(
+    tmp_path: Path, whole: bytes, data: st.DataObject
+) -> None:
+    at = data.draw(st.integers(end_of_header(whole), len(whole) - 1))
+    damaged = bytearray(whole)
+    damaged[at] ^= 1 << data.draw(st.integers(0, 7))
+    log = read_bytes(tmp_path, bytes(damaged))
+    assert not log.complete
+    for step, read in enumerate(log.steps):
+        assert_same_step(read, step_of(step))
+
+
+@given(garbage=st.binary(max_size=200))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_give_a_log_or_a_data_error(tmp_path: Path, garbage: bytes) -> None:
+    for data in (garbage, episode.MAGIC + garbage):
+        with pytest.raises(DataError):
+            read_bytes(tmp_path, data)
+
+
+def test_a_log_whose_process_died_reads_as_far_as_it_was_written(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    writer.add(step_of(0))
+    writer._stop()  # as if the process ended here, its buffers written
+    writer._file.close()
+    log = read_episode(tmp_path / "seed_3.vlalog.part")
+    assert len(log.steps) == 1
+    assert log.damage == "the log ends after 1 steps without its end record"
+
+
+def test_only_a_finished_log_has_its_name(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    assert [p.name for p in tmp_path.iterdir()] == ["seed_3.vlalog.part"]
+    writer.finish(observation(0), {})
+    assert [p.name for p in tmp_path.iterdir()] == ["seed_3.vlalog"]
+
+
+def test_a_discarded_log_leaves_nothing(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    writer.add(step_of(0))
+    writer.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_episode_is_never_overwritten(tmp_path: Path) -> None:
+    path = write(tmp_path / "seed_3.vlalog")
+    with pytest.raises(DataError, match=r"exists already; episodes are never overwritten"):
+        EpisodeWriter(path, HEADER)
+
+
+def test_frames_are_dropped_and_counted_when_the_writer_is_behind_but_numbers_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(episode, "FRAME_BACKLOG", 2)
+    may_go_on = threading.Event()
+    monkeypatch.setattr(episode, "_encode", held_back(episode._encode, may_go_on))
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    for step in range(5):
+        writer.add(step_of(step))  # returns at once, though nothing can be written
+    may_go_on.set()
+    log = read_episode(writer.finish(observation(5), {}))
+    assert [bool(step.observation.images) for step in log.steps] == [True, True, False, False, False]
+    assert [step.command_ns for step in log.steps] == [1500, 1501, 1502, 1503, 1504]
+    assert log.summary == {"dropped_frames": 3}
+
+
+def held_back(encode: Callable[..., bytes], may_go_on: threading.Event) -> Callable[..., bytes]:
+    def encode_later(*arguments: object) -> bytes:
+        may_go_on.wait(timeout=60)
+        return encode(*arguments)
+
+    return encode_later
+
+
+def test_a_failed_write_is_told_at_the_end_and_keeps_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(record: object) -> bytes:
+        raise OSError("No space left on device")
+
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    monkeypatch.setattr(episode, "_encode", full)
+    writer.add(step_of(0))
+    with pytest.raises(DataError, match=r"No space left on device. Is the disk full\?"):
+        writer.finish(observation(1), {})
+    assert [p.name for p in tmp_path.iterdir()] == ["seed_3.vlalog.part"]
+
+
+def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "video.vlalog"
+    path.write_bytes(b"\x00\x00\x00 ftypisom")
+    with pytest.raises(DataError, match=r"video\.vlalog is not an episode log"):
+        read_episode(path)

@@ -1,0 +1,151 @@
+"""What a person sees while episodes run: one live line each. A pipe gets one plain line per finished episode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import median
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone
+from vla_robot.loop.results import EpisodeResult, Outcome, RunSummary
+from vla_robot.loop.timing import TOTAL
+
+REFRESH_HZ = 8
+"""The screen is drawn in a thread of rich's own; each drawing costs the control loop about a millisecond."""
+
+MARKS: dict[Outcome, tuple[str, str]] = {
+    "success": ("✔", "green"),
+    "failure": ("✘", "red"),
+    "timeout": ("✘", "yellow"),
+    "error": ("✘", "bold red"),
+    "stopped": ("■", "dim"),
+}
+
+
+class LiveView:
+    """A subscriber and a context manager.
+
+    >>> with LiveView(episodes=5) as view:                      # doctest: +SKIP
+    ...     run_episodes(world, policy, seeds, subscribers=[view], ...)
+    """
+
+    def __init__(self, episodes: int, console: Console | None = None) -> None:
+        """
+        Args:
+            episodes: how many will come.
+            console: where to; standard output when None.
+        """
+        self._episodes = episodes
+        self._console = console or Console(highlight=False)
+        self._live = (
+            Live(console=self._console, refresh_per_second=REFRESH_HZ, transient=True)
+            if self._console.is_terminal
+            else None
+        )
+        self._spinner = Spinner("dots")
+        self._number = 0
+        self._seed = 0
+        self._start_ns = 0
+        self._latencies_ms: list[float] = []
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case EpisodeStarted():
+                self._number += 1
+                self._seed = event.seed
+                self._start_ns = event.observation.stamp_ns
+                self._latencies_ms = []
+                self._show("reset")
+            case StepDone():
+                self._latencies_ms.append(event.stages_ms[TOTAL])
+                self._show(self._progress(event))
+            case EpisodeEnded():
+                self._console.print(episode_line(event.result, self._number, self._episodes), soft_wrap=True)
+                self._show("")
+
+    def _progress(self, event: StepDone) -> str:
+        elapsed_ns = event.result.observation.stamp_ns - self._start_ns
+        rate_hz = len(self._latencies_ms) * 1e9 / elapsed_ns if elapsed_ns > 0 else 0.0
+        return _facts(len(self._latencies_ms), rate_hz, median(self._latencies_ms))
+
+    def _show(self, progress: str) -> None:
+        if self._live is None:
+            return
+        if progress:
+            self._spinner.update(text=Text(f"{_place(self._number, self._episodes, self._seed)}  {progress}"))
+        self._live.update(self._spinner if progress else Text(""))
+
+
+def episode_line(episode: EpisodeResult, number: int, of: int) -> Text:
+    """The one line that stays of an episode."""
+    mark, style = MARKS[episode.outcome]
+    latency = episode.latency
+    p50_ms = None if latency is None else latency.p50
+    line = Text.assemble(
+        (f"{mark} ", style),
+        f"{_place(number, of, episode.seed)}  ",
+        (f"{episode.outcome:<8}", style),
+        f"  {_facts(episode.steps, episode.rate_hz, p50_ms)}",
+    )
+    return line.append(f"  {episode.error}", style="red") if episode.error else line
+
+
+def result_table(run: RunSummary) -> Table:
+    """All episodes, and the score under them."""
+    low, high = run.success_interval
+    score = "no episode was finished"
+    if run.success_rate is not None:
+        score = (
+            f"{run.successes} of {len(run.episodes)} succeeded: {run.success_rate:.0%}, "
+            f"95 % interval {low:.0%} to {high:.0%}"
+        )
+    table = Table(
+        box=None, pad_edge=False, header_style="dim", caption=score, caption_justify="left", caption_style="bold"
+    )
+    table.add_column("seed")
+    table.add_column("outcome")
+    for column in ("steps", "seconds", "steps/s", "p50 ms", "p99 ms", "limits hit"):
+        table.add_column(column, justify="right")
+    for episode in run.episodes:
+        table.add_row(*_cells(episode))
+    return table
+
+
+def _cells(episode: EpisodeResult) -> Iterable[str | Text]:
+    mark, style = MARKS[episode.outcome]
+    latency = episode.latency
+    yield str(episode.seed)
+    yield Text(f"{mark} {episode.outcome}", style=style)
+    yield str(episode.steps)
+    yield f"{episode.duration_s:.1f}"
+    yield f"{episode.rate_hz:.1f}"
+    yield "–" if latency is None else f"{latency.p50:.0f}"
+    yield "–" if latency is None else f"{latency.p99:.0f}"
+    yield str(episode.clamps)
+
+
+def _place(number: int, of: int, seed: int) -> str:
+    return f"episode {number:>{len(str(of))}}/{of}  seed {seed}"
+
+
+def _facts(steps: int, rate_hz: float, p50_ms: float | None) -> str:
+    latency = "" if p50_ms is None else f"   capture to command {p50_ms:5.1f} ms"
+    return f"{steps:3d} steps   {rate_hz:5.1f} Hz{latency}"

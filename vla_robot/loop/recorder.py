@@ -1,0 +1,57 @@
+"""Writes every finished episode to its log: the control loop's events on one side, `vla_robot.record` on the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone
+from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter
+
+
+def log_path(folder: Path, seed: int) -> Path:
+    """Where the log of an episode lies in the folder of its run."""
+    return folder / "episodes" / f"seed_{seed}{SUFFIX}"
+
+
+class EpisodeRecorder:
+    """A subscriber. An episode that was broken off leaves no file."""
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        """
+        Args:
+            folder: of the run; logs go to its episodes/.
+            header: what all its episodes share: recipes, embodiment, versions. Plain data.
+        """
+        self._folder = folder
+        self._header = header
+        self._writer: EpisodeWriter | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case EpisodeStarted():
+                header = {**self._header, "seed": event.seed, "instruction": event.observation.instruction}
+                self._writer = EpisodeWriter(log_path(self._folder, event.seed), header)
+            case StepDone() if self._writer is not None:
+                self._writer.add(_logged(event))
+            case EpisodeEnded() if self._writer is not None:
+                writer, self._writer = self._writer, None
+                if event.result.finished:
+                    writer.finish(event.observation, event.result.to_dict())
+                else:
+                    writer.discard()
+            case _:
+                raise RuntimeError(f"{type(event).__name__} came before EpisodeStarted.")
+
+
+def _logged(event: StepDone) -> EpisodeStep:
+    return EpisodeStep(
+        observation=event.observation,
+        commanded=event.commanded,
+        executed=event.result.executed,
+        command_ns=event.result.command_ns,
+        success=event.result.success,
+        clamps=event.clamps,
+        stages_ms=event.stages_ms,
+    )

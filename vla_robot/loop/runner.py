@@ -1,0 +1,110 @@
+"""Many episodes in a row, their logs and videos, and the report at the end, whatever the end was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from vla_robot.core.clock import Clock
+from vla_robot.core.errors import VlaError
+from vla_robot.core.optional import require
+from vla_robot.core.ports import Policy, World
+from vla_robot.loop.control_loop import Guard, never, run_episode
+from vla_robot.loop.events import Subscriber
+from vla_robot.loop.recorder import EpisodeRecorder, log_path
+from vla_robot.loop.report import video_path, write_report
+from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
+from vla_robot.loop.video import write_video
+from vla_robot.record.episode import read_episode
+from vla_robot.record.provenance import machine, versions
+
+
+def new_run_folder(root: Path) -> Path:
+    """A folder below `root` that is named by the time and does not exist yet; nothing is created."""
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder = root / stamp
+    count = 1
+    while folder.exists():
+        count += 1
+        folder = root / f"{stamp}_{count}"
+    return folder
+
+
+def run_episodes(
+    world: World,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    info: RunInfo,
+    guard: Guard,
+    folder: Path | None = None,
+    subscribers: Sequence[Subscriber] = (),
+    clock: Clock | None = None,
+    rate_hz: float | None = None,
+    should_stop: Callable[[], bool] = never,
+    video: bool = True,
+) -> RunSummary:
+    """One episode a seed. Ctrl-C and the stop flag end the run early; its finished episodes are kept and reported.
+
+    Args:
+        world: where.
+        policy: who.
+        seeds: one an episode.
+        info: names and recipes for the report.
+        guard: limits the actions.
+        folder: gets report.html, summary.json, episodes/ and videos/; None keeps nothing on the disk.
+        subscribers: are told every event.
+        clock: see `run_episode`, as for `rate_hz` and `should_stop`.
+        rate_hz: steps per second, None for as fast as it goes.
+        should_stop: True ends the run.
+        video: a video of each episode; made between episodes, so that it costs the control loop nothing.
+
+    Raises:
+        VlaError: the world or the recording failed. The report on the finished episodes is written before.
+    """
+    if folder is not None and video:
+        require("av", "report", "the report's videos")
+    started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    recorders = [] if folder is None else [EpisodeRecorder(folder, _header(world, info, started_at))]
+    drive = partial(run_episode, world, policy, guard=guard, clock=clock, rate_hz=rate_hz, should_stop=should_stop)
+    episodes: list[EpisodeResult] = []
+    failure: VlaError | None = None
+    try:
+        for seed in seeds:
+            episode = drive(seed, subscribers=(*recorders, *subscribers))
+            if not episode.finished:
+                break
+            episodes.append(episode)
+            if folder is not None and video:
+                _film(folder, episode, world.embodiment.rate_hz)
+    except KeyboardInterrupt:
+        pass  # the summary says so: fewer episodes than planned
+    except VlaError as error:
+        failure = error
+    summary = RunSummary(info, tuple(episodes), len(seeds), started_at, None if failure is None else str(failure))
+    if folder is not None and episodes:
+        write_report(folder, summary)
+    if failure is not None:
+        raise failure
+    return summary
+
+
+def _film(folder: Path, episode: EpisodeResult, rate_hz: float) -> None:
+    """From the log on the disk, so that no frame is kept in memory for it."""
+    write_video(read_episode(log_path(folder, episode.seed)), episode, video_path(folder, episode.seed), rate_hz)
+
+
+def _header(world: World, info: RunInfo, started_at: str) -> dict[str, Any]:
+    """What all episodes of a run share."""
+    return {
+        "env": info.env,
+        "policy": info.policy,
+        "recipes": dict(info.recipes),
+        "embodiment": world.embodiment.to_dict(),
+        "versions": versions(),
+        "machine": machine(),
+        "run_started_at": started_at,
+    }
