@@ -31,7 +31,7 @@ def watch_one_episode(console: Console) -> None:
         view(EpisodeStarted(10000, observation(0)))
         for step in range(2):
             done = StepResult(observation(step + 1), ACTION, success=False, terminated=False, truncated=False)
-            view(StepDone(observation(step), ACTION, ACTION, (), done, {TOTAL: 50.0}))
+            view(StepDone(observation(step), ACTION, ACTION, (), done, {TOTAL: 50.0}, elapsed_s=0.1 * (step + 1)))
         view(EpisodeEnded(result(10000), observation(2)))
 
 
@@ -49,7 +49,7 @@ def test_a_terminal_sees_the_episode_while_it_runs() -> None:
     view = LiveView(episodes=5, console=console)
     view(EpisodeStarted(10000, observation(0)))
     done = StepResult(observation(1), ACTION, success=False, terminated=False, truncated=False)
-    view(StepDone(observation(0), ACTION, ACTION, (), done, {TOTAL: 50.0}))
+    view(StepDone(observation(0), ACTION, ACTION, (), done, {TOTAL: 50.0}, elapsed_s=0.1))
     assert view._live is not None
     console.print(view._live.renderable)
     assert "episode 1/5  seed 10000    1 steps    10.0 Hz   capture to command  50.0 ms" in out.getvalue()
@@ -79,6 +79,11 @@ def test_the_table_ends_with_the_score_and_its_interval() -> None:
     text = render(RunSummary(info, (result(1), result(2, "timeout")), 2, "2026-01-01T00:00:00+00:00"))
     assert "1 of 2 succeeded: 50%, 95 % interval 9% to 91%" in text
     assert "✘ timeout" in text
+
+
+def test_the_table_of_an_interrupted_run_says_how_many_were_planned() -> None:
+    info = RunInfo("lift", "nano", "lift the cube")
+    assert "; 9 were planned" in render(RunSummary(info, (result(1),), 9, "2026-01-01T00:00:00+00:00"))
 
 
 def test_the_table_of_no_episodes_says_so() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vla_robot.core.clock import FakeClock
-from vla_robot.core.errors import PolicyError, WorldError
+from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.loop.control_loop import Guard
 from vla_robot.loop.results import RunInfo, RunSummary
 from vla_robot.loop.runner import new_run_folder, run_episodes
@@ -219,6 +219,14 @@ def test_a_policy_that_fails_counts_as_a_failed_episode_and_the_run_goes_on(
     summary = run(make_world(), make_policy(error=PolicyError("logits are not finite.")))
     assert [e.outcome for e in summary.episodes] == ["error"] * 3
     assert (summary.successes, summary.interrupted) == (0, False)
+
+
+def test_a_folder_with_a_report_is_not_overwritten(make_world: Make, make_policy: Make, run: Make) -> None:
+    run(make_world(), make_policy(), [3])
+    world = make_world()
+    with pytest.raises(DataError, match="holds the report of another run, which is never overwritten"):
+        run(world, make_policy(), [4])
+    assert world.calls == []
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:

@@ -52,7 +52,6 @@ class LiveView:
         self._spinner = Spinner("dots")
         self._number = 0
         self._seed = 0
-        self._start_ns = 0
         self._latencies_ms: list[float] = []
 
     def __enter__(self) -> Self:
@@ -71,7 +70,6 @@ class LiveView:
             case EpisodeStarted():
                 self._number += 1
                 self._seed = event.seed
-                self._start_ns = event.observation.stamp_ns
                 self._latencies_ms = []
                 self._show("reset")
             case StepDone():
@@ -82,9 +80,9 @@ class LiveView:
                 self._show("")
 
     def _progress(self, event: StepDone) -> str:
-        elapsed_ns = event.result.observation.stamp_ns - self._start_ns
-        rate_hz = len(self._latencies_ms) * 1e9 / elapsed_ns if elapsed_ns > 0 else 0.0
-        return _facts(len(self._latencies_ms), rate_hz, median(self._latencies_ms))
+        steps = len(self._latencies_ms)
+        rate_hz = steps / event.elapsed_s if event.elapsed_s > 0 else 0.0
+        return _facts(steps, rate_hz, median(self._latencies_ms))
 
     def _show(self, progress: str) -> None:
         if self._live is None:
@@ -117,6 +115,8 @@ def result_table(run: RunSummary) -> Table:
             f"{run.successes} of {len(run.episodes)} succeeded: {run.success_rate:.0%}, "
             f"95 % interval {low:.0%} to {high:.0%}"
         )
+    if len(run.episodes) < run.planned:
+        score += f"; {run.planned} were planned"
     table = Table(
         box=None, pad_edge=False, header_style="dim", caption=score, caption_justify="left", caption_style="bold"
     )

@@ -78,7 +78,8 @@ def run_episode(
             result = world.step(commanded)
             stages_ms = tally.watch.commanded(result)
             tally.watch.received(result.observation, world)
-            step = StepDone(observation, wanted, commanded, clamps + result.clamps, result, stages_ms)
+            clamps += result.clamps
+            step = StepDone(observation, wanted, commanded, clamps, result, stages_ms, tally.elapsed_s)
             tally.add(step)
             _tell(subscribers, step)
             observation, outcome = result.observation, _outcome(result)
@@ -111,6 +112,10 @@ class _Tally:
             self._ticker.wait()
             self.watch.lap("wait")
 
+    @property
+    def elapsed_s(self) -> float:
+        return (self.clock.now_ns() - self._start_ns) / NS_PER_S
+
     def add(self, step: StepDone) -> None:
         self.clamps += len(step.clamps)
         self.steps_ms.append(step.stages_ms)
@@ -120,7 +125,7 @@ class _Tally:
             seed=seed,
             outcome=outcome,
             steps=len(self.steps_ms),
-            duration_s=(self.clock.now_ns() - self._start_ns) / NS_PER_S,
+            duration_s=self.elapsed_s,
             clamps=self.clamps,
             missed_ticks=0 if self._ticker is None else self._ticker.missed,
             stages_ms=by_stage(self.steps_ms),

@@ -33,6 +33,7 @@ class StepDone:
         clamps: every limit that changed the action, the guard's and the world's.
         result: what the world did.
         stages_ms: where the time from capture to command went; see `vla_robot.loop.timing`.
+        elapsed_s: since the episode began.
     """
 
     observation: Observation
@@ -41,6 +42,7 @@ class StepDone:
     clamps: tuple[Clamp, ...]
     result: StepResult
     stages_ms: Mapping[str, float]
+    elapsed_s: float
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vla_robot.loop.results import EpisodeResult, RunSummary
 from vla_robot.loop.timing import TOTAL, WORLD_STEP, summarise
 from vla_robot.record.provenance import document
 
+REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html")
 
 STAGE_LABELS = {
@@ -58,7 +59,7 @@ def write_report(folder: Path, run: RunSummary) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     summary = document("run", **run.to_dict())
     _write(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    report = folder / "report.html"
+    report = folder / REPORT
     _write(report, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(folder, run, summary)))
     return report
 

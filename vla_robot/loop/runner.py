@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vla_robot.core.clock import Clock
-from vla_robot.core.errors import VlaError
+from vla_robot.core.errors import DataError, VlaError
 from vla_robot.core.optional import require
 from vla_robot.core.ports import Policy, World
 from vla_robot.loop.control_loop import Guard, never, run_episode
 from vla_robot.loop.events import Subscriber
 from vla_robot.loop.recorder import EpisodeRecorder, log_path
-from vla_robot.loop.report import video_path, write_report
+from vla_robot.loop.report import REPORT, video_path, write_report
 from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
 from vla_robot.loop.video import write_video
 from vla_robot.record.episode import read_episode
@@ -64,9 +64,10 @@ def run_episodes(
 
     Raises:
         VlaError: the world or the recording failed. The report on the finished episodes is written before.
+        DataError: the folder holds another run's report already.
     """
-    if folder is not None and video:
-        require("av", "report", "the report's videos")
+    if folder is not None:
+        _check_folder(folder, video)
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     recorders = [] if folder is None else [EpisodeRecorder(folder, _header(world, info, started_at))]
     drive = partial(run_episode, world, policy, guard=guard, clock=clock, rate_hz=rate_hz, should_stop=should_stop)
@@ -90,6 +91,14 @@ def run_episodes(
     if failure is not None:
         raise failure
     return summary
+
+
+def _check_folder(folder: Path, video: bool) -> None:
+    """What would fail after the episodes fails before them."""
+    if (folder / REPORT).exists():
+        raise DataError(f"{folder} holds the report of another run, which is never overwritten. Choose another folder.")
+    if video:
+        require("av", "report", "the report's videos")
 
 
 def _film(folder: Path, episode: EpisodeResult, rate_hz: float) -> None:
