@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from vla_robot.cli import doctor
@@ -68,6 +71,13 @@ def test_a_failing_line_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("GL", "no frame", "fail", "install it")],))
     assert doctor.main(doctor.DoctorArgs()) == 1
     assert "install it" in capsys.readouterr().out
+
+
+def test_the_findings_go_to_a_file_for_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("GL", "egl")],))
+    doctor.main(doctor.DoctorArgs(json=tmp_path / "out.json"))
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["findings"] == [{"name": "GL", "seen": "egl", "verdict": "ok", "fix": ""}]
 
 
 @pytest.mark.sim

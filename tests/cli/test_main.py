@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -85,6 +86,16 @@ def test_check_reports_every_problem_of_every_recipe(tmp_path: Path, capsys: pyt
     assert "polcy: unknown key 'polcy'; did you mean 'policy'?" in message
     assert "episodes: expected a whole number, got 0.5" in message
     assert "two.toml: not valid TOML" in message
+
+
+@pytest.mark.parametrize(
+    ("argv", "key"), [(["list"], "recipes"), (["show", "launch/lift"], "toml"), (["check", "launch/lift"], "checked")]
+)
+def test_every_verb_writes_the_one_json_form(argv: list[str], key: str, tmp_path: Path) -> None:
+    assert main([*argv, "--json", str(tmp_path / "out.json")]) == 0
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert {"command", "versions", "machine", "rows", key} <= set(written)
+    assert written["command"] == argv[0]
 
 
 def test_an_unknown_option_is_explained_and_ends_with_status_2() -> None:

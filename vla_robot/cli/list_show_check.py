@@ -62,7 +62,7 @@ def list_recipes(args: ListArgs) -> int:
         table.add_row(name, summary, short_path(path))
     Console(highlight=False).print(table)
     if args.json:
-        recipes = [{"recipe": name, "summary": summary, "path": str(path)} for name, summary, path in found]
+        recipes = [{"recipe": name, "summary": summary, "source": str(path)} for name, summary, path in found]
         write_json(args.json, "list", [], recipes=recipes)
     print("\nNext: `vla show RECIPE` prints one in full; `vla run launch/lift.toml` runs one.")
     return 0
@@ -76,7 +76,7 @@ def show_recipe(args: ShowArgs) -> int:
     print(_config_note(path) if recipe is None else dump(recipe, comments=True), end="")
     if args.json:
         toml = None if recipe is None else dump(recipe)
-        write_json(args.json, "show", [], kind=kind, path=str(path), toml=toml)
+        write_json(args.json, "show", [], kind=kind, source=str(path), toml=toml)
     return 0
 
 
