@@ -1,0 +1,201 @@
+"""The nouns of core <-> message bodies. Pure; whatever a peer sends, only TransportError comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import (
+    CheckpointError,
+    ContractError,
+    DataError,
+    MissingDependencyError,
+    PolicyError,
+    RecipeError,
+    TransportError,
+    VlaError,
+    WorldError,
+)
+from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
+
+ERRORS: dict[str, type[VlaError]] = {
+    "RecipeError": RecipeError,
+    "ContractError": ContractError,
+    "CheckpointError": CheckpointError,
+    "DataError": DataError,
+    "TransportError": TransportError,
+    "PolicyError": PolicyError,
+    "WorldError": WorldError,
+    "MissingDependencyError": MissingDependencyError,
+}
+"""What may be raised here because a peer says so."""
+
+
+class Fields:
+    """A message body, read field by field; what is missing or of the wrong type raises TransportError."""
+
+    def __init__(self, body: Mapping[str, Any], of: str) -> None:
+        """
+        Args:
+            body: decoded plain data and arrays.
+            of: what it should hold, for the error message.
+        """
+        self._body = body
+        self._of = of
+
+    def text(self, key: str) -> str:
+        return self._typed(key, str)
+
+    def flag(self, key: str) -> bool:
+        return self._typed(key, bool)
+
+    def integer(self, key: str) -> int:
+        value = self._typed(key, int)
+        if isinstance(value, bool):
+            raise self._wrong(key, "int", value)
+        return value
+
+    def number(self, key: str) -> float:
+        """A float; an int is taken for one."""
+        value = self._get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._wrong(key, "number", value)
+        return float(value)
+
+    def array(self, key: str, dtype: type[np.generic], ndim: int) -> NDArray[Any]:
+        value = self._get(key)
+        if not isinstance(value, np.ndarray):
+            raise self._wrong(key, "array", value)
+        array = cast(NDArray[Any], value)
+        if array.dtype != dtype or array.ndim != ndim:
+            raise TransportError(
+                f"{self._of}: '{key}' must be {dtype.__name__} of {ndim} dimensions, "
+                f"got {array.dtype} of shape {array.shape}."
+            )
+        return array
+
+    def table(self, key: str) -> Fields:
+        return Fields(self.raw_table(key), f"{self._of}.{key}")
+
+    def raw_table(self, key: str) -> Mapping[str, Any]:
+        return cast(Mapping[str, Any], self._typed(key, dict))
+
+    def tables(self, key: str) -> list[Fields]:
+        """A list of tables."""
+        items = cast(list[Any], self._typed(key, list))
+        if not all(isinstance(item, dict) for item in items):
+            raise TransportError(f"{self._of}: '{key}' must be a list of maps.")
+        return [Fields(cast(Mapping[str, Any], item), f"{self._of}.{key}") for item in items]
+
+    def names(self) -> list[str]:
+        return list(self._body)
+
+    def _get(self, key: str) -> Any:
+        if key not in self._body:
+            raise TransportError(f"{self._of}: '{key}' is missing; there are {', '.join(self._body) or 'no fields'}.")
+        return self._body[key]
+
+    def _typed[T](self, key: str, kind: type[T]) -> T:
+        value = self._get(key)
+        if not isinstance(value, kind):
+            raise self._wrong(key, kind.__name__, value)
+        return value
+
+    def _wrong(self, key: str, wanted: str, value: Any) -> TransportError:
+        return TransportError(f"{self._of}: '{key}' must be {wanted}, got {type(value).__name__}.")
+
+
+def pack_observation(observation: Observation) -> dict[str, Any]:
+    return {
+        "images": dict(observation.images),
+        "state": observation.state,
+        "instruction": observation.instruction,
+        "stamp_ns": observation.stamp_ns,
+        "step": observation.step,
+        "privileged": dict(observation.privileged),
+    }
+
+
+def unpack_observation(fields: Fields) -> Observation:
+    images, privileged = fields.table("images"), fields.table("privileged")
+    return Observation(
+        images={name: images.array(name, np.uint8, ndim=3) for name in images.names()},
+        state=fields.array("state", np.float64, ndim=1),
+        instruction=fields.text("instruction"),
+        stamp_ns=fields.integer("stamp_ns"),
+        step=fields.integer("step"),
+        privileged={name: privileged.array(name, np.float64, ndim=1) for name in privileged.names()},
+    )
+
+
+def pack_step_result(result: StepResult) -> dict[str, Any]:
+    return {
+        "observation": pack_observation(result.observation),
+        "executed": result.executed,
+        "success": result.success,
+        "terminated": result.terminated,
+        "truncated": result.truncated,
+        "clamps": [{"dim": c.dim, "cause": c.cause, "wanted": c.wanted, "allowed": c.allowed} for c in result.clamps],
+        "command_ns": result.command_ns,
+    }
+
+
+def unpack_step_result(fields: Fields) -> StepResult:
+    return StepResult(
+        observation=unpack_observation(fields.table("observation")),
+        executed=fields.array("executed", np.float64, ndim=1),
+        success=fields.flag("success"),
+        terminated=fields.flag("terminated"),
+        truncated=fields.flag("truncated"),
+        clamps=tuple(
+            Clamp(c.text("dim"), c.text("cause"), c.number("wanted"), c.number("allowed"))
+            for c in fields.tables("clamps")
+        ),
+        command_ns=fields.integer("command_ns"),
+    )
+
+
+def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
+    return {
+        "actions": chunk.actions,
+        "stamp_ns": chunk.stamp_ns,
+        "step": chunk.step,
+        "stages_ms": dict(chunk.stages_ms),
+    }
+
+
+def unpack_action_chunk(fields: Fields) -> ActionChunk:
+    stages_ms = fields.table("stages_ms")
+    return ActionChunk(
+        actions=fields.array("actions", np.float64, ndim=2),
+        stamp_ns=fields.integer("stamp_ns"),
+        step=fields.integer("step"),
+        stages_ms={name: stages_ms.number(name) for name in stages_ms.names()},
+    )
+
+
+def pack_embodiment(embodiment: Embodiment) -> dict[str, Any]:
+    return embodiment.to_dict()
+
+
+def unpack_embodiment(table: Mapping[str, Any]) -> Embodiment:
+    try:
+        return Embodiment.from_dict(table)
+    except ContractError as error:
+        raise TransportError(f"the peer described something that is {error}") from error
+
+
+def pack_error(error: VlaError) -> dict[str, str]:
+    """By the name of its class; a class of somebody else's making travels as the nearest one of ours."""
+    name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in ERRORS), "TransportError")
+    return {"error": name, "message": str(error)}
+
+
+def unpack_error(fields: Fields) -> VlaError:
+    """The error that a peer reported, to be raised here."""
+    name, message = fields.text("error"), fields.text("message")
+    return ERRORS[name](message) if name in ERRORS else TransportError(f"the peer reported {name}: {message}")

@@ -1,0 +1,277 @@
+"""The wire format: plain data and arrays <-> the frames of one ZeroMQ message. Nothing that arrives is ever executed.
+
+    frame 0    "VLA" | format version (1 byte) | msgpack [kind, seq, body, arrays]
+    frame 1..  the raw bytes of one array each, little endian, C order
+
+    body    None, bool, int, float, str, lists and maps of these; where an array stood, an ext value with its index
+    arrays  [dtype, shape] of each array frame
+
+Sizes, depth and types are checked before anything is built from them, and arrays are views of the frames that arrived:
+a hostile message costs its own bytes and nothing more.
+
+>>> message = decode(encode(Message("step", 7, {"action": np.array([0.5, 1.0])})))
+>>> message.kind, message.seq, message.body["action"].tolist()
+('step', 7, [0.5, 1.0])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.errors import TransportError
+
+MAGIC = b"VLA"
+FORMAT_VERSION = 1
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_FRAME_BYTES = 1 << 26
+"""64 MiB: a frame of 4K video is 25 MB."""
+
+MAX_ARRAYS = 64
+MAX_DIMS = 8
+MAX_DEPTH = 16
+MAX_ITEMS = 4096
+"""In one list or map."""
+
+MAX_KIND_CHARS = 32
+
+DTYPES = ("|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8")
+"""Everything an array may be made of. Fixed widths only; an object array would be pickle by another name."""
+
+Buffer = bytes | memoryview
+
+_SLOT = 1
+"""Code of the ext value that stands for an array; its one byte is the array's index."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message, either way.
+
+    Attributes:
+        kind: what is asked or answered, e.g. "step".
+        seq: number of the request; its answer bears the same.
+        body: str keys; values are plain data and arrays, nested as you like. Tuples arrive as lists.
+    """
+
+    kind: str
+    seq: int
+    body: Mapping[str, Any]
+
+
+def encode(message: Message) -> list[Buffer]:
+    """The frames of a message; array frames share memory with the arrays where these are contiguous.
+
+    Raises:
+        TransportError: the body holds something that cannot travel, or too much of it.
+    """
+    packer = _Packer()
+    body = packer.table(message.body)
+    specs = [[array.dtype.str, list(array.shape)] for array in packer.arrays]
+    try:
+        packed = msgpack.packb([message.kind, message.seq, body, specs])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise TransportError(f"message '{message.kind}' cannot be packed: {error}.") from error
+    header = MAGIC + bytes([FORMAT_VERSION]) + packed
+    if len(header) > MAX_HEADER_BYTES:
+        raise TransportError(
+            f"the header of message '{message.kind}' has {len(header)} bytes, allowed are {MAX_HEADER_BYTES}. "
+            "Send long lists of numbers as arrays."
+        )
+    return [header, *(_raw(array) for array in packer.arrays)]
+
+
+def decode(frames: Sequence[Buffer]) -> Message:
+    """The message that these frames hold; its arrays are read-only views of them.
+
+    Raises:
+        TransportError: the frames are not a valid message, for the reason that is named.
+    """
+    if not frames:
+        raise TransportError("empty message: there is no header frame.")
+    kind, seq, body, specs = _header(memoryview(frames[0]))
+    if len(specs) != len(frames) - 1:
+        raise TransportError(f"the header announces {len(specs)} arrays, but {len(frames) - 1} frames follow it.")
+    arrays = [_array(spec, memoryview(frame)) for spec, frame in zip(specs, frames[1:], strict=True)]
+    unpacker = _Unpacker(arrays)
+    message = Message(kind, seq, unpacker.table(body))
+    unpacker.check_all_used()
+    return message
+
+
+class _Packer:
+    """Replaces arrays by slots and collects them on the way."""
+
+    def __init__(self) -> None:
+        self.arrays: list[NDArray[Any]] = []
+
+    def table(self, table: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
+        if not all(isinstance(key, str) for key in table):
+            raise TransportError(f"keys must be str, got {[k for k in table if not isinstance(k, str)][:3]!r}.")
+        _check_extent(len(table), depth)
+        return {key: self._value(value, depth + 1) for key, value in table.items()}
+
+    def _value(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, np.ndarray):
+            return self._slot(cast(NDArray[Any], value))
+        if isinstance(value, Mapping):
+            return self.table(cast(Mapping[Any, Any], value), depth)
+        if isinstance(value, list | tuple):
+            items = cast(Sequence[Any], value)
+            _check_extent(len(items), depth)
+            return [self._value(item, depth + 1) for item in items]
+        raise TransportError(
+            f"a {type(value).__name__} cannot travel; None, bool, int, float, str, lists, maps and numeric arrays can."
+        )
+
+    def _slot(self, array: NDArray[Any]) -> msgpack.ExtType:
+        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        if little.dtype.str not in DTYPES:
+            raise TransportError(f"an array of {array.dtype} cannot travel; allowed are {', '.join(DTYPES)}.")
+        if little.ndim > MAX_DIMS or little.nbytes > MAX_FRAME_BYTES or len(self.arrays) == MAX_ARRAYS:
+            raise TransportError(
+                f"array {len(self.arrays)} has shape {array.shape} and {little.nbytes} bytes; allowed are "
+                f"{MAX_DIMS} dimensions, {MAX_FRAME_BYTES} bytes and {MAX_ARRAYS} arrays in a message."
+            )
+        self.arrays.append(little)
+        return msgpack.ExtType(_SLOT, bytes([len(self.arrays) - 1]))
+
+
+class _Unpacker:
+    """Puts arrays where their slots are, and refuses what msgpack knows and we do not."""
+
+    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+        self._arrays = arrays
+        self._used: set[int] = set()
+
+    def table(self, table: Any, depth: int = 0) -> dict[str, Any]:
+        if not isinstance(table, dict):
+            raise TransportError(f"the body must be a map, got {type(table).__name__}.")
+        entries = cast(dict[Any, Any], table)
+        if not all(isinstance(key, str) for key in entries):
+            raise TransportError("a key is not a str.")
+        _check_extent(len(entries), depth)
+        return {key: self._value(value, depth + 1) for key, value in entries.items()}
+
+    def check_all_used(self) -> None:
+        if len(self._used) != len(self._arrays):
+            raise TransportError(f"{len(self._arrays)} arrays came, but the body refers to {len(self._used)} of them.")
+
+    def _value(self, value: Any, depth: int) -> Any:
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, _Slot):
+            return self._array(value.index)
+        if isinstance(value, list):
+            items = cast(list[Any], value)
+            _check_extent(len(items), depth)
+            return [self._value(item, depth + 1) for item in items]
+        return self.table(value, depth)
+
+    def _array(self, index: int) -> NDArray[Any]:
+        if index >= len(self._arrays) or index in self._used:
+            raise TransportError(f"the body refers to array {index} twice, or there is none: {len(self._arrays)} came.")
+        self._used.add(index)
+        return self._arrays[index]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    index: int
+
+
+def _slot(code: int, data: bytes) -> _Slot:
+    if code != _SLOT or len(data) != 1:
+        raise ValueError(f"unknown ext value {code}")
+    return _Slot(data[0])
+
+
+def _check_extent(length: int, depth: int) -> None:
+    if length > MAX_ITEMS or depth > MAX_DEPTH:
+        raise TransportError(
+            f"the body holds {length} items at depth {depth}; allowed are {MAX_ITEMS} items and depth {MAX_DEPTH}."
+        )
+
+
+def _header(frame: memoryview) -> tuple[str, int, Any, list[Any]]:
+    """Kind, seq, body with slots, array specs."""
+    if frame.nbytes > MAX_HEADER_BYTES:
+        raise TransportError(f"the header has {frame.nbytes} bytes, allowed are {MAX_HEADER_BYTES}.")
+    data = bytes(frame)
+    if len(data) <= len(MAGIC) or not data.startswith(MAGIC):
+        raise TransportError(f"this is no message of vla_robot: it begins with {data[:4]!r}. Is it the right port?")
+    if data[len(MAGIC)] != FORMAT_VERSION:
+        raise TransportError(
+            f"the peer speaks wire format {data[len(MAGIC)]}, this side {FORMAT_VERSION}. Install the same version of "
+            "vla_robot on both sides."
+        )
+    fields = _unpack(data[len(MAGIC) + 1 :])
+    if not isinstance(fields, list) or len(cast(list[Any], fields)) != 4:
+        raise TransportError("the header is not a list of kind, seq, body and arrays.")
+    kind, seq, body, specs = cast(list[Any], fields)
+    if not isinstance(kind, str) or len(kind) > MAX_KIND_CHARS:
+        raise TransportError("the header's kind is not a short str.")
+    if not isinstance(seq, int) or isinstance(seq, bool) or seq < 0:
+        raise TransportError("the header's seq is not a number from 0.")
+    if not isinstance(specs, list) or len(cast(list[Any], specs)) > MAX_ARRAYS:
+        raise TransportError(f"the header's arrays are not a list of at most {MAX_ARRAYS}.")
+    return kind, seq, body, cast(list[Any], specs)
+
+
+def _unpack(data: bytes) -> Any:
+    try:
+        return msgpack.unpackb(
+            data,
+            ext_hook=_slot,
+            max_str_len=MAX_HEADER_BYTES,
+            max_bin_len=0,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=1,
+        )
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
+        raise TransportError(f"the header is not valid msgpack: {error}.") from error
+
+
+def _array(spec: Any, frame: memoryview) -> NDArray[Any]:
+    """One array, after its announced size was compared with the bytes that came."""
+    if not isinstance(spec, list) or len(cast(list[Any], spec)) != 2:
+        raise TransportError("an array is announced by something else than [dtype, shape].")
+    dtype, shape = cast(list[Any], spec)
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise TransportError(f"an array of {str(dtype)[:32]!r} is announced; allowed are {', '.join(DTYPES)}.")
+    dims = _dims(shape)
+    expected = math.prod(dims) * np.dtype(dtype).itemsize
+    if expected != frame.nbytes or expected > MAX_FRAME_BYTES:
+        raise TransportError(
+            f"an array of {dtype} and shape {dims} has {expected} bytes, its frame {frame.nbytes}; "
+            f"allowed are {MAX_FRAME_BYTES}."
+        )
+    array: NDArray[Any] = np.ndarray(dims, dtype, buffer=frame)
+    if dtype == "|b1" and (array.view(np.uint8) > 1).any():
+        raise TransportError("an array of bool holds bytes other than 0 and 1.")
+    array.flags.writeable = False
+    return array
+
+
+def _dims(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, list) or len(cast(list[Any], shape)) > MAX_DIMS:
+        raise TransportError(f"the shape of an array is not a list of at most {MAX_DIMS} numbers.")
+    dims = cast(list[Any], shape)
+    # An empty array may announce any other dimension, so each one is bounded by itself.
+    if not all(type(dim) is int and 0 <= dim <= MAX_FRAME_BYTES for dim in dims):
+        raise TransportError(f"a dimension of an array is not a number from 0 to {MAX_FRAME_BYTES}.")
+    return tuple(dims)
+
+
+def _raw(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
