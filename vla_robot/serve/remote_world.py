@@ -66,7 +66,7 @@ class RemoteWorld:
         self._socket: ClientSocket | None = ClientSocket(address)
         try:
             answer = self._request("hello", {"protocol": PROTOCOL}, connect_timeout_s)
-            self._embodiment = unpack_embodiment(answer.raw_table("embodiment"))
+            self._embodiment = unpack_embodiment(answer.table("embodiment"))
             self._instruction = answer.text("instruction")
         except BaseException:
             self._disconnect()

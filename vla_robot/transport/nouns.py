@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import (
     CheckpointError,
     ContractError,
@@ -19,6 +19,7 @@ from vla_robot.core.errors import (
     TransportError,
     VlaError,
     WorldError,
+    unknown,
 )
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
 
@@ -33,6 +34,8 @@ ERRORS: dict[str, type[VlaError]] = {
     "MissingDependencyError": MissingDependencyError,
 }
 """What may be raised here because a peer says so."""
+
+_ACTION_KINDS: tuple[Literal["eef_delta", "joint_position"], ...] = ("eef_delta", "joint_position")
 
 
 class Fields:
@@ -79,10 +82,7 @@ class Fields:
         return array
 
     def table(self, key: str) -> Fields:
-        return Fields(self.raw_table(key), f"{self._of}.{key}")
-
-    def raw_table(self, key: str) -> Mapping[str, Any]:
-        return cast(Mapping[str, Any], self._typed(key, dict))
+        return Fields(cast(Mapping[str, Any], self._typed(key, dict)), f"{self._of}.{key}")
 
     def tables(self, key: str) -> list[Fields]:
         """A list of tables."""
@@ -182,11 +182,20 @@ def pack_embodiment(embodiment: Embodiment) -> dict[str, Any]:
     return embodiment.to_dict()
 
 
-def unpack_embodiment(table: Mapping[str, Any]) -> Embodiment:
-    try:
-        return Embodiment.from_dict(table)
-    except ContractError as error:
-        raise TransportError(f"the peer described something that is {error}") from error
+def unpack_embodiment(fields: Fields) -> Embodiment:
+    action = fields.table("action")
+    kind = action.text("kind")
+    if kind not in _ACTION_KINDS:
+        raise TransportError(unknown("kind of action", kind, _ACTION_KINDS))
+    return Embodiment(
+        name=fields.text("name"),
+        action=ActionSpace(kind=kind, frame=action.text("frame"), dims=_dims(action.tables("dims"))),
+        state=_dims(fields.tables("state")),
+        cameras=tuple(
+            CameraSpec(c.text("name"), c.integer("height"), c.integer("width")) for c in fields.tables("cameras")
+        ),
+        rate_hz=fields.number("rate_hz"),
+    )
 
 
 def pack_error(error: VlaError) -> dict[str, str]:
@@ -199,3 +208,7 @@ def unpack_error(fields: Fields) -> VlaError:
     """The error that a peer reported, to be raised here."""
     name, message = fields.text("error"), fields.text("message")
     return ERRORS[name](message) if name in ERRORS else TransportError(f"the peer reported {name}: {message}")
+
+
+def _dims(tables: list[Fields]) -> tuple[Dim, ...]:
+    return tuple(Dim(t.text("name"), t.text("unit"), t.number("low"), t.number("high")) for t in tables)

@@ -1,0 +1,76 @@
+"""Sockets stay on this computer, and never wait longer than told."""
+
+from __future__ import annotations
+
+import pytest
+
+from vla_robot.core.errors import TransportError
+from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket, require_loopback
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:5555", "tcp://127.8.8.8:1", "tcp://localhost:80", "tcp://[::1]:80", "ipc:///tmp/x"]
+)
+def test_an_address_of_this_computer_is_allowed(address: str) -> None:
+    require_loopback(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://192.168.1.2:5555", "tcp://robot.local:5555", "tcp://[::]:5555",
+     "tcp://127.0.0.1.example.org:5555"],
+)  # fmt: skip
+def test_binding_and_connecting_off_loopback_are_refused(address: str) -> None:
+    for open_socket in (ServerSocket, ClientSocket):
+        with pytest.raises(TransportError, match=r"reachable from other computers.*CURVE.*SSH tunnel"):
+            open_socket(address)
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:5555", "tcp://127.0.0.1", "tcp://:5555", "udp://127.0.0.1:1", "", "ipc://"]
+)
+def test_what_is_no_address_is_refused_with_an_example(address: str) -> None:
+    with pytest.raises(TransportError, match=r"is not an address; one looks like tcp://127\.0\.0\.1:5555"):
+        require_loopback(address)
+
+
+def test_a_free_port_is_found_and_told() -> None:
+    with ServerSocket(ANY_PORT) as first, ServerSocket(ANY_PORT) as second:
+        assert first.address.startswith("tcp://127.0.0.1:")
+        assert first.address != second.address
+
+
+def test_a_taken_port_is_refused() -> None:
+    with ServerSocket() as server, pytest.raises(TransportError, match="Is another server running there"):
+        ServerSocket(server.address)
+
+
+def test_frames_go_there_and_back() -> None:
+    with ServerSocket() as server, ClientSocket(server.address) as client:
+        client.send([b"ask", b""])
+        received = server.receive(timeout_s=5)
+        assert received is not None
+        peer, frames = received
+        assert [bytes(frame) for frame in frames] == [b"ask", b""]
+        assert server.send(peer, [b"answer"])
+        answer = client.receive(timeout_s=5)
+        assert answer is not None
+        assert [bytes(frame) for frame in answer] == [b"answer"]
+
+
+def test_nothing_comes_of_waiting_for_nothing() -> None:
+    with ServerSocket() as server, ClientSocket(server.address) as client:
+        assert server.receive(timeout_s=0.01) is None
+        assert client.receive(timeout_s=0.01) is None
+
+
+def test_sending_to_a_peer_that_never_was_is_noticed() -> None:
+    with ServerSocket() as server:
+        assert not server.send(b"nobody", [b"hello"])
+
+
+def test_a_client_whose_server_never_comes_closes_at_once() -> None:
+    with ServerSocket() as server:
+        address = server.address
+    with ClientSocket(address) as client:
+        client.send([b"into the void"])
