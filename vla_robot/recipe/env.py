@@ -48,7 +48,7 @@ class SuccessRecipe:
     Attributes:
         test: which predicate; see vla_robot/world/success.py.
         body: the object that it is about.
-        other: the second object, for predicates of two.
+        other: the second object, for every test but "lifted".
         threshold: distance or height that decides [m].
     """
 
@@ -56,6 +56,33 @@ class SuccessRecipe:
     body: str
     other: str | None = None
     threshold: float = 0.04
+
+    def __post_init__(self) -> None:
+        if (self.other is None) != (self.test == "lifted"):
+            raise RecipeError(f"success test '{self.test}' {'takes no' if self.other else 'needs'} other object")
+
+
+@dataclass(frozen=True)
+class PlacementRecipe:
+    """Where an object lies at the start of an episode, drawn evenly; its height stays the scene's.
+
+    Attributes:
+        body: a body of the scene with a free joint.
+        x: smallest and largest x in the world frame [m].
+        y: smallest and largest y in the world frame [m].
+        yaw_deg: smallest and largest turn about the vertical [degrees].
+    """
+
+    body: str
+    x: tuple[float, float]
+    y: tuple[float, float]
+    yaw_deg: tuple[float, float] = (-180.0, 180.0)
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "yaw_deg"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise RecipeError(f"placement of '{self.body}' has {name} from {low:g} down to {high:g}")
 
 
 @dataclass(frozen=True)
@@ -67,9 +94,10 @@ class EnvRecipe:
         instruction: the task in plain words, as the policy is asked.
         description: one line for `vla list`.
         task: robosuite's name of the task, e.g. "Lift".
-        arm: robosuite's name of the robot, e.g. "Panda".
+        arm: robosuite's name of the robot, e.g. "Panda"; for kind "mujoco" what the scene's arm shall be called.
         scene: MJCF file, relative to this recipe, for kind "mujoco".
         success: the success test, for kind "mujoco".
+        placements: the objects that lie somewhere else in every episode, for kind "mujoco".
         expert: scripted expert that can do the task; see vla_robot/policy/experts.py.
         rate_hz: control steps per second.
         horizon: control steps after which an episode is cut off.
@@ -87,6 +115,7 @@ class EnvRecipe:
     arm: str = "Panda"
     scene: Path | None = None
     success: SuccessRecipe | None = None
+    placements: tuple[PlacementRecipe, ...] = field(default_factory=tuple[PlacementRecipe, ...])
     expert: str | None = None
     rate_hz: float = 10.0
     horizon: int = 100
@@ -99,6 +128,8 @@ class EnvRecipe:
     def __post_init__(self) -> None:
         if self.kind == "robosuite" and self.task is None:
             raise RecipeError("kind 'robosuite' needs task, e.g. task = \"Lift\"")
+        if self.kind == "robosuite" and (self.scene or self.success or self.placements):
+            raise RecipeError("scene, success and placements are for kind 'mujoco'; robosuite's tasks bring their own")
         if self.kind == "mujoco" and (self.scene is None or self.success is None):
             raise RecipeError("kind 'mujoco' needs scene (an MJCF file) and a [success] table")
         if not 1 <= self.rate_hz <= 100:

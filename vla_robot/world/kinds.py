@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.optional import require
 from vla_robot.core.ports import World
 from vla_robot.recipe.env import EnvRecipe
 
@@ -33,6 +34,7 @@ def _robosuite(recipe: EnvRecipe, privileged: bool) -> World:
 
 
 def _mujoco(recipe: EnvRecipe, privileged: bool) -> World:
+    require("mujoco", "sim", "a MuJoCo world")
     from vla_robot.world.mujoco_world import MujocoWorld
 
     return MujocoWorld(recipe, privileged)

@@ -6,9 +6,13 @@ and reflections, 18 ms without multisampling as well.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import importlib
 import math
 import os
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,9 +30,12 @@ COLLISION_GEOMS = 0
 
 
 def choose_gl_backend() -> None:
-    """Pick EGL where there is no display. Must run before mujoco is imported; a choice of the user stands."""
-    if sys.platform == "linux" and not os.environ.get("DISPLAY"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+    """Pick EGL where there is no display; a choice of the user stands."""
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or "MUJOCO_GL" in os.environ:
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    if "mujoco.gl_context" in sys.modules:  # MuJoCo chose when somebody imported it, and needs a display for that
+        importlib.reload(sys.modules["mujoco.gl_context"])
 
 
 class Renderer:
@@ -63,7 +70,7 @@ class Renderer:
         return renderer.render()
 
     def close(self) -> None:
-        """Free the OpenGL contexts."""
+        """Free the OpenGL contexts. May be called twice."""
         for renderer in self._by_size.values():
             renderer.close()
         self._by_size.clear()
@@ -84,12 +91,23 @@ class Renderer:
                 "On a machine without a display install EGL (Debian: `apt-get install libegl1 libgl1-mesa-dri`), or "
                 "install libosmesa6 and set MUJOCO_GL=osmesa. `vla doctor` tests it."
             ) from error
+        _LIVE.add(self)
+        _free_contexts_at_exit()
         if not self._shadows:
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         if self._hide_group is not None:
             renderer._scene_option.geomgroup[self._hide_group] = 0  # no public way in 3.3
         return renderer
+
+
+_LIVE: weakref.WeakSet[Renderer] = weakref.WeakSet()
+
+
+@functools.cache
+def _free_contexts_at_exit() -> None:
+    """For worlds that nobody closes. Called after MuJoCo has registered the end of EGL, so that this runs before it."""
+    atexit.register(lambda: [renderer.close() for renderer in list(_LIVE)])
 
 
 def _free_camera(camera: CameraRecipe) -> mujoco.MjvCamera:

@@ -1,0 +1,72 @@
+"""Success tests by name, for scenes that bring none of their own: pure functions of where objects are.
+
+lifted   the body is more than `threshold` above where it lay
+near     the centres are at most `threshold` apart
+on_top   the body rests on the other, the centres at most `threshold` apart sideways
+inside   the body's centre is within the other's box and at least `threshold` below its rim
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_robot.core.messages import Vector
+
+RESTING_GAP_M = 0.01
+"""Two bodies touch when the bottom of one is this close to the top of the other; contacts are soft and boxes coarse."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One object now, in the world frame.
+
+    Attributes:
+        centre: (3,) middle of its bounding box [m].
+        half_size: (3,) half edges of its bounding box along the world's axes [m].
+        start: (3,) centre at the start of the episode [m].
+    """
+
+    centre: Vector
+    half_size: Vector
+    start: Vector
+
+    @property
+    def bottom(self) -> float:
+        return float(self.centre[2] - self.half_size[2])
+
+    @property
+    def top(self) -> float:
+        return float(self.centre[2] + self.half_size[2])
+
+
+SuccessTest = Callable[[Placed, Placed, float], bool]
+"""(body, other, threshold [m]) -> does it hold now?"""
+
+
+def lifted(body: Placed, other: Placed, threshold: float) -> bool:
+    """The body is more than `threshold` above where it lay. There is no other."""
+    return bool(body.centre[2] - body.start[2] > threshold)
+
+
+def near(body: Placed, other: Placed, threshold: float) -> bool:
+    """The centres are at most `threshold` apart."""
+    return bool(np.linalg.norm(body.centre - other.centre) <= threshold)
+
+
+def on_top(body: Placed, other: Placed, threshold: float) -> bool:
+    """The body rests on the other, their centres at most `threshold` apart sideways."""
+    sideways = float(np.linalg.norm(body.centre[:2] - other.centre[:2]))
+    return sideways <= threshold and abs(body.bottom - other.top) <= RESTING_GAP_M
+
+
+def inside(body: Placed, other: Placed, threshold: float) -> bool:
+    """The body's centre is within the other's bounding box, at least `threshold` below its rim."""
+    within = bool((np.abs(body.centre - other.centre)[:2] <= other.half_size[:2]).all())
+    return within and other.bottom <= body.centre[2] <= other.top - threshold
+
+
+TESTS: dict[str, SuccessTest] = {"lifted": lifted, "near": near, "on_top": on_top, "inside": inside}
+"""Every test that `[success] test = "..."` of a recipe may name."""
