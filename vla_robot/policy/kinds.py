@@ -1,0 +1,67 @@
+"""Policy kinds by name. The only list; imports are inside, so that holding still needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vla_robot.core.embodiment import Embodiment, require_fit
+from vla_robot.core.errors import ContractError, RecipeError, unknown
+from vla_robot.core.ports import Policy
+from vla_robot.recipe import read
+from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.schemas import is_bare_checkpoint
+
+Builder = Callable[[PolicyRecipe, Embodiment, str | None], Policy]
+
+
+def load_policy(path: Path, embodiment: Embodiment, *, expert: str | None = None) -> Policy:
+    """The policy of a recipe or of a bare checkpoint folder, fit to drive an embodiment.
+
+    Args:
+        path: a recipe, or a folder in the published OpenVLA layout.
+        embodiment: what it will drive.
+        expert: the world's scripted expert, for policies of kind "expert".
+
+    Raises:
+        RecipeError: the recipe names something that does not exist.
+        CheckpointError: the folder is incomplete or damaged.
+        ContractError: the policy was made for another arm; every difference is in the message.
+    """
+    recipe = PolicyRecipe(kind="openvla", checkpoint=path) if is_bare_checkpoint(path) else read(PolicyRecipe, path)
+    if recipe.kind not in _BUILDERS:
+        raise RecipeError(unknown("policy kind", recipe.kind, _BUILDERS))
+    return _BUILDERS[recipe.kind](recipe, embodiment, expert)
+
+
+def _openvla(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+    from vla_robot.policy.openvla.policy import load
+
+    assert recipe.checkpoint is not None  # PolicyRecipe requires it for this kind
+    policy = load(recipe.checkpoint, recipe.dtype, statistics_key=recipe.statistics_key)
+    if policy.embodiment is not None:
+        require_fit(policy.embodiment, embodiment)
+    return policy
+
+
+def _hold(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+    from vla_robot.policy.simple import HoldPolicy
+
+    if embodiment.action.kind != "eef_delta":
+        raise ContractError(f"'hold' needs an arm that is moved by deltas; '{embodiment.name}' takes positions.")
+    return HoldPolicy(embodiment.action)
+
+
+def _random(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+    from vla_robot.policy.simple import RandomPolicy
+
+    return RandomPolicy(embodiment.action)
+
+
+def _expert(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+    from vla_robot.policy.experts import build_expert
+
+    return build_expert(expert, embodiment.action)
+
+
+_BUILDERS: dict[str, Builder] = {"openvla": _openvla, "hold": _hold, "random": _random, "expert": _expert}

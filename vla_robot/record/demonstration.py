@@ -1,0 +1,140 @@
+"""One demonstration: what was seen, what should be done, what was done. Frames are encoded as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.image import resize
+from vla_robot.core.messages import Image, Observation, StepResult, Vector
+from vla_robot.record import png
+from vla_robot.record.stats import PIXEL_VALUES, count_pixels
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera's frames of an episode.
+
+    Attributes:
+        png: one lossless image per step.
+        height: of each frame, in pixels.
+        width: of each frame, in pixels.
+        pixel_counts: (3, 256) how often each value occurs in each channel, over all frames.
+    """
+
+    png: tuple[bytes, ...]
+    height: int
+    width: int
+    pixel_counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One episode of T steps, complete.
+
+    Attributes:
+        embodiment: what the numbers mean.
+        seed: of the episode.
+        driver: who moved the arm, e.g. "expert".
+        instruction: the task in plain words.
+        cameras: name -> frames, one before each action.
+        states: (T, S) the arm's own state before each action, in the embodiment's units.
+        actions: (T, D) what should be done: the label that a policy learns, in the embodiment's units.
+        executed: (T, D) what the arm was given.
+        success: (T,) bool, the task's success test held after the step.
+        stamps_ns: (T,) int64, when the frames were captured.
+    """
+
+    embodiment: Embodiment
+    seed: int
+    driver: str
+    instruction: str
+    cameras: Mapping[str, Camera]
+    states: NDArray[np.float64]
+    actions: NDArray[np.float64]
+    executed: NDArray[np.float64]
+    success: NDArray[np.bool_]
+    stamps_ns: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    @property
+    def succeeded(self) -> bool:
+        """The task was done at the end."""
+        return bool(self.success[-1])
+
+
+class _Row(NamedTuple):
+    """The numbers of one step."""
+
+    state: Vector
+    action: Vector
+    executed: Vector
+    success: bool
+    stamp_ns: int
+
+
+class DemonstrationBuilder:
+    """Gathers the steps of one episode in memory: about 20 kB a step with two cameras of 112 x 112."""
+
+    def __init__(self, image_size: int | None = None) -> None:
+        """
+        Args:
+            image_size: edge in pixels to which frames are resized, as a policy resizes them; None keeps them.
+        """
+        self._image_size = image_size
+        self._rows: list[_Row] = []
+        self._films: dict[str, _Film] = {}
+        self._instruction = ""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, observation: Observation, label: Vector, result: StepResult) -> None:
+        """One control step: the observation before it, the action to learn, and what the world answered."""
+        for name, image in observation.images.items():
+            self._films.setdefault(name, _Film()).add(self._sized(image))
+        self._instruction = observation.instruction
+        self._rows.append(_Row(observation.state, label, result.executed, result.success, observation.stamp_ns))
+
+    def finish(self, embodiment: Embodiment, seed: int, driver: str) -> Demonstration:
+        """The episode as one; at least one step must have been added."""
+        states, actions, executed, success, stamps_ns = zip(*self._rows, strict=True)
+        return Demonstration(
+            embodiment=embodiment,
+            seed=seed,
+            driver=driver,
+            instruction=self._instruction,
+            cameras={name: film.finish() for name, film in self._films.items()},
+            states=np.stack(states),
+            actions=np.stack(actions),
+            executed=np.stack(executed),
+            success=np.array(success, dtype=np.bool_),
+            stamps_ns=np.array(stamps_ns, dtype=np.int64),
+        )
+
+    def _sized(self, image: Image) -> Image:
+        return image if self._image_size is None else resize(image, self._image_size, self._image_size)
+
+
+class _Film:
+    """One camera's frames while an episode is gathered."""
+
+    def __init__(self) -> None:
+        self._png: list[bytes] = []
+        self._size = (0, 0)
+        self._counts = np.zeros((3, PIXEL_VALUES), dtype=np.int64)
+
+    def add(self, image: Image) -> None:
+        self._png.append(png.encode(image))
+        self._size = image.shape[0], image.shape[1]
+        self._counts += count_pixels(image)
+
+    def finish(self) -> Camera:
+        return Camera(tuple(self._png), *self._size, self._counts)

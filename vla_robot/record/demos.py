@@ -1,0 +1,309 @@
+"""Reads recordings for training: LeRobot datasets, one or several as one.
+
+demos = open_demos(["data/lift", "data/lift_round_1"])
+demos.actions                       (N, D) what should be done
+demos.frames("front", 84, 84)       (N, 84, 84, 3) every frame of a camera at once
+demos.images(17)                    {"front": (H, W, 3), "wrist": (H, W, 3)}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import DataError, unknown
+from vla_robot.core.image import resize
+from vla_robot.core.messages import Image
+from vla_robot.core.optional import require
+from vla_robot.record import png
+from vla_robot.record.lerobot_layout import (
+    ACTION,
+    DATA,
+    EXECUTED,
+    IMAGES,
+    INFO,
+    STATE,
+    SUCCESS,
+    file_number,
+    numbered_file,
+    read_embodiment,
+    read_episode_rows,
+    read_json,
+    read_recording,
+    read_table,
+    read_tasks,
+    require_same_embodiment,
+)
+
+OnProgress = Callable[[int, int], None]
+"""Called with frames done and frames in all."""
+
+_ROW_COLUMNS = ("episode_index", "length", "data/chunk_index", "data/file_index")
+DECODE_THREADS = 4
+"""Pillow lets other threads run while it decodes; beyond the number of cores more bring nothing."""
+
+
+@dataclass(frozen=True)
+class DemoEpisode:
+    """One episode among the frames of `Demos`.
+
+    Attributes:
+        root: the dataset that it is from.
+        start: its first frame.
+        stop: one past its last frame.
+        instruction: the task in plain words.
+        success: the task was done at the end; None when the dataset does not say.
+        seed: of the episode; None when the dataset was not recorded by `vla record`.
+        driver: who moved the arm; None likewise.
+    """
+
+    root: Path
+    start: int
+    stop: int
+    instruction: str
+    success: bool | None
+    seed: int | None
+    driver: str | None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a dataset; its rows are the frames from `start` on."""
+
+    path: Path
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Demos:
+    """N frames of demonstrations. Numbers are in memory; frames stay on disk until they are asked for.
+
+    Attributes:
+        embodiment: what the numbers mean.
+        episodes: in order; they cover all frames.
+        cameras: name -> (height, width) of the stored frames, in pixels.
+        states: (N, S) float64, the arm's own state.
+        actions: (N, D) float64, what should be done: the labels.
+        executed: (N, D) float64, what the arm was given; None when a dataset does not say.
+        files: where the frames lie.
+    """
+
+    embodiment: Embodiment
+    episodes: tuple[DemoEpisode, ...]
+    cameras: Mapping[str, tuple[int, int]]
+    states: NDArray[np.float64]
+    actions: NDArray[np.float64]
+    executed: NDArray[np.float64] | None
+    files: tuple[DataFile, ...]
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.actions)
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """Every instruction there is, each once."""
+        return tuple(dict.fromkeys(episode.instruction for episode in self.episodes))
+
+    @property
+    def episode_index(self) -> NDArray[np.int64]:
+        """(N,) which of `episodes` each frame is from."""
+        return np.repeat(np.arange(len(self.episodes)), [len(episode) for episode in self.episodes])
+
+    def images(self, index: int) -> dict[str, Image]:
+        """The frames of one step: camera -> (H, W, 3) uint8. Reads from disk; `frames` is the fast way to all of them.
+
+        Raises:
+            IndexError: there is no such frame.
+            DataError: a file is damaged.
+        """
+        if not 0 <= index < self.num_frames:
+            raise IndexError(f"frame {index} of {self.num_frames}")
+        file = next(file for file in self.files if file.start <= index < file.stop)
+        table = read_table(file.path, [IMAGES + name for name in self.cameras])
+        row = table.slice(index - file.start, 1).to_pylist()[0]
+        return {name: png.decode(_png_of(row[IMAGES + name], file.path)) for name in self.cameras}
+
+    def frames(
+        self,
+        camera: str,
+        height: int | None = None,
+        width: int | None = None,
+        on_progress: OnProgress = lambda done, total: None,
+    ) -> NDArray[np.uint8]:
+        """All frames of a camera, decoded in threads, resized as a policy resizes them.
+
+        Args:
+            camera: its name.
+            height: new height in pixels; None keeps the stored one.
+            width: new width in pixels; None keeps the stored one.
+            on_progress: called after each file.
+
+        Returns:
+            (N, height, width, 3) uint8: N * height * width * 3 bytes of memory, 0.5 GB for 25,000 frames of 84 x 84.
+
+        Raises:
+            DataError: no such camera, or a file is damaged.
+        """
+        if camera not in self.cameras:
+            raise DataError(unknown("camera", camera, self.cameras))
+        stored = self.cameras[camera]
+        size = height or stored[0], width or stored[1]
+        frames = np.empty((self.num_frames, *size, 3), dtype=np.uint8)
+        with ThreadPoolExecutor(DECODE_THREADS) as pool:
+            for file in self.files:
+                encoded = read_table(file.path, [IMAGES + camera]).column(0).to_pylist()
+                decoded = pool.map(lambda cell, path=file.path: resize(png.decode(_png_of(cell, path)), *size), encoded)
+                for index, image in enumerate(decoded, start=file.start):
+                    frames[index] = image
+                on_progress(file.stop, self.num_frames)
+        return frames
+
+
+def open_demos(roots: Path | str | Sequence[Path | str]) -> Demos:
+    """One dataset, or several as one.
+
+    Args:
+        roots: folders of LeRobot datasets with frames stored as images. All must have the same embodiment and the same
+            frame sizes.
+
+    Raises:
+        DataError: not a dataset, damaged, empty, without meta/embodiment.json, or two that do not go together.
+        MissingDependencyError: the extra [data] is not installed.
+    """
+    require("pyarrow", "data", "a LeRobot dataset")
+    folders = [Path(roots)] if isinstance(roots, (str, Path)) else [Path(root) for root in roots]
+    if not folders:
+        raise DataError("no dataset was named. `vla record` makes one.")
+    parts = [_open_one(folder) for folder in folders]
+    for folder, part in zip(folders[1:], parts[1:], strict=True):
+        _require_fit(folder, part, folders[0], parts[0])
+    return _joined(parts)
+
+
+def _open_one(root: Path) -> Demos:
+    embodiment = read_embodiment(root)
+    rows = read_episode_rows(root, _ROW_COLUMNS) if (root / INFO).is_file() else []
+    if not rows:
+        raise DataError(f"{root} holds no finished episode. `vla record` makes some.")
+    features: dict[str, Any] = read_json(root / INFO)["features"]
+    files = _files(root, rows)
+    columns = [STATE, ACTION, "task_index"] + [name for name in (EXECUTED, SUCCESS) if name in features]
+    table = _read_all(files, columns)
+    return Demos(
+        embodiment=embodiment,
+        episodes=_episodes(root, rows, table),
+        cameras=_cameras(root, features, embodiment),
+        states=_matrix(table[STATE]),
+        actions=_matrix(table[ACTION]),
+        executed=_matrix(table[EXECUTED]) if EXECUTED in features else None,
+        files=files,
+    )
+
+
+def _files(root: Path, rows: list[dict[str, Any]]) -> tuple[DataFile, ...]:
+    """The data files in order. A file holds one episode when we wrote it, and many when lerobot did."""
+    files: list[DataFile] = []
+    start = 0
+    for number, group in groupby(rows, key=lambda row: file_number(row, DATA)):
+        stop = start + sum(row["length"] for row in group)
+        files.append(DataFile(numbered_file(root, DATA, number), start, stop))
+        start = stop
+    return tuple(files)
+
+
+def _read_all(files: Sequence[DataFile], columns: list[str]) -> dict[str, Any]:
+    """Column name -> pyarrow column over all files."""
+    import pyarrow as pa
+
+    tables = [read_table(file.path, columns) for file in files]
+    for file, table in zip(files, tables, strict=True):
+        if len(table) != file.stop - file.start:
+            raise DataError(f"{file.path} has {len(table)} rows, but meta/episodes says {file.stop - file.start}.")
+    whole = pa.concat_tables([table.select(columns) for table in tables])
+    return {name: whole.column(name) for name in columns}
+
+
+def _matrix(column: Any) -> NDArray[np.float64]:
+    """A column of lists of numbers -> (N, D)."""
+    return column.combine_chunks().flatten().to_numpy().astype(np.float64).reshape(len(column), -1)
+
+
+def _episodes(root: Path, rows: list[dict[str, Any]], table: Mapping[str, Any]) -> tuple[DemoEpisode, ...]:
+    tasks = read_tasks(root)
+    notes = {note["episode"]: note for note in read_recording(root)}
+    stops = np.cumsum([row["length"] for row in rows]).tolist()
+    episodes: list[DemoEpisode] = []
+    for number, (row, stop) in enumerate(zip(rows, stops, strict=True)):
+        task = table["task_index"][stop - 1].as_py()
+        if not 0 <= task < len(tasks):
+            raise DataError(f"{root}: episode {number} has task_index {task}, but there are {len(tasks)} tasks.")
+        note = notes.get(number, {})
+        success = table[SUCCESS][stop - 1].as_py() if SUCCESS in table else None
+        episodes.append(
+            DemoEpisode(root, stop - row["length"], stop, tasks[task], success, note.get("seed"), note.get("driver"))
+        )
+    return tuple(episodes)
+
+
+def _cameras(root: Path, features: Mapping[str, Any], embodiment: Embodiment) -> dict[str, tuple[int, int]]:
+    """Camera -> stored (height, width).
+
+    Raises:
+        DataError: a camera of the embodiment is missing, or stored as video.
+    """
+    stored = {name.removeprefix(IMAGES): f for name, f in features.items() if name.startswith(IMAGES)}
+    sizes: dict[str, tuple[int, int]] = {}
+    for name in (camera.name for camera in embodiment.cameras):
+        if name not in stored:
+            raise DataError(f"{root}: " + unknown(f"camera of its {embodiment.name}", name, stored))
+        if stored[name]["dtype"] != "image":
+            raise DataError(
+                f"{root}: {IMAGES}{name} is stored as {stored[name]['dtype']}; only images are read so far."
+            )
+        sizes[name] = int(stored[name]["shape"][0]), int(stored[name]["shape"][1])
+    return sizes
+
+
+def _png_of(cell: Mapping[str, Any] | None, path: Path) -> bytes:
+    if cell is None or not cell["bytes"]:
+        raise DataError(f"{path} has a step without its frame; only frames inside the table are read.")
+    return cell["bytes"]
+
+
+def _require_fit(root: Path, part: Demos, first_root: Path, first: Demos) -> None:
+    require_same_embodiment(root, part.embodiment, first.embodiment)
+    if part.cameras != first.cameras:
+        raise DataError(
+            f"{root} holds frames of {dict(part.cameras)}, but {first_root} of {dict(first.cameras)} (height, width). "
+            "Record both with the same --image-size."
+        )
+
+
+def _joined(parts: Sequence[Demos]) -> Demos:
+    if len(parts) == 1:
+        return parts[0]
+    offsets = np.cumsum([0, *(part.num_frames for part in parts[:-1])]).tolist()
+    pairs = list(zip(parts, offsets, strict=True))
+    executed = [part.executed for part in parts if part.executed is not None]
+    return Demos(
+        embodiment=parts[0].embodiment,
+        episodes=tuple(replace(e, start=e.start + o, stop=e.stop + o) for p, o in pairs for e in p.episodes),
+        cameras=parts[0].cameras,
+        states=np.concatenate([part.states for part in parts]),
+        actions=np.concatenate([part.actions for part in parts]),
+        executed=np.concatenate(executed) if len(executed) == len(parts) else None,
+        files=tuple(replace(f, start=f.start + o, stop=f.stop + o) for p, o in pairs for f in p.files),
+    )

@@ -1,0 +1,36 @@
+"""Frames as PNG: lossless, so that a failure is studied, and a policy trained, on exactly the pixels that were seen."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from vla_robot.core.errors import DataError
+from vla_robot.core.messages import Image
+
+LEVEL = 1
+"""zlib's fastest: several times quicker than its default, at a tenth more bytes for rendered frames."""
+
+
+def encode(image: Image) -> bytes:
+    """(H, W, 3) uint8 -> PNG."""
+    import PIL.Image  # not at the top: the control loop imports this room and may never write a frame
+
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(image).save(buffer, "PNG", compress_level=LEVEL)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> Image:
+    """PNG -> (H, W, 3) uint8.
+
+    Raises:
+        DataError: not a PNG, or a damaged one.
+    """
+    import PIL.Image
+
+    try:
+        return np.asarray(PIL.Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # pillow raises SyntaxError for some broken chunks
+        raise DataError(f"a stored frame is no readable PNG: {error}.") from error

@@ -1,0 +1,122 @@
+"""Statistics of recordings: LeRobot's, for every feature, and OpenVLA's `dataset_statistics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+QUANTILES: Mapping[str, float] = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+"""LeRobot's names."""
+
+PIXEL_VALUES = 256
+
+Stats = dict[str, NDArray[Any]]
+"""min, max, mean, std and quantiles, one number per dimension, and count, (1,)."""
+
+
+def describe(values: ArrayLike) -> Stats:
+    """Statistics of one feature over one episode.
+
+    Args:
+        values: (T,) or (T, D) numbers or truth values.
+
+    Returns:
+        (D,) float64 each, (1,) for a feature of one number.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    x = x.reshape(len(x), -1)
+    quantiles = np.quantile(x, list(QUANTILES.values()), axis=0)
+    return {
+        "min": x.min(axis=0),
+        "max": x.max(axis=0),
+        "mean": x.mean(axis=0),
+        "std": x.std(axis=0),
+        "count": np.array([len(x)]),
+        **dict(zip(QUANTILES, quantiles, strict=True)),
+    }
+
+
+def count_pixels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(H, W, 3) uint8 -> (3, 256) how often each value occurs in each channel. Sums over frames are exact."""
+    channels = (np.bincount(image[..., c].ravel(), minlength=PIXEL_VALUES) for c in range(3))
+    return np.stack(list(channels)).astype(np.int64)
+
+
+def describe_pixels(counts: NDArray[np.int64], num_frames: int) -> Stats:
+    """Statistics of one camera from its pixel counts, in LeRobot's form: values in [0, 1], shape (3, 1, 1).
+
+    Args:
+        counts: (3, 256) from `count_pixels`, summed over frames.
+        num_frames: how many frames those were.
+    """
+    values = np.arange(PIXEL_VALUES) / (PIXEL_VALUES - 1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    below = np.cumsum(counts, axis=1)
+    mean = shares @ values
+    described = {
+        "min": values[(counts > 0).argmax(axis=1)],
+        "max": values[PIXEL_VALUES - 1 - (counts[:, ::-1] > 0).argmax(axis=1)],
+        "mean": mean,
+        "std": np.sqrt((shares * (values - mean[:, None]) ** 2).sum(axis=1)),
+        **{name: values[(below >= q * below[:, -1:]).argmax(axis=1)] for name, q in QUANTILES.items()},
+    }
+    return {name: value.reshape(3, 1, 1) for name, value in described.items()} | {"count": np.array([num_frames])}
+
+
+def merge(parts: Sequence[Stats]) -> Stats:
+    """Statistics of one feature over several episodes from the statistics of each.
+
+    Mean and deviation are exact. Quantiles are the episodes' means weighted by length, which is LeRobot's convention
+    and an approximation; `dataset_statistics` computes its own over all frames.
+
+    Source: lerobot 0.6.1, datasets/compute_stats.py, aggregate_feature_stats.
+    """
+    counts = np.array([int(part["count"][0]) for part in parts])
+
+    def weighted(name: str) -> NDArray[np.float64]:
+        return np.average([part[name] for part in parts], axis=0, weights=counts)
+
+    mean = weighted("mean")
+    squares = np.average([part["std"] ** 2 + (part["mean"] - mean) ** 2 for part in parts], axis=0, weights=counts)
+    return {
+        "min": np.min([part["min"] for part in parts], axis=0),
+        "max": np.max([part["max"] for part in parts], axis=0),
+        "mean": mean,
+        "std": np.sqrt(squares),
+        "count": np.array([counts.sum()]),
+        **{name: weighted(name) for name in QUANTILES},
+    }
+
+
+def dataset_statistics(name: str, actions: ArrayLike, states: ArrayLike, num_episodes: int) -> dict[str, Any]:
+    """The content of OpenVLA's `dataset_statistics.json`, over all transitions.
+
+    Args:
+        name: the dataset's name, which becomes the un-normalisation key.
+        actions: (N, D) in units; the gripper is last and stays un-normalised (mask False).
+        states: (N, S) in units.
+        num_episodes: how many trajectories the N transitions come from.
+
+    Returns:
+        Plain dictionaries and lists, ready for JSON.
+
+    Source: openvla/openvla, prismatic/vla/datasets/rlds/utils/data_utils.py, get_dataset_statistics.
+    """
+    taken = np.asarray(actions, dtype=np.float64)
+    mask = [True] * (taken.shape[1] - 1) + [False]
+    return {
+        name: {
+            "action": {**_block(taken), "mask": mask},
+            "proprio": _block(np.asarray(states, dtype=np.float64)),
+            "num_transitions": len(taken),
+            "num_trajectories": num_episodes,
+        }
+    }
+
+
+def _block(values: NDArray[np.float64]) -> dict[str, list[float]]:
+    described = describe(values)
+    return {name: described[name].tolist() for name in ("mean", "std", "max", "min", "q01", "q99")}

@@ -1,0 +1,114 @@
+"""Demonstrations from several processes, each with a world of its own, in the order of their seeds.
+
+    seeds --> worker 0 \\
+    seeds --> worker 1  --> in order --> whoever iterates
+
+The order, and so the dataset, is the same for any number of workers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from vla_robot.core.errors import VlaError, WorldError
+from vla_robot.record.collect import Collector
+from vla_robot.record.demonstration import Demonstration
+
+Build = Callable[[], contextlib.AbstractContextManager[Collector]]
+"""Makes a worker's world and policies. It crosses into the worker, so it must be picklable: a module's function, or an
+instance of a module's dataclass."""
+
+STOP_TIMEOUT_S = 2.0
+
+
+def collect_in_processes(build: Build, seeds: Sequence[int], num_workers: int) -> Generator[Demonstration]:
+    """One demonstration per seed, in the order of the seeds.
+
+    The workers end when the iteration ends, is closed, or fails, and when this process dies.
+
+    Raises:
+        VlaError: what a worker raised.
+        WorldError: a worker died.
+    """
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_Worker(build)) for _ in range(min(num_workers, len(seeds)))]
+        waiting = iter(seeds)
+        finished: dict[int, Demonstration] = {}
+        for worker in workers:
+            worker.begin(next(waiting, None))
+        for seed in seeds:
+            while seed not in finished:
+                for worker in _ready(workers):
+                    demonstration = worker.take()
+                    finished[demonstration.seed] = demonstration
+                    worker.begin(next(waiting, None))
+            yield finished.pop(seed)
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, build: Build) -> None:
+        # spawn: a fork would copy an OpenGL context and locks that no other thread will ever open.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(target=_work, args=(build, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.busy = False
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipe.close()
+        self._process.terminate()
+        self._process.join(STOP_TIMEOUT_S)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def begin(self, seed: int | None) -> None:
+        """Start on a seed; None leaves the worker idle."""
+        self.busy = seed is not None
+        if seed is not None:
+            with contextlib.suppress(BrokenPipeError):  # it died: `take` says how
+                self.pipe.send(seed)
+
+    def take(self) -> Demonstration:
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionError) as error:
+            self._process.join(STOP_TIMEOUT_S)
+            raise WorldError(
+                f"a recording process ended unexpectedly with exit code {self._process.exitcode}. Episodes that were "
+                "finished are kept; the same command goes on after them. Out of memory? Try --workers 1."
+            ) from error
+        if isinstance(answer, VlaError):
+            raise answer
+        return answer
+
+
+def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
+    """Wait until at least one busy worker has something to say."""
+    pipes = wait([worker.pipe for worker in workers if worker.busy])
+    return [worker for worker in workers if worker.pipe in pipes]
+
+
+def _work(build: Build, pipe: Connection) -> None:
+    """What a worker does: a demonstration for each seed that comes, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the workers themselves fill the cores
+    with contextlib.suppress(EOFError, ConnectionError):
+        try:
+            with build() as collector:
+                while True:
+                    pipe.send(collector.collect(pipe.recv()))
+        except VlaError as error:
+            pipe.send(error)
