@@ -59,7 +59,8 @@ class SuccessRecipe:
 
     def __post_init__(self) -> None:
         if (self.other is None) != (self.test == "lifted"):
-            raise RecipeError(f"success test '{self.test}' {'takes no' if self.other else 'needs'} other object")
+            needed = "takes no" if self.other else "needs an"
+            raise RecipeError(f"success test '{self.test}' {needed} object 'other'")
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ def embodiment_of(recipe: EnvRecipe, name: str) -> Embodiment:
 
 
 def check_action(action: Vector, space: ActionSpace) -> Vector:
-    """The action as float64.
+    """The action as float64, in an array of its own.
 
     Raises:
         ContractError: wrong shape, not finite, or outside the limits. The guard in front of a world clamps; a world
             only refuses.
     """
-    values = np.asarray(action, dtype=np.float64)
+    values = np.array(action, dtype=np.float64)
     if values.shape != (len(space),):
         raise ContractError(f"action has shape {values.shape}, expected ({len(space)},): {', '.join(space.names)}.")
     if not np.isfinite(values).all():

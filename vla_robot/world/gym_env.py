@@ -33,7 +33,7 @@ NAMESPACE = "vla_robot"
 SEEDS = 2**31
 
 GymObservation = dict[str, Any]
-"""{"images": {camera: (H, W, 3) uint8}, "state": (S,) float64}"""
+"""{"state": (S,) float64, "images": {camera: (H, W, 3) uint8}}; no images where the world has no cameras."""
 
 
 class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
@@ -94,14 +94,18 @@ class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
 
     def _show(self, observation: Observation) -> GymObservation:
         self._latest = observation
-        return {"images": dict(observation.images), "state": observation.state}
+        shown: GymObservation = {"state": observation.state}
+        if observation.images:  # gymnasium refuses an empty dictionary
+            shown["images"] = dict(observation.images)
+        return shown
 
 
 def observation_space(embodiment: Embodiment) -> spaces.Dict:
-    """Frames by camera name, and the arm's state in its units."""
+    """The arm's state in its units, and frames by camera name if there are cameras."""
     frames = [(c.name, spaces.Box(0, 255, (c.height, c.width, 3), np.uint8)) for c in embodiment.cameras]
     low, high = (np.array([getattr(d, end) for d in embodiment.state]) for end in ("low", "high"))
-    return spaces.Dict({"images": spaces.Dict(frames), "state": spaces.Box(low, high, dtype=np.float64)})
+    state = spaces.Box(low, high, dtype=np.float64)
+    return spaces.Dict({"state": state, "images": spaces.Dict(frames)} if frames else {"state": state})
 
 
 def action_space(embodiment: Embodiment) -> spaces.Box:

@@ -97,7 +97,7 @@ class MujocoWorld:
         self._held = self._held + 1 if success else 0
         return StepResult(
             observation=self._observe(),
-            executed=values.copy(),
+            executed=values,
             success=success,
             terminated=self._held >= self._recipe.success_hold,
             truncated=self._step >= self._recipe.horizon,

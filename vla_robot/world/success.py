@@ -65,7 +65,7 @@ def on_top(body: Placed, other: Placed, threshold: float) -> bool:
 def inside(body: Placed, other: Placed, threshold: float) -> bool:
     """The body's centre is within the other's bounding box, at least `threshold` below its rim."""
     within = bool((np.abs(body.centre - other.centre)[:2] <= other.half_size[:2]).all())
-    return within and other.bottom <= body.centre[2] <= other.top - threshold
+    return within and other.bottom <= float(body.centre[2]) <= other.top - threshold
 
 
 TESTS: dict[str, SuccessTest] = {"lifted": lifted, "near": near, "on_top": on_top, "inside": inside}

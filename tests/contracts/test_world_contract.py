@@ -1,0 +1,199 @@
+"""What every world promises, asked of every kind of world. A new kind joins by one line in KINDS."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import ContractError, VlaError
+from vla_robot.core.messages import Observation
+from vla_robot.core.ports import World
+from vla_robot.recipe import dump, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.serve.child import spawn_world
+from vla_robot.world.kinds import build_world
+
+HORIZON = 6
+HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+MOVES = np.random.default_rng(0).uniform(-0.8, 0.8, (HORIZON, 7)) * [*[0.05] * 3, *[0.5] * 3, 0.0] + HOLD
+
+Build = Callable[[EnvRecipe, bool, Path], contextlib.AbstractContextManager[World]]
+
+
+def here(recipe: EnvRecipe, privileged: bool, folder: Path) -> contextlib.AbstractContextManager[World]:
+    return contextlib.closing(build_world(recipe, privileged))
+
+
+def in_a_process(recipe: EnvRecipe, privileged: bool, folder: Path) -> contextlib.AbstractContextManager[World]:
+    path = folder / "world.toml"
+    path.write_text(dump(recipe), encoding="utf-8")
+    return spawn_world(path, privileged)
+
+
+def shipped(name: str) -> EnvRecipe:
+    return dataclasses.replace(read(EnvRecipe, name), horizon=HORIZON)
+
+
+def blind(name: str) -> EnvRecipe:
+    return dataclasses.replace(shipped(name), cameras=())
+
+
+KINDS: dict[str, tuple[EnvRecipe, Build]] = {
+    "mujoco without cameras": (blind("tabletop"), here),
+    "mujoco": (shipped("tabletop"), here),
+    "mujoco in a process": (shipped("tabletop"), in_a_process),
+    "robosuite": (shipped("lift"), here),
+}
+NEEDS_NO_RENDERER = ("mujoco without cameras",)
+PARAMETERS = [pytest.param(k, marks=() if k in NEEDS_NO_RENDERER else pytest.mark.sim, id=k) for k in KINDS]
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def world(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    recipe, build = KINDS[kind]
+    with build(recipe, False, tmp_path_factory.mktemp("world")) as built:
+        yield built
+
+
+def episode(world: World, seed: int, steps: int = 3) -> list[Observation]:
+    """An episode of fixed moves."""
+    return [world.reset(seed), *(world.step(move).observation for move in MOVES[:steps])]
+
+
+def content(observations: list[Observation]) -> list[bytes]:
+    """Everything but the stamps."""
+    return [
+        o.state.tobytes() + b"".join(image.tobytes() for image in o.images.values()) + o.instruction.encode()
+        for o in observations
+    ]
+
+
+def test_it_is_a_world(world: World) -> None:
+    assert isinstance(world, World)
+    assert world.instruction
+
+
+def test_its_embodiment_survives_the_wire(world: World) -> None:
+    assert Embodiment.from_dict(world.embodiment.to_dict()) == world.embodiment
+
+
+def test_a_reset_gives_step_zero_and_every_step_counts(world: World) -> None:
+    assert [o.step for o in episode(world, seed=1)] == [0, 1, 2, 3]
+
+
+def test_every_observation_is_what_the_embodiment_says(world: World) -> None:
+    for observation in episode(world, seed=1):
+        world.embodiment.check(observation)
+        assert observation.instruction == world.instruction
+        bounds = np.array([(d.low, d.high) for d in world.embodiment.state]).T
+        assert (bounds[0] <= observation.state).all() and (observation.state <= bounds[1]).all()
+
+
+def test_a_seed_gives_the_same_bytes_whatever_ran_before(world: World) -> None:
+    first = content(episode(world, seed=5))
+    for seed in (1, 2, 3):
+        episode(world, seed)
+    assert content(episode(world, seed=5)) == first
+
+
+def test_two_seeds_begin_differently(kind: str, tmp_path: Path) -> None:
+    recipe, build = KINDS[kind]
+    with build(dataclasses.replace(recipe, cameras=()), True, tmp_path) as world:
+        first, second = (world.reset(seed).privileged["cube_pos"] for seed in (1, 2))
+    assert not np.array_equal(first, second)
+
+
+def test_the_truth_is_given_only_when_asked_for(world: World) -> None:
+    assert all(o.privileged == {} for o in episode(world, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (HOLD[:6], r"shape \(6,\)"),
+        (HOLD[None], r"shape \(1, 7\)"),
+        (HOLD * np.nan, "not finite"),
+        (HOLD + np.inf, "not finite"),
+        (HOLD + [0.2, 0, 0, 0, 0, 0, 0], r"dx is 0\.2 m, allowed is -0\.05 to 0\.05"),
+        (HOLD + [0, 0, 0, 0, 0, 0, 0.5], r"gripper is 1\.5 1, allowed is 0 to 1"),
+    ],
+    ids=["too short", "too many axes", "nan", "infinite", "too far", "gripper too far"],
+)
+def test_a_bad_action_is_refused_and_nothing_moves(world: World, action: np.ndarray, message: str) -> None:
+    undisturbed = content(episode(world, seed=3))
+    world.reset(3)
+    with pytest.raises(ContractError, match=message):
+        world.step(action)
+    assert content([world.step(move).observation for move in MOVES[:3]]) == undisturbed[1:]
+
+
+def test_a_step_reports_the_action_that_it_executed(world: World) -> None:
+    world.reset(1)
+    result = world.step(MOVES[0])
+    np.testing.assert_array_equal(result.executed, MOVES[0])
+    assert result.clamps == ()
+
+
+def test_the_caller_may_reuse_its_action_array(world: World) -> None:
+    world.reset(1)
+    action = MOVES[0].copy()
+    executed = world.step(action).executed
+    action[:] = 0
+    np.testing.assert_array_equal(executed, MOVES[0])
+
+
+def test_the_tool_goes_where_it_is_told(world: World) -> None:
+    start = world.reset(1).state
+    end = [world.step(HOLD + [0, 0, 0.03, 0, 0, 0, 0]).observation.state for _ in range(4)][-1]
+    assert 0.02 < end[2] - start[2] < 0.15
+    assert np.abs(end[:2] - start[:2]).max() < 0.02
+
+
+def test_the_horizon_truncates_at_its_step_and_not_before(world: World) -> None:
+    world.reset(1)
+    assert [world.step(HOLD).truncated for _ in range(HORIZON)] == [False] * (HORIZON - 1) + [True]
+
+
+def test_nothing_is_achieved_by_doing_nothing(world: World) -> None:
+    world.reset(1)
+    results = [world.step(HOLD) for _ in range(3)]
+    assert not any(r.success or r.terminated for r in results)
+
+
+def test_an_observation_does_not_change_afterwards(world: World) -> None:
+    first = world.reset(1)
+    kept = content([first])
+    second = world.step(MOVES[0]).observation
+    episode(world, seed=2)
+    assert content([first]) == kept
+    assert not np.shares_memory(first.state, second.state)
+    assert not any(np.shares_memory(first.images[name], second.images[name]) for name in first.images)
+
+
+def test_stamps_increase_and_a_command_lies_between_two_observations(world: World) -> None:
+    before = world.reset(1)
+    for move in MOVES[:3]:
+        result = world.step(move)
+        assert before.stamp_ns < result.command_ns < result.observation.stamp_ns
+        before = result.observation
+
+
+def test_a_closed_world_says_so_and_may_be_closed_twice(kind: str, tmp_path: Path) -> None:
+    recipe, build = KINDS[kind]
+    with build(dataclasses.replace(recipe, cameras=()), False, tmp_path) as world:
+        world.close()
+        world.close()
+        for call in (lambda: world.reset(0), lambda: world.step(HOLD)):
+            with pytest.raises(VlaError, match="was closed"):
+                call()
