@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -17,27 +17,33 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vla_robot.cli.build import build_policy, sees_the_truth
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
-from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import VlaError
-from vla_robot.core.ports import Policy, World
+from vla_robot.core.embodiment import ActionSpace, Embodiment
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.ports import Policy
 from vla_robot.recipe import find, read
+from vla_robot.recipe.dataset import DatasetRecipe, Recording
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.record.collect import Collected, Collector, Keep, WithoutTruth, store
+from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.record.workers import collect_in_processes
 
 PLAIN_LINE_EVERY = 10
 """Episodes between progress lines where there is no terminal to draw a bar on."""
 
+MOST_WORKERS = 4
+"""More are used only when asked for: each holds a simulator, and a learned driver holds its weights."""
+
 
 @dataclass(frozen=True)
 class RecordArgs:
     """Demonstrations, as a LeRobot v3 dataset. The same command again goes on where an interrupted one ended."""
 
-    env: Annotated[str, option("ENV")]
-    """the world, by name or path"""
     out: Annotated[Path, option("FOLDER")]
     """the dataset's folder; one that exists is continued"""
+    recipe: Annotated[str | None, tyro.conf.Positional, option("[RECIPE]")] = None
+    """a dataset recipe, by name or path; without one, give --env"""
+    env: Annotated[str | None, option("ENV")] = None
+    """the world, by name or path"""
     by: Annotated[str, option("POLICY")] = "expert"
     """who says what should be done, by name or path"""
     episodes: Annotated[int, option("N")] = 50
@@ -49,25 +55,33 @@ class RecordArgs:
     noise: Annotated[float, option("0..1")] = 0.0
     """how strongly the driver is disturbed, so that demonstrations show how to get out of mistakes (DART)"""
     image_size: Annotated[int | None, option("PIXELS")] = None
-    """store frames at this size; take the input size of the policy that will learn, or leave it out"""
-    keep: Annotated[Keep | None, option("all|success")] = None
+    """store frames at this size: the input size of the policy that will learn; by default the world's"""
+    keep: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
     """which episodes are stored; by default all with --driver, successful ones without"""
     workers: Annotated[int | None, option("N")] = None
     """processes, each with its own world; by default one per core, at most 4"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file, for machines"""
 
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise VlaError(f"--episodes is {self.episodes}, must be at least 1.")
-        if self.seed < 0:
-            raise VlaError(f"--seed is {self.seed}, must not be negative.")
-        if not 0 <= self.noise <= 1:
-            raise VlaError(f"--noise is {self.noise:g}, must lie in 0..1.")
-        if self.image_size is not None and not 16 <= self.image_size <= 640:
-            raise VlaError(f"--image-size is {self.image_size}, must lie in 16..640 pixels.")
-        if self.workers is not None and self.workers < 1:
-            raise VlaError(f"--workers is {self.workers}, must be at least 1.")
+
+def plan(args: RecordArgs) -> DatasetRecipe:
+    """What a command line asks for.
+
+    Raises:
+        RecipeError: neither a recipe nor a world, or both, or a number out of its range.
+    """
+    if (args.recipe is None) == (args.env is None):
+        raise RecipeError(
+            "say what to record: a dataset recipe, as in `vla record datasets/mine.toml --out data/mine`, or a world, "
+            "as in `vla record --env lift --out data/lift`."
+        )
+    if args.workers is not None and args.workers < 1:
+        raise RecipeError(f"--workers is {args.workers}; at least 1 is needed.")
+    if args.recipe is not None:
+        return read(DatasetRecipe, find("datasets", args.recipe))
+    assert args.env is not None
+    recording = Recording(args.by, args.driver, args.noise, args.episodes, args.seed, args.keep)
+    return DatasetRecipe(env=args.env, recordings=(recording,), image_size=args.image_size)
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class Build:
         env: the world's recipe.
         label: the policy that says what should be done.
         driver: the policy that moves the arm; None lets the label do it.
-        noise: how strongly the driver is disturbed, 0..1.
+        noise: how strongly the driver is disturbed, 0 to 1.
         image_size: edge of the stored frames in pixels, or None.
     """
 
@@ -90,91 +104,101 @@ class Build:
 
     @property
     def driver_name(self) -> str:
-        """As it is stored with each episode."""
-        name = (self.driver or self.label).stem
-        return f"{name} noise {self.noise:g}" if self.noise else name
+        """As it is stored with each episode: the same on every computer."""
+        path = self.driver or self.label
+        is_checkpoint_of_a_run = path.is_dir() and path.parent.name != "policies"  # many are called "final"
+        name = "/".join(path.parts[-2:]) if is_checkpoint_of_a_run else path.name.removesuffix(".toml")
+        return f"{name}, noise {self.noise:g}" if self.noise else name
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Collector]:
-        recipe = read(EnvRecipe, self.env)
-        with contextlib.closing(self.world(recipe)) as world:
-            label = self._policy(self.label, recipe, world.embodiment)
-            driver = label if self.driver is None else self._policy(self.driver, recipe, world.embodiment)
-            yield Collector(world, label, self._disturbed(driver, world), self.driver_name, self.image_size)
-
-    def world(self, recipe: EnvRecipe) -> World:
         from vla_robot.world.kinds import build_world
 
-        return build_world(recipe, privileged=True)
+        recipe = read(EnvRecipe, self.env)
+        with contextlib.closing(build_world(recipe, privileged=True)) as world:
+            label = self._policy(self.label, recipe, world.embodiment)
+            driver = label if self.driver is None else self._policy(self.driver, recipe, world.embodiment)
+            driver = self._disturbed(driver, world.embodiment.action)
+            yield Collector(world, label, driver, self.driver_name, self.image_size)
 
     def _policy(self, path: Path, recipe: EnvRecipe, embodiment: Embodiment) -> Policy:
         policy = build_policy(path, recipe, embodiment)
         return policy if sees_the_truth(path) else WithoutTruth(policy)
 
-    def _disturbed(self, driver: Policy, world: World) -> Policy:
+    def _disturbed(self, driver: Policy, space: ActionSpace) -> Policy:
         if not self.noise:
             return driver
         from vla_robot.policy.perturb import Perturbation, PerturbedPolicy
 
-        usual = Perturbation()
-        strength = Perturbation(
-            jitter=self.noise * usual.jitter, burst_probability=self.noise * usual.burst_probability
-        )
-        return PerturbedPolicy(driver, world.embodiment.action, strength)
+        full = Perturbation()
+        strength = Perturbation(self.noise * full.jitter, self.noise * full.burst_probability)
+        return PerturbedPolicy(driver, space, strength)
 
 
 def main(args: RecordArgs) -> int:
-    """Record; status 0 when all episodes were made.
+    """Record; status 0 when every episode was made.
 
     Raises:
         VlaError: something is wrong with a recipe, a policy, the world or the folder. Finished episodes are kept.
     """
-    build = Build(
-        env=find("envs", args.env),
-        label=find("policies", args.by),
-        driver=None if args.driver is None else find("policies", args.driver),
-        noise=args.noise,
-        image_size=args.image_size,
-    )
+    recipe = plan(args)
+    builds = [_build(recipe, recording) for recording in recipe.recordings]
     console = Console(highlight=False)
-    console.print(f"vla record: {short_path(build.env)}, driven by {build.driver_name} → {args.out}")
+    source = args.recipe or short_path(builds[0].env)
+    console.print(f"vla record: {source} → {args.out}", soft_wrap=True)
     started_s = time.monotonic()
     with LeRobotWriter(args.out) as writer:
-        seeds = _missing(args, writer, build.driver_name)
-        made, interrupted = _record(args, build, seeds, writer, console)
-        totals = writer.num_episodes, writer.num_frames
+        session = Session(writer, args.workers or min(MOST_WORKERS, os.cpu_count() or 1), console)
+        for recording, build in zip(recipe.recordings, builds, strict=True):
+            session.record(recording, build)
+        has = f"{writer.num_episodes} episodes, {writer.num_frames} frames"
     elapsed_s = time.monotonic() - started_s
     if args.json:
-        write_json(args.json, "record", **_results(made, elapsed_s))
-    print(_closing(args, made, totals, elapsed_s))
-    return EXIT_INTERRUPTED if interrupted else 0
+        write_json(args.json, "record", **_results(session.made, elapsed_s))
+    print(_closing(args.out, session, has, elapsed_s))
+    return EXIT_INTERRUPTED if session.interrupted else 0
 
 
-def _missing(args: RecordArgs, writer: LeRobotWriter, driver_name: str) -> list[int]:
-    """The seeds that this command asks for and that the dataset does not hold yet."""
-    wanted = range(args.seed, args.seed + args.episodes)
-    return [seed for seed in wanted if (seed, driver_name) not in writer.recorded]
+class Session:
+    """What one command records.
 
+    Attributes:
+        made: every episode, in order.
+        interrupted: Ctrl-C came; nothing more is recorded.
+    """
 
-def _record(
-    args: RecordArgs, build: Build, seeds: Sequence[int], writer: LeRobotWriter, console: Console
-) -> tuple[list[Collected], bool]:
-    """Every episode that was made, and whether Ctrl-C cut the recording short."""
-    keep: Keep = args.keep or ("success" if args.driver is None else "all")
-    made: list[Collected] = []
-    workers = args.workers or min(4, os.cpu_count() or 1)
-    with _Bar(args.episodes, args.episodes - len(seeds), console) as bar:
+    def __init__(self, writer: LeRobotWriter, num_workers: int, console: Console) -> None:
+        self.made: list[Collected] = []
+        self.interrupted = False
+        self._writer = writer
+        self._num_workers = num_workers
+        self._console = console
 
-        def note(event: Collected) -> None:
-            made.append(event)
-            bar(event)
-
+    def record(self, recording: Recording, build: Build) -> None:
+        """Make the episodes of one recording that the dataset does not hold yet."""
+        if self.interrupted:
+            return
+        seeds = [seed for seed in recording.seeds if (seed, build.driver_name) not in self._writer.recorded]
+        there = recording.episodes - len(seeds)
+        self._console.print(
+            f"  {recording.episodes} episodes from seed {recording.seed}, driven by {build.driver_name}"
+            + (f"; {there} of them are there" if there else ""),
+            soft_wrap=True,
+        )
+        if not seeds:
+            return
         try:
-            with contextlib.closing(collect_in_processes(build, seeds, workers)) as demonstrations:
-                store(demonstrations, writer, keep, note)
+            with (
+                _Bar(recording.episodes, there, self._console) as bar,
+                contextlib.closing(collect_in_processes(build, seeds, self._num_workers)) as demonstrations,
+            ):
+                store(demonstrations, self._writer, recording.kept, lambda event: self._note(event, bar))
         except KeyboardInterrupt:
-            return made, True
-    return made, False
+            self.interrupted = True
+
+    def _note(self, event: Collected, bar: _Bar) -> None:
+        self.made.append(event)
+        bar.add(event)
 
 
 class _Bar:
@@ -183,12 +207,10 @@ class _Bar:
     def __init__(self, total: int, done: int, console: Console) -> None:
         self._console = console
         self._total = total
-        self._done = done
-        self._successes = 0
-        self._steps = 0
-        self._made = 0
+        self._before = done
+        self._events: list[Collected] = []
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("  {task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -204,18 +226,30 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def __call__(self, event: Collected) -> None:
-        self._done += 1
-        self._made += 1
-        self._successes += event.success
-        self._steps += event.steps
-        facts = f"{self._successes} of {self._made} succeeded, {self._steps / self._made:.0f} steps on average"
-        self._progress.update(self._task, description=facts, completed=self._done)
-        if not self._console.is_terminal and (self._done % PLAIN_LINE_EVERY == 0 or self._done == self._total):
-            self._console.print(f"  {self._done}/{self._total}  {facts}")
+    def add(self, event: Collected) -> None:
+        """One more episode."""
+        self._events.append(event)
+        made, done = len(self._events), self._before + len(self._events)
+        steps = sum(e.steps for e in self._events) / made
+        facts = f"{sum(e.success for e in self._events)} of {made} succeeded, {steps:.0f} steps on average"
+        self._progress.update(self._task, description=facts, completed=done)
+        if not self._console.is_terminal and (done % PLAIN_LINE_EVERY == 0 or done == self._total):
+            self._console.print(f"  {done}/{self._total}  {facts}", soft_wrap=True)
+
+
+def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
+    """Every name resolved to a file, before any process starts."""
+    return Build(
+        env=find("envs", recipe.env),
+        label=find("policies", recording.by),
+        driver=None if recording.driver is None else find("policies", recording.driver),
+        noise=recording.noise,
+        image_size=recipe.image_size,
+    )
 
 
 def _results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
+    successes = sum(event.success for event in made)
     numbers = [
         ("episodes", len(made), "1"),
         ("kept", sum(event.kept for event in made), "1"),
@@ -225,19 +259,19 @@ def _results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
     return {
         "rows": [{"name": n, "value": v, "unit": u, "baseline": None, "ratio": None} for n, v, u in numbers],
         "episodes": [{"seed": e.seed, "success": e.success, "steps": e.steps, "kept": e.kept} for e in made],
-        "successes": sum(event.success for event in made),
-        "success_rate": sum(event.success for event in made) / len(made) if made else None,
+        "successes": successes,
+        "success_rate": successes / len(made) if made else None,
     }
 
 
-def _closing(args: RecordArgs, made: Sequence[Collected], totals: tuple[int, int], elapsed_s: float) -> str:
+def _closing(out: Path, session: Session, has: str, elapsed_s: float) -> str:
     """What there is now, and one thing to try next."""
+    made = session.made
     left_out = len(made) - sum(event.kept for event in made)
-    news = f"{len(made)} episodes in {elapsed_s:.0f} s" if made else "Nothing to do: every episode asked for is there"
-    dropped = f", {left_out} without success left out" if left_out else ""
-    have = f"{args.out} holds {totals[0]} episodes, {totals[1]} frames"
-    more = f"more: --seed {args.seed + args.episodes}, or a larger --episodes"
-    return f"{news}{dropped}. {have}.\nNext: name the folder under `data` in a launch file for `vla finetune`; {more}."
+    news = f"{len(made)} episodes in {elapsed_s:.0f} s" if made else "No new episode"
+    news += f", {left_out} without success left out" if left_out else ""
+    goes_on = "the same command goes on from here" if session.interrupted else "another --seed adds more"
+    return f"\n{news}. {out} holds {has}.\nNext: name it under `data` in a launch file for `vla finetune`; {goes_on}."
 
 
 if __name__ == "__main__":

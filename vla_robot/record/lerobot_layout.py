@@ -138,8 +138,8 @@ def read_embodiment(root: Path) -> Embodiment:
     path = root / EMBODIMENT
     if (root / INFO).is_file() and not path.is_file():
         raise DataError(
-            f"{path} is missing, so nothing says what the numbers in {root} mean. `vla record` writes it. For a "
-            "dataset made elsewhere, copy it from a recording with the same arm, cameras and units, and check every line."
+            f"{path} is missing, so nothing says what the numbers in {root} mean. `vla record` writes it. For one "
+            "made elsewhere, copy it from a recording with the same arm, cameras and units, and check it."
         )
     try:
         return Embodiment.from_dict(read_json(path))

@@ -1,0 +1,156 @@
+"""Who labels, who drives, what is kept; and recording in several processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import pytest
+
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.errors import PolicyError, WorldError
+from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
+from vla_robot.record.demonstration import Demonstration
+from vla_robot.record.workers import collect_in_processes
+
+EMBODIMENT = Embodiment(
+    name="point",
+    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -1, 1), Dim("gripper", "1", 0, 1))),
+    state=(Dim("x", "m", -10, 10),),
+    cameras=(CameraSpec("front", 16, 16),),
+    rate_hz=10,
+)
+
+
+class Line:
+    """A world in which the goal lies at x = 3; the truth says how far it is. Gone after five steps."""
+
+    embodiment = EMBODIMENT
+    instruction = "go right"
+
+    def reset(self, seed: int) -> Observation:
+        self.x, self.now = float(seed), 0
+        return self._look()
+
+    def step(self, action: Vector) -> StepResult:
+        assert (np.abs(action) <= 1).all(), "a world refuses what is out of range"
+        self.x, self.now = self.x + action[0], self.now + 1
+        done = self.x >= 3
+        return StepResult(self._look(), action, success=done, terminated=done, truncated=self.now == 5)
+
+    def close(self) -> None: ...
+
+    def _look(self) -> Observation:
+        frame = np.full((16, 16, 3), int(10 * abs(self.x)), np.uint8)
+        truth = {"to_goal": np.array([3 - self.x])}
+        return Observation({"front": frame}, np.array([self.x]), self.instruction, self.now, self.now, truth)
+
+
+class Says:
+    """A policy that asks a function, and remembers what it saw and which seeds it was reset with."""
+
+    def __init__(self, decide: Callable[[Observation], float]) -> None:
+        self._decide = decide
+        self.saw: list[Observation] = []
+        self.seeds: list[int] = []
+
+    def reset(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.saw += observations
+        return [ActionChunk(np.array([[self._decide(o), 1.0], [9, 9]]), o.stamp_ns, o.step) for o in observations]
+
+
+def expert() -> Says:
+    return Says(lambda observation: float(observation.privileged["to_goal"][0]))
+
+
+def test_an_expert_alone_shows_the_task() -> None:
+    label = expert()
+    demo = Collector(Line(), label, label, "expert").collect(seed=0)
+    assert demo.actions[:, 0].tolist() == [1, 1, 1]
+    np.testing.assert_array_equal(demo.actions, demo.executed)
+    assert demo.states[:, 0].tolist() == [0, 1, 2]
+    assert demo.success.tolist() == [False, False, True]
+    assert (demo.seed, demo.driver, demo.instruction, demo.succeeded) == (0, "expert", "go right", True)
+
+
+def test_a_learner_drives_and_the_expert_says_what_was_right() -> None:
+    learner = Says(lambda observation: -1.0)
+    demo = Collector(Line(), expert(), learner, "nano").collect(seed=0)
+    assert demo.executed[:, 0].tolist() == [-1] * 5
+    assert demo.actions[:, 0].tolist() == [1] * 5
+    assert demo.states[:, 0].tolist() == [0, -1, -2, -3, -4]
+    assert not demo.succeeded
+
+
+def test_a_learner_that_drives_does_not_see_the_truth() -> None:
+    learner = Says(lambda observation: 1.0)
+    Collector(Line(), expert(), WithoutTruth(learner), "nano").collect(seed=2)
+    assert [dict(observation.privileged) for observation in learner.saw] == [{}]
+    assert learner.saw[0].images["front"].shape == (16, 16, 3)
+    assert learner.seeds == [2]
+
+
+def test_actions_are_kept_within_the_limits() -> None:
+    demo = Collector(Line(), expert(), Says(lambda observation: 40.0), "wild").collect(seed=-4)
+    assert demo.executed.max() == 1
+    assert demo.actions.max() == 1
+
+
+def test_an_episode_ends_at_the_number_of_steps_asked_for() -> None:
+    label = expert()
+    assert len(Collector(Line(), label, label, "expert", max_steps=2).collect(seed=0)) == 2
+
+
+def test_an_action_that_is_not_finite_is_never_recorded() -> None:
+    with pytest.raises(PolicyError, match=r"must be 2 finite numbers, got .*nan.*Nothing was recorded"):
+        Collector(Line(), expert(), Says(lambda observation: float("nan")), "broken").collect(seed=0)
+
+
+class Shelf:
+    def __init__(self) -> None:
+        self.written: list[Demonstration] = []
+
+    def write(self, demonstration: Demonstration) -> None:
+        self.written.append(demonstration)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("all", [0, -9, 1]), ("success", [0, 1])])
+def test_failures_are_kept_or_left_out(keep: str, kept: list[int]) -> None:
+    label, shelf, events = expert(), Shelf(), list[Collected]()
+    made = store(map(Collector(Line(), label, label, "e").collect, [0, -9, 1]), shelf, keep, events.append)  # type: ignore[arg-type]
+    assert [demo.seed for demo in shelf.written] == kept
+    assert [(e.seed, e.steps, e.success, e.kept) for e in made] == [
+        (0, 3, True, True),
+        (-9, 5, False, keep == "all"),
+        (1, 2, True, True),
+    ]
+    assert events == made
+
+
+def test_each_episode_is_written_before_the_next_begins() -> None:
+    shelf = Shelf()
+    label = expert()
+
+    def seeds() -> Iterator[int]:
+        yield 0
+        assert len(shelf.written) == 1
+        yield 1
+
+    store(map(Collector(Line(), label, label, "expert").collect, seeds()), shelf)
+    assert len(shelf.written) == 2
+
+
+def test_a_worker_that_dies_is_noticed() -> None:
+    # A function of the standard library stands for the builder: a worker could not import one from this file.
+    with pytest.raises(WorldError, match=r"ended unexpectedly with exit code 3\..*same command goes on"):
+        list(collect_in_processes(partial(os._exit, 3), [0, 1], num_workers=1))  # type: ignore[arg-type]
+
+
+def test_no_seeds_need_no_process() -> None:
+    assert list(collect_in_processes(partial(os._exit, 3), [], num_workers=2)) == []  # type: ignore[arg-type]

@@ -1,0 +1,366 @@
+"""LeRobot datasets: what we write lerobot opens, what lerobot writes we open, and a crash costs one episode at most."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_robot.core.embodiment import CameraSpec
+from vla_robot.core.errors import DataError
+from vla_robot.core.image import resize
+from vla_robot.record import lerobot_format, png
+from vla_robot.record.demonstration import Demonstration
+from vla_robot.record.demos import open_demos
+from vla_robot.record.lerobot_format import LeRobotWriter
+from vla_robot.record.lerobot_layout import EMBODIMENT, INFO, RECORDING, STATS, file_number, numbered_file, position
+
+MakeDemo = Callable[..., Demonstration]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "demos"
+
+
+def write(root: Path, *demonstrations: Demonstration) -> None:
+    with LeRobotWriter(root) as writer:
+        for demonstration in demonstrations:
+            writer.write(demonstration)
+
+
+@pytest.fixture
+def lerobot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """lerobot's class, with its caches in the test's own folder and no way to the network."""
+    datasets = pytest.importorskip("datasets")
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return module.LeRobotDataset
+
+
+@pytest.mark.slow  # importing lerobot takes up to half a minute
+def test_lerobot_opens_what_we_write(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+    demos = [make_demo(seed=1, steps=3), make_demo(seed=2, steps=5, instruction="open the door", success=False)]
+    write(root, *demos)
+    dataset = lerobot("test/demos", root=root)
+    assert (dataset.num_episodes, dataset.num_frames, len(dataset), dataset.fps) == (2, 8, 8, 10)
+    for index, (demo, step) in enumerate([(demos[0], s) for s in range(3)] + [(demos[1], s) for s in range(5)]):
+        item = dataset[index]
+        np.testing.assert_array_equal(item["action"], demo.actions[step].astype(np.float32))
+        np.testing.assert_array_equal(item["action.executed"], demo.executed[step].astype(np.float32))
+        np.testing.assert_array_equal(item["observation.state"], demo.states[step].astype(np.float32))
+        frame = png.decode(demo.cameras["wrist"].png[step])
+        np.testing.assert_array_equal(item["observation.images.wrist"], frame.transpose(2, 0, 1) / np.float32(255))
+        assert item["task"] == demo.instruction
+        assert item["frame_index"] == step
+        assert item["index"] == index
+        assert item["timestamp"] == pytest.approx(step / 10)
+        assert bool(item["next.success"]) == demo.success[step]
+        assert item["stamp_ns"] == 1000 + step
+    assert dataset.meta.names["action"] == ["dx", "gripper"]
+
+
+@pytest.mark.slow  # importing lerobot takes up to half a minute
+def test_lerobot_finds_the_statistics_that_its_policies_need(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+    demos = [make_demo(seed=seed, steps=6) for seed in range(3)]
+    write(root, *demos)
+    stats = lerobot("test/demos", root=root).meta.stats
+    actions = np.concatenate([demo.actions for demo in demos]).astype(np.float32)
+    np.testing.assert_allclose(stats["action"]["mean"], actions.mean(axis=0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(stats["action"]["std"], actions.std(axis=0), rtol=1e-5)
+    assert stats["observation.images.front"]["mean"].shape == (3, 1, 1)
+    assert set(stats["action"]) == {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
+
+
+@pytest.mark.slow  # importing lerobot takes up to half a minute
+def test_lerobot_goes_on_with_a_dataset_of_ours(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+    write(root, make_demo(seed=1, steps=3))
+    more = make_demo(seed=2, steps=2)
+    dataset = lerobot.resume("test/demos", root=root)
+    for step in range(len(more)):
+        dataset.add_frame(frame(more, step))
+    dataset.save_episode()
+    dataset.finalize()
+    demos = open_demos(root)
+    assert [len(episode) for episode in demos.episodes] == [3, 2]
+    assert [episode.seed for episode in demos.episodes] == [1, None]
+    np.testing.assert_array_equal(demos.images(4)["front"], png.decode(more.cameras["front"].png[1]))
+
+
+@pytest.mark.slow  # importing lerobot takes up to half a minute
+def test_we_open_what_lerobot_writes(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+    recorded = [make_demo(seed=1, steps=3), make_demo(seed=2, steps=4, instruction="open the door")]
+    features = {n: {**f, "shape": tuple(f["shape"])} for n, f in lerobot_format.features_of(recorded[0]).items()}
+    dataset = lerobot.create("test/demos", fps=10, features=features, root=root, use_videos=False)
+    for demo in recorded:
+        for step in range(len(demo)):
+            dataset.add_frame(frame(demo, step))
+        dataset.save_episode()
+    dataset.finalize()
+    (root / EMBODIMENT).write_text(json.dumps(recorded[0].embodiment.to_dict()))
+    demos = open_demos(root)
+    assert demos.instructions == ("lift the cube", "open the door")
+    assert [(e.start, e.stop, e.success, e.driver) for e in demos.episodes] == [(0, 3, True, None), (3, 7, True, None)]
+    np.testing.assert_array_equal(demos.actions, np.concatenate([d.actions for d in recorded]).astype(np.float32))
+    expected = [png.decode(data) for demo in recorded for data in demo.cameras["front"].png]
+    np.testing.assert_array_equal(demos.frames("front"), expected)
+    np.testing.assert_array_equal(demos.images(5)["front"], expected[5])
+
+
+def frame(demo: Demonstration, step: int) -> dict[str, Any]:
+    """One step in the form that lerobot's own writer takes."""
+    return {
+        **{f"observation.images.{name}": png.decode(camera.png[step]) for name, camera in demo.cameras.items()},
+        "observation.state": demo.states[step].astype(np.float32),
+        "action": demo.actions[step].astype(np.float32),
+        "action.executed": demo.executed[step].astype(np.float32),
+        "next.success": demo.success[step : step + 1],
+        "stamp_ns": demo.stamps_ns[step : step + 1],
+        "task": demo.instruction,
+    }
+
+
+def test_numbers_and_frames_come_back(root: Path, make_demo: MakeDemo) -> None:
+    recorded = [make_demo(seed=seed, steps=seed + 2, success=seed != 1) for seed in range(3)]
+    write(root, *recorded)
+    demos = open_demos(root)
+    assert demos.num_frames == 9
+    assert demos.embodiment == recorded[0].embodiment
+    assert demos.cameras == {"front": (24, 32), "wrist": (24, 32)}
+    assert [(e.seed, len(e), e.success, e.driver) for e in demos.episodes] == [
+        (0, 2, True, "expert"),
+        (1, 3, False, "expert"),
+        (2, 4, True, "expert"),
+    ]
+    assert demos.episode_index.tolist() == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    np.testing.assert_allclose(demos.states, np.concatenate([d.states for d in recorded]), rtol=1e-6)
+    assert demos.executed is not None
+    np.testing.assert_allclose(demos.executed, np.concatenate([d.executed for d in recorded]), rtol=1e-6)
+    wrist = [png.decode(data) for d in recorded for data in d.cameras["wrist"].png]
+    np.testing.assert_array_equal(demos.frames("wrist"), wrist)
+    np.testing.assert_array_equal(demos.images(6)["wrist"], wrist[6])
+
+
+def test_all_frames_at_once_are_resized_as_a_policy_resizes_them(root: Path, make_demo: MakeDemo) -> None:
+    demo = make_demo(steps=3)
+    write(root, demo)
+    seen: list[tuple[int, int]] = []
+    frames = open_demos(root).frames("front", 14, 14, on_progress=lambda done, total: seen.append((done, total)))
+    np.testing.assert_array_equal(frames, [resize(png.decode(data), 14, 14) for data in demo.cameras["front"].png])
+    assert seen == [(3, 3)]
+
+
+def test_frames_are_stored_at_the_size_asked_for(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo(image_size=16))
+    demos = open_demos(root)
+    assert demos.cameras == {"front": (16, 16), "wrist": (16, 16)}
+    original = png.decode(make_demo().cameras["front"].png[0])
+    np.testing.assert_array_equal(demos.images(0)["front"], resize(original, 16, 16))
+    assert (demos.embodiment.cameras[0].height, demos.embodiment.cameras[0].width) == (24, 32)
+
+
+def test_several_datasets_read_as_one(tmp_path: Path, make_demo: MakeDemo) -> None:
+    write(tmp_path / "a", make_demo(seed=1, steps=3))
+    write(tmp_path / "b", make_demo(seed=2, steps=2, driver="nano", instruction="open the door"))
+    demos = open_demos([tmp_path / "a", tmp_path / "b"])
+    assert [(e.start, e.stop, e.driver, e.root.name) for e in demos.episodes] == [
+        (0, 3, "expert", "a"),
+        (3, 5, "nano", "b"),
+    ]
+    assert demos.instructions == ("lift the cube", "open the door")
+    np.testing.assert_array_equal(demos.frames("front")[3:], open_demos(tmp_path / "b").frames("front"))
+    np.testing.assert_array_equal(demos.images(4)["front"], open_demos(tmp_path / "b").images(1)["front"])
+
+
+@pytest.mark.slow  # importing lerobot takes up to half a minute
+def test_a_dataset_is_continued(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+    write(root, make_demo(seed=1), make_demo(seed=2))
+    with LeRobotWriter(root) as writer:
+        assert (writer.num_episodes, writer.num_frames) == (2, 8)
+        assert writer.recorded == {(1, "expert"), (2, "expert")}
+        writer.write(make_demo(seed=3, instruction="open the door"))
+    assert [e.seed for e in open_demos(root).episodes] == [1, 2, 3]
+    dataset = lerobot("test/demos", root=root)
+    assert (len(dataset), dataset[11]["task"]) == (12, "open the door")
+
+
+def test_continued_statistics_equal_those_of_one_session(tmp_path: Path, make_demo: MakeDemo) -> None:
+    demos = [make_demo(seed=seed, steps=seed + 2) for seed in range(3)]
+    write(tmp_path / "once", *demos)
+    for demo in demos:
+        write(tmp_path / "thrice", demo)
+    once, thrice = (json.loads((tmp_path / name / STATS).read_text()) for name in ("once", "thrice"))
+    for feature in once:
+        for key in once[feature]:
+            np.testing.assert_allclose(thrice[feature][key], once[feature][key], rtol=1e-9, atol=1e-12)
+
+
+class Crash(BaseException):
+    """Stands for the death of the process."""
+
+
+@pytest.mark.parametrize("dies_before", range(6))
+def test_a_crash_at_any_write_costs_the_unfinished_episode_only(
+    root: Path, make_demo: MakeDemo, monkeypatch: pytest.MonkeyPatch, dies_before: int
+) -> None:
+    write(root, make_demo(seed=1))
+    writes_left = [dies_before]
+
+    def dying(real: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            if writes_left[0] == 0:
+                raise Crash
+            writes_left[0] -= 1
+            real(*arguments)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for name in ("write_json", "write_table", "write_tasks", "write_whole"):
+            patch.setattr(lerobot_format, name, dying(getattr(lerobot_format, name)))
+        with contextlib.suppress(Crash):
+            write(root, make_demo(seed=2, instruction="open the door"))
+    survived = [episode.seed for episode in open_demos(root).episodes]
+    assert survived in ([1], [1, 2])
+    write(root, make_demo(seed=3, instruction="stack"))
+    demos = open_demos(root)
+    assert [e.seed for e in demos.episodes] == [*survived, 3]
+    assert demos.episodes[-1].instruction == "stack"
+    np.testing.assert_allclose(demos.actions[-4:], make_demo(seed=3).actions, rtol=1e-6)
+    info = json.loads((root / INFO).read_text())
+    assert (info["total_episodes"], info["total_frames"]) == (len(demos.episodes), demos.num_frames)
+
+
+def test_a_note_that_a_crash_cut_short_is_dropped(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo(seed=1))
+    with (root / RECORDING).open("a") as file:
+        file.write('{"episode": 1, "se')
+    write(root, make_demo(seed=2))
+    assert [e.seed for e in open_demos(root).episodes] == [1, 2]
+
+
+def test_two_processes_cannot_write_one_dataset(root: Path) -> None:
+    with LeRobotWriter(root), pytest.raises(DataError, match="being written by another process"):
+        LeRobotWriter(root)
+    LeRobotWriter(root).close()
+
+
+def test_a_folder_with_something_else_is_left_alone(root: Path) -> None:
+    root.mkdir()
+    (root / "thesis.tex").write_text("precious")
+    with pytest.raises(DataError, match=r"not empty and holds no meta/info\.json.*Choose another folder"):
+        LeRobotWriter(root)
+    assert [path.name for path in root.iterdir()] == ["thesis.tex"]
+
+
+def test_another_embodiment_is_refused_with_what_differs(root: Path, make_demo: MakeDemo) -> None:
+    demo = make_demo()
+    write(root, demo)
+    slower = dataclasses.replace(demo, embodiment=dataclasses.replace(demo.embodiment, rate_hz=5.0))
+    with pytest.raises(DataError, match=r"another embodiment: rate_hz is 10\.0 there and 5\.0 here"):
+        write(root, slower)
+    assert len(open_demos(root).episodes) == 1
+
+
+def test_another_frame_size_is_refused_with_what_differs(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo())
+    with pytest.raises(DataError, match=r"images\.front is image \[24, 32, 3\] there and image \[16, 16, 3\] here"):
+        write(root, make_demo(image_size=16))
+
+
+def test_numbers_that_are_not_finite_are_refused(root: Path, make_demo: MakeDemo) -> None:
+    demo = make_demo()
+    actions = demo.actions.copy()
+    actions[2, 0] = np.nan
+    with pytest.raises(DataError, match="action holds numbers that are not finite, in step 2"):
+        write(root, dataclasses.replace(demo, actions=actions))
+
+
+def test_a_camera_that_the_embodiment_lacks_is_refused(root: Path, make_demo: MakeDemo) -> None:
+    demo = make_demo()
+    extra = dataclasses.replace(demo.embodiment, cameras=(*demo.embodiment.cameras, CameraSpec("side", 24, 32)))
+    with pytest.raises(
+        DataError, match=r"has the cameras front, wrist, but the embodiment 'toy' has front, wrist, side"
+    ):
+        write(root, dataclasses.replace(demo, embodiment=extra))
+
+
+def test_a_missing_embodiment_is_explained(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo())
+    (root / EMBODIMENT).unlink()
+    with pytest.raises(DataError, match=r"embodiment\.json is missing, so nothing says what the numbers in"):
+        open_demos(root)
+
+
+def test_a_misspelt_camera_is_named(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo())
+    with pytest.raises(DataError, match="unknown camera 'fronnt'; did you mean 'front'"):
+        open_demos(root).frames("fronnt")
+
+
+def test_a_folder_without_a_dataset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read .*embodiment\.json.*Is it the folder of a LeRobot dataset"):
+        open_demos(tmp_path)
+
+
+def test_a_damaged_data_file_is_named(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo())
+    path = numbered_file(root, "data", 0)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"file-000\.parquet is damaged"):
+        open_demos(root)
+
+
+def test_a_missing_data_file_is_named(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo(seed=1), make_demo(seed=2))
+    numbered_file(root, "data", 1).unlink()
+    with pytest.raises(DataError, match=r"file-001\.parquet is missing"):
+        open_demos(root)
+
+
+def test_a_column_that_is_missing_is_named(root: Path, make_demo: MakeDemo) -> None:
+    import pyarrow.parquet as pq
+
+    write(root, make_demo())
+    path = numbered_file(root, "data", 0)
+    pq.write_table(pq.read_table(path).drop_columns(["action"]), path)
+    with pytest.raises(DataError, match=r"file-000\.parquet has no column action\. Available: observation"):
+        open_demos(root)
+
+
+def test_datasets_of_two_arms_do_not_read_as_one(tmp_path: Path, make_demo: MakeDemo) -> None:
+    demo = make_demo()
+    write(tmp_path / "a", demo)
+    write(tmp_path / "b", dataclasses.replace(demo, embodiment=dataclasses.replace(demo.embodiment, name="ur5")))
+    with pytest.raises(DataError, match="b was recorded with another embodiment: name is ur5 there and toy here"):
+        open_demos([tmp_path / "a", tmp_path / "b"])
+
+
+def test_frames_as_video_are_refused_not_ignored(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo())
+    info = json.loads((root / INFO).read_text())
+    info["features"]["observation.images.wrist"]["dtype"] = "video"
+    (root / INFO).write_text(json.dumps(info))
+    with pytest.raises(DataError, match="wrist is stored as video; only images are read so far"):
+        open_demos(root)
+
+
+def test_a_moved_dataset_still_opens(root: Path, make_demo: MakeDemo, tmp_path: Path) -> None:
+    write(root, make_demo(seed=1))
+    moved = shutil.move(root, tmp_path / "elsewhere")
+    assert open_demos(moved).episodes[0].seed == 1
+
+
+@given(st.integers(0, 5_000_000))
+def test_the_place_of_a_file_is_found_again(number: int) -> None:
+    assert file_number(position("data", number), "data") == number
