@@ -54,6 +54,8 @@ class OpenVLAPolicy:
     Attributes:
         embodiment: what the policy was trained to drive, or None for a published checkpoint, which does not say.
         statistics: dataset name -> statistics of actions (and of the state).
+        preprocessor: frames to tower inputs.
+        action_tokens: normalised actions to token ids and back.
     """
 
     def __init__(
@@ -68,16 +70,16 @@ class OpenVLAPolicy:
         self.model = model
         self.embodiment = embodiment
         self.statistics = statistics
-        self._preprocessor = preprocessor
+        self.preprocessor = preprocessor
         self._tokenizer = tokenizer
         self._statistics_key = statistics_key
         config = model.config
-        self._action_tokens = ActionTokenizer(config.action_vocab_end, config.n_action_bins)
+        self.action_tokens = ActionTokenizer(config.action_vocab_end, config.n_action_bins)
         self._generator = Generator(
             Decoder(model.language_model),
             model.language_model.model.embed_tokens.weight.detach(),
             model.language_model.lm_head.weight.detach(),
-            self._action_tokens.first_id,
+            self.action_tokens.first_id,
             config.action_vocab_end,
         )
 
@@ -94,12 +96,12 @@ class OpenVLAPolicy:
         stages = _Stages()
         key = self.resolve_key(self._statistics_key)
         images = [self._camera_images(o) for o in observations]
-        prompts = [self._prompt(o.instruction) for o in observations]
+        prompts = [self.tokenizer(o.instruction) for o in observations]
         state = self._state(observations, key)
-        pixels = self._preprocessor(images)
+        pixels = self.preprocessor(images)
         stages.done("preprocess")
         tokens = self._generate(pixels, prompts, state, len(self.action_stats(key)), stages)
-        actions = unnormalise(self._action_tokens.decode(tokens), self.action_stats(key))  # (B, D)
+        actions = unnormalise(self.action_tokens.decode(tokens), self.action_stats(key))  # (B, D)
         stages.done("detokenise")
         return [
             ActionChunk(actions=action[None], stamp_ns=o.stamp_ns, step=o.step, stages_ms=stages.ms)
@@ -127,7 +129,7 @@ class OpenVLAPolicy:
         rows = [[row] if isinstance(row, np.ndarray) else list(row) for row in images]
         prompts = [self._finish(ids) for ids in input_ids]
         tensor = None if state is None else torch.from_numpy(np.asarray(state, dtype=np.float32))
-        return self._generate(self._preprocessor(rows), prompts, tensor, action_dim, _Stages())
+        return self._generate(self.preprocessor(rows), prompts, tensor, action_dim, _Stages())
 
     def first_logits(
         self, images: Sequence[Image | Sequence[Image]], input_ids: Sequence[NDArray[np.int64]]
@@ -136,7 +138,7 @@ class OpenVLAPolicy:
         rows = [[row] if isinstance(row, np.ndarray) else list(row) for row in images]
         prompts = [self._finish(ids) for ids in input_ids]
         with torch.inference_mode():
-            embeds, lengths = self._embed(self._preprocessor(rows), prompts, None, _Stages())
+            embeds, lengths = self._embed(self.preprocessor(rows), prompts, None, _Stages())
             return next(self._generator.logits(embeds, lengths, 1)).float().cpu().numpy()
 
     def resolve_key(self, key: str | None) -> str:
@@ -172,10 +174,12 @@ class OpenVLAPolicy:
             )
         return [observation.images[name] for name in wanted]
 
-    def _prompt(self, instruction: str) -> NDArray[np.int64]:
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """Instructions to ids. Raises CheckpointError when the folder came without a tokenizer."""
         if self._tokenizer is None:
             raise CheckpointError("this checkpoint has no tokenizer.json, so it cannot read instructions.")
-        return self._tokenizer(instruction)
+        return self._tokenizer
 
     def _finish(self, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         if self._tokenizer is not None:
@@ -272,7 +276,7 @@ def self_test(policy: OpenVLAPolicy) -> None:
     state = None if config.proprio_dim is None else torch.zeros(2, config.proprio_dim)
     try:
         with torch.inference_mode():
-            embeds, lengths = policy._embed(policy._preprocessor(frames), [ids, ids], state, _Stages())
+            embeds, lengths = policy._embed(policy.preprocessor(frames), [ids, ids], state, _Stages())
             dark, bright = next(policy._generator.logits(embeds, lengths, 1))
     except PolicyError as error:
         raise CheckpointError(f"self-test failed: {error}") from error

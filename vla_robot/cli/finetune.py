@@ -1,0 +1,154 @@
+"""`vla finetune`: train a policy on demonstrations, from scratch or from another policy. Resumes where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from types import FrameType
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
+from vla_robot.core.errors import DataError, RecipeError
+from vla_robot.learn.finetune import Progress as Standing
+from vla_robot.learn.finetune import Trained, finetune
+from vla_robot.recipe import dump, find, read
+from vla_robot.recipe.finetune import FinetuneRecipe
+
+RECIPE_COPY = "recipe.toml"
+PLAIN_LINE_EVERY = 100
+"""Steps between progress lines where there is no terminal to draw a bar on."""
+
+
+@dataclass(frozen=True)
+class FinetuneArgs:
+    """Train a policy on demonstrations. The same command again goes on where an interrupted one ended."""
+
+    recipe: Annotated[str, tyro.conf.Positional, option("RECIPE")]
+    """a launch file with verb = "finetune", by name or path; `vla show RECIPE` explains its keys"""
+    out: Annotated[Path, option("FOLDER")]
+    """the run's folder: checkpoints, metrics.jsonl and the trained policy in FOLDER/final"""
+    data: Annotated[tuple[Path, ...], option("FOLDER ...")] = ()
+    """datasets instead of the recipe's"""
+    policy: Annotated[Path | None, option("POLICY")] = None
+    """start from this checkpoint folder instead of the recipe's"""
+    steps: Annotated[int | None, option("N")] = None
+    """optimiser steps instead of the recipe's"""
+    seed: Annotated[int | None, option("SEED")] = None
+    """seed instead of the recipe's"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+
+def main(args: FinetuneArgs) -> int:
+    """Train; status 0 when all steps were done.
+
+    Raises:
+        VlaError: the recipe, the data or the start policy is at fault. Checkpoints stay.
+    """
+    path = find("launch", args.recipe)
+    recipe = _overridden(read(FinetuneRecipe, path), args)
+    if not recipe.data:
+        raise RecipeError(f"{path}: data names no dataset. Record one with `vla record`, or give --data FOLDER.")
+    _keep_recipe(recipe, args.out)
+    console = Console(highlight=False)
+    console.print(f"vla finetune: {short_path(path)} → {args.out}", soft_wrap=True)
+    with _Bar(console) as bar, _stop_on_interrupt() as stop:
+        trained = finetune(recipe, args.out, bar.show, stop.is_set)
+    if args.json:
+        write_json(args.json, "finetune", rows=_rows(trained))
+    print(_closing(trained, recipe, args.out))
+    return 0 if trained.steps == recipe.steps else EXIT_INTERRUPTED
+
+
+def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
+    """An option beats the recipe."""
+    chosen = {n: v for n in ("data", "policy", "steps", "seed") if (v := getattr(args, n)) not in (None, ())}
+    return dataclasses.replace(recipe, **chosen)
+
+
+def _keep_recipe(recipe: FinetuneRecipe, out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / RECIPE_COPY).write_text(dump(recipe), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error.strerror}. Choose another --out.") from error
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Event]:
+    """Ctrl-C lets the running step end and a checkpoint be written; a second one ends at once."""
+    stop = Event()
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Bar:
+    """A progress bar with the newest numbers and the time left; a pipe gets a plain line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, now: Standing) -> None:
+        """Draw where the run stands."""
+        text = _facts(now)
+        if now.phase not in self._tasks:
+            self._tasks[now.phase] = self._progress.add_task(text, total=now.total)
+        self._progress.update(self._tasks[now.phase], description=text, completed=now.done, total=now.total)
+        plain = not self._console.is_terminal and now.phase == "steps"
+        if plain and (now.done % PLAIN_LINE_EVERY == 0 or now.done == now.total):
+            self._console.print(f"  {now.done}/{now.total}  {text}", soft_wrap=True)
+
+
+def _facts(now: Standing) -> str:
+    if now.phase == "frames":
+        return "reading frames"
+    m = now.metrics
+    text = f"loss {m['loss']:.3f}, tokens {m['token_accuracy']:.1%}, L1 {m['l1']:.3f}"
+    if "held_out_loss" in m:
+        text += f" | held out {m['held_out_loss']:.3f}, {m['held_out_token_accuracy']:.1%}, {m['held_out_l1']:.3f}"
+    return text
+
+
+def _rows(trained: Trained) -> list[dict[str, object]]:
+    values = {"steps": float(trained.steps), **trained.metrics}
+    return [{"name": n, "value": v, "unit": "1", "baseline": None, "ratio": None} for n, v in values.items()]
+
+
+def _closing(trained: Trained, recipe: FinetuneRecipe, out: Path) -> str:
+    if trained.steps < recipe.steps:
+        return f"\nStopped after {trained.steps} of {recipe.steps} steps. Next: the same command goes on from there."
+    return (
+        f"\nThe policy is in {trained.policy}.\n"
+        f"Next: `vla run --env ENV --policy {short_path(trained.policy.resolve())} --episodes 50 --seed 10000`."
+    )

@@ -1,0 +1,111 @@
+"""Training checkpoints that a run resumes from exactly: weights, optimiser moments, averaged weights, step.
+
+Everything random in training is a function of the seed and the step, so there is nothing else to keep. Tensors are
+stored as safetensors; nothing here is ever unpickled.
+
+    OUT/resume/state.safetensors    model.NAME  average.NAME  exp_avg.NAME  exp_avg_sq.NAME
+    OUT/resume/state.json           {"step": 1500, "fingerprint": "..."}
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.config import read_json
+from vla_robot.policy.openvla.weights import write_json
+
+FOLDER = "resume"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Average:
+    """Exponential moving average of a model's weights, which act better than the last step's.
+
+    The decay warms up, so that the average does not remember the random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after `step`."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        parameters = [p.detach() for _, p in model.named_parameters()]
+        torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - decay)
+
+
+def save(
+    out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, step: int, fingerprint: str
+) -> None:
+    """Write `OUT/resume`, the old one staying until the new one is whole."""
+    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"average.{name}": t for name, t in average.weights.items()}
+    for name, p in model.named_parameters():
+        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for moment in MOMENTS if p in optimizer.state}
+    partial = out / f"{FOLDER}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial / "state.safetensors")
+    write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
+    previous = out / f"{FOLDER}.old"
+    shutil.rmtree(previous, ignore_errors=True)
+    if (out / FOLDER).exists():
+        (out / FOLDER).rename(previous)
+    partial.rename(out / FOLDER)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def exists(out: Path) -> bool:
+    """Whether there is something to resume."""
+    _restore_previous(out)
+    return (out / FOLDER / "state.json").is_file()
+
+
+@torch.no_grad()
+def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, fingerprint: str) -> int:
+    """Put a run back where it was.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        CheckpointError: damaged, or made by another recipe or from other data.
+    """
+    folder = out / FOLDER
+    note = read_json(folder / "state.json")
+    if note.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"{folder} was made by another recipe or from other data. Choose another --out, or delete {out}."
+        )
+    try:
+        tensors = load_file(folder / "state.safetensors")
+        step = int(note["step"])
+        for name, p in model.named_parameters():
+            p.copy_(tensors[f"model.{name}"])
+            average.weights[name].copy_(tensors[f"average.{name}"])
+            if f"exp_avg.{name}" in tensors:
+                optimizer.state[p] = _moments(tensors, name, step)
+    except (SafetensorError, KeyError, RuntimeError, OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is damaged ({error}); delete it to train from the start.") from error
+    return step
+
+
+def _moments(tensors: Mapping[str, Tensor], name: str, step: int) -> dict[str, Tensor]:
+    return {"step": torch.tensor(float(step))} | {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+
+
+def _restore_previous(out: Path) -> None:
+    """A crash between the two renames leaves only the old checkpoint, under its other name."""
+    previous = out / f"{FOLDER}.old"
+    if previous.exists() and not (out / FOLDER).exists():
+        previous.rename(out / FOLDER)

@@ -1,0 +1,181 @@
+"""Demonstrations as training batches: frames, state and text in, action tokens as labels.
+
+One row of a batch:
+
+    input_ids   [BOS] In: What action ...? Out: [space] | a0 a1 a2 a3 a4 a5 a6 [EOS]      then padding
+    labels        -   -   -   -   -   -   -   -    -    | a0 a1 a2 a3 a4 a5 a6 [EOS]      (- is ignored)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_robot.core.errors import DataError
+from vla_robot.core.normalise import QuantileStats, normalise
+from vla_robot.learn.augment import random_shift
+from vla_robot.policy.openvla.model import IGNORE
+from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.record.demos import Demos
+
+ORDER, SHIFT, HELD_OUT = 0, 1, 2
+"""Separate random streams of one seed."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of `OpenVLA.forward`.
+
+    Attributes:
+        pixels: (B, N, C, S, S) float32.
+        input_ids: (B, L) int64.
+        labels: (B, L) int64.
+        state: (B, P) float32 in [-1, 1], or None.
+    """
+
+    pixels: Tensor
+    input_ids: Tensor
+    labels: Tensor
+    state: Tensor | None
+
+
+@dataclass(frozen=True)
+class FrameBank:
+    """Every frame of the demonstrations, decoded once and kept as uint8: cameras * S * S * 3 bytes a frame.
+
+    Attributes:
+        frames: (F, N, S, S, 3) uint8.
+        state: (F, P) float32 in [-1, 1], or None.
+        input_ids: (F, L) int64, padded at the right.
+        labels: (F, L) int64.
+        policy: whose preprocessing and vocabulary made these.
+    """
+
+    frames: NDArray[np.uint8]
+    state: NDArray[np.float32] | None
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    policy: OpenVLAPolicy
+
+    @classmethod
+    def load(
+        cls, demos: Demos, policy: OpenVLAPolicy, key: str, on_progress: Callable[[int, int], None]
+    ) -> FrameBank:
+        """Decode, square, normalise and tokenise everything.
+
+        Args:
+            demos: what was recorded.
+            policy: what will be trained.
+            key: statistics that normalise actions and state.
+            on_progress: frames done, frames in all.
+
+        Raises:
+            DataError: an action is not finite.
+        """
+        size = policy.model.config.image_size
+        assert policy.embodiment is not None
+        cameras = [camera.name for camera in policy.embodiment.cameras]
+        frames = np.empty((demos.num_frames, len(cameras), size, size, 3), dtype=np.uint8)
+        for index, name in enumerate(cameras):
+            frames[:, index] = _squares(demos, name, policy, on_progress)
+        state = None
+        if policy.model.config.proprio_dim is not None:
+            stats = QuantileStats.from_dict(policy.statistics[key]["proprio"])
+            state = normalise(demos.states, stats).astype(np.float32)
+        input_ids, labels = _text(demos, policy, policy.action_stats(key))
+        return cls(frames, state, input_ids, labels, policy)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def batch(self, rows: NDArray[np.int64], shift_px: int = 0, generator: torch.Generator | None = None) -> Batch:
+        """The frames of these rows; with `shift_px`, each image is moved by up to so many pixels."""
+        squares = torch.from_numpy(self.frames[rows])  # (B, N, S, S, 3)
+        if shift_px:
+            squares = random_shift(squares, shift_px, generator)
+        return Batch(
+            pixels=self.policy.preprocessor.normalise(squares),
+            input_ids=torch.from_numpy(self.input_ids[rows]),
+            labels=torch.from_numpy(self.labels[rows]),
+            state=None if self.state is None else torch.from_numpy(self.state[rows]),
+        )
+
+
+def _squares(
+    demos: Demos, camera: str, policy: OpenVLAPolicy, on_progress: Callable[[int, int], None]
+) -> NDArray[np.uint8]:
+    """(F, S, S, 3) frames of a camera as the policy squares them.
+
+    With "resize-naive", the strategy of every released OpenVLA, the threaded reader resizes by itself.
+    """
+    size = policy.model.config.image_size
+    if policy.preprocessor.strategy == "resize-naive":
+        return demos.frames(camera, size, size, on_progress)
+    return np.stack([policy.preprocessor.square(frame) for frame in demos.frames(camera, on_progress=on_progress)])
+
+
+def _text(
+    demos: Demos, policy: OpenVLAPolicy, stats: QuantileStats
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids and labels of every frame, both (F, L)."""
+    if not np.isfinite(demos.actions).all():
+        bad = int(np.argmax(~np.isfinite(demos.actions).all(axis=1)))
+        raise DataError(f"the action of frame {bad} is not finite; `vla record` the episode again or remove it.")
+    tokenizer = policy.tokenizer
+    actions = policy.action_tokens.encode(normalise(demos.actions, stats))  # (F, D)
+    answers = np.concatenate([actions, np.full((len(actions), 1), tokenizer.eos)], axis=1)
+    prompts = {text: tokenizer(text) for text in demos.instructions}
+    longest = max(len(prompt) for prompt in prompts.values()) + answers.shape[1]
+    input_ids = np.full((len(actions), longest), policy.model.config.pad_token_id, dtype=np.int64)
+    labels = np.full((len(actions), longest), IGNORE, dtype=np.int64)
+    for episode in demos.episodes:
+        prompt = prompts[episode.instruction]
+        rows, end = slice(episode.start, episode.stop), len(prompt) + answers.shape[1]
+        input_ids[rows, : len(prompt)] = prompt
+        input_ids[rows, len(prompt) : end] = labels[rows, len(prompt) : end] = answers[rows]
+    return input_ids, labels
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which frames train and which only measure; whole episodes, so that no frame's neighbour is on the other side.
+
+    Attributes:
+        train: (F1,) frame indices.
+        held_out: (F2,) frame indices.
+    """
+
+    train: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+    @classmethod
+    def make(cls, demos: Demos, share: float, seed: int) -> Split:
+        """Hold out `share` of the episodes, at least one unless the share is 0."""
+        count = len(demos.episodes)
+        chosen = min(max(round(share * count), 1 if share > 0 else 0), count - 1)
+        held = np.random.default_rng([seed, HELD_OUT]).permutation(count)[:chosen]
+        is_held = np.isin(demos.episode_index, held)
+        return cls(np.flatnonzero(~is_held), np.flatnonzero(is_held))
+
+
+def rows_of_step(train: NDArray[np.int64], step: int, batch_size: int, seed: int) -> NDArray[np.int64]:
+    """(B,) frames of one training step: every epoch is a new shuffle, and a step knows its frames by its number alone.
+
+    That is what lets a run resume exactly: there is no shuffle buffer whose content could be lost.
+    """
+    size = min(batch_size, len(train))
+    epoch, position = divmod(step, len(train) // size)
+    order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(train))
+    return train[order[position * size : (position + 1) * size]]
+
+
+def shift_generator(seed: int, step: int) -> torch.Generator:
+    """Randomness of one step's augmentation, a function of seed and step."""
+    mixed = np.random.SeedSequence([seed, SHIFT, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+
