@@ -1,0 +1,142 @@
+"""The oracle: a checkpoint filled by rule, and what the reference implementation says about it."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.policy.openvla.config import OpenVLAConfig
+from vla_robot.policy.openvla.create import create
+from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.openvla.preprocess import Preprocessor
+from vla_robot.policy.openvla.weights import file_name, save_model, write_json
+from vla_robot.recipe.finetune import Architecture
+from vla_robot.record.stats import dataset_statistics
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "openvla_small"
+MEANS = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
+STDS = ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5))
+
+
+def fill(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The rule that both implementations' weights follow, seed 0."""
+    rng = np.random.default_rng([0, zlib.crc32(name.encode())])
+    x = rng.standard_normal(shape, dtype=np.float32)
+    last = name.rpartition(".")[2]
+    if last == "bias":
+        return np.float32(0.02) * x
+    if last == "scale_factor":
+        return np.float32(0.3) + np.float32(0.05) * x
+    if len(shape) == 1:
+        return 1 + np.float32(0.1) * x
+    if "pos_embed" in name or "token" in last or "latent" in last:
+        return np.float32(0.5) * x
+    if "embed_tokens" in name:
+        return x
+    x = x / np.float32(np.sqrt(np.prod(shape[1:])))
+    if name == "language_model.lm_head.weight":
+        x[31744:32000] *= 6
+    return x
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """The reference's answers beside our policy on the same weights."""
+
+    policy: OpenVLAPolicy
+    expected: Mapping[str, NDArray]
+    images: list[NDArray[np.uint8]]
+
+    def ids(self, index: int) -> NDArray[np.int64]:
+        return self.expected[f"{index}/input_ids"]
+
+
+def fill_model(folder: Path) -> OpenVLA:
+    model = OpenVLA(OpenVLAConfig.read(folder))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(fill(file_name(name), tuple(parameter.shape))))
+    return model.requires_grad_(False).eval()
+
+
+def oracle_of(folder: Path) -> Oracle:
+    model = fill_model(folder)
+    preprocessor = Preprocessor(224, model.config.image_resize_strategy, MEANS, STDS)
+    return Oracle(
+        OpenVLAPolicy(model, preprocessor, None, model.config.norm_stats),
+        np.load(folder / "expected.npz"),
+        [np.asarray(Image.open(folder / f"image_{i}.png").convert("RGB")) for i in range(5)],
+    )
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Oracle:
+    return oracle_of(GOLDEN)
+
+
+@pytest.fixture(scope="session")
+def small_folder(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The oracle's checkpoint as a folder in the published layout, without a tokenizer."""
+    folder = tmp_path_factory.mktemp("small")
+    save_model(oracle.policy.model, folder)
+    write_json(folder / "preprocessor_config.json", oracle.policy.preprocessor.to_dict())
+    return folder
+
+
+def arm(cameras: tuple[str, ...] = ("front", "wrist")) -> Embodiment:
+    names = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
+    return Embodiment(
+        "toy",
+        ActionSpace("eef_delta", "base", tuple(Dim(n, "m", -1.0, 1.0) for n in names)),
+        (Dim("x", "m", -1.0, 1.0), Dim("width", "m", 0.0, 1.0)),
+        tuple(CameraSpec(n, 32, 32) for n in cameras),
+        10.0,
+    )
+
+
+TINY = Architecture(
+    image_size=28, tower_dim=24, tower_depth=2, tower_heads=2, llm_dim=32, llm_layers=2, llm_heads=2, llm_ff_dim=48,
+    text_vocab=320, max_positions=128,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new policy of two cameras and two state numbers, a few thousand weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    statistics = dataset_statistics("toy", rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), 5)
+    create(folder, TINY, arm(), statistics, ["lift the red cube", "open the door"], seed=0)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> OpenVLAPolicy:
+    return load(tiny_folder)
+
+
+@pytest.fixture
+def broken(tiny_folder: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the tiny folder whose config.json has other values."""
+
+    def copy(**changes: object) -> Path:
+        folder = tmp_path / "broken"
+        folder.mkdir()
+        for file in tiny_folder.iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        config = json.loads((folder / "config.json").read_text()) | changes
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return copy
