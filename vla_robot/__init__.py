@@ -1,0 +1,56 @@
+"""The control stack that puts a vision-language-action policy on a robot.
+
+>>> import vla_robot
+>>> policy = vla_robot.load_policy("policies/openvla_nano")    # doctest: +SKIP
+>>> chunks = policy.act([observation])                         # doctest: +SKIP
+
+The command line does the same and more: `vla --help`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from vla_robot.policy.openvla.policy import OpenVLAPolicy
+
+__all__ = ["load_policy"]
+
+if "gymnasium" in sys.modules:  # nobody who does without Gymnasium pays for its import
+    from vla_robot.world.gym_env import register_all
+
+    register_all()
+
+
+def load_policy(
+    folder: str | Path,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    device: str = "cpu",
+    statistics_key: str | None = None,
+) -> OpenVLAPolicy:
+    """An OpenVLA checkpoint, ready to act.
+
+    Args:
+        folder: in the published layout: config.json, safetensors, preprocessor_config.json, tokenizer.json, and
+            dataset_statistics.json, which replaces the statistics in config.json when it is there.
+        dtype: precision of the weights.
+        device: torch device, e.g. "cpu" or "cuda".
+        statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
+
+    Returns:
+        A policy: `act(observations) -> list[ActionChunk]` takes any number of observations in one batch;
+        `generate_tokens(images, input_ids) -> (B, action_dim)` is the bare model.
+
+    Raises:
+        CheckpointError: the folder is incomplete or damaged, or its model does not look at its image.
+        MissingDependencyError: the extra [policy] is not installed.
+    """
+    from vla_robot.core.optional import require
+
+    for distribution in ("torch", "transformers", "timm"):
+        require(distribution, "policy", "an OpenVLA policy")
+    from vla_robot.policy.openvla.policy import load
+
+    return load(Path(folder), dtype, device, statistics_key)

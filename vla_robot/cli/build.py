@@ -44,9 +44,12 @@ def build_policy(policy: Path, env: EnvRecipe, embodiment: Embodiment) -> Policy
         CheckpointError: its folder is incomplete or corrupt.
         ContractError: it was made for another arm; every difference is in the message.
     """
+    from vla_robot.observe.select import Selecting
     from vla_robot.policy.kinds import load_policy
 
-    return load_policy(policy, embodiment, expert=env.expert)
+    loaded = load_policy(policy, embodiment, expert=env.expert)
+    wanted: Embodiment | None = getattr(loaded, "embodiment", None)  # only a trained policy was made for some arm
+    return loaded if wanted is None else Selecting(loaded, wanted, embodiment)
 
 
 def build_guard(space: ActionSpace) -> Guard:

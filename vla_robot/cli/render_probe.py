@@ -11,7 +11,7 @@ import time
 
 from vla_robot.core.errors import VlaError, WorldError
 from vla_robot.recipe.env import CameraRecipe
-from vla_robot.world.render import Renderer, choose_gl_backend
+from vla_robot.world.render import Renderer, start_mujoco
 
 _SCENE = """
 <mujoco>
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def _time_a_frame() -> float:
-    choose_gl_backend()
+    start_mujoco()
     import mujoco
 
     model = mujoco.MjModel.from_xml_string(_SCENE)

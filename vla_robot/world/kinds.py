@@ -35,6 +35,9 @@ def _robosuite(recipe: EnvRecipe, privileged: bool) -> World:
 
 def _mujoco(recipe: EnvRecipe, privileged: bool) -> World:
     require("mujoco", "sim", "a MuJoCo world")
+    from vla_robot.world.render import start_mujoco
+
+    start_mujoco()
     from vla_robot.world.mujoco_world import MujocoWorld
 
     return MujocoWorld(recipe, privileged)

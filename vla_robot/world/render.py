@@ -38,6 +38,27 @@ def choose_gl_backend() -> None:
         importlib.reload(sys.modules["mujoco.gl_context"])
 
 
+def start_mujoco() -> None:
+    """Import mujoco with a backend that fits this machine.
+
+    Raises:
+        WorldError: the backend that MUJOCO_GL names cannot be loaded; mujoco tries while it is imported.
+    """
+    choose_gl_backend()
+    try:
+        importlib.import_module("mujoco")
+    except Exception as error:  # OpenGL loaders raise whatever they like: ImportError, RuntimeError, AttributeError
+        raise WorldError(_no_opengl(error)) from error
+
+
+def _no_opengl(error: Exception) -> str:
+    return (
+        f"OpenGL cannot start here (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}. "
+        "On a machine without a display install EGL (Debian: `apt-get install libegl1 libgl1-mesa-dri`), or "
+        "install libosmesa6 and set MUJOCO_GL=osmesa. `vla doctor` tests it."
+    )
+
+
 class Renderer:
     """Renders the cameras of one model."""
 
@@ -85,12 +106,8 @@ class Renderer:
 
         try:
             renderer = mujoco.Renderer(self._model, height, width)
-        except Exception as error:  # OpenGL loaders raise whatever they like: ImportError, RuntimeError, AttributeError
-            raise WorldError(
-                f"OpenGL cannot start here (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}): {error}. "
-                "On a machine without a display install EGL (Debian: `apt-get install libegl1 libgl1-mesa-dri`), or "
-                "install libosmesa6 and set MUJOCO_GL=osmesa. `vla doctor` tests it."
-            ) from error
+        except Exception as error:  # as above
+            raise WorldError(_no_opengl(error)) from error
         _LIVE.add(self)
         _free_contexts_at_exit()
         if not self._shadows:

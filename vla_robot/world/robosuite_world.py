@@ -27,7 +27,7 @@ from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.optional import require
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
-from vla_robot.world.render import COLLISION_GEOMS, Renderer, choose_gl_backend
+from vla_robot.world.render import COLLISION_GEOMS, Renderer, start_mujoco
 
 BUILD_SEED = 0
 """robosuite draws object sizes while it builds the model; a fixed seed makes every process build the same one."""
@@ -61,6 +61,7 @@ class RobosuiteWorld:
         self._step = 0
         self._held = 0
         self._open = True
+        self.reset(0)  # the first frame starts OpenGL and the first step compiles: seconds, now and not in an episode
 
     @property
     def embodiment(self) -> Embodiment:
@@ -198,7 +199,7 @@ class RobosuiteWorld:
 
 def _make(recipe: EnvRecipe) -> Any:
     require("robosuite", "sim", "a robosuite world")
-    choose_gl_backend()
+    start_mujoco()
     with _quiet():
         import robosuite
         from robosuite.controllers import load_composite_controller_config
