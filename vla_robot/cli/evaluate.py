@@ -38,7 +38,9 @@ class EvaluateArgs:
 
     def __post_init__(self) -> None:
         if self.episodes < 1 or self.seed < 0:
-            raise RecipeError(f"--episodes {self.episodes} --seed {self.seed}: at least 1 episode, from seed 0 or more.")
+            raise RecipeError(
+                f"--episodes {self.episodes} --seed {self.seed}: at least 1 episode, from seed 0 or more."
+            )
         if not self.policy:
             raise RecipeError("--policy names nobody. `vla list policies` shows who there is.")
 

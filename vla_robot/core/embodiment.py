@@ -160,7 +160,9 @@ def require_fit(wanted: Embodiment, offered: Embodiment) -> None:
     if ours != theirs:
         problems.append(f"action dimensions: the policy gives {_dims(ours)}, the world takes {_dims(theirs)}")
     if wanted.rate_hz != offered.rate_hz:
-        problems.append(f"rate: the policy was trained at {wanted.rate_hz:g} Hz, the world runs at {offered.rate_hz:g} Hz")
+        problems.append(
+            f"rate: the policy was trained at {wanted.rate_hz:g} Hz, the world runs at {offered.rate_hz:g} Hz"
+        )
     problems += _camera_problems(wanted, offered)
     offered_state = {d.name: d.unit for d in offered.state}
     for dim in wanted.state:

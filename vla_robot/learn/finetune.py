@@ -1,10 +1,10 @@
 """The training loop: ordinary next-token training with the loss on the action tokens.
 
-    OUT/recipe.toml      what was asked for
-    OUT/start/           the policy before training
-    OUT/resume/          where an interrupted run goes on
-    OUT/metrics.jsonl    one line per measurement
-    OUT/final/           the trained policy, a folder that `vla run --policy` takes
+OUT/recipe.toml      what was asked for
+OUT/start/           the policy before training
+OUT/resume/          where an interrupted run goes on
+OUT/metrics.jsonl    one line per measurement
+OUT/final/           the trained policy, a folder that `vla run --policy` takes
 """
 
 from __future__ import annotations
@@ -241,7 +241,9 @@ def _start_policy(recipe: FinetuneRecipe, demos: Demos, out: Path) -> Path:
     if (start / "model.safetensors").is_file():
         return start
     if recipe.policy is None:
-        create(start, recipe.architecture, demos.embodiment, _statistics(recipe, demos), demos.instructions, recipe.seed)
+        create(
+            start, recipe.architecture, demos.embodiment, _statistics(recipe, demos), demos.instructions, recipe.seed
+        )
         return start
     policy = load(recipe.policy)
     if policy.embodiment is None:

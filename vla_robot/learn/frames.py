@@ -63,9 +63,7 @@ class FrameBank:
     policy: OpenVLAPolicy
 
     @classmethod
-    def load(
-        cls, demos: Demos, policy: OpenVLAPolicy, key: str, on_progress: Callable[[int, int], None]
-    ) -> FrameBank:
+    def load(cls, demos: Demos, policy: OpenVLAPolicy, key: str, on_progress: Callable[[int, int], None]) -> FrameBank:
         """Decode, square, normalise and tokenise everything.
 
         Args:
@@ -119,9 +117,7 @@ def _squares(
     return np.stack([policy.preprocessor.square(frame) for frame in demos.frames(camera, on_progress=on_progress)])
 
 
-def _text(
-    demos: Demos, policy: OpenVLAPolicy, stats: QuantileStats
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _text(demos: Demos, policy: OpenVLAPolicy, stats: QuantileStats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Token ids and labels of every frame, both (F, L)."""
     if not np.isfinite(demos.actions).all():
         bad = int(np.argmax(~np.isfinite(demos.actions).all(axis=1)))
@@ -178,4 +174,3 @@ def shift_generator(seed: int, step: int) -> torch.Generator:
     """Randomness of one step's augmentation, a function of seed and step."""
     mixed = np.random.SeedSequence([seed, SHIFT, step]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-

@@ -69,7 +69,9 @@ def train_tokenizer(instructions: Iterable[str], vocab: int) -> Tokenizer:
         initial_alphabet=[SPACE, *"abcdefghijklmnopqrstuvwxyz"],
         show_progress=False,
     )
-    tokenizer.train_from_iterator((TEMPLATE.format(instruction=text.lower()) for text in sorted(set(instructions))), trainer)
+    tokenizer.train_from_iterator(
+        (TEMPLATE.format(instruction=text.lower()) for text in sorted(set(instructions))), trainer
+    )
     return tokenizer
 
 

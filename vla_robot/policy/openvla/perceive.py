@@ -90,9 +90,7 @@ def build_vit(config: OpenVLAConfig, index: int) -> VisionTransformer:
     extra = {"act_layer": act_layer} if act_layer else {}
     name = config.timm_model_ids[index]
     try:
-        vit = timm.create_model(
-            name, pretrained=False, num_classes=0, img_size=config.image_size, **extra, **overrides
-        )
+        vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=config.image_size, **extra, **overrides)
     except (RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"timm cannot build the tower '{name}' with {dict(overrides)}: {error}.") from error
     if not isinstance(vit, VisionTransformer):

@@ -230,9 +230,7 @@ def _pad(prompts: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Ten
     return torch.from_numpy(padded), lengths
 
 
-def load(
-    folder: Path, dtype: str = "float32", device: str = "cpu", statistics_key: str | None = None
-) -> OpenVLAPolicy:
+def load(folder: Path, dtype: str = "float32", device: str = "cpu", statistics_key: str | None = None) -> OpenVLAPolicy:
     """A policy from a checkpoint folder in the published layout.
 
     Args:

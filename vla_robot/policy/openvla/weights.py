@@ -159,13 +159,16 @@ def _audit(
     unexpected = [name for name in found if name not in wanted and name not in unused]
     wrong = [f"{n} {list(found[n])} (expected {list(s)})" for n, s in wanted.items() if n in found and found[n] != s]
     if missing or unexpected or wrong:
-        parts = [f"{len(names)} {what}: {_by_group(names)}" for what, names in
-                 (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong)) if names]
+        parts = [
+            f"{len(names)} {what}: {_by_group(names)}"
+            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
+            if names
+        ]
         raise CheckpointError(f"the weights in {folder} do not fit its config.json. " + ". ".join(parts) + ".")
 
 
 def _by_group(names: Iterable[str]) -> str:
-    """"group (count, first name)" for each top-level part of the model."""
+    """ "group (count, first name)" for each top-level part of the model."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[".".join(name.split(".")[:2])].append(name)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vla_robot.cli.main import main
+from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.core.messages import Observation
+from vla_robot.learn.checkpoint import FOLDER
+from vla_robot.learn.finetune import Progress, finetune
+from vla_robot.policy.openvla.policy import load
+from vla_robot.recipe import dump
+from vla_robot.recipe.finetune import FinetuneRecipe
+
+
+def quiet(_: Progress) -> None:
+    pass
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "final" / "model.safetensors")
+
+
+def stop_after(step: int):
+    seen: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.phase == "steps":
+            seen.append(progress.done)
+
+    return watch, lambda: len(seen) + 1 >= step
+
+
+def test_training_teaches_what_the_image_says(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, steps=250, batch_size=32, learning_rate=3e-3, warmup_steps=20, shift_px=0, ema=0.95)
+    finetune(recipe, tmp_path, quiet)
+    policy = load(tmp_path / "final")
+    for light in (0.1, 0.4, 0.9):
+        frame = np.full((28, 28, 3), round(255 * light), np.uint8)
+        seen = Observation({"front": frame}, np.zeros(1), "go to the light", stamp_ns=0, step=0)
+        dx, gripper = policy.act([seen])[0].actions[0]
+        assert dx == pytest.approx(2 * light - 1, abs=0.3)
+        assert gripper == pytest.approx(float(light > 0.5), abs=0.1)
+
+
+def test_a_run_that_was_stopped_ends_bit_for_bit_where_an_unbroken_one_does(
+    recipe: FinetuneRecipe, tmp_path: Path
+) -> None:
+    finetune(recipe, tmp_path / "whole", quiet)
+    watch, stop = stop_after(3)
+    first = finetune(recipe, tmp_path / "broken", watch, stop)
+    assert first.steps == 3
+    assert not (tmp_path / "broken" / "final").exists()
+    second = finetune(recipe, tmp_path / "broken", quiet)
+    assert second.steps == recipe.steps
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert second.metrics == finetune(recipe, tmp_path / "again", quiet).metrics
+
+
+def test_another_recipe_does_not_continue_a_run(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(2)
+    finetune(recipe, tmp_path, watch, stop)
+    with pytest.raises(CheckpointError, match="was made by another recipe or from other data"):
+        finetune(replace(recipe, learning_rate=1e-4), tmp_path, quiet)
+
+
+def test_a_damaged_checkpoint_is_told(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(2)
+    finetune(recipe, tmp_path, watch, stop)
+    state = tmp_path / FOLDER / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="is damaged .* delete it to train from the start"):
+        finetune(recipe, tmp_path, quiet)
+
+
+def test_a_crash_between_two_renames_loses_nothing(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(4)
+    finetune(recipe, tmp_path, watch, stop)
+    (tmp_path / FOLDER).rename(tmp_path / f"{FOLDER}.old")
+    steps: list[int] = []
+    finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    assert steps == [5, 6]
+
+
+def test_metrics_of_training_and_held_out_episodes_are_kept(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    finetune(recipe, tmp_path, quiet)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == recipe.steps
+    assert {"loss", "token_accuracy", "l1", "held_out_loss", "held_out_token_accuracy", "held_out_l1"} <= last.keys()
+
+
+def test_a_policy_is_trained_on_with_its_own_statistics(recipe: FinetuneRecipe, make_demos, tmp_path: Path) -> None:
+    finetune(recipe, tmp_path / "one", quiet)
+    more = make_demos(tmp_path / "more", episodes=3)
+    again = replace(recipe, policy=tmp_path / "one" / "final", data=(*recipe.data, more), steps=2)
+    finetune(again, tmp_path / "two", quiet)
+    kept, new = (json.loads((tmp_path / n / "final" / "dataset_statistics.json").read_text()) for n in ("one", "two"))
+    assert kept == new
+    before, after = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert not torch.equal(before["projector.fc1.weight"], after["projector.fc1.weight"])
+
+
+def test_data_of_another_arm_is_refused(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    finetune(recipe, tmp_path / "one", quiet)
+    path = tmp_path / "one" / "final" / "embodiment.json"
+    path.write_text(path.read_text().replace('"rate_hz": 10.0', '"rate_hz": 5.0'))
+    with pytest.raises(ContractError, match="trained at 5 Hz, the world runs at 10 Hz"):
+        finetune(replace(recipe, policy=tmp_path / "one" / "final"), tmp_path / "two", quiet)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"the loss is nan at step \d+\. Lower learning_rate"):
+        finetune(replace(recipe, steps=40, learning_rate=1e12, warmup_steps=1, clip_norm=0), tmp_path, quiet)
+
+
+def test_the_command_trains_and_says_what_is_next(recipe: FinetuneRecipe, tmp_path: Path, capsys) -> None:
+    (tmp_path / "tiny.toml").write_text(dump(replace(recipe, steps=2)))
+    status = main(["finetune", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out"), "--json",
+                   str(tmp_path / "out.json")])  # fmt: skip
+    assert status == 0
+    assert "Next: `vla run --env ENV --policy" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert {"name": "steps", "value": 2.0, "unit": "1", "baseline": None, "ratio": None} in results["rows"]
+
+
+def test_the_command_without_data_says_how_to_get_some(tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty.toml").write_text('verb = "finetune"\n')
+    assert main(["finetune", str(tmp_path / "empty.toml"), "--out", str(tmp_path / "out")]) == 2
+    assert "Record one with `vla record`" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_robot.core.normalise import unnormalise
+from vla_robot.learn.augment import random_shift
+from vla_robot.learn.finetune import finetune
+from vla_robot.learn.frames import FrameBank, Split, rows_of_step, shift_generator
+from vla_robot.policy.openvla.model import IGNORE
+from vla_robot.policy.openvla.policy import load
+from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
+from vla_robot.record.demos import open_demos
+
+
+@pytest.fixture(scope="module")
+def bank(demos_folder: Path, tiny_architecture: Architecture, tmp_path_factory) -> FrameBank:
+    out = tmp_path_factory.mktemp("run")
+    recipe = FinetuneRecipe(
+        data=(demos_folder,), architecture=tiny_architecture, dataset_name="light", steps=1, batch_size=4
+    )
+    finetune(recipe, out, lambda progress: None)
+    return FrameBank.load(open_demos(demos_folder), load(out / "final"), "light", lambda done, total: None)
+
+
+def test_labels_are_the_action_tokens_and_the_end_and_nothing_else(bank: FrameBank, demos_folder: Path) -> None:
+    batch = bank.batch(np.array([0, 5]))
+    labelled = batch.labels != IGNORE
+    assert labelled.sum(dim=1).tolist() == [3, 3]  # two action dimensions and </s>
+    torch.testing.assert_close(batch.labels[labelled], batch.input_ids[labelled])
+    policy = bank.policy
+    tokens = batch.labels[labelled].reshape(2, 3)
+    assert (tokens[:, -1] == policy.tokenizer.eos).all()
+    stats = policy.action_stats("light")
+    actions = unnormalise(policy.action_tokens.decode(tokens[:, :2].numpy()), stats)
+    stored = np.clip(open_demos(demos_folder).actions[[0, 5]], [stats.q01[0], 0], [stats.q99[0], 1])
+    np.testing.assert_allclose(actions, stored, atol=0.01)
+
+
+def test_a_batch_is_what_the_policy_sees_when_it_acts(bank: FrameBank, demos_folder: Path) -> None:
+    images = open_demos(demos_folder).images(3)
+    np.testing.assert_array_equal(
+        bank.batch(np.array([3])).pixels.numpy(), bank.policy.preprocessor([[images["front"]]]).numpy()
+    )
+
+
+def test_a_shift_depends_on_seed_and_step_alone(bank: FrameBank) -> None:
+    rows = np.arange(6)
+    one, same, other = (bank.batch(rows, 3, shift_generator(0, step)).pixels for step in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other) or torch.equal(one, bank.batch(rows).pixels)
+
+
+def test_a_shift_moves_whole_images_and_repeats_the_border() -> None:
+    frame = torch.arange(36, dtype=torch.uint8).reshape(1, 1, 6, 6, 1).repeat(64, 1, 1, 1, 3)
+    shifted = random_shift(frame, 2, torch.Generator().manual_seed(0))
+    found = set()
+    for image in shifted[:, 0, :, :, 0].int():
+        offsets = [
+            (dy, dx)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            if torch.equal(image, frame[0, 0, (torch.arange(6) + dy).clamp(0, 5)][:, (torch.arange(6) + dx).clamp(0, 5), 0].int())
+        ]  # fmt: skip
+        assert len(offsets) == 1
+        found.add(offsets[0])
+    assert len(found) > 15
+
+
+@given(frames=st.integers(1, 60), batch=st.integers(1, 20), seed=st.integers(0, 5))
+def test_an_epoch_shows_each_frame_at_most_once_and_epochs_differ(frames: int, batch: int, seed: int) -> None:
+    train = np.arange(100, 100 + frames)
+    per_epoch = frames // min(batch, frames)
+    epochs = [
+        np.concatenate([rows_of_step(train, e * per_epoch + k, batch, seed) for k in range(per_epoch)]) for e in (0, 1)
+    ]
+    for rows in epochs:
+        assert len(np.unique(rows)) == len(rows) == per_epoch * min(batch, frames)
+        assert set(rows) <= set(train)
+    np.testing.assert_array_equal(epochs[0][: min(batch, frames)], rows_of_step(train, 0, batch, seed))
+
+
+@pytest.mark.parametrize(("share", "held"), [(0.0, 0), (0.01, 1), (0.25, 2), (1.0, 7)])
+def test_whole_episodes_are_held_out_and_one_always_trains(demos_folder: Path, share: float, held: int) -> None:
+    demos = open_demos(demos_folder)
+    split = Split.make(demos, share, seed=0)
+    assert len(np.unique(demos.episode_index[split.held_out])) == held
+    assert not set(demos.episode_index[split.held_out]) & set(demos.episode_index[split.train])
+    assert len(split.train) + len(split.held_out) == demos.num_frames
