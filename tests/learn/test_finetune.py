@@ -76,7 +76,7 @@ def test_a_damaged_checkpoint_is_told(recipe: FinetuneRecipe, tmp_path: Path) ->
     finetune(recipe, tmp_path, watch, stop)
     state = tmp_path / FOLDER / "state.safetensors"
     state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="is damaged .* delete it to train from the start"):
+    with pytest.raises(CheckpointError, match=r"is damaged .* delete it to train from the start"):
         finetune(recipe, tmp_path, quiet)
 
 

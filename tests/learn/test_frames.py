@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -56,17 +57,17 @@ def test_a_shift_depends_on_seed_and_step_alone(bank: FrameBank) -> None:
     assert not torch.equal(one, other) or torch.equal(one, bank.batch(rows).pixels)
 
 
+def moved(image: torch.Tensor, down: int, right: int) -> torch.Tensor:
+    rows, columns = ((torch.arange(6) + by).clamp(0, 5) for by in (down, right))
+    return image[rows][:, columns]
+
+
 def test_a_shift_moves_whole_images_and_repeats_the_border() -> None:
     frame = torch.arange(36, dtype=torch.uint8).reshape(1, 1, 6, 6, 1).repeat(64, 1, 1, 1, 3)
     shifted = random_shift(frame, 2, torch.Generator().manual_seed(0))
     found = set()
-    for image in shifted[:, 0, :, :, 0].int():
-        offsets = [
-            (dy, dx)
-            for dy in range(-2, 3)
-            for dx in range(-2, 3)
-            if torch.equal(image, frame[0, 0, (torch.arange(6) + dy).clamp(0, 5)][:, (torch.arange(6) + dx).clamp(0, 5), 0].int())
-        ]  # fmt: skip
+    for image in shifted[:, 0, :, :, 0]:
+        offsets = [o for o in product(range(-2, 3), repeat=2) if torch.equal(image, moved(frame[0, 0, :, :, 0], *o))]
         assert len(offsets) == 1
         found.add(offsets[0])
     assert len(found) > 15

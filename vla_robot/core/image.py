@@ -8,10 +8,10 @@ from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Image
 
 
-def check_image(image: Image, name: str = "image") -> None:
+def check_image(image: object, name: str = "image") -> None:
     """Raise ContractError unless this is an (H, W, 3) uint8 array with at least one pixel."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        kind = getattr(image, "dtype", type(image).__name__)
         raise ContractError(f"{name} must be a uint8 array of RGB values 0..255, got {kind}.")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ContractError(f"{name} must have shape (H, W, 3), got {image.shape}.")
@@ -30,6 +30,6 @@ def resize(image: Image, height: int, width: int) -> Image:
     """
     if image.shape[:2] == (height, width):
         return image
-    from PIL import Image as PIL  # pillow stays out of `import vla_robot.core`
+    import PIL.Image  # pillow stays out of `import vla_robot.core`
 
-    return np.asarray(PIL.fromarray(image).resize((width, height), PIL.Resampling.BICUBIC))
+    return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BICUBIC))

@@ -40,8 +40,8 @@ class Average:
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after `step`."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        parameters = [p.detach() for _, p in model.named_parameters()]
-        torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - decay)
+        for name, p in model.named_parameters():
+            self.weights[name].lerp_(p, 1 - decay)
 
 
 def save(

@@ -28,7 +28,7 @@ from vla_robot.learn.checkpoint import Average
 from vla_robot.learn.frames import FrameBank, Split, rows_of_step, shift_generator
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.model import OpenVLA, TrainingOutput
-from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.weights import save_model, write_json
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.record.demos import Demos, open_demos

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -83,14 +84,14 @@ def test_the_file_holds_what_the_reference_needs_and_memory_does_not(small_folde
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_lower_precision_still_acts(tiny_folder, dtype: str) -> None:
+def test_lower_precision_still_acts(tiny_folder, dtype: Literal["bfloat16", "float16"]) -> None:
     policy = vla_robot.load_policy(tiny_folder, dtype=dtype)
     assert next(policy.model.parameters()).dtype == getattr(torch, dtype)
     assert np.isfinite(policy.act([observation()])[0].actions).all()
 
 
 def test_a_missing_folder_and_a_missing_file_are_told(tiny_folder, broken) -> None:
-    with pytest.raises(CheckpointError, match="does not exist. Run `vla list policies`"):
+    with pytest.raises(CheckpointError, match=r"does not exist\. Run `vla list policies`"):
         load(tiny_folder / "nowhere")
     folder = broken()
     (folder / "model.safetensors").unlink()

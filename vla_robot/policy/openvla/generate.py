@@ -6,8 +6,6 @@ cannot be said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
@@ -39,17 +37,20 @@ class Generator:
         Raises:
             PolicyError: a logit is not finite.
         """
-        chosen = [logits.argmax(dim=-1) for logits in self.logits(embeds, lengths, action_dim)]
-        return torch.stack(chosen, dim=1) + self._first_id
-
-    def logits(self, embeds: Tensor, lengths: Tensor, action_dim: int) -> Iterator[Tensor]:
-        """(B, 256) logits over the action rows, one position after the other, each continued greedily."""
         hidden, cache = self._decoder.prefill(embeds, lengths, action_dim - 1)
-        for position in range(action_dim):
-            if position:
-                hidden = self._decoder.step(self._embeddings[best], cache)
-            logits = linear(hidden, self._head)
-            if not torch.isfinite(logits).all():
-                raise PolicyError("the policy's logits are not finite: the checkpoint or its input is damaged.")
-            best = logits.argmax(dim=-1)  # (B,)
-            yield logits
+        rows = [self._logits(hidden).argmax(dim=-1)]  # each (B,), counted from the first action row
+        while len(rows) < action_dim:
+            hidden = self._decoder.step(self._embeddings[rows[-1]], cache)
+            rows.append(self._logits(hidden).argmax(dim=-1))
+        return torch.stack(rows, dim=1) + self._first_id
+
+    def first_logits(self, embeds: Tensor, lengths: Tensor) -> Tensor:
+        """(B, 256) logits of the first generated position over the action rows."""
+        hidden, _ = self._decoder.prefill(embeds, lengths, 0)
+        return self._logits(hidden)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        logits = linear(hidden, self._head)
+        if not torch.isfinite(logits).all():
+            raise PolicyError("the policy's logits are not finite: the checkpoint or its input is damaged.")
+        return logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vla_robot.policy.openvla.align import ProprioProjector, Projector
+from vla_robot.policy.openvla.align import Projector, ProprioProjector
 from vla_robot.policy.openvla.config import OpenVLAConfig
 from vla_robot.policy.openvla.perceive import VisionBackbone
 from vla_robot.policy.openvla.reason import build_llama

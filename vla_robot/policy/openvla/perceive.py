@@ -29,7 +29,7 @@ class Tower(nn.Module):
     Parameter names are timm's own, so that they match the published files.
     """
 
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
         self.cls_token = vit.cls_token
         self.reg_token = vit.reg_token
@@ -79,8 +79,8 @@ class VisionBackbone(nn.Module):
         return features.reshape(B, N * features.shape[1], self.dim)
 
 
-def build_vit(config: OpenVLAConfig, index: int) -> VisionTransformer:
-    """The timm model of one tower, randomly initialised.
+def build_vit(config: OpenVLAConfig, index: int) -> Any:
+    """The timm VisionTransformer of one tower, randomly initialised; untyped, since timm's attributes are unions.
 
     Raises:
         CheckpointError: timm does not know the name or the overrides.

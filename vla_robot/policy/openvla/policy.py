@@ -139,7 +139,7 @@ class OpenVLAPolicy:
         prompts = [self._finish(ids) for ids in input_ids]
         with torch.inference_mode():
             embeds, lengths = self._embed(self.preprocessor(rows), prompts, None, _Stages())
-            return next(self._generator.logits(embeds, lengths, 1)).float().cpu().numpy()
+            return self._generator.first_logits(embeds, lengths).float().cpu().numpy()
 
     def resolve_key(self, key: str | None) -> str:
         """The statistics to use; may be left out when there is exactly one dataset.
@@ -275,7 +275,7 @@ def self_test(policy: OpenVLAPolicy) -> None:
     try:
         with torch.inference_mode():
             embeds, lengths = policy._embed(policy.preprocessor(frames), [ids, ids], state, _Stages())
-            dark, bright = next(policy._generator.logits(embeds, lengths, 1))
+            dark, bright = policy._generator.first_logits(embeds, lengths)
     except PolicyError as error:
         raise CheckpointError(f"self-test failed: {error}") from error
     if torch.equal(dark, bright):

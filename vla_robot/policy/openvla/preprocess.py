@@ -82,7 +82,8 @@ class Preprocessor:
             "tvf_do_letterbox": self.strategy == "letterbox",
             "tvf_letterbox_fill": list(_letterbox_fill(self.means[0])) if self.strategy == "letterbox" else None,
             "tvf_normalize_params": [
-                {"inplace": False, "mean": list(mean), "std": list(std)} for mean, std in zip(self.means, self.stds)
+                {"inplace": False, "mean": list(mean), "std": list(std)}
+                for mean, std in zip(self.means, self.stds, strict=True)
             ],
             "tvf_resize_params": [
                 {"antialias": True, "interpolation": 3, "max_size": None, "size": self._resize_size()} for _ in towers

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.openvla.config import OpenVLAConfig
@@ -77,14 +78,14 @@ class Decoder:
 
     def __init__(self, llama: LlamaForCausalLM) -> None:
         """Takes over the weights of `llama`; its q, k, v and gate, up become views into fused matrices."""
-        config = llama.config
+        config: Any = llama.config
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = config.head_dim or config.hidden_size // config.num_attention_heads
         self._eps: float = config.rms_norm_eps
         self._layers = [_fuse_layer(layer) for layer in llama.model.layers]
         self._norm: Tensor = llama.model.norm.weight.detach()
-        self._cos, self._sin = _rope_tables(llama, self._head_dim, self._norm.device)
+        self._cos, self._sin = _rope_tables(config, self._head_dim, self._norm.device)
 
     def prefill(self, embeds: Tensor, lengths: Tensor, new_tokens: int) -> tuple[Tensor, Cache]:
         """Read the whole prompt.
@@ -101,17 +102,18 @@ class Decoder:
         cache = self._allocate(embeds, lengths, new_tokens)
         cos, sin = self._cos[:S], self._sin[:S]  # (S, hd): prompts start at position 0 in every row
         x = embeds
-        for index, layer in enumerate(self._layers):
+        *layers, final = enumerate(self._layers)
+        for index, layer in layers:
             q, k, v = self._qkv(layer, x, cos, sin)
-            cache.keys[index][:, :, :S] = k
-            cache.values[index][:, :, :S] = v
-            if index + 1 < len(self._layers):
-                x = self._finish(layer, x, self._attend(q, k, v, causal=True))
-        rows = torch.arange(B, device=embeds.device)
-        last = x[rows, lengths - 1].unsqueeze(1)  # (B, 1, D): only this token leaves the last layer
-        q_last = q[rows, :, lengths - 1].unsqueeze(2)  # (B, H, 1, hd)
+            cache.keys[index][:, :, :S], cache.values[index][:, :, :S] = k, v
+            x = self._finish(layer, x, self._attend(q, k, v, causal=True))
+        index, layer = final  # only the last real token leaves it
+        q, k, v = self._qkv(layer, x, cos, sin)
+        cache.keys[index][:, :, :S], cache.values[index][:, :, :S] = k, v
+        rows, last = torch.arange(B, device=embeds.device), lengths - 1
         visible = None if cache.visible is None else cache.visible[..., :S]
-        x = self._finish(self._layers[-1], last, self._attend(q_last, k, v, mask=visible))
+        attended = self._attend(q[rows, :, last].unsqueeze(2), k, v, mask=visible)
+        x = self._finish(layer, x[rows, last].unsqueeze(1), attended)  # (B, 1, D)
         return rms_norm(x.squeeze(1), self._norm.shape, self._norm, self._eps), cache
 
     def step(self, embeds: Tensor, cache: Cache) -> Tensor:
@@ -176,20 +178,20 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x32 * cos + turned * sin).to(x.dtype)
 
 
-def _rope_tables(llama: LlamaForCausalLM, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _rope_tables(config: Any, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(max positions, hd) fp32 cosines and sines."""
-    parameters = llama.config.rope_parameters
+    parameters = config.rope_parameters
     if parameters.get("rope_type", "default") != "default":
         raise CheckpointError(f"rope_type {parameters['rope_type']!r} is not supported; Llama-2 uses 'default'.")
     theta = float(parameters["rope_theta"])
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     inverse_frequencies = torch.exp(-math.log(theta) * exponents)
-    positions = torch.arange(llama.config.max_position_embeddings, dtype=torch.float32, device=device)
+    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
     angles = torch.outer(positions, inverse_frequencies).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
-def _fuse_layer(layer: torch.nn.Module) -> _Layer:
+def _fuse_layer(layer: Any) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         qkv=_fuse(attention.q_proj, attention.k_proj, attention.v_proj),
