@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Image
 
 
-def check_image(image: object, name: str = "image") -> None:
+def check_image(image: Any, name: str = "image") -> None:
     """Raise ContractError unless this is an (H, W, 3) uint8 array with at least one pixel."""
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, "dtype", type(image).__name__)
