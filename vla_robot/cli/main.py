@@ -51,7 +51,7 @@ vla: put a vision-language-action policy on a robot.
   vla run --env lift --policy openvla_nano          the same, put together by hand; --episodes, --seed, --json
   vla record --env envs/lift.toml --by expert --episodes 50 --out data/lift
                                                     demonstrations, as a LeRobot v3 dataset
-  vla finetune RECIPE                               train a policy on demonstrations
+  vla finetune RECIPE --out FOLDER                  train a policy on demonstrations
   vla eval                                          measure a policy: success over many seeds, with its interval
 
   vla list [envs | policies | datasets | launch]    every recipe, and where it lies
