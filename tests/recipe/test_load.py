@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe import dump, parse, read_table
+from vla_robot.recipe import dump, load, parse, read, read_table
+from vla_robot.recipe.policy import PolicyRecipe
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,34 @@ def test_a_base_is_overlaid_table_by_table(tmp_path: Path) -> None:
     high = write(tmp_path, "high", 'base = "low"\nrate_hz = 20\n[gains]\ny = 3\n')
     desk = parse(Desk, read_table(Desk, high), high)
     assert (desk.rate_hz, desk.gains) == (20, {"x": 1, "y": 3})
+
+
+@dataclass(frozen=True)
+class Shelf:
+    scene: Path
+    pictures: tuple[Path, ...] = ()
+    desks: tuple[Desk, ...] = ()
+
+
+def test_the_paths_of_a_base_are_relative_to_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (tmp_path / "envs").mkdir()
+    desk = '[[desks]]\nkind = "mujoco"\nrate_hz = 1\nscene = "c.xml"\n'
+    write(tmp_path / "envs", "low", 'scene = "a.xml"\npictures = ["b.png"]\n' + desk)
+    high = write(mine, "high", 'base = "low"\n')
+    monkeypatch.setitem(load._FOLDERS, "Shelf", "envs")
+    monkeypatch.chdir(tmp_path)
+
+    shelf = parse(Shelf, read_table(Shelf, high), high)
+
+    envs = tmp_path / "envs"
+    assert (shelf.scene, shelf.pictures, shelf.desks[0].scene) == (envs / "a.xml", (envs / "b.png",), envs / "c.xml")
+
+
+def test_the_paths_of_a_policy_folder_are_relative_to_the_folder(tmp_path: Path) -> None:
+    write(tmp_path, "recipe", 'kind = "openvla"\ncheckpoint = "."\n')
+    assert read(PolicyRecipe, tmp_path).checkpoint == tmp_path
 
 
 def test_a_base_of_a_base_is_refused(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def read_table(schema: type, path: Path) -> dict[str, Any]:
             f"{path}: base: '{base_path}' has itself the base '{base[BASE_KEY]}'; only one level is allowed. "
             f"Name '{base[BASE_KEY]}' directly, or copy the keys."
         )
-    return _merged(base, table)
+    return _merged(_anchored(schema, base, base_path.parent), table)
 
 
 def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T:
@@ -83,12 +83,12 @@ def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T
     Args:
         schema: a frozen dataclass.
         table: what TOML gave.
-        source: named in messages; when it is a path, `Path` fields are relative to its folder.
+        source: named in messages; when it is a path, `Path` fields are relative to its folder (or to it, if it is one).
 
     Raises:
         RecipeError: with every problem, one a line.
     """
-    reader = _Reader(folder=Path(source).parent if isinstance(source, Path) else Path())
+    reader = _Reader(folder=_folder_of(source) if isinstance(source, Path) else Path())
     instance = reader.dataclass(schema, table, "")
     if reader.problems:
         raise RecipeError("\n".join(f"{source}: {problem}" for problem in reader.problems))
@@ -115,6 +115,28 @@ def _find_base(schema: type, path: Path, base: Any) -> Path:
         raise RecipeError(f"{path}: base: expected the name of another recipe, got {base!r}.")
     neighbour = path.parent / f"{base.removesuffix('.toml')}.toml"
     return neighbour if neighbour.is_file() else find(kind_of(schema), base)
+
+
+def _folder_of(recipe: Path) -> Path:
+    return recipe if recipe.is_dir() else recipe.parent
+
+
+def _anchored(hint: Any, value: Any, folder: Path) -> Any:
+    """The same plain data, its paths made absolute: a base's paths are relative to the base, wherever the heir lies."""
+    if hint is Path and isinstance(value, str):
+        return str(folder / Path(value).expanduser())
+    if dataclasses.is_dataclass(hint) and _is_table(value):
+        hints = get_type_hints(hint)
+        return {name: _anchored(hints.get(name), below, folder) for name, below in value.items()}
+    # `X | None`, `tuple[X, ...]` and `dict[str, X]`: whatever X is, it is the one argument that may hold a path.
+    for inner in get_args(hint):
+        if _is_array(value):
+            value = [_anchored(inner, item, folder) for item in value]
+        elif get_origin(hint) in (dict, Mapping) and _is_table(value):
+            value = {name: _anchored(inner, below, folder) for name, below in value.items()}
+        else:
+            value = _anchored(inner, value, folder)
+    return value
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
