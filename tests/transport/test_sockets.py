@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from vla_robot.core.errors import TransportError
-from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket, require_loopback
+from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket, require_address
 
 
 @pytest.mark.parametrize(
     "address", ["tcp://127.0.0.1:5555", "tcp://127.8.8.8:1", "tcp://localhost:80", "tcp://[::1]:80", "ipc:///tmp/x"]
 )
 def test_an_address_of_this_computer_is_allowed(address: str) -> None:
-    require_loopback(address)
+    require_address(address, keys=False)
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,9 @@ def test_an_address_of_this_computer_is_allowed(address: str) -> None:
     ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://192.168.1.2:5555", "tcp://robot.local:5555", "tcp://[::]:5555",
      "tcp://127.0.0.1.example.org:5555"],
 )  # fmt: skip
-def test_binding_and_connecting_off_loopback_are_refused(address: str) -> None:
+def test_binding_and_connecting_off_loopback_without_keys_are_refused_with_the_fix(address: str) -> None:
     for open_socket in (ServerSocket, ClientSocket):
-        with pytest.raises(TransportError, match=r"reachable from other computers.*CURVE.*SSH tunnel"):
+        with pytest.raises(TransportError, match=r"reachable from other computers.*`vla keys new NAME` makes a key"):
             open_socket(address)
 
 
@@ -31,7 +31,7 @@ def test_binding_and_connecting_off_loopback_are_refused(address: str) -> None:
 )
 def test_what_is_no_address_is_refused_with_an_example(address: str) -> None:
     with pytest.raises(TransportError, match=r"is not an address; one looks like tcp://127\.0\.0\.1:5555"):
-        require_loopback(address)
+        require_address(address, keys=True)
 
 
 def test_a_free_port_is_found_and_told() -> None:

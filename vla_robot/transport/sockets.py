@@ -1,6 +1,7 @@
-"""ZeroMQ sockets that close at once, stay on this computer, and never wait longer than told.
+"""ZeroMQ sockets that close at once, open nothing to other computers without keys, and never wait longer than told.
 
     ClientSocket (DEALER)  ----one connection----  ServerSocket (ROUTER)
+                                CURVE, where both have keys
 
 A DEALER, unlike a REQ, can go on after a request that got no answer: the late answer is told by its number.
 """
@@ -9,12 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
+from collections import OrderedDict
 from typing import Self, cast
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from vla_robot.core.errors import TransportError
+from vla_robot.transport.keys import ClientSecurity, KeyPair, ServerSecurity, raw_key
 from vla_robot.transport.wire import MAX_FRAME_BYTES, Buffer
+from vla_robot.transport.zap import DOMAIN, Doorkeeper
 
 ANY_PORT = "tcp://127.0.0.1:0"
 """Bind here for a free port of the loopback interface."""
@@ -22,35 +28,58 @@ ANY_PORT = "tcp://127.0.0.1:0"
 SLICE_S = 0.05
 """Waits are cut into slices, so that a signal, a dead peer or a stop flag is noticed soon."""
 
+QUEUED_MESSAGES = 64
+"""Per connection and direction. What is older than that many messages of a control loop is of no use to anybody."""
 
-def require_loopback(address: str) -> None:
-    """Raise TransportError unless only processes of this computer can reach the address."""
+MAX_PEERS = 1024
+"""Connections whose user is remembered; the longest silent one is forgotten first."""
+
+PATIENCE = 3
+"""Handshakes that fail in a row before a client gives up: one fails when a server happens to be restarting."""
+
+_LOG = logging.getLogger(__name__)
+
+
+def require_address(address: str, *, keys: bool) -> None:
+    """Raise TransportError unless this is an address, and one of this computer only when there are no keys."""
     scheme, _, rest = address.partition("://")
     if scheme in ("ipc", "inproc") and rest:
         return
     host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not host or not port.isdecimal():
         raise TransportError(f"'{address}' is not an address; one looks like tcp://127.0.0.1:5555.")
-    if not _is_loopback(host.strip("[]")):
+    if not keys and not _is_loopback(host.strip("[]")):
         raise TransportError(
-            f"'{address}' is reachable from other computers, and traffic is neither encrypted nor authenticated "
-            "(CURVE keys are not supported yet). Use tcp://127.0.0.1:PORT, and an SSH tunnel between computers."
+            f"'{address}' is reachable from other computers, and without keys anybody there could read what is sent "
+            "and command the arm. `vla keys new NAME` makes a key, docs/security.md says the rest; or stay on "
+            "tcp://127.0.0.1:PORT, with an SSH tunnel between computers."
         )
 
 
 class ServerSocket:
     """Answers many peers; told apart by an identity that ZeroMQ gives each connection."""
 
-    def __init__(self, address: str = ANY_PORT) -> None:
+    def __init__(self, address: str = ANY_PORT, security: ServerSecurity | None = None) -> None:
         """
+        Args:
+            address: to listen on; port 0 means any free one.
+            security: whose key this server proves to own, and which clients it lets in. None: any process of this
+                computer, in the clear.
+
         Raises:
-            TransportError: the address is taken, malformed, or off loopback.
+            TransportError: the address is taken, malformed, or off loopback without keys.
         """
-        require_loopback(address)
-        self._socket = _socket(zmq.ROUTER, address)
+        require_address(address, keys=security is not None)
+        self._security = security
+        self._users: OrderedDict[bytes, str] = OrderedDict()
+        # A doorkeeper answers for a whole context: with keys, each server has a context of its own.
+        self._own_context = None if security is None else zmq.Context()
+        self._socket = _socket(self._own_context or _shared_context(), zmq.ROUTER, address)
         # Without it, what is sent to a peer that has gone vanishes silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         try:
+            if self._own_context is not None and security is not None:
+                _guard(self._socket, self._own_context, security)
             self._socket.bind(address)
         except zmq.ZMQError as error:
             self.close()
@@ -60,14 +89,23 @@ class ServerSocket:
         self.address = cast(bytes, self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
 
     def receive(self, timeout_s: float = SLICE_S) -> tuple[bytes, list[Buffer]] | None:
-        """The sender's identity and the frames; None when nothing came in time."""
+        """The sender's identity and the frames; None when nothing came in time, or nothing that is allowed."""
         frames = _receive(self._socket, timeout_s)
-        return None if frames is None else (bytes(frames[0]), frames[1:])
+        if frames is None:
+            return None
+        peer = frames[0].bytes
+        if self._security is not None and not self._still_allowed(peer, frames[-1], self._security):
+            return None
+        return peer, [frame.buffer for frame in frames[1:]]
+
+    def user_of(self, peer: bytes) -> str:
+        """Name on the allow-list of a peer that something was received from; empty without keys."""
+        return self._users.get(peer, "")
 
     def send(self, peer: bytes, frames: list[Buffer]) -> bool:
         """Whether the peer is still connected; what it has no room for is dropped."""
         try:
-            self._socket.send_multipart([peer, *frames], flags=zmq.DONTWAIT)
+            self._socket.send_multipart([peer, *frames], flags=zmq.DONTWAIT, copy=False)
         except zmq.Again:
             return True
         except zmq.ZMQError as error:
@@ -78,6 +116,8 @@ class ServerSocket:
 
     def close(self) -> None:
         self._socket.close()
+        if self._own_context is not None:
+            self._own_context.term()
 
     def __enter__(self) -> Self:
         return self
@@ -85,18 +125,41 @@ class ServerSocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _still_allowed(self, peer: bytes, frame: zmq.Frame, security: ServerSecurity) -> bool:
+        """Whether the sender's key is on the list now: it was when it connected, and may have been revoked since."""
+        name = security.allowed.names().get(cast(str, frame.get("User-Id")))
+        if name is None:
+            _LOG.warning("ignored a message of '%s', whose key was revoked", self._users.pop(peer, "?"))
+            return False
+        self._users[peer] = name
+        self._users.move_to_end(peer)
+        if len(self._users) > MAX_PEERS:
+            self._users.popitem(last=False)
+        return True
+
 
 class ClientSocket:
     """One connection to a server. Connecting succeeds at once, whether or not anybody listens."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, security: ClientSecurity | None = None) -> None:
         """
+        Args:
+            address: of the server.
+            security: who this client is, and the key that the server must prove to own. None: a server of this
+                computer, in the clear.
+
         Raises:
-            TransportError: the address is malformed, or off loopback.
+            TransportError: the address is malformed, or off loopback without keys.
         """
-        require_loopback(address)
+        require_address(address, keys=security is not None)
         self._address = address
-        self._socket = _socket(zmq.DEALER, address)
+        self._security = security
+        self._socket = _socket(_shared_context(), zmq.DEALER, address)
+        if security is not None:
+            _identify(self._socket, security.keys)
+            self._socket.setsockopt(zmq.CURVE_SERVERKEY, raw_key(security.server_public))
+        self._failed_handshakes = 0
+        self._monitor = self._socket.get_monitor_socket(_HANDSHAKES)
         self._socket.connect(address)
 
     def send(self, frames: list[Buffer]) -> None:
@@ -105,15 +168,25 @@ class ClientSocket:
             TransportError: too many messages wait for the peer already.
         """
         try:
-            self._socket.send_multipart(frames, flags=zmq.DONTWAIT)
+            self._socket.send_multipart(frames, flags=zmq.DONTWAIT, copy=False)
         except zmq.ZMQError as error:
             raise TransportError(f"cannot send to {self._address}: {error}.") from error
 
     def receive(self, timeout_s: float = SLICE_S) -> list[Buffer] | None:
-        """The frames of the next message; None when nothing came in time."""
-        return _receive(self._socket, timeout_s)
+        """The frames of the next message; None when nothing came in time.
+
+        Raises:
+            TransportError: the server refuses this client, or is not the one whose key is pinned.
+        """
+        frames = _receive(self._socket, timeout_s)
+        if frames is None:
+            self._check_handshakes()
+            return None
+        return [frame.buffer for frame in frames]
 
     def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -121,6 +194,43 @@ class ClientSocket:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_handshakes(self) -> None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+                raise TransportError(self._not_allowed())
+            self._failed_handshakes = 0 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED else self._failed_handshakes + 1
+            # After a protocol error, libzmq does not try again.
+            if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL or self._failed_handshakes >= PATIENCE:
+                raise TransportError(self._no_handshake())
+
+    def _not_allowed(self) -> str:
+        assert self._security is not None  # only a server with keys asks for one
+        keys = self._security.keys
+        return (
+            f"the server at {self._address} does not allow this computer's key '{keys.name}'. On the server's side: "
+            f"`vla keys allow {keys.public} --name {keys.name}`."
+        )
+
+    def _no_handshake(self) -> str:
+        if self._security is None:
+            return (
+                f"the server at {self._address} breaks off before a word is said: it wants a key, or is no server of "
+                "vla_robot. `vla keys new NAME` makes a key; docs/security.md says where it is used."
+            )
+        return (
+            f"the server at {self._address} could not prove to own the key {self._security.server_public[:8]}... that "
+            "is pinned for it, or runs without keys. If it has a new key, and you know why: `vla keys pin`."
+        )
+
+
+_HANDSHAKES = (
+    zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+)
 
 
 def _is_loopback(host: str) -> bool:
@@ -131,17 +241,37 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
-def _socket(kind: int, address: str) -> zmq.Socket[bytes]:
-    context = cast(zmq.Context[zmq.Socket[bytes]], zmq.Context.instance())  # pyright: ignore[reportUnknownMemberType]
+def _guard(socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]], security: ServerSecurity) -> None:
+    """Let in nobody but the clients on the allow-list."""
+    Doorkeeper(context, security.allowed)
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+    # Without it, libzmq lets everybody in when nobody keeps the door.
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    _identify(socket, security.keys)
+
+
+def _identify(socket: zmq.Socket[bytes], keys: KeyPair) -> None:
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, raw_key(keys.public))
+    socket.setsockopt(zmq.CURVE_SECRETKEY, raw_key(keys.secret))
+
+
+def _shared_context() -> zmq.Context[zmq.Socket[bytes]]:
+    return cast(zmq.Context[zmq.Socket[bytes]], zmq.Context.instance())  # pyright: ignore[reportUnknownMemberType]
+
+
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
+    socket.setsockopt(zmq.RCVHWM, QUEUED_MESSAGES)
+    socket.setsockopt(zmq.SNDHWM, QUEUED_MESSAGES)
     # Only where it is asked for: with it, 127.0.0.1 is reported back as [::ffff:127.0.0.1].
     socket.setsockopt(zmq.IPV6, int("[" in address))
     return socket
 
 
-def _receive(socket: zmq.Socket[bytes], timeout_s: float) -> list[Buffer] | None:
+def _receive(socket: zmq.Socket[bytes], timeout_s: float) -> list[zmq.Frame] | None:
     if not socket.poll(round(timeout_s * 1000)):
         return None
-    return [frame.buffer for frame in socket.recv_multipart(copy=False)]
+    return socket.recv_multipart(copy=False)

@@ -1,0 +1,341 @@
+"""Who may talk to whom: CURVE keys, the clients a server allows, and the servers a client trusts, as small files.
+
+    ~/.config/vla_robot/keys/      or the folder that VLA_KEYS names; only its owner may enter
+        NAME.key                   secret key of this computer, mode 0600; never leaves it
+        NAME.pub                   public key, to give away: one line, "KEY NAME"
+        allowed_clients            lines "KEY NAME": who may connect to servers on this computer
+        pinned_servers             lines "KEY HOST": the one key that a server on that host must prove to own
+
+A key is written as 64 hexadecimal digits: no character of it means anything to a shell. An allow-list is read again
+whenever it changes, so `vla keys revoke` needs no restart.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq
+from zmq.utils import z85
+
+from vla_robot.core.errors import TransportError, unknown
+
+KEYS_VARIABLE = "VLA_KEYS"
+
+SECRET_MODE = 0o600
+FOLDER_MODE = 0o700
+
+_KEY = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9._:-]{0,252}")
+
+
+def default_folder() -> Path:
+    """Where keys lie: the folder that VLA_KEYS names, else ~/.config/vla_robot/keys."""
+    named = os.environ.get(KEYS_VARIABLE)
+    return Path(named) if named else Path.home() / ".config" / "vla_robot" / "keys"
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """One computer's identity.
+
+    Attributes:
+        name: of its files.
+        public: 64 hexadecimal digits, to give away.
+        secret: 64 hexadecimal digits; whoever has them is this computer.
+    """
+
+    name: str
+    public: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class ServerSecurity:
+    """What a server needs to prove who it is, and to know who may come in."""
+
+    keys: KeyPair
+    allowed: KeyList
+
+
+@dataclass(frozen=True)
+class ClientSecurity:
+    """What a client needs to prove who it is, and to be sure whom it talks to.
+
+    Attributes:
+        keys: the client's own.
+        server_public: the key that the server must prove to own.
+    """
+
+    keys: KeyPair
+    server_public: str
+
+
+class KeyList:
+    """A file of lines "KEY NAME", read again when it changes. Each key and each name stands in it once at most."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        self._names: Mapping[str, str] = {}
+
+    def names(self) -> Mapping[str, str]:
+        """Public key -> name; empty when there is no file.
+
+        Raises:
+            TransportError: the file cannot be read, or a line of it is not "KEY NAME".
+        """
+        try:
+            info = self._path.stat()
+        except FileNotFoundError:
+            self._seen, self._names = None, {}
+            return self._names
+        seen = (info.st_mtime_ns, info.st_size, info.st_ino)
+        if seen != self._seen:
+            self._names = self._read()
+            self._seen = seen
+        return self._names
+
+    def add(self, public: str, name: str) -> None:
+        """
+        Raises:
+            TransportError: the key or the name is in the list already.
+        """
+        names = dict(self.names())
+        if names.get(public, name) != name:
+            raise TransportError(f"this key stands in {self._path} already, as '{names[public]}'. Revoke that first.")
+        if name in names.values() and public not in names:
+            raise TransportError(
+                f"'{name}' stands in {self._path} already, with another key. Choose another name, or revoke it first."
+            )
+        self._write({**names, public: name})
+
+    def remove(self, name: str) -> str:
+        """The key that `name` had.
+
+        Raises:
+            TransportError: no such name.
+        """
+        names = self.names()
+        public = next((key for key, other in names.items() if other == name), None)
+        if public is None:
+            raise TransportError(unknown("name", name, names.values(), f"{self._path} is the list."))
+        self._write({key: other for key, other in names.items() if key != public})
+        return public
+
+    def _read(self) -> dict[str, str]:
+        names: dict[str, str] = {}
+        for number, line in enumerate(_text(self._path).splitlines(), start=1):
+            words = line.split()
+            if not words or words[0].startswith("#"):
+                continue
+            if len(words) != 2 or not _KEY.fullmatch(words[0]) or words[0] in names or words[1] in names.values():
+                raise TransportError(
+                    f"{self._path}, line {number}: expected a public key of 64 hexadecimal digits and a name, each of "
+                    f"them once in the file, got {line[:100]!r}."
+                )
+            names[words[0]] = words[1]
+        return names
+
+    def _write(self, names: Mapping[str, str]) -> None:
+        """Whole or not at all: a server may be reading."""
+        part = self._path.with_name(self._path.name + ".tmp")
+        part.unlink(missing_ok=True)
+        _create(part, "".join(f"{key} {name}\n" for key, name in names.items()), SECRET_MODE)
+        os.replace(part, self._path)
+
+
+class KeyFolder:
+    """The keys of this computer, and those it trusts."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder or default_folder()
+
+    @property
+    def path(self) -> Path:
+        return self._folder
+
+    @property
+    def allowed(self) -> KeyList:
+        """Clients that may connect to servers here."""
+        return KeyList(self._folder / "allowed_clients")
+
+    @property
+    def pinned(self) -> KeyList:
+        """Servers that clients here talk to, by host."""
+        return KeyList(self._folder / "pinned_servers")
+
+    def create(self, name: str) -> KeyPair:
+        """Make a key pair and write its two files.
+
+        Raises:
+            TransportError: the name is taken or unfit for a file.
+        """
+        _require_name(name)
+        self._make_folder()
+        public, secret = (z85.decode(key).hex() for key in zmq.curve_keypair())
+        try:
+            _create(self._secret_file(name), f"{secret}\n", SECRET_MODE)
+        except FileExistsError:
+            raise TransportError(
+                f"there is a key '{name}' already, in {self._secret_file(name)}. Choose another name: computers that "
+                "know the old key would not know a new one."
+            ) from None
+        self.public_file(name).write_text(f"{public} {name}\n", encoding="utf-8")
+        return KeyPair(name, public, secret)
+
+    def pair(self, name: str | None = None) -> KeyPair:
+        """One key pair; without a name, the only one there is.
+
+        Raises:
+            TransportError: there is none, there are several to choose from, or others may read its file.
+        """
+        name = name or self._only()
+        path = self._secret_file(name)
+        if not path.is_file():
+            raise TransportError(unknown("key", name, self.names(), "Make one with `vla keys new NAME`."))
+        _require_private(path)
+        secret = _text(path).strip()
+        if not _KEY.fullmatch(secret):
+            raise TransportError(f"{path} holds no secret key: 64 hexadecimal digits. Make another one.")
+        public = zmq.curve_public(z85.encode(bytes.fromhex(secret)))
+        return KeyPair(name, z85.decode(public).hex(), secret)
+
+    def names(self) -> list[str]:
+        return sorted(path.stem for path in self._folder.glob("*.key"))
+
+    def public_file(self, name: str) -> Path:
+        return self._folder / f"{name}.pub"
+
+    def allow(self, public: str, name: str) -> None:
+        """Let a client connect to servers here."""
+        _require_name(name)
+        self._make_folder()
+        self.allowed.add(_require_key(public), name)
+
+    def pin(self, host: str, public: str) -> None:
+        """Trust servers on a host if they prove to own this key."""
+        if not _HOST.fullmatch(host):
+            raise TransportError(f"'{host}' is not a host; one looks like robot.local or 192.168.1.20.")
+        self._make_folder()
+        self.pinned.add(_require_key(public), host)
+
+    def server_security(self, key: str | None = None) -> ServerSecurity:
+        """For ServerSocket.
+
+        Args:
+            key: name of the server's key; None takes the only one.
+
+        Raises:
+            TransportError: the key is missing or readable by others, or the allow-list is malformed.
+        """
+        security = ServerSecurity(self.pair(key), self.allowed)
+        security.allowed.names()
+        return security
+
+    def client_security(self, address: str, key: str | None = None) -> ClientSecurity:
+        """For ClientSocket.
+
+        Args:
+            address: of the server, e.g. "tcp://robot.local:5570".
+            key: name of the client's key; None takes the only one.
+
+        Raises:
+            TransportError: the client has no key, or the server's key is not known yet.
+        """
+        host = host_of(address)
+        public = next((key for key, name in self.pinned.names().items() if name == host), None)
+        if public is None:
+            raise TransportError(
+                f"the public key of {host} is not known here, so an impostor could answer in its place. On {host}, "
+                f"`vla keys show` prints it; here, `vla keys pin {host} PUBLIC` notes it."
+            )
+        return ClientSecurity(self.pair(key), public)
+
+    def _secret_file(self, name: str) -> Path:
+        return self._folder / f"{name}.key"
+
+    def _only(self) -> str:
+        names = self.names()
+        if len(names) == 1:
+            return names[0]
+        if not names:
+            raise TransportError(f"this computer has no key in {self._folder}. Make one with `vla keys new NAME`.")
+        raise TransportError(f"this computer has several keys: {', '.join(names)}. Say which one with --key NAME.")
+
+    def _make_folder(self) -> None:
+        try:
+            self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        except OSError as error:
+            raise TransportError(
+                f"cannot make the folder {self._folder}: {error.strerror}. {KEYS_VARIABLE} names another one."
+            ) from error
+
+
+def read_public(text: str) -> tuple[str, str | None]:
+    """A public key and the name it came with, from what a person typed: the key itself, or the path of a .pub file.
+
+    Raises:
+        TransportError: it is neither.
+    """
+    if _KEY.fullmatch(text):
+        return text, None
+    path = Path(text)
+    words = _text(path).split() if path.is_file() else []
+    if len(words) == 2 and _KEY.fullmatch(words[0]) and _NAME.fullmatch(words[1]):
+        return words[0], words[1]
+    raise TransportError(
+        f"'{text}' is neither a public key (64 hexadecimal digits) nor the path of a .pub file. "
+        "`vla keys show` on the other computer prints its key."
+    )
+
+
+def host_of(address: str) -> str:
+    """The host in an address of the form tcp://HOST:PORT; an IPv6 host loses its brackets."""
+    return address.partition("://")[2].rpartition(":")[0].strip("[]")
+
+
+def raw_key(key: str) -> bytes:
+    """The 32 bytes of a key, as ZeroMQ wants them."""
+    return bytes.fromhex(key)
+
+
+def _create(path: Path, text: str, mode: int) -> None:
+    """Write a new file that never has looser permissions, not even for a moment."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TransportError(f"cannot read {path}: {error}.") from error
+
+
+def _require_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise TransportError(
+            f"'{name[:80]}' cannot name a key: letters, digits, '.', '_' and '-', 64 at most, not first a sign."
+        )
+
+
+def _require_key(public: str) -> str:
+    if not _KEY.fullmatch(public):
+        raise TransportError(f"'{public[:80]}' is not a public key: 64 hexadecimal digits, as `vla keys show` prints.")
+    return public
+
+
+def _require_private(path: Path) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise TransportError(
+            f"{path} can be read by others (mode {mode:04o}), so the key may be known to them. Make a new one, or, if "
+            f"you are sure that nobody read it: chmod 600 {path}"
+        )

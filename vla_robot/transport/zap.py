@@ -1,0 +1,72 @@
+"""The door of a server with keys: ZeroMQ asks here, once per connection, whether a client's key is on the allow-list.
+
+    libzmq (handshake) --inproc--> Doorkeeper: 200 and the key as "User-Id", or 400
+
+Source: ZeroMQ RFC 27/ZAP 1.0. libzmq holds the connection back until it is answered, so that a doorkeeper that died
+lets nobody in.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import zmq
+
+from vla_robot.core.errors import TransportError
+from vla_robot.transport.keys import KeyList
+
+ADDRESS = "inproc://zeromq.zap.01"
+DOMAIN = b"vla_robot"
+
+_VERSION = b"1.0"
+_CURVE_REQUEST_FRAMES = 7  # version, request id, domain, address, routing id, mechanism, credentials
+_KEY_BYTES = 32
+
+_LOG = logging.getLogger(__name__)
+
+
+class Doorkeeper:
+    """Answers for all servers of one ZeroMQ context, until the context is terminated."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: KeyList) -> None:
+        self._allowed = allowed
+        # Bound here and not in the thread: a server must not listen before its door is kept.
+        self._socket = context.socket(zmq.REP)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(ADDRESS)
+        threading.Thread(target=self._run, name="doorkeeper", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            self._socket.close()
+
+    def _answer(self, request: list[bytes]) -> list[bytes]:
+        request_id = request[1] if len(request) > 1 else b""
+        key = _curve_key(request)
+        name = None if key is None else self._name_of(key)
+        if key is None or name is None:
+            _LOG.warning("refused a client that is not on the allow-list; its key is %s", key)
+            return [_VERSION, request_id, b"400", b"not on the allow-list", b"", b""]
+        _LOG.info("let in '%s'", name)
+        return [_VERSION, request_id, b"200", b"", key.encode(), b""]
+
+    def _name_of(self, key: str) -> str | None:
+        try:
+            return self._allowed.names().get(key)
+        except TransportError:
+            # Whoever cannot be looked up is not let in; the list's owner finds the reason in the log.
+            _LOG.exception("the allow-list cannot be read")
+            return None
+
+
+def _curve_key(request: list[bytes]) -> str | None:
+    """The client's public key; None for any other mechanism."""
+    if len(request) != _CURVE_REQUEST_FRAMES or request[5] != b"CURVE" or len(request[6]) != _KEY_BYTES:
+        return None
+    return request[6].hex()
