@@ -21,7 +21,8 @@ from vla_robot.core.errors import (
     WorldError,
     unknown,
 )
-from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
+from vla_robot.core.messages import ActionChunk, Clamp, Image, Observation, StepResult
+from vla_robot.transport.jpeg import MAX_PIXELS, decode_jpeg, encode_jpeg
 
 ERRORS: dict[str, type[VlaError]] = {
     "RecipeError": RecipeError,
@@ -81,6 +82,11 @@ class Fields:
             )
         return array
 
+    def ndim(self, key: str) -> int | None:
+        """Dimensions of an array; None when it is none."""
+        value = self._get(key)
+        return cast(NDArray[Any], value).ndim if isinstance(value, np.ndarray) else None
+
     def table(self, key: str) -> Fields:
         return Fields(cast(Mapping[str, Any], self._typed(key, dict)), f"{self._of}.{key}")
 
@@ -109,9 +115,16 @@ class Fields:
         return TransportError(f"{self._of}: '{key}' must be {wanted}, got {type(value).__name__}.")
 
 
-def pack_observation(observation: Observation) -> dict[str, Any]:
+def pack_observation(observation: Observation, jpeg_quality: Mapping[str, int] | None = None) -> dict[str, Any]:
+    """
+    Args:
+        observation: what travels.
+        jpeg_quality: camera -> quality, 1 to 100, of the frames that travel as JPEG; the others stay exact.
+    """
     return {
-        "images": dict(observation.images),
+        "images": {
+            name: _pack_frame(image, (jpeg_quality or {}).get(name)) for name, image in observation.images.items()
+        },
         "state": observation.state,
         "instruction": observation.instruction,
         "stamp_ns": observation.stamp_ns,
@@ -123,7 +136,7 @@ def pack_observation(observation: Observation) -> dict[str, Any]:
 def unpack_observation(fields: Fields) -> Observation:
     images, privileged = fields.table("images"), fields.table("privileged")
     return Observation(
-        images={name: images.array(name, np.uint8, ndim=3) for name in images.names()},
+        images=_unpack_frames(images),
         state=fields.array("state", np.float64, ndim=1),
         instruction=fields.text("instruction"),
         stamp_ns=fields.integer("stamp_ns"),
@@ -208,6 +221,24 @@ def unpack_error(fields: Fields) -> VlaError:
     """The error that a peer reported, to be raised here."""
     name, message = fields.text("error"), fields.text("message")
     return ERRORS[name](message) if name in ERRORS else TransportError(f"the peer reported {name}: {message}")
+
+
+def _pack_frame(image: Image, quality: int | None) -> NDArray[np.uint8]:
+    """(H, W, 3) pixels, or (N,) bytes of a JPEG file."""
+    return image if quality is None else encode_jpeg(image, quality)
+
+
+def _unpack_frames(images: Fields) -> dict[str, Image]:
+    """An array of one dimension is a JPEG file; all of them together may hold MAX_PIXELS."""
+    frames: dict[str, Image] = {}
+    pixels = 0
+    for name in images.names():
+        if images.ndim(name) == 1:
+            frames[name] = decode_jpeg(images.array(name, np.uint8, ndim=1), MAX_PIXELS - pixels)
+            pixels += frames[name].size // 3
+        else:
+            frames[name] = images.array(name, np.uint8, ndim=3)
+    return frames
 
 
 def _dims(tables: list[Fields]) -> tuple[Dim, ...]:
