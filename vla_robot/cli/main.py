@@ -41,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "list": Verb("vla_robot.cli.list_show_check", "ListArgs", "list_recipes"),
     "show": Verb("vla_robot.cli.list_show_check", "ShowArgs", "show_recipe"),
     "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
+    "keys": Verb("vla_robot.cli.keys", "KeysArgs"),
     "doctor": Verb("vla_robot.cli.doctor", "DoctorArgs"),
 }
 
@@ -57,6 +58,7 @@ vla: put a vision-language-action policy on a robot.
   vla list [envs | policies | datasets | launch]    every recipe, and where it lies
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained
   vla check [RECIPE ...]                            is every recipe valid?
+  vla keys [new | allow | pin | revoke | list]      who may talk to whom, where a network lies in between
   vla doctor                                        does this computer have what it takes; what to fix if not
 
 `vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,
