@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_robot.cli.build import build_guard, build_policy, open_world, sees_the_truth
+from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path
@@ -70,7 +71,7 @@ def main(args: EvaluateArgs) -> int:
 def _score(args: EvaluateArgs, env_path: Path, env: EnvRecipe, policy_path: Path) -> RunSummary:
     with open_world(env_path, sees_the_truth(policy_path)) as world:
         policy = build_policy(policy_path, env, world.embodiment)
-        with LiveView(args.episodes) as view:
+        with LiveView(args.episodes) as view, stop_on_interrupt() as stop:
             return run_episodes(
                 world,
                 policy,
@@ -78,6 +79,7 @@ def _score(args: EvaluateArgs, env_path: Path, env: EnvRecipe, policy_path: Path
                 info=RunInfo(env_path.stem, policy_path.stem, env.instruction),
                 guard=build_guard(world.embodiment.action),
                 subscribers=[view],
+                should_stop=stop.is_set,
             )
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
-from types import FrameType
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.errors import DataError, RecipeError
@@ -62,7 +58,7 @@ def main(args: FinetuneArgs) -> int:
     _keep_recipe(recipe, args.out)
     console = Console(highlight=False)
     console.print(f"vla finetune: {short_path(path)} → {args.out}", soft_wrap=True)
-    with _Bar(console) as bar, _stop_on_interrupt() as stop:
+    with _Bar(console) as bar, stop_on_interrupt() as stop:
         trained = finetune(recipe, args.out, bar.show, stop.is_set)
     if args.json:
         write_json(args.json, "finetune", rows=_rows(trained))
@@ -82,23 +78,6 @@ def _keep_recipe(recipe: FinetuneRecipe, out: Path) -> None:
         (out / RECIPE_COPY).write_text(dump(recipe), encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write to {out}: {error.strerror}. Choose another --out.") from error
-
-
-@contextmanager
-def _stop_on_interrupt() -> Iterator[Event]:
-    """Ctrl-C lets the running step end and a checkpoint be written; a second one ends at once."""
-    stop = Event()
-
-    def ask(_signal: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    previous = signal.signal(signal.SIGINT, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 class _Bar:

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from vla_robot.cli.build import build_guard, build_policy, open_world, sees_the_truth
+from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path
@@ -101,7 +102,7 @@ def main(args: RunArgs) -> int:
     print(_opening(what), flush=True)
     with open_world(what.env, sees_the_truth(what.policy)) as world:
         policy = build_policy(what.policy, env, world.embodiment)
-        with LiveView(what.launch.episodes) as view:
+        with LiveView(what.launch.episodes) as view, stop_on_interrupt() as stop:
             summary = run_episodes(
                 world,
                 policy,
@@ -111,6 +112,7 @@ def main(args: RunArgs) -> int:
                 folder=folder,
                 subscribers=[view],
                 rate_hz=env.rate_hz if what.launch.real_time else None,
+                should_stop=stop.is_set,
             )
     if args.json:
         write_json(args.json, "run", **summary.to_dict())

@@ -75,6 +75,8 @@ def run_episodes(
     failure: VlaError | None = None
     try:
         for seed in seeds:
+            if should_stop():
+                break
             episode = drive(seed, subscribers=(*recorders, *subscribers))
             if not episode.finished:
                 break
