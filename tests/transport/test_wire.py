@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -112,6 +112,7 @@ def test_random_bytes_are_refused(frames: list[bytes]) -> None:
         decode(frames)
 
 
+@settings(max_examples=500)
 @given(st.binary(max_size=64))
 def test_random_headers_behind_a_valid_beginning_are_refused(junk: bytes) -> None:
     with contextlib.suppress(TransportError):  # a few bytes may happen to be a message
