@@ -1,0 +1,222 @@
+"""tf.train.Example, the protobuf message that one record holds, decoded where it lies and encoded.
+
+    Example  { Features features = 1 }
+    Features { map<string, Feature> feature = 1 }
+    Feature  { oneof { BytesList = 1, FloatList = 2, Int64List = 3 } }      each list: repeated value = 1
+
+Why not the protobuf package: it makes a Python object of every number, and of every frame a copy, before anything is
+asked for. Here a message is walked once for the places of its lists; numbers then are views of the record's own bytes,
+and a frame is a slice. `vla bench data` measures both.
+
+Source: tensorflow/tensorflow 2.21, tensorflow/core/example/{example,feature}.proto; the encoding is
+protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.errors import DataError
+
+BYTES, FLOATS, INTS = 1, 2, 3
+"""The number of each kind of list in Feature."""
+KIND_NAMES = {BYTES: "bytes", FLOATS: "floats", INTS: "integers"}
+
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
+"""Protobuf's wire types."""
+
+MOST_VARINT_BYTES = 10
+FIRST = 1
+"""The number of the only field of Example, Features and each list; of the key in a map's entry."""
+SECOND = 2
+"""The number of the value in a map's entry."""
+
+
+class Place(NamedTuple):
+    """Where a list lies in a record.
+
+    Attributes:
+        kind: BYTES, FLOATS or INTS; 0 for a Feature that holds no list.
+        start: its first byte.
+        stop: one past its last byte.
+    """
+
+    kind: int
+    start: int
+    stop: int
+
+
+class Item(NamedTuple):
+    """One field of a protobuf message: its number, its wire type, and the bytes of its value."""
+
+    number: int
+    wire: int
+    start: int
+    stop: int
+
+
+def places(record: bytes) -> dict[str, Place]:
+    """Name of each feature -> where its list lies.
+
+    Raises:
+        DataError: the record is no tf.train.Example.
+    """
+    try:
+        return dict(_feature_places(record))
+    except (IndexError, UnicodeDecodeError) as error:
+        raise DataError(f"the record is no tf.train.Example: {error}.") from error
+
+
+def floats(record: bytes, place: Place) -> NDArray[np.float32]:
+    """(N,) the numbers of a FloatList; a view of the record where they are packed, as they always are in practice."""
+    parts: list[NDArray[np.float32]] = []
+    for item in _items(record, place.start, place.stop):
+        _require_wire(item, LENGTH_DELIMITED, FIXED32)
+        if (item.stop - item.start) % 4:
+            raise DataError("a list of floats has a size that is no multiple of 4 bytes.")
+        parts.append(np.frombuffer(record, "<f4", (item.stop - item.start) // 4, item.start))
+    return _one(parts, np.float32)
+
+
+def ints(record: bytes, place: Place) -> NDArray[np.int64]:
+    """(N,) the numbers of an Int64List, packed or not."""
+    parts: list[NDArray[np.int64]] = []
+    for item in _items(record, place.start, place.stop):
+        _require_wire(item, LENGTH_DELIMITED, VARINT)
+        parts.append(_varints(np.frombuffer(record, np.uint8, item.stop - item.start, item.start)))
+    return _one(parts, np.int64)
+
+
+def byte_places(record: bytes, place: Place) -> list[tuple[int, int]]:
+    """(offset, size) of each entry of a BytesList, counted from the record's first byte."""
+    found: list[tuple[int, int]] = []
+    for item in _items(record, place.start, place.stop):
+        _require_wire(item, LENGTH_DELIMITED)
+        found.append((item.start, item.stop - item.start))
+    return found
+
+
+def count(record: bytes, place: Place) -> int:
+    """How many values a list has; cheaper than reading them."""
+    if place.kind == BYTES:
+        return len(byte_places(record, place))
+    return len(floats(record, place) if place.kind == FLOATS else ints(record, place))
+
+
+def encode(features: Mapping[str, NDArray[Any] | Sequence[bytes]]) -> bytes:
+    """A tf.train.Example.
+
+    Args:
+        features: name -> float32 or int64 array of any shape, stored row by row, or entries of bytes.
+    """
+    entries = (
+        _delimited(FIRST, _delimited(FIRST, name.encode()) + _delimited(SECOND, _feature(values)))
+        for name, values in sorted(features.items())
+    )
+    return _delimited(FIRST, b"".join(entries))
+
+
+def _feature_places(record: bytes) -> Iterator[tuple[str, Place]]:
+    for features in _items(record, 0, len(record)):
+        if features.number != FIRST:
+            continue
+        for entry in _items(record, features.start, features.stop):
+            if entry.number == FIRST:
+                yield _entry(record, entry)
+
+
+def _entry(record: bytes, entry: Item) -> tuple[str, Place]:
+    name, place = "", Place(0, 0, 0)
+    for part in _items(record, entry.start, entry.stop):
+        if part.number == FIRST:
+            name = record[part.start : part.stop].decode()
+        elif part.number == SECOND:
+            for kind, wire, start, stop in _items(record, part.start, part.stop):
+                if kind in KIND_NAMES and wire == LENGTH_DELIMITED:
+                    place = Place(kind, start, stop)
+    return name, place
+
+
+def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
+    """The fields of the message that lies in record[position:stop]."""
+    while position < stop:
+        tag, position = _varint(record, position)
+        wire = tag & 7
+        if wire == LENGTH_DELIMITED:
+            size, position = _varint(record, position)
+            end = position + size
+        elif wire == VARINT:
+            _, end = _varint(record, position)
+        elif wire in (FIXED32, FIXED64):
+            end = position + (4 if wire == FIXED32 else 8)
+        else:
+            raise DataError(f"the record is no tf.train.Example: wire type {wire} at byte {position}.")
+        if end > stop:
+            raise DataError(f"the record is no tf.train.Example: a field ends at byte {end}, its message at {stop}.")
+        yield Item(tag >> 3, wire, position, end)
+        position = end
+
+
+def _varint(record: bytes, position: int) -> tuple[int, int]:
+    """The number there, and where what follows begins."""
+    value = shift = 0
+    while True:
+        byte = record[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift >= 7 * MOST_VARINT_BYTES:
+            raise DataError(f"the record is no tf.train.Example: an endless number before byte {position}.")
+
+
+def _varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Numbers that stand one after another, 7 bits a byte, lowest first; the last byte of each is below 128."""
+    is_last = raw < 0x80
+    if is_last.all():  # truth values and small counts: most of what there is
+        return raw.astype(np.int64)
+    stops = np.flatnonzero(is_last) + 1
+    starts = np.concatenate([[0], stops[:-1]])
+    lengths = stops - starts
+    if not is_last[-1] or lengths.max() > MOST_VARINT_BYTES:
+        raise DataError("a list of integers is cut off or holds a number of more than 64 bits.")
+    shifts = 7 * (np.arange(len(raw)) - np.repeat(starts, lengths)).astype(np.uint64)
+    return np.bitwise_or.reduceat((raw & 0x7F).astype(np.uint64) << shifts, starts).view(np.int64)
+
+
+def _one(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def _require_wire(item: Item, *allowed: int) -> None:
+    if item.number != FIRST or item.wire not in allowed:
+        raise DataError(f"a list holds field {item.number} of wire type {item.wire}, which no list of its kind has.")
+
+
+def _feature(values: NDArray[Any] | Sequence[bytes]) -> bytes:
+    if not isinstance(values, np.ndarray):
+        return _delimited(BYTES, b"".join(_delimited(FIRST, value) for value in values))
+    if values.dtype == np.float32:
+        return _delimited(FLOATS, _delimited(FIRST, values.astype("<f4").tobytes()))
+    return _delimited(INTS, _delimited(FIRST, _encode_varints(values.ravel())))
+
+
+def _delimited(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | LENGTH_DELIMITED]) + _encode_varints(np.array([len(content)])) + content
+
+
+def _encode_varints(values: NDArray[Any]) -> bytes:
+    """Inverse of `_varints`; negative numbers take ten bytes, as two's complement."""
+    unsigned = values.astype(np.int64).view(np.uint64)
+    groups = unsigned[:, None] >> np.arange(0, 7 * MOST_VARINT_BYTES, 7, dtype=np.uint64)  # (N, 10)
+    lengths = np.maximum((groups != 0).sum(axis=1), 1)[:, None]
+    column = np.arange(MOST_VARINT_BYTES)
+    raw = (groups & np.uint64(0x7F)).astype(np.uint8) | np.where(column < lengths - 1, 0x80, 0).astype(np.uint8)
+    return raw[column < lengths].tobytes()

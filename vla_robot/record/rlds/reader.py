@@ -1,0 +1,273 @@
+"""Reads RLDS datasets: folders of TFRecord shards as TensorFlow Datasets writes them.
+
+    dataset = open_rlds("data/bridge_orig", "train[:95%]")
+    dataset.episode(0).steps["action"]                 (T, 7) float32
+    dataset.encoded(0, "observation/image_0", 12)      one JPEG, read from its place on disk
+
+Shards are read once from end to end, when the index is made; every checksum is checked then, and again whenever an
+episode is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.errors import DataError
+from vla_robot.record.rlds.decode import decode_metadata, decode_steps
+from vla_robot.record.rlds.example import places
+from vla_robot.record.rlds.features import FEATURES_FILE, Features, parse_features
+from vla_robot.record.rlds.index import DamagedRecord, OnProgress, SplitIndex, load_index
+from vla_robot.record.rlds.splits import INFO_FILE, DatasetInfo, Part, parse_info, parse_parts
+from vla_robot.record.rlds.storage import Storage, open_storage
+from vla_robot.record.rlds.tfrecord import read_record, require_crc
+from vla_robot.record.source import Episode, Field, require_fields, require_index
+
+MOST_DAMAGES_NAMED = 3
+
+
+class RldsDataset:
+    """Episodes of an RLDS dataset, in order. An `EpisodeSource`; open it with `open_rlds`."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        info: DatasetInfo,
+        features: Features,
+        parts: list[tuple[Part, SplitIndex]],
+        reopen: Callable[[], RldsDataset],
+    ) -> None:
+        """
+        Args:
+            storage: the folder of the dataset's version.
+            info: its dataset_info.json.
+            features: its features.json.
+            parts: which episodes, in order.
+            reopen: opens the same dataset in another process.
+        """
+        self._storage = storage
+        self._info = info
+        self._features = features
+        self._indices = [index for _, index in parts]
+        self._reopen = reopen
+        rows = [_rows_of(part, index, info) for part, index in parts]
+        self._rows = np.concatenate(rows) if rows else np.empty(0, np.int64)
+        self._part_of = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
+        self._lengths = np.concatenate(
+            [index.records["steps"][r].astype(np.int64) for index, r in zip(self._indices, rows, strict=True)]
+            or [np.empty(0, np.int64)]
+        )
+
+    def __reduce__(self) -> tuple[Callable[[], RldsDataset], tuple[()]]:
+        """Another process opens the files itself; the index is a map of one file and not worth sending."""
+        return self._reopen, ()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def name(self) -> str:
+        return self._info.name
+
+    @property
+    def version(self) -> str:
+        """E.g. "1.0.0"."""
+        return self._info.version
+
+    @property
+    def location(self) -> str:
+        return self._storage.location
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        """Every split of the dataset and how many episodes it has."""
+        return {name: split.num_episodes for name, split in self._info.splits.items()}
+
+    @property
+    def features(self) -> Features:
+        """How records store the fields."""
+        return self._features
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        return {name: leaf.field for name, leaf in self._features.steps.items()}
+
+    @property
+    def metadata_fields(self) -> dict[str, Field]:
+        return {name: leaf.field for name, leaf in self._features.episode.items()}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self._lengths
+
+    @property
+    def rate_hz(self) -> float | None:
+        """RLDS does not say."""
+        return None
+
+    @property
+    def skipped(self) -> tuple[DamagedRecord, ...]:
+        """What `skip_corrupt` left out, over all shards of the splits that are open."""
+        return tuple(damaged for index in _each_once(self._indices) for damaged in index.damaged)
+
+    @property
+    def num_skipped(self) -> int:
+        """How many episodes that are."""
+        return sum(damaged.lost for damaged in self.skipped)
+
+    def where(self, index: int) -> str:
+        """Shard, record and offset of an episode, for error messages."""
+        record, shard = self._record(index)
+        return f"{self._storage.location}/{shard}, record {record['number']} at byte {record['offset']}"
+
+    def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
+        require_index(index, len(self), "episode")
+        names = require_fields(fields, self.fields, self.location)
+        where = self.where(index)
+        content, steps = self._content(index), int(self._lengths[index])
+        try:
+            lists = places(content)
+            columns = {n: decode_steps(self._features.steps[n], content, lists, steps, where) for n in names}
+            metadata = {n: decode_metadata(leaf, content, lists, where) for n, leaf in self._features.episode.items()}
+        except DataError as error:
+            raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
+        return Episode(index, metadata, columns, steps, where)
+
+    def encoded(self, index: int, field: str, step: int) -> bytes:
+        require_index(index, len(self), "episode")
+        require_index(step, int(self._lengths[index]), "step")
+        cameras = self._features.cameras
+        require_fields([field], {name: self.fields[name] for name in cameras}, f"{self.location}, cameras")
+        split = self._indices[self._part_of[index]]
+        record = self._rows[index]
+        offset, size = split.frames[split.first_frames[record] + step, cameras.index(field)].tolist()
+        shard = split.shards[split.records["shard"][record]]
+        data = self._storage.read(shard, offset, size)
+        if len(data) != size:
+            raise DataError(f"{self.where(index)}: frame {step} of '{field}' is cut off; did {shard} change meanwhile?")
+        return data
+
+    def _content(self, index: int) -> bytes:
+        record, shard = self._record(index)
+        read_at = functools.partial(self._storage.read, shard)
+        content = read_record(read_at, int(record["offset"]), int(record["size"]))
+        if content is None:
+            raise DataError(
+                f"{self.where(index)}: the checksum of its content is wrong, and was right when the index was made. "
+                "Fetch the shard again; opening the dataset again finds what else is damaged."
+            )
+        return content
+
+    def _record(self, index: int) -> tuple[Any, str]:
+        split = self._indices[self._part_of[index]]
+        record = split.records[self._rows[index]]
+        return record, split.shards[record["shard"]]
+
+
+def open_rlds(
+    location: str | Path,
+    split: str = "train",
+    *,
+    skip_corrupt: bool = False,
+    cache: Path | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> RldsDataset:
+    """A dataset, or a part of it.
+
+    Args:
+        location: the folder with features.json, or the one above it, of which the newest version is taken; a path or a
+            URL that fsspec knows.
+        split: "train", "val", "train[:95%]", "train[10:20]", "train+val" or "all".
+        skip_corrupt: leave damaged records out, and say which in `skipped`.
+        cache: folder for the index; None takes .vla_index beside the data, or the user's cache folder.
+        on_progress: called with shards done and shards in all while an index is made.
+
+    Raises:
+        DataError: no dataset, an unknown split, or damaged records without `skip_corrupt`.
+        MissingDependencyError: the extra [data] is not installed.
+    """
+    require_crc()
+    storage = _version_folder(open_storage(location))
+    info, features = read_description(storage)
+    parts = parse_parts(split, info.splits, f"{storage.location}/{INFO_FILE}")
+    names = dict.fromkeys(part.split for part in parts)
+    indices = {name: load_index(storage, info.splits[name], features, cache, on_progress) for name in names}
+    damaged = [f"{storage.location}/{d}" for name in names for d in indices[name].damaged]
+    if damaged and not skip_corrupt:
+        more = f" And {len(damaged) - MOST_DAMAGES_NAMED} more." if len(damaged) > MOST_DAMAGES_NAMED else ""
+        raise DataError(
+            f"{'; '.join(damaged[:MOST_DAMAGES_NAMED])}.{more} Fetch the file again, or leave out what is damaged "
+            "with --skip-corrupt."
+        )
+    reopen = functools.partial(open_rlds, location, split, skip_corrupt=skip_corrupt, cache=cache)
+    return RldsDataset(storage, info, features, [(part, indices[part.split]) for part in parts], reopen)
+
+
+def read_description(storage: Storage) -> tuple[DatasetInfo, Features]:
+    """dataset_info.json and features.json of a folder.
+
+    Raises:
+        DataError: one is missing or wrong.
+    """
+    info, tree = (_read_json(storage, name) for name in (INFO_FILE, FEATURES_FILE))
+    return (
+        parse_info(info, f"{storage.location}/{INFO_FILE}"),
+        parse_features(tree, f"{storage.location}/{FEATURES_FILE}"),
+    )
+
+
+def is_rlds(storage: Storage) -> bool:
+    """The folder, or its newest version, holds an RLDS dataset."""
+    if INFO_FILE in storage.files():
+        return True
+    versions = _versions(storage)
+    return bool(versions) and INFO_FILE in storage.inside(versions[-1]).files()
+
+
+def _version_folder(storage: Storage) -> Storage:
+    files = storage.files()
+    if INFO_FILE in files or FEATURES_FILE in files:
+        return storage
+    versions = _versions(storage)
+    if not versions:
+        raise DataError(
+            f"{storage.location} holds no {INFO_FILE} and no folder of a version such as 1.0.0, so it is no RLDS "
+            f"dataset. It has: {', '.join([*sorted(files), *storage.folders()][:8]) or 'nothing'}."
+        )
+    return storage.inside(versions[-1])
+
+
+def _versions(storage: Storage) -> list[str]:
+    """Folders that are named like versions, the newest last."""
+    names = [name for name in storage.folders() if all(part.isdigit() for part in name.split("."))]
+    return sorted(names, key=lambda name: [int(part) for part in name.split(".")])
+
+
+def _read_json(storage: Storage, name: str) -> Any:
+    if name not in storage.files():
+        raise DataError(
+            f"{storage.location}/{name} is missing, without which its shards cannot be understood. Fetch it from where "
+            "the dataset came from; TensorFlow Datasets writes it beside the shards."
+        )
+    try:
+        return json.loads(storage.read(name))
+    except ValueError as error:
+        raise DataError(f"{storage.location}/{name} is not valid JSON: {error}.") from error
+
+
+def _rows_of(part: Part, index: SplitIndex, info: DatasetInfo) -> NDArray[np.int64]:
+    """(E,) the records of a part that are intact. Boundaries count damaged ones too, so that they do not move."""
+    lengths = info.splits[part.split].lengths
+    before = np.cumsum([0, *lengths])[:-1]
+    place = before[index.records["shard"]] + index.records["number"]
+    return np.flatnonzero((place >= part.start) & (place < part.stop))
+
+
+def _each_once(indices: list[SplitIndex]) -> list[SplitIndex]:
+    return list({id(index): index for index in indices}.values())

@@ -1,0 +1,134 @@
+"""dataset_info.json: the splits of a dataset, their shards, and what "train[:95%]" means.
+
+A part is given as TensorFlow Datasets has it: "train", "val[10:20]", "train[:10%]", "train[90%:]+val", and "all".
+
+Source: tensorflow/datasets 4.9.10, core/splits.py (percentages are rounded to the closest episode), core/naming.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vla_robot.core.errors import DataError, unknown
+
+INFO_FILE = "dataset_info.json"
+FILE_FORMAT = "tfrecord"
+TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+ALL = "all"
+PART = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a dataset.
+
+    Attributes:
+        name: e.g. "train".
+        shards: file names in order.
+        lengths: episodes in each shard.
+    """
+
+    name: str
+    shards: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def num_episodes(self) -> int:
+        return sum(self.lengths)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset_info.json says.
+
+    Attributes:
+        name: of the dataset.
+        version: e.g. "1.0.0".
+        splits: by name.
+    """
+
+    name: str
+    version: str
+    splits: Mapping[str, Split]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Episodes [start, stop) of a split."""
+
+    split: str
+    start: int
+    stop: int
+
+
+def parse_info(content: Any, where: str) -> DatasetInfo:
+    """The content of a dataset_info.json.
+
+    Raises:
+        DataError: something is missing, or the shards are no TFRecords.
+    """
+    try:
+        name, form = str(content["name"]), str(content.get("fileFormat", FILE_FORMAT))
+        if form != FILE_FORMAT:
+            raise DataError(f"{where}: fileFormat is '{form}'; only '{FILE_FORMAT}' is read.")
+        splits = {str(split["name"]): _split(name, split) for split in content["splits"]}
+        return DatasetInfo(name, str(content["version"]), splits)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where} is incomplete: {type(error).__name__}: {error}.") from error
+
+
+def parse_parts(expression: str, splits: Mapping[str, Split], where: str) -> list[Part]:
+    """The episodes that an expression names, in its order.
+
+    Raises:
+        DataError: it is no such expression, or names a split that does not exist.
+    """
+    parts = [_part(text.strip(), splits, where) for text in expression.split("+")]
+    return [piece for pieces in parts for piece in pieces]
+
+
+def shard_name(dataset: str, split: str, number: int, count: int, template: str = TEMPLATE) -> str:
+    """The file name of a shard."""
+    words = {
+        "DATASET": dataset,
+        "SPLIT": split,
+        "FILEFORMAT": FILE_FORMAT,
+        "SHARD_INDEX": f"{number:05d}",
+        "NUM_SHARDS": f"{count:05d}",
+        "SHARD_X_OF_Y": f"{number:05d}-of-{count:05d}",
+    }
+    return re.sub(r"\{(\w+)\}", lambda match: words[match[1]], template)
+
+
+def _split(dataset: str, content: Mapping[str, Any]) -> Split:
+    name = str(content["name"])
+    lengths = tuple(int(length) for length in content.get("shardLengths", []))
+    template = str(content.get("filepathTemplate") or TEMPLATE)
+    shards = tuple(shard_name(dataset, name, number, len(lengths), template) for number in range(len(lengths)))
+    return Split(name, shards, lengths)
+
+
+def _part(text: str, splits: Mapping[str, Split], where: str) -> list[Part]:
+    match = PART.fullmatch(text)
+    if match is None:
+        raise DataError(f"'{text}' is no split. Write 'train', 'train[:95%]', 'val[10:20]', 'train+val' or 'all'.")
+    name = match["name"]
+    if name != ALL and name not in splits:
+        raise DataError(f"{where}: " + unknown("split", name, [*splits, ALL]))
+    chosen = list(splits) if name == ALL else [name]
+    return [_slice(splits[split], match["start"], match["stop"]) for split in chosen]
+
+
+def _slice(split: Split, start: str | None, stop: str | None) -> Part:
+    first = 0 if start is None else _absolute(start, split.num_episodes)
+    last = split.num_episodes if stop is None else _absolute(stop, split.num_episodes)
+    return Part(split.name, first, max(first, last))
+
+
+def _absolute(boundary: str, count: int) -> int:
+    """Negative boundaries count from the end; the result lies in 0..count."""
+    value = round(int(boundary[:-1]) * count / 100) if boundary.endswith("%") else int(boundary)
+    return min(max(value + count if value < 0 else value, 0), count)

@@ -1,0 +1,258 @@
+"""What every dataset looks like to the code that learns from it: episodes of steps, whatever they are stored as.
+
+    source = open_source("bridge_orig/1.0.0", "train[:95%]")     record/open.py; RLDS, LeRobot and HDF5 alike
+    source.lengths                                               (E,) steps of each episode
+    episode = source.episode(3, fields=["action"])               only what is asked for is parsed
+    episode.steps["action"]                                      (T, 7)
+    source.encoded(3, "observation/image_0", 12)                 one JPEG or PNG, read from its place on disk
+
+Fields are named as a step's keys joined by "/". Frames stay encoded until somebody asks for pixels, so an order can be
+shuffled over millions of frames without holding one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.errors import DataError, unknown
+from vla_robot.record.images import decode_image
+
+Kind = Literal["number", "image", "text", "bytes"]
+
+INSTRUCTIONS = (
+    "language_instruction",
+    "observation/natural_language_instruction",
+    "natural_language_instruction",
+    "observation/language_instruction",
+    "observation/instruction",
+    "instruction",
+)
+"""Where the datasets of Open-X-Embodiment keep what the robot was told to do, the usual place first."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One value that every step (or every episode) has.
+
+    Attributes:
+        name: keys joined by "/", e.g. "observation/state".
+        kind: "number", "image", "text" or "bytes".
+        dtype: numpy's name of the numbers; "uint8", "uint16" or "float32" for pixels; "str" or "bytes" else.
+        shape: of one value, (H, W, C) for an image; None where it differs from value to value.
+    """
+
+    name: str
+    kind: Kind
+    dtype: str
+    shape: tuple[int | None, ...]
+
+    @property
+    def is_ragged(self) -> bool:
+        """Values of different steps have different shapes, so that they do not stack."""
+        return self.kind == "number" and None in self.shape
+
+    def __str__(self) -> str:
+        size = " x ".join("?" if n is None else str(n) for n in self.shape)
+        return f"{self.kind if self.kind != 'number' else self.dtype}{f' {size}' if size else ''}"
+
+
+class Frames(Protocol):
+    """The frames of one camera in one episode."""
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def encoded(self, step: int) -> bytes:
+        """The frame as a JPEG or PNG file."""
+        ...
+
+    def decode(self, step: int) -> NDArray[Any]:
+        """The frame as (H, W, 3) uint8; (H, W, 1) of the field's dtype for depth."""
+        ...
+
+
+@dataclass(frozen=True)
+class EncodedFrames:
+    """Frames that are stored as JPEG or PNG files.
+
+    Attributes:
+        files: one per step.
+        field: what they are.
+        where: file and record, for error messages.
+    """
+
+    files: Sequence[bytes]
+    field: Field
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def encoded(self, step: int) -> bytes:
+        return self.files[step]
+
+    def decode(self, step: int) -> NDArray[Any]:
+        return decode_image(self.files[step], self.field.dtype, f"{self.where}, field '{self.field.name}', step {step}")
+
+
+Column = NDArray[Any] | Frames | tuple[str, ...] | tuple[bytes, ...] | tuple[NDArray[Any], ...]
+"""All values of one field in one episode: (T, ...) numbers, frames, texts, or T arrays of different shapes."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps.
+
+    Attributes:
+        index: its place in the source.
+        metadata: what is said once about the whole episode, by field.
+        steps: field -> its T values.
+        length: T.
+        where: file and record, for error messages.
+    """
+
+    index: int
+    metadata: Mapping[str, Any]
+    steps: Mapping[str, Column]
+    length: int
+    where: str
+
+    def __len__(self) -> int:
+        return self.length
+
+    def numbers(self, name: str) -> NDArray[Any]:
+        """(T, ...) the values of a field of numbers.
+
+        Raises:
+            DataError: no such field, or it does not hold numbers that stack.
+        """
+        values = self._column(name)
+        if not isinstance(values, np.ndarray):
+            raise DataError(f"{self.where}: field '{name}' holds no array of numbers.")
+        return values
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """T texts.
+
+        Raises:
+            DataError: no such field, or it does not hold texts.
+        """
+        values = self._column(name)
+        if not (isinstance(values, tuple) and all(isinstance(value, str) for value in values)):
+            raise DataError(f"{self.where}: field '{name}' holds no texts.")
+        return tuple(str(value) for value in values)
+
+    def frames(self, name: str) -> Frames:
+        """The frames of a camera.
+
+        Raises:
+            DataError: no such field, or it does not hold frames.
+        """
+        values = self._column(name)
+        if isinstance(values, (np.ndarray, tuple)):
+            raise DataError(f"{self.where}: field '{name}' holds no frames.")
+        return values
+
+    def instructions(self) -> tuple[str, ...]:
+        """T times what the robot was told to do.
+
+        Raises:
+            DataError: the episode has none, or only empty ones.
+        """
+        name = next((name for name in INSTRUCTIONS if name in self.steps), None)
+        if name is None:
+            raise DataError(
+                f"{self.where}: no instruction. Looked for {', '.join(INSTRUCTIONS)}; the steps have "
+                f"{', '.join(sorted(self.steps)) or 'nothing'}."
+            )
+        texts = self.texts(name)
+        if not any(text.strip() for text in texts):
+            raise DataError(f"{self.where}: the instruction in field '{name}' is empty at all {len(self)} steps.")
+        return texts
+
+    def _column(self, name: str) -> Column:
+        if name not in self.steps:
+            raise DataError(f"{self.where}: " + unknown("field", name, self.steps))
+        return self.steps[name]
+
+
+class EpisodeSource(Protocol):
+    """A dataset, or a part of one, in order. Processes may be forked from, and it may be pickled into, others."""
+
+    @property
+    def name(self) -> str:
+        """The dataset's name."""
+        ...
+
+    @property
+    def location(self) -> str:
+        """Where it lies: a path or a URL."""
+        ...
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """What each step has."""
+        ...
+
+    @property
+    def metadata_fields(self) -> Mapping[str, Field]:
+        """What each episode has."""
+        ...
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(E,) steps of each episode."""
+        ...
+
+    @property
+    def rate_hz(self) -> float | None:
+        """Steps per second, where the format says."""
+        ...
+
+    def __len__(self) -> int:
+        """How many episodes."""
+        ...
+
+    def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
+        """One episode.
+
+        Args:
+            index: 0 to len - 1.
+            fields: which to parse; None parses all.
+
+        Raises:
+            IndexError: there is no such episode.
+            DataError: no such field, or the file is damaged.
+        """
+        ...
+
+    def encoded(self, index: int, field: str, step: int) -> bytes:
+        """One frame as a JPEG or PNG file, without reading the rest of its episode.
+
+        Raises:
+            IndexError: there is no such episode or step.
+            DataError: no such camera, or the file is damaged.
+        """
+        ...
+
+
+def require_fields(fields: Collection[str] | None, available: Mapping[str, Field], where: str) -> Collection[str]:
+    """The fields to parse; DataError names one that does not exist, and its nearest match."""
+    if fields is None:
+        return available.keys()
+    for name in fields:
+        if name not in available:
+            raise DataError(f"{where}: " + unknown("field", name, available))
+    return fields
+
+
+def require_index(index: int, count: int, what: str) -> None:
+    """Raise IndexError unless 0 <= index < count."""
+    if not 0 <= index < count:
+        raise IndexError(f"{what} {index} of {count}")
