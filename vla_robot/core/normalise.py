@@ -3,7 +3,8 @@
     normalise:    n = clip(2 (x - q01) / (q99 - q01 + 1e-8) - 1, -1, 1)   where mask; constant dimensions become 0
     unnormalise:  x = (n + 1) / 2 (q99 - q01) + q01                        where mask
 
-Dimensions outside the mask (the absolute gripper) pass through untouched and unclipped.
+Dimensions outside the mask (the absolute gripper) pass through untouched and unclipped. OpenVLA-OFT has the same with
+other bounds for some arms, and adds 1e-8 in both directions.
 
 Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/utils/data_utils.py and
 prismatic/extern/hf/modeling_prismatic.py.
@@ -22,14 +23,21 @@ from vla_robot.core.errors import ContractError
 
 EPSILON = 1e-8
 
+Bounds = tuple[str, str]
+"""The rows of a statistics block that are -1 and +1."""
+
+Q99: Bounds = ("q01", "q99")
+MIN_MAX: Bounds = ("min", "max")
+"""OpenVLA-OFT's BOUNDS, for arms whose extreme positions are meant."""
+
 
 @dataclass(frozen=True)
 class QuantileStats:
-    """Per-dimension 1 % and 99 % quantiles.
+    """Per-dimension 1 % and 99 % quantiles, or other bounds in their place.
 
     Attributes:
-        q01: (D,) float64, in the dimension's unit.
-        q99: (D,) float64, in the dimension's unit.
+        q01: (D,) float64, in the dimension's unit; what -1 stands for.
+        q99: (D,) float64, in the dimension's unit; what +1 stands for.
         mask: (D,) bool; False means "leave this dimension alone".
     """
 
@@ -47,14 +55,15 @@ class QuantileStats:
             raise ContractError("statistics hold numbers that are not finite.")
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> QuantileStats:
+    def from_dict(cls, data: Mapping[str, Any], bounds: Bounds = Q99) -> QuantileStats:
         """From one block of `dataset_statistics.json`; a missing mask means every dimension is normalised."""
+        low, high = bounds
         try:
-            q01 = np.asarray(data["q01"], dtype=np.float64)
-            q99 = np.asarray(data["q99"], dtype=np.float64)
+            q01 = np.asarray(data[low], dtype=np.float64)
+            q99 = np.asarray(data[high], dtype=np.float64)
             mask = np.asarray(data.get("mask", np.ones(q01.shape, dtype=bool)), dtype=bool)
         except (KeyError, TypeError, ValueError) as error:
-            raise ContractError(f"statistics need numeric q01 and q99: {error}.") from error
+            raise ContractError(f"statistics need numeric {low} and {high}: {error}.") from error
         return cls(q01, q99, mask)
 
     def __len__(self) -> int:
@@ -72,7 +81,7 @@ def normalise(values: ArrayLike, stats: QuantileStats) -> NDArray[np.float64]:
     return np.where(stats.mask, np.where(span == 0, 0.0, scaled), x)
 
 
-def unnormalise(values: ArrayLike, stats: QuantileStats) -> NDArray[np.float64]:
-    """(..., D) in [-1, 1] -> (..., D) in units where the mask is set."""
+def unnormalise(values: ArrayLike, stats: QuantileStats, epsilon: float = 0.0) -> NDArray[np.float64]:
+    """(..., D) in [-1, 1] -> (..., D) in units where the mask is set; `epsilon` widens the span, for OpenVLA-OFT."""
     n = np.asarray(values, dtype=np.float64)
-    return np.where(stats.mask, 0.5 * (n + 1) * (stats.q99 - stats.q01) + stats.q01, n)
+    return np.where(stats.mask, 0.5 * (n + 1) * (stats.q99 - stats.q01 + epsilon) + stats.q01, n)

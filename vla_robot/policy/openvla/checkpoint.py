@@ -1,0 +1,63 @@
+"""A checkpoint folder without its weights: everything that says how the weights are to be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import CheckpointError, ContractError, unknown
+from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
+from vla_robot.policy.openvla.preprocess import Preprocessor
+from vla_robot.policy.openvla.prompt import PromptTokenizer
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The small files of a folder in the published layout.
+
+    Attributes:
+        config: sizes, and the statistics that count: those of dataset_statistics.json, when present, replace those in
+            config.json, as the reference's deployment does.
+        preprocessor: frames to tower inputs.
+        tokenizer: instructions to ids, or None when tokenizer.json is absent.
+        embodiment: what the policy was trained to drive, or None for a published checkpoint, which does not say.
+    """
+
+    config: OpenVLAConfig
+    preprocessor: Preprocessor
+    tokenizer: PromptTokenizer | None
+    embodiment: Embodiment | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Checkpoint:
+        """
+        Raises:
+            CheckpointError: the folder or one of its files is missing, damaged or inconsistent.
+        """
+        if not folder.is_dir():
+            raise CheckpointError(f"policy folder {folder} does not exist. Run `vla list policies`.")
+        config = OpenVLAConfig.read(folder)
+        if (folder / "dataset_statistics.json").is_file():
+            config = replace(config, norm_stats=read_json(folder / "dataset_statistics.json"))
+        return cls(
+            config,
+            Preprocessor.read(folder, config),
+            PromptTokenizer.read(folder) if (folder / "tokenizer.json").is_file() else None,
+            _embodiment(folder),
+        )
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """A precision by its recipe name. Raises ContractError for an unknown one."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise ContractError(unknown("dtype", name, known))
+    return known[name]
+
+
+def _embodiment(folder: Path) -> Embodiment | None:
+    path = folder / "embodiment.json"
+    return Embodiment.from_dict(read_json(path)) if path.is_file() else None

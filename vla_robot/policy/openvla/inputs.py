@@ -1,0 +1,220 @@
+"""Inputs: observations -> what the model reads. The same for every way to generate.
+
+Observation  --frames by camera name-->  pixels (B, N, C, S, S)  --+
+             --instruction----------->   prompts, ragged ids     --+--embed-->  (B, S, D), (B,) lengths
+             --state, normalised----->   state (B, P) or None    --+
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, unknown
+from vla_robot.core.messages import ActionChunk, Image, Observation
+from vla_robot.core.normalise import Q99, Bounds, QuantileStats, normalise
+from vla_robot.policy.openvla.config import OpenVLAConfig
+from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.preprocess import Preprocessor
+from vla_robot.policy.openvla.prompt import PromptTokenizer
+
+
+@dataclass
+class Stages:
+    """Wall time of consecutive stages, in ms."""
+
+    ms: dict[str, float] = field(default_factory=dict[str, float])
+    _last: float = field(default_factory=time.perf_counter)
+
+    def done(self, name: str) -> None:
+        """Book the time since the last stage under `name`."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.ms[name] = self.ms.get(name, 0.0) + (now - self._last) * 1e3
+        self._last = now
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model reads.
+
+    Attributes:
+        pixels: (B, N, C, S, S) float32, squared and normalised.
+        prompts: B arrays of int64 ids of any lengths, BOS first.
+        state: (B, proprio_dim) float32 in [-1, 1], or None for a policy without proprioception.
+    """
+
+    pixels: Tensor
+    prompts: Sequence[NDArray[np.int64]]
+    state: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Which numbers turn normalised actions into units.
+
+    Attributes:
+        datasets: dataset name -> content of its block in dataset_statistics.json.
+        key: the dataset to use, or None for "the only one".
+        bounds: which two of a block's rows are -1 and +1.
+    """
+
+    datasets: Mapping[str, Mapping[str, Any]]
+    key: str | None = None
+    bounds: Bounds = Q99
+
+    def resolve(self, key: str | None) -> str:
+        """`key`, or the only dataset's.
+
+        Raises:
+            ContractError: unknown or ambiguous.
+        """
+        if key is None:
+            if len(self.datasets) == 1:
+                return next(iter(self.datasets))
+            raise ContractError(
+                f"the checkpoint holds statistics of {len(self.datasets)} datasets; name one with statistics_key: "
+                f"{', '.join(sorted(self.datasets)) or 'none are there'}."
+            )
+        if key not in self.datasets:
+            raise ContractError(unknown("statistics key", key, self.datasets))
+        return key
+
+    def of(self, what: str, key: str | None = None) -> QuantileStats:
+        """Bounds of "action" or "proprio" for a dataset, by default for this object's own.
+
+        Raises:
+            ContractError: the dataset is unknown, or its block lacks these statistics.
+        """
+        name = self.resolve(key or self.key)
+        block = self.datasets[name]
+        if what not in block:
+            raise ContractError(f"the statistics of '{name}' have no '{what}', only: {', '.join(sorted(block))}.")
+        return QuantileStats.from_dict(block[what], self.bounds)
+
+
+class ObservationReader:
+    """Makes batches of observations."""
+
+    def __init__(
+        self,
+        config: OpenVLAConfig,
+        preprocessor: Preprocessor,
+        tokenizer: PromptTokenizer | None,
+        statistics: Statistics,
+        cameras: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            config: how many cameras and state numbers the model takes.
+            preprocessor: frames to tower inputs.
+            tokenizer: instructions to ids, or None for a checkpoint that came without.
+            statistics: normalise the state.
+            cameras: names in the order of the model's images; empty: all of an observation, by name.
+        """
+        self._config = config
+        self._preprocessor = preprocessor
+        self._tokenizer = tokenizer
+        self._statistics = statistics
+        self._cameras = tuple(cameras)
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """Instructions to ids. Raises CheckpointError when the folder came without a tokenizer."""
+        if self._tokenizer is None:
+            raise CheckpointError("this checkpoint has no tokenizer.json, so it cannot read instructions.")
+        return self._tokenizer
+
+    def __call__(self, observations: Sequence[Observation]) -> Batch:
+        """One row per observation.
+
+        Raises:
+            ContractError: a camera, the state or the instruction does not fit.
+        """
+        images = [self._images(o) for o in observations]
+        prompts = [self.tokenizer(o.instruction) for o in observations]
+        return Batch(self._preprocessor(images), prompts, self._state(observations))
+
+    def _images(self, observation: Observation) -> list[Image]:
+        wanted = self._cameras or sorted(observation.images)
+        missing = [name for name in wanted if name not in observation.images]
+        if missing:
+            raise ContractError(unknown("camera", missing[0], observation.images))
+        if len(wanted) != self._config.num_images:
+            raise ContractError(
+                f"the policy reads {self._config.num_images} camera(s), the observation has {len(wanted)}: "
+                f"{', '.join(wanted)}."
+            )
+        return [observation.images[name] for name in wanted]
+
+    def _state(self, observations: Sequence[Observation]) -> Tensor | None:
+        """(B, proprio_dim) float32, normalised and clipped, or None."""
+        dim = self._config.proprio_dim
+        if dim is None:
+            return None
+        state = np.stack([o.state for o in observations])
+        if state.shape[1] != dim:
+            raise ContractError(f"the policy reads {dim} state dimensions, the observation has {state.shape[1]}.")
+        if not np.isfinite(state).all():
+            raise ContractError("the arm's state holds numbers that are not finite; check the driver.")
+        return torch.from_numpy(normalise(state, self._statistics.of("proprio")).astype(np.float32))
+
+
+def embed(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Perceive and align: (B, S, D) embeddings padded at the right, (B,) int64 real tokens per row."""
+    weight = model.projector.fc1.weight
+    ids, text_lengths = _pad(batch.prompts, model.config.pad_token_id)
+    state = None if batch.state is None else batch.state.to(weight)
+    embeds = model.embed(batch.pixels.to(weight), ids.to(weight.device), state)
+    return embeds, (text_lengths + embeds.shape[1] - ids.shape[1]).to(weight.device)
+
+
+def chunks_of(actions: NDArray[np.float64], observations: Sequence[Observation], stages: Stages) -> list[ActionChunk]:
+    """(B, K, D) in units and the observations that caused them -> one chunk per row."""
+    return [
+        ActionChunk(actions=rows, stamp_ns=o.stamp_ns, step=o.step, stages_ms=stages.ms)
+        for rows, o in zip(actions, observations, strict=True)
+    ]
+
+
+def require_sight(config: OpenVLAConfig, preprocessor: Preprocessor, answer: Callable[[Batch], Tensor]) -> None:
+    """Raise CheckpointError unless a black and a white image give different answers.
+
+    A model that ignores its image repeats one action for ever; the arm then moves without looking.
+
+    Args:
+        config: of the model.
+        preprocessor: frames to tower inputs.
+        answer: a batch of two rows -> (2, ...), logits or actions.
+    """
+    black = np.zeros((config.image_size, config.image_size, 3), dtype=np.uint8)
+    ids = np.array([1, 2, 3], dtype=np.int64)
+    frames = [[black] * config.num_images, [black + 255] * config.num_images]
+    state = None if config.proprio_dim is None else torch.zeros(2, config.proprio_dim)
+    try:
+        with torch.inference_mode():
+            dark, bright = answer(Batch(preprocessor(frames), [ids, ids], state))
+    except PolicyError as error:
+        raise CheckpointError(f"self-test failed: {error}") from error
+    if torch.equal(dark, bright):
+        raise CheckpointError(
+            "self-test failed: a black and a white image give the same answer, so the model does not look at its "
+            "image. The weights or the preprocessor do not belong to this architecture."
+        )
+
+
+def _pad(prompts: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts of different lengths -> (B, L) int64 padded at the right, (B,) lengths."""
+    lengths = torch.tensor([len(p) for p in prompts])
+    padded = np.full((len(prompts), int(lengths.max())), pad_id, dtype=np.int64)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return torch.from_numpy(padded), lengths
