@@ -4,8 +4,8 @@
     .venv/bin/python tests/fuzz/fuzz_wire.py --inputs 1000000
 
 `--replay` runs the kept inputs and mutations of them, and needs no fuzzer: the tests do that. An input is a sequence of
-frames, each after its length in two bytes, big endian. It passes if nothing but a TransportError comes of it, what it is
-read as is no larger than allowed, and time and memory stay bounded.
+frames, each after its length in two bytes, big endian. It passes if nothing but a TransportError comes of it, the nouns
+it is read as are no larger than allowed, and time and memory stay bounded.
 
 corpus/ keeps the smallest input found for each outcome, that is, for each different set of reasons to be refused. To
 renew it: `--inputs N --found FOLDER`, then `--keep FOLDER`.
@@ -58,7 +58,24 @@ UNPACKERS = (
 MUTATIONS = 100
 """Of each kept input, in a replay."""
 
-VALUES = (None, True, 0, -1, 2**63, 1.5, float("nan"), "", "x" * 40, [], [[]], {}, {"a": 1}, msgpack.ExtType(1, b"\0"))
+VALUES = (
+    None,
+    True,
+    0,
+    -1,
+    2**26,
+    2**63,
+    1.5,
+    [0, 2**26, 2**26, 2**26],
+    float("nan"),
+    "",
+    "x" * 40,
+    [],
+    [[]],
+    {},
+    {"a": 1},
+    msgpack.ExtType(1, b"\0"),
+)
 """What a field of a header is replaced with."""
 
 

@@ -120,6 +120,7 @@ OBSERVATION = Observation({"front": np.zeros((2, 2, 3), np.uint8)}, np.zeros(2),
         ("instruction", 5, "'instruction' must be str, got int"),
         ("stamp_ns", 1.5, "'stamp_ns' must be int, got float"),
         ("step", True, "'step' must be int, got bool"),
+        ("stamp_ns", 2**63, "'stamp_ns' does not fit into 64 bits"),
     ],
 )
 def test_a_wrong_field_is_named(key: str, value: Any, reason: str) -> None:
@@ -130,6 +131,14 @@ def test_a_wrong_field_is_named(key: str, value: Any, reason: str) -> None:
 def test_a_missing_field_is_named_beside_those_that_are_there() -> None:
     with pytest.raises(TransportError, match="test: 'images' is missing; there are state"):
         unpack_observation(carried({"state": np.zeros(2)}))
+
+
+def test_an_error_that_quotes_a_peer_at_length_still_fits_into_an_answer() -> None:
+    names = {f"{index:04d}{'é' * 12}": None for index in range(1500)}
+    with pytest.raises(TransportError, match="'images' is missing") as caught:
+        unpack_observation(carried(names))
+    assert len(str(caught.value)) < 2000
+    encode(Message("error", 1, pack_error(TransportError("é" * 10**6))))
 
 
 def test_every_error_of_the_tree_can_travel() -> None:

@@ -170,8 +170,9 @@ def test_another_version_is_refused_with_both_named() -> None:
         (frames_of(["x", 1, {}, [["<f8", [1]]]], b"12345678"), "1 arrays came, but the body refers to 0"),
         (frames_of(["x", 1, {}, []], b"12345678"), "announces 0 arrays, but 1 frames follow"),
         (frames_of(["x", 1, {"a": slot(0)}, [["<f8", [2]]]], b"12345678"), "has 16 bytes, its frame 8"),
-        (frames_of(["x", 1, {"a": slot(0)}, [["<f8", [-1]]]], b"12345678"), "dimension of an array"),
-        (frames_of(["x", 1, {"a": slot(0)}, [["<f8", [2**40, 0]]]], b""), "dimension of an array"),
+        (frames_of(["x", 1, {"a": slot(0)}, [["<f8", [-1]]]], b"12345678"), "dimensions of an array"),
+        (frames_of(["x", 1, {"a": slot(0)}, [["<f8", [2**40, 0]]]], b""), "dimensions of an array"),
+        (frames_of(["x", 1, {"a": slot(0)}, [["<f8", [0, 2**26, 2**26, 2**26]]]], b""), "or overflow"),
         (frames_of(["x", 1, {"a": slot(0)}, [["|u1", [1] * 9]]], b"1"), "shape of an array"),
         (frames_of(["x", 1, {"a": slot(0)}, [["|O", [1]]]], b"12345678"), r"array of '\|O' is announced"),
         (frames_of(["x", 1, {"a": slot(0)}, [["<M8[s]", [1]]]], b"12345678"), "allowed are"),
@@ -190,6 +191,14 @@ def test_a_forged_message_is_refused_with_the_reason(frames: list[Buffer], reaso
 def test_a_huge_announcement_is_refused_before_anything_is_allocated() -> None:
     with pytest.raises(TransportError, match=r"has 4503599627370496 bytes, its frame 1"):
         decode(frames_of(["x", 1, {"a": slot(0)}, [["|u1", [2**26, 2**26]]]], b"1"))
+
+
+def test_many_small_values_are_refused_on_both_sides_before_they_cost_time() -> None:
+    body = {"a": [[{}] * 4000] * 5}
+    with pytest.raises(TransportError, match=f"20006 values so far; allowed are .* {wire.MAX_VALUES} values"):
+        encode(Message("x", 1, body))
+    with pytest.raises(TransportError, match=f"20006 values so far; allowed are .* {wire.MAX_VALUES} values"):
+        decode(frames_of(["x", 1, body, []]))
 
 
 def test_a_deep_body_is_refused_on_both_sides() -> None:

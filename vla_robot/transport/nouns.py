@@ -36,6 +36,12 @@ ERRORS: dict[str, type[VlaError]] = {
 }
 """What may be raised here because a peer says so."""
 
+MAX_ERROR_CHARS = 8000
+"""Of a message to a peer: it may quote what the peer sent, and must fit into a header."""
+
+SHOWN_FIELDS, SHOWN_CHARS = 20, 40
+"""Of a peer's making, in our error messages."""
+
 _ACTION_KINDS: tuple[Literal["eef_delta", "joint_position"], ...] = ("eef_delta", "joint_position")
 
 
@@ -58,9 +64,12 @@ class Fields:
         return self._typed(key, bool)
 
     def integer(self, key: str) -> int:
+        """One that fits into 64 bits with its sign, as whatever stores it later assumes."""
         value = self._typed(key, int)
         if isinstance(value, bool):
             raise self._wrong(key, "int", value)
+        if not -(2**63) <= value < 2**63:
+            raise TransportError(f"{self._of}: '{key}' does not fit into 64 bits with a sign: {value}.")
         return value
 
     def number(self, key: str) -> float:
@@ -102,7 +111,8 @@ class Fields:
 
     def _get(self, key: str) -> Any:
         if key not in self._body:
-            raise TransportError(f"{self._of}: '{key}' is missing; there are {', '.join(self._body) or 'no fields'}.")
+            there = ", ".join(name[:SHOWN_CHARS] for name in [*self._body][:SHOWN_FIELDS]) or "no fields"
+            raise TransportError(f"{self._of}: '{key}' is missing; there are {there}.")
         return self._body[key]
 
     def _typed[T](self, key: str, kind: type[T]) -> T:
@@ -214,7 +224,7 @@ def unpack_embodiment(fields: Fields) -> Embodiment:
 def pack_error(error: VlaError) -> dict[str, str]:
     """By the name of its class; a class of somebody else's making travels as the nearest one of ours."""
     name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in ERRORS), "TransportError")
-    return {"error": name, "message": str(error)}
+    return {"error": name, "message": str(error)[:MAX_ERROR_CHARS]}
 
 
 def unpack_error(fields: Fields) -> VlaError:

@@ -30,7 +30,7 @@ from vla_robot.core.errors import TransportError
 MAGIC = b"VLA"
 FORMAT_VERSION = 1
 
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 1 << 16
 MAX_FRAME_BYTES = 1 << 26
 """64 MiB: a frame of 4K video is 25 MB."""
 
@@ -39,6 +39,8 @@ MAX_DIMS = 8
 MAX_DEPTH = 16
 MAX_ITEMS = 4096
 """In one list or map."""
+MAX_VALUES = 1 << 14
+"""In a whole body. A header of empty maps would otherwise cost a server a second of its time."""
 
 MAX_KIND_CHARS = 32
 
@@ -111,11 +113,12 @@ class _Packer:
 
     def __init__(self) -> None:
         self.arrays: list[NDArray[Any]] = []
+        self._extent = _Extent()
 
     def table(self, table: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
         if not all(isinstance(key, str) for key in table):
             raise TransportError(f"keys must be str, got {[k for k in table if not isinstance(k, str)][:3]!r}.")
-        _check_extent(len(table), depth)
+        self._extent.check(len(table), depth)
         return {key: self._value(value, depth + 1) for key, value in table.items()}
 
     def _value(self, value: Any, depth: int) -> Any:
@@ -127,7 +130,7 @@ class _Packer:
             return self.table(cast(Mapping[Any, Any], value), depth)
         if isinstance(value, list | tuple):
             items = cast(Sequence[Any], value)
-            _check_extent(len(items), depth)
+            self._extent.check(len(items), depth)
             return [self._value(item, depth + 1) for item in items]
         raise TransportError(
             f"a {type(value).__name__} cannot travel; None, bool, int, float, str, lists, maps and numeric arrays can."
@@ -152,6 +155,7 @@ class _Unpacker:
     def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
         self._arrays = arrays
         self._used: set[int] = set()
+        self._extent = _Extent()
 
     def table(self, table: Any, depth: int = 0) -> dict[str, Any]:
         if not isinstance(table, dict):
@@ -159,7 +163,7 @@ class _Unpacker:
         entries = cast(dict[Any, Any], table)
         if not all(isinstance(key, str) for key in entries):
             raise TransportError("a key is not a str.")
-        _check_extent(len(entries), depth)
+        self._extent.check(len(entries), depth)
         return {key: self._value(value, depth + 1) for key, value in entries.items()}
 
     def check_all_used(self) -> None:
@@ -173,7 +177,7 @@ class _Unpacker:
             return self._array(value.index)
         if isinstance(value, list):
             items = cast(list[Any], value)
-            _check_extent(len(items), depth)
+            self._extent.check(len(items), depth)
             return [self._value(item, depth + 1) for item in items]
         return self.table(value, depth)
 
@@ -195,11 +199,20 @@ def _slot(code: int, data: bytes) -> _Slot:
     return _Slot(data[0])
 
 
-def _check_extent(length: int, depth: int) -> None:
-    if length > MAX_ITEMS or depth > MAX_DEPTH:
-        raise TransportError(
-            f"the body holds {length} items at depth {depth}; allowed are {MAX_ITEMS} items and depth {MAX_DEPTH}."
-        )
+class _Extent:
+    """How wide, deep and large a body is, so far."""
+
+    def __init__(self) -> None:
+        self._values = 0
+
+    def check(self, length: int, depth: int) -> None:
+        """Count a list or map; raise TransportError when it, or all of them, are too much."""
+        self._values += length
+        if length > MAX_ITEMS or depth > MAX_DEPTH or self._values > MAX_VALUES:
+            raise TransportError(
+                f"the body holds {length} items at depth {depth}, and {self._values} values so far; allowed are "
+                f"{MAX_ITEMS} items, depth {MAX_DEPTH} and {MAX_VALUES} values."
+            )
 
 
 def _header(frame: memoryview) -> tuple[str, int, Any, list[Any]]:
@@ -267,9 +280,11 @@ def _dims(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, list) or len(cast(list[Any], shape)) > MAX_DIMS:
         raise TransportError(f"the shape of an array is not a list of at most {MAX_DIMS} numbers.")
     dims = cast(list[Any], shape)
-    # An empty array may announce any other dimension, so each one is bounded by itself.
-    if not all(type(dim) is int and 0 <= dim <= MAX_FRAME_BYTES for dim in dims):
-        raise TransportError(f"a dimension of an array is not a number from 0 to {MAX_FRAME_BYTES}.")
+    # An empty array needs no bytes whatever its other dimensions are: numpy minds if their product overflows.
+    if not all(type(dim) is int and 0 <= dim <= MAX_FRAME_BYTES for dim in dims) or (
+        0 in dims and math.prod(dim for dim in dims if dim) > MAX_FRAME_BYTES
+    ):
+        raise TransportError(f"the dimensions of an array are not numbers from 0 to {MAX_FRAME_BYTES}, or overflow.")
     return tuple(dims)
 
 
