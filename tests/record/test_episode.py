@@ -201,3 +201,15 @@ def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
     path.write_bytes(b"\x00\x00\x00 ftypisom")
     with pytest.raises(DataError, match=r"video\.vlalog is not an episode log"):
         read_episode(path)
+
+
+def test_numbers_and_truths_of_numpy_are_logged_as_pythons(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    step = step_of(2)
+    writer.add(
+        EpisodeStep(step.observation, step.commanded, step.executed, 1, np.bool_(True), (), {"p": np.float32(2)})
+    )  # type: ignore[arg-type]
+    path = writer.finish(observation(3), {"outcome": "success"})
+
+    assert read_episode(path).steps[0].success is True
+    assert read_episode(path).steps[0].stages_ms == {"p": 2.0}

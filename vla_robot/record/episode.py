@@ -228,12 +228,15 @@ def _records(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
 
 def _encode(record: Mapping[str, Any]) -> bytes:
     """Frames become PNG here, in the writer's thread."""
-    payload = msgpack.packb(record, default=_to_png)
+    payload = msgpack.packb(record, default=_plain)
     assert payload is not None  # only its typing says that it could be
     return _PREFIX.pack(len(payload), zlib.crc32(payload)) + payload
 
 
-def _to_png(value: object) -> bytes:
+def _plain(value: object) -> Any:
+    """A frame as PNG; a number or a truth of numpy's, which a world may well give, as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
     if not isinstance(value, np.ndarray):
         raise TypeError(f"an episode log holds plain data and frames, got {type(value).__name__}.")
     return png.encode(value)
