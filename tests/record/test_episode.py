@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,9 +207,9 @@ def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_numbers_and_truths_of_numpy_are_logged_as_pythons(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
     step = step_of(2)
-    writer.add(
-        EpisodeStep(step.observation, step.commanded, step.executed, 1, np.bool_(True), (), {"p": np.float32(2)})
-    )  # type: ignore[arg-type]
+    success: Any = np.bool_(True)
+    stages_ms: Any = {"p": np.float32(2)}
+    writer.add(EpisodeStep(step.observation, step.commanded, step.executed, 1, success, (), stages_ms))
     path = writer.finish(observation(3), {"outcome": "success"})
 
     assert read_episode(path).steps[0].success is True
