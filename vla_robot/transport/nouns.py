@@ -23,6 +23,7 @@ from vla_robot.core.errors import (
 )
 from vla_robot.core.messages import ActionChunk, Clamp, Image, Observation, StepResult
 from vla_robot.transport.jpeg import MAX_PIXELS, decode_jpeg, encode_jpeg
+from vla_robot.transport.wire import Array
 
 ERRORS: dict[str, type[VlaError]] = {
     "RecipeError": RecipeError,
@@ -79,11 +80,11 @@ class Fields:
             raise self._wrong(key, "number", value)
         return float(value)
 
-    def array(self, key: str, dtype: type[np.generic], ndim: int) -> NDArray[Any]:
+    def array(self, key: str, dtype: type[np.generic], ndim: int) -> Array:
         value = self._get(key)
         if not isinstance(value, np.ndarray):
             raise self._wrong(key, "array", value)
-        array = cast(NDArray[Any], value)
+        array = cast(Array, value)
         if array.dtype != dtype or array.ndim != ndim:
             raise TransportError(
                 f"{self._of}: '{key}' must be {dtype.__name__} of {ndim} dimensions, "
@@ -94,7 +95,7 @@ class Fields:
     def ndim(self, key: str) -> int | None:
         """Dimensions of an array; None when it is none."""
         value = self._get(key)
-        return cast(NDArray[Any], value).ndim if isinstance(value, np.ndarray) else None
+        return cast(Array, value).ndim if isinstance(value, np.ndarray) else None
 
     def table(self, key: str) -> Fields:
         return Fields(cast(Mapping[str, Any], self._typed(key, dict)), f"{self._of}.{key}")
