@@ -19,6 +19,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 POLICY_FILES = ("recipe.toml", "config.json")
 """Either one makes a folder a policy."""
 
+FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "mixtures")}
+"""Folders below a kind's own whose recipes have bare names too; the first that has a name wins."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _NOUNS: dict[Kind, str] = {"envs": "env", "policies": "policy", "datasets": "dataset", "launch": "launch file"}
 
@@ -45,13 +48,14 @@ def find(kind: Kind, name_or_path: str | Path) -> Path:
 
 
 def available(kind: Kind) -> dict[str, Path]:
-    """Every recipe of one kind that a bare name reaches, name -> path; the first place searched wins."""
+    """Every recipe of one kind, name -> path; the first place searched wins. "oxe/NAME" is found as NAME too."""
     found: dict[str, Path] = {}
     for root in roots():
-        for path in sorted((root / kind).glob("*")):
-            if _is_recipe(kind, path):
-                found.setdefault(_name(path), path.resolve())
-    return dict(sorted(found.items()))
+        for folder in ("", *FOLDERS_IN.get(kind, ())):
+            for path in sorted((root / kind / folder).glob("*")):
+                if _is_recipe(kind, path):
+                    found.setdefault(f"{folder}/{_name(path)}".lstrip("/"), path.resolve())
+    return dict(sorted(found.items(), key=lambda item: ("/" in item[0], item[0])))
 
 
 def _candidates(kind: Kind, wanted: Path) -> Iterator[Path]:
@@ -60,7 +64,8 @@ def _candidates(kind: Kind, wanted: Path) -> Iterator[Path]:
     if not wanted.is_absolute():
         for root in roots():
             yield from (root / spelling for spelling in spellings)
-            yield from (root / kind / spelling for spelling in spellings)
+            for folder in ("", *FOLDERS_IN.get(kind, ())):
+                yield from (root / kind / folder / spelling for spelling in spellings)
 
 
 def _is_recipe(kind: Kind, path: Path) -> bool:

@@ -33,6 +33,8 @@ _FOLDERS: dict[str, Kind] = {
     "EnvRecipe": "envs",
     "PolicyRecipe": "policies",
     "DatasetRecipe": "datasets",
+    "SourceRecipe": "datasets",
+    "MixtureRecipe": "datasets",
     "LaunchRecipe": "launch",
     "FinetuneRecipe": "launch",
 }

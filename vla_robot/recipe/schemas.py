@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.find import KINDS, POLICY_FILES, Kind, available, find
@@ -14,20 +12,26 @@ from vla_robot.recipe.load import read_toml
 _SCHEMAS: dict[str, tuple[str, str]] = {
     "envs": ("vla_robot.recipe.env", "EnvRecipe"),
     "policies": ("vla_robot.recipe.policy", "PolicyRecipe"),
-    "datasets": ("vla_robot.recipe.dataset", "DatasetRecipe"),
+    "datasets.recording": ("vla_robot.recipe.dataset", "DatasetRecipe"),
+    "datasets.source": ("vla_robot.recipe.oxe", "SourceRecipe"),
+    "datasets.mixture": ("vla_robot.recipe.oxe", "MixtureRecipe"),
     "launch.run": ("vla_robot.recipe.launch", "LaunchRecipe"),
     "launch.finetune": ("vla_robot.recipe.finetune", "FinetuneRecipe"),
 }
 
 
+_CHOICES: dict[Kind, tuple[str, str]] = {"launch": ("verb", "run"), "datasets": ("kind", "recording")}
+"""The key by which a file says which of several schemas it follows, and what its absence means."""
+
+
 def schema_for(kind: Kind, path: Path) -> type:
-    """The dataclass that a recipe file must satisfy. A launch file says by `verb` which command it is for.
+    """The dataclass that a recipe file must satisfy. A launch file says by `verb` which command it is for, a dataset
+    by `kind` whether it is to be recorded, exists already, or is a mixture.
 
     Raises:
-        RecipeError: the file cannot be read, or its verb is unknown.
+        RecipeError: the file cannot be read, or its verb or kind is unknown.
     """
-    key = kind if kind != "launch" else f"launch.{_verb(path, read_toml(path))}"
-    module, name = _SCHEMAS[key]
+    module, name = _SCHEMAS[f"{kind}.{_choice(kind, path)}" if kind in _CHOICES else kind]
     return getattr(import_module(module), name)
 
 
@@ -55,12 +59,13 @@ def locate(name_or_path: str, kind: Kind | None = None) -> tuple[Kind, Path]:
     raise RecipeError(_nothing_found(name_or_path, kinds, everything))
 
 
-def _verb(path: Path, table: Mapping[str, Any]) -> str:
-    verbs = [key.partition(".")[2] for key in _SCHEMAS if key.startswith("launch.")]
-    verb = table.get("verb", "run")
-    if verb not in verbs:
-        raise RecipeError(f"{path}: verb: {unknown('verb', str(verb), verbs)}")
-    return verb
+def _choice(kind: Kind, path: Path) -> str:
+    key, default = _CHOICES[kind]
+    choices = [schema.partition(".")[2] for schema in _SCHEMAS if schema.startswith(f"{kind}.")]
+    choice = read_toml(path).get(key, default)
+    if choice not in choices:
+        raise RecipeError(f"{path}: {key}: {unknown(key, str(choice), choices)}")
+    return choice
 
 
 def _kinds_of(name_or_path: str) -> list[Kind]:

@@ -1,0 +1,257 @@
+"""Datasets that exist already, and mixtures of them: how the steps of each become standard ones, as data.
+
+A standard step has an action, a state, an instruction and up to three cameras. The recipe says which columns of the
+dataset they are made of, and what is done to them:
+
+    action = [
+      "action/world_vector",                                            three columns, as they are
+      "zeros 3",                                                        the rotation that this dataset has not
+      "action/gripper_closedness_action | relative_to_absolute",        +1 close, -1 open  ->  0 closed, 1 open
+    ]
+
+A part is a field of the dataset, by its step's keys joined with "/", then perhaps `[first:last]` columns of it, then
+perhaps operations, each after a bar. `zeros N` and `ones N` are N constant columns. Parts stand beside each other.
+
+Source of the datasets in datasets/oxe/ and datasets/mixtures/: openvla/openvla @c8f03f48,
+prismatic/vla/datasets/rlds/oxe/{configs,transforms,mixtures}.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.recipe.find import available, find
+
+ActionEncoding = Literal["eef_pos", "eef_r6", "joint_pos", "joint_pos_bimanual"]
+StateEncoding = Literal["none", "pos_euler", "pos_quat", "joint", "joint_bimanual"]
+
+RELATIVE_DIMS: Mapping[ActionEncoding, int] = {"eef_pos": 6, "eef_r6": 9, "joint_pos": 7, "joint_pos_bimanual": 0}
+"""How many dimensions of an action, from the first on, are changes; what follows is absolute."""
+ABSOLUTE_DIMS: Mapping[ActionEncoding, int] = {"eef_pos": 1, "eef_r6": 1, "joint_pos": 1, "joint_pos_bimanual": 14}
+
+OPERATIONS: Mapping[str, int] = {
+    "invert": 0,
+    "clip": 0,
+    "binarise": 0,
+    "relative_to_absolute": 0,
+    "change_to_next": 0,
+    "quaternion_to_euler": 0,
+    "inflate": 1,
+}
+"""What a part may be put through, and how many whole numbers each takes; vla_robot/record/operations.py does it."""
+
+CONSTANTS: Mapping[str, float] = {"zeros": 0.0, "ones": 1.0}
+
+_PART = re.compile(r"(?P<field>[^\[\]|\s]+)\s*(\[(?P<start>-?\d+)?:(?P<stop>-?\d+)?\])?")
+_CONSTANT = re.compile(r"(?P<name>[a-z]+) (?P<width>\d+)")
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A named operation with its numbers."""
+
+    name: str
+    numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns `start:stop` of a field, put through operations."""
+
+    field: str
+    start: int | None = None
+    stop: int | None = None
+    operations: tuple[Operation, ...] = ()
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Columns that are the same at every step."""
+
+    value: float
+    width: int
+
+
+Part = Columns | Constant
+
+
+def parse_part(text: str) -> Part:
+    """A part from how a recipe writes it.
+
+    >>> parse_part("action[-1:] | clip | invert")
+    Columns(field='action', start=-1, stop=None, operations=(Operation(name='clip', numbers=()), \
+Operation(name='invert', numbers=())))
+    >>> parse_part("zeros 3")
+    Constant(value=0.0, width=3)
+
+    Raises:
+        RecipeError: it cannot be understood, or names an operation that does not exist.
+    """
+    source, *operations = (piece.strip() for piece in text.split("|"))
+    if match := _CONSTANT.fullmatch(source):
+        if match["name"] not in CONSTANTS:
+            raise RecipeError(f"'{text}': {unknown('constant', match['name'], CONSTANTS)}")
+        if operations or int(match["width"]) < 1:
+            raise RecipeError(f"'{text}': a constant has at least 1 column and takes no operation")
+        return Constant(CONSTANTS[match["name"]], int(match["width"]))
+    match = _PART.fullmatch(source)
+    if match is None:
+        raise RecipeError(f"'{text}' is not understood; write FIELD, FIELD[first:last] or zeros N, then | OPERATION")
+    start, stop = (None if match[name] is None else int(match[name]) for name in ("start", "stop"))
+    return Columns(match["field"], start, stop, tuple(_operation(text, piece) for piece in operations))
+
+
+def _operation(text: str, piece: str) -> Operation:
+    name, *numbers = piece.split() or [""]
+    if name not in OPERATIONS:
+        raise RecipeError(f"'{text}': {unknown('operation', name, OPERATIONS)}")
+    if len(numbers) != OPERATIONS[name] or not all(number.isdecimal() for number in numbers):
+        raise RecipeError(f"'{text}': operation '{name}' takes {OPERATIONS[name]} whole numbers, got {numbers}")
+    return Operation(name, tuple(map(int, numbers)))
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Which field is which camera; without one the policy would be given a black frame.
+
+    Attributes:
+        primary: seen from outside; the only one that OpenVLA looks at.
+        secondary: from outside, from another side.
+        wrist: on the hand.
+    """
+
+    primary: str | None = None
+    secondary: str | None = None
+    wrist: str | None = None
+
+    def by_role(self) -> dict[str, str]:
+        """Role -> field, of the cameras that there are."""
+        fields = {"primary": self.primary, "secondary": self.secondary, "wrist": self.wrist}
+        return {role: name for role, name in fields.items() if name is not None}
+
+
+@dataclass(frozen=True)
+class SourceRecipe:
+    """A dataset that exists, and how it becomes standard: gripper 1 = open, 0 = closed, motion in the first dimensions.
+
+    Attributes:
+        kind: marks a recipe of a dataset that exists already.
+        action: what an action is made of.
+        description: one line for `vla list`.
+        location: path or URL; without it the folder of the recipe's name, in the folder that a command is told.
+        version: the only version that is good; without it the newest.
+        action_encoding: "eef_pos" is 3 of translation, 3 of rotation and the gripper, "eef_r6" has 6 of rotation,
+            "joint_pos" 7 joints and the gripper, "joint_pos_bimanual" 14 absolute numbers of two arms.
+        state: what the arm's own state is made of; none means that there is none.
+        state_encoding: what its numbers are.
+        instruction: the field that holds it; "| codes_to_text" where letters are stored as numbers.
+        skip_first: steps left out at an episode's beginning, before anything else is done.
+        skip_last: steps left out at its end, after everything else is done.
+        skip_still: leave out steps whose motion is zero.
+        swap_outside: exchange primary and secondary camera in every second episode, drawn by chance.
+        cameras: the frames.
+        depths: the depth images, in the same roles.
+    """
+
+    kind: Literal["source"]
+    action: tuple[str, ...]
+    description: str = ""
+    location: str | None = None
+    version: str | None = None
+    action_encoding: ActionEncoding = "eef_pos"
+    state: tuple[str, ...] = ()
+    state_encoding: StateEncoding = "none"
+    instruction: str = "language_instruction"
+    skip_first: int = 0
+    skip_last: int = 0
+    skip_still: bool = False
+    swap_outside: bool = False
+    cameras: Cameras = field(default_factory=Cameras)
+    depths: Cameras = field(default_factory=Cameras)
+
+    def __post_init__(self) -> None:
+        parts = (*self.action_parts(), *self.state_parts())
+        if not self.action:
+            raise RecipeError("action has no part; at least one is needed")
+        if self.skip_first < 0 or self.skip_last < 0:
+            raise RecipeError("skip_first and skip_last must be 0 or more")
+        looks_ahead = any(Operation("change_to_next") in part.operations for part in parts if isinstance(part, Columns))
+        if looks_ahead and self.skip_last < 1:
+            raise RecipeError("change_to_next knows no next step at the last one; set skip_last = 1")
+        if self.swap_outside and (self.cameras.primary is None or self.cameras.secondary is None):
+            raise RecipeError("swap_outside needs a primary and a secondary camera")
+        self.instruction_field()
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers of one action."""
+        return RELATIVE_DIMS[self.action_encoding] + ABSOLUTE_DIMS[self.action_encoding]
+
+    def action_parts(self) -> tuple[Part, ...]:
+        """`action`, understood."""
+        return tuple(parse_part(text) for text in self.action)
+
+    def state_parts(self) -> tuple[Part, ...]:
+        """`state`, understood."""
+        return tuple(parse_part(text) for text in self.state)
+
+    def instruction_field(self) -> tuple[str, bool]:
+        """The field, and whether it holds letters as numbers."""
+        name, bar, operation = (piece.strip() for piece in self.instruction.partition("|"))
+        if bar and operation != "codes_to_text":
+            raise RecipeError(f"'{self.instruction}': {unknown('operation', operation, ['codes_to_text'])}")
+        return name, bool(bar)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A dataset in a mixture.
+
+    Attributes:
+        name: a dataset recipe, by name or path.
+        weight: how often one of its steps is drawn, relative to the steps of the other datasets.
+    """
+
+    name: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class MixtureRecipe:
+    """Datasets that are learned from together.
+
+    Attributes:
+        kind: marks a recipe of a mixture.
+        datasets: which ones, and how much of each.
+        description: one line for `vla list`.
+    """
+
+    kind: Literal["mixture"]
+    datasets: tuple[Share, ...]
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise RecipeError("datasets is empty; a mixture needs at least one")
+        problems = [p for i in range(len(self.datasets)) for p in self._problems(i)]
+        if problems:
+            raise RecipeError("; ".join(problems))
+
+    def _problems(self, index: int) -> list[str]:
+        share = self.datasets[index]
+        problems: list[str] = []
+        if share.name in [other.name for other in self.datasets[:index]]:
+            problems.append(f"datasets[{index}]: '{share.name}' stands twice; keep one, with the weight that is meant")
+        if not 0 < share.weight < float("inf"):
+            problems.append(f"datasets[{index}]: the weight of '{share.name}' is {share.weight:g}; it must be above 0")
+        try:
+            find("datasets", share.name)
+        except RecipeError:
+            names = [name.rpartition("/")[2] for name in available("datasets")]
+            near = unknown("dataset", share.name, names).partition(" Available:")[0].rstrip(".")
+            problems.append(f"datasets[{index}]: {near}. Run `vla list datasets`")
+        return problems
