@@ -26,78 +26,8 @@ BOOLEAN, WHOLE, COMPRESSED, CODES, POSE, DEPTH = "boolean", "whole", "compressed
 Width = int | None | tuple[str, int]
 """Columns of a step; None is a single number, a pair is something else than float32."""
 
-FIELDS = """
-fractal20220817_data action/world_vector=3 action/rotation_delta=3 action/gripper_closedness_action=1 observation/base_pose_tool_reached=7 observation/gripper_closed=1
-kuka action/world_vector=3 action/rotation_delta=3 action/gripper_closedness_action=1 observation/clip_function_input/base_pose_tool_reached=compressed:7 observation/gripper_closed=compressed:1
-bridge_oxe action/world_vector=3 action/rotation_delta=3 action/open_gripper=boolean:1 observation/state=7
-bridge_orig action=7 observation/state=7
-bridge_dataset action=7 observation/state=7
-taco_play action/rel_actions_world=7 observation/robot_obs=15
-jaco_play action/world_vector=3 action/gripper_closedness_action=1 observation/end_effector_cartesian_pos=7
-berkeley_cable_routing action/world_vector=3 action/rotation_delta=3 observation/robot_state=7
-roboturk action/world_vector=3 action/rotation_delta=3 action/gripper_closedness_action=1
-nyu_door_opening_surprising_effectiveness action/world_vector=3 action/rotation_delta=3 action/gripper_closedness_action=1
-viola action/world_vector=3 action/rotation_delta=3 action/gripper_closedness_action=scalar observation/joint_states=7 observation/gripper_states=1
-berkeley_autolab_ur5 action/world_vector=3 action/rotation_delta=3 action/gripper_closedness_action=scalar observation/robot_state=15 observation/image_with_depth=1
-toto action/world_vector=3 action/rotation_delta=3 action/open_gripper=boolean:1 observation/state=7
-language_table action=2 observation/effector_translation=2 observation/instruction=codes:16
-columbia_cairlab_pusht_real action/world_vector=3 action/rotation_delta=3 action/gripper_closedness_action=scalar observation/robot_state=2
-stanford_kuka_multimodal_dataset_converted_externally_to_rlds action=4 observation/ee_position=3 observation/ee_orientation=4 observation/depth_image=depth:1
-nyu_rot_dataset_converted_externally_to_rlds action=7 observation/state=7
-stanford_hydra_dataset_converted_externally_to_rlds action=7 observation/state=27
-austin_buds_dataset_converted_externally_to_rlds action=7 observation/state=24
-nyu_franka_play_dataset_converted_externally_to_rlds action=15 observation/state=13 observation/depth=depth:1 observation/depth_additional_view=depth:1
-maniskill_dataset_converted_externally_to_rlds action=7 observation/tcp_pose=7 observation/state=18
-furniture_bench_dataset_converted_externally_to_rlds action=pose:8 observation/state=35
-cmu_franka_exploration_dataset_converted_externally_to_rlds action=8
-ucsd_kitchen_dataset_converted_externally_to_rlds action=8 observation/state=21
-ucsd_pick_and_place_dataset_converted_externally_to_rlds action=4 observation/state=7
-austin_sailor_dataset_converted_externally_to_rlds action=7 observation/state=8
-austin_sirius_dataset_converted_externally_to_rlds action=7 observation/state=8
-bc_z action/future/xyz_residual=30 action/future/axis_angle_residual=30 action/future/target_close=whole:10 observation/present/xyz=3 observation/present/axis_angle=3 observation/present/sensed_close=1
-utokyo_pr2_opening_fridge_converted_externally_to_rlds action=8 observation/state=7
-utokyo_pr2_tabletop_manipulation_converted_externally_to_rlds action=8 observation/state=7
-utokyo_xarm_pick_and_place_converted_externally_to_rlds action=7 observation/end_effector_pose=6
-utokyo_xarm_bimanual_converted_externally_to_rlds action=14 observation/pose_r=6
-robo_net action=5 observation/state=5
-berkeley_mvp_converted_externally_to_rlds action=8 observation/pose=7 observation/gripper=scalar
-berkeley_rpt_converted_externally_to_rlds action=8 observation/joint_pos=7 observation/gripper=scalar
-kaist_nonprehensile_converted_externally_to_rlds action=20 observation/state=21
-stanford_mask_vit_converted_externally_to_rlds action=5 observation/end_effector_pose=5
-tokyo_u_lsmo_converted_externally_to_rlds action=7 observation/state=13
-dlr_sara_pour_converted_externally_to_rlds action=7 observation/state=6
-dlr_sara_grid_clamp_converted_externally_to_rlds action=7 observation/state=12
-dlr_edan_shared_control_converted_externally_to_rlds action=7 observation/state=7
-asu_table_top_converted_externally_to_rlds action=7 observation/state=7 ground_truth_states/EE=6
-stanford_robocook_converted_externally_to_rlds action=7 observation/state=7
-imperialcollege_sawyer_wrist_cam action=8 observation/state=1
-iamlab_cmu_pickup_insert_converted_externally_to_rlds action=pose:8 observation/state=20
-uiuc_d3field action=3
-utaustin_mutex action=7 observation/state=24
-berkeley_fanuc_manipulation action=6 observation/state=13
-cmu_playing_with_food action=pose:8 observation/state=6
-cmu_play_fusion action=9 observation/state=8
-cmu_stretch action=8 observation/state=4
-berkeley_gnm_recon action=2 observation/position=2 observation/yaw=1 observation/state=3
-berkeley_gnm_cory_hall action=2 observation/position=2 observation/yaw=1 observation/state=3
-berkeley_gnm_sac_son action=2 observation/position=2 observation/yaw=1 observation/state=3
-droid action_dict/cartesian_velocity=6 action_dict/gripper_position=1 observation/cartesian_position=6 observation/gripper_position=1
-fmb_dataset action=7 observation/eef_pose=7 observation/state_gripper_pose=scalar
-dobbe action=7 observation/state=7
-roboset action=8 observation/state=8
-rh20t action/tcp_base=6 action/gripper=scalar observation/tcp_base=6 observation/gripper_width=scalar
-tdroid_carrot_in_bowl action=7 observation/cartesian_position=6 observation/gripper_position=1
-tdroid_pour_corn_in_pot action=7 observation/cartesian_position=6 observation/gripper_position=1
-tdroid_flip_pot_upright action=7 observation/cartesian_position=6 observation/gripper_position=1
-tdroid_move_object_onto_plate action=7 observation/cartesian_position=6 observation/gripper_position=1
-tdroid_knock_object_over action=7 observation/cartesian_position=6 observation/gripper_position=1
-tdroid_cover_object_with_towel action=7 observation/cartesian_position=6 observation/gripper_position=1
-droid_wipe action_dict/cartesian_velocity=6 action_dict/gripper_position=1 observation/cartesian_position=6 observation/gripper_position=1
-libero_spatial_no_noops action=7 observation/state=8
-libero_object_no_noops action=7 observation/state=8
-libero_goal_no_noops action=7 observation/state=8
-libero_10_no_noops action=7 observation/state=8
-"""
+FIELDS = Path(__file__).with_name("oxe_fields.txt")
+"""One dataset a line: NAME FIELD=WIDTH ..."""
 
 
 def parse(text: str) -> dict[str, dict[str, Width]]:
@@ -220,7 +150,7 @@ def standard(config: dict[str, Any], transform: Any, tree: dict[str, Any]) -> di
 def main(reference: Path, out: Path) -> None:
     configs, transforms = load_reference(reference)
     stored: dict[str, Any] = {}
-    for number, (name, shapes) in enumerate(parse(FIELDS).items()):
+    for number, (name, shapes) in enumerate(parse(FIELDS.read_text()).items()):
         rng = np.random.default_rng(number)
         columns = {field: invent(width, rng) for field, width in shapes.items()}
         made = standard(configs[name], transforms[name], nested(columns, shapes))
