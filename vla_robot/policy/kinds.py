@@ -9,7 +9,7 @@ from vla_robot.core.embodiment import Embodiment, require_fit
 from vla_robot.core.errors import ContractError, RecipeError, unknown
 from vla_robot.core.ports import Policy
 from vla_robot.recipe import read
-from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.policy import OFTRecipe, PolicyRecipe
 from vla_robot.recipe.schemas import is_bare_checkpoint
 
 Builder = Callable[[PolicyRecipe, Embodiment, str | None], Policy]
@@ -44,6 +44,33 @@ def _openvla(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -
     return policy
 
 
+def _openvla_oft(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+    from vla_robot.policy.openvla.oft import load_oft
+
+    assert recipe.checkpoint is not None and recipe.oft is not None  # PolicyRecipe requires them for this kind
+    _require_room(recipe.oft, embodiment)  # before gigabytes are read
+    policy = load_oft(recipe.checkpoint, recipe.oft, recipe.dtype, statistics_key=recipe.statistics_key)
+    if policy.embodiment is not None:
+        require_fit(policy.embodiment, embodiment)
+    return policy
+
+
+def _require_room(oft: OFTRecipe, embodiment: Embodiment) -> None:
+    """Raise ContractError unless the world has these cameras and takes such actions.
+
+    A published folder names neither; how long the state must be is checked with the first observation.
+    """
+    cameras = [camera.name for camera in embodiment.cameras]
+    for name in oft.cameras:
+        if name not in cameras:
+            raise ContractError(unknown("camera", name, cameras))
+    if oft.action_dim != len(embodiment.action):
+        raise ContractError(
+            f"the policy gives {oft.action_dim} numbers per action, '{embodiment.name}' takes "
+            f"{len(embodiment.action)}: {', '.join(embodiment.action.names)}."
+        )
+
+
 def _hold(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
     from vla_robot.policy.simple import HoldPolicy
 
@@ -64,4 +91,10 @@ def _expert(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) ->
     return build_expert(expert, embodiment.action)
 
 
-_BUILDERS: dict[str, Builder] = {"openvla": _openvla, "hold": _hold, "random": _random, "expert": _expert}
+_BUILDERS: dict[str, Builder] = {
+    "openvla": _openvla,
+    "openvla_oft": _openvla_oft,
+    "hold": _hold,
+    "random": _random,
+    "expert": _expert,
+}

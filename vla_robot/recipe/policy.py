@@ -10,25 +10,60 @@ from vla_robot.core.errors import RecipeError
 
 
 @dataclass(frozen=True)
+class OFTRecipe:
+    """What an OpenVLA-OFT checkpoint folder does not say about itself.
+
+    Attributes:
+        chunk: actions per answer; upstream: LIBERO 8, ALOHA 25, Bridge 5.
+        action_dim: numbers per action; LIBERO 7, ALOHA 14, Bridge 7.
+        normalisation: "bounds_q99" maps the 1 % and 99 % quantiles to -1 and +1 (LIBERO, Bridge); "bounds" the
+            smallest and largest value (ALOHA).
+        cameras: names in the order of training: the third-person camera first, then those on the wrists.
+        proprio_dim: numbers of the arm's state that the policy reads; LIBERO 8, ALOHA 14, Bridge 7. Leave it out for a
+            policy that does not read the state.
+    """
+
+    chunk: int
+    action_dim: int
+    normalisation: Literal["bounds_q99", "bounds"]
+    cameras: tuple[str, ...]
+    proprio_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {"chunk": self.chunk, "action_dim": self.action_dim, "proprio_dim": self.proprio_dim}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} must be at least 1, got {value}")
+        if not self.cameras or len(set(self.cameras)) != len(self.cameras):
+            raise RecipeError(f"cameras must be different names, at least one, got {list(self.cameras)}")
+
+
+@dataclass(frozen=True)
 class PolicyRecipe:
     """A policy as data.
 
     Attributes:
-        kind: "openvla" loads a checkpoint folder; "hold" keeps the arm where it is; "random" draws uniform actions
-            (the baseline that a score is compared with); "expert" is the world's own scripted expert, which sees the
-            simulator's truth.
+        kind: "openvla" loads a checkpoint folder; "openvla_oft" one with OpenVLA-OFT's regression head; "hold" keeps
+            the arm where it is; "random" draws uniform actions (the baseline that a score is compared with); "expert"
+            is the world's own scripted expert, which sees the simulator's truth.
         description: one line for `vla list`.
         checkpoint: folder in the published OpenVLA layout, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
         dtype: precision of the weights while acting.
+        oft: for kind "openvla_oft", what the folder does not say.
     """
 
-    kind: Literal["openvla", "hold", "random", "expert"]
+    kind: Literal["openvla", "openvla_oft", "hold", "random", "expert"]
     description: str = ""
     checkpoint: Path | None = None
     statistics_key: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    oft: OFTRecipe | None = None
 
     def __post_init__(self) -> None:
-        if (self.kind == "openvla") != (self.checkpoint is not None):
-            raise RecipeError(f"kind '{self.kind}' {'needs' if self.kind == 'openvla' else 'takes no'} checkpoint")
+        learned = self.kind in ("openvla", "openvla_oft")
+        if learned != (self.checkpoint is not None):
+            raise RecipeError(f"kind '{self.kind}' {'needs' if learned else 'takes no'} checkpoint")
+        regresses = self.kind == "openvla_oft"
+        if regresses != (self.oft is not None):
+            raise RecipeError(f"kind '{self.kind}' {'needs a' if regresses else 'takes no'} table [oft]")

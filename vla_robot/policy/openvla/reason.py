@@ -8,8 +8,10 @@ need. One observation's life in it:
     prefill: every layer writes its keys and values; only the last real token leaves the last layer
     step:    one token per row, position `lengths[row] + k`, slot `S + k`
 
+Parallel decoding (OpenVLA-OFT) is one `bidirectional` pass instead: no cache, no steps, every token sees every other.
+
 Rows of a batch may have texts of different lengths. Padding stands at the right of the text, where the causal mask
-already hides it from everything in the prefill; in the steps a mask hides it. What is exact: each row sees the same
+already hides it from everything in the prefill; elsewhere a mask hides it. What is exact: each row sees the same
 numbers as alone. What is not: the order of a floating-point sum inside a matrix product may follow the batch size.
 """
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
-from vla_robot.core.errors import CheckpointError
+from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.openvla.config import OpenVLAConfig
 
 
@@ -131,6 +133,34 @@ class Decoder:
             x = self._finish(layer, x, self._attend(q, keys[:, :, : slot + 1], values[:, :, : slot + 1], mask=visible))
         cache.steps += 1
         return rms_norm(x.squeeze(1), self._norm.shape, self._norm, self._eps)
+
+    def bidirectional(self, embeds: Tensor, lengths: Tensor) -> Tensor:
+        """Read a sequence in which every token sees every other; only padding is hidden.
+
+        Args:
+            embeds: (B, S, D), padded at the right.
+            lengths: (B,) int64 real tokens per row, at most S.
+
+        Returns:
+            (B, S, D) normed hidden states; those of padding mean nothing.
+
+        Raises:
+            ContractError: the sequence is longer than the positions that the model knows.
+        """
+        S = embeds.shape[1]
+        if len(self._cos) < S:
+            raise ContractError(
+                f"the sequence has {S} tokens, the language model knows {len(self._cos)} positions; "
+                "use a shorter instruction or fewer cameras."
+            )
+        cos, sin = self._cos[:S], self._sin[:S]
+        visible = None
+        if int(lengths.min()) < S:
+            visible = (torch.arange(S, device=embeds.device) < lengths[:, None])[:, None, None]  # (B, 1, 1, S)
+        x = embeds
+        for layer in self._layers:
+            x = self._finish(layer, x, self._attend(*self._qkv(layer, x, cos, sin), mask=visible))
+        return rms_norm(x, self._norm.shape, self._norm, self._eps)
 
     def _allocate(self, embeds: Tensor, lengths: Tensor, new_tokens: int) -> Cache:
         B, S, _ = embeds.shape

@@ -36,8 +36,21 @@ def file_name(module_name: str) -> str:
     return module_name.replace(".ls1.gamma", ".ls1.scale_factor").replace(".ls2.gamma", ".ls2.scale_factor")
 
 
-def load_model(folder: Path, config: OpenVLAConfig, dtype: torch.dtype, device: torch.device) -> OpenVLA:
+def load_model(
+    folder: Path,
+    config: OpenVLAConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    beside: Mapping[str, Tensor] | None = None,
+) -> OpenVLA:
     """The model of a checkpoint folder, in evaluation mode.
+
+    Args:
+        folder: where the safetensors are.
+        config: sizes.
+        dtype: precision of the weights.
+        device: where they go.
+        beside: parameters by module name that stand in other files (OpenVLA-OFT's), already of the right shape.
 
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape; the
@@ -45,12 +58,14 @@ def load_model(folder: Path, config: OpenVLAConfig, dtype: torch.dtype, device: 
     """
     with torch.device("meta"):
         model = OpenVLA(config)
-    wanted = {file_name(name): name for name, _ in model.named_parameters()}
-    shapes = {file_name(name): tuple(p.shape) for name, p in model.named_parameters()}
+    beside = beside or {}
+    parameters = {name: p for name, p in model.named_parameters() if name not in beside}
+    wanted = {file_name(name): name for name in parameters}
+    shapes = {file_name(name): tuple(p.shape) for name, p in parameters.items()}
     with ExitStack() as stack:
         found = _open_all(folder, stack)
-        _audit(folder, shapes, {name: _shape(f, name) for name, f in found.items()}, unused_names(config))
-        tensors: dict[str, Tensor] = {}
+        audit(folder, shapes, {name: _shape(f, name) for name, f in found.items()}, unused_names(config))
+        tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in beside.items()}
         for name in list(wanted):
             tensors[wanted[name]] = _read(found[name], name, dtype, device)
     model.load_state_dict(tensors, strict=True, assign=True)
@@ -149,12 +164,22 @@ def _read(handle: safe_open, name: str, dtype: torch.dtype, device: torch.device
     return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
 
 
-def _audit(
-    folder: Path,
+def audit(
+    place: Path,
     wanted: Mapping[str, tuple[int, ...]],
     found: Mapping[str, tuple[int, ...]],
     unused: Mapping[str, tuple[int, ...]],
+    described_by: str = "its config.json",
 ) -> None:
+    """Raise CheckpointError, with every difference by group, unless the tensors found are those wanted.
+
+    Args:
+        place: the folder or file that was read.
+        wanted: name -> shape.
+        found: name -> shape.
+        unused: name -> shape of tensors that may be there and are ignored.
+        described_by: what asks for the shapes.
+    """
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted and name not in unused]
     wrong = [f"{n} {list(found[n])} (expected {list(s)})" for n, s in wanted.items() if n in found and found[n] != s]
@@ -164,7 +189,7 @@ def _audit(
             for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
             if names
         ]
-        raise CheckpointError(f"the weights in {folder} do not fit its config.json. " + ". ".join(parts) + ".")
+        raise CheckpointError(f"the weights in {place} do not fit {described_by}. " + ". ".join(parts) + ".")
 
 
 def _by_group(names: Iterable[str]) -> str:

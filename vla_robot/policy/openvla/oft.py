@@ -1,0 +1,229 @@
+"""OpenVLA-OFT behind the Policy port: the same towers, projector, prompt and decoder; another way to generate.
+
+A published folder holds, beside the merged OpenVLA:
+
+    action_head--<step>_checkpoint.pt         the L1 head
+    proprio_projector--<step>_checkpoint.pt   the state as one token, when the policy reads it
+
+They are read with `weights_only`, so that nothing in them can run. What the folder does not say (chunk length, action
+and state sizes, cameras, normalisation) stands in the recipe; upstream guesses it from words of the command line.
+
+Source: moojink/openvla-oft @213c5ff8, experiments/robot/openvla_utils.py and prismatic/vla/constants.py.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
+from vla_robot.policy.openvla.align import ProprioProjector
+from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_dtype
+from vla_robot.policy.openvla.inputs import (
+    Batch,
+    ObservationReader,
+    Stages,
+    Statistics,
+    chunks_of,
+    embed,
+    require_sight,
+)
+from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.reason import Decoder
+from vla_robot.policy.openvla.regress import L1Head, ParallelGenerator
+from vla_robot.policy.openvla.weights import audit, load_model
+from vla_robot.recipe.policy import OFTRecipe
+
+ACTION_HEAD, PROPRIO_PROJECTOR = "action_head", "proprio_projector"
+BOUNDS: Mapping[str, Bounds] = {"bounds_q99": Q99, "bounds": MIN_MAX}
+REFUSED = {
+    "noisy_action_projector": "its action head is a diffusion model; only the L1 head is supported.",
+    "vision_backbone": "its towers are steered by the instruction (FiLM), which is not supported.",
+}
+"""Component files of the other OFT variants. Acting without them would give plausible, wrong actions."""
+
+
+class OFTPolicy:
+    """A loaded OpenVLA-OFT checkpoint that acts, a chunk at a time.
+
+    Attributes:
+        embodiment: what the policy was trained to drive, or None for a published checkpoint, which does not say.
+        model: towers, projectors and language model.
+        oft: the chunk and what goes into it.
+        read: observations to the batch that `predict` takes.
+    """
+
+    def __init__(
+        self,
+        model: OpenVLA,
+        head: L1Head,
+        checkpoint: Checkpoint,
+        oft: OFTRecipe,
+        statistics_key: str | None = None,
+    ) -> None:
+        """
+        Args:
+            model: with as many images and state numbers as `oft` says.
+            head: of the language model's width and `oft.action_dim`.
+            checkpoint: tokenizer, preprocessor and statistics.
+            oft: the chunk and what goes into it.
+            statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
+
+        Raises:
+            CheckpointError: there is no tokenizer.
+        """
+        self.model = model
+        self.oft = oft
+        self.embodiment = checkpoint.embodiment
+        self._preprocessor = checkpoint.preprocessor
+        self._statistics = Statistics(checkpoint.config.norm_stats, statistics_key, BOUNDS[oft.normalisation])
+        self.read = ObservationReader(
+            model.config, checkpoint.preprocessor, checkpoint.tokenizer, self._statistics, oft.cameras
+        )
+        self._generator = ParallelGenerator(
+            Decoder(model.language_model), head, oft.chunk, oft.action_dim, self.read.tokenizer.eos
+        )
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget: regression from single observations has no memory and no chance."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """One chunk of `oft.chunk` actions per observation, in one batch.
+
+        Raises:
+            ContractError: a camera, the state, the instruction or the statistics do not fit.
+            PolicyError: the model's output is not finite.
+        """
+        stages = Stages()
+        stats = self._statistics.of("action")
+        if len(stats) != self.oft.action_dim:
+            raise ContractError(
+                f"the recipe says action_dim = {self.oft.action_dim}, the statistics have {len(stats)} dimensions."
+            )
+        batch = self.read(observations)
+        stages.done("preprocess")
+        normalised = self.predict(batch, stages)
+        actions = unnormalise(normalised, stats, EPSILON)
+        stages.done("unnormalise")
+        return chunks_of(actions, observations, stages)
+
+    @torch.inference_mode()
+    def predict(self, batch: Batch, stages: Stages | None = None) -> NDArray[np.float64]:
+        """The bare model, for those who check us: a batch of plain prompts -> (B, K, D) normalised actions."""
+        return self._predict(batch, stages or Stages()).double().cpu().numpy()
+
+    def self_test(self) -> None:
+        """Raise CheckpointError when the model is blind or its actions are not finite."""
+        require_sight(self.model.config, self._preprocessor, lambda batch: self._predict(batch, Stages()))
+
+    def _predict(self, batch: Batch, stages: Stages) -> Tensor:
+        completed = [self._generator.complete(prompt) for prompt in batch.prompts]
+        embeds, lengths = embed(self.model, replace(batch, prompts=completed))
+        stages.done("perceive")
+        actions = self._generator.actions(embeds, lengths)
+        stages.done("decode")
+        return actions
+
+
+def load_oft(
+    folder: Path, oft: OFTRecipe, dtype: str = "float32", device: str = "cpu", statistics_key: str | None = None
+) -> OFTPolicy:
+    """A policy from a folder in OpenVLA-OFT's published layout.
+
+    Args:
+        folder: a merged OpenVLA checkpoint with the component files beside it.
+        oft: what the folder does not say.
+        dtype: "float32", "bfloat16" or "float16".
+        device: torch device.
+        statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
+
+    Raises:
+        CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
+            variant that is not supported.
+    """
+    checkpoint = Checkpoint.read(folder)
+    _refuse_other_variants(folder)
+    config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
+    llm_dim = int(config.text_config.get("hidden_size", 4096))
+    with torch.device("meta"):
+        head = L1Head(llm_dim, oft.action_dim)
+    precision, place = torch_dtype(dtype), torch.device(device)
+    head.load_state_dict(_component(folder, ACTION_HEAD, head), assign=True)
+    beside = _proprio(folder, oft.proprio_dim, llm_dim)
+    model = load_model(folder, config, precision, place, beside)
+    head = head.to(device=place, dtype=precision).requires_grad_(False).eval()
+    policy = OFTPolicy(model, head, checkpoint, oft, statistics_key)
+    policy.self_test()
+    return policy
+
+
+def _refuse_other_variants(folder: Path) -> None:
+    for component, reason in REFUSED.items():
+        found = _component_files(folder, component)
+        if found:
+            raise CheckpointError(f"{folder} holds {found[0].name}: {reason}")
+
+
+def _proprio(folder: Path, proprio_dim: int | None, llm_dim: int) -> dict[str, Tensor]:
+    """Module name -> tensor of the state's projector; empty for a policy that does not read the state."""
+    found = _component_files(folder, PROPRIO_PROJECTOR)
+    if proprio_dim is None:
+        if found:
+            raise CheckpointError(
+                f"{folder} holds {found[0].name}, so the policy reads the arm's state: give [oft] proprio_dim."
+            )
+        return {}
+    with torch.device("meta"):
+        projector = ProprioProjector(proprio_dim, llm_dim)
+    return {f"{PROPRIO_PROJECTOR}.{n}": t for n, t in _component(folder, PROPRIO_PROJECTOR, projector).items()}
+
+
+def _component_files(folder: Path, name: str) -> list[Path]:
+    return sorted(folder.glob(f"{name}--*checkpoint.pt"))
+
+
+def _component(folder: Path, name: str, module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of one component file, checked against the module that they are for.
+
+    Raises:
+        CheckpointError: the file is absent, ambiguous or damaged, or does not fit.
+    """
+    files = _component_files(folder, name)
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise CheckpointError(f"{folder} must hold one {name}--<step>_checkpoint.pt, found: {names}.")
+    tensors = {key.removeprefix("module."): value for key, value in _read_pt(files[0]).items()}
+    wanted = {key: tuple(p.shape) for key, p in module.named_parameters()}
+    audit(files[0], wanted, {key: tuple(t.shape) for key, t in tensors.items()}, {}, "the recipe's [oft]")
+    return tensors
+
+
+def _read_pt(path: Path) -> dict[str, Tensor]:
+    """A state dictionary saved by torch, read without running anything in it.
+
+    Raises:
+        CheckpointError: it is damaged, holds more than floating-point tensors, or would have to be run.
+    """
+    refused = f"{path} is not a plain file of tensors"
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{refused}: it is truncated or of a format before torch 1.6. Copy it again.")
+    try:
+        data: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises its own, pickle's and zip's errors here
+        raise CheckpointError(
+            f"{refused}: it is damaged, or loading it could run code, so it is refused ({type(error).__name__}). "
+            "Save the module's state_dict() alone."
+        ) from error
+    if not isinstance(data, Mapping) or not all(isinstance(v, Tensor) and v.is_floating_point() for v in data.values()):
+        raise CheckpointError(f"{refused}: expected names with floating-point tensors.")
+    return {str(key): value for key, value in data.items()}
