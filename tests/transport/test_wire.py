@@ -16,7 +16,7 @@ from vla_robot.core.errors import TransportError
 from vla_robot.transport import wire
 from vla_robot.transport.wire import DTYPES, MAGIC, Buffer, Message, decode, encode
 
-any_array = st.sampled_from(DTYPES).flatmap(
+any_array = st.sampled_from(sorted(DTYPES)).flatmap(
     lambda dtype: arrays(dtype, array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
 )
 scalar = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8)

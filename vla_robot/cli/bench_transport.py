@@ -35,6 +35,9 @@ SIZES = ((224, 224), (480, 640))
 CAMERAS = ("front", "wrist")
 JPEG_QUALITY = 90
 
+DECADES = (1, 10, 100, 1000, 10_000)
+"""Observations a second, marked on the plot's axis."""
+
 ROUNDS = 8
 WARM_UP = 3
 """Exchanges that are not counted: connections are made, buffers grow."""
@@ -202,6 +205,8 @@ def _draw(results: Results, path: Path) -> None:
         panel.set_title(case.name.replace("/", "\n"), fontsize=10)
         panel.set_xticks(range(len(tallies)), [name.replace("_", "\n") for name in tallies], fontsize=7)
     axes[0].set_yscale("log")
+    axes[0].minorticks_off()
+    axes[0].set_yticks(DECADES, [f"{rate:,}" for rate in DECADES])
     axes[0].set_ylabel("observations/s")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -44,8 +44,12 @@ MAX_VALUES = 1 << 14
 
 MAX_KIND_CHARS = 32
 
-DTYPES = ("|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8")
-"""Everything an array may be made of. Fixed widths only; an object array would be pickle by another name."""
+DTYPES = {
+    name: np.dtype(name).itemsize
+    for name in ("|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8")
+}
+"""Everything an array may be made of, and how many bytes a number of it has. Fixed widths only; an object array would
+be pickle by another name."""
 
 Buffer = bytes | memoryview
 
@@ -142,7 +146,7 @@ class _Packer:
         )
 
     def _slot(self, array: Array) -> msgpack.ExtType:
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        little = array if array.dtype.str in DTYPES else array.astype(array.dtype.newbyteorder("<"))
         if little.dtype.str not in DTYPES:
             raise TransportError(f"an array of {array.dtype} cannot travel; allowed are {', '.join(DTYPES)}.")
         if little.ndim > MAX_DIMS or little.nbytes > MAX_FRAME_BYTES or len(self.arrays) == MAX_ARRAYS:
@@ -268,7 +272,7 @@ def _array(spec: Any, frame: memoryview) -> Array:
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise TransportError(f"an array of {str(dtype)[:32]!r} is announced; allowed are {', '.join(DTYPES)}.")
     dims = _dims(shape)
-    expected = math.prod(dims) * np.dtype(dtype).itemsize
+    expected = math.prod(dims) * DTYPES[dtype]
     if expected != frame.nbytes or expected > MAX_FRAME_BYTES:
         raise TransportError(
             f"an array of {dtype} and shape {dims} has {expected} bytes, its frame {frame.nbytes}; "
@@ -293,5 +297,8 @@ def _dims(shape: Any) -> tuple[int, ...]:
     return tuple(dims)
 
 
-def _raw(array: Array) -> memoryview:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+def _raw(array: Array) -> Buffer:
+    """The bytes of an array, not copied where they lie in order."""
+    if array.flags.c_contiguous and array.size:
+        return array.data.cast("B")
+    return array.tobytes()
