@@ -152,7 +152,7 @@ class SourceRecipe:
         skip_first: steps left out at an episode's beginning, before anything else is done.
         skip_last: steps left out at its end, after everything else is done.
         skip_still: leave out steps whose motion is zero.
-        swap_outside: exchange primary and secondary camera in every second episode, drawn by chance.
+        swap_outside: exchange primary and secondary camera in every second draw, by chance.
         cameras: the frames.
         depths: the depth images, in the same roles.
     """

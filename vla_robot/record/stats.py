@@ -91,32 +91,35 @@ def merge(parts: Sequence[Stats]) -> Stats:
     }
 
 
-def dataset_statistics(name: str, actions: ArrayLike, states: ArrayLike, num_episodes: int) -> dict[str, Any]:
+def dataset_statistics(
+    name: str, actions: ArrayLike, states: ArrayLike, num_episodes: int, mask: Sequence[bool] | None = None
+) -> dict[str, Any]:
     """The content of OpenVLA's `dataset_statistics.json`, over all transitions.
 
     Args:
         name: the dataset's name, which becomes the un-normalisation key.
-        actions: (N, D) in units; the gripper is last and stays un-normalised (mask False).
+        actions: (N, D) in units.
         states: (N, S) in units.
         num_episodes: how many trajectories the N transitions come from.
+        mask: (D,) which dimensions are normalised; by default all but the last, the gripper.
 
     Returns:
         Plain dictionaries and lists, ready for JSON.
 
     Source: openvla/openvla, prismatic/vla/datasets/rlds/utils/data_utils.py, get_dataset_statistics.
     """
-    taken = np.asarray(actions, dtype=np.float64)
-    mask = [True] * (taken.shape[1] - 1) + [False]
+    taken, state = np.asarray(actions), np.asarray(states)
     return {
         name: {
-            "action": {**_block(taken), "mask": mask},
-            "proprio": _block(np.asarray(states, dtype=np.float64)),
+            "action": {**_block(taken), "mask": list(mask or [True] * (taken.shape[1] - 1) + [False])},
+            "proprio": _block(state),
             "num_transitions": len(taken),
             "num_trajectories": num_episodes,
         }
     }
 
 
-def _block(values: NDArray[np.float64]) -> dict[str, list[float]]:
-    described = describe(values)
-    return {name: described[name].tolist() for name in ("mean", "std", "max", "min", "q01", "q99")}
+def _block(values: NDArray[Any]) -> dict[str, list[float]]:
+    # One dimension at a time: a table of millions of steps stays on disk, and no second copy of it is made.
+    described = [describe(values[:, dim]) for dim in range(values.shape[1])]
+    return {name: [float(d[name][0]) for d in described] for name in ("mean", "std", "max", "min", "q01", "q99")}
