@@ -18,13 +18,15 @@ from hypothesis import strategies as st
 from vla_robot.core.embodiment import CameraSpec
 from vla_robot.core.errors import DataError
 from vla_robot.core.image import resize
-from vla_robot.record import lerobot_format, png
+from vla_robot.record import lerobot_format, lerobot_tables, png
 from vla_robot.record.demonstration import Demonstration
 from vla_robot.record.demos import open_demos
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.record.lerobot_layout import EMBODIMENT, INFO, RECORDING, STATS, file_number, numbered_file, position
 
 MakeDemo = Callable[..., Demonstration]
+
+WRITES = {lerobot_tables: ("write_json", "write_table", "write_tasks"), lerobot_format: ("write_json", "write_whole")}
 
 
 @pytest.fixture
@@ -226,8 +228,9 @@ def test_a_crash_at_any_write_costs_the_unfinished_episode_only(
         return call
 
     with monkeypatch.context() as patch:
-        for name in ("write_json", "write_table", "write_tasks", "write_whole"):
-            patch.setattr(lerobot_format, name, dying(getattr(lerobot_format, name)))
+        for module, names in WRITES.items():
+            for name in names:
+                patch.setattr(module, name, dying(getattr(module, name)))
         with contextlib.suppress(Crash):
             write(root, make_demo(seed=2, instruction="open the door"))
     survived = [episode.seed for episode in open_demos(root).episodes]
