@@ -24,7 +24,7 @@ def door_of(folder: KeyFolder) -> ServerSocket:
 
 @contextlib.contextmanager
 def eavesdropper(address: str) -> Iterator[tuple[str, bytearray]]:
-    """A wire that is tapped: connect to the address, and all that goes through stands in the bytes."""
+    """A wire that is tapped: connect to the address, and what the client says stands in the bytes."""
     heard = bytearray()
     host, port = address.removeprefix("tcp://").split(":")
     with socket.create_server(("127.0.0.1", 0)) as ear:
@@ -38,7 +38,8 @@ def eavesdropper(address: str) -> Iterator[tuple[str, bytearray]]:
                         data = end.recv(65536)
                         if not data:
                             return
-                        heard.extend(data)
+                        if end is near:
+                            heard.extend(data)
                         (far if end is near else near).sendall(data)
 
         threading.Thread(target=run, daemon=True).start()
@@ -170,6 +171,21 @@ def test_two_servers_of_one_process_keep_their_own_doors(robot: KeyFolder, desk:
         fooled = replace(security, server_public=other.pair().public)
         with ClientSocket(closed_to_desk.address, fooled) as client:
             assert "does not allow" in refusal(client, closed_to_desk)
+
+
+def test_what_was_recorded_on_the_wire_is_no_use_a_second_time(robot: KeyFolder, desk: KeyFolder) -> None:
+    with door_of(robot) as server:
+        with (
+            eavesdropper(server.address) as (address, heard),
+            ClientSocket(address, desk.client_security(address)) as client,
+        ):
+            exchange(client, server)
+        host, port = server.address.removeprefix("tcp://").split(":")
+        with socket.create_connection((host, int(port))) as again, contextlib.suppress(OSError):
+            again.sendall(bytes(heard))
+            while again.recv(65536):  # until the server hangs up
+                pass
+        assert server.receive(timeout_s=0.1) is None
 
 
 def test_whoever_listens_in_between_hears_noise(robot: KeyFolder, desk: KeyFolder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vla_robot.core.errors import TransportError
-from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket, require_address
+from vla_robot.transport.sockets import ANY_PORT, QUEUED_MESSAGES, ClientSocket, ServerSocket, require_address
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,13 @@ def test_a_client_whose_server_never_comes_closes_at_once() -> None:
         address = server.address
     with ClientSocket(address) as client:
         client.send([b"into the void"])
+
+
+def test_what_waits_for_a_server_that_does_not_read_is_bounded() -> None:
+    with (
+        ServerSocket() as server,
+        ClientSocket(server.address) as client,
+        pytest.raises(TransportError, match=r"cannot send to tcp://127\.0\.0\.1"),
+    ):
+        for _ in range(20 * QUEUED_MESSAGES):
+            client.send([b"\0" * 100_000])
