@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.policy.openvla.checkpoint import Checkpoint
 from vla_robot.policy.openvla.config import OpenVLAConfig
 from vla_robot.policy.openvla.create import train_tokenizer
 from vla_robot.policy.openvla.preprocess import Preprocessor
-from vla_robot.policy.openvla.prompt import TEMPLATE_V01, PromptTokenizer
+from vla_robot.policy.openvla.prompt import TEMPLATE_VICUNA, PromptTokenizer
 
 MEANS = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
 STDS = ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5))
@@ -18,8 +19,9 @@ PROMPT = PromptTokenizer(train_tokenizer(["lift the red cube"], 320))
 
 
 def test_the_prompt_is_the_published_one() -> None:
-    assert PROMPT.text("Lift the RED cube.") == "In: What action should the robot take to lift the red cube?\nOut:"
-    v01 = PromptTokenizer(train_tokenizer(["lift"], 320), TEMPLATE_V01).text("lift")
+    assert PROMPT.text("Lift the RED cube") == "In: What action should the robot take to lift the red cube?\nOut:"
+    assert PROMPT.text("Lift it. ") == "In: What action should the robot take to lift it. ?\nOut:"  # as in training
+    v01 = PromptTokenizer(train_tokenizer(["lift"], 320), TEMPLATE_VICUNA).text("lift")
     assert v01.endswith("USER: What action should the robot take to lift? ASSISTANT:")
 
 
@@ -30,7 +32,7 @@ def test_ids_begin_with_bos_and_end_with_the_space() -> None:
     np.testing.assert_array_equal(PROMPT.finish(ids[:-1]), ids)
 
 
-@given(st.text(min_size=1).filter(lambda text: text.strip().rstrip(".").strip()))
+@given(st.text(min_size=1).filter(lambda text: text.replace(".", "").strip()))
 def test_every_instruction_has_ids_within_the_text_vocabulary(text: str) -> None:
     ids = PROMPT(text)
     assert ((ids >= 0) & (ids < 320)).all()
@@ -96,3 +98,10 @@ def test_means_that_do_not_fit_the_towers_are_told(tiny_folder) -> None:
     config = OpenVLAConfig.read(tiny_folder)
     with pytest.raises(CheckpointError, match="1 means and 2 stds for 2 towers"):
         Preprocessor.from_dict({"means": [MEANS[0]], "stds": STDS}, config, "memory")
+
+
+def test_a_checkpoint_on_vicuna_is_asked_in_vicunas_way(tiny_folder, broken) -> None:
+    for folder, expected in ((tiny_folder, "In: "), (broken(llm_backbone_id="vicuna-v15-7b"), "A chat between ")):
+        tokenizer = Checkpoint.read(folder).tokenizer
+        assert tokenizer is not None
+        assert tokenizer.text("lift the red cube").startswith(expected)

@@ -11,7 +11,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, unknown
 from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
 from vla_robot.policy.openvla.preprocess import Preprocessor
-from vla_robot.policy.openvla.prompt import PromptTokenizer
+from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Checkpoint:
         return cls(
             config,
             Preprocessor.read(folder, config),
-            PromptTokenizer.read(folder) if (folder / "tokenizer.json").is_file() else None,
+            _tokenizer(folder, config),
             _embodiment(folder),
         )
 
@@ -56,6 +56,13 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in known:
         raise ContractError(unknown("dtype", name, known))
     return known[name]
+
+
+def _tokenizer(folder: Path, config: OpenVLAConfig) -> PromptTokenizer | None:
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    is_vicuna = str(config.published.get("llm_backbone_id", "")).startswith("vicuna")
+    return PromptTokenizer.read(folder, TEMPLATE_VICUNA if is_vicuna else TEMPLATE)
 
 
 def _embodiment(folder: Path) -> Embodiment | None:

@@ -20,10 +20,11 @@ from tokenizers import Tokenizer
 from vla_robot.core.errors import CheckpointError, ContractError
 
 TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"
-TEMPLATE_V01 = (
+TEMPLATE_VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the user's questions. USER: What action should the robot take to {instruction}? ASSISTANT:"
 )
+"""Of openvla-v01-7b, whose language model is Vicuna. The reference looks for "v01" in the folder's name instead."""
 SPACE = "\u2581"
 """SentencePiece's mark of a space, a token of its own."""
 
@@ -70,11 +71,10 @@ class PromptTokenizer:
         return ids if ids[-1] == self.space else np.append(ids, self.space)
 
     def text(self, instruction: str) -> str:
-        """The prompt that an instruction becomes: lower case, no final full stop."""
-        words = instruction.strip().rstrip(".").strip().lower()
-        if not words:
+        """The prompt that an instruction becomes: lower case and otherwise untouched, as training texts were."""
+        if not instruction.replace(".", "").strip():
             raise ContractError("the instruction is empty; say what the robot should do, e.g. 'lift the red cube'.")
-        return self._template.format(instruction=words)
+        return self._template.format(instruction=instruction.lower())
 
     def _encode_uncached(self, instruction: str) -> NDArray[np.int64]:
         ids = self._tokenizer.encode(self.text(instruction), add_special_tokens=False).ids
