@@ -13,9 +13,10 @@ Source: huggingface/lerobot 0.6.1, datasets/{dataset_metadata,dataset_writer,uti
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from vla_robot.core.errors import ContractError, DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FILES_PER_CHUNK = 1000
 
@@ -92,6 +94,29 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     Raises:
         DataError: it is missing, damaged, or lacks a column.
     """
+    with _opened(path, columns) as file:
+        return file.read(columns=columns)
+
+
+def read_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> tuple[pa.Table, int]:
+    """The row groups of a Parquet file that hold rows [start, stop), and the number of their first row.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    with _opened(path, columns) as file:
+        groups, first, seen = [], 0, 0
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            if seen < stop and seen + count > start:
+                first = first if groups else seen
+                groups.append(group)
+            seen += count
+        return file.read_row_groups(groups, columns=list(columns)), first
+
+
+@contextlib.contextmanager
+def _opened(path: Path, columns: Sequence[str] | None) -> Iterator[pq.ParquetFile]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -101,7 +126,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             missing = [column for column in columns or () if column not in names]
             if missing:
                 raise DataError(f"{path} has no column {', '.join(missing)}. Available: {', '.join(names)}.")
-            return file.read(columns=columns)
+            yield file
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing, although the dataset needs it.") from error
     except (pa.ArrowException, OSError) as error:

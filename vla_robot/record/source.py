@@ -211,6 +211,11 @@ class EpisodeSource(Protocol):
         ...
 
     @property
+    def splits(self) -> Mapping[str, int]:
+        """Every split of the whole dataset and how many episodes it has."""
+        ...
+
+    @property
     def rate_hz(self) -> float | None:
         """Steps per second, where the format says."""
         ...
