@@ -161,6 +161,19 @@ def test_nobody_gets_in_while_the_list_cannot_be_read(robot: KeyFolder, desk: Ke
             assert "does not allow" in refusal(client, server)
 
 
+def test_a_list_that_becomes_unreadable_shuts_everybody_out_and_ends_no_server(
+    robot: KeyFolder, desk: KeyFolder
+) -> None:
+    with door_of(robot) as server, ClientSocket(server.address, desk.client_security(server.address)) as client:
+        exchange(client, server)
+        allowed = (robot.path / "allowed_clients").read_text()
+        (robot.path / "allowed_clients").write_text("half a li")
+        client.send([b"one more"])
+        assert server.receive(timeout_s=1) is None
+        (robot.path / "allowed_clients").write_text(allowed)
+        exchange(client, server)
+
+
 def test_two_servers_of_one_process_keep_their_own_doors(robot: KeyFolder, desk: KeyFolder, tmp_path: Path) -> None:
     other = KeyFolder(tmp_path / "other")
     other.create("other")

@@ -12,6 +12,7 @@ whenever it changes, so `vla keys revoke` needs no restart.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -28,6 +29,8 @@ KEYS_VARIABLE = "VLA_KEYS"
 
 SECRET_MODE = 0o600
 FOLDER_MODE = 0o700
+
+_LOG = logging.getLogger(__name__)
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -100,6 +103,14 @@ class KeyList:
             self._names = self._read()
             self._seen = seen
         return self._names
+
+    def name_of(self, public: str) -> str | None:
+        """The name of a key that is on the list now. Nobody is on a list that cannot be read; the log says why."""
+        try:
+            return self.names().get(public)
+        except TransportError:
+            _LOG.exception("nobody is allowed")
+            return None
 
     def add(self, public: str, name: str) -> None:
         """

@@ -131,9 +131,9 @@ class ServerSocket:
 
     def _still_allowed(self, peer: bytes, frame: zmq.Frame, security: ServerSecurity) -> bool:
         """Whether the sender's key is on the list now: it was when it connected, and may have been revoked since."""
-        name = security.allowed.names().get(cast(str, frame.get("User-Id")))
+        name = security.allowed.name_of(cast(str, frame.get("User-Id")))
         if name is None:
-            _LOG.warning("ignored a message of '%s', whose key was revoked", self._users.pop(peer, "?"))
+            _LOG.warning("ignored a message of '%s', whose key is no longer allowed", self._users.pop(peer, "?"))
             return False
         self._users[peer] = name
         self._users.move_to_end(peer)

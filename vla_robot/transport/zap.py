@@ -13,7 +13,6 @@ import threading
 
 import zmq
 
-from vla_robot.core.errors import TransportError
 from vla_robot.transport.keys import KeyList
 
 ADDRESS = "inproc://zeromq.zap.01"
@@ -49,20 +48,12 @@ class Doorkeeper:
     def _answer(self, request: list[bytes]) -> list[bytes]:
         request_id = request[1] if len(request) > 1 else b""
         key = _curve_key(request)
-        name = None if key is None else self._name_of(key)
+        name = None if key is None else self._allowed.name_of(key)
         if key is None or name is None:
             _LOG.warning("refused a client that is not on the allow-list; its key is %s", key)
             return [_VERSION, request_id, b"400", b"not on the allow-list", b"", b""]
         _LOG.info("let in '%s'", name)
         return [_VERSION, request_id, b"200", b"", key.encode(), b""]
-
-    def _name_of(self, key: str) -> str | None:
-        try:
-            return self._allowed.names().get(key)
-        except TransportError:
-            # Whoever cannot be looked up is not let in; the list's owner finds the reason in the log.
-            _LOG.exception("the allow-list cannot be read")
-            return None
 
 
 def _curve_key(request: list[bytes]) -> str | None:
