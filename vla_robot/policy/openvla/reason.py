@@ -99,8 +99,12 @@ class Decoder:
 
         Returns:
             (B, D) normed hidden state of each row's last real token, and the cache.
+
+        Raises:
+            ContractError: the sequence is longer than the positions that the model knows.
         """
         B, S, _ = embeds.shape
+        self._require_positions(S + new_tokens)
         cache = self._allocate(embeds, lengths, new_tokens)
         cos, sin = self._cos[:S], self._sin[:S]  # (S, hd): prompts start at position 0 in every row
         x = embeds
@@ -148,11 +152,7 @@ class Decoder:
             ContractError: the sequence is longer than the positions that the model knows.
         """
         S = embeds.shape[1]
-        if len(self._cos) < S:
-            raise ContractError(
-                f"the sequence has {S} tokens, the language model knows {len(self._cos)} positions; "
-                "use a shorter instruction or fewer cameras."
-            )
+        self._require_positions(S)
         cos, sin = self._cos[:S], self._sin[:S]
         visible = None
         if int(lengths.min()) < S:
@@ -161,6 +161,13 @@ class Decoder:
         for layer in self._layers:
             x = self._finish(layer, x, self._attend(*self._qkv(layer, x, cos, sin), mask=visible))
         return rms_norm(x, self._norm.shape, self._norm, self._eps)
+
+    def _require_positions(self, tokens: int) -> None:
+        if tokens > len(self._cos):
+            raise ContractError(
+                f"the sequence has {tokens} tokens, the language model knows {len(self._cos)} positions; "
+                "use a shorter instruction or fewer cameras."
+            )
 
     def _allocate(self, embeds: Tensor, lengths: Tensor, new_tokens: int) -> Cache:
         B, S, _ = embeds.shape
