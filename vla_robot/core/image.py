@@ -35,3 +35,24 @@ def resize(image: Image, height: int, width: int) -> Image:
     import PIL.Image  # pillow stays out of `import vla_robot.core`
 
     return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BICUBIC))
+
+
+def resize_lanczos(image: Image, height: int, width: int) -> Image:
+    """Lanczos with antialiasing, which the reference's training data was resized with; at most one grey level from it.
+
+    Args:
+        image: (H, W, 3) uint8.
+        height: new height in pixels.
+        width: new width in pixels.
+
+    Returns:
+        (height, width, 3) uint8.
+
+    Source: dlimp, transforms/frame_transforms.py, resize_image: tf.image.resize(method="lanczos3", antialias=True),
+    rounded and clipped.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    import PIL.Image
+
+    return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.LANCZOS))

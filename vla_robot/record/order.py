@@ -8,8 +8,6 @@ say what sample n is, so ranks and workers share the samples by counting, and a 
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -52,22 +50,27 @@ class Mixing:
         assert given.ndim == 1 and (given > 0).all(), "probabilities must be positive"
         self.probabilities = given / given.sum()
         self._seed = seed
-        self._block = lru_cache(maxsize=4)(self._make_block)
+        self._newest: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def draw(self, sample: int) -> tuple[int, int]:
         """Which dataset sample `sample` is from, and how many draws that dataset had before."""
         block, place = divmod(sample, BLOCK)
-        datasets, draws = self._block(block)
+        if self._newest is None or self._newest[0] != block:
+            self._newest = (block, *self._make_block(block))
+        _, datasets, draws = self._newest
         return int(datasets[place]), int(draws[place])
 
     def _make_block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         before = shares_of(block * BLOCK, self.probabilities)
         counts = shares_of((block + 1) * BLOCK, self.probabilities) - before
-        datasets = np.repeat(np.arange(len(counts)), counts)
-        draws = np.concatenate([start + np.arange(count) for start, count in zip(before, counts, strict=True)])
-        # Any order of the positions will do: each draw of a dataset is a step of an order that is shuffled already.
         order = np.random.default_rng([self._seed, MIX, block]).permutation(BLOCK)
-        return datasets[order], draws[order]
+        datasets = np.repeat(np.arange(len(counts)), counts)[order]
+        draws = np.empty(BLOCK, dtype=np.int64)
+        # Each dataset's draws come in order, so that an epoch of it is over before the next one begins.
+        draws[np.argsort(datasets, kind="stable")] = np.concatenate(
+            [start + np.arange(count) for start, count in zip(before, counts, strict=True)]
+        )
+        return datasets, draws
 
 
 def shuffled(places: ArrayLike, count: int, key: tuple[int, ...]) -> NDArray[np.int64]:
@@ -81,7 +84,7 @@ def shuffled(places: ArrayLike, count: int, key: tuple[int, ...]) -> NDArray[np.
         count: how many there are, at least 1.
         key: numbers, e.g. seed, dataset and epoch.
     """
-    keys = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64)
+    keys = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64).astype(np.uint64)
     half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)  # bits of each half
     values = np.atleast_1d(np.asarray(places, dtype=np.uint64)).copy()
     outside = np.ones(values.shape, dtype=bool)
