@@ -41,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "list": Verb("vla_robot.cli.list_show_check", "ListArgs", "list_recipes"),
     "show": Verb("vla_robot.cli.list_show_check", "ShowArgs", "show_recipe"),
     "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
+    "bench": Verb("vla_robot.cli.bench", "BenchArgs"),
     "keys": Verb("vla_robot.cli.keys", "KeysArgs"),
     "doctor": Verb("vla_robot.cli.doctor", "DoctorArgs"),
 }
@@ -54,6 +55,8 @@ vla: put a vision-language-action policy on a robot.
                                                     demonstrations, as a LeRobot v3 dataset
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations
   vla eval                                          measure a policy: success over many seeds, with its interval
+
+  vla bench [policy | transport]                    speed, next to a plain way to do the same, in one run
 
   vla list [envs | policies | datasets | launch]    every recipe, and where it lies
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained

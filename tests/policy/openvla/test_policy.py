@@ -30,7 +30,7 @@ def test_the_door_gives_actions_in_units(tiny_folder) -> None:
     assert chunk.actions.shape == (1, 7)
     assert (chunk.step, chunk.stamp_ns) == (4, 15)
     assert ((chunk.actions[0, :6] >= stats.q01[:6]) & (chunk.actions[0, :6] <= stats.q99[:6])).all()
-    assert set(chunk.stages_ms) == {"preprocess", "perceive", "decode", "detokenise"}
+    assert set(chunk.stages_ms) == {"preprocess", "towers", "projector", "prefill", "decode", "detokenise"}
 
 
 def test_a_batch_of_different_instructions_equals_one_by_one(tiny) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from vla_robot.core.errors import PolicyError
+from vla_robot.policy.openvla.inputs import Stages
 from vla_robot.policy.openvla.reason import Decoder
 
 
@@ -31,17 +32,20 @@ class Generator:
         self._embeddings = embeddings[first_id:vocab_end]
         self._head = head[first_id:vocab_end]
 
-    def tokens(self, embeds: Tensor, lengths: Tensor, action_dim: int) -> Tensor:
+    def tokens(self, embeds: Tensor, lengths: Tensor, action_dim: int, stages: Stages | None = None) -> Tensor:
         """(B, S, D) prompt embeddings, (B,) lengths -> (B, action_dim) int64 token ids.
 
         Raises:
             PolicyError: a logit is not finite.
         """
+        stages = stages or Stages()
         hidden, cache = self._decoder.prefill(embeds, lengths, action_dim - 1)
         rows = [self._logits(hidden).argmax(dim=-1)]  # each (B,), counted from the first action row
+        stages.done("prefill")
         while len(rows) < action_dim:
             hidden = self._decoder.step(self._embeddings[rows[-1]], cache)
             rows.append(self._logits(hidden).argmax(dim=-1))
+        stages.done("decode")
         return torch.stack(rows, dim=1) + self._first_id
 
     def first_logits(self, embeds: Tensor, lengths: Tensor) -> Tensor:

@@ -168,12 +168,16 @@ class ObservationReader:
         return torch.from_numpy(normalise(state, self._statistics.of("proprio")).astype(np.float32))
 
 
-def embed(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor]:
+def embed(model: OpenVLA, batch: Batch, stages: Stages | None = None) -> tuple[Tensor, Tensor]:
     """Perceive and align: (B, S, D) embeddings padded at the right, (B,) int64 real tokens per row."""
+    stages = stages or Stages()
     weight = model.projector.fc1.weight
     ids, text_lengths = _pad(batch.prompts, model.config.pad_token_id)
+    features = model.vision_backbone(batch.pixels.to(weight))
+    stages.done("towers")
     state = None if batch.state is None else batch.state.to(weight)
-    embeds = model.embed(batch.pixels.to(weight), ids.to(weight.device), state)
+    embeds = model.align(features, ids.to(weight.device), state)
+    stages.done("projector")
     return embeds, (text_lengths + embeds.shape[1] - ids.shape[1]).to(weight.device)
 
 

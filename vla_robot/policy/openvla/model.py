@@ -48,7 +48,7 @@ class OpenVLA(nn.Module):
         self.proprio_projector = ProprioProjector(config.proprio_dim, llm_dim) if config.proprio_dim else None
 
     def embed(self, pixels: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
-        """The multimodal sequence [BOS][patches][state][rest of the text].
+        """Perceive and align: the multimodal sequence [BOS][patches][state][rest of the text].
 
         Args:
             pixels: (B, N, C, S, S) normalised.
@@ -58,8 +58,12 @@ class OpenVLA(nn.Module):
         Returns:
             (B, L + N * P (+ 1), D).
         """
+        return self.align(self.vision_backbone(pixels), input_ids, state)
+
+    def align(self, features: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
+        """`embed` from the towers' features, (B, N * P, vision_dim), on."""
         text = self.language_model.model.embed_tokens(input_ids)
-        seen = [self.projector(self.vision_backbone(pixels))]
+        seen = [self.projector(features)]
         if self.proprio_projector is not None:
             assert state is not None
             seen.append(self.proprio_projector(state))

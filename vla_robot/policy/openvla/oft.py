@@ -128,8 +128,7 @@ class OFTPolicy:
 
     def _predict(self, batch: Batch, stages: Stages) -> Tensor:
         completed = [self._generator.complete(prompt) for prompt in batch.prompts]
-        embeds, lengths = embed(self.model, replace(batch, prompts=completed))
-        stages.done("perceive")
+        embeds, lengths = embed(self.model, replace(batch, prompts=completed), stages)
         actions = self._generator.actions(embeds, lengths)
         stages.done("decode")
         return actions

@@ -44,6 +44,7 @@ class OpenVLAPolicy:
         statistics: dataset name -> statistics of actions (and of the state).
         preprocessor: frames to tower inputs.
         action_tokens: normalised actions to token ids and back.
+        read: observations to the batch that `generate` takes.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class OpenVLAPolicy:
         self._tokenizer = tokenizer
         self._statistics = Statistics(statistics, statistics_key)
         cameras = [camera.name for camera in embodiment.cameras] if embodiment else ()
-        self._read = ObservationReader(model.config, preprocessor, tokenizer, self._statistics, cameras)
+        self.read = ObservationReader(model.config, preprocessor, tokenizer, self._statistics, cameras)
         config = model.config
         self.action_tokens = ActionTokenizer(config.action_vocab_end, config.n_action_bins)
         self._generator = Generator(
@@ -85,12 +86,18 @@ class OpenVLAPolicy:
         """
         stages = Stages()
         stats = self._statistics.of("action")
-        batch = self._read(observations)
+        batch = self.read(observations)
         stages.done("preprocess")
-        tokens = self._generate(batch, len(stats), stages)
+        tokens = self.generate(batch, len(stats), stages)
         actions = unnormalise(self.action_tokens.decode(tokens), stats)  # (B, D)
         stages.done("detokenise")
         return chunks_of(actions[:, None], observations, stages)
+
+    @torch.inference_mode()
+    def generate(self, batch: Batch, action_dim: int, stages: Stages | None = None) -> NDArray[np.int64]:
+        """A batch as `read` makes it -> (B, action_dim) token ids; the time of each stage is booked in `stages`."""
+        embeds, lengths = embed(self.model, batch, stages)
+        return self._generator.tokens(embeds, lengths, action_dim, stages).cpu().numpy()
 
     def generate_tokens(
         self,
@@ -111,7 +118,7 @@ class OpenVLAPolicy:
             (B, action_dim) int64 token ids.
         """
         tensor = None if state is None else torch.from_numpy(np.asarray(state, dtype=np.float32))
-        return self._generate(self._bare_batch(images, input_ids, tensor), action_dim, Stages())
+        return self.generate(self._bare_batch(images, input_ids, tensor), action_dim)
 
     @torch.inference_mode()
     def first_logits(
@@ -135,7 +142,7 @@ class OpenVLAPolicy:
     @property
     def tokenizer(self) -> PromptTokenizer:
         """Instructions to ids. Raises CheckpointError when the folder came without a tokenizer."""
-        return self._read.tokenizer
+        return self.read.tokenizer
 
     def _bare_batch(
         self, images: Sequence[Image | Sequence[Image]], input_ids: Sequence[NDArray[np.int64]], state: Tensor | None
@@ -148,14 +155,6 @@ class OpenVLAPolicy:
             return self._tokenizer.finish(input_ids)
         ids = np.asarray(input_ids, dtype=np.int64)
         return ids if ids[-1] == LLAMA_SPACE else np.append(ids, LLAMA_SPACE)
-
-    @torch.inference_mode()
-    def _generate(self, batch: Batch, dims: int, stages: Stages) -> NDArray[np.int64]:
-        embeds, lengths = embed(self.model, batch)
-        stages.done("perceive")
-        tokens = self._generator.tokens(embeds, lengths, dims)
-        stages.done("decode")
-        return tokens.cpu().numpy()
 
     def _first_logits(self, batch: Batch) -> Tensor:
         return self._generator.first_logits(*embed(self.model, batch))

@@ -1,0 +1,62 @@
+"""OpenVLA's real towers and projector, 0.8 billion parameters filled by rule, against the reference's answers.
+
+    VLA_FULL_VISION=FOLDER make test PYTEST_ARGS="-m slow -k full_vision"
+
+FOLDER holds config.json, image_0.png to image_4.png and expected.npz. It needs 8 GB of memory and a few minutes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.policy.openvla.conftest import Oracle, oracle_of
+from vla_robot.core.normalise import unnormalise
+
+FOLDER = os.environ.get("VLA_FULL_VISION")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FOLDER, reason="VLA_FULL_VISION names no folder")]
+
+
+@pytest.fixture(scope="module")
+def full() -> Oracle:
+    assert FOLDER is not None
+    return oracle_of(Path(FOLDER))
+
+
+def test_full_vision_tokens_and_actions_are_the_references_alone_and_in_a_batch(full: Oracle) -> None:
+    expected = full.expected
+    wanted = np.stack([expected[f"{i}/action_tokens"] for i in range(5)])
+    alone = [full.policy.generate_tokens([full.images[i]], [full.ids(i)])[0] for i in range(5)]
+    np.testing.assert_array_equal(alone, wanted)
+    order = [3, 0, 4, 1, 2]
+    together = full.policy.generate_tokens([full.images[i] for i in order], [full.ids(i) for i in order])
+    np.testing.assert_array_equal(together, wanted[order])
+    for i, tokens in enumerate(alone):
+        stats = full.policy.action_stats(str(expected[f"{i}/unnorm_key"]))
+        action = unnormalise(full.policy.action_tokens.decode(tokens), stats)
+        np.testing.assert_allclose(action, expected[f"{i}/action"], atol=1e-6)
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_full_vision_first_logits_are_the_references(full: Oracle, index: int) -> None:
+    logits = full.policy.first_logits([full.images[index]], [full.ids(index)])
+    np.testing.assert_allclose(logits[0], full.expected[f"{index}/first_logits_31744_32000"], atol=1e-3)
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_full_vision_pixels_are_the_references(full: Oracle, index: int) -> None:
+    pixels = full.policy.preprocessor([[full.images[index]]])[0, 0]
+    np.testing.assert_allclose(pixels, full.expected[f"{index}/pixel_values"], atol=1e-5)
+
+
+def test_full_vision_training_loss_is_the_references(full: Oracle) -> None:
+    expected = full.expected
+    pixels = full.policy.preprocessor([[full.images[i]] for i in expected["train/images"]])
+    ids, labels = (torch.from_numpy(expected[f"train/{name}"]) for name in ("input_ids", "labels"))
+    with torch.no_grad():
+        output = full.policy.model(pixels, ids, labels, None)
+    assert float(output.loss) == pytest.approx(float(expected["train/loss"]), abs=1e-4)
