@@ -197,13 +197,13 @@ def _draw(results: Results, path: Path) -> None:
     """A bar for each contender and case; the more observations a second, the longer."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(9.6, 4.5), layout="constrained")
     axes = figure.subplots(1, len(results), sharey=True)
     for panel, (case, tallies) in zip(axes, results.items(), strict=True):
-        bars = panel.bar(range(len(tallies)), [t.rate_hz for t in tallies.values()], color=["C0", "C7", "C8"])
+        bars = panel.bar(range(len(tallies)), [t.rate_hz for t in tallies.values()], color=["C0", "C9", "C7", "C8"])
         panel.bar_label(bars, fmt="%.0f")
         panel.set_title(case.name.replace("/", "\n"), fontsize=10)
-        panel.set_xticks(range(len(tallies)), [name.replace("_", "\n") for name in tallies], fontsize=7)
+        panel.set_xticks(range(len(tallies)), [name.replace("_", "\n") for name in tallies], fontsize=6)
     axes[0].set_yscale("log")
     axes[0].minorticks_off()
     axes[0].set_yticks(DECADES, [f"{rate:,}" for rate in DECADES])

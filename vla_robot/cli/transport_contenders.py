@@ -1,6 +1,7 @@
-"""Three ways to carry an observation to another process, for `vla bench transport`. As a program: the server of one.
+"""Ways to carry an observation to another process, for `vla bench transport`. As a program: the server of one.
 
 - ours: the wire format of transport/ over ZeroMQ DEALER/ROUTER
+- ours_with_keys: the same, encrypted and authenticated
 - json_base64: arrays as base64 in JSON, over ZeroMQ REQ/REP: what an interface without pickle comes to if in a hurry
 - websockets_msgpack: arrays as bytes in msgpack, over a WebSocket without compression, with an asyncio server
 
@@ -15,8 +16,10 @@ import contextlib
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -28,6 +31,7 @@ from vla_robot.core.errors import TransportError
 from vla_robot.core.messages import Image, Observation
 from vla_robot.core.optional import require
 from vla_robot.transport.jpeg import decode_jpeg, encode_jpeg
+from vla_robot.transport.keys import ClientSecurity, KeyFolder, host_of
 from vla_robot.transport.nouns import Fields, pack_observation, unpack_observation
 from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket
 from vla_robot.transport.wire import Message, decode, encode
@@ -45,12 +49,12 @@ class Contender:
     """One way.
 
     Attributes:
-        serve: announces its address, and then answers for ever.
-        connect: the way to a server at an address, for the length of a `with` block.
+        serve: announces its address, and then answers for ever. The folder is for keys.
+        connect: the way to a server at an address, for the length of a `with` block. The folder is the server's.
     """
 
-    serve: Callable[[Announce], None]
-    connect: Callable[[str], contextlib.AbstractContextManager[Exchange]]
+    serve: Callable[[Announce, Path], None]
+    connect: Callable[[str, Path], contextlib.AbstractContextManager[Exchange]]
 
 
 @contextlib.contextmanager
@@ -63,14 +67,20 @@ def running(name: str) -> Iterator[Exchange]:
     """
     if name == "websockets_msgpack":
         require("websockets", "bench", "comparing with WebSockets")
-    command = [sys.executable, "-m", "vla_robot.cli.transport_contenders", name]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            [sys.executable, "-m", "vla_robot.cli.transport_contenders", name, folder],
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server,
+    ):
         try:
             assert server.stdout is not None  # Popen was asked for it
             address = server.stdout.readline().strip()
             if not address:
                 raise TransportError(f"the server of '{name}' ended before it listened; stderr says why.")
-            with CONTENDERS[name].connect(address) as exchange:
+            with CONTENDERS[name].connect(address, Path(folder)) as exchange:
                 yield exchange
         finally:
             server.kill()
@@ -80,35 +90,30 @@ def count(images: Mapping[str, Image]) -> int:
     return sum(image.size for image in images.values())
 
 
-def serve_ours(announce: Announce) -> None:
+def serve_ours(announce: Announce, _: Path) -> None:
     with ServerSocket(ANY_PORT) as socket:
-        announce(socket.address)
-        while True:
-            received = socket.receive(TIMEOUT_S)
-            if received is None:
-                continue
-            peer, frames = received
-            message = decode(frames)
-            observation = unpack_observation(Fields(message.body, message.kind))
-            socket.send(peer, encode(Message("ok", message.seq, {"count": count(observation.images)})))
+        _answer(socket, announce)
 
 
-@contextlib.contextmanager
-def connect_ours(address: str) -> Iterator[Exchange]:
-    with ClientSocket(address) as socket:
-
-        def exchange(observation: Observation, quality: int | None) -> int:
-            jpeg = None if quality is None else dict.fromkeys(observation.images, quality)
-            frames = encode(Message("observation", 1, pack_observation(observation, jpeg)))
-            socket.send(frames)
-            answer = socket.receive(TIMEOUT_S)
-            _check(observation, None if answer is None else decode(answer).body["count"])
-            return sum(len(frame) for frame in frames)
-
-        yield exchange
+def connect_ours(address: str, _: Path) -> contextlib.AbstractContextManager[Exchange]:
+    return _exchanging(address, None)
 
 
-def serve_json(announce: Announce) -> None:
+def serve_with_keys(announce: Announce, folder: Path) -> None:
+    keys = KeyFolder(folder / "robot")
+    keys.create("robot")
+    with ServerSocket(ANY_PORT, keys.server_security()) as socket:
+        _answer(socket, announce)
+
+
+def connect_with_keys(address: str, folder: Path) -> contextlib.AbstractContextManager[Exchange]:
+    robot, desk = KeyFolder(folder / "robot"), KeyFolder(folder / "desk")
+    robot.allow(desk.create("desk").public, "desk")
+    desk.pin(host_of(address), robot.pair().public)
+    return _exchanging(address, desk.client_security(address))
+
+
+def serve_json(announce: Announce, _: Path) -> None:
     with zmq.Context() as context, context.socket(zmq.REP) as socket:
         socket.bind(ANY_PORT)
         announce(socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0"))
@@ -119,7 +124,7 @@ def serve_json(announce: Announce) -> None:
 
 
 @contextlib.contextmanager
-def connect_json(address: str) -> Iterator[Exchange]:
+def connect_json(address: str, _: Path) -> Iterator[Exchange]:
     with zmq.Context() as context, context.socket(zmq.REQ) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVTIMEO, round(TIMEOUT_S * 1000))
@@ -135,7 +140,7 @@ def connect_json(address: str) -> Iterator[Exchange]:
         yield exchange
 
 
-def serve_websockets(announce: Announce) -> None:
+def serve_websockets(announce: Announce, _: Path) -> None:
     from websockets.asyncio.server import ServerConnection, serve
 
     async def answer(connection: ServerConnection) -> None:
@@ -153,7 +158,7 @@ def serve_websockets(announce: Announce) -> None:
 
 
 @contextlib.contextmanager
-def connect_websockets(address: str) -> Iterator[Exchange]:
+def connect_websockets(address: str, _: Path) -> Iterator[Exchange]:
     from websockets.sync.client import connect
 
     with connect(address, compression=None, max_size=None) as connection:
@@ -172,9 +177,37 @@ def connect_websockets(address: str) -> Iterator[Exchange]:
 
 CONTENDERS = {
     "ours": Contender(serve_ours, connect_ours),
+    "ours_with_keys": Contender(serve_with_keys, connect_with_keys),
     "json_base64": Contender(serve_json, connect_json),
     "websockets_msgpack": Contender(serve_websockets, connect_websockets),
 }
+
+
+def _answer(socket: ServerSocket, announce: Announce) -> None:
+    announce(socket.address)
+    while True:
+        received = socket.receive(TIMEOUT_S)
+        if received is None:
+            continue
+        peer, frames = received
+        message = decode(frames)
+        observation = unpack_observation(Fields(message.body, message.kind))
+        socket.send(peer, encode(Message("ok", message.seq, {"count": count(observation.images)})))
+
+
+@contextlib.contextmanager
+def _exchanging(address: str, security: ClientSecurity | None) -> Iterator[Exchange]:
+    with ClientSocket(address, security) as socket:
+
+        def exchange(observation: Observation, quality: int | None) -> int:
+            jpeg = None if quality is None else dict.fromkeys(observation.images, quality)
+            frames = encode(Message("observation", 1, pack_observation(observation, jpeg)))
+            socket.send(frames)
+            answer = socket.receive(TIMEOUT_S)
+            _check(observation, None if answer is None else decode(answer).body["count"])
+            return sum(len(frame) for frame in frames)
+
+        yield exchange
 
 
 def _packed(
@@ -212,7 +245,8 @@ def _check(observation: Observation, counted: int | None) -> None:
 
 
 def main() -> None:
-    CONTENDERS[sys.argv[1]].serve(lambda address: print(address, flush=True))
+    name, folder = sys.argv[1:]
+    CONTENDERS[name].serve(lambda address: print(address, flush=True), Path(folder))
 
 
 if __name__ == "__main__":
