@@ -38,7 +38,7 @@ def resize(image: Image, height: int, width: int) -> Image:
 
 
 def resize_lanczos(image: Image, height: int, width: int) -> Image:
-    """Lanczos with antialiasing, which the reference's training data was resized with; at most one grey level from it.
+    """Lanczos with antialiasing, as the reference's training data was resized.
 
     Args:
         image: (H, W, 3) uint8.
@@ -55,4 +55,7 @@ def resize_lanczos(image: Image, height: int, width: int) -> Image:
         return image
     import PIL.Image
 
-    return np.asarray(PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.LANCZOS))
+    # In floating point: on whole numbers Pillow cuts the overshoot at edges off after the first of its two passes.
+    channels = (PIL.Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
+    resized = [np.asarray(c.resize((width, height), PIL.Image.Resampling.LANCZOS)) for c in channels]
+    return np.clip(np.rint(np.stack(resized, axis=-1)), 0, 255).astype(np.uint8)

@@ -25,3 +25,73 @@ def random_shift(frames: Tensor, pixels: int, generator: torch.Generator | None)
     columns = (torch.arange(W) + shift[1]).clamp(0, W - 1)  # (B, N, W)
     b, n = torch.arange(B)[:, None, None, None], torch.arange(N)[None, :, None, None]
     return frames[b, n, rows[..., :, None], columns[..., None, :]]
+
+
+CROP_AREA = 0.9
+BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.2, 0.2, 0.2, 0.05
+"""To either side: added, as a factor around 1 twice, and in turns of the colour circle."""
+
+
+def openvla_augment(frames: Tensor, chance: Tensor) -> Tensor:
+    """Crop, brightness, contrast, saturation and hue, as OpenVLA was trained.
+
+    In the reference all five draw from one seed and get the same number, so that a brighter image also has more
+    contrast and colour, and the crop slides along the diagonal. That is what its policies have seen; it is kept.
+
+    Args:
+        frames: (B, H, W, 3) uint8.
+        chance: (B,) in [0, 1), one number an image.
+
+    Returns:
+        (B, H, W, 3) uint8.
+
+    Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/datasets.py; dlimp, augmentations.py; tf.image.
+    """
+    u = chance.to(torch.float32)[:, None, None, None]
+    x = _crop(frames.to(torch.float32) / 255, chance.to(torch.float32)).clamp(0, 1)
+    x = (x + BRIGHTNESS * (2 * u - 1)).clamp(0, 1)
+    mean = x.mean(dim=(1, 2), keepdim=True)
+    x = ((x - mean) * _factor(CONTRAST, u) + mean).clamp(0, 1)
+    hue, saturation, value = _to_hsv(x)
+    saturation = (saturation * _factor(SATURATION, u[..., 0])).clamp(0, 1)
+    x = _to_rgb((hue + HUE * (2 * u[..., 0] - 1)) % 1, saturation, value).clamp(0, 1)
+    return (x * 255).to(torch.uint8)  # cuts off, as the reference does
+
+
+def _factor(spread: float, u: Tensor) -> Tensor:
+    return 1 - spread + 2 * spread * u
+
+
+def _crop(x: Tensor, u: Tensor) -> Tensor:
+    """(B, H, W, 3) -> the same size: a square part of CROP_AREA, stretched with corners on corners."""
+    side = CROP_AREA**0.5
+    B, H, W, _ = x.shape
+    start = u * (1 - side)
+    rows, columns = (2 * (start[:, None] + side * torch.linspace(0, 1, n)) - 1 for n in (H, W))
+    grid = torch.stack(
+        [columns[:, None, :].expand(B, H, W), rows[:, :, None].expand(B, H, W)], dim=-1
+    )  # (B, H, W, 2), x before y
+    taken = torch.nn.functional.grid_sample(x.movedim(-1, 1), grid, align_corners=True, padding_mode="border")
+    return taken.movedim(1, -1)
+
+
+def _to_hsv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, H, W, 3) in [0, 1] -> hue in turns, saturation, value, each (B, H, W)."""
+    red, green, blue = x.unbind(-1)
+    value, least = x.amax(-1), x.amin(-1)
+    spread = value - least
+    safe = torch.where(spread > 0, spread, 1)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    saturation = torch.where(value > 0, spread / torch.where(value > 0, value, 1), 0)
+    return torch.where(spread > 0, hue / 6, 0) % 1, saturation, value
+
+
+def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
+    """Inverse of `_to_hsv`."""
+    offsets = torch.tensor([5.0, 3.0, 1.0])  # red, green and blue along the colour circle, in sixths
+    k = (offsets + hue[..., None] * 6) % 6
+    return value[..., None] * (1 - saturation[..., None] * torch.minimum(k, 4 - k).clamp(0, 1))

@@ -8,7 +8,7 @@ One row of a batch:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +19,10 @@ from torch import Tensor
 from vla_robot.core.errors import DataError
 from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.learn.augment import random_shift
+from vla_robot.policy.openvla.action_tokens import ActionTokenizer
 from vla_robot.policy.openvla.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.openvla.prompt import PromptTokenizer
 from vla_robot.record.demos import Demos
 
 ORDER, SHIFT, HELD_OUT = 0, 1, 2
@@ -36,12 +38,14 @@ class Batch:
         input_ids: (B, L) int64.
         labels: (B, L) int64.
         state: (B, P) float32 in [-1, 1], or None.
+        actions: (B, K, D) float32, normalised, where a window of actions was asked for; or None.
     """
 
     pixels: Tensor
     input_ids: Tensor
     labels: Tensor
     state: Tensor | None
+    actions: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -122,18 +126,32 @@ def _text(demos: Demos, policy: OpenVLAPolicy, stats: QuantileStats) -> tuple[ND
     if not np.isfinite(demos.actions).all():
         bad = int(np.argmax(~np.isfinite(demos.actions).all(axis=1)))
         raise DataError(f"the action of frame {bad} is not finite; `vla record` the episode again or remove it.")
-    tokenizer = policy.tokenizer
-    actions = policy.action_tokens.encode(normalise(demos.actions, stats))  # (F, D)
-    answers = np.concatenate([actions, np.full((len(actions), 1), tokenizer.eos)], axis=1)
-    prompts = {text: tokenizer(text) for text in demos.instructions}
-    longest = max(len(prompt) for prompt in prompts.values()) + answers.shape[1]
-    input_ids = np.full((len(actions), longest), policy.model.config.pad_token_id, dtype=np.int64)
-    labels = np.full((len(actions), longest), IGNORE, dtype=np.int64)
-    for episode in demos.episodes:
-        prompt = prompts[episode.instruction]
-        rows, end = slice(episode.start, episode.stop), len(prompt) + answers.shape[1]
-        input_ids[rows, : len(prompt)] = prompt
-        input_ids[rows, len(prompt) : end] = labels[rows, len(prompt) : end] = answers[rows]
+    prompts = {text: policy.tokenizer(text) for text in demos.instructions}
+    instructions = [demos.episodes[index].instruction for index in demos.episode_index]
+    pad_id = policy.model.config.pad_token_id
+    answers = answers_of(normalise(demos.actions, stats), policy.action_tokens, policy.tokenizer)
+    return labelled([prompts[text] for text in instructions], answers, pad_id)
+
+
+def answers_of(
+    actions: NDArray[np.floating], action_tokens: ActionTokenizer, tokenizer: PromptTokenizer
+) -> NDArray[np.int64]:
+    """(B, D) normalised actions -> (B, D + 1) what the policy should say: the actions' tokens and the end."""
+    tokens = action_tokens.encode(actions)
+    return np.concatenate([tokens, np.full((len(tokens), 1), tokenizer.eos)], axis=1)
+
+
+def labelled(
+    prompts: Sequence[NDArray[np.int64]], answers: NDArray[np.int64], pad_id: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prompts of any lengths and (B, D + 1) answers -> token ids and labels, both (B, L), padded at the right."""
+    longest = max(len(prompt) for prompt in prompts) + answers.shape[1]
+    input_ids = np.full((len(prompts), longest), pad_id, dtype=np.int64)
+    labels = np.full((len(prompts), longest), IGNORE, dtype=np.int64)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        input_ids[row, : len(prompt)] = prompt
+        input_ids[row, len(prompt) : end] = labels[row, len(prompt) : end] = answer
     return input_ids, labels
 
 
