@@ -59,6 +59,11 @@ def test_an_instruction_longer_than_the_model_knows_is_told(tiny: OpenVLAPolicy)
         tiny.act([replace(SEEN, instruction="zebra quux " * 40)])
 
 
+def test_no_observation_is_told(tiny: OpenVLAPolicy) -> None:
+    with pytest.raises(ContractError, match="a batch needs at least one observation"):
+        tiny.act([])
+
+
 def test_one_bad_row_gives_no_action_to_any(tiny: OpenVLAPolicy) -> None:
     with pytest.raises(ContractError, match="not finite"):
         tiny.act([SEEN, replace(SEEN, state=np.array([0.0, np.inf]))])
@@ -68,3 +73,22 @@ def test_logits_that_are_not_finite_raise_whatever_made_them(tiny: OpenVLAPolicy
     tiny.model.projector.fc2.weight[0, 0] = torch.inf
     with pytest.raises(PolicyError, match="logits are not finite"):
         tiny.act([SEEN])
+
+
+@pytest.mark.parametrize(
+    ("images", "prompts", "state", "reason"),
+    [
+        ([[FRAME] * 2] * 2, [PROMPT], STATE, "as many prompts as images, got 1 and 2"),
+        ([[FRAME]], [PROMPT], STATE, r"reads 2 camera\(s\), the batch has 1"),
+        ([[FRAME] * 2], [np.array([], dtype=np.int64)], STATE, r"must be \(L,\) integer ids.* of shape \(0,\)"),
+        ([[FRAME] * 2], [np.array([1.0, 2.0])], STATE, "must be .* integer ids, BOS first, got float64"),
+        ([[FRAME] * 2], [np.array([1, 640])], STATE, r"prompt ids must lie in \[0, 640\), got \[1, 640,"),
+        ([[FRAME] * 2], [PROMPT], None, r"reads a state of shape \(1, 2\), the batch has None"),
+        ([[FRAME] * 2], [PROMPT], np.zeros((1, 3)), r"a state of shape \(1, 2\), the batch has \(1, 3\)"),
+        ([[FRAME] * 2], [PROMPT], np.full((1, 2), np.nan), "state holds numbers that are not finite"),
+        ([[FRAME.astype(np.float32)] * 2], [PROMPT], STATE, "must be a uint8 array"),
+    ],
+)
+def test_the_bare_model_refuses_what_does_not_fit(tiny: OpenVLAPolicy, images, prompts, state, reason: str) -> None:
+    with pytest.raises(ContractError, match=reason):
+        tiny.generate_tokens(images, prompts, state)

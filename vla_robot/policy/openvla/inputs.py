@@ -137,8 +137,10 @@ class ObservationReader:
         """One row per observation.
 
         Raises:
-            ContractError: a camera, the state or the instruction does not fit.
+            ContractError: there is none, or a camera, the state or the instruction does not fit.
         """
+        if not observations:
+            raise ContractError("a batch needs at least one observation.")
         images = [self._images(o) for o in observations]
         prompts = [self.tokenizer(o.instruction) for o in observations]
         return Batch(self._preprocessor(images), prompts, self._state(observations))
@@ -169,7 +171,15 @@ class ObservationReader:
 
 
 def embed(model: OpenVLA, batch: Batch, stages: Stages | None = None) -> tuple[Tensor, Tensor]:
-    """Perceive and align: (B, S, D) embeddings padded at the right, (B,) int64 real tokens per row."""
+    """Perceive and align.
+
+    Returns:
+        (B, S, D) embeddings padded at the right, (B,) int64 real tokens per row.
+
+    Raises:
+        ContractError: the batch does not fit the model.
+    """
+    _require_fit(batch, model.config)
     stages = stages or Stages()
     weight = model.projector.fc1.weight
     ids, text_lengths = _pad(batch.prompts, model.config.pad_token_id)
@@ -213,6 +223,25 @@ def require_sight(config: OpenVLAConfig, preprocessor: Preprocessor, answer: Cal
             "self-test failed: a black and a white image give the same answer, so the model does not look at its "
             "image. The weights or the preprocessor do not belong to this architecture."
         )
+
+
+def _require_fit(batch: Batch, config: OpenVLAConfig) -> None:
+    """Raise ContractError for a batch that would end in an error of torch's, or in an action made of nonsense."""
+    rows, cameras = batch.pixels.shape[:2]
+    if rows != len(batch.prompts):
+        raise ContractError(f"a batch needs as many prompts as images, got {len(batch.prompts)} and {rows}.")
+    if cameras != config.num_images:
+        raise ContractError(f"the policy reads {config.num_images} camera(s), the batch has {cameras}.")
+    vocabulary = int(config.text_config["vocab_size"])
+    for prompt in batch.prompts:
+        if prompt.min() < 0 or prompt.max() >= vocabulary:
+            raise ContractError(f"prompt ids must lie in [0, {vocabulary}), got {prompt.tolist()}.")
+    wanted = None if config.proprio_dim is None else (rows, config.proprio_dim)
+    seen = None if batch.state is None else tuple(batch.state.shape)
+    if seen != wanted:
+        raise ContractError(f"the policy reads a state of shape {wanted}, the batch has {seen}.")
+    if batch.state is not None and not torch.isfinite(batch.state).all():
+        raise ContractError("the state holds numbers that are not finite.")
 
 
 def _pad(prompts: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from vla_robot.policy.openvla.inputs import (
 )
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.preprocess import Preprocessor
-from vla_robot.policy.openvla.prompt import PromptTokenizer
+from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
 from vla_robot.policy.openvla.reason import Decoder
 from vla_robot.policy.openvla.weights import load_model
 
@@ -151,10 +151,7 @@ class OpenVLAPolicy:
         return Batch(self.preprocessor(rows), [self._finish(ids) for ids in input_ids], state)
 
     def _finish(self, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        if self._tokenizer is not None:
-            return self._tokenizer.finish(input_ids)
-        ids = np.asarray(input_ids, dtype=np.int64)
-        return ids if ids[-1] == LLAMA_SPACE else np.append(ids, LLAMA_SPACE)
+        return finish(input_ids, LLAMA_SPACE if self._tokenizer is None else self._tokenizer.space)
 
     def _first_logits(self, batch: Batch) -> Tensor:
         return self._generator.first_logits(*embed(self.model, batch))

@@ -29,6 +29,19 @@ SPACE = "\u2581"
 """SentencePiece's mark of a space, a token of its own."""
 
 
+def finish(input_ids: NDArray[np.integer], space: int) -> NDArray[np.int64]:
+    """(L,) ids -> the same with the space token at the end, added where a caller's own tokenisation lacks it.
+
+    Raises:
+        ContractError: not a row of whole numbers, or an empty one.
+    """
+    ids = np.asarray(input_ids)
+    if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
+        raise ContractError(f"a prompt must be (L,) integer ids, BOS first, got {ids.dtype} of shape {ids.shape}.")
+    ids = ids.astype(np.int64)
+    return ids if ids[-1] == space else np.append(ids, space)
+
+
 class PromptTokenizer:
     """Turns instructions into ids; each instruction is tokenised once."""
 
@@ -67,8 +80,7 @@ class PromptTokenizer:
 
     def finish(self, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The ids with the space token at the end, added where a caller's own tokenisation lacks it."""
-        ids = np.asarray(input_ids, dtype=np.int64)
-        return ids if ids[-1] == self.space else np.append(ids, self.space)
+        return finish(input_ids, self.space)
 
     def text(self, instruction: str) -> str:
         """The prompt that an instruction becomes: lower case and otherwise untouched, as training texts were."""
