@@ -41,6 +41,7 @@ VERBS: dict[str, Verb] = {
     "list": Verb("vla_robot.cli.list_show_check", "ListArgs", "list_recipes"),
     "show": Verb("vla_robot.cli.list_show_check", "ShowArgs", "show_recipe"),
     "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
+    "data": Verb("vla_robot.cli.data", "DataArgs"),
     "bench": Verb("vla_robot.cli.bench", "BenchArgs"),
     "keys": Verb("vla_robot.cli.keys", "KeysArgs"),
     "doctor": Verb("vla_robot.cli.doctor", "DoctorArgs"),
@@ -56,6 +57,8 @@ vla: put a vision-language-action policy on a robot.
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations
   vla eval                                          measure a policy: success over many seeds, with its interval
 
+  vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5
+  vla data convert SRC DST --to lerobot             the same dataset in another format
   vla bench [policy | transport]                    speed, next to a plain way to do the same, in one run
 
   vla list [envs | policies | datasets | launch]    every recipe, and where it lies

@@ -1,0 +1,83 @@
+"""`vla data convert`: a dataset in another format."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.progress import Bar
+from vla_robot.cli.words import EXIT_INTERRUPTED, option
+from vla_robot.core.errors import DataError
+from vla_robot.record.convert import Format, convert
+from vla_robot.record.open import open_source
+from vla_robot.record.origin import Converted, Options
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Write a dataset in another format. The same command again goes on where an interrupted one ended."""
+
+    source: Annotated[str, tyro.conf.Positional, option("SRC")]
+    """an RLDS or LeRobot folder, a robomimic HDF5 file, or the URL of an RLDS dataset"""
+    destination: Annotated[Path, tyro.conf.Positional, option("DST")]
+    """the new dataset's folder"""
+    to: Annotated[Format, option("{rlds,lerobot}")]
+    """its format"""
+    split: Annotated[str, option("SPLIT")] = "train"
+    """which part: train, val, train[:95%], all, ..."""
+    rate_hz: Annotated[float | None, option("HZ")] = None
+    """steps per second; LeRobot needs it, and RLDS does not say it"""
+    instruction: Annotated[str | None, option("TEXT")] = None
+    """what the robot was told to do, for a source that does not say"""
+    name: Annotated[str | None, option("NAME")] = None
+    """of the RLDS dataset; the folder's name by default"""
+    skip_corrupt: bool = False
+    """leave damaged records out instead of stopping at the first"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+
+def main(args: ConvertArgs) -> int:
+    """Convert; status 130 when Ctrl-C came.
+
+    Raises:
+        DataError: the source is damaged, the folder holds something else, or something must be said.
+    """
+    if args.rate_hz is not None and args.rate_hz <= 0:
+        raise DataError(f"--rate-hz is {args.rate_hz:g}; it must be above 0.")
+    console = Console(highlight=False)
+    started_s = time.monotonic()
+    console.print(f"vla data convert: {args.source} ({args.split}) → {args.destination}", soft_wrap=True, markup=False)
+    with Bar("shards indexed", console) as bar:
+        source = open_source(args.source, args.split, skip_corrupt=args.skip_corrupt, on_progress=bar.update)
+    options = Options(args.split, args.rate_hz, args.instruction, args.name)
+    try:
+        with Bar("episodes", console) as bar:
+            converted = convert(source, args.destination, args.to, options, bar.update)
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from here.")
+        return EXIT_INTERRUPTED
+    elapsed_s = time.monotonic() - started_s
+    skipped = getattr(source, "num_skipped", 0)
+    if args.json:
+        rows = [
+            {"name": n, "value": v, "unit": u, "baseline": None, "ratio": None}
+            for n, v, u in (("episodes", converted.new, "1"), ("skipped", skipped, "1"), ("time", elapsed_s, "s"))
+        ]
+        write_json(args.json, "data convert", rows, lost=list(converted.lost))
+    print(_closing(args, converted, skipped, elapsed_s))
+    return 0
+
+
+def _closing(args: ConvertArgs, converted: Converted, skipped: int, elapsed_s: float) -> str:
+    lines = [f"{converted.new} episodes in {elapsed_s:.1f} s; {args.destination} holds {converted.episodes}."]
+    if skipped:
+        lines.append(f"{skipped} damaged episodes were left out.")
+    lines += [f"Lost: {line}." for line in converted.lost] or ["Nothing was lost."]
+    return "\n".join([*lines, f"Next: vla data inspect {args.destination}"])

@@ -1,0 +1,146 @@
+"""`vla data inspect`: what is in a dataset, and two pictures of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.progress import Bar
+from vla_robot.cli.words import option, short_path
+from vla_robot.core.errors import DataError
+from vla_robot.record.lerobot_layout import write_whole
+from vla_robot.record.open import Source, open_source
+from vla_robot.record.png import encode
+from vla_robot.record.summary import Dimension, Summary, contact_sheet, histograms, summarise
+
+BARS = " ▁▂▃▄▅▆▇█"
+MOST_INSTRUCTIONS = 8
+NEXT = "Next: `vla data convert PATH DST --to lerobot` (or rlds) for another format."
+
+
+@dataclass(frozen=True)
+class InspectArgs:
+    """Say what is in a dataset, and draw a contact sheet of its cameras and histograms of its actions."""
+
+    path: Annotated[str, tyro.conf.Positional, option("PATH")]
+    """an RLDS or LeRobot folder, a robomimic HDF5 file, or the URL of an RLDS dataset"""
+    split: Annotated[str, option("SPLIT")] = "train"
+    """which part: train, val, train[:95%], all, ..."""
+    episodes: Annotated[int, option("N")] = 200
+    """how many episodes to read, evenly spread"""
+    out: Annotated[Path | None, option("FOLDER")] = None
+    """where the pictures go; by default runs/inspect_NAME"""
+    skip_corrupt: bool = False
+    """leave damaged records out instead of stopping at the first"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+
+def main(args: InspectArgs) -> int:
+    """Inspect.
+
+    Raises:
+        DataError: no dataset, or a damaged one.
+    """
+    if args.episodes < 1:
+        raise DataError(f"--episodes is {args.episodes}; at least 1 is needed.")
+    console = Console(highlight=False)
+    with Bar("shards indexed", console) as bar:
+        source = open_source(args.path, args.split, skip_corrupt=args.skip_corrupt, on_progress=bar.update)
+    with Bar("episodes read", console) as bar:
+        summary = summarise(source, args.episodes, bar.update)
+    _print_facts(source, summary, args, console)
+    pictures = _draw(source, summary, args.out or Path("runs") / f"inspect_{source.name}")
+    if args.json:
+        write_json(args.json, "data inspect", _rows(source), **_details(source, summary))
+    print(f"\nPictures: {', '.join(short_path(path) for path in pictures)}\n{NEXT}")
+    return 0
+
+
+def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: Console) -> None:
+    splits = ", ".join(f"{name} {count}" for name, count in source.splits.items())
+    lengths = source.lengths
+    rate = "rate unknown" if source.rate_hz is None else f"{source.rate_hz:g} steps a second"
+    console.print(f"{source.name}: {source.location}", soft_wrap=True, markup=False)
+    console.print(
+        f"{args.split}: {len(source)} episodes of {lengths.min()} to {lengths.max()} steps (median "
+        f"{np.median(lengths):g}), {lengths.sum()} in all, {rate}. Splits: {splits}.",
+        soft_wrap=True,
+        markup=False,
+    )
+    for damaged in getattr(source, "skipped", ()):
+        console.print(f"left out: {damaged}", soft_wrap=True, markup=False)
+    console.print(_field_table(source))
+    console.print(f"Instructions, of {summary.episodes_read} episodes:")
+    for text, count in list(summary.instructions.items())[:MOST_INSTRUCTIONS]:
+        console.print(f"  {count:>6}  {text or '(none)'}", soft_wrap=True, markup=False)
+    if len(summary.instructions) > MOST_INSTRUCTIONS:
+        console.print(f"          and {len(summary.instructions) - MOST_INSTRUCTIONS} more")
+    console.print(_action_table(summary.actions))
+
+
+def _field_table(source: Source) -> Table:
+    table = Table("field", "what", box=None, padding=(0, 2, 0, 0), title="Each step", title_justify="left")
+    for name, field in source.fields.items():
+        table.add_row(name, str(field))
+    for name, field in source.metadata_fields.items():
+        table.add_row(f"{name} (once an episode)", str(field))
+    return table
+
+
+def _action_table(dimensions: Sequence[Dimension]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), title="Actions", title_justify="left")
+    for name in ("number", "smallest", "1 %", "median", "99 %", "largest"):
+        is_name = name == "number"  # the only one that may wrap
+        table.add_column(name, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
+    table.add_column("how often", no_wrap=True)
+    for dim in dimensions:
+        table.add_row(dim.name, *(f"{value:.3g}" for value in dim.quantiles), _bars(dim.counts))
+    return table
+
+
+def _bars(counts: NDArray[np.int64]) -> str:
+    """A histogram in one line, two bins a letter; what occurs at all is seen."""
+    counts = counts.reshape(-1, 2).sum(axis=1)
+    levels = np.ceil(counts / counts.max() * (len(BARS) - 1)).astype(int)
+    return "".join(BARS[level] for level in levels)
+
+
+def _draw(source: Source, summary: Summary, folder: Path) -> list[Path]:
+    cameras = [name for name, field in source.fields.items() if field.kind == "image"]
+    pictures = {f"frames_{name.rpartition('/')[2]}.png": contact_sheet(source, name) for name in cameras}
+    if summary.actions:
+        pictures["actions.png"] = histograms(summary.actions)
+    try:
+        for name, picture in pictures.items():
+            write_whole(folder / name, encode(picture))
+    except OSError as error:
+        raise DataError(f"cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from error
+    return [folder / name for name in pictures]
+
+
+def _rows(source: Source) -> list[dict[str, Any]]:
+    values = [("episodes", len(source)), ("frames", int(source.lengths.sum()))]
+    return [{"name": n, "value": v, "unit": "1", "baseline": None, "ratio": None} for n, v in values]
+
+
+def _details(source: Source, summary: Summary) -> dict[str, Any]:
+    names = ("min", "q01", "median", "q99", "max")
+    return {
+        "fields": {name: str(field) for name, field in source.fields.items()},
+        "splits": dict(source.splits),
+        "rate_hz": source.rate_hz,
+        "skipped": getattr(source, "num_skipped", 0),
+        "episodes_read": summary.episodes_read,
+        "instructions": dict(summary.instructions),
+        "actions": {dim.name: dict(zip(names, dim.quantiles, strict=True)) for dim in summary.actions},
+    }
