@@ -29,6 +29,7 @@ def load_policy(
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
     device: str = "cpu",
     statistics_key: str | None = None,
+    pre_step: Literal["none", "rlds", "rlds_crop"] = "none",
 ) -> OpenVLAPolicy:
     """An OpenVLA checkpoint, ready to act.
 
@@ -38,6 +39,8 @@ def load_policy(
         dtype: precision of the weights.
         device: torch device, e.g. "cpu" or "cuda".
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
+        pre_step: what happens to frames before the towers' own resize; "rlds_crop" for checkpoints that were trained
+            with augmentation, "rlds" for others whose evaluation resized frames as RLDS data. See docs/openvla.md.
 
     Returns:
         A policy: `act(observations) -> list[ActionChunk]` takes any number of observations in one batch;
@@ -53,4 +56,4 @@ def load_policy(
         require(distribution, "policy", "an OpenVLA policy")
     from vla_robot.policy.openvla.policy import load
 
-    return load(Path(folder), dtype, device, statistics_key)
+    return load(Path(folder), dtype, device, statistics_key, pre_step)

@@ -38,7 +38,7 @@ def _openvla(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -
     from vla_robot.policy.openvla.policy import load
 
     assert recipe.checkpoint is not None  # PolicyRecipe requires it for this kind
-    policy = load(recipe.checkpoint, recipe.dtype, statistics_key=recipe.statistics_key)
+    policy = load(recipe.checkpoint, recipe.dtype, statistics_key=recipe.statistics_key, pre_step=recipe.pre_step)
     if policy.embodiment is not None:
         require_fit(policy.embodiment, embodiment)
     return policy
@@ -49,7 +49,9 @@ def _openvla_oft(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | Non
 
     assert recipe.checkpoint is not None and recipe.oft is not None  # PolicyRecipe requires them for this kind
     _require_room(recipe.oft, embodiment)  # before gigabytes are read
-    policy = load_oft(recipe.checkpoint, recipe.oft, recipe.dtype, statistics_key=recipe.statistics_key)
+    policy = load_oft(
+        recipe.checkpoint, recipe.oft, recipe.dtype, statistics_key=recipe.statistics_key, pre_step=recipe.pre_step
+    )
     if policy.embodiment is not None:
         require_fit(policy.embodiment, embodiment)
     return policy

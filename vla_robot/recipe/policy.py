@@ -50,6 +50,9 @@ class PolicyRecipe:
         checkpoint: folder in the published OpenVLA layout, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
         dtype: precision of the weights while acting.
+        pre_step: what happens to a frame before the towers' own resize. "none": nothing, as on OpenVLA's model card;
+            "rlds": JPEG and back, then Lanczos to the towers' size, as its training data was stored (Bridge);
+            "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
         oft: for kind "openvla_oft", what the folder does not say.
     """
 
@@ -58,6 +61,7 @@ class PolicyRecipe:
     checkpoint: Path | None = None
     statistics_key: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    pre_step: Literal["none", "rlds", "rlds_crop"] = "none"
     oft: OFTRecipe | None = None
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, unknown
 from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
+from vla_robot.policy.openvla.pre_step import NONE, require_pre_step
 from vla_robot.policy.openvla.preprocess import Preprocessor
 from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
 
@@ -32,9 +33,15 @@ class Checkpoint:
     embodiment: Embodiment | None
 
     @classmethod
-    def read(cls, folder: Path) -> Checkpoint:
-        """
+    def read(cls, folder: Path, pre_step: str = NONE) -> Checkpoint:
+        """From a folder.
+
+        Args:
+            folder: in the published layout.
+            pre_step: what happens to frames first, which no file of the folder says; see `pre_step.PRE_STEPS`.
+
         Raises:
+            ContractError: the pre-step is unknown.
             CheckpointError: the folder or one of its files is missing, damaged or inconsistent.
         """
         if not folder.is_dir():
@@ -44,7 +51,7 @@ class Checkpoint:
             config = replace(config, norm_stats=read_json(folder / "dataset_statistics.json"))
         return cls(
             config,
-            Preprocessor.read(folder, config),
+            replace(Preprocessor.read(folder, config), pre_step=require_pre_step(pre_step)),
             _tokenizer(folder, config),
             _embodiment(folder),
         )

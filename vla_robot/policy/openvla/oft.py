@@ -39,6 +39,7 @@ from vla_robot.policy.openvla.inputs import (
     require_sight,
 )
 from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.pre_step import NONE
 from vla_robot.policy.openvla.reason import Decoder
 from vla_robot.policy.openvla.regress import L1Head, ParallelGenerator
 from vla_robot.policy.openvla.weights import audit, load_model
@@ -135,7 +136,12 @@ class OFTPolicy:
 
 
 def load_oft(
-    folder: Path, oft: OFTRecipe, dtype: str = "float32", device: str = "cpu", statistics_key: str | None = None
+    folder: Path,
+    oft: OFTRecipe,
+    dtype: str = "float32",
+    device: str = "cpu",
+    statistics_key: str | None = None,
+    pre_step: str = NONE,
 ) -> OFTPolicy:
     """A policy from a folder in OpenVLA-OFT's published layout.
 
@@ -145,12 +151,13 @@ def load_oft(
         dtype: "float32", "bfloat16" or "float16".
         device: torch device.
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
+        pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
             variant that is not supported.
     """
-    checkpoint = Checkpoint.read(folder)
+    checkpoint = Checkpoint.read(folder, pre_step)
     _refuse_other_variants(folder)
     config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
     llm_dim = int(config.text_config.get("hidden_size", 4096))

@@ -27,6 +27,7 @@ from vla_robot.policy.openvla.inputs import (
     require_sight,
 )
 from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.pre_step import NONE
 from vla_robot.policy.openvla.preprocess import Preprocessor
 from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
 from vla_robot.policy.openvla.reason import Decoder
@@ -161,7 +162,13 @@ class OpenVLAPolicy:
         require_sight(self.model.config, self.preprocessor, self._first_logits)
 
 
-def load(folder: Path, dtype: str = "float32", device: str = "cpu", statistics_key: str | None = None) -> OpenVLAPolicy:
+def load(
+    folder: Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    statistics_key: str | None = None,
+    pre_step: str = NONE,
+) -> OpenVLAPolicy:
     """A policy from a checkpoint folder in the published layout.
 
     Args:
@@ -169,11 +176,12 @@ def load(folder: Path, dtype: str = "float32", device: str = "cpu", statistics_k
         dtype: "float32", "bfloat16" or "float16".
         device: torch device.
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
+        pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or fails the self-test.
     """
-    checkpoint = Checkpoint.read(folder)
+    checkpoint = Checkpoint.read(folder, pre_step)
     policy = OpenVLAPolicy(
         load_model(folder, checkpoint.config, torch_dtype(dtype), torch.device(device)),
         checkpoint.preprocessor,

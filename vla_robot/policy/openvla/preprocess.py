@@ -1,6 +1,7 @@
 """Frames -> the towers' input, pixel for pixel as the reference does it.
 
-    (H, W, 3) uint8 --square by strategy--> (S, S, 3) uint8 --/255, normalise by tower--> (3 * towers, S, S) float32
+    (H, W, 3) uint8 --pre-step, square by strategy--> (S, S, 3) uint8
+                    --/255, normalise by tower-->     (3 * towers, S, S) float32
 
 Means and standard deviations come from preprocessor_config.json and are never assumed: the published ones are rounded
 to bfloat16.
@@ -23,6 +24,7 @@ from vla_robot.core.errors import CheckpointError
 from vla_robot.core.image import check_image, resize
 from vla_robot.core.messages import Image
 from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
+from vla_robot.policy.openvla.pre_step import NONE, pre_step
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Preprocessor:
             the short side and crops the middle.
         means: per tower, per RGB channel, in [0, 1].
         stds: per tower, per RGB channel, in [0, 1].
+        pre_step: what happens to a frame before it is squared; one of `pre_step.PRE_STEPS`.
     """
 
     size: int
     strategy: str
     means: tuple[tuple[float, float, float], ...]
     stds: tuple[tuple[float, float, float], ...]
+    pre_step: str = NONE
 
     @classmethod
     def read(cls, folder: Path, config: OpenVLAConfig) -> Preprocessor:
@@ -96,6 +100,7 @@ class Preprocessor:
     def square(self, image: Image) -> Image:
         """(H, W, 3) uint8 -> (size, size, 3) uint8."""
         check_image(image)
+        image = pre_step(image, self.size, self.pre_step)
         if self.strategy == "letterbox":
             image = _letterbox(image, _letterbox_fill(self.means[0]))
         elif self.strategy == "resize-crop":
