@@ -1,4 +1,4 @@
-"""`vla data WHAT`: look into datasets and convert them. Each module imports what it needs late."""
+"""`vla data WHAT`: look into datasets, convert them, find what is wrong. Each module imports what it needs late."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from typing import Annotated
 
 import tyro
 
-from vla_robot.cli import data_convert, data_inspect
+from vla_robot.cli import data_convert, data_doctor, data_inspect, data_stats
 from vla_robot.cli.data_convert import ConvertArgs
+from vla_robot.cli.data_doctor import DataDoctorArgs
 from vla_robot.cli.data_inspect import InspectArgs
+from vla_robot.cli.data_stats import StatsArgs
 
 DataArgs = (
-    Annotated[InspectArgs, tyro.conf.subcommand("inspect")] | Annotated[ConvertArgs, tyro.conf.subcommand("convert")]
+    Annotated[InspectArgs, tyro.conf.subcommand("inspect")]
+    | Annotated[ConvertArgs, tyro.conf.subcommand("convert")]
+    | Annotated[StatsArgs, tyro.conf.subcommand("stats")]
+    | Annotated[DataDoctorArgs, tyro.conf.subcommand("doctor")]
 )
 
 
-def main(args: InspectArgs | ConvertArgs) -> int:
+def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs) -> int:
     """Do one of them.
 
     Raises:
@@ -26,3 +31,7 @@ def main(args: InspectArgs | ConvertArgs) -> int:
             return data_inspect.main(args)
         case ConvertArgs():
             return data_convert.main(args)
+        case StatsArgs():
+            return data_stats.data_stats(args)
+        case DataDoctorArgs():
+            return data_doctor.data_doctor(args)

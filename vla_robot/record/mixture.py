@@ -23,12 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError, RecipeError, unknown
-from vla_robot.recipe import find, parse, read_table
-from vla_robot.recipe.oxe import MixtureRecipe, Share, SourceRecipe
+from vla_robot.recipe import available, find, parse, read_table
+from vla_robot.recipe.oxe import (
+    ABSOLUTE_DIMS,
+    RELATIVE_DIMS,
+    ActionEncoding,
+    Cameras,
+    MixtureRecipe,
+    Share,
+    SourceRecipe,
+)
 from vla_robot.recipe.schemas import schema_for
 from vla_robot.record.open import open_source
 from vla_robot.record.order import Mixing, shuffled
-from vla_robot.record.source import EpisodeSource
+from vla_robot.record.source import INSTRUCTIONS, EpisodeSource
 from vla_robot.record.steps import StepTable, is_absolute, normalised, step_table
 from vla_robot.record.windows import Window, pad_actions
 
@@ -325,6 +333,52 @@ def members_of(name_or_path: str | Path, root: str | Path | None = None) -> tupl
     return tuple(_member(share, root) for share in mixture.datasets)
 
 
+def member_at(location: str, recipe: str | Path | None = None) -> Member:
+    """A dataset by its place. Its recipe is the one that is named, or the registry's of its name, or a plain one.
+
+    Raises:
+        RecipeError: the named recipe is none of a dataset.
+        DataError: there is no dataset, or it needs a recipe of its own.
+    """
+    source = open_source(location, "all")
+    name = source.name if recipe is None else str(recipe)
+    if recipe is None and source.name not in {name.rpartition("/")[2] for name in available("datasets")}:
+        return Member(source.name, plain_recipe(source), location, 1.0)
+    path = find("datasets", name)
+    if schema_for("datasets", path) is not SourceRecipe:
+        if recipe is None:  # a recording that is called like the recipe it was recorded by
+            return Member(source.name, plain_recipe(source), location, 1.0)
+        raise RecipeError(f"{path} is not the recipe of a dataset that exists already.")
+    return Member(source.name, parse(SourceRecipe, read_table(SourceRecipe, path), path), location, 1.0)
+
+
+def plain_recipe(source: EpisodeSource) -> SourceRecipe:
+    """A dataset whose steps are standard already, such as `vla record` makes: the action is its field "action".
+
+    Raises:
+        DataError: they are not; a recipe must say what they are.
+    """
+    fields = source.fields
+    width = fields["action"].shape[-1] if "action" in fields and fields["action"].shape else None
+    encodings: list[ActionEncoding] = [e for e in RELATIVE_DIMS if RELATIVE_DIMS[e] + ABSOLUTE_DIMS[e] == width]
+    text = next((name for name in INSTRUCTIONS if name in fields), None)
+    if not encodings or text is None:
+        lacks = f"an action of {width} numbers" if not encodings else "no instruction"
+        raise DataError(
+            f"{source.location} has {lacks}, so a recipe must say what its steps are: copy one from datasets/oxe/ and "
+            f"name it with --recipe. Its fields: {', '.join(sorted(fields))}."
+        )
+    images = sorted(name for name, f in fields.items() if f.kind == "image")
+    outside = [name for name in images if "wrist" not in name]
+    wrist = [name for name in images if "wrist" in name]
+    primary, secondary = (*outside, None, None)[:2]
+    cameras = Cameras(primary, secondary, next(iter(wrist), None))
+    state = ("observation/state",) if "observation/state" in fields else ()
+    return SourceRecipe(
+        "source", ("action",), action_encoding=encodings[0], state=state, instruction=text, cameras=cameras
+    )
+
+
 def open_mixture(
     name_or_path: str | Path,
     root: str | Path | None = None,
@@ -358,10 +412,20 @@ def open_dataset(
     on_progress: OnProgress = lambda name, done, total: None,
 ) -> Dataset:
     """One dataset of a mixture; see `open_mixture`."""
-    parts = open_parts(member.location, choices.skip_corrupt)
-    progress = _progress_of(member.name, on_progress)
-    table = step_table(member.name, member.recipe, tuple(parts.values()), cache, progress)
+    parts, table = open_table_of(member, choices.skip_corrupt, cache, on_progress)
     return Dataset(member.name, member.recipe, parts, table, choices)
+
+
+def open_table_of(
+    member: Member,
+    skip_corrupt: bool = False,
+    cache: Path | None = None,
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> tuple[dict[str, EpisodeSource], StepTable]:
+    """All of a dataset by split, and the table of its standard steps; see `open_mixture`."""
+    parts = open_parts(member.location, skip_corrupt)
+    progress = _progress_of(member.name, on_progress)
+    return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress)
 
 
 def open_parts(location: str, skip_corrupt: bool = False) -> dict[str, EpisodeSource]:
