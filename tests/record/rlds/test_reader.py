@@ -257,7 +257,9 @@ def test_damage_after_the_index_was_made_is_reported_too(copy_sample: CopySample
 def test_a_frame_that_is_no_image_names_its_step(copy_sample: CopySample) -> None:
     frames = open_rlds(copy_sample("bridge_orig")).episode(0).frames("observation/image_0")
     broken = type(frames)(files=[b"nothing"], field=frames.field, where=frames.where)  # type: ignore[call-arg]
-    with pytest.raises(DataError, match=r"record 0 at byte \d+, field 'observation/image_0', step 0: the frame is no"):
+    with pytest.raises(
+        DataError, match=r"record 0 at byte \d+, field 'observation/image_0', step 0: the frame is no JPEG"
+    ):
         broken.decode(0)
 
 
