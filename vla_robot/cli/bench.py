@@ -6,16 +6,19 @@ from typing import Annotated
 
 import tyro
 
-from vla_robot.cli import bench_policy, bench_transport
+from vla_robot.cli import bench_data, bench_policy, bench_transport
+from vla_robot.cli.bench_data import DataArgs
 from vla_robot.cli.bench_policy import PolicyArgs
 from vla_robot.cli.bench_transport import TransportArgs
 
 BenchArgs = (
-    Annotated[PolicyArgs, tyro.conf.subcommand("policy")] | Annotated[TransportArgs, tyro.conf.subcommand("transport")]
+    Annotated[PolicyArgs, tyro.conf.subcommand("policy")]
+    | Annotated[TransportArgs, tyro.conf.subcommand("transport")]
+    | Annotated[DataArgs, tyro.conf.subcommand("data")]
 )
 
 
-def main(args: PolicyArgs | TransportArgs) -> int:
+def main(args: PolicyArgs | TransportArgs | DataArgs) -> int:
     """Measure one of them.
 
     Raises:
@@ -26,3 +29,5 @@ def main(args: PolicyArgs | TransportArgs) -> int:
             return bench_policy.main(args)
         case TransportArgs():
             return bench_transport.main(args)
+        case DataArgs():
+            return bench_data.main(args)
