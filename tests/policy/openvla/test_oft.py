@@ -23,6 +23,7 @@ from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, R
 from vla_robot.core.messages import Observation
 from vla_robot.core.ports import Policy
 from vla_robot.policy.kinds import load_policy
+from vla_robot.policy.openvla.align import ProprioProjector
 from vla_robot.policy.openvla.inputs import Batch
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.openvla.reason import Decoder
@@ -256,6 +257,13 @@ def test_a_prompt_is_completed_with_placeholders_and_the_end() -> None:
 def test_the_heads_parameters_have_the_published_names() -> None:
     ours = {name: tuple(p.shape) for name, p in L1Head(LLM, 7).named_parameters()}
     assert ours == {name: tuple(t.shape) for name, t in head_weights().items()}
+
+
+def test_the_published_sizes_come_out() -> None:
+    with torch.device("meta"):
+        head, projector = L1Head(4096, 7), ProprioProjector(8, 4096)
+    millions = [sum(p.numel() for p in module.parameters()) / 1e6 for module in (head, projector)]
+    assert [round(m) for m in millions] == [151, 17]
 
 
 def test_a_sequence_longer_than_the_model_knows_is_told() -> None:

@@ -27,7 +27,7 @@ def test_the_crop_reads_where_tensorflow_reads() -> None:
     column = centre_crop(ramp)[:, 0, 0]
     # side = sqrt(0.9) = 0.9486833, first = 0.0256584; row i is read at 223 * first + side * i, whose value on a ramp
     # is that number; uint8 = floor(value / 255 * 255.5).
-    #   0: 5.7218 -> 5.733   1: 6.6705 -> 6.684   100: 100.590 -> 100.787   150: 148.024 -> 148.314   223: 217.278 -> 217.7
+    #   0: 5.7218 -> 5.733   1: 6.6705 -> 6.684   100: 100.59 -> 100.79   150: 148.02 -> 148.31   223: 217.28 -> 217.70
     assert [column[i] for i in (0, 1, 100, 150, 223)] == [5, 6, 100, 148, 217]
     np.testing.assert_array_equal(centre_crop(ramp.transpose(1, 0, 2))[0, :, 0], column)
 

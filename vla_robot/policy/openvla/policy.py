@@ -86,7 +86,7 @@ class OpenVLAPolicy:
             PolicyError: the model's output is not finite.
         """
         stages = Stages()
-        stats = self._statistics.of("action")
+        stats = self.action_stats()
         batch = self.read(observations)
         stages.done("preprocess")
         tokens = self.generate(batch, len(stats), stages)
@@ -128,16 +128,12 @@ class OpenVLAPolicy:
         """(B, 256) logits of the first generated position over the action rows, for those who check us."""
         return self._first_logits(self._bare_batch(images, input_ids, None)).float().cpu().numpy()
 
-    def resolve_key(self, key: str | None) -> str:
-        """The statistics to use; may be left out when there is exactly one dataset.
+    def action_stats(self, key: str | None = None) -> QuantileStats:
+        """Quantiles that turn normalised actions into units, by default those that `act` uses.
 
         Raises:
-            ContractError: unknown or ambiguous.
+            ContractError: the dataset is unknown, or not named although there are several.
         """
-        return self._statistics.resolve(key)
-
-    def action_stats(self, key: str) -> QuantileStats:
-        """Quantiles that turn this dataset's normalised actions into units."""
         return self._statistics.of("action", key)
 
     @property
