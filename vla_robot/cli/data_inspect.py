@@ -24,7 +24,7 @@ from vla_robot.record.summary import Dimension, Summary, contact_sheet, histogra
 
 BARS = " ▁▂▃▄▅▆▇█"
 MOST_INSTRUCTIONS = 8
-NEXT = "Next: `vla data convert PATH DST --to lerobot` (or rlds) for another format."
+NEXT = "Next: `vla data doctor PATH` says what is wrong with it; `vla data convert` writes another format."
 
 
 @dataclass(frozen=True)
