@@ -158,6 +158,22 @@ def test_a_chunk_comes_back_in_units(oft: OFTPolicy, published: Path) -> None:
     assert set(chunk.stages_ms) == {"preprocess", "towers", "projector", "decode", "unnormalise"}
 
 
+def test_each_row_may_have_its_own_statistics(copy: Path) -> None:
+    statistics = json.loads((copy / "dataset_statistics.json").read_text())
+    toy = statistics["toy"]
+    wide = {**toy, "action": {**toy["action"], "q99": [2 * value for value in toy["action"]["q99"]]}}
+    short = {**toy, "action": {name: values[:3] for name, values in toy["action"].items()}}
+    (copy / "dataset_statistics.json").write_text(json.dumps({"toy": toy, "wide": wide, "short": short}))
+    seen = [observation(seed=seed) for seed in range(2)]
+    policy = load_oft(copy, OFT, statistics_key="toy")
+    together = policy.act(seen, ["wide", None])
+    for one, key, chunk in zip(seen, ("wide", "toy"), together, strict=True):
+        np.testing.assert_allclose(policy.act([one], [key])[0].actions, chunk.actions, atol=1e-4)
+    assert not np.allclose(policy.act(seen)[0].actions, together[0].actions)
+    with pytest.raises(ContractError, match="recipe says action_dim = 7, the statistics have 3 dimensions"):
+        policy.act(seen, ["toy", "short"])
+
+
 def test_bounds_take_the_smallest_and_largest_value(published: Path) -> None:
     policy = load_oft(published, replace(OFT, normalisation="bounds"))
     seen = observation()

@@ -41,6 +41,28 @@ def test_a_batch_of_different_instructions_equals_one_by_one(tiny) -> None:
         np.testing.assert_array_equal(tiny.act([one])[0].actions, chunk.actions)
 
 
+def test_each_row_may_have_its_own_statistics(broken) -> None:
+    folder = broken()
+    statistics = json.loads((folder / "dataset_statistics.json").read_text())
+    toy = statistics["toy"]
+    wide = {name: dict(block) if isinstance(block, dict) else block for name, block in toy.items()}
+    wide["action"]["q99"] = [2 * value for value in toy["action"]["q99"]]
+    wide["proprio"]["q99"] = [3 * value for value in toy["proprio"]["q99"]]
+    short = {**toy, "action": {name: values[:3] for name, values in toy["action"].items()}}
+    (folder / "dataset_statistics.json").write_text(json.dumps({"toy": toy, "wide": wide, "short": short}))
+    policy = load(folder, statistics_key="toy")
+    seen = [observation(seed=seed) for seed in range(4)]
+    keys = ["wide", None, "short", "toy"]
+    together = policy.act(seen, keys)
+    assert [chunk.actions.shape for chunk in together] == [(1, 7), (1, 7), (1, 3), (1, 7)]
+    for one, key, chunk in zip(seen, keys, together, strict=True):
+        np.testing.assert_array_equal(load(folder, statistics_key=key or "toy").act([one])[0].actions, chunk.actions)
+    with pytest.raises(ContractError, match="one statistics key per observation, got 1 for 4"):
+        policy.act(seen, ["toy"])
+    with pytest.raises(ContractError, match="unknown statistics key 'wid'; did you mean 'wide'"):
+        policy.act(seen[:1], ["wid"])
+
+
 def test_the_same_observation_gives_the_same_action_twice(tiny) -> None:
     first, second = (tiny.act([observation()])[0].actions for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -57,6 +57,10 @@ class Batch:
     state: Tensor | None = None
 
 
+Keys = Sequence[str | None]
+"""Per row of a batch, the dataset whose statistics it uses; None for the policy's own."""
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Which numbers turn normalised actions into units.
@@ -100,6 +104,14 @@ class Statistics:
             raise ContractError(f"the statistics of '{name}' have no '{what}', only: {', '.join(sorted(block))}.")
         return QuantileStats.from_dict(block[what], self.bounds)
 
+    def rows(self, what: str, count: int, keys: Keys | None) -> list[QuantileStats]:
+        """`of` for every row of a batch; without keys, this object's own dataset for all."""
+        if keys is None:
+            return [self.of(what)] * count
+        if len(keys) != count:
+            raise ContractError(f"a batch needs one statistics key per observation, got {len(keys)} for {count}.")
+        return [self.of(what, key) for key in keys]
+
 
 class ObservationReader:
     """Makes batches of observations."""
@@ -133,8 +145,12 @@ class ObservationReader:
             raise CheckpointError("this checkpoint has no tokenizer.json, so it cannot read instructions.")
         return self._tokenizer
 
-    def __call__(self, observations: Sequence[Observation]) -> Batch:
+    def __call__(self, observations: Sequence[Observation], keys: Keys | None = None) -> Batch:
         """One row per observation.
+
+        Args:
+            observations: of any instructions.
+            keys: per row, whose statistics normalise the state.
 
         Raises:
             ContractError: there is none, or a camera, the state or the instruction does not fit.
@@ -143,7 +159,7 @@ class ObservationReader:
             raise ContractError("a batch needs at least one observation.")
         images = [self._images(o) for o in observations]
         prompts = [self.tokenizer(o.instruction) for o in observations]
-        return Batch(self._preprocessor(images), prompts, self._state(observations))
+        return Batch(self._preprocessor(images), prompts, self._state(observations, keys))
 
     def _images(self, observation: Observation) -> list[Image]:
         wanted = self._cameras or sorted(observation.images)
@@ -157,7 +173,7 @@ class ObservationReader:
             )
         return [observation.images[name] for name in wanted]
 
-    def _state(self, observations: Sequence[Observation]) -> Tensor | None:
+    def _state(self, observations: Sequence[Observation], keys: Keys | None) -> Tensor | None:
         """(B, proprio_dim) float32, normalised and clipped, or None."""
         dim = self._config.proprio_dim
         if dim is None:
@@ -167,7 +183,9 @@ class ObservationReader:
             raise ContractError(f"the policy reads {dim} state dimensions, the observation has {state.shape[1]}.")
         if not np.isfinite(state).all():
             raise ContractError("the arm's state holds numbers that are not finite; check the driver.")
-        return torch.from_numpy(normalise(state, self._statistics.of("proprio")).astype(np.float32))
+        stats = self._statistics.rows("proprio", len(state), keys)
+        normalised = [normalise(row, s) for row, s in zip(state, stats, strict=True)]
+        return torch.from_numpy(np.stack(normalised).astype(np.float32))
 
 
 def embed(model: OpenVLA, batch: Batch, stages: Stages | None = None) -> tuple[Tensor, Tensor]:
@@ -191,8 +209,10 @@ def embed(model: OpenVLA, batch: Batch, stages: Stages | None = None) -> tuple[T
     return embeds, (text_lengths + embeds.shape[1] - ids.shape[1]).to(weight.device)
 
 
-def chunks_of(actions: NDArray[np.float64], observations: Sequence[Observation], stages: Stages) -> list[ActionChunk]:
-    """(B, K, D) in units and the observations that caused them -> one chunk per row."""
+def chunks_of(
+    actions: Sequence[NDArray[np.float64]], observations: Sequence[Observation], stages: Stages
+) -> list[ActionChunk]:
+    """Per row (K, D) in units, and the observation that caused it -> one chunk per row."""
     return [
         ActionChunk(actions=rows, stamp_ns=o.stamp_ns, step=o.step, stages_ms=stages.ms)
         for rows, o in zip(actions, observations, strict=True)

@@ -31,6 +31,7 @@ from vla_robot.policy.openvla.align import ProprioProjector
 from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_dtype
 from vla_robot.policy.openvla.inputs import (
     Batch,
+    Keys,
     ObservationReader,
     Stages,
     Statistics,
@@ -98,23 +99,28 @@ class OFTPolicy:
     def reset(self, seed: int) -> None:
         """Nothing to forget: regression from single observations has no memory and no chance."""
 
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+    def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
         """One chunk of `oft.chunk` actions per observation, in one batch.
+
+        Args:
+            observations: of any instructions.
+            statistics_keys: per row, the dataset whose statistics un-normalise; absent or None: the policy's own.
 
         Raises:
             ContractError: a camera, the state, the instruction or the statistics do not fit.
             PolicyError: the model's output is not finite.
         """
         stages = Stages()
-        stats = self._statistics.of("action")
-        if len(stats) != self.oft.action_dim:
-            raise ContractError(
-                f"the recipe says action_dim = {self.oft.action_dim}, the statistics have {len(stats)} dimensions."
-            )
-        batch = self.read(observations)
+        stats = self._statistics.rows("action", len(observations), statistics_keys)
+        for sizes in stats:
+            if len(sizes) != self.oft.action_dim:
+                raise ContractError(
+                    f"the recipe says action_dim = {self.oft.action_dim}, the statistics have {len(sizes)} dimensions."
+                )
+        batch = self.read(observations, statistics_keys)
         stages.done("preprocess")
         normalised = self.predict(batch, stages)
-        actions = unnormalise(normalised, stats, EPSILON)
+        actions = [unnormalise(chunk, s, EPSILON) for chunk, s in zip(normalised, stats, strict=True)]
         stages.done("unnormalise")
         return chunks_of(actions, observations, stages)
 

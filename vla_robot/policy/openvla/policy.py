@@ -19,6 +19,7 @@ from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_dtype
 from vla_robot.policy.openvla.generate import Generator
 from vla_robot.policy.openvla.inputs import (
     Batch,
+    Keys,
     ObservationReader,
     Stages,
     Statistics,
@@ -78,21 +79,27 @@ class OpenVLAPolicy:
     def reset(self, seed: int) -> None:
         """Nothing to forget: greedy decoding of single observations has no memory and no chance."""
 
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+    def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
         """One action per observation, in one batch.
 
+        Args:
+            observations: of any instructions.
+            statistics_keys: per row, the dataset whose statistics un-normalise; absent or None: the policy's own.
+
         Raises:
-            ContractError: a camera, the state or the instruction does not fit.
+            ContractError: a camera, the state, the instruction or a key does not fit.
             PolicyError: the model's output is not finite.
         """
         stages = Stages()
-        stats = self.action_stats()
-        batch = self.read(observations)
+        stats = self._statistics.rows("action", len(observations), statistics_keys)
+        batch = self.read(observations, statistics_keys)
         stages.done("preprocess")
-        tokens = self.generate(batch, len(stats), stages)
-        actions = unnormalise(self.action_tokens.decode(tokens), stats)  # (B, D)
+        # A row of fewer dimensions says its own first: what comes later cannot change it.
+        tokens = self.generate(batch, max(map(len, stats)), stages)
+        rows = zip(self.action_tokens.decode(tokens), stats, strict=True)
+        actions = [unnormalise(normalised[: len(s)], s)[None] for normalised, s in rows]  # each (1, D)
         stages.done("detokenise")
-        return chunks_of(actions[:, None], observations, stages)
+        return chunks_of(actions, observations, stages)
 
     @torch.inference_mode()
     def generate(self, batch: Batch, action_dim: int, stages: Stages | None = None) -> NDArray[np.int64]:
