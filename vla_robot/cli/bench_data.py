@@ -61,7 +61,7 @@ class Share:
     Attributes:
         frames: decoded.
         seconds: it took.
-        resident_mb: memory of the process afterwards, above what it had before it opened the dataset.
+        resident_mb: memory of the process afterwards, its libraries included.
     """
 
     frames: int
@@ -134,13 +134,12 @@ def measure(source: Source, order: Order, workers: int, cold: bool, seconds: flo
 def _read(source: Source, order: Order, worker: int, workers: int, seconds: float) -> Share:
     """Every share at least once, then again until the time is over."""
     decode_image(_tiny_png(), "uint8", "warming up")  # the decoder is loaded
-    before_mb = _resident_mb()
     places = _places(source, order)[worker::workers]
     frames, started_s = 0, time.perf_counter()
     while not frames or time.perf_counter() - started_s < seconds:
         for place in places:
             frames += _decode_episode(source, place[0]) if order == "in order" else _decode_step(source, *place)
-    return Share(frames, time.perf_counter() - started_s, _resident_mb() - before_mb)
+    return Share(frames, time.perf_counter() - started_s, _resident_mb())
 
 
 def _places(source: Source, order: Order) -> Sequence[tuple[int, int]]:
@@ -190,7 +189,7 @@ def _tiny_png() -> bytes:
 
 
 def _resident_mb() -> float:
-    """Memory of this process alone: pages of files that it maps are the system's cache."""
+    """Memory of this process alone; pages of files that it maps belong to the system's cache."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(fields["RssAnon"].split()[0]) / 1024
 
@@ -201,7 +200,7 @@ def _table(cases: Sequence[Case]) -> Table:
         table.add_column(name, justify="left" if name in ("order", "files") else "right")
     for case in cases:
         files = "cold" if case.cold else "warm"
-        rate, memory = f"{case.frames_per_second:,.0f}", f"{case.resident_mb:.1f} MB"
+        rate, memory = f"{case.frames_per_second:,.0f}", f"{case.resident_mb:.0f} MB"
         table.add_row(case.order, str(case.workers), files, rate, memory)
     return table
 

@@ -1,8 +1,8 @@
 """Reads LeRobot datasets, version 3, whoever wrote them: frames in the tables or in videos.
 
 Tables are read with pyarrow and videos decoded by lerobot's own decoder, one episode at a time. Its LeRobotDataset
-would do, but it asks the network for what it does not find, imports torch to read a number, and decodes every frame of a step
-to give one; tests hold the two against each other.
+would do, but it asks the network for what it does not find, imports torch to read a number, and decodes every frame of
+a step to give one; tests hold the two against each other.
 
 Version 2.1 is converted first, by lerobot's own tool; the error says how.
 

@@ -4,9 +4,9 @@
     Features { map<string, Feature> feature = 1 }
     Feature  { oneof { BytesList = 1, FloatList = 2, Int64List = 3 } }      each list: repeated value = 1
 
-Why not the protobuf package: it makes a Python object of every number, and of every frame a copy, before anything is
-asked for. Here a message is walked once for the places of its lists; numbers then are views of the record's own bytes,
-and a frame is a slice. `vla bench data` measures both.
+Why not the protobuf package: it does not say where in a record a frame lies, and that is what lets training read one
+frame of millions without reading its episode. A record is walked once for the places of its lists; only what is asked
+for is decoded, numbers as views of the record's own bytes. docs/data.md has the times of both.
 
 Source: tensorflow/tensorflow 2.21, tensorflow/core/example/{example,feature}.proto; the encoding is
 protobuf.dev/programming-guides/encoding.
@@ -50,13 +50,8 @@ class Place(NamedTuple):
     stop: int
 
 
-class Item(NamedTuple):
-    """One field of a protobuf message: its number, its wire type, and the bytes of its value."""
-
-    number: int
-    wire: int
-    start: int
-    stop: int
+Item = tuple[int, int, int, int]
+"""One field of a protobuf message: its number, its wire type, and where the bytes of its value begin and end."""
 
 
 def places(record: bytes) -> dict[str, Place]:
@@ -74,29 +69,29 @@ def places(record: bytes) -> dict[str, Place]:
 def floats(record: bytes, place: Place) -> NDArray[np.float32]:
     """(N,) the numbers of a FloatList; a view of the record where they are packed, as they always are in practice."""
     parts: list[NDArray[np.float32]] = []
-    for item in _items(record, place.start, place.stop):
-        _require_wire(item, LENGTH_DELIMITED, FIXED32)
-        if (item.stop - item.start) % 4:
+    for number, wire, start, stop in _items(record, place.start, place.stop):
+        _require(number, wire, LENGTH_DELIMITED, FIXED32)
+        if (stop - start) % 4:
             raise DataError("a list of floats has a size that is no multiple of 4 bytes.")
-        parts.append(np.frombuffer(record, "<f4", (item.stop - item.start) // 4, item.start))
+        parts.append(np.frombuffer(record, "<f4", (stop - start) // 4, start))
     return _one(parts, np.float32)
 
 
 def ints(record: bytes, place: Place) -> NDArray[np.int64]:
     """(N,) the numbers of an Int64List, packed or not."""
     parts: list[NDArray[np.int64]] = []
-    for item in _items(record, place.start, place.stop):
-        _require_wire(item, LENGTH_DELIMITED, VARINT)
-        parts.append(_varints(np.frombuffer(record, np.uint8, item.stop - item.start, item.start)))
+    for number, wire, start, stop in _items(record, place.start, place.stop):
+        _require(number, wire, LENGTH_DELIMITED, VARINT)
+        parts.append(_varints(np.frombuffer(record, np.uint8, stop - start, start)))
     return _one(parts, np.int64)
 
 
 def byte_places(record: bytes, place: Place) -> list[tuple[int, int]]:
     """(offset, size) of each entry of a BytesList, counted from the record's first byte."""
     found: list[tuple[int, int]] = []
-    for item in _items(record, place.start, place.stop):
-        _require_wire(item, LENGTH_DELIMITED)
-        found.append((item.start, item.stop - item.start))
+    for number, wire, start, stop in _items(record, place.start, place.stop):
+        _require(number, wire, LENGTH_DELIMITED)
+        found.append((start, stop - start))
     return found
 
 
@@ -121,30 +116,32 @@ def encode(features: Mapping[str, NDArray[Any] | Sequence[bytes]]) -> bytes:
 
 
 def _feature_places(record: bytes) -> Iterator[tuple[str, Place]]:
-    for features in _items(record, 0, len(record)):
-        if features.number != FIRST:
-            continue
-        for entry in _items(record, features.start, features.stop):
-            if entry.number == FIRST:
-                yield _entry(record, entry)
+    for number, _, start, stop in _items(record, 0, len(record)):
+        if number == FIRST:
+            for inner, _, first, last in _items(record, start, stop):
+                if inner == FIRST:
+                    yield _entry(record, first, last)
 
 
-def _entry(record: bytes, entry: Item) -> tuple[str, Place]:
+def _entry(record: bytes, start: int, stop: int) -> tuple[str, Place]:
     name, place = "", Place(0, 0, 0)
-    for part in _items(record, entry.start, entry.stop):
-        if part.number == FIRST:
-            name = record[part.start : part.stop].decode()
-        elif part.number == SECOND:
-            for kind, wire, start, stop in _items(record, part.start, part.stop):
+    for part, _, first, last in _items(record, start, stop):
+        if part == FIRST:
+            name = record[first:last].decode()
+        elif part == SECOND:
+            for kind, wire, begin, end in _items(record, first, last):
                 if kind in KIND_NAMES and wire == LENGTH_DELIMITED:
-                    place = Place(kind, start, stop)
+                    place = Place(kind, begin, end)
     return name, place
 
 
 def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
     """The fields of the message that lies in record[position:stop]."""
     while position < stop:
-        tag, position = _varint(record, position)
+        tag = record[position]
+        position += 1
+        if tag >= 0x80:  # a field number above 15, which no message of ours has
+            tag, position = _varint(record, position - 1)
         wire = tag & 7
         if wire == LENGTH_DELIMITED:
             size, position = _varint(record, position)
@@ -157,7 +154,7 @@ def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
             raise DataError(f"the record is no tf.train.Example: wire type {wire} at byte {position}.")
         if end > stop:
             raise DataError(f"the record is no tf.train.Example: a field ends at byte {end}, its message at {stop}.")
-        yield Item(tag >> 3, wire, position, end)
+        yield tag >> 3, wire, position, end
         position = end
 
 
@@ -195,9 +192,9 @@ def _one(parts: list[NDArray[Any]], dtype: type) -> NDArray[Any]:
     return np.concatenate(parts) if parts else np.empty(0, dtype)
 
 
-def _require_wire(item: Item, *allowed: int) -> None:
-    if item.number != FIRST or item.wire not in allowed:
-        raise DataError(f"a list holds field {item.number} of wire type {item.wire}, which no list of its kind has.")
+def _require(number: int, wire: int, *allowed: int) -> None:
+    if number != FIRST or wire not in allowed:
+        raise DataError(f"a list holds field {number} of wire type {wire}, which no list of its kind has.")
 
 
 def _feature(values: NDArray[Any] | Sequence[bytes]) -> bytes:
