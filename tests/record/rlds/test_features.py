@@ -77,7 +77,7 @@ def test_sequences_in_steps_are_cut_into_rows() -> None:
     assert features.steps["boxes"].field.shape == (None, 2)
     assert features.steps["boxes"].field.is_ragged
     content = encode(record)
-    assert count_steps(content, places(content), features, "here") == 2
+    assert count_steps(content, places(content), features) == 2
 
 
 def test_sequences_in_sequences_are_cut_twice() -> None:
@@ -124,8 +124,8 @@ def test_arrays_of_unknown_shape_have_it_beside_them() -> None:
 
 def test_an_episode_without_steps_is_refused() -> None:
     content = encode({"steps/x": np.empty(0, np.int64)})
-    with pytest.raises(DataError, match=r"shard, record 0: the episode has no steps \(field 'steps/x' is empty\)"):
-        count_steps(content, places(content), described(x=tensor("int64")), "shard, record 0")
+    with pytest.raises(DataError, match=r"the episode has no steps \(field 'steps/x' is empty\)"):
+        count_steps(content, places(content), described(x=tensor("int64")))
 
 
 def test_a_field_of_another_length_is_refused() -> None:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError, MissingDependencyError
+from vla_robot.record.rlds.example import encode
 from vla_robot.record.rlds.reader import RldsDataset, open_rlds
+from vla_robot.record.rlds.tfrecord import frame_record
 
 CopySample = Callable[[str], Path]
 
@@ -340,3 +342,38 @@ def test_an_episode_without_an_instruction_is_named(copy_sample: CopySample) -> 
     episode = open_rlds(copy_sample("bridge_orig")).episode(0, ["action"])
     with pytest.raises(DataError, match=r"record 0 at byte \d+: no instruction. Looked for language_instruction"):
         episode.instructions()
+
+
+def add_record(sample: Path, record: bytes) -> str:
+    """A record more in the first shard; its name."""
+    shard = shard_of(sample, "*train*")
+    shard.write_bytes(shard.read_bytes() + frame_record(record))
+    info_file = version_folder(sample) / "dataset_info.json"
+    info_file.write_text(info_file.read_text().replace('"1"', '"2"', 1))
+    return shard.name
+
+
+def test_an_episode_without_steps_is_reported_and_can_be_skipped(copy_sample: CopySample) -> None:
+    sample = copy_sample("fractal20220817_data")
+    names = open_rlds(sample, cache=sample / "index").features.steps.values()
+    empty = {leaf.path: np.empty(0, leaf.stored_dtype) for leaf in names if leaf.field.kind == "number"}
+    shard = add_record(sample, encode(empty | {leaf.path: [] for leaf in names if leaf.field.kind != "number"}))
+    with pytest.raises(DataError, match=rf"{shard}, record 1 at byte \d+: the episode has no steps \(field 'steps/"):
+        open_rlds(sample)
+    assert (len(dataset := open_rlds(sample, skip_corrupt=True)), dataset.num_skipped) == (2, 1)
+
+
+def test_a_record_of_something_else_is_reported(copy_sample: CopySample) -> None:
+    sample = copy_sample("bridge_orig")
+    shard = add_record(sample, b"\xff not an example")
+    with pytest.raises(DataError, match=rf"{shard}, record 1 at byte \d+: the record is no tf.train.Example"):
+        open_rlds(sample)
+
+
+def test_a_camera_with_missing_frames_is_reported(copy_sample: CopySample) -> None:
+    sample = copy_sample("bridge_orig")
+    steps = open_rlds(sample, cache=sample / "index").features.steps.values()
+    flags = {leaf.path: np.ones(2, np.int64) for leaf in steps if leaf.field.dtype == "bool"}
+    shard = add_record(sample, encode(flags | {"steps/discount": np.ones(2, np.float32)}))
+    with pytest.raises(DataError, match=rf"{shard}, record 1 at .* 'observation/image_0' has 0 frames, but"):
+        open_rlds(sample)

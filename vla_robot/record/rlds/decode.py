@@ -16,18 +16,20 @@ from vla_robot.record.rlds.features import FLAT_VALUES, ROW_LENGTHS, Features, L
 from vla_robot.record.source import Column, EncodedFrames
 
 
-def count_steps(record: bytes, places: Mapping[str, Place], features: Features, where: str) -> int:
+def count_steps(record: bytes, places: Mapping[str, Place], features: Features) -> int:
     """How many steps an episode has, by its smallest field.
 
     Raises:
         DataError: none at all.
     """
     leaf = min(features.steps.values(), key=_cost)
-    place = _find(places, f"{leaf.path}/{ROW_LENGTHS}0" if leaf.is_ragged else _values_path(leaf), leaf, where)
-    each = 1 if leaf.is_ragged or place.kind == BYTES else _values_per_step(leaf)
-    steps = count(record, place) // max(each, 1)
+    path = f"{leaf.path}/{ROW_LENGTHS}0" if leaf.is_ragged else _values_path(leaf)
+    if path not in places:
+        raise DataError(f"the record has no field '{path}', which features.json lists as {leaf.field}")
+    each = 1 if leaf.is_ragged or places[path].kind == BYTES else _values_per_step(leaf)
+    steps = count(record, places[path]) // max(each, 1)
     if steps < 1:
-        raise DataError(f"{where}: the episode has no steps (field '{leaf.path}' is empty).")
+        raise DataError(f"the episode has no steps (field '{leaf.path}' is empty)")
     return steps
 
 

@@ -181,7 +181,7 @@ def _reader(storage: Storage, shard: str, size: int) -> ReadAt:
 def _frames_of(record: Record, features: Features) -> tuple[int, NDArray[Any]]:
     """How many steps an episode has, and (steps, cameras) where each of its frames lies."""
     lists = places(record.content)
-    steps = count_steps(record.content, lists, features, "it")
+    steps = count_steps(record.content, lists, features)
     rows = np.zeros((steps, len(features.cameras)), FRAME)
     for column, camera in enumerate(features.cameras):
         place = lists.get(features.steps[camera].path)
