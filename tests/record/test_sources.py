@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
+from vla_robot.record import lerobot_source
+from vla_robot.record.convert import convert
 from vla_robot.record.demonstration import Demonstration
 from vla_robot.record.hdf5 import Hdf5Dataset, open_hdf5
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.record.lerobot_source import LeRobotSource, open_lerobot
 from vla_robot.record.open import open_source
+from vla_robot.record.origin import Options
 from vla_robot.record.png import decode
 from vla_robot.record.rlds.reader import RldsDataset
 
@@ -127,6 +130,7 @@ def test_what_lerobot_writes_is_read_as_lerobot_reads_it(
     root = tmp_path / "theirs"
     dataset = theirs.create("test/theirs", fps=10, features=features, root=root, use_videos=use_videos)
     rng = np.random.default_rng(0)
+    monkeypatch.setattr(lerobot_source, "BLOCK", 4)
     for length in (4, 6):
         for _ in range(length):
             frame = {name: rng.normal(size=f["shape"]).astype(np.float32) for name, f in features.items()}
@@ -144,6 +148,11 @@ def test_what_lerobot_writes_is_read_as_lerobot_reads_it(
         pixels = (item["observation.images.front"].numpy().transpose(1, 2, 0) * 255).round().astype(np.uint8)
         np.testing.assert_array_equal(episode.frames("observation/images/front").decode(step), pixels)
         assert episode.instructions()[step] == item["task"]
+    convert(source, tmp_path / "rlds", "rlds", Options())
+    converted = open_source(tmp_path / "rlds").episode(1).frames("observation/front")
+    ours = source.episode(1).frames("observation/images/front")
+    for step in range(6):
+        np.testing.assert_array_equal(converted.decode(step), ours.decode(step))
 
 
 # -- HDF5 --------------------------------------------------------------------------------------------------------------

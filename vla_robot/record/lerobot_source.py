@@ -44,13 +44,15 @@ TASK_INDEX = "task_index"
 TIMESTAMP = "timestamp"
 METADATA = "meta/episode_metadata.jsonl"
 """Ours: one line of JSON an episode, what its source said once about it."""
+BLOCK = 64
+"""Frames of a video that are decoded together: 59 MB at 480 x 640."""
 TOLERANCE_S = 1e-4
 """How far a frame of a video may be from its step; lerobot's default."""
 
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """Frames in a video file; decoded together when the first is asked for.
+    """Frames in a video file; decoded in blocks, since a video cannot be entered at every frame.
 
     Attributes:
         path: the video.
@@ -69,7 +71,8 @@ class VideoFrames:
         return png.encode(self.decode(step))
 
     def decode(self, step: int) -> NDArray[Any]:
-        return _decode_video(self)[step]
+        block, place = divmod(range(len(self))[step], BLOCK)
+        return _decode_block(self, block)[place]
 
 
 class LeRobotSource:
@@ -314,16 +317,17 @@ def _read_metadata(path: Path, changed_ns: int) -> dict[int, dict[str, Any]]:
         raise DataError(f"{path} holds a line that is no metadata of an episode: {error}.") from error
 
 
-@functools.lru_cache(maxsize=2)
-def _decode_video(frames: VideoFrames) -> NDArray[np.uint8]:
-    """(T, H, W, 3) all frames of one episode. Two episodes are kept, so that reading step by step decodes once."""
+@functools.lru_cache(maxsize=4)
+def _decode_block(frames: VideoFrames, block: int) -> NDArray[np.uint8]:
+    """(up to BLOCK, H, W, 3). Some blocks are kept, so that reading step by step decodes once."""
     require("lerobot", "data", f"decoding {frames.path}")
     from lerobot.datasets.video_utils import decode_video_frames
 
     if not frames.path.is_file():
         raise DataError(f"{frames.where}: the video {frames.path} is missing.")
+    timestamps = list(frames.timestamps[block * BLOCK : (block + 1) * BLOCK])
     try:
-        decoded = decode_video_frames(frames.path, list(frames.timestamps), TOLERANCE_S, return_uint8=True)
+        decoded = decode_video_frames(frames.path, timestamps, TOLERANCE_S, return_uint8=True)
     except (RuntimeError, ValueError, OSError, AssertionError) as error:
         raise DataError(f"{frames.where}: the video {frames.path} cannot be decoded: {error}.") from error
     return np.ascontiguousarray(decoded.numpy().transpose(0, 2, 3, 1))
