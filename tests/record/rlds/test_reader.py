@@ -98,16 +98,20 @@ def test_a_part_holds_the_episodes_that_it_names(copy_sample: CopySample) -> Non
     )
 
 
-def test_a_dataset_opens_at_an_fsspec_url(copy_sample: CopySample) -> None:
+@pytest.mark.parametrize("piece_bytes", [1, 1000, 2**24])
+def test_a_dataset_opens_at_an_fsspec_url(
+    copy_sample: CopySample, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr("vla_robot.record.rlds.index.PIECE_BYTES", piece_bytes)
     fsspec = pytest.importorskip("fsspec")
     sample = copy_sample("bridge_orig")
     memory = fsspec.filesystem("memory")
     memory.put(str(version_folder(sample)), "/remote/bridge_orig/1.0.0", recursive=True)
     there, here = open_rlds("memory://remote/bridge_orig"), open_rlds(f"file://{sample}")
     assert there.location == "memory://remote/bridge_orig/1.0.0"
-    for index in range(len(here)):
-        np.testing.assert_array_equal(there.episode(index).numbers("action"), here.episode(index).numbers("action"))
-        assert there.encoded(index, "observation/image_0", 1) == here.encoded(index, "observation/image_0", 1)
+    for number in range(len(here)):
+        np.testing.assert_array_equal(there.episode(number).numbers("action"), here.episode(number).numbers("action"))
+        assert there.encoded(number, "observation/image_0", 1) == here.encoded(number, "observation/image_0", 1)
 
 
 def test_an_unknown_kind_of_url_is_a_users_error() -> None:

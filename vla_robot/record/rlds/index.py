@@ -34,6 +34,8 @@ FORMAT = 1
 FOLDER = ".vla_index"
 THREADS = 8
 """Shards that are read at once while an index is made: reading waits for a disk or a network."""
+PIECE_BYTES = 16 * 2**20
+"""How much of a remote shard one request brings; each thread holds that much."""
 
 RECORD = np.dtype([("shard", "<u4"), ("number", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("steps", "<u4")])
 FRAME = np.dtype([("offset", "<u8"), ("size", "<u4")])
@@ -171,11 +173,19 @@ def _scan(storage: Storage, shard: str, length: int, stamp: Stamp, features: Fea
 
 
 def _reader(storage: Storage, shard: str, size: int) -> ReadAt:
-    """A remote shard comes in one piece: a request for each record would take far longer."""
+    """Reads a remote shard in pieces: a request for each record would take far longer."""
     if storage.local is not None:
         return lambda offset, count: storage.read(shard, offset, count)
-    whole = storage.read(shard, 0, size)
-    return lambda offset, count: whole[offset : offset + count]
+    piece, start = b"", 0
+
+    def read_at(offset: int, count: int) -> bytes:
+        nonlocal piece, start
+        count = min(count, size - offset)
+        if not start <= offset <= offset + count <= start + len(piece):
+            piece, start = storage.read(shard, offset, min(max(count, PIECE_BYTES), size - offset)), offset
+        return piece[offset - start : offset - start + count]
+
+    return read_at
 
 
 def _frames_of(record: Record, features: Features) -> tuple[int, NDArray[Any]]:
