@@ -169,6 +169,7 @@ def test_an_interrupted_conversion_goes_on(to: Any, tmp_path: Path) -> None:
     converted = convert(source, tmp_path / "out", to, options, lambda done, total: seen.append((done, total)))
     assert seen == [(3, 4), (4, 4)]
     assert (converted.episodes, converted.new) == (4, 2)
+    assert convert(source, tmp_path / "out", to, options).new == 0
     np.testing.assert_array_equal(
         open_source(tmp_path / "out").episode(3).numbers("action"), source.episode(3).numbers("action")
     )

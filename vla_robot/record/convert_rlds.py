@@ -27,12 +27,14 @@ from vla_robot.record.origin import (
     begin,
     describe_source,
     origin_of,
+    read_origin,
 )
 from vla_robot.record.rlds.features import STEPS, Features, Leaf, parse_features
 from vla_robot.record.rlds.reader import RldsDataset
-from vla_robot.record.rlds.writer import RldsWriter
+from vla_robot.record.rlds.writer import RldsWriter, written_splits
 from vla_robot.record.source import INSTRUCTIONS, Column, Episode, Field
 
+VERSION = "1.0.0"
 EDGES = ("is_first", "is_last", "is_terminal")
 """What every step of RLDS has."""
 
@@ -44,8 +46,12 @@ def to_rlds(source: Source, destination: Path, options: Options, on_progress: On
     split = options.split.partition("[")[0].partition("+")[0].strip()
     parts = {split: [options.split, len(source)]}
     origin = replace(describe_source(source), names=names, added=added, parts=parts)
-    with RldsWriter(destination, options.name or destination.name, features, split=split) as writer:
-        begin(writer.folder / FILE, origin)
+    folder = destination / VERSION
+    if split in written_splits(folder) and read_origin(folder / FILE) is not None:
+        begin(folder / FILE, origin)  # the same conversion, or an error
+        return Converted(len(source), 0, tuple(_lost(source, before)))
+    with RldsWriter(destination, options.name or destination.name, features, VERSION, split) as writer:
+        begin(folder / FILE, origin)
         done = writer.num_episodes
         for index in range(done, len(source)):
             writer.write(_renamed(source.episode(index), features, names, options))

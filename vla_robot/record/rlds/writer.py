@@ -19,10 +19,10 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from vla_robot.core.errors import DataError
-from vla_robot.record.lerobot_layout import write_json
+from vla_robot.record.lerobot_layout import read_json, write_json
 from vla_robot.record.rlds.encode import encode_episode
 from vla_robot.record.rlds.features import FEATURES_FILE, Features, parse_features, to_tree
-from vla_robot.record.rlds.splits import FILE_FORMAT, INFO_FILE, TEMPLATE, shard_name
+from vla_robot.record.rlds.splits import FILE_FORMAT, INFO_FILE, TEMPLATE, parse_info, shard_name
 from vla_robot.record.rlds.storage import LocalFolder
 from vla_robot.record.rlds.tfrecord import FOOTER, Record, frame_record, require_crc, walk
 from vla_robot.record.source import Episode
@@ -129,7 +129,7 @@ class RldsWriter:
         plan = self._partial / PLAN
         if plan.is_file():  # a crash came while the shards were given their names
             self._move_shards(json.loads(plan.read_text())["lengths"])
-        if self._split in (split["name"] for split in self._info()["splits"]):
+        if self._split in written_splits(self._folder):
             raise DataError(f"{self._folder} has the split '{self._split}' already. Choose another folder.")
         features = self._folder / FEATURES_FILE
         if features.is_file() and parse_features(json.loads(features.read_text()), str(features)) != self._features:
@@ -194,3 +194,11 @@ class RldsWriter:
             "moduleName": "vla_robot",
             "splits": [],
         }
+
+
+def written_splits(folder: Path) -> dict[str, int]:
+    """The splits that were finished in a version's folder, and how many episodes each has."""
+    path = folder / INFO_FILE
+    if not path.is_file():
+        return {}
+    return {name: split.num_episodes for name, split in parse_info(read_json(path), str(path)).splits.items()}
