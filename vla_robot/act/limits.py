@@ -1,13 +1,20 @@
-"""What may reach the arm. The guard says what it changed and why, and never makes up an action of its own."""
+"""What may reach the arm. The guard says what it changed and why, and never makes up an action of its own.
+
+`Guard` knows the action space alone, and stands in the loop. `Limits` are what the filter on the robot's side
+(safety.py) checks beside it: where the arm is, how fast it moves and how suddenly.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vla_robot.core.embodiment import ActionSpace
-from vla_robot.core.errors import ContractError, PolicyError, VlaError
+from vla_robot.core.embodiment import ActionSpace, Dim, Embodiment
+from vla_robot.core.errors import ContractError, PolicyError, VlaError, unknown
 from vla_robot.core.messages import Clamp, Vector
+from vla_robot.recipe.limits import DimLimitsRecipe, LimitsRecipe, OnViolation
 
 RANGE = "range"
 """Cause of a clamp: the value lay outside of its dimension's limits."""
@@ -47,14 +54,112 @@ class Guard:
 def require_action(action: ArrayLike, space: ActionSpace, error: type[VlaError] = ContractError) -> Vector:
     """(D,) float64 of finite numbers; `error` is raised for anything else."""
     try:
-        values = np.asarray(action, dtype=np.float64)
+        given = np.asarray(action)
     except (TypeError, ValueError) as cause:
         raise error(f"an action is {len(space)} numbers ({', '.join(space.names)}): {cause}.") from cause
+    # numpy would make numbers of strings, dates and complex numbers; none of them is meant.
+    if given.dtype.kind not in "iuf":
+        raise error(f"an action is {len(space)} numbers ({', '.join(space.names)}), got dtype {given.dtype}.")
+    with np.errstate(over="ignore"):  # a long double that overflows becomes infinite, and is refused below
+        values = given.astype(np.float64)
     if values.shape != (len(space),):
         raise error(
             f"an action has shape {values.shape}, but the arm takes {len(space)} numbers ({', '.join(space.names)})."
         )
-    bad = [f"{name} = {value}" for name, value in zip(space.names, values, strict=True) if not np.isfinite(value)]
-    if bad:
+    if not np.isfinite(values).all():
+        bad = [f"{name} = {value}" for name, value in zip(space.names, values, strict=True) if not np.isfinite(value)]
         raise error(f"an action holds numbers that are not finite: {', '.join(bad)}. Nothing was sent to the arm.")
     return values
+
+
+NO_LIMIT = 1e9
+"""Stands for "not limited" in any unit of an arm; finite, so that sums and products with it stay numbers."""
+
+_WORKSPACE_AXES = ("x", "y", "z")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the safety filter keeps, one number for each dimension of the action.
+
+    Attributes:
+        low: (D,) smallest position: the tool's coordinate, the joint's angle or the gripper's opening.
+        high: (D,) largest position.
+        max_step: (D,) furthest that a command may lead from where the arm was measured.
+        max_speed: (D,) per second.
+        max_acceleration: (D,) per second squared.
+        on_violation: "clamp", "reject" or "stop".
+    """
+
+    low: Vector
+    high: Vector
+    max_step: Vector
+    max_speed: Vector
+    max_acceleration: Vector
+    on_violation: OnViolation = "clamp"
+
+
+def limits_of(embodiment: Embodiment, recipe: LimitsRecipe) -> Limits:
+    """The limits of a recipe; what it leaves open comes from the embodiment's own ranges.
+
+    Raises:
+        ContractError: the recipe names a dimension that the arm lacks, or leaves it nowhere to be.
+    """
+    space = embodiment.action
+    for name in recipe.dims:
+        if name not in space.names:
+            raise ContractError(unknown("action dimension", name, space.names, "See [limits.dims] in the recipe."))
+    rows = [_dim_limits(dim, embodiment, recipe, recipe.dims.get(dim.name, DimLimitsRecipe())) for dim in space.dims]
+    columns = [np.array(column, dtype=np.float64) for column in zip(*rows, strict=True)]
+    return Limits(*columns, on_violation=recipe.on_violation)
+
+
+def position_name(dim: Dim, space: ActionSpace) -> str:
+    """The state's name of what an action dimension moves: "x" for "dx", and the same name for absolute ones."""
+    is_delta = space.kind == "eef_delta" and dim.unit != "1"
+    return dim.name.removeprefix("d") if is_delta else dim.name
+
+
+def _dim_limits(
+    dim: Dim, embodiment: Embodiment, recipe: LimitsRecipe, own: DimLimitsRecipe
+) -> tuple[float, float, float, float, float]:
+    """Position low and high, step, speed and acceleration of one dimension."""
+    low, high = _position_range(dim, embodiment, recipe)
+    low, high = _pick(own.low, low), _pick(own.high, high)
+    if low > high:
+        raise ContractError(f"limits leave '{dim.name}' nowhere to be: from {low:g} to {high:g} {dim.unit}.")
+    _require_measured(dim, low, high, embodiment)
+    speed = {"m": recipe.max_speed_m_s, "rad": recipe.max_speed_rad_s, "1": recipe.gripper_per_s}.get(dim.unit)
+    acceleration = {"m": recipe.max_acceleration_m_s2, "rad": recipe.max_acceleration_rad_s2}.get(dim.unit)
+    is_joint = embodiment.action.kind == "joint_position" and dim.unit == "rad"
+    step = recipe.max_joint_step_rad if is_joint else None
+    return low, high, _pick(own.max_step, step), _pick(own.max_speed, speed), _pick(own.max_acceleration, acceleration)
+
+
+def _position_range(dim: Dim, embodiment: Embodiment, recipe: LimitsRecipe) -> tuple[float, float]:
+    """Of what the dimension moves: the workspace's, else the state's, cut to the action's where it is absolute."""
+    name = position_name(dim, embodiment.action)
+    state = next((d for d in embodiment.state if d.name == name), None)
+    low, high = (state.low, state.high) if state else (-NO_LIMIT, NO_LIMIT)
+    if name == dim.name:  # absolute: the action's own range is one of positions
+        low, high = max(low, dim.low), min(high, dim.high)
+    if name in _WORKSPACE_AXES and embodiment.action.kind == "eef_delta":
+        axis = _WORKSPACE_AXES.index(name)
+        low = recipe.workspace_low[axis] if recipe.workspace_low else low
+        high = recipe.workspace_high[axis] if recipe.workspace_high else high
+    return low, high
+
+
+def _require_measured(dim: Dim, low: float, high: float, embodiment: Embodiment) -> None:
+    """A step leads to a position only from one that is known."""
+    name, measured = position_name(dim, embodiment.action), [d.name for d in embodiment.state]
+    if name != dim.name and name not in measured and (low > -NO_LIMIT or high < NO_LIMIT):
+        raise ContractError(
+            f"positions of '{name}' are limited to {low:g} to {high:g} {dim.unit}, but the arm does not measure it. "
+            f"Its state has: {', '.join(measured) or 'nothing'}."
+        )
+
+
+def _pick(own: float | None, general: float | None) -> float:
+    """The dimension's own limit, else the arm's, else none."""
+    return next((limit for limit in (own, general) if limit is not None), NO_LIMIT)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.recipe.limits import LimitsRecipe
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class EnvRecipe:
         success_hold: steps that the success test must hold before the episode ends.
         max_step_m: largest translation of the tool in one step, per axis [m].
         max_step_rad: largest rotation of the tool in one step, per axis [rad].
+        limits: what may reach the arm beside the steps' size; see vla_robot/recipe/limits.py.
         shadows: render shadows and reflections; doubles the cost of a frame in software.
         cameras: what the policy sees.
     """
@@ -123,6 +125,7 @@ class EnvRecipe:
     success_hold: int = 3
     max_step_m: float = 0.05
     max_step_rad: float = 0.5
+    limits: LimitsRecipe = field(default_factory=LimitsRecipe)
     shadows: bool = False
     cameras: tuple[CameraRecipe, ...] = field(default_factory=tuple[CameraRecipe, ...])
 
