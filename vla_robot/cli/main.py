@@ -35,6 +35,7 @@ class Verb:
 
 VERBS: dict[str, Verb] = {
     "run": Verb("vla_robot.cli.run", "RunArgs"),
+    "bridge": Verb("vla_robot.cli.bridge", "BridgeArgs"),
     "record": Verb("vla_robot.cli.record", "RecordArgs"),
     "finetune": Verb("vla_robot.cli.finetune", "FinetuneArgs"),
     "eval": Verb("vla_robot.cli.evaluate", "EvaluateArgs"),
@@ -52,6 +53,9 @@ vla: put a vision-language-action policy on a robot.
 
   vla run launch/lift.toml                          closed-loop episodes: a policy drives a world, a report follows
   vla run --env lift --policy openvla_nano          the same, put together by hand; --episodes, --seed, --json
+  vla bridge envs/lift.toml                         the robot's side: its arm, its clock, its limits, its e-stop
+  vla run --robot tcp://127.0.0.1:5570 --policy openvla_nano
+                                                    the same episodes, on the robot behind a bridge
   vla record --env envs/lift.toml --by expert --episodes 50 --out data/lift
                                                     demonstrations, as a LeRobot v3 dataset
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations

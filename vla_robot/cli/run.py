@@ -40,6 +40,12 @@ class RunArgs:
     """the world, by name or path"""
     policy: Annotated[str | None, option("POLICY")] = None
     """who drives, by name or path"""
+    robot: Annotated[str | None, option("ADDRESS")] = None
+    """drive the robot behind this bridge instead of a world here, e.g. tcp://127.0.0.1:5570; see `vla bridge`"""
+    key: Annotated[str | None, option("NAME")] = None
+    """which of this computer's keys to prove to the bridge; only needed when there are several"""
+    lockstep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """with --robot, where it is simulated: it waits for each action, as if thinking took no time"""
     episodes: Annotated[int | None, option("N")] = None
     """how many episodes"""
     seed: Annotated[int | None, option("SEED")] = None
@@ -96,6 +102,10 @@ def main(args: RunArgs) -> int:
     Raises:
         VlaError: something is wrong with a recipe, the world, the policy or their fit. Finished episodes are reported.
     """
+    if args.robot is not None:
+        from vla_robot.cli.run_robot import run_on_robot
+
+        return run_on_robot(args, args.robot)
     what = plan(args)
     env = read(EnvRecipe, what.env)
     folder = args.out or new_run_folder(Path("runs"))
@@ -118,7 +128,7 @@ def main(args: RunArgs) -> int:
         write_json(args.json, "run", **summary.to_dict())
     Console(highlight=False).print(result_table(summary))
     print(_closing(what, summary, folder))
-    return _status(summary)
+    return exit_status(summary)
 
 
 def _opening(what: Plan) -> str:
@@ -165,7 +175,7 @@ def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
     return f"\nReport: {folder / 'report.html'}\nNext: {suggestion}."
 
 
-def _status(summary: RunSummary) -> int:
+def exit_status(summary: RunSummary) -> int:
     if summary.interrupted:
         return EXIT_INTERRUPTED
     return EXIT_FAILED if any(e.outcome == "error" for e in summary.episodes) else 0

@@ -76,10 +76,14 @@ class Ticker:
 
     def wait(self) -> None:
         """Sleep until the next deadline that still lies ahead."""
+        self.clock.sleep_until_ns(self.next_ns())
+
+    def next_ns(self) -> int:
+        """The next deadline that still lies ahead, for whoever has something else to do until then."""
         self._deadline_ns += self.period_ns
         late_ns = self.clock.now_ns() - self._deadline_ns
         if late_ns > 0:
             skipped = -(-late_ns // self.period_ns)
             self.missed += skipped
             self._deadline_ns += skipped * self.period_ns
-        self.clock.sleep_until_ns(self._deadline_ns)
+        return self._deadline_ns

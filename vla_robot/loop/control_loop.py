@@ -62,7 +62,7 @@ def run_episode(
     observation = world.reset(seed)
     tally = _Tally(clock, rate_hz)
     tally.watch.received(observation, world)
-    _tell(subscribers, EpisodeStarted(seed, observation))
+    tell(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
     outcome: Outcome | None = None
     error: str | None = None
@@ -70,7 +70,7 @@ def run_episode(
         while outcome is None and not should_stop():
             tally.wait()
             if chunk is None or not _covers(chunk, observation.step):
-                chunk = _ask(policy, observation)
+                chunk = ask(policy, observation)
                 tally.watch.lap("policy", chunk.stages_ms)
             wanted = chunk.actions[observation.step - chunk.step]
             commanded, clamps = guard.check(wanted)
@@ -81,13 +81,13 @@ def run_episode(
             clamps += result.clamps
             step = StepDone(observation, wanted, commanded, clamps, result, stages_ms, tally.elapsed_s)
             tally.add(step)
-            _tell(subscribers, step)
-            observation, outcome = result.observation, _outcome(result)
+            tell(subscribers, step)
+            observation, outcome = result.observation, outcome_of(result)
     except PolicyError as failure:
         outcome, error = "error", str(failure)
     finally:
         ended = tally.result(seed, outcome or "stopped", error)
-        _tell(subscribers, EpisodeEnded(ended, observation))
+        tell(subscribers, EpisodeEnded(ended, observation))
     return ended
 
 
@@ -133,7 +133,8 @@ class _Tally:
         )
 
 
-def _tell(subscribers: Sequence[Subscriber], event: Event) -> None:
+def tell(subscribers: Sequence[Subscriber], event: Event) -> None:
+    """Let every subscriber know."""
     for subscriber in subscribers:
         subscriber(event)
 
@@ -142,7 +143,7 @@ def _covers(chunk: ActionChunk, step: int) -> bool:
     return 0 <= step - chunk.step < len(chunk.actions)
 
 
-def _ask(policy: Policy, observation: Observation) -> ActionChunk:
+def ask(policy: Policy, observation: Observation) -> ActionChunk:
     """A chunk that has an action for this very step. Raises PolicyError when the policy answers anything else."""
     chunks = policy.act([observation])
     if len(chunks) != 1:
@@ -156,7 +157,7 @@ def _ask(policy: Policy, observation: Observation) -> ActionChunk:
     return chunk
 
 
-def _outcome(result: StepResult) -> Outcome | None:
+def outcome_of(result: StepResult) -> Outcome | None:
     """How the episode ended with this step, or None when it goes on."""
     if result.terminated:
         return "success" if result.success else "failure"

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from vla_robot.core.clock import Clock
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError, VlaError
 from vla_robot.core.optional import require
 from vla_robot.core.ports import Policy, World
@@ -31,6 +32,19 @@ def new_run_folder(root: Path) -> Path:
         count += 1
         folder = root / f"{stamp}_{count}"
     return folder
+
+
+class Drive(Protocol):
+    """Drives one episode."""
+
+    def __call__(self, seed: int, *, subscribers: Sequence[Subscriber]) -> EpisodeResult: ...
+
+
+class HasEmbodiment(Protocol):
+    """A world, or a robot that keeps a clock of its own."""
+
+    @property
+    def embodiment(self) -> Embodiment: ...
 
 
 def run_episodes(
@@ -66,11 +80,50 @@ def run_episodes(
         VlaError: the world or the recording failed. The report on the finished episodes is written before.
         DataError: the folder holds another run's report already.
     """
+    drive = partial(run_episode, world, policy, guard=guard, clock=clock, rate_hz=rate_hz, should_stop=should_stop)
+    return run_driven(
+        drive,
+        world,
+        seeds,
+        info=info,
+        folder=folder,
+        subscribers=subscribers,
+        should_stop=should_stop,
+        video=video,
+    )
+
+
+def run_driven(
+    drive: Drive,
+    driven: HasEmbodiment,
+    seeds: Sequence[int],
+    *,
+    info: RunInfo,
+    folder: Path | None = None,
+    subscribers: Sequence[Subscriber] = (),
+    should_stop: Callable[[], bool] = never,
+    video: bool = True,
+) -> RunSummary:
+    """`run_episodes` for whatever can be driven; see there.
+
+    Args:
+        drive: one episode of a seed, told to subscribers.
+        driven: what is driven.
+        seeds: one an episode.
+        info: names and recipes for the report.
+        folder: as in `run_episodes`, like everything below.
+        subscribers: are told every event.
+        should_stop: True ends the run.
+        video: a video of each episode.
+
+    Raises:
+        VlaError: the world or the recording failed. The report on the finished episodes is written before.
+        DataError: the folder holds another run's report already.
+    """
     if folder is not None:
         _check_folder(folder, video)
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
-    recorders = [] if folder is None else [EpisodeRecorder(folder, _header(world, info, started_at))]
-    drive = partial(run_episode, world, policy, guard=guard, clock=clock, rate_hz=rate_hz, should_stop=should_stop)
+    recorders = [] if folder is None else [EpisodeRecorder(folder, _header(driven, info, started_at))]
     episodes: list[EpisodeResult] = []
     failure: VlaError | None = None
     try:
@@ -82,7 +135,7 @@ def run_episodes(
                 break
             episodes.append(episode)
             if folder is not None and video:
-                _film(folder, episode, world.embodiment.rate_hz)
+                _film(folder, episode, driven.embodiment.rate_hz)
     except KeyboardInterrupt:
         pass  # the summary says so: fewer episodes than planned
     except VlaError as error:
@@ -108,13 +161,13 @@ def _film(folder: Path, episode: EpisodeResult, rate_hz: float) -> None:
     write_video(read_episode(log_path(folder, episode.seed)), episode, video_path(folder, episode.seed), rate_hz)
 
 
-def _header(world: World, info: RunInfo, started_at: str) -> dict[str, Any]:
+def _header(driven: HasEmbodiment, info: RunInfo, started_at: str) -> dict[str, Any]:
     """What all episodes of a run share."""
     return {
         "env": info.env,
         "policy": info.policy,
         "recipes": dict(info.recipes),
-        "embodiment": world.embodiment.to_dict(),
+        "embodiment": driven.embodiment.to_dict(),
         "versions": versions(),
         "machine": machine(),
         "run_started_at": started_at,

@@ -52,7 +52,7 @@ def require_address(address: str, *, keys: bool) -> None:
     host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not host or not port.isdecimal():
         raise TransportError(f"'{address}' is not an address; one looks like tcp://127.0.0.1:5555.")
-    if not keys and not _is_loopback(host.strip("[]")):
+    if not keys and not is_loopback(address):
         raise TransportError(
             f"'{address}' is reachable from other computers, and without keys anybody there could read what is sent "
             "and command the arm. `vla keys new NAME` makes a key, docs/security.md says the rest; or stay on "
@@ -237,7 +237,12 @@ _HANDSHAKES = (
 )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(address: str) -> bool:
+    """Whether only this computer can reach the address; as an address without a network can be."""
+    scheme, _, rest = address.partition("://")
+    if scheme in ("ipc", "inproc"):
+        return True
+    host = rest.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
     with contextlib.suppress(ValueError):

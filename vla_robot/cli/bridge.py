@@ -1,0 +1,173 @@
+"""`vla bridge`: the robot's side. Owns the arm, the control clock, the limits and the e-stop."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vla_robot.cli.build import build_arm, build_limits, server_security
+from vla_robot.cli.interrupt import stop_on_interrupt
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.words import option
+from vla_robot.core.clock import MonotonicClock
+from vla_robot.recipe import dump, find, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.serve.arm import Arm
+from vla_robot.serve.bridge import Bridge, Listener, Timing
+from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.transport.sockets import ServerSocket
+
+LOOPBACK = "tcp://127.0.0.1:5570"
+REAL_TIME_PRIORITY = 40
+"""Above everything ordinary, below the kernel's own threads."""
+
+
+@dataclass(frozen=True)
+class BridgeArgs:
+    """The robot's side: its arm, its control clock, its limits. `vla run --robot ADDRESS` is the other side."""
+
+    env: Annotated[str, tyro.conf.Positional, option("ENV")]
+    """the world or robot, by name or path"""
+    bind: Annotated[str, option("ADDRESS")] = LOOPBACK
+    """where controllers connect; off this computer it needs keys, see `vla keys`"""
+    key: Annotated[str | None, option("NAME")] = None
+    """which of this computer's keys to prove; only needed when there are several"""
+    jpeg: Annotated[int | None, option("1..100")] = None
+    """send frames as JPEG of this quality; by default they travel exact"""
+    max_age_s: Annotated[float, option("S")] = 0.5
+    """an action is refused when the oldest frame that caused it is older"""
+    hold_after_s: Annotated[float, option("S")] = 0.5
+    """hold the pose when no action or heartbeat came for this long"""
+    stop_after_s: Annotated[float, option("S")] = 3.0
+    """stop the arm, supported, when nothing came for this long"""
+    record: Annotated[Path | None, option("FOLDER")] = None
+    """keep the log of every episode there, complete to whatever ended it"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """when it ends, write what happened to this file, for machines"""
+
+
+@dataclass
+class EStop:
+    """What a key or a signal asked for, until the serving thread acts on it."""
+
+    causes: list[str] = field(default_factory=list[str])
+
+    def watch_signal(self) -> None:
+        signal.signal(signal.SIGUSR1, lambda *_: self.causes.append("signal SIGUSR1"))
+
+    def poll_key(self) -> None:
+        """Enter, in the terminal that the bridge runs in; a pipe or a service has no such key."""
+        if sys.stdin.isatty() and select.select([sys.stdin], [], [], 0)[0]:
+            sys.stdin.readline()
+            self.causes.append("the Enter key at the bridge")
+
+
+def main(args: BridgeArgs) -> int:
+    """Serve until Ctrl-C; then the arm holds, and the process ends.
+
+    Raises:
+        VlaError: the recipe, the world or the address is at fault.
+    """
+    path = find("envs", args.env)
+    recipe = read(EnvRecipe, path)
+    security = server_security(args.bind, args.key)
+    print(f"vla bridge: {path}", flush=True)
+    with ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:
+        arm = build_arm(recipe)
+        try:
+            bridge = _bridge(args, recipe, arm)
+            quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
+            server = BridgeServer(bridge, socket, jpeg_quality=quality)
+            _announce(socket.address, arm)
+            server.serve(_until(stop.is_set, server))
+        finally:
+            arm.close()
+    status = server.status()
+    if args.json:
+        rows = [{"name": name, "value": value, "unit": ""} for name, value in status["counts"].items()]
+        write_json(args.json, "bridge", rows, status=status)
+    print(f"\nThe arm was held and let go. {_counts(status['counts'])}")
+    return 0
+
+
+def be_punctual() -> str:
+    """Keep what makes a control tick late away from this process; what was achieved, for a person.
+
+    Garbage collection stops the world for milliseconds when it visits everything that was ever imported: that is
+    frozen. Real-time priority is taken where the user may have it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
+    except (OSError, AttributeError):
+        return "ordinary priority (real-time priority is not permitted here)"
+    return f"real-time priority {REAL_TIME_PRIORITY}"
+
+
+def _bridge(args: BridgeArgs, recipe: EnvRecipe, arm: Arm) -> Bridge:
+    from vla_robot.act.watchdog import Watchdog
+
+    clock = MonotonicClock()
+    watchdog = Watchdog(clock, hold_after_s=args.hold_after_s, stop_after_s=args.stop_after_s)
+    limits = build_limits(arm.embodiment, recipe)
+    return Bridge(arm, limits, watchdog, clock, Timing(args.max_age_s), _listener(args, recipe, arm))
+
+
+def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm) -> Listener:
+    if args.record is None:
+        return lambda _: None
+    from vla_robot.record.provenance import machine, versions
+    from vla_robot.serve.bridge_log import BridgeLog
+
+    header = {
+        "env": args.env,
+        "recipes": {"env.toml": dump(recipe)},
+        "embodiment": arm.embodiment.to_dict(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    return BridgeLog(args.record, header)
+
+
+def _until(stopped: Callable[[], bool], server: BridgeServer) -> Callable[[], bool]:
+    """The server's stop flag; looks after key and signal whenever it is asked."""
+    e_stop = EStop()
+    e_stop.watch_signal()
+
+    def should_stop() -> bool:
+        e_stop.poll_key()
+        while e_stop.causes:
+            cause = e_stop.causes.pop(0)
+            server.emergency_stop(cause)
+            print(f"E-STOP: {cause}. The arm holds until a controller arms it again.", flush=True)
+        return stopped()
+
+    return should_stop
+
+
+def _announce(address: str, arm: Arm) -> None:
+    embodiment = arm.embodiment
+    cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in embodiment.cameras) or "none"
+    print(
+        f"  {embodiment.name} at {embodiment.rate_hz:g} Hz, cameras {cameras}\n"
+        f"  listening on {address}, process {os.getpid()}\n"
+        f"  e-stop: Enter here, or kill -USR1 {os.getpid()}; Ctrl-C holds the arm and ends\n"
+        f"Next: vla run --robot {address} --policy openvla_nano",
+        flush=True,
+    )
+
+
+def _counts(counts: dict[str, int]) -> str:
+    told = [f"{value} {name.replace('_', ' ')}" for name, value in counts.items() if value]
+    return f"Refused or late: {', '.join(told) or 'nothing'}."

@@ -1,0 +1,85 @@
+"""`vla run --robot ADDRESS`: the same episodes, on the robot behind a bridge."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot
+from vla_robot.cli.interrupt import stop_on_interrupt
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.live import LiveView, result_table
+from vla_robot.core.errors import RecipeError
+from vla_robot.loop.control_loop import run_episode
+from vla_robot.loop.live_loop import run_live_episode
+from vla_robot.loop.results import RunInfo
+from vla_robot.loop.runner import Drive, new_run_folder, run_driven
+from vla_robot.recipe.launch import LaunchRecipe
+from vla_robot.serve.lockstep_world import LockstepWorld
+from vla_robot.serve.remote_robot import RemoteRobot
+
+if TYPE_CHECKING:
+    from vla_robot.cli.run import RunArgs
+
+
+def run_on_robot(args: RunArgs, address: str) -> int:
+    """Run the episodes; status 0 when all were driven to an end, whatever their score.
+
+    Raises:
+        RecipeError: options that say nothing here, or no policy.
+        VlaError: the bridge, the policy or their fit is at fault. Finished episodes are reported.
+    """
+    launch = _launch(args, address)
+    folder = args.out or new_run_folder(Path("runs"))
+    way = "lockstep" if args.lockstep else "real time"
+    print(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
+    from vla_robot.cli.run import exit_status
+
+    with connect_robot(address, args.key) as robot:
+        policy = build_robot_policy(launch.policy, robot)
+        guard = build_guard(robot.embodiment.action)
+        with LiveView(launch.episodes) as view, stop_on_interrupt() as stop:
+            if args.lockstep:
+                drive: Drive = partial(run_episode, LockstepWorld(robot), policy, guard=guard, should_stop=stop.is_set)
+            else:
+                drive = partial(run_live_episode, robot, policy, guard=guard, should_stop=stop.is_set)
+            summary = run_driven(
+                drive,
+                robot,
+                launch.seeds,
+                info=_info(args, launch, robot),
+                folder=folder,
+                subscribers=[view],
+                should_stop=stop.is_set,
+            )
+    if args.json:
+        write_json(args.json, "run", **summary.to_dict())
+    Console(highlight=False).print(result_table(summary))
+    if summary.episodes:
+        print(f"\nReport: {folder / 'report.html'}\nNext: `--lockstep` beside it tells what thinking time costs.")
+    return exit_status(summary)
+
+
+def _launch(args: RunArgs, address: str) -> LaunchRecipe:
+    if args.launch is not None or args.env is not None:
+        raise RecipeError("with --robot, the bridge has chosen the world: leave out the launch file and --env.")
+    if args.policy is None:
+        raise RecipeError(f"say who drives the robot at {address}: --policy NAME. `vla list policies` shows them.")
+    chosen = {name: value for name in ("episodes", "seed") if (value := getattr(args, name)) is not None}
+    return LaunchRecipe(env=address, policy=args.policy, **chosen)
+
+
+def _info(args: RunArgs, launch: LaunchRecipe, robot: RemoteRobot) -> RunInfo:
+    more = " --lockstep" if args.lockstep else ""
+    return RunInfo(
+        env=robot.embodiment.name,
+        policy=Path(launch.policy).stem,
+        instruction=robot.instruction,
+        command=(
+            f"vla run --robot {robot.address} --policy {launch.policy} --episodes {launch.episodes} "
+            f"--seed {launch.seed}{more}"
+        ),
+    )

@@ -1,0 +1,76 @@
+"""The port of a robot that moves on its own clock, whether or not anybody answers in time.
+
+A World waits for its next action; a Robot does not. It ticks at its rate, plays what is due, and holds otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.messages import ActionChunk, Observation, StepResult
+
+Mode = Literal["run", "hold", "stopped"]
+"""run: an action was played; hold: the pose was held, the next action goes on; stopped: until somebody arms it."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """One period of the robot's clock.
+
+    Attributes:
+        result: what was done, and the observation after it; `observation.step` is the tick's number in its episode.
+        mode: whether an action was played.
+        reason: why none was, in plain words; empty in mode "run".
+        settled: newest `ActionChunk.step` that was played or refused; -1 before the first. A controller whose chunk is
+            settled sees its effect in `result.observation`.
+        cause_ns: `stamp_ns` of the observation that caused the action; 0 when the pose was held.
+        late: rows of chunks skipped in this episode because their tick had passed, or because they were too old.
+    """
+
+    result: StepResult
+    mode: Mode
+    reason: str
+    settled: int
+    cause_ns: int
+    late: int
+
+    @property
+    def over(self) -> bool:
+        """Whether the episode ended with this tick."""
+        return self.result.terminated or self.result.truncated or self.mode == "stopped"
+
+
+class Robot(Protocol):
+    """An arm with a clock of its own, here or behind a bridge."""
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """What actions, state and cameras mean here."""
+        ...
+
+    @property
+    def instruction(self) -> str:
+        """The task in plain words."""
+        ...
+
+    def begin(self, seed: int) -> Observation:
+        """Begin an episode; the clock starts."""
+        ...
+
+    def send(self, chunk: ActionChunk) -> None:
+        """Hand over actions; returns at once.
+
+        Raises:
+            PolicyError: an earlier chunk was refused.
+        """
+        ...
+
+    def newest(self, after: int, timeout_s: float) -> Tick | None:
+        """The newest tick whose number is above `after`; None when there is none in time."""
+        ...
+
+    def end(self) -> None:
+        """Break the episode off; the arm holds."""
+        ...

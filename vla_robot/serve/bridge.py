@@ -1,0 +1,327 @@
+"""The robot's side, without its sockets: what the arm does at each tick of the control clock.
+
+    chunk --> accept --> due row --> age --> limits --> arm.command      mode "run"
+                            '- none, or refused ------> arm.hold         mode "hold"
+              watchdog says stop, or e-stop ----------> arm.stop         mode "stopped", until armed again
+
+Whatever arrives, only what this module lets through reaches the arm, and a tick always ends in one of the three.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from vla_robot.act.limits import require_action
+from vla_robot.act.safety import LimitStopError
+from vla_robot.act.watchdog import Verdict, Watchdog
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock
+from vla_robot.core.errors import ContractError, PolicyError
+from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+from vla_robot.core.robot import Tick
+from vla_robot.serve.arm import Arm
+
+NOTHING_SETTLED = -1
+
+MAX_ROWS = 1000
+"""Of one chunk: 20 s at 50 Hz, far more than any policy can foresee."""
+
+
+class Filter(Protocol):
+    """Decides what may reach the arm; `vla_robot.act.safety.SafetyFilter` is one."""
+
+    def reset(self, state: Vector) -> None:
+        """The arm is at rest here."""
+        ...
+
+    def check(self, action: Vector, state: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
+        """The action that may be sent from here, and every limit that changed it. Raises PolicyError when none may."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpisodeBegan:
+    """The arm is where the episode begins."""
+
+    episode: int
+    seed: int
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """The arm did something.
+
+    Attributes:
+        before: what the cameras saw before it.
+        wanted: (D,) the action that was due; None when the pose was held.
+        tick: what was done.
+        released_ns: when the bridge let go of the command.
+    """
+
+    before: Observation
+    wanted: Vector | None
+    tick: Tick
+    released_ns: int
+
+
+@dataclass(frozen=True)
+class EpisodeOver:
+    """The episode ended, or was broken off.
+
+    Attributes:
+        last: the newest observation.
+        outcome: "success", "failure", "timeout", or "stopped" for whatever the world did not decide.
+        reason: for "stopped".
+    """
+
+    last: Observation
+    outcome: str
+    reason: str
+
+
+type Listener = Callable[[EpisodeBegan | Ticked | EpisodeOver], None]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How patient a bridge is.
+
+    Attributes:
+        max_age_s: an action is not played when the oldest frame that caused it is older [s].
+    """
+
+    max_age_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_age_s <= 10:
+            raise ContractError(f"max_age_s is {self.max_age_s:g}; more than 0, and 10 s at most.")
+
+
+class Bridge:
+    """One arm and its clock's work. Single-threaded: the server calls it between messages."""
+
+    def __init__(
+        self,
+        arm: Arm,
+        limits: Filter,
+        watchdog: Watchdog,
+        clock: Clock,
+        timing: Timing | None = None,
+        listener: Listener = lambda _: None,
+    ) -> None:
+        """
+        Args:
+            arm: reset, commanded and held here; closing it is the caller's part.
+            limits: every action passes it.
+            watchdog: decides on hold and stop; whoever receives heartbeats tells it.
+            clock: the one that stamps the arm's frames.
+            timing: how old an action may be.
+            listener: is told what happens, in this thread: it must return at once.
+        """
+        self._arm = arm
+        self._limits = limits
+        self._clock = clock
+        self._timing = timing or Timing()
+        self._listener = listener
+        self._observation: Observation | None = None
+        self._chunk: ActionChunk | None = None
+        self._settled = NOTHING_SETTLED
+        self._lockstep = False
+        self._refusal = ""
+        self.watchdog = watchdog
+        self.episode = 0
+        self.running = False
+        self.late = 0
+        self.refused = 0
+        """Actions that were too old or not fit to be sent, over all episodes."""
+
+    @property
+    def arm(self) -> Arm:
+        return self._arm
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether the running episode waits for each action."""
+        return self._lockstep
+
+    @property
+    def observation(self) -> Observation | None:
+        return self._observation
+
+    def begin(self, episode: int, seed: int, lockstep: bool = False) -> Observation:
+        """Begin an episode, breaking off one that runs.
+
+        Raises:
+            ContractError: the arm is stopped and was not armed again, or cannot wait.
+        """
+        if lockstep and not self._arm.can_wait:
+            raise ContractError("lockstep is for simulations: this arm's time does not stand still between commands.")
+        if self.watchdog.stopped_by:
+            raise ContractError(f"the arm is stopped: {self.watchdog.stopped_by}. `arm` it first.")
+        self.end("another episode began")
+        self._observation = self._arm.reset(seed)
+        self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0
+        self._limits.reset(self._observation.state)
+        self.episode, self.running = episode, True
+        self.watchdog.start()
+        self._listener(EpisodeBegan(episode, seed, self._observation))
+        return self._observation
+
+    def put(self, chunk: ActionChunk) -> int:
+        """Take over actions; the newest chunk wins.
+
+        Returns:
+            Rows whose tick has passed: they are skipped.
+
+        Raises:
+            PolicyError: the chunk holds something that may never be sent. All of it is refused.
+            ContractError: no episode began, or the chunk is for a tick that was not seen yet.
+        """
+        if self._observation is None:
+            raise ContractError("no episode began here; `reset` begins one.")
+        now = self._observation.step
+        if chunk.step > now:
+            raise ContractError(f"a chunk for tick {chunk.step} came at tick {now}: nobody has seen that tick yet.")
+        if not self.running or chunk.step <= self._settled:
+            # On its way while the episode ended, or while a newer one came.
+            self.late += len(chunk.actions)
+            return len(chunk.actions)
+        try:
+            self._require_sendable(chunk)
+        except PolicyError as error:
+            self._refuse(chunk.step, str(error))
+            raise
+        skipped = 0 if len(chunk.actions) == 1 else min(now - chunk.step, len(chunk.actions))
+        self.late += skipped
+        self._chunk = chunk
+        self.watchdog.accepted()
+        return skipped
+
+    def tick(self) -> Tick:
+        """One period: play what is due, or hold, or stop. The episode must be running."""
+        before = self._observation
+        assert before is not None and self.running
+        verdict = self._verdict()
+        wanted, clamps, cause_ns = None, (), 0
+        if verdict.mode == "stopped":
+            return self._stopped(before, verdict)
+        chunk, row = self._due(before.step) if verdict.mode == "run" else (None, None)
+        allowed = None
+        if chunk is not None and row is not None:
+            allowed, clamps = self._allowed(chunk, row, before.state)
+        released_ns = self._clock.now_ns()
+        if chunk is None or row is None or allowed is None:
+            result, mode, reason = self._arm.hold(), "hold", self._why_held(verdict)
+            self._limits.reset(result.observation.state)
+        else:
+            wanted, cause_ns = row, chunk.stamp_ns
+            result, mode, reason = self._arm.command(allowed), "run", ""
+            self._settled, self._refusal = max(self._settled, chunk.step), ""
+        result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
+        self._observation = result.observation
+        tick = Tick(result, mode, reason, self._settled, cause_ns, self.late)
+        self._listener(Ticked(before, wanted, tick, released_ns))
+        if tick.over:
+            self._finish(_outcome(result), "")
+        return tick
+
+    def emergency_stop(self, cause: str) -> None:
+        """Latch the e-stop; from the next tick on the arm rests, until the watchdog is armed again."""
+        self.watchdog.trip(cause)
+        self.watchdog.release(cause)  # a moment, not a button that stays pressed
+
+    def end(self, reason: str) -> None:
+        """Break the running episode off; the arm holds."""
+        if self.running:
+            self._arm.stop()
+            self._finish("stopped", reason)
+
+    def _verdict(self) -> Verdict:
+        """In lockstep nobody is late, but a stop is a stop."""
+        if not self._lockstep:
+            return self.watchdog.check()
+        stopped_by = self.watchdog.stopped_by
+        return Verdict("stopped", stopped_by) if stopped_by else Verdict("run")
+
+    def _stopped(self, before: Observation, verdict: Verdict) -> Tick:
+        self._arm.stop()
+        held = StepResult(before, np.zeros(len(self._arm.embodiment.action)), False, False, False)
+        tick = Tick(held, "stopped", verdict.reason, self._settled, 0, self.late)
+        self._finish("stopped", verdict.reason)
+        return tick
+
+    def _finish(self, outcome: str, reason: str) -> None:
+        assert self._observation is not None
+        self.running, self._chunk = False, None
+        self._listener(EpisodeOver(self._observation, outcome, reason))
+
+    def _require_sendable(self, chunk: ActionChunk) -> None:
+        if not 1 <= len(chunk.actions) <= MAX_ROWS:
+            raise PolicyError(f"a chunk holds {len(chunk.actions)} actions; 1 to {MAX_ROWS} are allowed.")
+        for row in chunk.actions:
+            require_action(row, self._arm.embodiment.action, PolicyError)
+
+    def _due(self, step: int) -> tuple[ActionChunk, Vector] | tuple[None, None]:
+        """The chunk and its row for this tick. A chunk of one row is played once, at the first tick after it came."""
+        chunk = self._chunk
+        if chunk is None:
+            return None, None
+        row = 0 if len(chunk.actions) == 1 else step - chunk.step
+        if len(chunk.actions) == 1 or row == len(chunk.actions) - 1:
+            self._chunk = None
+        if row >= len(chunk.actions):
+            self._chunk = None
+            self._settled = max(self._settled, chunk.step)
+            return None, None
+        return chunk, chunk.actions[row]
+
+    def _allowed(
+        self, chunk: ActionChunk, row: Vector, state: Vector
+    ) -> tuple[Vector, tuple[Clamp, ...]] | tuple[None, tuple[()]]:
+        """The action as it may be sent; None when it is too old or may not be sent at all."""
+        try:
+            self._require_young(chunk)
+            return self._limits.check(row, state)
+        except LimitStopError as error:
+            self._refuse(chunk.step, str(error))
+            self.emergency_stop(f"a limit: {error}")
+            return None, ()
+        except PolicyError as error:
+            self._refuse(chunk.step, str(error))
+            return None, ()
+
+    def _require_young(self, chunk: ActionChunk) -> None:
+        """In lockstep, thinking takes no time; in real time the world has moved on since."""
+        horizon_s = 0 if self._observation is None else max(self._observation.step - chunk.step, 0)
+        planned_s = 0.0 if len(chunk.actions) == 1 else horizon_s / self._arm.embodiment.rate_hz
+        age_s = (self._clock.now_ns() - chunk.stamp_ns) / NS_PER_S - planned_s
+        if not self._lockstep and age_s > self._timing.max_age_s:
+            self.late += 1
+            raise PolicyError(
+                f"an action was {age_s * 1000:.0f} ms late, {self._timing.max_age_s * 1000:.0f} ms are allowed"
+                f"{self._stopped_cameras()}"
+            )
+
+    def _stopped_cameras(self) -> str:
+        """Names the cameras that stopped, if any: they are why an action is old."""
+        now_ns, limit_ns = self._clock.now_ns(), self._timing.max_age_s * NS_PER_S
+        old = {n: now_ns - at for n, at in self._arm.camera_stamps_ns.items() if now_ns - at > limit_ns}
+        return "".join(f"; camera '{name}' gave its last frame {age // NS_PER_MS} ms ago" for name, age in old.items())
+
+    def _refuse(self, step: int, why: str) -> None:
+        self.refused += 1
+        self._settled = max(self._settled, step)
+        self._refusal = why
+
+    def _why_held(self, verdict: Verdict) -> str:
+        return self._refusal or verdict.reason or "no action is due yet"
+
+
+def _outcome(result: StepResult) -> str:
+    if result.terminated:
+        return "success" if result.success else "failure"
+    return "timeout"

@@ -1,0 +1,64 @@
+"""The bridge's own record of an episode, on the robot's disk: complete to the fault, whatever became of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_robot.core.clock import NS_PER_MS
+from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter
+from vla_robot.serve.bridge import EpisodeBegan, EpisodeOver, Ticked
+
+
+class BridgeLog:
+    """A listener of a Bridge. Every episode is kept, however it ended; a held tick has no commanded action (NaN)."""
+
+    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+        """
+        Args:
+            folder: gets one .vlalog an episode.
+            header: what all episodes share: recipe, embodiment, versions. Plain data.
+        """
+        self._folder = folder
+        self._header = header
+        self._writer: EpisodeWriter | None = None
+        self._steps = 0
+
+    def __call__(self, event: EpisodeBegan | Ticked | EpisodeOver) -> None:
+        match event:
+            case EpisodeBegan():
+                self._begin(event)
+            case Ticked() if self._writer is not None:
+                self._steps += 1
+                self._writer.add(_step(event))
+            case EpisodeOver() if self._writer is not None:
+                writer, self._writer = self._writer, None
+                summary = {"outcome": event.outcome, "error": event.reason or None, "steps": self._steps}
+                writer.finish(event.last, summary)
+            case _:
+                raise RuntimeError(f"{type(event).__name__} came before EpisodeBegan.")
+
+    def _begin(self, event: EpisodeBegan) -> None:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+        header = {**self._header, "seed": event.seed, "instruction": event.observation.instruction}
+        self._writer = EpisodeWriter(self._folder / f"{stamp}_seed_{event.seed}{SUFFIX}", header)
+        self._steps = 0
+
+
+def _step(event: Ticked) -> EpisodeStep:
+    result, cause_ns = event.tick.result, event.tick.cause_ns
+    stages_ms = {"capture_to_command": (result.command_ns - cause_ns) / NS_PER_MS} if cause_ns else {}
+    wanted = event.wanted if event.wanted is not None else np.full_like(result.executed, np.nan)
+    return EpisodeStep(
+        observation=event.before,
+        commanded=wanted,
+        executed=result.executed,
+        command_ns=result.command_ns,
+        success=result.success,
+        clamps=result.clamps,
+        stages_ms=stages_ms,
+    )

@@ -1,0 +1,352 @@
+"""The bridge's sockets and its clock: between two deadlines it answers messages, at each deadline the arm gets its due.
+
+    |<------------- period ------------->|
+    tick  publish   messages ...   sleep  tick
+
+The protocol stands in docs/bridge.md. Everything happens in the thread that calls `serve`.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
+from vla_robot.core.embodiment import require_fit
+from vla_robot.core.errors import TransportError, VlaError, unknown
+from vla_robot.core.messages import Observation, StepResult
+from vla_robot.core.robot import Mode, Tick
+from vla_robot.serve.bridge import NOTHING_SETTLED, Bridge
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, pack_tick
+from vla_robot.transport.limits import RateLimit
+from vla_robot.transport.nouns import Fields, pack_embodiment, pack_error, unpack_action_chunk, unpack_embodiment
+from vla_robot.transport.sequence import SequenceGuard
+from vla_robot.transport.wire import Buffer, Message, decode, encode
+
+UNNUMBERED = 0
+"""Number of an answer to something that could not be read; requests begin at 1."""
+
+CREDIT = 4
+"""Ticks on their way, unacknowledged. More would queue up in a slow network and arrive old."""
+
+RESEND_S = 0.25
+"""A tick that is still the newest, and not acknowledged for this long, is sent again."""
+
+IDLE_S = 0.05
+"""How long the server waits for a message when no clock is running."""
+
+MARGIN_NS = 1_200_000
+"""Polling a socket may return a millisecond late: the last bit before a deadline is slept on the clock."""
+
+SILENT_S = 2.0
+"""A controller that was not heard of for this long may be replaced by another one."""
+
+REQUESTS_PER_TICK = 20
+BURST = 200
+"""What one client may ask for; a controller asks about five times a tick."""
+
+SHOWN_CHARS = 200
+"""Of a client's reason for stopping."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class Socket(Protocol):
+    """The server's end; `ServerSocket` is one."""
+
+    def receive(self, timeout_s: float) -> tuple[bytes, list[Buffer]] | None: ...
+
+    def send(self, peer: bytes, frames: list[Buffer]) -> bool: ...
+
+    def user_of(self, peer: bytes) -> str: ...
+
+
+@dataclass
+class Stream:
+    """The ticks on their way to the controller.
+
+    Attributes:
+        peer: its stream connection; None until it watches.
+        number: of the newest tick.
+        newest: the newest tick; None before the first of an episode.
+        seen: highest number that arrived there.
+        sent: highest number that was sent.
+        sent_ns: when something was sent last.
+        replaced: ticks that a newer one took the place of before they were sent.
+    """
+
+    peer: bytes | None = None
+    number: int = 0
+    newest: Tick | None = None
+    seen: int = 0
+    sent: int = 0
+    sent_ns: int = 0
+    replaced: int = 0
+
+    def push(self, tick: Tick) -> None:
+        self.replaced += self.number > self.sent
+        self.number, self.newest = self.number + 1, tick
+
+    def due(self, now_ns: int) -> Tick | None:
+        """The tick that may be sent now."""
+        if self.peer is None or self.newest is None or self.seen >= self.number:
+            return None
+        fresh = self.sent < self.number and self.sent - self.seen < CREDIT
+        lost = now_ns - self.sent_ns > RESEND_S * NS_PER_S
+        if not (fresh or lost):
+            return None
+        self.sent, self.sent_ns = self.number, now_ns
+        return self.newest
+
+
+@dataclass
+class Controller:
+    """Who commands the arm."""
+
+    peer: bytes | None = None
+    session: str = ""
+    heard_ns: int = 0
+    stream: Stream = field(default_factory=Stream)
+
+
+class BridgeServer:
+    """Serves one bridge to one controller, and its state to everybody who is let in."""
+
+    def __init__(
+        self,
+        bridge: Bridge,
+        socket: Socket,
+        clock: Clock | None = None,
+        jpeg_quality: Mapping[str, int] | None = None,
+    ) -> None:
+        """
+        Args:
+            bridge: what is served.
+            socket: bound, and the caller's to close.
+            clock: the one that stamps the arm's frames.
+            jpeg_quality: camera -> quality of the frames that travel as JPEG; the others stay exact.
+        """
+        self._bridge = bridge
+        self._socket = socket
+        self._clock = clock or MonotonicClock()
+        self._jpeg_quality = dict(jpeg_quality or {})
+        rate_hz = bridge.arm.embodiment.rate_hz
+        self._period_ns = round(NS_PER_S / rate_hz)
+        self._limit = RateLimit(REQUESTS_PER_TICK * rate_hz, BURST, self._clock, exempt={"stop"})
+        self._guard = SequenceGuard()
+        self._controller = Controller()
+        self._ticker: Ticker | None = None
+        self._missed = 0
+        self._last_refusal = ""
+        self._anybody: dict[str, Callable[[bytes, int, Fields], dict[str, Any]]] = {
+            "hello": self._hello,
+            "status": lambda peer, seq, fields: self.status(),
+            "stop": self._stop,
+            "clock": self._stamps,
+            "watch": self._watch,
+        }
+        self._commands: dict[str, Callable[[Fields], dict[str, Any]]] = {
+            "reset": self._reset,
+            "chunk": self._chunk,
+            "end": self._end,
+            "arm": self._arm,
+            "close": self._close,
+        }
+
+    def serve(self, should_stop: Callable[[], bool]) -> None:
+        """Tick and answer until `should_stop`, which is asked at least twenty times a second; then the arm holds."""
+        try:
+            while not should_stop():
+                if self._ticker is None or not self._bridge.running or self._bridge.lockstep:
+                    self._answer_for(IDLE_S)
+                else:
+                    self._answer_until(self._ticker.next_ns())
+                    self._tick()
+                self._publish()
+        finally:
+            self._bridge.end("the bridge was ended")
+
+    def emergency_stop(self, cause: str) -> None:
+        """Stop the arm now, in the serving thread; it stays stopped until somebody arms it."""
+        self._bridge.emergency_stop(cause)
+        self._tick()
+
+    def status(self) -> dict[str, Any]:
+        """How the bridge stands, in plain data."""
+        observation = self._bridge.observation
+        mode, reason = self._standing()
+        return {
+            "mode": mode,
+            "reason": reason,
+            "last_refusal": self._last_refusal,
+            "episode": self._bridge.episode,
+            "running": self._bridge.running,
+            "step": 0 if observation is None else observation.step,
+            "counts": {
+                **self._guard.counts,
+                "late": self._bridge.late,
+                "refused": self._bridge.refused,
+                "too_many": self._limit.refused,
+                "missed_ticks": self._missed + (0 if self._ticker is None else self._ticker.missed),
+                "frames_replaced": self._controller.stream.replaced,
+            },
+        }
+
+    def _standing(self) -> tuple[Mode, str]:
+        """The mode of the moment, and why it is not "run"."""
+        newest, stopped_by = self._controller.stream.newest, self._bridge.watchdog.stopped_by
+        if stopped_by:
+            return "stopped", stopped_by
+        if self._bridge.running and newest is not None:
+            return newest.mode, newest.reason
+        return "hold", "no episode is running"
+
+    def _answer_until(self, deadline_ns: int) -> None:
+        """Answer messages, and return at the deadline."""
+        while (left_ns := deadline_ns - self._clock.now_ns() - MARGIN_NS) > 0:
+            # In slices, as a resend may fall due in between.
+            self._answer_for(min(left_ns / NS_PER_S, IDLE_S))
+            self._publish()
+        self._clock.sleep_until_ns(deadline_ns)
+
+    def _answer_for(self, timeout_s: float) -> None:
+        """Wait for one message, and answer it."""
+        received = self._socket.receive(timeout_s)
+        if received is not None:
+            peer, frames = received
+            answer = self._answer(peer, frames)
+            if answer is not None:
+                self._socket.send(peer, answer)
+
+    def _tick(self) -> None:
+        if not self._bridge.running:
+            return
+        try:
+            self._controller.stream.push(self._bridge.tick())
+        except VlaError as error:
+            # The arm itself failed. Whoever drives must look at it before it moves again.
+            _LOG.error("the arm failed: %s", error)
+            self._bridge.emergency_stop(f"the arm failed: {error}")
+            self._controller.stream.push(self._bridge.tick())
+
+    def _publish(self) -> None:
+        stream = self._controller.stream
+        tick = stream.due(self._clock.now_ns())
+        if tick is not None and stream.peer is not None:
+            body = {"number": stream.number, "episode": self._bridge.episode}
+            packed = pack_tick(tick, self._jpeg_quality, returned_ns=self._clock.now_ns())
+            self._socket.send(stream.peer, encode(Message("tick", stream.number, {**body, "tick": packed})))
+
+    def _answer(self, peer: bytes, frames: Sequence[Buffer]) -> list[Buffer] | None:
+        seq = UNNUMBERED
+        try:
+            request = decode(frames)
+            seq = request.seq
+            body = self._handle(peer, request)
+            return None if request.kind == "watch" else encode(Message("ok", seq, body))
+        except VlaError as error:
+            self._last_refusal = str(error)
+            return encode(Message("error", seq, pack_error(error)))
+
+    def _handle(self, peer: bytes, request: Message) -> dict[str, Any]:
+        self._limit.admit(self._socket.user_of(peer) or peer.hex(), request.kind)
+        fields = Fields(request.body, request.kind)
+        if request.kind in self._anybody:
+            return self._anybody[request.kind](peer, request.seq, fields)
+        if request.kind not in self._commands:
+            raise TransportError(unknown("request", request.kind, [*self._anybody, *self._commands]))
+        if peer != self._controller.peer:
+            raise TransportError("this connection does not command the arm; say hello first.")
+        self._guard.admit(fields.text("session"), request.seq)
+        self._hear()
+        return self._commands[request.kind](fields)
+
+    def _hello(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+        protocol = fields.integer("protocol")
+        if protocol != BRIDGE_PROTOCOL:
+            raise TransportError(
+                f"the controller speaks protocol {protocol}, the bridge {BRIDGE_PROTOCOL}. Install the same version "
+                "of vla_robot on both sides."
+            )
+        wanted = fields.table("wanted")
+        if wanted.names():
+            require_fit(unpack_embodiment(wanted), self._bridge.arm.embodiment)
+        silent_s = (self._clock.now_ns() - self._controller.heard_ns) / NS_PER_S
+        if self._controller.peer not in (None, peer) and silent_s < SILENT_S:
+            raise TransportError(
+                "the arm has a controller already, and obeys one at a time. Close that one, or wait until it has been "
+                f"silent for {SILENT_S:g} s."
+            )
+        self._bridge.end("another controller took over")
+        self._controller = Controller(peer, session=self._guard.open())
+        self._hear()
+        return {
+            "protocol": BRIDGE_PROTOCOL,
+            "session": self._controller.session,
+            "embodiment": pack_embodiment(self._bridge.arm.embodiment),
+            "instruction": self._bridge.arm.instruction,
+            "can_wait": self._bridge.arm.can_wait,
+        }
+
+    def _stop(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+        self.emergency_stop(fields.text("reason")[:SHOWN_CHARS] or "the network")
+        return {}
+
+    def _stamps(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+        received_ns = self._clock.now_ns()
+        return {"received_ns": received_ns, "answered_ns": self._clock.now_ns()}
+
+    def _watch(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+        if not hmac.compare_digest(fields.text("session").encode(), self._controller.session.encode()):
+            raise TransportError("this stream belongs to no session that is open here; say hello first.")
+        stream = self._controller.stream
+        stream.peer, stream.seen = peer, min(max(stream.seen, fields.integer("seen")), stream.number)
+        self._hear()
+        return {}
+
+    def _hear(self) -> None:
+        self._controller.heard_ns = self._clock.now_ns()
+        self._bridge.watchdog.beat()
+
+    def _reset(self, fields: Fields) -> dict[str, Any]:
+        """An episode that runs already is one whose answer was lost: nothing moves."""
+        episode = fields.integer("episode")
+        if self._bridge.running and episode == self._bridge.episode:
+            return {"number": self._controller.stream.number}
+        observation = self._bridge.begin(episode, fields.integer("seed"), fields.flag("lockstep"))
+        if self._ticker is not None:
+            self._missed += self._ticker.missed
+        self._ticker = Ticker(self._clock, self._period_ns)
+        self._controller.stream.push(self._first_tick(observation))
+        return {"number": self._controller.stream.number}
+
+    def _first_tick(self, observation: Observation) -> Tick:
+        """What the cameras saw before anything was done."""
+        nothing = np.zeros(len(self._bridge.arm.embodiment.action))
+        result = StepResult(observation, nothing, success=False, terminated=False, truncated=False)
+        return Tick(result, "hold", "the episode begins", NOTHING_SETTLED, 0, 0)
+
+    def _chunk(self, fields: Fields) -> dict[str, Any]:
+        late = self._bridge.put(unpack_action_chunk(fields.table("chunk")))
+        if self._bridge.lockstep:
+            self._tick()
+        return {"late": late}
+
+    def _end(self, fields: Fields) -> dict[str, Any]:
+        self._bridge.end("the controller ended it")
+        return {}
+
+    def _arm(self, fields: Fields) -> dict[str, Any]:
+        self._bridge.watchdog.arm()
+        return {}
+
+    def _close(self, fields: Fields) -> dict[str, Any]:
+        self._bridge.end("the controller closed the connection")
+        self._guard.close()
+        self._controller = Controller()
+        return {}

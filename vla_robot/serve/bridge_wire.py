@@ -1,0 +1,48 @@
+"""Ticks <-> message bodies, and the protocol's version. The protocol stands in docs/bridge.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+from vla_robot.core.errors import TransportError, unknown
+from vla_robot.core.robot import Mode, Tick
+from vla_robot.transport.nouns import Fields, pack_observation, pack_step_result, unpack_step_result
+
+BRIDGE_PROTOCOL = 1
+"""Of requests and answers between a controller and a bridge; the wire format below has a version of its own."""
+
+
+def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> dict[str, Any]:
+    """
+    Args:
+        tick: what travels.
+        jpeg_quality: camera -> quality of the frames that travel as JPEG; the others stay exact.
+        returned_ns: now, on the clock that stamps the frames.
+    """
+    result = pack_step_result(tick.result)
+    if jpeg_quality:
+        result["observation"] = pack_observation(tick.result.observation, jpeg_quality)
+    return {
+        "result": result,
+        "mode": tick.mode,
+        "reason": tick.reason,
+        "settled": tick.settled,
+        "cause_ns": tick.cause_ns,
+        "late": tick.late,
+        "returned_ns": returned_ns,
+    }
+
+
+def unpack_tick(fields: Fields) -> Tick:
+    mode = fields.text("mode")
+    if mode not in get_args(Mode):
+        raise TransportError(unknown("mode", mode, get_args(Mode)))
+    return Tick(
+        result=unpack_step_result(fields.table("result")),
+        mode=cast(Mode, mode),
+        reason=fields.text("reason"),
+        settled=fields.integer("settled"),
+        cause_ns=fields.integer("cause_ns"),
+        late=fields.integer("late"),
+    )

@@ -1,0 +1,361 @@
+"""A robot behind a bridge. The protocol stands in docs/bridge.md.
+
+    main thread     --command connection-->  bridge      hello, reset, chunk, end, clock: one answer each
+    stream thread   <--stream connection---  bridge      ticks, newest wins
+                    ---- watch ----------->              what arrived; ten times a second, the heartbeat
+
+The heartbeat says that this process lives. Whether its policy still thinks is told by the age of its actions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import TransportError, VlaError
+from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.robot import Tick
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
+from vla_robot.transport.clock_sync import ClockSample, ClockSync, Offset
+from vla_robot.transport.keys import ClientSecurity
+from vla_robot.transport.nouns import Fields, pack_action_chunk, pack_embodiment, unpack_embodiment, unpack_error
+from vla_robot.transport.sockets import SLICE_S, ClientSocket
+from vla_robot.transport.wire import Message, decode, encode
+
+CONNECT_TIMEOUT_S = 10.0
+RESET_TIMEOUT_S = 60.0
+"""robosuite's first reset builds shaders and takes seconds on a slow computer."""
+ANSWER_TIMEOUT_S = 3.0
+TRY_TIMEOUT_S = 1.0
+"""A request that may have been lost is sent again after this long."""
+CLOSE_TIMEOUT_S = 0.5
+
+SYNC_EXCHANGES = 8
+"""Exchanges of stamps before each episode: the quickest of some decides how well the clocks are known."""
+
+
+class RemoteRobot:
+    """The Robot port over ZeroMQ; `LockstepWorld` makes a World of it where the robot is simulated."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        security: ClientSecurity | None = None,
+        wanted: Embodiment | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        clock: Clock | None = None,
+    ) -> None:
+        """Connect and learn what robot it is.
+
+        Args:
+            address: where a bridge listens, e.g. "tcp://127.0.0.1:5570".
+            security: who we are, and whose key the bridge must own; None on this computer.
+            wanted: what the policy was made for; the bridge refuses what does not fit.
+            connect_timeout_s: how long the bridge may take to answer.
+            clock: times the stages.
+
+        Raises:
+            TransportError: nobody answers, or the bridge speaks another version or has a controller already.
+            ContractError: the policy does not fit the robot; every difference is in the message.
+        """
+        self.address = address
+        self._clock = clock or MonotonicClock()
+        self._seq = 0
+        self._episode = 0
+        self._session = ""
+        self._number = 0
+        self._stages_ms: dict[str, float] = {}
+        self._sync = ClockSync()
+        self._refusals: list[VlaError] = []
+        self._socket: ClientSocket | None = ClientSocket(address, security)
+        self._stream: _Stream | None = None
+        try:
+            self._hello(wanted, connect_timeout_s)
+            self._stream = _Stream(address, security, self._session, self._clock)
+            self._synchronise()
+        except BaseException:
+            self._disconnect()
+            raise
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._instruction
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether the robot is simulated, so that lockstep is possible."""
+        return self._can_wait
+
+    @property
+    def last_stages_ms(self) -> Mapping[str, float]:
+        """Where the newest observation spent its time on the way here, in milliseconds: `render`, `transport_back`."""
+        return self._stages_ms
+
+    @property
+    def offset(self) -> Offset:
+        """The bridge's clock minus ours, with its bound."""
+        return self._sync.offset(self._clock.now_ns())
+
+    def begin(self, seed: int, *, lockstep: bool = False) -> Observation:
+        """Begin an episode.
+
+        Args:
+            seed: of a simulation.
+            lockstep: the robot waits for each action.
+
+        Raises:
+            ContractError: the arm is stopped and was not armed again, or cannot wait.
+            TransportError: no answer in time.
+        """
+        self._synchronise()
+        self._episode += 1
+        self._refusals.clear()
+        body = {"episode": self._episode, "seed": int(seed), "lockstep": lockstep}
+        number = self._command("reset", body, RESET_TIMEOUT_S).integer("number")
+        self._number = number
+        return self._tick_above(number - 1, RESET_TIMEOUT_S).result.observation
+
+    def send(self, chunk: ActionChunk) -> None:
+        self._drain()
+        if self._refusals:
+            raise self._refusals.pop(0)
+        self._post("chunk", {"session": self._session, "chunk": pack_action_chunk(chunk)})
+
+    def newest(self, after: int, timeout_s: float) -> Tick | None:
+        """The newest tick of this episode whose observation's step is above `after`; None when there is none in time.
+
+        Raises:
+            TransportError: the bridge refuses the stream.
+        """
+        arrived = self._connected_stream().await_tick(
+            lambda a: a.episode == self._episode and a.tick.result.observation.step > after, timeout_s
+        )
+        self._drain()
+        return None if arrived is None else self._taken(arrived)
+
+    def end(self) -> None:
+        self._command("end", {}, ANSWER_TIMEOUT_S)
+
+    def arm(self) -> None:
+        """Release the e-stop. Raises ContractError while its cause is present."""
+        self._command("arm", {}, ANSWER_TIMEOUT_S)
+
+    def stop(self, reason: str) -> None:
+        """E-stop, latched at the bridge."""
+        self._exchange("stop", {"reason": reason}, ANSWER_TIMEOUT_S)
+
+    def status(self) -> Mapping[str, Any]:
+        """How the bridge stands: mode, reason, counts; see docs/bridge.md."""
+        return self._exchange("status", {}, ANSWER_TIMEOUT_S).body
+
+    def play(self, chunk: ActionChunk) -> Tick:
+        """In lockstep: hand over one action, and wait for what came of it.
+
+        Raises:
+            PolicyError: the action may not be sent; nothing moved.
+            TransportError: no answer in time. Whether the arm moved is unknown.
+        """
+        self._command("chunk", {"chunk": pack_action_chunk(chunk)}, RESET_TIMEOUT_S)
+        self._number += 1
+        return self._tick_above(self._number - 1, RESET_TIMEOUT_S)
+
+    def close(self) -> None:
+        """Let another controller have the robot; the arm holds."""
+        if self._socket is None:
+            return
+        with contextlib.suppress(VlaError):
+            self._command("close", {}, CLOSE_TIMEOUT_S)
+        self._disconnect()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hello(self, wanted: Embodiment | None, timeout_s: float) -> None:
+        body = {"protocol": BRIDGE_PROTOCOL, "wanted": pack_embodiment(wanted) if wanted else {}}
+        answer = Fields(self._exchange("hello", body, timeout_s).body, "answer to hello")
+        self._embodiment = unpack_embodiment(answer.table("embodiment"))
+        self._instruction = answer.text("instruction")
+        self._can_wait = answer.flag("can_wait")
+        self._session = answer.text("session")
+
+    def _synchronise(self) -> None:
+        for _ in range(SYNC_EXCHANGES):
+            sent_ns = self._clock.now_ns()
+            answer = Fields(self._exchange("clock", {}, ANSWER_TIMEOUT_S).body, "answer to clock")
+            stamps = answer.integer("received_ns"), answer.integer("answered_ns")
+            self._sync.add(ClockSample(sent_ns, *stamps, self._clock.now_ns()))
+
+    def _tick_above(self, number: int, timeout_s: float) -> Tick:
+        arrived = self._connected_stream().await_tick(lambda a: a.number > number, timeout_s)
+        if arrived is None:
+            raise TransportError(f"the bridge at {self.address} sent no observation within {timeout_s:g} s.")
+        return self._taken(arrived)
+
+    def _taken(self, arrived: Arrived) -> Tick:
+        observation = arrived.tick.result.observation
+        self._embodiment.check(observation)
+        away_ns = arrived.at_ns - arrived.returned_ns + self.offset.offset_ns
+        self._stages_ms = {
+            "render": (arrived.returned_ns - observation.stamp_ns) / NS_PER_MS,
+            "transport_back": max(away_ns, 0) / NS_PER_MS,
+        }
+        return arrived.tick
+
+    def _command(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> Fields:
+        answer = self._exchange(kind, {"session": self._session, **body}, timeout_s)
+        return Fields(answer.body, f"answer to {kind}")
+
+    def _exchange(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> Message:
+        """The answer; a request that got none in TRY_TIMEOUT_S is sent again, except for actions.
+
+        Raises:
+            VlaError: what the bridge reports, or TransportError when it does not answer.
+        """
+        end_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
+        first = self._seq + 1
+        try_ns = 0
+        while (now_ns := self._clock.now_ns()) < end_ns:
+            if now_ns >= try_ns and (kind != "chunk" or not try_ns):
+                self._post(kind, body)
+                try_ns = now_ns + round(TRY_TIMEOUT_S * NS_PER_S)
+            answer = self._receive(SLICE_S)
+            if answer is None:
+                continue
+            if answer.seq < first:
+                self._note(answer)
+            elif answer.kind == "error":
+                raise unpack_error(Fields(answer.body, f"answer to {kind}"))
+            else:
+                return answer
+        raise TransportError(
+            f"the bridge at {self.address} did not answer '{kind}' within {timeout_s:g} s. "
+            "Is `vla bridge` running there?"
+        )
+
+    def _post(self, kind: str, body: Mapping[str, Any]) -> None:
+        if self._socket is None:
+            raise TransportError("the connection to the robot was closed; connect again.")
+        self._seq += 1
+        self._socket.send(encode(Message(kind, self._seq, body)))
+
+    def _drain(self) -> None:
+        """Take the answers to what was posted; refusals are kept for the next `send`."""
+        while (answer := self._receive(0.0)) is not None:
+            self._note(answer)
+
+    def _note(self, answer: Message) -> None:
+        if answer.kind == "error":
+            self._refusals.append(unpack_error(Fields(answer.body, "refusal")))
+
+    def _receive(self, timeout_s: float) -> Message | None:
+        assert self._socket is not None
+        frames = self._socket.receive(timeout_s)
+        return None if frames is None else decode(frames)
+
+    def _connected_stream(self) -> _Stream:
+        if self._stream is None:
+            raise TransportError("the connection to the robot was closed; connect again.")
+        return self._stream
+
+    def _disconnect(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A tick as it came over the wire.
+
+    Attributes:
+        number: of the message; it only grows within a session.
+        episode: which it belongs to.
+        tick: what the robot did.
+        returned_ns: when it was sent, on the bridge's clock.
+        at_ns: when it came, on ours.
+    """
+
+    number: int
+    episode: int
+    tick: Tick
+    returned_ns: int
+    at_ns: int
+
+
+class _Stream:
+    """Receives ticks in a thread of its own, which alone touches the socket."""
+
+    def __init__(self, address: str, security: ClientSecurity | None, session: str, clock: Clock) -> None:
+        self._session = session
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._newest: Arrived | None = None
+        self._failure: VlaError | None = None
+        self._stop = threading.Event()
+        self._seq = 0
+        self._thread = threading.Thread(target=self._run, args=(address, security), name="ticks", daemon=True)
+        self._thread.start()
+
+    def await_tick(self, wanted: Callable[[Arrived], bool], timeout_s: float) -> Arrived | None:
+        """The newest tick, once it is a wanted one; None when it is none in time. Raises what ended the stream."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or (self._newest and wanted(self._newest)), timeout_s)
+            if self._failure is not None:
+                raise self._failure
+            return self._newest if self._newest is not None and wanted(self._newest) else None
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self, address: str, security: ClientSecurity | None) -> None:
+        try:
+            with ClientSocket(address, security) as socket:
+                self._watch(socket)
+                while not self._stop.is_set():
+                    frames = socket.receive(SLICE_S)
+                    if frames is not None:
+                        self._take(decode(frames))
+                    self._watch(socket)
+        except VlaError as error:
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+
+    def _watch(self, socket: ClientSocket) -> None:
+        """Say what arrived, and that we live."""
+        self._seq += 1
+        seen = 0 if self._newest is None else self._newest.number
+        # While the network is frozen, the queue is full: what is said next says it all.
+        with contextlib.suppress(TransportError):
+            socket.send(encode(Message("watch", self._seq, {"session": self._session, "seen": seen})))
+
+    def _take(self, message: Message) -> None:
+        fields = Fields(message.body, message.kind)
+        if message.kind == "error":
+            raise unpack_error(fields)
+        number, packed = fields.integer("number"), fields.table("tick")
+        if self._newest is not None and number <= self._newest.number:
+            return
+        arrived = Arrived(
+            number, fields.integer("episode"), unpack_tick(packed), packed.integer("returned_ns"), self._clock.now_ns()
+        )
+        with self._changed:
+            self._newest = arrived
+            self._changed.notify_all()
