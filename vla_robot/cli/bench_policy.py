@@ -52,6 +52,8 @@ class PolicyArgs:
     """batch sizes"""
     dtype: Annotated[tuple[str, ...], option("DTYPE ...")] = ("float32",)
     """precisions; the first is the one that the others' tokens are compared with"""
+    compiled: bool = False
+    """also measure the first precision as a compiled graph; compiling takes a minute for each batch size"""
     rounds: Annotated[int, option("N")] = 30
     """inferences of each contender"""
     json: Annotated[Path | None, option("FILE")] = None
@@ -72,15 +74,18 @@ class Case:
         dtype: precision of ours, or of the weights that `plain` shares.
         batch: observations an inference.
         plain: the baseline instead of ours.
+        compiled: ours as one compiled graph.
     """
 
     dtype: str
     batch: int
     plain: bool = False
+    compiled: bool = False
 
     @property
     def name(self) -> str:
-        return PLAIN if self.plain else f"{self.dtype}/batch{self.batch}"
+        how = f"{self.dtype}+compiled" if self.compiled else self.dtype
+        return PLAIN if self.plain else f"{how}/batch{self.batch}"
 
 
 @dataclass(frozen=True)
@@ -130,8 +135,10 @@ def measure(args: PolicyArgs, console: Console) -> Report:
     """All contenders in turns."""
     from vla_robot.policy.openvla.measure import memory_bytes_per_s, take_turns
 
-    policies = {dtype: _load(args.policy, dtype) for dtype in args.dtype}
-    first = policies[args.dtype[0]]
+    policies = {(dtype, False): _load(args.policy, dtype) for dtype in args.dtype}
+    first = policies[args.dtype[0], False]
+    if args.compiled:
+        policies[args.dtype[0], True] = _load(args.policy, args.dtype[0], compiled=True)
     scenes = [_scene(first, index) for index in range(max(args.batch))]
     contenders = _contenders(policies, scenes, args.batch)
     with Progress(console=console, transient=True) as bar:
@@ -142,29 +149,29 @@ def measure(args: PolicyArgs, console: Console) -> Report:
     return Report({case: timings[case.name] for case in contenders}, costs, matmul, memory_bytes_per_s())
 
 
-def _load(name: str, dtype: str) -> OpenVLAPolicy:
+def _load(name: str, dtype: str, compiled: bool = False) -> OpenVLAPolicy:
     from vla_robot.policy.openvla.policy import load
 
     path = find("policies", name)
     recipe = PolicyRecipe(kind="openvla", checkpoint=path) if is_bare_checkpoint(path) else read(PolicyRecipe, path)
     if recipe.kind != "openvla" or recipe.checkpoint is None:
         raise RecipeError(f"'{name}' is a policy of kind '{recipe.kind}'; `vla bench policy` measures kind 'openvla'.")
-    return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key)
+    return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key, compiled=compiled)
 
 
 def _contenders(
-    policies: Mapping[str, OpenVLAPolicy], scenes: Sequence[Observation], batches: Sequence[int]
+    policies: Mapping[tuple[str, bool], OpenVLAPolicy], scenes: Sequence[Observation], batches: Sequence[int]
 ) -> dict[Case, Contender]:
     from vla_robot.policy.openvla.baseline import Baseline
     from vla_robot.policy.openvla.measure import ours, plain
 
-    dtype, policy = next(iter(policies.items()))
+    (dtype, _), policy = next(iter(policies.items()))
     baseline = Baseline(policy.model, policy.preprocessor)
     cases: dict[Case, Contender] = {
         Case(dtype, 1, plain=True): plain(baseline, policy, scenes[:1], _cameras(policy), _action_dim(policy))
     }
-    for name, each in policies.items():
-        cases |= {Case(name, n): ours(each, scenes[:n], _action_dim(each)) for n in batches}
+    for (name, compiled), each in policies.items():
+        cases |= {Case(name, n, compiled=compiled): ours(each, scenes[:n], _action_dim(each)) for n in batches}
     return cases
 
 
@@ -237,7 +244,7 @@ def rows(report: Report) -> list[dict[str, Any]]:
         for stage, ms in timing.stages_ms.items():
             for percent in (50, 99):
                 result.append(_row(f"{case.name}/{stage}_p{percent}", float(np.percentile(ms, percent)), "ms"))
-        result += [row for stage in COUNTED for row in _stage_rows(report, case, stage)]
+        result += [row for stage in COUNTED if stage in timing.stages_ms for row in _stage_rows(report, case, stage)]
     return result
 
 
@@ -275,19 +282,22 @@ def _difference(report: Report, case: Case) -> float:
 
 
 def _table(report: Report) -> Table:
+    """A column per contender: the stages, then what they come to."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("ms, p50", no_wrap=True)
-    stages = next(list(t.stages_ms) for t in report.timings.values() if t.stages_ms)
-    for column in (*stages, "total", "p99", "actions/s", "to plain", "differ"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for case, timing in report.timings.items():
-        p50, actions = timing.percentile_ms(50), case.batch * 1e3 / timing.percentile_ms(50)
-        parts = [f"{np.median(timing.stages_ms[stage]):.1f}" if timing.stages_ms else "" for stage in stages]
-        faster = "" if case.plain else f"{case.batch * report.plain.percentile_ms(50) / p50:.2f}x"
-        differ = "" if case.plain else f"{_difference(report, case):.1%}"
-        table.add_row(
-            case.name, *parts, f"{p50:.1f}", f"{timing.percentile_ms(99):.1f}", f"{actions:.1f}", faster, differ
-        )
+    table.add_column("ms, median", no_wrap=True)
+    for case in report.timings:
+        table.add_column(case.name.replace("/", "\n").replace("+", "\n"), justify="right")
+    for stage in dict.fromkeys(stage for t in report.timings.values() for stage in t.stages_ms):
+        cells = [t.stages_ms.get(stage) for t in report.timings.values()]
+        table.add_row(f"  {stage}", *("" if ms is None else f"{np.median(ms):.1f}" for ms in cells))
+    cases = report.timings.items()
+    plain_ms = report.plain.percentile_ms(50)
+    table.add_row("an inference", *(f"{t.percentile_ms(50):.1f}" for _, t in cases))
+    table.add_row("  p99", *(f"{t.percentile_ms(99):.1f}" for _, t in cases))
+    table.add_row("inferences/s", *(f"{1e3 / t.percentile_ms(50):.1f}" for _, t in cases))
+    table.add_row("actions/s", *(f"{c.batch * 1e3 / t.percentile_ms(50):.1f}" for c, t in cases))
+    table.add_row("  to plain's", *(f"{c.batch * plain_ms / t.percentile_ms(50):.2f}x" for c, t in cases))
+    table.add_row("tokens that differ", *("" if c.plain else f"{_difference(report, c):.1%}" for c, _ in cases))
     return table
 
 
@@ -295,16 +305,14 @@ def _words(report: Report) -> str:
     """How near each stage comes to the machine's best, for the first precision."""
     lines = ["", "Of what bare matrix products reach here at the same shapes (Gflop/s):"]
     for case in report.timings:
-        if not case.plain and case.dtype == next(iter(report.timings)).dtype:
+        if COUNTED[0] in report.timings[case].stages_ms and case.dtype == next(iter(report.timings)).dtype:
             shares = [
                 f"{stage} {_flops_per_s(report, case, stage) / 1e9:.0f} of {report.matmul[case.batch][stage] / 1e9:.0f}"
                 for stage in COUNTED
             ]
             lines.append(f"  {case.name}: " + ", ".join(shares))
-    lines.append(
-        f"Memory: {report.memory_bytes_per_s / 1e9:.1f} GB/s. `differ`: share of action tokens unlike plain's,"
-    )
-    lines.append("or, for another precision, unlike the first one's.")
+    lines.append(f"Memory: {report.memory_bytes_per_s / 1e9:.1f} GB/s.")
+    lines.append("Tokens that differ: from plain's in the first precision, from the first precision's in another.")
     return "\n".join(lines)
 
 
@@ -316,8 +324,7 @@ def _draw(report: Report, path: Path) -> None:
     axes = figure.subplots()
     names = [case.name for case in report.timings]
     left = np.zeros(len(names))
-    stages = next(list(t.stages_ms) for t in report.timings.values() if t.stages_ms)
-    for stage in stages:
+    for stage in dict.fromkeys(stage for t in report.timings.values() for stage in t.stages_ms):
         widths = [float(np.median(t.stages_ms.get(stage, [0.0]))) / c.batch for c, t in report.timings.items()]
         axes.barh(names, widths, left=left, label=stage)
         left += widths

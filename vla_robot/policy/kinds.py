@@ -38,7 +38,13 @@ def _openvla(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -
     from vla_robot.policy.openvla.policy import load
 
     assert recipe.checkpoint is not None  # PolicyRecipe requires it for this kind
-    policy = load(recipe.checkpoint, recipe.dtype, statistics_key=recipe.statistics_key, pre_step=recipe.pre_step)
+    policy = load(
+        recipe.checkpoint,
+        recipe.dtype,
+        statistics_key=recipe.statistics_key,
+        pre_step=recipe.pre_step,
+        compiled=recipe.compiled,
+    )
     if policy.embodiment is not None:
         require_fit(policy.embodiment, embodiment)
     return policy

@@ -53,6 +53,8 @@ class PolicyRecipe:
         pre_step: what happens to a frame before the towers' own resize. "none": nothing, as on OpenVLA's model card;
             "rlds": JPEG and back, then Lanczos to the towers' size, as its training data was stored (Bridge);
             "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
+        compiled: for kind "openvla", one compiled graph for each shape of batch: faster, after a first inference that
+            takes a minute; on a CPU it needs a C++ compiler.
         oft: for kind "openvla_oft", what the folder does not say.
     """
 
@@ -62,6 +64,7 @@ class PolicyRecipe:
     statistics_key: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pre_step: Literal["none", "rlds", "rlds_crop"] = "none"
+    compiled: bool = False
     oft: OFTRecipe | None = None
 
     def __post_init__(self) -> None:

@@ -38,23 +38,40 @@ class Generator:
         Raises:
             PolicyError: a logit is not finite.
         """
-        stages = stages or Stages()
+        tokens, finite = self.greedy(embeds, lengths, action_dim, stages or Stages())
+        require_finite(finite)
+        return tokens
+
+    def greedy(
+        self, embeds: Tensor, lengths: Tensor | None, action_dim: int, stages: Stages | None
+    ) -> tuple[Tensor, Tensor]:
+        """`tokens` without a look at any value, so that a device never waits and a compiler sees one graph.
+
+        Returns:
+            (B, action_dim) int64 token ids, () bool whether every logit was finite.
+        """
         hidden, cache = self._decoder.prefill(embeds, lengths, action_dim - 1)
-        rows = [self._logits(hidden).argmax(dim=-1)]  # each (B,), counted from the first action row
-        stages.done("prefill")
+        logits = linear(hidden, self._head)  # (B, 256)
+        finite, rows = torch.isfinite(logits).all(), [logits.argmax(dim=-1)]  # ids counted from the first action row
+        if stages:
+            stages.done("prefill")
         while len(rows) < action_dim:
-            hidden = self._decoder.step(self._embeddings[rows[-1]], cache)
-            rows.append(self._logits(hidden).argmax(dim=-1))
-        stages.done("decode")
-        return torch.stack(rows, dim=1) + self._first_id
+            logits = linear(self._decoder.step(self._embeddings[rows[-1]], cache), self._head)
+            finite &= torch.isfinite(logits).all()
+            rows.append(logits.argmax(dim=-1))
+        if stages:
+            stages.done("decode")
+        return torch.stack(rows, dim=1) + self._first_id, finite
 
     def first_logits(self, embeds: Tensor, lengths: Tensor) -> Tensor:
-        """(B, 256) logits of the first generated position over the action rows."""
+        """(B, 256) logits of the first generated position over the action rows. Raises PolicyError like `tokens`."""
         hidden, _ = self._decoder.prefill(embeds, lengths, 0)
-        return self._logits(hidden)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
         logits = linear(hidden, self._head)
-        if not torch.isfinite(logits).all():
-            raise PolicyError("the policy's logits are not finite: the checkpoint or its input is damaged.")
+        require_finite(torch.isfinite(logits).all())
         return logits
+
+
+def require_finite(finite: Tensor) -> None:
+    """Raise PolicyError unless () bool is true."""
+    if not finite:
+        raise PolicyError("the policy's logits are not finite: the checkpoint or its input is damaged.")

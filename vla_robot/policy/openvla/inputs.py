@@ -197,16 +197,29 @@ def embed(model: OpenVLA, batch: Batch, stages: Stages | None = None) -> tuple[T
     Raises:
         ContractError: the batch does not fit the model.
     """
-    _require_fit(batch, model.config)
     stages = stages or Stages()
-    weight = model.projector.fc1.weight
-    ids, text_lengths = _pad(batch.prompts, model.config.pad_token_id)
-    features = model.vision_backbone(batch.pixels.to(weight))
+    pixels, ids, state, text_lengths = tensors_of(model, batch)
+    features = model.vision_backbone(pixels)
     stages.done("towers")
-    state = None if batch.state is None else batch.state.to(weight)
-    embeds = model.align(features, ids.to(weight.device), state)
+    embeds = model.align(features, ids, state)
     stages.done("projector")
-    return embeds, (text_lengths + embeds.shape[1] - ids.shape[1]).to(weight.device)
+    return embeds, text_lengths + embeds.shape[1] - ids.shape[1]
+
+
+def tensors_of(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """A batch on the model's device and in its precision.
+
+    Returns:
+        (B, N, C, S, S) pixels, (B, L) ids padded at the right, (B, P) state or None, (B,) real ids per row.
+
+    Raises:
+        ContractError: the batch does not fit the model.
+    """
+    _require_fit(batch, model.config)
+    weight = model.projector.fc1.weight
+    ids, lengths = _pad(batch.prompts, model.config.pad_token_id)
+    state = None if batch.state is None else batch.state.to(weight)
+    return batch.pixels.to(weight), ids.to(weight.device), state, lengths.to(weight.device)
 
 
 def chunks_of(

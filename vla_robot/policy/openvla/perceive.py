@@ -18,6 +18,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.openvla.config import OpenVLAConfig
@@ -41,7 +42,7 @@ class Tower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, P, dim)."""
-        x = self.patch_embed(pixels)
+        x = self._embed_patches(pixels)
         prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self._no_embed_class:  # DINOv2 with registers, SigLIP: only patches have a position
             x = torch.cat([*prefix, x + self.pos_embed], dim=1)
@@ -49,6 +50,14 @@ class Tower(nn.Module):
             x = torch.cat([*prefix, x], dim=1) + self.pos_embed
         x = self.blocks(x)
         return x[:, sum(t.shape[1] for t in prefix) :]
+
+    def _embed_patches(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, P, dim). A convolution whose stride is its kernel is a matrix product, faster as one."""
+        weight, bias = self.patch_embed.proj.weight, self.patch_embed.proj.bias  # (dim, 3, p, p), (dim,)
+        B, _, S, _ = pixels.shape
+        p = weight.shape[-1]
+        patches = pixels.reshape(B, 3, S // p, p, S // p, p).permute(0, 2, 4, 1, 3, 5).reshape(B, (S // p) ** 2, -1)
+        return linear(patches, weight.flatten(1), bias)
 
 
 class VisionBackbone(nn.Module):

@@ -16,6 +16,7 @@ from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.policy.openvla.action_tokens import ActionTokenizer
 from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_dtype
+from vla_robot.policy.openvla.compiled import CompiledInference
 from vla_robot.policy.openvla.generate import Generator
 from vla_robot.policy.openvla.inputs import (
     Batch,
@@ -32,6 +33,7 @@ from vla_robot.policy.openvla.pre_step import NONE
 from vla_robot.policy.openvla.preprocess import Preprocessor
 from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
 from vla_robot.policy.openvla.reason import Decoder
+from vla_robot.policy.openvla.threads import threads_for
 from vla_robot.policy.openvla.weights import load_model
 
 LLAMA_SPACE = 29871
@@ -57,6 +59,7 @@ class OpenVLAPolicy:
         statistics: Mapping[str, Mapping[str, Any]],
         embodiment: Embodiment | None = None,
         statistics_key: str | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model = model
         self.embodiment = embodiment
@@ -75,6 +78,7 @@ class OpenVLAPolicy:
             self.action_tokens.first_id,
             config.action_vocab_end,
         )
+        self._compiled = CompiledInference(model, self._generator) if compiled else None
 
     def reset(self, seed: int) -> None:
         """Nothing to forget: greedy decoding of single observations has no memory and no chance."""
@@ -104,8 +108,13 @@ class OpenVLAPolicy:
     @torch.inference_mode()
     def generate(self, batch: Batch, action_dim: int, stages: Stages | None = None) -> NDArray[np.int64]:
         """A batch as `read` makes it -> (B, action_dim) token ids; the time of each stage is booked in `stages`."""
-        embeds, lengths = embed(self.model, batch, stages)
-        return self._generator.tokens(embeds, lengths, action_dim, stages).cpu().numpy()
+        with threads_for(self.model, batch):
+            if self._compiled is not None and self._compiled.takes(batch):
+                tokens = self._compiled(batch, action_dim, stages or Stages())
+            else:
+                embeds, lengths = embed(self.model, batch, stages)
+                tokens = self._generator.tokens(embeds, lengths, action_dim, stages)
+        return tokens.cpu().numpy()
 
     def generate_tokens(
         self,
@@ -171,6 +180,7 @@ def load(
     device: str = "cpu",
     statistics_key: str | None = None,
     pre_step: str = NONE,
+    compiled: bool = False,
 ) -> OpenVLAPolicy:
     """A policy from a checkpoint folder in the published layout.
 
@@ -180,9 +190,11 @@ def load(
         device: torch device.
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
         pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
+        compiled: one compiled graph for each shape of batch; the first inference of a shape then takes a minute.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or fails the self-test.
+        PolicyError: nothing can be compiled here.
     """
     checkpoint = Checkpoint.read(folder, pre_step)
     policy = OpenVLAPolicy(
@@ -192,6 +204,7 @@ def load(
         checkpoint.config.norm_stats,
         checkpoint.embodiment,
         statistics_key,
+        compiled,
     )
     policy.self_test()
     return policy

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError
@@ -84,17 +84,17 @@ class Decoder:
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = config.head_dim or config.hidden_size // config.num_attention_heads
-        self._eps: float = config.rms_norm_eps
         self._layers = [_fuse_layer(layer) for layer in llama.model.layers]
         self._norm: Tensor = llama.model.norm.weight.detach()
+        self._eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device=self._norm.device)
         self._cos, self._sin = _rope_tables(config, self._head_dim, self._norm.device)
 
-    def prefill(self, embeds: Tensor, lengths: Tensor, new_tokens: int) -> tuple[Tensor, Cache]:
+    def prefill(self, embeds: Tensor, lengths: Tensor | None, new_tokens: int) -> tuple[Tensor, Cache]:
         """Read the whole prompt.
 
         Args:
             embeds: (B, S, D), padded at the right.
-            lengths: (B,) int64 real tokens per row, at most S.
+            lengths: (B,) int64 real tokens per row, at most S; None says that no row is padded.
             new_tokens: how many `step` calls may follow.
 
         Returns:
@@ -116,11 +116,11 @@ class Decoder:
         index, layer = final  # only the last real token leaves it
         q, k, v = self._qkv(layer, x, cos, sin)
         cache.keys[index][:, :, :S], cache.values[index][:, :, :S] = k, v
-        rows, last = torch.arange(B, device=embeds.device), lengths - 1
+        rows, last = torch.arange(B, device=embeds.device), cache.lengths - 1
         visible = None if cache.visible is None else cache.visible[..., :S]
         attended = self._attend(q[rows, :, last].unsqueeze(2), k, v, mask=visible)
         x = self._finish(layer, x[rows, last].unsqueeze(1), attended)  # (B, 1, D)
-        return rms_norm(x.squeeze(1), self._norm.shape, self._norm, self._eps), cache
+        return _rms_norm(x.squeeze(1), self._norm, self._eps), cache
 
     def step(self, embeds: Tensor, cache: Cache) -> Tensor:
         """One more token per row: (B, D) embedding -> (B, D) normed hidden state."""
@@ -136,7 +136,7 @@ class Decoder:
             values[:, :, slot : slot + 1] = v
             x = self._finish(layer, x, self._attend(q, keys[:, :, : slot + 1], values[:, :, : slot + 1], mask=visible))
         cache.steps += 1
-        return rms_norm(x.squeeze(1), self._norm.shape, self._norm, self._eps)
+        return _rms_norm(x.squeeze(1), self._norm, self._eps)
 
     def bidirectional(self, embeds: Tensor, lengths: Tensor) -> Tensor:
         """Read a sequence in which every token sees every other; only padding is hidden.
@@ -160,7 +160,7 @@ class Decoder:
         x = embeds
         for layer in self._layers:
             x = self._finish(layer, x, self._attend(*self._qkv(layer, x, cos, sin), mask=visible))
-        return rms_norm(x, self._norm.shape, self._norm, self._eps)
+        return _rms_norm(x, self._norm, self._eps)
 
     def _require_positions(self, tokens: int) -> None:
         if tokens > len(self._cos):
@@ -169,12 +169,14 @@ class Decoder:
                 "use a shorter instruction or fewer cameras."
             )
 
-    def _allocate(self, embeds: Tensor, lengths: Tensor, new_tokens: int) -> Cache:
+    def _allocate(self, embeds: Tensor, lengths: Tensor | None, new_tokens: int) -> Cache:
         B, S, _ = embeds.shape
         slots = S + new_tokens
         shape = (B, self._kv_heads, slots, self._head_dim)
         visible = None
-        if int(lengths.min()) < S:
+        if lengths is None:
+            lengths = torch.full((B,), S, device=embeds.device)
+        elif int(lengths.min()) < S:
             slot = torch.arange(slots, device=embeds.device)
             visible = ((slot < lengths[:, None]) | (slot >= S))[:, None, None]  # (B, 1, 1, slots)
         return Cache(
@@ -188,7 +190,7 @@ class Decoder:
     def _qkv(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, D) -> rotated q (B, H, S, hd), rotated k and plain v (B, Hkv, S, hd)."""
         B, S, _ = x.shape
-        normed = rms_norm(x, layer.norm_attention.shape, layer.norm_attention, self._eps)
+        normed = _rms_norm(x, layer.norm_attention, self._eps)
         heads = linear(normed, layer.qkv).view(B, S, -1, self._head_dim).transpose(1, 2)  # (B, H + 2 Hkv, S, hd)
         rotated = heads[:, : self._heads + self._kv_heads]
         rotated = _rotate(rotated, cos, sin)
@@ -203,20 +205,27 @@ class Decoder:
     def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
         """Output projection, then the gated MLP, each with its residual: (B, S, D) -> (B, S, D)."""
         x = x + linear(attended, layer.out)
-        gate, up = linear(rms_norm(x, layer.norm_mlp.shape, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
+        gate, up = linear(_rms_norm(x, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
         return x + linear(silu(gate) * up, layer.down)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """Root mean square norm, the mean in fp32 whatever the precision, as Llama has it; in the fewest operations."""
+    x32 = x.float()
+    norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+    scale = torch.rsqrt(torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]))  # 1 / sqrt(mean(x^2) + eps)
+    return weight * (x32 * scale).to(x.dtype)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding in fp32 whatever the weights' precision: bf16 tables changed about 1 % of actions."""
-    half = x.shape[-1] // 2
     x32 = x.float()
-    turned = torch.cat([-x32[..., half:], x32[..., :half]], dim=-1)
-    return (x32 * cos + turned * sin).to(x.dtype)
+    first, second = x32.chunk(2, dim=-1)
+    return torch.addcmul(x32 * cos, torch.cat([second, first], dim=-1), sin).to(x.dtype)
 
 
 def _rope_tables(config: Any, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(max positions, hd) fp32 cosines and sines."""
+    """(max positions, hd) fp32 cosines and sines; the first half of the sines is negative, as `_rotate` needs it."""
     parameters = config.rope_parameters
     if parameters.get("rope_type", "default") != "default":
         raise CheckpointError(f"rope_type {parameters['rope_type']!r} is not supported; Llama-2 uses 'default'.")
@@ -224,8 +233,9 @@ def _rope_tables(config: Any, head_dim: int, device: torch.device) -> tuple[Tens
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
     inverse_frequencies = torch.exp(-math.log(theta) * exponents)
     positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, inverse_frequencies).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    angles = torch.outer(positions, inverse_frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
 
 
 def _fuse_layer(layer: Any) -> _Layer:
