@@ -32,6 +32,8 @@ class Observation:
         step: control steps since reset; 0 is the observation that reset returns.
         privileged: simulator truth for scripted experts and labels. Empty unless the world was built to give it, and
             never given to a learned policy.
+        committed: (n, D) float64 actions, in the units of the action space, that the arm will execute from this step
+            on while the answer is made; the answer's first n rows cannot change them. None when the arm waits.
     """
 
     images: Mapping[str, Image]
@@ -40,6 +42,7 @@ class Observation:
     stamp_ns: int
     step: int
     privileged: Mapping[str, Vector] = field(default_factory=dict[str, Vector])
+    committed: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

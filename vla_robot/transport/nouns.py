@@ -141,6 +141,7 @@ def pack_observation(observation: Observation, jpeg_quality: Mapping[str, int] |
         "stamp_ns": observation.stamp_ns,
         "step": observation.step,
         "privileged": dict(observation.privileged),
+        **({} if observation.committed is None else {"committed": observation.committed}),
     }
 
 
@@ -153,6 +154,7 @@ def unpack_observation(fields: Fields) -> Observation:
         stamp_ns=fields.integer("stamp_ns"),
         step=fields.integer("step"),
         privileged={name: privileged.array(name, np.float64, ndim=1) for name in privileged.names()},
+        committed=fields.array("committed", np.float64, ndim=2) if "committed" in fields.names() else None,
     )
 
 
