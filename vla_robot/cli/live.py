@@ -52,6 +52,7 @@ class LiveView:
         self._spinner = Spinner("dots")
         self._number = 0
         self._seed = 0
+        self._steps = 0
         self._latencies_ms: list[float] = []
 
     def __enter__(self) -> Self:
@@ -70,19 +71,21 @@ class LiveView:
             case EpisodeStarted():
                 self._number += 1
                 self._seed = event.seed
-                self._latencies_ms = []
+                self._latencies_ms, self._steps = [], 0
                 self._show("reset")
             case StepDone():
-                self._latencies_ms.append(event.stages_ms[TOTAL])
+                self._steps += 1
+                # A robot with a clock of its own also ticks while it is held, without a command.
+                if TOTAL in event.stages_ms:
+                    self._latencies_ms.append(event.stages_ms[TOTAL])
                 self._show(self._progress(event))
             case EpisodeEnded():
                 self._console.print(episode_line(event.result, self._number, self._episodes), soft_wrap=True)
                 self._show("")
 
     def _progress(self, event: StepDone) -> str:
-        steps = len(self._latencies_ms)
-        rate_hz = steps / event.elapsed_s if event.elapsed_s > 0 else 0.0
-        return _facts(steps, rate_hz, median(self._latencies_ms))
+        rate_hz = self._steps / event.elapsed_s if event.elapsed_s > 0 else 0.0
+        return _facts(self._steps, rate_hz, median(self._latencies_ms) if self._latencies_ms else None)
 
     def _show(self, progress: str) -> None:
         if self._live is None:

@@ -135,7 +135,7 @@ def _tiles(run: RunSummary) -> str:
 def _stages(run: RunSummary) -> str:
     """Where the time goes: the medians in one bar, then a histogram a stage on one logarithmic axis."""
     stages_ms = run.stages_ms
-    if not stages_ms:
+    if TOTAL not in stages_ms:
         return ""
     inside = [name for name in stages_ms if name not in (TOTAL, WORLD_STEP)]
     colours = {name: f"var(--c{k % N_COLOURS})" for k, name in enumerate(inside)}

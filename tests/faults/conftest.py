@@ -1,0 +1,287 @@
+"""A bridge, its arm, its controller and the network between them, all on one fake clock: a second takes a millisecond.
+
+The arm writes down every command that reaches it; the network delays, drops and freezes as the test tells it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_robot.act.limits import limits_of
+from vla_robot.act.safety import SafetyFilter
+from vla_robot.act.watchdog import Watchdog
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.errors import WorldError
+from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.robot import Tick
+from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.serve.bridge import Bridge, Timing
+from vla_robot.serve.bridge_log import BridgeLog
+from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
+from vla_robot.transport.nouns import Fields, pack_action_chunk
+from vla_robot.transport.wire import Buffer, Message, decode, encode
+
+SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
+EMBODIMENT = Embodiment(
+    "toy", SPACE, (Dim("x", "m", -1.0, 1.0), Dim("gripper_width", "m", 0, 0.1)), (CameraSpec("front", 6, 8),), 10.0
+)
+RATE_HZ = 10.0
+START_NS = 1000 * NS_PER_S
+
+COMMANDER, STREAM, STRANGER = b"commander", b"stream", b"stranger"
+BEAT_MS = 50
+
+
+@dataclass
+class RecordingArm:
+    """Follows its commands, and writes down each of them with its time; `holds` are not commands."""
+
+    clock: FakeClock
+    embodiment: Embodiment = EMBODIMENT
+    instruction: str = "lift the cube"
+    can_wait: bool = True
+    x: float = 0.0
+    step: int = 0
+    camera_stopped: bool = False
+    fails: bool = False
+    horizon: int = 10_000
+    commands: list[tuple[int, Vector]] = field(default_factory=list[tuple[int, Vector]])
+    holds: list[int] = field(default_factory=list[int])
+    stops: list[int] = field(default_factory=list[int])
+    stamp_ns: int = 0
+
+    @property
+    def camera_stamps_ns(self) -> Mapping[str, int]:
+        return {"front": self.stamp_ns}
+
+    def reset(self, seed: int) -> Observation:
+        self.x, self.step = 0.0, 0
+        return self._observe()
+
+    def command(self, action: Vector) -> StepResult:
+        self.commands.append((self.clock.now_ns(), action))
+        if self.fails:
+            raise WorldError("joint 3 reports an overcurrent.")
+        self.x += float(action[0])
+        return self._after(action)
+
+    def hold(self) -> StepResult:
+        self.holds.append(self.clock.now_ns())
+        return self._after(np.array([0.0, 1.0]))
+
+    def stop(self) -> None:
+        self.stops.append(self.clock.now_ns())
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _after(self, action: Vector) -> StepResult:
+        self.step += 1
+        return StepResult(self._observe(), action, False, False, self.step >= self.horizon)
+
+    def _observe(self) -> Observation:
+        if not self.camera_stopped:
+            self.stamp_ns = self.clock.now_ns()
+        image = np.full((6, 8, 3), self.step % 256, np.uint8)
+        return Observation({"front": image}, np.array([self.x, 0.05]), self.instruction, self.stamp_ns, self.step)
+
+
+@dataclass
+class Network:
+    """The bridge's socket. What is sent arrives `delay_ms` later, when it is due on the fake clock; or not at all."""
+
+    clock: FakeClock
+    delay_ms: float = 1.0
+    drop: float = 0.0
+    frozen_until_ns: int = 0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    on_message: Callable[[bytes, Message], None] = lambda peer, message: None
+    _due: list[tuple[int, int, Callable[[], tuple[bytes, list[Buffer]] | None]]] = field(default_factory=list)
+    _count: int = 0
+
+    def post(self, peer: bytes, message: Message, after_ms: float = 0.0) -> None:
+        """From a peer to the bridge."""
+        frames = [bytes(frame) for frame in encode(message)]
+        self._schedule(after_ms, lambda: (peer, list[Buffer](frames)))
+
+    def call(self, function: Callable[[], None], after_ms: float) -> None:
+        """Let something happen at a peer, later; the network has no part in it."""
+        self._push(self.clock.now_ns() + round(after_ms * NS_PER_MS), lambda: function())
+
+    def receive(self, timeout_s: float) -> tuple[bytes, list[Buffer]] | None:
+        end_ns = self.clock.now_ns() + max(round(timeout_s * NS_PER_S), 1)
+        while self._due and self._due[0][0] <= end_ns:
+            at_ns, _, arrive = heapq.heappop(self._due)
+            self.clock.sleep_until_ns(at_ns)
+            arrived = arrive()
+            if arrived is not None:
+                return arrived
+        self.clock.sleep_until_ns(end_ns)
+        return None
+
+    def send(self, peer: bytes, frames: list[Buffer]) -> bool:
+        message = decode([memoryview(bytes(frame)) for frame in frames])
+        self._schedule(0.0, lambda: self.on_message(peer, message))
+        return True
+
+    def user_of(self, peer: bytes) -> str:
+        return ""
+
+    def _schedule(self, after_ms: float, arrive: Callable[[], Any]) -> None:
+        if self.rng.random() < self.drop:
+            return
+        at_ns = self.clock.now_ns() + round((after_ms + self.delay_ms) * NS_PER_MS)
+        self._push(max(at_ns, self.frozen_until_ns), arrive)
+
+    def _push(self, at_ns: int, arrive: Callable[[], Any]) -> None:
+        self._count += 1
+        heapq.heappush(self._due, (at_ns, self._count, arrive))
+
+
+type Think = Callable[[Observation], ActionChunk | None]
+
+
+@dataclass
+class Controller:
+    """Answers each tick that it sees with a chunk, `think_ms` later, one at a time; beats while it lives."""
+
+    network: Network
+    think: Think
+    think_ms: float = 20.0
+    alive: bool = True
+    policy_alive: bool = True
+    session: str = ""
+    ticks: list[Tick] = field(default_factory=list[Tick])
+    errors: list[str] = field(default_factory=list[str])
+    answers: list[Message] = field(default_factory=list[Message])
+    seen: int = 0
+    _seq: int = 0
+    _thinking: bool = False
+
+    def say(self, kind: str, **body: Any) -> int:
+        """One command; its number."""
+        self._seq += 1
+        self.network.post(COMMANDER, Message(kind, self._seq, {"session": self.session, **body}))
+        return self._seq
+
+    def hear(self, peer: bytes, message: Message) -> None:
+        """Whatever the bridge sends; a stranger's answers are kept too."""
+        if not self.alive:
+            return
+        if message.kind == "tick":
+            self._see(Fields(message.body, "tick"))
+        elif message.kind == "error":
+            self.errors.append(message.body["message"])
+        else:
+            self.answers.append(message)
+            self.session = message.body.get("session", self.session)
+
+    def beat(self) -> None:
+        if self.alive:
+            self.network.post(STREAM, Message("watch", 1, {"session": self.session, "seen": self.seen}))
+            self.network.call(self.beat, BEAT_MS)
+
+    def _see(self, fields: Fields) -> None:
+        number = fields.integer("number")
+        if number <= self.seen:
+            return
+        self.seen = number
+        tick = unpack_tick(fields.table("tick"))
+        self.ticks.append(tick)
+        if self.policy_alive and not self._thinking and not tick.over:
+            self._thinking = True
+            self.network.call(lambda: self._answer(tick.result.observation), self.think_ms)
+
+    def _answer(self, observation: Observation) -> None:
+        self._thinking = False
+        if self.alive and self.policy_alive and (chunk := self.think(observation)) is not None:
+            self.say("chunk", chunk=pack_action_chunk(chunk))
+
+
+def chunk_of(observation: Observation, *rows: tuple[float, float]) -> ActionChunk:
+    return ActionChunk(np.array(rows, dtype=np.float64), observation.stamp_ns, observation.step)
+
+
+@dataclass
+class Stage:
+    """Everything on one clock. `play` lets time pass; `at` schedules a fault."""
+
+    clock: FakeClock
+    arm: RecordingArm
+    network: Network
+    controller: Controller
+    bridge: Bridge
+    server: BridgeServer
+
+    def begin(self) -> None:
+        """Say hello, watch, and begin an episode."""
+        self.hello()
+        self.controller.say("reset", episode=1, seed=0, lockstep=False)
+
+    def hello(self) -> None:
+        self.controller.say("hello", protocol=BRIDGE_PROTOCOL, wanted={})
+        self.play(0.1)
+        self.controller.beat()
+
+    def play(self, seconds: float) -> None:
+        end_ns = self.clock.now_ns() + round(seconds * NS_PER_S)
+        # `serve` holds the arm when it ends; here it only pauses.
+        running, self.bridge.end = self.bridge.end, lambda reason: None  # type: ignore[method-assign]
+        try:
+            self.server.serve(lambda: self.clock.now_ns() >= end_ns)
+        finally:
+            self.bridge.end = running  # type: ignore[method-assign]
+
+    def at(self, seconds: float, happen: Callable[[], None]) -> None:
+        self.network.call(happen, seconds * 1000)
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        return self.server.status()
+
+    def modes(self) -> Counter[str]:
+        return Counter(tick.mode for tick in self.controller.ticks[1:])
+
+    def since(self, moment_ns: int) -> list[Vector]:
+        """Commands that reached the arm from then on."""
+        return [action for at_ns, action in self.arm.commands if at_ns >= moment_ns]
+
+    def check_commands(self) -> None:
+        """No command outside of the limits ever reached the arm."""
+        for _, action in self.arm.commands:
+            assert action.shape == (2,) and np.isfinite(action).all()
+            assert (action >= SPACE.low).all() and (action <= SPACE.high).all()
+
+
+@pytest.fixture
+def make_stage(tmp_path: Path) -> Callable[..., Stage]:
+    """A stage; `think` is the policy, and `max_age_s` how late an action may be."""
+
+    def make(think: Think | None = None, *, max_age_s: float = 0.5, **controller: Any) -> Stage:
+        clock = FakeClock(START_NS)
+        arm, network = RecordingArm(clock), Network(clock)
+        limits = SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe()))
+        log = BridgeLog(tmp_path / "logs", {"env": "toy"})
+        bridge = Bridge(arm, limits, Watchdog(clock), clock, Timing(max_age_s), log)
+        server = BridgeServer(bridge, network, clock)
+        driver = Controller(network, think or (lambda o: chunk_of(o, (0.01, 1.0))), **controller)
+        network.on_message = driver.hear
+        return Stage(clock, arm, network, driver, bridge, server)
+
+    return make
+
+
+@pytest.fixture
+def shifted() -> Callable[[Observation, int], Observation]:
+    """The same observation, captured earlier or later."""
+    return lambda observation, by_ns: replace(observation, stamp_ns=observation.stamp_ns + by_ns)
