@@ -24,7 +24,7 @@ from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.recipe.limits import LimitsRecipe
-from vla_robot.serve.bridge import Bridge, Timing
+from vla_robot.serve.bridge import Bridge, Execution
 from vla_robot.serve.bridge_log import BridgeLog
 from vla_robot.serve.bridge_server import BridgeServer
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
@@ -272,7 +272,7 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
         arm, network = RecordingArm(clock), Network(clock)
         limits = SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe()))
         log = BridgeLog(tmp_path / "logs", {"env": "toy"})
-        bridge = Bridge(arm, limits, Watchdog(clock), clock, Timing(max_age_s), log)
+        bridge = Bridge(arm, limits, Watchdog(clock), clock, Execution(max_age_s), log)
         server = BridgeServer(bridge, network, clock)
         driver = Controller(network, think or (lambda o: chunk_of(o, (0.01, 1.0))), **controller)
         network.on_message = driver.hear

@@ -14,21 +14,22 @@ from typing import Annotated
 
 import tyro
 
+from vla_robot.act.chunk import Splice
 from vla_robot.cli.build import build_arm, build_limits, server_security
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.punctual import MAX_PRIORITY, freeze_garbage, take_priority
 from vla_robot.cli.words import option
 from vla_robot.core.clock import MonotonicClock
+from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.serve.arm import Arm
-from vla_robot.serve.bridge import Bridge, Listener, Timing
+from vla_robot.serve.bridge import Bridge, EpisodeBegan, EpisodeOver, Execution, Listener, Ticked
 from vla_robot.serve.bridge_server import BridgeServer
 from vla_robot.transport.sockets import ServerSocket
 
 LOOPBACK = "tcp://127.0.0.1:5570"
-REAL_TIME_PRIORITY = 40
-"""Above everything ordinary, below the kernel's own threads."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,24 @@ class BridgeArgs:
     """send frames as JPEG of this quality; by default they travel exact"""
     max_age_s: Annotated[float, option("S")] = 0.5
     """an action is refused when the oldest frame that caused it is older"""
+    splice: Splice = "drop"
+    """what is played where two chunks meet: the newest, a blend, ACT's ensemble, or real-time chunking"""
     hold_after_s: Annotated[float, option("S")] = 0.5
     """hold the pose when no action or heartbeat came for this long"""
     stop_after_s: Annotated[float, option("S")] = 3.0
     """stop the arm, supported, when nothing came for this long"""
+    priority: Annotated[int, option("0..99")] = 0
+    """real-time priority of the control clock; for arms of metal, as a simulation would take its computer's time"""
     record: Annotated[Path | None, option("FOLDER")] = None
     """keep the log of every episode there, complete to whatever ended it"""
     json: Annotated[Path | None, option("FILE")] = None
     """when it ends, write what happened to this file, for machines"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.priority <= MAX_PRIORITY:
+            raise RecipeError(f"--priority {self.priority}: 0 to {MAX_PRIORITY}, 40 is a good one.")
+        if self.jpeg is not None and not 1 <= self.jpeg <= 100:
+            raise RecipeError(f"--jpeg {self.jpeg}: a quality from 1 to 100.")
 
 
 @dataclass
@@ -84,6 +95,8 @@ def main(args: BridgeArgs) -> int:
     with ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:
         arm = build_arm(recipe)
         try:
+            freeze_garbage()
+            print(f"  {take_priority(args.priority)}", flush=True)
             bridge = _bridge(args, recipe, arm)
             quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
             server = BridgeServer(bridge, socket, jpeg_quality=quality)
@@ -99,45 +112,39 @@ def main(args: BridgeArgs) -> int:
     return 0
 
 
-def be_punctual() -> str:
-    """Keep what makes a control tick late away from this process; what was achieved, for a person.
-
-    Garbage collection stops the world for milliseconds when it visits everything that was ever imported: that is
-    frozen. Real-time priority is taken where the user may have it.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
-    except (OSError, AttributeError):
-        return "ordinary priority (real-time priority is not permitted here)"
-    return f"real-time priority {REAL_TIME_PRIORITY}"
-
-
 def _bridge(args: BridgeArgs, recipe: EnvRecipe, arm: Arm) -> Bridge:
     from vla_robot.act.watchdog import Watchdog
 
     clock = MonotonicClock()
     watchdog = Watchdog(clock, hold_after_s=args.hold_after_s, stop_after_s=args.stop_after_s)
     limits = build_limits(arm.embodiment, recipe)
-    return Bridge(arm, limits, watchdog, clock, Timing(args.max_age_s), _listener(args, recipe, arm))
+    return Bridge(arm, limits, watchdog, clock, Execution(args.max_age_s, args.splice), _listener(args, recipe, arm))
 
 
 def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm) -> Listener:
-    if args.record is None:
-        return lambda _: None
+    log = None if args.record is None else _log(args.record, args.env, recipe, arm)
+
+    def listen(event: EpisodeBegan | Ticked | EpisodeOver) -> None:
+        if log is not None:
+            log(event)
+        if isinstance(event, EpisodeOver):
+            gc.collect()  # nothing is urgent between episodes, see `freeze_garbage`
+
+    return listen
+
+
+def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm) -> Listener:
     from vla_robot.record.provenance import machine, versions
     from vla_robot.serve.bridge_log import BridgeLog
 
     header = {
-        "env": args.env,
+        "env": env,
         "recipes": {"env.toml": dump(recipe)},
         "embodiment": arm.embodiment.to_dict(),
         "versions": versions(),
         "machine": machine(),
     }
-    return BridgeLog(args.record, header)
+    return BridgeLog(folder, header)
 
 
 def _until(stopped: Callable[[], bool], server: BridgeServer) -> Callable[[], bool]:

@@ -15,6 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
+from vla_robot.act.chunk import ChunkBuffer, Splice
+from vla_robot.act.delay import DelayEstimator
 from vla_robot.act.limits import require_action
 from vla_robot.act.safety import LimitStopError
 from vla_robot.act.watchdog import Verdict, Watchdog
@@ -87,14 +89,16 @@ type Listener = Callable[[EpisodeBegan | Ticked | EpisodeOver], None]
 
 
 @dataclass(frozen=True)
-class Timing:
-    """How patient a bridge is.
+class Execution:
+    """How a bridge plays actions.
 
     Attributes:
-        max_age_s: an action is not played when the oldest frame that caused it is older [s].
+        max_age_s: an action is not played when the oldest frame that caused it is older than planned by this [s].
+        splice: what is played where two chunks meet; see `vla_robot.act.chunk`.
     """
 
     max_age_s: float = 0.5
+    splice: Splice = "drop"
 
     def __post_init__(self) -> None:
         if not 0 < self.max_age_s <= 10:
@@ -110,7 +114,7 @@ class Bridge:
         limits: Filter,
         watchdog: Watchdog,
         clock: Clock,
-        timing: Timing | None = None,
+        execution: Execution | None = None,
         listener: Listener = lambda _: None,
     ) -> None:
         """
@@ -119,13 +123,15 @@ class Bridge:
             limits: every action passes it.
             watchdog: decides on hold and stop; whoever receives heartbeats tells it.
             clock: the one that stamps the arm's frames.
-            timing: how old an action may be.
+            execution: how old an action may be, and what is played where two chunks meet.
             listener: is told what happens, in this thread: it must return at once.
         """
         self._arm = arm
         self._limits = limits
         self._clock = clock
-        self._timing = timing or Timing()
+        self._execution = execution or Execution()
+        self._plan = ChunkBuffer(self._execution.splice, len(arm.embodiment.action))
+        self._delay = DelayEstimator()
         self._listener = listener
         self._observation: Observation | None = None
         self._chunk: ActionChunk | None = None
@@ -165,6 +171,7 @@ class Bridge:
         self.end("another episode began")
         self._observation = self._arm.reset(seed)
         self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0
+        self._plan.clear()
         self._limits.reset(self._observation.state)
         self.episode, self.running = episode, True
         self.watchdog.start()
@@ -195,7 +202,9 @@ class Bridge:
         except PolicyError as error:
             self._refuse(chunk.step, str(error))
             raise
-        skipped = 0 if len(chunk.actions) == 1 else min(now - chunk.step, len(chunk.actions))
+        self._delay.add(self._clock.now_ns() - chunk.stamp_ns)
+        # A single action is meant for the moment it arrives; whether it is too old then is told by its stamp.
+        skipped = self._plan.put(replace(chunk, step=now) if len(chunk.actions) == 1 else chunk, now)
         self.late += skipped
         self._chunk = chunk
         self.watchdog.accepted()
@@ -209,7 +218,7 @@ class Bridge:
         wanted, clamps, cause_ns = None, (), 0
         if verdict.mode == "stopped":
             return self._stopped(before, verdict)
-        chunk, row = self._due(before.step) if verdict.mode == "run" else (None, None)
+        chunk, row = self._due(before.step, verdict)
         allowed = None
         if chunk is not None and row is not None:
             allowed, clamps = self._allowed(chunk, row, before.state)
@@ -222,6 +231,7 @@ class Bridge:
             result, mode, reason = self._arm.command(allowed), "run", ""
             self._settled, self._refusal = max(self._settled, chunk.step), ""
         result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
+        result = replace(result, observation=self._promised(result.observation))
         self._observation = result.observation
         tick = Tick(result, mode, reason, self._settled, cause_ns, self.late)
         self._listener(Ticked(before, wanted, tick, released_ns))
@@ -254,6 +264,13 @@ class Bridge:
         self._finish("stopped", verdict.reason)
         return tick
 
+    def _promised(self, observation: Observation) -> Observation:
+        """With the actions that will be executed before an answer to it can come, for a policy that heeds them."""
+        if self._execution.splice != "rtc":
+            return observation
+        steps = self._delay.steps(self._arm.embodiment.rate_hz)
+        return replace(observation, committed=self._plan.commit(observation.step, steps))
+
     def _finish(self, outcome: str, reason: str) -> None:
         assert self._observation is not None
         self.running, self._chunk = False, None
@@ -265,19 +282,13 @@ class Bridge:
         for row in chunk.actions:
             require_action(row, self._arm.embodiment.action, PolicyError)
 
-    def _due(self, step: int) -> tuple[ActionChunk, Vector] | tuple[None, None]:
-        """The chunk and its row for this tick. A chunk of one row is played once, at the first tick after it came."""
-        chunk = self._chunk
-        if chunk is None:
+    def _due(self, step: int, verdict: Verdict) -> tuple[ActionChunk, Vector] | tuple[None, None]:
+        """The action of this tick, and the chunk that had the last word on it."""
+        if verdict.mode != "run" or self._chunk is None:
+            self._plan.clear()
             return None, None
-        row = 0 if len(chunk.actions) == 1 else step - chunk.step
-        if len(chunk.actions) == 1 or row == len(chunk.actions) - 1:
-            self._chunk = None
-        if row >= len(chunk.actions):
-            self._chunk = None
-            self._settled = max(self._settled, chunk.step)
-            return None, None
-        return chunk, chunk.actions[row]
+        row = self._plan.take(step)
+        return (None, None) if row is None else (self._chunk, row)
 
     def _allowed(
         self, chunk: ActionChunk, row: Vector, state: Vector
@@ -299,16 +310,16 @@ class Bridge:
         horizon_s = 0 if self._observation is None else max(self._observation.step - chunk.step, 0)
         planned_s = 0.0 if len(chunk.actions) == 1 else horizon_s / self._arm.embodiment.rate_hz
         age_s = (self._clock.now_ns() - chunk.stamp_ns) / NS_PER_S - planned_s
-        if not self._lockstep and age_s > self._timing.max_age_s:
+        if not self._lockstep and age_s > self._execution.max_age_s:
             self.late += 1
             raise PolicyError(
-                f"an action was {age_s * 1000:.0f} ms late, {self._timing.max_age_s * 1000:.0f} ms are allowed"
+                f"an action was {age_s * 1000:.0f} ms late, {self._execution.max_age_s * 1000:.0f} ms are allowed"
                 f"{self._stopped_cameras()}"
             )
 
     def _stopped_cameras(self) -> str:
         """Names the cameras that stopped, if any: they are why an action is old."""
-        now_ns, limit_ns = self._clock.now_ns(), self._timing.max_age_s * NS_PER_S
+        now_ns, limit_ns = self._clock.now_ns(), self._execution.max_age_s * NS_PER_S
         old = {n: now_ns - at for n, at in self._arm.camera_stamps_ns.items() if now_ns - at > limit_ns}
         return "".join(f"; camera '{name}' gave its last frame {age // NS_PER_MS} ms ago" for name, age in old.items())
 
