@@ -90,6 +90,16 @@ def test_rtc_of_a_conditioned_policy_takes_its_rows_exactly() -> None:
     assert executed(buffer, 2, 4) == [0.2, 5, 6, 7]
 
 
+def test_a_promise_counts_for_the_chunk_of_its_own_observation_alone() -> None:
+    buffer = ChunkBuffer("rtc", dims=1, conditioned=True)
+    buffer.put(chunk(0, *[0.0] * 9), due_step=0)
+    for step in range(4):
+        buffer.commit(step, 3)
+        buffer.take(step)
+    buffer.put(chunk(2, *[1.0] * 9), due_step=4)  # promised were steps 2, 3 and 4; that of step 3 reached 5
+    assert executed(buffer, 4, 3) == [0, 1, 1]
+
+
 def test_what_is_committed_ends_where_the_plan_ends() -> None:
     buffer = ChunkBuffer("rtc", dims=1)
     assert buffer.commit(0, 3).shape == (0, 1)

@@ -79,7 +79,8 @@ class ChunkBuffer:
         self._ensemble_m = ensemble_m if splice == "ensemble" else None
         self._plan: dict[int, Vector] = {}
         self._predictions: dict[int, list[Vector]] = {}
-        self._newest_step = self._committed_end = 0
+        self._promised_ends: dict[int, int] = {}
+        self._newest_step = 0
         self.late = 0
         """Rows that came after their step, so far."""
 
@@ -109,12 +110,17 @@ class ChunkBuffer:
         """(D,) the action of a step, or None when the plan has none. Steps before it are over."""
         for done in [planned for planned in self._plan if planned < step]:
             self._forget(done)
+        # What is over is frozen anyway, promised or not.
+        self._promised_ends = {made: end for made, end in self._promised_ends.items() if end > step}
         action = self._plan.get(step)
         self._forget(step)
         return action
 
     def commit(self, step: int, steps: int) -> NDArray[np.float64]:
         """Promise the rows that will be executed before the answer to this observation can arrive.
+
+        The promise counts for the chunk of this observation alone, so every observation may have one. It is void for
+        rows that another chunk rewrites in the meantime.
 
         Args:
             step: of the observation, the next one to be executed.
@@ -124,7 +130,7 @@ class ChunkBuffer:
             (n, D) for steps `step` .. `step + n - 1`; n is less than `steps` where the plan ends.
         """
         rows = self._planned(step, steps)
-        self._committed_end = step + len(rows)
+        self._promised_ends[step] = step + len(rows)
         return rows
 
     def left(self, step: int) -> int:
@@ -135,13 +141,15 @@ class ChunkBuffer:
         """Forget the plan: an episode begins or the arm is held. `late` goes on."""
         self._plan.clear()
         self._predictions.clear()
-        self._newest_step = self._committed_end = 0
+        self._promised_ends.clear()
+        self._newest_step = 0
 
     def _splice(self, new: NDArray[np.float64], first: int, cause_step: int) -> None:
         """Lay rows for the steps from `first` on over the plan; what the plan has beyond them is dropped."""
         old = self._planned(first, len(new))
         late = first - cause_step
-        share = self._old_share(max(self._committed_end - cause_step, late), late, len(old))
+        promised = self._promised_ends.get(cause_step, first) - cause_step
+        share = self._old_share(max(promised, late), late, len(old))
         spliced = np.concatenate([mix(old, new[: len(old)], share), new[len(old) :]])
         for step in [planned for planned in self._plan if planned >= first]:
             del self._plan[step]
