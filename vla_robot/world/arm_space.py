@@ -13,11 +13,17 @@ REACH_M = 1.5
 MAX_OPENING_M = 0.1
 
 
-def embodiment_of(recipe: EnvRecipe, name: str) -> Embodiment:
-    """Tool deltas in the base frame and an absolute gripper; state is the tool's pose and the gripper's opening."""
+def embodiment_of(recipe: EnvRecipe, name: str, reach_m: float = REACH_M) -> Embodiment:
+    """Tool deltas in the base frame and an absolute gripper; state is the tool's pose and the gripper's opening.
+
+    Args:
+        recipe: of the world.
+        name: of the arm.
+        reach_m: the tool is never further from the base.
+    """
     translation = [Dim(n, "m", -recipe.max_step_m, recipe.max_step_m) for n in ("dx", "dy", "dz")]
     rotation = [Dim(n, "rad", -recipe.max_step_rad, recipe.max_step_rad) for n in ("droll", "dpitch", "dyaw")]
-    position = [Dim(n, "m", -REACH_M, REACH_M) for n in ("x", "y", "z")]
+    position = [Dim(n, "m", -reach_m, reach_m) for n in ("x", "y", "z")]
     orientation = [Dim(n, "rad", -2 * np.pi, 2 * np.pi) for n in ("rx", "ry", "rz")]
     return Embodiment(
         name=name,

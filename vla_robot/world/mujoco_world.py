@@ -26,6 +26,7 @@ from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.messages import Image, Observation, StepResult, Vector
 from vla_robot.recipe.env import EnvRecipe, PlacementRecipe
 from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
+from vla_robot.world.reach import reach_m
 from vla_robot.world.render import Renderer, choose_gl_backend
 from vla_robot.world.success import TESTS, Placed
 from vla_robot.world.tool_ik import ToolIk, quat_of, turned
@@ -59,7 +60,9 @@ class MujocoWorld:
         self._rig = _find_rig(self._model, recipe)
         self._ik = ToolIk(self._model, self._rig.tool, self._rig.joints)
         self._objects = _free_bodies(self._model)
-        self._embodiment = embodiment_of(recipe, recipe.arm.lower())
+        self._embodiment = embodiment_of(
+            recipe, recipe.arm.lower(), reach_m(self._model, self._rig.base, self._rig.tool)
+        )
         self._renderer = Renderer(self._model, recipe.shadows)
         self._open = True
         self._step = self._held = 0

@@ -27,6 +27,7 @@ from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.optional import require
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
+from vla_robot.world.reach import reach_m
 from vla_robot.world.render import COLLISION_GEOMS, Renderer, start_mujoco
 
 BUILD_SEED = 0
@@ -56,7 +57,7 @@ class RobosuiteWorld:
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._check_cameras()
         self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
-        self._embodiment = embodiment_of(recipe, recipe.arm.lower())
+        self._embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m())
         self._scale = _controller_scale(self._robot)
         self._step = 0
         self._held = 0
@@ -154,6 +155,10 @@ class RobosuiteWorld:
     def _opening(self) -> float:
         joints = self._robot._ref_gripper_joint_pos_indexes[self._arm]
         return float(np.abs(self._data.qpos[joints]).sum())
+
+    def _reach_m(self) -> float:
+        base = self._data.body(self._robot.robot_model.root_body).id
+        return reach_m(self._model, base, self._robot.eef_site_id[self._arm])
 
     def _base_position(self) -> Vector:
         return self._data.body(self._robot.robot_model.root_body).xpos

@@ -1,0 +1,43 @@
+"""How far an arm's tool can be from its base, read from the model: the default of its workspace."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from vla_robot.core.errors import ContractError
+
+
+def reach_m(model: mujoco.MjModel, base: int, tool: int) -> float:
+    """The length of the stretched chain from a body to a site [m]; no pose of the joints between leads further.
+
+    Args:
+        model: compiled.
+        base: id of a body.
+        tool: id of a site whose body hangs on that one.
+
+    Raises:
+        ContractError: the tool does not hang on the base, or a joint between them moves without a limit.
+    """
+    length_m, body = float(np.linalg.norm(model.site_pos[tool])), int(model.site_bodyid[tool])
+    while body != base:
+        if body == 0:
+            raise ContractError(f"site '{model.site(tool).name}' does not hang on body '{model.body(base).name}'.")
+        length_m += float(np.linalg.norm(model.body_pos[body])) + _joints_m(model, body)
+        body = int(model.body_parentid[body])
+    return length_m
+
+
+def _joints_m(model: mujoco.MjModel, body: int) -> float:
+    """How far the joints of one body can carry its origin away from where it is fixed [m]."""
+    first = int(model.body_jntadr[body])
+    return sum(_joint_m(model, joint) for joint in range(first, first + int(model.body_jntnum[body])))
+
+
+def _joint_m(model: mujoco.MjModel, joint: int) -> float:
+    kind = model.jnt_type[joint]
+    if kind in (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_BALL):
+        return 2 * float(np.linalg.norm(model.jnt_pos[joint]))  # half a turn about an anchor beside the origin
+    if kind == mujoco.mjtJoint.mjJNT_SLIDE and model.jnt_limited[joint]:
+        return float(np.abs(model.jnt_range[joint] - model.qpos0[model.jnt_qposadr[joint]]).max())
+    raise ContractError(f"joint '{model.joint(joint).name}' carries the tool without a limit.")
