@@ -253,8 +253,8 @@ class Stage:
         return Counter(tick.mode for tick in self.controller.ticks[1:])
 
     def since(self, moment_ns: int) -> list[Vector]:
-        """Commands that reached the arm from then on."""
-        return [action for at_ns, action in self.arm.commands if at_ns >= moment_ns]
+        """Commands of motion that reached the arm from then on; braking ends with one of no motion."""
+        return [action for at_ns, action in self.arm.commands if at_ns >= moment_ns and action[:-1].any()]
 
     def check_commands(self) -> None:
         """No command outside of the limits ever reached the arm."""

@@ -35,8 +35,17 @@ MAX_ROWS = 1000
 class Filter(Protocol):
     """Decides what may reach the arm; `vla_robot.act.safety.SafetyFilter` is one."""
 
+    @property
+    def moving(self) -> bool:
+        """Whether the last action that was let through leaves the arm with some speed."""
+        ...
+
     def reset(self, state: Vector) -> None:
         """The arm is at rest here."""
+        ...
+
+    def brake(self, state: Vector) -> Vector:
+        """The next action of a ramp to rest, the grip kept."""
         ...
 
     def check(self, action: Vector, state: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
@@ -224,8 +233,7 @@ class Bridge:
             allowed, clamps = self._allowed(chunk, row, before.state)
         released_ns = self._clock.now_ns()
         if chunk is None or row is None or allowed is None:
-            result, mode, reason = self._arm.hold(), "hold", self._why_held(verdict)
-            self._limits.reset(result.observation.state)
+            result, mode, reason = self._held(before), "hold", self._why_held(verdict)
         else:
             wanted, cause_ns = row, chunk.stamp_ns
             result, mode, reason = self._arm.command(allowed), "run", ""
@@ -249,6 +257,14 @@ class Bridge:
         if self.running:
             self._arm.stop()
             self._finish("stopped", reason)
+
+    def _held(self, before: Observation) -> StepResult:
+        """Come to rest as gently as the limits ask, then keep the pose."""
+        if self._limits.moving:
+            return self._arm.command(self._limits.brake(before.state))
+        result = self._arm.hold()
+        self._limits.reset(result.observation.state)
+        return result
 
     def _verdict(self) -> Verdict:
         """In lockstep nobody is late, but a stop is a stop."""

@@ -66,6 +66,16 @@ class Socket(Protocol):
     def user_of(self, peer: bytes) -> str: ...
 
 
+class Pace(Protocol):
+    """When the arm ticks; `Ticker` keeps absolute deadlines."""
+
+    missed: int
+
+    def next_ns(self) -> int:
+        """When the next tick is due."""
+        ...
+
+
 @dataclass
 class Stream:
     """The ticks on their way to the controller.
@@ -123,6 +133,7 @@ class BridgeServer:
         socket: Socket,
         clock: Clock | None = None,
         jpeg_quality: Mapping[str, int] | None = None,
+        pace: Callable[[Clock, int], Pace] = Ticker,
     ) -> None:
         """
         Args:
@@ -130,7 +141,9 @@ class BridgeServer:
             socket: bound, and the caller's to close.
             clock: the one that stamps the arm's frames.
             jpeg_quality: camera -> quality of the frames that travel as JPEG; the others stay exact.
+            pace: makes the control clock of an episode from a clock and a period [ns].
         """
+        self._pace = pace
         self._bridge = bridge
         self._socket = socket
         self._clock = clock or MonotonicClock()
@@ -140,7 +153,7 @@ class BridgeServer:
         self._limit = RateLimit(REQUESTS_PER_TICK * rate_hz, BURST, self._clock, exempt={"stop"})
         self._guard = SequenceGuard()
         self._controller = Controller()
-        self._ticker: Ticker | None = None
+        self._ticker: Pace | None = None
         self._missed = 0
         self._last_refusal = ""
         self._anybody: dict[str, Callable[[bytes, int, Fields], dict[str, Any]]] = {
@@ -321,7 +334,7 @@ class BridgeServer:
         observation = self._bridge.begin(episode, fields.integer("seed"), fields.flag("lockstep"))
         if self._ticker is not None:
             self._missed += self._ticker.missed
-        self._ticker = Ticker(self._clock, self._period_ns)
+        self._ticker = self._pace(self._clock, self._period_ns)
         self._controller.stream.push(self._first_tick(observation))
         return {"number": self._controller.stream.number}
 
