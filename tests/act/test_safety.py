@@ -171,6 +171,21 @@ def test_whatever_state_is_measured_the_box_and_the_range_are_kept_and_a_second_
         assert ((TOOL.action.low <= allowed) & (allowed <= TOOL.action.high)).all()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_joints_that_are_pushed_about_are_commanded_near_where_they_are_measured(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    limits = limits_of(JOINTS, JOINTS_RECIPE)
+    safety = SafetyFilter(JOINTS, limits)
+    for action in rng.normal(size=(100, 3)) * 2:
+        state = rng.uniform(limits.low[:2], limits.high[:2])
+        once, _ = safety.limit(action, state)
+        twice, more = safety.limit(once, state)
+        assert np.array_equal(once, twice) and more == ()
+        allowed, _ = safety.check(action, state)
+        assert (np.abs(allowed[:2] - state) <= limits.max_step[:2] + ROUNDING).all()
+        assert ((limits.low <= allowed) & (allowed <= limits.high)).all()
+
+
 def test_a_step_is_clamped_to_the_speed_with_both_values_and_the_cause() -> None:
     safety = tool_filter(max_acceleration_m_s2=100.0)
     allowed, clamps = safety.check(move(dx=0.05), HOME)
