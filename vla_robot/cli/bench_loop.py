@@ -141,7 +141,7 @@ class EmulatedArm:
         space = ActionSpace("eef_delta", "base", (*dims, Dim("gripper", "1", 0.0, 1.0)))
         self.embodiment = Embodiment("emulated", space, state, cameras, self.rate_hz)
         rng = np.random.default_rng(0)
-        self._frame = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
+        self.frame = rng.integers(0, 256, (224, 224, 3), dtype=np.uint8)
         self._clock = MonotonicClock()
         self._step = 0
 
@@ -169,7 +169,7 @@ class EmulatedArm:
         """Nothing to let go of."""
 
     def _observe(self) -> Observation:
-        images = {"front": self._frame, "wrist": self._frame.copy()}
+        images = {"front": self.frame, "wrist": self.frame.copy()}
         return Observation(images, np.zeros(3), self.instruction, self._clock.now_ns(), self._step)
 
 

@@ -1,0 +1,240 @@
+"""A bridge on a real socket and a real clock, with a controller in this process or in one that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from vla_robot.act.limits import limits_of
+from vla_robot.act.safety import SafetyFilter
+from vla_robot.act.watchdog import Watchdog
+from vla_robot.cli.bench_loop import EmulatedArm
+from vla_robot.core.clock import MonotonicClock
+from vla_robot.core.errors import ContractError, PolicyError, TransportError
+from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
+from vla_robot.loop.live_loop import run_live_episode
+from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.serve.bridge import Bridge
+from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.serve.lockstep_world import LockstepWorld
+from vla_robot.serve.remote_robot import RemoteRobot
+from vla_robot.transport.sockets import ServerSocket
+
+RATE_HZ = 50.0
+DEADLINE_S = 20.0
+
+Served = tuple[str, EmulatedArm, BridgeServer]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Served]]:
+    """Serves an emulated arm from a thread until the test ends: its address, the arm and the server."""
+    with ExitStack() as stack:
+
+        def start(can_wait: bool = False) -> Served:
+            clock, arm, stop = MonotonicClock(), EmulatedArm(RATE_HZ, can_wait), threading.Event()
+            limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
+            socket = stack.enter_context(ServerSocket())
+            server = BridgeServer(Bridge(arm, limits, Watchdog(clock), clock), socket, clock)
+            thread = threading.Thread(target=server.serve, args=(stop.is_set,), daemon=True)
+            thread.start()
+            stack.callback(thread.join, timeout=5)
+            stack.callback(stop.set)
+            return socket.address, arm, server
+
+        yield start
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it holds within the deadline; polled, as the other side is another thread or process."""
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        if holds():
+            return True
+        threading.Event().wait(0.01)
+    return False
+
+
+def still(observation: Observation, rows: int = 1) -> ActionChunk:
+    return ActionChunk(np.tile([0.001, 0.0, 0.0, 1.0], (rows, 1)), observation.stamp_ns, observation.step)
+
+
+class Nudging:
+    """Moves a little; ends the run after some answers."""
+
+    def __init__(self, answers: int) -> None:
+        self.left = answers
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.left -= 1
+        return [still(observation) for observation in observations]
+
+
+class Permissive:
+    """Lets everything through: the bridge has limits of its own."""
+
+    def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
+        return action, ()
+
+
+def test_frames_arrive_as_they_were_captured(serve: Callable[..., Served]) -> None:
+    address, arm, _ = serve()
+    with RemoteRobot(address) as robot:
+        observation = robot.begin(seed=0)
+        np.testing.assert_array_equal(observation.images["front"], arm.frame)
+        assert robot.embodiment == arm.embodiment
+        assert robot.offset.bound_ns > abs(robot.offset.offset_ns)
+
+
+def test_the_robot_goes_on_without_its_controller(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    with RemoteRobot(address) as robot:
+        robot.begin(seed=0)
+        tick = robot.newest(after=10, timeout_s=DEADLINE_S)
+        assert tick is not None and tick.mode == "hold" and tick.result.observation.step > 10
+
+
+def test_the_live_loop_drives_it(serve: Callable[..., Served]) -> None:
+    address, _, server = serve()
+    policy = Nudging(20)
+    with RemoteRobot(address) as robot:
+        episode = run_live_episode(robot, policy, 0, guard=Permissive(), should_stop=lambda: policy.left <= 0)
+    assert episode.outcome == "stopped" and episode.latency is not None
+    assert episode.steps >= 20
+    assert not server.status()["running"]
+
+
+def test_a_policy_for_another_arm_is_refused_with_the_differences(serve: Callable[..., Served]) -> None:
+    address, arm, _ = serve()
+    wanted = replace(arm.embodiment, rate_hz=10.0)
+    with pytest.raises(ContractError, match="trained at 10 Hz, the world runs at 50 Hz"):
+        RemoteRobot(address, wanted=wanted)
+
+
+def test_nan_is_refused_by_the_bridge_and_told_at_the_next_send(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    with RemoteRobot(address) as robot:
+        observation = robot.begin(seed=0)
+        bad = replace(still(observation), actions=np.full((1, 4), np.nan))
+        robot.send(bad)
+        refusals: list[str] = []
+
+        def told() -> bool:
+            try:
+                tick = robot.newest(after=-1, timeout_s=0.1)
+                assert tick is not None
+                robot.send(still(tick.result.observation))
+            except PolicyError as error:
+                refusals.append(str(error))
+            return bool(refusals)
+
+        assert eventually(told)
+        assert "not finite" in refusals[0]
+
+
+def test_lockstep_is_refused_by_an_arm_whose_time_cannot_stand_still(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    with RemoteRobot(address) as robot, pytest.raises(ContractError, match="lockstep is for simulations"):
+        robot.begin(seed=0, lockstep=True)
+
+
+def test_in_lockstep_nothing_moves_but_by_a_step(serve: Callable[..., Served]) -> None:
+    address, arm, _ = serve(can_wait=True)
+    with RemoteRobot(address) as robot:
+        world = LockstepWorld(robot)
+        assert world.reset(0).step == 0
+        for k in range(5):
+            result = world.step(np.array([0.01, 0.0, 0.0, 1.0]))
+            assert result.observation.step == k + 1
+        assert len(arm.told_ns) == 5
+
+
+def test_an_e_stop_from_the_network_latches(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    with RemoteRobot(address) as robot, RemoteStopper(address) as other:
+        robot.begin(seed=0)
+        other.stop("somebody stands too near")
+        assert robot.status()["mode"] == "stopped"
+        with pytest.raises(ContractError, match="somebody stands too near"):
+            robot.begin(seed=0)
+        robot.arm()
+        assert robot.begin(seed=0).step == 0
+
+
+class RemoteStopper:
+    """A client that never said hello: it may ask how things stand, and stop."""
+
+    def __init__(self, address: str) -> None:
+        from vla_robot.transport.sockets import ClientSocket
+
+        self._socket = ClientSocket(address)
+
+    def __enter__(self) -> RemoteStopper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def stop(self, reason: str) -> None:
+        from vla_robot.transport.wire import Message, encode
+
+        self._socket.send(encode(Message("stop", 1, {"reason": reason})))
+        assert eventually(lambda: self._socket.receive(0.1) is not None)
+
+
+def test_a_second_controller_is_told_that_there_is_one(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    with RemoteRobot(address), pytest.raises(TransportError, match="has a controller already"):
+        RemoteRobot(address)
+
+
+def test_nobody_there_is_told_in_words() -> None:
+    with pytest.raises(TransportError, match="`vla bridge` running there"):
+        RemoteRobot("tcp://127.0.0.1:9", connect_timeout_s=0.2)
+
+
+CONTROLLER = """
+import sys
+import numpy as np
+from vla_robot.core.messages import ActionChunk
+from vla_robot.serve.remote_robot import RemoteRobot
+
+with RemoteRobot(sys.argv[1]) as robot:
+    observation = robot.begin(seed=0)
+    while True:
+        robot.send(ActionChunk(np.array([[0.001, 0, 0, 1.0]]), observation.stamp_ns, observation.step))
+        tick = None
+        while tick is None:
+            tick = robot.newest(after=observation.step, timeout_s=1.0)
+        observation = tick.result.observation
+"""
+
+
+def test_kill_9_of_the_controller_leaves_the_arm_held(serve: Callable[..., Served]) -> None:
+    address, _, server = serve()
+    process = subprocess.Popen([sys.executable, "-c", CONTROLLER, address], stderr=subprocess.DEVNULL)
+    try:
+        assert eventually(lambda: server.status()["mode"] == "run")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert eventually(lambda: server.status()["mode"] == "hold")
+        assert eventually(lambda: server.status()["mode"] == "stopped")
+    finally:
+        process.kill()
+        process.wait()
+    with RemoteRobot(address) as robot:
+        robot.arm()
+        assert robot.begin(seed=1).step == 0
