@@ -20,8 +20,11 @@ Actions are positions (joints, gripper) or steps from where the arm is measured 
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from vla_robot.act.limits import NO_LIMIT, RANGE, Limits, position_name, require_action
 from vla_robot.core.embodiment import Embodiment
@@ -35,8 +38,8 @@ POSITION = "position"
 CAUSES = (ACCELERATION, SPEED, POSITION, STEP, POSITION, RANGE)
 """Of clamps, in the order above: weakest first."""
 
-Bounds = tuple[NDArray[np.float64], NDArray[np.float64]]
-"""Lowest and highest allowed action for each of CAUSES, (6, D)."""
+Interval = tuple[float, float]
+"""Smallest and largest allowed value."""
 
 
 class LimitStopError(PolicyError):
@@ -52,20 +55,9 @@ class SafetyFilter:
             embodiment: of the arm; its rate is the rate of the actions.
             limits: see `limits_of`.
         """
-        space, period_s = embodiment.action, 1 / embodiment.rate_hz
-        self._embodiment, self._limits = embodiment, limits
-        self._names, self._low, self._high = space.names, space.low, space.high
-        self._max_speed = np.minimum(limits.max_speed * period_s, NO_LIMIT)
-        self._max_change = np.minimum(limits.max_acceleration * period_s**2, NO_LIMIT)
-        names = [position_name(dim, space) for dim in space.dims]
-        state_names = [dim.name for dim in embodiment.state]
-        self._is_delta = np.array([name != dim.name for name, dim in zip(names, space.dims, strict=True)])
-        self._measured_dims = np.array([name in state_names for name in names])
-        self._state_index = np.array([state_names.index(n) if n in state_names else 0 for n in names])
-        self._last_position = np.zeros(len(space))
-        self._last_step = np.zeros(len(space))
-        self._start_rated = self._rated = self._measured_dims | self._is_delta
-        self._all_rated = bool(self._rated.all())
+        self._embodiment = embodiment
+        self._on_violation = limits.on_violation
+        self._axes = [_axis(index, embodiment, limits) for index in range(len(embodiment.action))]
 
     def reset(self, state: ArrayLike) -> None:
         """The arm stands still where it is measured: an episode begins, or a hold ended.
@@ -75,9 +67,9 @@ class SafetyFilter:
         Raises:
             PolicyError: the state has the wrong shape or is not finite.
         """
-        self._last_position = self._measured(state)
-        self._last_step = np.zeros(len(self._last_position))
-        self._rated, self._all_rated = self._start_rated, bool(self._start_rated.all())
+        values = self._require_state(state)
+        for axis in self._axes:
+            axis.rest(axis.measured(values))
 
     def check(self, action: ArrayLike, state: ArrayLike) -> tuple[Vector, tuple[Clamp, ...]]:
         """The action to be sent now; the next one will be measured against it.
@@ -95,64 +87,41 @@ class SafetyFilter:
             LimitStopError: a broken limit where the recipe says "stop". Nothing may be sent, and the arm must stop.
         """
         allowed, clamps = self.limit(action, state)
-        if clamps and self._limits.on_violation != "clamp":
+        if clamps and self._on_violation != "clamp":
             raise self._refusal(clamps)
         self._remember(allowed)
         return allowed, clamps
 
     def limit(self, action: ArrayLike, state: ArrayLike) -> tuple[Vector, tuple[Clamp, ...]]:
         """As `check` with "clamp", but nothing is remembered. What it returned, it returns again unchanged."""
-        wanted = require_action(action, self._embodiment.action, PolicyError)
-        lows, highs = self._bounds(self._measured(state))
-        if ((wanted >= lows) & (wanted <= highs)).all():
-            return wanted, ()
-        allowed, causes = wanted, np.zeros(len(wanted), dtype=np.int64)
-        for cause, (low, high) in enumerate(zip(lows, highs, strict=True)):
-            cut = np.minimum(np.maximum(allowed, low), high)
-            causes[cut != allowed] = cause
-            allowed = cut
-        changes = zip(self._names, causes.tolist(), wanted.tolist(), allowed.tolist(), strict=True)
-        return allowed, tuple(Clamp(name, CAUSES[cause], w, a) for name, cause, w, a in changes if w != a)
+        allowed = require_action(action, self._embodiment.action, PolicyError)
+        values = self._require_state(state)
+        clamps: list[Clamp] = []
+        for index, (axis, wanted) in enumerate(zip(self._axes, allowed.tolist(), strict=True)):
+            value, cause = axis.cut(wanted, axis.measured(values))
+            if value != wanted:
+                clamps.append(Clamp(axis.name, cause, wanted, value))
+                allowed[index] = value
+        return allowed, tuple(clamps)
 
     def brake(self, state: ArrayLike) -> Vector:
         """The action of a supported stop: as much slower as the acceleration allows, until the arm stands and is held.
 
-        The gripper keeps what it was told, whatever it holds. A gripper that was never told opens nothing: it gets
-        its smallest value, closed.
+        The gripper keeps what it was told, whatever it holds; one that was never told gets its smallest value, closed.
 
         Raises:
             PolicyError: the state has the wrong shape or is not finite.
         """
-        slower = np.sign(self._last_step) * np.maximum(np.abs(self._last_step) - self._max_change, 0)
-        allowed, _ = self.limit(np.where(self._is_delta, slower, self._last_position + slower), state)
+        allowed, _ = self.limit([axis.slower() for axis in self._axes], state)
         self._remember(allowed)
         return allowed
 
     @property
     def moving(self) -> bool:
         """Whether the last action was one of motion; False once `brake` has brought the arm to a stand."""
-        return bool(self._last_step.any())
+        return any(axis.step for axis in self._axes)
 
-    def _bounds(self, measured: Vector) -> Bounds:
-        origin = np.where(self._is_delta, 0.0, self._last_position)  # what an action of no motion is
-        ahead = origin + self._last_step
-        offset = np.where(self._is_delta, measured, 0.0)  # from an action to the position it leads to
-        here = measured - offset
-        low, high = self._limits.low - offset, self._limits.high - offset
-        change = self._max_change if self._all_rated else np.where(self._rated, self._max_change, NO_LIMIT)
-        speed = self._max_speed if self._all_rated else np.where(self._rated, self._max_speed, NO_LIMIT)
-        to_low, to_high = _longest_step(np.maximum([origin - low, high - origin], 0.0), change)
-        lows, highs = np.empty((2, len(CAUSES), len(origin)))
-        lows[0], highs[0] = ahead - change, ahead + change
-        lows[1], highs[1] = origin - speed, origin + speed
-        lows[2], highs[2] = origin - to_low, origin + to_high
-        lows[3], highs[3] = here - self._limits.max_step, here + self._limits.max_step
-        lows[4], highs[4] = np.minimum(low, origin), np.maximum(high, origin)
-        lows[5], highs[5] = self._low, self._high
-        return lows, highs
-
-    def _measured(self, state: ArrayLike) -> Vector:
-        """(D,) position of what each dimension moves; the last command's for what nobody measures."""
+    def _require_state(self, state: ArrayLike) -> list[float]:
         values = np.asarray(state, dtype=np.float64)
         dims = self._embodiment.state
         if values.shape != (len(dims),):
@@ -160,30 +129,125 @@ class SafetyFilter:
         if not np.isfinite(values).all():
             bad = [dim.name for dim, value in zip(dims, values, strict=True) if not np.isfinite(value)]
             raise PolicyError(f"no action can be judged: the state is not finite in {', '.join(bad)}.")
-        measured = np.minimum(np.maximum(values[self._state_index], -NO_LIMIT), NO_LIMIT)
-        return np.where(self._measured_dims, measured, self._last_position)
+        return values.tolist()
 
     def _remember(self, sent: Vector) -> None:
-        step = np.where(self._is_delta, sent, sent - self._last_position)
-        self._last_step = step if self._all_rated else np.where(self._rated, step, 0.0)
-        self._last_position = np.where(self._is_delta, 0.0, sent)
-        self._all_rated = True
+        for axis, value in zip(self._axes, sent.tolist(), strict=True):
+            axis.remember(value)
 
     def _refusal(self, clamps: tuple[Clamp, ...]) -> PolicyError:
         broken = "; ".join(
             f"{c.dim} = {c.wanted:g} breaks its {c.cause} limit, {c.allowed:g} is allowed" for c in clamps
         )
-        if self._limits.on_violation == "stop":
+        if self._on_violation == "stop":
             return LimitStopError(f"{broken}. The arm stops until it is armed again.")
         return PolicyError(f"{broken}. Nothing was sent to the arm.")
 
 
-def _longest_step(room: NDArray[np.float64], change: Vector) -> NDArray[np.float64]:
-    """The longest step into a room, (2, D), that lets the steps after it, each shorter by `change`, end inside.
+@dataclass
+class _Axis:
+    """One dimension of the action. Plain floats: for the few that an arm has, arrays cost twice as much.
+
+    Attributes:
+        name: of the dimension.
+        is_delta: its values are steps from where the arm is measured; otherwise they are positions.
+        state_index: where the state has its position; None when nobody measures it.
+        range: of the action space.
+        box: of positions.
+        max_step: furthest from the measured position.
+        max_speed: furthest in one step.
+        max_change: furthest that one step may differ from the one before.
+        position: last one commanded, for positions.
+        step: last one.
+        is_known: `position` and `step` are those of the arm.
+    """
+
+    name: str
+    is_delta: bool
+    state_index: int | None
+    range: Interval
+    box: Interval
+    max_step: float
+    max_speed: float
+    max_change: float
+    position: float = 0.0
+    step: float = 0.0
+    is_known: bool = False
+
+    def measured(self, state: list[float]) -> float:
+        if self.state_index is None:
+            return self.position
+        return min(max(state[self.state_index], -NO_LIMIT), NO_LIMIT)
+
+    def rest(self, position: float) -> None:
+        """The arm stands here."""
+        self.position, self.step = 0.0 if self.is_delta else position, 0.0
+        self.is_known = self.is_delta or self.state_index is not None
+
+    def cut(self, wanted: float, measured: float) -> tuple[float, str]:
+        """The nearest allowed value, and the limit that had the last word on it."""
+        allowed, last_cause = wanted, ""
+        for cause, (low, high) in zip(CAUSES, self._intervals(measured), strict=True):
+            if allowed < low:
+                allowed, last_cause = low, cause
+            elif allowed > high:
+                allowed, last_cause = high, cause
+        return allowed, last_cause
+
+    def slower(self) -> float:
+        """The value that shortens the last step by as much as is allowed."""
+        step = math.copysign(max(abs(self.step) - self.max_change, 0.0), self.step)
+        return step if self.is_delta else self.position + step
+
+    def remember(self, sent: float) -> None:
+        """This was sent to the arm."""
+        step = sent if self.is_delta else sent - self.position
+        self.step = step if self.is_known else 0.0
+        self.position = 0.0 if self.is_delta else sent
+        self.is_known = True
+
+    def _intervals(self, measured: float) -> tuple[Interval, ...]:
+        """Allowed values by each of CAUSES."""
+        still = 0.0 if self.is_delta else self.position  # the value of no motion
+        offset = measured if self.is_delta else 0.0  # from a value to the position it leads to
+        here, ahead = measured - offset, still + self.step
+        low, high = self.box[0] - offset, self.box[1] - offset
+        speed, change = (self.max_speed, self.max_change) if self.is_known else (NO_LIMIT, NO_LIMIT)
+        return (
+            (ahead - change, ahead + change),
+            (still - speed, still + speed),
+            (still - _longest_step(still - low, change), still + _longest_step(high - still, change)),
+            (here - self.max_step, here + self.max_step),
+            (min(low, still), max(high, still)),
+            self.range,
+        )
+
+
+def _axis(index: int, embodiment: Embodiment, limits: Limits) -> _Axis:
+    dim, period_s = embodiment.action.dims[index], 1 / embodiment.rate_hz
+    name, state = position_name(dim, embodiment.action), [d.name for d in embodiment.state]
+    axis = _Axis(
+        name=dim.name,
+        is_delta=name != dim.name,
+        state_index=state.index(name) if name in state else None,
+        range=(dim.low, dim.high),
+        box=(float(limits.low[index]), float(limits.high[index])),
+        max_step=float(limits.max_step[index]),
+        max_speed=min(float(limits.max_speed[index]) * period_s, NO_LIMIT),
+        max_change=min(float(limits.max_acceleration[index]) * period_s**2, NO_LIMIT),
+    )
+    axis.rest(0.0)
+    return axis
+
+
+def _longest_step(room: float, change: float) -> float:
+    """The longest step into a room that lets the steps after it, each shorter by `change`, end inside; none outside.
 
     With n steps the room is n d - change n (n - 1) / 2; n is the smallest for which the n-th step is not negative.
     """
-    room = np.minimum(room, NO_LIMIT)
-    steps = np.maximum(np.ceil((np.sqrt(1 + 8 * room / change) - 1) / 2), 1.0)
+    if room <= change:
+        return max(room, 0.0)
+    room = min(room, NO_LIMIT)
+    steps = max(math.ceil((math.sqrt(1 + 8 * room / change) - 1) / 2), 1)
     # By rounding, n may be one off where both give the same; the room itself is never exceeded.
-    return np.minimum(room / steps + change * (steps - 1) / 2, room)
+    return min(room / steps + change * (steps - 1) / 2, room)
