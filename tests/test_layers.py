@@ -86,6 +86,8 @@ def test_an_import_sideways_or_up_is_caught(tmp_path: Path, line: str) -> None:
         ("vla_robot.loop.control_loop", "torch"),
         ("vla_robot.serve.remote_world", "torch"),
         ("vla_robot.serve.remote_world", "mujoco"),
+        ("vla_robot.cli.bridge", "torch"),
+        ("vla_robot.cli.bridge", "mujoco"),
         ("vla_robot.cli.main", "tyro"),
         ("vla_robot.recipe", "torch"),
     ],
