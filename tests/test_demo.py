@@ -80,8 +80,8 @@ def test_the_same_seed_gives_the_same_actions_in_another_process(demo: Path, rep
 
     vla("run", "launch/lift.toml", "--episodes", "1", "--out", str(tmp_path / "again"), cwd=repository)
     first, second = (next(iter(sorted((root / "episodes").iterdir()))) for root in (demo / "run", tmp_path / "again"))
-    actions = [np.stack([step.executed for step in read_episode(path).steps]) for path in (first, second)]
-    np.testing.assert_array_equal(*actions)
+    once, again = (np.stack([step.executed for step in read_episode(path).steps]) for path in (first, second))
+    np.testing.assert_array_equal(once, again)
 
 
 def test_a_policy_for_another_rate_is_refused_with_the_difference(repository: Path, tmp_path: Path) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Image
 
 
-def check_image(image: Any, name: str = "image") -> None:
+def check_image(image: object, name: str = "image") -> None:
     """Raise ContractError unless this is an (H, W, 3) uint8 array with at least one pixel."""
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = getattr(image, "dtype", type(image).__name__)
-        raise ContractError(f"{name} must be a uint8 array of RGB values 0..255, got {kind}.")
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ContractError(f"{name} must have shape (H, W, 3), got {image.shape}.")
+    if not isinstance(image, np.ndarray):
+        raise ContractError(f"{name} must be a uint8 array of RGB values 0..255, got {type(image).__name__}.")
+    array = cast("NDArray[Any]", image)
+    if array.dtype != np.uint8:
+        raise ContractError(f"{name} must be a uint8 array of RGB values 0..255, got {array.dtype}.")
+    if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ContractError(f"{name} must have shape (H, W, 3), got {array.shape}.")
 
 
 def resize(image: Image, height: int, width: int) -> Image:

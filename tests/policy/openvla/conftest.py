@@ -81,6 +81,11 @@ def oracle_of(folder: Path) -> Oracle:
 
 
 @pytest.fixture(scope="session")
+def oracle_in() -> Callable[[Path], Oracle]:
+    return oracle_of
+
+
+@pytest.fixture(scope="session")
 def oracle() -> Oracle:
     return oracle_of(GOLDEN)
 

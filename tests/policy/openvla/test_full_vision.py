@@ -8,13 +8,14 @@ FOLDER holds config.json, image_0.png to image_4.png and expected.npz. It needs 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from tests.policy.openvla.conftest import Oracle, oracle_of
 from vla_robot.core.normalise import unnormalise
 
 FOLDER = os.environ.get("VLA_FULL_VISION")
@@ -22,12 +23,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FOLDER, reason="VLA_FULL_
 
 
 @pytest.fixture(scope="module")
-def full() -> Oracle:
+def full(oracle_in: Callable[[Path], Any]) -> Any:
+    """An `Oracle`, as conftest.py defines it."""
     assert FOLDER is not None
-    return oracle_of(Path(FOLDER))
+    return oracle_in(Path(FOLDER))
 
 
-def test_full_vision_tokens_and_actions_are_the_references_alone_and_in_a_batch(full: Oracle) -> None:
+def test_full_vision_tokens_and_actions_are_the_references_alone_and_in_a_batch(full: Any) -> None:
     expected = full.expected
     wanted = np.stack([expected[f"{i}/action_tokens"] for i in range(5)])
     alone = [full.policy.generate_tokens([full.images[i]], [full.ids(i)])[0] for i in range(5)]
@@ -42,18 +44,18 @@ def test_full_vision_tokens_and_actions_are_the_references_alone_and_in_a_batch(
 
 
 @pytest.mark.parametrize("index", range(5))
-def test_full_vision_first_logits_are_the_references(full: Oracle, index: int) -> None:
+def test_full_vision_first_logits_are_the_references(full: Any, index: int) -> None:
     logits = full.policy.first_logits([full.images[index]], [full.ids(index)])
     np.testing.assert_allclose(logits[0], full.expected[f"{index}/first_logits_31744_32000"], atol=1e-3)
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_full_vision_pixels_are_the_references(full: Oracle, index: int) -> None:
+def test_full_vision_pixels_are_the_references(full: Any, index: int) -> None:
     pixels = full.policy.preprocessor([[full.images[index]]])[0, 0]
     np.testing.assert_allclose(pixels, full.expected[f"{index}/pixel_values"], atol=1e-5)
 
 
-def test_full_vision_training_loss_is_the_references(full: Oracle) -> None:
+def test_full_vision_training_loss_is_the_references(full: Any) -> None:
     expected = full.expected
     pixels = full.policy.preprocessor([[full.images[i]] for i in expected["train/images"]])
     ids, labels = (torch.from_numpy(expected[f"train/{name}"]) for name in ("input_ids", "labels"))
