@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from vla_robot.policy.openvla.measure import Contender, Timing
     from vla_robot.policy.openvla.policy import OpenVLAPolicy
 
-PLAIN = "plain"
+PLAIN, COMPILED = "plain", "compiled"
 FRAME_PX = 224
 INSTRUCTION = "lift the red cube"
 COUNTED = ("towers", "projector", "prefill", "decode")
@@ -54,6 +54,8 @@ class PolicyArgs:
     """precisions; the first is the one that the others' tokens are compared with"""
     compiled: bool = False
     """also measure the first precision as a compiled graph; compiling takes a minute for each batch size"""
+    quantise: Annotated[tuple[str, ...], option("WAY ...")] = ()
+    """also measure the first precision with matrices of eight bits: int8"""
     rounds: Annotated[int, option("N")] = 30
     """inferences of each contender"""
     json: Annotated[Path | None, option("FILE")] = None
@@ -74,18 +76,22 @@ class Case:
         dtype: precision of ours, or of the weights that `plain` shares.
         batch: observations an inference.
         plain: the baseline instead of ours.
-        compiled: ours as one compiled graph.
+        how: of ours, what else was done: "compiled", or the way of quantising.
     """
 
     dtype: str
     batch: int
     plain: bool = False
-    compiled: bool = False
+    how: str = ""
 
     @property
     def name(self) -> str:
-        how = f"{self.dtype}+compiled" if self.compiled else self.dtype
-        return PLAIN if self.plain else f"{how}/batch{self.batch}"
+        return PLAIN if self.plain else f"{self.variant}/batch{self.batch}"
+
+    @property
+    def variant(self) -> str:
+        """Which weights, and how they run."""
+        return f"{self.dtype}+{self.how}" if self.how else self.dtype
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,14 @@ class Report:
         costs: batch size -> stage -> operations and bytes.
         matmul: batch size -> stage -> operations per second of the bare matrix products.
         memory_bytes_per_s: of a large copy, read and written.
+        weights_bytes: variant -> memory that the weights occupy.
     """
 
     timings: Mapping[Case, Timing]
     costs: Mapping[int, Mapping[str, Cost]]
     matmul: Mapping[int, Mapping[str, float]]
     memory_bytes_per_s: float
+    weights_bytes: Mapping[str, int]
 
     @property
     def plain(self) -> Timing:
@@ -135,10 +143,12 @@ def measure(args: PolicyArgs, console: Console) -> Report:
     """All contenders in turns."""
     from vla_robot.policy.openvla.measure import memory_bytes_per_s, take_turns
 
-    policies = {(dtype, False): _load(args.policy, dtype) for dtype in args.dtype}
-    first = policies[args.dtype[0], False]
+    policies = {(dtype, ""): _load(args.policy, dtype) for dtype in args.dtype}
+    first = policies[args.dtype[0], ""]
     if args.compiled:
-        policies[args.dtype[0], True] = _load(args.policy, args.dtype[0], compiled=True)
+        policies[args.dtype[0], COMPILED] = _load(args.policy, args.dtype[0], compiled=True)
+    for way in args.quantise:
+        policies[args.dtype[0], way] = _load(args.policy, args.dtype[0], quantise=way)
     scenes = [_scene(first, index) for index in range(max(args.batch))]
     contenders = _contenders(policies, scenes, args.batch)
     with Progress(console=console, transient=True) as bar:
@@ -146,21 +156,22 @@ def measure(args: PolicyArgs, console: Console) -> Report:
         timings = take_turns({c.name: work for c, work in contenders.items()}, args.rounds, lambda: bar.advance(task))
     costs = {n: _costs(first, n) for n in args.batch}
     matmul = {n: _matmul(first, n) for n in args.batch}
-    return Report({case: timings[case.name] for case in contenders}, costs, matmul, memory_bytes_per_s())
+    weights = {Case(dtype, 1, how=how).variant: policy.memory_bytes() for (dtype, how), policy in policies.items()}
+    return Report({case: timings[case.name] for case in contenders}, costs, matmul, memory_bytes_per_s(), weights)
 
 
-def _load(name: str, dtype: str, compiled: bool = False) -> OpenVLAPolicy:
+def _load(name: str, dtype: str, compiled: bool = False, quantise: str | None = None) -> OpenVLAPolicy:
     from vla_robot.policy.openvla.policy import load
 
     path = find("policies", name)
     recipe = PolicyRecipe(kind="openvla", checkpoint=path) if is_bare_checkpoint(path) else read(PolicyRecipe, path)
     if recipe.kind != "openvla" or recipe.checkpoint is None:
         raise RecipeError(f"'{name}' is a policy of kind '{recipe.kind}'; `vla bench policy` measures kind 'openvla'.")
-    return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key, compiled=compiled)
+    return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key, compiled=compiled, quantise=quantise)
 
 
 def _contenders(
-    policies: Mapping[tuple[str, bool], OpenVLAPolicy], scenes: Sequence[Observation], batches: Sequence[int]
+    policies: Mapping[tuple[str, str], OpenVLAPolicy], scenes: Sequence[Observation], batches: Sequence[int]
 ) -> dict[Case, Contender]:
     from vla_robot.policy.openvla.baseline import Baseline
     from vla_robot.policy.openvla.measure import ours, plain
@@ -170,8 +181,8 @@ def _contenders(
     cases: dict[Case, Contender] = {
         Case(dtype, 1, plain=True): plain(baseline, policy, scenes[:1], _cameras(policy), _action_dim(policy))
     }
-    for (name, compiled), each in policies.items():
-        cases |= {Case(name, n, compiled=compiled): ours(each, scenes[:n], _action_dim(each)) for n in batches}
+    for (name, how), each in policies.items():
+        cases |= {Case(name, n, how=how): ours(each, scenes[:n], _action_dim(each)) for n in batches}
     return cases
 
 
@@ -225,6 +236,7 @@ def rows(report: Report) -> list[dict[str, Any]]:
     """For JSON. Ratios compare with `plain` per observation; above 1 is faster than it."""
     plain_ms = report.plain.percentile_ms(50)
     result = [_row("plain/p50", plain_ms, "ms"), _row("plain/p99", report.plain.percentile_ms(99), "ms")]
+    result += [_row(f"{variant}/weights", size, "bytes") for variant, size in report.weights_bytes.items()]
     result.append(_row("memory_bandwidth", report.memory_bytes_per_s / 1e9, "GB/s"))
     for case, timing in report.timings.items():
         if case.plain:
@@ -271,9 +283,9 @@ def _flops_per_s(report: Report, case: Case, stage: str) -> float:
 
 
 def _difference(report: Report, case: Case) -> float:
-    """Share of action tokens that differ: ours in the first precision from plain, other precisions from the first."""
+    """Share of action tokens that differ: in the first precision from plain, else from ours in the first precision."""
     first = next(c.dtype for c in report.timings)
-    if case.dtype == first:
+    if case.dtype == first and case.how in ("", COMPILED):
         mine, other = report.timings[case].tokens, report.plain.tokens
     else:
         mine, other = report.timings[case].tokens, report.timings[Case(first, case.batch)].tokens
@@ -311,6 +323,8 @@ def _words(report: Report) -> str:
                 for stage in COUNTED
             ]
             lines.append(f"  {case.name}: " + ", ".join(shares))
+    sizes = (f"{variant} {size / 1e6:.1f} MB" for variant, size in report.weights_bytes.items())
+    lines.append("Weights: " + ", ".join(sizes) + ".")
     lines.append(f"Memory: {report.memory_bytes_per_s / 1e9:.1f} GB/s.")
     lines.append("Tokens that differ: from plain's in the first precision, from the first precision's in another.")
     return "\n".join(lines)

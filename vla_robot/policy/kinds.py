@@ -44,6 +44,7 @@ def _openvla(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -
         statistics_key=recipe.statistics_key,
         pre_step=recipe.pre_step,
         compiled=recipe.compiled,
+        quantise=recipe.quantise,
     )
     if policy.embodiment is not None:
         require_fit(policy.embodiment, embodiment)

@@ -55,6 +55,8 @@ class PolicyRecipe:
             "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
         compiled: for kind "openvla", one compiled graph for each shape of batch: faster, after a first inference that
             takes a minute; on a CPU it needs a C++ compiler.
+        quantise: for kind "openvla", "int8" keeps matrices in eight bits: a quarter of fp32's memory, and some tokens
+            differ. It needs the extra [quantise].
         oft: for kind "openvla_oft", what the folder does not say.
     """
 
@@ -65,9 +67,12 @@ class PolicyRecipe:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pre_step: Literal["none", "rlds", "rlds_crop"] = "none"
     compiled: bool = False
+    quantise: Literal["int8", "int4"] | None = None
     oft: OFTRecipe | None = None
 
     def __post_init__(self) -> None:
+        if self.quantise and (self.kind != "openvla" or self.compiled):
+            raise RecipeError("quantise is for kind 'openvla' without compiled = true; leave one of them out")
         learned = self.kind in ("openvla", "openvla_oft")
         if learned != (self.checkpoint is not None):
             raise RecipeError(f"kind '{self.kind}' {'needs' if learned else 'takes no'} checkpoint")

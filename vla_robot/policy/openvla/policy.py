@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import PolicyError
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.policy.openvla.action_tokens import ActionTokenizer
@@ -32,6 +33,7 @@ from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.pre_step import NONE
 from vla_robot.policy.openvla.preprocess import Preprocessor
 from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
+from vla_robot.policy.openvla.quantise import memory_bytes, quantise, require_quantiser
 from vla_robot.policy.openvla.reason import Decoder
 from vla_robot.policy.openvla.threads import threads_for
 from vla_robot.policy.openvla.weights import load_model
@@ -71,14 +73,30 @@ class OpenVLAPolicy:
         self.read = ObservationReader(model.config, preprocessor, tokenizer, self._statistics, cameras)
         config = model.config
         self.action_tokens = ActionTokenizer(config.action_vocab_end, config.n_action_bins)
+        self._decoder = Decoder(model.language_model)
         self._generator = Generator(
-            Decoder(model.language_model),
+            self._decoder,
             model.language_model.model.embed_tokens.weight.detach(),
             model.language_model.lm_head.weight.detach(),
             self.action_tokens.first_id,
             config.action_vocab_end,
         )
         self._compiled = CompiledInference(model, self._generator) if compiled else None
+
+    def quantise(self, how: str) -> None:
+        """Turn the matrices into "int8", in place; embeddings, norms and the action rows keep their precision.
+
+        Raises:
+            PolicyError: there is no kernel for it, or the policy is compiled.
+            MissingDependencyError: torchao is absent.
+        """
+        if self._compiled is not None:
+            raise PolicyError("a compiled policy cannot be quantised: compiled = false, or leave quantise out.")
+        quantise(self.model, self._decoder, how)
+
+    def memory_bytes(self) -> int:
+        """What the weights occupy."""
+        return memory_bytes(self.model, self._decoder)
 
     def reset(self, seed: int) -> None:
         """Nothing to forget: greedy decoding of single observations has no memory and no chance."""
@@ -181,6 +199,7 @@ def load(
     statistics_key: str | None = None,
     pre_step: str = NONE,
     compiled: bool = False,
+    quantise: str | None = None,
 ) -> OpenVLAPolicy:
     """A policy from a checkpoint folder in the published layout.
 
@@ -191,11 +210,15 @@ def load(
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
         pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
         compiled: one compiled graph for each shape of batch; the first inference of a shape then takes a minute.
+        quantise: "int8" for matrices of eight bits, made while loading; the folder holds plain weights as ever.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or fails the self-test.
-        PolicyError: nothing can be compiled here.
+        PolicyError: nothing can be compiled here, or not quantised this way.
+        MissingDependencyError: quantising needs torchao.
     """
+    if quantise is not None:
+        require_quantiser(quantise)  # before gigabytes are read
     checkpoint = Checkpoint.read(folder, pre_step)
     policy = OpenVLAPolicy(
         load_model(folder, checkpoint.config, torch_dtype(dtype), torch.device(device)),
@@ -206,5 +229,7 @@ def load(
         statistics_key,
         compiled,
     )
+    if quantise is not None:
+        policy.quantise(quantise)
     policy.self_test()
     return policy

@@ -18,7 +18,8 @@ numbers as alone. What is not: the order of a floating-point sum inside a matrix
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,6 +89,21 @@ class Decoder:
         self._norm: Tensor = llama.model.norm.weight.detach()
         self._eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device=self._norm.device)
         self._cos, self._sin = _rope_tables(config, self._head_dim, self._norm.device)
+
+    def convert(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every matrix by another form of it, which `linear` must take; layer by layer, to spare memory."""
+        for index, layer in enumerate(self._layers):
+            self._layers[index] = replace(
+                layer,
+                qkv=change(layer.qkv),
+                out=change(layer.out),
+                gate_up=change(layer.gate_up),
+                down=change(layer.down),
+            )
+
+    def matrices(self) -> list[Tensor]:
+        """All matrices of all layers, in the form that they have now."""
+        return [matrix for w in self._layers for matrix in (w.qkv, w.out, w.gate_up, w.down)]
 
     def prefill(self, embeds: Tensor, lengths: Tensor | None, new_tokens: int) -> tuple[Tensor, Cache]:
         """Read the whole prompt.
