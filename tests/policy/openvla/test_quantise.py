@@ -18,6 +18,7 @@ FRAME = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 IDS = np.array([1, 300, 301, 302])
 
 
+@pytest.mark.skipif(not optional.installed("torchao"), reason="needs the extra [quantise]")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_int8_weights_take_less_memory_and_features_stay_near(dtype: str) -> None:
     plain, small = load(NANO, dtype), load(NANO, dtype, quantise="int8")
