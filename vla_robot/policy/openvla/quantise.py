@@ -27,12 +27,12 @@ def require_quantiser(how: str) -> None:
     """
     if how not in (INT8, INT4):
         raise PolicyError(unknown("quantisation", how, (INT8, INT4)))
-    version = require("torchao", "quantise", f"quantise = '{how}'")
     if how == INT4:
         raise PolicyError(
-            f"quantise = 'int4' cannot run here: torchao {version} packs int4 weights for CUDA only, and this engine "
+            "quantise = 'int4' cannot run here: torchao 0.18 packs int4 weights for CUDA only, and this engine "
             "has not been measured with it there. Use quantise = 'int8'."
         )
+    require("torchao", "quantise", f"quantise = '{how}'")
 
 
 def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
