@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import mujoco
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from vla_robot.core.errors import ContractError
+
+if TYPE_CHECKING:
+    import mujoco  # at run time only after `start_mujoco`, which explains an OpenGL that cannot be loaded
 
 
 def reach_m(model: mujoco.MjModel, base: int, tool: int) -> float:
@@ -35,6 +39,8 @@ def _joints_m(model: mujoco.MjModel, body: int) -> float:
 
 
 def _joint_m(model: mujoco.MjModel, joint: int) -> float:
+    import mujoco
+
     kind = model.jnt_type[joint]
     if kind in (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_BALL):
         return 2 * float(np.linalg.norm(model.jnt_pos[joint]))  # half a turn about an anchor beside the origin
