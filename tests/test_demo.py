@@ -17,6 +17,7 @@ from vla_robot.cli.build import build_policy
 from vla_robot.core.errors import ContractError
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.policy_source import find_policy
 
 pytestmark = pytest.mark.sim
 VLA = [sys.executable, "-m", "vla_robot.cli.main"]
@@ -100,7 +101,7 @@ def test_a_world_without_the_policys_camera_is_refused(repository: Path, tmp_pat
 
     world = build_world(read(EnvRecipe, env))
     with pytest.raises(ContractError, match="unknown camera 'wrist'; did you mean 'wrst'"):
-        build_policy(find("policies", "openvla_nano"), read(EnvRecipe, env), world.embodiment)
+        build_policy(find_policy("openvla_nano"), read(EnvRecipe, env), world.embodiment)
     world.close()
 
 

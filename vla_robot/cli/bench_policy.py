@@ -26,9 +26,7 @@ from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.core.optional import require
-from vla_robot.recipe import find, read
-from vla_robot.recipe.policy import PolicyRecipe
-from vla_robot.recipe.schemas import is_bare_checkpoint
+from vla_robot.recipe.policy_source import find_policy
 
 if TYPE_CHECKING:
     from vla_robot.policy.openvla.cost import Cost
@@ -163,8 +161,7 @@ def measure(args: PolicyArgs, console: Console) -> Report:
 def _load(name: str, dtype: str, compiled: bool = False, quantise: str | None = None) -> OpenVLAPolicy:
     from vla_robot.policy.openvla.policy import load
 
-    path = find("policies", name)
-    recipe = PolicyRecipe(kind="openvla", checkpoint=path) if is_bare_checkpoint(path) else read(PolicyRecipe, path)
+    recipe = find_policy(name).recipe
     if recipe.kind != "openvla" or recipe.checkpoint is None:
         raise RecipeError(f"'{name}' is a policy of kind '{recipe.kind}'; `vla bench policy` measures kind 'openvla'.")
     return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key, compiled=compiled, quantise=quantise)

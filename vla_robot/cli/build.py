@@ -7,30 +7,23 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vla_robot.core.embodiment import ActionSpace, Embodiment
-from vla_robot.core.errors import ContractError
+from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.ports import Policy, World
 from vla_robot.loop.control_loop import Guard
-from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.policy import PolicyRecipe
-from vla_robot.recipe.schemas import is_bare_checkpoint
+from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import is_loopback
 
 if TYPE_CHECKING:
     from vla_robot.serve.arm import Arm
+    from vla_robot.serve.batcher import Act
     from vla_robot.serve.bridge import Filter
     from vla_robot.serve.remote_robot import RemoteRobot
-
-EXPERT = "expert"
-
-
-def sees_the_truth(policy: Path) -> bool:
-    """Whether a policy works from the simulator's truth; every other one gets cameras and the arm's own state only."""
-    return not is_bare_checkpoint(policy) and read(PolicyRecipe, policy).kind == EXPERT
 
 
 def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[World]:
@@ -93,37 +86,80 @@ def client_security(address: str, key: str | None) -> ClientSecurity | None:
     return KeyFolder().client_security(address, key) if key or not is_loopback(address) else None
 
 
-def build_policy(policy: Path, env: EnvRecipe, embodiment: Embodiment) -> Policy:
-    """The policy of a recipe or of a checkpoint folder, fit to drive this embodiment.
+def build_policy(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, key: str | None = None) -> Policy:
+    """A policy, here or behind its server, fit to drive this embodiment.
+
+    Args:
+        source: which.
+        env: the world's recipe, which names its expert.
+        embodiment: of the arm.
+        key: which of this computer's keys a server is shown; only needed when there are several.
 
     Raises:
         CheckpointError: its folder is incomplete or corrupt.
         ContractError: it was made for another arm; every difference is in the message.
+        TransportError: its server does not answer.
     """
     from vla_robot.observe.select import Selecting
-    from vla_robot.policy.kinds import load_policy
 
-    loaded = load_policy(policy, embodiment, expert=env.expert)
+    loaded = _connect_policy(source.recipe, key) or _load_policy(source.recipe, env, embodiment)
     wanted: Embodiment | None = getattr(loaded, "embodiment", None)  # only a trained policy was made for some arm
     return loaded if wanted is None else Selecting(loaded, wanted, embodiment)
 
 
-def build_robot_policy(policy: str, robot: RemoteRobot) -> Policy:
+def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
+    """A policy in this process for clients elsewhere, and the arm that it was made for, if it says so.
+
+    Raises:
+        ContractError: it needs the simulator's truth, or to be told of one arm.
+        RecipeError: it is served elsewhere already.
+        CheckpointError: its folder is incomplete or corrupt.
+    """
+    from vla_robot.policy.kinds import load_policy
+
+    recipe = source.recipe
+    if recipe.checkpoint is None:
+        raise RecipeError(
+            f"'{source.name}' is a policy of kind '{recipe.kind}', and a server needs one with weights: "
+            "`vla list policies` shows them."
+        )
+    policy: Any = load_policy(recipe, None)  # kinds with a checkpoint take statistics keys, and say their arm
+    return policy.act, policy.embodiment
+
+
+def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None) -> Policy:
     """Who drives the robot behind a bridge.
 
     Raises:
         ContractError: it needs the simulator's truth, which no robot tells, or was made for another arm.
         VlaError: as `build_policy`.
     """
-    path = find("policies", policy)
-    if sees_the_truth(path):
+    source = find_policy(policy)
+    if source.sees_the_truth:
         raise ContractError(
-            f"policy '{path.stem}' needs to know where the objects are, and a robot tells what it sees and feels "
+            f"policy '{source.name}' needs to know where the objects are, and a robot tells what it sees and feels "
             "only. Choose one that sees: `vla list policies`."
         )
     # Nothing of the recipe is looked at but its expert, and that one was refused.
     nobody = EnvRecipe(kind="robosuite", task=robot.embodiment.name, instruction=robot.instruction)
-    return build_policy(path, nobody, robot.embodiment)
+    return build_policy(source, nobody, robot.embodiment, key)
+
+
+def _load_policy(recipe: PolicyRecipe, env: EnvRecipe, embodiment: Embodiment) -> Policy:
+    from vla_robot.policy.kinds import load_policy
+
+    return load_policy(recipe, embodiment, expert=env.expert)
+
+
+def _connect_policy(recipe: PolicyRecipe, key: str | None) -> Policy | None:
+    """The client of a policy that runs behind a server; None for one that runs here."""
+    if recipe.kind != "remote" or recipe.address is None:
+        return None
+    from vla_robot.serve.remote_policy import RemotePolicy
+
+    return RemotePolicy(
+        recipe.address, security=client_security(recipe.address, key), statistics_key=recipe.statistics_key
+    )
 
 
 def build_guard(space: ActionSpace) -> Guard:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.table import Table
 
-from vla_robot.cli.build import build_guard, build_policy, open_world, sees_the_truth
+from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView
@@ -19,6 +19,7 @@ from vla_robot.loop.results import RunInfo, RunSummary
 from vla_robot.loop.runner import run_episodes
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.policy_source import PolicySource, find_policy
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,12 @@ def main(args: EvaluateArgs) -> int:
     """
     env_path = find("envs", args.env)
     env = read(EnvRecipe, env_path)
-    policies = [find("policies", name) for name in args.policy]
+    policies = [find_policy(name) for name in args.policy]
     print(f"vla eval: {short_path(env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
     summaries: list[RunSummary] = []
-    for path in policies:
-        print(f"\n  {short_path(path)}", flush=True)
-        summaries.append(_score(args, env_path, env, path))
+    for policy in policies:
+        print(f"\n  {short_path(policy.path) if policy.path else policy}", flush=True)
+        summaries.append(_score(args, env_path, env, policy))
         if summaries[-1].interrupted:
             break
     if args.json:
@@ -68,15 +69,15 @@ def main(args: EvaluateArgs) -> int:
     return _status(summaries)
 
 
-def _score(args: EvaluateArgs, env_path: Path, env: EnvRecipe, policy_path: Path) -> RunSummary:
-    with open_world(env_path, sees_the_truth(policy_path)) as world:
-        policy = build_policy(policy_path, env, world.embodiment)
+def _score(args: EvaluateArgs, env_path: Path, env: EnvRecipe, source: PolicySource) -> RunSummary:
+    with open_world(env_path, source.sees_the_truth) as world:
+        policy = build_policy(source, env, world.embodiment)
         with LiveView(args.episodes) as view, stop_on_interrupt() as stop:
             return run_episodes(
                 world,
                 policy,
                 range(args.seed, args.seed + args.episodes),
-                info=RunInfo(env_path.stem, policy_path.stem, env.instruction),
+                info=RunInfo(env_path.stem, source.name, env.instruction),
                 guard=build_guard(world.embodiment.action),
                 subscribers=[view],
                 should_stop=stop.is_set,

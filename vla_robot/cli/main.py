@@ -36,6 +36,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "run": Verb("vla_robot.cli.run", "RunArgs"),
     "bridge": Verb("vla_robot.cli.bridge", "BridgeArgs"),
+    "serve": Verb("vla_robot.cli.serve", "ServeArgs"),
     "record": Verb("vla_robot.cli.record", "RecordArgs"),
     "finetune": Verb("vla_robot.cli.finetune", "FinetuneArgs"),
     "eval": Verb("vla_robot.cli.evaluate", "EvaluateArgs"),

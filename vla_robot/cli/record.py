@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from vla_robot.cli.build import build_policy, sees_the_truth
+from vla_robot.cli.build import build_policy
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.embodiment import ActionSpace, Embodiment
@@ -23,6 +23,7 @@ from vla_robot.core.ports import Policy
 from vla_robot.recipe import find, read
 from vla_robot.recipe.dataset import DatasetRecipe, Recording
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.policy_source import find_policy
 from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.record.workers import collect_in_processes
@@ -122,8 +123,9 @@ class Build:
             yield Collector(world, label, driver, self.driver_name, self.image_size)
 
     def _policy(self, path: Path, recipe: EnvRecipe, embodiment: Embodiment) -> Policy:
-        policy = build_policy(path, recipe, embodiment)
-        return policy if sees_the_truth(path) else WithoutTruth(policy)
+        source = find_policy(path)
+        policy = build_policy(source, recipe, embodiment)
+        return policy if source.sees_the_truth else WithoutTruth(policy)
 
     def _disturbed(self, driver: Policy, space: ActionSpace) -> Policy:
         if not self.noise:

@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from vla_robot.cli.build import build_guard, build_policy, open_world, sees_the_truth
+from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
@@ -21,8 +21,7 @@ from vla_robot.loop.runner import new_run_folder, run_episodes
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.launch import LaunchRecipe
-from vla_robot.recipe.policy import PolicyRecipe
-from vla_robot.recipe.schemas import is_bare_checkpoint
+from vla_robot.recipe.policy_source import PolicySource, find_policy
 
 _NOTHING_TO_RUN = (
     "say what to run: a launch file, as in `vla run launch/lift.toml`, or both a world and a policy, as in "
@@ -39,11 +38,11 @@ class RunArgs:
     env: Annotated[str | None, option("ENV")] = None
     """the world, by name or path"""
     policy: Annotated[str | None, option("POLICY")] = None
-    """who drives, by name or path"""
+    """who drives: by name, by path, or at the address of a `vla serve`, e.g. tcp://127.0.0.1:5580"""
     robot: Annotated[str | None, option("ADDRESS")] = None
     """drive the robot behind this bridge instead of a world here, e.g. tcp://127.0.0.1:5570; see `vla bridge`"""
     key: Annotated[str | None, option("NAME")] = None
-    """which of this computer's keys to prove to the bridge; only needed when there are several"""
+    """which of this computer's keys to prove to the bridge or policy server; only needed when there are several"""
     lockstep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """with --robot, where it is simulated: it waits for each action, as if thinking took no time"""
     episodes: Annotated[int | None, option("N")] = None
@@ -66,13 +65,13 @@ class Plan:
         launch: the launch file with the command line's options laid over it.
         source: where it came from, as a person would say it.
         env: the world's recipe.
-        policy: the policy's recipe or folder.
+        policy: who drives.
     """
 
     launch: LaunchRecipe
     source: str
     env: Path
-    policy: Path
+    policy: PolicySource
 
 
 def plan(args: RunArgs) -> Plan:
@@ -93,7 +92,7 @@ def plan(args: RunArgs) -> Plan:
         launch, source = LaunchRecipe(**chosen), "the command line"
     else:
         raise RecipeError(_NOTHING_TO_RUN)
-    return Plan(launch, source, find("envs", launch.env), find("policies", launch.policy))
+    return Plan(launch, source, find("envs", launch.env), find_policy(launch.policy))
 
 
 def main(args: RunArgs) -> int:
@@ -110,8 +109,8 @@ def main(args: RunArgs) -> int:
     env = read(EnvRecipe, what.env)
     folder = args.out or new_run_folder(Path("runs"))
     print(_opening(what), flush=True)
-    with open_world(what.env, sees_the_truth(what.policy)) as world:
-        policy = build_policy(what.policy, env, world.embodiment)
+    with open_world(what.env, what.policy.sees_the_truth) as world:
+        policy = build_policy(what.policy, env, world.embodiment, args.key)
         with LiveView(what.launch.episodes) as view, stop_on_interrupt() as stop:
             summary = run_episodes(
                 world,
@@ -135,23 +134,27 @@ def _opening(what: Plan) -> str:
     launch = what.launch
     return (
         f"vla run: {what.source}\n"
-        f"  world {short_path(what.env)}, policy {short_path(what.policy)}, "
+        f"  world {short_path(what.env)}, policy {_shown(what.policy)}, "
         f"{launch.episodes} episodes from seed {launch.seed}"
     )
+
+
+def _shown(policy: PolicySource) -> str:
+    return short_path(policy.path) if policy.path else str(policy)
 
 
 def _info(what: Plan, env: EnvRecipe) -> RunInfo:
     """Names and recipes for the report; the recipes as they were merged, so that a run can be repeated from it."""
     launch = what.launch
     recipes = {"launch.toml": dump(launch), "env.toml": dump(env)}
-    if not is_bare_checkpoint(what.policy):
-        recipes["policy.toml"] = dump(read(PolicyRecipe, what.policy))
+    if what.policy.is_recipe:
+        recipes["policy.toml"] = dump(what.policy.recipe)
     return RunInfo(
         env=what.env.stem,
-        policy=what.policy.stem,
+        policy=what.policy.name,
         instruction=env.instruction,
         command=(
-            f"vla run --env {short_path(what.env)} --policy {short_path(what.policy)} "
+            f"vla run --env {short_path(what.env)} --policy {_shown(what.policy)} "
             f"--episodes {launch.episodes} --seed {launch.seed}"
         ),
         recipes=recipes,
@@ -163,9 +166,7 @@ def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
     if not summary.episodes:
         return "No episode was finished; nothing was written."
     launch = what.launch
-    again = (
-        f"`vla run --env {short_path(what.env)} --policy {short_path(what.policy)} --episodes 50 --seed {launch.seed}`"
-    )
+    again = f"`vla run --env {short_path(what.env)} --policy {_shown(what.policy)} --episodes 50 --seed {launch.seed}`"
     baseline = (
         f"`vla run --env {short_path(what.env)} --policy random --episodes {launch.episodes} --seed {launch.seed}`"
     )

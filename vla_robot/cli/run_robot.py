@@ -18,6 +18,7 @@ from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.loop.results import RunInfo
 from vla_robot.loop.runner import Drive, new_run_folder, run_driven
 from vla_robot.recipe.launch import LaunchRecipe
+from vla_robot.recipe.policy_source import find_policy
 from vla_robot.serve.lockstep_world import LockstepWorld
 from vla_robot.serve.remote_robot import RemoteRobot
 
@@ -39,7 +40,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     from vla_robot.cli.run import exit_status
 
     with connect_robot(address, args.key) as robot:
-        policy = build_robot_policy(launch.policy, robot)
+        policy = build_robot_policy(launch.policy, robot, args.key)
         guard = build_guard(robot.embodiment.action)
         with LiveView(launch.episodes) as view, stop_on_interrupt() as stop:
             if args.lockstep:
@@ -76,7 +77,7 @@ def _info(args: RunArgs, launch: LaunchRecipe, robot: RemoteRobot) -> RunInfo:
     more = " --lockstep" if args.lockstep else ""
     return RunInfo(
         env=robot.embodiment.name,
-        policy=Path(launch.policy).stem,
+        policy=find_policy(launch.policy).name,
         instruction=robot.instruction,
         command=(
             f"vla run --robot {robot.address} --policy {launch.policy} --episodes {launch.episodes} "

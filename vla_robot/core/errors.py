@@ -38,6 +38,14 @@ class PolicyError(VlaError):
     """A policy could not give an action. Nothing is sent to the arm in its place."""
 
 
+class OverdueError(PolicyError):
+    """Nobody waits for the answer any more: its deadline has passed."""
+
+
+class SupersededError(PolicyError):
+    """A newer request of the same client took the place of this one."""
+
+
 class WorldError(VlaError):
     """A world could not be built, reset or stepped."""
 

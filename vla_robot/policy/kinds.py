@@ -3,38 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vla_robot.core.embodiment import Embodiment, require_fit
 from vla_robot.core.errors import ContractError, RecipeError, unknown
 from vla_robot.core.ports import Policy
-from vla_robot.recipe import read
 from vla_robot.recipe.policy import OFTRecipe, PolicyRecipe
-from vla_robot.recipe.schemas import is_bare_checkpoint
 
-Builder = Callable[[PolicyRecipe, Embodiment, str | None], Policy]
+if TYPE_CHECKING:
+    from vla_robot.policy.openvla.oft import OFTPolicy
+    from vla_robot.policy.openvla.policy import OpenVLAPolicy
+
+Builder = Callable[[PolicyRecipe, Embodiment | None, str | None], Policy]
 
 
-def load_policy(path: Path, embodiment: Embodiment, *, expert: str | None = None) -> Policy:
-    """The policy of a recipe or of a bare checkpoint folder, fit to drive an embodiment.
+def load_policy(recipe: PolicyRecipe, embodiment: Embodiment | None, *, expert: str | None = None) -> Policy:
+    """The policy of a recipe, fit to drive an embodiment.
 
     Args:
-        path: a recipe, or a folder in the published OpenVLA layout.
-        embodiment: what it will drive.
+        recipe: what it is; any kind that runs in this process.
+        embodiment: what it will drive; None where each client brings its own arm, as it is for a server.
         expert: the world's scripted expert, for policies of kind "expert".
 
     Raises:
-        RecipeError: the recipe names something that does not exist.
+        RecipeError: the recipe names something that does not exist, or a kind that runs elsewhere.
         CheckpointError: the folder is incomplete or damaged.
         ContractError: the policy was made for another arm; every difference is in the message.
     """
-    recipe = PolicyRecipe(kind="openvla", checkpoint=path) if is_bare_checkpoint(path) else read(PolicyRecipe, path)
     if recipe.kind not in _BUILDERS:
         raise RecipeError(unknown("policy kind", recipe.kind, _BUILDERS))
     return _BUILDERS[recipe.kind](recipe, embodiment, expert)
 
 
-def _openvla(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+def _openvla(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     from vla_robot.policy.openvla.policy import load
 
     assert recipe.checkpoint is not None  # PolicyRecipe requires it for this kind
@@ -46,20 +47,23 @@ def _openvla(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -
         compiled=recipe.compiled,
         quantise=recipe.quantise,
     )
-    if policy.embodiment is not None:
-        require_fit(policy.embodiment, embodiment)
-    return policy
+    return _fitted(policy, embodiment)
 
 
-def _openvla_oft(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+def _openvla_oft(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     from vla_robot.policy.openvla.oft import load_oft
 
     assert recipe.checkpoint is not None and recipe.oft is not None  # PolicyRecipe requires them for this kind
-    _require_room(recipe.oft, embodiment)  # before gigabytes are read
+    if embodiment is not None:
+        _require_room(recipe.oft, embodiment)  # before gigabytes are read
     policy = load_oft(
         recipe.checkpoint, recipe.oft, recipe.dtype, statistics_key=recipe.statistics_key, pre_step=recipe.pre_step
     )
-    if policy.embodiment is not None:
+    return _fitted(policy, embodiment)
+
+
+def _fitted[P: "OpenVLAPolicy | OFTPolicy"](policy: P, embodiment: Embodiment | None) -> P:
+    if policy.embodiment is not None and embodiment is not None:
         require_fit(policy.embodiment, embodiment)
     return policy
 
@@ -80,24 +84,32 @@ def _require_room(oft: OFTRecipe, embodiment: Embodiment) -> None:
         )
 
 
-def _hold(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+def _hold(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     from vla_robot.policy.simple import HoldPolicy
 
+    embodiment = _named(recipe, embodiment)
     if embodiment.action.kind != "eef_delta":
         raise ContractError(f"'hold' needs an arm that is moved by deltas; '{embodiment.name}' takes positions.")
     return HoldPolicy(embodiment.action)
 
 
-def _random(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+def _random(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     from vla_robot.policy.simple import RandomPolicy
 
-    return RandomPolicy(embodiment.action)
+    return RandomPolicy(_named(recipe, embodiment).action)
 
 
-def _expert(recipe: PolicyRecipe, embodiment: Embodiment, expert: str | None) -> Policy:
+def _expert(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     from vla_robot.policy.experts import build_expert
 
-    return build_expert(expert, embodiment.action)
+    return build_expert(expert, _named(recipe, embodiment).action)
+
+
+def _named(recipe: PolicyRecipe, embodiment: Embodiment | None) -> Embodiment:
+    """The arm of a policy that was made for none in particular."""
+    if embodiment is None:
+        raise ContractError(f"a policy of kind '{recipe.kind}' works for any arm, so it must be told for which one.")
+    return embodiment
 
 
 _BUILDERS: dict[str, Builder] = {

@@ -8,6 +8,9 @@ from typing import Literal
 
 from vla_robot.core.errors import RecipeError
 
+ADDRESS_SCHEMES = ("tcp://", "ipc://")
+"""How the address of a policy server begins."""
+
 
 @dataclass(frozen=True)
 class OFTRecipe:
@@ -45,7 +48,7 @@ class PolicyRecipe:
     Attributes:
         kind: "openvla" loads a checkpoint folder; "openvla_oft" one with OpenVLA-OFT's regression head; "hold" keeps
             the arm where it is; "random" draws uniform actions (the baseline that a score is compared with); "expert"
-            is the world's own scripted expert, which sees the simulator's truth.
+            is the world's own scripted expert, which sees the simulator's truth; "remote" asks a `vla serve`.
         description: one line for `vla list`.
         checkpoint: folder in the published OpenVLA layout, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
@@ -58,9 +61,10 @@ class PolicyRecipe:
         quantise: for kind "openvla", "int8" keeps matrices in eight bits: a quarter of fp32's memory, and some tokens
             differ. It needs the extra [quantise].
         oft: for kind "openvla_oft", what the folder does not say.
+        address: for kind "remote", where the server listens, e.g. "tcp://127.0.0.1:5580".
     """
 
-    kind: Literal["openvla", "openvla_oft", "hold", "random", "expert"]
+    kind: Literal["openvla", "openvla_oft", "hold", "random", "expert", "remote"]
     description: str = ""
     checkpoint: Path | None = None
     statistics_key: str | None = None
@@ -69,6 +73,7 @@ class PolicyRecipe:
     compiled: bool = False
     quantise: Literal["int8", "int4"] | None = None
     oft: OFTRecipe | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         if self.quantise and (self.kind != "openvla" or self.compiled):
@@ -79,3 +84,6 @@ class PolicyRecipe:
         regresses = self.kind == "openvla_oft"
         if regresses != (self.oft is not None):
             raise RecipeError(f"kind '{self.kind}' {'needs a' if regresses else 'takes no'} table [oft]")
+        remote = self.kind == "remote"
+        if remote != (self.address is not None):
+            raise RecipeError(f"kind '{self.kind}' {'needs an' if remote else 'takes no'} address")

@@ -19,6 +19,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from vla_robot.core.errors import TransportError
 from vla_robot.transport.keys import ClientSecurity, KeyPair, ServerSecurity, raw_key
+from vla_robot.transport.wake import Wake
 from vla_robot.transport.wire import MAX_FRAME_BYTES, Buffer
 from vla_robot.transport.zap import DOMAIN, Doorkeeper
 
@@ -63,12 +64,15 @@ def require_address(address: str, *, keys: bool) -> None:
 class ServerSocket:
     """Answers many peers; told apart by an identity that ZeroMQ gives each connection."""
 
-    def __init__(self, address: str = ANY_PORT, security: ServerSecurity | None = None) -> None:
+    def __init__(
+        self, address: str = ANY_PORT, security: ServerSecurity | None = None, wake: Wake | None = None
+    ) -> None:
         """
         Args:
             address: to listen on; port 0 means any free one.
             security: whose key this server proves to own, and which clients it lets in. None: any process of this
                 computer, in the clear.
+            wake: ends a wait in `receive`, for a server whose answers are made in another thread.
 
         Raises:
             TransportError: the address is taken, malformed, or off loopback without keys.
@@ -91,10 +95,18 @@ class ServerSocket:
                 f"cannot listen on {address}: {error}. Is another server running there? {ANY_PORT} takes a free port."
             ) from error
         self.address = cast(bytes, self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+        self._wake = wake
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        if wake is not None:
+            self._poller.register(wake, zmq.POLLIN)
 
     def receive(self, timeout_s: float = SLICE_S) -> tuple[bytes, list[Buffer]] | None:
         """The sender's identity and the frames; None when nothing came in time, or nothing that is allowed."""
-        frames = _receive(self._socket, timeout_s)
+        ready = dict(self._poller.poll(round(timeout_s * 1000)))
+        if self._wake is not None:
+            self._wake.silence()
+        frames = self._socket.recv_multipart(copy=False) if self._socket in ready else None
         if frames is None:
             return None
         peer = frames[0].bytes

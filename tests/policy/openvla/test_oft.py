@@ -28,7 +28,7 @@ from vla_robot.policy.openvla.inputs import Batch
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.openvla.reason import Decoder
 from vla_robot.policy.openvla.regress import L1Head, ParallelGenerator
-from vla_robot.recipe import parse
+from vla_robot.recipe import parse, read
 from vla_robot.recipe.policy import OFTRecipe, PolicyRecipe
 
 LLM = 32
@@ -425,11 +425,12 @@ def toy_arm(cameras: tuple[str, ...] = ("front", "wrist"), actions: int = 7) -> 
 
 
 def test_a_recipe_loads_by_its_kind_and_must_fit_the_world(published: Path, tmp_path: Path, oft: OFTPolicy) -> None:
-    recipe = tmp_path / "mine.toml"
-    recipe.write_text(
+    path = tmp_path / "mine.toml"
+    path.write_text(
         f'kind = "openvla_oft"\ncheckpoint = "{published}"\n[oft]\nchunk = 3\naction_dim = 7\n'
         'normalisation = "bounds_q99"\ncameras = ["front", "wrist"]\nproprio_dim = 2\n'
     )
+    recipe = read(PolicyRecipe, path)
     policy = load_policy(recipe, toy_arm())
     np.testing.assert_array_equal(policy.act([observation()])[0].actions, oft.act([observation()])[0].actions)
     with pytest.raises(ContractError, match="unknown camera 'wrist'; did you mean 'wrist_left'"):

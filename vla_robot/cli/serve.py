@@ -1,0 +1,157 @@
+"""`vla serve`: one policy for many robots. Their observations are gathered into batches."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vla_robot.cli.build import build_served_policy, server_security
+from vla_robot.cli.interrupt import stop_on_interrupt
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.words import option, short_path
+from vla_robot.core.clock import NS_PER_MS
+from vla_robot.core.errors import RecipeError
+from vla_robot.recipe.policy_source import PolicySource, find_policy
+from vla_robot.serve.batcher import Act, Batcher, Line
+from vla_robot.serve.policy_server import PolicyServer, Served, answering
+from vla_robot.serve.rest import RestServer
+from vla_robot.transport.sockets import ServerSocket
+from vla_robot.transport.wake import Wake
+
+LOOPBACK = "tcp://127.0.0.1:5580"
+LINE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class ServeArgs:
+    """Serve a policy to many robots at once. `vla run --policy ADDRESS` is the other side."""
+
+    policy: Annotated[str, tyro.conf.Positional, option("POLICY")]
+    """which policy, by name or path"""
+    bind: Annotated[str, option("ADDRESS")] = LOOPBACK
+    """where robots connect; off this computer it needs keys, see `vla keys`"""
+    key: Annotated[str | None, option("NAME")] = None
+    """which of this computer's keys to prove; only needed when there are several"""
+    max_batch: Annotated[int, option("N")] = 16
+    """observations in one inference"""
+    max_wait_ms: Annotated[float, option("MS")] = 5.0
+    """how long the first of a batch waits for others; nobody waits when all who asked lately are there"""
+    rest: Annotated[int | None, option("PORT")] = None
+    """also answer POST /act on this port of this computer, as OpenVLA's own server does; 0 for a free one"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """when it ends, write what happened to this file, for machines"""
+
+    def __post_init__(self) -> None:
+        if self.rest is not None and not 0 <= self.rest < 1 << 16:
+            raise RecipeError(f"--rest {self.rest}: a port, 0 to 65535.")
+
+
+def main(args: ServeArgs) -> int:
+    """Serve until Ctrl-C.
+
+    Raises:
+        VlaError: the policy or the address is at fault.
+    """
+    source = find_policy(args.policy)
+    line = Line(args.max_batch, round(args.max_wait_ms * NS_PER_MS))
+    security = server_security(args.bind, args.key)
+    print(f"vla serve: {short_path(source.path) if source.path else source}", flush=True)
+    with contextlib.ExitStack() as stack:
+        wake = stack.enter_context(contextlib.closing(Wake()))
+        socket = stack.enter_context(ServerSocket(args.bind, security, wake))
+        stop = stack.enter_context(stop_on_interrupt())
+        act, served = _loaded(source, args.max_batch)
+        batcher = stack.enter_context(_running(act, line))
+        url = _front_ends(stack, args, batcher, served, _cameras(source, served))
+        _announce(socket.address, url, served)
+        PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher))
+        status = batcher.status()
+    if args.json:
+        write_json(args.json, "serve", _rows(status), status=status)
+    print(f"\nThe policy is no longer served. {_told(status)}.")
+    return 0
+
+
+def _loaded(source: PolicySource, max_batch: int) -> tuple[Act, Served]:
+    act, embodiment = build_served_policy(source)
+    return act, Served(source.name, embodiment, max_batch)
+
+
+@contextlib.contextmanager
+def _running(act: Act, line: Line) -> Iterator[Batcher]:
+    batcher = Batcher(act, line)
+    thread = answering(batcher)
+    try:
+        yield batcher
+    finally:
+        batcher.close()
+        thread.join()
+
+
+def _front_ends(
+    stack: contextlib.ExitStack, args: ServeArgs, batcher: Batcher, served: Served, cameras: Sequence[str]
+) -> str:
+    """Other protocols that share the batcher; a line that says where they listen."""
+    if args.rest is None:
+        return ""
+    rest = stack.enter_context(contextlib.closing(RestServer(batcher, served.name, cameras, args.rest)))
+    return f"  POST {rest.url}\n"
+
+
+def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
+    """The policy's own, in its order; none where the checkpoint does not say."""
+    if served.embodiment is not None:
+        return [camera.name for camera in served.embodiment.cameras]
+    return source.recipe.oft.cameras if source.recipe.oft else ()
+
+
+def _announce(address: str, url: str, served: Served) -> None:
+    drives = "any arm that fits" if served.embodiment is None else served.embodiment.name
+    print(
+        f"  {served.name}, made for {drives}, up to {served.max_batch} observations in one batch\n"
+        f"  listening on {address}\n{url}"
+        f"  Ctrl-C ends it; an arm that it drives holds then\n"
+        f"Next: vla run --env lift --policy {address}",
+        flush=True,
+    )
+
+
+def _until(stopped: Callable[[], bool], batcher: Batcher) -> Callable[[], bool]:
+    """The server's stop flag; prints a line now and then while something happens."""
+    told, next_s = "", time.monotonic() + LINE_EVERY_S
+
+    def should_stop() -> bool:
+        nonlocal told, next_s
+        if time.monotonic() > next_s:
+            next_s = time.monotonic() + LINE_EVERY_S
+            now = _told(batcher.status())
+            if now != told:
+                print(f"  {now}", flush=True)
+            told = now
+        return stopped()
+
+    return should_stop
+
+
+def _told(status: dict[str, Any]) -> str:
+    counts = status["counts"]
+    others = [f"{n} {kind.removesuffix('Error').lower()}" for kind, n in sorted(counts.items()) if kind != "answered"]
+    text = f"{counts.get('answered', 0)} answered{''.join(f', {o}' for o in others)}"
+    if status["inference_ms"]:
+        inference, wait = status["inference_ms"], status["wait_ms"]
+        text += (
+            f"; batches of {status['mean_batch']:.1f}, inference p50 {inference['p50']:.1f} ms, "
+            f"p99 {inference['p99']:.1f} ms, waiting p50 {wait['p50']:.1f} ms, p99 {wait['p99']:.1f} ms"
+        )
+    return text
+
+
+def _rows(status: dict[str, Any]) -> list[dict[str, object]]:
+    counts = [{"name": name, "value": value, "unit": "requests"} for name, value in status["counts"].items()]
+    return [*counts, {"name": "mean_batch", "value": status["mean_batch"], "unit": "rows"}]

@@ -1,0 +1,56 @@
+"""Where a policy comes from: a recipe, a checkpoint folder, or a server's address. One name on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_robot.recipe.find import find
+from vla_robot.recipe.load import read
+from vla_robot.recipe.policy import ADDRESS_SCHEMES, PolicyRecipe
+from vla_robot.recipe.schemas import is_bare_checkpoint
+
+
+@dataclass(frozen=True)
+class PolicySource:
+    """Who drives, with the name resolved.
+
+    Attributes:
+        recipe: what it is.
+        path: its recipe or folder; None for an address.
+    """
+
+    recipe: PolicyRecipe
+    path: Path | None
+
+    @property
+    def name(self) -> str:
+        """For tables and reports."""
+        return self.path.stem if self.path else str(self.recipe.address)
+
+    @property
+    def sees_the_truth(self) -> bool:
+        """Whether it works from the simulator's truth; every other one gets cameras and the arm's own state only."""
+        return self.recipe.kind == "expert"
+
+    @property
+    def is_recipe(self) -> bool:
+        """Whether a file says how it is used; a bare folder and an address speak for themselves."""
+        return self.path is not None and not is_bare_checkpoint(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path or self.recipe.address)
+
+
+def find_policy(name: str | Path) -> PolicySource:
+    """A policy by its name or path, or at an address such as tcp://127.0.0.1:5580.
+
+    Raises:
+        RecipeError: there is no such policy; the nearest is named.
+    """
+    if str(name).startswith(ADDRESS_SCHEMES):
+        return PolicySource(PolicyRecipe(kind="remote", address=str(name)), None)
+    path = find("policies", name)
+    if is_bare_checkpoint(path):
+        return PolicySource(PolicyRecipe(kind="openvla", checkpoint=path), path)
+    return PolicySource(read(PolicyRecipe, path), path)

@@ -1,0 +1,322 @@
+"""Dynamic batching: many clients, one model.
+
+    clients --submit--> Line (at most one request each, oldest first) --batch--> act --answer--> each client
+
+A batch goes off when it is full, when its oldest request has waited long enough, or when everybody who asked lately is
+waiting already: one robot alone never waits for company. The newest request of a client takes the place of its older
+one, which is told so. What nobody waits for any more is dropped, and a row that cannot be answered fails alone.
+
+>>> line = Line(max_batch=2, max_wait_ns=5_000_000)
+>>> line.due_ns(now_ns=0) is None                                        # nobody waits
+True
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import traceback
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.errors import ContractError, OverdueError, PolicyError, SupersededError, VlaError
+from vla_robot.core.messages import ActionChunk, Observation
+
+Act = Callable[[Sequence[Observation], Sequence[str | None]], list[ActionChunk]]
+"""Observations and, per row, the key of the statistics that un-normalise -> one chunk per row."""
+
+Answer = ActionChunk | VlaError
+
+RECENT_NS = NS_PER_S
+"""Whoever asked within this time is expected to ask again."""
+
+REMEMBERED = 2000
+"""Requests whose times are kept for the quantiles."""
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One observation that wants an action.
+
+    Attributes:
+        client: who asks; a newer request of the same client takes the place of this one.
+        observation: what it sees.
+        answer: is given the chunk or the error, once, in whichever thread found out; it must not block.
+        statistics_key: whose statistics un-normalise; None for the policy's own.
+        deadline_ns: when the client stops waiting, on the batcher's clock; None: never.
+        since_ns: when it began to wait; set by the line.
+    """
+
+    client: Hashable
+    observation: Observation
+    answer: Callable[[Answer], None]
+    statistics_key: str | None = None
+    deadline_ns: int | None = None
+    since_ns: int = 0
+
+
+class Line:
+    """Who waits. Knows the time only from what it is told."""
+
+    def __init__(self, max_batch: int, max_wait_ns: int, max_waiting: int = 256) -> None:
+        """
+        Args:
+            max_batch: rows of one batch.
+            max_wait_ns: how long the first request of a batch waits for others.
+            max_waiting: clients that may wait at once.
+        """
+        if max_batch < 1 or max_wait_ns < 0 or max_waiting < max_batch:
+            raise ContractError(
+                f"a batch has at least one row and no negative wait, and its clients must find room: got "
+                f"{max_batch} rows, {max_wait_ns / NS_PER_MS:g} ms, room for {max_waiting}."
+            )
+        self._max_batch = max_batch
+        self._max_wait_ns = max_wait_ns
+        self._max_waiting = max_waiting
+        self._waiting: OrderedDict[Hashable, Request] = OrderedDict()
+        self._asked_ns: OrderedDict[Hashable, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, request: Request, now_ns: int) -> Request | None:
+        """Join, or take the place of one's older request, which is returned.
+
+        Raises:
+            PolicyError: too many wait.
+        """
+        older = self._waiting.get(request.client)
+        if older is None and len(self._waiting) >= self._max_waiting:
+            raise PolicyError(f"{self._max_waiting} clients wait already, and there is no room for more.")
+        # Its place in the line stays: a client that asks faster must not be served later.
+        self._waiting[request.client] = replace(request, since_ns=older.since_ns if older else now_ns)
+        self._note(request.client, now_ns)
+        return older
+
+    def due_ns(self, now_ns: int) -> int | None:
+        """When the next batch goes off; not later than `now_ns` when it may at once, None when nobody waits."""
+        if not self._waiting:
+            return None
+        self._forget(now_ns)
+        if len(self._waiting) >= min(self._max_batch, len(self._asked_ns)):
+            return now_ns
+        return next(iter(self._waiting.values())).since_ns + self._max_wait_ns
+
+    def take(self, now_ns: int) -> tuple[list[Request], list[Request]]:
+        """The next batch, and those whose clients stopped waiting."""
+        overdue = [r for r in self._waiting.values() if r.deadline_ns is not None and r.deadline_ns <= now_ns]
+        for request in overdue:
+            del self._waiting[request.client]
+        batch = [self._waiting.popitem(last=False)[1] for _ in range(min(self._max_batch, len(self._waiting)))]
+        for request in batch:
+            self._note(request.client, now_ns)
+        return batch, overdue
+
+    def drain(self) -> list[Request]:
+        """Everybody; the line is empty afterwards."""
+        rest = list(self._waiting.values())
+        self._waiting.clear()
+        return rest
+
+    def _note(self, client: Hashable, now_ns: int) -> None:
+        self._asked_ns[client] = now_ns
+        self._asked_ns.move_to_end(client)
+
+    def _forget(self, now_ns: int) -> None:
+        """Those who asked long ago, unless they wait still."""
+        for client, asked_ns in list(self._asked_ns.items()):
+            if now_ns - asked_ns <= RECENT_NS:
+                break
+            if client not in self._waiting:
+                del self._asked_ns[client]
+
+
+class Batcher:
+    """Answers requests in batches, in the one thread that calls `run`."""
+
+    def __init__(self, act: Act, line: Line, clock: Clock | None = None) -> None:
+        """
+        Args:
+            act: the model.
+            line: where requests wait.
+            clock: deadlines are on it.
+        """
+        self._act = act
+        self._line = line
+        self._clock = clock or MonotonicClock()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.tally = Tally()
+
+    def submit(self, request: Request) -> None:
+        """Put a request into the line; from any thread. Its answer comes from another, or from here at once."""
+        older: Request | None = None
+        refusal: VlaError | None = None
+        with self._changed:
+            try:
+                if self._closed:
+                    raise PolicyError("the policy server is shutting down.")
+                older = self._line.put(request, self._clock.now_ns())
+            except PolicyError as error:
+                refusal = error
+            self._changed.notify()
+        if refusal is not None:
+            self._tell(request, refusal)
+        if older is not None:
+            self._tell(older, SupersededError("a newer request of the same client took the place of this one."))
+
+    def ask(self, observation: Observation, statistics_key: str | None = None, timeout_s: float = 30.0) -> ActionChunk:
+        """Submit for a client of its own, and wait.
+
+        Raises:
+            VlaError: what the policy says, or OverdueError after `timeout_s`.
+        """
+        future: Future[Answer] = Future()
+        deadline_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
+        self.submit(Request(object(), observation, future.set_result, statistics_key, deadline_ns))
+        try:
+            answer = future.result(timeout_s + 1.0)
+        except FutureTimeout as error:
+            raise OverdueError(f"the policy did not answer within {timeout_s:g} s.") from error
+        if isinstance(answer, VlaError):
+            raise answer
+        return answer
+
+    def run(self) -> None:
+        """Answer until `close`."""
+        while self._await_batch():
+            self.work()
+
+    def work(self) -> None:
+        """Answer the next batch, whether or not it is due."""
+        with self._changed:
+            now_ns = self._clock.now_ns()
+            batch, overdue = self._line.take(now_ns)
+        for request in overdue:
+            late_ms = (now_ns - (request.deadline_ns or now_ns)) / NS_PER_MS
+            self._tell(request, OverdueError(f"the deadline passed {late_ms:.0f} ms before the model was free."))
+        if not batch:
+            return
+        answers = self._answers(batch)
+        inference_ns = self._clock.now_ns() - now_ns
+        self.tally.batch(len(batch), inference_ns)
+        for request, answer in zip(batch, answers, strict=True):
+            wait_ns = now_ns - request.since_ns
+            self.tally.waited(wait_ns)
+            self._tell(request, _with_wait(answer, wait_ns / NS_PER_MS))
+
+    def close(self) -> None:
+        """End `run` after its batch; who waits still is told."""
+        with self._changed:
+            self._closed = True
+            rest = self._line.drain()
+            self._changed.notify_all()
+        for request in rest:
+            self._tell(request, PolicyError("the policy server is shutting down."))
+
+    def status(self) -> dict[str, Any]:
+        """Counts and quantiles since the start; never waits for the model."""
+        with self._changed:
+            waiting = len(self._line)
+        return {"waiting": waiting, **self.tally.summary()}
+
+    def _await_batch(self) -> bool:
+        """Wait until a batch is due; False when closed."""
+        with self._changed:
+            while not self._closed:
+                now_ns = self._clock.now_ns()
+                due_ns = self._line.due_ns(now_ns)
+                if due_ns is not None and due_ns <= now_ns:
+                    return True
+                self._changed.wait(None if due_ns is None else (due_ns - now_ns) / NS_PER_S)
+        return False
+
+    def _answers(self, batch: Sequence[Request]) -> list[Answer]:
+        """One answer per request. A batch that fails is halved until the row that is at fault stands alone."""
+        try:
+            chunks = self._act([r.observation for r in batch], [r.statistics_key for r in batch])
+            if len(chunks) != len(batch):
+                raise PolicyError(f"the policy gave {len(chunks)} answers to {len(batch)} observations.")
+            return list(chunks)
+        except VlaError as error:
+            failure = error
+        except Exception as error:  # a bug of a policy must reach the client, and not end the server
+            _LOG.exception("inference failed")
+            failure = _as_policy_error(error)
+        if len(batch) == 1:
+            return [failure]
+        half = len(batch) // 2
+        return self._answers(batch[:half]) + self._answers(batch[half:])
+
+    def _tell(self, request: Request, answer: Answer) -> None:
+        self.tally.answered(answer)
+        request.answer(answer)
+
+
+class Tally:
+    """What a batcher has done, for its status. Written by several threads, each field under the lock."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._sizes: Counter[int] = Counter()
+        self._inference_ns: deque[int] = deque(maxlen=REMEMBERED)
+        self._wait_ns: deque[int] = deque(maxlen=REMEMBERED)
+
+    def answered(self, answer: Answer) -> None:
+        kind = type(answer).__name__ if isinstance(answer, VlaError) else "answered"
+        with self._lock:
+            self._counts[kind] += 1
+
+    def batch(self, rows: int, inference_ns: int) -> None:
+        with self._lock:
+            self._sizes[rows] += 1
+            self._inference_ns.append(inference_ns)
+
+    def waited(self, wait_ns: int) -> None:
+        with self._lock:
+            self._wait_ns.append(wait_ns)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data, as it travels: counts by outcome, batches by size, quantiles of the newest times in ms."""
+        with self._lock:
+            batches = sum(self._sizes.values())
+            rows = sum(size * count for size, count in self._sizes.items())
+            return {
+                "counts": dict(self._counts),
+                "batches": {str(size): count for size, count in sorted(self._sizes.items())},
+                "mean_batch": rows / batches if batches else 0.0,
+                "wait_ms": _quantiles_ms(self._wait_ns),
+                "inference_ms": _quantiles_ms(self._inference_ns),
+            }
+
+
+def _quantiles_ms(times_ns: Sequence[int] | deque[int]) -> dict[str, float]:
+    if not times_ns:
+        return {}
+    p50, p99 = np.quantile(np.asarray(times_ns) / NS_PER_MS, (0.5, 0.99))
+    return {"p50": float(p50), "p99": float(p99)}
+
+
+def _with_wait(answer: Answer, wait_ms: float) -> Answer:
+    """A chunk that says how long its observation stood in line."""
+    if isinstance(answer, VlaError):
+        return answer
+    return replace(answer, stages_ms={"wait_for_batch": wait_ms, **answer.stages_ms})
+
+
+def _as_policy_error(error: Exception) -> PolicyError:
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return PolicyError(
+        f"the policy failed with {type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})."
+    )
