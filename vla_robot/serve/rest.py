@@ -43,6 +43,9 @@ MAX_CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 10.0
 """A client that is slower than that to send its request, or to fetch the answer, is let go."""
 
+POLL_S = 0.05
+"""How soon closing is noticed."""
+
 MAX_HEADER_CHARS = 500
 IMAGES = ("full_image", "wrist_image", "left_wrist_image", "right_wrist_image")
 """The contract's names of cameras, in the order of a policy's own; "image" is the only camera of OpenVLA."""
@@ -70,7 +73,7 @@ class RestServer:
         except OSError as error:
             raise TransportError(f"cannot listen on {HOST}:{port}: {error.strerror}. Choose another --rest.") from error
         self.url = f"http://{HOST}:{self._http.server_port}/act"
-        self._thread = threading.Thread(target=self._http.serve_forever, name="rest", daemon=True)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(POLL_S,), name="rest", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
