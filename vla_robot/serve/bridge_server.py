@@ -23,6 +23,7 @@ from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.serve.bridge import NOTHING_SETTLED, Bridge
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, pack_tick
+from vla_robot.serve.viewers import Viewers
 from vla_robot.transport.limits import RateLimit
 from vla_robot.transport.nouns import Fields, pack_embodiment, pack_error, unpack_action_chunk, unpack_embodiment
 from vla_robot.transport.sequence import SequenceGuard
@@ -153,6 +154,7 @@ class BridgeServer:
         self._limit = RateLimit(REQUESTS_PER_TICK * rate_hz, BURST, self._clock, exempt={"stop"})
         self._guard = SequenceGuard()
         self._controller = Controller()
+        self._viewers = Viewers(self._clock)
         self._ticker: Pace | None = None
         self._missed = 0
         self._last_refusal = ""
@@ -162,6 +164,8 @@ class BridgeServer:
             "stop": self._stop,
             "clock": self._stamps,
             "watch": self._watch,
+            "about": self._about,
+            "view": self._view,
         }
         self._commands: dict[str, Callable[[Fields], dict[str, Any]]] = {
             "reset": self._reset,
@@ -240,20 +244,31 @@ class BridgeServer:
         if not self._bridge.running:
             return
         try:
-            self._controller.stream.push(self._bridge.tick())
+            self._push(self._bridge.tick())
         except VlaError as error:
             # The arm itself failed. Whoever drives must look at it before it moves again.
             _LOG.error("the arm failed: %s", error)
             self._bridge.emergency_stop(f"the arm failed: {error}")
-            self._controller.stream.push(self._bridge.tick())
+            self._push(self._bridge.tick())
+
+    def _push(self, tick: Tick) -> None:
+        self._controller.stream.push(tick)
+        self._viewers.push(tick)
 
     def _publish(self) -> None:
         stream = self._controller.stream
         tick = stream.due(self._clock.now_ns())
         if tick is not None and stream.peer is not None:
-            body = {"number": stream.number, "episode": self._bridge.episode}
-            packed = pack_tick(tick, self._jpeg_quality, returned_ns=self._clock.now_ns())
-            self._socket.send(stream.peer, encode(Message("tick", stream.number, {**body, "tick": packed})))
+            self._socket.send(stream.peer, self._packed(stream.number, tick))
+        for peer in self._viewers.due():
+            assert self._viewers.newest is not None
+            if not self._socket.send(peer, self._packed(self._viewers.number, self._viewers.newest)):
+                self._viewers.drop(peer)
+
+    def _packed(self, number: int, tick: Tick) -> list[Buffer]:
+        body = {"number": number, "episode": self._bridge.episode}
+        packed = pack_tick(tick, self._jpeg_quality, returned_ns=self._clock.now_ns())
+        return encode(Message("tick", number, {**body, "tick": packed}))
 
     def _answer(self, peer: bytes, frames: Sequence[Buffer]) -> list[Buffer] | None:
         seq = UNNUMBERED
@@ -261,7 +276,7 @@ class BridgeServer:
             request = decode(frames)
             seq = request.seq
             body = self._handle(peer, request)
-            return None if request.kind == "watch" else encode(Message("ok", seq, body))
+            return None if request.kind in ("watch", "view") else encode(Message("ok", seq, body))
         except VlaError as error:
             self._last_refusal = str(error)
             return encode(Message("error", seq, pack_error(error)))
@@ -298,13 +313,20 @@ class BridgeServer:
         self._bridge.end("another controller took over")
         self._controller = Controller(peer, session=self._guard.open())
         self._hear()
+        return {"session": self._controller.session, **self._about(peer, seq, fields)}
+
+    def _about(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+        """What there is to know without commanding the arm."""
         return {
             "protocol": BRIDGE_PROTOCOL,
-            "session": self._controller.session,
             "embodiment": pack_embodiment(self._bridge.arm.embodiment),
             "instruction": self._bridge.arm.instruction,
             "can_wait": self._bridge.arm.can_wait,
         }
+
+    def _view(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+        self._viewers.hear(peer, fields.integer("seen"))
+        return {}
 
     def _stop(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
         self.emergency_stop(fields.text("reason")[:SHOWN_CHARS] or "the network")
@@ -335,7 +357,7 @@ class BridgeServer:
         if self._ticker is not None:
             self._missed += self._ticker.missed
         self._ticker = self._pace(self._clock, self._period_ns)
-        self._controller.stream.push(self._first_tick(observation))
+        self._push(self._first_tick(observation))
         return {"number": self._controller.stream.number}
 
     def _first_tick(self, observation: Observation) -> Tick:

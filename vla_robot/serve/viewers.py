@@ -1,0 +1,101 @@
+"""Those who watch a bridge and command nothing: the newest tick for each, as fast as each takes it.
+
+    viewer  --view {seen}-->  bridge     what arrived; ten times a second, or as soon as a tick came
+            <----- tick ----
+
+One tick at most is on its way to a viewer, so that a slow one gets fewer of them and delays nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vla_robot.core.clock import NS_PER_S, Clock
+from vla_robot.core.errors import TransportError
+from vla_robot.core.robot import Tick
+
+MOST_VIEWERS = 8
+"""Packing and sending to one costs the control thread a fraction of a millisecond."""
+
+MOST_HZ = 20.0
+"""A person sees no more; a policy that needs every tick is a controller."""
+
+SILENT_S = 2.0
+"""A viewer that was not heard of for this long is forgotten."""
+
+RESEND_S = 0.5
+"""A tick that is not acknowledged for this long is taken for lost."""
+
+
+@dataclass
+class _Viewer:
+    heard_ns: int
+    seen: int = 0
+    sent: int = 0
+    sent_ns: int = 0
+
+
+class Viewers:
+    """Who watches, and what each has seen."""
+
+    def __init__(self, clock: Clock) -> None:
+        """
+        Args:
+            clock: the bridge's.
+        """
+        self._clock = clock
+        self._of: dict[bytes, _Viewer] = {}
+        self.number = 0
+        """Of the newest tick; it only grows, whoever drives."""
+        self.newest: Tick | None = None
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def push(self, tick: Tick) -> None:
+        self.number, self.newest = self.number + 1, tick
+
+    def hear(self, peer: bytes, seen: int) -> None:
+        """A viewer says what arrived.
+
+        Args:
+            peer: its connection.
+            seen: number of the newest tick it has; 0 for none.
+
+        Raises:
+            TransportError: too many watch already.
+        """
+        now_ns = self._clock.now_ns()
+        self._forget_silent(now_ns)
+        if peer not in self._of and len(self._of) >= MOST_VIEWERS:
+            raise TransportError(
+                f"{len(self._of)} viewers watch this bridge already, and {MOST_VIEWERS} may. Close one of them."
+            )
+        viewer = self._of.setdefault(peer, _Viewer(now_ns))
+        viewer.heard_ns, viewer.seen = now_ns, min(max(viewer.seen, seen), viewer.sent)
+
+    def due(self) -> list[bytes]:
+        """The viewers that the newest tick is to be sent to now; they are taken to have been sent it."""
+        if not self._of or self.newest is None:
+            return []
+        now_ns = self._clock.now_ns()
+        self._forget_silent(now_ns)
+        chosen = [peer for peer, viewer in self._of.items() if self._wants(viewer, now_ns)]
+        for peer in chosen:
+            self._of[peer].sent, self._of[peer].sent_ns = self.number, now_ns
+        return chosen
+
+    def drop(self, peer: bytes) -> None:
+        """Its connection is gone."""
+        self._of.pop(peer, None)
+
+    def _wants(self, viewer: _Viewer, now_ns: int) -> bool:
+        since_s = (now_ns - viewer.sent_ns) / NS_PER_S
+        if viewer.seen < viewer.sent:
+            return since_s >= RESEND_S
+        return viewer.sent < self.number and (not viewer.sent or since_s >= 1 / MOST_HZ)
+
+    def _forget_silent(self, now_ns: int) -> None:
+        silent = [peer for peer, viewer in self._of.items() if now_ns - viewer.heard_ns > SILENT_S * NS_PER_S]
+        for peer in silent:
+            del self._of[peer]
