@@ -87,6 +87,17 @@ def test_with_company_expected_the_first_waits_so_long_and_no_longer() -> None:
     assert line.due_ns(now_ns=200) == 200, "all who asked lately are there"
 
 
+def test_those_who_just_got_their_answers_are_waited_for_too() -> None:
+    line = Line(4, WAIT_NS)
+    for client in "ab":
+        line.put(request(client), now_ns=0)
+    line.put(request("c"), now_ns=0)
+    line.take(now_ns=0)
+    line.put(request("d"), now_ns=10)
+    line.free(now_ns=20 * WAIT_NS)
+    assert line.due_ns(now_ns=20 * WAIT_NS) == 21 * WAIT_NS
+
+
 def test_who_has_left_is_not_waited_for() -> None:
     line = Line(4, WAIT_NS)
     for client in "ab":

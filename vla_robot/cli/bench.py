@@ -6,21 +6,23 @@ from typing import Annotated
 
 import tyro
 
-from vla_robot.cli import bench_data, bench_loop, bench_policy, bench_transport
+from vla_robot.cli import bench_data, bench_loop, bench_policy, bench_serve, bench_transport
 from vla_robot.cli.bench_data import DataArgs
 from vla_robot.cli.bench_loop import LoopArgs
 from vla_robot.cli.bench_policy import PolicyArgs
+from vla_robot.cli.bench_serve import ServeBenchArgs
 from vla_robot.cli.bench_transport import TransportArgs
 
 BenchArgs = (
     Annotated[PolicyArgs, tyro.conf.subcommand("policy")]
+    | Annotated[ServeBenchArgs, tyro.conf.subcommand("serve")]
     | Annotated[LoopArgs, tyro.conf.subcommand("loop")]
     | Annotated[TransportArgs, tyro.conf.subcommand("transport")]
     | Annotated[DataArgs, tyro.conf.subcommand("data")]
 )
 
 
-def main(args: PolicyArgs | LoopArgs | TransportArgs | DataArgs) -> int:
+def main(args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | DataArgs) -> int:
     """Measure one of them.
 
     Raises:
@@ -29,6 +31,8 @@ def main(args: PolicyArgs | LoopArgs | TransportArgs | DataArgs) -> int:
     match args:
         case PolicyArgs():
             return bench_policy.main(args)
+        case ServeBenchArgs():
+            return bench_serve.main(args)
         case LoopArgs():
             return bench_loop.main(args)
         case TransportArgs():

@@ -14,10 +14,11 @@ from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.ports import Policy, World
 from vla_robot.loop.control_loop import Guard
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import PolicyRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
-from vla_robot.transport.sockets import is_loopback
+from vla_robot.transport.sockets import is_loopback, require_address
 
 if TYPE_CHECKING:
     from vla_robot.serve.arm import Arm
@@ -78,11 +79,13 @@ def connect_robot(address: str, key: str | None = None) -> RemoteRobot:
 
 def server_security(address: str, key: str | None) -> ServerSecurity | None:
     """Keys for a server: where its address leaves this computer, or one is named."""
+    require_address(address, keys=True)  # whether it needs them is decided here
     return KeyFolder().server_security(key) if key or not is_loopback(address) else None
 
 
 def client_security(address: str, key: str | None) -> ClientSecurity | None:
     """The same for a client."""
+    require_address(address, keys=True)
     return KeyFolder().client_security(address, key) if key or not is_loopback(address) else None
 
 
@@ -102,7 +105,7 @@ def build_policy(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, k
     """
     from vla_robot.observe.select import Selecting
 
-    loaded = _connect_policy(source.recipe, key) or _load_policy(source.recipe, env, embodiment)
+    loaded = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
     wanted: Embodiment | None = getattr(loaded, "embodiment", None)  # only a trained policy was made for some arm
     return loaded if wanted is None else Selecting(loaded, wanted, embodiment)
 
@@ -151,15 +154,43 @@ def _load_policy(recipe: PolicyRecipe, env: EnvRecipe, embodiment: Embodiment) -
     return load_policy(recipe, embodiment, expert=env.expert)
 
 
-def _connect_policy(recipe: PolicyRecipe, key: str | None) -> Policy | None:
+def _connect_policy(recipe: PolicyRecipe, embodiment: Embodiment, key: str | None) -> Policy | None:
     """The client of a policy that runs behind a server; None for one that runs here."""
-    if recipe.kind != "remote" or recipe.address is None:
+    if recipe.address is None:
         return None
+    if recipe.peer is not None:
+        return _connect_peer(recipe.kind, recipe.address, recipe.peer, embodiment)
     from vla_robot.serve.remote_policy import RemotePolicy
 
     return RemotePolicy(
         recipe.address, security=client_security(recipe.address, key), statistics_key=recipe.statistics_key
     )
+
+
+def _connect_peer(kind: str, address: str, peer: PeerRecipe, embodiment: Embodiment) -> Policy:
+    """The client of another project's policy server."""
+    from vla_robot.serve.peer_words import Interpreter, Timeouts
+
+    interpreter, timeouts = Interpreter(peer, embodiment), Timeouts(answer_s=peer.answer_timeout_s)
+    token = None if peer.token is None else _secret_line(peer.token)
+    if kind == "openpi":
+        from vla_robot.serve.openpi_policy import OpenpiPolicy
+
+        return OpenpiPolicy(address, interpreter, prompt=peer.prompt, token=token, timeouts=timeouts)
+    from vla_robot.serve.groot_policy import GrootPolicy
+
+    assert peer.generation is not None  # PolicyRecipe requires it for this kind
+    return GrootPolicy(address, interpreter, peer.generation, prompt=peer.prompt, token=token, timeouts=timeouts)
+
+
+def _secret_line(path: Path) -> str:
+    try:
+        line = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"peer.token: {path} cannot be read: {error}.") from error
+    if not line or not line.isprintable() or " " in line:
+        raise RecipeError(f"peer.token: {path} must hold one line, the server's token, and nothing else.")
+    return line
 
 
 def build_guard(space: ActionSpace) -> Guard:

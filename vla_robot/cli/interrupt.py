@@ -1,4 +1,4 @@
-"""What Ctrl-C means while something runs that must come to a tidy end."""
+"""What Ctrl-C, or a service manager's SIGTERM, means while something runs that must come to a tidy end."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from threading import Event
 from types import FrameType
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Event]:
-    """Ctrl-C sets the event, so that the running step ends and is kept; a second one raises KeyboardInterrupt."""
+    """A signal sets the event, so that the running step ends and is kept; a second one raises KeyboardInterrupt."""
     stop = Event()
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
@@ -19,8 +21,9 @@ def stop_on_interrupt() -> Iterator[Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = {each: signal.signal(each, ask) for each in SIGNALS}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)

@@ -36,6 +36,7 @@ class Verb:
 VERBS: dict[str, Verb] = {
     "run": Verb("vla_robot.cli.run", "RunArgs"),
     "bridge": Verb("vla_robot.cli.bridge", "BridgeArgs"),
+    "view": Verb("vla_robot.cli.view", "ViewArgs"),
     "serve": Verb("vla_robot.cli.serve", "ServeArgs"),
     "record": Verb("vla_robot.cli.record", "RecordArgs"),
     "finetune": Verb("vla_robot.cli.finetune", "FinetuneArgs"),
@@ -57,6 +58,7 @@ vla: put a vision-language-action policy on a robot.
   vla bridge envs/lift.toml                         the robot's side: its arm, its clock, its limits, its e-stop
   vla run --robot tcp://127.0.0.1:5570 --policy openvla_nano
                                                     the same episodes, on the robot behind a bridge
+  vla serve openvla_nano                            one policy for many robots: --policy tcp://127.0.0.1:5580
   vla record --env envs/lift.toml --by expert --episodes 50 --out data/lift
                                                     demonstrations, as a LeRobot v3 dataset
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations
@@ -65,7 +67,8 @@ vla: put a vision-language-action policy on a robot.
   vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5
   vla data convert SRC DST --to lerobot             the same dataset in another format
   vla data doctor PATH                              what is wrong with it, and the fix; `stats` for normalisation
-  vla bench [policy | loop | transport | data]      speed, next to a plain way to do the same, in one run
+  vla bench [policy | serve | loop | transport | data]
+                                                    speed, next to a plain way to do the same, in one run
 
   vla list [envs | policies | datasets | launch]    every recipe, and where it lies
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained

@@ -2,9 +2,10 @@
 
     clients --submit--> Line (at most one request each, oldest first) --batch--> act --answer--> each client
 
-A batch goes off when it is full, when its oldest request has waited long enough, or when everybody who asked lately is
-waiting already: one robot alone never waits for company. The newest request of a client takes the place of its older
-one, which is told so. What nobody waits for any more is dropped, and a row that cannot be answered fails alone.
+A batch goes off when it is full, when its oldest request has waited long enough for company while the model was free,
+or when everybody who asked lately is waiting already: one robot alone never waits for others. The newest request of a
+client takes the place of its older one, which is told so. What nobody waits for any more is dropped, and a row that
+cannot be answered fails alone.
 
 >>> line = Line(max_batch=2, max_wait_ns=5_000_000)
 >>> line.due_ns(now_ns=0) is None                                        # nobody waits
@@ -72,7 +73,8 @@ class Line:
         """
         Args:
             max_batch: rows of one batch.
-            max_wait_ns: how long the first request of a batch waits for others.
+            max_wait_ns: how long the first request of a batch waits for others once the model is free. Those who just
+                got their answers come back within that time, and then all go together.
             max_waiting: clients that may wait at once.
         """
         if max_batch < 1 or max_wait_ns < 0 or max_waiting < max_batch:
@@ -85,6 +87,7 @@ class Line:
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[Hashable, Request] = OrderedDict()
         self._asked_ns: OrderedDict[Hashable, int] = OrderedDict()
+        self._free_ns = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -110,7 +113,11 @@ class Line:
         self._forget(now_ns)
         if len(self._waiting) >= min(self._max_batch, len(self._asked_ns)):
             return now_ns
-        return next(iter(self._waiting.values())).since_ns + self._max_wait_ns
+        return max(self._free_ns, next(iter(self._waiting.values())).since_ns) + self._max_wait_ns
+
+    def free(self, now_ns: int) -> None:
+        """The model has done its batch."""
+        self._free_ns = now_ns
 
     def take(self, now_ns: int) -> tuple[list[Request], list[Request]]:
         """The next batch, and those whose clients stopped waiting."""
@@ -214,6 +221,8 @@ class Batcher:
             wait_ns = now_ns - request.since_ns
             self.tally.waited(wait_ns)
             self._tell(request, _with_wait(answer, wait_ns / NS_PER_MS))
+        with self._changed:
+            self._line.free(self._clock.now_ns())
 
     def close(self) -> None:
         """End `run` after its batch; who waits still is told."""

@@ -1,0 +1,68 @@
+"""`vla serve` from the command line: a process of its own, driven by the same client as a robot's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_robot.cli.main import main
+from vla_robot.core.messages import Observation
+from vla_robot.serve.remote_policy import RemotePolicy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["expert"], "needs one with weights"),
+        (["hold"], "kind 'hold', and a server needs one with weights"),
+        (["openvla_nan"], "did you mean 'openvla_nano'"),
+        (["tcp://127.0.0.1:5580"], "kind 'remote'"),
+        (["openvla_nano", "--max-batch", "0"], "at least one row"),
+        (["openvla_nano", "--rest", "70000"], "a port, 0 to 65535"),
+        (["openvla_nano", "--bind", "tcp://0.0.0.0:5580"], "key"),
+        (["openvla_nano", "--bind", "nonsense"], "is not an address"),
+    ],
+)
+def test_what_cannot_be_served_is_told_before_anything_starts(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", *arguments]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_a_served_policy_answers_as_it_does_here_and_ends_with_its_counts(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    import vla_robot
+
+    command = [sys.executable, "-P", "-m", "vla_robot.cli.main", "serve", "openvla_nano", "--rest", "0"]
+    command += ["--bind", "tcp://127.0.0.1:0", "--json", str(tmp_path / "serve.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        address = lines[2].partition("listening on ")[2].strip()
+        assert "POST http://127.0.0.1:" in lines[3]
+        with RemotePolicy(address) as policy:
+            assert policy.embodiment is not None
+            scene = _scene(policy)
+            answer = policy.act([scene, scene])
+        process.terminate()
+        process.communicate(timeout=30)
+    assert process.returncode == 0
+    alone = vla_robot.load_policy(Path(__file__).resolve().parents[2] / "policies" / "openvla_nano").act([scene])
+    for chunk in answer:
+        np.testing.assert_allclose(chunk.actions, alone[0].actions, atol=1e-12)
+    status = json.loads((tmp_path / "serve.json").read_text())["status"]
+    assert status["counts"] == {"answered": 2}
+
+
+def _scene(policy: RemotePolicy) -> Observation:
+    assert policy.embodiment is not None
+    rng = np.random.default_rng(0)
+    frames = {c.name: rng.integers(0, 256, (c.height, c.width, 3), np.uint8) for c in policy.embodiment.cameras}
+    state = np.zeros(len(policy.embodiment.state))
+    return Observation(frames, state, "lift the red cube", stamp_ns=1, step=0)
