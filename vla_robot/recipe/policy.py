@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.recipe.peer import PeerRecipe
 
 ADDRESS_SCHEMES = ("tcp://", "ipc://")
 """How the address of a policy server begins."""
@@ -48,7 +49,8 @@ class PolicyRecipe:
     Attributes:
         kind: "openvla" loads a checkpoint folder; "openvla_oft" one with OpenVLA-OFT's regression head; "hold" keeps
             the arm where it is; "random" draws uniform actions (the baseline that a score is compared with); "expert"
-            is the world's own scripted expert, which sees the simulator's truth; "remote" asks a `vla serve`.
+            is the world's own scripted expert, which sees the simulator's truth; "remote" asks a `vla serve`; "openpi"
+            and "groot" ask a server of those projects.
         description: one line for `vla list`.
         checkpoint: folder in the published OpenVLA layout, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
@@ -61,10 +63,12 @@ class PolicyRecipe:
         quantise: for kind "openvla", "int8" keeps matrices in eight bits: a quarter of fp32's memory, and some tokens
             differ. It needs the extra [quantise].
         oft: for kind "openvla_oft", what the folder does not say.
-        address: for kind "remote", where the server listens, e.g. "tcp://127.0.0.1:5580".
+        address: for kinds that ask a server, where it listens, e.g. "tcp://127.0.0.1:5580"; "ws://127.0.0.1:8000" for
+            kind "openpi".
+        peer: for kinds "openpi" and "groot", what the server calls things; see docs/serving.md.
     """
 
-    kind: Literal["openvla", "openvla_oft", "hold", "random", "expert", "remote"]
+    kind: Literal["openvla", "openvla_oft", "hold", "random", "expert", "remote", "openpi", "groot"]
     description: str = ""
     checkpoint: Path | None = None
     statistics_key: str | None = None
@@ -74,6 +78,7 @@ class PolicyRecipe:
     quantise: Literal["int8", "int4"] | None = None
     oft: OFTRecipe | None = None
     address: str | None = None
+    peer: PeerRecipe | None = None
 
     def __post_init__(self) -> None:
         if self.quantise and (self.kind != "openvla" or self.compiled):
@@ -84,6 +89,11 @@ class PolicyRecipe:
         regresses = self.kind == "openvla_oft"
         if regresses != (self.oft is not None):
             raise RecipeError(f"kind '{self.kind}' {'needs a' if regresses else 'takes no'} table [oft]")
-        remote = self.kind == "remote"
+        foreign = self.kind in ("openpi", "groot")
+        if foreign != (self.peer is not None):
+            raise RecipeError(f"kind '{self.kind}' {'needs a' if foreign else 'takes no'} table [peer]")
+        remote = foreign or self.kind == "remote"
         if remote != (self.address is not None):
             raise RecipeError(f"kind '{self.kind}' {'needs an' if remote else 'takes no'} address")
+        if self.peer and (self.kind == "groot") != (self.peer.generation is not None):
+            raise RecipeError(f"kind '{self.kind}' {'needs a' if self.kind == 'groot' else 'takes no'} peer.generation")

@@ -110,11 +110,40 @@ def decode(frames: Sequence[Buffer]) -> Message:
     kind, seq, body, specs = _header(memoryview(frames[0]))
     if len(specs) != len(frames) - 1:
         raise TransportError(f"the header announces {len(specs)} arrays, but {len(frames) - 1} frames follow it.")
-    arrays = [_array(spec, memoryview(frame)) for spec, frame in zip(specs, frames[1:], strict=True)]
+    arrays = [read_array(spec, memoryview(frame)) for spec, frame in zip(specs, frames[1:], strict=True)]
     unpacker = _Unpacker(arrays)
     message = Message(kind, seq, unpacker.table(body))
     unpacker.check_all_used()
     return message
+
+
+def read_array(spec: Any, frame: memoryview) -> Array:
+    """One array, after its announced size was compared with the bytes that came.
+
+    Args:
+        spec: a list of dtype, one of DTYPES, and shape, as it came.
+        frame: the bytes; the array is a read-only view of them.
+
+    Raises:
+        TransportError: the bytes are not such an array.
+    """
+    if not isinstance(spec, list) or len(cast(list[Any], spec)) != 2:
+        raise TransportError("an array is announced by something else than [dtype, shape].")
+    dtype, shape = cast(list[Any], spec)
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise TransportError(f"an array of {str(dtype)[:32]!r} is announced; allowed are {', '.join(DTYPES)}.")
+    dims = _dims(shape)
+    expected = math.prod(dims) * DTYPES[dtype]
+    if expected != frame.nbytes or expected > MAX_FRAME_BYTES:
+        raise TransportError(
+            f"an array of {dtype} and shape {dims} has {expected} bytes, its frame {frame.nbytes}; "
+            f"allowed are {MAX_FRAME_BYTES}."
+        )
+    array: Array = np.ndarray(dims, dtype, buffer=frame)
+    if dtype == "|b1" and (array.view(np.uint8) > 1).any():
+        raise TransportError("an array of bool holds bytes other than 0 and 1.")
+    array.flags.writeable = False
+    return array
 
 
 class _Packer:
@@ -262,27 +291,6 @@ def _unpack(data: bytes) -> Any:
         )
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise TransportError(f"the header is not valid msgpack: {error}.") from error
-
-
-def _array(spec: Any, frame: memoryview) -> Array:
-    """One array, after its announced size was compared with the bytes that came."""
-    if not isinstance(spec, list) or len(cast(list[Any], spec)) != 2:
-        raise TransportError("an array is announced by something else than [dtype, shape].")
-    dtype, shape = cast(list[Any], spec)
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise TransportError(f"an array of {str(dtype)[:32]!r} is announced; allowed are {', '.join(DTYPES)}.")
-    dims = _dims(shape)
-    expected = math.prod(dims) * DTYPES[dtype]
-    if expected != frame.nbytes or expected > MAX_FRAME_BYTES:
-        raise TransportError(
-            f"an array of {dtype} and shape {dims} has {expected} bytes, its frame {frame.nbytes}; "
-            f"allowed are {MAX_FRAME_BYTES}."
-        )
-    array: Array = np.ndarray(dims, dtype, buffer=frame)
-    if dtype == "|b1" and (array.view(np.uint8) > 1).any():
-        raise TransportError("an array of bool holds bytes other than 0 and 1.")
-    array.flags.writeable = False
-    return array
 
 
 def _dims(shape: Any) -> tuple[int, ...]:
