@@ -23,7 +23,7 @@ from vla_robot.core.errors import ContractError, PolicyError, TransportError, Vl
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.groot_wire import Dialect, pack, unpack
 from vla_robot.serve.peer_words import Interpreter, Timeouts, nested
-from vla_robot.transport.sockets import ClientSocket, is_loopback
+from vla_robot.transport.sockets import ClientSocket, is_loopback, require_address
 
 Generation = Literal["n1.5", "n1.6", "n1.7"]
 
@@ -227,7 +227,8 @@ def _read(data: bytes) -> Any:
 
 
 def _require_loopback(address: str) -> None:
-    if address.startswith("tcp://") and not is_loopback(address):
+    require_address(address, keys=True)
+    if not is_loopback(address):
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         raise TransportError(
             f"'{address}' is another computer's, and GR00T's protocol has no keys: anybody between the two could read "
