@@ -1,0 +1,127 @@
+"""An SO-101 whose servos are emulated on a pseudo-terminal; lerobot, its drivers and pyserial are the real ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+PLUGINS = HERE / "plugins"
+MOTORS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
+RANGES = {"wrist_roll": (0, 4095)}
+USUAL_RANGE = (850, 3245)
+"""Ticks, as a calibration finds them: 105 degrees to each side of the middle."""
+
+REST_DEG = {"shoulder_pan": 0, "shoulder_lift": -98, "elbow_flex": 95, "wrist_flex": 60, "wrist_roll": 0}
+TICKS_PER_DEG = 4095 / 360
+
+
+def load_emulator() -> ModuleType:
+    """tests/tools/feetech_emulator.py, which is a program too."""
+    name = "feetech_emulator"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, HERE.parent / "tools" / f"{name}.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_threads() -> Iterator[None]:
+    """The servo library polls in a loop of pure Python, which would keep the emulator's thread waiting."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-4)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plugins() -> Iterator[None]:
+    """lerobot finds the emulated camera as an installed package."""
+    sys.path.insert(0, str(PLUGINS))
+    yield
+    sys.path.remove(str(PLUGINS))
+
+
+def write_calibration(folder: Path, name: str = "desk") -> None:
+    """A calibration file as `lerobot-calibrate` leaves it."""
+    ranges = {motor: RANGES.get(motor, USUAL_RANGE) for motor in MOTORS}
+    rows = {
+        motor: {
+            "id": i,
+            "drive_mode": 0,
+            "homing_offset": 0,
+            "range_min": ranges[motor][0],
+            "range_max": ranges[motor][1],
+        }
+        for i, motor in enumerate(MOTORS, start=1)
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(rows))
+
+
+def calibrated_bus(port: Path) -> Any:
+    """Servos that hold that calibration, in the arm's rest pose, without torque."""
+    emulator = load_emulator()
+    servos = emulator.so101_servos()
+    for motor, servo in zip(MOTORS, servos, strict=True):
+        low, high = RANGES.get(motor, USUAL_RANGE)
+        servo.put(emulator.LOW_LIMIT, low)
+        servo.put(emulator.HIGH_LIMIT, high)
+        servo.position = (low + high) / 2 + REST_DEG.get(motor, -50) * TICKS_PER_DEG
+        servo.put(emulator.GOAL, 2048)  # where somebody left it: an arm that is not careful leaps there
+        servo.fall = -abs(servo.fall) if motor == "shoulder_lift" else servo.fall
+    return emulator.FeetechBus(port, servos)
+
+
+@pytest.fixture
+def bus(tmp_path: Path) -> Iterator[Any]:
+    """The emulated bus at tmp_path/port, calibrated."""
+    write_calibration(tmp_path / "calibration")
+    bus = calibrated_bus(tmp_path / "port")
+    yield bus
+    bus.close()
+
+
+RECIPE = """
+base = "desk_so101"
+{top}
+
+[robot]
+calibration_dir = "{folder}/calibration"
+{robot}
+
+[robot.fields]
+port = "{folder}/port"
+
+[robot.cameras.desk]
+type = "emulated"
+fields = {{ index_or_path = {camera}, width = 96, height = 72, fps = 30, stops_when = "{folder}/camera_stopped" }}
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the recipe of the emulated arm; options go into it."""
+
+    def write(top: str = "", robot: str = "", camera: int = 0) -> Path:
+        path = tmp_path / "desk.toml"
+        path.write_text(RECIPE.format(top=top, robot=robot, folder=tmp_path, camera=camera))
+        return path
+
+    return write
+
+
+def angles_deg(bus: Any) -> dict[str, float]:
+    """Joint -> where the emulated servos really are [degrees]."""
+    middle = {m: sum(RANGES.get(m, USUAL_RANGE)) / 2 for m in MOTORS}
+    return {m: (bus.positions()[i] - middle[m]) / TICKS_PER_DEG for i, m in enumerate(MOTORS, start=1)}
