@@ -7,16 +7,16 @@ import pytest
 
 from vla_robot.core.clock import NS_PER_MS, FakeClock
 from vla_robot.core.errors import TransportError
-from vla_robot.core.messages import Observation, StepResult
+from vla_robot.core.messages import Clamp, Observation, StepResult
 from vla_robot.core.robot import Tick
 from vla_robot.serve.viewers import MOST_HZ, MOST_VIEWERS, RESEND_S, SILENT_S, Viewers
 
 PERIOD_MS = round(1000 / MOST_HZ)
 
 
-def tick(step: int = 0) -> Tick:
+def tick(step: int = 0, *clamps: Clamp) -> Tick:
     seen = Observation({}, np.zeros(1), "lift", stamp_ns=0, step=step)
-    return Tick(StepResult(seen, np.zeros(2), False, False, False), "hold", "", -1, 0, 0)
+    return Tick(StepResult(seen, np.zeros(2), False, False, False, clamps), "hold", "", -1, 0, 0)
 
 
 @pytest.fixture
@@ -93,3 +93,11 @@ def test_a_number_from_the_future_is_not_believed(viewers: Viewers) -> None:
     viewers.hear(b"a", 10**12)
     viewers.push(tick())
     assert viewers.due() == [b"a"]
+
+
+def test_what_limits_cut_is_counted_whoever_saw_the_tick(viewers: Viewers) -> None:
+    viewers.push(tick(1, Clamp("dx", "range", 0.2, 0.05), Clamp("dz", "reach", 0.02, 0.01)))
+    viewers.push(tick(2, Clamp("dx", "range", 0.3, 0.05)))
+    dx, dz = viewers.cuts()
+    assert dx == {"dim": "dx", "cause": "range", "times": 2, "wanted": 0.3, "allowed": 0.05}
+    assert dz["times"] == 1

@@ -135,6 +135,7 @@ class BridgeServer:
         clock: Clock | None = None,
         jpeg_quality: Mapping[str, int] | None = None,
         pace: Callable[[Clock, int], Pace] = Ticker,
+        dry_run: bool = False,
     ) -> None:
         """
         Args:
@@ -143,8 +144,10 @@ class BridgeServer:
             clock: the one that stamps the arm's frames.
             jpeg_quality: camera -> quality of the frames that travel as JPEG; the others stay exact.
             pace: makes the control clock of an episode from a clock and a period [ns].
+            dry_run: the arm is told nothing, and whoever asks for the status learns that.
         """
         self._pace = pace
+        self._dry_run = dry_run
         self._bridge = bridge
         self._socket = socket
         self._clock = clock or MonotonicClock()
@@ -203,7 +206,9 @@ class BridgeServer:
             "last_refusal": self._last_refusal,
             "episode": self._bridge.episode,
             "running": self._bridge.running,
+            "dry_run": self._dry_run,
             "step": 0 if observation is None else observation.step,
+            "cuts": self._viewers.cuts(),
             "counts": {
                 **self._guard.counts,
                 "late": self._bridge.late,

@@ -8,10 +8,13 @@ One tick at most is on its way to a viewer, so that a slow one gets fewer of the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from vla_robot.core.clock import NS_PER_S, Clock
 from vla_robot.core.errors import TransportError
+from vla_robot.core.messages import Clamp
 from vla_robot.core.robot import Tick
 
 MOST_VIEWERS = 8
@@ -35,6 +38,14 @@ class _Viewer:
     sent_ns: int = 0
 
 
+@dataclass(frozen=True)
+class _Cut:
+    """How often a limit changed a dimension, and what it did last."""
+
+    times: int
+    last: Clamp
+
+
 class Viewers:
     """Who watches, and what each has seen."""
 
@@ -48,12 +59,31 @@ class Viewers:
         self.number = 0
         """Of the newest tick; it only grows, whoever drives."""
         self.newest: Tick | None = None
+        self._cuts: dict[tuple[str, str], _Cut] = {}
 
     def __len__(self) -> int:
         return len(self._of)
 
     def push(self, tick: Tick) -> None:
         self.number, self.newest = self.number + 1, tick
+        for clamp in tick.result.clamps:
+            key = clamp.dim, clamp.cause
+            before = self._cuts.get(key, _Cut(0, clamp))
+            self._cuts[key] = replace(before, times=before.times + 1, last=clamp)
+
+    def cuts(self) -> list[Mapping[str, Any]]:
+        """What limits changed since the bridge began, the most frequent first: a viewer does not see every tick."""
+        rows = sorted(self._cuts.values(), key=lambda cut: -cut.times)
+        return [
+            {
+                "dim": cut.last.dim,
+                "cause": cut.last.cause,
+                "times": cut.times,
+                "wanted": float(cut.last.wanted),
+                "allowed": float(cut.last.allowed),
+            }
+            for cut in rows
+        ]
 
     def hear(self, peer: bytes, seen: int) -> None:
         """A viewer says what arrived.

@@ -1,0 +1,209 @@
+"""Watching a bridge: what arrives, what a viewer cannot do, and the e-stop."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_robot.act.limits import limits_of
+from vla_robot.act.safety import SafetyFilter
+from vla_robot.act.watchdog import Watchdog
+from vla_robot.cli.bench_loop import EmulatedArm
+from vla_robot.cli.view import access, serve_page
+from vla_robot.core.clock import MonotonicClock
+from vla_robot.core.errors import TransportError
+from vla_robot.core.messages import ActionChunk
+from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.serve.board import Board, Scene
+from vla_robot.serve.bridge import Bridge
+from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.serve.remote_robot import RemoteRobot
+from vla_robot.serve.view import BridgeView
+from vla_robot.serve.web import Listen
+from vla_robot.transport.sockets import ClientSocket, ServerSocket
+from vla_robot.transport.wire import Message, decode, encode
+
+RATE_HZ = 50.0
+DEADLINE_S = 20.0
+NEVER_S = 1000.0
+
+
+class Served:
+    """An emulated arm behind a bridge in a thread, whose watchdog alone would not stop it."""
+
+    def __init__(self, address: str = "tcp://127.0.0.1:0") -> None:
+        clock = MonotonicClock()
+        self.arm = EmulatedArm(RATE_HZ)
+        self.socket = ServerSocket(address)
+        self.address = self.socket.address
+        limits = SafetyFilter(self.arm.embodiment, limits_of(self.arm.embodiment, LimitsRecipe()))
+        watchdog = Watchdog(clock, hold_after_s=NEVER_S, stop_after_s=NEVER_S)
+        self.server = BridgeServer(Bridge(self.arm, limits, watchdog, clock), self.socket, clock)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self.server.serve, args=(self._over.is_set,), daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join(timeout=5)
+        self.socket.close()
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with contextlib.closing(Served()) as served:
+        yield served
+
+
+@pytest.fixture
+def watch(served: Served) -> Iterator[Callable[[], tuple[BridgeView, Board]]]:
+    with ExitStack() as stack:
+
+        def attach() -> tuple[BridgeView, Board]:
+            board = Board()
+            return stack.enter_context(BridgeView(served.address, board)), board
+
+        yield attach
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    """Whether it holds within the deadline; polled, as the other side is another thread."""
+    end = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        if holds():
+            return True
+        threading.Event().wait(0.01)
+    return False
+
+
+def scene_with(board: Board, wanted: Callable[[dict[str, Any]], bool]) -> Scene:
+    """The first scene from now on with facts as wanted."""
+    seen, end = 0, time.monotonic() + DEADLINE_S
+    while time.monotonic() < end:
+        scene = board.next(seen, timeout_s=1.0)
+        if scene is not None:
+            seen = scene.number
+            if wanted(dict(scene.facts)):
+                return scene
+    raise AssertionError("no such scene came")
+
+
+def drive(robot: RemoteRobot, ticks: int) -> None:
+    """Some actions, the first too large."""
+    observation = robot.begin(seed=0)
+    for k in range(ticks):
+        action = [[0.2 if k == 0 else 0.001, 0.0, 0.0, 1.0]]
+        robot.send(ActionChunk(np.array(action), observation.stamp_ns, observation.step))
+        tick = robot.newest(after=observation.step, timeout_s=DEADLINE_S)
+        assert tick is not None
+        observation = tick.result.observation
+
+
+def test_a_viewer_sees_frames_state_latency_and_what_was_cut(
+    served: Served, watch: Callable[[], tuple[BridgeView, Board]]
+) -> None:
+    _, board = watch()
+    with RemoteRobot(served.address) as robot:
+        drive(robot, ticks=30)
+        scene = scene_with(board, lambda facts: bool(facts["cuts"] and facts.get("capture_to_command_ms")))
+    assert scene.facts["mode"] == "run" and scene.facts["instruction"] == "lift the red cube"
+    assert scene.facts["capture_to_command_ms"] > 0 and len(scene.facts["executed"]) == 4
+    np.testing.assert_array_equal(scene.images["wrist"], served.arm.frame)
+    (cut,) = scene.facts["cuts"]
+    assert cut["dim"] == "dx" and cut["times"] == 1 and cut["allowed"] < cut["wanted"]
+
+
+def test_before_any_episode_the_page_says_so(watch: Callable[[], tuple[BridgeView, Board]]) -> None:
+    view, board = watch()
+    scene = scene_with(board, lambda facts: facts["reason"] == "no episode is running")
+    assert not scene.facts["running"] and scene.images == {}
+    assert view.embodiment.name == "emulated"
+
+
+def test_a_viewer_takes_the_arm_from_nobody(served: Served, watch: Callable[[], tuple[BridgeView, Board]]) -> None:
+    watch()
+    with RemoteRobot(served.address) as robot:
+        robot.begin(seed=0)
+        watch()
+        assert robot.newest(after=5, timeout_s=DEADLINE_S) is not None
+        assert robot.status()["running"]
+
+
+@pytest.mark.parametrize("kind", ["reset", "chunk", "end", "arm", "close"])
+def test_a_viewer_commands_nothing(served: Served, kind: str) -> None:
+    with RemoteRobot(served.address) as robot, ClientSocket(served.address) as viewer:
+        robot.begin(seed=0)
+        viewer.send(encode(Message("view", 1, {"seen": 0})))
+        viewer.send(encode(Message(kind, 2, {"session": "guessed"})))
+        answers: list[Message] = []
+
+        def answered() -> bool:
+            frames = viewer.receive(0.1)
+            answers.extend([] if frames is None else [decode(frames)])
+            return bool(answers) and answers[-1].kind == "error"
+
+        assert eventually(answered)
+        assert "does not command the arm" in answers[-1].body["message"]
+        assert robot.status()["running"]
+
+
+def test_the_e_stop_of_a_viewer_stops_the_arm_and_latches(
+    served: Served, watch: Callable[[], tuple[BridgeView, Board]]
+) -> None:
+    view, board = watch()
+    with RemoteRobot(served.address) as robot:
+        drive(robot, ticks=3)
+        view.stop("the page")
+        assert robot.status()["mode"] == "stopped"
+        told = len(served.arm.told_ns)
+        scene = scene_with(board, lambda facts: facts["mode"] == "stopped")
+        assert "the page" in scene.facts["reason"]
+        assert len(served.arm.told_ns) == told
+
+
+def test_a_viewer_that_takes_nothing_delays_nobody(served: Served) -> None:
+    with ClientSocket(served.address) as deaf, RemoteRobot(served.address) as robot:
+        deaf.send(encode(Message("view", 1, {"seen": 0})))
+        robot.begin(seed=0)
+        tick = robot.newest(after=100, timeout_s=DEADLINE_S)
+        assert tick is not None
+        assert robot.status()["counts"]["missed_ticks"] <= 20
+
+
+def test_a_bridge_that_ends_is_told_and_one_that_comes_back_is_shown_again() -> None:
+    first, board = Served(), Board()
+    with BridgeView(first.address, board):
+        scene_with(board, lambda facts: facts["link"]["silent_s"] == 0)
+        first.close()
+        scene_with(board, lambda facts: facts["link"]["silent_s"] > 0)
+        with contextlib.closing(Served(first.address)) as second, RemoteRobot(second.address) as robot:
+            robot.begin(seed=0)
+            scene_with(board, lambda facts: facts["link"]["silent_s"] == 0 and facts.get("tick", 0) > 0)
+
+
+def test_nobody_there_is_told_in_words() -> None:
+    with pytest.raises(TransportError, match="Is `vla bridge` running there"):
+        BridgeView("tcp://127.0.0.1:9", Board(), connect_timeout_s=0.2)
+
+
+def test_a_stop_that_is_not_answered_is_no_stop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vla_robot.serve.view.STOP_TIMEOUT_S", 0.2)
+    with BridgeView(served.address, Board()) as view:
+        served.close()
+        with pytest.raises(TransportError, match="did not answer 'stop'"):
+            view.stop("the page")
+
+
+def test_a_read_only_page_has_no_stop(served: Served, watch: Callable[[], tuple[BridgeView, Board]]) -> None:
+    view, board = watch()
+    granted = access(read_only=True, listen=Listen())
+    assert granted.operator is None
+    with contextlib.closing(serve_page(view, board, granted, Listen())) as web:
+        assert web.operator_url is None

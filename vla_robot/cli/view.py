@@ -1,0 +1,110 @@
+"""`vla view`: a page in the browser that shows what a bridge sees and does, with the e-stop."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vla_robot.cli.build import client_security
+from vla_robot.cli.interrupt import stop_on_interrupt
+from vla_robot.cli.json_out import write_json
+from vla_robot.cli.words import option
+from vla_robot.core.errors import RecipeError
+from vla_robot.serve.board import Board
+from vla_robot.serve.view import BridgeView, Listener, about
+from vla_robot.serve.web import LOOPBACK, Access, Listen, WebServer
+
+DEFAULT_PORT = 8571
+SLICE_S = 0.2
+STOP_REASON = "the page of vla view"
+
+
+@dataclass(frozen=True)
+class ViewArgs:
+    """Watch a running bridge in the browser: cameras, traces, latency, limits, e-stop. It drives nothing."""
+
+    robot: Annotated[str, tyro.conf.Positional, option("ADDRESS")]
+    """where the bridge listens, e.g. tcp://127.0.0.1:5570"""
+    port: Annotated[int, option("PORT")] = DEFAULT_PORT
+    """of the page; 0 takes a free one"""
+    host: Annotated[str, option("HOST")] = LOOPBACK
+    """this computer's address for browsers; another than loopback's needs --certificate"""
+    certificate: Annotated[Path | None, option("FILE")] = None
+    """PEM file, for a page that other computers may open"""
+    certificate_key: Annotated[Path | None, option("FILE")] = None
+    """PEM file of its key; by default it stands in the certificate's"""
+    read_only: bool = False
+    """no e-stop on the page: who opens it can look, and nothing else"""
+    key: Annotated[str | None, option("NAME")] = None
+    """which of this computer's keys the bridge is shown; only needed when there are several"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """when it ends, write what was seen to this file, for machines"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise RecipeError(f"--port {self.port}: 1 to 65535, or 0 for a free one.")
+
+
+def main(args: ViewArgs) -> int:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        TransportError: no bridge answers, or the page's port is taken.
+    """
+    listen = Listen(args.port, args.host, args.certificate, args.certificate_key)
+    board, started_s = Board(), time.monotonic()
+    with (
+        BridgeView(args.robot, board, security=client_security(args.robot, args.key), listener=_listener()) as view,
+        contextlib.closing(serve_page(view, board, access(args.read_only, listen), listen)) as web,
+        stop_on_interrupt() as stop,
+    ):
+        _announce(args, view, web)
+        while not stop.wait(SLICE_S):
+            pass
+    elapsed_s = time.monotonic() - started_s
+    if args.json:
+        rows = [("ticks", view.ticks, "1"), ("time", elapsed_s, "s"), ("rate", view.ticks / elapsed_s, "Hz")]
+        write_json(args.json, "view", [{"name": n, "value": v, "unit": u} for n, v, u in rows])
+    print(f"\nThe page is closed; the robot was not touched. {view.ticks} ticks were seen in {elapsed_s:.0f} s.")
+    return 0
+
+
+def access(read_only: bool, listen: Listen) -> Access:
+    """Off this computer, looking needs a token as well."""
+    fresh = Access()
+    watcher = None if listen.is_loopback else Access().operator
+    return Access(None if read_only else fresh.operator, watcher)
+
+
+def serve_page(view: BridgeView, board: Board, access: Access, listen: Listen) -> WebServer:
+    """The page of one bridge; an operator may stop."""
+
+    def told() -> Mapping[str, Any]:
+        return about(f"{view.embodiment.name} at {view.address}", view.embodiment, kind="view")
+
+    def stop(body: Mapping[str, Any]) -> Mapping[str, Any]:
+        view.stop(STOP_REASON)
+        return {"stopped": True}
+
+    return WebServer(board, told, {"stop": stop} if access.operator else {}, access, listen)
+
+
+def _listener() -> Listener:
+    return lambda tick, embodiment: None
+
+
+def _announce(args: ViewArgs, view: BridgeView, web: WebServer) -> None:
+    cameras = ", ".join(camera.name for camera in view.embodiment.cameras) or "none"
+    lines = [f"vla view: {view.embodiment.name} at {args.robot}, cameras {cameras}"]
+    if web.operator_url:
+        lines.append(f"  {web.operator_url}   may stop the arm: keep it to yourself")
+    lines.append(f"  {web.watcher_url}   may look only")
+    lines.append("  Ctrl-C closes the page; the arm goes on.")
+    lines.append("Next: open one of the two in a browser." if web.operator_url else "Next: open it in a browser.")
+    print("\n".join(lines), flush=True)

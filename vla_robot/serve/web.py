@@ -1,0 +1,341 @@
+"""The page's server: plain HTTP from the standard library, one thread a connection.
+
+    GET  /                  the page; /page.css and the scripts beside it
+    GET  /about             what there is to see, and what whoever asks may do: {"title", ..., "may": [NAME, ..]}
+    GET  /next?seen=N       the newest scene once it is not number N, as `Scene.packed` has it; 204 after a second
+    POST /act/NAME          do something: a JSON object in, a JSON object out; needs the operator's token
+
+It listens on this computer only, unless it is given a certificate. Then looking needs a token as well. A token stands
+behind the # of the page's address, which a browser sends to nobody; the page sends it in the header X-VLA-Token.
+
+Another site that is open in the same browser can do nothing here: a request that names another Host (DNS rebinding) or
+another Origin is refused, the token's header would need a permission that is never given, and the page may load and
+embed nothing from elsewhere, nor be embedded.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import json
+import logging
+import secrets
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qs, urlsplit
+
+from vla_robot.core.errors import TransportError, VlaError, unknown
+from vla_robot.serve.board import Board
+from vla_robot.transport.sockets import is_loopback
+
+LOOPBACK = "127.0.0.1"
+
+MAX_BODY_BYTES = 1 << 16
+MAX_CONNECTIONS = 64
+SOCKET_TIMEOUT_S = 20.0
+"""A silent connection is let go after this long; a page asks every second at least."""
+
+WAIT_S = 1.0
+"""How long a page waits for the next scene before it asks again."""
+
+LOOK_UP_S = 0.05
+"""How often the server looks whether it is to end."""
+
+TOKEN_HEADER = "X-VLA-Token"
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+
+ASSETS = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/traces.js": ("traces.js", "text/javascript; charset=utf-8"),
+    "/drive.js": ("drive.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+}
+
+type Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may do what. Whoever may act may look.
+
+    Attributes:
+        operator: token that acting needs; None lets nobody act.
+        watcher: token that looking needs; None lets everybody look who can connect.
+    """
+
+    operator: str | None = field(default_factory=lambda: secrets.token_urlsafe(16))
+    watcher: str | None = None
+
+    def may_act(self, token: str) -> bool:
+        return self.operator is not None and hmac.compare_digest(token.encode(), self.operator.encode())
+
+    def may_look(self, token: str) -> bool:
+        return self.watcher is None or hmac.compare_digest(token.encode(), self.watcher.encode()) or self.may_act(token)
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where the page is served.
+
+    Attributes:
+        port: 0 means any free one.
+        host: the address that is typed into the browser. Off this computer it needs a certificate.
+        certificate: PEM file; None for plain HTTP.
+        key: PEM file of the certificate's key.
+    """
+
+    port: int = 0
+    host: str = LOOPBACK
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        return is_loopback(f"tcp://{self.host}:{self.port}")
+
+    def __post_init__(self) -> None:
+        if self.certificate is None and not self.is_loopback:
+            raise TransportError(
+                f"'{self.host}' is reachable from other computers, and without a certificate anybody on the way could "
+                "read the token that stops the arm, and use it. Give one, see docs/bridge.md, or stay on "
+                f"{LOOPBACK}, with an SSH tunnel between computers."
+            )
+        if self.host in ("0.0.0.0", "::", ""):
+            raise TransportError(
+                f"'{self.host}' is no address that a browser could be given, and the page is served under one name "
+                "only. Name this computer's own address in the network."
+            )
+
+
+class WebServer:
+    """Serves one board, from threads of its own."""
+
+    def __init__(
+        self,
+        board: Board,
+        about: Callable[[], Mapping[str, Any]],
+        actions: Mapping[str, Action],
+        access: Access,
+        listen: Listen | None = None,
+    ) -> None:
+        """
+        Args:
+            board: what is shown.
+            about: what a page is told once.
+            actions: what an operator may do, by name.
+            access: who is let in.
+            listen: where; by default any free port of this computer.
+
+        Raises:
+            TransportError: the port is taken, or the certificate is none.
+        """
+        listen = listen or Listen()
+        try:
+            self._http = _Server(board, about, actions, access, listen)
+        except (OSError, ssl.SSLError) as error:
+            raise TransportError(
+                f"cannot serve the page on {listen.host}:{listen.port}: {error.strerror or error}. "
+                "Choose another --port; 0 takes a free one."
+            ) from error
+        scheme = "http" if listen.certificate is None else "https"
+        self.url = f"{scheme}://{_in_url(listen.host)}:{self._http.server_port}/"
+        self._access = access
+        self._board = board
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(LOOK_UP_S,), name="web", daemon=True)
+        self._thread.start()
+
+    @property
+    def operator_url(self) -> str | None:
+        """The page for whoever may act; None where nobody may."""
+        return None if self._access.operator is None else f"{self.url}#{self._access.operator}"
+
+    @property
+    def watcher_url(self) -> str:
+        """The page for everybody else."""
+        return self.url if self._access.watcher is None else f"{self.url}#{self._access.watcher}"
+
+    def close(self) -> None:
+        self._board.close()
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(
+        self,
+        board: Board,
+        about: Callable[[], Mapping[str, Any]],
+        actions: Mapping[str, Action],
+        access: Access,
+        listen: Listen,
+    ) -> None:
+        self.board, self.about, self.actions, self.access = board, about, actions, access
+        self.room = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self.tls = _tls(listen)
+        super().__init__((listen.host, listen.port), _Handler)
+        names = [LOOPBACK, "localhost", "[::1]"] if listen.is_loopback else [_in_url(listen.host)]
+        self.hosts = {f"{name}:{self.server_port}" for name in {*names, _in_url(listen.host)}}
+        self.origins = {f"{'http' if self.tls is None else 'https'}://{host}" for host in self.hosts}
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self.room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            if self.tls is not None:
+                # Here, and not on the listening socket: a peer that never ends its handshake would block all others.
+                request.settimeout(SOCKET_TIMEOUT_S)
+                request = self.tls.wrap_socket(request, server_side=True)
+            super().process_request_thread(request, client_address)
+        except OSError:
+            self.shutdown_request(request)
+        finally:
+            self.room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that is closed in the midst of an answer is no event."""
+        _LOG.debug("a page's connection broke", exc_info=True)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    timeout = SOCKET_TIMEOUT_S
+    protocol_version = "HTTP/1.1"
+    # An answer leaves in two pieces, and Nagle's algorithm would hold the second one back for 40 ms.
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        place = urlsplit(self.path)
+        if not self._is_ours():
+            return
+        if place.path in ASSETS:
+            name, kind = ASSETS[place.path]
+            self._reply(200, _asset(name), kind)
+        elif not self.server.access.may_look(self._token):
+            self._fail(403, "this page needs the token that stands behind the # of its address.")
+        elif place.path == "/about":
+            may = list(self.server.actions) if self.server.access.may_act(self._token) else []
+            self._reply_json(200, {**self.server.about(), "may": may})
+        elif place.path == "/next":
+            self._next(parse_qs(place.query).get("seen", ["0"])[0])
+        else:
+            self._fail(404, "there is no such page.")
+
+    def do_POST(self) -> None:
+        if not self._is_ours():
+            return
+        name = self.path.removeprefix("/act/")
+        try:
+            body = self._body()
+            if not self.server.access.may_act(self._token):
+                self._fail(403, "this page may look only. Whoever started it has the address of the page that may act.")
+                return
+            if name not in self.server.actions:
+                raise TransportError(unknown("action", name[:40], self.server.actions))
+            self._reply_json(200, self.server.actions[name](body))
+        except VlaError as error:
+            self._fail(400, str(error))
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """A line per picture helps nobody."""
+
+    @property
+    def _token(self) -> str:
+        return self.headers.get(TOKEN_HEADER, "")
+
+    def _is_ours(self) -> bool:
+        """Whether this is a person's browser at our own page, or a program; answers when it is neither."""
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        site = self.headers.get("Sec-Fetch-Site", "none")
+        if host in self.server.hosts and (origin is None or origin in self.server.origins) and site != "cross-site":
+            return True
+        self.close_connection = True  # the body of a POST was not read
+        _LOG.warning("refused a request for host %.80r from origin %.80r", host, origin)
+        self._fail(403, "this page answers under its own address only; a tunnel must keep its port.")
+        return False
+
+    def _next(self, seen: str) -> None:
+        scene = self.server.board.next(int(seen) if seen.isdecimal() and len(seen) < 16 else 0, WAIT_S)
+        if scene is None:
+            self._reply(204, b"", "application/octet-stream")
+        else:
+            self._reply(200, scene.packed, "application/octet-stream")
+
+    def _body(self) -> Mapping[str, Any]:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
+            self.close_connection = True
+            raise TransportError(f"a request says its Content-Length, at most {MAX_BODY_BYTES} bytes.")
+        try:
+            value = json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError) as error:
+            raise TransportError("the request is not JSON.") from error
+        if not isinstance(value, dict):
+            raise TransportError(f"the request must be a JSON object, got {type(value).__name__}.")
+        return cast("Mapping[str, Any]", value)
+
+    def _fail(self, status: int, message: str) -> None:
+        self._reply_json(status, {"error": message})
+
+    def _reply_json(self, status: int, body: Mapping[str, Any]) -> None:
+        self._reply(status, json.dumps(body, allow_nan=False).encode(), "application/json")
+
+    def _reply(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        for name, value in HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _asset(name: str) -> bytes:
+    return files("vla_robot.serve").joinpath("page", name).read_bytes()
+
+
+def _tls(listen: Listen) -> ssl.SSLContext | None:
+    if listen.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(listen.certificate, listen.key)
+    return context
+
+
+def _in_url(host: str) -> str:
+    """
+    >>> _in_url("::1")
+    '[::1]'
+    """
+    try:
+        return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
+    except ValueError:
+        return host
