@@ -122,9 +122,21 @@ def carry(error: Vector, clearance: float, funnel: float) -> Vector:
 
 def lift(observation: Observation) -> tuple[Vector, float]:
     """Pick the cube and go straight up."""
+    return _lift(observation, "cube")
+
+
+def lift_named(observation: Observation) -> tuple[Vector, float]:
+    """Pick the cube whose colour stands in the instruction and go straight up."""
+    for word in observation.instruction.split():
+        if f"{word}_pos" in observation.privileged:
+            return _lift(observation, word)
+    raise PolicyError(f"no object of this world is named in '{observation.instruction}'.")
+
+
+def _lift(observation: Observation, cube: str) -> tuple[Vector, float]:
     truth = observation.privileged
-    grasp = cube_grasp(truth["cube_mat"], LIFT_CUBE)
-    move, gripper, held = pick(truth["eef_pos"], truth["gripper_width"][0], truth["cube_pos"], grasp)
+    grasp = cube_grasp(truth[f"{cube}_mat"], LIFT_CUBE)
+    move, gripper, held = pick(truth["eef_pos"], truth["gripper_width"][0], truth[f"{cube}_pos"], grasp)
     return (UP, GRIPPER_CLOSED) if held else (move, gripper)
 
 
@@ -226,6 +238,7 @@ def rotation_of(axis_angle: Vector) -> np.ndarray:
 
 _PLANS: dict[str, Callable[[Observation], tuple[Vector, float]]] = {
     "lift": lift,
+    "lift_named": lift_named,
     "stack": stack,
     "pick_place_can": pick_place_can,
     "door": door,

@@ -17,6 +17,7 @@ import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,9 @@ SINGLE_ARM_TASKS = ("Lift", "Stack", "NutAssembly", "NutAssemblySquare", "NutAss
                     "PickPlaceSingle", "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Door",
                     "Wipe", "ToolHang")  # fmt: skip
 
+OUR_TASKS = {"LiftColour": "vla_robot.world.lift_colour"}
+"""Tasks of ours for robosuite, and the module whose import registers them."""
+
 
 class RobosuiteWorld:
     """One robosuite task behind the World port."""
@@ -59,6 +63,7 @@ class RobosuiteWorld:
         self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
         self._embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m())
         self._scale = _controller_scale(self._robot)
+        self._instruction = recipe.instruction
         self._step = 0
         self._held = 0
         self._open = True
@@ -70,11 +75,14 @@ class RobosuiteWorld:
 
     @property
     def instruction(self) -> str:
-        return self._recipe.instruction
+        """Of the present episode, where the task draws one."""
+        return self._instruction
 
     def reset(self, seed: int) -> Observation:
         """Begin an episode: place the objects, let them fall, open the gripper. Same seed, same state."""
         self._require_open()
+        if hasattr(self._env, "choose_target"):
+            self._instruction = self._recipe.instruction.format(target=self._env.choose_target(seed))
         with _seeded(seed):
             self._env.reset()
         self._robot.gripper[self._arm].current_action = np.zeros(self._robot.gripper[self._arm].dof)
@@ -98,7 +106,7 @@ class RobosuiteWorld:
             observation=self._observe(),
             executed=values,
             success=success,
-            terminated=self._held >= self._recipe.success_hold,
+            terminated=self._held >= self._recipe.success_hold or self._failed(),
             truncated=self._step >= self._recipe.horizon,
             command_ns=command_ns,
         )
@@ -123,6 +131,10 @@ class RobosuiteWorld:
             if camera.source is not None and camera.source not in known:
                 raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
 
+    def _failed(self) -> bool:
+        """Whether something happened that cannot be undone."""
+        return hasattr(self._env, "failed") and self._env.failed()
+
     def _to_robosuite(self, action: Vector) -> Vector:
         """Metres, radians and 1 = open -> fractions of the controller's range and +1 = closed."""
         gripper = 1.0 - 2.0 * action[-1]
@@ -135,7 +147,7 @@ class RobosuiteWorld:
         return Observation(
             images=images,
             state=state,
-            instruction=self._recipe.instruction,
+            instruction=self._instruction,
             stamp_ns=stamp_ns,
             step=self._step,
             privileged=self._truth(state) if self._privileged else {},
@@ -210,8 +222,10 @@ def _make(recipe: EnvRecipe) -> Any:
         from robosuite.controllers import load_composite_controller_config
         from robosuite.robots import ROBOT_CLASS_MAPPING
 
-        if recipe.task not in SINGLE_ARM_TASKS:
-            raise RecipeError(unknown("robosuite task", str(recipe.task), SINGLE_ARM_TASKS))
+        if recipe.task in OUR_TASKS:
+            import_module(OUR_TASKS[recipe.task])
+        elif recipe.task not in SINGLE_ARM_TASKS:
+            raise RecipeError(unknown("robosuite task", str(recipe.task), [*SINGLE_ARM_TASKS, *OUR_TASKS]))
         if recipe.arm not in ROBOT_CLASS_MAPPING:
             raise RecipeError(unknown("robosuite arm", recipe.arm, ROBOT_CLASS_MAPPING))
         config: Any = load_composite_controller_config(controller="BASIC")

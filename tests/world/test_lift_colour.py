@@ -1,0 +1,78 @@
+"""Three cubes and an instruction that says which."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from vla_robot.core.messages import Observation, StepResult
+from vla_robot.policy.experts import build_expert
+from vla_robot.recipe import read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.world.robosuite_world import RobosuiteWorld
+
+pytest.importorskip("robosuite")
+
+RECIPE = dataclasses.replace(read(EnvRecipe, "lift_colour"), cameras=())
+COLOURS = ("red", "green", "blue")
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[RobosuiteWorld]:
+    built = RobosuiteWorld(RECIPE, privileged=True)
+    yield built
+    built.close()
+
+
+def test_consecutive_seeds_ask_for_each_colour_in_turn(world: RobosuiteWorld) -> None:
+    asked = [world.reset(seed).instruction for seed in range(20000, 20006)]
+    assert sorted(asked[:3]) == ["lift the blue cube", "lift the green cube", "lift the red cube"]
+    assert asked[:3] == asked[3:]
+    assert world.instruction == asked[-1]
+
+
+def test_cubes_lie_apart_on_the_strip_and_elsewhere_each_time(world: RobosuiteWorld) -> None:
+    seen = set()
+    for seed in range(20):
+        truth = world.reset(seed).privileged
+        places = [truth[f"{colour}_pos"] for colour in COLOURS]
+        assert min(np.linalg.norm(a[:2] - b[:2]) for a, b in combinations(places, 2)) > 0.085
+        assert all(abs(p[1]) < 0.14 for p in places)
+        seen.add(tuple(np.round(places[0], 4)))
+    assert len(seen) == 20
+
+
+def test_the_same_seed_is_the_same_scene(world: RobosuiteWorld) -> None:
+    first = world.reset(7).privileged
+    world.reset(8)
+    again = world.reset(7).privileged
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_expert_lifts_the_cube_that_is_named(world: RobosuiteWorld, seed: int) -> None:
+    last = _lifted(world, world.reset(seed))
+    assert last.success and last.terminated
+
+
+def test_another_cube_in_the_air_ends_the_episode_as_a_failure(world: RobosuiteWorld) -> None:
+    observation, wrong = world.reset(0), "lift the blue cube"
+    assert observation.instruction != wrong
+    last = _lifted(world, observation, instead=wrong)
+    assert last.terminated and not last.success
+
+
+def _lifted(world: RobosuiteWorld, observation: Observation, instead: str | None = None) -> StepResult:
+    """The last step of an expert that reads the instruction, or another one."""
+    expert = build_expert("lift_named", world.embodiment.action)
+    for _ in range(60):
+        seen = dataclasses.replace(observation, instruction=instead or observation.instruction)
+        result = world.step(expert.act([seen])[0].actions[0])
+        observation = result.observation
+        if result.terminated:
+            return result
+    raise AssertionError("nothing was lifted in 60 steps")

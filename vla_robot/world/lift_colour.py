@@ -1,0 +1,100 @@
+"""LiftColour: robosuite's Lift with a red, a green and a blue cube; one of them is to be lifted, and no other.
+
+Which one is the episode's seed modulo three, so that consecutive seeds ask for each colour equally often. Where the
+cubes lie is drawn anew each time: on a strip of 10 x 26 cm, far enough apart for open fingers between them, turned by
+at most 20 degrees, so that fingers which close along the base's y axis meet their sides.
+
+Importing this module registers the task with robosuite.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from robosuite.environments.manipulation.lift import Lift
+from robosuite.environments.manipulation.manipulation_env import ManipulationEnv
+from robosuite.models.arenas import TableArena
+from robosuite.models.objects import BoxObject
+from robosuite.models.tasks import ManipulationTask
+from robosuite.utils.mjcf_utils import CustomMaterial
+
+COLOURS = ("red", "green", "blue")
+HALF_EDGE_M = 0.021
+HALF_STRIP_M = (0.05, 0.13)
+"""Half edges of the strip around the table's middle, x and y."""
+
+APART_M = 0.09
+"""Between the centres of two cubes: half a cube, a finger, and 2 cm to spare on its way down."""
+
+MAX_YAW_RAD = np.deg2rad(20.0)
+LIFTED_M = 0.04
+"""robosuite's Lift counts a cube as lifted when its centre is this far above the table."""
+
+TABLE_M = np.array([0.0, 0.0, 0.8])
+
+
+class LiftColour(Lift):
+    """The robosuite task; `RobosuiteWorld` puts it behind the World port."""
+
+    target = COLOURS[0]
+    sim: Any  # robosuite's type says None until it is built
+
+    def choose_target(self, seed: int) -> str:
+        """Which cube the coming episode is about; the word that stands for {target} in the instruction."""
+        self.target = COLOURS[seed % len(COLOURS)]
+        return self.target
+
+    def failed(self) -> bool:
+        """Whether a cube that was not asked for is in the air."""
+        return any(self._is_lifted(colour) for colour in COLOURS if colour != self.target)
+
+    def _check_success(self) -> bool:
+        return self._is_lifted(self.target) and not self.failed()
+
+    def _is_lifted(self, colour: str) -> bool:
+        body = self.sim.model.body_name2id(self.cubes[colour].root_body)
+        return bool(self.sim.data.body_xpos[body][2] > TABLE_M[2] + LIFTED_M)
+
+    def _load_model(self) -> None:
+        ManipulationEnv._load_model(self)
+        robot: Any = self.robots[0].robot_model
+        robot.set_base_xpos(robot.base_xpos_offset["table"](self.table_full_size[0]))
+        arena = TableArena(
+            table_full_size=self.table_full_size, table_friction=self.table_friction, table_offset=TABLE_M
+        )
+        arena.set_origin([0, 0, 0])
+        self.cubes = {colour: _cube(colour) for colour in COLOURS}
+        self.cube = self.cubes[COLOURS[0]]  # what Lift's own observables are about; nothing here reads them
+        self.model = ManipulationTask(
+            mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=list(self.cubes.values())
+        )
+
+    def _reset_internal(self) -> None:
+        ManipulationEnv._reset_internal(self)
+        for (x, y, yaw), cube in zip(_places(), self.cubes.values(), strict=True):
+            position = TABLE_M + (x, y, HALF_EDGE_M + 0.01)
+            turn = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
+            self.sim.data.set_joint_qpos(cube.joints[0], np.concatenate([position, turn]))
+
+
+def _cube(colour: str) -> BoxObject:
+    material = CustomMaterial(
+        texture=f"Wood{colour.capitalize()}",
+        tex_name=f"{colour}wood",
+        mat_name=f"{colour}wood_mat",
+        tex_attrib={"type": "cube"},
+        mat_attrib={"texrepeat": "1 1", "specular": "0.4", "shininess": "0.1"},
+    )
+    return BoxObject(name=colour, size=[HALF_EDGE_M] * 3, rgba=[1, 1, 1, 1], material=material)
+
+
+def _places() -> list[tuple[float, float, float]]:
+    """x, y [m] and yaw [rad] of each cube, from numpy's global generator as robosuite's own tasks do."""
+    half = np.array(HALF_STRIP_M)
+    while True:
+        points = np.random.uniform(-half, half, (len(COLOURS), 2))
+        gaps = np.linalg.norm(points[:, None] - points[None], axis=-1)[np.triu_indices(len(COLOURS), 1)]
+        if gaps.min() >= APART_M:
+            yaws = np.random.uniform(-MAX_YAW_RAD, MAX_YAW_RAD, len(COLOURS))
+            return [(x, y, yaw) for (x, y), yaw in zip(points, yaws, strict=True)]
