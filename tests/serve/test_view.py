@@ -1,13 +1,16 @@
-"""Watching a bridge: what arrives, what a viewer cannot do, and the e-stop."""
+"""Watching a bridge: what arrives, what a viewer cannot do, the e-stop; and the page itself, in headless Chromium."""
 
 from __future__ import annotations
 
 import contextlib
+import http.server
+import io
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from vla_robot.act.watchdog import Watchdog
 from vla_robot.cli.bench_loop import EmulatedArm
 from vla_robot.cli.view import access, serve_page
 from vla_robot.core.clock import MonotonicClock
-from vla_robot.core.errors import TransportError
+from vla_robot.core.errors import TransportError, VlaError
 from vla_robot.core.messages import ActionChunk
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.board import Board, Scene
@@ -30,9 +33,22 @@ from vla_robot.serve.web import Listen
 from vla_robot.transport.sockets import ClientSocket, ServerSocket
 from vla_robot.transport.wire import Message, decode, encode
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
 RATE_HZ = 50.0
 DEADLINE_S = 20.0
 NEVER_S = 1000.0
+RATE_TICKS = 100
+PATTERN = np.array([200, 40, 90], np.uint8)
+TEN_PAIRS_IN_A_SECOND = """(() => {
+  const [at, pictures] = before, now = performance.now();
+  if (now - at < 1000) return false;
+  before = [now, shown.pictures];
+  return ((shown.pictures - pictures) / 2 / (now - at)) * 1000 >= 10;
+})()"""
+PIXEL = "[...document.querySelectorAll('figure canvas')[{camera}].getContext('2d').getImageData(99, 99, 1, 1).data]"
+PHONE = {"width": 390, "height": 844}
 
 
 class Served:
@@ -73,6 +89,62 @@ def watch(served: Served) -> Iterator[Callable[[], tuple[BridgeView, Board]]]:
         yield attach
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """The Chromium that is installed."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("there is no Chromium here; `apt-get install chromium` brings one")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def driven(served: Served) -> Iterator[Served]:
+    """A controller drives it all the while."""
+    over = threading.Event()
+
+    def run() -> None:
+        with RemoteRobot(served.address) as robot, contextlib.suppress(VlaError):
+            while not over.is_set():
+                drive(robot, ticks=RATE_TICKS)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield served
+    over.set()
+    thread.join(DEADLINE_S)
+
+
+@pytest.fixture
+def open_page(driven: Served, browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page of `vla view` on the driven arm; complaints of the browser fail the test."""
+    driven.arm.frame[:] = PATTERN
+    listen, board, complaints = Listen(), Board(), []
+    with (
+        BridgeView(driven.address, board) as view,
+        contextlib.closing(serve_page(view, board, access(read_only=False, listen=listen), listen)) as web,
+        ExitStack() as stack,
+    ):
+
+        def start(operator: bool = True, **options: Any) -> Page:
+            context = browser.new_context(**options)
+            stack.callback(context.close)
+            page = context.new_page()
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+            page.goto((operator and web.operator_url) or web.watcher_url)
+            assert comes_true(page, "shown.pictures >= 4")
+            return page
+
+        yield start
+    assert [text for text in complaints if "403" not in text] == []
+
+
 def eventually(holds: Callable[[], bool]) -> bool:
     """Whether it holds within the deadline; polled, as the other side is another thread."""
     end = time.monotonic() + DEADLINE_S
@@ -81,6 +153,11 @@ def eventually(holds: Callable[[], bool]) -> bool:
             return True
         threading.Event().wait(0.01)
     return False
+
+
+def comes_true(page: Page, expression: str) -> bool:
+    """Playwright's own waiting compiles text in the page, which the page's policy forbids."""
+    return eventually(lambda: page.evaluate(expression))
 
 
 def scene_with(board: Board, wanted: Callable[[dict[str, Any]], bool]) -> Scene:
@@ -96,13 +173,14 @@ def scene_with(board: Board, wanted: Callable[[dict[str, Any]], bool]) -> Scene:
 
 
 def drive(robot: RemoteRobot, ticks: int) -> None:
-    """Some actions, the first too large."""
+    """Some actions, the first too large; fewer when the arm is stopped."""
     observation = robot.begin(seed=0)
     for k in range(ticks):
         action = [[0.2 if k == 0 else 0.001, 0.0, 0.0, 1.0]]
         robot.send(ActionChunk(np.array(action), observation.stamp_ns, observation.step))
         tick = robot.newest(after=observation.step, timeout_s=DEADLINE_S)
-        assert tick is not None
+        if tick is None or tick.over:
+            return
         observation = tick.result.observation
 
 
@@ -207,3 +285,90 @@ def test_a_read_only_page_has_no_stop(served: Served, watch: Callable[[], tuple[
     assert granted.operator is None
     with contextlib.closing(serve_page(view, board, granted, Listen())) as web:
         assert web.operator_url is None
+
+
+def test_the_page_shows_both_cameras_ten_times_a_second(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    # In some second of the next few: other programs use the same cores.
+    page.evaluate("globalThis.before = [performance.now(), shown.pictures]")
+    assert comes_true(page, TEN_PAIRS_IN_A_SECOND)
+    for camera in range(2):
+        pixel = page.evaluate(PIXEL.format(camera=camera))
+        np.testing.assert_allclose(pixel[:3], PATTERN, atol=6)
+    assert [page.inner_text(f"figure:nth-child({k}) figcaption") for k in (1, 2)] == ["front", "wrist"]
+
+
+def test_the_page_tells_mode_latency_and_what_was_cut(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    assert comes_true(page, "document.getElementById('mode').textContent === 'RUN'")
+    assert comes_true(page, "document.getElementById('clamps').textContent.includes('dx')")
+    assert float(page.inner_text("#latency")) >= 0
+    assert page.inner_text("#instruction") == "“lift the red cube”"
+    assert page.inner_text("#title") == "emulated"
+
+
+def test_the_button_on_the_page_stops_the_arm(driven: Served, open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.click("#stop")
+    # The watchdog alone would take a thousand seconds.
+    assert comes_true(page, "shown.mode === 'stopped'")
+    told = len(driven.arm.told_ns)
+    assert page.inner_text("#mode") == "STOPPED" and "the page of vla view" in page.inner_text("#reason")
+    assert driven.server.status()["mode"] == "stopped" and len(driven.arm.told_ns) == told
+
+
+def test_a_second_page_without_the_token_can_stop_nothing(driven: Served, open_page: Callable[..., Page]) -> None:
+    open_page()
+    second = open_page(operator=False)
+    assert second.is_hidden("#stop") and second.inner_text("#watching") == "watching only"
+    script = (
+        "fetch('/act/stop', {method: 'POST', body: '{}', headers: {'X-VLA-Token': 'guessed'}}).then((a) => a.status)"
+    )
+    assert second.evaluate(script) == 403
+    assert driven.server.status()["mode"] != "stopped"
+
+
+def test_a_page_of_another_site_can_neither_stop_nor_look(
+    driven: Served, open_page: Callable[..., Page], browser: Browser
+) -> None:
+    target = open_page().url
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as other:
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{other.server_port}/")
+        place, _, token = target.partition("#")
+        send = (
+            "fetch(place + 'act/stop', {method: 'POST', body: '{}', mode, headers}).then(() => 'sent', () => 'refused')"
+        )
+        for mode, headers in (("cors", {"X-VLA-Token": token}), ("no-cors", {})):
+            page.evaluate(f"([place, mode, headers]) => {send}", [place, mode, headers])
+        assert (
+            page.evaluate("(place) => fetch(place + 'about').then(() => 'read', () => 'refused')", place) == "refused"
+        )
+        page.close()
+    assert driven.server.status()["mode"] != "stopped"
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_the_picture_of_the_page_is_as_it_should_be(open_page: Callable[..., Page], scheme: str) -> None:
+    import PIL.Image
+
+    page = open_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+    assert comes_true(page, "document.getElementById('mode').textContent !== '…'")
+    picture = np.asarray(PIL.Image.open(io.BytesIO(page.screenshot())).convert("RGB")).astype(int)
+    assert picture.shape == (800, 1280, 3)
+    ground = picture[-3, 3]
+    assert (ground < 60).all() if scheme == "dark" else (ground > 200).all()
+    # Two cameras of this colour fill a good part of it, and the stop button is as red as it is large.
+    assert (np.abs(picture - PATTERN).max(axis=-1) < 8).mean() > 0.15
+    assert (np.abs(picture - [220, 38, 38]).max(axis=-1) < 4).sum() > 3000
+
+
+def test_on_a_phone_nothing_is_cut_off_and_the_stop_is_in_reach(open_page: Callable[..., Page]) -> None:
+    page = open_page(viewport=PHONE, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    box = page.locator("#stop").bounding_box()
+    assert box is not None and box["height"] >= 44 and 0 <= box["y"] <= PHONE["height"] - box["height"]
+    page.tap("#stop")
+    assert comes_true(page, "shown.mode === 'stopped'")
