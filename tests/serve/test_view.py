@@ -178,7 +178,7 @@ def drive(robot: RemoteRobot, ticks: int) -> None:
     for k in range(ticks):
         action = [[0.2 if k == 0 else 0.001, 0.0, 0.0, 1.0]]
         robot.send(ActionChunk(np.array(action), observation.stamp_ns, observation.step))
-        tick = robot.newest(after=observation.step, timeout_s=DEADLINE_S)
+        tick = robot.newest(after=observation.step, timeout_s=1.0)
         if tick is None or tick.over:
             return
         observation = tick.result.observation
