@@ -19,6 +19,7 @@ from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.serve.batcher import Act, Batcher, Line
+from vla_robot.serve.openpi_server import OpenpiServer
 from vla_robot.serve.policy_server import PolicyServer, Served, answering
 from vla_robot.serve.rest import RestServer
 from vla_robot.transport.sockets import ServerSocket
@@ -44,12 +45,15 @@ class ServeArgs:
     """how long the first of a batch waits for others; nobody waits when all who asked lately are there"""
     rest: Annotated[int | None, option("PORT")] = None
     """also answer POST /act on this port of this computer, as OpenVLA's own server does; 0 for a free one"""
+    openpi: Annotated[int | None, option("PORT")] = None
+    """also answer clients of openpi on this port of this computer; 0 for a free one"""
     json: Annotated[Path | None, option("FILE")] = None
     """when it ends, write what happened to this file, for machines"""
 
     def __post_init__(self) -> None:
-        if self.rest is not None and not 0 <= self.rest < 1 << 16:
-            raise RecipeError(f"--rest {self.rest}: a port, 0 to 65535.")
+        for flag, port in (("--rest", self.rest), ("--openpi", self.openpi)):
+            if port is not None and not 0 <= port < 1 << 16:
+                raise RecipeError(f"{flag} {port}: a port, 0 to 65535.")
 
 
 def main(args: ServeArgs) -> int:
@@ -68,8 +72,8 @@ def main(args: ServeArgs) -> int:
         stop = stack.enter_context(stop_on_interrupt())
         act, served = _loaded(source, args.max_batch)
         batcher = stack.enter_context(_running(act, line))
-        url = _front_ends(stack, args, batcher, served, _cameras(source, served))
-        _announce(socket.address, url, served)
+        urls = _front_ends(stack, args, batcher, served, _cameras(source, served))
+        _announce(socket.address, urls, served)
         PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher))
         status = batcher.status()
     if args.json:
@@ -97,11 +101,16 @@ def _running(act: Act, line: Line) -> Iterator[Batcher]:
 def _front_ends(
     stack: contextlib.ExitStack, args: ServeArgs, batcher: Batcher, served: Served, cameras: Sequence[str]
 ) -> str:
-    """Other protocols that share the batcher; a line that says where they listen."""
-    if args.rest is None:
-        return ""
-    rest = stack.enter_context(contextlib.closing(RestServer(batcher, served.name, cameras, args.rest)))
-    return f"  POST {rest.url}\n"
+    """Other protocols that share the batcher; the lines that say where they listen."""
+    lines = ""
+    if args.rest is not None:
+        rest = stack.enter_context(contextlib.closing(RestServer(batcher, served.name, cameras, args.rest)))
+        lines += f"  POST {rest.url}\n"
+    if args.openpi is not None:
+        openpi = OpenpiServer(batcher, served.name, cameras, served.embodiment, args.openpi)
+        stack.enter_context(contextlib.closing(openpi))
+        lines += f"  openpi's clients: {openpi.url}\n"
+    return lines
 
 
 def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
@@ -111,11 +120,11 @@ def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
     return source.recipe.oft.cameras if source.recipe.oft else ()
 
 
-def _announce(address: str, url: str, served: Served) -> None:
+def _announce(address: str, urls: str, served: Served) -> None:
     drives = "any arm that fits" if served.embodiment is None else served.embodiment.name
     print(
         f"  {served.name}, made for {drives}, up to {served.max_batch} observations in one batch\n"
-        f"  listening on {address}\n{url}"
+        f"  listening on {address}\n{urls}"
         f"  Ctrl-C ends it; an arm that it drives holds then\n"
         f"Next: vla run --env lift --policy {address}",
         flush=True,

@@ -182,15 +182,27 @@ class Batcher:
         if older is not None:
             self._tell(older, SupersededError("a newer request of the same client took the place of this one."))
 
-    def ask(self, observation: Observation, statistics_key: str | None = None, timeout_s: float = 30.0) -> ActionChunk:
-        """Submit for a client of its own, and wait.
+    def ask(
+        self,
+        observation: Observation,
+        statistics_key: str | None = None,
+        timeout_s: float = 30.0,
+        client: Hashable | None = None,
+    ) -> ActionChunk:
+        """Submit, and wait.
+
+        Args:
+            observation: what the client sees.
+            statistics_key: whose statistics un-normalise.
+            timeout_s: how long to wait.
+            client: who asks; without it, somebody who is expected to ask only once.
 
         Raises:
             VlaError: what the policy says, or OverdueError after `timeout_s`.
         """
         future: Future[Answer] = Future()
         deadline_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
-        self.submit(Request(object(), observation, future.set_result, statistics_key, deadline_ns))
+        self.submit(Request(client or object(), observation, future.set_result, statistics_key, deadline_ns))
         try:
             answer = future.result(timeout_s + 1.0)
         except FutureTimeout as error:

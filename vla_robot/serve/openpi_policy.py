@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -24,7 +23,7 @@ from vla_robot.core.errors import PolicyError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.optional import require
 from vla_robot.serve.openpi_wire import pack, unpack
-from vla_robot.serve.peer_wire import MAX_MESSAGE_BYTES
+from vla_robot.serve.peer_wire import MAX_MESSAGE_BYTES, limit_sending
 from vla_robot.serve.peer_words import Interpreter, Timeouts, nested
 from vla_robot.transport.sockets import is_loopback
 
@@ -125,7 +124,7 @@ class OpenpiPolicy:
         from websockets.sync.client import connect
 
         tcp = socket.create_connection((self._host, self._port), self._timeouts.connect_s)
-        _limit_sending(tcp, self._timeouts.answer_s)
+        limit_sending(tcp, self._timeouts.answer_s)
         return connect(
             self._address,
             sock=tcp,  # and with it no proxy, and no redirection to another computer
@@ -190,12 +189,6 @@ def _host_and_port(address: str) -> tuple[str, int]:
             f"ws://127.0.0.1:{port}."
         )
     return host, port
-
-
-def _limit_sending(tcp: socket.socket, seconds: float) -> None:
-    """A server that reads no more must not keep the caller: once the buffers are full, sending fails in time."""
-    whole = int(seconds)
-    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", whole, round((seconds - whole) * 1e6)))
 
 
 def _binary(frame: str | bytes) -> bytes:

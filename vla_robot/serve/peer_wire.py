@@ -7,6 +7,8 @@ costs little more than its own bytes.
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,6 +63,15 @@ def sendable(array: Array) -> Array:
     if little.dtype.str not in DTYPES:
         raise TransportError(f"an array of {array.dtype} cannot travel; allowed are {', '.join(DTYPES)}.")
     return np.asarray(little, order="C")
+
+
+def limit_sending(tcp: socket.socket, seconds: float) -> None:
+    """A peer that reads no more must not keep the sender: once the buffers are full, sending fails in time.
+
+    Not `settimeout`: that would limit how long the other side may be silent as well.
+    """
+    whole = int(seconds)
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", whole, round((seconds - whole) * 1e6)))
 
 
 class _Count:
