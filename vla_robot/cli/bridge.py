@@ -23,7 +23,7 @@ from vla_robot.cli.words import option
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import dump, find, read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import EnvRecipe, at_speed
 from vla_robot.serve.arm import Arm
 from vla_robot.serve.bridge import Bridge, EpisodeBegan, EpisodeOver, Execution, Listener, Ticked
 from vla_robot.serve.bridge_server import BridgeServer
@@ -52,6 +52,10 @@ class BridgeArgs:
     """hold the pose when no action or heartbeat came for this long"""
     stop_after_s: Annotated[float, option("S")] = 3.0
     """stop the arm, supported, when nothing came for this long"""
+    speed: Annotated[float, option("0..1")] = 1.0
+    """share of the recipe's speeds that may be used, the way home included; 0.25 for a first motion"""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """a real arm is read and told nothing, without torque; what would be sent is shown"""
     priority: Annotated[int, option("0..99")] = 0
     """real-time priority of the control clock; for arms of metal, as a simulation would take its computer's time"""
     record: Annotated[Path | None, option("FOLDER")] = None
@@ -81,6 +85,11 @@ class EStop:
             sys.stdin.readline()
             self.causes.append("the Enter key at the bridge")
 
+    def pressed(self) -> bool:
+        """Whether somebody asked; for those who stop by themselves before the serving thread acts."""
+        self.poll_key()
+        return bool(self.causes)
+
 
 def main(args: BridgeArgs) -> int:
     """Serve until Ctrl-C; then the arm holds, and the process ends.
@@ -89,19 +98,21 @@ def main(args: BridgeArgs) -> int:
         VlaError: the recipe, the world or the address is at fault.
     """
     path = find("envs", args.env)
-    recipe = read(EnvRecipe, path)
+    recipe = at_speed(read(EnvRecipe, path), args.speed)
     security = server_security(args.bind, args.key)
     print(f"vla bridge: {path}", flush=True)
     with ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:
-        arm = build_arm(recipe)
+        e_stop = EStop()
+        e_stop.watch_signal()
+        arm = build_arm(recipe, lambda: stop.is_set() or e_stop.pressed(), print if args.dry_run else None)
         try:
             freeze_garbage()
             print(f"  {take_priority(args.priority)}", flush=True)
             bridge = _bridge(args, recipe, arm)
             quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
-            server = BridgeServer(bridge, socket, jpeg_quality=quality)
-            _announce(socket.address, arm)
-            server.serve(_until(stop.is_set, server))
+            server = BridgeServer(bridge, socket, jpeg_quality=quality, dry_run=args.dry_run)
+            _announce(socket.address, arm, args)
+            server.serve(_until(stop.is_set, e_stop, server))
         finally:
             arm.close()
     status = server.status()
@@ -147,10 +158,8 @@ def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm) -> Listener:
     return BridgeLog(folder, header)
 
 
-def _until(stopped: Callable[[], bool], server: BridgeServer) -> Callable[[], bool]:
+def _until(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> Callable[[], bool]:
     """The server's stop flag; looks after key and signal whenever it is asked."""
-    e_stop = EStop()
-    e_stop.watch_signal()
 
     def should_stop() -> bool:
         e_stop.poll_key()
@@ -163,14 +172,19 @@ def _until(stopped: Callable[[], bool], server: BridgeServer) -> Callable[[], bo
     return should_stop
 
 
-def _announce(address: str, arm: Arm) -> None:
+def _announce(address: str, arm: Arm, args: BridgeArgs) -> None:
     embodiment = arm.embodiment
     cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in embodiment.cameras) or "none"
+    if args.dry_run:
+        print("  DRY RUN: the arm has no torque, and nothing is sent to it", flush=True)
+    if args.speed < 1:
+        print(f"  at {args.speed:.0%} of the recipe's speeds", flush=True)
+    dry = " --dry-run" if args.dry_run else ""
     print(
         f"  {embodiment.name} at {embodiment.rate_hz:g} Hz, cameras {cameras}\n"
         f"  listening on {address}, process {os.getpid()}\n"
         f"  e-stop: Enter here, or kill -USR1 {os.getpid()}; Ctrl-C holds the arm and ends\n"
-        f"Next: vla run --robot {address} --policy openvla_nano",
+        f"Next: vla run --robot {address} --policy openvla_nano{dry}",
         flush=True,
     )
 

@@ -5,6 +5,7 @@ Imports of heavy rooms are inside, so that a mistake in a recipe is told before 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +41,28 @@ def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[Wo
     return spawn_world(env, privileged=privileged)
 
 
-def build_arm(env: EnvRecipe) -> Arm:
+def build_arm(
+    env: EnvRecipe, interrupted: Callable[[], bool] = lambda: False, show: Callable[[str], None] | None = None
+) -> Arm:
     """The arm of a recipe, in this process, as a bridge drives it.
 
+    Args:
+        env: a simulation or a real arm.
+        interrupted: asked while a real arm goes home; True lets it hold where it is.
+        show: for a dry run of a real arm: told in words what would be sent.
+
     Raises:
-        RecipeError: the recipe names something that does not exist.
-        WorldError: the simulator or OpenGL cannot start.
-        MissingDependencyError: a simulator is not installed.
+        RecipeError: the recipe names something that does not exist, or a simulation is to run dry.
+        WorldError: the simulator or OpenGL cannot start; the real arm's port, calibration, motors or cameras are at
+            fault.
+        MissingDependencyError: a simulator, or the drivers of a real arm, are not installed.
     """
+    if env.kind == "robot":
+        from vla_robot.world.lerobot_arm import LerobotArm
+
+        return LerobotArm(env, interrupted=interrupted, show=show)
+    if show is not None:
+        raise RecipeError("a dry run is for arms of metal; a simulation breaks nothing: leave out --dry-run.")
     from vla_robot.serve.arm import WorldArm
     from vla_robot.world.kinds import build_world
 

@@ -168,6 +168,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "data": ("lerobot", "datasets", "pyarrow"),
     "learn": ("accelerate", "peft"),
     "report": ("av", "matplotlib"),
+    "arm": ("lerobot", "feetech-servo-sdk", "pyserial"),
 }
 
 EXTRA_USES = {
@@ -176,6 +177,7 @@ EXTRA_USES = {
     "data": "recording or reading datasets",
     "learn": "fine-tuning",
     "report": "videos and reports",
+    "arm": "a real arm",
 }
 
 _GL_FIX = (

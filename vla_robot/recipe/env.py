@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.recipe.robot import RobotRecipe
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,13 @@ class EnvRecipe:
     """A task in a world.
 
     Attributes:
-        kind: "robosuite" for its single-arm tasks, "mujoco" for a scene of ours.
+        kind: "robosuite" for its single-arm tasks, "mujoco" for a scene of ours, "robot" for an arm of metal.
         instruction: the task in plain words, as the policy is asked.
         description: one line for `vla list`.
         task: robosuite's name of the task, e.g. "Lift".
-        arm: robosuite's name of the robot, e.g. "Panda"; for kind "mujoco" what the scene's arm shall be called.
-        scene: MJCF file, relative to this recipe, for kind "mujoco".
+        arm: robosuite's name of the robot, e.g. "Panda"; for other kinds what the arm shall be called.
+        scene: MJCF file, relative to this recipe: the world of kind "mujoco", the arm's joints and lengths for "robot".
+        robot: driver, joints and cameras, for kind "robot"; see vla_robot/recipe/robot.py.
         success: the success test, for kind "mujoco".
         placements: the objects that lie somewhere else in every episode, for kind "mujoco".
         expert: scripted expert that can do the task; see vla_robot/policy/experts.py.
@@ -111,12 +114,13 @@ class EnvRecipe:
         cameras: what the policy sees.
     """
 
-    kind: Literal["robosuite", "mujoco"]
+    kind: Literal["robosuite", "mujoco", "robot"]
     instruction: str
     description: str = ""
     task: str | None = None
     arm: str = "Panda"
     scene: Path | None = None
+    robot: RobotRecipe | None = None
     success: SuccessRecipe | None = None
     placements: tuple[PlacementRecipe, ...] = field(default_factory=tuple[PlacementRecipe, ...])
     expert: str | None = None
@@ -136,6 +140,7 @@ class EnvRecipe:
             raise RecipeError("scene, success and placements are for kind 'mujoco'; robosuite's tasks bring their own")
         if self.kind == "mujoco" and (self.scene is None or self.success is None):
             raise RecipeError("kind 'mujoco' needs scene (an MJCF file) and a [success] table")
+        self._require_robot()
         if not 1 <= self.rate_hz <= 100:
             raise RecipeError(f"rate_hz {self.rate_hz:g} is outside 1 to 100")
         if self.horizon < 1 or self.success_hold < 1:
@@ -143,3 +148,39 @@ class EnvRecipe:
         names = [camera.name for camera in self.cameras]
         if len(set(names)) != len(names):
             raise RecipeError(f"camera names repeat: {', '.join(names)}")
+
+    def _require_robot(self) -> None:
+        if (self.kind == "robot") != (self.robot is not None):
+            raise RecipeError("a [robot] table is for kind 'robot', and that kind needs one")
+        if self.robot is None:
+            return
+        if self.scene is None:
+            raise RecipeError("kind 'robot' needs scene: an MJCF file with the arm's joints and lengths")
+        if self.success or self.placements or self.expert or self.task:
+            raise RecipeError("task, success, placements and expert are for simulations: here nobody measures them")
+        for camera in self.cameras:
+            if camera.source not in self.robot.cameras:
+                raise RecipeError(
+                    f"camera '{camera.name}': {unknown('source', str(camera.source), self.robot.cameras)} "
+                    "They are the tables [robot.cameras.NAME]"
+                )
+
+
+def at_speed(recipe: EnvRecipe, share: float) -> EnvRecipe:
+    """The same world with every speed at a share of what the recipe allows, the way home included.
+
+    Args:
+        recipe: any world's.
+        share: above 0, at most 1.
+    """
+    if not 0 < share <= 1:
+        raise RecipeError(f"a speed of {share:g} is outside of 0 to 1; 0.25 is a careful one.")
+    if share == 1:
+        return recipe
+    limits = recipe.limits
+    slow_m_s = share * min(limits.max_speed_m_s or math.inf, recipe.max_step_m * recipe.rate_hz)
+    slow_rad_s = share * min(limits.max_speed_rad_s or math.inf, recipe.max_step_rad * recipe.rate_hz)
+    dims = {n: replace(d, max_speed=d.max_speed and share * d.max_speed) for n, d in limits.dims.items()}
+    slow = replace(limits, max_speed_m_s=slow_m_s, max_speed_rad_s=slow_rad_s, dims=dims)
+    robot = recipe.robot and replace(recipe.robot, home_speed_deg_s=share * recipe.robot.home_speed_deg_s)
+    return replace(recipe, limits=slow, robot=robot)

@@ -22,6 +22,11 @@ def build_world(recipe: EnvRecipe, privileged: bool = False) -> World:
         WorldError: the simulator or OpenGL cannot start.
         MissingDependencyError: the extra [sim] is not installed.
     """
+    if recipe.kind == "robot":
+        raise RecipeError(
+            f"'{recipe.arm}' is an arm of metal, which does not wait for its next action: `vla bridge` drives it, and "
+            "`vla run --robot ADDRESS` talks to that."
+        )
     if recipe.kind not in _BUILDERS:
         raise RecipeError(unknown("world kind", recipe.kind, _BUILDERS))
     return _BUILDERS[recipe.kind](recipe, privileged)

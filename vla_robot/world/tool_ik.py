@@ -20,16 +20,19 @@ class ToolIk:
     Source: Y. Nakamura, H. Hanafusa, J. Dyn. Sys. Meas. Control 108 (1986).
     """
 
-    def __init__(self, model: mujoco.MjModel, site: int, joints: list[int]) -> None:
+    def __init__(self, model: mujoco.MjModel, site: int, joints: list[int], radian_m: float = 1.0) -> None:
         """
         Args:
             model: read only.
             site: id of the site that is the tool.
             joints: ids of the arm's hinge and slide joints, in order.
+            radian_m: how many metres of error one radian weighs, where not both can be had: an arm with less than six
+                joints should go where it is sent rather than point there.
         """
         self._model = model
         self._scratch = mujoco.MjData(model)
         self._site = site
+        self._weights = np.array([1.0, 1.0, 1.0, radian_m, radian_m, radian_m])
         self._qpos = model.jnt_qposadr[joints]
         self._dofs = model.jnt_dofadr[joints]
         self._low, self._high = _ranges(model, joints)
@@ -48,13 +51,26 @@ class ToolIk:
         self._scratch.qpos[:] = qpos
         for _ in range(ITERATIONS):
             error, jacobian = self._linearise(position, quat)
-            gram = jacobian @ jacobian.T + DAMPING**2 * np.eye(6)
-            moved = self._scratch.qpos[self._qpos] + jacobian.T @ np.linalg.solve(gram, error)
-            self._scratch.qpos[self._qpos] = np.clip(moved, self._low, self._high)
+            self._scratch.qpos[self._qpos] = self._moved(self._scratch.qpos[self._qpos], error, jacobian)
         return self._scratch.qpos[self._qpos].copy()
 
+    def _moved(self, joints: Vector, error: Vector, jacobian: np.ndarray) -> Vector:
+        """(J,) one step. Joints that would leave their range stay at its end, and the others make up for it."""
+        free = np.ones(len(joints), dtype=bool)
+        while True:
+            open_jacobian = jacobian * free
+            gram = open_jacobian @ open_jacobian.T + DAMPING**2 * np.eye(6)
+            moved = joints + open_jacobian.T @ np.linalg.solve(gram, error)
+            stuck = free & ((moved < self._low) | (moved > self._high))
+            if not stuck.any():
+                return moved
+            ends = np.clip(moved, self._low, self._high)
+            error = error - jacobian[:, stuck] @ (ends - joints)[stuck]
+            joints = np.where(stuck, ends, joints)
+            free &= ~stuck
+
     def _linearise(self, position: Vector, quat: Vector) -> tuple[Vector, np.ndarray]:
-        """(6,) pose error [m, rad] and its (6, J) Jacobian, both in the world frame."""
+        """(6,) pose error, its angles weighed, and the (6, J) Jacobian of that, both in the world frame."""
         data = self._scratch
         mujoco.mj_kinematics(self._model, data)
         mujoco.mj_comPos(self._model, data)
@@ -63,7 +79,7 @@ class ToolIk:
         error = np.empty(6)
         error[:3] = position - data.site_xpos[self._site]
         error[3:] = _turn(data.site_xmat[self._site], quat)
-        return error, jacobian[:, self._dofs]
+        return self._weights * error, self._weights[:, None] * jacobian[:, self._dofs]
 
 
 def quat_of(matrix: np.ndarray) -> Vector:

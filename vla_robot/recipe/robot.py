@@ -1,0 +1,95 @@
+"""RobotRecipe: an arm of metal as data. Which driver, its fields, its cameras, and where an episode begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from vla_robot.core.errors import RecipeError
+
+Field = bool | int | float | str
+"""A value of a driver's own configuration."""
+
+LIMITED_FIELD = "max_relative_target"
+
+
+@dataclass(frozen=True)
+class RobotCameraRecipe:
+    """One camera on the robot's computer.
+
+    Attributes:
+        type: lerobot's name of the camera class, e.g. "opencv" or "intelrealsense".
+        fields: of lerobot's configuration of that class, e.g. index_or_path, width, height, fps.
+    """
+
+    type: str = "opencv"
+    fields: dict[str, Field] = field(default_factory=dict[str, Field])
+
+
+@dataclass(frozen=True)
+class JointRecipe:
+    """How a joint of the scene is told to the driver, where it is not simply its angle in degrees.
+
+    Attributes:
+        motor: the driver's name of it; by default the joint's own.
+        inverted: the motor turns the other way.
+        zero_deg: the motor's angle where the scene's joint is at zero [degrees].
+    """
+
+    motor: str | None = None
+    inverted: bool = False
+    zero_deg: float = 0.0
+
+
+@dataclass(frozen=True)
+class RobotRecipe:
+    """A real arm.
+
+    Attributes:
+        driver: who talks to the motors: "lerobot".
+        type: lerobot's name of the robot, e.g. "so101_follower".
+        id: which one of that type; names its calibration file.
+        fields: of lerobot's configuration of that robot, e.g. port. The largest step is not among them: it is
+            `max_joint_step_rad` of [limits], and told to lerobot.
+        calibration_dir: folder of the calibration files, relative to this recipe; by default lerobot's own.
+        joints: joint of the scene -> how the driver knows it, where that differs.
+        gripper: the driver's name of the gripper, 0 closed and 100 open.
+        gripper_width_m: between the fingers when it is open [m].
+        home_deg: joint of the scene -> angle at which episodes begin [degrees]; without it, they begin where the arm
+            happens to be.
+        home_gripper: opening at which episodes begin, 0 to 1.
+        home_speed_deg_s: of the fastest joint on the way there [degrees/s].
+        max_lead_m: how far the tool's target may run ahead of the measured tool [m].
+        max_lead_rad: the same for its orientation [rad].
+        max_temperature_c: at which a motor stops the arm [degrees Celsius].
+        cameras: what `source` of a [[cameras]] table may name.
+    """
+
+    driver: Literal["lerobot"]
+    type: str
+    id: str
+    fields: dict[str, Field] = field(default_factory=dict[str, Field])
+    calibration_dir: Path | None = None
+    joints: dict[str, JointRecipe] = field(default_factory=dict[str, JointRecipe])
+    gripper: str = "gripper"
+    gripper_width_m: float = 0.1
+    home_deg: dict[str, float] = field(default_factory=dict[str, float])
+    home_gripper: float = 1.0
+    home_speed_deg_s: float = 30.0
+    max_lead_m: float = 0.04
+    max_lead_rad: float = 0.4
+    max_temperature_c: float = 60.0
+    cameras: dict[str, RobotCameraRecipe] = field(default_factory=dict[str, RobotCameraRecipe])
+
+    def __post_init__(self) -> None:
+        if LIMITED_FIELD in self.fields:
+            raise RecipeError(
+                f"leave out fields.{LIMITED_FIELD}: the largest step is max_joint_step_rad of [limits], and lerobot is "
+                "told the same"
+            )
+        if not 0 <= self.home_gripper <= 1:
+            raise RecipeError(f"home_gripper is {self.home_gripper:g}, allowed is 0 (closed) to 1 (open)")
+        for name in ("gripper_width_m", "home_speed_deg_s", "max_lead_m", "max_lead_rad", "max_temperature_c"):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"{name} {getattr(self, name):g} must be above 0")
