@@ -176,6 +176,7 @@ class WebServer:
         return self.url if self._access.watcher is None else f"{self.url}#{self._access.watcher}"
 
     def close(self) -> None:
+        """May be called twice."""
         self._board.close()
         self._http.shutdown()
         self._http.server_close()

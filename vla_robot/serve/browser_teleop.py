@@ -1,0 +1,210 @@
+"""A page in the browser as a person's hands: camera view, keys, two pads for mouse or finger, a gamepad.
+
+    page  --POST /act/drive, 20 Hz-->  BrowserTeleop  --command()-->  loop
+          <------ /next -------------                 <---show()----
+
+    axes of the hand   x    y    z    roll   pitch   yaw      each -1 to 1 of the fastest that is allowed
+    action             dx   dy   dz   droll  dpitch  dyaw  gripper
+
+One page drives at a time. A page that is closed, hidden or cut off says nothing any more, and the arm holds.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, ActionSpace, Embodiment
+from vla_robot.core.errors import ContractError, TransportError, unknown
+from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.teleop import Button, TeleopCommand
+from vla_robot.serve.board import Board
+from vla_robot.serve.view import about
+from vla_robot.serve.web import Access, Listen, WebServer
+
+AXES: tuple[str, ...] = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
+"""What each axis of the hand moves."""
+
+SILENT_AFTER_S = 0.4
+"""A page says something every 50 ms. After this long without a word, nobody is at the controls."""
+
+SEAT_S = 1.5
+"""After this long without a word, another page may drive."""
+
+MAX_INSTRUCTION_CHARS = 200
+
+
+class BrowserTeleop:
+    """The Teleop port, served as a page."""
+
+    def __init__(
+        self,
+        embodiment: Embodiment,
+        instruction: str,
+        listen: Listen | None = None,
+        access: Access | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """
+        Args:
+            embodiment: of the arm that is driven.
+            instruction: shown until another one is typed.
+            listen: where the page is served; by default on any free port of this computer.
+            access: its tokens; fresh ones by default.
+            clock: tells for how long the page has been silent.
+
+        Raises:
+            ContractError: hands cannot drive this arm.
+            TransportError: the port is taken.
+        """
+        require_drivable(embodiment.action)
+        self._embodiment = embodiment
+        self._instruction = instruction
+        self._clock = clock or MonotonicClock()
+        self._lock = threading.Lock()
+        self._seat = ""
+        self._heard_ns: int | None = None
+        self._action = action_of(embodiment.action, [0.0] * len(AXES), closed=False)
+        self._buttons: set[Button] = set()
+        self._typed: str | None = None
+        self._stopped = False
+        self._shown = 0
+        self._board = Board()
+        listen, access = listen or Listen(), access or Access()
+        self._web = WebServer(self._board, self._about, {"drive": self._drive, "stop": self._stop}, access, listen)
+
+    @property
+    def url(self) -> str:
+        """The page that drives."""
+        return self._web.operator_url or self._web.url
+
+    @property
+    def watcher_url(self) -> str:
+        """The same page for those who look on."""
+        return self._web.watcher_url
+
+    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
+        """Put this on the page; returns at once."""
+        self._shown += 1
+        with self._lock:
+            mode, reason = self._standing()
+            facts = {
+                "tick": self._shown,
+                "step": observation.step,
+                "mode": mode,
+                "reason": reason,
+                "running": True,
+                "instruction": observation.instruction or self._instruction,
+                "state": observation.state,
+                "executed": self._action,
+                "counters": dict(counters),
+            }
+        self._board.post(facts, observation.images)
+
+    def command(self) -> TeleopCommand:
+        """The newest of the hands, and what was pressed and typed since the last time."""
+        with self._lock:
+            buttons, self._buttons = frozenset(self._buttons), set()
+            typed, self._typed = self._typed, None
+            alive = self._is_heard(SILENT_AFTER_S) and not self._stopped
+            return TeleopCommand(self._action.copy() if alive else None, buttons, typed)
+
+    def close(self) -> None:
+        """Close the page. May be called twice."""
+        self._web.close()
+
+    def _about(self) -> Mapping[str, Any]:
+        return about(self._embodiment.name, self._embodiment, kind="drive")
+
+    def _drive(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """One message of a page: its hands, buttons and text.
+
+        Raises:
+            TransportError: it is malformed, or another page drives.
+        """
+        seat, axes, closed, buttons, typed = _read(body)
+        with self._lock:
+            if seat != self._seat and self._is_heard(SEAT_S):
+                raise TransportError("another page drives already; close that one, or wait until it is silent.")
+            self._seat, self._heard_ns = seat, self._clock.now_ns()
+            self._action = action_of(self._embodiment.action, axes, closed)
+            self._buttons |= buttons
+            self._typed = typed if typed is not None else self._typed
+            if "start" in buttons:
+                self._stopped = False
+        return {}
+
+    def _stop(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        with self._lock:
+            self._stopped = True
+            self._buttons.add("estop")
+        return {"stopped": True}
+
+    def _standing(self) -> tuple[str, str]:
+        if self._stopped:
+            return "stopped", "stopped on this page; Start goes on"
+        if not self._is_heard(SILENT_AFTER_S):
+            return "hold", "nobody is at the controls"
+        return "run", ""
+
+    def _is_heard(self, within_s: float) -> bool:
+        return self._heard_ns is not None and self._clock.now_ns() - self._heard_ns < within_s * NS_PER_S
+
+
+def require_drivable(space: ActionSpace) -> None:
+    """Raise ContractError unless each dimension is one that a hand moves: the tool's motion, and the gripper last."""
+    if space.kind != "eef_delta":
+        raise ContractError(
+            f"this arm takes actions of kind '{space.kind}', and a page of keys and pads moves the tool ('eef_delta'). "
+            "Drive it with a leader arm, or through an environment whose actions move its tool."
+        )
+    for name in space.names[:-1]:
+        if name not in AXES:
+            raise ContractError(unknown("dimension of an action", name, AXES, "The page has no control for it."))
+
+
+def action_of(space: ActionSpace, axes: list[float], closed: bool) -> Vector:
+    """
+    Args:
+        space: of the arm.
+        axes: one for each of AXES, -1 to 1.
+        closed: the gripper is to be.
+
+    Returns:
+        (D,) in the units of the space, within its limits.
+    """
+    share = dict(zip(AXES, axes, strict=True))
+    moves = [share[dim.name] * (dim.high if share[dim.name] > 0 else -dim.low) for dim in space.dims[:-1]]
+    return np.array([*moves, GRIPPER_CLOSED if closed else GRIPPER_OPEN])
+
+
+def _read(body: Mapping[str, Any]) -> tuple[str, list[float], bool, set[Button], str | None]:
+    seat, axes, closed = body.get("seat"), body.get("axes"), body.get("closed")
+    buttons, typed = body.get("buttons"), body.get("instruction")
+    if not isinstance(seat, str) or not 0 < len(seat) <= 64:
+        raise TransportError("'seat' must be a short text that tells one page from another.")
+    if not isinstance(closed, bool):
+        raise TransportError("'closed' must be true or false.")
+    if typed is not None and not (isinstance(typed, str) and len(typed) <= MAX_INSTRUCTION_CHARS):
+        raise TransportError(f"'instruction' must be text of at most {MAX_INSTRUCTION_CHARS} characters.")
+    return seat, _axes(axes), closed, _pressed(buttons), typed
+
+
+def _axes(value: Any) -> list[float]:
+    axes = cast("list[Any]", value) if isinstance(value, list) else []
+    if len(axes) != len(AXES) or not all(type(a) in (int, float) and math.isfinite(a) and -1 <= a <= 1 for a in axes):
+        raise TransportError(f"'axes' must be {len(AXES)} numbers from -1 to 1, for {', '.join(AXES)}.")
+    return [float(a) for a in axes]
+
+
+def _pressed(value: Any) -> set[Button]:
+    names = cast("list[Any]", value) if isinstance(value, list) else [value]
+    for name in names:
+        if name not in get_args(Button):
+            raise TransportError(unknown("button", str(name)[:40], get_args(Button)))
+    return set(cast("list[Button]", names))
