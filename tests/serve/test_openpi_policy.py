@@ -25,7 +25,7 @@ from vla_robot.loop.control_loop import run_episode
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 from vla_robot.recipe.policy import PolicyRecipe
-from vla_robot.recipe.policy_source import PolicySource
+from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.serve.openpi_policy import OpenpiPolicy
 from vla_robot.serve.openpi_wire import pack, unpack
 from vla_robot.serve.peer_words import Interpreter, Timeouts
@@ -280,6 +280,11 @@ def test_a_recipe_that_does_not_fit_the_world_is_refused_before_anybody_is_asked
     recipe = source(peer=PeerRecipe(15.0, PEER.images, PEER.action))
     with pytest.raises(ContractError, match="are for 15 Hz, the world runs at 10 Hz"):
         build_policy(recipe, NOBODY, ARM)
+
+
+def test_an_address_alone_does_not_say_what_the_numbers_mean() -> None:
+    with pytest.raises(RecipeError, match=r"does not say what its numbers mean.*openpi_libero\.toml"):
+        find_policy("ws://127.0.0.1:8000")
 
 
 @pytest.mark.parametrize("text", ["", "two words", "two\nlines"])

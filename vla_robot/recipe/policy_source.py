@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.find import find
 from vla_robot.recipe.load import read
 from vla_robot.recipe.policy import ADDRESS_SCHEMES, PolicyRecipe
@@ -48,6 +49,12 @@ def find_policy(name: str | Path) -> PolicySource:
     Raises:
         RecipeError: there is no such policy; the nearest is named.
     """
+    if str(name).startswith("ws://"):
+        raise RecipeError(
+            f"'{name}' is the address of a server of openpi, which does not say what its numbers mean. Write a recipe "
+            'with kind = "openpi" that does, and name that: policies/openpi_libero.toml is an example, '
+            "docs/serving.md explains it."
+        )
     if str(name).startswith(ADDRESS_SCHEMES):
         return PolicySource(PolicyRecipe(kind="remote", address=str(name)), None)
     path = find("policies", name)
