@@ -14,6 +14,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vla_robot.cli import record_by_hand
 from vla_robot.cli.build import build_policy
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
@@ -46,7 +47,7 @@ class RecordArgs:
     env: Annotated[str | None, option("ENV")] = None
     """the world, by name or path"""
     by: Annotated[str, option("POLICY")] = "expert"
-    """who says what should be done, by name or path"""
+    """who says what should be done, by name or path; "browser" is you, from a page"""
     episodes: Annotated[int, option("N")] = 50
     """how many episodes"""
     seed: Annotated[int, option("SEED")] = 0
@@ -61,6 +62,8 @@ class RecordArgs:
     """which episodes are stored; by default all with --driver, successful ones without"""
     workers: Annotated[int | None, option("N")] = None
     """processes, each with its own world; by default one per core, at most 4"""
+    port: Annotated[int, option("PORT")] = 8572
+    """of the page, with --by browser; 0 takes a free one"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file, for machines"""
 
@@ -143,6 +146,8 @@ def main(args: RecordArgs) -> int:
     Raises:
         VlaError: something is wrong with a recipe, a policy, the world or the folder. Finished episodes are kept.
     """
+    if args.by in record_by_hand.HANDS:
+        return record_by_hand.main(args)
     recipe = plan(args)
     builds = [_build(recipe, recording) for recording in recipe.recordings]
     console = Console(highlight=False)
@@ -156,7 +161,7 @@ def main(args: RecordArgs) -> int:
         has = f"{writer.num_episodes} episodes, {writer.num_frames} frames"
     elapsed_s = time.monotonic() - started_s
     if args.json:
-        write_json(args.json, "record", **_results(session.made, elapsed_s))
+        write_json(args.json, "record", **results(session.made, elapsed_s))
     print(_closing(args.out, session, has, elapsed_s))
     return EXIT_INTERRUPTED if session.interrupted else 0
 
@@ -250,7 +255,8 @@ def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
     )
 
 
-def _results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
+def results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
+    """For `--json`."""
     successes = sum(event.success for event in made)
     numbers = [
         ("episodes", len(made), "1"),

@@ -50,6 +50,7 @@ export class Drive {
   keys = new Set();
   pressed = new Set();
   closed = false;
+  step = 0;
   task = null;
   busy = false;
   seat = crypto.getRandomValues(new Uint32Array(2)).join("-");
@@ -162,6 +163,9 @@ export class Drive {
   }
 
   show(facts) {
+    // A new episode begins with an open gripper.
+    if (facts.step === 0 && this.step > 0 && this.closed) this.grip();
+    this.step = facts.step;
     if (document.activeElement !== part("task") && this.task === null) part("task").value = facts.instruction ?? "";
   }
 }
