@@ -19,9 +19,20 @@ from vla_robot.serve.openpi_wire import pack, unpack
 NANO = Path(__file__).resolve().parents[2] / "policies" / "openvla_nano"
 
 
-def test_a_port_that_is_none_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["serve", "openvla_nano", "--openpi", "70000"]) == 2
-    assert "--openpi 70000: a port, 0 to 65535" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--openpi", "70000"], "--openpi 70000: a port, 0 to 65535"),
+        (["--openpi-words", "openpi_libero"], "--openpi PORT is missing"),
+        (["--openpi", "0", "--openpi-words", "hold"], "has no table [peer]"),
+        (["--openpi", "0", "--openpi-words", "openpi_libeero"], "did you mean 'openpi_libero'"),
+    ],
+)
+def test_what_cannot_be_answered_is_told_before_weights_are_read(
+    options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "openvla_nano", *options]) == 2
+    assert reason in capsys.readouterr().err
 
 
 @contextlib.contextmanager

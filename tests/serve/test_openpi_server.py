@@ -10,11 +10,14 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -25,8 +28,9 @@ from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 from vla_robot.serve import openpi_server
 from vla_robot.serve.batcher import Batcher, Line
 from vla_robot.serve.openpi_policy import OpenpiPolicy
-from vla_robot.serve.openpi_server import OpenpiServer, read_observation
+from vla_robot.serve.openpi_server import OpenpiServer
 from vla_robot.serve.openpi_wire import pack, unpack
+from vla_robot.serve.openpi_words import ExampleWords, RecipeWords, Words
 from vla_robot.serve.peer_words import Interpreter
 from vla_robot.serve.policy_server import answering
 
@@ -89,11 +93,16 @@ Start = Callable[..., str]
 def serving() -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
-        def start(policy: Policy, cameras: Sequence[str] = CAMERAS, embodiment: Embodiment | None = ARM) -> str:
+        def start(
+            policy: Policy,
+            cameras: Sequence[str] = CAMERAS,
+            embodiment: Embodiment | None = ARM,
+            words: Words | None = None,
+        ) -> str:
             batcher = Batcher(policy, Line(8, 0))
             thread = answering(batcher)
             stack.callback(lambda: (batcher.close(), thread.join()))
-            server = OpenpiServer(batcher, "toy_policy", cameras, embodiment, 0)
+            server = OpenpiServer(batcher, "toy_policy", words or ExampleWords(cameras, embodiment), 0)
             return stack.enter_context(contextlib.closing(server)).url
 
         yield start
@@ -148,7 +157,7 @@ def test_a_policy_with_one_camera_passes_the_wrist_over(serving: Start) -> None:
 
 
 def test_floats_from_0_to_1_are_pixels() -> None:
-    seen = read_observation({**OURS, "front": IMAGE.astype(np.float32) / 255}, CAMERAS)
+    seen = ExampleWords(CAMERAS, ARM).read({**OURS, "front": IMAGE.astype(np.float32) / 255})
     assert np.abs(seen.images["front"].astype(int) - IMAGE).max() <= 1
 
 
@@ -168,7 +177,7 @@ def test_floats_from_0_to_1_are_pixels() -> None:
 )
 def test_what_is_no_observation_is_refused(changes: Mapping[str, Any], says: str) -> None:
     with pytest.raises((TransportError, ContractError), match=says):
-        read_observation({**LIBERO, **changes}, CAMERAS)
+        ExampleWords(CAMERAS, ARM).read({**LIBERO, **changes})
 
 
 @pytest.mark.parametrize(
@@ -184,7 +193,7 @@ def test_what_the_policy_needs_and_does_not_get_is_named(
     request_: Mapping[str, Any], cameras: Sequence[str], says: str
 ) -> None:
     with pytest.raises(TransportError, match=says):
-        read_observation(request_, cameras)
+        ExampleWords(cameras, ARM).read(request_)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +246,7 @@ def test_a_client_that_never_listens_keeps_neither_the_others_nor_the_end(monkey
     monkeypatch.setattr(openpi_server, "SEND_TIMEOUT_S", 0.2)
     batcher = Batcher(lambda seen, _: [ActionChunk(np.zeros((1 << 20, 2)), o.stamp_ns, 0) for o in seen], Line(8, 0))
     answers = answering(batcher)
-    server = OpenpiServer(batcher, "toy_policy", CAMERAS, ARM, 0)
+    server = OpenpiServer(batcher, "toy_policy", ExampleWords(CAMERAS, ARM), 0)
     closing = threading.Thread(target=server.close, daemon=True)
     with connect(server.url, max_size=None, max_queue=1, close_timeout=0.1) as deaf:
         deaf.recv()
@@ -256,7 +265,75 @@ def test_a_client_that_never_listens_keeps_neither_the_others_nor_the_end(monkey
 def test_a_taken_port_is_told(serving: Start) -> None:
     port = int(serving(Policy()).rpartition(":")[2])
     with pytest.raises(TransportError, match=f"cannot listen on 127.0.0.1:{port}.*another --openpi"):
-        OpenpiServer(Batcher(Policy(), Line(1, 0)), "echo", (), None, port)
+        OpenpiServer(Batcher(Policy(), Line(1, 0)), "echo", ExampleWords((), None), port)
+
+
+PEER = PeerRecipe(
+    rate_hz=10.0,
+    images=(
+        PeerImageRecipe("observation/image", "front", size_px=224),
+        PeerImageRecipe("observation/wrist_image", "wrist", size_px=224),
+    ),
+    state=(PeerNumbersRecipe("observation/state", ("x", "x"), scale=(0.5, -0.5)),),
+    action=(PeerNumbersRecipe("actions", ("dx", "gripper"), scale=(0.05, -0.5), offset=(0.0, 0.5)),),
+)
+
+
+def test_a_recipe_read_backwards_answers_in_the_clients_own_units(serving: Start) -> None:
+    class Opens(Policy):
+        def __call__(self, observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
+            self.seen += observations
+            return [ActionChunk(np.array([[0.05, 1.0], [-0.01, 0.0]]), o.stamp_ns, o.step) for o in observations]
+
+    policy = Opens()
+    with connect(serving(policy, words=RecipeWords(PEER, ARM))) as connection:
+        told = connection.recv()
+        answer = ask(connection, {**LIBERO, "observation/state": np.array([0.2, -0.2])})
+    assert isinstance(told, bytes) and unpack(told)["images"] == ["observation/image", "observation/wrist_image"]
+    np.testing.assert_allclose(answer["actions"], [[1.0, -1.0], [-0.2, 1.0]])  # robosuite: -1 is open
+    np.testing.assert_allclose(policy.seen[0].state, [0.4])
+    np.testing.assert_array_equal(policy.seen[0].images["wrist"], IMAGE + 1)
+
+
+@settings(deadline=None)  # pillow is imported in the first example
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=2), st.floats(-1, 1))
+def test_both_ends_of_a_recipe_undo_each_other(action: list[float], x: float) -> None:
+    seen = Observation({"front": IMAGE, "wrist": IMAGE}, np.array([x]), "lift", stamp_ns=7, step=3)
+    robot, policy = Interpreter(PEER, ARM), RecipeWords(PEER, ARM)
+    arrived = policy.read({**robot.images(seen), **robot.state(seen), PEER.prompt: seen.instruction})
+    np.testing.assert_allclose(arrived.state, seen.state, atol=1e-12)
+    answer = policy.write(ActionChunk(np.array([action]), 7, 3))
+    np.testing.assert_allclose(robot.chunk(answer, seen, {}).actions, [action], atol=1e-12)
+
+
+def test_a_recipe_that_does_not_fit_the_policy_is_refused_with_every_difference() -> None:
+    peer = replace(PEER, rate_hz=20.0, images=PEER.images[:1], state=())
+    with pytest.raises(ContractError) as refused:
+        RecipeWords(peer, ARM)
+    for part in ("20 Hz", "nothing is sent as camera 'wrist'", "nothing is sent as state 'x'"):
+        assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"observation/state": np.zeros(3)}, "'observation/state' must be 2 numbers, got 3"),
+        ({"observation/state": "far"}, "must be a row of numbers"),
+        ({"observation/wrist_image": 1}, "must be an image"),
+        ({"prompt": 1}, "'prompt' is missing, or is no text"),
+    ],
+)
+def test_what_does_not_fit_the_recipe_is_refused(changes: Mapping[str, Any], says: str) -> None:
+    with pytest.raises((TransportError, ContractError), match=says):
+        RecipeWords(PEER, ARM).read({**LIBERO, "observation/state": np.zeros(2), **changes})
+
+
+@pytest.mark.parametrize("missing", ["observation/state", "observation/image", "prompt"])
+def test_what_the_recipe_names_and_does_not_come_is_named(missing: str) -> None:
+    whole = {**LIBERO, "observation/state": np.zeros(2)}
+    request = {key: value for key, value in whole.items() if key != missing}
+    with pytest.raises(TransportError, match=f"'{missing}'"):
+        RecipeWords(PEER, ARM).read(request)
 
 
 def test_our_own_client_gets_what_our_server_gives(serving: Start) -> None:

@@ -135,3 +135,8 @@ def test_a_recipe_that_contradicts_itself_is_refused(changes: dict[str, object],
 def test_a_scale_has_as_many_numbers_as_names() -> None:
     with pytest.raises(RecipeError, match="2 names and 1 numbers of scale"):
         PeerNumbersRecipe("actions", ("dx", "gripper"), scale=(1.0,))
+
+
+def test_a_scale_of_0_is_refused() -> None:
+    with pytest.raises(RecipeError, match="scale of 0"):
+        PeerNumbersRecipe("actions", ("dx", "gripper"), scale=(1.0, 0.0))

@@ -16,10 +16,12 @@ from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.clock import NS_PER_MS
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import ContractError, RecipeError
+from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.serve.batcher import Act, Batcher, Line
 from vla_robot.serve.openpi_server import OpenpiServer
+from vla_robot.serve.openpi_words import ExampleWords, RecipeWords, Words
 from vla_robot.serve.policy_server import PolicyServer, Served, answering
 from vla_robot.serve.rest import RestServer
 from vla_robot.transport.sockets import ServerSocket
@@ -47,6 +49,8 @@ class ServeArgs:
     """also answer POST /act on this port of this computer, as OpenVLA's own server does; 0 for a free one"""
     openpi: Annotated[int | None, option("PORT")] = None
     """also answer clients of openpi on this port of this computer; 0 for a free one"""
+    openpi_words: Annotated[str | None, option("RECIPE")] = None
+    """answer them in the words and units of this recipe's table [peer], e.g. openpi_libero"""
     json: Annotated[Path | None, option("FILE")] = None
     """when it ends, write what happened to this file, for machines"""
 
@@ -54,6 +58,8 @@ class ServeArgs:
         for flag, port in (("--rest", self.rest), ("--openpi", self.openpi)):
             if port is not None and not 0 <= port < 1 << 16:
                 raise RecipeError(f"{flag} {port}: a port, 0 to 65535.")
+        if self.openpi_words is not None and self.openpi is None:
+            raise RecipeError("--openpi-words says how clients of openpi are answered, and --openpi PORT is missing.")
 
 
 def main(args: ServeArgs) -> int:
@@ -63,6 +69,7 @@ def main(args: ServeArgs) -> int:
         VlaError: the policy or the address is at fault.
     """
     source = find_policy(args.policy)
+    peer = None if args.openpi_words is None else _peer(args.openpi_words)
     line = Line(args.max_batch, round(args.max_wait_ms * NS_PER_MS))
     security = server_security(args.bind, args.key)
     print(f"vla serve: {short_path(source.path) if source.path else source}", flush=True)
@@ -72,7 +79,7 @@ def main(args: ServeArgs) -> int:
         stop = stack.enter_context(stop_on_interrupt())
         act, served = _loaded(source, args.max_batch)
         batcher = stack.enter_context(_running(act, line))
-        urls = _front_ends(stack, args, batcher, served, _cameras(source, served))
+        urls = _front_ends(stack, args, batcher, served, _cameras(source, served), peer)
         _announce(socket.address, urls, served)
         PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher))
         status = batcher.status()
@@ -99,7 +106,12 @@ def _running(act: Act, line: Line) -> Iterator[Batcher]:
 
 
 def _front_ends(
-    stack: contextlib.ExitStack, args: ServeArgs, batcher: Batcher, served: Served, cameras: Sequence[str]
+    stack: contextlib.ExitStack,
+    args: ServeArgs,
+    batcher: Batcher,
+    served: Served,
+    cameras: Sequence[str],
+    peer: PeerRecipe | None,
 ) -> str:
     """Other protocols that share the batcher; the lines that say where they listen."""
     lines = ""
@@ -107,10 +119,29 @@ def _front_ends(
         rest = stack.enter_context(contextlib.closing(RestServer(batcher, served.name, cameras, args.rest)))
         lines += f"  POST {rest.url}\n"
     if args.openpi is not None:
-        openpi = OpenpiServer(batcher, served.name, cameras, served.embodiment, args.openpi)
-        stack.enter_context(contextlib.closing(openpi))
+        words = _openpi_words(served, cameras, peer)
+        openpi = stack.enter_context(contextlib.closing(OpenpiServer(batcher, served.name, words, args.openpi)))
         lines += f"  openpi's clients: {openpi.url}\n"
     return lines
+
+
+def _peer(name: str) -> PeerRecipe:
+    """The table [peer] of a recipe."""
+    peer = find_policy(name).recipe.peer
+    if peer is None:
+        raise RecipeError(f"--openpi-words {name}: this recipe has no table [peer]; openpi_libero is one that has.")
+    return peer
+
+
+def _openpi_words(served: Served, cameras: Sequence[str], peer: PeerRecipe | None) -> Words:
+    if peer is None:
+        return ExampleWords(cameras, served.embodiment)
+    if served.embodiment is None:
+        raise ContractError(
+            f"--openpi-words: '{served.name}' does not say what its numbers mean, so they cannot be put into the units "
+            "of a recipe. Leave the option out; clients then get the policy's own numbers."
+        )
+    return RecipeWords(peer, served.embodiment)
 
 
 def _cameras(source: PolicySource, served: Served) -> Sequence[str]:

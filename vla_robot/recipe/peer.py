@@ -57,6 +57,8 @@ class PeerNumbersRecipe:
         for name, values in (("scale", self.scale), ("offset", self.offset)):
             if values and len(values) != len(self.names):
                 raise RecipeError(f"'{self.key}' has {len(self.names)} names and {len(values)} numbers of {name}")
+        if 0 in self.scale:
+            raise RecipeError(f"'{self.key}' has a scale of 0, which says nothing")
 
 
 @dataclass(frozen=True)

@@ -45,15 +45,15 @@ class Interpreter:
         Raises:
             ContractError: the arm has no such camera, state or action, or another rate; every difference is listed.
         """
-        problems = _differences(peer, arm)
+        problems = differences(peer, arm)
         if problems:
             raise ContractError(
                 f"the recipe's table [peer] does not fit the world's '{arm.name}': " + "; ".join(problems) + "."
             )
         self._images = peer.images
         self._rows = peer.rows
-        self._state = [_Numbers(entry, [d.name for d in arm.state]) for entry in peer.state]
-        self._action = [_Numbers(entry, arm.action.names) for entry in peer.action]
+        self._state = [Numbers(entry, [d.name for d in arm.state]) for entry in peer.state]
+        self._action = [Numbers(entry, arm.action.names) for entry in peer.action]
         self._dims = len(arm.action)
 
     @property
@@ -97,7 +97,7 @@ class Interpreter:
         return ActionChunk(actions[: self._rows], observation.stamp_ns, observation.step, stages_ms)
 
 
-class _Numbers:
+class Numbers:
     """One row of numbers: where its entries stand on our side, and the line from one unit to the other."""
 
     def __init__(self, entry: PeerNumbersRecipe, ours: Sequence[str]) -> None:
@@ -107,7 +107,12 @@ class _Numbers:
         self._offset = np.array(entry.offset or 0.0)
 
     def of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(..., N) as the recipe has it: the arm's state to the server's, the server's action to the arm's."""
         return values * self._scale + self._offset
+
+    def back(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse."""
+        return (values - self._offset) / self._scale
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,7 +179,8 @@ def _rows_of(answer: Mapping[str, Any], key: str, width: int) -> NDArray[np.floa
     return rows.astype(np.float64)
 
 
-def _differences(peer: PeerRecipe, arm: Embodiment) -> list[str]:
+def differences(peer: PeerRecipe, arm: Embodiment) -> list[str]:
+    """Where the words do not fit the arm, in plain words."""
     problems: list[str] = []
     if peer.rate_hz != arm.rate_hz:
         problems.append(f"rate: the server's actions are for {peer.rate_hz:g} Hz, the world runs at {arm.rate_hz:g} Hz")
