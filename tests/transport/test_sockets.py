@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from vla_robot.core.errors import TransportError
-from vla_robot.transport.sockets import ANY_PORT, QUEUED_MESSAGES, ClientSocket, ServerSocket, require_address
+from vla_robot.transport.sockets import (
+    ANY_PORT,
+    MAX_PARTS,
+    QUEUED_MESSAGES,
+    SKIPPED_AT_ONCE,
+    ClientSocket,
+    ServerSocket,
+    require_address,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +92,26 @@ def test_what_waits_for_a_server_that_does_not_read_is_bounded() -> None:
     ):
         for _ in range(20 * QUEUED_MESSAGES):
             client.send([b"\0" * 100_000])
+
+
+@pytest.mark.parametrize("parts", [MAX_PARTS, MAX_PARTS + 1, 3 * SKIPPED_AT_ONCE])
+def test_a_message_of_too_many_parts_is_thrown_away_and_the_next_one_arrives(parts: int) -> None:
+    with ServerSocket() as server, ClientSocket(server.address) as client:
+        client.send([b"x"] * parts)
+        client.send([b"next"])
+        received, reads = None, 0
+        while received is None and reads < 200:
+            received, reads = server.receive(timeout_s=5), reads + 1
+        assert received is not None and [bytes(frame) for frame in received[1]] == [b"next"]
+        # A few parts for each read, so that whoever reads is not kept from an arm that is due.
+        assert reads >= parts // SKIPPED_AT_ONCE
+
+
+def test_a_message_of_as_many_parts_as_are_allowed_arrives() -> None:
+    with ServerSocket() as server, ClientSocket(server.address) as client:
+        client.send([b"x"] * (MAX_PARTS - 1))
+        received = server.receive(timeout_s=5)
+        assert received is not None and len(received[1]) == MAX_PARTS - 1
+        server.send(received[0], [b"x"] * MAX_PARTS)
+        answer = client.receive(timeout_s=5)
+        assert answer is not None and len(answer) == MAX_PARTS

@@ -20,7 +20,7 @@ from zmq.utils.monitor import recv_monitor_message
 from vla_robot.core.errors import TransportError
 from vla_robot.transport.keys import ClientSecurity, KeyPair, ServerSecurity, raw_key
 from vla_robot.transport.wake import Wake
-from vla_robot.transport.wire import MAX_FRAME_BYTES, Buffer
+from vla_robot.transport.wire import MAX_ARRAYS, MAX_FRAME_BYTES, Buffer
 from vla_robot.transport.zap import DOMAIN, Doorkeeper
 
 ANY_PORT = "tcp://127.0.0.1:0"
@@ -38,6 +38,12 @@ dearer than to copy 256 KiB."""
 
 MAX_PEERS = 1024
 """Connections whose user is remembered; the longest silent one is forgotten first."""
+
+MAX_PARTS = MAX_ARRAYS + 2
+"""Of a message: the sender's identity, the header, and a frame for each array."""
+
+SKIPPED_AT_ONCE = 1000
+"""Parts of a message that has too many. Throwing away a million takes a second, and an arm's tick may be due."""
 
 PATIENCE = 3
 """Handshakes that fail in a row before a client gives up: one fails when a server happens to be restarting."""
@@ -95,6 +101,7 @@ class ServerSocket:
                 f"cannot listen on {address}: {error}. Is another server running there? {ANY_PORT} takes a free port."
             ) from error
         self.address = cast(bytes, self._socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+        self._inbox = _Inbox(self._socket)
         self._wake = wake
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -106,7 +113,7 @@ class ServerSocket:
         ready = dict(self._poller.poll(round(timeout_s * 1000)))
         if self._wake is not None:
             self._wake.silence()
-        frames = self._socket.recv_multipart(copy=False) if self._socket in ready else None
+        frames = self._inbox.read() if self._socket in ready else None
         if frames is None:
             return None
         peer = frames[0].bytes
@@ -174,6 +181,7 @@ class ClientSocket:
         if security is not None:
             _identify(self._socket, security.keys)
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, raw_key(security.server_public))
+        self._inbox = _Inbox(self._socket)
         self._failed_handshakes = 0
         self._monitor = self._socket.get_monitor_socket(_HANDSHAKES)
         self._socket.connect(address)
@@ -194,11 +202,11 @@ class ClientSocket:
         Raises:
             TransportError: the server refuses this client, or is not the one whose key is pinned.
         """
-        frames = _receive(self._socket, timeout_s)
-        if frames is None:
+        if not self._socket.poll(round(timeout_s * 1000)):
             self._check_handshakes()
             return None
-        return [frame.buffer for frame in frames]
+        frames = self._inbox.read()
+        return None if frames is None else [frame.buffer for frame in frames]
 
     def close(self) -> None:
         self._socket.disable_monitor()
@@ -293,7 +301,33 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str) ->
     return socket
 
 
-def _receive(socket: zmq.Socket[bytes], timeout_s: float) -> list[zmq.Frame] | None:
-    if not socket.poll(round(timeout_s * 1000)):
+class _Inbox:
+    """Reads one message after the other; one of too many parts is thrown away, some of them at a time.
+
+    libzmq has no limit of its own: it hands a message over once all of it has come, and MAXMSGSIZE is that of a part.
+    Until then its memory is the sender's to fill, which is why only those on the allow-list may send.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._skipping = False
+
+    def read(self) -> list[zmq.Frame] | None:
+        """The parts of the next message, which must be there; None when it has too many."""
+        if self._skipping:
+            self._skip()
+            return None
+        parts: list[zmq.Frame] = []
+        while len(parts) < MAX_PARTS:
+            parts.append(self._socket.recv(copy=False))
+            if not parts[-1].more:
+                return parts
+        _LOG.warning("threw away a message of more than %d parts", MAX_PARTS)
+        self._skipping = True
         return None
-    return socket.recv_multipart(copy=False)
+
+    def _skip(self) -> None:
+        for _ in range(SKIPPED_AT_ONCE):
+            if not self._socket.recv(copy=False).more:
+                self._skipping = False
+                return
