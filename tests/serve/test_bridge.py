@@ -26,9 +26,11 @@ from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.bridge import Bridge
 from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL
 from vla_robot.serve.lockstep_world import LockstepWorld
 from vla_robot.serve.remote_robot import RemoteRobot
-from vla_robot.transport.sockets import ServerSocket
+from vla_robot.transport.sockets import ClientSocket, ServerSocket
+from vla_robot.transport.wire import Message, decode, encode
 
 RATE_HZ = 50.0
 DEADLINE_S = 20.0
@@ -193,6 +195,22 @@ class RemoteStopper:
 
         self._socket.send(encode(Message("stop", 1, {"reason": reason})))
         assert eventually(lambda: self._socket.receive(0.1) is not None)
+
+
+def test_a_hello_that_was_sent_twice_opens_one_session(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    with ClientSocket(address) as socket:
+        for seq in (1, 2):
+            socket.send(encode(Message("hello", seq, {"protocol": BRIDGE_PROTOCOL, "wanted": {}})))
+        answers: list[Message] = []
+
+        def both() -> bool:
+            frames = socket.receive(0.1)
+            answers.extend([] if frames is None else [decode(frames)])
+            return len(answers) == 2
+
+        assert eventually(both)
+        assert answers[0].body["session"] == answers[1].body["session"]
 
 
 def test_a_second_controller_is_told_that_there_is_one(serve: Callable[..., Served]) -> None:

@@ -316,7 +316,9 @@ class BridgeServer:
                 f"silent for {SILENT_S:g} s."
             )
         self._bridge.end("another controller took over")
-        self._controller = Controller(peer, session=self._guard.open())
+        if peer != self._controller.peer:
+            # Said twice on one connection, it was sent again because the answer took long: both answers must hold.
+            self._controller = Controller(peer, session=self._guard.open())
         self._hear()
         return {"session": self._controller.session, **self._about(peer, seq, fields)}
 
