@@ -6,12 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
+from vla_robot.act.rotation import quat_of
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
-from vla_robot.serve.peer_words import Interpreter, nested, resize_with_pad
+from vla_robot.serve.peer_words import Interpreter, ToolTurn, nested, resize_with_pad
 
 ARM = Embodiment(
     name="toy",
@@ -140,3 +143,31 @@ def test_a_scale_has_as_many_numbers_as_names() -> None:
 def test_a_scale_of_0_is_refused() -> None:
     with pytest.raises(RecipeError, match="scale of 0"):
         PeerNumbersRecipe("actions", ("dx", "gripper"), scale=(1.0, 0.0))
+
+
+POSED = replace(ARM, state=tuple(Dim(name, "1", -7.0, 7.0) for name in ("x", "rx", "ry", "rz")))
+
+
+def test_a_tool_that_the_server_holds_otherwise_is_turned_as_robosuites_hand_is() -> None:
+    # Both of one pose of robosuite 1.5.1's Panda: its grip site as our worlds write it, its hand as LIBERO does.
+    peer = replace(PEER, tool_turn_deg=90.0, state=(PeerNumbersRecipe("state", ("rx", "ry", "rz")),))
+    seen = replace(SEEN, state=np.array([0.3, 2.20988579, 2.12370981, 0.11791472]))
+    turned = Interpreter(peer, POSED).state(seen)["state"]
+    np.testing.assert_allclose(turned, [3.13820681, -0.062405, 0.16805809], atol=1e-5)
+
+
+def test_an_arm_whose_state_has_no_rotation_cannot_be_turned() -> None:
+    with pytest.raises(ContractError, match="turns rx, ry and rz, and the arm's state has none"):
+        Interpreter(replace(PEER, tool_turn_deg=90.0), ARM)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.floats(0.1, 3.0), st.floats(-180, 180))
+def test_a_turn_there_and_back_is_the_same_rotation(axis: list[float], angle: float, turn_deg: float) -> None:
+    norm = float(np.linalg.norm(axis))
+    assume(norm > 0.01)
+    rotvec = np.array(axis) / norm * angle
+    tool = ToolTurn(turn_deg, POSED)
+    back = tool.back(tool.there(np.array([0.3, *rotvec])))
+    assert back[0] == 0.3
+    assert abs(quat_of(back[1:]) @ quat_of(rotvec)) == pytest.approx(1.0, abs=1e-9)

@@ -70,6 +70,8 @@ class PeerRecipe:
         images: the frames that are sent.
         action: where the answer's numbers go; each dimension of the arm once. Here `from` is the server's number.
         state: the numbers that are sent. Here `from` is the arm's number.
+        tool_turn_deg: how far the server's tool is turned about its own z, against the arm's [degrees]; it changes rx,
+            ry and rz of the state. 90 where robosuite's hand is meant: ours is its grip site.
         prompt: what the server calls the instruction.
         rows: actions of an answer that are used before the next is asked for; without it, all.
         generation: of a GR00T server: "n1.5" takes flat keys; "n1.6" maps, and arrays as NumPy files; "n1.7" maps, and
@@ -82,6 +84,7 @@ class PeerRecipe:
     images: tuple[PeerImageRecipe, ...]
     action: tuple[PeerNumbersRecipe, ...]
     state: tuple[PeerNumbersRecipe, ...] = field(default_factory=tuple[PeerNumbersRecipe, ...])
+    tool_turn_deg: float = 0.0
     prompt: str = "prompt"
     rows: int | None = None
     generation: Literal["n1.5", "n1.6", "n1.7"] | None = None
@@ -91,6 +94,8 @@ class PeerRecipe:
     def __post_init__(self) -> None:
         if not 1 <= self.rate_hz <= 100:
             raise RecipeError(f"rate_hz {self.rate_hz:g} is outside 1 to 100")
+        if not -180 <= self.tool_turn_deg <= 180:
+            raise RecipeError(f"tool_turn_deg {self.tool_turn_deg:g} is outside -180 to 180")
         if self.rows is not None and self.rows < 1:
             raise RecipeError(f"rows must be at least 1, got {self.rows}")
         if not 0 < self.answer_timeout_s <= 600:

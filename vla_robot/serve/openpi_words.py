@@ -20,7 +20,7 @@ from vla_robot.core.errors import ContractError, TransportError, unknown
 from vla_robot.core.image import check_image
 from vla_robot.core.messages import ActionChunk, Image, Observation, Vector
 from vla_robot.recipe.peer import PeerRecipe
-from vla_robot.serve.peer_words import Numbers, differences
+from vla_robot.serve.peer_words import Numbers, ToolTurn, differences
 
 
 class Words(Protocol):
@@ -129,6 +129,7 @@ class RecipeWords:
             raise ContractError(f"the recipe's table [peer] does not fit the policy: {'; '.join(problems)}.")
         self._peer = peer
         self._dims = len(state)
+        self._tool = ToolTurn(peer.tool_turn_deg, embodiment)
         self._state = [Numbers(entry, state) for entry in peer.state]
         self._action = [Numbers(entry, embodiment.action.names) for entry in peer.action]
 
@@ -144,7 +145,7 @@ class RecipeWords:
             if theirs.shape != (len(numbers.index),):
                 raise TransportError(f"'{numbers.key}' must be {len(numbers.index)} numbers, got {len(theirs)}.")
             state[numbers.index] = numbers.back(theirs)
-        return _observation(images, state, flat, self._peer.prompt)
+        return _observation(images, self._tool.back(state), flat, self._peer.prompt)
 
     def write(self, chunk: ActionChunk) -> dict[str, NDArray[np.float64]]:
         return {numbers.key: numbers.back(chunk.actions[:, numbers.index]) for numbers in self._action}

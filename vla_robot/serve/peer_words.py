@@ -14,10 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.act.rotation import quat_of
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, unknown
 from vla_robot.core.messages import ActionChunk, Image, Observation, Vector
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
+
+ROTATION = ("rx", "ry", "rz")
+"""Of a state: the tool's rotation, axis times angle."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Interpreter:
             )
         self._images = peer.images
         self._rows = peer.rows
+        self._tool = ToolTurn(peer.tool_turn_deg, arm)
         self._state = [Numbers(entry, [d.name for d in arm.state]) for entry in peer.state]
         self._action = [Numbers(entry, arm.action.names) for entry in peer.action]
         self._dims = len(arm.action)
@@ -72,7 +77,8 @@ class Interpreter:
 
     def state(self, observation: Observation) -> dict[str, Vector]:
         """Their key -> (N,) float64 in their units."""
-        return {numbers.key: numbers.of(observation.state[numbers.index]) for numbers in self._state}
+        state = self._tool.there(observation.state)
+        return {numbers.key: numbers.of(state[numbers.index]) for numbers in self._state}
 
     def chunk(self, answer: Mapping[str, Any], observation: Observation, stages_ms: Mapping[str, float]) -> ActionChunk:
         """The answer as the arm understands it.
@@ -113,6 +119,48 @@ class Numbers:
     def back(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """The inverse."""
         return (values - self._offset) / self._scale
+
+
+class ToolTurn:
+    """Two frames of one tool, the second turned about the tool's z."""
+
+    def __init__(self, turn_deg: float, arm: Embodiment) -> None:
+        """
+        Args:
+            turn_deg: of the second frame against the first.
+            arm: its state holds rx, ry, rz, unless the turn is 0.
+        """
+        self._turn_rad = np.deg2rad(turn_deg)
+        self._index = [k for k, dim in enumerate(arm.state) if dim.name in ROTATION]
+
+    def there(self, state: Vector) -> Vector:
+        """(S,) state of the first frame -> of the second."""
+        return self._turned(state, self._turn_rad)
+
+    def back(self, state: Vector) -> Vector:
+        """The inverse."""
+        return self._turned(state, -self._turn_rad)
+
+    def _turned(self, state: Vector, angle_rad: float) -> Vector:
+        if angle_rad == 0:
+            return state
+        result = state.copy()
+        result[self._index] = turned_about_z(state[self._index], angle_rad)
+        return result
+
+
+def turned_about_z(rotvec: Vector, angle_rad: float) -> Vector:
+    """(3,) axis times angle [rad], after a turn about the body's own z; the axis' largest component is positive.
+
+    That is how our worlds write a rotation, and how robosuite's is while the tool points down.
+    """
+    w, x, y, z = quat_of(rotvec)
+    c, s = np.cos(angle_rad / 2), np.sin(angle_rad / 2)
+    quat = np.array([w * c - z * s, x * c + y * s, y * c - x * s, z * c + w * s])
+    if quat[1 + np.argmax(np.abs(quat[1:]))] < 0:
+        quat = -quat
+    sine = float(np.linalg.norm(quat[1:]))
+    return np.zeros(3) if sine < 1e-9 else quat[1:] / sine * (2 * np.arctan2(sine, quat[0]))
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,6 +234,8 @@ def differences(peer: PeerRecipe, arm: Embodiment) -> list[str]:
         problems.append(f"rate: the server's actions are for {peer.rate_hz:g} Hz, the world runs at {arm.rate_hz:g} Hz")
     cameras = [camera.name for camera in arm.cameras]
     problems += [unknown("camera", e.camera, cameras).rstrip(".") for e in peer.images if e.camera not in cameras]
+    if peer.tool_turn_deg and not set(ROTATION) <= {d.name for d in arm.state}:
+        problems.append("tool_turn_deg turns rx, ry and rz, and the arm's state has none")
     problems += _unknown_names("state", peer.state, [d.name for d in arm.state])
     problems += _unknown_names("action dimension", peer.action, arm.action.names)
     given = {name for entry in peer.action for name in entry.names}
