@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -70,18 +71,49 @@ def write_calibration(folder: Path, name: str = "desk") -> None:
     (folder / f"{name}.json").write_text(json.dumps(rows))
 
 
-def calibrated_bus(port: Path) -> Any:
-    """Servos that hold that calibration, in the arm's rest pose, without torque."""
+def calibration_orders() -> Iterator[dict[str, Any]]:
+    """What makes fresh servos hold that calibration, near the home pose, supported, and without torque."""
     emulator = load_emulator()
-    servos = emulator.so101_servos()
-    for motor, servo in zip(MOTORS, servos, strict=True):
+    for number, motor in enumerate(MOTORS, start=1):
         low, high = RANGES.get(motor, USUAL_RANGE)
-        servo.put(emulator.LOW_LIMIT, low)
-        servo.put(emulator.HIGH_LIMIT, high)
-        servo.position = (low + high) / 2 + REST_DEG.get(motor, -50) * TICKS_PER_DEG
-        servo.put(emulator.GOAL, 2048)  # where somebody left it: an arm that is not careful leaps there
-        servo.fall = 0.0  # something supports it
-    return emulator.FeetechBus(port, servos)
+        position = (low + high) / 2 + REST_DEG.get(motor, -50) * TICKS_PER_DEG
+        # The goal is one that somebody left there: an arm that is not careful leaps to it.
+        memory = {emulator.LOW_LIMIT: low, emulator.HIGH_LIMIT: high, emulator.GOAL: 2048}
+        yield {"servo": number, "set": {"position": position, "fall": 0.0}, "put": memory}
+
+
+def calibrated_bus(port: Path) -> Any:
+    emulator = load_emulator()
+    bus = emulator.FeetechBus(port)
+    for order in calibration_orders():
+        emulator.obey(bus, order)
+    return bus
+
+
+class ServoProcess:
+    """The emulated bus in a process of its own, for tests whose process has more to do."""
+
+    def __init__(self, port: Path) -> None:
+        command = [sys.executable, str(HERE.parent / "tools" / "feetech_emulator.py"), str(port)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        for order in calibration_orders():
+            self.tell(order)
+
+    def tell(self, order: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Give an order, and learn how the servos stand: positions, torque, goals, writes."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(order or {}), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline())
+
+    def positions(self) -> dict[int, float]:
+        return {int(number): ticks for number, ticks in self.tell()["positions"].items()}
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=20)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ lerobot 0.6.1, motors/feetech/tables.py.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import select
@@ -24,6 +25,7 @@ import tty
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 PING, READ, WRITE, REG_WRITE, ACTION, SYNC_READ, SYNC_WRITE = 1, 2, 3, 4, 5, 0x82, 0x83
 BROADCAST = 0xFE
@@ -340,14 +342,40 @@ def _act(servo: Servo, _: bytes) -> bytes | None:
     return b""
 
 
+def obey(bus: FeetechBus, order: dict[str, Any]) -> dict[str, Any]:
+    """One order of a test that runs the bus in a process of its own; the answer tells how things stand.
+
+    {"do": "plug"}, {"do": "unplug"}
+    {"bus": {"damaged_answers": 1}}
+    {"servo": 3, "set": {"silent": true}, "put": {"9": 850}}
+    """
+    with contextlib.nullcontext() if "do" in order else bus.settled():
+        if order.get("do") in ("plug", "unplug"):
+            getattr(bus, order["do"])()
+        for name, value in order.get("bus", {}).items():
+            setattr(bus, name, value)
+        if "servo" in order:
+            servo = bus.servos[order["servo"]]
+            for name, value in order.get("set", {}).items():
+                setattr(servo, name, value)
+            for address, value in order.get("put", {}).items():
+                servo.put(int(address), value)
+    torque = [servo.memory[TORQUE] for servo in bus.servos.values()]
+    return {"positions": bus.positions(), "torque": torque, "goals": len(bus.goals), "writes": bus.asked.count(WRITE)}
+
+
 def main() -> None:
     port = Path(sys.argv[1] if len(sys.argv) > 1 else "/tmp/so101")
     bus = FeetechBus(port)
-    print(f"six STS3215 servos at {port}; Ctrl-C ends", flush=True)
+    print(f"six STS3215 servos at {port}; Ctrl-C ends", file=sys.stderr, flush=True)
     try:
-        threading.Event().wait()
+        for line in sys.stdin:
+            print(json.dumps(obey(bus, json.loads(line))), flush=True)
+        if sys.stdin.isatty():
+            threading.Event().wait()
     except KeyboardInterrupt:
-        bus.close()
+        pass
+    bus.close()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
 from vla_robot.core.errors import RecipeError
 from vla_robot.loop.control_loop import run_episode
+from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.loop.results import RunInfo
 from vla_robot.loop.runner import Drive, new_run_folder, run_driven
@@ -40,6 +41,8 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     from vla_robot.cli.run import exit_status
 
     with connect_robot(address, args.key) as robot:
+        if args.dry_run:
+            _require_dry(robot)
         policy = build_robot_policy(launch.policy, robot, args.key)
         guard = build_guard(robot.embodiment.action)
         with LiveView(launch.episodes) as view, stop_on_interrupt() as stop:
@@ -53,7 +56,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 launch.seeds,
                 info=_info(args, launch, robot),
                 folder=folder,
-                subscribers=[view],
+                subscribers=[view, _Shown(robot.embodiment.action.names)] if args.dry_run else [view],
                 should_stop=stop.is_set,
             )
     if args.json:
@@ -62,6 +65,32 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     if summary.episodes:
         print(f"\nReport: {folder / 'report.html'}\nNext: `--lockstep` beside it tells what thinking time costs.")
     return exit_status(summary)
+
+
+class _Shown:
+    """Prints what the policy wants, some times a second."""
+
+    EVERY = 6
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._steps = 0
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, StepDone):
+            return
+        if self._steps % self.EVERY == 0:
+            wants = "  ".join(f"{n} {v:+.4f}" for n, v in zip(self._names, event.wanted, strict=True))
+            print(f"step {event.result.observation.step:4d}  {wants}", flush=True)
+        self._steps += 1
+
+
+def _require_dry(robot: RemoteRobot) -> None:
+    if not robot.status().get("dry_run"):
+        raise RecipeError(
+            f"the bridge at {robot.address} would move its arm: start it with `vla bridge ENV --dry-run`, or leave out "
+            "--dry-run here."
+        )
 
 
 def _launch(args: RunArgs, address: str) -> LaunchRecipe:

@@ -99,6 +99,12 @@ def _random(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | N
     return RandomPolicy(_named(recipe, embodiment).action)
 
 
+def _reach(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
+    from vla_robot.policy.reach import ReachPolicy
+
+    return ReachPolicy(_named(recipe, embodiment), recipe.poses, recipe.relative)
+
+
 def _expert(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     from vla_robot.policy.experts import build_expert
 
@@ -118,4 +124,5 @@ _BUILDERS: dict[str, Builder] = {
     "hold": _hold,
     "random": _random,
     "expert": _expert,
+    "reach": _reach,
 }

@@ -50,7 +50,7 @@ class PolicyRecipe:
         kind: "openvla" loads a checkpoint folder; "openvla_oft" one with OpenVLA-OFT's regression head; "hold" keeps
             the arm where it is; "random" draws uniform actions (the baseline that a score is compared with); "expert"
             is the world's own scripted expert, which sees the simulator's truth; "remote" asks a `vla serve`; "openpi"
-            and "groot" ask a server of those projects.
+            and "groot" ask a server of those projects; "reach" goes from pose to pose.
         description: one line for `vla list`.
         checkpoint: folder in the published OpenVLA layout, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
@@ -66,9 +66,12 @@ class PolicyRecipe:
         address: for kinds that ask a server, where it listens, e.g. "tcp://127.0.0.1:5580"; "ws://127.0.0.1:8000" for
             kind "openpi".
         peer: for kinds "openpi" and "groot", what the server calls things; see docs/serving.md.
+        poses: for kind "reach", one after the other: x, y, z [m] and axis times angle [rad] of the tool in the base
+            frame, and the gripper, 1 open.
+        relative: for kind "reach", the poses are from where the tool is when the episode begins.
     """
 
-    kind: Literal["openvla", "openvla_oft", "hold", "random", "expert", "remote", "openpi", "groot"]
+    kind: Literal["openvla", "openvla_oft", "hold", "random", "expert", "remote", "openpi", "groot", "reach"]
     description: str = ""
     checkpoint: Path | None = None
     statistics_key: str | None = None
@@ -79,6 +82,8 @@ class PolicyRecipe:
     oft: OFTRecipe | None = None
     address: str | None = None
     peer: PeerRecipe | None = None
+    poses: tuple[tuple[float, float, float, float, float, float, float], ...] = ()
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if self.quantise and (self.kind != "openvla" or self.compiled):
@@ -92,6 +97,8 @@ class PolicyRecipe:
         foreign = self.kind in ("openpi", "groot")
         if foreign != (self.peer is not None):
             raise RecipeError(f"kind '{self.kind}' {'needs a' if foreign else 'takes no'} table [peer]")
+        if (self.kind == "reach") != bool(self.poses):
+            raise RecipeError(f"kind '{self.kind}' {'needs' if self.kind == 'reach' else 'takes no'} poses")
         remote = foreign or self.kind == "remote"
         if remote != (self.address is not None):
             raise RecipeError(f"kind '{self.kind}' {'needs an' if remote else 'takes no'} address")

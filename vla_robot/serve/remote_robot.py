@@ -134,12 +134,17 @@ class RemoteRobot:
     def newest(self, after: int, timeout_s: float) -> Tick | None:
         """The newest tick of this episode whose observation's step is above `after`; None when there is none in time.
 
+        The tick that stops the arm sees nothing new, and is told whatever its step.
+
         Raises:
             TransportError: the bridge refuses the stream.
         """
-        arrived = self._connected_stream().await_tick(
-            lambda a: a.episode == self._episode and a.tick.result.observation.step > after, timeout_s
-        )
+
+        def is_news(arrived: Arrived) -> bool:
+            newer = arrived.tick.mode == "stopped" or arrived.tick.result.observation.step > after
+            return newer and arrived.episode == self._episode
+
+        arrived = self._connected_stream().await_tick(is_news, timeout_s)
         self._drain()
         return None if arrived is None else self._taken(arrived)
 

@@ -1,0 +1,282 @@
+"""`vla bridge` in a process of its own, lerobot's driver in it, emulated servos below, and a controller here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_robot.cli.build import build_guard
+from vla_robot.cli.main import main
+from vla_robot.core.errors import ContractError, WorldError
+from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.loop.events import Event, StepDone
+from vla_robot.loop.live_loop import run_live_episode
+from vla_robot.policy.reach import ReachPolicy
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.load import read
+from vla_robot.serve.remote_robot import RemoteRobot
+from vla_robot.world.arm_space import embodiment_of
+
+pytest.importorskip("scservo_sdk")
+conftest: Any = sys.modules[next(n for n in sys.modules if n.endswith("arms.conftest"))]
+
+START_TIMEOUT_S = 150
+JOINTS_DEG = [
+    (0, -30, 20, 90, 0),
+    (15, -25, 25, 80, 10),
+    (25, -15, 25, 70, 20),
+    (25, -5, 5, 80, 0),
+    (10, 5, -5, 75, -20),
+    (-10, 0, 10, 65, -10),
+    (-25, -15, 30, 65, 15),
+    (-20, -35, 45, 70, 30),
+    (-5, -40, 35, 85, 10),
+    (0, -25, 30, 60, 0),
+]
+"""Ten poses of the tool, named by joints so that an arm of five joints can take each exactly."""
+
+
+@dataclass
+class Stage:
+    """A running bridge and what it drives."""
+
+    address: str
+    bus: Any
+    folder: Path
+    output: list[str] = field(default_factory=list[str])
+
+
+@contextlib.contextmanager
+def bridge(folder: Path, recipe: Path, *more: str) -> Iterator[Stage]:
+    """The bridge's process, until the block ends; the emulated servos outlive it."""
+    environment = {**os.environ, "PYTHONPATH": str(conftest.PLUGINS), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "vla_robot.cli.main", "bridge", str(recipe), "--bind", "tcp://127.0.0.1:0", *more]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    stage = Stage("", None, folder)
+    reader = threading.Thread(target=lambda: stage.output.extend(process.stdout or ()), daemon=True)
+    reader.start()
+    try:
+        stage.address = wait_for(lambda: listening(stage.output, process))
+        yield stage
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def listening(output: Sequence[str], process: subprocess.Popen[str]) -> str:
+    if process.poll() is not None:
+        raise AssertionError("".join(output))
+    found = re.search(r"listening on (tcp://\S+),", "".join(output))
+    return found.group(1) if found else ""
+
+
+def wait_for[T](look: Callable[[], T], timeout_s: float = START_TIMEOUT_S) -> T:
+    end_s = time.monotonic() + timeout_s
+    while not (found := look()):
+        assert time.monotonic() < end_s, "it took too long"
+        threading.Event().wait(0.02)
+    return found
+
+
+def write_desk(folder: Path, more: str = "") -> Path:
+    recipe = folder / "desk.toml"
+    recipe.write_text(conftest.RECIPE.format(top="", robot=more, folder=folder, camera=0))
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("desk")
+    conftest.write_calibration(folder / "calibration")
+    bus = conftest.ServoProcess(folder / "port")
+    with bridge(folder, write_desk(folder), "--max-age-s", "2", "--hold-after-s", "2") as stage:
+        stage.bus = bus
+        yield stage
+    assert bus.tell()["torque"] == [1] * 6  # nothing falls when the bridge ends
+    bus.close()
+
+
+def forward(joints_deg: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Position and rotation of the tool, by the published frames alone."""
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_path(str(Path(__file__).parents[2] / "envs" / "so101.xml"))
+    data = mujoco.MjData(model)
+    data.qpos[:5] = np.radians(joints_deg)
+    mujoco.mj_forward(model, data)
+    return data.site("tool").xpos.copy(), data.site("tool").xmat.reshape(3, 3).copy()
+
+
+def emulated_tool(bus: Any) -> tuple[np.ndarray, np.ndarray]:
+    return forward(list(conftest.angles_deg(bus).values())[:5])
+
+
+def as_pose(joints_deg: Sequence[float]) -> list[float]:
+    """x, y, z, axis times angle, gripper."""
+    import mujoco
+
+    position, rotation = forward(joints_deg)
+    quat, turn = np.empty(4), np.empty(3)
+    mujoco.mju_mat2Quat(quat, rotation.reshape(9))
+    mujoco.mju_quat2Vel(turn, quat, 1.0)
+    return [*position, *turn, 1.0]
+
+
+def angle_deg(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.degrees(np.arccos(np.clip((np.trace(a.T @ b) - 1) / 2, -1, 1))))
+
+
+class Still:
+    """Stays, and says so at every step."""
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return [ActionChunk(np.array([[0, 0, 0, 0, 0, 0, 1.0]]), o.stamp_ns, o.step) for o in observations]
+
+
+def test_ten_poses_are_reached_at_thirty_hertz(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    errors: list[tuple[float, float]] = []
+    with RemoteRobot(stage.address) as robot:
+        policy = ReachPolicy(robot.embodiment, [as_pose(joints) for joints in JOINTS_DEG])
+        before = stage.bus.positions()
+
+        def look(event: Event) -> None:
+            if isinstance(event, StepDone) and policy.reached > len(errors):
+                position, rotation = emulated_tool(stage.bus)
+                wanted, turned = forward(JOINTS_DEG[len(errors)])
+                errors.append((1000 * float(np.linalg.norm(position - wanted)), angle_deg(rotation, turned)))
+
+        start_s = time.monotonic()
+        result = run_live_episode(
+            robot,
+            policy,
+            0,
+            guard=build_guard(robot.embodiment.action),
+            subscribers=[look],
+            should_stop=lambda: len(errors) == len(JOINTS_DEG),
+        )
+        duration_s = time.monotonic() - start_s
+        status = robot.status()
+    rate_hz = status["step"] / result.duration_s
+    with capsys.disabled():
+        worst = np.max(errors, axis=0)
+        print(
+            f"\nten poses: worst {worst[0]:.1f} mm, {worst[1]:.2f} degrees; {rate_hz:.1f} Hz for {duration_s:.0f} s, "
+            f"{status['counts']}"
+        )
+    assert result.error is None
+    assert len(errors) == 10
+    assert all(mm <= 5 and degrees <= 3 for mm, degrees in errors)
+    assert before != stage.bus.positions()
+
+
+def test_the_watchdog_holds_an_arm_that_nobody_drives(stage: Stage) -> None:
+    with RemoteRobot(stage.address) as robot:
+        robot.begin(0)
+        reason = wait_for(lambda: s["reason"] if "ago" in (s := robot.status())["reason"] else "")
+        assert "the last action came" in reason
+        robot.end()
+
+
+BREAK: dict[str, dict[str, Any]] = {
+    "unplugged": {"do": "unplug"},
+    "silent": {"servo": 3, "set": {"silent": True}},
+    "hot": {"servo": 2, "set": {"temperature_c": 65}},
+    "damaged": {"bus": {"damaged_answers": -1}},
+}
+MEND: dict[str, dict[str, Any]] = {
+    "unplugged": {"do": "plug"},
+    "silent": {"servo": 3, "set": {"silent": False}},
+    "hot": {"servo": 2, "set": {"temperature_c": 35}},
+    "damaged": {"bus": {"damaged_answers": 0}},
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("unplugged", "the arm 'desk' at .* does not"),
+        ("silent", "There is no status packet"),
+        ("hot", "motor 'shoulder_lift' has 65 °C, allowed are 60 °C"),
+        ("damaged", "Incorrect status packet"),
+    ],
+)
+def test_a_fault_stops_the_arm_supported_and_says_so_until_it_is_mended(stage: Stage, fault: str, words: str) -> None:
+    with RemoteRobot(stage.address) as robot:
+
+        def trip(event: Event) -> None:
+            if isinstance(event, StepDone) and event.result.observation.step == 10:
+                stage.bus.tell(BREAK[fault])
+
+        guard = build_guard(robot.embodiment.action)
+        result = run_live_episode(robot, Still(), 0, guard=guard, subscribers=[trip])
+        assert result.outcome == "error"
+        assert re.search(f"the bridge stopped the arm: emergency stop by the arm failed: .*{words}", result.error or "")
+        status = robot.status()
+        assert status["mode"] == "stopped" and re.search(words, status["reason"])
+        assert stage.bus.tell()["torque"] == [1] * 6
+        robot.arm()
+        with pytest.raises(WorldError, match=r"there is no port|does not answer|motor 'shoulder_lift' has 65 °C"):
+            robot.begin(0)  # nothing is mended yet
+        stage.bus.tell(MEND[fault])
+        steps: list[int] = []
+        again = run_live_episode(
+            robot,
+            Still(),
+            1,
+            guard=guard,
+            subscribers=[lambda e: steps.append(1) if isinstance(e, StepDone) else None],
+            should_stop=lambda: len(steps) >= 10,
+        )
+        assert (again.outcome, again.error) == ("stopped", None)
+
+
+def test_a_policy_that_was_made_for_another_arm_is_refused(stage: Stage) -> None:
+    goals = stage.bus.tell()["goals"]
+    wanted = embodiment_of(read(EnvRecipe, "lift"), "panda")
+    with pytest.raises(ContractError, match="trained at 10 Hz, the world runs at 30 Hz; unknown camera 'wrist'"):
+        RemoteRobot(stage.address, wanted=wanted)
+    assert stage.bus.tell()["goals"] == goals
+
+
+def test_a_dry_run_shows_what_would_be_sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    conftest.write_calibration(tmp_path / "calibration")
+    bus = conftest.ServoProcess(tmp_path / "port")
+    recipe = write_desk(tmp_path)
+    recipe.write_text("horizon = 20\n" + recipe.read_text())
+    with bridge(tmp_path, recipe, "--dry-run", "--speed", "0.5", "--max-age-s", "2", "--hold-after-s", "2") as stage:
+        options = ["--policy", "first_motion", "--episodes", "1", "--dry-run", "--out", str(tmp_path / "run")]
+        assert main(["run", "--robot", stage.address, *options]) == 0
+    servos = bus.tell()
+    assert (servos["goals"], servos["writes"], servos["torque"]) == (0, 0, [0] * 6)
+    assert "would send  shoulder_pan" in "".join(stage.output)
+    assert "dz" in capsys.readouterr().out
+    bus.close()
+
+
+def test_a_dry_run_is_refused_where_the_arm_would_move(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    goals = stage.bus.tell()["goals"]
+    options = ["--policy", "first_motion", "--episodes", "1", "--dry-run"]
+    assert main(["run", "--robot", stage.address, *options]) == 2
+    assert "would move its arm: start it with `vla bridge ENV --dry-run`" in " ".join(capsys.readouterr().err.split())
+    assert stage.bus.tell()["goals"] == goals
+
+
+def test_the_recipe_of_the_docs_is_the_one_that_is_tested(stage: Stage) -> None:
+    recipe = read(EnvRecipe, stage.folder / "desk.toml")
+    shipped = read(EnvRecipe, "desk_so101")
+    assert (recipe.limits, recipe.rate_hz, recipe.max_step_m) == (shipped.limits, shipped.rate_hz, shipped.max_step_m)
