@@ -185,17 +185,15 @@ def drive(robot: RemoteRobot, ticks: int) -> None:
 
 
 def test_a_viewer_sees_frames_state_latency_and_what_was_cut(
-    served: Served, watch: Callable[[], tuple[BridgeView, Board]]
+    driven: Served, watch: Callable[[], tuple[BridgeView, Board]]
 ) -> None:
     _, board = watch()
-    with RemoteRobot(served.address) as robot:
-        drive(robot, ticks=30)
-        scene = scene_with(board, lambda facts: bool(facts["cuts"] and facts.get("capture_to_command_ms")))
+    scene = scene_with(board, lambda facts: bool(facts["cuts"] and facts.get("capture_to_command_ms")))
     assert scene.facts["mode"] == "run" and scene.facts["instruction"] == "lift the red cube"
     assert scene.facts["capture_to_command_ms"] > 0 and len(scene.facts["executed"]) == 4
-    np.testing.assert_array_equal(scene.images["wrist"], served.arm.frame)
+    np.testing.assert_array_equal(scene.images["wrist"], driven.arm.frame)
     (cut,) = scene.facts["cuts"]
-    assert cut["dim"] == "dx" and cut["times"] == 1 and cut["allowed"] < cut["wanted"]
+    assert cut["dim"] == "dx" and cut["times"] >= 1 and cut["allowed"] < cut["wanted"]
 
 
 def test_before_any_episode_the_page_says_so(watch: Callable[[], tuple[BridgeView, Board]]) -> None:

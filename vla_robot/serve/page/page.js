@@ -1,7 +1,7 @@
 // Asks for the newest scene, draws it, asks again: a slow page sees fewer scenes, and delays nobody.
 
 import { Drive } from "/drive.js";
-import { drawLine, drawModes, History, Multiples } from "/traces.js";
+import { drawLine, drawModes, History, Multiples, readPalette } from "/traces.js";
 
 const token = location.hash.slice(1);
 const part = (id) => document.getElementById(id);
@@ -69,7 +69,8 @@ function build() {
   }));
   state = new Multiples(part("state"), about.state);
   action = new Multiples(part("action"), about.action);
-  for (const id of ["latency-card", "limits-card", "counts-card"]) part(id).hidden = about.kind === "drive";
+  part("aside").hidden = about.kind === "drive";
+  document.querySelector("main").classList.toggle("driving", about.kind === "drive");
   part("drive").hidden = !about.may.includes("drive");
   if (about.may.includes("drive") && drive === null) drive = new Drive(act, stop, warn);
 }
@@ -197,6 +198,7 @@ function show(facts, now) {
 function draw() {
   const now = performance.now();
   if (about && !document.hidden) {
+    readPalette();
     state.draw(now);
     action.draw(now);
     drawModes(part("modes"), modes, now);

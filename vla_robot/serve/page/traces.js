@@ -2,7 +2,14 @@
 
 export const WINDOW_MS = 20_000;
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+// Looked up once a drawing and not once a line: each look-up makes the browser work out the page's style.
+let palette = new Map();
+export function readPalette() {
+  const style = getComputedStyle(document.documentElement);
+  const names = ["accent", "line", "cut", "run", "hold", "stopped", "idle"];
+  palette = new Map(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+}
+const colour = (name) => palette.get(name);
 
 // A canvas at the screen's own resolution; gives [context, width, height] in CSS pixels, cleared.
 function prepared(canvas) {
@@ -16,6 +23,11 @@ function prepared(canvas) {
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, width, height);
   return [context, width, height];
+}
+
+function isSeen(element) {
+  const box = element.getBoundingClientRect();
+  return box.bottom > 0 && box.top < innerHeight;
 }
 
 // Samples {at: ms, value, ...}, the oldest ones forgotten.
@@ -88,7 +100,7 @@ export class Multiples {
       const cell = document.createElement("div");
       const label = document.createElement("b"), value = document.createElement("span");
       const canvas = document.createElement("canvas");
-      label.textContent = name;
+      label.textContent = label.title = name;
       cell.append(label, value, canvas);
       root.append(cell);
       return { name, unit, value, canvas, history: new History() };
@@ -108,6 +120,6 @@ export class Multiples {
   }
 
   draw(now) {
-    for (const cell of this.cells) drawLine(cell.canvas, cell.history, now);
+    for (const cell of this.cells) if (isSeen(cell.canvas)) drawLine(cell.canvas, cell.history, now);
   }
 }
