@@ -133,4 +133,4 @@ def test_the_command_trains_and_says_what_is_next(recipe: FinetuneRecipe, tmp_pa
 def test_the_command_without_data_says_how_to_get_some(tmp_path: Path, capsys) -> None:
     (tmp_path / "empty.toml").write_text('verb = "finetune"\n')
     assert main(["finetune", str(tmp_path / "empty.toml"), "--out", str(tmp_path / "out")]) == 2
-    assert "Record one with `vla record`" in " ".join(capsys.readouterr().err.split())
+    assert "Record some with `vla record`" in " ".join(capsys.readouterr().err.split())

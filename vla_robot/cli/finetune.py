@@ -29,14 +29,20 @@ PLAIN_LINE_EVERY = 100
 class FinetuneArgs:
     """Train a policy on demonstrations. The same command again goes on where an interrupted one ended."""
 
-    recipe: Annotated[str, tyro.conf.Positional, option("RECIPE")]
-    """a launch file with verb = "finetune", by name or path; `vla show RECIPE` explains its keys"""
     out: Annotated[Path, option("FOLDER")]
     """the run's folder: checkpoints, metrics.jsonl and the trained policy in FOLDER/final"""
+    recipe: Annotated[str | None, tyro.conf.Positional, option("[RECIPE]")] = None
+    """a launch file with verb = "finetune", by name or path; without one, give --policy and --data or --mixture"""
     data: Annotated[tuple[Path, ...], option("FOLDER ...")] = ()
     """datasets instead of the recipe's"""
+    mixture: Annotated[str | None, option("NAME")] = None
+    """instead of --data, a mixture or one dataset of datasets/, by name or path, read while training"""
+    root: Annotated[Path | None, option("FOLDER")] = None
+    """folder that holds the mixture's datasets"""
     policy: Annotated[Path | None, option("POLICY")] = None
     """start from this checkpoint folder instead of the recipe's"""
+    lora_rank: Annotated[int | None, option("RANK")] = None
+    """learn matrices of this rank beside the frozen weights; OpenVLA uses 32, 0 learns all weights"""
     steps: Annotated[int | None, option("N")] = None
     """optimiser steps instead of the recipe's"""
     seed: Annotated[int | None, option("SEED")] = None
@@ -51,13 +57,17 @@ def main(args: FinetuneArgs) -> int:
     Raises:
         VlaError: the recipe, the data or the start policy is at fault. Checkpoints stay.
     """
-    path = find("launch", args.recipe)
-    recipe = _overridden(read(FinetuneRecipe, path), args)
-    if not recipe.data:
-        raise RecipeError(f"{path}: data names no dataset. Record one with `vla record`, or give --data FOLDER.")
+    path = find("launch", args.recipe) if args.recipe else None
+    recipe = _overridden(read(FinetuneRecipe, path) if path else FinetuneRecipe(), args)
+    source = short_path(path) if path else "the command line"
+    if not recipe.data and not recipe.mixture:
+        raise RecipeError(
+            f"{source} names no data. Record some with `vla record` and give --data FOLDER; or --mixture NAME and "
+            "--root FOLDER for Open-X-Embodiment's."
+        )
     _keep_recipe(recipe, args.out)
     console = Console(highlight=False)
-    console.print(f"vla finetune: {short_path(path)} → {args.out}", soft_wrap=True)
+    console.print(f"vla finetune: {source} → {args.out}", soft_wrap=True)
     with _Bar(console) as bar, stop_on_interrupt() as stop:
         trained = finetune(recipe, args.out, bar.show, stop.is_set)
     if args.json:
@@ -68,7 +78,14 @@ def main(args: FinetuneArgs) -> int:
 
 def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
     """An option beats the recipe."""
-    chosen = {n: v for n in ("data", "policy", "steps", "seed") if (v := getattr(args, n)) not in (None, ())}
+    names = ("data", "mixture", "root", "policy", "lora_rank", "steps", "seed")
+    chosen = {n: v for n in names if (v := getattr(args, n)) not in (None, ())}
+    if args.data:
+        chosen["mixture"] = None
+    if args.mixture:
+        chosen["data"] = ()
+    if args.policy:
+        chosen["policy"] = find("policies", args.policy)
     return dataclasses.replace(recipe, **chosen)
 
 
@@ -110,8 +127,8 @@ class _Bar:
 
 
 def _facts(now: Standing) -> str:
-    if now.phase == "frames":
-        return "reading frames"
+    if now.phase != "steps":
+        return "reading frames" if now.phase == "frames" else now.phase
     m = now.metrics
     text = f"loss {m['loss']:.3f}, tokens {m['token_accuracy']:.1%}, L1 {m['l1']:.3f}"
     if "held_out_loss" in m:

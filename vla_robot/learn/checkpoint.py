@@ -1,4 +1,4 @@
-"""Training checkpoints that a run resumes from exactly: weights, optimiser moments, averaged weights, step.
+"""Training checkpoints that a run resumes from exactly: weights that learn, optimiser moments, averaged weights, step.
 
 Everything random in training is a function of the seed and the step, so there is nothing else to keep. Tensors are
 stored as safetensors; nothing here is ever unpickled.
@@ -34,23 +34,25 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after `step`."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for name, p in model.named_parameters():
-            self.weights[name].lerp_(p, 1 - decay)
+            if p.requires_grad:
+                self.weights[name].lerp_(p, 1 - decay)
 
 
 def save(
     out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, step: int, fingerprint: str
 ) -> None:
     """Write `OUT/resume`, the old one staying until the new one is whole."""
-    tensors = {f"model.{name}": p.detach() for name, p in model.named_parameters()}
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {f"model.{name}": p.detach() for name, p in learning.items()}
     tensors |= {f"average.{name}": t for name, t in average.weights.items()}
-    for name, p in model.named_parameters():
+    for name, p in learning.items():
         tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for moment in MOMENTS if p in optimizer.state}
     partial = out / f"{FOLDER}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
@@ -90,7 +92,7 @@ def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.A
     try:
         tensors = load_file(folder / "state.safetensors")
         step = int(note["step"])
-        for name, p in model.named_parameters():
+        for name, p in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
             p.copy_(tensors[f"model.{name}"])
             average.weights[name].copy_(tensors[f"average.{name}"])
             if f"exp_avg.{name}" in tensors:

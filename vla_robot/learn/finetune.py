@@ -20,15 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vla_robot.core.embodiment import require_fit
-from vla_robot.core.errors import CheckpointError, DataError, RecipeError
+from vla_robot.core.errors import CheckpointError, RecipeError
 from vla_robot.learn import checkpoint
+from vla_robot.learn.adapt import adapt, learning, merged
 from vla_robot.learn.checkpoint import Average
-from vla_robot.learn.frames import FrameBank, Split, rows_of_step, shift_generator
+from vla_robot.learn.data import DemoData, MixtureData, TrainingData, merged_statistics, open_recipe_mixture
+from vla_robot.learn.frames import Batch
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.model import OpenVLA, TrainingOutput
-from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.weights import save_model, write_json
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.record.demos import Demos, open_demos
@@ -44,7 +47,8 @@ class Progress:
     """Where a run stands.
 
     Attributes:
-        phase: "frames" while demonstrations are decoded, "steps" while the model learns.
+        phase: "frames" while demonstrations are decoded, "indexing NAME" while a dataset's shards are read for the
+            first time, "steps" while the model learns.
         done: frames or steps so far.
         total: frames or steps in all.
         metrics: newest numbers: loss, token_accuracy, l1, held_out_loss, ...
@@ -89,32 +93,80 @@ def finetune(
         DataError: the demonstrations cannot be read, or do not fit the policy.
         CheckpointError: `out` holds a run of another recipe, the start policy is damaged, or the loss is not finite.
     """
-    demos = open_demos(recipe.data)
-    key = recipe.dataset_name
-    start = _start_policy(recipe, demos, out)
-    policy = load(start, statistics_key=key)
-    bank = FrameBank.load(demos, policy, key, lambda done, all_: on_progress(Progress("frames", done, all_, {})))
-    run = Run(recipe, out, policy.model, bank, Split.make(demos, recipe.held_out, recipe.seed))
-    run.resume(_fingerprint(recipe, demos))
+    prepared = _from_mixture(recipe, out, on_progress) if recipe.mixture else _from_demos(recipe, out, on_progress)
+    model = prepared.policy.model.to(_device(recipe.device))
+    run = Run(recipe, out, adapt(model, recipe), prepared.data)
+    run.resume(_fingerprint(recipe, prepared.data))
     metrics = run.train(on_progress, should_stop)
     if run.step == recipe.steps:
-        save_policy(run, start, out / "final")
+        save_policy(run, prepared.start, out / "final")
     return Trained(out / "final", run.step, metrics)
+
+
+def _device(name: str) -> torch.device:
+    """As asked, or CUDA where it is."""
+    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Where a run begins.
+
+    Attributes:
+        start: folder of the policy before training.
+        policy: that policy, loaded.
+        data: what it learns from.
+    """
+
+    start: Path
+    policy: OpenVLAPolicy
+    data: TrainingData
+
+
+def _from_demos(recipe: FinetuneRecipe, out: Path, on_progress: OnProgress) -> _Prepared:
+    demos = open_demos(recipe.data)
+    start = _start_policy(recipe, demos, out)
+    policy = load(start, statistics_key=recipe.dataset_name)
+    data = DemoData(recipe, demos, policy, lambda done, total: on_progress(Progress("frames", done, total, {})))
+    return _Prepared(start, policy, data)
+
+
+def _from_mixture(recipe: FinetuneRecipe, out: Path, on_progress: OnProgress) -> _Prepared:
+    def indexing(name: str, done: int, total: int) -> None:
+        on_progress(Progress(f"indexing {name}", done, total, {}))
+
+    assert recipe.policy is not None  # FinetuneRecipe requires it for a mixture
+    mixture = open_recipe_mixture(recipe, "train", indexing)
+    start = out / "start"
+    if not (start / "config.json").is_file():
+        partial = out / "start.tmp"  # a crash must not leave half a copy that looks whole
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(recipe.policy, partial)
+        policy = load(partial, statistics_key=next(iter(mixture.statistics)))
+        write_json(partial / "dataset_statistics.json", merged_statistics(policy, mixture))
+        partial.rename(start)
+    policy = load(start, statistics_key=next(iter(mixture.statistics)))
+    return _Prepared(start, policy, MixtureData(recipe, mixture, policy, indexing))
 
 
 class Run:
     """One training run in memory."""
 
-    def __init__(self, recipe: FinetuneRecipe, out: Path, model: OpenVLA, bank: FrameBank, split: Split) -> None:
-        if len(split.train) == 0:
-            raise DataError("no frame is left to train on; record more episodes.")
+    def __init__(self, recipe: FinetuneRecipe, out: Path, model: OpenVLA, data: TrainingData) -> None:
+        """
+        Args:
+            recipe: how.
+            out: folder of the run.
+            model: on its device, with `requires_grad` where it learns.
+            data: what it learns from.
+        """
         self.recipe = recipe
         self.out = out
-        self.model = model.requires_grad_(True).train()
+        self.model = model
         self.average = Average(model, recipe.ema)
         self.step = 0
-        self._bank = bank
-        self._split = split
+        self._data = data
+        self._device = next(model.parameters()).device
         self._optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
         self._fingerprint = ""
 
@@ -146,15 +198,14 @@ class Run:
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
         """Loss, token accuracy and L1 of the averaged weights on episodes that never train."""
-        if len(self._split.held_out) == 0:
-            return {}
         outputs: list[dict[str, float]] = []
         sizes: list[int] = []
         with self.averaged():
-            for rows in np.array_split(self._split.held_out, math.ceil(len(self._split.held_out) / 64)):
-                outputs.append(_numbers(self._forward(rows, shift_px=0)))
-                sizes.append(len(rows))
-        return {f"held_out_{n}": float(np.average([o[n] for o in outputs], weights=sizes)) for n in outputs[0]}
+            for batch in self._data.held_out():
+                outputs.append(_numbers(self._forward(batch)))
+                sizes.append(len(batch.pixels))
+        names = outputs[0] if outputs else ()
+        return {f"held_out_{n}": float(np.average([o[n] for o in outputs], weights=sizes)) for n in names}
 
     def averaged(self) -> _Swapped:
         """A `with` block in which the model holds the averaged weights."""
@@ -164,24 +215,36 @@ class Run:
         rate = self._rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        rows = rows_of_step(self._split.train, self.step, self.recipe.batch_size, self.recipe.seed)
-        output = self._forward(rows, self.recipe.shift_px)
-        if not torch.isfinite(output.loss):
-            raise CheckpointError(
-                f"the loss is {output.loss.item()} at step {self.step}. Lower learning_rate; the last good checkpoint "
-                f"is {self.out / checkpoint.FOLDER}."
-            )
-        output.loss.backward()
+        output = self._backward(self._data.batch(self.step))
         limit = self.recipe.clip_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        norm = torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, self.step)
         return output, float(norm)
 
-    def _forward(self, rows: np.ndarray, shift_px: int) -> TrainingOutput:
-        batch = self._bank.batch(rows, shift_px, shift_generator(self.recipe.seed, self.step))
-        return self.model(batch.pixels, batch.input_ids, batch.labels, batch.state, self.recipe.bin_smoothing)
+    def _backward(self, batch: Batch) -> TrainingOutput:
+        """Gradients of a step's batch, part by part where it is large; its mean loss and metrics."""
+        total = len(batch.pixels)
+        sums: dict[str, Tensor] = {}
+        for part in batch.split(self.recipe.micro_batch):
+            output, share = self._forward(part), len(part.pixels) / total
+            if not torch.isfinite(output.loss):
+                raise CheckpointError(self._not_finite(output.loss))
+            (output.loss * share).backward()  # every row has as many labels, so means of rows add up
+            for name, value in vars(output).items():
+                sums[name] = sums.get(name, 0.0) + value.detach() * share
+        return TrainingOutput(**sums)
+
+    def _forward(self, batch: Batch) -> TrainingOutput:
+        batch = batch.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            return self.model(batch.pixels, batch.input_ids, batch.labels, batch.state, self.recipe.bin_smoothing)
+
+    def _not_finite(self, loss: Tensor) -> str:
+        kept = self.out / checkpoint.FOLDER
+        last = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
+        return f"the loss is {loss.item()} at step {self.step}. Lower learning_rate; {last}."
 
     def _rate(self) -> float:
         """Linear warm-up, then a cosine down to `final_rate` of the peak."""
@@ -216,7 +279,7 @@ class _Swapped:
     def _exchange(self) -> None:
         if self._average is None:
             return
-        for name, p in self._model.named_parameters():
+        for name, p in learning(self._model).items():
             kept = p.detach().clone()
             p.copy_(self._average.weights[name])
             self._average.weights[name].copy_(kept)
@@ -225,7 +288,7 @@ class _Swapped:
 def save_policy(run: Run, start: Path, folder: Path) -> None:
     """Write the averaged weights as a policy folder, with the files that belong to them."""
     with run.averaged():
-        save_model(run.model, folder, carry_from=start)
+        save_model(merged(run.model, start), folder, carry_from=start)
     for name in SIDE_FILES:
         if (start / name).is_file():
             shutil.copyfile(start / name, folder / name)
@@ -262,9 +325,10 @@ def _statistics(recipe: FinetuneRecipe, demos: Demos) -> dict[str, Any]:
 
 def _groups(model: OpenVLA, weight_decay: float) -> list[dict[str, Any]]:
     """Decay matrices, not biases, norms or positions."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2 and 1 not in p.shape]
+    parameters = learning(model).values()
+    matrices = [p for p in parameters if p.ndim >= 2 and 1 not in p.shape]
     chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
+    rest = [p for p in parameters if id(p) not in chosen]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
 
 
@@ -272,7 +336,8 @@ def _numbers(output: TrainingOutput) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in vars(output).items()}
 
 
-def _fingerprint(recipe: FinetuneRecipe, demos: Demos) -> str:
+def _fingerprint(recipe: FinetuneRecipe, data: TrainingData) -> str:
     """Changes when another recipe or other data would make a resumed run a different one."""
-    facts = json.dumps(asdict(replace(recipe, description="")), default=str, sort_keys=True).encode()
-    return hashlib.sha256(facts + demos.actions.tobytes() + demos.states.tobytes()).hexdigest()[:16]
+    same = replace(recipe, description="", workers=0, device="auto")  # neither changes what is learned
+    facts = json.dumps(asdict(same), default=str, sort_keys=True).encode()
+    return hashlib.sha256(facts + data.fingerprint()).hexdigest()[:16]

@@ -9,7 +9,7 @@ One row of a batch:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,6 +46,18 @@ class Batch:
     labels: Tensor
     state: Tensor | None
     actions: Tensor | None = None
+
+    def split(self, rows: int) -> list[Batch]:
+        """In parts of at most `rows` rows; itself for 0."""
+        if rows == 0 or rows >= len(self.pixels):
+            return [self]
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        parts = {name: value.split(rows) for name, value in fields.items()}
+        return [replace(self, **dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
+
+    def to(self, device: torch.device) -> Batch:
+        """On a device."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True)

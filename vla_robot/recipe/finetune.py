@@ -54,12 +54,23 @@ class FinetuneRecipe:
     Attributes:
         verb: marks a launch file for `vla finetune`.
         description: one line for `vla list`.
-        data: LeRobot dataset folders; their frames are pooled.
+        data: LeRobot dataset folders; their frames are pooled, and kept in memory.
+        mixture: instead of data, a mixture or one dataset of datasets/, by name or path, read while training.
+        root: folder that holds the mixture's datasets; without it each recipe's own location counts.
+        cameras: of a mixture, the roles that the policy looks at, in its order: "primary", "secondary", "wrist".
+        augment: of a mixture, OpenVLA's crop and colours.
+        workers: of a mixture, processes that decode frames; 0 decodes in the training process.
         policy: checkpoint folder or policy recipe to start from; without it a new model of `architecture` is made.
         architecture: size of a new model; ignored with `policy`.
-        dataset_name: key of the statistics in dataset_statistics.json.
+        dataset_name: of data, the key of their statistics in dataset_statistics.json; a mixture brings its own.
+        train: which parts learn: "vision", "projector", "decoder"; the others are frozen.
+        lora_rank: learn matrices of this rank beside the frozen linear layers of those parts; 0 learns the weights.
+            OpenVLA uses 32. The trained policy is saved merged, as one without adapters.
         steps: optimiser steps.
         batch_size: frames per step.
+        micro_batch: frames that go through the model at once, where a step's do not fit into memory; 0 for all.
+        device: "auto" takes CUDA where it is.
+        bf16: compute in bfloat16, with weights in fp32.
         learning_rate: peak rate of AdamW.
         warmup_steps: linear rise to the peak.
         final_rate: share of the peak that the cosine ends at; 1 keeps the rate constant, as OpenVLA does.
@@ -68,7 +79,8 @@ class FinetuneRecipe:
         bin_smoothing: spread of the action labels over neighbouring bins, in bins; 0 is OpenVLA's plain cross-entropy.
         shift_px: random shift of each frame, in tower pixels, to either side.
         ema: decay of the averaged weights that are saved and evaluated; 0 saves the raw ones.
-        held_out: share of episodes kept from training, for the held-out loss.
+        held_out: share of episodes kept from training, for the held-out loss; a mixture keeps its validation split,
+            whatever the share, and 0 does without.
         evaluate_every: steps between held-out losses.
         checkpoint_every: steps between checkpoints that a run can resume from.
         seed: of initialisation, order and augmentation.
@@ -77,11 +89,21 @@ class FinetuneRecipe:
     verb: Literal["finetune"] = "finetune"
     description: str = ""
     data: tuple[Path, ...] = ()
+    mixture: str | None = None
+    root: Path | None = None
+    cameras: tuple[str, ...] = ("primary",)
+    augment: bool = True
+    workers: int = 2
     policy: Path | None = None
     architecture: Architecture = field(default_factory=Architecture)
     dataset_name: str = "demos"
+    train: tuple[Literal["vision", "projector", "decoder"], ...] = ("vision", "projector", "decoder")
+    lora_rank: int = 0
     steps: int = 10_000
     batch_size: int = 32
+    micro_batch: int = 0
+    device: str = "auto"
+    bf16: bool = False
     learning_rate: float = 5e-4
     warmup_steps: int = 200
     final_rate: float = 0.02
@@ -96,6 +118,15 @@ class FinetuneRecipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.data and self.mixture:
+            raise RecipeError("data and mixture are two sources of frames; give one of them")
+        if self.mixture and self.policy is None:
+            raise RecipeError("a mixture does not say what arm it drives, so it needs policy: one to start from")
+        if not self.train:
+            raise RecipeError("train names no part of the model, so nothing would learn")
+        for name in ("lora_rank", "micro_batch", "workers"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}, must be 0 or more")
         for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")

@@ -173,11 +173,18 @@ def read_embodiment(root: Path) -> Embodiment:
 
 
 def require_same_embodiment(root: Path, there: Embodiment, here: Embodiment) -> None:
-    """Raise DataError, with every field that differs, unless two embodiments are one."""
-    theirs, ours = there.to_dict(), here.to_dict()
+    """Raise DataError, with every field that differs, unless two embodiments are one.
+
+    How far the state may reach is an estimate by which nothing is scaled, so it may differ.
+    """
+    theirs, ours = _contract(there), _contract(here)
     different = [f"{name} is {theirs[name]} there and {ours[name]} here" for name in ours if theirs[name] != ours[name]]
     if different:
         raise DataError(f"{root} was recorded with another embodiment: {'; '.join(different)}.")
+
+
+def _contract(embodiment: Embodiment) -> dict[str, Any]:
+    return {**embodiment.to_dict(), "state": [f"{dim.name} [{dim.unit}]" for dim in embodiment.state]}
 
 
 def read_tasks(root: Path) -> list[str]:

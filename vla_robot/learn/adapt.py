@@ -1,0 +1,77 @@
+"""Which numbers of a model learn: all, those of some of its parts, or small matrices beside frozen ones (LoRA).
+
+Source of LoRA's settings: OpenVLA's `vla-scripts/finetune.py`: rank 32, alpha 16, every linear layer but the head,
+Gaussian start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear as LoraLinear
+from torch import nn
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.config import OpenVLAConfig
+from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.weights import load_model
+from vla_robot.recipe.finetune import FinetuneRecipe
+
+PARTS = {
+    "vision": ("vision_backbone.",),
+    "projector": ("projector.", "proprio_projector."),
+    "decoder": ("language_model.",),
+}
+"""Part of the model -> how the names of its parameters begin."""
+
+HEAD = "language_model.lm_head"
+ADAPTER = "default"
+
+
+def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
+    """Let the parts that the recipe names learn, with matrices of low rank when it says so; the rest is frozen."""
+    prefixes = tuple(prefix for part in recipe.train for prefix in PARTS[part])
+    model.requires_grad_(False).train()
+    if recipe.lora_rank:
+        torch.manual_seed(recipe.seed)
+        alpha = min(recipe.lora_rank, 16)
+        targets = [name for name, m in model.named_modules() if _is_target(name, m, prefixes)]
+        config = LoraConfig(
+            r=recipe.lora_rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian", lora_dropout=0.0
+        )
+        inject_adapter_in_model(config, model, ADAPTER)
+        return model
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+    return model
+
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter, of those that learn."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def merged(model: OpenVLA, start: Path) -> OpenVLA:
+    """The model as one without adapters: itself, or the start's weights with each adapter's product added.
+
+    Raises:
+        CheckpointError: the start policy is damaged.
+    """
+    adapters = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+    if not adapters:
+        return model
+    weight = next(iter(model.parameters()))
+    plain = load_model(start, OpenVLAConfig.read(start), weight.dtype, weight.device)
+    for name, adapter in adapters.items():
+        linear = plain.get_submodule(name)
+        if not isinstance(linear, nn.Linear):
+            raise CheckpointError(f"'{name}' of {start} is no linear layer, and cannot take its adapter.")
+        linear.weight += adapter.get_delta_weight(ADAPTER)
+    return plain
+
+
+def _is_target(name: str, module: nn.Module, prefixes: tuple[str, ...]) -> bool:
+    return isinstance(module, nn.Linear) and name.startswith(prefixes) and name != HEAD

@@ -1,0 +1,142 @@
+"""Where the batches of a run come from: demonstrations kept in memory, or a mixture of any size.
+
+Both know a batch by the number of its step alone, which is what lets a run resume exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from vla_robot.core.errors import DataError
+from vla_robot.learn.frames import Batch, FrameBank, Split, rows_of_step, shift_generator
+from vla_robot.learn.stream import Batches, Encoder, MixtureStream
+from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.record.demos import Demos
+from vla_robot.record.mixture import Choices, Mixture, open_mixture
+
+HELD_OUT_ROWS = 64
+"""Frames of one held-out batch."""
+
+HELD_OUT_BATCHES = 8
+"""Batches of a mixture's validation split that are measured: always the same ones."""
+
+
+class TrainingData(Protocol):
+    """What a run learns from."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, always the same one."""
+        ...
+
+    def held_out(self) -> Iterator[Batch]:
+        """Batches that never train."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """Changes when the data do."""
+        ...
+
+
+class DemoData:
+    """Demonstrations, decoded once and kept: as fast as memory, and as large."""
+
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        demos: Demos,
+        policy: OpenVLAPolicy,
+        on_frames: Callable[[int, int], None],
+    ) -> None:
+        """
+        Raises:
+            DataError: no frame is left to train on, or an action is not finite.
+        """
+        self._recipe = recipe
+        self._demos = demos
+        self._bank = FrameBank.load(demos, policy, recipe.dataset_name, on_frames)
+        self._split = Split.make(demos, recipe.held_out, recipe.seed)
+        if len(self._split.train) == 0:
+            raise DataError("no frame is left to train on; record more episodes.")
+
+    def batch(self, step: int) -> Batch:
+        r = self._recipe
+        rows = rows_of_step(self._split.train, step, r.batch_size, r.seed)
+        return self._bank.batch(rows, r.shift_px, shift_generator(r.seed, step))
+
+    def held_out(self) -> Iterator[Batch]:
+        held = self._split.held_out
+        for rows in np.array_split(held, math.ceil(len(held) / HELD_OUT_ROWS)) if len(held) else ():
+            yield self._bank.batch(rows)
+
+    def fingerprint(self) -> bytes:
+        return self._demos.actions.tobytes() + self._demos.states.tobytes()
+
+
+class MixtureData:
+    """A mixture of datasets, read while training: any size, in the reference's order, with its augmentation."""
+
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        mixture: Mixture,
+        policy: OpenVLAPolicy,
+        on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ) -> None:
+        """
+        Raises:
+            DataError: the mixture does not fit the policy, or has nothing to hold out.
+        """
+        self._mixture = mixture
+        seed = recipe.seed if recipe.augment else None
+        encoder = Encoder.of(policy, recipe.cameras, augment_seed=seed)
+        self._batches = Batches(MixtureStream(mixture, encoder, recipe.batch_size), recipe.workers)
+        self._reading: Iterator[Batch] | None = None
+        self._held_out: MixtureStream | None = None
+        if recipe.held_out:
+            val = _validation(recipe, on_progress)
+            self._held_out = MixtureStream(val, Encoder.of(policy, recipe.cameras), HELD_OUT_ROWS)
+
+    def batch(self, step: int) -> Batch:
+        if self._reading is None or self._batches.step != step:
+            self._batches.load_state_dict({"step": step})
+            self._reading = iter(self._batches)
+        return next(self._reading)
+
+    def held_out(self) -> Iterator[Batch]:
+        if self._held_out is not None:
+            yield from (self._held_out.batch(number) for number in range(HELD_OUT_BATCHES))
+
+    def fingerprint(self) -> bytes:
+        return json.dumps(self._mixture.statistics, sort_keys=True, default=str).encode()
+
+
+def open_recipe_mixture(
+    recipe: FinetuneRecipe, split: Any = "train", on_progress: Callable[[str, int, int], None] = lambda n, d, t: None
+) -> Mixture:
+    """The mixture that a recipe names.
+
+    Raises:
+        DataError: it cannot be read.
+        RecipeError: there is none of that name.
+    """
+    assert recipe.mixture is not None  # the caller has looked
+    choices = Choices(split=split, cameras=recipe.cameras, seed=recipe.seed)
+    return open_mixture(recipe.mixture, recipe.root, choices, on_progress=on_progress)
+
+
+def _validation(recipe: FinetuneRecipe, on_progress: Callable[[str, int, int], None]) -> Mixture:
+    try:
+        return open_recipe_mixture(recipe, "val", on_progress)
+    except DataError as error:
+        raise DataError(f"{error} Nothing is left to measure with: held_out = 0 trains without.") from error
+
+
+def merged_statistics(policy: OpenVLAPolicy, mixture: Mixture) -> Mapping[str, Any]:
+    """The policy's statistics, and the mixture's in place of those of the same name, as in the reference."""
+    return {**policy.statistics, **mixture.statistics}
