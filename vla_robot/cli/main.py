@@ -59,9 +59,10 @@ vla: put a vision-language-action policy on a robot.
   vla run --robot tcp://127.0.0.1:5570 --policy openvla_nano
                                                     the same episodes, on the robot behind a bridge
   vla serve openvla_nano                            one policy for many robots: --policy tcp://127.0.0.1:5580
+  vla view tcp://127.0.0.1:5570                     a running bridge in the browser, with its e-stop
   vla record --env envs/lift.toml --by expert --episodes 50 --out data/lift
-                                                    demonstrations, as a LeRobot v3 dataset
-  vla finetune RECIPE --out FOLDER                  train a policy on demonstrations
+                                                    demonstrations, as a LeRobot v3 dataset; --by browser: by you
+  vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
   vla eval                                          measure a policy: success over many seeds, with its interval
 
   vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5
