@@ -137,6 +137,11 @@ class Network:
     def user_of(self, peer: bytes) -> str:
         return ""
 
+    def jump(self, by_ns: int) -> None:
+        """Let the bridge's clock jump; what is on its way in the network takes as long as before."""
+        self.clock.advance_ns(by_ns)
+        self._due = [(at_ns + by_ns, number, arrive) for at_ns, number, arrive in self._due]
+
     def _schedule(self, after_ms: float, arrive: Callable[[], Any]) -> None:
         if self.rng.random() < self.drop:
             return
@@ -267,12 +272,14 @@ class Stage:
 def make_stage(tmp_path: Path) -> Callable[..., Stage]:
     """A stage; `think` is the policy, and `max_age_s` how late an action may be."""
 
-    def make(think: Think | None = None, *, max_age_s: float = 0.5, **controller: Any) -> Stage:
+    def make(
+        think: Think | None = None, *, max_age_s: float = 0.5, limits: LimitsRecipe | None = None, **controller: Any
+    ) -> Stage:
         clock = FakeClock(START_NS)
         arm, network = RecordingArm(clock), Network(clock)
-        limits = SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe()))
+        safety = SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, limits or LimitsRecipe()))
         log = BridgeLog(tmp_path / "logs", {"env": "toy"})
-        bridge = Bridge(arm, limits, Watchdog(clock), clock, Execution(max_age_s), log)
+        bridge = Bridge(arm, safety, Watchdog(clock), clock, Execution(max_age_s), log)
         server = BridgeServer(bridge, network, clock)
         driver = Controller(network, think or (lambda o: chunk_of(o, (0.01, 1.0))), **controller)
         network.on_message = driver.hear

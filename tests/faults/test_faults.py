@@ -11,6 +11,7 @@ import pytest
 
 from vla_robot.core.clock import NS_PER_S
 from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record.episode import read_episode
 
 HOLD_S, STOP_S, PERIOD_S = 0.5, 3.0, 0.1
@@ -224,6 +225,54 @@ def test_a_clock_that_jumps_ahead_holds_until_a_fresh_action(make_stage: MakeSta
     assert len(stage.arm.commands) <= played + 1
     assert stage.status["mode"] == "hold"
     assert stage.status["counts"]["missed_ticks"] >= 590
+    stage.check_commands()
+
+
+def test_a_clock_that_jumps_back_holds_until_an_action_of_after_it(make_stage: MakeStage) -> None:
+    stage = make_stage()
+    stage.begin()
+    stage.play(1.0)
+    played, holds = len(stage.arm.commands), len(stage.arm.holds)
+    stage.controller.policy_alive = False
+    stage.network.jump(-60 * NS_PER_S)
+    stage.play(1.0)
+    assert len(stage.since(0)) <= played + 1
+    assert len(stage.arm.holds) >= holds + 8, "the arm waited for the old deadline"
+    assert stage.status["mode"] == "hold" and "the clock went back by 60" in stage.status["reason"]
+    stage.controller.policy_alive = True
+    stage.play(1.0)
+    assert stage.status["mode"] == "run"
+    stage.check_commands()
+
+
+def test_an_action_of_before_the_clock_went_back_is_refused(make_stage: MakeStage) -> None:
+    stage = make_stage(think_ms=50.0)
+    stage.begin()
+    stage.play(1.01)
+    played = len(stage.arm.commands)
+    stage.network.jump(-60 * NS_PER_S)
+    stage.controller.policy_alive = True
+    stage.play(0.06)
+    assert len(stage.since(0)) <= played + 1
+    stage.play(1.0)
+    assert any("captured" in error and "from now" in error for error in stage.controller.errors)
+    assert stage.status["mode"] == "run"
+    stage.check_commands()
+
+
+def test_an_e_stop_while_the_arm_moves_brakes_within_the_acceleration_limit(make_stage: MakeStage) -> None:
+    limits = LimitsRecipe(max_acceleration_m_s2=1.0)  # 1 cm less in each tick
+    stage = make_stage(lambda o: chunk_of(o, (0.04, 0.0)), limits=limits)
+    stage.begin()
+    stage.play(1.5)
+    before = len(stage.arm.commands)
+    stage.server.emergency_stop("a test")
+    steps = [float(action[0]) for _, action in stage.arm.commands]
+    gaps_s = np.diff([at_ns for at_ns, _ in stage.arm.commands]) / NS_PER_S
+    assert steps[before:] == pytest.approx([0.03, 0.02, 0.01, 0.0])
+    assert gaps_s[before - 1 :] == pytest.approx(PERIOD_S)
+    assert stage.arm.commands[-1][1][1] == 0.0, "the grip is kept"
+    assert stage.arm.stops and stage.status["mode"] == "stopped"
     stage.check_commands()
 
 

@@ -86,4 +86,6 @@ class Ticker:
             skipped = -(-late_ns // self.period_ns)
             self.missed += skipped
             self._deadline_ns += skipped * self.period_ns
+        elif late_ns < -self.period_ns:
+            self._deadline_ns = self.clock.now_ns() + self.period_ns  # the clock went back: the schedule begins anew
         return self._deadline_ns

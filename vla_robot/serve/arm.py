@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -50,6 +50,20 @@ class Arm(Protocol):
 
     def close(self) -> None:
         """Stop, and let go of the hardware."""
+        ...
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """What an arm has beside that when it takes set points between the ticks; see `vla_robot.serve.set_points`."""
+
+    @property
+    def next_set_point_ns(self) -> int:
+        """When the next one is due, by the bridge's clock."""
+        ...
+
+    def send_set_point(self) -> None:
+        """Send it. Raises WorldError when the arm does not take it."""
         ...
 
 

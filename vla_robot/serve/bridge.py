@@ -2,13 +2,18 @@
 
     chunk --> accept --> due row --> age --> limits --> arm.command      mode "run"
                             '- none, or refused ------> arm.hold         mode "hold"
-              watchdog says stop, or e-stop ----------> arm.stop         mode "stopped", until armed again
+              watchdog says stop, or e-stop --brake---> arm.stop         mode "stopped", until armed again
 
 Whatever arrives, only what this module lets through reaches the arm, and a tick always ends in one of the three.
+
+A stop is supported: from the next command on, the speed goes down as fast as the acceleration limits allow, and no
+faster; then the pose is held with power on, the grip kept. In terms of IEC 60204-1 that is category 2. It replaces no
+switch that takes the power away.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -21,12 +26,15 @@ from vla_robot.act.limits import require_action
 from vla_robot.act.safety import LimitStopError
 from vla_robot.act.watchdog import Verdict, Watchdog
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock
-from vla_robot.core.errors import ContractError, PolicyError
+from vla_robot.core.errors import ContractError, PolicyError, VlaError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
-from vla_robot.serve.arm import Arm
+from vla_robot.serve.arm import Arm, Streamed
 
 NOTHING_SETTLED = -1
+
+MAX_BRAKE_S = 1.0
+"""A ramp to rest that would take longer, as limits of a recipe may ask, is cut short by `Arm.stop`."""
 
 MAX_ROWS = 1000
 """Of one chunk: 20 s at 50 Hz, far more than any policy can foresee."""
@@ -147,6 +155,7 @@ class Bridge:
         self._settled = NOTHING_SETTLED
         self._lockstep = False
         self._refusal = ""
+        self._commanded_ns = clock.now_ns()
         self.watchdog = watchdog
         self.episode = 0
         self.running = False
@@ -182,6 +191,7 @@ class Bridge:
         self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0
         self._plan.clear()
         self._limits.reset(self._observation.state)
+        self._commanded_ns = self._clock.now_ns()
         self.episode, self.running = episode, True
         self.watchdog.start()
         self._listener(EpisodeBegan(episode, seed, self._observation))
@@ -226,7 +236,7 @@ class Bridge:
         verdict = self._verdict()
         wanted, clamps, cause_ns = None, (), 0
         if verdict.mode == "stopped":
-            return self._stopped(before, verdict)
+            return self._stopped(verdict)
         chunk, row = self._due(before.step, verdict)
         allowed = None
         if chunk is not None and row is not None:
@@ -240,7 +250,7 @@ class Bridge:
             self._settled, self._refusal = max(self._settled, chunk.step), ""
         result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
         result = replace(result, observation=self._promised(result.observation))
-        self._observation = result.observation
+        self._observation, self._commanded_ns = result.observation, released_ns
         tick = Tick(result, mode, reason, self._settled, cause_ns, self.late)
         self._listener(Ticked(before, wanted, tick, released_ns))
         if tick.over:
@@ -253,9 +263,9 @@ class Bridge:
         self.watchdog.release(cause)  # a moment, not a button that stays pressed
 
     def end(self, reason: str) -> None:
-        """Break the running episode off; the arm holds."""
+        """Break the running episode off; the arm comes to rest and holds."""
         if self.running:
-            self._arm.stop()
+            self._come_to_rest(reason)
             self._finish("stopped", reason)
 
     def _held(self, before: Observation) -> StepResult:
@@ -273,12 +283,47 @@ class Bridge:
         stopped_by = self.watchdog.stopped_by
         return Verdict("stopped", stopped_by) if stopped_by else Verdict("run")
 
-    def _stopped(self, before: Observation, verdict: Verdict) -> Tick:
-        self._arm.stop()
+    def _stopped(self, verdict: Verdict) -> Tick:
+        self._come_to_rest(verdict.reason)
+        before = self._observation
+        assert before is not None
         held = StepResult(before, np.zeros(len(self._arm.embodiment.action)), False, False, False)
         tick = Tick(held, "stopped", verdict.reason, self._settled, 0, self.late)
         self._finish("stopped", verdict.reason)
         return tick
+
+    def _come_to_rest(self, reason: str) -> None:
+        """Brake on the clock of the commands, then keep the pose. Nobody is answered meanwhile."""
+        if not isinstance(self._arm, Streamed):  # one that gets set points ramps down by them, in `stop`
+            with contextlib.suppress(VlaError):  # an arm that fails on the way is left to its own `stop`
+                self._ramp_down(reason)
+        self._arm.stop()
+
+    def _ramp_down(self, reason: str) -> None:
+        rate_hz = self._arm.embodiment.rate_hz
+        for _ in range(max(round(MAX_BRAKE_S * rate_hz), 1)):
+            if not self._limits.moving:
+                return
+            self._await_next(round(NS_PER_S / rate_hz))
+            self._brake(reason)
+
+    def _await_next(self, period_ns: int) -> None:
+        """A period after the last command, which is still on its way: one that came early would brake too hard."""
+        now_ns = self._clock.now_ns()
+        if not self._lockstep:
+            # Never longer than a period, should the clock have gone back.
+            self._clock.sleep_until_ns(min(self._commanded_ns, now_ns) + period_ns)
+
+    def _brake(self, reason: str) -> None:
+        """One command of the ramp to rest."""
+        before = self._observation
+        assert before is not None
+        released_ns = self._clock.now_ns()
+        result = self._arm.command(self._limits.brake(before.state))
+        result = replace(result, command_ns=result.command_ns or released_ns)
+        self._observation, self._commanded_ns = result.observation, released_ns
+        tick = Tick(result, "hold", f"braking: {reason}", self._settled, 0, self.late)
+        self._listener(Ticked(before, None, tick, released_ns))
 
     def _promised(self, observation: Observation) -> Observation:
         """With the actions that will be executed before an answer to it can come, for a policy that heeds them."""
@@ -295,6 +340,12 @@ class Bridge:
     def _require_sendable(self, chunk: ActionChunk) -> None:
         if not 1 <= len(chunk.actions) <= MAX_ROWS:
             raise PolicyError(f"a chunk holds {len(chunk.actions)} actions; 1 to {MAX_ROWS} are allowed.")
+        ahead_s = (chunk.stamp_ns - self._clock.now_ns()) / NS_PER_S
+        if ahead_s > 0:
+            raise PolicyError(
+                f"the frames that caused an action were captured {ahead_s:.3g} s from now: the clock went back, or the "
+                "stamp is none of this bridge's. Nobody knows how old the action is."
+            )
         for row in chunk.actions:
             require_action(row, self._arm.embodiment.action, PolicyError)
 

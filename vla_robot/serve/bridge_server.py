@@ -21,6 +21,7 @@ from vla_robot.core.embodiment import require_fit
 from vla_robot.core.errors import TransportError, VlaError, unknown
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.robot import Mode, Tick
+from vla_robot.serve.arm import Streamed
 from vla_robot.serve.bridge import NOTHING_SETTLED, Bridge
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, pack_tick
 from vla_robot.serve.viewers import Viewers
@@ -229,12 +230,31 @@ class BridgeServer:
         return "hold", "no episode is running"
 
     def _answer_until(self, deadline_ns: int) -> None:
-        """Answer messages, and return at the deadline."""
+        """Answer messages, send the set points that fall due, and return at the deadline."""
         while (left_ns := deadline_ns - self._clock.now_ns() - MARGIN_NS) > 0:
+            if left_ns > self._period_ns:
+                return  # the clock went back: the arm does not wait for it
             # In slices, as a resend may fall due in between.
-            self._answer_for(min(left_ns / NS_PER_S, IDLE_S))
+            self._answer_for(min(left_ns / NS_PER_S, IDLE_S, self._set_point_in_s()))
             self._publish()
+            self._send_set_point()
         self._clock.sleep_until_ns(deadline_ns)
+        self._send_set_point()
+
+    def _set_point_in_s(self) -> float:
+        """How long nothing has to be sent to the arm; for ever when it takes one command a tick."""
+        if not isinstance(self._bridge.arm, Streamed):
+            return np.inf
+        return max(self._bridge.arm.next_set_point_ns - self._clock.now_ns(), 0) / NS_PER_S
+
+    def _send_set_point(self) -> None:
+        """Should one be due. An arm that fails here is stopped as one that fails in a tick is."""
+        arm = self._bridge.arm
+        if not isinstance(arm, Streamed) or not self._bridge.running:
+            return
+        if self._clock.now_ns() + MARGIN_NS >= arm.next_set_point_ns:
+            self._clock.sleep_until_ns(min(arm.next_set_point_ns, self._clock.now_ns() + MARGIN_NS))
+            self._guarded(arm.send_set_point)
 
     def _answer_for(self, timeout_s: float) -> None:
         """Wait for one message, and answer it."""
@@ -248,8 +268,12 @@ class BridgeServer:
     def _tick(self) -> None:
         if not self._bridge.running:
             return
+        self._guarded(lambda: self._push(self._bridge.tick()))
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Move the arm; one that fails is stopped."""
         try:
-            self._push(self._bridge.tick())
+            act()
         except VlaError as error:
             # The arm itself failed. Whoever drives must look at it before it moves again.
             _LOG.error("the arm failed: %s", error)
