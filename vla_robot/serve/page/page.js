@@ -59,6 +59,7 @@ function build() {
   part("stop").hidden = !mayStop;
   part("watching").hidden = mayStop || about.may.includes("drive");
   part("cameras").replaceChildren();
+  tick = 0;
   cameras = new Map(about.cameras.map((name) => {
     const figure = document.createElement("figure"), canvas = document.createElement("canvas");
     const caption = document.createElement("figcaption");
@@ -226,8 +227,9 @@ async function watch() {
       if (!answer.ok) throw new Error((await answer.json()).error);
       const [facts, files] = unpack(await answer.arrayBuffer());
       seen = facts.number;
+      const isNew = facts.tick !== tick; // a scene may bring news of the bridge alone
       show(facts, performance.now());
-      await Promise.all(files.map(paint));
+      if (isNew) await Promise.all(files.map(paint));
     } catch (error) {
       about = null; // another robot may be there when it comes back
       document.body.classList.add("stale");
