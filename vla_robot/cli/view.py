@@ -17,7 +17,7 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import option
 from vla_robot.core.errors import RecipeError
 from vla_robot.serve.board import Board
-from vla_robot.serve.view import BridgeView, Listener, about
+from vla_robot.serve.view import BridgeView, about
 from vla_robot.serve.web import LOOPBACK, Access, Listen, WebServer
 
 DEFAULT_PORT = 8571
@@ -60,7 +60,7 @@ def main(args: ViewArgs) -> int:
     listen = Listen(args.port, args.host, args.certificate, args.certificate_key)
     board, started_s = Board(), time.monotonic()
     with (
-        BridgeView(args.robot, board, security=client_security(args.robot, args.key), listener=_listener()) as view,
+        BridgeView(args.robot, board, security=client_security(args.robot, args.key)) as view,
         contextlib.closing(serve_page(view, board, access(args.read_only, listen), listen)) as web,
         stop_on_interrupt() as stop,
     ):
@@ -93,10 +93,6 @@ def serve_page(view: BridgeView, board: Board, access: Access, listen: Listen) -
         return {"stopped": True}
 
     return WebServer(board, told, {"stop": stop} if access.operator else {}, access, listen)
-
-
-def _listener() -> Listener:
-    return lambda tick, embodiment: None
 
 
 def _announce(args: ViewArgs, view: BridgeView, web: WebServer) -> None:
