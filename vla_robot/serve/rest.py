@@ -145,7 +145,8 @@ class _Handler(BaseHTTPRequestHandler):
         key = payload.get("unnorm_key")
         if key is not None and not isinstance(key, str):
             raise TransportError(f"'unnorm_key' must be text, got {type(key).__name__}.")
-        chunk = self.server.batcher.ask(read_observation(payload, self.server.cameras), key)
+        observation = read_observation(payload, self.server.cameras)
+        chunk = self.server.batcher.ask(observation, key, client=("rest", *self.client_address))
         answer = pack_answer(chunk)
         return json.dumps(answer) if encoded else answer
 
