@@ -116,8 +116,26 @@ class ServoProcess:
         self._process.wait(timeout=20)
 
 
+LONG_WAIT_MS = 400
+
+
 @pytest.fixture
-def bus(tmp_path: Path) -> Iterator[Any]:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lerobot waits 50 ms for an answer; here the servos share two cores with whatever else is tested.
+
+    tests/arms/test_end_to_end.py runs lerobot as it is, in a process of its own.
+    """
+    from lerobot.motors.feetech import feetech
+
+    def wait(handler: Any, packet_length: int) -> None:
+        handler.packet_start_time = handler.getCurrentTime()
+        handler.packet_timeout = LONG_WAIT_MS
+
+    monkeypatch.setattr(feetech, "patch_setPacketTimeout", wait)
+
+
+@pytest.fixture
+def bus(tmp_path: Path, patience: None) -> Iterator[Any]:
     """The emulated bus at tmp_path/port, calibrated."""
     write_calibration(tmp_path / "calibration")
     bus = calibrated_bus(tmp_path / "port")

@@ -230,7 +230,7 @@ def test_a_fault_stops_the_arm_supported_and_says_so_until_it_is_mended(stage: S
         assert status["mode"] == "stopped" and re.search(words, status["reason"])
         assert stage.bus.tell()["torque"] == [1] * 6
         robot.arm()
-        with pytest.raises(WorldError, match=r"there is no port|does not answer|motor 'shoulder_lift' has 65 °C"):
+        with pytest.raises(WorldError, match=r"there is no port|no answer from motor|motor 'shoulder_lift' has 65 °C"):
             robot.begin(0)  # nothing is mended yet
         stage.bus.tell(MEND[fault])
         steps: list[int] = []
@@ -265,6 +265,21 @@ def test_a_dry_run_shows_what_would_be_sent(tmp_path: Path, capsys: pytest.Captu
     assert (servos["goals"], servos["writes"], servos["torque"]) == (0, 0, [0] * 6)
     assert "would send  shoulder_pan" in "".join(stage.output)
     assert "dz" in capsys.readouterr().out
+    bus.close()
+
+
+def test_a_first_motion_at_a_quarter_of_the_speed(tmp_path: Path) -> None:
+    conftest.write_calibration(tmp_path / "calibration")
+    bus = conftest.ServoProcess(tmp_path / "port")
+    recipe = write_desk(tmp_path)
+    recipe.write_text("horizon = 150\n" + recipe.read_text())
+    with bridge(tmp_path, recipe, "--speed", "0.25", "--max-age-s", "2", "--hold-after-s", "2") as stage:
+        options = ["--policy", "first_motion", "--episodes", "1", "--out", str(tmp_path / "run")]
+        assert main(["run", "--robot", stage.address, *options]) == 0
+        position, _ = emulated_tool(bus)
+    home, _ = forward(JOINTS_DEG[0])
+    assert 0.005 < np.linalg.norm(position - home) < 0.06
+    assert "at 25% of the recipe's speeds" in "".join(stage.output)
     bus.close()
 
 

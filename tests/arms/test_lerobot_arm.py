@@ -40,9 +40,10 @@ def torques(bus: Any) -> list[int]:
 
 
 def test_connecting_moves_nothing(bus: Any, desk: Desk) -> None:
+    """But for the half degree that each joint hangs below its goal."""
     before = bus.positions()
     arm = LerobotArm(recipe_of(desk))
-    assert all(abs(after - before[number]) <= 2 for number, after in bus.positions().items())
+    assert all(abs(after - before[number]) <= 8 for number, after in bus.positions().items())
     assert torques(bus) == [1] * 6
     arm.close()
 
@@ -304,9 +305,14 @@ class TestNothingMoves:
         with pytest.raises(WorldError, match=r"motor 'wrist_flex' has 65 °C, allowed are 60 °C"):
             LerobotArm(recipe_of(desk))
 
+    def test_a_motor_that_reports_a_fault_is_refused_by_its_name(self, bus: Any, desk: Desk) -> None:
+        bus.servos[4].temperature_c = 75
+        with pytest.raises(WorldError, match="motor 'wrist_flex' reports: too hot"):
+            LerobotArm(recipe_of(desk))
+
     def test_a_missing_servo_is_named(self, bus: Any, desk: Desk) -> None:
         bus.servos[5].silent = True
-        with pytest.raises(WorldError, match=r"Missing motor IDs: - 5"):
+        with pytest.raises(WorldError, match=r"no answer from motor 'wrist_roll' \(id 5\)"):
             LerobotArm(recipe_of(desk))
 
     @pytest.mark.parametrize(

@@ -53,19 +53,32 @@ class Finding:
 class DoctorArgs:
     """Look at Python, packages, rendering, GPU, memory and disk; exit status 1 when something will not work."""
 
+    robot: Annotated[str | None, option("ENV")] = None
+    """look at this real arm instead, by its recipe, or at the address of its bridge; nothing is moved"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the findings to this file"""
 
 
 def main(args: DoctorArgs) -> int:
     """Print one table and what to do next."""
-    findings = examine()
+    findings = _examine(args.robot)
     Console(highlight=False).print(_table(findings))
     if args.json:
         _write_json(args.json, findings)
     failed = [f for f in findings if f.verdict == "fail"]
-    print(f"\n{_advice(findings)}")
+    ready = (
+        f"vla bridge {args.robot} --dry-run" if args.robot and "://" not in args.robot else "vla run launch/lift.toml"
+    )
+    print(f"\n{_advice(findings, ready)}")
     return EXIT_FAILED if failed else 0
+
+
+def _examine(robot: str | None) -> list[Finding]:
+    if robot is None:
+        return examine()
+    from vla_robot.cli.doctor_robot import examine_robot
+
+    return examine_robot(robot)
 
 
 def examine() -> list[Finding]:
@@ -264,13 +277,13 @@ def _plain(text: str) -> str:
     return text.replace("[", r"\[")
 
 
-def _advice(findings: Iterable[Finding]) -> str:
+def _advice(findings: Iterable[Finding], ready: str) -> str:
     counts = {v: sum(f.verdict == v for f in findings) for v in ("fail", "warn")}
     if counts["fail"]:
         return f"{counts['fail']} must be fixed first, {counts['warn']} to know about. Next: follow the fixes above."
     if counts["warn"]:
-        return f"Everything needed works; {counts['warn']} to know about. Next: `vla run launch/lift.toml`."
-    return "All is well. Next: `vla run launch/lift.toml`."
+        return f"Everything needed works; {counts['warn']} to know about. Next: `{ready}`."
+    return f"All is well. Next: `{ready}`."
 
 
 def _write_json(path: Path, findings: Iterable[Finding]) -> None:

@@ -106,6 +106,15 @@ class LerobotDevice:
         return Path(self._robot.calibration_fpath)
 
     @property
+    def calibrate_command(self) -> str:
+        """What to type, in backticks."""
+        folder = self.recipe.calibration_dir
+        return (
+            f"`lerobot-calibrate --robot.type={self.recipe.type} --robot.port={self.port} --robot.id={self.recipe.id}"
+            + (f" --robot.calibration_dir={folder}`" if folder else "`")
+        )
+
+    @property
     def limited_to_deg(self) -> float:
         """lerobot's own largest step of a joint [degrees]."""
         return min(
@@ -129,7 +138,7 @@ class LerobotDevice:
             raise WorldError(self._uncalibrated(f"has no calibration at {self.calibration_file}"))
         if self._bus is not None:
             with self._explained("does not answer"):
-                self._patiently(self._bus.connect)
+                self._meet()
                 self._check_and_anchor()
                 self._bus.disconnect(disable_torque=False)
         with self._explained("cannot be connected"):
@@ -147,7 +156,7 @@ class LerobotDevice:
         if self._bus is None:
             raise WorldError(f"'{self.recipe.type}' has no Feetech bus that could be looked at without torque.")
         with self._explained("does not answer"):
-            self._patiently(self._bus.connect)
+            self._meet()
 
     def reopen(self) -> None:
         """Connect again after the cable was out. A motor that lost its power is held where it is now.
@@ -165,7 +174,7 @@ class LerobotDevice:
             return
         self._close_port()
         with self._explained("does not answer"):
-            self._patiently(bus.connect)
+            self._meet()
             self._check_and_anchor()
             bus.enable_torque(self._limp())
 
@@ -248,9 +257,9 @@ class LerobotDevice:
 
     def _check_and_anchor(self) -> None:
         """Nothing may be wrong, and every goal is where its joint is."""
+        self._require_healthy()
         if not self._robot.is_calibrated:
             raise WorldError(self._uncalibrated("is calibrated differently from its file"))
-        self._require_healthy()
         if limp := self._limp():
             here = self._bus.sync_read("Present_Position", limp, normalize=False)
             self._bus.sync_write("Goal_Position", here, normalize=False)
@@ -281,6 +290,21 @@ class LerobotDevice:
             math.degrees(angle) * (-1.0 if joint.inverted else 1.0) + joint.zero_deg
             for angle, (_, joint) in zip(joints.tolist(), self._joints, strict=True)
         ]
+
+    def _meet(self) -> None:
+        """Open the bus, and see that every motor is there; lerobot's own greeting takes a hot one for an absent one."""
+        bus = self._bus
+        bus.connect(handshake=False)
+        absent = [f"'{name}' (id {motor.id})" for name, motor in bus.motors.items() if not self._is_there(motor.id)]
+        if absent:
+            raise WorldError(
+                f"{self._named()}: no answer from motor {', '.join(absent)}. Look at the cables, in the order of the "
+                "ids, and at the supply."
+            )
+
+    def _is_there(self, number: int) -> bool:
+        bus = self._bus
+        return any(bus.packet_handler.ping(bus.port_handler, number)[1] == 0 for _ in range(CONNECT_TRIES))
 
     def _patiently(self, connect: Callable[[], None]) -> None:
         """lerobot asks some eighty questions while it connects, each once: one lost answer must not end it."""
@@ -318,10 +342,7 @@ class LerobotDevice:
         bus.port_handler.is_open = bus.port_handler.is_using = False
 
     def _uncalibrated(self, what: str) -> str:
-        return (
-            f"{self._named()} {what}. Nothing was moved. Calibrate it: `lerobot-calibrate "
-            f"--robot.type={self.recipe.type} --robot.port={self.port} --robot.id={self.recipe.id}`."
-        )
+        return f"{self._named()} {what}. Nothing was moved. Calibrate it: {self.calibrate_command}."
 
     def _named(self) -> str:
         return f"the arm '{self.recipe.id}' at {self.port}"
