@@ -44,6 +44,19 @@ def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
         raise CheckpointError(f"text_config {text} does not make a Llama: {error}.") from error
 
 
+FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+"""Matrices of a layer that one product takes together, in their order."""
+
+
+def fused_with(name: str) -> list[str]:
+    """A parameter's name -> the names of all that lie in one matrix with it, itself included."""
+    for group in FUSED:
+        for member in group:
+            if name.endswith(f".{member}.weight"):
+                return [name.replace(member, other) for other in group]
+    return [name]
+
+
 @dataclass(frozen=True)
 class _Layer:
     """Weights of one decoder layer; `qkv` and `gate_up` are fused so that one product does the work of two or three."""
@@ -267,10 +280,24 @@ def _fuse_layer(layer: Any) -> _Layer:
 
 
 def _fuse(*projections: torch.nn.Linear) -> Tensor:
-    """One matrix of several; the projections' own weights become views into it, so memory does not grow."""
-    fused = torch.cat([p.weight.detach() for p in projections])
-    start = 0
-    for projection in projections:
-        projection.weight.data = fused[start : start + projection.out_features]
-        start += projection.out_features
+    """One matrix of several, which share its memory; nothing is copied where they lie one after another already."""
+    weights = [p.weight.detach() for p in projections]
+    rows = [len(weight) for weight in weights]
+    first = weights[0]
+    if _adjacent(weights):
+        return first.as_strided((sum(rows), first.shape[1]), first.stride(), first.storage_offset())
+    fused = torch.cat(weights)
+    for projection, part in zip(projections, fused.split(rows), strict=True):
+        projection.weight.data = part
     return fused
+
+
+def _adjacent(weights: list[Tensor]) -> bool:
+    """Whether contiguous matrices follow each other in one memory."""
+    place = weights[0].data_ptr()
+    for weight in weights:
+        same = weight.untyped_storage().data_ptr() == weights[0].untyped_storage().data_ptr()
+        if not (same and weight.is_contiguous() and weight.data_ptr() == place):
+            return False
+        place += weight.nbytes
+    return True

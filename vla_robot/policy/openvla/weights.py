@@ -3,17 +3,21 @@
     config.json  model.safetensors (or shards + model.safetensors.index.json)  tokenizer.json
     preprocessor_config.json  dataset_statistics.json  embodiment.json (ours: what the policy was trained to drive)
 
-Tensors are read through a memory map, one at a time, straight to the wanted precision and device. Only safetensors is
-read: nothing in a checkpoint is ever executed.
+Tensors are read one at a time through one buffer into their own memory, in the wanted precision and on the device, so
+that memory peaks at the model's own size and the largest tensor's. (The usual memory map is not used: pages that were
+read stay resident beside the model, up to the size of the file. Nor is a buffer for each tensor: what they leave behind
+is too small for the next one, and memory grew by up to 0.7 of the model.) Only safetensors is read: nothing in a
+checkpoint is ever executed.
 """
 
 from __future__ import annotations
 
 import json
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import torch
@@ -25,6 +29,7 @@ from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.perceive import build_vit
+from vla_robot.policy.openvla.reason import fused_with
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -62,15 +67,37 @@ def load_model(
     parameters = {name: p for name, p in model.named_parameters() if name not in beside}
     wanted = {file_name(name): name for name in parameters}
     shapes = {file_name(name): tuple(p.shape) for name, p in parameters.items()}
-    with ExitStack() as stack:
-        found = _open_all(folder, stack)
-        audit(folder, shapes, {name: _shape(f, name) for name, f in found.items()}, unused_names(config))
-        tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in beside.items()}
-        for name in list(wanted):
-            tensors[wanted[name]] = _read(found[name], name, dtype, device)
-    model.load_state_dict(tensors, strict=True, assign=True)
+    found = _stored(folder)
+    audit(folder, shapes, {name: stored.shape for name, stored in found.items()}, unused_names(config))
+    _require_floats(found[name] for name in wanted)
+    tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in beside.items()}
+    memory = _allocate(parameters, dtype, device)
+    _fill({name: memory[wanted[name]] for name in wanted}, found)
+    model.load_state_dict(tensors | memory, strict=True, assign=True)
     _rebuild_buffers(model, device)
     return model.requires_grad_(False).eval()
+
+
+def _allocate(parameters: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Memory for each parameter, by its name; what the decoder fuses lies one after another."""
+    memory: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        if name not in memory:
+            together = fused_with(name)
+            rows = [len(parameters[n]) for n in together]
+            block = torch.empty(sum(rows), *parameter.shape[1:], dtype=dtype, device=device)
+            memory |= zip(together, block.split(rows), strict=True)
+    return memory
+
+
+def _fill(targets: Mapping[str, Tensor], found: Mapping[str, _Stored]) -> None:
+    """Read each tensor, by its name in the file, into its memory."""
+    buffer = torch.empty(max(found[name].size for name in targets), dtype=torch.uint8)
+    with ExitStack() as stack:
+        files = {path: stack.enter_context(path.open("rb")) for path in {found[name].path for name in targets}}
+        # In the order of the file, which a disk reads fastest.
+        for name in sorted(targets, key=lambda n: (found[n].path, found[n].begin)):
+            targets[name].copy_(found[name].read(files[found[name].path], buffer))
 
 
 def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> None:
@@ -84,9 +111,14 @@ def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> 
     tensors = {file_name(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()}
     tensors |= dict(_unused_tensors(model.config, carry_from, dtype))
     partial = folder / f"{SINGLE}.tmp"
-    save_file({name: t.clone() for name, t in sorted(tensors.items())}, partial, metadata={"format": "pt"})
+    save_file({name: _own(t) for name, t in sorted(tensors.items())}, partial, metadata={"format": "pt"})
     partial.replace(folder / SINGLE)
     write_json(folder / "config.json", model.config.to_dict())
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """The tensor, copied where it is a part of a larger one, as of a fused matrix: safetensors refuses to share."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def write_json(path: Path, data: Mapping[str, object]) -> None:
@@ -113,10 +145,13 @@ def unused_names(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _unused_tensors(config: OpenVLAConfig, carry_from: Path | None, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    with ExitStack() as stack:
-        found = _open_all(carry_from, stack) if carry_from else {}
-        for name, shape in unused_names(config).items():
-            yield name, found[name].get_tensor(name) if name in found else torch.zeros(shape, dtype=dtype)
+    found = _stored(carry_from) if carry_from else {}
+    for name, shape in unused_names(config).items():
+        if name in found:
+            with found[name].path.open("rb") as file:
+                yield name, found[name].read(file, torch.empty(found[name].size, dtype=torch.uint8))
+        else:
+            yield name, torch.zeros(shape, dtype=dtype)
 
 
 def _rebuild_buffers(model: OpenVLA, device: torch.device) -> None:
@@ -137,31 +172,70 @@ def _weight_files(folder: Path) -> list[Path]:
     return files
 
 
-def _open_all(folder: Path, stack: ExitStack) -> dict[str, safe_open]:
-    """Tensor name -> the open file that holds it."""
-    found: dict[str, safe_open] = {}
+@dataclass(frozen=True)
+class _Stored:
+    """One tensor of a safetensors file.
+
+    Attributes:
+        name: in the file.
+        path: of the file.
+        dtype: torch's, or None for one that torch has not.
+        shape: of the tensor.
+        begin: offset of its first byte in the file.
+        size: in bytes.
+    """
+
+    name: str
+    path: Path
+    dtype: torch.dtype | None
+    shape: tuple[int, ...]
+    begin: int
+    size: int
+
+    def read(self, file: BufferedReader, buffer: Tensor) -> Tensor:
+        """The tensor, as a view of `buffer`: (size or more,) uint8; `file` is the one at `path`."""
+        assert self.dtype is not None
+        raw = buffer[: self.size]
+        file.seek(self.begin)
+        if file.readinto(memoryview(raw.numpy())) != self.size:
+            raise CheckpointError(f"{self.path} ends within tensor '{self.name}'. Copy the file again.")
+        return raw.view(self.dtype).view(self.shape)
+
+
+def _stored(folder: Path) -> dict[str, _Stored]:
+    """Every tensor of a folder's files, by name; only their headers are read.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or no safetensors.
+    """
+    found: dict[str, _Stored] = {}
     for path in _weight_files(folder):
         try:
-            handle = stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, OSError, struct.error) as error:
+            with safe_open(path, framework="pt"):
+                pass  # the library's own checks: header, overlaps, and whether the file holds what it says
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is damaged or not safetensors ({error}). Copy the file again and compare its size."
             ) from error
-        found |= dict.fromkeys(handle.keys(), handle)
+        for name, spec in header.items():
+            if name != "__metadata__":
+                begin, end = spec["data_offsets"]
+                dtype, shape = _DTYPES.get(spec["dtype"]), tuple(spec["shape"])
+                found[name] = _Stored(name, path, dtype, shape, 8 + size + begin, end - begin)
     return found
 
 
-def _shape(handle: safe_open, name: str) -> tuple[int, ...]:
-    return tuple(handle.get_slice(name).get_shape())
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""How safetensors spells the precisions that weights have."""
 
 
-def _read(handle: safe_open, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-    tensor = handle.get_tensor(name)
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"tensor '{name}' is {tensor.dtype}, expected floating point.")
-    # `clone` when nothing was converted: a view would keep the whole file mapped and read-only.
-    moved = tensor.to(device=device, dtype=dtype)
-    return moved.clone() if moved.data_ptr() == tensor.data_ptr() else moved
+def _require_floats(tensors: Iterable[_Stored]) -> None:
+    for stored in tensors:
+        if stored.dtype is None:
+            raise CheckpointError(f"tensor '{stored.name}' in {stored.path} is not in {', '.join(_DTYPES)}.")
 
 
 def audit(
