@@ -93,6 +93,7 @@ class RemoteWorld:
         answer = self._request("reset", {"seed": int(seed)}, self._reset_timeout_s)
         observation = self._checked(unpack_observation(answer.table("observation")))
         self._unsure = False
+        self._instruction = observation.instruction  # a task may draw one for each episode
         self._stages_ms = self._way_back_ms(observation, answer.integer("returned_ns"))
         return observation
 
