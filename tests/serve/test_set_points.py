@@ -167,7 +167,7 @@ def test_ten_goals_a_second_become_set_points_within_speed_acceleration_and_jerk
 def test_a_stop_ramps_down_within_the_bounds_and_ends_at_rest() -> None:
     rig = Rig(250.0)
     rig.play(2.05)
-    assert not rig.bridge.running and rig.arm.stops
+    assert not rig.bridge.running
     require_bounds(rig.motors.sent, 250.0)
     assert np.abs(rig.motors.sent[-1] - rig.motors.sent[-2]).max() < 1e-5
 
@@ -203,3 +203,10 @@ def test_fewer_set_points_than_goals_are_refused() -> None:
     clock = FakeClock()
     with pytest.raises(ContractError, match="5 set points a second are too few for 10 goals a second"):
         SetPoints(RecordingMotors(clock), 10.0, 5.0, BOUNDS, clock)
+
+
+def test_an_arm_that_is_blocked_is_stopped_in_its_own_way() -> None:
+    rig = Rig(100.0)
+    rig.motors.read = lambda: (np.full(3, -1.9), 0.0)  # type: ignore[method-assign]
+    rig.play(0.5)
+    assert rig.arm.stops

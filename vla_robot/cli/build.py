@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from vla_robot.serve.batcher import Act
     from vla_robot.serve.bridge import Filter
     from vla_robot.serve.remote_robot import RemoteRobot
+    from vla_robot.world.lerobot_arm import LerobotArm
 
 
 def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[World]:
@@ -60,13 +61,29 @@ def build_arm(
     if env.kind == "robot":
         from vla_robot.world.lerobot_arm import LerobotArm
 
-        return LerobotArm(env, interrupted=interrupted, show=show)
+        arm = LerobotArm(env, interrupted=interrupted, show=show)
+        return arm if show else _streamed(arm, env)
     if show is not None:
         raise RecipeError("a dry run is for arms of metal; a simulation breaks nothing: leave out --dry-run.")
     from vla_robot.serve.arm import WorldArm
     from vla_robot.world.kinds import build_world
 
     return WorldArm(build_world(env))
+
+
+def _streamed(arm: LerobotArm, env: EnvRecipe) -> Arm:
+    """With set points between the steps of control, where the recipe asks for them."""
+    from vla_robot.act.smooth import MotionBounds
+    from vla_robot.core.clock import MonotonicClock
+    from vla_robot.serve.set_points import SetPoints, StreamBounds, StreamedArm
+
+    wanted = None if env.robot is None else env.robot.set_points
+    if wanted is None:
+        return arm
+    motion = MotionBounds(wanted.max_speed_rad_s, wanted.max_acceleration_rad_s2, wanted.max_jerk_rad_s3)
+    bounds = StreamBounds(motion, *arm.joint_range, wanted.opening_per_s)
+    arm.motors = SetPoints(arm.motors, env.rate_hz, wanted.rate_hz, bounds, MonotonicClock())
+    return StreamedArm(arm, arm.motors)
 
 
 def build_limits(embodiment: Embodiment, env: EnvRecipe) -> Filter:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.messages import ActionChunk, Observation, StepResult
+from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 
 Mode = Literal["run", "hold", "stopped"]
 """run: an action was played; hold: the pose was held, the next action goes on; stopped: until somebody arms it."""
@@ -73,4 +73,16 @@ class Robot(Protocol):
 
     def end(self) -> None:
         """Break the episode off; the arm holds."""
+        ...
+
+
+class Motors(Protocol):
+    """Joints and a gripper that are told positions."""
+
+    def read(self) -> tuple[Vector, float]:
+        """(J,) measured joints [rad], and the gripper's opening, 0 to 1."""
+        ...
+
+    def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
+        """Go there; what was really sent."""
         ...

@@ -154,6 +154,8 @@ class EnvRecipe:
             raise RecipeError("a [robot] table is for kind 'robot', and that kind needs one")
         if self.robot is None:
             return
+        if self.robot.set_points and self.robot.set_points.rate_hz < self.rate_hz:
+            raise RecipeError(f"set_points.rate_hz {self.robot.set_points.rate_hz:g} is below rate_hz {self.rate_hz:g}")
         if self.scene is None:
             raise RecipeError("kind 'robot' needs scene: an MJCF file with the arm's joints and lengths")
         if self.success or self.placements or self.expert or self.task:

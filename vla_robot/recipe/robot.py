@@ -43,6 +43,34 @@ class JointRecipe:
 
 
 @dataclass(frozen=True)
+class SetPointsRecipe:
+    """Positions that the motors get between two steps of control, so that they move without a jerk.
+
+    The price is a constant delay, max_speed / max_acceleration + max_acceleration / max_jerk: 65 ms by default.
+
+    Attributes:
+        rate_hz: of the positions; what the bus and the drives can take.
+        max_speed_rad_s: of each joint.
+        max_acceleration_rad_s2: of each joint.
+        max_jerk_rad_s3: of each joint.
+        opening_per_s: of the gripper's way, in one second.
+    """
+
+    rate_hz: float
+    max_speed_rad_s: float = 1.5
+    max_acceleration_rad_s2: float = 30.0
+    max_jerk_rad_s3: float = 2000.0
+    opening_per_s: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rate_hz <= 1000:
+            raise RecipeError(f"set_points.rate_hz {self.rate_hz:g} is outside 1 to 1000")
+        for name in ("max_speed_rad_s", "max_acceleration_rad_s2", "max_jerk_rad_s3", "opening_per_s"):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"set_points.{name} {getattr(self, name):g} must be above 0")
+
+
+@dataclass(frozen=True)
 class RobotRecipe:
     """A real arm.
 
@@ -63,6 +91,7 @@ class RobotRecipe:
         max_lead_m: how far the tool's target may run ahead of the measured tool [m].
         max_lead_rad: the same for its orientation [rad].
         max_temperature_c: at which a motor stops the arm [degrees Celsius].
+        set_points: positions between the steps of control; without it the motors get one goal a step.
         cameras: what `source` of a [[cameras]] table may name.
     """
 
@@ -80,6 +109,7 @@ class RobotRecipe:
     max_lead_m: float = 0.04
     max_lead_rad: float = 0.4
     max_temperature_c: float = 60.0
+    set_points: SetPointsRecipe | None = None
     cameras: dict[str, RobotCameraRecipe] = field(default_factory=dict[str, RobotCameraRecipe])
 
     def __post_init__(self) -> None:

@@ -9,10 +9,8 @@ from the one before than the speed allows. The bridge's server sends them betwee
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -21,19 +19,11 @@ from vla_robot.core.clock import NS_PER_S, Clock, Ticker
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.robot import Motors
 from vla_robot.serve.arm import Arm
 
-
-class Motors(Protocol):
-    """Joints and a gripper that are told positions."""
-
-    def read(self) -> tuple[Vector, float]:
-        """(J,) measured joints [rad], and the gripper's opening, 0 to 1."""
-        ...
-
-    def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
-        """Go there; what was really sent."""
-        ...
+BLOCKED_RAD = 0.06
+"""Further from its set point than its own weight pulls an arm of plastic: something is in the way."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +121,23 @@ class SetPoints:
         self._last = allowed
         self._due_ns = self._ticker.next_ns()
 
-    def stop(self) -> None:
-        """Come to a stand within the bounds, at the pace of the set points; returns when the arm stands. Never raises:
-        motors that take no set point hold the last one."""
+    def stop(self) -> bool:
+        """Come to a stand within the bounds, at the pace of the set points, and keep the last one.
+
+        Returns:
+            Whether the motors took it all, and stand there; False too where no set points were sent.
+        """
         smooth, self._smooth = self._smooth, None
-        with contextlib.suppress(WorldError):
-            for position in () if smooth is None else self._ramp(*smooth):
+        if smooth is None:
+            return False
+        try:
+            for position in self._ramp(*smooth):
                 self._clock.sleep_until_ns(min(self._due_ns, self._clock.now_ns() + self._ticker.period_ns))
                 self._put(position)
+            joints, _ = self._motors.read()
+        except WorldError:
+            return False
+        return bool(np.abs(joints - self._last[:-1]).max() < BLOCKED_RAD)
 
     def _ramp(self, *smoothers: Smoother) -> Iterator[Vector]:
         """Set points until the path's end is reached: the window's length later."""
@@ -197,8 +196,9 @@ class StreamedArm:
         return self._arm.hold()
 
     def stop(self) -> None:
-        self._set_points.stop()
-        self._arm.stop()
+        """The last set point is the pose that is held; where the arm is not there, it knows best itself."""
+        if not self._set_points.stop():
+            self._arm.stop()
 
     def close(self) -> None:
         self._set_points.stop()

@@ -22,6 +22,7 @@ from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.messages import Clamp, Image, Observation, StepResult, Vector
+from vla_robot.core.robot import Motors
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.arm_model import ArmModel
 from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
@@ -84,13 +85,15 @@ class LerobotArm:
         self._clock = clock or MonotonicClock()
         self._interrupted = interrupted
         self._model = ArmModel(recipe.scene)
-        self._home = None if show else _home(recipe, self._model)
+        self._home = None if show else home_joints(recipe, self._model)
         self._max_step = recipe.limits.max_joint_step_rad
         self._embodiment = arm_embodiment(recipe, self._model)
         self._low, self._high = workspace(recipe)
         device = LerobotDevice(self._robot, self._model.names, recipe.limits.max_joint_step_rad)
         self._device: LerobotDevice | DryDevice = DryDevice(device, self._model.names, show) if show else device
         sources = {c.source for c in recipe.cameras if c.source}
+        self.motors: Motors = self._device
+        """Read and told through this; whoever puts something in between, such as set points, does it before `reset`."""
         self._cameras: dict[str, LerobotCamera] = {}
         self._step = self._ticks = 0
         self._broken = self._unfit = False
@@ -99,7 +102,7 @@ class LerobotArm:
             for source in sorted(sources):
                 self._cameras[source] = LerobotCamera(source, self._robot.cameras[source])
             self._device.connect()
-            self._joints, self._opening = self._device.read()
+            self._joints, self._opening = self.motors.read()
         except BaseException:
             self.close()
             raise
@@ -126,6 +129,11 @@ class LerobotArm:
     def goal(self) -> Vector:
         """(J,) that the motors were told last [rad]."""
         return self._goal
+
+    @property
+    def joint_range(self) -> tuple[Vector, Vector]:
+        """(J,) smallest and largest angles [rad]."""
+        return self._model.low, self._model.high
 
     @property
     def health(self) -> dict[str, Health]:
@@ -195,7 +203,7 @@ class LerobotArm:
         try:
             self._sense()
             near = np.clip(self._goal - self._joints, -STOP_SLACK_RAD, STOP_SLACK_RAD)
-            self._device.send(self._joints + near, self._opening_goal)
+            self.motors.send(self._joints + near, self._opening_goal)
             self._goal = self._joints + near
             self._target, self._target_quat = self._model.pose(self._goal)
         except WorldError:
@@ -217,7 +225,7 @@ class LerobotArm:
 
     def _follow(self, goal: Goal) -> None:
         try:
-            sent, opening = self._device.send(goal.joints, goal.opening)
+            sent, opening = self.motors.send(goal.joints, goal.opening)
         except WorldError:
             self._broken = True
             raise
@@ -245,7 +253,7 @@ class LerobotArm:
 
     def _sense(self) -> None:
         try:
-            self._joints, self._opening = self._device.read()
+            self._joints, self._opening = self.motors.read()
         except WorldError:
             self._broken = True
             raise
@@ -303,7 +311,7 @@ class LerobotArm:
             # Never further than a step from where the arm is: if something blocks it, the goal waits there.
             goal = self._joints + np.clip(goal - self._joints, -self._max_step, self._max_step)
             try:
-                self._device.send(goal, opening + share * (self._robot.home_gripper - opening))
+                self.motors.send(goal, opening + share * (self._robot.home_gripper - opening))
             except WorldError:
                 self._broken = True
                 raise
@@ -409,7 +417,7 @@ def workspace(recipe: EnvRecipe) -> tuple[Vector, Vector]:
     return np.array(low or (-np.inf,) * 3), np.array(high or (np.inf,) * 3)
 
 
-def _home(recipe: EnvRecipe, model: ArmModel) -> Vector | None:
+def home_joints(recipe: EnvRecipe, model: ArmModel) -> Vector | None:
     """(J,) where episodes begin [rad]; None: where the arm happens to be.
 
     Raises:
