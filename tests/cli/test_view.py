@@ -22,6 +22,8 @@ from vla_robot.cli.bench_loop import EmulatedArm
 from vla_robot.cli.main import main
 from vla_robot.cli.words import EXIT_USER_ERROR
 from vla_robot.core.clock import MonotonicClock
+from vla_robot.core.errors import VlaError
+from vla_robot.core.robot import Tick
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.bridge import Bridge
 from vla_robot.serve.bridge_server import BridgeServer
@@ -79,3 +81,27 @@ def test_what_cannot_be_served_is_told(
 ) -> None:
     assert main(["view", address, *options]) == EXIT_USER_ERROR
     assert why in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_without_rerun_the_extra_is_named(
+    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("vla_robot.core.optional.installed", lambda distribution: None)
+    assert main(["view", address, "--port", "0", "--rerun", str(tmp_path / "seen.rrd")]) == EXIT_USER_ERROR
+    assert "vla_robot[rerun]" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_what_is_seen_is_kept_for_rerun(tmp_path: Path) -> None:
+    """Where the extra [rerun] is installed."""
+    pytest.importorskip("rerun")
+    from vla_robot.cli.view_rerun import RerunLog
+
+    path, arm = tmp_path / "seen.rrd", EmulatedArm(50.0)
+    arm.reset(0)
+    log = RerunLog(path)
+    for _ in range(4):
+        log(Tick(arm.hold(), "hold", "no action is due yet", -1, 0, 0), arm.embodiment)
+    log.close()
+    assert path.read_bytes()[:3] == b"RRF" and path.stat().st_size > 4 * 2 * 10_000  # frames of noise
+    with pytest.raises(VlaError, match="never overwritten"):
+        RerunLog(path)

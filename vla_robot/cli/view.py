@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import option
 from vla_robot.core.errors import RecipeError
 from vla_robot.serve.board import Board
-from vla_robot.serve.view import BridgeView, about
+from vla_robot.serve.view import BridgeView, Listener, about
 from vla_robot.serve.web import LOOPBACK, Access, Listen, WebServer
 
 DEFAULT_PORT = 8571
@@ -41,6 +41,8 @@ class ViewArgs:
     """PEM file of its key; by default it stands in the certificate's"""
     read_only: bool = False
     """no e-stop on the page: who opens it can look, and nothing else"""
+    rerun: Annotated[Path | None, option("FILE")] = None
+    """also keep what is seen as a recording for Rerun's viewer, .rrd; needs the extra [rerun]"""
     key: Annotated[str | None, option("NAME")] = None
     """which of this computer's keys the bridge is shown; only needed when there are several"""
     json: Annotated[Path | None, option("FILE")] = None
@@ -60,7 +62,8 @@ def main(args: ViewArgs) -> int:
     listen = Listen(args.port, args.host, args.certificate, args.certificate_key)
     board, started_s = Board(), time.monotonic()
     with (
-        BridgeView(args.robot, board, security=client_security(args.robot, args.key)) as view,
+        _listener(args) as listener,
+        BridgeView(args.robot, board, security=client_security(args.robot, args.key), listener=listener) as view,
         contextlib.closing(serve_page(view, board, access(args.read_only, listen), listen)) as web,
         stop_on_interrupt() as stop,
     ):
@@ -93,6 +96,17 @@ def serve_page(view: BridgeView, board: Board, access: Access, listen: Listen) -
         return {"stopped": True}
 
     return WebServer(board, told, {"stop": stop} if access.operator else {}, access, listen)
+
+
+@contextlib.contextmanager
+def _listener(args: ViewArgs) -> Iterator[Listener]:
+    if args.rerun is None:
+        yield lambda tick, embodiment: None
+        return
+    from vla_robot.cli.view_rerun import RerunLog
+
+    with contextlib.closing(RerunLog(args.rerun)) as log:
+        yield log
 
 
 def _announce(args: ViewArgs, view: BridgeView, web: WebServer) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
@@ -42,6 +42,9 @@ RATE_TICKS = 40
 """The shown rate is the mean over so many ticks."""
 
 
+type Listener = Callable[[Tick, Embodiment], None]
+
+
 class BridgeView:
     """Attaches to a running bridge, and posts what it tells."""
 
@@ -53,6 +56,7 @@ class BridgeView:
         security: ClientSecurity | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         clock: Clock | None = None,
+        listener: Listener = lambda tick, embodiment: None,
     ) -> None:
         """
         Args:
@@ -61,6 +65,7 @@ class BridgeView:
             security: who we are, and whose key the bridge must own; None on this computer.
             connect_timeout_s: how long the bridge may take to answer.
             clock: dates what arrives.
+            listener: is told of every tick that arrives, in the watching thread.
 
         Raises:
             TransportError: nobody answers, or the bridge speaks another version.
@@ -71,6 +76,7 @@ class BridgeView:
         self._board = board
         self._security = security
         self._clock = clock or MonotonicClock()
+        self._listener = listener
         self._stop_lock = threading.Lock()
         self._over = threading.Event()
         with ClientSocket(address, security) as socket:
@@ -157,6 +163,7 @@ class BridgeView:
         self._embodiment.check(tick.result.observation)
         self._link.take_tick(fields.integer("number"), fields.integer("episode"), tick, now_ns)
         self.ticks += 1
+        self._listener(tick, self._embodiment)
         self._post()
 
     def _post(self) -> None:
