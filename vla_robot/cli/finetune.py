@@ -17,6 +17,7 @@ from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.learn.finetune import Progress as Standing
 from vla_robot.learn.finetune import Trained, finetune
+from vla_robot.learn.ranks import Ranks
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.finetune import FinetuneRecipe
 
@@ -65,14 +66,17 @@ def main(args: FinetuneArgs) -> int:
             f"{source} names no data. Record some with `vla record` and give --data FOLDER; or --mixture NAME and "
             "--root FOLDER for Open-X-Embodiment's."
         )
-    _keep_recipe(recipe, args.out)
-    console = Console(highlight=False)
+    ranks = Ranks.here()
+    if ranks.first:
+        _keep_recipe(recipe, args.out)
+    console = Console(highlight=False, quiet=not ranks.first)
     console.print(f"vla finetune: {source} → {args.out}", soft_wrap=True)
     with _Bar(console) as bar, stop_on_interrupt() as stop:
         trained = finetune(recipe, args.out, bar.show, stop.is_set)
-    if args.json:
+    if args.json and ranks.first:
         write_json(args.json, "finetune", rows=_rows(trained))
-    print(_closing(trained, recipe, args.out))
+    if ranks.first:
+        print(_closing(trained, recipe, args.out))
     return 0 if trained.steps == recipe.steps else EXIT_INTERRUPTED
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from vla_robot.core.errors import DataError
 from vla_robot.learn.frames import Batch, FrameBank, Split, rows_of_step, shift_generator
+from vla_robot.learn.ranks import Ranks
 from vla_robot.learn.stream import Batches, Encoder, MixtureStream
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.recipe.finetune import FinetuneRecipe
@@ -31,11 +32,11 @@ class TrainingData(Protocol):
     """What a run learns from."""
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, always the same one."""
+        """This rank's share of a step's batch, always the same one."""
         ...
 
     def held_out(self) -> Iterator[Batch]:
-        """Batches that never train."""
+        """Batches that never train; the same at every rank."""
         ...
 
     def fingerprint(self) -> bytes:
@@ -51,6 +52,7 @@ class DemoData:
         recipe: FinetuneRecipe,
         demos: Demos,
         policy: OpenVLAPolicy,
+        ranks: Ranks,
         on_frames: Callable[[int, int], None],
     ) -> None:
         """
@@ -63,11 +65,14 @@ class DemoData:
         self._split = Split.make(demos, recipe.held_out, recipe.seed)
         if len(self._split.train) == 0:
             raise DataError("no frame is left to train on; record more episodes.")
+        self._rank = ranks.rank
+        self._rows = ranks.share(min(recipe.batch_size, len(self._split.train)))
 
     def batch(self, step: int) -> Batch:
         r = self._recipe
         rows = rows_of_step(self._split.train, step, r.batch_size, r.seed)
-        return self._bank.batch(rows, r.shift_px, shift_generator(r.seed, step))
+        whole = self._bank.batch(rows, r.shift_px, shift_generator(r.seed, step))
+        return whole.split(self._rows)[self._rank]
 
     def held_out(self) -> Iterator[Batch]:
         held = self._split.held_out
@@ -86,6 +91,7 @@ class MixtureData:
         recipe: FinetuneRecipe,
         mixture: Mixture,
         policy: OpenVLAPolicy,
+        ranks: Ranks,
         on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     ) -> None:
         """
@@ -95,7 +101,8 @@ class MixtureData:
         self._mixture = mixture
         seed = recipe.seed if recipe.augment else None
         encoder = Encoder.of(policy, recipe.cameras, augment_seed=seed)
-        self._batches = Batches(MixtureStream(mixture, encoder, recipe.batch_size), recipe.workers)
+        stream = MixtureStream(mixture, encoder, ranks.share(recipe.batch_size), ranks.rank, ranks.count)
+        self._batches = Batches(stream, recipe.workers)
         self._reading: Iterator[Batch] | None = None
         self._held_out: MixtureStream | None = None
         if recipe.held_out:

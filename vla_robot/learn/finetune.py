@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from vla_robot.core.embodiment import require_fit
 from vla_robot.core.errors import CheckpointError, RecipeError
@@ -29,6 +31,7 @@ from vla_robot.learn.adapt import adapt, learning, merged
 from vla_robot.learn.checkpoint import Average
 from vla_robot.learn.data import DemoData, MixtureData, TrainingData, merged_statistics, open_recipe_mixture
 from vla_robot.learn.frames import Batch
+from vla_robot.learn.ranks import Ranks
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.model import OpenVLA, TrainingOutput
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
@@ -81,7 +84,7 @@ class Trained:
 def finetune(
     recipe: FinetuneRecipe, out: Path, on_progress: OnProgress, should_stop: Callable[[], bool] = lambda: False
 ) -> Trained:
-    """Train, or go on where the same command was interrupted.
+    """Train, or go on where the same command was interrupted. One of several ranks, where a launcher says so.
 
     Args:
         recipe: how.
@@ -93,19 +96,23 @@ def finetune(
         DataError: the demonstrations cannot be read, or do not fit the policy.
         CheckpointError: `out` holds a run of another recipe, the start policy is damaged, or the loss is not finite.
     """
-    prepared = _from_mixture(recipe, out, on_progress) if recipe.mixture else _from_demos(recipe, out, on_progress)
-    model = prepared.policy.model.to(_device(recipe.device))
-    run = Run(recipe, out, adapt(model, recipe), prepared.data)
-    run.resume(_fingerprint(recipe, prepared.data))
-    metrics = run.train(on_progress, should_stop)
-    if run.step == recipe.steps:
-        save_policy(run, prepared.start, out / "final")
+    ranks = Ranks.here()
+    device = ranks.device(recipe.device)
+    with ranks.joined(device):
+        with ranks.one_first():
+            prepared = _prepare(recipe, out, ranks, on_progress if ranks.first else _unheard)
+        model = adapt(prepared.policy.model.to(device), recipe)
+        run = Run(recipe, out, model, prepared.data, ranks)
+        with ranks.one_first():
+            run.resume(_fingerprint(recipe, prepared.data))
+        metrics = run.train(on_progress if ranks.first else _unheard, should_stop)
+        if run.step == recipe.steps and ranks.first:
+            save_policy(run, prepared.start, out / "final")
     return Trained(out / "final", run.step, metrics)
 
 
-def _device(name: str) -> torch.device:
-    """As asked, or CUDA where it is."""
-    return torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+def _unheard(_: Progress) -> None:
+    """The first rank speaks for all."""
 
 
 @dataclass(frozen=True)
@@ -123,15 +130,20 @@ class _Prepared:
     data: TrainingData
 
 
-def _from_demos(recipe: FinetuneRecipe, out: Path, on_progress: OnProgress) -> _Prepared:
+def _prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> _Prepared:
+    ranks.share(recipe.batch_size)  # refuses before frames are decoded
+    return (_from_mixture if recipe.mixture else _from_demos)(recipe, out, ranks, on_progress)
+
+
+def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> _Prepared:
     demos = open_demos(recipe.data)
     start = _start_policy(recipe, demos, out)
     policy = load(start, statistics_key=recipe.dataset_name)
-    data = DemoData(recipe, demos, policy, lambda done, total: on_progress(Progress("frames", done, total, {})))
+    data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
     return _Prepared(start, policy, data)
 
 
-def _from_mixture(recipe: FinetuneRecipe, out: Path, on_progress: OnProgress) -> _Prepared:
+def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> _Prepared:
     def indexing(name: str, done: int, total: int) -> None:
         on_progress(Progress(f"indexing {name}", done, total, {}))
 
@@ -146,19 +158,20 @@ def _from_mixture(recipe: FinetuneRecipe, out: Path, on_progress: OnProgress) ->
         write_json(partial / "dataset_statistics.json", merged_statistics(policy, mixture))
         partial.rename(start)
     policy = load(start, statistics_key=next(iter(mixture.statistics)))
-    return _Prepared(start, policy, MixtureData(recipe, mixture, policy, indexing))
+    return _Prepared(start, policy, MixtureData(recipe, mixture, policy, ranks, indexing))
 
 
 class Run:
     """One training run in memory."""
 
-    def __init__(self, recipe: FinetuneRecipe, out: Path, model: OpenVLA, data: TrainingData) -> None:
+    def __init__(self, recipe: FinetuneRecipe, out: Path, model: OpenVLA, data: TrainingData, ranks: Ranks) -> None:
         """
         Args:
             recipe: how.
             out: folder of the run.
             model: on its device, with `requires_grad` where it learns.
-            data: what it learns from.
+            data: what it learns from: this rank's share.
+            ranks: which of the processes that train it this is.
         """
         self.recipe = recipe
         self.out = out
@@ -166,6 +179,9 @@ class Run:
         self.average = Average(model, recipe.ema)
         self.step = 0
         self._data = data
+        self._ranks = ranks
+        # The towers' last block does no work, hence "unused".
+        self._parallel = DistributedDataParallel(model, find_unused_parameters=True) if ranks.count > 1 else None
         self._device = next(model.parameters()).device
         self._optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
         self._fingerprint = ""
@@ -182,13 +198,13 @@ class Run:
         while self.step < self.recipe.steps:
             output, norm = self._learn()
             self.step += 1
-            metrics |= {"learning_rate": self._rate(), "gradient_norm": norm, **_numbers(output)}
+            metrics |= {"learning_rate": self._rate(), "gradient_norm": norm, **self._of_all_ranks(output)}
             if self._due(self.recipe.evaluate_every):
                 metrics |= self.held_out()
-            if self._due(METRICS_EVERY):
+            if self._due(METRICS_EVERY) and self._ranks.first:
                 self._log(metrics)
-            stop = should_stop()
-            if stop or self._due(self.recipe.checkpoint_every):
+            stop = self._ranks.any(should_stop(), self._device)
+            if self._ranks.first and (stop or self._due(self.recipe.checkpoint_every)):
                 checkpoint.save(self.out, self.model, self.average, self._optimizer, self.step, self._fingerprint)
             on_progress(Progress("steps", self.step, self.recipe.steps, metrics))
             if stop:
@@ -226,20 +242,30 @@ class Run:
     def _backward(self, batch: Batch) -> TrainingOutput:
         """Gradients of a step's batch, part by part where it is large; its mean loss and metrics."""
         total = len(batch.pixels)
+        parts = batch.split(self.recipe.micro_batch)
         sums: dict[str, Tensor] = {}
-        for part in batch.split(self.recipe.micro_batch):
-            output, share = self._forward(part), len(part.pixels) / total
-            if not torch.isfinite(output.loss):
-                raise CheckpointError(self._not_finite(output.loss))
-            (output.loss * share).backward()  # every row has as many labels, so means of rows add up
+        for number, part in enumerate(parts):
+            with self._apart(number < len(parts) - 1):
+                output, share = self._forward(part, self._parallel), len(part.pixels) / total
+                if not torch.isfinite(output.loss):
+                    raise CheckpointError(self._not_finite(output.loss))
+                (output.loss * share).backward()  # every row has as many labels, so means of rows add up
             for name, value in vars(output).items():
                 sums[name] = sums.get(name, 0.0) + value.detach() * share
         return TrainingOutput(**sums)
 
-    def _forward(self, batch: Batch) -> TrainingOutput:
-        batch = batch.to(self._device)
+    def _apart(self, is_apart: bool) -> AbstractContextManager[None]:
+        """While gradients of a batch's parts add up, ranks need not exchange them; they do with the last part."""
+        return self._parallel.no_sync() if is_apart and self._parallel is not None else nullcontext()
+
+    def _forward(self, batch: Batch, parallel: DistributedDataParallel | None = None) -> TrainingOutput:
+        b = batch.to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            return self.model(batch.pixels, batch.input_ids, batch.labels, batch.state, self.recipe.bin_smoothing)
+            return (parallel or self.model)(b.pixels, b.input_ids, b.labels, b.state, self.recipe.bin_smoothing)
+
+    def _of_all_ranks(self, output: TrainingOutput) -> dict[str, float]:
+        values = self._ranks.mean(torch.stack([value.detach().float() for value in vars(output).values()]))
+        return dict(zip(vars(output), values.tolist(), strict=True))
 
     def _not_finite(self, loss: Tensor) -> str:
         kept = self.out / checkpoint.FOLDER
