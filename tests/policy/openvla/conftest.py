@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -119,10 +121,25 @@ TINY = Architecture(
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new policy of two cameras and two state numbers, a few thousand weights."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return _new_folder(tmp_path_factory.mktemp("tiny"), TINY)
+
+
+LARGE = Architecture(
+    image_size=28, tower_dim=384, tower_depth=6, tower_heads=6, llm_dim=768, llm_layers=6, llm_heads=12,
+    llm_ff_dim=1536, text_vocab=320, max_positions=128,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new policy of some 240 MB."""
+    return _new_folder(tmp_path_factory.mktemp("large"), LARGE)
+
+
+def _new_folder(folder: Path, architecture: Architecture) -> Path:
     rng = np.random.default_rng(0)
     statistics = dataset_statistics("toy", rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), 5)
-    create(folder, TINY, arm(), statistics, ["lift the red cube", "open the door"], seed=0)
+    create(folder, architecture, arm(), statistics, ["lift the red cube", "open the door"], seed=0)
     return folder
 
 
@@ -145,3 +162,36 @@ def broken(tiny_folder: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return copy
+
+
+# Peak resident memory (VmHWM) above that after the imports, in bytes; a small load first warms what torch allocates.
+_MEASURE = """
+import sys
+from pathlib import Path
+from vla_robot.policy.openvla.policy import load
+
+def resident(field):
+    line = next(l for l in open("/proc/self/status") if l.startswith(field))
+    return int(line.split()[1]) * 1024
+
+small, large, dtype = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+load(small, dtype)
+before = resident("VmRSS")
+policy = load(large, dtype)
+print(resident("VmHWM") - before, policy.memory_bytes())
+"""
+
+
+@pytest.fixture(scope="session")
+def loading_peak() -> Callable[[Path, Path, str], tuple[int, int]]:
+    """In a process of its own: a small folder, a large one and a precision -> bytes of the large one's loading at its
+    peak, self-test included, and of its weights."""
+
+    def measure(small: Path, large: Path, dtype: str) -> tuple[int, int]:
+        command = [sys.executable, "-c", _MEASURE, str(small), str(large), dtype]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        peak, weights = map(int, done.stdout.split())
+        return peak, weights
+
+    return measure

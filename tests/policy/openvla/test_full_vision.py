@@ -3,11 +3,13 @@
     VLA_FULL_VISION=FOLDER make test PYTEST_ARGS="-m slow -k full_vision"
 
 FOLDER holds config.json, image_0.png to image_4.png and expected.npz. It needs 8 GB of memory and a few minutes.
+With VLA_FULL_VISION_OUT=OUT the weights stay in OUT as a policy folder of 3 GB: `vla bench policy --policy OUT`.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 from vla_robot.core.normalise import unnormalise
+from vla_robot.policy.openvla.weights import save_model, write_json
 
 FOLDER = os.environ.get("VLA_FULL_VISION")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FOLDER, reason="VLA_FULL_VISION names no folder")]
@@ -62,3 +65,26 @@ def test_full_vision_training_loss_is_the_references(full: Any) -> None:
     with torch.no_grad():
         output = full.policy.model(pixels, ids, labels, None)
     assert float(output.loss) == pytest.approx(float(expected["train/loss"]), abs=1e-4)
+
+
+@pytest.mark.timeout(1800)  # the self-test in bf16 takes minutes on a CPU without bf16 products
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_full_vision_loads_within_1_3_times_its_weights(
+    written: Path, tiny_folder: Path, loading_peak: Callable[..., tuple[int, int]], dtype: str
+) -> None:
+    peak, weights = loading_peak(tiny_folder, written, dtype)
+    assert weights > 1e9
+    assert peak < 1.3 * weights
+
+
+@pytest.fixture(scope="module")
+def written(full: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The oracle's weights as a policy folder; the tokenizer is the shipped policy's, as the oracle has none."""
+    folder = Path(os.environ.get("VLA_FULL_VISION_OUT") or tmp_path_factory.mktemp("full_vision"))
+    model = full.policy.model
+    save_model(model, folder)
+    write_json(folder / "preprocessor_config.json", full.policy.preprocessor.to_dict())
+    key = next(iter(model.config.norm_stats))
+    write_json(folder / "dataset_statistics.json", {key: model.config.norm_stats[key]})
+    shutil.copy(Path(__file__).resolve().parents[3] / "policies" / "openvla_nano" / "tokenizer.json", folder)
+    return folder

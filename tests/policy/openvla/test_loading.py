@@ -1,0 +1,42 @@
+"""How a checkpoint is read: shards, and what it costs in memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla_robot.policy.openvla.config import OpenVLAConfig
+from vla_robot.policy.openvla.weights import INDEX, SINGLE, load_model
+
+
+def test_two_shards_load_equal_to_the_single_file(tiny_folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_folder / SINGLE)
+    shutil.copy(tiny_folder / "config.json", tmp_path)
+    names = sorted(tensors)
+    halves = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for file, part in halves.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+    weight_map = {name: file for file, part in halves.items() for name in part}
+    (tmp_path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    config, cpu = OpenVLAConfig.read(tiny_folder), torch.device("cpu")
+    single = load_model(tiny_folder, config, torch.float32, cpu).state_dict()
+    sharded = load_model(tmp_path, OpenVLAConfig.read(tmp_path), torch.float32, cpu).state_dict()
+    assert list(sharded) == list(single)
+    assert all(torch.equal(sharded[name], single[name]) for name in single)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_loading_peaks_at_less_than_1_3_times_the_weights(
+    large_folder: Path, tiny_folder: Path, loading_peak: Callable[..., tuple[int, int]], dtype: str
+) -> None:
+    peak, weights = loading_peak(tiny_folder, large_folder, dtype)
+    assert weights > 90e6
+    assert peak < 1.3 * weights
