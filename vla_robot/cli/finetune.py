@@ -72,7 +72,9 @@ def main(args: FinetuneArgs) -> int:
     console = Console(highlight=False, quiet=not ranks.first)
     console.print(f"vla finetune: {source} → {args.out}", soft_wrap=True)
     with _Bar(console) as bar, stop_on_interrupt() as stop:
-        trained = finetune(recipe, args.out, bar.show, stop.is_set)
+        trained = finetune(
+            recipe, args.out, bar.show, stop.is_set, lambda plan: console.print(f"  {plan}", soft_wrap=True)
+        )
     if args.json and ranks.first:
         write_json(args.json, "finetune", rows=_rows(trained))
     if ranks.first:

@@ -31,6 +31,7 @@ from vla_robot.learn.adapt import adapt, learning, merged
 from vla_robot.learn.checkpoint import Average
 from vla_robot.learn.data import DemoData, MixtureData, TrainingData, merged_statistics, open_recipe_mixture
 from vla_robot.learn.frames import Batch
+from vla_robot.learn.memory_plan import MemoryPlan, plan_memory
 from vla_robot.learn.ranks import Ranks
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.model import OpenVLA, TrainingOutput
@@ -82,7 +83,11 @@ class Trained:
 
 
 def finetune(
-    recipe: FinetuneRecipe, out: Path, on_progress: OnProgress, should_stop: Callable[[], bool] = lambda: False
+    recipe: FinetuneRecipe,
+    out: Path,
+    on_progress: OnProgress,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
 ) -> Trained:
     """Train, or go on where the same command was interrupted. One of several ranks, where a launcher says so.
 
@@ -91,6 +96,7 @@ def finetune(
         out: folder of this run.
         on_progress: called after each step.
         should_stop: asked after each step; the run is then saved and can be resumed.
+        on_plan: told before the first step what memory the run needs.
 
     Raises:
         DataError: the demonstrations cannot be read, or do not fit the policy.
@@ -105,6 +111,8 @@ def finetune(
         run = Run(recipe, out, model, prepared.data, ranks)
         with ranks.one_first():
             run.resume(_fingerprint(recipe, prepared.data))
+        if ranks.first:
+            on_plan(plan_memory(model, recipe))
         metrics = run.train(on_progress if ranks.first else _unheard, should_stop)
         if run.step == recipe.steps and ranks.first:
             save_policy(run, prepared.start, out / "final")

@@ -1,0 +1,62 @@
+"""What a run needs is said before it starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vla_robot.cli.main import main
+from vla_robot.learn.adapt import adapt
+from vla_robot.learn.memory_plan import plan_memory
+from vla_robot.policy.openvla.create import create
+from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.policy import load
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.record.demos import open_demos
+from vla_robot.record.stats import dataset_statistics
+
+
+@pytest.fixture
+def start(recipe: FinetuneRecipe, tmp_path: Path) -> Path:
+    demos = open_demos(recipe.data)
+    statistics = dataset_statistics("light", demos.actions, demos.states, len(demos.episodes))
+    create(tmp_path / "start", recipe.architecture, demos.embodiment, statistics, demos.instructions, seed=0)
+    return tmp_path / "start"
+
+
+@pytest.fixture
+def model(start: Path) -> OpenVLA:
+    return load(start).model
+
+
+def test_all_weights_need_sixteen_bytes_each_and_their_average_four_more(
+    recipe: FinetuneRecipe, model: OpenVLA
+) -> None:
+    count = sum(p.numel() for p in model.parameters())
+    parts = plan_memory(adapt(model, recipe), recipe).parts
+    assert parts["weights"] == parts["gradients"] == parts["average"] == 4 * count
+    assert parts["moments"] == 8 * count
+
+
+def test_lora_needs_gradients_and_moments_of_its_matrices_alone(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+    recipe = replace(recipe, lora_rank=2)
+    plan = plan_memory(adapt(model, recipe), recipe)
+    assert 0 < plan.parts["gradients"] < 0.25 * plan.parts["weights"]
+
+
+def test_activations_grow_with_the_frames_that_go_through_at_once(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+    adapt(model, recipe)
+    whole, halves = (plan_memory(model, replace(recipe, micro_batch=n)).parts["activations"] for n in (0, 4))
+    assert whole == 2 * halves > 0
+
+
+def test_the_command_says_it_and_trains(start: Path, demos_folder: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    arguments = ["--policy", str(start), "--data", str(demos_folder), "--lora-rank", "32", "--steps", "1"]
+    assert main(["finetune", *arguments, "--out", str(out), "--json", str(tmp_path / "out.json")]) == 0
+    assert "needs about" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text())["rows"][0]["value"] == 1
+    assert (out / "final" / "model.safetensors").is_file()
