@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 import pytest
 
+from vla_robot.core.errors import PolicyError
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.policy.experts import build_expert
 from vla_robot.recipe import read
@@ -66,13 +68,33 @@ def test_another_cube_in_the_air_ends_the_episode_as_a_failure(world: RobosuiteW
     assert last.terminated and not last.success
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the usual 300 s are short on cores that are shared
+def test_the_expert_lifts_the_named_cube_in_57_of_60_held_out_episodes(world: RobosuiteWorld) -> None:
+    """Demonstrations can be no better than who gives them. By itself: `make test PYTEST_ARGS="-k 57_of_60"`.
+
+    About 70 s of CPU: an estimate from the shorter tests above, not a measurement.
+    """
+    asked, succeeded = Counter[str](), Counter[str]()
+    for seed in range(20000, 20060):
+        observation = world.reset(seed)
+        asked[observation.instruction] += 1
+        succeeded[observation.instruction] += _lifted(world, observation).success
+    assert asked == {f"lift the {colour} cube": 20 for colour in COLOURS}
+    assert succeeded.total() >= 57, succeeded
+
+
+def test_an_instruction_that_names_no_cube_is_refused(world: RobosuiteWorld) -> None:
+    with pytest.raises(PolicyError, match="no object of this world is named in 'lift the purple cube'"):
+        _lifted(world, world.reset(0), instead="lift the purple cube")
+
+
 def _lifted(world: RobosuiteWorld, observation: Observation, instead: str | None = None) -> StepResult:
-    """The last step of an expert that reads the instruction, or another one."""
+    """The last step of an episode whose expert reads the instruction, or another one."""
     expert = build_expert("lift_named", world.embodiment.action)
-    for _ in range(60):
+    while True:
         seen = dataclasses.replace(observation, instruction=instead or observation.instruction)
         result = world.step(expert.act([seen])[0].actions[0])
         observation = result.observation
-        if result.terminated:
+        if result.terminated or result.truncated:
             return result
-    raise AssertionError("nothing was lifted in 60 steps")
