@@ -32,6 +32,20 @@ def test_int8_weights_take_less_memory_and_features_stay_near(dtype: str) -> Non
     assert 0 < float((mine - other).norm() / other.norm()) < 0.05
 
 
+@pytest.mark.skipif(not optional.installed("torchao"), reason="needs the extra [quantise]")
+def test_int8_hardly_changes_actions() -> None:
+    plain, small = load(NANO), load(NANO, quantise="int8")
+    rng, rows = np.random.default_rng(0), 48
+    coarse = rng.integers(0, 256, (rows, plain.model.config.num_images, 7, 7, 3), dtype=np.uint8)
+    frames = [[image.repeat(16, axis=0).repeat(16, axis=1) for image in row] for row in coarse]
+    state = rng.uniform(-1.0, 1.0, (rows, plain.model.config.proprio_dim or 0))
+    mine, other = (p.generate_tokens(frames, [IDS] * rows, state) for p in (small, plain))
+    l1 = np.abs(plain.action_tokens.decode(mine) - plain.action_tokens.decode(other))  # of a range of 2
+    assert len(np.unique(other)) > 10  # else equality would say nothing
+    assert np.mean(mine != other) < 0.1
+    assert l1.mean() < 0.02
+
+
 def test_memory_of_plain_weights_is_that_of_the_parameters(tiny_folder: Path) -> None:
     policy = load(tiny_folder)
     parameters = sum(p.numel() * p.element_size() for p in policy.model.parameters())
