@@ -1,4 +1,4 @@
-"""Wilson's interval against published values and its own properties."""
+"""Wilson's interval and McNemar's test against published values and their own properties."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_robot.core.stats import wilson_interval
+from vla_robot.core.stats import mcnemar_p, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,30 @@ def test_no_trials_say_nothing() -> None:
 def test_more_successes_than_trials_are_refused() -> None:
     with pytest.raises(ValueError, match="6 successes in 5 trials"):
         wilson_interval(6, 5)
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [((0, 0), 1.0), ((1, 0), 1.0), ((5, 0), 0.0625), ((6, 0), 0.03125), ((2, 8), 0.109375), ((4, 4), 1.0)],
+)
+def test_golden_p_values(split: tuple[int, int], expected: float) -> None:
+    """By hand: twice the binomial tail, at most 1."""
+    assert mcnemar_p(*split) == expected
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_which_policy_comes_first_does_not_matter(a: int, b: int) -> None:
+    assert mcnemar_p(a, b) == mcnemar_p(b, a)
+    assert 0 <= mcnemar_p(a, b) <= 1
+
+
+@given(st.integers(0, 200), st.integers(1, 200))
+def test_a_more_uneven_split_is_less_likely(fewer: int, gap: int) -> None:
+    seeds = 2 * fewer + gap
+    if fewer:
+        assert mcnemar_p(fewer - 1, seeds - fewer + 1) < mcnemar_p(fewer, seeds - fewer)
+
+
+def test_negative_counts_are_refused() -> None:
+    with pytest.raises(ValueError, match="-1 and 3 seeds"):
+        mcnemar_p(-1, 3)

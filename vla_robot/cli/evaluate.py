@@ -15,7 +15,7 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.errors import RecipeError
-from vla_robot.loop.results import RunInfo, RunSummary
+from vla_robot.loop.results import Comparison, RunInfo, RunSummary, compare
 from vla_robot.loop.runner import run_episodes
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
@@ -65,6 +65,8 @@ def main(args: EvaluateArgs) -> int:
     if args.json:
         write_json(args.json, "eval", **_results(summaries))
     Console(highlight=False).print(_table(summaries))
+    for comparison in _comparisons(summaries):
+        print(_in_words(comparison))
     print(f"\nNext: `vla run --env {args.env} --policy {args.policy[0]} --episodes 5` shows it, with videos.")
     return _status(summaries)
 
@@ -90,10 +92,24 @@ def _results(summaries: list[RunSummary]) -> dict[str, Any]:
     return {
         "rows": [_row(summary, first) for summary in summaries],
         "episodes": [{"policy": s.info.policy, **e.to_dict()} for s in summaries for e in s.episodes],
+        "comparisons": [c.to_dict() for c in _comparisons(summaries)],
         "successes": first.successes,
         "success_rate": first.success_rate,
         "success_interval_95": list(first.success_interval),
     }
+
+
+def _comparisons(summaries: list[RunSummary]) -> list[Comparison]:
+    """Each policy with the first one, on the seeds that both drove."""
+    first, *others = summaries
+    return [compare(first, other) for other in others]
+
+
+def _in_words(c: Comparison) -> str:
+    return (
+        f"\n{c.policy} against {c.baseline}, seeds of both {c.paired}: {c.only_policy} solved by {c.policy} alone, "
+        f"{c.only_baseline} by {c.baseline} alone; McNemar's exact test p = {c.p:.2g}"
+    )
 
 
 def _row(summary: RunSummary, first: RunSummary) -> dict[str, Any]:
