@@ -44,7 +44,7 @@ def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
         PolicyError, MissingDependencyError: as `require_quantiser`.
     """
     require_quantiser(how)
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
 
     config = Int8WeightOnlyConfig()
     parts = (model.vision_backbone, model.projector, model.proprio_projector)

@@ -112,6 +112,7 @@ def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> 
     tensors |= dict(_unused_tensors(model.config, carry_from, dtype))
     partial = folder / f"{SINGLE}.tmp"
     save_file({name: _own(t) for name, t in sorted(tensors.items())}, partial, metadata={"format": "pt"})
+    partial.chmod(0o644)  # safetensors leaves it to its owner alone
     partial.replace(folder / SINGLE)
     write_json(folder / "config.json", model.config.to_dict())
 
