@@ -30,6 +30,7 @@ from vla_robot.record.collect import Collected
 from vla_robot.record.demos import open_demos
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.serve.browser_teleop import BrowserTeleop
+from vla_robot.serve.child import spawn_world
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -79,13 +80,13 @@ class Watched:
 
 
 @pytest.fixture
-def env(tmp_path: Path, repository: Path) -> EnvRecipe:
+def env(tmp_path: Path, repository: Path) -> Path:
     """The tabletop with one camera, and time for a person."""
     path = tmp_path / "tabletop_for_hands.toml"
     camera = '[[cameras]]\nname = "front"\npos = [1.05, 0.0, 0.42]\ntarget = [0.44, 0.0, 0.085]\nfovy_deg = 30\n'
     scene = f'scene = "{repository}/envs/tabletop.xml"\n'
     path.write_text(f'base = "tabletop"\n{scene}horizon = {PATIENCE_STEPS}\n{camera}')
-    return read(EnvRecipe, path)
+    return path
 
 
 @pytest.fixture
@@ -102,9 +103,9 @@ def browser() -> Iterator[Browser]:
 
 
 class Recording:
-    """A recording session in a thread of its own, where the world is made too: OpenGL stays in its thread."""
+    """A recording session in a thread of its own; its world in a process, as OpenGL may hang in a second thread."""
 
-    def __init__(self, env: EnvRecipe, out: Path) -> None:
+    def __init__(self, env: Path, out: Path) -> None:
         self.made: list[Collected] = []
         self.over = threading.Event()
         self.world: Watched | None = None
@@ -114,12 +115,11 @@ class Recording:
         self._thread.start()
         assert self._ready.wait(DEADLINE_S)
 
-    def _run(self, env: EnvRecipe, out: Path) -> None:
-        from vla_robot.world.kinds import build_world
-
+    def _run(self, env: Path, out: Path) -> None:
         with (
             LeRobotWriter(out) as writer,
-            contextlib.closing(Watched(build_world(env, privileged=True))) as world,
+            spawn_world(env, privileged=True) as remote,
+            contextlib.closing(Watched(remote)) as world,
             contextlib.closing(BrowserTeleop(world.embodiment, world.instruction)) as teleop,
         ):
             self.world, self.url = world, teleop.url
@@ -160,7 +160,7 @@ class Person:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_keys_in_a_browser_lift_the_cube_and_the_recording_replays_to_the_same_success(
-    env: EnvRecipe, tmp_path: Path, browser: Browser
+    env: Path, tmp_path: Path, browser: Browser
 ) -> None:
     from vla_robot.world.kinds import build_world
 
@@ -181,7 +181,7 @@ def test_keys_in_a_browser_lift_the_cube_and_the_recording_replays_to_the_same_s
     (episode,) = demos.episodes
     assert episode.success and episode.driver == "a person, by browser" and demos.num_frames == recording.made[0].steps
     assert demos.executed is not None
-    with contextlib.closing(build_world(env)) as world:
+    with contextlib.closing(build_world(read(EnvRecipe, env))) as world:
         world.reset(SEED)
         results = [world.step(action) for action in demos.executed]
     assert results[-1].success and results[-1].terminated and not any(r.terminated for r in results[:-1])
