@@ -17,8 +17,7 @@ from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.robosuite_world import RobosuiteWorld
 
-pytest.importorskip("robosuite")
-
+pytestmark = pytest.mark.sim
 RECIPE = dataclasses.replace(read(EnvRecipe, "lift_colour"), cameras=())
 COLOURS = ("red", "green", "blue")
 
@@ -71,10 +70,7 @@ def test_another_cube_in_the_air_ends_the_episode_as_a_failure(world: RobosuiteW
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # the usual 300 s are short on cores that are shared
 def test_the_expert_lifts_the_named_cube_in_57_of_60_held_out_episodes(world: RobosuiteWorld) -> None:
-    """Demonstrations can be no better than who gives them. By itself: `make test PYTEST_ARGS="-k 57_of_60"`.
-
-    About 70 s of CPU: an estimate from the shorter tests above, not a measurement.
-    """
+    """Demonstrations can be no better than who gives them. By itself: `make test PYTEST_ARGS="-k 57_of_60"`."""
     asked, succeeded = Counter[str](), Counter[str]()
     for seed in range(20000, 20060):
         observation = world.reset(seed)
