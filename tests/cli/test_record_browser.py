@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -87,19 +85,6 @@ def env(tmp_path: Path, repository: Path) -> Path:
     scene = f'scene = "{repository}/envs/tabletop.xml"\n'
     path.write_text(f'base = "tabletop"\n{scene}horizon = {PATIENCE_STEPS}\n{camera}')
     return path
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium here; `apt-get install chromium` brings one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 class Recording:

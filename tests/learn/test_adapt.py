@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.core.messages import Observation
-from vla_robot.learn.adapt import adapt, learning, merged
-from vla_robot.learn.checkpoint import FOLDER
+from vla_robot.learn.adapt import adapt, merged
+from vla_robot.learn.checkpoint import FOLDER, learning
 from vla_robot.learn.finetune import Progress, finetune
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.policy import load

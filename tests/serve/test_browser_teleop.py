@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import threading
 import time
 import urllib.error
@@ -177,20 +176,6 @@ def test_an_arm_that_hands_cannot_drive_is_refused() -> None:
     odd = ActionSpace("eef_delta", "base", (Dim("dw", "m", -1.0, 1.0), Dim("gripper", "1", 0.0, 1.0)))
     with pytest.raises(ContractError, match="no control for it"):
         BrowserTeleop(replace(ARM, action=odd), "")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """The Chromium that is installed."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium here; `apt-get install chromium` brings one")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 @pytest.fixture

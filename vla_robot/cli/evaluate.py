@@ -13,7 +13,7 @@ from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView
-from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path
+from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.errors import RecipeError
 from vla_robot.loop.results import Comparison, RunInfo, RunSummary, compare
 from vla_robot.loop.runner import run_episodes
@@ -58,7 +58,7 @@ def main(args: EvaluateArgs) -> int:
     print(f"vla eval: {short_path(env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
     summaries: list[RunSummary] = []
     for policy in policies:
-        print(f"\n  {short_path(policy.path) if policy.path else policy}", flush=True)
+        print(f"\n  {shown(policy)}", flush=True)
         summaries.append(_score(args, env_path, env, policy))
         if summaries[-1].interrupted:
             break

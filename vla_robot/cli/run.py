@@ -14,7 +14,7 @@ from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
-from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path
+from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.errors import RecipeError
 from vla_robot.loop.results import RunInfo, RunSummary
 from vla_robot.loop.runner import new_run_folder, run_episodes
@@ -138,13 +138,9 @@ def _opening(what: Plan) -> str:
     launch = what.launch
     return (
         f"vla run: {what.source}\n"
-        f"  world {short_path(what.env)}, policy {_shown(what.policy)}, "
+        f"  world {short_path(what.env)}, policy {shown(what.policy)}, "
         f"{launch.episodes} episodes from seed {launch.seed}"
     )
-
-
-def _shown(policy: PolicySource) -> str:
-    return short_path(policy.path) if policy.path else str(policy)
 
 
 def _info(what: Plan, env: EnvRecipe) -> RunInfo:
@@ -158,7 +154,7 @@ def _info(what: Plan, env: EnvRecipe) -> RunInfo:
         policy=what.policy.name,
         instruction=env.instruction,
         command=(
-            f"vla run --env {short_path(what.env)} --policy {_shown(what.policy)} "
+            f"vla run --env {short_path(what.env)} --policy {shown(what.policy)} "
             f"--episodes {launch.episodes} --seed {launch.seed}"
         ),
         recipes=recipes,
@@ -170,7 +166,7 @@ def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
     if not summary.episodes:
         return "No episode was finished; nothing was written."
     launch = what.launch
-    again = f"`vla run --env {short_path(what.env)} --policy {_shown(what.policy)} --episodes 50 --seed {launch.seed}`"
+    again = f"`vla run --env {short_path(what.env)} --policy {shown(what.policy)} --episodes 50 --seed {launch.seed}`"
     baseline = (
         f"`vla run --env {short_path(what.env)} --policy random --episodes {launch.episodes} --seed {launch.seed}`"
     )

@@ -14,7 +14,7 @@ import tyro
 from vla_robot.cli.build import build_served_policy, server_security
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
-from vla_robot.cli.words import option, short_path
+from vla_robot.cli.words import option, shown
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.recipe.peer import PeerRecipe
@@ -72,12 +72,13 @@ def main(args: ServeArgs) -> int:
     peer = None if args.openpi_words is None else _peer(args.openpi_words)
     line = Line(args.max_batch, round(args.max_wait_ms * NS_PER_MS))
     security = server_security(args.bind, args.key)
-    print(f"vla serve: {short_path(source.path) if source.path else source}", flush=True)
+    print(f"vla serve: {shown(source)}", flush=True)
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(contextlib.closing(Wake()))
         socket = stack.enter_context(ServerSocket(args.bind, security, wake))
         stop = stack.enter_context(stop_on_interrupt())
-        act, served = _loaded(source, args.max_batch)
+        act, embodiment = build_served_policy(source)
+        served = Served(source.name, embodiment, args.max_batch)
         batcher = stack.enter_context(_running(act, line))
         urls = _front_ends(stack, args, batcher, served, _cameras(source, served), peer)
         _announce(socket.address, urls, served)
@@ -87,11 +88,6 @@ def main(args: ServeArgs) -> int:
         write_json(args.json, "serve", _rows(status), status=status)
     print(f"\nThe policy is no longer served. {_told(status)}.")
     return 0
-
-
-def _loaded(source: PolicySource, max_batch: int) -> tuple[Act, Served]:
-    act, embodiment = build_served_policy(source)
-    return act, Served(source.name, embodiment, max_batch)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla_robot.recipe.policy_source import PolicySource
 
 EXIT_FAILED = 1
 """What was asked for was done, and the answer is bad."""
@@ -14,6 +17,11 @@ EXIT_INTERRUPTED = 130
 def short_path(path: Path) -> str:
     """Relative to here when it lies below here."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def shown(policy: PolicySource) -> str:
+    """A policy as a person would type it: its path, relative to here, or its address."""
+    return short_path(policy.path) if policy.path else str(policy)
 
 
 def option(metavar: str) -> Any:

@@ -7,7 +7,9 @@ the command that helps. The command line prints the message as one paragraph and
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class VlaError(Exception):
@@ -52,6 +54,12 @@ class WorldError(VlaError):
 
 class MissingDependencyError(VlaError):
     """An optional package is needed here and is not installed."""
+
+
+def in_words(error: Exception) -> str:
+    """Somebody's bug as a part of a sentence: what it was, and where."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 
 
 def closest(name: str, options: Iterable[str]) -> str:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear as LoraLinear
 from torch import nn
 
 from vla_robot.core.errors import CheckpointError
+from vla_robot.learn.checkpoint import learning
 from vla_robot.policy.openvla.config import OpenVLAConfig
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.weights import load_model
@@ -35,6 +34,8 @@ def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
     prefixes = tuple(prefix for part in recipe.train for prefix in PARTS[part])
     model.requires_grad_(False).train()
     if recipe.lora_rank:
+        from peft import LoraConfig, inject_adapter_in_model  # only adapters need it, and its import takes time
+
         torch.manual_seed(recipe.seed)
         alpha = min(recipe.lora_rank, 16)
         targets = [name for name, m in model.named_modules() if _is_target(name, m, prefixes)]
@@ -48,11 +49,6 @@ def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
     return model
 
 
-def learning(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter, of those that learn."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
 @torch.no_grad()
 def merged(model: OpenVLA, start: Path) -> OpenVLA:
     """The model as one without adapters: itself, or the start's weights with each adapter's product added.
@@ -60,9 +56,11 @@ def merged(model: OpenVLA, start: Path) -> OpenVLA:
     Raises:
         CheckpointError: the start policy is damaged.
     """
-    adapters = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
-    if not adapters:
+    if not any("lora_" in name for name in learning(model)):
         return model
+    from peft.tuners.lora import Linear as LoraLinear
+
+    adapters = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
     weight = next(iter(model.parameters()))
     plain = load_model(start, OpenVLAConfig.read(start), weight.dtype, weight.device)
     for name, adapter in adapters.items():

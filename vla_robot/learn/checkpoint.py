@@ -26,6 +26,11 @@ FOLDER = "resume"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter, of those that learn."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 class Average:
     """Exponential moving average of a model's weights, which act better than the last step's.
 
@@ -34,25 +39,24 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._decay = decay
-        self.weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: p.detach().clone() for name, p in learning(model).items()}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         """Take in the weights after `step`."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for name, p in model.named_parameters():
-            if p.requires_grad:
-                self.weights[name].lerp_(p, 1 - decay)
+        for name, p in learning(model).items():
+            self.weights[name].lerp_(p, 1 - decay)
 
 
 def save(
     out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, step: int, fingerprint: str
 ) -> None:
     """Write `OUT/resume`, the old one staying until the new one is whole."""
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    tensors = {f"model.{name}": p.detach() for name, p in learning.items()}
+    parameters = learning(model)
+    tensors = {f"model.{name}": p.detach() for name, p in parameters.items()}
     tensors |= {f"average.{name}": t for name, t in average.weights.items()}
-    for name, p in learning.items():
+    for name, p in parameters.items():
         tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for moment in MOMENTS if p in optimizer.state}
     partial = out / f"{FOLDER}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
@@ -92,7 +96,7 @@ def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.A
     try:
         tensors = load_file(folder / "state.safetensors")
         step = int(note["step"])
-        for name, p in ((n, p) for n, p in model.named_parameters() if p.requires_grad):
+        for name, p in learning(model).items():
             p.copy_(tensors[f"model.{name}"])
             average.weights[name].copy_(tensors[f"average.{name}"])
             if f"exp_avg.{name}" in tensors:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -124,7 +124,9 @@ class MixtureData:
 
 
 def open_recipe_mixture(
-    recipe: FinetuneRecipe, split: Any = "train", on_progress: Callable[[str, int, int], None] = lambda n, d, t: None
+    recipe: FinetuneRecipe,
+    split: Literal["train", "val"] = "train",
+    on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Mixture:
     """The mixture that a recipe names.
 
@@ -142,8 +144,3 @@ def _validation(recipe: FinetuneRecipe, on_progress: Callable[[str, int, int], N
         return open_recipe_mixture(recipe, "val", on_progress)
     except DataError as error:
         raise DataError(f"{error} Nothing is left to measure with: held_out = 0 trains without.") from error
-
-
-def merged_statistics(policy: OpenVLAPolicy, mixture: Mixture) -> Mapping[str, Any]:
-    """The policy's statistics, and the mixture's in place of those of the same name, as in the reference."""
-    return {**policy.statistics, **mixture.statistics}

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,12 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 from vla_robot.core.embodiment import require_fit
 from vla_robot.core.errors import CheckpointError, RecipeError
 from vla_robot.learn import checkpoint
-from vla_robot.learn.adapt import adapt, learning, merged
-from vla_robot.learn.checkpoint import Average
-from vla_robot.learn.data import DemoData, MixtureData, TrainingData, merged_statistics, open_recipe_mixture
+from vla_robot.learn.adapt import adapt, merged
+from vla_robot.learn.checkpoint import Average, learning
+from vla_robot.learn.data import DemoData, MixtureData, TrainingData, open_recipe_mixture
 from vla_robot.learn.frames import Batch
 from vla_robot.learn.memory_plan import MemoryPlan, plan_memory
 from vla_robot.learn.ranks import Ranks
+from vla_robot.policy.openvla.checkpoint import Checkpoint
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.model import OpenVLA, TrainingOutput
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
@@ -145,7 +146,7 @@ def _prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnPro
 
 def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> _Prepared:
     demos = open_demos(recipe.data)
-    start = _start_policy(recipe, demos, out)
+    start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
     policy = load(start, statistics_key=recipe.dataset_name)
     data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
     return _Prepared(start, policy, data)
@@ -155,16 +156,11 @@ def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: 
     def indexing(name: str, done: int, total: int) -> None:
         on_progress(Progress(f"indexing {name}", done, total, {}))
 
-    assert recipe.policy is not None  # FinetuneRecipe requires it for a mixture
+    folder = recipe.policy
+    assert folder is not None  # FinetuneRecipe requires it for a mixture
     mixture = open_recipe_mixture(recipe, "train", indexing)
-    start = out / "start"
-    if not (start / "config.json").is_file():
-        partial = out / "start.tmp"  # a crash must not leave half a copy that looks whole
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(recipe.policy, partial)
-        policy = load(partial, statistics_key=next(iter(mixture.statistics)))
-        write_json(partial / "dataset_statistics.json", merged_statistics(policy, mixture))
-        partial.rename(start)
+    # The mixture's statistics take the place of those of the same name, as in the reference.
+    start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics))
     policy = load(start, statistics_key=next(iter(mixture.statistics)))
     return _Prepared(start, policy, MixtureData(recipe, mixture, policy, ranks, indexing))
 
@@ -328,33 +324,38 @@ def save_policy(run: Run, start: Path, folder: Path) -> None:
             shutil.copyfile(start / name, folder / name)
 
 
-def _start_policy(recipe: FinetuneRecipe, demos: Demos, out: Path) -> Path:
-    """`OUT/start`: a copy of the recipe's policy, or a new one of its architecture.
+def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
+    """`OUT/start`, written unless it is there; a crash leaves nothing that looks whole."""
+    start, partial = out / "start", out / "start.tmp"
+    if not (start / "config.json").is_file():
+        shutil.rmtree(partial, ignore_errors=True)
+        write(partial)
+        shutil.rmtree(start, ignore_errors=True)
+        partial.rename(start)
+    return start
+
+
+def _copy_policy(policy: Path, folder: Path, statistics: Mapping[str, Any]) -> None:
+    """The policy's folder, with these statistics beside its own or in place of them."""
+    shutil.copytree(policy, folder)
+    write_json(folder / "dataset_statistics.json", {**Checkpoint.read(policy).config.norm_stats, **statistics})
+
+
+def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
+    """A copy of the recipe's policy, or a new one of its architecture.
 
     Statistics of a dataset that the policy already knows are kept: its weights mean those units. A new dataset's are
     computed from all its transitions.
     """
-    start = out / "start"
-    if (start / "model.safetensors").is_file():
-        return start
+    statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
     if recipe.policy is None:
-        create(
-            start, recipe.architecture, demos.embodiment, _statistics(recipe, demos), demos.instructions, recipe.seed
-        )
-        return start
-    policy = load(recipe.policy)
+        create(folder, recipe.architecture, demos.embodiment, statistics, demos.instructions, recipe.seed)
+        return
+    policy = Checkpoint.read(recipe.policy)
     if policy.embodiment is None:
         raise RecipeError(f"{recipe.policy} does not say what it drives (no embodiment.json).")
     require_fit(policy.embodiment, demos.embodiment)
-    shutil.copytree(recipe.policy, start, dirs_exist_ok=True)
-    if recipe.dataset_name not in policy.statistics:
-        statistics = {**policy.statistics, **_statistics(recipe, demos)}
-        write_json(start / "dataset_statistics.json", statistics)
-    return start
-
-
-def _statistics(recipe: FinetuneRecipe, demos: Demos) -> dict[str, Any]:
-    return dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
+    _copy_policy(recipe.policy, folder, {} if recipe.dataset_name in policy.config.norm_stats else statistics)
 
 
 def _groups(model: OpenVLA, weight_decay: float) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vla_robot.learn.adapt import learning
+from vla_robot.learn.checkpoint import learning
 from vla_robot.policy.openvla.model import IGNORE, OpenVLA
 from vla_robot.recipe.finetune import FinetuneRecipe
 

@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import logging
 import threading
-import traceback
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.errors import ContractError, OverdueError, PolicyError, SupersededError, VlaError
+from vla_robot.core.errors import ContractError, OverdueError, PolicyError, SupersededError, VlaError, in_words
 from vla_robot.core.messages import ActionChunk, Observation
 
 Act = Callable[[Sequence[Observation], Sequence[str | None]], list[ActionChunk]]
@@ -273,7 +271,7 @@ class Batcher:
             failure = error
         except Exception as error:  # a bug of a policy must reach the client, and not end the server
             _LOG.exception("inference failed")
-            failure = _as_policy_error(error)
+            failure = PolicyError(f"the policy failed with {in_words(error)}.")
         if len(batch) == 1:
             return [failure]
         half = len(batch) // 2
@@ -334,10 +332,3 @@ def _with_wait(answer: Answer, wait_ms: float) -> Answer:
     if isinstance(answer, VlaError):
         return answer
     return replace(answer, stages_ms={"wait_for_batch": wait_ms, **answer.stages_ms})
-
-
-def _as_policy_error(error: Exception) -> PolicyError:
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return PolicyError(
-        f"the policy failed with {type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})."
-    )

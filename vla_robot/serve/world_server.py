@@ -23,7 +23,6 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,7 @@ import numpy as np
 
 from vla_robot.act.limits import require_action
 from vla_robot.core.clock import Clock, MonotonicClock
-from vla_robot.core.errors import TransportError, VlaError, WorldError, unknown
+from vla_robot.core.errors import TransportError, VlaError, WorldError, in_words, unknown
 from vla_robot.core.ports import World
 from vla_robot.transport.nouns import (
     Fields,
@@ -98,7 +97,7 @@ class WorldServer:
             return encode(Message("error", seq, pack_error(error)))
         except Exception as error:  # a bug in a world must reach the person who runs it, and not end the server
             _LOG.exception("a request failed")
-            return encode(Message("error", seq, pack_error(_as_world_error(error))))
+            return encode(Message("error", seq, pack_error(WorldError(f"the world failed with {in_words(error)}."))))
 
     def _handle(self, peer: bytes, request: Message) -> dict[str, Any]:
         fields = Fields(request.body, request.kind)
@@ -217,13 +216,6 @@ def _watch_parent(stop: threading.Event) -> None:
     stop.set()
     time.sleep(GRACE_S)
     os._exit(1)
-
-
-def _as_world_error(error: Exception) -> WorldError:
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return WorldError(
-        f"the world failed with {type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})."
-    )
 
 
 if __name__ == "__main__":
