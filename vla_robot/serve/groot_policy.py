@@ -22,6 +22,7 @@ from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import ContractError, PolicyError, TransportError, VlaError, unknown
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.groot_wire import Dialect, pack, unpack
+from vla_robot.serve.peer_wire import not_this_computers
 from vla_robot.serve.peer_words import Interpreter, Timeouts, nested
 from vla_robot.transport.sockets import ClientSocket, is_loopback, require_address
 
@@ -230,8 +231,4 @@ def _require_loopback(address: str) -> None:
     require_address(address, keys=True)
     if not is_loopback(address):
         host, _, port = address.removeprefix("tcp://").rpartition(":")
-        raise TransportError(
-            f"'{address}' is another computer's, and GR00T's protocol has no keys: anybody between the two could read "
-            f"what is sent and command the arm. Make a tunnel, `ssh -N -L {port}:127.0.0.1:{port} {host}`, and use "
-            f"tcp://127.0.0.1:{port}."
-        )
+        raise not_this_computers(address, "GR00T", host, port)

@@ -23,7 +23,7 @@ from vla_robot.core.errors import PolicyError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.optional import require
 from vla_robot.serve.openpi_wire import pack, unpack
-from vla_robot.serve.peer_wire import MAX_MESSAGE_BYTES, limit_sending
+from vla_robot.serve.peer_wire import MAX_MESSAGE_BYTES, limit_sending, not_this_computers
 from vla_robot.serve.peer_words import Interpreter, Timeouts, nested
 from vla_robot.transport.sockets import is_loopback
 
@@ -183,11 +183,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
     if parts.scheme != "ws" or not host or not port or parts.path not in ("", "/") or parts.query or parts.username:
         raise TransportError(f"'{address}' is not an address of an openpi server; one looks like ws://127.0.0.1:8000.")
     if not is_loopback(f"ws://{parts.netloc}"):
-        raise TransportError(
-            f"'{address}' is another computer's, and openpi's protocol has no keys: anybody between the two could read "
-            f"what is sent and command the arm. Make a tunnel, `ssh -N -L {port}:127.0.0.1:{port} {host}`, and use "
-            f"ws://127.0.0.1:{port}."
-        )
+        raise not_this_computers(address, "openpi", host, port)
     return host, port
 
 

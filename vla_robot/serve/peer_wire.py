@@ -89,3 +89,13 @@ class _Count:
 
 def _no_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"ext value {code}")
+
+
+def not_this_computers(address: str, project: str, host: str, port: int | str) -> TransportError:
+    """The refusal of an address elsewhere, with the tunnel that makes it one of here."""
+    scheme = address.partition("://")[0]
+    return TransportError(
+        f"'{address}' is another computer's, and {project}'s protocol has no keys: anybody between the two could read "
+        f"what is sent and command the arm. Make a tunnel, `ssh -N -L {port}:127.0.0.1:{port} {host}`, and use "
+        f"{scheme}://127.0.0.1:{port}."
+    )

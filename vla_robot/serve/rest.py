@@ -23,7 +23,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import ContractError, TransportError, VlaError, unknown
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.serve.batcher import Batcher
+from vla_robot.serve.http_json import BoundedServer, parse_object, read_object
 from vla_robot.transport.wire import DTYPES, MAX_DIMS
 
 HOST = "127.0.0.1"
@@ -39,7 +40,6 @@ HOST = "127.0.0.1"
 MAX_BODY_BYTES = 1 << 26
 """64 MiB: three frames of full HD in base64 are 25 MB."""
 
-MAX_CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 10.0
 """A client that is slower than that to send its request, or to fetch the answer, is let go."""
 
@@ -82,27 +82,12 @@ class RestServer:
         self._thread.join()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class _Server(BoundedServer):
     def __init__(self, batcher: Batcher, name: str, cameras: Sequence[str], port: int) -> None:
         self.batcher = batcher
         self.name = name
         self.cameras = cameras
-        self.room = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        super().__init__((HOST, port), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.room.release()
+        super().__init__(HOST, port, _Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -115,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(404, {"detail": "Not Found. The policy answers POST /act."})
             return
         try:
-            self._reply(200, self._act(self._body()))
+            self._reply(200, self._act(read_object(self, MAX_BODY_BYTES)))
         except VlaError as error:
             _LOG.warning("POST /act: %s", error)
             self._reply(200, "error", {"X-VLA-Error": _header(str(error))})
@@ -129,19 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Failures are logged with their reason; a line per action helps nobody."""
 
-    def _body(self) -> Mapping[str, Any]:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            self.close_connection = True
-            raise TransportError(f"a request says its Content-Length, at most {MAX_BODY_BYTES} bytes, got '{length}'.")
-        return _object(self.rfile.read(int(length)))
-
     def _act(self, payload: Mapping[str, Any]) -> Any:
         encoded = "encoded" in payload
         if encoded:
             if len(payload) != 1 or not isinstance(payload["encoded"], str):
                 raise TransportError("a double-encoded request has 'encoded' as its only key, a string of JSON.")
-            payload = _object(payload["encoded"])
+            payload = parse_object(payload["encoded"])
         key = payload.get("unnorm_key")
         if key is not None and not isinstance(key, str):
             raise TransportError(f"'unnorm_key' must be text, got {type(key).__name__}.")
@@ -254,16 +232,6 @@ def _shape(value: Any, field: str) -> tuple[int, ...]:
     if sizes is None or len(sizes) > MAX_DIMS or not all(type(n) is int and 0 <= n <= MAX_BODY_BYTES for n in sizes):
         raise TransportError(f"'{field}': shape must be up to {MAX_DIMS} sizes, got {str(value)[:80]}.")
     return tuple(sizes)
-
-
-def _object(text: bytes | str) -> Mapping[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TransportError("the request is not JSON.") from error
-    if not isinstance(value, dict):
-        raise TransportError(f"the request must be a JSON object, got {type(value).__name__}.")
-    return cast("Mapping[str, Any]", value)
 
 
 def _header(text: str) -> str:

@@ -24,20 +24,20 @@ import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from vla_robot.core.errors import TransportError, VlaError, unknown
 from vla_robot.serve.board import Board
+from vla_robot.serve.http_json import BoundedServer, read_object
 from vla_robot.transport.sockets import is_loopback
 
 LOOPBACK = "127.0.0.1"
 
 MAX_BODY_BYTES = 1 << 16
-MAX_CONNECTIONS = 64
 SOCKET_TIMEOUT_S = 20.0
 """A silent connection is let go after this long; a page asks every second at least."""
 
@@ -183,9 +183,7 @@ class WebServer:
         self._thread.join()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
+class _Server(BoundedServer):
     def __init__(
         self,
         board: Board,
@@ -195,30 +193,19 @@ class _Server(ThreadingHTTPServer):
         listen: Listen,
     ) -> None:
         self.board, self.about, self.actions, self.access = board, about, actions, access
-        self.room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.tls = _tls(listen)
-        super().__init__((listen.host, listen.port), _Handler)
+        super().__init__(listen.host, listen.port, _Handler)
         names = [LOOPBACK, "localhost", "[::1]"] if listen.is_loopback else [_in_url(listen.host)]
         self.hosts = {f"{name}:{self.server_port}" for name in {*names, _in_url(listen.host)}}
         self.origins = {f"{'http' if self.tls is None else 'https'}://{host}" for host in self.hosts}
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            if self.tls is not None:
-                # Here, and not on the listening socket: a peer that never ends its handshake would block all others.
-                request.settimeout(SOCKET_TIMEOUT_S)
-                request = self.tls.wrap_socket(request, server_side=True)
-            super().process_request_thread(request, client_address)
-        except OSError:
-            self.shutdown_request(request)
-        finally:
-            self.room.release()
+    def accepted(self, request: Any) -> Any:
+        """In TLS, where there is a certificate."""
+        if self.tls is None:
+            return request
+        # Here, and not on the listening socket: a peer that never ends its handshake would block all others.
+        request.settimeout(SOCKET_TIMEOUT_S)
+        return self.tls.wrap_socket(request, server_side=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A page that is closed in the midst of an answer is no event."""
@@ -254,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         name = self.path.removeprefix("/act/")
         try:
-            body = self._body()
+            body = read_object(self, MAX_BODY_BYTES)
             if not self.server.access.may_act(self._token):
                 self._fail(403, "this page may look only. Whoever started it has the address of the page that may act.")
                 return
@@ -288,19 +275,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(204, b"", "application/octet-stream")
         else:
             self._reply(200, scene.packed, "application/octet-stream")
-
-    def _body(self) -> Mapping[str, Any]:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            self.close_connection = True
-            raise TransportError(f"a request says its Content-Length, at most {MAX_BODY_BYTES} bytes.")
-        try:
-            value = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError) as error:
-            raise TransportError("the request is not JSON.") from error
-        if not isinstance(value, dict):
-            raise TransportError(f"the request must be a JSON object, got {type(value).__name__}.")
-        return cast("Mapping[str, Any]", value)
 
     def _fail(self, status: int, message: str) -> None:
         self._reply_json(status, {"error": message})
