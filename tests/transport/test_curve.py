@@ -58,13 +58,17 @@ def refusal(client: ClientSocket, server: ServerSocket) -> str:
     raise AssertionError("the client was never told")
 
 
+QUESTION = b"what does the front camera see"
+"""Longer than what a hundred kilobytes of noise hold by chance: three letters stand in one of 170."""
+
+
 def exchange(client: ClientSocket, server: ServerSocket) -> bytes:
     """The peer, after a message went each way."""
-    client.send([b"ask", b"\0" * 100_000])
+    client.send([QUESTION, b"\0" * 100_000])
     received = server.receive(timeout_s=5)
     assert received is not None
     peer, frames = received
-    assert [bytes(frame) for frame in frames] == [b"ask", b"\0" * 100_000]
+    assert [bytes(frame) for frame in frames] == [QUESTION, b"\0" * 100_000]
     assert server.send(peer, [b"answer"])
     answer = client.receive(timeout_s=5)
     assert answer is not None
@@ -209,5 +213,5 @@ def test_whoever_listens_in_between_hears_noise(robot: KeyFolder, desk: KeyFolde
     ):
         exchange(client, server)
     assert len(heard) > 100_000
-    assert b"ask" not in heard
+    assert QUESTION not in heard
     assert b"\0" * 32 not in heard[1000:]
