@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Before anything imports torch: two cores are shared by worlds, policies and pytest itself.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Before anything imports torch: the cores are shared by worlds, policies and, under xdist, pytest's own workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import shutil
 from collections.abc import Iterator

@@ -31,7 +31,8 @@ from vla_robot.serve.remote_policy import RemotePolicy
 def test_what_cannot_be_served_is_told_before_anything_starts(
     arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", *arguments]) == 2
+    free = [] if "--bind" in arguments else ["--bind", "tcp://127.0.0.1:0"]
+    assert main(["serve", *arguments, *free]) == 2
     assert reason in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vla_robot.act.limits import limits_of
@@ -22,11 +25,15 @@ from vla_robot.cli.bench_loop import EmulatedArm
 from vla_robot.cli.main import main
 from vla_robot.cli.words import EXIT_USER_ERROR
 from vla_robot.core.clock import MonotonicClock
+from vla_robot.core.embodiment import CameraSpec
 from vla_robot.core.errors import VlaError
 from vla_robot.core.robot import Tick
 from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.record.demonstration import DemonstrationBuilder
+from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.serve.bridge import Bridge
 from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.transport.jpeg import decode_jpeg
 from vla_robot.transport.sockets import ServerSocket
 
 DEADLINE_S = 60.0
@@ -47,25 +54,34 @@ def address() -> Iterator[str]:
 
 
 @pytest.fixture
-def start(address: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "vla_robot.cli.main", "view", address, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"})
-    yield process
-    process.kill()
-    process.wait()
+def view(address: str) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command with these options."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*options: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "vla_robot.cli.main", "view", address, "--port", "0", *options]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
 
 
-def test_it_serves_a_page_until_ctrl_c(start: subprocess.Popen[str]) -> None:
-    assert start.stdout is not None
-    lines = [start.stdout.readline() for _ in range(5)]
+def test_it_serves_a_page_until_ctrl_c(view: Callable[..., subprocess.Popen[str]]) -> None:
+    process = view()
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(5)]
     assert "emulated" in lines[0] and "front, wrist" in lines[0] and "may stop the arm" in lines[1]
     operator, watcher = (re.findall(r"http://127\.0\.0\.1:\d+/\S*", line)[0] for line in lines[1:3])
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#[\w-]{16,}", operator) and "#" not in watcher
     with urllib.request.urlopen(f"{watcher}about", timeout=DEADLINE_S) as answer:
         assert json.load(answer)["may"] == []
-    start.send_signal(signal.SIGINT)
-    assert "the robot was not touched" in start.stdout.read()
-    assert start.wait(DEADLINE_S) == 0
+    process.send_signal(signal.SIGINT)
+    assert "the robot was not touched" in process.stdout.read()
+    assert process.wait(DEADLINE_S) == 0
 
 
 @pytest.mark.parametrize(
@@ -81,6 +97,34 @@ def test_what_cannot_be_served_is_told(
 ) -> None:
     assert main(["view", address, *options]) == EXIT_USER_ERROR
     assert why in capsys.readouterr().err.replace("\n", " ")
+
+
+def dataset(folder: Path, camera: str) -> Path:
+    """One episode of one step, seen by one camera: all grey."""
+    arm = EmulatedArm(50.0)
+    seen = arm.reset(0)
+    frame = np.full((16, 16, 3), 100, np.uint8)
+    builder = DemonstrationBuilder()
+    builder.add(replace(seen, images={camera: frame}), np.zeros(len(arm.embodiment.action)), arm.hold())
+    with LeRobotWriter(folder) as writer:
+        writer.write(builder.finish(replace(arm.embodiment, cameras=(CameraSpec(camera, 16, 16),)), 0, "a test"))
+    return folder
+
+
+def test_recorded_frames_come_from_a_dataset(view: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    process = view("--overlay", str(dataset(tmp_path / "demos", "wrist")))
+    assert process.stdout is not None
+    watcher = re.findall(r"http://127\.0\.0\.1:\d+/", "".join(process.stdout.readline() for _ in range(3)))[-1]
+    with urllib.request.urlopen(f"{watcher}about", timeout=DEADLINE_S) as answer:
+        overlay = json.load(answer)["overlay"]
+    assert list(overlay) == ["wrist"]
+    np.testing.assert_allclose(decode_jpeg(np.frombuffer(base64.b64decode(overlay["wrist"]), np.uint8)), 100, atol=2)
+
+
+def test_a_dataset_of_other_cameras_is_refused(address: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    demos = dataset(tmp_path / "demos", "side")
+    assert main(["view", address, "--port", "0", "--overlay", str(demos)]) == EXIT_USER_ERROR
+    assert re.search(r"cameras side.*robot has front, wrist", capsys.readouterr().err.replace("\n", " "))
 
 
 def test_without_rerun_the_extra_is_named(

@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import errno
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vla_robot.cli.main import main
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import Observation
-from vla_robot.learn.checkpoint import FOLDER
+from vla_robot.learn.checkpoint import FOLDER, PREVIOUS
 from vla_robot.learn.finetune import Progress, finetune
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import dump
@@ -80,10 +82,48 @@ def test_a_damaged_checkpoint_is_told(recipe: FinetuneRecipe, tmp_path: Path) ->
         finetune(recipe, tmp_path, quiet)
 
 
+def test_behind_a_damaged_checkpoint_stands_the_one_before(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(4)
+    finetune(recipe, tmp_path / "broken", watch, stop)
+    state = tmp_path / "broken" / FOLDER / "state.safetensors"
+    state.write_bytes(b"\0" * 100)
+    with pytest.raises(CheckpointError, match=r"delete it to go on from the one before, .*resume\.old\."):
+        finetune(recipe, tmp_path / "broken", quiet)
+    shutil.rmtree(state.parent)
+    steps: list[int] = []
+    finetune(recipe, tmp_path / "broken", lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    assert steps == [3, 4, 5, 6]
+    finetune(recipe, tmp_path / "whole", quiet)
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_a_full_disk_loses_nothing_and_names_the_last_good_checkpoint(
+    recipe: FinetuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def save_once(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if written:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(1)
+        save_file(tensors, path)
+
+    with monkeypatch.context() as full:
+        full.setattr("vla_robot.learn.checkpoint.save_file", save_once)
+        with pytest.raises(CheckpointError, match=r"step 4 cannot be written .*No space.* good checkpoint is .*resume"):
+            finetune(recipe, tmp_path, quiet)
+    steps: list[int] = []
+    finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    assert steps == [3, 4, 5, 6]
+
+
 def test_a_crash_between_two_renames_loses_nothing(recipe: FinetuneRecipe, tmp_path: Path) -> None:
     watch, stop = stop_after(4)
     finetune(recipe, tmp_path, watch, stop)
-    (tmp_path / FOLDER).rename(tmp_path / f"{FOLDER}.old")
+    shutil.rmtree(tmp_path / PREVIOUS)
+    (tmp_path / FOLDER).rename(tmp_path / PREVIOUS)
     steps: list[int] = []
     finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None)
     assert steps == [5, 6]

@@ -69,6 +69,32 @@ def expert() -> Says:
     return Says(lambda observation: float(observation.privileged["to_goal"][0]))
 
 
+def heeds_words() -> Says:
+    """Goes right, or left when told so."""
+    return Says(lambda observation: -1.0 if "left" in observation.instruction else 1.0)
+
+
+def test_each_frame_is_labelled_for_other_instructions_too() -> None:
+    label = heeds_words()
+    collector = Collector(Line(), label, label, "expert", also_ask=("go left", "go right"))
+    demo = collector.collect(seed=0)
+    assert list(demo.other_labels) == ["go left"], "the episode's own instruction has its label already"
+    (other,) = demo.asked_otherwise()
+    assert (other.instruction, other.driver, other.succeeded) == ("go left", "expert, asked to go left", False)
+    assert other.actions[:, 0].tolist() == [-1, -1, -1]
+    np.testing.assert_array_equal(other.executed, demo.executed)
+    assert other.cameras is demo.cameras
+
+
+def test_the_episode_itself_is_written_after_those_of_other_instructions() -> None:
+    label = heeds_words()
+    shelf = Shelf()
+    collector = Collector(Line(), label, label, "e", also_ask=("go left", "wait on the left"))
+    store(map(collector.collect, [0, 1]), shelf)
+    written = [(d.seed, d.instruction) for d in shelf.written]
+    assert written == [(s, w) for s in (0, 1) for w in ("go left", "wait on the left", "go right")]
+
+
 def test_an_expert_alone_shows_the_task() -> None:
     label = expert()
     demo = Collector(Line(), label, label, "expert").collect(seed=0)

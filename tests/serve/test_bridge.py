@@ -24,11 +24,13 @@ from vla_robot.core.errors import ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.serve import remote_robot
 from vla_robot.serve.bridge import Bridge
 from vla_robot.serve.bridge_server import BridgeServer
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL
 from vla_robot.serve.lockstep_world import LockstepWorld
 from vla_robot.serve.remote_robot import RemoteRobot
+from vla_robot.transport.clock_sync import ClockSample, ClockSync
 from vla_robot.transport.sockets import ClientSocket, ServerSocket
 from vla_robot.transport.wire import Message, decode, encode
 
@@ -99,6 +101,25 @@ def test_frames_arrive_as_they_were_captured(serve: Callable[..., Served]) -> No
         np.testing.assert_array_equal(observation.images["front"], arm.frame)
         assert robot.embodiment == arm.embodiment
         assert robot.offset.bound_ns > abs(robot.offset.offset_ns)
+
+
+def test_the_clocks_are_learnt_from_ticks_too(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_robot, "SYNC_EVERY_S", 0.05)
+    learnt: list[ClockSample] = []
+    add = ClockSync.add
+    monkeypatch.setattr(ClockSync, "add", lambda sync, sample: learnt.append(sample) or add(sync, sample))
+    address, _, _ = serve()
+    with RemoteRobot(address) as robot:
+        after = robot.begin(seed=0).step
+        before = len(learnt)
+        while len(learnt) < before + 5:
+            tick = robot.newest(after=after, timeout_s=DEADLINE_S)
+            assert tick is not None
+            after = tick.result.observation.step
+        # One clock, in truth: no sample denies the others, and the bound holds what the guess is off by.
+        assert robot.offset.bound_ns >= abs(robot.offset.offset_ns)
+    for sample in learnt[before:]:
+        assert sample.sent_ns <= sample.received_ns <= sample.answered_ns <= sample.returned_ns
 
 
 def test_the_robot_goes_on_without_its_controller(serve: Callable[..., Served]) -> None:

@@ -21,7 +21,7 @@ from vla_robot.cli.bench_loop import EmulatedArm
 from vla_robot.cli.view import access, serve_page
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import TransportError, VlaError
-from vla_robot.core.messages import ActionChunk
+from vla_robot.core.messages import ActionChunk, Image
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.board import Board, Scene
 from vla_robot.serve.bridge import Bridge
@@ -106,13 +106,19 @@ def driven(served: Served) -> Iterator[Served]:
 
 
 @pytest.fixture
-def open_page(driven: Served, browser: Browser) -> Iterator[Callable[..., Page]]:
+def overlay() -> dict[str, Image]:
+    """What the page lays over the live pictures."""
+    return {}
+
+
+@pytest.fixture
+def open_page(driven: Served, browser: Browser, overlay: dict[str, Image]) -> Iterator[Callable[..., Page]]:
     """Opens the page of `vla view` on the driven arm; complaints of the browser fail the test."""
     driven.arm.frame[:] = PATTERN
     listen, board, complaints = Listen(), Board(), []
     with (
         BridgeView(driven.address, board) as view,
-        contextlib.closing(serve_page(view, board, access(read_only=False, listen=listen), listen)) as web,
+        contextlib.closing(serve_page(view, board, access(read_only=False, listen=listen), listen, overlay)) as web,
         ExitStack() as stack,
     ):
 
@@ -279,6 +285,24 @@ def test_the_page_shows_both_cameras_ten_times_a_second(open_page: Callable[...,
         pixel = page.evaluate(PIXEL.format(camera=camera))
         np.testing.assert_allclose(pixel[:3], PATTERN, atol=6)
     assert [page.inner_text(f"figure:nth-child({k}) figcaption") for k in (1, 2)] == ["front", "wrist"]
+
+
+@pytest.mark.parametrize("overlay", [{"wrist": np.full((84, 84, 3), 10, np.uint8)}])
+def test_a_recorded_frame_lies_half_transparent_over_its_camera_and_over_no_other(
+    open_page: Callable[..., Page],
+) -> None:
+    page = open_page()
+    assert page.is_visible("#overlay")
+    mixed = (0.5 * PATTERN + 0.5 * 10).tolist()
+    near = "{pixel}.slice(0, 3).every((value, i) => Math.abs(value - {wanted}[i]) < 7)"
+    assert comes_true(page, near.format(pixel=PIXEL.format(camera=1), wanted=mixed))
+    assert comes_true(page, near.format(pixel=PIXEL.format(camera=0), wanted=PATTERN.tolist()))
+    page.fill("#overlay-share", "0")
+    assert comes_true(page, near.format(pixel=PIXEL.format(camera=1), wanted=PATTERN.tolist()))
+
+
+def test_without_recorded_frames_there_is_no_slider(open_page: Callable[..., Page]) -> None:
+    assert open_page().is_hidden("#overlay")
 
 
 def test_the_page_tells_mode_latency_and_what_was_cut(open_page: Callable[..., Page]) -> None:

@@ -2,7 +2,7 @@
 
     this process           bridge with an emulated arm, two 224x224 cameras, 50 Hz
     a controller           answers every observation at once, as a policy would that needs no time
-    an inference beside    the nano policy, as fast as it goes, on whatever core is left
+    an inference beside    the nano policy, as fast as it goes, on the last core
 
 The baseline is the same bridge in a loop that sleeps for a period after each tick, as control loops are often written:
 ordinary priority, garbage collection on. Both take turns within one run.

@@ -47,6 +47,7 @@ def control(address: str) -> None:
 
 def infer(folder: Path) -> None:
     """Ask a policy again and again, until the process is ended."""
+    _keep_to_one_core()
     from vla_robot.policy.openvla.policy import load
 
     policy = load(folder if folder.is_dir() else folder.parent)
@@ -56,6 +57,12 @@ def infer(folder: Path) -> None:
     print(READY, flush=True)
     while True:
         policy.act([observation])
+
+
+def _keep_to_one_core() -> None:
+    """The last one, so that the bridge and its controller have the others; torch takes a thread per core it finds."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def imagined(embodiment: Embodiment) -> Observation:

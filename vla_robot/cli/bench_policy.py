@@ -53,7 +53,7 @@ class PolicyArgs:
     compiled: bool = False
     """also measure the first precision as a compiled graph; compiling takes a minute for each batch size"""
     quantise: Annotated[tuple[str, ...], option("WAY ...")] = ()
-    """also measure the first precision with matrices of eight bits: int8"""
+    """also measure the first precision with matrices of fewer bits: int8, int4"""
     rounds: Annotated[int, option("N")] = 30
     """inferences of each contender"""
     json: Annotated[Path | None, option("FILE")] = None

@@ -1,4 +1,4 @@
-"""`vla data WHAT`: look into datasets, convert them, find what is wrong. Each module imports what it needs late."""
+"""`vla data WHAT`: look into datasets, convert them, find faults, make questions. Imports are late."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Annotated
 
 import tyro
 
-from vla_robot.cli import data_convert, data_doctor, data_inspect, data_stats
+from vla_robot.cli import data_convert, data_doctor, data_inspect, data_questions, data_stats
 from vla_robot.cli.data_convert import ConvertArgs
 from vla_robot.cli.data_doctor import DataDoctorArgs
 from vla_robot.cli.data_inspect import InspectArgs
+from vla_robot.cli.data_questions import QuestionsArgs
 from vla_robot.cli.data_stats import StatsArgs
 
 DataArgs = (
@@ -17,10 +18,11 @@ DataArgs = (
     | Annotated[ConvertArgs, tyro.conf.subcommand("convert")]
     | Annotated[StatsArgs, tyro.conf.subcommand("stats")]
     | Annotated[DataDoctorArgs, tyro.conf.subcommand("doctor")]
+    | Annotated[QuestionsArgs, tyro.conf.subcommand("questions")]
 )
 
 
-def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs) -> int:
+def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs | QuestionsArgs) -> int:
     """Do one of them.
 
     Raises:
@@ -35,3 +37,5 @@ def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs) -> int:
             return data_stats.data_stats(args)
         case DataDoctorArgs():
             return data_doctor.data_doctor(args)
+        case QuestionsArgs():
+            return data_questions.data_questions(args)

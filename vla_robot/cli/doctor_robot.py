@@ -198,7 +198,7 @@ def _check_camera(recipe: EnvRecipe, source: str) -> Iterator[Finding]:
     finally:
         camera.close()
     rate_hz = (len(stamps) - 1) / CAMERA_LOOK_S
-    seen = f"{frame.shape[1]}x{frame.shape[0]} at {rate_hz:.0f} Hz, newest frame {age_ms:.0f} ms old"
+    seen = f"{frame.shape[1]}x{frame.shape[0]} at {rate_hz:.0f} Hz, newest frame {age_ms:.0f} ms old since it came"
     if rate_hz < 0.8 * recipe.rate_hz:
         fix = f"The arm runs at {recipe.rate_hz:g} Hz: a smaller picture, fourcc MJPG, or more light."
         yield Finding(f"camera {source}", seen, "warn", fix)

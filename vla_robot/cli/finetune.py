@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.rollouts import Rollouts
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.learn.finetune import Progress as Standing
@@ -73,7 +74,12 @@ def main(args: FinetuneArgs) -> int:
     console.print(f"vla finetune: {source} → {args.out}", soft_wrap=True)
     with _Bar(console) as bar, stop_on_interrupt() as stop:
         trained = finetune(
-            recipe, args.out, bar.show, stop.is_set, lambda plan: console.print(f"  {plan}", soft_wrap=True)
+            recipe,
+            args.out,
+            bar.show,
+            should_stop=stop.is_set,
+            on_plan=lambda plan: console.print(f"  {plan}", soft_wrap=True),
+            roll_out=Rollouts(recipe.rollouts, stop.is_set) if recipe.rollouts else None,
         )
     if args.json and ranks.first:
         write_json(args.json, "finetune", rows=_rows(trained))
@@ -139,6 +145,10 @@ def _facts(now: Standing) -> str:
     text = f"loss {m['loss']:.3f}, tokens {m['token_accuracy']:.1%}, L1 {m['l1']:.3f}"
     if "held_out_loss" in m:
         text += f" | held out {m['held_out_loss']:.3f}, {m['held_out_token_accuracy']:.1%}, {m['held_out_l1']:.3f}"
+    if "question_accuracy" in m:
+        text += f" | answers {m['question_accuracy']:.1%}"
+    if "rollout_success" in m:
+        text += f" | closed loop {m['rollout_success']:.0%}"
     return text
 
 

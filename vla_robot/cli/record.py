@@ -98,6 +98,7 @@ class Build:
         driver: the policy that moves the arm; None lets the label do it.
         noise: how strongly the driver is disturbed, 0 to 1.
         image_size: edge of the stored frames in pixels, or None.
+        also_ask: instructions that each frame is labelled for too.
     """
 
     env: Path
@@ -105,6 +106,7 @@ class Build:
     driver: Path | None
     noise: float
     image_size: int | None
+    also_ask: tuple[str, ...] = ()
 
     @property
     def driver_name(self) -> str:
@@ -123,7 +125,7 @@ class Build:
             label = self._policy(self.label, recipe, world.embodiment)
             driver = label if self.driver is None else self._policy(self.driver, recipe, world.embodiment)
             driver = self._disturbed(driver, world.embodiment.action)
-            yield Collector(world, label, driver, self.driver_name, self.image_size)
+            yield Collector(world, label, driver, self.driver_name, self.image_size, also_ask=self.also_ask)
 
     def _policy(self, path: Path, recipe: EnvRecipe, embodiment: Embodiment) -> Policy:
         source = find_policy(path)
@@ -252,6 +254,7 @@ def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
         driver=None if recording.driver is None else find("policies", recording.driver),
         noise=recording.noise,
         image_size=recipe.image_size,
+        also_ask=recording.also_ask,
     )
 
 

@@ -47,6 +47,8 @@ class RunArgs:
     """with --robot, where it is simulated: it waits for each action, as if thinking took no time"""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """with --robot: show what the policy wants; refused unless the bridge runs dry too, so that nothing moves"""
+    arm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """with --robot: release its e-stop first; look why it stopped, and that nobody is near, before you say so"""
     episodes: Annotated[int | None, option("N")] = None
     """how many episodes"""
     seed: Annotated[int | None, option("SEED")] = None
@@ -107,8 +109,8 @@ def main(args: RunArgs) -> int:
         from vla_robot.cli.run_robot import run_on_robot
 
         return run_on_robot(args, args.robot)
-    if args.dry_run:
-        raise RecipeError("--dry-run is for an arm behind a bridge: add --robot ADDRESS.")
+    if args.dry_run or args.arm:
+        raise RecipeError("--dry-run and --arm are for an arm behind a bridge: add --robot ADDRESS.")
     what = plan(args)
     env = read(EnvRecipe, what.env)
     folder = args.out or new_run_folder(Path("runs"))

@@ -43,6 +43,8 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     with connect_robot(address, args.key) as robot:
         if args.dry_run:
             _require_dry(robot)
+        if args.arm:
+            robot.arm()
         policy = build_robot_policy(launch.policy, robot, args.key)
         guard = build_guard(robot.embodiment.action)
         with LiveView(launch.episodes) as view, stop_on_interrupt() as stop:

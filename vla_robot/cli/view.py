@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,16 @@ from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import option
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.messages import Image
 from vla_robot.serve.board import Board
 from vla_robot.serve.view import BridgeView, Listener, about
 from vla_robot.serve.web import LOOPBACK, Access, Listen, WebServer
+from vla_robot.transport.jpeg import encode_jpeg
 
 DEFAULT_PORT = 8571
 SLICE_S = 0.2
+OVERLAY_QUALITY = 90
+"""Of its JPEG."""
 STOP_REASON = "the page of vla view"
 
 
@@ -41,6 +46,8 @@ class ViewArgs:
     """PEM file of its key; by default it stands in the certificate's"""
     read_only: bool = False
     """no e-stop on the page: who opens it can look, and nothing else"""
+    overlay: Annotated[Path | None, option("DATASET")] = None
+    """lay the first frame of this LeRobot dataset over each live one: does the camera stand where it stood?"""
     rerun: Annotated[Path | None, option("FILE")] = None
     """also keep what is seen as a recording for Rerun's viewer, .rrd; needs the extra [rerun]"""
     key: Annotated[str | None, option("NAME")] = None
@@ -64,7 +71,9 @@ def main(args: ViewArgs) -> int:
     with (
         _listener(args) as listener,
         BridgeView(args.robot, board, security=client_security(args.robot, args.key), listener=listener) as view,
-        contextlib.closing(serve_page(view, board, access(args.read_only, listen), listen)) as web,
+        contextlib.closing(
+            serve_page(view, board, access(args.read_only, listen), listen, _overlay(args, view))
+        ) as web,
         stop_on_interrupt() as stop,
     ):
         _announce(args, view, web)
@@ -85,17 +94,50 @@ def access(read_only: bool, listen: Listen) -> Access:
     return Access(None if read_only else fresh.operator, watcher)
 
 
-def serve_page(view: BridgeView, board: Board, access: Access, listen: Listen) -> WebServer:
-    """The page of one bridge; an operator may stop."""
+def serve_page(
+    view: BridgeView, board: Board, access: Access, listen: Listen, overlay: Mapping[str, Image] | None = None
+) -> WebServer:
+    """The page of one bridge; an operator may stop.
+
+    Args:
+        view: of that bridge.
+        board: what `view` posts to.
+        access: who may do what.
+        listen: where the page is served.
+        overlay: camera -> (H, W, 3) uint8 that the page lays over the live picture.
+    """
+    pictures = {
+        name: base64.b64encode(encode_jpeg(image, OVERLAY_QUALITY)).decode() for name, image in (overlay or {}).items()
+    }
 
     def told() -> Mapping[str, Any]:
-        return about(f"{view.embodiment.name} at {view.address}", view.embodiment, kind="view")
+        return about(f"{view.embodiment.name} at {view.address}", view.embodiment, kind="view", overlay=pictures)
 
     def stop(body: Mapping[str, Any]) -> Mapping[str, Any]:
         view.stop(STOP_REASON)
         return {"stopped": True}
 
     return WebServer(board, told, {"stop": stop} if access.operator else {}, access, listen)
+
+
+def _overlay(args: ViewArgs, view: BridgeView) -> dict[str, Image]:
+    """The first frame of the dataset's cameras, as far as the robot has cameras of that name.
+
+    Raises:
+        DataError: not a LeRobot dataset.
+        RecipeError: none of its cameras is one of the robot's.
+    """
+    if args.overlay is None:
+        return {}
+    from vla_robot.record.demos import open_demos
+
+    recorded, live = open_demos(args.overlay).images(0), [camera.name for camera in view.embodiment.cameras]
+    if not set(recorded) & set(live):
+        raise RecipeError(
+            f"--overlay {args.overlay} has the cameras {', '.join(recorded)}, and the robot has "
+            f"{', '.join(live) or 'none'}: no name is the same."
+        )
+    return {name: image for name, image in recorded.items() if name in live}
 
 
 @contextlib.contextmanager

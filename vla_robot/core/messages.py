@@ -34,6 +34,8 @@ class Observation:
             never given to a learned policy.
         committed: (n, D) float64 actions, in the units of the action space, that the arm will execute from this step
             on while the answer is made; the answer's first n rows cannot change them. None when the arm waits.
+        stamps_ns: camera name -> when its frame was captured, where cameras have rates of their own; empty where all
+            frames are of `stamp_ns`.
     """
 
     images: Mapping[str, Image]
@@ -43,6 +45,7 @@ class Observation:
     step: int
     privileged: Mapping[str, Vector] = field(default_factory=dict[str, Vector])
     committed: NDArray[np.float64] | None = None
+    stamps_ns: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ stored as safetensors; nothing here is ever unpickled.
 
     OUT/resume/state.safetensors    model.NAME  average.NAME  exp_avg.NAME  exp_avg_sq.NAME
     OUT/resume/state.json           {"step": 1500, "fingerprint": "..."}
+    OUT/resume.old/                 the one before it, should the newest be damaged
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vla_robot.policy.openvla.config import read_json
 from vla_robot.policy.openvla.weights import write_json
 
 FOLDER = "resume"
+PREVIOUS = "resume.old"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -52,7 +54,11 @@ class Average:
 def save(
     out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, step: int, fingerprint: str
 ) -> None:
-    """Write `OUT/resume`, the old one staying until the new one is whole."""
+    """Write `OUT/resume`; the one that was there stays as `OUT/resume.old`.
+
+    Raises:
+        CheckpointError: it cannot be written, as on a full disk. What was there is untouched.
+    """
     parameters = learning(model)
     tensors = {f"model.{name}": p.detach() for name, p in parameters.items()}
     tensors |= {f"average.{name}": t for name, t in average.weights.items()}
@@ -60,15 +66,27 @@ def save(
         tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for moment in MOMENTS if p in optimizer.state}
     partial = out / f"{FOLDER}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial / "state.safetensors")
-    write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
-    previous = out / f"{FOLDER}.old"
-    shutil.rmtree(previous, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial / "state.safetensors")
+        write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"the checkpoint of step {step} cannot be written ({error}); {newest(out)}. "
+            "Make room, then run the same command: it goes on from there."
+        ) from error
+    previous = out / PREVIOUS
     if (out / FOLDER).exists():
+        shutil.rmtree(previous, ignore_errors=True)
         (out / FOLDER).rename(previous)
     partial.rename(out / FOLDER)
-    shutil.rmtree(previous, ignore_errors=True)
+
+
+def newest(out: Path) -> str:
+    """The last good checkpoint, in words."""
+    folder = out / FOLDER
+    return f"the last good checkpoint is {folder}" if folder.exists() else "no checkpoint was written yet"
 
 
 def exists(out: Path) -> bool:
@@ -102,7 +120,9 @@ def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.A
             if f"exp_avg.{name}" in tensors:
                 optimizer.state[p] = _moments(tensors, name, step)
     except (SafetensorError, KeyError, RuntimeError, OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} is damaged ({error}); delete it to train from the start.") from error
+        before = out / PREVIOUS
+        then = f"go on from the one before, {before}" if before.exists() else "train from the start"
+        raise CheckpointError(f"{folder} is damaged ({error}); delete it to {then}.") from error
     return step
 
 
@@ -111,7 +131,7 @@ def _moments(tensors: Mapping[str, Tensor], name: str, step: int) -> dict[str, T
 
 
 def _restore_previous(out: Path) -> None:
-    """A crash between the two renames leaves only the old checkpoint, under its other name."""
-    previous = out / f"{FOLDER}.old"
+    """A crash between the two renames leaves only the old checkpoint, under its other name; so does who deletes one."""
+    previous = out / PREVIOUS
     if previous.exists() and not (out / FOLDER).exists():
         previous.rename(out / FOLDER)

@@ -66,11 +66,11 @@ class DemoData:
         if len(self._split.train) == 0:
             raise DataError("no frame is left to train on; record more episodes.")
         self._rank = ranks.rank
-        self._rows = ranks.share(min(recipe.batch_size, len(self._split.train)))
+        self._rows = ranks.share(min(recipe.robot_rows, len(self._split.train)))
 
     def batch(self, step: int) -> Batch:
         r = self._recipe
-        rows = rows_of_step(self._split.train, step, r.batch_size, r.seed)
+        rows = rows_of_step(self._split.train, step, r.robot_rows, r.seed)
         whole = self._bank.batch(rows, r.shift_px, shift_generator(r.seed, step))
         return whole.split(self._rows)[self._rank]
 
@@ -101,7 +101,7 @@ class MixtureData:
         self._mixture = mixture
         seed = recipe.seed if recipe.augment else None
         encoder = Encoder.of(policy, recipe.cameras, augment_seed=seed)
-        stream = MixtureStream(mixture, encoder, ranks.share(recipe.batch_size), ranks.rank, ranks.count)
+        stream = MixtureStream(mixture, encoder, ranks.share(recipe.robot_rows), ranks.rank, ranks.count)
         self._batches = Batches(stream, recipe.workers)
         self._reading: Iterator[Batch] | None = None
         self._held_out: MixtureStream | None = None

@@ -4,6 +4,7 @@ OUT/recipe.toml      what was asked for
 OUT/start/           the policy before training
 OUT/resume/          where an interrupted run goes on
 OUT/metrics.jsonl    one line per measurement
+OUT/rollout/         the policy that was last measured in closed loop, where the recipe asks for that
 OUT/final/           the trained policy, a folder that `vla run --policy` takes
 """
 
@@ -13,7 +14,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from vla_robot.learn.checkpoint import Average, learning
 from vla_robot.learn.data import DemoData, MixtureData, TrainingData, open_recipe_mixture
 from vla_robot.learn.frames import Batch
 from vla_robot.learn.memory_plan import MemoryPlan, plan_memory
+from vla_robot.learn.questions import QuestionData
 from vla_robot.learn.ranks import Ranks
 from vla_robot.policy.openvla.checkpoint import Checkpoint
 from vla_robot.policy.openvla.create import create
@@ -43,7 +45,7 @@ from vla_robot.record.demos import Demos, open_demos
 from vla_robot.record.stats import dataset_statistics
 
 SIDE_FILES = ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json", "embodiment.json")
-METRICS_EVERY = 50
+METRICS, METRICS_EVERY = "metrics.jsonl", 50
 """Steps between lines of metrics.jsonl."""
 
 
@@ -56,7 +58,7 @@ class Progress:
             first time, "steps" while the model learns.
         done: frames or steps so far.
         total: frames or steps in all.
-        metrics: newest numbers: loss, token_accuracy, l1, held_out_loss, ...
+        metrics: newest numbers: loss, token_accuracy, l1, held_out_loss, question_accuracy, rollout_success, ...
     """
 
     phase: str
@@ -66,6 +68,10 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+RollOut = Callable[[Path, str], float | None]
+"""A policy's folder, and the statistics that un-normalise its actions -> its success rate in closed loop; None where
+somebody ended the episodes early."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ def finetune(
     on_progress: OnProgress,
     should_stop: Callable[[], bool] = lambda: False,
     on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+    roll_out: RollOut | None = None,
 ) -> Trained:
     """Train, or go on where the same command was interrupted. One of several ranks, where a launcher says so.
 
@@ -98,9 +105,10 @@ def finetune(
         on_progress: called after each step.
         should_stop: asked after each step; the run is then saved and can be resumed.
         on_plan: told before the first step what memory the run needs.
+        roll_out: drives the episodes that the recipe's [rollouts] ask for; this room knows no world.
 
     Raises:
-        DataError: the demonstrations cannot be read, or do not fit the policy.
+        DataError: the demonstrations or the questions cannot be read, or do not fit the policy.
         CheckpointError: `out` holds a run of another recipe, the start policy is damaged, or the loss is not finite.
     """
     ranks = Ranks.here()
@@ -109,11 +117,13 @@ def finetune(
         with ranks.one_first():
             prepared = _prepare(recipe, out, ranks, on_progress if ranks.first else _unheard)
         model = adapt(prepared.policy.model.to(device), recipe)
-        run = Run(recipe, out, model, prepared.data, ranks)
+        run = Run(recipe, out, model, prepared.data, ranks, prepared.questions)
         with ranks.one_first():
-            run.resume(_fingerprint(recipe, prepared.data))
+            run.resume(_fingerprint(recipe, prepared))
         if ranks.first:
             on_plan(plan_memory(model, recipe))
+        if recipe.rollouts and ranks.first:
+            run.drives(recipe.rollouts.every, _closed_loop(roll_out, prepared, out / "rollout"))
         metrics = run.train(on_progress if ranks.first else _unheard, should_stop)
         if run.step == recipe.steps and ranks.first:
             save_policy(run, prepared.start, out / "final")
@@ -130,13 +140,17 @@ class _Prepared:
 
     Attributes:
         start: folder of the policy before training.
+        key: the dataset whose statistics it uses.
         policy: that policy, loaded.
         data: what it learns from.
+        questions: what else.
     """
 
     start: Path
+    key: str
     policy: OpenVLAPolicy
     data: TrainingData
+    questions: QuestionData | None
 
 
 def _prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> _Prepared:
@@ -149,7 +163,7 @@ def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: On
     start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
     policy = load(start, statistics_key=recipe.dataset_name)
     data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
-    return _Prepared(start, policy, data)
+    return _Prepared(start, recipe.dataset_name, policy, data, _questions(recipe, policy, ranks))
 
 
 def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> _Prepared:
@@ -161,14 +175,63 @@ def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: 
     mixture = open_recipe_mixture(recipe, "train", indexing)
     # The mixture's statistics take the place of those of the same name, as in the reference.
     start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics))
-    policy = load(start, statistics_key=next(iter(mixture.statistics)))
-    return _Prepared(start, policy, MixtureData(recipe, mixture, policy, ranks, indexing))
+    key = next(iter(mixture.statistics))
+    policy = load(start, statistics_key=key)
+    data = MixtureData(recipe, mixture, policy, ranks, indexing)
+    return _Prepared(start, key, policy, data, _questions(recipe, policy, ranks))
+
+
+def _questions(recipe: FinetuneRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> QuestionData | None:
+    return None if recipe.questions is None else QuestionData(recipe, recipe.questions, policy, ranks)
+
+
+def _closed_loop(roll_out: RollOut | None, prepared: _Prepared, folder: Path) -> Callable[[Run], float | None]:
+    """Writes a run's averaged weights to a folder and lets them drive; no chance of the training is drawn meanwhile."""
+    if roll_out is None:
+        raise RecipeError("the recipe asks for [rollouts], which only `vla finetune` can drive; leave the table out.")
+
+    def measure(run: Run) -> float | None:
+        save_policy(run, prepared.start, folder)
+        with torch.random.fork_rng():
+            return roll_out(folder, prepared.key)
+
+    return measure
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a step that go through the model at once.
+
+    Attributes:
+        batch: these rows.
+        share: of the mean over all rows of their kind.
+        weight: of their kind in the step's loss.
+        metrics: field of the output -> what it is called among the metrics.
+    """
+
+    batch: Batch
+    share: float
+    weight: float
+    metrics: Mapping[str, str]
+
+
+ROBOT = {"loss": "loss", "token_accuracy": "token_accuracy", "l1": "l1"}
+QUESTIONS = {"loss": "question_loss"}
+"""Metrics of a step by the kind of its rows."""
 
 
 class Run:
     """One training run in memory."""
 
-    def __init__(self, recipe: FinetuneRecipe, out: Path, model: OpenVLA, data: TrainingData, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        out: Path,
+        model: OpenVLA,
+        data: TrainingData,
+        ranks: Ranks,
+        questions: QuestionData | None = None,
+    ) -> None:
         """
         Args:
             recipe: how.
@@ -176,6 +239,7 @@ class Run:
             model: on its device, with `requires_grad` where it learns.
             data: what it learns from: this rank's share.
             ranks: which of the processes that train it this is.
+            questions: what it learns besides, or is only asked.
         """
         self.recipe = recipe
         self.out = out
@@ -183,7 +247,9 @@ class Run:
         self.average = Average(model, recipe.ema)
         self.step = 0
         self._data = data
+        self._questions = questions
         self._ranks = ranks
+        self._rollouts: tuple[int, Callable[[Run], float | None]] | None = None
         # The towers' last block does no work, hence "unused".
         self._parallel = DistributedDataParallel(model, find_unused_parameters=True) if ranks.count > 1 else None
         self._device = next(model.parameters()).device
@@ -195,18 +261,26 @@ class Run:
         self._fingerprint = fingerprint
         if checkpoint.exists(self.out):
             self.step = checkpoint.load(self.out, self.model, self.average, self._optimizer, fingerprint)
+        if self._ranks.first:
+            self._forget_after(self.step)
+
+    def drives(self, every: int, measure: Callable[[Run], float | None]) -> None:
+        """Measure the success rate in closed loop before the first step, and then every so many."""
+        self._rollouts = every, measure
 
     def train(self, on_progress: OnProgress, should_stop: Callable[[], bool]) -> dict[str, float]:
         """All steps that are left; the last metrics."""
-        metrics: dict[str, float] = {}
+        metrics = self._before_the_first_step()
         while self.step < self.recipe.steps:
-            output, norm = self._learn()
+            outputs, norm = self._learn()
             self.step += 1
-            metrics |= {"learning_rate": self._rate(), "gradient_norm": norm, **self._of_all_ranks(output)}
+            now = {"learning_rate": self._rate(), "gradient_norm": norm, **self._of_all_ranks(outputs)}
             if self._due(self.recipe.evaluate_every):
-                metrics |= self.held_out()
+                now |= self.held_out()
+            now |= self._rolled_out()
             if self._due(METRICS_EVERY) and self._ranks.first:
-                self._log(metrics)
+                self._log(now)
+            metrics |= now
             stop = self._ranks.any(should_stop(), self._device)
             if self._ranks.first and (stop or self._due(self.recipe.checkpoint_every)):
                 checkpoint.save(self.out, self.model, self.average, self._optimizer, self.step, self._fingerprint)
@@ -217,46 +291,71 @@ class Run:
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
-        """Loss, token accuracy and L1 of the averaged weights on episodes that never train."""
+        """Loss, token accuracy and L1 of the averaged weights on episodes that never train; share of right answers."""
         outputs: list[dict[str, float]] = []
         sizes: list[int] = []
+        answers: dict[str, float] = {}
         with self.averaged():
+            if self._questions is not None:
+                answers["question_accuracy"] = self._questions.accuracy(self._says)
             for batch in self._data.held_out():
                 outputs.append(_numbers(self._forward(batch)))
                 sizes.append(len(batch.pixels))
         names = outputs[0] if outputs else ()
-        return {f"held_out_{n}": float(np.average([o[n] for o in outputs], weights=sizes)) for n in names}
+        means = {f"held_out_{n}": float(np.average([o[n] for o in outputs], weights=sizes)) for n in names}
+        return means | answers
 
     def averaged(self) -> _Swapped:
         """A `with` block in which the model holds the averaged weights."""
         return _Swapped(self.model, self.average if self.recipe.ema > 0 else None)
 
-    def _learn(self) -> tuple[TrainingOutput, float]:
+    def _before_the_first_step(self) -> dict[str, float]:
+        """Where the policy starts; a world that cannot be built or does not fit is told before hours of training."""
+        metrics = {} if self.step > 0 else self._rolled_out()
+        if metrics:
+            self._log(metrics)
+        return metrics
+
+    def _rolled_out(self) -> dict[str, float]:
+        if self._rollouts is None or not self._due(self._rollouts[0]):
+            return {}
+        rate = self._rollouts[1](self)
+        return {} if rate is None else {"rollout_success": rate}
+
+    def _learn(self) -> tuple[dict[str, Tensor], float]:
         rate = self._rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        output = self._backward(self._data.batch(self.step))
+        outputs = self._backward(self._parts())
         limit = self.recipe.clip_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, self.step)
-        return output, float(norm)
+        return outputs, float(norm)
 
-    def _backward(self, batch: Batch) -> TrainingOutput:
-        """Gradients of a step's batch, part by part where it is large; its mean loss and metrics."""
-        total = len(batch.pixels)
-        parts = batch.split(self.recipe.micro_batch)
+    def _parts(self) -> list[_Part]:
+        """A step's rows, in parts where they are many: the robot's, then questions."""
+        r, robot = self.recipe, self._data.batch(self.step)
+        # Every row of a robot's has as many labels, so means of parts add up by their rows.
+        shares = [(part, len(part.pixels) / len(robot.pixels)) for part in robot.split(r.micro_batch)]
+        asked = self._questions.parts(self.step) if self._questions else []
+        weight = r.question_rows / r.batch_size
+        robots = [_Part(part, share, 1 - weight, ROBOT) for part, share in shares]
+        return robots + [_Part(part, share, weight, QUESTIONS) for part, share in asked]
+
+    def _backward(self, parts: Sequence[_Part]) -> dict[str, Tensor]:
+        """Gradients of a step; mean loss and metrics of each kind of rows."""
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             with self._apart(number < len(parts) - 1):
-                output, share = self._forward(part, self._parallel), len(part.pixels) / total
+                output = self._forward(part.batch, self._parallel)
                 if not torch.isfinite(output.loss):
                     raise CheckpointError(self._not_finite(output.loss))
-                (output.loss * share).backward()  # every row has as many labels, so means of rows add up
-            for name, value in vars(output).items():
-                sums[name] = sums.get(name, 0.0) + value.detach() * share
-        return TrainingOutput(**sums)
+                (output.loss * (part.share * part.weight)).backward()
+            for field, name in part.metrics.items():
+                sums[name] = sums.get(name, 0.0) + getattr(output, field).detach() * part.share
+        return sums
 
     def _apart(self, is_apart: bool) -> AbstractContextManager[None]:
         """While gradients of a batch's parts add up, ranks need not exchange them; they do with the last part."""
@@ -267,14 +366,17 @@ class Run:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
             return (parallel or self.model)(b.pixels, b.input_ids, b.labels, b.state, self.recipe.bin_smoothing)
 
-    def _of_all_ranks(self, output: TrainingOutput) -> dict[str, float]:
-        values = self._ranks.mean(torch.stack([value.detach().float() for value in vars(output).values()]))
-        return dict(zip(vars(output), values.tolist(), strict=True))
+    def _says(self, batch: Batch) -> Tensor:
+        b = batch.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            return self.model.says(b.pixels, b.input_ids, b.labels, b.state)
+
+    def _of_all_ranks(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        values = self._ranks.mean(torch.stack([value.float() for value in outputs.values()]))
+        return dict(zip(outputs, values.tolist(), strict=True))
 
     def _not_finite(self, loss: Tensor) -> str:
-        kept = self.out / checkpoint.FOLDER
-        last = f"the last good checkpoint is {kept}" if kept.exists() else "no checkpoint was written yet"
-        return f"the loss is {loss.item()} at step {self.step}. Lower learning_rate; {last}."
+        return f"the loss is {loss.item()} at step {self.step}. Lower learning_rate; {checkpoint.newest(self.out)}."
 
     def _rate(self) -> float:
         """Linear warm-up, then a cosine down to `final_rate` of the peak."""
@@ -287,8 +389,16 @@ class Run:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.steps
 
+    def _forget_after(self, step: int) -> None:
+        """What was measured beyond the checkpoint is measured again; a killed run may leave half a line."""
+        path = self.out / METRICS
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [line for line in lines if step and line.endswith("\n") and json.loads(line)["step"] <= step]
+            path.write_text("".join(kept), encoding="utf-8")
+
     def _log(self, metrics: dict[str, float]) -> None:
-        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.out / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **metrics}) + "\n")
 
 
@@ -371,8 +481,9 @@ def _numbers(output: TrainingOutput) -> dict[str, float]:
     return {name: float(value.detach()) for name, value in vars(output).items()}
 
 
-def _fingerprint(recipe: FinetuneRecipe, data: TrainingData) -> str:
+def _fingerprint(recipe: FinetuneRecipe, prepared: _Prepared) -> str:
     """Changes when another recipe or other data would make a resumed run a different one."""
-    same = replace(recipe, description="", workers=0, device="auto")  # neither changes what is learned
+    same = replace(recipe, description="", workers=0, device="auto", rollouts=None)  # none changes what is learned
     facts = json.dumps(asdict(same), default=str, sort_keys=True).encode()
-    return hashlib.sha256(facts + data.fingerprint()).hexdigest()[:16]
+    asked = prepared.questions.fingerprint() if prepared.questions else b""
+    return hashlib.sha256(facts + prepared.data.fingerprint() + asked).hexdigest()[:16]

@@ -8,7 +8,7 @@ One row of a batch:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -154,13 +154,14 @@ def answers_of(
 
 
 def labelled(
-    prompts: Sequence[NDArray[np.int64]], answers: NDArray[np.int64], pad_id: int
+    prompts: Sequence[NDArray[np.int64]], answers: Iterable[NDArray[np.int64]], pad_id: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prompts of any lengths and (B, D + 1) answers -> token ids and labels, both (B, L), padded at the right."""
-    longest = max(len(prompt) for prompt in prompts) + answers.shape[1]
+    """Prompts and as many answers, all of any lengths -> token ids and labels, both (B, L), padded at the right."""
+    rows = list(zip(prompts, answers, strict=True))
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     input_ids = np.full((len(prompts), longest), pad_id, dtype=np.int64)
     labels = np.full((len(prompts), longest), IGNORE, dtype=np.int64)
-    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+    for row, (prompt, answer) in enumerate(rows):
         end = len(prompt) + len(answer)
         input_ids[row, : len(prompt)] = prompt
         input_ids[row, len(prompt) : end] = labels[row, len(prompt) : end] = answer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from html import escape
@@ -15,6 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.loop.recorder import log_path
+from vla_robot.loop.report_parts import (
+    STYLE,
+    badge,
+    definitions,
+    folded,
+    interval_bar,
+    percent,
+    relative,
+    video_element,
+    video_path,
+    write_text,
+)
 from vla_robot.loop.results import EpisodeResult, RunSummary
 from vla_robot.loop.timing import TOTAL, WORLD_STEP, summarise
 from vla_robot.record.provenance import document
@@ -44,11 +55,6 @@ SMALLEST_MS = 0.01
 """Shorter durations fall into the first bin of the logarithmic axis."""
 
 
-def video_path(folder: Path, seed: int) -> Path:
-    """Where an episode's video lies in the folder of its run; the poster is the .jpg beside it."""
-    return folder / "videos" / f"seed_{seed}.mp4"
-
-
 def write_report(folder: Path, run: RunSummary) -> Path:
     """Write summary.json and report.html, and return the latter.
 
@@ -58,9 +64,9 @@ def write_report(folder: Path, run: RunSummary) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     summary = document("run", **run.to_dict())
-    _write(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     report = folder / REPORT
-    _write(report, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(folder, run, summary)))
+    write_text(report, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(folder, run, summary)))
     return report
 
 
@@ -70,6 +76,7 @@ def _fields(folder: Path, run: RunSummary, summary: Mapping[str, Any]) -> dict[s
     # What went wrong is what a reader wants to see; sorted() keeps the order of the seeds among equals.
     failures_first = sorted(run.episodes, key=lambda e: e.success)
     return {
+        "style": STYLE,
         "title": escape(f"{run.info.policy} drives {run.info.env}: {run.successes} of {count}"),
         "policy": escape(run.info.policy),
         "env": escape(run.info.env),
@@ -102,10 +109,8 @@ def _interval(run: RunSummary) -> str:
     low, high = run.success_interval
     rate = run.success_rate or 0.0
     return (
-        f'<p class="lead">{_percent(rate)}; the true rate lies between {_percent(low)} and {_percent(high)} with 95 % '
-        'confidence (Wilson)</p><div class="interval">'
-        f'<i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
-        f'<b style="left:{100 * rate:.1f}%"></b></div>'
+        f'<p class="lead">{percent(rate)}; the true rate lies between {percent(low)} and {percent(high)} with 95 % '
+        f"confidence (Wilson)</p>{interval_bar(rate, (low, high))}"
         '<div class="barscale num"><span>0 %</span><span>50 %</span><span>100 %</span></div>'
     )
 
@@ -221,25 +226,14 @@ def _episode_card(folder: Path, episode: EpisodeResult) -> str:
     if episode.clamps:
         facts.append(f"{episode.clamps} limits hit")
     return (
-        f'<article class="episode card" id="seed-{episode.seed}">{_video(folder, video)}<div class="text">'
-        f"<h3>seed {episode.seed} {_badge(episode)}{_link(folder, log)}</h3>"
+        f'<article class="episode card" id="seed-{episode.seed}">{video_element(folder, video)}<div class="text">'
+        f"<h3>seed {episode.seed} {badge(episode.outcome)}{_link(folder, log)}</h3>"
         f'<p class="facts num">{" · ".join(facts)}</p>{error}</div></article>'
     )
 
 
-def _video(folder: Path, video: Path) -> str:
-    if not video.is_file():
-        return ""
-    source, poster = _relative(folder, video), _relative(folder, video.with_suffix(".jpg"))
-    return f'<video src="{source}" poster="{poster}" controls muted playsinline preload="none"></video>'
-
-
-def _badge(episode: EpisodeResult) -> str:
-    return f'<span class="badge {episode.outcome}">{episode.outcome}</span>'
-
-
 def _link(folder: Path, log: Path) -> str:
-    return f'<a href="{_relative(folder, log)}">log</a>' if log.is_file() else ""
+    return f'<a href="{relative(folder, log)}">log</a>' if log.is_file() else ""
 
 
 def _table_row(episode: EpisodeResult) -> str:
@@ -247,7 +241,7 @@ def _table_row(episode: EpisodeResult) -> str:
     times = ("–",) * 3 if latency is None else (_ms(latency.p50), _ms(latency.p99), _ms(latency.max))
     cells = (
         f'<a href="#seed-{episode.seed}">{episode.seed}</a>',
-        _badge(episode),
+        badge(episode.outcome),
         str(episode.steps),
         f"{episode.duration_s:.1f}",
         f"{episode.rate_hz:.1f}",
@@ -260,29 +254,14 @@ def _table_row(episode: EpisodeResult) -> str:
 def _provenance(run: RunSummary, summary: Mapping[str, Any]) -> str:
     again = f"<pre>{escape(run.info.command)}</pre>" if run.info.command else ""
     parts = [("Run it again", again)] if again else []
-    parts.append(("Machine", _definitions(summary["machine"])))
-    parts.append(("Versions", _definitions(summary["versions"])))
+    parts.append(("Machine", definitions(summary["machine"])))
+    parts.append(("Versions", definitions(summary["versions"])))
     parts += [(f"Recipe {name}", f"<pre>{escape(text)}</pre>") for name, text in run.info.recipes.items()]
-    return "".join(
-        f"<details{' open' if k == 0 else ''}><summary>{escape(title)}</summary>{body}</details>"
-        for k, (title, body) in enumerate(parts)
-    )
-
-
-def _definitions(values: Mapping[str, object]) -> str:
-    items = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape('none' if value is None else str(value))}</dd>"
-        for name, value in values.items()
-    )
-    return f"<dl>{items}</dl>"
+    return folded(parts)
 
 
 def _label(stage: str) -> str:
     return STAGE_LABELS.get(stage, stage.replace("_", " "))
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.0f} %"
 
 
 def _ms(duration_ms: float) -> str:
@@ -290,14 +269,3 @@ def _ms(duration_ms: float) -> str:
     if duration_ms >= 100:
         return f"{duration_ms:.0f}"
     return f"{duration_ms:.1f}" if duration_ms >= 1 else f"{duration_ms:.2f}"
-
-
-def _relative(folder: Path, path: Path) -> str:
-    return escape(path.relative_to(folder).as_posix())
-
-
-def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.stats import mcnemar_p, wilson_interval
+from vla_robot.core.stats import wilson_interval
 from vla_robot.loop.timing import TOTAL, WORLD_STEP, Latency, summarise
 
 Outcome = Literal["success", "failure", "timeout", "error", "stopped"]
@@ -172,50 +172,6 @@ class RunSummary:
             for statistic, value in _rounded(summarise(durations_ms)).items():
                 rows.append(_row(f"{stage}_{statistic}", value, "ms"))
         return rows
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two policies on the same seeds.
-
-    Attributes:
-        baseline: name of the policy that is compared with.
-        policy: name of the other one.
-        paired: seeds that both finished.
-        only_baseline: of these, how many only the baseline solved.
-        only_policy: of these, how many only the other one solved.
-    """
-
-    baseline: str
-    policy: str
-    paired: int
-    only_baseline: int
-    only_policy: int
-
-    @property
-    def p(self) -> float:
-        """McNemar's exact test, two-sided: how likely such a split is between equals."""
-        return mcnemar_p(self.only_baseline, self.only_policy)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "baseline": self.baseline,
-            "policy": self.policy,
-            "paired": self.paired,
-            "only_baseline": self.only_baseline,
-            "only_policy": self.only_policy,
-            "mcnemar_p": self.p,
-        }
-
-
-def compare(baseline: RunSummary, other: RunSummary) -> Comparison:
-    """Pair the episodes of two runs by seed; a seed that only one of them has is left out."""
-    solved = {e.seed: e.success for e in baseline.episodes}
-    pairs = [(solved[e.seed], e.success) for e in other.episodes if e.seed in solved]
-    return Comparison(
-        baseline.info.policy, other.info.policy, len(pairs), pairs.count((True, False)), pairs.count((False, True))
-    )
 
 
 def _row(name: str, value: float | None, unit: str) -> dict[str, Any]:

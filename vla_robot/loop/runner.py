@@ -16,16 +16,17 @@ from vla_robot.core.ports import Policy, World
 from vla_robot.loop.control_loop import Guard, never, run_episode
 from vla_robot.loop.events import Subscriber
 from vla_robot.loop.recorder import EpisodeRecorder, log_path
-from vla_robot.loop.report import REPORT, video_path, write_report
+from vla_robot.loop.report import REPORT, write_report
+from vla_robot.loop.report_parts import video_path
 from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
 from vla_robot.loop.video import write_video
 from vla_robot.record.episode import read_episode
 from vla_robot.record.provenance import machine, versions
 
 
-def new_run_folder(root: Path) -> Path:
-    """A folder below `root` that is named by the time and does not exist yet; nothing is created."""
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+def new_run_folder(root: Path, prefix: str = "") -> Path:
+    """A folder below `root` that is named by the time, after the prefix, and does not exist yet; nothing is created."""
+    stamp = prefix + datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder = root / stamp
     count = 1
     while folder.exists():

@@ -21,6 +21,8 @@ class Recording:
         episodes: how many episodes are made.
         seed: the first episode's seed; the k-th episode has seed + k.
         keep: which episodes are stored; without it all when there is a driver, and successful ones otherwise.
+        also_ask: other instructions. Each frame gets a label for every one of them too, as episodes of their own: the
+            same picture with other words and another action is what teaches a policy to heed the words.
     """
 
     by: str = "expert"
@@ -29,6 +31,7 @@ class Recording:
     episodes: int = 50
     seed: int = 0
     keep: Literal["all", "success"] | None = None
+    also_ask: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.episodes < 1:

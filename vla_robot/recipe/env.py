@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from string import Formatter
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError, unknown
@@ -24,6 +25,7 @@ class CameraRecipe:
         fovy_deg: vertical field of view of our camera [degrees].
         height: frame height [px].
         width: frame width [px].
+        rate_hz: frames per second of a simulated camera that is slower than the control; one of metal has its own.
     """
 
     name: str
@@ -33,6 +35,7 @@ class CameraRecipe:
     fovy_deg: float = 45.0
     height: int = 224
     width: int = 224
+    rate_hz: float | None = None
 
     def __post_init__(self) -> None:
         placed = self.pos is not None and self.target is not None
@@ -90,6 +93,50 @@ class PlacementRecipe:
 
 
 @dataclass(frozen=True)
+class LanguageRecipe:
+    """Other words for the task, for `vla eval --language`.
+
+    Attributes:
+        paraphrases: the instruction in other words, with {target} where the instruction has it.
+        targets: the words that {target} can stand for; with them an instruction can name a wrong object.
+        neutral: what is said in the place of no instruction: a policy refuses an empty one.
+    """
+
+    paraphrases: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    neutral: str = "do something"
+
+    def __post_init__(self) -> None:
+        if len(set(self.targets)) != len(self.targets) or len(self.targets) == 1:
+            raise RecipeError(f"language.targets must be different words, two or more, not {list(self.targets)}")
+        if not self.neutral.strip():
+            raise RecipeError("language.neutral is empty, which policies refuse; leave it out, or say 'do something'")
+
+    def require_fit(self, instruction: str) -> None:
+        """Raise RecipeError unless these words can stand for the instruction."""
+        placeholders = _placeholders(instruction)
+        if self.targets and placeholders != {TARGET}:
+            raise RecipeError(f"language.targets needs {{{TARGET}}} in the instruction, which is '{instruction}'")
+        for paraphrase in self.paraphrases:
+            if paraphrase == instruction or _placeholders(paraphrase) != placeholders:
+                raise RecipeError(
+                    f"language.paraphrases: '{paraphrase}' must say '{instruction}' in other words, "
+                    f"with the same words in braces"
+                )
+
+
+TARGET = "target"
+"""What stands in braces in the instruction of a task that draws its object anew for each episode."""
+
+
+def _placeholders(text: str) -> set[str]:
+    try:
+        return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    except ValueError as error:  # a lone brace
+        raise RecipeError(f"'{text}': {error}") from error
+
+
+@dataclass(frozen=True)
 class EnvRecipe:
     """A task in a world.
 
@@ -97,6 +144,7 @@ class EnvRecipe:
         kind: "robosuite" for its single-arm tasks, "mujoco" for a scene of ours, "robot" for an arm of metal.
         instruction: the task in plain words, as the policy is asked.
         description: one line for `vla list`.
+        language: other words for the task, for `vla eval --language`.
         task: robosuite's name of the task, e.g. "Lift".
         arm: robosuite's name of the robot, e.g. "Panda"; for other kinds what the arm shall be called.
         scene: MJCF file, relative to this recipe: the world of kind "mujoco", the arm's joints and lengths for "robot".
@@ -117,6 +165,7 @@ class EnvRecipe:
     kind: Literal["robosuite", "mujoco", "robot"]
     instruction: str
     description: str = ""
+    language: LanguageRecipe | None = None
     task: str | None = None
     arm: str = "Panda"
     scene: Path | None = None
@@ -141,6 +190,8 @@ class EnvRecipe:
         if self.kind == "mujoco" and (self.scene is None or self.success is None):
             raise RecipeError("kind 'mujoco' needs scene (an MJCF file) and a [success] table")
         self._require_robot()
+        if self.language is not None:
+            self.language.require_fit(self.instruction)
         if not 1 <= self.rate_hz <= 100:
             raise RecipeError(f"rate_hz {self.rate_hz:g} is outside 1 to 100")
         if self.horizon < 1 or self.success_hold < 1:
@@ -148,6 +199,22 @@ class EnvRecipe:
         names = [camera.name for camera in self.cameras]
         if len(set(names)) != len(names):
             raise RecipeError(f"camera names repeat: {', '.join(names)}")
+        for camera in self.cameras:
+            self._require_rate(camera)
+
+    def _require_rate(self, camera: CameraRecipe) -> None:
+        if camera.rate_hz is None:
+            return
+        if self.robot is not None:
+            raise RecipeError(
+                f"camera '{camera.name}' has rate_hz, which is for simulations; a camera of metal has fps in "
+                f"[robot.cameras.{camera.source}.fields]"
+            )
+        if not 0.1 <= camera.rate_hz <= self.rate_hz:
+            raise RecipeError(
+                f"camera '{camera.name}' has rate_hz {camera.rate_hz:g}, allowed are 0.1 to {self.rate_hz:g}, the "
+                "world's own; raise that one for a faster camera"
+            )
 
     def _require_robot(self) -> None:
         if (self.kind == "robot") != (self.robot is not None):

@@ -48,6 +48,46 @@ class Architecture:
 
 
 @dataclass(frozen=True)
+class QuestionsRecipe:
+    """Questions about pictures that are learned beside robot data, so that a policy keeps its language.
+
+    Attributes:
+        folder: train.jsonl, held_out.jsonl and images; `vla data questions` makes one.
+        weight: share of each step's rows, and of its loss, that are questions; 0 only measures how many are answered.
+    """
+
+    folder: Path
+    weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < 1:
+            raise RecipeError(f"weight is {self.weight:g}, must lie in [0, 1): without robot data no action is learned")
+
+
+@dataclass(frozen=True)
+class RolloutsRecipe:
+    """Episodes in closed loop while the policy learns: what losses only hint at.
+
+    Attributes:
+        env: the world, by name or path.
+        every: steps between such measurements; there is one before the first step and one after the last.
+        episodes: of each measurement, always the same ones.
+        seed: the first episode's; the k-th has seed + k. Training data and the final score should use others.
+    """
+
+    env: str
+    every: int = 1000
+    episodes: int = 10
+    seed: int = 30_000
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.episodes < 1 or self.seed < 0:
+            raise RecipeError(
+                f"every is {self.every}, episodes {self.episodes} and seed {self.seed}; must be at least 1, 1 and 0"
+            )
+
+
+@dataclass(frozen=True)
 class FinetuneRecipe:
     """How a policy is trained.
 
@@ -84,6 +124,8 @@ class FinetuneRecipe:
         evaluate_every: steps between held-out losses.
         checkpoint_every: steps between checkpoints that a run can resume from.
         seed: of initialisation, order and augmentation.
+        questions: question-answer data that are learned beside the robot's.
+        rollouts: episodes in a world while the policy learns.
     """
 
     verb: Literal["finetune"] = "finetune"
@@ -116,8 +158,23 @@ class FinetuneRecipe:
     evaluate_every: int = 500
     checkpoint_every: int = 500
     seed: int = 0
+    questions: QuestionsRecipe | None = None
+    rollouts: RolloutsRecipe | None = None
+
+    @property
+    def question_rows(self) -> int:
+        """Rows of each step's batch that are questions: the nearest whole number, at least 1 unless the weight is 0."""
+        weight = self.questions.weight if self.questions else 0.0
+        return min(max(round(weight * self.batch_size), 1), self.batch_size - 1) if weight > 0 else 0
+
+    @property
+    def robot_rows(self) -> int:
+        """The others."""
+        return self.batch_size - self.question_rows
 
     def __post_init__(self) -> None:
+        if self.question_rows == 0 and self.questions and self.questions.weight > 0:
+            raise RecipeError("a batch_size of 1 has no room for questions beside robot data; take 2 or more")
         if self.data and self.mixture:
             raise RecipeError("data and mixture are two sources of frames; give one of them")
         if self.mixture and self.policy is None:

@@ -60,8 +60,8 @@ class PolicyRecipe:
             "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
         compiled: for kind "openvla", one compiled graph for each shape of batch: faster, after a first inference that
             takes a minute; on a CPU it needs a C++ compiler.
-        quantise: for kind "openvla", "int8" keeps matrices in eight bits: a quarter of fp32's memory, and some tokens
-            differ. It needs the extra [quantise].
+        quantise: for kind "openvla", "int8" or "int4" keeps matrices in so many bits: a quarter or an eighth of fp32's
+            memory, and some tokens differ. They need the extra [quantise].
         oft: for kind "openvla_oft", what the folder does not say.
         address: for kinds that ask a server, where it listens, e.g. "tcp://127.0.0.1:5580"; "ws://127.0.0.1:8000" for
             kind "openpi".

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.recipe.dump import dump
 from vla_robot.recipe.find import find
 from vla_robot.recipe.load import read
 from vla_robot.recipe.policy import ADDRESS_SCHEMES, PolicyRecipe
@@ -38,6 +40,15 @@ class PolicySource:
     def is_recipe(self) -> bool:
         """Whether a file says how it is used; a bare folder and an address speak for themselves."""
         return self.path is not None and not is_bare_checkpoint(self.path)
+
+    def mark(self) -> str:
+        """Changes whenever what it does may change: its recipe, or size or time of a file of its checkpoint.
+
+        A server's changes are not seen. Contents are not read: weights can be fifteen gigabytes.
+        """
+        files = sorted(self.recipe.checkpoint.glob("**/*")) if self.recipe.checkpoint else []
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+        return hashlib.sha256(f"{dump(self.recipe)}{stats}".encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         return str(self.path or self.recipe.address)

@@ -48,6 +48,7 @@ class Collector:
         driver_name: who that is, as it is stored.
         image_size: edge in pixels to which frames are resized before they are stored; None keeps them.
         max_steps: control steps after which an episode ends; None leaves it to the world's horizon.
+        also_ask: instructions that each frame is labelled for too, beside the episode's own.
     """
 
     world: World
@@ -56,6 +57,7 @@ class Collector:
     driver_name: str
     image_size: int | None = None
     max_steps: int | None = None
+    also_ask: tuple[str, ...] = ()
 
     def collect(self, seed: int) -> Demonstration:
         """One episode. The same seed gives the same one, stamps aside.
@@ -68,12 +70,16 @@ class Collector:
         self.driver.reset(seed)
         builder = DemonstrationBuilder(self.image_size)
         observation = self.world.reset(seed)
+        others: dict[str, list[Vector]] = {words: [] for words in self.also_ask if words != observation.instruction}
         while True:
             label, sent = self._decide(observation)
+            for words, labels in others.items():
+                labels.append(self._first_action(self.label, replace(observation, instruction=words)))
             result = self.world.step(sent)
             builder.add(observation, label, result)
             if result.terminated or result.truncated or len(builder) == self.max_steps:
-                return builder.finish(self.world.embodiment, seed, self.driver_name)
+                made = builder.finish(self.world.embodiment, seed, self.driver_name)
+                return replace(made, other_labels={words: np.stack(labels) for words, labels in others.items()})
             observation = result.observation
 
     def _decide(self, observation: Observation) -> tuple[Vector, Vector]:
@@ -132,8 +138,9 @@ def store(
     made: list[Collected] = []
     for demonstration in demonstrations:
         kept = keep == "all" or demonstration.succeeded
-        if kept:
-            writer.write(demonstration)
+        if kept:  # its own last: by it a recording that goes on knows that all are there
+            for episode in (*demonstration.asked_otherwise(), demonstration):
+                writer.write(episode)
         event = Collected(demonstration.seed, len(demonstration), demonstration.succeeded, kept)
         made.append(event)
         on_event(event)

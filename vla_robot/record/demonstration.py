@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +48,7 @@ class Demonstration:
         executed: (T, D) what the arm was given.
         success: (T,) bool, the task's success test held after the step.
         stamps_ns: (T,) int64, when the frames were captured.
+        other_labels: other instruction -> (T, D), what should have been done for that one.
     """
 
     embodiment: Embodiment
@@ -60,6 +61,7 @@ class Demonstration:
     executed: NDArray[np.float64]
     success: NDArray[np.bool_]
     stamps_ns: NDArray[np.int64]
+    other_labels: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -68,6 +70,20 @@ class Demonstration:
     def succeeded(self) -> bool:
         """The task was done at the end."""
         return bool(self.success[-1])
+
+    def asked_otherwise(self) -> list[Demonstration]:
+        """An episode for each other instruction: the same frames, other labels. Whether it was done is not known."""
+        return [
+            replace(
+                self,
+                instruction=instruction,
+                driver=f"{self.driver}, asked to {instruction}",
+                actions=actions,
+                success=np.zeros_like(self.success),
+                other_labels={},
+            )
+            for instruction, actions in self.other_labels.items()
+        ]
 
 
 class _Row(NamedTuple):

@@ -11,6 +11,7 @@ from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Dim, Embodiment
 from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.ports import World
+from vla_robot.serve.camera_frames import stamps_of
 
 
 class Arm(Protocol):
@@ -75,7 +76,7 @@ class WorldArm:
     def __init__(self, world: World) -> None:
         self._world = world
         self._holding: Vector | None = None
-        self._stamp_ns = 0
+        self._stamps_ns: dict[str, int] = {}
 
     @property
     def embodiment(self) -> Embodiment:
@@ -87,7 +88,7 @@ class WorldArm:
 
     @property
     def camera_stamps_ns(self) -> Mapping[str, int]:
-        return dict.fromkeys((camera.name for camera in self.embodiment.cameras), self._stamp_ns)
+        return self._stamps_ns
 
     def reset(self, seed: int) -> Observation:
         observation = self._world.reset(seed)
@@ -104,7 +105,7 @@ class WorldArm:
         if self._holding is None:
             raise WorldError("an arm that was never reset has no pose to hold.")
         result = self._world.step(self._holding)
-        self._stamp_ns = result.observation.stamp_ns
+        self._stamps_ns = stamps_of(result.observation)
         return result
 
     def stop(self) -> None:
@@ -114,7 +115,7 @@ class WorldArm:
         self._world.close()
 
     def _seen(self, observation: Observation, after: Vector | None) -> None:
-        self._stamp_ns = observation.stamp_ns
+        self._stamps_ns = stamps_of(observation)
         self._holding = holding(self.embodiment.action, self.embodiment.state, observation.state, after)
 
 

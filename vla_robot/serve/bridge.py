@@ -185,7 +185,10 @@ class Bridge:
         if lockstep and not self._arm.can_wait:
             raise ContractError("lockstep is for simulations: this arm's time does not stand still between commands.")
         if self.watchdog.stopped_by:
-            raise ContractError(f"the arm is stopped: {self.watchdog.stopped_by}. `arm` it first.")
+            raise ContractError(
+                f"the arm is stopped: {self.watchdog.stopped_by}. `arm` it first: `vla run --robot ADDRESS --arm`, "
+                "once you have looked why."
+            )
         self.end("another episode began")
         self._observation = self._arm.reset(seed)
         self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0

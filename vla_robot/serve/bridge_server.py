@@ -11,7 +11,7 @@ from __future__ import annotations
 import hmac
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +24,7 @@ from vla_robot.core.robot import Mode, Tick
 from vla_robot.serve.arm import Streamed
 from vla_robot.serve.bridge import NOTHING_SETTLED, Bridge
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, pack_tick
+from vla_robot.serve.camera_frames import FramesUnderWay
 from vla_robot.serve.viewers import Viewers
 from vla_robot.transport.limits import RateLimit
 from vla_robot.transport.nouns import Fields, pack_embodiment, pack_error, unpack_action_chunk, unpack_embodiment
@@ -90,6 +91,8 @@ class Stream:
         sent: highest number that was sent.
         sent_ns: when something was sent last.
         replaced: ticks that a newer one took the place of before they were sent.
+        frames: which cameras' frames are there, or on their way.
+        heard: when the newest `watch` was sent and received, each on its own clock [ns]; the next tick tells.
     """
 
     peer: bytes | None = None
@@ -99,6 +102,8 @@ class Stream:
     sent: int = 0
     sent_ns: int = 0
     replaced: int = 0
+    frames: FramesUnderWay = field(default_factory=FramesUnderWay)
+    heard: dict[str, int] = field(default_factory=dict[str, int])
 
     def push(self, tick: Tick) -> None:
         self.replaced += self.number > self.sent
@@ -112,6 +117,8 @@ class Stream:
         lost = now_ns - self.sent_ns > RESEND_S * NS_PER_S
         if not (fresh or lost):
             return None
+        if lost:
+            self.frames.give_up(self.seen)
         self.sent, self.sent_ns = self.number, now_ns
         return self.newest
 
@@ -288,14 +295,17 @@ class BridgeServer:
         stream = self._controller.stream
         tick = stream.due(self._clock.now_ns())
         if tick is not None and stream.peer is not None:
-            self._socket.send(stream.peer, self._packed(stream.number, tick))
+            observation = stream.frames.pick(stream.number, tick.result.observation)
+            lean = replace(tick, result=replace(tick.result, observation=observation))
+            self._socket.send(stream.peer, self._packed(stream.number, lean, stream.heard))
+            stream.heard = {}
         for peer in self._viewers.due():
             assert self._viewers.newest is not None
             if not self._socket.send(peer, self._packed(self._viewers.number, self._viewers.newest)):
                 self._viewers.drop(peer)
 
-    def _packed(self, number: int, tick: Tick) -> list[Buffer]:
-        body = {"number": number, "episode": self._bridge.episode}
+    def _packed(self, number: int, tick: Tick, heard: Mapping[str, int] | None = None) -> list[Buffer]:
+        body = {"number": number, "episode": self._bridge.episode, **({"heard": dict(heard)} if heard else {})}
         packed = pack_tick(tick, self._jpeg_quality, returned_ns=self._clock.now_ns())
         return encode(Message("tick", number, {**body, "tick": packed}))
 
@@ -372,6 +382,9 @@ class BridgeServer:
             raise TransportError("this stream belongs to no session that is open here; say hello first.")
         stream = self._controller.stream
         stream.peer, stream.seen = peer, min(max(stream.seen, fields.integer("seen")), stream.number)
+        if "sent_ns" in fields.names():
+            stream.heard = {"sent_ns": fields.integer("sent_ns"), "received_ns": self._clock.now_ns()}
+        stream.frames.hear(stream.seen, fields.table("frames").integers() if "frames" in fields.names() else None)
         self._hear()
         return {}
 

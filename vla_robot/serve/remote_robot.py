@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
@@ -21,6 +21,7 @@ from vla_robot.core.errors import TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.robot import Tick
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
+from vla_robot.serve.camera_frames import NewestFrames
 from vla_robot.transport.clock_sync import ClockSample, ClockSync, Offset
 from vla_robot.transport.keys import ClientSecurity
 from vla_robot.transport.nouns import Fields, pack_action_chunk, pack_embodiment, unpack_embodiment, unpack_error
@@ -37,6 +38,8 @@ CLOSE_TIMEOUT_S = 0.5
 
 SYNC_EXCHANGES = 8
 """Exchanges of stamps before each episode: the quickest of some decides how well the clocks are known."""
+SYNC_EVERY_S = 1.0
+"""While ticks come, their stamps are learnt from this often: what is known of drifting clocks fades."""
 
 
 class RemoteRobot:
@@ -71,7 +74,7 @@ class RemoteRobot:
         self._session = ""
         self._number = 0
         self._stages_ms: dict[str, float] = {}
-        self._sync = ClockSync()
+        self._sync, self._synced_ns = ClockSync(), 0
         self._refusals: list[VlaError] = []
         self._socket: ClientSocket | None = ClientSocket(address, security)
         self._stream: _Stream | None = None
@@ -201,7 +204,11 @@ class RemoteRobot:
             sent_ns = self._clock.now_ns()
             answer = Fields(self._exchange("clock", {}, ANSWER_TIMEOUT_S).body, "answer to clock")
             stamps = answer.integer("received_ns"), answer.integer("answered_ns")
-            self._sync.add(ClockSample(sent_ns, *stamps, self._clock.now_ns()))
+            self._learn_clocks(ClockSample(sent_ns, *stamps, self._clock.now_ns()))
+
+    def _learn_clocks(self, sample: ClockSample) -> None:
+        self._sync.add(sample)
+        self._synced_ns = sample.returned_ns
 
     def _tick_above(self, number: int, timeout_s: float) -> Tick:
         arrived = self._connected_stream().await_tick(lambda a: a.number > number, timeout_s)
@@ -212,6 +219,8 @@ class RemoteRobot:
     def _taken(self, arrived: Arrived) -> Tick:
         observation = arrived.tick.result.observation
         self._embodiment.check(observation)
+        if arrived.clocks is not None and arrived.clocks.returned_ns - self._synced_ns >= SYNC_EVERY_S * NS_PER_S:
+            self._learn_clocks(arrived.clocks)
         away_ns = arrived.at_ns - arrived.returned_ns + self.offset.offset_ns
         self._stages_ms = {
             "render": (arrived.returned_ns - observation.stamp_ns) / NS_PER_MS,
@@ -294,6 +303,7 @@ class Arrived:
         tick: what the robot did.
         returned_ns: when it was sent, on the bridge's clock.
         at_ns: when it came, on ours.
+        clocks: the newest exchange of stamps until then, if any: `watch` is its way there, a tick its way back.
     """
 
     number: int
@@ -301,6 +311,7 @@ class Arrived:
     tick: Tick
     returned_ns: int
     at_ns: int
+    clocks: ClockSample | None = None
 
 
 class _Stream:
@@ -311,6 +322,7 @@ class _Stream:
         self._clock = clock
         self._changed = threading.Condition()
         self._newest: Arrived | None = None
+        self._frames = NewestFrames()
         self._failure: VlaError | None = None
         self._stop = threading.Event()
         self._seq = 0
@@ -349,7 +361,8 @@ class _Stream:
         seen = 0 if self._newest is None else self._newest.number
         # While the network is frozen, the queue is full: what is said next says it all.
         with contextlib.suppress(TransportError):
-            socket.send(encode(Message("watch", self._seq, {"session": self._session, "seen": seen})))
+            body = {"session": self._session, "seen": seen, "frames": self._frames.stamps_ns}
+            socket.send(encode(Message("watch", self._seq, {**body, "sent_ns": self._clock.now_ns()})))
 
     def _take(self, message: Message) -> None:
         fields = Fields(message.body, message.kind)
@@ -358,9 +371,17 @@ class _Stream:
         number, packed = fields.integer("number"), fields.table("tick")
         if self._newest is not None and number <= self._newest.number:
             return
-        arrived = Arrived(
-            number, fields.integer("episode"), unpack_tick(packed), packed.integer("returned_ns"), self._clock.now_ns()
-        )
+        episode, tick = fields.integer("episode"), unpack_tick(packed)
+        observation = self._frames.complete(episode, tick.result.observation)
+        if observation is None:
+            return  # a camera's first frame was lost; what is not acknowledged comes again, whole
+        tick = replace(tick, result=replace(tick.result, observation=observation))
+        returned_ns, at_ns = packed.integer("returned_ns"), self._clock.now_ns()
+        clocks = None if self._newest is None else self._newest.clocks
+        if "heard" in fields.names():
+            heard = fields.table("heard")
+            clocks = ClockSample(heard.integer("sent_ns"), heard.integer("received_ns"), returned_ns, at_ns)
+        arrived = Arrived(number, episode, tick, returned_ns, at_ns, clocks)
         with self._changed:
             self._newest = arrived
             self._changed.notify_all()

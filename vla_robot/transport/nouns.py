@@ -77,6 +77,10 @@ class Fields:
             raise TransportError(f"{self._of}: '{key}' does not fit into 64 bits with a sign: {value}.")
         return value
 
+    def integers(self) -> dict[str, int]:
+        """All fields, each an integer."""
+        return {name: self.integer(name) for name in self.names()}
+
     def number(self, key: str) -> float:
         """A float; an int is taken for one."""
         value = self._get(key)
@@ -146,6 +150,7 @@ def pack_observation(observation: Observation, jpeg_quality: Mapping[str, int] |
         "step": observation.step,
         "privileged": dict(observation.privileged),
         **({} if observation.committed is None else {"committed": observation.committed}),
+        **({"stamps_ns": dict(observation.stamps_ns)} if observation.stamps_ns else {}),
     }
 
 
@@ -159,6 +164,7 @@ def unpack_observation(fields: Fields) -> Observation:
         step=fields.integer("step"),
         privileged={name: privileged.array(name, np.float64, ndim=1) for name in privileged.names()},
         committed=fields.array("committed", np.float64, ndim=2) if "committed" in fields.names() else None,
+        stamps_ns=fields.table("stamps_ns").integers() if "stamps_ns" in fields.names() else {},
     )
 
 

@@ -8,6 +8,7 @@ from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.optional import require
 from vla_robot.core.ports import World
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.world.paced_cameras import PacedCameras
 
 
 def build_world(recipe: EnvRecipe, privileged: bool = False) -> World:
@@ -29,7 +30,9 @@ def build_world(recipe: EnvRecipe, privileged: bool = False) -> World:
         )
     if recipe.kind not in _BUILDERS:
         raise RecipeError(unknown("world kind", recipe.kind, _BUILDERS))
-    return _BUILDERS[recipe.kind](recipe, privileged)
+    world = _BUILDERS[recipe.kind](recipe, privileged)
+    rates_hz = {camera.name: camera.rate_hz for camera in recipe.cameras if camera.rate_hz is not None}
+    return PacedCameras(world, rates_hz) if rates_hz else world
 
 
 def _robosuite(recipe: EnvRecipe, privileged: bool) -> World:

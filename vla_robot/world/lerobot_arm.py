@@ -264,7 +264,8 @@ class LerobotArm:
         """The frames as they are, and the joints as they were read a moment ago."""
         frames = {c.name: self._frame(c.name, c.source or "", c.height, c.width) for c in self._recipe.cameras}
         stamp_ns = min([self._read_ns, *self._stamps.values()])
-        return Observation(frames, self._state(), self._recipe.instruction, stamp_ns, self._step)
+        stamps_ns = dict(self._stamps)
+        return Observation(frames, self._state(), self._recipe.instruction, stamp_ns, self._step, stamps_ns=stamps_ns)
 
     def _frame(self, name: str, source: str, height: int, width: int) -> Image:
         frame, self._stamps[name] = self._cameras[source].newest()

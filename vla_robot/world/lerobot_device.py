@@ -138,9 +138,7 @@ class LerobotDevice:
             raise WorldError(self._uncalibrated(f"has no calibration at {self.calibration_file}"))
         if self._bus is not None:
             with self._explained("does not answer"):
-                self._meet()
-                self._check_and_anchor()
-                self._bus.disconnect(disable_torque=False)
+                self._patiently(self._look)
         with self._explained("cannot be connected"):
             self._patiently(lambda: self._robot.connect(calibrate=False))
         if not self._robot.is_calibrated:
@@ -290,6 +288,11 @@ class LerobotDevice:
             math.degrees(angle) * (-1.0 if joint.inverted else 1.0) + joint.zero_deg
             for angle, (_, joint) in zip(joints.tolist(), self._joints, strict=True)
         ]
+
+    def _look(self) -> None:
+        self._meet()
+        self._check_and_anchor()
+        self._bus.disconnect(disable_torque=False)
 
     def _meet(self) -> None:
         """Open the bus, and see that every motor is there; lerobot's own greeting takes a hot one for an absent one."""

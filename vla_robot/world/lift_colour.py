@@ -4,7 +4,9 @@ Which one is the episode's seed modulo three, so that consecutive seeds ask for 
 cubes lie is drawn anew each time: on a strip of 10 x 26 cm, far enough apart for open fingers between them, turned by
 at most 20 degrees, so that fingers which close along the base's y axis meet their sides.
 
-Importing this module registers the task with robosuite.
+LiftSome is the same with one, two or all three of them, in turn; the one that is to be lifted is always there.
+
+Importing this module registers the tasks with robosuite.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ LIFTED_M = 0.04
 """robosuite's Lift counts a cube as lifted when its centre is this far above the table."""
 
 TABLE_M = np.array([0.0, 0.0, 0.8])
+AWAY_M = np.array([3.0, 0.0, HALF_EDGE_M])
+"""Where a cube lies that is not part of a scene: on the floor, behind the cameras that look at the table."""
 
 
 class LiftColour(Lift):
@@ -72,10 +76,28 @@ class LiftColour(Lift):
 
     def _reset_internal(self) -> None:
         ManipulationEnv._reset_internal(self)
-        for (x, y, yaw), cube in zip(_places(), self.cubes.values(), strict=True):
-            position = TABLE_M + (x, y, HALF_EDGE_M + 0.01)
-            turn = (np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2))
-            self.sim.data.set_joint_qpos(cube.joints[0], np.concatenate([position, turn]))
+        for (x, y, yaw), colour in zip(_places(), COLOURS, strict=True):
+            self._put(colour, TABLE_M + (x, y, HALF_EDGE_M + 0.01), yaw)
+
+    def _put(self, colour: str, position_m: np.ndarray, yaw_rad: float = 0.0) -> None:
+        turn = (np.cos(yaw_rad / 2), 0.0, 0.0, np.sin(yaw_rad / 2))
+        self.sim.data.set_joint_qpos(self.cubes[colour].joints[0], np.concatenate([position_m, turn]))
+
+
+class LiftSome(LiftColour):
+    """The same with one to three cubes: nine consecutive seeds have each target with each number of cubes."""
+
+    count = len(COLOURS)
+
+    def choose_target(self, seed: int) -> str:
+        self.count = 1 + seed // len(COLOURS) % len(COLOURS)
+        return super().choose_target(seed)
+
+    def _reset_internal(self) -> None:
+        super()._reset_internal()
+        others = np.random.permutation([colour for colour in COLOURS if colour != self.target])
+        for number, colour in enumerate(others[self.count - 1 :]):
+            self._put(colour, AWAY_M + (0.0, 10 * HALF_EDGE_M * number, 0.0))
 
 
 def _cube(colour: str) -> BoxObject:

@@ -41,7 +41,7 @@ SINGLE_ARM_TASKS = ("Lift", "Stack", "NutAssembly", "NutAssemblySquare", "NutAss
                     "PickPlaceSingle", "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Door",
                     "Wipe", "ToolHang")  # fmt: skip
 
-OUR_TASKS = {"LiftColour": "vla_robot.world.lift_colour"}
+OUR_TASKS = {"LiftColour": "vla_robot.world.lift_colour", "LiftSome": "vla_robot.world.lift_colour"}
 """Tasks of ours for robosuite, and the module whose import registers them."""
 
 

@@ -65,6 +65,11 @@ class OpenVLAConfig:
         """One past the last action token id."""
         return int(self.text_config["vocab_size"]) - self.pad_to_multiple_of
 
+    @property
+    def num_words(self) -> int:
+        """Rows of the vocabulary before the first action: what a text is said in. Llama's 256 rarest are actions."""
+        return self.action_vocab_end - self.n_action_bins
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str) -> OpenVLAConfig:
         """From the content of config.json.

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 
 from vla_robot.core.errors import PolicyError
 from vla_robot.policy.openvla.inputs import Stages
+from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.reason import Decoder
 
 
@@ -69,6 +70,39 @@ class Generator:
         logits = linear(hidden, self._head)
         require_finite(torch.isfinite(logits).all())
         return logits
+
+
+def say(decoder: Decoder, model: OpenVLA, embeds: Tensor, end: int, max_tokens: int) -> Tensor:
+    """Greedy decoding of one text over the words of the vocabulary, all rows before the first action.
+
+    Args:
+        decoder: the language model.
+        model: whose embeddings and output rows those are.
+        embeds: (1, S, D) prompt embeddings.
+        end: id after which nothing is said.
+        max_tokens: after so many ids the text is cut off.
+
+    Returns:
+        (L,) int64 ids, the end included.
+
+    Raises:
+        PolicyError: a logit is not finite.
+        ContractError: the sequence is longer than the positions that the model knows.
+    """
+    words = model.config.num_words
+    embeddings, head = (
+        model.language_model.model.embed_tokens.weight[:words],
+        model.language_model.lm_head.weight[:words],
+    )
+    hidden, cache = decoder.prefill(embeds, None, max_tokens - 1)
+    said: list[Tensor] = []
+    while True:
+        logits = linear(hidden, head)  # (1, words)
+        require_finite(torch.isfinite(logits).all())
+        said.append(logits.argmax(dim=-1))
+        if len(said) == max_tokens or int(said[-1]) == end:
+            return torch.cat(said)
+        hidden = decoder.step(embeddings[said[-1]], cache)
 
 
 def require_finite(finite: Tensor) -> None:

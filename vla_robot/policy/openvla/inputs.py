@@ -157,21 +157,26 @@ class ObservationReader:
         """
         if not observations:
             raise ContractError("a batch needs at least one observation.")
-        images = [self._images(o) for o in observations]
+        images = [self.images(o.images) for o in observations]
         prompts = [self.tokenizer(o.instruction) for o in observations]
         return Batch(self._preprocessor(images), prompts, self._state(observations, keys))
 
-    def _images(self, observation: Observation) -> list[Image]:
-        wanted = self._cameras or sorted(observation.images)
-        missing = [name for name in wanted if name not in observation.images]
+    def images(self, seen: Mapping[str, Image]) -> list[Image]:
+        """Frames by camera name -> those that the model looks at, in its order.
+
+        Raises:
+            ContractError: one is missing, or there are too many.
+        """
+        wanted = self._cameras or sorted(seen)
+        missing = [name for name in wanted if name not in seen]
         if missing:
-            raise ContractError(unknown("camera", missing[0], observation.images))
+            raise ContractError(unknown("camera", missing[0], seen))
         if len(wanted) != self._config.num_images:
             raise ContractError(
                 f"the policy reads {self._config.num_images} camera(s), the observation has {len(wanted)}: "
                 f"{', '.join(wanted)}."
             )
-        return [observation.images[name] for name in wanted]
+        return [seen[name] for name in wanted]
 
     def _state(self, observations: Sequence[Observation], keys: Keys | None) -> Tensor | None:
         """(B, proprio_dim) float32, normalised and clipped, or None."""

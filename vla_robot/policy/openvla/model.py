@@ -85,14 +85,32 @@ class OpenVLA(nn.Module):
             smoothing: standard deviation, in bins, of a Gaussian that spreads each action label over its neighbours;
                 0 is the reference. Neighbouring bins are almost right, which plain cross-entropy does not know.
         """
+        logits, targets, _ = self._predict(pixels, input_ids, labels, state)
+        return self._score(logits, targets, smoothing)
+
+    def says(self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None) -> Tensor:
+        """(B,) bool: whether greedy decoding over the words would say a row's labels, and nothing else.
+
+        One pass is enough: as long as each token is the label, the next one is decided after the labels before it.
+
+        Args:
+            pixels, input_ids, labels, state: as in `forward`; the labels are words and the end.
+        """
+        logits, targets, rows = self._predict(pixels, input_ids, labels, state)
+        wrong = logits[:, : self.config.num_words].argmax(dim=1) != targets
+        return torch.bincount(rows[wrong], minlength=len(input_ids)) == 0
+
+    def _predict(
+        self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of all K labelled positions: (K, V) logits, (K,) labels, (K,) rows of the batch that they stand in."""
         embeds = self.embed(pixels, input_ids, state)
         hidden = self.language_model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         inserted = embeds.shape[1] - input_ids.shape[1]
         rows, columns = torch.nonzero(labels[:, 1:] != IGNORE, as_tuple=True)
-        targets = labels[rows, columns + 1]  # (K,)
         # Label `columns + 1` of the text is predicted one position earlier, after the inserted tokens.
-        logits = self.language_model.lm_head(hidden[rows, columns + inserted]).float()  # (K, V)
-        return self._score(logits, targets, smoothing)
+        logits = self.language_model.lm_head(hidden[rows, columns + inserted]).float()
+        return logits, labels[rows, columns + 1], rows
 
     def _score(self, logits: Tensor, targets: Tensor, smoothing: float) -> TrainingOutput:
         end, bins = self.config.action_vocab_end, self.config.n_action_bins

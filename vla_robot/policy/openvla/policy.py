@@ -18,7 +18,7 @@ from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.policy.openvla.action_tokens import ActionTokenizer
 from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_dtype
 from vla_robot.policy.openvla.compiled import CompiledInference
-from vla_robot.policy.openvla.generate import Generator
+from vla_robot.policy.openvla.generate import Generator, say
 from vla_robot.policy.openvla.inputs import (
     Batch,
     Keys,
@@ -84,11 +84,11 @@ class OpenVLAPolicy:
         self._compiled = CompiledInference(model, self._generator) if compiled else None
 
     def quantise(self, how: str) -> None:
-        """Turn the matrices into "int8", in place; embeddings, norms and the action rows keep their precision.
+        """Turn the matrices into "int8" or "int4", in place; embeddings, norms and the action rows stay as they are.
 
         Raises:
-            PolicyError: there is no kernel for it, or the policy is compiled.
-            MissingDependencyError: torchao is absent.
+            PolicyError: the way is unknown, or the policy is compiled.
+            MissingDependencyError: torchao or bitsandbytes is absent.
         """
         if self._compiled is not None:
             raise PolicyError("a compiled policy cannot be quantised: compiled = false, or leave quantise out.")
@@ -133,6 +133,27 @@ class OpenVLAPolicy:
                 embeds, lengths = embed(self.model, batch, stages)
                 tokens = self._generator.tokens(embeds, lengths, action_dim, stages)
         return tokens.cpu().numpy()
+
+    @torch.inference_mode()
+    def answer(self, images: Mapping[str, Image], question: str, max_tokens: int = 32) -> str:
+        """What the policy says of a scene, in words; useful where it learned from questions ("Keep its language").
+
+        Args:
+            images: camera name -> (H, W, 3) uint8.
+            question: in plain words, e.g. "which cube is left?".
+            max_tokens: after so many the answer is cut off.
+
+        Raises:
+            ContractError: a camera is missing, or the question is empty or too long.
+            PolicyError: the model's output is not finite.
+        """
+        dim = self.model.config.proprio_dim
+        state = None if dim is None else torch.zeros(1, dim)  # a question is about the scene, whatever the arm does
+        batch = Batch(self.preprocessor([self.read.images(images)]), [self.tokenizer.question(question)], state)
+        with threads_for(self.model, batch):
+            embeds, _ = embed(self.model, batch)
+            said = say(self._decoder, self.model, embeds, self.tokenizer.eos, max_tokens)
+        return self.tokenizer.words(said.cpu().numpy())
 
     def generate_tokens(
         self,
@@ -210,12 +231,13 @@ def load(
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
         pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
         compiled: one compiled graph for each shape of batch; the first inference of a shape then takes a minute.
-        quantise: "int8" for matrices of eight bits, made while loading; the folder holds plain weights as ever.
+        quantise: "int8" or "int4" for matrices of so many bits, made while loading; the folder holds plain weights as
+            ever.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or fails the self-test.
         PolicyError: nothing can be compiled here, or not quantised this way.
-        MissingDependencyError: quantising needs torchao.
+        MissingDependencyError: quantising needs torchao (int8) or bitsandbytes (int4).
     """
     if quantise is not None:
         require_quantiser(quantise)  # before gigabytes are read

@@ -1,6 +1,7 @@
-"""Prompt: instruction -> token ids.
+"""Prompt: instruction or question -> token ids.
 
     [BOS] In: What action should the robot take to lift the red cube?\\nOut: [space]   -> then 7 action tokens, then EOS
+    [BOS] In: which cube is left?\\nOut: [space]                                       -> then a text, then EOS
 
 The trailing space token (id 29871 in Llama's vocabulary) stands in every training text between "Out:" and the first
 action; a prompt without it asks the model a question that it never saw.
@@ -19,10 +20,11 @@ from tokenizers import Tokenizer
 
 from vla_robot.core.errors import CheckpointError, ContractError
 
-TEMPLATE = "In: What action should the robot take to {instruction}?\nOut:"
+ASKED_FOR_ACTION = "What action should the robot take to {instruction}?"
+TEMPLATE = f"In: {ASKED_FOR_ACTION}\nOut:"
 TEMPLATE_VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
-    "and polite answers to the user's questions. USER: What action should the robot take to {instruction}? ASSISTANT:"
+    f"and polite answers to the user's questions. USER: {ASKED_FOR_ACTION} ASSISTANT:"
 )
 """Of openvla-v01-7b, whose language model is Vicuna. The reference looks for "v01" in the folder's name instead."""
 SPACE = "\u2581"
@@ -52,6 +54,7 @@ class PromptTokenizer:
         """
         self._tokenizer = tokenizer
         self._template = template
+        self._question_template = template.replace(ASKED_FOR_ACTION, "{question}")
         self.bos = self._id("<s>")
         self.eos = self._id("</s>")
         self.space = self._id(SPACE)
@@ -78,6 +81,25 @@ class PromptTokenizer:
         """
         return self._encode(instruction)
 
+    def question(self, question: str) -> NDArray[np.int64]:
+        """(L,) int64 ids of a prompt that asks this and nothing else; its words are left as they are.
+
+        Raises:
+            ContractError: the question is empty.
+        """
+        if not question.strip():
+            raise ContractError("the question is empty; ask something about the image, e.g. 'which cube is left?'.")
+        return self._prompt(self._question_template.format(question=question))
+
+    def answer(self, answer: str) -> NDArray[np.int64]:
+        """(L,) int64 ids of a text that stands after "Out: ", the end included."""
+        return np.array([*self._ids(answer), self.eos], dtype=np.int64)
+
+    def words(self, ids: NDArray[np.int64]) -> str:
+        """The text of an answer's ids, up to its end."""
+        said = ids.tolist()
+        return self._tokenizer.decode(said[: said.index(self.eos)] if self.eos in said else said).strip()
+
     def finish(self, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The ids with the space token at the end, added where a caller's own tokenisation lacks it."""
         return finish(input_ids, self.space)
@@ -89,10 +111,15 @@ class PromptTokenizer:
         return self._template.format(instruction=instruction.lower())
 
     def _encode_uncached(self, instruction: str) -> NDArray[np.int64]:
-        ids = self._tokenizer.encode(self.text(instruction), add_special_tokens=False).ids
-        prompt = self.finish(np.array([self.bos, *ids], dtype=np.int64))
+        prompt = self._prompt(self.text(instruction))
         prompt.setflags(write=False)  # the cache hands out the same array again
         return prompt
+
+    def _prompt(self, text: str) -> NDArray[np.int64]:
+        return self.finish(np.array([self.bos, *self._ids(text)], dtype=np.int64))
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def _id(self, token: str) -> int:
         found = self._tokenizer.token_to_id(token)

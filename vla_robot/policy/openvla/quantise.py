@@ -1,38 +1,37 @@
-"""Weight-only int8 through torchao: a quarter of fp32's memory for the matrices, tokens that may differ.
+"""Weight-only int8 and int4: a quarter and an eighth of fp32's memory for the matrices, tokens that may differ.
 
-Each row of a matrix keeps one scale; activations stay in the policy's precision. What is read by index (embeddings, the
-action rows) and what is small (norms, biases) is left alone.
+int8 (torchao) keeps one scale for each row of a matrix, int4 (bitsandbytes' NF4) one for each 64 numbers; activations
+stay in the policy's precision. What is read by index (embeddings, the action rows) and what is small (norms, biases) is
+left alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from vla_robot.core.errors import PolicyError, unknown
 from vla_robot.core.optional import require
+from vla_robot.policy.openvla.four_bits import FourBitMatrix
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.reason import Decoder
 
-INT8, INT4 = "int8", "int4"
+PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
+"""How weights can be kept -> the package that does it."""
 
 
 def require_quantiser(how: str) -> None:
     """Raise unless weights can be quantised this way here.
 
     Raises:
-        PolicyError: the way is unknown, or has no kernel.
-        MissingDependencyError: torchao is absent.
+        PolicyError: the way is unknown.
+        MissingDependencyError: its package is absent.
     """
-    if how not in (INT8, INT4):
-        raise PolicyError(unknown("quantisation", how, (INT8, INT4)))
-    if how == INT4:
-        raise PolicyError(
-            "quantise = 'int4' cannot run here: torchao 0.18 packs int4 weights for CUDA only, and this engine "
-            "has not been measured with it there. Use quantise = 'int8'."
-        )
-    require("torchao", "quantise", f"quantise = '{how}'")
+    if how not in PACKAGES:
+        raise PolicyError(unknown("quantisation", how, list(PACKAGES)))
+    require(PACKAGES[how], "quantise", f"quantise = '{how}'")
 
 
 def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
@@ -44,24 +43,31 @@ def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
         PolicyError, MissingDependencyError: as `require_quantiser`.
     """
     require_quantiser(how)
+    convert: Callable[[Tensor], Tensor] = FourBitMatrix.pack if how == "int4" else _int8
+    for part in (model.vision_backbone, model.projector, model.proprio_projector):
+        for module in _linears(part):
+            module.weight = _fixed(convert(module.weight))
+    for module in _linears(model.language_model.model.layers):
+        # Its shape is still asked for, its numbers live on in the decoder.
+        module.weight = _fixed(module.weight.detach().to("meta"))
+    decoder.convert(convert)
+
+
+def _linears(part: nn.Module | None) -> list[nn.Linear]:
+    return [module for module in part.modules() if isinstance(module, nn.Linear)] if part is not None else []
+
+
+def _fixed(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
+
+
+def _int8(matrix: Tensor) -> Tensor:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
 
-    config = Int8WeightOnlyConfig()
-    parts = (model.vision_backbone, model.projector, model.proprio_projector)
-    for part in parts:
-        if part is not None:
-            quantize_(part, config)
-
-    def convert(matrix: Tensor) -> Tensor:
-        holder = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
-        holder.weight = nn.Parameter(matrix, requires_grad=False)
-        quantize_(holder, config)
-        return holder.weight.detach()
-
-    for module in model.language_model.model.layers.modules():
-        if isinstance(module, nn.Linear):  # its shape is still asked for, its numbers live on in the decoder
-            module.weight = nn.Parameter(module.weight.detach().to("meta"), requires_grad=False)
-    decoder.convert(convert)
+    holder = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
+    holder.weight = _fixed(matrix.detach())
+    quantize_(holder, Int8WeightOnlyConfig())
+    return holder.weight.detach()
 
 
 def memory_bytes(model: OpenVLA, decoder: Decoder) -> int:

@@ -66,14 +66,21 @@ function build() {
     caption.textContent = name;
     figure.append(canvas, caption);
     part("cameras").append(figure);
-    return [name, { canvas, context: canvas.getContext("2d"), caption }];
+    return [name, { canvas, context: canvas.getContext("2d"), caption, recorded: null }];
   }));
+  part("overlay").hidden = !Object.keys(about.overlay ?? {}).length;
+  for (const [name, file] of Object.entries(about.overlay ?? {})) layOver(cameras.get(name), file);
   state = new Multiples(part("state"), about.state);
   action = new Multiples(part("action"), about.action);
   part("aside").hidden = about.kind === "drive";
   document.querySelector("main").classList.toggle("driving", about.kind === "drive");
   part("drive").hidden = !about.may.includes("drive");
   if (about.may.includes("drive") && drive === null) drive = new Drive(act, stop, warn);
+}
+
+async function layOver(camera, base64) {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  camera.recorded = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
 }
 
 // The length of the facts, the facts, the JPEG files one after another.
@@ -99,6 +106,11 @@ async function paint([name, file]) {
   }
   camera.context.drawImage(picture, 0, 0);
   picture.close();
+  if (camera.recorded) {
+    camera.context.globalAlpha = part("overlay-share").value / 100;
+    camera.context.drawImage(camera.recorded, 0, 0, camera.canvas.width, camera.canvas.height);
+    camera.context.globalAlpha = 1;
+  }
   shown.pictures += 1;
 }
 

@@ -1,0 +1,322 @@
+"""`vla eval`: many worlds, one result; stopped and continued; asked in other words."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_robot.cli import evaluate
+from vla_robot.cli.main import main
+from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.errors import PolicyError, WorldError
+from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+
+EMBODIMENT = Embodiment(
+    name="pointer",
+    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -1, 1), Dim("gripper", "1", 0, 1))),
+    state=(Dim("x", "m", -1, 1),),
+    cameras=(CameraSpec("front", 16, 16),),
+    rate_hz=10,
+)
+SIDES = ("left", "right")
+
+
+class Sides:
+    """Two cubes; whoever goes to one raises it. The seed says which one is asked for, and how far away they are."""
+
+    embodiment = EMBODIMENT
+    instruction = "lift {target}"
+
+    def __init__(self, dies_at: Callable[[int], bool] = lambda seed: False) -> None:
+        self.dies_at = dies_at
+
+    def reset(self, seed: int) -> Observation:
+        self.seed, self.x, self.now = seed, 0.0, 0
+        self.target, self.far = SIDES[seed % 2], 2 + seed % 3
+        return self._look()
+
+    def step(self, action: Vector) -> StepResult:
+        if self.dies_at(self.seed):
+            raise WorldError("the world's process died unexpectedly.")
+        self.x, self.now = self.x + float(action[0]), self.now + 1
+        raised = self._raised()
+        success = raised == self.target
+        return StepResult(self._look(), action, success, terminated=raised is not None, truncated=self.now == 6)
+
+    def close(self) -> None:
+        pass
+
+    def _raised(self) -> str | None:
+        return SIDES[int(self.x > 0)] if abs(self.x) >= self.far else None
+
+    def _look(self) -> Observation:
+        frame = np.full((16, 16, 3), self.now, np.uint8)
+        truth = {f"{side}_pos": np.array([0, 0, 0.1 * (self._raised() == side)]) for side in SIDES}
+        truth |= {f"{side}_mat": np.eye(3).ravel() for side in SIDES}
+        text = f"lift {self.target}"
+        return Observation({"front": frame}, np.array([self.x]), text, self.now, self.now, truth)
+
+
+class Obedient:
+    """Goes where the words say."""
+
+    def __init__(self) -> None:
+        self.seen: list[Observation] = []
+
+    def reset(self, seed: int) -> None:
+        pass
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.seen.extend(observations)
+        return [ActionChunk(np.array([[_where(o.instruction), 1.0]]), o.stamp_ns, o.step) for o in observations]
+
+
+def _where(instruction: str) -> float:
+    return {"left": -1.0, "right": 1.0}.get(instruction.split()[-1], 0.1)
+
+
+class Lets:
+    """A guard without limits."""
+
+    def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
+        return action, ()
+
+
+ENV = """
+kind = "robosuite"
+task = "Lift"
+instruction = "lift {target}"
+
+[language]
+targets = ["left", "right"]
+paraphrases = ["raise what is {target}"]
+"""
+
+
+class Bench:
+    """What the tests may replace, and what they find: worlds that were opened, and policies that were built."""
+
+    def __init__(self) -> None:
+        self.world: Callable[[], Any] = Sides
+        self.policy: Callable[[], Any] = Obedient
+        self.opened: list[Any] = []
+        self.built: list[Any] = []
+
+    @contextmanager
+    def open_world(self, env: Path, privileged: bool) -> Iterator[Any]:
+        assert privileged
+        self.opened.append(self.world())
+        yield self.opened[-1]
+
+    def build_policy(self, *_: object) -> Any:
+        self.built.append(self.policy())
+        return self.built[-1]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """An empty working directory with a world and two policies of its own; processes and models are small ones."""
+    for kind, name, text in (
+        ("envs", "mine", ENV),
+        ("policies", "mine", 'kind = "hold"\n'),
+        ("policies", "other", 'kind = "hold"\n'),
+    ):
+        (tmp_path / kind).mkdir(exist_ok=True)
+        (tmp_path / kind / f"{name}.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    bench = Bench()
+    monkeypatch.setattr(evaluate, "open_world", bench.open_world)
+    monkeypatch.setattr(evaluate, "build_policy", bench.build_policy)
+    monkeypatch.setattr(evaluate, "build_guard", lambda _: Lets())
+    return bench
+
+
+def run(*more: str) -> int:
+    words = ["eval", "--env", "mine", "--policy", "mine", "--episodes", "4", "--seed", "6", "--json", "out.json"]
+    return main([*words, "--out", "e", "--videos", "none", *more])
+
+
+def found() -> dict[str, Any]:
+    return json.loads(Path("out.json").read_text())
+
+
+def episodes() -> list[dict[str, Any]]:
+    """Without what depends on the clock."""
+    return [{name: e[name] for name in e if name != "duration_s"} for e in found()["episodes"]]
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_results_are_the_same_for_any_number_of_worlds(bench: Bench, checkpoint: bool) -> None:
+    """With a policy for each world, and with one policy for all."""
+    if checkpoint:
+        Path("weights").mkdir()
+        Path("policies/mine.toml").write_text('kind = "openvla"\ncheckpoint = "../weights"\n')
+    results: list[Any] = []
+    for workers in (1, 2, 5):
+        bench.built.clear()
+        language = ("--language", "plain", "paraphrase", "wrong-object", "none")
+        assert run("--workers", str(workers), "--out", f"e{workers}", *language) == 0
+        results.append((episodes(), found()["rows"], found()["by_task"]))
+        assert len(bench.built) == (1 if checkpoint else workers)
+    assert results[0] == results[1] == results[2]
+    assert len(results[0][0]) == 16
+
+
+def test_other_words_are_judged_by_the_same_task(bench: Bench) -> None:
+    assert run("--language", "plain", "paraphrase", "wrong-object", "none") == 0
+    rates = {row["name"]: row["value"] for row in found()["rows"]}
+    assert rates == {
+        "success_rate/mine": 1.0,
+        "wrong_object_rate/mine": 0.0,
+        "success_rate/mine, none": 0.0,
+        "wrong_object_rate/mine, none": 0.0,
+        "success_rate/mine, paraphrase": 1.0,
+        "wrong_object_rate/mine, paraphrase": 0.0,
+        "success_rate/mine, wrong-object": 0.0,
+        "wrong_object_rate/mine, wrong-object": 1.0,
+        "followed_rate/mine, wrong-object": 1.0,
+    }
+    wrong = [e for e in found()["episodes"] if e["language"] == "wrong-object"]
+    assert all(e["raised"] in e["instruction"] and e["raised"] not in e["task"] for e in wrong)
+
+
+def test_a_learned_policy_is_not_told_the_truth(bench: Bench) -> None:
+    assert run("--workers", "1") == 0
+    assert bench.built[0].seen and all(not o.privileged for o in bench.built[0].seen)
+
+
+def test_a_world_that_dies_is_an_error_of_that_episode_and_the_others_go_on(bench: Bench) -> None:
+    bench.world = lambda: Sides(dies_at=lambda seed: seed == 7)
+    assert run("--workers", "1") == EXIT_FAILED
+    assert [e["outcome"] for e in found()["episodes"]] == ["success", "error", "success", "success"]
+    assert found()["episodes"][1]["error"] == "the world's process died unexpectedly."
+    assert len(bench.opened) == 2
+
+
+def test_an_error_is_driven_again_by_the_same_command_and_nothing_else_is(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.world = lambda: Sides(dies_at=lambda seed: seed == 7)
+    run("--workers", "2")
+    assert "--out e` goes on." in capsys.readouterr().out
+    bench.world, before = Sides, found()["episodes"]
+    bench.built.clear()
+    assert run("--workers", "2") == 0
+    assert "3 of 4 episodes are done already" in capsys.readouterr().out
+    assert [e["outcome"] for e in found()["episodes"]] == ["success"] * 4
+    assert [e for e in found()["episodes"] if e["seed"] != 7] == [e for e in before if e["seed"] != 7]
+
+
+def test_what_is_done_is_shown_again_without_a_world(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    bench.opened.clear()
+    assert run() == 0
+    assert bench.opened == []
+    assert "4 of 4  100%" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop = threading.Event()
+
+    class Stops(Obedient):
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            if len(self.seen) == 5:
+                stop.set()
+            return super().act(observations)
+
+    @contextmanager
+    def stop_on_interrupt() -> Iterator[threading.Event]:
+        yield stop
+
+    bench.policy = Stops
+    monkeypatch.setattr(evaluate, "stop_on_interrupt", stop_on_interrupt)
+    assert run("--workers", "1") == EXIT_INTERRUPTED
+    half = found()["episodes"]
+    assert 0 < len(half) < 4 and found()["interrupted"]
+    stop.clear()
+    bench.policy = Obedient
+    assert run("--workers", "1") == 0
+    assert found()["episodes"][: len(half)] == half
+    assert [e["seed"] for e in found()["episodes"]] == [6, 7, 8, 9]
+
+
+def test_another_command_into_the_same_folder_is_refused(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    assert run("--seed", "5") == EXIT_USER_ERROR
+    assert "e holds another evaluation: seed 6 there and 5 here." in " ".join(capsys.readouterr().err.split())
+    Path("policies/mine.toml").write_text('kind = "random"\n')
+    assert run() == EXIT_USER_ERROR
+    assert "policies mine changed since" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_policy_without_an_answer_is_an_error_of_its_episode(bench: Bench) -> None:
+    class Mute(Obedient):
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            raise PolicyError("nothing comes to mind.")
+
+    bench.policy = Mute
+    assert run() == EXIT_FAILED
+    assert {e["error"] for e in found()["episodes"]} == {"nothing comes to mind."}
+
+
+def test_failures_are_filmed_and_three_successes(bench: Bench) -> None:
+    pytest.importorskip("av")
+    assert run("--language", "plain", "wrong-object", "--videos", "failures", "--workers", "1") == 0
+    films = {p.as_posix() for p in Path("e").rglob("*.mp4")}
+    assert films == {f"e/mine/plain/videos/seed_{s}.mp4" for s in (6, 7, 8)} | {
+        f"e/mine/wrong-object/videos/seed_{s}.mp4" for s in (6, 7, 8, 9)
+    }
+    assert list(Path("e").rglob("*.vlalog*")) == []
+    page = Path("e/report.html").read_text()
+    assert page.count("<video ") == 7
+    assert page.index("3 that succeeded") < page.index("4 that did not succeed")
+
+
+def test_policies_of_one_name_are_told_apart_by_their_paths(bench: Bench) -> None:
+    for run_name in ("a", "b"):
+        Path(run_name).mkdir()
+        Path(run_name, "final.toml").write_text('kind = "hold"\n')
+    assert run("--policy", "a/final.toml", "b/final.toml") == 0
+    assert {e["policy"] for e in found()["episodes"]} == {"a/final.toml", "b/final.toml"}
+    assert [(c["policy"], c["paired"]) for c in found()["comparisons"]] == [("b/final.toml", 4)]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--workers", "0"], "--workers is 0; at least 1 is needed."),
+        (["--episodes", "0"], "--episodes 0 --seed 6: at least 1 episode"),
+        (["--policy", "mine", "mine"], "--policy mine mine: each once"),
+        (["--policy", "mone"], "unknown policy 'mone'; did you mean 'mine'?"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_starts(
+    bench: Bench, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+) -> None:
+    assert run(*more) == EXIT_USER_ERROR
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert bench.opened == [] and not Path("e").exists()
+
+
+@pytest.mark.skipif("VLA_SLOW" not in os.environ, reason="two minutes: VLA_SLOW=1 asks for it")
+def test_the_shipped_policy_scores_the_same_in_one_world_and_in_three(tmp_path: Path) -> None:
+    """Steps too: rows of a batch differ by rounding only, and no token of these episodes hangs on that."""
+    results: list[Any] = []
+    for workers in (1, 3):
+        out = tmp_path / f"{workers}.json"
+        words = ["eval", "--env", "lift", "--policy", "openvla_nano", "--episodes", "6", "--seed", "20000"]
+        words += ["--workers", str(workers), "--videos", "none", "--out", str(tmp_path / str(workers))]
+        assert main([*words, "--json", str(out)]) == 0
+        results.append([(e["seed"], e["outcome"], e["steps"]) for e in json.loads(out.read_text())["episodes"]])
+    assert results[0] == results[1]

@@ -1,0 +1,97 @@
+"""A recording is killed with -9 fifty times, at moments that nobody chose: no finished episode is ever lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_robot.record.demonstration import Demonstration
+from vla_robot.record.demos import open_demos
+from vla_robot.record.lerobot_format import LeRobotWriter
+
+KILLS = 50
+LONGEST_S = 0.15
+LEROBOT_OPENS_EVERY = 10
+KINDS = 7
+"""Different episodes; the n-th of a dataset is that of n modulo this many."""
+
+
+def record(root: Path, demos: list[Demonstration], diary: Path) -> None:
+    """Episode after episode, until the process is killed; the diary has a byte for each that `write` came back from."""
+    with LeRobotWriter(root) as writer, diary.open("ab", buffering=0) as told:
+        while True:
+            writer.write(demos[writer.num_episodes % KINDS])
+            told.write(b".")
+
+
+def fork(child: Callable[[], None]) -> int:
+    """A child without the second that imports take; its process id."""
+    with warnings.catch_warnings(action="ignore"):  # it uses no lock that a thread here may hold
+        number = os.fork()
+    if number == 0:
+        try:
+            child()
+        finally:
+            os._exit(1)
+    return number
+
+
+@pytest.fixture
+def opened_by_lerobot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
+    """lerobot's class, with caches in the test's own folder, new ones for each look, and no way to the network."""
+    datasets = pytest.importorskip("datasets")
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def opened(root: Path) -> Any:
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / f"cache_{time.monotonic_ns()}")
+        return module.LeRobotDataset("test/demos", root=root)
+
+    return opened
+
+
+@pytest.mark.slow
+def test_no_finished_episode_is_lost(
+    tmp_path: Path, make_demo: Callable[..., Demonstration], opened_by_lerobot: Callable[[Path], Any]
+) -> None:
+    root, diary = tmp_path / "demos", tmp_path / "diary"
+    demos = [make_demo(seed=seed, steps=3 + seed) for seed in range(KINDS)]
+    diary.touch()
+    rng = random.Random()
+    for kill in range(1, KILLS + 1):
+        child = fork(lambda: record(root, demos, diary))
+        while kill == 1 and diary.stat().st_size == 0:  # so that there is a dataset to lose
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, LONGEST_S))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        with LeRobotWriter(root) as repaired:
+            kept = repaired.num_episodes
+        # An episode that was whole on disk before its `write` came back is kept as well, at most one for each kill.
+        finished = diary.stat().st_size
+        assert finished <= kept <= finished + kill
+        require_whole(root, demos, kept)
+        if kill % LEROBOT_OPENS_EVERY == 0:
+            dataset = opened_by_lerobot(root)
+            assert dataset.num_episodes == kept
+            last = dataset[dataset.num_frames - 1]
+            np.testing.assert_array_equal(last["action"], demos[(kept - 1) % KINDS].actions[-1].astype(np.float32))
+    assert diary.stat().st_size > KILLS / 5
+
+
+def require_whole(root: Path, demos: list[Demonstration], kept: int) -> None:
+    """Every episode is there, in order, with the numbers that were recorded."""
+    opened = open_demos(root)
+    assert len(opened.episodes) == kept
+    recorded = [demos[n % KINDS] for n in range(kept)]
+    assert [e.seed for e in opened.episodes] == [d.seed for d in recorded]
+    np.testing.assert_allclose(opened.actions, np.concatenate([d.actions for d in recorded]), rtol=1e-6)

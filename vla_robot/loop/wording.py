@@ -1,0 +1,82 @@
+"""The same task in other words: how much of a policy's success comes from the instruction?
+
+plain          as the world says it                                     lift the red cube
+paraphrase     the same in other words                                  pick up the red block
+wrong-object   the words name another object than the task is about     lift the blue cube
+none           no instruction: a sentence that says nothing             do something
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Literal, get_args
+
+from vla_robot.core.errors import RecipeError
+from vla_robot.recipe.env import TARGET, EnvRecipe, LanguageRecipe
+
+Language = Literal["plain", "none", "paraphrase", "wrong-object"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+
+Words = Callable[[str, int], str]
+"""The world's instruction and the episode's seed -> what the policy is told. The same for the same."""
+
+
+def words_for(env: EnvRecipe, language: Language) -> Words:
+    """How a world's instructions are said.
+
+    Args:
+        env: of the world; its table [language] has the words.
+        language: how.
+
+    Raises:
+        RecipeError: the recipe lacks the words; the message says which.
+    """
+    words = env.language or LanguageRecipe()
+    if language == "plain":
+        return lambda task, seed: task
+    if language == "none":
+        return lambda task, seed: words.neutral
+    if language == "paraphrase":
+        return _paraphrased(env, words)
+    return _misdirected(env, words)
+
+
+def _paraphrased(env: EnvRecipe, words: LanguageRecipe) -> Words:
+    if not words.paraphrases:
+        raise _lacks(env, "paraphrases", '["pick up the block"]')
+
+    def say(task: str, seed: int) -> str:
+        # Consecutive seeds go through the targets, so each target must meet each paraphrase.
+        turn = seed // max(1, len(words.targets))
+        return words.paraphrases[turn % len(words.paraphrases)].format(**_found(env, task))
+
+    return say
+
+
+def _misdirected(env: EnvRecipe, words: LanguageRecipe) -> Words:
+    if not words.targets:
+        raise _lacks(env, "targets", '["red", "green"], and {target} in the instruction')
+
+    def say(task: str, seed: int) -> str:
+        asked = _found(env, task)[TARGET]
+        others = [target for target in words.targets if target != asked]
+        return env.instruction.format(target=others[seed // len(words.targets) % len(others)])
+
+    return say
+
+
+def _found(env: EnvRecipe, task: str) -> dict[str, str]:
+    """What stands in the world's instruction in the place of {target}; nothing where the recipe has no braces."""
+    pattern = re.escape(env.instruction).replace(re.escape(f"{{{TARGET}}}"), f"(?P<{TARGET}>.+)")
+    found = re.fullmatch(pattern, task)
+    if found is None:
+        raise RecipeError(f"the world says '{task}', which is not the recipe's instruction, '{env.instruction}'.")
+    return found.groupdict()
+
+
+def _lacks(env: EnvRecipe, key: str, example: str) -> RecipeError:
+    return RecipeError(
+        f"the world '{env.instruction}' has no {key} in its recipe. Add a table [language] with {key} = {example}; "
+        "envs/lift_colour.toml is an example."
+    )

@@ -1,0 +1,81 @@
+"""A matrix of four bits a number, which a product takes in the place of a plain one.
+
+bitsandbytes packs it as NF4 (Dettmers et al., QLoRA, 2023): 16 levels that suit normally distributed weights, with one
+scale for each block of 64. It has kernels for CPUs and for CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 64
+"""Neighbouring numbers of a row-major matrix that share a scale."""
+
+
+class FourBitMatrix(Tensor):
+    """(N, K) weights of a linear map. Only products and questions of shape, dtype and device make sense of it."""
+
+    packed: Tensor
+    """(N K / 2, 1) uint8, two numbers a byte."""
+    scales: Tensor
+    """(N K / BLOCK,) float32."""
+    state: Any
+    """bitsandbytes' own account of both."""
+
+    @staticmethod
+    def pack(matrix: Tensor) -> FourBitMatrix:
+        """
+        Args:
+            matrix: (N, K) floating point.
+        """
+        from bitsandbytes.functional import quantize_4bit  # pyright: ignore[reportMissingImports]
+
+        packed, state = quantize_4bit(matrix.detach().contiguous(), blocksize=BLOCK, quant_type="nf4")
+        made: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
+            FourBitMatrix, matrix.shape, dtype=matrix.dtype, device=matrix.device
+        )
+        made.packed, made.scales, made.state = packed, state.absmax, state
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        """The plain tensors that it consists of, as torch asks for them."""
+        return ["packed", "scales"], None
+
+    def __repr__(self, *, tensor_contents: None = None) -> str:
+        return f"FourBitMatrix{tuple(self.shape)}"
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.linear:
+            return _linear(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(f"a matrix of four bits cannot do {func}")
+
+
+def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+    from bitsandbytes import matmul_4bit  # pyright: ignore[reportMissingImports]
+
+    return matmul_4bit(x, weight.packed, weight.state, bias=bias)

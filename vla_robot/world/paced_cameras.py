@@ -1,0 +1,69 @@
+"""A simulated world whose cameras have rates of their own, as those of a real robot have.
+
+control at 30 Hz    0   1   2   3   4   5   6
+wrist, 30 Hz        x   x   x   x   x   x   x
+base, 10 Hz         x           x           x       in between: its last frame, with the stamp of that one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.messages import Image, Observation, StepResult, Vector
+from vla_robot.core.ports import World
+
+
+class PacedCameras:
+    """The World port around another world; it is told by control steps, so that a seed still gives the same frames."""
+
+    def __init__(self, world: World, rates_hz: Mapping[str, float]) -> None:
+        """
+        Args:
+            world: renders every camera at every step, whether or not the frame is due.
+            rates_hz: camera -> frames a second, at most the world's rate; the others give one a step.
+        """
+        self._world = world
+        self._rates_hz = rates_hz
+        self._frames: dict[str, tuple[Image, int]] = {}
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._world.embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._world.instruction
+
+    def reset(self, seed: int) -> Observation:
+        self._frames.clear()
+        return self._seen(self._world.reset(seed))
+
+    def step(self, action: Vector) -> StepResult:
+        result = self._world.step(action)
+        return replace(result, observation=self._seen(result.observation))
+
+    def close(self) -> None:
+        self._world.close()
+
+    def _seen(self, observation: Observation) -> Observation:
+        """With the newest frame that each camera gave, and when that was."""
+        for name, image in observation.images.items():
+            if name not in self._frames or self._is_due(name, observation.step):
+                self._frames[name] = image, observation.stamp_ns
+        stamps_ns = {name: stamp_ns for name, (_, stamp_ns) in self._frames.items()}
+        return replace(
+            observation,
+            images={name: image for name, (image, _) in self._frames.items()},
+            stamp_ns=min(stamps_ns.values(), default=observation.stamp_ns),
+            stamps_ns=stamps_ns,
+        )
+
+    def _is_due(self, name: str, step: int) -> bool:
+        """Whether the camera's clock ticked since the step before."""
+        if name not in self._rates_hz:
+            return True
+        frames_per_step = self._rates_hz[name] / self._world.embodiment.rate_hz
+        # A hair more, as 3 * (10 / 30) may come out below 1.
+        return int(step * frames_per_step + 1e-9) > int((step - 1) * frames_per_step + 1e-9)
