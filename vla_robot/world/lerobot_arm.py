@@ -13,6 +13,7 @@ What is not done here: when to move, how fast, and what to refuse. That is the b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
@@ -45,6 +46,9 @@ HOME_SETTLE_S = 1.0
 STOP_SLACK_RAD = 0.06
 """A goal that is this near is kept when the arm stops: it holds the arm up against its own weight. A further one is one
 that the arm was on its way to."""
+
+STOP_TRIES = 2
+"""One answer that is lost on the bus must not leave the arm on its way."""
 
 HEALTH_EVERY_TICKS = 5
 """One register of the motors is looked at: each of three, twice a second at 30 Hz."""
@@ -198,16 +202,17 @@ class LerobotArm:
 
     def stop(self) -> None:
         """Goals that the arm was on its way to are taken back; those that hold it up stay. Never raises."""
-        if self._broken:
-            return
-        try:
-            self._sense()
-            near = np.clip(self._goal - self._joints, -STOP_SLACK_RAD, STOP_SLACK_RAD)
-            self.motors.send(self._joints + near, self._opening_goal)
-            self._goal = self._joints + near
-            self._target, self._target_quat = self._model.pose(self._goal)
-        except WorldError:
-            self._broken = True  # the motors hold the last goal that reached them
+        for _ in range(STOP_TRIES if not self._broken else 0):
+            with contextlib.suppress(WorldError):
+                return self._take_back()
+        self._broken = True  # the motors hold the last goal that reached them
+
+    def _take_back(self) -> None:
+        self._sense()
+        near = np.clip(self._goal - self._joints, -STOP_SLACK_RAD, STOP_SLACK_RAD)
+        self.motors.send(self._joints + near, self._opening_goal)
+        self._goal = self._joints + near
+        self._target, self._target_quat = self._model.pose(self._goal)
 
     def close(self) -> None:
         """Stop, and let go of the port; the motors keep their torque, so that nothing falls."""

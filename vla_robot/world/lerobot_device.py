@@ -95,6 +95,8 @@ class LerobotDevice:
             if key not in self._robot.action_features:
                 motors = [f.removesuffix(".pos") for f in self._robot.action_features]
                 raise RecipeError(unknown("motor", key.removesuffix(".pos"), motors, "See [robot.joints]."))
+        if self._bus is not None:
+            _drop_late_answers(self._bus.port_handler)
 
     @property
     def port(self) -> str:
@@ -154,7 +156,7 @@ class LerobotDevice:
         if self._bus is None:
             raise WorldError(f"'{self.recipe.type}' has no Feetech bus that could be looked at without torque.")
         with self._explained("does not answer"):
-            self._meet()
+            self._patiently(self._meet)
 
     def reopen(self) -> None:
         """Connect again after the cable was out. A motor that lost its power is held where it is now.
@@ -172,9 +174,7 @@ class LerobotDevice:
             return
         self._close_port()
         with self._explained("does not answer"):
-            self._meet()
-            self._check_and_anchor()
-            bus.enable_torque(self._limp())
+            self._patiently(self._hold_again)
 
     def read(self) -> tuple[Vector, float]:
         """(J,) measured joints [rad], and the gripper's opening, 0 to 1.
@@ -183,7 +183,6 @@ class LerobotDevice:
             WorldError: a motor does not answer, or its answer is damaged.
         """
         with self._explained("does not answer"):
-            self._drop_late_answers()
             return self._from_device(self._robot.get_observation())
 
     def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
@@ -201,7 +200,6 @@ class LerobotDevice:
         """
         goal = dict(zip(self._keys, self._to_degrees(joints), strict=True)) | {self._gripper: 100.0 * opening}
         with self._explained("does not take commands"):
-            self._drop_late_answers()
             return self._from_device(self._robot.send_action(goal))
 
     def health(self) -> dict[str, Health]:
@@ -215,7 +213,6 @@ class LerobotDevice:
         values: list[dict[str, int]] = []
         for name in HEALTH_REGISTERS:
             with self._explained("does not answer"):
-                self._drop_late_answers()
                 values.append(self._bus.sync_read(name, num_retry=2))
         status, heat, voltage = values
         return {m: Health(float(heat[m]), voltage[m] / 10, _faults(int(status[m]))) for m in status}
@@ -230,7 +227,6 @@ class LerobotDevice:
             return ""
         name = HEALTH_REGISTERS[register % len(HEALTH_REGISTERS)]
         with self._explained("does not answer"):
-            self._drop_late_answers()
             values = self._bus.sync_read(name, num_retry=2)
         if name == "Status":
             found = [f"motor '{m}' reports: {', '.join(_faults(int(v)))}" for m, v in values.items() if v]
@@ -262,12 +258,6 @@ class LerobotDevice:
             here = self._bus.sync_read("Present_Position", limp, normalize=False)
             self._bus.sync_write("Goal_Position", here, normalize=False)
 
-    def _drop_late_answers(self) -> None:
-        """The servo library takes whatever lies in the port for the answer to its newest question, so that one answer
-        that came too late would leave every later one a question behind: a position where a temperature was asked."""
-        if self._bus is not None:
-            self._bus.port_handler.ser.reset_input_buffer()
-
     def _limp(self) -> list[str]:
         """The motors without torque."""
         return [motor for motor, on in self._bus.sync_read("Torque_Enable").items() if not on]
@@ -294,6 +284,11 @@ class LerobotDevice:
         self._check_and_anchor()
         self._bus.disconnect(disable_torque=False)
 
+    def _hold_again(self) -> None:
+        self._meet()
+        self._check_and_anchor()
+        self._bus.enable_torque(self._limp())
+
     def _meet(self) -> None:
         """Open the bus, and see that every motor is there; lerobot's own greeting takes a hot one for an absent one."""
         bus = self._bus
@@ -314,7 +309,7 @@ class LerobotDevice:
         for left in reversed(range(CONNECT_TRIES)):
             try:
                 return connect()
-            except (ConnectionError, RuntimeError):
+            except DEVICE_FAULTS:
                 if not left:
                     raise
                 self._close_port()
@@ -432,6 +427,18 @@ def camera_clock_offset_ns() -> int:
     before = time.monotonic_ns()
     theirs = time.perf_counter_ns()
     return theirs - (before + time.monotonic_ns()) // 2
+
+
+def _drop_late_answers(port: Any) -> None:
+    """The servo library takes whatever lies in the port for the answer to its newest question, so that one answer that
+    came too late would leave every later one a question behind: a position where a temperature was asked. It calls
+    clearPort before each question, which only waits until the last one is written."""
+
+    def clear() -> None:
+        port.ser.flush()
+        port.ser.reset_input_buffer()
+
+    port.clearPort = clear
 
 
 def _faults(status: int) -> tuple[str, ...]:
