@@ -116,22 +116,13 @@ class ServoProcess:
         self._process.wait(timeout=20)
 
 
-LONG_WAIT_MS = 400
-
-
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lerobot waits 50 ms for an answer; here the servos share two cores with whatever else is tested.
-
-    tests/arms/test_end_to_end.py runs lerobot as it is, in a process of its own.
-    """
+    """See tests/arms/plugins/lerobot_camera_emulated.py, which does it for a bridge in a process of its own."""
     from lerobot.motors.feetech import feetech
+    from lerobot_camera_emulated import wait_long  # pyright: ignore[reportMissingImports]
 
-    def wait(handler: Any, packet_length: int) -> None:
-        handler.packet_start_time = handler.getCurrentTime()
-        handler.packet_timeout = LONG_WAIT_MS
-
-    monkeypatch.setattr(feetech, "patch_setPacketTimeout", wait)
+    monkeypatch.setattr(feetech, "patch_setPacketTimeout", wait_long)
 
 
 @pytest.fixture

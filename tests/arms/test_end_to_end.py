@@ -61,9 +61,11 @@ class Stage:
 @contextlib.contextmanager
 def bridge(folder: Path, recipe: Path, *more: str) -> Iterator[Stage]:
     """The bridge's process, until the block ends; the emulated servos outlive it."""
-    environment = {**os.environ, "PYTHONPATH": str(conftest.PLUGINS), "PYTHONUNBUFFERED": "1"}
+    own = {"PYTHONPATH": str(conftest.PLUGINS), "PYTHONUNBUFFERED": "1", "EMULATED_SERVOS": "1"}
     command = [sys.executable, "-m", "vla_robot.cli.main", "bridge", str(recipe), "--bind", "tcp://127.0.0.1:0", *more]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | own
+    )
     stage = Stage("", None, folder)
     reader = threading.Thread(target=lambda: stage.output.extend(process.stdout or ()), daemon=True)
     reader.start()

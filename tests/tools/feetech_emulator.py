@@ -366,6 +366,8 @@ def obey(bus: FeetechBus, order: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     port = Path(sys.argv[1] if len(sys.argv) > 1 else "/tmp/so101")
+    with contextlib.suppress(PermissionError):  # servos have a processor of their own
+        os.setpriority(os.PRIO_PROCESS, 0, -10)
     bus = FeetechBus(port)
     print(f"six STS3215 servos at {port}; Ctrl-C ends", file=sys.stderr, flush=True)
     try:

@@ -1,10 +1,14 @@
 """A camera that lerobot finds as it finds any installed plug-in: frames on time, without hardware.
 
 It dies when the file `stops_when` appears, as a camera does whose cable is pulled: no error, no new frames.
+
+lerobot waits 50 ms for a servo's answer. Emulated servos share two cores with whatever else is tested, and answer later
+than that: where EMULATED_SERVOS is set, lerobot waits longer, and is as it is in all else.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +18,19 @@ import numpy as np
 from lerobot.cameras import Camera, CameraConfig
 
 CAMERAS = 4
+LONG_WAIT_MS = 400
+
+
+def wait_long(port: Any, packet_length: int) -> None:
+    """What lerobot calls before it waits for an answer."""
+    port.packet_start_time = port.getCurrentTime()
+    port.packet_timeout = LONG_WAIT_MS
+
+
+if "EMULATED_SERVOS" in os.environ:
+    from lerobot.motors.feetech import feetech
+
+    feetech.patch_setPacketTimeout = wait_long
 
 
 @CameraConfig.register_subclass("emulated")
