@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vla_robot.cli import record_by_hand
 from vla_robot.cli.build import build_policy
+from vla_robot.cli.hands import HANDS
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.embodiment import ActionSpace, Embodiment
@@ -148,7 +149,7 @@ def main(args: RecordArgs) -> int:
     Raises:
         VlaError: something is wrong with a recipe, a policy, the world or the folder. Finished episodes are kept.
     """
-    if args.by in record_by_hand.HANDS:
+    if args.by in HANDS:
         return record_by_hand.main(args)
     recipe = plan(args)
     builds = [_build(recipe, recording) for recording in recipe.recordings]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vla_robot.cli.hands import open_hands, welcome
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.errors import RecipeError
@@ -17,14 +18,9 @@ from vla_robot.recipe.env import EnvRecipe
 from vla_robot.record.by_hand import Session
 from vla_robot.record.collect import Collected
 from vla_robot.record.lerobot_format import LeRobotWriter
-from vla_robot.serve.browser_teleop import BrowserTeleop
-from vla_robot.serve.web import Listen
 
 if TYPE_CHECKING:
     from vla_robot.cli.record import RecordArgs
-
-HANDS = ("browser",)
-"""What `--by` takes beside the names of policies."""
 
 PATIENCE_S = 120.0
 """A recipe's horizon is made for policies; a person gets this much time of the world for one episode."""
@@ -45,11 +41,10 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
     with (
         LeRobotWriter(args.out) as writer,
         contextlib.closing(build_world(_patient(recipe))) as world,
-        contextlib.closing(BrowserTeleop(world.embodiment, world.instruction, Listen(args.port))) as teleop,
+        contextlib.closing(open_hands(args.by, world.embodiment, world.instruction, port=args.port)) as teleop,
         stop_on_interrupt() as stop,
     ):
-        print(f"vla record: {path} → {args.out}, driven from a page\n  {teleop.url}   drives: keep it to yourself")
-        print(f"  {teleop.watcher_url}   shows the same\nOpen the first one, and press Start. Ctrl-C ends.", flush=True)
+        print(f"vla record: {path} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
         session = Session(
             world,
             teleop,
