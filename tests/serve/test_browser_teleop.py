@@ -174,7 +174,7 @@ def test_an_arm_that_hands_cannot_drive_is_refused() -> None:
     with pytest.raises(ContractError, match="moves the tool"):
         BrowserTeleop(replace(ARM, action=joints), "")
     odd = ActionSpace("eef_delta", "base", (Dim("dw", "m", -1.0, 1.0), Dim("gripper", "1", 0.0, 1.0)))
-    with pytest.raises(ContractError, match="no control for it"):
+    with pytest.raises(ContractError, match="no axis for it"):
         BrowserTeleop(replace(ARM, action=odd), "")
 
 

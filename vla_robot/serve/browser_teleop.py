@@ -3,9 +3,6 @@
     page  --POST /act/drive, 20 Hz-->  BrowserTeleop  --command()-->  loop
           <------ /next -------------                 <---show()----
 
-    axes of the hand   x    y    z    roll   pitch   yaw      each -1 to 1 of the fastest that is allowed
-    action             dx   dy   dz   droll  dpitch  dyaw  gripper
-
 One page drives at a time. A page that is closed, hidden or cut off says nothing any more, and the arm holds.
 """
 
@@ -16,19 +13,15 @@ import threading
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
-import numpy as np
-
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, ActionSpace, Embodiment
-from vla_robot.core.errors import ContractError, TransportError, unknown
-from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import TransportError, unknown
+from vla_robot.core.hand import AXES, action_of, require_drivable
+from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import Button, TeleopCommand
 from vla_robot.serve.board import Board
 from vla_robot.serve.view import about
 from vla_robot.serve.web import Access, Listen, WebServer
-
-AXES: tuple[str, ...] = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
-"""What each axis of the hand moves."""
 
 SILENT_AFTER_S = 0.4
 """A page says something every 50 ms. After this long without a word, nobody is at the controls."""
@@ -154,33 +147,6 @@ class BrowserTeleop:
 
     def _is_heard(self, within_s: float) -> bool:
         return self._heard_ns is not None and self._clock.now_ns() - self._heard_ns < within_s * NS_PER_S
-
-
-def require_drivable(space: ActionSpace) -> None:
-    """Raise ContractError unless each dimension is one that a hand moves: the tool's motion, and the gripper last."""
-    if space.kind != "eef_delta":
-        raise ContractError(
-            f"this arm takes actions of kind '{space.kind}', and a page of keys and pads moves the tool ('eef_delta'). "
-            "Drive it with a leader arm, or through an environment whose actions move its tool."
-        )
-    for name in space.names[:-1]:
-        if name not in AXES:
-            raise ContractError(unknown("dimension of an action", name, AXES, "The page has no control for it."))
-
-
-def action_of(space: ActionSpace, axes: list[float], closed: bool) -> Vector:
-    """
-    Args:
-        space: of the arm.
-        axes: one for each of AXES, -1 to 1.
-        closed: the gripper is to be.
-
-    Returns:
-        (D,) in the units of the space, within its limits.
-    """
-    share = dict(zip(AXES, axes, strict=True))
-    moves = [share[dim.name] * (dim.high if share[dim.name] > 0 else -dim.low) for dim in space.dims[:-1]]
-    return np.array([*moves, GRIPPER_CLOSED if closed else GRIPPER_OPEN])
 
 
 def _read(body: Mapping[str, Any]) -> tuple[str, list[float], bool, set[Button], str | None]:

@@ -1,0 +1,45 @@
+"""What a person's hand moves: six axes of the tool, each -1 to 1 of the fastest that is allowed, and the gripper.
+
+axes of the hand   x    y    z    roll   pitch   yaw
+action             dx   dy   dz   droll  dpitch  dyaw  gripper
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, ActionSpace
+from vla_robot.core.errors import ContractError, unknown
+from vla_robot.core.messages import Vector
+
+AXES: tuple[str, ...] = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
+"""What each axis of the hand moves."""
+
+
+def require_drivable(space: ActionSpace) -> None:
+    """Raise ContractError unless each dimension is one that a hand moves: the tool's motion, and the gripper last."""
+    if space.kind != "eef_delta":
+        raise ContractError(
+            f"this arm takes actions of kind '{space.kind}', and a person's hand moves the tool ('eef_delta'). "
+            "Drive it through an environment whose actions move its tool."
+        )
+    for name in space.names[:-1]:
+        if name not in AXES:
+            raise ContractError(unknown("dimension of an action", name, AXES, "A hand has no axis for it."))
+
+
+def action_of(space: ActionSpace, axes: Sequence[float], closed: bool) -> Vector:
+    """
+    Args:
+        space: of the arm.
+        axes: one for each of AXES, -1 to 1.
+        closed: the gripper is to be.
+
+    Returns:
+        (D,) in the units of the space, within its limits.
+    """
+    share = dict(zip(AXES, axes, strict=True))
+    moves = [share[dim.name] * (dim.high if share[dim.name] > 0 else -dim.low) for dim in space.dims[:-1]]
+    return np.array([*moves, GRIPPER_CLOSED if closed else GRIPPER_OPEN])
