@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -35,8 +36,9 @@ class FinetuneArgs:
     """the run's folder: checkpoints, metrics.jsonl and the trained policy in FOLDER/final"""
     recipe: Annotated[str | None, tyro.conf.Positional, option("[RECIPE]")] = None
     """a launch file with verb = "finetune", by name or path; without one, give --policy and --data or --mixture"""
-    data: Annotated[tuple[Path, ...], option("FOLDER ...")] = ()
-    """datasets instead of the recipe's"""
+    data: Annotated[tuple[str, ...], option("FOLDER[:WEIGHT] ...")] = ()
+    """datasets instead of the recipe's, apart by spaces or commas; of a dataset of weight 2 a frame is drawn twice as
+    often as of one of 1, which is the weight of those that say none"""
     mixture: Annotated[str | None, option("NAME")] = None
     """instead of --data, a mixture or one dataset of datasets/, by name or path, read while training"""
     root: Annotated[Path | None, option("FOLDER")] = None
@@ -90,15 +92,34 @@ def main(args: FinetuneArgs) -> int:
 
 def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
     """An option beats the recipe."""
-    names = ("data", "mixture", "root", "policy", "lora_rank", "steps", "seed")
-    chosen = {n: v for n in names if (v := getattr(args, n)) not in (None, ())}
+    names = ("mixture", "root", "policy", "lora_rank", "steps", "seed")
+    chosen: dict[str, Any] = {n: v for n in names if (v := getattr(args, n)) is not None}
     if args.data:
-        chosen["mixture"] = None
+        chosen |= {"mixture": None, **_datasets(args.data)}
     if args.mixture:
-        chosen["data"] = ()
+        chosen |= {"data": (), "weights": ()}
     if args.policy:
         chosen["policy"] = find("policies", args.policy)
     return dataclasses.replace(recipe, **chosen)
+
+
+def _datasets(texts: Sequence[str]) -> dict[str, Any]:
+    """`A,B:2` -> data and weights of a recipe; no weights where none is said."""
+    pairs = [_dataset(part) for text in texts for part in ([text] if Path(text).exists() else text.split(","))]
+    said = any(weight is not None for _, weight in pairs)
+    return {
+        "data": tuple(folder for folder, _ in pairs),
+        "weights": tuple(1.0 if weight is None else weight for _, weight in pairs) if said else (),
+    }
+
+
+def _dataset(text: str) -> tuple[Path, float | None]:
+    """A folder and the weight that is said behind its last colon; a name with a colon in it is a name."""
+    folder, colon, weight = text.rpartition(":")
+    try:
+        return (Path(folder), float(weight)) if colon and not Path(text).exists() else (Path(text), None)
+    except ValueError:
+        raise RecipeError(f"--data {text}: '{weight}' is no weight; write --data {folder or 'FOLDER'}:2.") from None
 
 
 def _keep_recipe(recipe: FinetuneRecipe, out: Path) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
-from vla_robot.learn.frames import Batch, FrameBank, Split, rows_of_step, shift_generator
+from vla_robot.learn.frames import Batch, FrameBank, Split, WeightedOrder, rows_of_step, shift_generator
 from vla_robot.learn.ranks import Ranks
 from vla_robot.learn.stream import Batches, Encoder, MixtureStream
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
@@ -57,7 +58,7 @@ class DemoData:
     ) -> None:
         """
         Raises:
-            DataError: no frame is left to train on, or an action is not finite.
+            DataError: no frame is left to train on, of a dataset that has a weight too, or an action is not finite.
         """
         self._recipe = recipe
         self._demos = demos
@@ -66,13 +67,20 @@ class DemoData:
         if len(self._split.train) == 0:
             raise DataError("no frame is left to train on; record more episodes.")
         self._rank = ranks.rank
-        self._rows = ranks.share(min(recipe.robot_rows, len(self._split.train)))
+        self._weighted = _weighted(recipe, demos, self._split) if recipe.weights else None
+        self._rows = ranks.share(len(self._rows_of(0)))
 
     def batch(self, step: int) -> Batch:
         r = self._recipe
-        rows = rows_of_step(self._split.train, step, r.robot_rows, r.seed)
-        whole = self._bank.batch(rows, r.shift_px, shift_generator(r.seed, step))
+        whole = self._bank.batch(self._rows_of(step), r.shift_px, shift_generator(r.seed, step))
         return whole.split(self._rows)[self._rank]
+
+    def _rows_of(self, step: int) -> NDArray[np.int64]:
+        """(B,) frames of a step, of all ranks."""
+        r = self._recipe
+        if self._weighted is not None:
+            return self._weighted.rows(step, r.robot_rows)
+        return rows_of_step(self._split.train, step, r.robot_rows, r.seed)
 
     def held_out(self) -> Iterator[Batch]:
         held = self._split.held_out
@@ -81,6 +89,15 @@ class DemoData:
 
     def fingerprint(self) -> bytes:
         return self._demos.actions.tobytes() + self._demos.states.tobytes()
+
+
+def _weighted(recipe: FinetuneRecipe, demos: Demos, split: Split) -> WeightedOrder:
+    root_of = np.repeat([str(e.root) for e in demos.episodes], [len(e) for e in demos.episodes])[split.train]
+    parts = [split.train[root_of == str(root)] for root in recipe.data]
+    for root, part in zip(recipe.data, parts, strict=True):
+        if len(part) == 0:
+            raise DataError(f"{root} has no frame left to train on beside its held-out episodes; record more of them.")
+    return WeightedOrder(parts, recipe.weights, recipe.seed)
 
 
 class MixtureData:

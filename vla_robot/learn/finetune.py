@@ -47,6 +47,8 @@ from vla_robot.record.stats import dataset_statistics
 SIDE_FILES = ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json", "embodiment.json")
 METRICS, METRICS_EVERY = "metrics.jsonl", 50
 """Steps between lines of metrics.jsonl."""
+SINCE: Mapping[str, Any] = {"weights": ()}
+"""Fields that recipes did not always have, and what runs did without them: those go on."""
 
 
 @dataclass(frozen=True)
@@ -484,6 +486,7 @@ def _numbers(output: TrainingOutput) -> dict[str, float]:
 def _fingerprint(recipe: FinetuneRecipe, prepared: _Prepared) -> str:
     """Changes when another recipe or other data would make a resumed run a different one."""
     same = replace(recipe, description="", workers=0, device="auto", rollouts=None)  # none changes what is learned
-    facts = json.dumps(asdict(same), default=str, sort_keys=True).encode()
+    said = {name: value for name, value in asdict(same).items() if name not in SINCE or value != SINCE[name]}
+    facts = json.dumps(said, default=str, sort_keys=True).encode()
     asked = prepared.questions.fingerprint() if prepared.questions else b""
     return hashlib.sha256(facts + prepared.data.fingerprint() + asked).hexdigest()[:16]

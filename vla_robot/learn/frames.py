@@ -24,6 +24,7 @@ from vla_robot.policy.openvla.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.policy.openvla.prompt import PromptTokenizer
 from vla_robot.record.demos import Demos
+from vla_robot.record.order import Mixing, shuffled
 
 ORDER, SHIFT, HELD_OUT = 0, 1, 2
 """Separate random streams of one seed."""
@@ -199,6 +200,31 @@ def rows_of_step(train: NDArray[np.int64], step: int, batch_size: int, seed: int
     epoch, position = divmod(step, len(train) // size)
     order = np.random.default_rng([seed, ORDER, epoch]).permutation(len(train))
     return train[order[position * size : (position + 1) * size]]
+
+
+class WeightedOrder:
+    """`rows_of_step` for datasets that are not drawn alike: shares by weight, and epochs of their own."""
+
+    def __init__(self, parts: Sequence[NDArray[np.int64]], weights: Sequence[float], seed: int) -> None:
+        """
+        Args:
+            parts: frame indices of each dataset, at least one.
+            weights: how often a frame of each is drawn, relative to a frame of the others.
+            seed: of the order.
+        """
+        self._parts = tuple(parts)
+        self._seed = seed
+        self._mixing = Mixing([w * len(part) for w, part in zip(weights, parts, strict=True)], seed)
+
+    def rows(self, step: int, batch_size: int) -> NDArray[np.int64]:
+        """(B,) frames of one training step, a function of its number alone."""
+        return np.array([self._row(number) for number in range(step * batch_size, (step + 1) * batch_size)])
+
+    def _row(self, number: int) -> int:
+        which, draw = self._mixing.draw(number)
+        part = self._parts[which]
+        epoch, place = divmod(draw, len(part))
+        return int(part[shuffled(place, len(part), (self._seed, ORDER, which, epoch))])
 
 
 def shift_generator(seed: int, step: int) -> torch.Generator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -95,6 +97,8 @@ class FinetuneRecipe:
         verb: marks a launch file for `vla finetune`.
         description: one line for `vla list`.
         data: LeRobot dataset folders; their frames are pooled, and kept in memory.
+        weights: of data, how often a frame of each dataset is drawn, relative to a frame of the others; without it all
+            frames of all datasets are shuffled together.
         mixture: instead of data, a mixture or one dataset of datasets/, by name or path, read while training.
         root: folder that holds the mixture's datasets; without it each recipe's own location counts.
         cameras: of a mixture, the roles that the policy looks at, in its order: "primary", "secondary", "wrist".
@@ -131,6 +135,7 @@ class FinetuneRecipe:
     verb: Literal["finetune"] = "finetune"
     description: str = ""
     data: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
     mixture: str | None = None
     root: Path | None = None
     cameras: tuple[str, ...] = ("primary",)
@@ -173,20 +178,33 @@ class FinetuneRecipe:
         return self.batch_size - self.question_rows
 
     def __post_init__(self) -> None:
+        problems = [*self._source_problems(), *self._range_problems()]
         if self.question_rows == 0 and self.questions and self.questions.weight > 0:
-            raise RecipeError("a batch_size of 1 has no room for questions beside robot data; take 2 or more")
-        if self.data and self.mixture:
-            raise RecipeError("data and mixture are two sources of frames; give one of them")
-        if self.mixture and self.policy is None:
-            raise RecipeError("a mixture does not say what arm it drives, so it needs policy: one to start from")
+            problems.append("a batch_size of 1 has no room for questions beside robot data; take 2 or more")
         if not self.train:
-            raise RecipeError("train names no part of the model, so nothing would learn")
+            problems.append("train names no part of the model, so nothing would learn")
+        if problems:
+            raise RecipeError("; ".join(problems))
+
+    def _source_problems(self) -> Iterator[str]:
+        if self.data and self.mixture:
+            yield "data and mixture are two sources of frames; give one of them"
+        if self.mixture and self.policy is None:
+            yield "a mixture does not say what arm it drives, so it needs policy: one to start from"
+        if self.weights and len(self.weights) != len(self.data):
+            yield f"weights has {len(self.weights)} numbers for {len(self.data)} datasets of data; give one for each"
+        if self.weights and len(set(self.data)) < len(self.data):
+            yield "data names a dataset twice; give it once, with a larger weight"
+        if wrong := [f"{weight:g}" for weight in self.weights if not 0 < weight < math.inf]:
+            yield f"weights holds {', '.join(wrong)}; each must be above 0: leave a dataset out of data instead"
+
+    def _range_problems(self) -> Iterator[str]:
         for name in ("lora_rank", "micro_batch", "workers"):
             if getattr(self, name) < 0:
-                raise RecipeError(f"{name} is {getattr(self, name)}, must be 0 or more")
+                yield f"{name} is {getattr(self, name)}, must be 0 or more"
         for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}, must be at least 1")
+                yield f"{name} is {getattr(self, name)}, must be at least 1"
         for name in ("final_rate", "ema", "held_out"):
             if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}, must lie in [0, 1]")
+                yield f"{name} is {getattr(self, name)}, must lie in [0, 1]"
