@@ -19,7 +19,7 @@ from vla_robot.core.embodiment import CameraSpec
 from vla_robot.core.errors import DataError
 from vla_robot.core.image import resize
 from vla_robot.record import lerobot_format, lerobot_tables, png
-from vla_robot.record.demonstration import Demonstration
+from vla_robot.record.demonstration import Corrections, Demonstration
 from vla_robot.record.demos import open_demos
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.record.lerobot_layout import EMBODIMENT, INFO, RECORDING, STATS, file_number, numbered_file, position
@@ -70,6 +70,27 @@ def test_lerobot_opens_what_we_write(root: Path, make_demo: MakeDemo, lerobot: A
         assert bool(item["next.success"]) == demo.success[step]
         assert item["stamp_ns"] == 1000 + step
     assert dataset.meta.names["action"] == ["dx", "gripper"]
+
+
+@pytest.mark.slow  # importing lerobot takes up to half a minute
+def test_lerobot_opens_a_dataset_that_says_who_drove(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+    demo = make_demo(seed=1, steps=5)
+    by_person = np.array([False, True, True, False, False])
+    beside = demo.actions + 0.01 * by_person[:, None]
+    write(root, dataclasses.replace(demo, corrections=Corrections(by_person, beside, np.ones(5, np.bool_))))
+    dataset = lerobot("test/demos", root=root)
+    assert [bool(dataset[step]["intervention"]) for step in range(5)] == by_person.tolist()
+    assert bool(dataset[0]["policy_asked"])
+    np.testing.assert_array_equal(dataset[1]["action.policy"], beside[1].astype(np.float32))
+    np.testing.assert_array_equal(open_demos(root).actions, demo.actions.astype(np.float32))
+
+
+def test_episodes_with_and_without_corrections_do_not_mix(root: Path, make_demo: MakeDemo) -> None:
+    demo = make_demo(seed=1, steps=3)
+    no = np.zeros(3, np.bool_)
+    write(root, dataclasses.replace(demo, corrections=Corrections(no, demo.actions, ~no)))
+    with pytest.raises(DataError, match=r"intervention is bool \[1\] there and absent here"):
+        write(root, make_demo(seed=2, steps=3))
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute

@@ -85,6 +85,11 @@ def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: C
         console.print(f"  {count:>6}  {text or '(none)'}", soft_wrap=True, markup=False)
     if len(summary.instructions) > MOST_INSTRUCTIONS:
         console.print(f"          and {len(summary.instructions) - MOST_INSTRUCTIONS} more")
+    if summary.corrected is not None:
+        console.print(
+            f"Corrections: a person drove in the policy's place in {summary.corrected} steps, "
+            f"in {summary.corrected_episodes} of these episodes."
+        )
     console.print(_action_table(summary.actions))
 
 
@@ -142,5 +147,7 @@ def _details(source: Source, summary: Summary) -> dict[str, Any]:
         "skipped": getattr(source, "num_skipped", 0),
         "episodes_read": summary.episodes_read,
         "instructions": dict(summary.instructions),
+        "corrected_steps": summary.corrected,
+        "corrected_episodes": summary.corrected_episodes if summary.corrected is not None else None,
         "actions": {dim.name: dict(zip(names, dim.quantiles, strict=True)) for dim in summary.actions},
     }

@@ -105,6 +105,7 @@ def episode_line(episode: EpisodeResult, number: int, of: int) -> Text:
         f"{_place(number, of, episode.seed)}  ",
         (f"{episode.outcome:<8}", style),
         f"  {_facts(episode.steps, episode.rate_hz, p50_ms)}",
+        (f"   a person drove {episode.interventions} steps" if episode.interventions else "", "magenta"),
     )
     return line.append(f"  {episode.error}", style="red") if episode.error else line
 
@@ -118,6 +119,11 @@ def result_table(run: RunSummary) -> Table:
             f"{run.successes} of {len(run.episodes)} succeeded: {run.success_rate:.0%}, "
             f"95 % interval {low:.0%} to {high:.0%}"
         )
+    if run.interventions:
+        score = (
+            f"{run.successes} of {len(run.episodes)} succeeded by the policy alone: {run.success_rate:.0%}, "
+            f"95 % interval {low:.0%} to {high:.0%}; {run.helped} more with a person's help"
+        )
     if len(run.episodes) < run.planned:
         score += f"; {run.planned} were planned"
     table = Table(
@@ -127,8 +133,10 @@ def result_table(run: RunSummary) -> Table:
     table.add_column("outcome")
     for column in ("steps", "seconds", "steps/s", "p50 ms", "p99 ms", "limits hit"):
         table.add_column(column, justify="right")
+    if run.interventions:
+        table.add_column("corrected", justify="right")
     for episode in run.episodes:
-        table.add_row(*_cells(episode))
+        table.add_row(*_cells(episode), *([str(episode.interventions)] if run.interventions else []))
     return table
 
 
@@ -136,7 +144,7 @@ def _cells(episode: EpisodeResult) -> Iterable[str | Text]:
     mark, style = MARKS[episode.outcome]
     latency = episode.latency
     yield str(episode.seed)
-    yield Text(f"{mark} {episode.outcome}", style=style)
+    yield Text(f"{mark} {episode.outcome}{', with help' if episode.helped else ''}", style=style)
     yield str(episode.steps)
     yield f"{episode.duration_s:.1f}"
     yield f"{episode.rate_hz:.1f}"

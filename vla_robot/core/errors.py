@@ -40,6 +40,10 @@ class PolicyError(VlaError):
     """A policy could not give an action. Nothing is sent to the arm in its place."""
 
 
+class NoActionYetError(PolicyError):
+    """Nobody says what to do at this moment: a loop that knows this one asks again with what it sees next."""
+
+
 class OverdueError(PolicyError):
     """Nobody waits for the answer any more: its deadline has passed."""
 

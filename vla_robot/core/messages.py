@@ -57,12 +57,17 @@ class ActionChunk:
         stamp_ns: `Observation.stamp_ns` of the cause.
         step: `Observation.step` of the cause; row k is meant for control step `step + k`.
         stages_ms: where the policy spent its time, stage name -> milliseconds.
+        intervention: a person took over: the actions are theirs.
+        policy_actions: (T, D) what the policy would have done in their place, where it was asked. Stays here: it never
+            crosses the wire.
     """
 
     actions: NDArray[np.float64]
     stamp_ns: int
     step: int
     stages_ms: Mapping[str, float] = field(default_factory=dict[str, float])
+    intervention: bool = False
+    policy_actions: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

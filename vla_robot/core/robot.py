@@ -27,6 +27,7 @@ class Tick:
             settled sees its effect in `result.observation`.
         cause_ns: `stamp_ns` of the observation that caused the action; 0 when the pose was held.
         late: rows of chunks skipped in this episode because their tick had passed, or because they were too old.
+        intervention: the action that was played was a person's, who took over from the policy.
     """
 
     result: StepResult
@@ -35,6 +36,7 @@ class Tick:
     settled: int
     cause_ns: int
     late: int
+    intervention: bool = False
 
     @property
     def over(self) -> bool:

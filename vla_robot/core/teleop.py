@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from vla_robot.core.messages import Observation, Vector
 
-Button = Literal["start", "stop", "success", "discard", "rerecord", "estop"]
+Button = Literal["start", "stop", "success", "discard", "rerecord", "estop", "takeover", "giveback"]
 """start: begin an episode; stop: end it, and keep it; success: the same, as a success; discard: end it, and forget it;
-rerecord: the same, and begin it again; estop: let nothing move."""
+rerecord: the same, and begin it again; estop: let nothing move; takeover: drive in the policy's place; giveback: let it
+drive again."""
+
+Driver = Literal["policy", "person"]
+"""Who drives, where a policy and a person share an arm."""
 
 
 @dataclass(frozen=True)
@@ -53,4 +57,18 @@ class Teleop(Protocol):
 
     def close(self) -> None:
         """Let go of the device. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class SharesControl(Protocol):
+    """Hands beside a policy: told who drives, so that the person sees it and begins with the arm's own grip."""
+
+    def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
+        """Returns at once.
+
+        Args:
+            driver: who drives now.
+            executed: (D,) the newest action of the arm; None before the first.
+        """
         ...

@@ -6,11 +6,11 @@ Whatever else a run needs (recording, live view, reports) subscribes to its even
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
-from vla_robot.core.errors import PolicyError
+from vla_robot.core.errors import NoActionYetError, PolicyError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.core.ports import Policy, World
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, Subscriber
@@ -24,6 +24,10 @@ class Guard(Protocol):
     def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
         """The action that may be sent, and every limit that changed it. Raises PolicyError when none may."""
         ...
+
+
+PAUSE_S = 0.02
+"""Between two questions where nobody had an action; the world waits meanwhile."""
 
 
 def never() -> bool:
@@ -44,8 +48,9 @@ def run_episode(
 ) -> EpisodeResult:
     """Drive the world with the policy until the world ends the episode.
 
-    A policy that has no valid action ends the episode with outcome "error"; nothing is sent in its place. Every other
-    exception reaches the caller, after the subscribers were told that the episode was stopped.
+    A policy that has no valid action ends the episode with outcome "error"; nothing is sent in its place. One that has
+    none yet (NoActionYetError) is asked again, and the world waits. Every other exception reaches the caller, after the
+    subscribers were told that the episode was stopped.
 
     Args:
         world: where it happens; it also decides on success and on the horizon.
@@ -70,7 +75,11 @@ def run_episode(
         while outcome is None and not should_stop():
             tally.wait()
             if chunk is None or not _covers(chunk, observation.step):
-                chunk = ask(policy, observation)
+                try:
+                    chunk = ask(policy, observation)
+                except NoActionYetError:
+                    tally.pause()
+                    continue
                 tally.watch.lap("policy", chunk.stages_ms)
             wanted = chunk.actions[observation.step - chunk.step]
             commanded, clamps = guard.check(wanted)
@@ -80,6 +89,7 @@ def run_episode(
             tally.watch.received(result.observation, world)
             clamps += result.clamps
             step = StepDone(observation, wanted, commanded, clamps, result, stages_ms, tally.elapsed_s)
+            step = replace(step, **marks_of(chunk, observation.step - chunk.step))
             tally.add(step)
             tell(subscribers, step)
             observation, outcome = result.observation, outcome_of(result)
@@ -99,6 +109,7 @@ class _Tally:
     rate_hz: float | None
     clamps: int = 0
     steps_ms: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
+    interventions: Interventions = field(default_factory=lambda: Interventions())
 
     def __post_init__(self) -> None:
         self.watch = Stopwatch(self.clock)
@@ -112,13 +123,18 @@ class _Tally:
             self._ticker.wait()
             self.watch.lap("wait")
 
+    def pause(self) -> None:
+        """Nobody had an action: ask again in a moment."""
+        self.clock.sleep_until_ns(self.clock.now_ns() + round(PAUSE_S * NS_PER_S))
+
     @property
     def elapsed_s(self) -> float:
         return (self.clock.now_ns() - self._start_ns) / NS_PER_S
 
     def add(self, step: StepDone) -> None:
         self.clamps += len(step.clamps)
-        self.steps_ms.append(step.stages_ms)
+        self.steps_ms.append({} if step.intervention else step.stages_ms)  # a person's time is no policy's latency
+        self.interventions.add(step)
 
     def result(self, seed: int, outcome: Outcome, error: str | None) -> EpisodeResult:
         return EpisodeResult(
@@ -130,7 +146,33 @@ class _Tally:
             missed_ticks=0 if self._ticker is None else self._ticker.missed,
             stages_ms=by_stage(self.steps_ms),
             error=error,
+            interventions=self.interventions.steps,
+            takeovers=self.interventions.takeovers,
         )
+
+
+@dataclass
+class Interventions:
+    """How often a person took over, and for how many steps."""
+
+    steps: int = 0
+    takeovers: int = 0
+    _running: bool = False
+
+    def add(self, step: StepDone) -> None:
+        self.steps += step.intervention
+        self.takeovers += step.intervention and not self._running
+        # A tick that was held tells nothing of who drives.
+        self._running = self._running if step.held else step.intervention
+
+
+def marks_of(chunk: ActionChunk, row: int) -> dict[str, Any]:
+    """Who drove, as the fields of a StepDone."""
+    beside = chunk.policy_actions
+    return {
+        "intervention": chunk.intervention,
+        "policy_action": beside[row] if beside is not None and row < len(beside) else None,
+    }
 
 
 def tell(subscribers: Sequence[Subscriber], event: Event) -> None:

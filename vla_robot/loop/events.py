@@ -34,6 +34,9 @@ class StepDone:
         result: what the world did.
         stages_ms: where the time from capture to command went; see `vla_robot.loop.timing`.
         elapsed_s: since the episode began.
+        intervention: a person took over: `wanted` is theirs.
+        held: nobody had an action: the arm held its pose.
+        policy_action: (D,) what the policy would have done in the person's place, where it was asked.
     """
 
     observation: Observation
@@ -43,6 +46,9 @@ class StepDone:
     result: StepResult
     stages_ms: Mapping[str, float]
     elapsed_s: float
+    intervention: bool = False
+    held: bool = False
+    policy_action: Vector | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
     loop       see, ask ..... send                   the robot moves on while the policy thinks
 
 A policy with chunks is asked again at once: what is left of its last chunk is played meanwhile. A policy that gives one
-action is asked again when that action shows in what it sees; asked earlier, it would give the same one twice.
+action is asked again when that action shows in what it sees; asked earlier, it would give the same one twice. A person
+who took over is asked at every tick: hands say something new each time.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.errors import PolicyError, TransportError, VlaError
+from vla_robot.core.errors import NoActionYetError, PolicyError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy
 from vla_robot.core.robot import Robot, Tick
-from vla_robot.loop.control_loop import Guard, ask, never, outcome_of, tell
+from vla_robot.loop.control_loop import Guard, Interventions, ask, marks_of, never, outcome_of, tell
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, Subscriber
 from vla_robot.loop.results import EpisodeResult, Outcome
 from vla_robot.loop.timing import TOTAL, ReportsStages, by_stage
@@ -71,8 +72,8 @@ def run_live_episode(
         while outcome is None and not should_stop():
             if asked.may_ask(observation.step):
                 asked.begin()
-                chunk = asked.answered(_guarded(ask(policy, observation), guard), robot)
-                robot.send(chunk)
+                with contextlib.suppress(NoActionYetError):  # the robot holds; the next tick brings the next question
+                    robot.send(asked.answered(_guarded(ask(policy, observation), guard), robot))
             tick = robot.newest(after=observation.step, timeout_s=SLICE_S)
             if tick is None:
                 tally.require_alive()
@@ -106,7 +107,7 @@ class _Asked:
 
     def may_ask(self, step: int) -> bool:
         """Whether asking at this step gives an action that is not on its way already."""
-        if self.chunk is None or (len(self.chunk.actions) > 1 and step > self.chunk.step):
+        if self.chunk is None or ((len(self.chunk.actions) > 1 or self.chunk.intervention) and step > self.chunk.step):
             return True
         played = self.settled >= self.chunk.step
         lost = self.answered_at >= 0 and step > self.answered_at + PATIENCE_TICKS
@@ -129,21 +130,28 @@ class _Asked:
         if self.answered_at < 0:
             self.answered_at = tick.result.observation.step
         result = tick.result
-        return StepDone(
+        step = StepDone(
             before, self._wanted(before, tick), result.executed, result.clamps, result, self._stages_of(tick), elapsed_s
         )
+        beside = marks_of(self.chunk, 0)["policy_action"] if self.chunk and self._is_of(tick, self.chunk) else None
+        return replace(step, intervention=tick.intervention, held=tick.mode != "run", policy_action=beside)
+
+    @staticmethod
+    def _is_of(tick: Tick, chunk: ActionChunk) -> bool:
+        """Whether the tick played this chunk; a person who takes over may see what the policy saw last."""
+        return (tick.cause_ns, tick.intervention) == (chunk.stamp_ns, chunk.intervention)
 
     def _wanted(self, before: Observation, tick: Tick) -> Vector:
         """What the policy wanted at this tick; what was done, where it wanted nothing."""
         chunk = self.chunk
-        if chunk is None or tick.mode != "run" or tick.cause_ns != chunk.stamp_ns:
+        if chunk is None or tick.mode != "run" or not self._is_of(tick, chunk):
             return tick.result.executed
         row = 0 if len(chunk.actions) == 1 else before.step - chunk.step
         return chunk.actions[row] if 0 <= row < len(chunk.actions) else tick.result.executed
 
     def _stages_of(self, tick: Tick) -> Mapping[str, float]:
         """Of the first action of a chunk. The total is right on the bridge's clock, whatever ours says."""
-        if self.chunk is None or tick.cause_ns != self.chunk.stamp_ns or not self.stages_ms:
+        if self.chunk is None or not self._is_of(tick, self.chunk) or not self.stages_ms or self.chunk.intervention:
             return {}
         stages_ms, self.stages_ms = self.stages_ms, {}
         total_ms = (tick.result.command_ns - tick.cause_ns) / NS_PER_MS
@@ -157,6 +165,7 @@ class _Tally:
     clock: Clock
     clamps: int = 0
     steps_ms: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
+    interventions: Interventions = field(default_factory=Interventions)
 
     def __post_init__(self) -> None:
         self._start_ns = self._heard_ns = self.clock.now_ns()
@@ -169,6 +178,7 @@ class _Tally:
         self._heard_ns = self.clock.now_ns()
         self.clamps += len(step.clamps)
         self.steps_ms.append(step.stages_ms)
+        self.interventions.add(step)
 
     def require_alive(self) -> None:
         silent_s = (self.clock.now_ns() - self._heard_ns) / NS_PER_S
@@ -184,6 +194,8 @@ class _Tally:
             clamps=self.clamps,
             stages_ms=by_stage(self.steps_ms),
             error=error,
+            interventions=self.interventions.steps,
+            takeovers=self.interventions.takeovers,
         )
 
 

@@ -54,4 +54,7 @@ def _logged(event: StepDone) -> EpisodeStep:
         success=event.result.success,
         clamps=event.clamps,
         stages_ms=event.stages_ms,
+        intervention=event.intervention,
+        held=event.held,
+        policy_action=event.policy_action,
     )

@@ -84,6 +84,7 @@ def _fields(folder: Path, run: RunSummary, summary: Mapping[str, Any]) -> dict[s
         "when": f"{datetime.fromisoformat(run.started_at):%d %B %Y, %H:%M}",
         "notice": _notice(run),
         "successes": str(run.successes),
+        "succeeded": "episodes succeeded" + (" by the policy alone" if run.interventions else ""),
         "count": str(count),
         "interval": _interval(run),
         "seeds": "".join(_seed_mark(e) for e in run.episodes),
@@ -116,8 +117,9 @@ def _interval(run: RunSummary) -> str:
 
 
 def _seed_mark(episode: EpisodeResult) -> str:
-    label = f"seed {episode.seed}: {episode.outcome}"
-    return f'<a class="{episode.outcome}" href="#seed-{episode.seed}" title="{label}" aria-label="{label}"></a>'
+    label = f"seed {episode.seed}: {episode.outcome}{_help(episode)}"
+    kind = "timeout" if episode.helped else episode.outcome  # green is for what the policy did alone
+    return f'<a class="{kind}" href="#seed-{episode.seed}" title="{label}" aria-label="{label}"></a>'
 
 
 def _tiles(run: RunSummary) -> str:
@@ -130,6 +132,9 @@ def _tiles(run: RunSummary) -> str:
             ("99 % of commands within", _ms(total.p99), "ms"),
         ]
     tiles.append(("steps in the median episode", f"{np.median([e.steps for e in run.episodes]):.0f}", ""))
+    if run.interventions:
+        tiles.append(("steps that a person drove", str(run.interventions), ""))
+        tiles.append(("more succeeded, with help", str(run.helped), ""))
     tiles.append(("times a limit changed an action", str(sum(e.clamps for e in run.episodes)), ""))
     return "".join(
         f'<div class="tile card"><b class="num">{value} <small>{unit}</small></b><span>{label}</span></div>'
@@ -225,11 +230,17 @@ def _episode_card(folder: Path, episode: EpisodeResult) -> str:
         facts.append(f"{_ms(latency.p50)} ms to command")
     if episode.clamps:
         facts.append(f"{episode.clamps} limits hit")
+    if episode.interventions:
+        facts.append(f"a person took over {episode.takeovers} times and drove {episode.interventions} steps")
     return (
         f'<article class="episode card" id="seed-{episode.seed}">{video_element(folder, video)}<div class="text">'
-        f"<h3>seed {episode.seed} {badge(episode.outcome)}{_link(folder, log)}</h3>"
+        f"<h3>seed {episode.seed} {badge(episode.outcome)}{_help(episode)}{_link(folder, log)}</h3>"
         f'<p class="facts num">{" · ".join(facts)}</p>{error}</div></article>'
     )
+
+
+def _help(episode: EpisodeResult) -> str:
+    return ", with a person's help" if episode.helped else ""
 
 
 def _link(folder: Path, log: Path) -> str:
@@ -241,7 +252,7 @@ def _table_row(episode: EpisodeResult) -> str:
     times = ("–",) * 3 if latency is None else (_ms(latency.p50), _ms(latency.p99), _ms(latency.max))
     cells = (
         f'<a href="#seed-{episode.seed}">{episode.seed}</a>',
-        badge(episode.outcome),
+        badge(episode.outcome) + _help(episode),
         str(episode.steps),
         f"{episode.duration_s:.1f}",
         f"{episode.rate_hz:.1f}",

@@ -29,6 +29,8 @@ class EpisodeResult:
         missed_ticks: control periods that the loop was late for; 0 when it was not paced.
         stages_ms: stage -> (N,) durations of each step that had it [ms]; see `vla_robot.loop.timing`.
         error: why there was no action, for outcome "error".
+        interventions: steps in which a person drove in the policy's place.
+        takeovers: how often one took over.
     """
 
     seed: int
@@ -39,10 +41,18 @@ class EpisodeResult:
     missed_ticks: int = 0
     stages_ms: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
     error: str | None = None
+    interventions: int = 0
+    takeovers: int = 0
 
     @property
     def success(self) -> bool:
-        return self.outcome == "success"
+        """The policy's own: what a person helped with does not count."""
+        return self.outcome == "success" and not self.interventions
+
+    @property
+    def helped(self) -> bool:
+        """The task was done, and a person had driven for a while."""
+        return self.outcome == "success" and self.interventions > 0
 
     @property
     def finished(self) -> bool:
@@ -73,6 +83,9 @@ class EpisodeResult:
             "clamps": self.clamps,
             "missed_ticks": self.missed_ticks,
             "error": self.error,
+            "interventions": self.interventions,
+            "takeovers": self.takeovers,
+            "helped": self.helped,
         }
 
 
@@ -123,13 +136,23 @@ class RunSummary:
         return sum(e.success for e in self.episodes)
 
     @property
+    def helped(self) -> int:
+        """Episodes that a person helped to succeed; they are not among the successes."""
+        return sum(e.helped for e in self.episodes)
+
+    @property
+    def interventions(self) -> int:
+        """Steps in which a person drove, over all episodes."""
+        return sum(e.interventions for e in self.episodes)
+
+    @property
     def success_rate(self) -> float | None:
         """None when no episode was finished."""
         return self.successes / len(self.episodes) if self.episodes else None
 
     @property
     def success_interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the rate."""
+        """Wilson's 95 % interval of the rate; an episode that a person helped with counts as none of the policy's."""
         return wilson_interval(self.successes, len(self.episodes))
 
     @property
@@ -161,6 +184,8 @@ class RunSummary:
             "successes": self.successes,
             "success_rate": self.success_rate,
             "success_interval_95": [low, high],
+            "successes_with_help": self.helped,
+            "interventions": self.interventions,
         }
 
     def rows(self) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from vla_robot.loop.report import REPORT, write_report
 from vla_robot.loop.report_parts import video_path
 from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
 from vla_robot.loop.video import write_video
-from vla_robot.record.episode import read_episode
+from vla_robot.record.episode import EpisodeLog, read_episode
 from vla_robot.record.provenance import machine, versions
 
 
@@ -39,6 +39,14 @@ class Drive(Protocol):
     """Drives one episode."""
 
     def __call__(self, seed: int, *, subscribers: Sequence[Subscriber]) -> EpisodeResult: ...
+
+
+OnEpisode = Callable[[EpisodeResult, EpisodeLog], None]
+"""Told of a finished episode and its log, as it stands on the disk; between episodes, so it may take its time."""
+
+
+def keep_nothing(result: EpisodeResult, log: EpisodeLog) -> None:
+    """For runs that leave no dataset."""
 
 
 class HasEmbodiment(Protocol):
@@ -61,6 +69,7 @@ def run_episodes(
     rate_hz: float | None = None,
     should_stop: Callable[[], bool] = never,
     video: bool = True,
+    on_episode: OnEpisode = keep_nothing,
 ) -> RunSummary:
     """One episode a seed. Ctrl-C and the stop flag end the run early; its finished episodes are kept and reported.
 
@@ -76,6 +85,7 @@ def run_episodes(
         rate_hz: steps per second, None for as fast as it goes.
         should_stop: True ends the run.
         video: a video of each episode; made between episodes, so that it costs the control loop nothing.
+        on_episode: gets the log of each episode, where there is a folder.
 
     Raises:
         VlaError: the world or the recording failed. The report on the finished episodes is written before.
@@ -91,6 +101,7 @@ def run_episodes(
         subscribers=subscribers,
         should_stop=should_stop,
         video=video,
+        on_episode=on_episode,
     )
 
 
@@ -104,6 +115,7 @@ def run_driven(
     subscribers: Sequence[Subscriber] = (),
     should_stop: Callable[[], bool] = never,
     video: bool = True,
+    on_episode: OnEpisode = keep_nothing,
 ) -> RunSummary:
     """`run_episodes` for whatever can be driven; see there.
 
@@ -116,6 +128,7 @@ def run_driven(
         subscribers: are told every event.
         should_stop: True ends the run.
         video: a video of each episode.
+        on_episode: gets the log of each episode.
 
     Raises:
         VlaError: the world or the recording failed. The report on the finished episodes is written before.
@@ -135,8 +148,11 @@ def run_driven(
             if not episode.finished:
                 break
             episodes.append(episode)
-            if folder is not None and video:
-                _film(folder, episode, driven.embodiment.rate_hz)
+            if folder is not None and (video or on_episode is not keep_nothing):
+                log = read_episode(log_path(folder, seed))
+                on_episode(episode, log)
+                if video:
+                    write_video(log, episode, video_path(folder, seed), driven.embodiment.rate_hz)
     except KeyboardInterrupt:
         pass  # the summary says so: fewer episodes than planned
     except VlaError as error:
@@ -155,11 +171,6 @@ def _check_folder(folder: Path, video: bool) -> None:
         raise DataError(f"{folder} holds the report of another run, which is never overwritten. Choose another folder.")
     if video:
         require("av", "report", "the report's videos")
-
-
-def _film(folder: Path, episode: EpisodeResult, rate_hz: float) -> None:
-    """From the log on the disk, so that no frame is kept in memory for it."""
-    write_video(read_episode(log_path(folder, episode.seed)), episode, video_path(folder, episode.seed), rate_hz)
 
 
 def _header(driven: HasEmbodiment, info: RunInfo, started_at: str) -> dict[str, Any]:

@@ -34,6 +34,21 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class Corrections:
+    """Who drove at each step, where a person may take over from a policy.
+
+    Attributes:
+        intervention: (T,) bool, a person drove: the action is their correction.
+        policy_actions: (T, D) what the policy would have done; the action itself where it was not asked.
+        policy_asked: (T,) bool, the policy was asked.
+    """
+
+    intervention: NDArray[np.bool_]
+    policy_actions: NDArray[np.float64]
+    policy_asked: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Demonstration:
     """One episode of T steps, complete.
 
@@ -49,6 +64,7 @@ class Demonstration:
         success: (T,) bool, the task's success test held after the step.
         stamps_ns: (T,) int64, when the frames were captured.
         other_labels: other instruction -> (T, D), what should have been done for that one.
+        corrections: who drove at each step; None where one driver drove all of them.
     """
 
     embodiment: Embodiment
@@ -62,6 +78,7 @@ class Demonstration:
     success: NDArray[np.bool_]
     stamps_ns: NDArray[np.int64]
     other_labels: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
+    corrections: Corrections | None = None
 
     def __len__(self) -> int:
         return len(self.actions)

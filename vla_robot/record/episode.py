@@ -53,6 +53,9 @@ class EpisodeStep:
         success: the task's success test held after the step.
         clamps: every limit that changed the action.
         stages_ms: where the time from capture to command went.
+        intervention: a person took over: `commanded` is theirs.
+        held: nobody had an action: the arm held its pose.
+        policy_action: (D,) what the policy would have done in the person's place, where it was asked.
     """
 
     observation: Observation
@@ -62,6 +65,9 @@ class EpisodeStep:
     success: bool
     clamps: tuple[Clamp, ...] = ()
     stages_ms: Mapping[str, float] = field(default_factory=dict[str, float])
+    intervention: bool = False
+    held: bool = False
+    policy_action: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +258,9 @@ def _step_record(step: EpisodeStep, with_frames: bool) -> dict[str, Any]:
         "success": step.success,
         "clamps": [vars(clamp) for clamp in step.clamps],
         "stages_ms": dict(step.stages_ms),
+        "intervention": step.intervention,
+        "held": step.held,
+        "policy_action": None if step.policy_action is None else step.policy_action.tolist(),
     }
 
 
@@ -274,7 +283,18 @@ def _step(record: Mapping[str, Any], instruction: str) -> EpisodeStep:
         success=bool(record["success"]),
         clamps=tuple(Clamp(**clamp) for clamp in record["clamps"]),
         stages_ms=record["stages_ms"],
+        **_drivers(record),
     )
+
+
+def _drivers(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Who drove; a log from before people could take over does not say."""
+    wanted = record.get("policy_action")
+    return {
+        "intervention": bool(record.get("intervention", False)),
+        "held": bool(record.get("held", False)),
+        "policy_action": None if wanted is None else np.array(wanted, dtype=np.float64),
+    }
 
 
 def _observation(record: Mapping[str, Any], instruction: str) -> Observation:

@@ -22,6 +22,9 @@ from vla_robot.record.lerobot_layout import (
     EMBODIMENT,
     EXECUTED,
     IMAGES,
+    INTERVENTION,
+    POLICY_ACTION,
+    POLICY_ASKED,
     RECORDING,
     STAMP,
     STATE,
@@ -115,6 +118,8 @@ class LeRobotWriter:
 
     def _note(self, d: Demonstration) -> None:
         line = {"episode": self.num_episodes, "seed": d.seed, "driver": d.driver, "success": d.succeeded}
+        if d.corrections is not None:
+            line["corrected_steps"] = int(d.corrections.intervention.sum())
         with (self._root / RECORDING).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -143,6 +148,29 @@ def features_of(demonstration: Demonstration) -> dict[str, Any]:
         EXECUTED: feature("float32", [len(action)], action),
         SUCCESS: feature("bool", [1]),
         STAMP: feature("int64", [1]),
+        **_correction_features(demonstration, action),
+    }
+
+
+def _correction_features(d: Demonstration, action: list[str]) -> dict[str, Any]:
+    """Columns that only datasets with corrections have."""
+    if d.corrections is None:
+        return {}
+    _require_numbers(POLICY_ACTION, d.corrections.policy_actions, (len(d), len(action)))
+    return {
+        INTERVENTION: feature("bool", [1]),
+        POLICY_ACTION: feature("float32", [len(action)], action),
+        POLICY_ASKED: feature("bool", [1]),
+    }
+
+
+def _correction_columns(d: Demonstration) -> dict[str, NDArray[Any]]:
+    if d.corrections is None:
+        return {}
+    return {
+        INTERVENTION: d.corrections.intervention,
+        POLICY_ACTION: d.corrections.policy_actions.astype(np.float32),
+        POLICY_ASKED: d.corrections.policy_asked,
     }
 
 
@@ -155,6 +183,7 @@ def _table(d: Demonstration) -> EpisodeTable:
             EXECUTED: d.executed.astype(np.float32),
             SUCCESS: d.success,
             STAMP: d.stamps_ns,
+            **_correction_columns(d),
         },
         images={IMAGES + name: camera.png for name, camera in d.cameras.items()},
         image_stats={IMAGES + name: describe_pixels(c.pixel_counts, len(c.png)) for name, c in d.cameras.items()},

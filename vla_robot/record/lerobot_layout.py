@@ -6,7 +6,7 @@
     meta/stats.json                             statistics of all episodes
     data/chunk-000/file-000.parquet             one row a step; frames are PNG inside the table
     meta/embodiment.json                        ours: what the numbers mean (core/embodiment.py), verbatim
-    meta/recording.jsonl                        ours: one line an episode: seed, driver, success
+    meta/recording.jsonl                        ours: one line an episode: seed, driver, success; corrected steps
 
 Source: huggingface/lerobot 0.6.1, datasets/{dataset_metadata,dataset_writer,utils}.py.
 """
@@ -44,6 +44,9 @@ ACTION = "action"
 EXECUTED = "action.executed"
 SUCCESS = "next.success"
 STAMP = "stamp_ns"
+INTERVENTION = "intervention"
+POLICY_ACTION = "action.policy"
+POLICY_ASKED = "policy_asked"
 
 COUNTERS: Mapping[str, str] = {
     "timestamp": "float32",

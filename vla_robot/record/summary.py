@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
+from vla_robot.record.lerobot_layout import INTERVENTION
 from vla_robot.record.source import INSTRUCTIONS, EpisodeSource, Field
 
 ACTION = "action"
@@ -50,11 +51,15 @@ class Summary:
         episodes_read: how many of the episodes the numbers below are from.
         instructions: text -> episodes; "" for those without one.
         actions: every number of every action field.
+        corrected: steps in which a person drove in a policy's place; None where the dataset does not say.
+        corrected_episodes: how many episodes have such steps.
     """
 
     episodes_read: int
     instructions: Mapping[str, int]
     actions: tuple[Dimension, ...]
+    corrected: int | None = None
+    corrected_episodes: int = 0
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -74,15 +79,19 @@ def summarise(source: EpisodeSource, most: int, on_progress: OnProgress = lambda
     texts = [name for name in INSTRUCTIONS if name in source.fields][:1]
     instructions: Counter[str] = Counter()
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in actions}
+    marks = [INTERVENTION] if INTERVENTION in source.fields else []
+    corrected: list[int] = []
     chosen = spread(len(source), most)
     for done, index in enumerate(chosen, start=1):
-        episode = source.episode(index, [*actions, *texts])
+        episode = source.episode(index, [*actions, *texts, *marks])
+        corrected += [int(episode.numbers(name).sum()) for name in marks]
         instructions[episode.texts(texts[0])[0] if texts else ""] += 1
         for name in actions:
             columns[name].append(episode.numbers(name).reshape(len(episode), -1))
         on_progress(done, len(chosen))
     dims = [dim for name, parts in columns.items() for dim in _dimensions(name, np.concatenate(parts))]
-    return Summary(len(chosen), dict(instructions.most_common()), tuple(dims))
+    told = sum(corrected) if marks else None
+    return Summary(len(chosen), dict(instructions.most_common()), tuple(dims), told, sum(n > 0 for n in corrected))
 
 
 def contact_sheet(source: EpisodeSource, camera: str, episodes: int = 6, frames: int = 8) -> NDArray[np.uint8]:

@@ -224,7 +224,10 @@ class Bridge:
         except PolicyError as error:
             self._refuse(chunk.step, str(error))
             raise
-        self._delay.add(self._clock.now_ns() - chunk.stamp_ns)
+        if chunk.intervention or (self._chunk is not None and self._chunk.intervention):
+            self._plan.clear()  # what one driver had planned is nothing that the other one's actions blend with
+        else:
+            self._delay.add(self._clock.now_ns() - chunk.stamp_ns)
         # A single action is meant for the moment it arrives; whether it is too old then is told by its stamp.
         skipped = self._plan.put(replace(chunk, step=now) if len(chunk.actions) == 1 else chunk, now)
         self.late += skipped
@@ -237,7 +240,7 @@ class Bridge:
         before = self._observation
         assert before is not None and self.running
         verdict = self._verdict()
-        wanted, clamps, cause_ns = None, (), 0
+        wanted, clamps, cause_ns, intervention = None, (), 0, False
         if verdict.mode == "stopped":
             return self._stopped(verdict)
         chunk, row = self._due(before.step, verdict)
@@ -248,13 +251,13 @@ class Bridge:
         if chunk is None or row is None or allowed is None:
             result, mode, reason = self._held(before), "hold", self._why_held(verdict)
         else:
-            wanted, cause_ns = row, chunk.stamp_ns
+            wanted, cause_ns, intervention = row, chunk.stamp_ns, chunk.intervention
             result, mode, reason = self._arm.command(allowed), "run", ""
             self._settled, self._refusal = max(self._settled, chunk.step), ""
         result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
         result = replace(result, observation=self._promised(result.observation))
         self._observation, self._commanded_ns = result.observation, released_ns
-        tick = Tick(result, mode, reason, self._settled, cause_ns, self.late)
+        tick = Tick(result, mode, reason, self._settled, cause_ns, self.late, intervention)
         self._listener(Ticked(before, wanted, tick, released_ns))
         if tick.over:
             self._finish(_outcome(result), "")

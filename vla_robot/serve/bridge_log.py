@@ -61,4 +61,6 @@ def _step(event: Ticked) -> EpisodeStep:
         success=result.success,
         clamps=result.clamps,
         stages_ms=stages_ms,
+        intervention=event.tick.intervention,
+        held=event.wanted is None,
     )

@@ -31,6 +31,7 @@ def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> 
         "cause_ns": tick.cause_ns,
         "late": tick.late,
         "returned_ns": returned_ns,
+        **({"intervention": True} if tick.intervention else {}),
     }
 
 
@@ -45,4 +46,5 @@ def unpack_tick(fields: Fields) -> Tick:
         settled=fields.integer("settled"),
         cause_ns=fields.integer("cause_ns"),
         late=fields.integer("late"),
+        intervention="intervention" in fields.names() and fields.flag("intervention"),
     )

@@ -14,6 +14,7 @@ from vla_robot.core.errors import (
     ContractError,
     DataError,
     MissingDependencyError,
+    NoActionYetError,
     OverdueError,
     PolicyError,
     RecipeError,
@@ -34,6 +35,7 @@ ERRORS: dict[str, type[VlaError]] = {
     "DataError": DataError,
     "TransportError": TransportError,
     "PolicyError": PolicyError,
+    "NoActionYetError": NoActionYetError,
     "OverdueError": OverdueError,
     "SupersededError": SupersededError,
     "WorldError": WorldError,
@@ -196,11 +198,13 @@ def unpack_step_result(fields: Fields) -> StepResult:
 
 
 def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
+    """`intervention` travels only where it is true: who knows nothing of it understands all other chunks."""
     return {
         "actions": chunk.actions,
         "stamp_ns": chunk.stamp_ns,
         "step": chunk.step,
         "stages_ms": dict(chunk.stages_ms),
+        **({"intervention": True} if chunk.intervention else {}),
     }
 
 
@@ -211,6 +215,7 @@ def unpack_action_chunk(fields: Fields) -> ActionChunk:
         stamp_ns=fields.integer("stamp_ns"),
         step=fields.integer("step"),
         stages_ms={name: stages_ms.number(name) for name in stages_ms.names()},
+        intervention="intervention" in fields.names() and fields.flag("intervention"),
     )
 
 

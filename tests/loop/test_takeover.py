@@ -1,0 +1,317 @@
+"""A person takes over and gives back: who drove each step, what the policy is asked, what is recorded and counted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_robot.core.clock import FakeClock
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.errors import NoActionYetError, PolicyError
+from vla_robot.core.messages import ActionChunk, Observation, Vector
+from vla_robot.core.teleop import Button, Driver, Teleop, TeleopCommand
+from vla_robot.loop.control_loop import Guard, run_episode
+from vla_robot.loop.events import Event, StepDone
+from vla_robot.loop.results import EpisodeResult, RunInfo
+from vla_robot.loop.runner import run_episodes
+from vla_robot.loop.takeover import Takeover
+from vla_robot.record.demos import open_demos
+from vla_robot.record.episode import read_episode
+from vla_robot.record.from_log import CORRECTED, LogStore
+from vla_robot.record.lerobot_format import LeRobotWriter
+from vla_robot.record.open import open_source
+from vla_robot.record.summary import summarise
+
+Make = Callable[..., Any]
+TAKE, GIVE = 3, 7
+HORIZON = 10
+HAND = np.array([0.04, 1.0])
+"""What the person says; no policy of these tests says it."""
+
+SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
+EMBODIMENT = Embodiment("toy", SPACE, (Dim("x", "m", -1, 1),), (CameraSpec("front", 32, 48),), rate_hz=10.0)
+
+
+class Script:
+    """Hands that press buttons when they see a step, and otherwise say the same all the time."""
+
+    def __init__(
+        self, buttons: Mapping[int, Button], action: Vector | None = HAND, actions: Mapping[int, Vector | None] = {}
+    ) -> None:
+        self._buttons = dict(buttons)
+        self._action = action
+        self._actions = actions
+        self._step = 0
+        self.told: list[tuple[Driver, float | None]] = []
+        self.shown: list[Mapping[str, str]] = []
+
+    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
+        self._step = observation.step
+        self.shown.append(counters)
+
+    def command(self) -> TeleopCommand:
+        button = self._buttons.pop(self._step, None)
+        action = self._actions.get(self._step, self._action)
+        return TeleopCommand(action, frozenset() if button is None else frozenset({button}))
+
+    def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
+        self.told.append((driver, None if executed is None else float(executed[-1])))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def still(x: float = 0.0, gripper: float = 1.0) -> Vector:
+    return np.array([x, gripper])
+
+
+@pytest.fixture
+def drive(clock: FakeClock, guard: Guard, make_world: Make) -> Make:
+    """`drive(policy, hands)`: one episode in lock-step -> its result and its steps."""
+
+    def go(policy: Any, hands: Teleop, **options: Any) -> tuple[EpisodeResult, list[StepDone]]:
+        steps: list[StepDone] = []
+        world = make_world(**{"succeed_at": HORIZON, "horizon": HORIZON + 1, **options})
+        with Takeover(policy, hands, EMBODIMENT, row_by_row=True, clock=clock) as driver:
+            result = run_episode(
+                world, driver, 7, guard=guard, clock=clock, subscribers=[driver, lambda e: keep_step(steps, e)]
+            )
+        return result, steps
+
+    return go
+
+
+def corrects(kind: type[Script] = Script) -> Script:
+    """Hands that take over at TAKE and give back at GIVE."""
+    return kind({TAKE: "takeover", GIVE: "giveback"}, still(), dict.fromkeys(range(TAKE, GIVE), HAND))
+
+
+def keep_step(steps: list[StepDone], event: Event) -> None:
+    if isinstance(event, StepDone):
+        steps.append(event)
+
+
+def corrected(steps: Sequence[StepDone]) -> list[int]:
+    return [step.observation.step for step in steps if step.intervention]
+
+
+def test_the_steps_between_takeover_and_give_back_are_the_persons(make_policy: Make, drive: Make) -> None:
+    result, steps = drive(make_policy(), corrects())
+    assert corrected(steps) == list(range(TAKE, GIVE))
+    assert all((step.commanded[0] == HAND[0]) == step.intervention for step in steps)
+    assert (result.interventions, result.takeovers) == (GIVE - TAKE, 1)
+
+
+def test_hands_that_begin_to_move_take_over_without_a_button(make_policy: Make, drive: Make) -> None:
+    hands = Script({GIVE: "giveback"}, still(), dict.fromkeys(range(TAKE, HORIZON), HAND))
+    _, steps = drive(make_policy(), hands)
+    assert corrected(steps) == list(range(TAKE, GIVE))  # a key that is still held at give-back does not take over
+
+
+def test_hands_that_move_already_when_an_episode_begins_must_rest_first(make_policy: Make, drive: Make) -> None:
+    _, steps = drive(make_policy(), Script({}))
+    assert corrected(steps) == []
+
+
+def test_a_chunk_is_dropped_at_the_takeover_and_the_policy_is_asked_afresh(
+    clock: FakeClock, make_policy: Make, drive: Make
+) -> None:
+    asked: list[int] = []
+
+    class Counting:
+        reset = make_policy().reset
+
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            (observation,) = observations
+            asked.append(observation.step)
+            clock.advance_ns(80_000_000)  # too slow to be asked beside the person
+            rows = np.full((8, 2), observation.step / 1000)
+            return [ActionChunk(rows, observation.stamp_ns, observation.step)]
+
+    _, steps = drive(Counting(), corrects())
+    assert asked == [0, GIVE]
+    assert [float(s.commanded[0]) for s in steps if not s.intervention] == [0] * TAKE + [GIVE / 1000] * (HORIZON - GIVE)
+    assert all(step.policy_action is None for step in steps)
+
+
+def test_a_quick_policy_is_asked_beside_the_person(make_policy: Make, drive: Make) -> None:
+    _, steps = drive(make_policy(think_ms=5), corrects())
+    for step in steps:
+        assert (step.policy_action is not None) == step.intervention
+        if step.policy_action is not None:
+            assert step.policy_action[0] != HAND[0]
+
+
+def test_without_a_takeover_everything_is_as_without_hands(
+    clock: FakeClock, guard: Guard, make_world: Make, make_policy: Make, drive: Make
+) -> None:
+    plain: list[StepDone] = []
+    world = make_world(succeed_at=HORIZON, horizon=HORIZON + 1)
+    run_episode(
+        world, make_policy(rows=4), 7, guard=guard, clock=clock, subscribers=[lambda event: keep_step(plain, event)]
+    )
+    _, shared = drive(make_policy(rows=4), Script({}, still()))
+    np.testing.assert_array_equal([s.commanded for s in shared], [s.commanded for s in plain])
+
+
+def test_the_world_waits_for_a_person_who_lets_go_of_the_controls(clock: FakeClock, make_policy: Make) -> None:
+    hands = Script({TAKE: "takeover"}, None)
+    with Takeover(make_policy(), hands, EMBODIMENT, row_by_row=True, clock=clock) as driver:
+        driver.reset(0)
+        hands.show(observation(TAKE), {})
+        for _ in range(3):
+            with pytest.raises(NoActionYetError, match="nobody is at the controls"):
+                driver.act([observation(TAKE)])
+        assert driver.driver == "person"
+
+
+def test_the_grip_stays_as_the_policy_had_it_until_the_hands_change_theirs(make_policy: Make, drive: Make) -> None:
+    class Holding:
+        reset = make_policy().reset
+
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            return [ActionChunk(still(0.0, 0.0)[None], o.stamp_ns, o.step) for o in observations]
+
+    later = {6: still(0.04, 0.0), 7: still(0.04, 1.0), 8: still(0.04, 1.0), 9: still(0.04, 1.0)}
+    _, steps = drive(Holding(), Script({TAKE: "takeover"}, HAND, later))
+    grips = {s.observation.step: s.commanded[1] for s in steps}
+    assert [grips[step] for step in range(HORIZON)] == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
+
+
+def test_e_stop_ends_the_episode(clock: FakeClock, make_policy: Make) -> None:
+    stops: list[str] = []
+    hands = Script({2: "estop"})
+    with Takeover(
+        make_policy(), hands, EMBODIMENT, row_by_row=True, clock=clock, on_estop=lambda: stops.append("stop")
+    ) as driver:
+        driver.reset(0)
+        hands.show(observation(2), {})
+        with pytest.raises(PolicyError, match="pressed e-stop"):
+            driver.act([observation(2)])
+    assert stops == ["stop"]
+
+
+def test_a_takeover_does_not_wait_for_a_policy_that_thinks(clock: FakeClock) -> None:
+    thinks, may_answer = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self) -> None:
+            self.asked: list[int] = []
+
+        def reset(self, seed: int) -> None:
+            """Nothing to forget."""
+
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            self.asked.append(observations[0].step)
+            thinks.set()
+            assert may_answer.wait(20)
+            return [ActionChunk(still()[None], o.stamp_ns, o.step) for o in observations]
+
+    class Impatient(Script):
+        def command(self) -> TeleopCommand:
+            if thinks.is_set() and not may_answer.is_set() and self._step == 0:
+                self._step = TAKE  # the button is pressed while the policy thinks
+            return super().command()
+
+    policy, hands = Slow(), Impatient({TAKE: "takeover", GIVE: "giveback"})
+    with Takeover(policy, hands, EMBODIMENT, row_by_row=False, clock=clock) as driver:
+        driver.reset(0)
+        with pytest.raises(NoActionYetError, match="took over while the policy thought"):
+            driver.act([observation(0)])
+        (chunk,) = driver.act([observation(1)])
+        assert chunk.intervention and (chunk.actions == HAND).all()
+        hands.show(observation(GIVE), {})
+        with pytest.raises(NoActionYetError, match="still busy"):
+            driver.act([observation(GIVE)])
+        may_answer.set()
+        while True:
+            try:
+                (chunk,) = driver.act([observation(GIVE + 1)])
+                break
+            except NoActionYetError:
+                continue
+        assert not chunk.intervention and chunk.step == GIVE + 1 and policy.asked == [0, GIVE + 1]
+
+
+def test_the_person_is_told_who_drives_and_how_the_arm_grips(make_policy: Make, drive: Make) -> None:
+    hands = corrects()
+    drive(make_policy(), hands)
+    drivers = [driver for driver, _ in hands.told]
+    assert drivers[0] == "policy" and "person" in drivers and drivers[-1] == "policy"
+    assert hands.shown[-1] == {"drives": "the policy", "episode": "1", "steps": str(HORIZON), "corrected": "4"}
+
+
+@pytest.fixture
+def run(clock: FakeClock, guard: Guard, make_world: Make, make_policy: Make, tmp_path: Path) -> Make:
+    """`run(hands)`: two episodes with a folder and a dataset -> their summary."""
+
+    def go(hands: Teleop, **options: Any) -> Any:
+        with (
+            LeRobotWriter(tmp_path / "data") as writer,
+            Takeover(make_policy(think_ms=5), hands, EMBODIMENT, row_by_row=True, clock=clock) as driver,
+        ):
+            store = LogStore(writer, EMBODIMENT, "fake")
+            return run_episodes(
+                make_world(**{"succeed_at": HORIZON, "horizon": HORIZON + 1, **options}),
+                driver,
+                [3, 4],
+                info=RunInfo("toy", "fake", "lift the <red> cube"),
+                guard=guard,
+                folder=tmp_path / "run",
+                subscribers=[driver],
+                clock=clock,
+                video=False,
+                on_episode=lambda result, log: store.add(log),
+            )
+
+    return go
+
+
+class Once(Script):
+    """Hands that rest in the second episode."""
+
+    def command(self) -> TeleopCommand:
+        said = super().command()
+        return said if self._buttons or self._step >= GIVE else TeleopCommand(still())
+
+
+def test_the_log_and_the_dataset_mark_exactly_the_corrected_steps(run: Make, tmp_path: Path) -> None:
+    run(corrects(Once))
+    marks = [[s.intervention for s in read_episode(tmp_path / f"run/episodes/seed_{n}.vlalog").steps] for n in (3, 4)]
+    assert marks == [[TAKE <= step < GIVE for step in range(HORIZON)], [False] * HORIZON]
+
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = pq.read_table(tmp_path / "data" / "data").to_pylist()
+    assert [row["intervention"] for row in rows] == marks[0] + marks[1]
+    for row in rows:
+        same = row["action"] == row["action.policy"]
+        assert row["policy_asked"] and same != row["intervention"]
+
+    summary = summarise(open_source(tmp_path / "data"), most=10)
+    assert (summary.corrected, summary.corrected_episodes) == (GIVE - TAKE, 1)
+
+    demos = open_demos(tmp_path / "data")
+    assert [episode.driver for episode in demos.episodes] == ["fake" + CORRECTED, "fake"]
+    np.testing.assert_allclose(demos.actions[TAKE:GIVE, 0], HAND[0], rtol=1e-6)
+
+
+def test_a_success_with_help_is_none_of_the_policys_own(run: Make) -> None:
+    summary = run(corrects(Once))
+    assert [episode.outcome for episode in summary.episodes] == ["success", "success"]
+    assert [episode.success for episode in summary.episodes] == [False, True]
+    told = summary.to_dict()
+    assert (told["successes"], told["success_rate"], told["successes_with_help"]) == (1, 0.5, 1)
+    assert told["interventions"] == GIVE - TAKE
+    assert [(e["helped"], e["interventions"], e["takeovers"]) for e in told["episodes"]] == [
+        (True, 4, 1),
+        (False, 0, 0),
+    ]
+
+
+def observation(step: int) -> Observation:
+    return Observation({"front": np.zeros((32, 48, 3), np.uint8)}, np.zeros(1), "lift", step, step)
