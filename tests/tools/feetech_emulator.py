@@ -169,10 +169,12 @@ class FeetechBus:
         """Instructions that came, for tests that ask what a driver did."""
         self.goals: list[dict[int, int]] = []
         """What each SYNC_WRITE of goals said: id -> goal."""
+        self.now_s: Callable[[], float] = time.monotonic
+        """The servos' time, for tests that have a clock of their own."""
         self._lock = threading.RLock()
         self._master = self._slave = -1
         self._thread: threading.Thread | None = None
-        self._seen_s = time.monotonic()
+        self._seen_s = self.now_s()
         self.plug()
 
     def plug(self) -> None:
@@ -214,7 +216,7 @@ class FeetechBus:
             yield
 
     def _advance(self) -> None:
-        now_s = time.monotonic()
+        now_s = self.now_s()
         passed_s, self._seen_s = now_s - self._seen_s, now_s
         for servo in self.servos.values():
             servo.advance(passed_s)
