@@ -15,7 +15,7 @@ LINES = (
     ("core",),
     ("recipe",),
     ("world", "observe", "transport", "policy", "act", "record"),
-    ("loop", "serve", "learn"),
+    ("loop", "serve", "learn", "hand"),
     ("cli",),
 )
 LINE_OF = {room: line for line, rooms in enumerate(LINES) for room in rooms}

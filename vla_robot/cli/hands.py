@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.teleop import Teleop
 
-HANDS = ("browser",)
+if TYPE_CHECKING:
+    from vla_robot.hand.motion import Motion
+
+HANDS = ("browser", "keyboard", "spacemouse", "gamepad")
 """What `--by` and `--takeover` take."""
 
 PAGE_PORT = 8572
@@ -36,7 +43,38 @@ def open_hands(
         from vla_robot.serve.web import Listen
 
         return BrowserTeleop(embodiment, instruction, Listen(port))
+    if name in HANDS:
+        return _at_terminal(lambda: _motion(name, embodiment), instruction, draws)
     raise RecipeError(unknown("device", name, HANDS))
+
+
+def _motion(name: str, embodiment: Embodiment) -> Motion:
+    """What moves the tool, beside the terminal's buttons."""
+    if name == "keyboard":
+        from vla_robot.hand.keys import KeyMotion
+
+        return KeyMotion(embodiment)
+    from vla_robot.hand.sticks import StickMotion
+
+    if name == "spacemouse":
+        from vla_robot.hand.spacemouse import open_spacemouse
+
+        return StickMotion(open_spacemouse(), embodiment)
+    from vla_robot.hand.gamepad import open_gamepad
+
+    return StickMotion(open_gamepad(), embodiment)
+
+
+def _at_terminal(open_motion: Callable[[], Motion], instruction: str, draws: bool) -> Teleop:
+    """A device beside the keys of this terminal, which is left as it was when the device cannot be opened."""
+    from vla_robot.hand.panel import Panel
+    from vla_robot.hand.terminal import Terminal, require_terminal
+    from vla_robot.hand.terminal_teleop import TerminalTeleop
+
+    require_terminal()
+    motion = open_motion()
+    panel = Panel() if draws and sys.stdout.isatty() else None
+    return TerminalTeleop(motion, instruction, Terminal(), panel)
 
 
 def welcome(teleop: Teleop) -> str:
@@ -48,4 +86,4 @@ def welcome(teleop: Teleop) -> str:
             f"  {teleop.url}   drives: keep it to yourself\n  {teleop.watcher_url}   shows the same\n"
             "Open the first one, and press Start. Ctrl-C ends."
         )
-    return "Ctrl-C ends."
+    return "Type in this terminal: Enter starts an episode, Escape is the e-stop, Ctrl-C ends."

@@ -1,0 +1,170 @@
+"""The terminal that a person types in: each key at once, and unseen, until it is closed. Nothing here waits.
+
+    b"w"  ->  "w"        b"\\x1b[A"  ->  "up"        b"\\x1b" and nothing more at the next look  ->  "escape"
+
+A terminal tells that a key was pressed, and that it repeats; never that it was let go of.
+"""
+
+from __future__ import annotations
+
+import atexit
+import codecs
+import contextlib
+import os
+import re
+import select
+import sys
+import termios
+from typing import Any
+
+from vla_robot.core.hand import HandError
+
+ESCAPE = "\x1b"
+
+NAMES = {"\r": "enter", "\n": "enter", " ": "space", "\x7f": "backspace", "\b": "backspace", "\t": "tab"}
+
+SEQUENCES = {
+    "[A": "up",
+    "[B": "down",
+    "[C": "right",
+    "[D": "left",
+    "OA": "up",
+    "OB": "down",
+    "OC": "right",
+    "OD": "left",
+    "OP": "f1",
+    "OQ": "f2",
+    "OR": "f3",
+    "OS": "f4",
+    "[11~": "f1",
+    "[12~": "f2",
+    "[13~": "f3",
+    "[14~": "f4",
+    "[[A": "f1",
+    "[[B": "f2",
+    "[[C": "f3",
+    "[[D": "f4",
+}
+"""What follows ESCAPE, as xterm, rxvt and the Linux console send it."""
+
+_WHOLE = re.compile(r"\[\[[A-E]|\[[0-9;?]*[ -/]*[@-Z\\-~]|O[@-~]")
+_BEGUN = re.compile(r"\[\[?|\[[0-9;?]*[ -/]*|O|")
+READ_BYTES = 4096
+
+
+class KeyParser:
+    """Bytes -> names of keys.
+
+    An escape sequence may be cut in two on its way over a network: what is left over waits for the next feed. Then it
+    is the Escape key, which must not be lost: it stops the arm.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
+        self._left = ""
+
+    def feed(self, data: bytes) -> list[str]:
+        """The keys of all bytes so far; no bytes means that nothing came since the last feed."""
+        final = not data
+        text, self._left = self._left + self._decoder.decode(data), ""
+        keys: list[str] = []
+        while text:
+            if text[0] != ESCAPE:
+                keys += _plain(text[0])
+                text = text[1:]
+            elif whole := _WHOLE.match(text, 1):
+                keys += [SEQUENCES[whole.group()]] if whole.group() in SEQUENCES else []
+                text = text[whole.end() :]
+            elif _BEGUN.fullmatch(text, 1) and not final:
+                self._left, text = text, ""
+            else:
+                keys.append("escape")
+                text = text[1:]
+        return keys
+
+
+class Terminal:
+    """A terminal, which is put back as it was by `close`, and when the program ends in any other way."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        """
+        Args:
+            fd: of the terminal; standard input when None.
+
+        Raises:
+            HandError: it is no terminal.
+        """
+        self._fd = require_terminal(fd)
+        self._parser = KeyParser()
+        self._before: list[Any] | None = termios.tcgetattr(self._fd)
+        termios.tcsetattr(self._fd, termios.TCSANOW, _each_key_at_once(self._fd))
+        atexit.register(self.close)
+
+    def typed(self) -> list[str]:
+        """What was typed since the last time, oldest first.
+
+        Raises:
+            HandError: the terminal is gone, as when a connection broke.
+        """
+        return self._parser.feed(self._read())
+
+    def close(self) -> None:
+        """Put the terminal back as it was. May be called twice."""
+        before, self._before = self._before, None
+        atexit.unregister(self.close)
+        if before is not None:
+            with contextlib.suppress(termios.error):  # it is gone
+                termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
+
+    def _read(self) -> bytes:
+        # Not by O_NONBLOCK: that flag is shared with the shell, and with whatever else writes to this terminal.
+        if not select.select([self._fd], [], [], 0)[0]:
+            return b""
+        try:
+            data = os.read(self._fd, READ_BYTES)
+        except OSError as error:
+            raise HandError(f"the terminal is gone: {error.strerror}. Nobody can drive from it any more.") from error
+        if not data:
+            raise HandError("the terminal was closed. Nobody can drive from it any more.")
+        return data
+
+
+def _plain(character: str) -> list[str]:
+    if character in NAMES:
+        return [NAMES[character]]
+    return [character] if character.isprintable() else []
+
+
+def require_terminal(fd: int | None = None) -> int:
+    """The descriptor, standard input's when None.
+
+    Raises:
+        HandError: it is no terminal.
+    """
+    fd = _stdin() if fd is None else fd
+    if fd < 0 or not os.isatty(fd):
+        raise HandError(
+            "standard input is no terminal, and keys are typed in one. Start this in a terminal, over SSH with "
+            "`ssh -t`, in a container with `docker run -it`; or drive from a page: `--by browser`."
+        )
+    return fd
+
+
+def _stdin() -> int:
+    try:
+        return sys.stdin.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or replaced by something without a descriptor
+        return -1
+
+
+def _each_key_at_once(fd: int) -> list[Any]:
+    """The same terminal without lines and echo. Ctrl-C still interrupts; Ctrl-Z and Ctrl-\\ do not, as the program
+    would leave the arm and the terminal as they are, and Ctrl-S does not freeze what is shown."""
+    modes = termios.tcgetattr(fd)
+    modes[0] &= ~(termios.IXON | termios.ICRNL)
+    modes[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)
+    off = bytes([os.fpathconf(fd, "PC_VDISABLE")])
+    for name in (termios.VSUSP, termios.VQUIT):
+        modes[6][name] = off
+    modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
+    return modes
