@@ -10,12 +10,12 @@ import pytest
 
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Vector
-from vla_robot.hand.keys import FIRST_SPEED, NUDGE_S, SLOW, KeyMotion
+from vla_robot.hand.keys import FIRST_SPEED, FULL_SPEED, NUDGE_S, SLOW, KeyMotion
 
 conftest: Any = sys.modules[next(n for n in sys.modules if n.endswith("hand.conftest"))]
 RATE_HZ = 10.0
 NUDGE = round(NUDGE_S * RATE_HZ)
-FIRST = FIRST_SPEED / 10
+FIRST = FIRST_SPEED / FULL_SPEED
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_two_keys_move_two_axes_and_the_opposite_key_turns_round(motion: KeyMoti
 
 
 def test_digits_set_the_speed_and_shift_is_slow(motion: KeyMotion) -> None:
-    motion.press("0")
+    motion.press("9")
     motion.press("w")
     full = motion.move().action
     motion.press("W")
@@ -79,7 +79,7 @@ def test_rest_stops_all_axes_at_once(motion: KeyMotion) -> None:
 
 
 def test_the_gripper_toggles_and_gets_the_time_to_close(motion: KeyMotion) -> None:
-    motion.press("g")
+    motion.press("space")
     seen = actions(motion, round(RATE_HZ) + 1)
     assert all(a is not None and a[-1] == 0 and not a[:-1].any() for a in seen[:-1]) and seen[-1] is None
     assert "closed" in motion.standing

@@ -178,7 +178,7 @@ def test_a_stick_moves_while_it_is_held_and_a_moment_longer() -> None:
     assert motion.move().action is None
     stub.held = Held((1.0, 0, 0, 0, 0, 0))
     action = motion.move().action
-    assert action is not None and action[0] == pytest.approx(0.5 * conftest.STEP_M)
+    assert action is not None and action[0] == pytest.approx(5 / 9 * conftest.STEP_M)
     stub.held = Held((0.0,) * 6)
     after = [motion.move().action for _ in range(4)]
     assert sum(a is not None for a in after) == round(LINGER_S * 10) - 1

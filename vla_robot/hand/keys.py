@@ -28,6 +28,10 @@ SLOW = 0.3
 """Of the speed, with shift."""
 
 FIRST_SPEED = 5
+FULL_SPEED = 9
+"""Keys 1 to 9: how many ninths of the largest step."""
+
+SPEEDS = tuple("123456789")
 
 MOVES: dict[str, tuple[int, float]] = {
     "w": (0, 1.0),
@@ -73,8 +77,8 @@ class KeyMotion:
         ("↑ ↓", "tilt"),
         (", .", "roll"),
         ("shift", "slowly"),
-        ("1 … 9 0", "speed"),
-        ("g", "gripper"),
+        ("1 … 9", "speed"),
+        ("space", "gripper"),
         ("h", "go on for a second without moving"),
     )
 
@@ -91,17 +95,17 @@ class KeyMotion:
 
     @property
     def standing(self) -> str:
-        return f"speed {self._speed * 10} %, gripper {'closed' if self._closed else 'open'}"
+        return f"speed {self._speed} of {FULL_SPEED}, gripper {'closed' if self._closed else 'open'}"
 
     def press(self, key: str) -> bool:
         plain = SHIFTED.get(key, key.lower())
         if plain in MOVES:
             axis, way = MOVES[plain]
-            share = way * self._speed / 10 * (SLOW if plain != key else 1.0)
+            share = way * self._speed / FULL_SPEED * (SLOW if plain != key else 1.0)
             self._jogs[axis] = Jog(share, self._nudge)
-        elif key.isascii() and key.isdigit():
-            self._speed = int(key) or 10
-        elif plain == "g":
+        elif key in SPEEDS:
+            self._speed = int(key)
+        elif key == "space":
             self._closed, self._goes_on = not self._closed, self._linger
         elif plain == "h":
             self._goes_on = self._linger

@@ -9,7 +9,7 @@ from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, Embodiment
 from vla_robot.core.hand import action_of, require_drivable
 from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import Button
-from vla_robot.hand.keys import FIRST_SPEED, GRIP_S
+from vla_robot.hand.keys import FIRST_SPEED, FULL_SPEED, GRIP_S, SPEEDS
 from vla_robot.hand.motion import Moved
 
 DEAD_ZONE = 0.12
@@ -72,16 +72,16 @@ class StickMotion:
 
     @property
     def help(self) -> tuple[tuple[str, str], ...]:
-        return (*self._sticks.help, ("1 … 9 0", "speed"), ("g", "gripper"))
+        return (*self._sticks.help, ("1 … 9", "speed"), ("space", "gripper"))
 
     @property
     def standing(self) -> str:
-        return f"speed {self._speed * 10} %, gripper {'closed' if self._closed else 'open'}"
+        return f"speed {self._speed} of {FULL_SPEED}, gripper {'closed' if self._closed else 'open'}"
 
     def press(self, key: str) -> bool:
-        if key.isascii() and key.isdigit():
-            self._speed = int(key) or 10
-        elif key == "g":
+        if key in SPEEDS:
+            self._speed = int(key)
+        elif key == "space":
             self._toggle()
         else:
             return False
@@ -104,7 +104,7 @@ class StickMotion:
         if not self._goes_on:
             return Moved(None, buttons)
         self._goes_on -= 1
-        shares = [0.0 if self._let_go else axis * self._speed / 10 for axis in axes]
+        shares = [0.0 if self._let_go else axis * self._speed / FULL_SPEED for axis in axes]
         return Moved(action_of(self._space, shares, self._closed), buttons)
 
     def rest(self) -> None:

@@ -22,30 +22,30 @@ BUTTONS: dict[str, Button] = {
     "enter": "start",
     "y": "success",
     "f1": "success",
-    "t": "stop",
+    "n": "stop",
     "f2": "stop",
     "x": "discard",
     "f3": "discard",
     "r": "rerecord",
     "f4": "rerecord",
     "escape": "estop",
-    "o": "takeover",
-    "p": "giveback",
+    "t": "takeover",
+    "g": "giveback",
 }
-"""F1 to F4 as on the page; letters, as some terminals keep those keys to themselves."""
+"""As on the page, and letters beside F1 to F4, as some terminals keep those to themselves."""
 
 HELP = (
-    ("space", "rest: nothing moves"),
+    ("any other key", "rest: nothing moves"),
     ("enter", "start"),
     ("y", "success"),
-    ("t", "stop, keep"),
+    ("n", "end, keep"),
     ("x", "discard"),
     ("r", "again"),
     ("i", "new instruction"),
     ("esc", "E-STOP"),
     ("ctrl-c", "end"),
 )
-SHARING_HELP = (("o", "take over"), ("p", "give back"))
+SHARING_HELP = (("t", "take over"), ("g", "give back"))
 
 STALE_NS = 500 * NS_PER_MS
 """Keys that were typed while nobody looked for this long, as during a reset, move nothing."""
@@ -118,11 +118,11 @@ class TerminalTeleop:
 
     def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
         """Who drives, where a policy does too; the person begins with the arm's own grip."""
-        self._driver = driver
-        if driver == "policy":
+        if driver != self._driver:
             self._motion.rest()
-            if executed is not None:
-                self._motion.grip(float(executed[-1]))
+        self._driver = driver
+        if driver == "policy" and executed is not None:
+            self._motion.grip(float(executed[-1]))
 
     def close(self) -> None:
         """Put the terminal back as it was, and let go of the device. May be called twice."""
@@ -153,10 +153,8 @@ class TerminalTeleop:
         elif key == "i":
             self._editing = ""
             self._motion.rest()
-        elif key == "space":
+        elif not fresh or not self._motion.press(key):
             self._motion.rest()
-        elif fresh:
-            self._motion.press(key)
 
     def _edit(self, text: str, key: str) -> None:
         """One more key of an instruction; Escape forgets it, and still stops an arm that a policy moves meanwhile."""
