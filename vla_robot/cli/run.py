@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -14,6 +14,7 @@ from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
+from vla_robot.cli.takeover import dataset, require_sense, shared_control
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.errors import RecipeError
 from vla_robot.loop.results import RunInfo, RunSummary
@@ -55,6 +56,14 @@ class RunArgs:
     """the first episode's seed; the k-th has SEED + k"""
     real_time: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """keep the world's control rate on the wall clock; a simulation otherwise steps as fast as it can"""
+    takeover: Annotated[str | None, option("DEVICE")] = None
+    """a person may take over while the policy drives: by browser (a page), keyboard, spacemouse or gamepad"""
+    port: Annotated[int | None, option("PORT")] = None
+    """of the page, with --takeover browser; 0 takes a free one, by default 8572"""
+    record: Annotated[Path | None, option("FOLDER")] = None
+    """add every episode to this LeRobot v3 dataset, with a mark on each step that a person drove"""
+    keep: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
+    """with --record: which episodes are stored, by default all"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file, for machines"""
     out: Annotated[Path | None, option("FOLDER")] = None
@@ -105,6 +114,7 @@ def main(args: RunArgs) -> int:
     Raises:
         VlaError: something is wrong with a recipe, the world, the policy or their fit. Finished episodes are reported.
     """
+    require_sense(args)
     if args.robot is not None:
         from vla_robot.cli.run_robot import run_on_robot
 
@@ -117,17 +127,23 @@ def main(args: RunArgs) -> int:
     print(_opening(what), flush=True)
     with open_world(what.env, what.policy.sees_the_truth) as world:
         policy = build_policy(what.policy, env, world.embodiment, args.key)
-        with LiveView(what.launch.episodes) as view, stop_on_interrupt() as stop:
+        with (
+            dataset(args, world.embodiment, what.policy.name) as on_episode,
+            shared_control(args, policy, world.embodiment, world.instruction, row_by_row=True) as (driver, seeing),
+            LiveView(what.launch.episodes) as view,
+            stop_on_interrupt() as stop,
+        ):
             summary = run_episodes(
                 world,
-                policy,
+                driver,
                 what.launch.seeds,
                 info=_info(what, env),
                 guard=build_guard(world.embodiment.action),
                 folder=folder,
-                subscribers=[view],
-                rate_hz=env.rate_hz if what.launch.real_time else None,
+                subscribers=[view, *seeing],
+                rate_hz=env.rate_hz if what.launch.real_time or args.takeover else None,
                 should_stop=stop.is_set,
+                on_episode=on_episode,
             )
     if args.json:
         write_json(args.json, "run", **summary.to_dict())

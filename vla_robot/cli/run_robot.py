@@ -12,6 +12,7 @@ from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
+from vla_robot.cli.takeover import dataset, shared_control
 from vla_robot.core.errors import RecipeError
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
@@ -47,19 +48,34 @@ def run_on_robot(args: RunArgs, address: str) -> int:
             robot.arm()
         policy = build_robot_policy(launch.policy, robot, args.key)
         guard = build_guard(robot.embodiment.action)
-        with LiveView(launch.episodes) as view, stop_on_interrupt() as stop:
+        with (
+            dataset(args, robot.embodiment, find_policy(launch.policy).name) as on_episode,
+            shared_control(
+                args,
+                policy,
+                robot.embodiment,
+                robot.instruction,
+                row_by_row=args.lockstep,
+                on_estop=lambda: robot.stop("the person who may take over pressed e-stop"),
+            ) as (driver, seeing),
+            LiveView(launch.episodes) as view,
+            stop_on_interrupt() as stop,
+        ):
             if args.lockstep:
-                drive: Drive = partial(run_episode, LockstepWorld(robot), policy, guard=guard, should_stop=stop.is_set)
+                pace_hz = robot.embodiment.rate_hz if args.takeover else None  # a person needs the time of a clock
+                drive: Drive = partial(run_episode, LockstepWorld(robot), driver, rate_hz=pace_hz)
             else:
-                drive = partial(run_live_episode, robot, policy, guard=guard, should_stop=stop.is_set)
+                drive = partial(run_live_episode, robot, driver)
+            drive = partial(drive, guard=guard, should_stop=stop.is_set)
             summary = run_driven(
                 drive,
                 robot,
                 launch.seeds,
                 info=_info(args, launch, robot),
                 folder=folder,
-                subscribers=[view, _Shown(robot.embodiment.action.names)] if args.dry_run else [view],
+                subscribers=[view, *seeing, *([_Shown(robot.embodiment.action.names)] if args.dry_run else [])],
                 should_stop=stop.is_set,
+                on_episode=on_episode,
             )
     if args.json:
         write_json(args.json, "run", **summary.to_dict())

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.embodiment import GRIPPER_OPEN, Embodiment
 from vla_robot.core.errors import TransportError, unknown
 from vla_robot.core.hand import AXES, action_of, require_drivable
-from vla_robot.core.messages import Observation
-from vla_robot.core.teleop import Button, TeleopCommand
+from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.teleop import Button, Driver, TeleopCommand
 from vla_robot.serve.board import Board
 from vla_robot.serve.view import about
 from vla_robot.serve.web import Access, Listen, WebServer
@@ -67,6 +67,8 @@ class BrowserTeleop:
         self._typed: str | None = None
         self._stopped = False
         self._shown = 0
+        self._driver: Driver | None = None
+        self._executed: Vector | None = None
         self._board = Board()
         listen, access = listen or Listen(), access or Access()
         self._web = WebServer(self._board, self._about, {"drive": self._drive, "stop": self._stop}, access, listen)
@@ -96,6 +98,7 @@ class BrowserTeleop:
                 "state": observation.state,
                 "executed": self._action,
                 "counters": dict(counters),
+                **self._shared(),
             }
         self._board.post(facts, observation.images)
 
@@ -106,6 +109,11 @@ class BrowserTeleop:
             typed, self._typed = self._typed, None
             alive = self._is_heard(SILENT_AFTER_S) and not self._stopped
             return TeleopCommand(self._action.copy() if alive else None, buttons, typed)
+
+    def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
+        """Beside a policy: the page says who drives, and its grip follows the arm's while the policy does."""
+        with self._lock:
+            self._driver, self._executed = driver, executed
 
     def close(self) -> None:
         """Close the page. May be called twice."""
@@ -128,7 +136,7 @@ class BrowserTeleop:
             self._action = action_of(self._embodiment.action, axes, closed)
             self._buttons |= buttons
             self._typed = typed if typed is not None else self._typed
-            if "start" in buttons:
+            if buttons & {"start", "takeover"}:
                 self._stopped = False
         return {}
 
@@ -138,9 +146,18 @@ class BrowserTeleop:
             self._buttons.add("estop")
         return {"stopped": True}
 
+    def _shared(self) -> dict[str, Any]:
+        """What the page is told where a policy drives too."""
+        if self._driver is None:
+            return {}
+        executed = self._action if self._executed is None else self._executed
+        return {"driver": self._driver, "executed": executed, "closed": bool(executed[-1] < GRIPPER_OPEN / 2)}
+
     def _standing(self) -> tuple[str, str]:
         if self._stopped:
-            return "stopped", "stopped on this page; Start goes on"
+            return "stopped", "stopped on this page" + ("; Start goes on" if self._driver is None else "")
+        if self._driver == "policy":
+            return "run", "the policy drives"
         if not self._is_heard(SILENT_AFTER_S):
             return "hold", "nobody is at the controls"
         return "run", ""

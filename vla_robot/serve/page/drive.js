@@ -15,8 +15,12 @@ const BUTTONS = [
   ["discard", "Discard", "", "F3"], ["rerecord", "Again", "", "F4"],
 ];
 
+// Where a policy drives too, these stand in place of the others.
+const SHARING = [["takeover", "KeyO"], ["giveback", "KeyP"]];
+
 // Of a standard gamepad (https://w3c.github.io/gamepad): A, B, X, Y, start.
 const PAD_GRIP = 0, PAD_BUTTONS = { 1: "discard", 2: "rerecord", 3: "success", 8: "stop", 9: "start" };
+const PAD_SHARING = { 1: "giveback", 3: "takeover", 8: "giveback", 9: "takeover" };
 
 const part = (id) => document.getElementById(id);
 
@@ -53,6 +57,7 @@ export class Drive {
   step = 0;
   task = null;
   busy = false;
+  driver = null;
   seat = crypto.getRandomValues(new Uint32Array(2)).join("-");
   padDown = new Set();
 
@@ -61,6 +66,10 @@ export class Drive {
     this.left = new Pad(part("pad-xy"));
     this.right = new Pad(part("pad-z"));
     this.buildButtons();
+    for (const [name] of SHARING) {
+      const button = part(`button-${name}`);
+      button.addEventListener("click", () => { this.pressed.add(name); button.blur(); });
+    }
     part("grip").addEventListener("click", () => this.grip());
     part("task").addEventListener("change", () => { this.task = part("task").value.trim(); });
     addEventListener("keydown", (event) => this.down(event));
@@ -93,7 +102,9 @@ export class Drive {
       return;
     }
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const button = BUTTONS.find(([, , , key]) => key === event.code);
+    const button = this.driver === null
+      ? BUTTONS.find(([, , , key]) => key === event.code)
+      : SHARING.find(([, key]) => key === event.code);
     if (event.code in KEYS || event.code === "Space" || event.code.startsWith("Shift")) {
       event.preventDefault();
       this.keys.add(event.code);
@@ -139,7 +150,8 @@ export class Drive {
       if (down(k)) this.padDown.add(k);
       else this.padDown.delete(k);
       if (fresh && k === PAD_GRIP) this.grip();
-      else if (fresh) this.pressed.add(PAD_BUTTONS[k]);
+      else if (fresh && this.driver === null) this.pressed.add(PAD_BUTTONS[k]);
+      else if (fresh && k in PAD_SHARING) this.pressed.add(PAD_SHARING[k]);
     }
   }
 
@@ -162,10 +174,23 @@ export class Drive {
     }
   }
 
+  // A policy drives too: say who does, and let the grip begin as the arm's is.
+  share(facts) {
+    this.driver = facts.driver;
+    const you = facts.driver === "person";
+    part("driver").hidden = false;
+    part("driver").classList.toggle("you", you);
+    part("driver-name").textContent = you ? "You drive" : "The policy drives";
+    part("driver-hint").textContent = you ? "what you do is recorded as a correction" : "move, or take over, to correct it";
+    part("buttons").hidden = true;
+    if (!you && facts.closed !== this.closed) this.grip();
+  }
+
   show(facts) {
     // A new episode begins with an open gripper.
     if (facts.step === 0 && this.step > 0 && this.closed) this.grip();
     this.step = facts.step;
+    if (facts.driver) this.share(facts);
     if (document.activeElement !== part("task") && this.task === null) part("task").value = facts.instruction ?? "";
   }
 }

@@ -1,0 +1,211 @@
+"""A person takes over from a policy whose arm has a clock of its own: a bridge without its sockets, on a fake clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vla_robot.act.chunk import Splice
+from vla_robot.act.limits import limits_of
+from vla_robot.act.safety import SafetyFilter
+from vla_robot.act.watchdog import Watchdog
+from vla_robot.core.clock import NS_PER_MS, FakeClock
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.robot import Tick
+from vla_robot.core.teleop import Button, TeleopCommand
+from vla_robot.loop.control_loop import Guard
+from vla_robot.loop.events import Event, StepDone
+from vla_robot.loop.live_loop import run_live_episode
+from vla_robot.loop.results import EpisodeResult
+from vla_robot.loop.takeover import Takeover
+from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.record.episode import read_episode
+from vla_robot.serve.bridge import Bridge, Execution
+from vla_robot.serve.bridge_log import BridgeLog
+
+TAKE, GIVE, HORIZON = 6, 14, 24
+ROWS = 8
+PERIOD_MS = 100
+HAND = 0.04
+SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
+EMBODIMENT = Embodiment("toy", SPACE, (Dim("x", "m", -9.0, 9.0),), (CameraSpec("front", 6, 8),), 10.0)
+
+
+@dataclass
+class Arm:
+    """Adds up its commands until the horizon."""
+
+    clock: FakeClock
+    embodiment: Embodiment = EMBODIMENT
+    instruction: str = "lift the cube"
+    can_wait: bool = False
+    x: float = 0.0
+    step: int = 0
+    stamp_ns: int = 0
+
+    @property
+    def camera_stamps_ns(self) -> Mapping[str, int]:
+        return {"front": self.stamp_ns}
+
+    def reset(self, seed: int) -> Observation:
+        return self._observe()
+
+    def command(self, action: Vector) -> StepResult:
+        self.x += float(action[0])
+        self.step += 1
+        return StepResult(self._observe(), action, False, False, self.step >= HORIZON)
+
+    def hold(self) -> StepResult:
+        return self.command(np.array([0.0, 1.0]))
+
+    def stop(self) -> None:
+        """It stands."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _observe(self) -> Observation:
+        self.stamp_ns = self.clock.now_ns()
+        image = np.zeros((6, 8, 3), np.uint8)
+        return Observation({"front": image}, np.array([self.x]), self.instruction, self.stamp_ns, self.step)
+
+
+@dataclass
+class Direct:
+    """The Robot port straight on a bridge: a tick passes whenever the newest one is asked for."""
+
+    bridge: Bridge
+    clock: FakeClock
+    embodiment: Embodiment = EMBODIMENT
+    instruction: str = "lift the cube"
+    stops: list[str] = field(default_factory=list[str])
+
+    def begin(self, seed: int) -> Observation:
+        return self.bridge.begin(1, seed)
+
+    def send(self, chunk: ActionChunk) -> None:
+        self.bridge.put(chunk)
+
+    def newest(self, after: int, timeout_s: float) -> Tick | None:
+        self.clock.advance_ns(PERIOD_MS * NS_PER_MS)
+        self.bridge.watchdog.beat()
+        return self.bridge.tick()
+
+    def end(self) -> None:
+        self.bridge.end("asked to")
+
+
+class Plans:
+    """Foresees rows that tell which step they were caused by."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.asked: list[int] = []
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        (o,) = observations
+        self.asked.append(o.step)
+        return [ActionChunk(np.tile([-0.001 * o.step, 1.0], (self.rows, 1)), o.stamp_ns, o.step)]
+
+
+class Script:
+    """Takes over and gives back at steps; between them the hands move, or nobody is there."""
+
+    def __init__(self, absent: range = range(0)) -> None:
+        self._buttons: dict[int, Button] = {TAKE: "takeover", GIVE: "giveback"}
+        self._absent = absent
+        self._step = 0
+
+    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
+        self._step = observation.step
+
+    def command(self) -> TeleopCommand:
+        button = self._buttons.pop(self._step, None)
+        move = HAND if TAKE <= self._step < GIVE else 0.0
+        action = None if self._step in self._absent else np.array([move, 1.0])
+        return TeleopCommand(action, frozenset() if button is None else frozenset({button}))
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+Drive = Callable[..., tuple[EpisodeResult, list[StepDone]]]
+
+
+@pytest.fixture
+def drive(tmp_path: Path, guard: Guard) -> Drive:
+    """One episode behind a bridge that keeps its log below tmp_path."""
+
+    def go(policy: Plans, hands: Script, splice: Splice = "drop") -> tuple[EpisodeResult, list[StepDone]]:
+        clock, steps = FakeClock(start_ns=10**12), list[StepDone]()
+        arm = Arm(clock)
+        bridge = Bridge(
+            arm,
+            SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe())),
+            Watchdog(clock),
+            clock,
+            Execution(splice=splice),
+            BridgeLog(tmp_path / "log", {}),
+        )
+
+        def keep(event: Event) -> None:
+            if isinstance(event, StepDone):
+                steps.append(event)
+
+        with Takeover(policy, hands, EMBODIMENT, row_by_row=False, clock=clock) as driver:
+            result = run_live_episode(
+                Direct(bridge, clock), driver, 0, guard=guard, subscribers=[driver, keep], clock=clock
+            )
+        return result, steps
+
+    return go
+
+
+@pytest.mark.parametrize("splice", ["drop", "blend", "ensemble", "rtc"])
+@pytest.mark.parametrize("rows", [1, ROWS])
+def test_every_tick_between_takeover_and_give_back_is_the_persons_alone(
+    drive: Drive, rows: int, splice: Splice
+) -> None:
+    result, steps = drive(Plans(rows), Script(), splice)
+    assert [s.observation.step for s in steps if s.intervention] == list(range(TAKE, GIVE))
+    for step in steps:
+        # Neither driver's actions are blended with what the other one had planned.
+        assert (step.result.executed[0] == HAND) == step.intervention
+        assert step.intervention or step.result.executed[0] <= 0
+        assert not step.held
+    assert (result.interventions, result.takeovers) == (GIVE - TAKE, 1)
+
+
+def test_at_give_back_the_policy_is_asked_with_what_is_seen_then(drive: Drive) -> None:
+    policy = Plans(ROWS)
+    _, steps = drive(policy, Script())
+    assert steps[GIVE].result.executed[0] == pytest.approx(-0.001 * GIVE)
+
+
+def test_a_person_who_lets_go_leaves_the_arm_held_and_the_policy_waits(drive: Drive) -> None:
+    gone = range(TAKE + 2, TAKE + 4)
+    result, steps = drive(Plans(ROWS), Script(gone))
+    assert [s.observation.step for s in steps if s.held] == list(gone)
+    assert [s.observation.step for s in steps if s.intervention] == [t for t in range(TAKE, GIVE) if t not in gone]
+    assert (result.interventions, result.takeovers) == (GIVE - TAKE - len(gone), 1)
+
+
+def test_the_bridges_own_log_says_who_drove(drive: Drive, tmp_path: Path) -> None:
+    drive(Plans(ROWS), Script())
+    (path,) = (tmp_path / "log").iterdir()
+    assert [s.observation.step for s in read_episode(path).steps if s.intervention] == list(range(TAKE, GIVE))
+
+
+def test_a_quick_policys_own_action_stands_beside_the_persons(drive: Drive) -> None:
+    _, steps = drive(Plans(ROWS), Script())
+    for step in (s for s in steps if s.intervention):
+        assert step.policy_action is not None
+        assert step.policy_action[0] == pytest.approx(-0.001 * step.observation.step)

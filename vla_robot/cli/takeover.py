@@ -1,0 +1,107 @@
+"""What `vla run --takeover` and `--record` add to a run: a person beside the policy, and a dataset of what was done."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.ports import Policy
+from vla_robot.loop.events import Subscriber
+from vla_robot.loop.runner import OnEpisode, keep_nothing
+
+if TYPE_CHECKING:
+    from vla_robot.cli.run import RunArgs
+    from vla_robot.core.embodiment import Embodiment
+    from vla_robot.core.teleop import Teleop
+    from vla_robot.record.from_log import LogStore
+
+
+def require_sense(args: RunArgs) -> None:
+    """Raise RecipeError for options that say nothing here."""
+    if args.keep is not None and args.record is None:
+        raise RecipeError("--keep says which episodes --record stores: add --record FOLDER, or leave it out.")
+    if args.port is not None and args.takeover != "browser":
+        raise RecipeError("--port is that of the page of --takeover browser; leave it out.")
+
+
+@contextlib.contextmanager
+def shared_control(
+    args: RunArgs,
+    policy: Policy,
+    embodiment: Embodiment,
+    instruction: str,
+    *,
+    row_by_row: bool,
+    on_estop: Callable[[], None] = lambda: None,
+) -> Iterator[tuple[Policy, list[Subscriber]]]:
+    """The policy, with a person beside it where one is asked for, and who else must see the loop's events.
+
+    Args:
+        args: of the command line.
+        policy: drives until somebody takes over.
+        embodiment: of the arm.
+        instruction: of the task.
+        row_by_row: see `Takeover`.
+        on_estop: called when the person presses it.
+
+    Raises:
+        RecipeError: there is no such device.
+        ContractError: it cannot drive this arm.
+        VlaError: it is not there, or not permitted.
+    """
+    if args.takeover is None:
+        yield policy, []
+        return
+    from vla_robot.cli.hands import PAGE_PORT, open_hands
+    from vla_robot.loop.takeover import Takeover
+
+    port = PAGE_PORT if args.port is None else args.port
+    with (
+        contextlib.closing(open_hands(args.takeover, embodiment, instruction, port=port, draws=False)) as teleop,
+        Takeover(policy, teleop, embodiment, row_by_row=row_by_row, on_estop=on_estop) as driver,
+    ):
+        print(_how(teleop), flush=True)
+        yield driver, [driver]
+
+
+@contextlib.contextmanager
+def dataset(args: RunArgs, embodiment: Embodiment, policy_name: str) -> Iterator[OnEpisode]:
+    """What is done with each finished episode: `--record` adds it to a LeRobot dataset.
+
+    Raises:
+        DataError: the folder holds something else, or the disk refuses.
+        MissingDependencyError: the extra [data] is not installed.
+    """
+    if args.record is None:
+        yield keep_nothing
+        return
+    from vla_robot.record.from_log import LogStore
+    from vla_robot.record.lerobot_format import LeRobotWriter
+
+    with LeRobotWriter(args.record) as writer:
+        store = LogStore(writer, embodiment, policy_name, args.keep or "all")
+        try:
+            yield lambda result, log: store.add(log)
+        finally:
+            print(_stored(args, store), flush=True)
+
+
+def _how(teleop: Teleop) -> str:
+    """What the person must know before they can take over."""
+    from vla_robot.serve.browser_teleop import BrowserTeleop
+
+    keys = "O, or hands that begin to move, take over; P gives back; Escape is the e-stop."
+    if isinstance(teleop, BrowserTeleop):
+        return f"  {teleop.url}   drives: keep it to yourself\n  {teleop.watcher_url}   shows the same\n  There: {keys}"
+    return f"  In this terminal: {keys}"
+
+
+def _stored(args: RunArgs, store: LogStore) -> str:
+    left_out = f", {store.left_out} steps left out in which the arm was held" if store.left_out else ""
+    return (
+        f"\n{store.kept} episodes were added to {args.record}, {store.corrected} steps of them driven by a person"
+        f"{left_out}.\n"
+        f"`vla data inspect {args.record}` shows them; name the folder with `vla finetune --data`."
+    )
