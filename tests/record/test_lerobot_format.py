@@ -85,6 +85,38 @@ def test_lerobot_opens_a_dataset_that_says_who_drove(root: Path, make_demo: Make
     np.testing.assert_array_equal(open_demos(root).actions, demo.actions.astype(np.float32))
 
 
+@pytest.mark.slow  # importing lerobot takes up to half a minute
+def test_lerobot_reads_when_each_frame_was_captured(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+    demo = make_demo(seed=1, steps=4)
+    wrist = np.array([900, 900, 930, 930])
+    write(root, dataclasses.replace(demo, frame_stamps_ns={"front": demo.stamps_ns, "wrist": wrist}))
+    dataset = lerobot("test/demos", root=root)
+    assert [int(dataset[step]["stamp_ns.wrist"]) for step in range(4)] == wrist.tolist()
+    assert [int(dataset[step]["stamp_ns.front"]) for step in range(4)] == demo.stamps_ns.tolist()
+
+
+def test_a_dataset_from_before_frames_had_stamps_is_continued(
+    root: Path, make_demo: MakeDemo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr(lerobot_format, "_like", without_frame_stamps)
+        write(root, make_demo(seed=1, steps=3))
+    write(root, make_demo(seed=2, steps=3))
+    assert open_demos(root).num_frames == 6
+    assert not [name for name in json.loads((root / INFO).read_text())["features"] if name.startswith("stamp_ns.")]
+
+
+def without_frame_stamps(table: Any, there: object) -> Any:
+    kept = {n: v for n, v in table.features.items() if not n.startswith("stamp_ns.")}
+    return dataclasses.replace(table, features=kept, columns={n: c for n, c in table.columns.items() if n in kept})
+
+
+def test_facts_of_an_episode_stand_in_its_note(root: Path, make_demo: MakeDemo) -> None:
+    write(root, dataclasses.replace(make_demo(seed=1), facts={"rate_hz": 9.7, "dropped_frames": 2}))
+    note = json.loads((root / RECORDING).read_text())
+    assert note["rate_hz"] == 9.7 and note["dropped_frames"] == 2 and note["seed"] == 1
+
+
 def test_episodes_with_and_without_corrections_do_not_mix(root: Path, make_demo: MakeDemo) -> None:
     demo = make_demo(seed=1, steps=3)
     no = np.zeros(3, np.bool_)

@@ -62,9 +62,11 @@ class Demonstration:
         actions: (T, D) what should be done: the label that a policy learns, in the embodiment's units.
         executed: (T, D) what the arm was given.
         success: (T,) bool, the task's success test held after the step.
-        stamps_ns: (T,) int64, when the frames were captured.
+        stamps_ns: (T,) int64, when the oldest frame of each step was captured.
         other_labels: other instruction -> (T, D), what should have been done for that one.
         corrections: who drove at each step; None where one driver drove all of them.
+        frame_stamps_ns: camera -> (T,) int64, when each of its frames was captured, on the clock of `stamps_ns`.
+        facts: what else is noted of the episode, name -> number, e.g. the rate that was really kept.
     """
 
     embodiment: Embodiment
@@ -79,6 +81,8 @@ class Demonstration:
     stamps_ns: NDArray[np.int64]
     other_labels: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
     corrections: Corrections | None = None
+    frame_stamps_ns: Mapping[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
+    facts: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -111,6 +115,7 @@ class _Row(NamedTuple):
     executed: Vector
     success: bool
     stamp_ns: int
+    frame_stamps_ns: Mapping[str, int]
 
 
 class DemonstrationBuilder:
@@ -134,11 +139,13 @@ class DemonstrationBuilder:
         for name, image in observation.images.items():
             self._films.setdefault(name, _Film()).add(self._sized(image))
         self._instruction = observation.instruction
-        self._rows.append(_Row(observation.state, label, result.executed, result.success, observation.stamp_ns))
+        stamps_ns = {name: observation.stamps_ns.get(name, observation.stamp_ns) for name in observation.images}
+        row = _Row(observation.state, label, result.executed, result.success, observation.stamp_ns, stamps_ns)
+        self._rows.append(row)
 
     def finish(self, embodiment: Embodiment, seed: int, driver: str) -> Demonstration:
         """The episode as one; at least one step must have been added."""
-        states, actions, executed, success, stamps_ns = zip(*self._rows, strict=True)
+        states, actions, executed, success, stamps_ns, frames_ns = zip(*self._rows, strict=True)
         return Demonstration(
             embodiment=embodiment,
             seed=seed,
@@ -150,6 +157,7 @@ class DemonstrationBuilder:
             executed=np.stack(executed),
             success=np.array(success, dtype=np.bool_),
             stamps_ns=np.array(stamps_ns, dtype=np.int64),
+            frame_stamps_ns={name: np.array([at[name] for at in frames_ns], dtype=np.int64) for name in self._films},
         )
 
     def _sized(self, image: Image) -> Image:

@@ -7,6 +7,8 @@ and meta/recording.jsonl, by which an interrupted recording knows what it has.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +23,7 @@ from vla_robot.record.lerobot_layout import (
     ACTION,
     EMBODIMENT,
     EXECUTED,
+    FRAME_STAMP,
     IMAGES,
     INTERVENTION,
     POLICY_ACTION,
@@ -93,7 +96,7 @@ class LeRobotWriter:
         Raises:
             DataError: it does not fit the dataset, or the disk refuses.
         """
-        table = _table(demonstration)
+        table = _like(_table(demonstration), self._tables.features)
         if self._embodiment is not None:
             require_same_embodiment(self._root, self._embodiment, demonstration.embodiment)
         try:
@@ -120,6 +123,7 @@ class LeRobotWriter:
         line = {"episode": self.num_episodes, "seed": d.seed, "driver": d.driver, "success": d.succeeded}
         if d.corrections is not None:
             line["corrected_steps"] = int(d.corrections.intervention.sum())
+        line |= d.facts
         with (self._root / RECORDING).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -148,6 +152,7 @@ def features_of(demonstration: Demonstration) -> dict[str, Any]:
         EXECUTED: feature("float32", [len(action)], action),
         SUCCESS: feature("bool", [1]),
         STAMP: feature("int64", [1]),
+        **{FRAME_STAMP + name: feature("int64", [1]) for name in cameras},
         **_correction_features(demonstration, action),
     }
 
@@ -183,12 +188,22 @@ def _table(d: Demonstration) -> EpisodeTable:
             EXECUTED: d.executed.astype(np.float32),
             SUCCESS: d.success,
             STAMP: d.stamps_ns,
+            **{FRAME_STAMP + name: d.frame_stamps_ns.get(name, d.stamps_ns) for name in d.cameras},
             **_correction_columns(d),
         },
         images={IMAGES + name: camera.png for name, camera in d.cameras.items()},
         image_stats={IMAGES + name: describe_pixels(c.pixel_counts, len(c.png)) for name, c in d.cameras.items()},
         tasks=(d.instruction,) * len(d),
     )
+
+
+def _like(table: EpisodeTable, there: Mapping[str, Any]) -> EpisodeTable:
+    """Without the stamp of each frame, where a dataset from before they were stored is continued."""
+    drop = {name for name in table.features if name.startswith(FRAME_STAMP) and there and name not in there}
+    if not drop:
+        return table
+    features = {name: value for name, value in table.features.items() if name not in drop}
+    return replace(table, features=features, columns={n: c for n, c in table.columns.items() if n not in drop})
 
 
 def _require_numbers(name: str, values: NDArray[np.float64], shape: tuple[int, int]) -> None:
