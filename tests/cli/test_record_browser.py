@@ -26,6 +26,7 @@ from vla_robot.recipe.env import EnvRecipe
 from vla_robot.record.by_hand import Session
 from vla_robot.record.collect import Collected
 from vla_robot.record.demos import open_demos
+from vla_robot.record.driven import WaitingWorld
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.serve.browser_teleop import BrowserTeleop
 from vla_robot.serve.child import spawn_world
@@ -109,7 +110,7 @@ class Recording:
         ):
             self.world, self.url = world, teleop.url
             self._ready.set()
-            session = Session(world, teleop, writer, "a person, by browser", on_event=self.made.append)
+            session = Session(WaitingWorld(world), teleop, writer, "a person, by browser", on_event=self.made.append)
             session.record(itertools.count(SEED), 1, self.over.is_set)
 
     def close(self) -> None:

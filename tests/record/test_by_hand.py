@@ -14,6 +14,7 @@ from vla_robot.core.teleop import Button, TeleopCommand
 from vla_robot.record.by_hand import Session
 from vla_robot.record.collect import Collected, Keep
 from vla_robot.record.demonstration import Demonstration
+from vla_robot.record.driven import WaitingWorld
 
 EMBODIMENT = Embodiment(
     name="point",
@@ -91,7 +92,8 @@ def record(
     said: Sequence[TeleopCommand], episodes: int = 1, keep: Keep = "all"
 ) -> tuple[list[Collected], list[Demonstration], Line, Script]:
     world, teleop, writer = Line(), Script(said), Kept()
-    session = Session(world, teleop, writer, "a person", keep, clock=FakeClock())
+    clock = FakeClock()
+    session = Session(WaitingWorld(world, clock), teleop, writer, "a person", keep, clock=clock)
     left = itertools.count(len(said) + 5, -1)
     stop: Callable[[], bool] = lambda: next(left) <= 0  # noqa: E731 - one expression, named for the reader
     return session.record(itertools.count(7), episodes, stop), writer.demos, world, teleop

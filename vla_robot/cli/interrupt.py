@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import Event
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WITH_HANGUP = (*SIGNALS, signal.SIGHUP)
+"""For what somebody does at a terminal, whose connection may break."""
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Event]:
+def stop_on_interrupt(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[Event]:
     """A signal sets the event, so that the running step ends and is kept; a second one raises KeyboardInterrupt."""
     stop = Event()
 
@@ -21,7 +23,7 @@ def stop_on_interrupt() -> Iterator[Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    previous = {each: signal.signal(each, ask) for each in SIGNALS}
+    previous = {each: signal.signal(each, ask) for each in signals}
     try:
         yield stop
     finally:

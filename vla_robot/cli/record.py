@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vla_robot.cli import record_by_hand
 from vla_robot.cli.build import build_policy
-from vla_robot.cli.hands import HANDS
+from vla_robot.cli.hands import HANDS, PAGE_PORT
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.embodiment import ActionSpace, Embodiment
@@ -48,7 +48,7 @@ class RecordArgs:
     env: Annotated[str | None, option("ENV")] = None
     """the world, by name or path"""
     by: Annotated[str, option("POLICY")] = "expert"
-    """who says what should be done, by name or path; "browser" is you, from a page"""
+    """who says what should be done, by name or path; "keyboard", "browser", "gamepad", "spacemouse" are you"""
     episodes: Annotated[int, option("N")] = 50
     """how many episodes"""
     seed: Annotated[int, option("SEED")] = 0
@@ -63,7 +63,13 @@ class RecordArgs:
     """which episodes are stored; by default all with --driver, successful ones without"""
     workers: Annotated[int | None, option("N")] = None
     """processes, each with its own world; by default one per core, at most 4"""
-    port: Annotated[int, option("PORT")] = 8572
+    robot: Annotated[str | None, option("ADDRESS")] = None
+    """where you drive: record from the robot behind this bridge, in the place of --env"""
+    key: Annotated[str | None, option("NAME")] = None
+    """which of this computer's keys to show the bridge; only needed when there are several"""
+    arm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """release the bridge's e-stop first"""
+    port: Annotated[int, option("PORT")] = PAGE_PORT
     """of the page, with --by browser; 0 takes a free one"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file, for machines"""
@@ -79,6 +85,11 @@ def plan(args: RecordArgs) -> DatasetRecipe:
         raise RecipeError(
             "say what to record: a dataset recipe, as in `vla record datasets/mine.toml --out data/mine`, or a world, "
             "as in `vla record --env lift --out data/lift`."
+        )
+    if args.robot is not None or args.arm or args.key:
+        raise RecipeError(
+            "--robot, --arm and --key are for a person who drives the robot behind a bridge: add --by keyboard. "
+            "A policy's own episodes are recorded with `vla run --robot ADDRESS --policy NAME --record FOLDER`."
         )
     if args.workers is not None and args.workers < 1:
         raise RecipeError(f"--workers is {args.workers}; at least 1 is needed.")

@@ -1,4 +1,4 @@
-"""`vla record --by browser`: a person drives from a page, and what they keep becomes a LeRobot v3 dataset."""
+"""`vla record --by keyboard` and the like: a person drives, and what they keep becomes a LeRobot v3 dataset."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from vla_robot.cli.build import connect_robot
 from vla_robot.cli.hands import open_hands, welcome
-from vla_robot.cli.interrupt import stop_on_interrupt
+from vla_robot.cli.interrupt import WITH_HANGUP, stop_on_interrupt
 from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.record.by_hand import Session
 from vla_robot.record.collect import Collected
+from vla_robot.record.driven import Driven, LiveRobot, WaitingWorld
 from vla_robot.record.lerobot_format import LeRobotWriter
 
 if TYPE_CHECKING:
@@ -32,21 +34,21 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
     Raises:
         RecipeError: an option says nothing here.
         ContractError: hands cannot drive this arm.
+        HandError: the device is not there, or was lost. Finished episodes are kept, the arm holds.
+        TransportError: the bridge does not answer.
         DataError: the folder holds something else, or the disk refuses.
     """
-    from vla_robot.world.kinds import build_world
-
-    path, recipe = _world(args)
+    _require_sense(args)
     driver_name = f"a person, by {args.by}"
     with (
+        stop_on_interrupt(WITH_HANGUP) as stop,
         LeRobotWriter(args.out) as writer,
-        contextlib.closing(build_world(_patient(recipe))) as world,
-        contextlib.closing(open_hands(args.by, world.embodiment, world.instruction, port=args.port)) as teleop,
-        stop_on_interrupt() as stop,
+        _opened(args) as arm,
+        contextlib.closing(open_hands(args.by, arm.driven.embodiment, arm.instruction, port=args.port)) as teleop,
     ):
-        print(f"vla record: {path} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
+        print(f"vla record: {arm.where} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
         session = Session(
-            world,
+            arm.driven,
             teleop,
             writer,
             driver_name,
@@ -73,16 +75,49 @@ def main(args: RecordArgs) -> int:
     return 0 if kept == args.episodes else EXIT_INTERRUPTED
 
 
-def _world(args: RecordArgs) -> tuple[str, EnvRecipe]:
-    if args.env is None or args.recipe is not None:
+class _Arm(NamedTuple):
+    """What is driven.
+
+    Attributes:
+        driven: the arm.
+        instruction: the task, until another one is typed.
+        where: a recipe's path, or an address.
+    """
+
+    driven: Driven
+    instruction: str
+    where: str
+
+
+def _require_sense(args: RecordArgs) -> None:
+    """Raise RecipeError for what says nothing where a person drives."""
+    if args.recipe is not None or (args.env is None) == (args.robot is None):
         raise RecipeError(
-            f"--by {args.by} needs a world and no dataset recipe: `vla record --env lift --by {args.by}`."
+            f"--by {args.by} needs a world and no dataset recipe: `vla record --env lift --by {args.by}`, or a robot "
+            f"behind its bridge: `--robot tcp://127.0.0.1:5570`."
         )
     for name, given in (("--driver", args.driver), ("--noise", args.noise), ("--workers", args.workers)):
         if given:
             raise RecipeError(f"{name} says nothing where a person drives; leave it out.")
+    if args.robot is None and (args.arm or args.key):
+        raise RecipeError("--arm and --key are for a robot behind a bridge; leave them out, or add --robot ADDRESS.")
+
+
+@contextlib.contextmanager
+def _opened(args: RecordArgs) -> Iterator[_Arm]:
+    """The world of a recipe here, or the robot behind a bridge; closed with the block."""
+    if args.robot is not None:
+        with connect_robot(args.robot, args.key) as robot:
+            if args.arm:
+                robot.arm()
+            yield _Arm(LiveRobot(robot), robot.instruction, args.robot)
+        return
+    from vla_robot.world.kinds import build_world
+
+    assert args.env is not None  # _require_sense asks for it
     path = find("envs", args.env)
-    return str(path), read(EnvRecipe, path)
+    with contextlib.closing(build_world(_patient(read(EnvRecipe, path)))) as world:
+        yield _Arm(WaitingWorld(world), world.instruction, str(path))
 
 
 def _patient(recipe: EnvRecipe) -> EnvRecipe:

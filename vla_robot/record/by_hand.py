@@ -5,7 +5,7 @@
                         '----rerecord----> forgotten, the same again
                         '----estop-------> forgotten, the same again after start
 
-The world waits while nobody is at the controls: such a pause is neither stepped nor recorded.
+While nobody is at the controls the arm rests, and such a pause is not recorded.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
+from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.messages import Observation, Vector
-from vla_robot.core.ports import World
 from vla_robot.core.teleop import Teleop, TeleopCommand
 from vla_robot.record.collect import Collected, Keep, Writer
 from vla_robot.record.demonstration import Demonstration, DemonstrationBuilder
+from vla_robot.record.driven import Driven, Row
 
 End = Literal["kept", "discarded", "again", "interrupted"]
 
@@ -39,17 +40,17 @@ class Session:
     """What a recording session needs.
 
     Attributes:
-        world: what is driven; it waits between steps.
+        driven: the arm.
         teleop: the person.
         writer: gets every episode that is kept, at once.
         driver_name: who that is, as it is stored.
         keep: "success" leaves out episodes that neither the world nor the person calls one.
         image_size: edge in pixels to which frames are resized before they are stored; None keeps them.
-        clock: paces the steps at the world's rate.
+        clock: tells the rate.
         on_event: told of each episode that ended.
     """
 
-    world: World
+    driven: Driven
     teleop: Teleop
     writer: Writer
     driver_name: str
@@ -68,7 +69,9 @@ class Session:
 
         Raises:
             DataError: an episode does not fit the dataset, or the disk refuses. What was written stays.
-            WorldError: the world fails.
+            HandError: the device is gone. The arm holds, and finished episodes stay.
+            WorldError: the arm fails, or was stopped.
+            TransportError: the robot is silent.
         """
         made: list[Collected] = []
         seed = next(seeds)
@@ -101,7 +104,6 @@ class _Take:
         self._there = there
         self._should_stop = should_stop
         self._builder = DemonstrationBuilder(session.image_size)
-        self._ticker = self._fresh_ticker()
         self._began_ns = 0
         self._instruction: str | None = None
         self._success = False
@@ -112,51 +114,68 @@ class _Take:
 
     def run(self) -> tuple[End, Demonstration | None]:
         """How it ended, and the episode where there is one to keep."""
-        observation = self._session.world.reset(self._seed)
-        if not self._started(observation):
+        driven = self._session.driven
+        if not self._started(driven.ready(self._seed)):
             return "interrupted", None
-        self._began_ns, self._ticker = self._session.clock.now_ns(), self._fresh_ticker()
-        end = self._driven(observation)
-        if end != "kept" or not self.steps:
-            return end, None
-        demonstration = self._builder.finish(self._session.world.embodiment, self._seed, self._session.driver_name)
-        return end, _called_success(demonstration) if self._success else demonstration
+        observation = driven.begin(self._seed)
+        self._began_ns = self._session.clock.now_ns()
+        try:
+            end = self._driven(observation)
+        finally:
+            driven.end()
+        return end, self._demonstration() if end == "kept" and self.steps else None
 
-    def _fresh_ticker(self) -> Ticker:
-        return Ticker(self._session.clock, round(NS_PER_S / self._session.world.embodiment.rate_hz))
+    def _demonstration(self) -> Demonstration:
+        driven = self._session.driven
+        made = self._builder.finish(driven.embodiment, self._seed, self._session.driver_name)
+        made = replace(made, facts={**_true_rate(made.stamps_ns), **driven.facts})
+        return _called_success(made) if self._success else made
 
     def _started(self, observation: Observation) -> bool:
         """Wait for the start button; False when the session is to end."""
         while not self._should_stop():
             self._show(observation, "ready: press Start")
-            if "start" in self._command().buttons:
+            buttons = self._command().buttons
+            if "estop" in buttons:
+                self._session.driven.stop()
+            elif "start" in buttons:
                 return True
-            self._ticker.wait()
+            self._session.driven.pace()
         return False
 
     def _driven(self, observation: Observation) -> End:
         while not self._should_stop():
             said = self._command()
             observation = replace(observation, instruction=self._told(observation))
-            for button, end in ENDS.items():
-                if button in said.buttons:
-                    self._success = button == "success"
-                    return end
-            over = False
-            if said.action is not None:
-                observation, over = self._step(observation, said.action)
+            if (end := self._ended_by(said)) is not None:
+                return end
+            advance = self._session.driven.advance(observation, self._wanted(said))
+            observation = advance.observation
+            self._add(advance.row)
             self._show(observation, "recording" if said.action is not None else "paused: nobody is at the controls")
-            if over:
+            if advance.over:
                 return "kept"
-            self._ticker.wait()
+            self._session.driven.pace()
         return "interrupted"
 
-    def _step(self, observation: Observation, action: Vector) -> tuple[Observation, bool]:
-        space = self._session.world.embodiment.action
-        wanted = np.clip(action, space.low, space.high)
-        result = self._session.world.step(wanted)
-        self._builder.add(observation, wanted, result)
-        return result.observation, result.terminated or result.truncated
+    def _ended_by(self, said: TeleopCommand) -> End | None:
+        """What the buttons ask for. The stop goes before all else."""
+        if "estop" in said.buttons:
+            self._session.driven.stop()
+            return ENDS["estop"]
+        for button, end in ENDS.items():
+            if button in said.buttons:
+                self._success = button == "success"
+                return end
+        return None
+
+    def _wanted(self, said: TeleopCommand) -> Vector | None:
+        space = self._session.driven.embodiment.action
+        return None if said.action is None else np.clip(said.action, space.low, space.high)
+
+    def _add(self, row: Row | None) -> None:
+        if row is not None:
+            self._builder.add(row.before, row.action, row.result)
 
     def _command(self) -> TeleopCommand:
         said = self._session.teleop.command()
@@ -173,7 +192,7 @@ class _Take:
             "now": phase,
             "steps": str(self.steps),
             "rate": f"{self._rate_hz():.1f} Hz",
-            "late ticks": str(self._ticker.missed),
+            "late ticks": str(self._session.driven.missed),
         }
         self._session.teleop.show(replace(observation, instruction=self._told(observation)), counters)
 
@@ -181,6 +200,14 @@ class _Take:
         """Of the steps since the episode began, pauses included."""
         elapsed_ns = self._session.clock.now_ns() - self._began_ns
         return self.steps * NS_PER_S / elapsed_ns if self._began_ns and elapsed_ns else 0.0
+
+
+def _true_rate(stamps_ns: NDArray[np.int64]) -> dict[str, float]:
+    """The median over the steps, so that a pause does not count."""
+    if len(stamps_ns) < 2:
+        return {}
+    period_ns = float(np.median(np.diff(stamps_ns)))
+    return {"rate_hz": round(NS_PER_S / period_ns, 2)} if period_ns > 0 else {}
 
 
 def _called_success(demonstration: Demonstration) -> Demonstration:
