@@ -132,7 +132,7 @@ def test_a_person_takes_over_by_key_corrects_and_gives_back(session: tuple[Sessi
     page = browser.new_page()
     page.goto(url)
     assert says(page, "The policy drives") and not page.is_visible("#buttons")
-    page.keyboard.press("o")
+    page.keyboard.press("t")
     assert says(page, "You drive")
     page.keyboard.down("w")
     assert eventually(lambda: any(s.intervention and s.commanded[0] > 0 for s in list(episode.steps)))

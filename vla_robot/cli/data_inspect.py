@@ -88,7 +88,8 @@ def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: C
     if summary.corrected is not None:
         console.print(
             f"Corrections: a person drove in the policy's place in {summary.corrected} steps, "
-            f"in {summary.corrected_episodes} of these episodes."
+            f"in {summary.corrected_episodes} of these episodes.",
+            soft_wrap=True,
         )
     console.print(_action_table(summary.actions))
 

@@ -92,7 +92,7 @@ def _how(teleop: Teleop) -> str:
     """What the person must know before they can take over."""
     from vla_robot.serve.browser_teleop import BrowserTeleop
 
-    keys = "O, or hands that begin to move, take over; P gives back; Escape is the e-stop."
+    keys = "T, or hands that begin to move, take over; G gives back; Escape is the e-stop."
     if isinstance(teleop, BrowserTeleop):
         return f"  {teleop.url}   drives: keep it to yourself\n  {teleop.watcher_url}   shows the same\n  There: {keys}"
     return f"  In this terminal: {keys}"

@@ -16,7 +16,7 @@ const BUTTONS = [
 ];
 
 // Where a policy drives too, these stand in place of the others.
-const SHARING = [["takeover", "KeyO"], ["giveback", "KeyP"]];
+const SHARING = [["takeover", "KeyT"], ["giveback", "KeyG"]];
 
 // Of a standard gamepad (https://w3c.github.io/gamepad): A, B, X, Y, start.
 const PAD_GRIP = 0, PAD_BUTTONS = { 1: "discard", 2: "rerecord", 3: "success", 8: "stop", 9: "start" };
@@ -183,6 +183,7 @@ export class Drive {
     part("driver-name").textContent = you ? "You drive" : "The policy drives";
     part("driver-hint").textContent = you ? "what you do is recorded as a correction" : "move, or take over, to correct it";
     part("buttons").hidden = true;
+    part("task").readOnly = true;
     if (!you && facts.closed !== this.closed) this.grip();
   }
 
