@@ -20,6 +20,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.learn.adapt import adapt, merged
 from vla_robot.learn.checkpoint import FOLDER, learning
 from vla_robot.learn.finetune import Progress, finetune
+from vla_robot.learn.recompute import recompute
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
@@ -125,6 +126,34 @@ def test_a_broken_run_goes_on_bit_for_bit(recipe: FinetuneRecipe, start: Path, t
     finetune(recipe, tmp_path / "broken", quiet)
     one, other = weights(tmp_path / "whole" / "final"), weights(tmp_path / "broken" / "final")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("changes", [{}, {"train": ("projector", "decoder")}, {"lora_rank": 4}])
+def test_what_is_recomputed_is_the_same_bit_for_bit(
+    recipe: FinetuneRecipe, start: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    recipe = replace(recipe, policy=start, **changes)
+    kept = finetune(recipe, tmp_path / "kept", quiet)
+    again = finetune(replace(recipe, recompute=True), tmp_path / "again", quiet)
+    assert kept.metrics == again.metrics, "losses and the norm of gradients"
+    one, other = weights(kept.policy), weights(again.policy)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_gradients_are_the_same_when_blocks_are_recomputed(recipe: FinetuneRecipe, start: Path) -> None:
+    rng = np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(0, 300, (4, 12)))
+    batch = torch.from_numpy(rng.normal(size=(4, 1, 6, 28, 28)).astype(np.float32)), ids, ids, torch.zeros(4, 1)
+    found: list[dict[str, torch.Tensor | None]] = []
+    for again in (False, True):
+        model = adapt(load(start).model, recipe)
+        if again:
+            recompute(model)
+        model(*batch).loss.backward()
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in found[0].items():
+        assert gradient is not None
+        assert torch.equal(gradient, found[1][name]), name  # type: ignore[arg-type]
 
 
 def test_parts_of_a_batch_add_up_to_the_whole(recipe: FinetuneRecipe, tmp_path: Path) -> None:

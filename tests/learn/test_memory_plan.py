@@ -11,6 +11,7 @@ import pytest
 from vla_robot.cli.main import main
 from vla_robot.learn.adapt import adapt
 from vla_robot.learn.memory_plan import plan_memory
+from vla_robot.learn.recompute import recompute
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.policy import load
@@ -51,6 +52,29 @@ def test_activations_grow_with_the_frames_that_go_through_at_once(recipe: Finetu
     adapt(model, recipe)
     whole, halves = (plan_memory(model, replace(recipe, micro_batch=n)).parts["activations"] for n in (0, 4))
     assert whole == 2 * halves > 0
+
+
+def test_blocks_that_are_recomputed_need_less(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+    adapt(model, recipe)
+    kept, again = (plan_memory(model, replace(recipe, recompute=on)).parts["activations"] for on in (False, True))
+    assert 0 < again < 0.7 * kept  # there are only four blocks, and one of them is there whole
+
+
+def test_the_plan_of_recomputed_blocks_is_what_they_keep(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+    adapt(model, recipe)
+    planned = plan_memory(model, replace(recipe, recompute=True)).parts["activations"] / recipe.batch_size
+    recompute(model)
+    held = plan_memory(model, recipe).parts["activations"] / recipe.batch_size  # counted while blocks let go
+    assert held < planned < 2 * held, "beside what is held, one block is computed again"
+
+
+def test_ranks_that_share_a_model_need_their_part_and_one_block(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+    adapt(model, recipe)
+    whole, half = plan_memory(model, recipe).parts, plan_memory(model, recipe, count=2).parts
+    for name in ("gradients", "moments", "average"):
+        assert half[name] == whole[name] // 2
+    assert whole["weights"] // 2 < half["weights"] < 1.5 * whole["weights"]
+    assert half["activations"] == whole["activations"]
 
 
 def test_the_command_says_it_and_trains(start: Path, demos_folder: Path, tmp_path: Path, capsys) -> None:

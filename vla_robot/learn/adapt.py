@@ -6,13 +6,16 @@ Gaussian start.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.learn.checkpoint import learning
+from vla_robot.learn.shard import is_sharded
 from vla_robot.policy.openvla.config import OpenVLAConfig
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.weights import load_model
@@ -50,25 +53,44 @@ def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
 
 
 @torch.no_grad()
-def merged(model: OpenVLA, start: Path) -> OpenVLA:
-    """The model as one without adapters: itself, or the start's weights with each adapter's product added.
+def merged(model: OpenVLA, start: Path, learned: Mapping[str, Tensor] | None = None) -> OpenVLA:
+    """The model as one without adapters, whole: itself, or the start's weights with what was learned put in.
+
+    Args:
+        model: what `adapt` made.
+        start: folder of the policy that it was before.
+        learned: its weights that learn, whole; those of the model itself, unless it is sharded.
 
     Raises:
         CheckpointError: the start policy is damaged.
     """
-    if not any("lora_" in name for name in learning(model)):
+    learned = learned or dict(learning(model))
+    sharded = is_sharded(model.parameters())
+    if not sharded and not any("lora_" in name for name in learned):
         return model
-    from peft.tuners.lora import Linear as LoraLinear
-
-    adapters = {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
     weight = next(iter(model.parameters()))
-    plain = load_model(start, OpenVLAConfig.read(start), weight.dtype, weight.device)
-    for name, adapter in adapters.items():
-        linear = plain.get_submodule(name)
-        if not isinstance(linear, nn.Linear):
-            raise CheckpointError(f"'{name}' of {start} is no linear layer, and cannot take its adapter.")
-        linear.weight += adapter.get_delta_weight(ADAPTER)
+    device = torch.device("cpu") if sharded else weight.device
+    plain = load_model(start, OpenVLAConfig.read(start), weight.dtype, device)
+    for name, tensor in learned.items():
+        before, adapter, _ = name.partition(f".lora_B.{ADAPTER}")
+        if adapter:
+            delta = tensor @ learned[f"{before}.lora_A.{ADAPTER}.weight"]
+            _linear(plain, before, start).weight.add_(delta * _scaling(model, before))
+        elif "lora_" not in name:
+            plain.get_parameter(name).copy_(tensor)
     return plain
+
+
+def _linear(plain: OpenVLA, name: str, start: Path) -> nn.Linear:
+    linear = plain.get_submodule(name)
+    if not isinstance(linear, nn.Linear):
+        raise CheckpointError(f"'{name}' of {start} is no linear layer, and cannot take its adapter.")
+    return linear
+
+
+def _scaling(model: OpenVLA, name: str) -> float:
+    adapted: Any = model.get_submodule(name)
+    return adapted.scaling[ADAPTER]
 
 
 def _is_target(name: str, module: nn.Module, prefixes: tuple[str, ...]) -> bool:

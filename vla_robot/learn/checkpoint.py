@@ -1,7 +1,7 @@
 """Training checkpoints that a run resumes from exactly: weights that learn, optimiser moments, averaged weights, step.
 
 Everything random in training is a function of the seed and the step, so there is nothing else to keep. Tensors are
-stored as safetensors; nothing here is ever unpickled.
+stored whole, however many processes share them, as safetensors; nothing here is ever unpickled.
 
     OUT/resume/state.safetensors    model.NAME  average.NAME  exp_avg.NAME  exp_avg_sq.NAME
     OUT/resume/state.json           {"step": 1500, "fingerprint": "..."}
@@ -11,15 +11,16 @@ stored as safetensors; nothing here is ever unpickled.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_robot.core.errors import CheckpointError
+from vla_robot.learn.shard import collected, local, put
 from vla_robot.policy.openvla.config import read_json
 from vla_robot.policy.openvla.weights import write_json
 
@@ -48,22 +49,35 @@ class Average:
         """Take in the weights after `step`."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for name, p in learning(model).items():
-            self.weights[name].lerp_(p, 1 - decay)
+            local(self.weights[name]).lerp_(local(p), 1 - decay)
 
 
-def save(
-    out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, step: int, fingerprint: str
-) -> None:
+def tensors(model: nn.Module, average: Average, optimizer: torch.optim.AdamW, keep: bool = True) -> dict[str, Tensor]:
+    """All that a run must keep, whole. Where ranks share the model, every one of them must ask.
+
+    Args:
+        model: that learns.
+        average: of its weights.
+        optimizer: whose moments are kept.
+        keep: False at a rank that only takes part, and gets nothing.
+    """
+    return collected(_named(model, average, optimizer), keep)
+
+
+def _named(model: nn.Module, average: Average, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
+    for name, p in learning(model).items():
+        yield f"model.{name}", p.detach()
+        yield f"average.{name}", average.weights[name]
+        if p in optimizer.state:
+            yield from ((f"{moment}.{name}", optimizer.state[p][moment]) for moment in MOMENTS)
+
+
+def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) -> None:
     """Write `OUT/resume`; the one that was there stays as `OUT/resume.old`.
 
     Raises:
         CheckpointError: it cannot be written, as on a full disk. What was there is untouched.
     """
-    parameters = learning(model)
-    tensors = {f"model.{name}": p.detach() for name, p in parameters.items()}
-    tensors |= {f"average.{name}": t for name, t in average.weights.items()}
-    for name, p in parameters.items():
-        tensors |= {f"{moment}.{name}": optimizer.state[p][moment] for moment in MOMENTS if p in optimizer.state}
     partial = out / f"{FOLDER}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -112,13 +126,15 @@ def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.A
             f"{folder} was made by another recipe or from other data. Choose another --out, or delete {out}."
         )
     try:
-        tensors = load_file(folder / "state.safetensors")
         step = int(note["step"])
-        for name, p in learning(model).items():
-            p.copy_(tensors[f"model.{name}"])
-            average.weights[name].copy_(tensors[f"average.{name}"])
-            if f"exp_avg.{name}" in tensors:
-                optimizer.state[p] = _moments(tensors, name, step)
+        with safe_open(folder / "state.safetensors", framework="pt") as stored:
+            there = set(stored.keys())
+            for name, p in learning(model).items():
+                put(p, stored.get_tensor(f"model.{name}"))
+                put(average.weights[name], stored.get_tensor(f"average.{name}"))
+                if f"{MOMENTS[0]}.{name}" in there:
+                    read = {moment: stored.get_tensor(f"{moment}.{name}") for moment in MOMENTS}
+                    optimizer.state[p] = _moments(read, p, step)
     except (SafetensorError, KeyError, RuntimeError, OSError, ValueError) as error:
         before = out / PREVIOUS
         then = f"go on from the one before, {before}" if before.exists() else "train from the start"
@@ -126,8 +142,11 @@ def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.A
     return step
 
 
-def _moments(tensors: Mapping[str, Tensor], name: str, step: int) -> dict[str, Tensor]:
-    return {"step": torch.tensor(float(step))} | {moment: tensors[f"{moment}.{name}"] for moment in MOMENTS}
+def _moments(stored: Mapping[str, Tensor], parameter: Tensor, step: int) -> dict[str, Tensor]:
+    moments = {moment: torch.zeros_like(parameter) for moment in stored}
+    for moment, tensor in stored.items():
+        put(moments[moment], tensor)
+    return {"step": torch.tensor(float(step), device=parameter.device)} | moments
 
 
 def _restore_previous(out: Path) -> None:

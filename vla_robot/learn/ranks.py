@@ -1,4 +1,4 @@
-"""Several processes that train one model: torchrun or SLURM starts them, and each holds the whole model (DDP).
+"""Several processes that train one model: torchrun or SLURM starts them, and each holds the model, or a part of it.
 
 Every rank takes its share of each step's batch, and gradients are averaged while they are computed. The recipe's batch
 is that of all ranks together, so a run means the same whatever their number, and may go on with another.

@@ -1,0 +1,135 @@
+"""Where a run begins: a policy's folder, what it learns from, and how it knows both again when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vla_robot.core.embodiment import require_fit
+from vla_robot.core.errors import RecipeError
+from vla_robot.learn.data import DemoData, MixtureData, TrainingData, open_recipe_mixture
+from vla_robot.learn.questions import QuestionData
+from vla_robot.learn.ranks import Ranks
+from vla_robot.learn.run import OnProgress, Progress
+from vla_robot.policy.openvla.checkpoint import Checkpoint
+from vla_robot.policy.openvla.create import create
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.openvla.weights import write_json
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.record.demos import Demos, open_demos
+from vla_robot.record.stats import dataset_statistics
+
+SINCE: Mapping[str, Any] = {"weights": ()}
+"""Fields that recipes did not always have, and what runs did without them: those go on."""
+
+NOT_LEARNED = ("recompute", "shard")
+"""Fields that change how a run computes, and not what."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where a run begins.
+
+    Attributes:
+        start: folder of the policy before training.
+        key: the dataset whose statistics it uses.
+        policy: that policy, loaded.
+        data: what it learns from.
+        questions: what else.
+    """
+
+    start: Path
+    key: str
+    policy: OpenVLAPolicy
+    data: TrainingData
+    questions: QuestionData | None
+
+
+def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
+    """A run's policy and data.
+
+    Raises:
+        DataError: the demonstrations or the questions cannot be read, or do not fit the policy.
+        RecipeError: the ranks cannot share a step's frames equally.
+    """
+    ranks.share(recipe.batch_size)  # refuses before frames are decoded
+    return (_from_mixture if recipe.mixture else _from_demos)(recipe, out, ranks, on_progress)
+
+
+def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
+    demos = open_demos(recipe.data)
+    start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
+    policy = load(start, statistics_key=recipe.dataset_name)
+    data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
+    return Prepared(start, recipe.dataset_name, policy, data, _questions(recipe, policy, ranks))
+
+
+def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
+    def indexing(name: str, done: int, total: int) -> None:
+        on_progress(Progress(f"indexing {name}", done, total, {}))
+
+    folder = recipe.policy
+    assert folder is not None  # FinetuneRecipe requires it for a mixture
+    mixture = open_recipe_mixture(recipe, "train", indexing)
+    # The mixture's statistics take the place of those of the same name, as in the reference.
+    start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics))
+    key = next(iter(mixture.statistics))
+    policy = load(start, statistics_key=key)
+    data = MixtureData(recipe, mixture, policy, ranks, indexing)
+    return Prepared(start, key, policy, data, _questions(recipe, policy, ranks))
+
+
+def _questions(recipe: FinetuneRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> QuestionData | None:
+    return None if recipe.questions is None else QuestionData(recipe, recipe.questions, policy, ranks)
+
+
+def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
+    """`OUT/start`, written unless it is there; a crash leaves nothing that looks whole."""
+    start, partial = out / "start", out / "start.tmp"
+    if not (start / "config.json").is_file():
+        shutil.rmtree(partial, ignore_errors=True)
+        write(partial)
+        shutil.rmtree(start, ignore_errors=True)
+        partial.rename(start)
+    return start
+
+
+def _copy_policy(policy: Path, folder: Path, statistics: Mapping[str, Any]) -> None:
+    """The policy's folder, with these statistics beside its own or in place of them."""
+    shutil.copytree(policy, folder)
+    write_json(folder / "dataset_statistics.json", {**Checkpoint.read(policy).config.norm_stats, **statistics})
+
+
+def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
+    """A copy of the recipe's policy, or a new one of its architecture.
+
+    Statistics of a dataset that the policy already knows are kept: its weights mean those units. A new dataset's are
+    computed from all its transitions.
+    """
+    statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
+    if recipe.policy is None:
+        create(folder, recipe.architecture, demos.embodiment, statistics, demos.instructions, recipe.seed)
+        return
+    policy = Checkpoint.read(recipe.policy)
+    if policy.embodiment is None:
+        raise RecipeError(f"{recipe.policy} does not say what it drives (no embodiment.json).")
+    require_fit(policy.embodiment, demos.embodiment)
+    _copy_policy(recipe.policy, folder, {} if recipe.dataset_name in policy.config.norm_stats else statistics)
+
+
+def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:
+    """Changes when another recipe or other data would make a resumed run a different one."""
+    same = replace(recipe, description="", workers=0, device="auto", rollouts=None)  # none changes what is learned
+    facts = json.dumps(_said(same), default=str, sort_keys=True).encode()
+    asked = prepared.questions.fingerprint() if prepared.questions else b""
+    return hashlib.sha256(facts + prepared.data.fingerprint() + asked).hexdigest()[:16]
+
+
+def _said(recipe: FinetuneRecipe) -> dict[str, Any]:
+    fields = {name: value for name, value in asdict(recipe).items() if name not in NOT_LEARNED}
+    return {name: value for name, value in fields.items() if name not in SINCE or value != SINCE[name]}
