@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -81,22 +83,23 @@ def test_rtc_executes_what_is_committed_and_then_follows_the_soft_mask() -> None
     assert executed(buffer, 2, 5) == [0, 0, 0.632294, 0.923254, 1]
 
 
-def test_rtc_of_a_conditioned_policy_takes_its_rows_exactly() -> None:
-    buffer = ChunkBuffer("rtc", dims=1, conditioned=True)
+def test_rtc_takes_the_rows_of_a_conditioned_chunk_exactly() -> None:
+    buffer = ChunkBuffer("rtc", dims=1)
     buffer.put(chunk(0, 0, 0.1, 0.2, 0.3, 0.4), due_step=0)
     buffer.take(0)
     committed = buffer.commit(1, 2)
-    buffer.put(chunk(1, *committed[:, 0], 5, 6, 7), due_step=2)
+    buffer.put(replace(chunk(1, *committed[:, 0], 5, 6, 7), conditioned=True), due_step=2)
     assert executed(buffer, 2, 4) == [0.2, 5, 6, 7]
 
 
 def test_a_promise_counts_for_the_chunk_of_its_own_observation_alone() -> None:
-    buffer = ChunkBuffer("rtc", dims=1, conditioned=True)
+    buffer = ChunkBuffer("rtc", dims=1)
     buffer.put(chunk(0, *[0.0] * 9), due_step=0)
     for step in range(4):
         buffer.commit(step, 3)
         buffer.take(step)
-    buffer.put(chunk(2, *[1.0] * 9), due_step=4)  # promised were steps 2, 3 and 4; that of step 3 reached 5
+    # Promised were steps 2, 3 and 4; the promise of step 3 reached 5.
+    buffer.put(replace(chunk(2, *[1.0] * 9), conditioned=True), due_step=4)
     assert executed(buffer, 4, 3) == [0, 1, 1]
 
 
@@ -156,7 +159,7 @@ def test_every_executed_action_lies_between_predictions_that_were_made_for_its_s
     splice: Splice, conditioned: bool, length: int, delays: list[int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    buffer = ChunkBuffer(splice, dims=2, conditioned=conditioned)
+    buffer = ChunkBuffer(splice, dims=2)
     made: dict[int, list[np.ndarray]] = {}
     step = rows = taken = 0
     for delay in delays:
@@ -168,7 +171,7 @@ def test_every_executed_action_lies_between_predictions_that_were_made_for_its_s
         for _ in range(delay):
             taken += _execute(buffer, step, made)
             step += 1
-        late = buffer.put(ActionChunk(rows_now, 0, cause), due_step=step)
+        late = buffer.put(ActionChunk(rows_now, 0, cause, conditioned=conditioned), due_step=step)
         assert late == min(delay, length)
         rows += length
     while buffer.left(step):

@@ -16,10 +16,11 @@ choice of a splice:
 
 What is exact about "rtc": the committed rows, those which will be executed before the answer can arrive
 (`ChunkBuffer.commit`, sent along as `Observation.committed`), are executed as promised, whatever the new chunk says. A
-policy that conditions on them is `conditioned`: one whose tokens come in order can be forced to begin with theirs, and
-what it then generates is exactly its own distribution given them, so its rows are taken as they are. For any other
-policy the soft mask is laid over the finished rows. That is an approximation: RTC guides the denoising itself with the
-same weights, which lets the model find a plan that fits; here the two plans are only averaged.
+chunk that was made given them says so (`ActionChunk.conditioned`): a policy whose tokens come in order is forced to
+begin with theirs, and what it then generates is exactly its own choice given them, up to the width of a bin, so its
+rows are taken as they are. For any other policy the soft mask is laid over the finished rows. That is an approximation:
+RTC guides the denoising itself with the same weights, which lets the model find a plan that fits; here the two plans
+are only averaged.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class ChunkBuffer:
         splice: Splice,
         dims: int,
         *,
-        conditioned: bool = False,
         blend_steps: int = BLEND_STEPS,
         ensemble_m: float = ENSEMBLE_M,
     ) -> None:
@@ -59,7 +59,6 @@ class ChunkBuffer:
         Args:
             splice: what happens where two chunks meet, as above.
             dims: D, numbers in one action.
-            conditioned: the policy makes its chunks begin with `Observation.committed`; for "rtc".
             blend_steps: steps over which "blend" goes from the old chunk to the new one.
             ensemble_m: m of "ensemble".
 
@@ -70,11 +69,12 @@ class ChunkBuffer:
             "drop": lambda frozen, late, overlap: np.zeros(overlap),
             "blend": lambda frozen, late, overlap: blend_weights(blend_steps, overlap),
             "ensemble": lambda frozen, late, overlap: np.zeros(overlap),
-            "rtc": _committed_only if conditioned else _committed_then_falling,
+            "rtc": _committed_then_falling,
         }
         if splice not in old_shares:
             raise ContractError(unknown("splice", splice, get_args(Splice)))
         self._old_share = old_shares[splice]
+        self._is_rtc = splice == "rtc"
         self._dims = dims
         self._ensemble_m = ensemble_m if splice == "ensemble" else None
         self._plan: dict[int, Vector] = {}
@@ -103,7 +103,8 @@ class ChunkBuffer:
         self.late += late
         if late < len(rows):
             self._newest_step = chunk.step
-            self._splice(rows[late:], chunk.step + late, chunk.step)
+            share = _committed_only if chunk.conditioned and self._is_rtc else self._old_share
+            self._splice(rows[late:], chunk.step + late, chunk.step, share)
         return late
 
     def take(self, step: int) -> Vector | None:
@@ -144,12 +145,12 @@ class ChunkBuffer:
         self._promised_ends.clear()
         self._newest_step = 0
 
-    def _splice(self, new: NDArray[np.float64], first: int, cause_step: int) -> None:
+    def _splice(self, new: NDArray[np.float64], first: int, cause_step: int, old_share: OldShare) -> None:
         """Lay rows for the steps from `first` on over the plan; what the plan has beyond them is dropped."""
         old = self._planned(first, len(new))
         late = first - cause_step
         promised = self._promised_ends.get(cause_step, first) - cause_step
-        share = self._old_share(max(promised, late), late, len(old))
+        share = old_share(max(promised, late), late, len(old))
         spliced = np.concatenate([mix(old, new[: len(old)], share), new[len(old) :]])
         for step in [planned for planned in self._plan if planned >= first]:
             del self._plan[step]

@@ -36,6 +36,10 @@ class TransportError(VlaError):
     """A peer sent something invalid, is absent, or stopped answering."""
 
 
+class BusyError(TransportError):
+    """A peer serves somebody else at this moment; asked again in a while, it may not."""
+
+
 class PolicyError(VlaError):
     """A policy could not give an action. Nothing is sent to the arm in its place."""
 

@@ -58,6 +58,7 @@ class ActionChunk:
         step: `Observation.step` of the cause; row k is meant for control step `step + k`.
         stages_ms: where the policy spent its time, stage name -> milliseconds.
         intervention: a person took over: the actions are theirs.
+        conditioned: the chunk begins with `Observation.committed`, and its other rows were chosen given those.
         policy_actions: (T, D) what the policy would have done in their place, where it was asked. Stays here: it never
             crosses the wire.
     """
@@ -67,6 +68,7 @@ class ActionChunk:
     step: int
     stages_ms: Mapping[str, float] = field(default_factory=dict[str, float])
     intervention: bool = False
+    conditioned: bool = False
     policy_actions: NDArray[np.float64] | None = None
 
 

@@ -128,7 +128,9 @@ class Takeover:
         if action is None:
             raise NoActionYetError("a person has taken over, and nobody is at the controls.")
         beside = self._beside(observation)
-        return ActionChunk(action[None], observation.stamp_ns, observation.step, {}, True, beside)
+        return ActionChunk(
+            action[None], observation.stamp_ns, observation.step, intervention=True, policy_actions=beside
+        )
 
     def _beside(self, observation: Observation) -> Vector | None:
         """(1, D) what the policy would do here; None where asking it would keep the person waiting."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import (
+    BusyError,
     CheckpointError,
     ContractError,
     DataError,
@@ -34,6 +35,7 @@ ERRORS: dict[str, type[VlaError]] = {
     "CheckpointError": CheckpointError,
     "DataError": DataError,
     "TransportError": TransportError,
+    "BusyError": BusyError,
     "PolicyError": PolicyError,
     "NoActionYetError": NoActionYetError,
     "OverdueError": OverdueError,
@@ -198,13 +200,13 @@ def unpack_step_result(fields: Fields) -> StepResult:
 
 
 def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
-    """`intervention` travels only where it is true: who knows nothing of it understands all other chunks."""
+    """Marks travel only where they are true: who knows nothing of them understands all other chunks."""
     return {
         "actions": chunk.actions,
         "stamp_ns": chunk.stamp_ns,
         "step": chunk.step,
         "stages_ms": dict(chunk.stages_ms),
-        **({"intervention": True} if chunk.intervention else {}),
+        **{mark: True for mark in ("intervention", "conditioned") if getattr(chunk, mark)},
     }
 
 
@@ -216,6 +218,7 @@ def unpack_action_chunk(fields: Fields) -> ActionChunk:
         step=fields.integer("step"),
         stages_ms={name: stages_ms.number(name) for name in stages_ms.names()},
         intervention="intervention" in fields.names() and fields.flag("intervention"),
+        conditioned="conditioned" in fields.names() and fields.flag("conditioned"),
     )
 
 

@@ -38,6 +38,7 @@ class OpenVLAConfig:
         tower_overrides: keyword arguments over timm's own by tower; empty for the published sizes.
         num_images: cameras per observation; their patches follow each other in the sequence, as in OpenVLA-OFT.
         proprio_dim: length of the state vector that follows the patches as one token, or None, as in OpenVLA-OFT.
+        chunk: K, consecutive actions of one answer, token by token; 1 for every published OpenVLA.
     """
 
     timm_model_ids: tuple[str, ...]
@@ -52,6 +53,7 @@ class OpenVLAConfig:
     tower_overrides: tuple[Mapping[str, Any], ...] = ()
     num_images: int = 1
     proprio_dim: int | None = None
+    chunk: int = 1
     published: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +61,8 @@ class OpenVLAConfig:
             raise CheckpointError(unknown("image_resize_strategy", self.image_resize_strategy, RESIZE_STRATEGIES))
         if len(self.timm_model_ids) not in (1, 2):
             raise CheckpointError(f"timm_model_ids must name one or two towers, got {list(self.timm_model_ids)}.")
+        if self.chunk < 1:
+            raise CheckpointError(f"chunk is {self.chunk}; an answer has at least 1 action.")
 
     @property
     def action_vocab_end(self) -> int:
@@ -100,6 +104,7 @@ class OpenVLAConfig:
                 tower_overrides=tuple(ours.get("tower_overrides", [{}] * len(towers))),
                 num_images=int(ours.get("num_images", 1)),
                 proprio_dim=ours.get("proprio_dim"),
+                chunk=int(ours.get("chunk", 1)),
                 published=dict(data),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Generate: exactly `action_dim` tokens per row, greedy, over the action rows of the vocabulary only.
+"""Generate: exactly as many tokens as an answer has, greedy, over the action rows of the vocabulary only.
 
 The reference decodes over the whole vocabulary and turns a word into an extreme action without noticing; here a word
 cannot be said.
@@ -6,9 +6,11 @@ cannot be said.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from vla_robot.core.errors import PolicyError
 from vla_robot.policy.openvla.inputs import Stages
@@ -42,6 +44,36 @@ class Generator:
         tokens, finite = self.greedy(embeds, lengths, action_dim, stages or Stages())
         require_finite(finite)
         return tokens
+
+    def continued(
+        self, embeds: Tensor, lengths: Tensor, prefixes: Sequence[Tensor], action_dim: int, stages: Stages | None = None
+    ) -> Tensor:
+        """`tokens` of answers that must begin with given ids, each row with its own.
+
+        The ids are read with the prompt, in one pass; what follows them is what greedy decoding says after them.
+
+        Args:
+            embeds: (B, S, D) prompt embeddings.
+            lengths: (B,) int64 real tokens per row.
+            prefixes: B of (P,) int64 action ids, P from 0 to `action_dim` - 1.
+            action_dim: tokens of an answer, those of the prefix included.
+            stages: booked like `tokens`.
+
+        Returns:
+            (B, action_dim) int64 token ids.
+
+        Raises:
+            PolicyError: a logit is not finite.
+        """
+        counts = torch.tensor([len(prefix) for prefix in prefixes], device=embeds.device)
+        longer = pad(embeds, (0, 0, 0, int(counts.max())))  # (B, S + P, D)
+        for row, prefix in enumerate(prefixes):
+            end = int(lengths[row])
+            longer[row, end : end + len(prefix)] = self._embeddings[prefix - self._first_id]
+        left = action_dim - int(counts.min())
+        said = self.tokens(longer, lengths + counts, left, stages)
+        # A row whose prefix is longer says more than it needs to.
+        return torch.stack([torch.cat([p, row])[:action_dim] for p, row in zip(prefixes, said, strict=True)])
 
     def greedy(
         self, embeds: Tensor, lengths: Tensor | None, action_dim: int, stages: Stages | None

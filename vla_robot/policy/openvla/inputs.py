@@ -20,6 +20,7 @@ from torch import Tensor
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, unknown
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import Q99, Bounds, QuantileStats, normalise
+from vla_robot.policy.openvla.action_tokens import ActionTokenizer
 from vla_robot.policy.openvla.config import OpenVLAConfig
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.preprocess import Preprocessor
@@ -227,12 +228,51 @@ def tensors_of(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor, Tensor | N
     return batch.pixels.to(weight), ids.to(weight.device), state, lengths.to(weight.device)
 
 
+def committed_tokens(
+    observation: Observation, stats: QuantileStats, chunk: int, tokens: ActionTokenizer
+) -> NDArray[np.int64]:
+    """What a policy of several actions must begin with: the actions that the arm executes anyway, as tokens.
+
+    Args:
+        observation: with `committed` (n, D) in units, or without.
+        stats: normalise the actions.
+        chunk: K, actions of an answer; at least one stays the policy's own.
+        tokens: actions to ids.
+
+    Returns:
+        (min(n, K - 1) * D,) int64 ids; none where nothing is committed.
+
+    Raises:
+        ContractError: they have another number of dimensions, or are not finite.
+    """
+    committed = observation.committed
+    if committed is None or chunk == 1 or not len(committed):
+        return np.empty(0, np.int64)
+    if committed.shape[1] != len(stats):
+        raise ContractError(
+            f"the arm has committed to actions of {committed.shape[1]} numbers, the policy's have {len(stats)}."
+        )
+    return tokens.encode(normalise(committed[: chunk - 1], stats)).reshape(-1)
+
+
 def chunks_of(
-    actions: Sequence[NDArray[np.float64]], observations: Sequence[Observation], stages: Stages
+    actions: Sequence[NDArray[np.float64]],
+    observations: Sequence[Observation],
+    stages: Stages,
+    conditions: bool = False,
 ) -> list[ActionChunk]:
-    """Per row (K, D) in units, and the observation that caused it -> one chunk per row."""
+    """Per row (K, D) in units, and the observation that caused it -> one chunk per row.
+
+    `conditions`: the actions were chosen given those that the observation says are committed.
+    """
     return [
-        ActionChunk(actions=rows, stamp_ns=o.stamp_ns, step=o.step, stages_ms=stages.ms)
+        ActionChunk(
+            actions=rows,
+            stamp_ns=o.stamp_ns,
+            step=o.step,
+            stages_ms=stages.ms,
+            conditioned=conditions and o.committed is not None,
+        )
         for rows, o in zip(actions, observations, strict=True)
     ]
 

@@ -26,6 +26,7 @@ from vla_robot.policy.openvla.inputs import (
     Stages,
     Statistics,
     chunks_of,
+    committed_tokens,
     embed,
     require_sight,
 )
@@ -102,32 +103,50 @@ class OpenVLAPolicy:
         """Nothing to forget: greedy decoding of single observations has no memory and no chance."""
 
     def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
-        """One action per observation, in one batch.
+        """One chunk of `config.chunk` actions per observation, in one batch.
+
+        A policy of several actions is forced to begin with those that the arm will execute anyway
+        (`Observation.committed`): what it adds is its own choice given them.
 
         Args:
             observations: of any instructions.
             statistics_keys: per row, the dataset whose statistics un-normalise; absent or None: the policy's own.
 
         Raises:
-            ContractError: a camera, the state, the instruction or a key does not fit.
+            ContractError: a camera, the state, the instruction, a key or a committed action does not fit.
             PolicyError: the model's output is not finite.
         """
         stages = Stages()
+        chunk = self.model.config.chunk
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         batch = self.read(observations, statistics_keys)
         stages.done("preprocess")
         # A row of fewer dimensions says its own first: what comes later cannot change it.
-        tokens = self.generate(batch, max(map(len, stats)), stages)
+        prefixes = [committed_tokens(o, s, chunk, self.action_tokens) for o, s in zip(observations, stats, strict=True)]
+        tokens = self.generate(batch, chunk * max(map(len, stats)), stages, prefixes)
         rows = zip(self.action_tokens.decode(tokens), stats, strict=True)
-        actions = [unnormalise(normalised[: len(s)], s)[None] for normalised, s in rows]  # each (1, D)
+        actions = [unnormalise(row[: chunk * len(s)].reshape(chunk, -1), s) for row, s in rows]  # each (K, D)
         stages.done("detokenise")
-        return chunks_of(actions, observations, stages)
+        return chunks_of(actions, observations, stages, conditions=chunk > 1)
 
     @torch.inference_mode()
-    def generate(self, batch: Batch, action_dim: int, stages: Stages | None = None) -> NDArray[np.int64]:
-        """A batch as `read` makes it -> (B, action_dim) token ids; the time of each stage is booked in `stages`."""
+    def generate(
+        self,
+        batch: Batch,
+        action_dim: int,
+        stages: Stages | None = None,
+        prefixes: Sequence[NDArray[np.int64]] | None = None,
+    ) -> NDArray[np.int64]:
+        """A batch as `read` makes it -> (B, action_dim) token ids; the time of each stage is booked in `stages`.
+
+        With `prefixes`, each row begins with those ids of its own, fewer than `action_dim`.
+        """
         with threads_for(self.model, batch):
-            if self._compiled is not None and self._compiled.takes(batch):
+            if prefixes is not None and any(map(len, prefixes)):
+                embeds, lengths = embed(self.model, batch, stages)
+                forced = [torch.from_numpy(prefix).to(embeds.device) for prefix in prefixes]
+                tokens = self._generator.continued(embeds, lengths, forced, action_dim, stages)
+            elif self._compiled is not None and self._compiled.takes(batch):
                 tokens = self._compiled(batch, action_dim, stages or Stages())
             else:
                 embeds, lengths = embed(self.model, batch, stages)
