@@ -10,6 +10,7 @@ While nobody is at the controls the arm rests, and such a pause is not recorded.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -25,6 +26,9 @@ from vla_robot.record.demonstration import Demonstration, DemonstrationBuilder
 from vla_robot.record.driven import Driven, Row
 
 End = Literal["kept", "discarded", "again", "interrupted"]
+
+RATE_STEPS = 20
+"""The rate that is shown is that of so many steps."""
 
 ENDS: dict[str, End] = {
     "success": "kept",
@@ -104,7 +108,7 @@ class _Take:
         self._there = there
         self._should_stop = should_stop
         self._builder = DemonstrationBuilder(session.image_size)
-        self._began_ns = 0
+        self._lately_ns: deque[int] = deque(maxlen=RATE_STEPS)
         self._instruction: str | None = None
         self._success = False
 
@@ -118,7 +122,6 @@ class _Take:
         if not self._started(driven.ready(self._seed)):
             return "interrupted", None
         observation = driven.begin(self._seed)
-        self._began_ns = self._session.clock.now_ns()
         try:
             end = self._driven(observation)
         finally:
@@ -174,8 +177,11 @@ class _Take:
         return None if said.action is None else np.clip(said.action, space.low, space.high)
 
     def _add(self, row: Row | None) -> None:
-        if row is not None:
-            self._builder.add(row.before, row.action, row.result)
+        if row is None:
+            self._lately_ns.clear()
+            return
+        self._builder.add(row.before, row.action, row.result)
+        self._lately_ns.append(self._session.clock.now_ns())
 
     def _command(self) -> TeleopCommand:
         said = self._session.teleop.command()
@@ -197,9 +203,11 @@ class _Take:
         self._session.teleop.show(replace(observation, instruction=self._told(observation)), counters)
 
     def _rate_hz(self) -> float:
-        """Of the steps since the episode began, pauses included."""
-        elapsed_ns = self._session.clock.now_ns() - self._began_ns
-        return self.steps * NS_PER_S / elapsed_ns if self._began_ns and elapsed_ns else 0.0
+        """Of the newest steps; a pause begins it anew."""
+        if len(self._lately_ns) < 2:
+            return 0.0
+        elapsed_ns = self._lately_ns[-1] - self._lately_ns[0]
+        return (len(self._lately_ns) - 1) * NS_PER_S / elapsed_ns if elapsed_ns else 0.0
 
 
 def _true_rate(stamps_ns: NDArray[np.int64]) -> dict[str, float]:
