@@ -20,7 +20,7 @@ from vla_robot.act.safety import SafetyFilter
 from vla_robot.act.watchdog import Watchdog
 from vla_robot.cli.bench_loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
-from vla_robot.core.errors import ContractError, PolicyError, TransportError
+from vla_robot.core.errors import BusyError, ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.recipe.limits import LimitsRecipe
@@ -236,8 +236,16 @@ def test_a_hello_that_was_sent_twice_opens_one_session(serve: Callable[..., Serv
 
 def test_a_second_controller_is_told_that_there_is_one(serve: Callable[..., Served]) -> None:
     address, _, _ = serve()
-    with RemoteRobot(address), pytest.raises(TransportError, match="has a controller already"):
-        RemoteRobot(address)
+    with RemoteRobot(address), pytest.raises(BusyError, match="has a controller already"):
+        RemoteRobot(address, connect_timeout_s=0.5)
+
+
+def test_the_arm_of_a_controller_that_died_goes_to_the_next_one_without_a_word(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    died = RemoteRobot(address)
+    died._disconnect()  # as a killed process: nothing is said
+    with RemoteRobot(address) as robot:
+        assert robot.begin(0).step == 0
 
 
 def test_nobody_there_is_told_in_words() -> None:

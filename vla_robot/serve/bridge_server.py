@@ -18,7 +18,7 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import require_fit
-from vla_robot.core.errors import TransportError, VlaError, unknown
+from vla_robot.core.errors import BusyError, TransportError, VlaError, unknown
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.serve.arm import Streamed
@@ -345,7 +345,7 @@ class BridgeServer:
             require_fit(unpack_embodiment(wanted), self._bridge.arm.embodiment)
         silent_s = (self._clock.now_ns() - self._controller.heard_ns) / NS_PER_S
         if self._controller.peer not in (None, peer) and silent_s < SILENT_S:
-            raise TransportError(
+            raise BusyError(
                 "the arm has a controller already, and obeys one at a time. Close that one, or wait until it has been "
                 f"silent for {SILENT_S:g} s."
             )

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import TransportError, VlaError
+from vla_robot.core.errors import BusyError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.robot import Tick
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
@@ -35,6 +35,10 @@ ANSWER_TIMEOUT_S = 3.0
 TRY_TIMEOUT_S = 1.0
 """A request that may have been lost is sent again after this long."""
 CLOSE_TIMEOUT_S = 0.5
+PATIENCE_S = 3.0
+"""A controller that died has the arm for two seconds more."""
+SEAT_EVERY_S = 0.25
+"""An arm that has another controller is asked for again this often."""
 
 SYNC_EXCHANGES = 8
 """Exchanges of stamps before each episode: the quickest of some decides how well the clocks are known."""
@@ -193,11 +197,22 @@ class RemoteRobot:
 
     def _hello(self, wanted: Embodiment | None, timeout_s: float) -> None:
         body = {"protocol": BRIDGE_PROTOCOL, "wanted": pack_embodiment(wanted) if wanted else {}}
-        answer = Fields(self._exchange("hello", body, timeout_s).body, "answer to hello")
+        answer = Fields(self._seat(body, timeout_s).body, "answer to hello")
         self._embodiment = unpack_embodiment(answer.table("embodiment"))
         self._instruction = answer.text("instruction")
         self._can_wait = answer.flag("can_wait")
         self._session = answer.text("session")
+
+    def _seat(self, hello: Mapping[str, Any], timeout_s: float) -> Message:
+        """The answer to `hello` once the arm is free: the controller before us may have died without a word."""
+        end_ns = self._clock.now_ns() + round(min(timeout_s, PATIENCE_S) * NS_PER_S)
+        while True:
+            try:
+                return self._exchange("hello", hello, timeout_s)
+            except BusyError:
+                if self._clock.now_ns() >= end_ns:
+                    raise
+                self._receive(SEAT_EVERY_S)
 
     def _synchronise(self) -> None:
         for _ in range(SYNC_EXCHANGES):
