@@ -8,7 +8,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +54,8 @@ class BridgeArgs:
     """stop the arm, supported, when nothing came for this long"""
     speed: Annotated[float, option("0..1")] = 1.0
     """share of the recipe's speeds that may be used, the way home included; 0.25 for a first motion"""
+    horizon: Annotated[int | None, option("N")] = None
+    """control steps after which an episode is cut off; by default the recipe's, which is short for a person"""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """a real arm is read and told nothing, without torque; what would be sent is shown"""
     priority: Annotated[int, option("0..99")] = 0
@@ -66,6 +68,8 @@ class BridgeArgs:
     def __post_init__(self) -> None:
         if not 0 <= self.priority <= MAX_PRIORITY:
             raise RecipeError(f"--priority {self.priority}: 0 to {MAX_PRIORITY}, 40 is a good one.")
+        if self.horizon is not None and self.horizon < 1:
+            raise RecipeError(f"--horizon {self.horizon}: at least 1 step.")
         if self.jpeg is not None and not 1 <= self.jpeg <= 100:
             raise RecipeError(f"--jpeg {self.jpeg}: a quality from 1 to 100.")
 
@@ -99,6 +103,7 @@ def main(args: BridgeArgs) -> int:
     """
     path = find("envs", args.env)
     recipe = at_speed(read(EnvRecipe, path), args.speed)
+    recipe = recipe if args.horizon is None else replace(recipe, horizon=args.horizon)
     security = server_security(args.bind, args.key)
     print(f"vla bridge: {path}", flush=True)
     with ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:

@@ -22,7 +22,8 @@ from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.ports import World
 from vla_robot.core.robot import Robot, Tick
 
-SLICE_S = 0.05
+PATIENCE_PERIODS = 2.0
+"""A tick is waited for as long as this, so that the person is asked once for each."""
 SILENCE_S = 5.0
 """A robot that does not tick for this long is lost; its bridge holds it."""
 
@@ -221,7 +222,7 @@ class LiveRobot:
     def advance(self, observation: Observation, action: Vector | None) -> Advance:
         if observation.step not in self._sent:
             self._send(observation, action)
-        tick = self._robot.newest(after=observation.step, timeout_s=SLICE_S)
+        tick = self._robot.newest(after=observation.step, timeout_s=PATIENCE_PERIODS / self.embodiment.rate_hz)
         if tick is None:
             self._require_alive()
             return Advance(observation)
