@@ -1,4 +1,4 @@
-"""`vla record --robot`: a scripted person records from `vla bridge` in its own process, and lerobot opens what is kept."""
+"""`vla record --robot`: a scripted person records from a bridge in its own process, and lerobot opens what is kept."""
 
 from __future__ import annotations
 
