@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_robot.core.normalise import unnormalise
+from vla_robot.core.messages import Observation
+from vla_robot.core.normalise import normalise, unnormalise
 from vla_robot.learn.augment import random_shift
 from vla_robot.learn.finetune import finetune
 from vla_robot.learn.frames import FrameBank, Split, rows_of_step, shift_generator
@@ -41,6 +42,30 @@ def test_labels_are_the_action_tokens_and_the_end_and_nothing_else(bank: FrameBa
     actions = unnormalise(policy.action_tokens.decode(tokens[:, :2].numpy()), stats)
     stored = np.clip(open_demos(demos_folder).actions[[0, 5]], [stats.q01[0], 0], [stats.q99[0], 1])
     np.testing.assert_allclose(actions, stored, atol=0.01)
+
+
+def test_a_policy_of_three_actions_learns_those_of_the_next_three_steps(
+    demos_folder: Path, tiny_architecture: Architecture, tmp_path: Path
+) -> None:
+    recipe = FinetuneRecipe(
+        data=(demos_folder,), architecture=tiny_architecture, dataset_name="light", steps=1, batch_size=4, chunk=3
+    )
+    finetune(recipe, tmp_path, lambda progress: None)
+    demos, policy = open_demos(demos_folder), load(tmp_path / "final")
+    bank = FrameBank.load(demos, policy, "light", lambda done, total: None)
+    last = demos.episodes[0].stop - 1
+    batch = bank.batch(np.array([0, last]))
+    labelled = batch.labels != IGNORE
+    assert labelled.sum(dim=1).tolist() == [7, 7]  # three times two action dimensions, and </s>
+    said = policy.action_tokens.decode(batch.labels[labelled].reshape(2, 7)[:, :6].numpy()).reshape(2, 3, 2)
+    wanted = normalise(demos.actions[[0, 1, 2, last]], policy.action_stats("light"))
+    np.testing.assert_allclose(said[0], np.clip(wanted[:3], -1, 1), atol=0.005)
+    # Behind the end nothing is to be done: no motion, the gripper as it was.
+    np.testing.assert_allclose(said[1], np.clip([wanted[3], [0, wanted[3, 1]], [0, wanted[3, 1]]], -1, 1), atol=0.005)
+
+    frame = demos.images(0)
+    (chunk,) = policy.act([Observation(frame, demos.states[0], demos.episodes[0].instruction, 0, 0)])
+    assert chunk.actions.shape == (3, 2)
 
 
 def test_a_batch_is_what_the_policy_sees_when_it_acts(bank: FrameBank, demos_folder: Path) -> None:

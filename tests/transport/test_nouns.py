@@ -70,6 +70,8 @@ chunks = st.builds(
     stamp_ns=stamps,
     step=st.integers(0, 10_000),
     stages_ms=st.dictionaries(names, numbers, max_size=3),
+    intervention=st.booleans(),
+    conditioned=st.booleans(),
 )
 
 

@@ -21,6 +21,7 @@ from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.record.demos import Demos
 from vla_robot.record.mixture import Choices, Mixture, open_mixture
+from vla_robot.record.windows import Window
 
 HELD_OUT_ROWS = 64
 """Frames of one held-out batch."""
@@ -123,7 +124,7 @@ class MixtureData:
         self._reading: Iterator[Batch] | None = None
         self._held_out: MixtureStream | None = None
         if recipe.held_out:
-            val = _validation(recipe, on_progress)
+            val = _validation(recipe, on_progress, policy.model.config.chunk)
             self._held_out = MixtureStream(val, Encoder.of(policy, recipe.cameras), HELD_OUT_ROWS)
 
     def batch(self, step: int) -> Batch:
@@ -144,20 +145,21 @@ def open_recipe_mixture(
     recipe: FinetuneRecipe,
     split: Literal["train", "val"] = "train",
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+    chunk: int = 1,
 ) -> Mixture:
-    """The mixture that a recipe names.
+    """The mixture that a recipe names, each sample with the actions of an answer.
 
     Raises:
         DataError: it cannot be read.
         RecipeError: there is none of that name.
     """
     assert recipe.mixture is not None  # the caller has looked
-    choices = Choices(split=split, cameras=recipe.cameras, seed=recipe.seed)
+    choices = Choices(split=split, window=Window(future=chunk - 1), cameras=recipe.cameras, seed=recipe.seed)
     return open_mixture(recipe.mixture, recipe.root, choices, on_progress=on_progress)
 
 
-def _validation(recipe: FinetuneRecipe, on_progress: Callable[[str, int, int], None]) -> Mixture:
+def _validation(recipe: FinetuneRecipe, on_progress: Callable[[str, int, int], None], chunk: int) -> Mixture:
     try:
-        return open_recipe_mixture(recipe, "val", on_progress)
+        return open_recipe_mixture(recipe, "val", on_progress, chunk)
     except DataError as error:
         raise DataError(f"{error} Nothing is left to measure with: held_out = 0 trains without.") from error

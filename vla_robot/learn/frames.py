@@ -4,6 +4,8 @@ One row of a batch:
 
     input_ids   [BOS] In: What action ...? Out: [space] | a0 a1 a2 a3 a4 a5 a6 [EOS]      then padding
     labels        -   -   -   -   -   -   -   -    -    | a0 a1 a2 a3 a4 a5 a6 [EOS]      (- is ignored)
+
+A policy of several actions an answer says those of the next steps behind each other before the end.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.policy.openvla.prompt import PromptTokenizer
 from vla_robot.record.demos import Demos
 from vla_robot.record.order import Mixing, shuffled
+from vla_robot.record.windows import Window, pad_actions
 
 ORDER, SHIFT, HELD_OUT = 0, 1, 2
 """Separate random streams of one seed."""
@@ -142,15 +145,28 @@ def _text(demos: Demos, policy: OpenVLAPolicy, stats: QuantileStats) -> tuple[ND
     prompts = {text: policy.tokenizer(text) for text in demos.instructions}
     instructions = [demos.episodes[index].instruction for index in demos.episode_index]
     pad_id = policy.model.config.pad_token_id
-    answers = answers_of(normalise(demos.actions, stats), policy.action_tokens, policy.tokenizer)
+    windows = _windows(demos, normalise(demos.actions, stats), stats, policy.model.config.chunk)
+    answers = answers_of(windows, policy.action_tokens, policy.tokenizer)
     return labelled([prompts[text] for text in instructions], answers, pad_id)
+
+
+def _windows(demos: Demos, actions: NDArray[np.float64], stats: QuantileStats, chunk: int) -> NDArray[np.floating]:
+    """(F, D) normalised actions of all frames -> (F, K, D) from each frame on, as `record.windows` has them."""
+    is_absolute = np.full(len(stats), demos.embodiment.action.kind == "joint_position") | ~stats.mask
+    window, rows = Window(future=chunk - 1), list[NDArray[np.floating]]()
+    for episode in demos.episodes:
+        own = actions[episode.start : episode.stop]
+        for step in range(len(own)):
+            steps, after_end = window.actions(step, len(own))
+            rows.append(pad_actions(own[steps], after_end, is_absolute))
+    return np.stack(rows)
 
 
 def answers_of(
     actions: NDArray[np.floating], action_tokens: ActionTokenizer, tokenizer: PromptTokenizer
 ) -> NDArray[np.int64]:
-    """(B, D) normalised actions -> (B, D + 1) what the policy should say: the actions' tokens and the end."""
-    tokens = action_tokens.encode(actions)
+    """(B, K, D) normalised actions -> (B, K * D + 1) what the policy should say: the actions' tokens and the end."""
+    tokens = action_tokens.encode(actions).reshape(len(actions), -1)
     return np.concatenate([tokens, np.full((len(tokens), 1), tokenizer.eos)], axis=1)
 
 

@@ -27,7 +27,7 @@ from vla_robot.policy.openvla.model import IGNORE, OpenVLA
 from vla_robot.recipe.finetune import FinetuneRecipe
 
 PROMPT, ANSWER = 32, 8
-"""Tokens of the frame that is measured: an ordinary instruction and seven actions."""
+"""Tokens of the frame that is measured: an ordinary instruction and one action of seven numbers."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,8 @@ def _one_frame(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     config = model.config
     pixels = torch.zeros(1, config.num_images, 3 * len(config.timm_model_ids), config.image_size, config.image_size)
-    ids = torch.full((1, PROMPT + ANSWER), config.action_vocab_end - 1)
+    answer = (ANSWER - 1) * config.chunk + 1
+    ids = torch.full((1, PROMPT + answer), config.action_vocab_end - 1)
     labels = ids.clone()
     labels[:, :PROMPT] = IGNORE
     state = None if config.proprio_dim is None else torch.zeros(1, config.proprio_dim, device=device)

@@ -17,6 +17,7 @@ from vla_robot.learn.questions import QuestionData
 from vla_robot.learn.ranks import Ranks
 from vla_robot.learn.run import OnProgress, Progress
 from vla_robot.policy.openvla.checkpoint import Checkpoint
+from vla_robot.policy.openvla.config import OUR_BLOCK, read_json
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.weights import write_json
@@ -24,7 +25,7 @@ from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.record.demos import Demos, open_demos
 from vla_robot.record.stats import dataset_statistics
 
-SINCE: Mapping[str, Any] = {"weights": ()}
+SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
 """Fields that recipes did not always have, and what runs did without them: those go on."""
 
 NOT_LEARNED = ("recompute", "shard")
@@ -75,9 +76,9 @@ def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: 
 
     folder = recipe.policy
     assert folder is not None  # FinetuneRecipe requires it for a mixture
-    mixture = open_recipe_mixture(recipe, "train", indexing)
+    mixture = open_recipe_mixture(recipe, "train", indexing, recipe.chunk or Checkpoint.read(folder).config.chunk)
     # The mixture's statistics take the place of those of the same name, as in the reference.
-    start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics))
+    start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
     key = next(iter(mixture.statistics))
     policy = load(start, statistics_key=key)
     data = MixtureData(recipe, mixture, policy, ranks, indexing)
@@ -99,10 +100,18 @@ def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
     return start
 
 
-def _copy_policy(policy: Path, folder: Path, statistics: Mapping[str, Any]) -> None:
-    """The policy's folder, with these statistics beside its own or in place of them."""
+def _copy_policy(policy: Path, folder: Path, statistics: Mapping[str, Any], chunk: int | None) -> None:
+    """The policy's folder, with these statistics beside its own or in place of them, and its answers of this length."""
     shutil.copytree(policy, folder)
     write_json(folder / "dataset_statistics.json", {**Checkpoint.read(policy).config.norm_stats, **statistics})
+    _set_chunk(folder, chunk)
+
+
+def _set_chunk(folder: Path, chunk: int | None) -> None:
+    """Note in a policy's folder how many actions it says in an answer; None leaves it as it is."""
+    if chunk is not None:
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", {**config, OUR_BLOCK: {**config.get(OUR_BLOCK, {}), "chunk": chunk}})
 
 
 def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
@@ -114,12 +123,14 @@ def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
     statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
     if recipe.policy is None:
         create(folder, recipe.architecture, demos.embodiment, statistics, demos.instructions, recipe.seed)
+        _set_chunk(folder, recipe.chunk)
         return
     policy = Checkpoint.read(recipe.policy)
     if policy.embodiment is None:
         raise RecipeError(f"{recipe.policy} does not say what it drives (no embodiment.json).")
     require_fit(policy.embodiment, demos.embodiment)
-    _copy_policy(recipe.policy, folder, {} if recipe.dataset_name in policy.config.norm_stats else statistics)
+    new = {} if recipe.dataset_name in policy.config.norm_stats else statistics
+    _copy_policy(recipe.policy, folder, new, recipe.chunk)
 
 
 def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:

@@ -52,6 +52,7 @@ class Encoder:
         proprio_dim: numbers of the state, or None for a policy without it.
         cameras: roles, in the order of the model's images.
         present: which action of a window is the present one.
+        chunk: actions of an answer, from the present one on.
         augment_seed: of the augmentation; None switches it off.
     """
 
@@ -63,6 +64,7 @@ class Encoder:
     cameras: tuple[str, ...]
     present: int = 0
     augment_seed: int | None = None
+    chunk: int = 1
 
     @classmethod
     def of(
@@ -82,7 +84,15 @@ class Encoder:
             raise DataError(f"the policy looks at {config.num_images} camera(s), got {', '.join(cameras) or 'none'}.")
         tokens, pad_id = policy.action_tokens, config.pad_token_id
         return cls(
-            policy.preprocessor, policy.tokenizer, tokens, pad_id, config.proprio_dim, cameras, present, augment_seed
+            policy.preprocessor,
+            policy.tokenizer,
+            tokens,
+            pad_id,
+            config.proprio_dim,
+            cameras,
+            present,
+            augment_seed,
+            config.chunk,
         )
 
     def require_fit(self, mixture: Mixture) -> None:
@@ -107,7 +117,10 @@ class Encoder:
         """
         actions = np.stack([sample.actions for sample in samples])  # (B, K, D)
         prompts = [self.tokenizer(sample.instruction) for sample in samples]
-        answers = answers_of(actions[:, self.present], self.action_tokens, self.tokenizer)
+        said = actions[:, self.present : self.present + self.chunk]
+        if said.shape[1] != self.chunk:
+            raise DataError(f"the policy says {self.chunk} actions, the windows hold {said.shape[1]} from now on.")
+        answers = answers_of(said, self.action_tokens, self.tokenizer)
         input_ids, labels = labelled(prompts, answers, self.pad_id)
         state = None
         if self.proprio_dim is not None:

@@ -107,6 +107,8 @@ class FinetuneRecipe:
         policy: checkpoint folder or policy recipe to start from; without it a new model of `architecture` is made.
         architecture: size of a new model; ignored with `policy`.
         dataset_name: of data, the key of their statistics in dataset_statistics.json; a mixture brings its own.
+        chunk: consecutive actions that the policy says in one answer, token by token; without it the policy's own
+            number, which is 1 for every published OpenVLA and for a new model.
         train: which parts learn: "vision", "projector", "decoder"; the others are frozen.
         lora_rank: learn matrices of this rank beside the frozen linear layers of those parts; 0 learns the weights.
             OpenVLA uses 32. The trained policy is saved merged, as one without adapters.
@@ -148,6 +150,7 @@ class FinetuneRecipe:
     policy: Path | None = None
     architecture: Architecture = field(default_factory=Architecture)
     dataset_name: str = "demos"
+    chunk: int | None = None
     train: tuple[Literal["vision", "projector", "decoder"], ...] = ("vision", "projector", "decoder")
     lora_rank: int = 0
     steps: int = 10_000
@@ -187,6 +190,8 @@ class FinetuneRecipe:
         problems = [*self._source_problems(), *self._range_problems()]
         if self.question_rows == 0 and self.questions and self.questions.weight > 0:
             problems.append("a batch_size of 1 has no room for questions beside robot data; take 2 or more")
+        if self.chunk is not None and self.chunk < 1:
+            problems.append(f"chunk is {self.chunk}; an answer has at least 1 action")
         if not self.train:
             problems.append("train names no part of the model, so nothing would learn")
         if problems:

@@ -53,8 +53,8 @@ class Window:
 
 
 def pad_actions(
-    actions: NDArray[np.float32], is_after_end: NDArray[np.bool_], is_absolute: NDArray[np.bool_]
-) -> NDArray[np.float32]:
+    actions: NDArray[np.floating], is_after_end: NDArray[np.bool_], is_absolute: NDArray[np.bool_]
+) -> NDArray[np.floating]:
     """Nothing is to be done after the end: relative dimensions become 0, absolute ones repeat the last action.
 
     Args:
@@ -62,4 +62,4 @@ def pad_actions(
         is_after_end: (K,).
         is_absolute: (D,).
     """
-    return np.where(is_after_end[:, None] & ~is_absolute, np.float32(0), actions)
+    return np.where(is_after_end[:, None] & ~is_absolute, actions.dtype.type(0), actions)
