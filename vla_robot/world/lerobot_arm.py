@@ -28,7 +28,7 @@ from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.arm_model import ArmModel
 from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
 from vla_robot.world.lerobot_device import Health, LerobotCamera, LerobotDevice, fitted
-from vla_robot.world.tool_ik import turned
+from vla_robot.world.tool_ik import turn_between, turned
 
 LEAD, POSITION, STEP = "lead", "position", "step"
 """Causes of a clamp: the target ran ahead of the tool; it lay outside of the workspace; a joint would have leapt."""
@@ -172,7 +172,7 @@ class LerobotArm:
         goal, clamps = self._plan(values)
         before, quat_before = self._target, self._target_quat
         self._follow(goal)
-        moved = [*(self._target - before), *_turn_between(quat_before, self._target_quat), self._opening_goal]
+        moved = [*(self._target - before), *turn_between(quat_before, self._target_quat), self._opening_goal]
         return dataclasses.replace(self._tick(np.array(moved)), clamps=clamps)
 
     def _plan(self, action: Vector) -> tuple[Goal, tuple[Clamp, ...]]:
@@ -448,17 +448,6 @@ def home_joints(recipe: EnvRecipe, model: ArmModel) -> Vector | None:
 
 def _leashed(wanted: Vector, measured: Vector, lead_rad: float) -> Vector:
     """(4,) the orientation on the way from the measured to the wanted one, at most `lead_rad` from the first."""
-    turn = _turn_between(measured, wanted)
+    turn = turn_between(measured, wanted)
     angle = float(np.linalg.norm(turn))
     return wanted if angle <= lead_rad else turned(measured, turn * (lead_rad / angle))
-
-
-def _turn_between(start: Vector, end: Vector) -> Vector:
-    """(3,) rotation vector in the base frame from one unit quaternion to another [rad]."""
-    import mujoco
-
-    inverse, difference, turn = np.empty(4), np.empty(4), np.empty(3)
-    mujoco.mju_negQuat(inverse, start)
-    mujoco.mju_mulQuat(difference, end, inverse)
-    mujoco.mju_quat2Vel(turn, difference, 1.0)
-    return turn

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import logging
 import math
-import os
-import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,10 +27,14 @@ from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.messages import Image, Vector
 from vla_robot.core.optional import require
 from vla_robot.recipe.robot import LIMITED_FIELD, JointRecipe, RobotCameraRecipe, RobotRecipe
-
-DEVICE_FAULTS = (OSError, RuntimeError, ValueError, IndexError, termios.error)
-"""What lerobot, the servo library and pyserial raise when a cable, a motor or a frame is bad. IndexError: the servo
-library reads past the end of an answer that was cut short."""
+from vla_robot.world.lerobot_parts import (
+    DEVICE_FAULTS,
+    choice,
+    decoded,
+    drop_late_answers,
+    in_one_line,
+    require_port,
+)
 
 ROBOT_MODULES = ("so_follower", "koch_follower", "omx_follower", "openarm_follower", "rebot_b601_follower", "hope_jr")
 CAMERA_MODULES = ("opencv", "realsense", "zmq", "reachy2_camera")
@@ -96,7 +97,7 @@ class LerobotDevice:
                 motors = [f.removesuffix(".pos") for f in self._robot.action_features]
                 raise RecipeError(unknown("motor", key.removesuffix(".pos"), motors, "See [robot.joints]."))
         if self._bus is not None:
-            _drop_late_answers(self._bus.port_handler)
+            drop_late_answers(self._bus.port_handler)
 
     @property
     def port(self) -> str:
@@ -315,20 +316,7 @@ class LerobotDevice:
                 self._close_port()
 
     def _require_port(self) -> None:
-        port = self.recipe.fields.get("port")
-        if not isinstance(port, str) or not port.startswith("/"):
-            return
-        if not Path(port).exists():
-            there = sorted(str(p) for pattern in ("ttyACM*", "ttyUSB*", "tty.usb*") for p in Path("/dev").glob(pattern))
-            raise WorldError(
-                f"there is no port {port}. Available: {', '.join(there) or 'none: is the arm plugged in?'} "
-                "`lerobot-find-port` tells which one is the arm; write it to [robot.fields] port."
-            )
-        if not os.access(port, os.R_OK | os.W_OK):
-            raise WorldError(
-                f"no permission to use {port}. `sudo usermod -aG dialout $USER` and log in again, "
-                f"or once only: `sudo chmod a+rw {port}`."
-            )
+        require_port(self.recipe.fields.get("port"), "[robot.fields]")
 
     def _close_port(self) -> None:
         bus = self._bus
@@ -350,7 +338,7 @@ class LerobotDevice:
         try:
             yield
         except DEVICE_FAULTS as error:
-            told = " ".join(str(error).split()) or type(error).__name__
+            told = in_one_line(error)
             raise WorldError(f"{self._named()} {what}: {told} Look at cable and supply, then arm and reset.") from error
 
 
@@ -376,7 +364,7 @@ class LerobotCamera:
             self._camera: Any = make_cameras_from_configs({name: config})[name]
             self._camera.connect()
         except DEVICE_FAULTS as error:
-            told = " ".join(str(error).split())
+            told = in_one_line(error)
             raise WorldError(
                 f"camera '{name}' ({_brief(recipe)}) cannot be opened: {told} `lerobot-find-cameras {recipe.type}` "
                 f"lists what is there; write it to [robot.cameras.{name}]. Nothing was moved."
@@ -429,18 +417,6 @@ def camera_clock_offset_ns() -> int:
     return theirs - (before + time.monotonic_ns()) // 2
 
 
-def _drop_late_answers(port: Any) -> None:
-    """The servo library takes whatever lies in the port for the answer to its newest question, so that one answer that
-    came too late would leave every later one a question behind: a position where a temperature was asked. It calls
-    clearPort before each question, which only waits until the last one is written."""
-
-    def clear() -> None:
-        port.ser.flush()
-        port.ser.reset_input_buffer()
-
-    port.clearPort = clear
-
-
 def _faults(status: int) -> tuple[str, ...]:
     return tuple(text for bit, text in STATUS_BITS.items() if status & bit)
 
@@ -450,13 +426,13 @@ def _make_robot(recipe: RobotRecipe, max_steps: Mapping[str, float]) -> Any:
     from lerobot.robots.config import RobotConfig
     from lerobot.robots.utils import make_robot_from_config
 
-    schema = _choice(RobotConfig, "robot type", recipe.type, "lerobot.robots", ROBOT_MODULES)
+    schema = choice(RobotConfig, "robot type", recipe.type, "lerobot.robots", ROBOT_MODULES)
     known = {f.name for f in dataclasses.fields(schema)}
     own: dict[str, Any] = {"id": recipe.id, LIMITED_FIELD: dict(max_steps), "disable_torque_on_disconnect": False}
     own |= {"calibration_dir": str(recipe.calibration_dir)} if recipe.calibration_dir else {}
     fields = {name: value for name, value in own.items() if name in known} | recipe.fields
     try:
-        return make_robot_from_config(_decoded(schema, fields, "[robot.fields]"))
+        return make_robot_from_config(decoded(schema, fields, "[robot.fields]"))
     except ImportError as error:
         raise RecipeError(f"lerobot's '{recipe.type}' needs a package that is not installed: {error}") from error
 
@@ -464,41 +440,8 @@ def _make_robot(recipe: RobotRecipe, max_steps: Mapping[str, float]) -> Any:
 def _make_camera_config(name: str, recipe: RobotCameraRecipe) -> Any:
     from lerobot.cameras.configs import CameraConfig
 
-    schema = _choice(CameraConfig, "camera type", recipe.type, "lerobot.cameras", CAMERA_MODULES)
-    return _decoded(schema, recipe.fields, f"[robot.cameras.{name}] fields")
-
-
-def _choice(registry: Any, noun: str, name: str, package: str, modules: Sequence[str]) -> type:
-    """The configuration class that lerobot knows by a name, its own and those of installed plug-ins."""
-    from lerobot.utils.import_utils import register_third_party_plugins
-
-    for module in modules:
-        with contextlib.suppress(ImportError):  # one that lacks its packages is not among the choices
-            importlib.import_module(f"{package}.{module}")
-    register_third_party_plugins()
-    choices: Mapping[str, type] = registry.get_known_choices()
-    if name not in choices:
-        raise RecipeError(unknown(noun, name, choices))
-    return choices[name]
-
-
-def _decoded(schema: type, fields: Mapping[str, Any], where: str) -> Any:
-    """A configuration of lerobot's from plain values.
-
-    Raises:
-        RecipeError: a field is unknown, missing or of the wrong type.
-    """
-    import draccus
-
-    names = [f.name for f in dataclasses.fields(schema)]
-    for name in fields:
-        if name not in names:
-            raise RecipeError(f"{where}: {unknown('field', name, names)}")
-    decode: Callable[..., Any] = draccus.decode
-    try:
-        return decode(schema, dict(fields))
-    except Exception as error:  # draccus and the dataclass' own checks raise many kinds
-        raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error
+    schema = choice(CameraConfig, "camera type", recipe.type, "lerobot.cameras", CAMERA_MODULES)
+    return decoded(schema, recipe.fields, f"[robot.cameras.{name}] fields")
 
 
 def _brief(recipe: RobotCameraRecipe) -> str:

@@ -100,13 +100,18 @@ def turned(quat: Vector, turn: Vector) -> Vector:
     return result
 
 
-def _turn(matrix: np.ndarray, wanted: Vector) -> Vector:
-    """(3,) rotation vector [rad] in the world frame from a (9,) rotation matrix to a wanted quaternion."""
-    now, inverse, difference, turn = quat_of(matrix), np.empty(4), np.empty(4), np.empty(3)
-    mujoco.mju_negQuat(inverse, now)
-    mujoco.mju_mulQuat(difference, wanted, inverse)
+def turn_between(start: Vector, end: Vector) -> Vector:
+    """(3,) rotation vector [rad] from one (4,) unit quaternion to another, in the frame that both are given in."""
+    inverse, difference, turn = np.empty(4), np.empty(4), np.empty(3)
+    mujoco.mju_negQuat(inverse, start)
+    mujoco.mju_mulQuat(difference, end, inverse)
     mujoco.mju_quat2Vel(turn, difference, 1.0)
     return turn
+
+
+def _turn(matrix: np.ndarray, wanted: Vector) -> Vector:
+    """(3,) rotation vector [rad] in the world frame from a (9,) rotation matrix to a wanted quaternion."""
+    return turn_between(quat_of(matrix), wanted)
 
 
 def _ranges(model: mujoco.MjModel, joints: list[int]) -> tuple[Vector, Vector]:
