@@ -30,7 +30,7 @@ from vla_robot.act.safety import SafetyFilter
 from vla_robot.act.watchdog import Watchdog
 from vla_robot.cli.bench_loop_peers import CONTROLLER, INFERENCE, READY
 from vla_robot.cli.json_out import write_json
-from vla_robot.cli.punctual import freeze_garbage, take_priority
+from vla_robot.cli.punctual import freeze_garbage, give_priority_back, take_priority
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
@@ -255,8 +255,7 @@ def punctual(priority: int, frozen: bool) -> Iterator[str]:
     try:
         yield take_priority(priority)
     finally:
-        if hasattr(os, "sched_setscheduler"):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        give_priority_back()
         gc.unfreeze()
         gc.enable()
 

@@ -20,11 +20,21 @@ def freeze_garbage() -> None:
 
 
 def take_priority(priority: int) -> str:
-    """Ask for real-time priority (SCHED_FIFO), 0 for none; what came of it, in words."""
+    """Ask for real-time priority (SCHED_FIFO) for this thread, 0 for none; what came of it, in words.
+
+    Threads that are started later get an ordinary one: what writes a log must never keep the clock waiting.
+    """
     if priority == 0:
         return "ordinary priority"
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
     except (OSError, AttributeError) as error:
         return f"ordinary priority, as real-time priority is not to be had here ({error})"
     return f"real-time priority {priority}"
+
+
+def give_priority_back() -> None:
+    """An ordinary thread again."""
+    if hasattr(os, "SCHED_RESET_ON_FORK"):
+        # The mark stays: only the system's administrator may take it off, and ordinary threads have nothing to reset.
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))

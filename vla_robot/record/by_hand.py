@@ -107,7 +107,7 @@ class _Take:
         self._seed = seed
         self._there = there
         self._should_stop = should_stop
-        self._builder = DemonstrationBuilder(session.image_size)
+        self._builder = DemonstrationBuilder(session.image_size, in_background=True)
         self._lately_ns: deque[int] = deque(maxlen=RATE_STEPS)
         self._instruction: str | None = None
         self._success = False
@@ -131,7 +131,8 @@ class _Take:
     def _demonstration(self) -> Demonstration:
         driven = self._session.driven
         made = self._builder.finish(driven.embodiment, self._seed, self._session.driver_name)
-        made = replace(made, facts={**_true_rate(made.stamps_ns), **driven.facts})
+        dropped = {"unrecorded_steps": self._builder.dropped}
+        made = replace(made, facts={**_true_rate(made.stamps_ns), **dropped, **driven.facts})
         return _called_success(made) if self._success else made
 
     def _started(self, observation: Observation) -> bool:

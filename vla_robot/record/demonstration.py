@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -118,14 +120,29 @@ class _Row(NamedTuple):
     frame_stamps_ns: Mapping[str, int]
 
 
-class DemonstrationBuilder:
-    """Gathers the steps of one episode in memory: about 20 kB a step with two cameras of 112 x 112."""
+BACKLOG = 64
+"""Steps whose frames may wait to be encoded: 20 MB with two cameras of 224 x 224."""
 
-    def __init__(self, image_size: int | None = None) -> None:
+
+class DemonstrationBuilder:
+    """Gathers the steps of one episode in memory: about 20 kB a step with two cameras of 112 x 112.
+
+    Attributes:
+        dropped: steps left out because frames came faster than they could be encoded; only `in_background`.
+    """
+
+    def __init__(self, image_size: int | None = None, in_background: bool = False) -> None:
         """
         Args:
             image_size: edge in pixels to which frames are resized, as a policy resizes them; None keeps them.
+            in_background: encode frames in a thread of its own, for whoever may not wait: `add` returns at once, and
+                leaves the step out when too many wait already. Otherwise `add` takes the time that it needs.
         """
+        self.dropped = 0
+        self._succeeded = False
+        self._slots = threading.Semaphore(BACKLOG)
+        self._encoder = ThreadPoolExecutor(1, "frames") if in_background else None
+        self._encoded: list[Future[None]] = []
         self._image_size = image_size
         self._rows: list[_Row] = []
         self._films: dict[str, _Film] = {}
@@ -136,8 +153,10 @@ class DemonstrationBuilder:
 
     def add(self, observation: Observation, label: Vector, result: StepResult) -> None:
         """One control step: the observation before it, the action to learn, and what the world answered."""
-        for name, image in observation.images.items():
-            self._films.setdefault(name, _Film()).add(self._sized(image))
+        self._succeeded = result.success
+        if not self._film(observation.images):
+            self.dropped += 1
+            return
         self._instruction = observation.instruction
         stamps_ns = {name: observation.stamps_ns.get(name, observation.stamp_ns) for name in observation.images}
         row = _Row(observation.state, label, result.executed, result.success, observation.stamp_ns, stamps_ns)
@@ -145,6 +164,8 @@ class DemonstrationBuilder:
 
     def finish(self, embodiment: Embodiment, seed: int, driver: str) -> Demonstration:
         """The episode as one; at least one step must have been added."""
+        for encoded in self._encoded:
+            encoded.result()  # raises what went wrong there
         states, actions, executed, success, stamps_ns, frames_ns = zip(*self._rows, strict=True)
         return Demonstration(
             embodiment=embodiment,
@@ -155,10 +176,30 @@ class DemonstrationBuilder:
             states=np.stack(states),
             actions=np.stack(actions),
             executed=np.stack(executed),
-            success=np.array(success, dtype=np.bool_),
+            success=np.array([*success[:-1], self._succeeded], dtype=np.bool_),  # the last step may be left out
             stamps_ns=np.array(stamps_ns, dtype=np.int64),
             frame_stamps_ns={name: np.array([at[name] for at in frames_ns], dtype=np.int64) for name in self._films},
         )
+
+    def _film(self, images: Mapping[str, Image]) -> bool:
+        """Encode the frames of a step, now or soon; False when there is no room for them."""
+        if self._encoder is None:
+            self._encode(images)
+            return True
+        if not self._slots.acquire(blocking=False):
+            return False
+        self._encoded.append(self._encoder.submit(self._encode_and_let_go, images))
+        return True
+
+    def _encode_and_let_go(self, images: Mapping[str, Image]) -> None:
+        try:
+            self._encode(images)
+        finally:
+            self._slots.release()
+
+    def _encode(self, images: Mapping[str, Image]) -> None:
+        for name, image in images.items():
+            self._films.setdefault(name, _Film()).add(self._sized(image))
 
     def _sized(self, image: Image) -> Image:
         return image if self._image_size is None else resize(image, self._image_size, self._image_size)
