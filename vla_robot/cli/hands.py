@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.teleop import Teleop
+from vla_robot.recipe import available, read
+from vla_robot.recipe.hand import HandRecipe
+from vla_robot.recipe.load import read_toml
 
 if TYPE_CHECKING:
     from vla_robot.hand.motion import Motion
 
 HANDS = ("browser", "keyboard", "spacemouse", "gamepad")
-"""What `--by` and `--takeover` take."""
+"""What `--by` and `--takeover` take, beside the names of recipes in hands/."""
 
 PAGE_PORT = 8572
 """Of the page that drives."""
@@ -26,7 +30,7 @@ def open_hands(
     """The device of that name, open; close it.
 
     Args:
-        name: one of HANDS.
+        name: one of HANDS, or a recipe of hands/ by name or path.
         embodiment: of the arm that is driven.
         instruction: shown until another one is typed.
         port: of the page, where the device is one; 0 takes a free one.
@@ -43,9 +47,24 @@ def open_hands(
         from vla_robot.serve.web import Listen
 
         return BrowserTeleop(embodiment, instruction, Listen(port))
-    if name in HANDS:
-        return _at_terminal(lambda: _motion(name, embodiment), instruction, draws)
-    raise RecipeError(unknown("device", name, HANDS))
+    if not is_hands(name):
+        raise RecipeError(unknown("device", name, [*HANDS, *available("hands")]))
+    return _at_terminal(lambda: _motion(name, embodiment), instruction, draws)
+
+
+def is_hands(name: str) -> bool:
+    """Whether a person's device has that name: one of HANDS, or a recipe of hands/ by name or path."""
+    if name in HANDS or name in available("hands"):
+        return True
+    path = Path(name).expanduser()
+    if path.suffix != ".toml" or not path.is_file():
+        return False
+    return path.parent.name == "hands" or _says_teleoperator(read_toml(path))
+
+
+def _says_teleoperator(table: Mapping[str, object]) -> bool:
+    """A policy's recipe has a kind; a device's has lerobot's name of it, or inherits one."""
+    return "kind" not in table and ("type" in table or str(table.get("base", "")) in available("hands"))
 
 
 def _motion(name: str, embodiment: Embodiment) -> Motion:
@@ -54,6 +73,10 @@ def _motion(name: str, embodiment: Embodiment) -> Motion:
         from vla_robot.hand.keys import KeyMotion
 
         return KeyMotion(embodiment)
+    if name not in HANDS:
+        from vla_robot.hand.teleoperator import open_teleoperator
+
+        return open_teleoperator(read(HandRecipe, name), embodiment)
     from vla_robot.hand.sticks import StickMotion
 
     if name == "spacemouse":

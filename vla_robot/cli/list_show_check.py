@@ -25,7 +25,7 @@ from vla_robot.recipe.schemas import is_bare_checkpoint, locate, schema_for
 class ListArgs:
     """Every recipe, what it is for, and where it lies."""
 
-    kind: Annotated[Literal["all", "envs", "policies", "datasets", "launch"], tyro.conf.Positional] = "all"
+    kind: Annotated[Literal["all", "envs", "policies", "datasets", "launch", "hands"], tyro.conf.Positional] = "all"
     """only recipes of this kind"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write it to this file, for machines"""

@@ -71,15 +71,16 @@ vla: put a vision-language-action policy on a robot.
   vla bench [policy | serve | loop | transport | data]
                                                     speed, next to a plain way to do the same, in one run
 
-  vla list [envs | policies | datasets | launch]    every recipe, and where it lies
+  vla list [envs | policies | datasets | launch | hands]
+                                                    every recipe, and where it lies
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained
   vla check [RECIPE ...]                            is every recipe valid?
   vla keys [new | allow | pin | revoke | list]      who may talk to whom, where a network lies in between
   vla doctor                                        does this computer have what it takes; what to fix if not
 
 `vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,
-datasets/ datasets, launch/ which policy drives which world. Name one by its path, or by its bare name.
-Every verb takes --json FILE for machines. Start with `vla run launch/lift.toml`.
+datasets/ datasets, launch/ which policy drives which world, hands/ leader arms. Name one by its
+path, or by its bare name. Every verb takes --json FILE for machines. Start with `vla run launch/lift.toml`.
 """
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vla_robot.cli import record_by_hand
 from vla_robot.cli.build import build_policy
-from vla_robot.cli.hands import HANDS, PAGE_PORT
+from vla_robot.cli.hands import PAGE_PORT, is_hands
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.embodiment import ActionSpace, Embodiment
@@ -47,8 +47,9 @@ class RecordArgs:
     """a dataset recipe, by name or path; without one, give --env"""
     env: Annotated[str | None, option("ENV")] = None
     """the world, by name or path"""
-    by: Annotated[str, option("POLICY")] = "expert"
-    """who says what should be done, by name or path; "keyboard", "browser", "gamepad", "spacemouse" are you"""
+    by: Annotated[str, option("POLICY|HANDS")] = "expert"
+    """who says what should be done: a policy by name or path, or you: "keyboard", "browser", "gamepad", "spacemouse", a
+    leader arm of hands/"""
     episodes: Annotated[int, option("N")] = 50
     """how many episodes"""
     seed: Annotated[int, option("SEED")] = 0
@@ -160,7 +161,7 @@ def main(args: RecordArgs) -> int:
     Raises:
         VlaError: something is wrong with a recipe, a policy, the world or the folder. Finished episodes are kept.
     """
-    if args.by in HANDS:
+    if is_hands(args.by):
         return record_by_hand.main(args)
     recipe = plan(args)
     builds = [_build(recipe, recording) for recording in recipe.recordings]

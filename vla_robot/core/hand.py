@@ -47,3 +47,8 @@ def action_of(space: ActionSpace, axes: Sequence[float], closed: bool) -> Vector
     share = dict(zip(AXES, axes, strict=True))
     moves = [share[dim.name] * (dim.high if share[dim.name] > 0 else -dim.low) for dim in space.dims[:-1]]
     return np.array([*moves, GRIPPER_CLOSED if closed else GRIPPER_OPEN])
+
+
+def is_closed(opening: float) -> bool:
+    """Whether a gripper is nearer to closed than to open."""
+    return abs(opening - GRIPPER_CLOSED) < abs(opening - GRIPPER_OPEN)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, Embodiment
-from vla_robot.core.hand import AXES, action_of, require_drivable
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.hand import AXES, action_of, is_closed, require_drivable
 from vla_robot.core.messages import Observation
 from vla_robot.hand.motion import Moved
 
@@ -129,8 +129,10 @@ class KeyMotion:
         self._jogs.clear()
         self._goes_on = 0
 
+    def wake(self) -> None: ...
+
     def grip(self, opening: float) -> None:
-        self._closed = abs(opening - GRIPPER_CLOSED) < abs(opening - GRIPPER_OPEN)
+        self._closed = is_closed(opening)
 
     def close(self) -> None:
         self.rest()

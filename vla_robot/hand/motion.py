@@ -53,6 +53,10 @@ class Motion(Protocol):
         """Let nothing move until the person moves again, and then from where the arm is."""
         ...
 
+    def wake(self) -> None:
+        """The person starts, or takes over: a device that is led moves from now on, from where the arm is."""
+        ...
+
     def grip(self, opening: float) -> None:
         """Somebody else drove: go on with their grip, 0 closed to 1 open."""
         ...

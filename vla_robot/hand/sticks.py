@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, Embodiment
-from vla_robot.core.hand import action_of, require_drivable
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.hand import action_of, is_closed, require_drivable
 from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import Button
 from vla_robot.hand.keys import FIRST_SPEED, FULL_SPEED, GRIP_S, SPEEDS
@@ -28,10 +28,12 @@ class Held:
     Attributes:
         axes: one for each axis of the hand, -1 to 1; x to the front of the arm's base, y to its left, z up.
         pressed: buttons that went down since the last time.
+        opening: of the gripper, 0 closed to 1 open, where the device says so; None leaves it.
     """
 
     axes: tuple[float, ...]
     pressed: frozenset[Pressed] = frozenset()
+    opening: float | None = None
 
 
 class Sticks(Protocol):
@@ -93,7 +95,7 @@ class StickMotion:
 
     def move(self) -> Moved:
         held = self._sticks.read()
-        if "grip" in held.pressed:
+        if "grip" in held.pressed or (held.opening is not None and self._closed != is_closed(held.opening)):
             self._toggle()
         buttons: frozenset[Button] = frozenset(b for b in held.pressed if b != "grip")
         axes = [freed(axis) for axis in held.axes]
@@ -111,8 +113,10 @@ class StickMotion:
         """A stick that is held over counts again once it was in its middle."""
         self._let_go, self._goes_on = True, 0
 
+    def wake(self) -> None: ...
+
     def grip(self, opening: float) -> None:
-        self._closed = abs(opening - GRIPPER_CLOSED) < abs(opening - GRIPPER_OPEN)
+        self._closed = is_closed(opening)
 
     def close(self) -> None:
         self._sticks.close()

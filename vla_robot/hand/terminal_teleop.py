@@ -120,6 +120,8 @@ class TerminalTeleop:
         """Who drives, where a policy does too; the person begins with the arm's own grip."""
         if driver != self._driver:
             self._motion.rest()
+        if driver == "person" != self._driver:
+            self._motion.wake()
         self._driver = driver
         if driver == "policy" and executed is not None:
             self._motion.grip(float(executed[-1]))
@@ -143,6 +145,8 @@ class TerminalTeleop:
             self._stopped = False
         if buttons:
             self._motion.rest()
+        if buttons & {"start", "takeover"}:
+            self._motion.wake()
 
     def _press(self, key: str, fresh: bool) -> None:
         self._keys.append(key)

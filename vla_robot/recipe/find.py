@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from vla_robot.core.errors import RecipeError, unknown
 
-Kind = Literal["envs", "policies", "datasets", "launch"]
+Kind = Literal["envs", "policies", "datasets", "launch", "hands"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 POLICY_FILES = ("recipe.toml", "config.json")
@@ -23,11 +23,17 @@ FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "mixtures")}
 """Folders below a kind's own whose recipes have bare names too; the first that has a name wins."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_NOUNS: dict[Kind, str] = {"envs": "env", "policies": "policy", "datasets": "dataset", "launch": "launch file"}
+_NOUNS: dict[Kind, str] = {
+    "envs": "env",
+    "policies": "policy",
+    "datasets": "dataset",
+    "launch": "launch file",
+    "hands": "device",
+}
 
 
 def roots() -> tuple[Path, ...]:
-    """Folders that may hold `envs/`, `policies/`, `datasets/` and `launch/`, in the order they are searched."""
+    """Folders that may hold those of KINDS, in the order they are searched."""
     candidates = (Path.cwd(), _PACKAGE.parent, _PACKAGE / "_recipes")
     # An installed package's parent is site-packages, where a folder named `datasets` is Hugging Face's code.
     kept = [root for root in candidates if root != _PACKAGE.parent or (root / "pyproject.toml").is_file()]

@@ -37,6 +37,7 @@ _FOLDERS: dict[str, Kind] = {
     "MixtureRecipe": "datasets",
     "LaunchRecipe": "launch",
     "FinetuneRecipe": "launch",
+    "HandRecipe": "hands",
 }
 
 _TYPE_WORDS: dict[type, str] = {

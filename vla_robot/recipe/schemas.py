@@ -15,6 +15,7 @@ _SCHEMAS: dict[str, tuple[str, str]] = {
     "datasets.recording": ("vla_robot.recipe.dataset", "DatasetRecipe"),
     "datasets.source": ("vla_robot.recipe.oxe", "SourceRecipe"),
     "datasets.mixture": ("vla_robot.recipe.oxe", "MixtureRecipe"),
+    "hands": ("vla_robot.recipe.hand", "HandRecipe"),
     "launch.run": ("vla_robot.recipe.launch", "LaunchRecipe"),
     "launch.finetune": ("vla_robot.recipe.finetune", "FinetuneRecipe"),
 }
@@ -69,7 +70,7 @@ def _choice(kind: Kind, path: Path) -> str:
 
 
 def _kinds_of(name_or_path: str) -> list[Kind]:
-    """A path inside envs/, policies/, datasets/ or launch/ says its kind; a bare name may be any."""
+    """A path inside envs/, policies/, datasets/, launch/ or hands/ says its kind; a bare name may be any."""
     for parent in reversed(Path(name_or_path).expanduser().parts[:-1]):
         for kind in KINDS:
             if parent == kind:
