@@ -49,3 +49,22 @@ def test_a_short_run_reports_every_stage(tmp_path: Path) -> None:
     assert main(LoopArgs(ticks=100, rate_hz=100, policy="none", json=file)) == 0
     names = {row["name"] for row in json.loads(file.read_text())["rows"]}
     assert {"late/p99", "overhead/p99", "drift_at_the_end", "stage/publish/p99"} <= names
+
+
+def test_recording_is_measured_beside_no_recording_in_one_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "recording.json"
+    assert main(LoopArgs(ticks=100, rate_hz=100, policy="none", recording=True, json=file)) == 0
+    found = {row["name"]: row for row in json.loads(file.read_text())["rows"]}
+    for way in ("the bridge's log", "a person's recording"):
+        assert found[f"{way}/interval_error/p99"]["baseline"] > 0
+        assert f"{way}/missed_ticks" in found
+    assert found["logged_steps"]["value"] >= 100
+    assert found["steps_without_frames"]["value"] <= found["logged_steps"]["value"]
+    assert "moves the 99th percentile of an interval's error by" in capsys.readouterr().out
+
+
+def test_recording_has_no_picture() -> None:
+    with pytest.raises(RecipeError, match="leave out --recording"):
+        LoopArgs(recording=True, plot=Path("loop.png"))

@@ -1,4 +1,4 @@
-"""Gathering an episode while somebody waits for nothing: frames are encoded beside the loop, or left out and counted."""
+"""Gathering an episode beside a loop that may not wait: frames are encoded in the background, or left out, counted."""
 
 from __future__ import annotations
 

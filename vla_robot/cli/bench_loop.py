@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -39,7 +39,7 @@ from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.optional import require
 from vla_robot.recipe import find
 from vla_robot.recipe.limits import LimitsRecipe
-from vla_robot.serve.bridge import Bridge
+from vla_robot.serve.bridge import Bridge, Listener
 from vla_robot.serve.bridge_server import BridgeServer, Pace
 from vla_robot.transport.sockets import ServerSocket
 
@@ -54,6 +54,10 @@ SLACK_S = 30.0
 
 WARM_UP = 25
 """Ticks that are not counted: connections are made, caches fill."""
+
+DRAIN_NS = 200_000_000
+"""Until what was sent has arrived. libzmq (4.3.5, its issue 3442) ends the process when a socket is closed while its
+peer dies with a message half on its way."""
 
 STAGES = ("publish", "way_to_controller", "controller", "way_to_bridge")
 
@@ -70,6 +74,8 @@ class LoopArgs:
     """control rate"""
     policy: Annotated[str | None, option("POLICY")] = "openvla_nano"
     """what infers beside it, by name or path; 'none' for nothing"""
+    recording: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """instead of the baseline: the same with and without recording two cameras, here and at the other end, in turns"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file, for machines"""
     plot: Annotated[Path | None, option("FILE.png")] = None
@@ -80,6 +86,8 @@ class LoopArgs:
             raise RecipeError(f"--ticks {self.ticks}: 100 to 1000000.")
         if not 1 <= self.rate_hz <= 500:
             raise RecipeError(f"--rate-hz {self.rate_hz:g}: 1 to 500.")
+        if self.recording and self.plot:
+            raise RecipeError("--plot draws the clock beside its baseline; leave out --recording, or --plot.")
 
 
 @dataclass(frozen=True)
@@ -201,6 +209,8 @@ def main(args: LoopArgs) -> int:
         f"vla bench loop: {args.ticks} ticks at {args.rate_hz:g} Hz, two raw 224x224 cameras, beside {beside}",
         flush=True,
     )
+    if args.recording:
+        return _measure_recording(args, policy)
     with peer(INFERENCE, str(policy)) if policy else contextlib.nullcontext():
         relative = measure(args.ticks // BASELINE_SHARE, args.rate_hz, RelativePace, priority=0, frozen=False)
         absolute = measure(args.ticks, args.rate_hz, Ticker, priority=PRIORITY, frozen=True)
@@ -215,17 +225,53 @@ def main(args: LoopArgs) -> int:
     return 0
 
 
-def measure(ticks: int, rate_hz: float, pace: Callable[[Clock, int], Pace], *, priority: int, frozen: bool) -> Measured:
-    """Let a bridge tick while a controller answers it."""
+def _measure_recording(args: LoopArgs, policy: Path | None) -> int:
+    from vla_robot.cli import bench_recording
+
+    with peer(INFERENCE, str(policy)) if policy else contextlib.nullcontext():
+        found = bench_recording.measure_recording(args.ticks, args.rate_hz)
+    priority = found.measured[bench_recording.NOTHING][0].priority
+    if args.json:
+        made = bench_recording.rows(found)
+        write_json(args.json, "bench loop --recording", made, ticks=args.ticks, rate_hz=args.rate_hz, priority=priority)
+    bench_recording.show(found, priority)
+    return 0
+
+
+def measure(
+    ticks: int,
+    rate_hz: float,
+    pace: Callable[[Clock, int], Pace],
+    *,
+    priority: int,
+    frozen: bool,
+    listener: Listener = lambda _: None,
+    controller: str = CONTROLLER,
+) -> Measured:
+    """Let a bridge tick while a controller answers it.
+
+    Args:
+        ticks: how many are measured.
+        rate_hz: of the clock.
+        pace: makes the clock.
+        priority: real-time priority of the bridge, 0 for none.
+        frozen: without garbage collection, as a bridge runs.
+        listener: of the bridge, such as its log.
+        controller: which peer answers.
+
+    Raises:
+        TransportError: the controller did not stay.
+    """
     clock, arm = MonotonicClock(), EmulatedArm(rate_hz)
     limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
-    bridge = TimedBridge(arm, limits, Watchdog(clock, stop_after_s=3600.0), clock)
+    bridge = TimedBridge(arm, limits, Watchdog(clock, stop_after_s=3600.0), clock, listener=listener)
     wanted = ticks + WARM_UP
     end_ns = clock.now_ns() + round((1.5 * wanted / rate_hz + SLACK_S) * NS_PER_S)
-    with ServerSocket() as socket, peer(CONTROLLER, socket.address), punctual(priority, frozen) as given:
+    with ServerSocket() as socket, peer(controller, socket.address), punctual(priority, frozen) as given:
         server = BridgeServer(bridge, socket, clock, pace=pace)
         server.serve(lambda: len(arm.told_ns) >= wanted or clock.now_ns() > end_ns)
         missed = server.status()["counts"]["missed_ticks"]
+        clock.sleep_until_ns(clock.now_ns() + DRAIN_NS)
     if len(arm.told_ns) < wanted:
         raise TransportError(f"the loop came to {len(arm.told_ns)} of {wanted} ticks: its controller did not stay.")
     at_ms = (np.array(arm.told_ns[WARM_UP:wanted], dtype=np.float64) - arm.told_ns[WARM_UP]) / NS_PER_MS

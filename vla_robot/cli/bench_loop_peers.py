@@ -13,23 +13,28 @@ import numpy as np
 from vla_robot.core.clock import NS_PER_MS, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.record.demonstration import DemonstrationBuilder
 
-CONTROLLER, INFERENCE = "controller", "inference"
+CONTROLLER, RECORDER, INFERENCE = "controller", "recorder", "inference"
 
 READY = "ready"
 """What a peer prints once it is at work."""
 
 CONNECT_TIMEOUT_S = 60.0
 
+EPISODE_STEPS = 400
+"""After so many steps a recorded episode is forgotten, and another one begins: 120 MB of frames that are noise."""
 
-def control(address: str) -> None:
-    """Answer every observation at once, until the process is ended."""
+
+def control(address: str, records: bool = False) -> None:
+    """Answer every observation at once, until the process is ended; `records` also gathers them, as a person would."""
     from vla_robot.serve.remote_robot import RemoteRobot
 
     print(READY, flush=True)
     with RemoteRobot(address, connect_timeout_s=CONNECT_TIMEOUT_S) as robot:
         observation = robot.begin(seed=0)
         clock, action = MonotonicClock(), np.zeros((1, len(robot.embodiment.action)))
+        builder = DemonstrationBuilder(in_background=True) if records else None
         while True:
             way_ms = dict(robot.last_stages_ms)
             passed_ms = (clock.now_ns() - observation.stamp_ns) / NS_PER_MS
@@ -39,10 +44,13 @@ def control(address: str) -> None:
                 "controller": passed_ms - sum(way_ms.values()),
             }
             robot.send(ActionChunk(action, observation.stamp_ns, observation.step, stages_ms))
-            tick = None
+            before, tick = observation, None
             while tick is None:
                 tick = robot.newest(after=observation.step, timeout_s=1.0)
             observation = tick.result.observation
+            if builder is not None:
+                builder.add(before, action[0], tick.result)
+                builder = builder if len(builder) < EPISODE_STEPS else DemonstrationBuilder(in_background=True)
 
 
 def infer(folder: Path) -> None:
@@ -76,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """One of them; ends when the parent does."""
     what, where = sys.argv[1:] if argv is None else argv
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if what == CONTROLLER:
-        control(where)
+    if what in (CONTROLLER, RECORDER):
+        control(where, records=what == RECORDER)
     else:
         infer(Path(where))
     return 0
