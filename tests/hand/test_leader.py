@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_S, FakeClock
+from vla_robot.core.embodiment import Dim
 from vla_robot.core.errors import ContractError
 from vla_robot.core.hand import HandError
-from vla_robot.core.messages import Vector
+from vla_robot.core.messages import Observation, Vector
 from vla_robot.hand.leader import GAP_NS, LAG_S, LOST_READS, LeaderMotion
 from vla_robot.world.tool_ik import turn_between, turned
 
@@ -165,6 +167,79 @@ def grip_of(motion: LeaderMotion) -> float:
     action = motion.move().action
     assert action is not None
     return float(action[-1])
+
+
+class Arm:
+    """A tool in the arm's base frame.
+
+    Attributes:
+        does: the share of a step that it does: what it lags behind is lost, as steps are taken from where it is. None:
+            steps move a target, which the tool follows with a lag, and nothing is lost.
+    """
+
+    def __init__(self, does: float | None) -> None:
+        self.does = does
+        self.position, self.target = np.array([0.4, 0.0, 0.2]), np.array([0.4, 0.0, 0.2])
+        self.quat = self.target_quat = turned(STILL, np.array([0.0, 3.0, 0.0]))
+        self.step = 0
+
+    def act(self, action: Vector) -> Observation:
+        self.step += 1
+        if self.does is not None:
+            self.position = self.position + self.does * action[:3]
+            self.quat = turned(self.quat, self.does * action[3:6])
+        else:
+            self.target, self.target_quat = self.target + action[:3], turned(self.target_quat, action[3:6])
+            self.position = self.position + 0.5 * (self.target - self.position)
+            self.quat = turned(self.quat, 0.5 * turn_between(self.quat, self.target_quat))
+        return self.look()
+
+    def look(self) -> Observation:
+        state = np.concatenate([self.position, turn_between(STILL, self.quat)])
+        return Observation({}, state, "", self.step, self.step)
+
+
+@pytest.mark.parametrize("rate_hz", [10.0, 30.0])
+@pytest.mark.parametrize("does", [0.45, 1.0, None])
+def test_the_arm_ends_where_the_leader_leads_it_whatever_a_step_is_taken_from(
+    held: Held, clock: FakeClock, does: float | None, rate_hz: float
+) -> None:
+    state = tuple(Dim(name, "1", -10.0, 10.0) for name in ("x", "y", "z", "rx", "ry", "rz"))
+    motion = LeaderMotion(held, Free(), replace(conftest.embodiment(rate_hz), state=state), clock=clock)
+    motion.wake()
+    arm = Arm(does)
+    start, start_quat = arm.position.copy(), arm.quat
+    led, turn = np.array([0.15, -0.1, 0.05]), np.array([0.3, 0.0, -0.8])
+    leading = round(2 * rate_hz)
+    furthest = 0.0
+    for tick in range(5 * leading):
+        share = min(max(tick - 2, 0) / leading, 1.0)
+        held.joints[:] = np.concatenate([share * led, share * turn])
+        clock.advance_ns(round(NS_PER_S / rate_hz))
+        action = motion.move().action
+        assert action is not None
+        motion.see(arm.act(action))
+        furthest = max(furthest, float((arm.position - start) @ led / (led @ led)))
+    np.testing.assert_allclose(arm.position - start, led, atol=0.002)
+    np.testing.assert_allclose(turn_between(start_quat, arm.quat), turn, atol=0.01)
+    assert furthest < 1.1  # and it does not shoot past
+
+
+def test_an_arm_that_was_held_back_does_not_push_for_ever(held: Held, clock: FakeClock) -> None:
+    state = tuple(Dim(name, "1", -10.0, 10.0) for name in ("x", "y", "z", "rx", "ry", "rz"))
+    motion = LeaderMotion(held, Free(), replace(conftest.embodiment(RATE_HZ), state=state), clock=clock)
+    motion.wake()
+    arm = Arm(1.0)
+    asked: list[float] = []
+    for tick in range(230):
+        # Two metres into a wall, then back by what an arm may be behind.
+        held.joints[0] = 0.02 * min(tick, 100) - (LAG_S * RATE_HZ * conftest.STEP_M + 0.1 if tick > 200 else 0.0)
+        clock.advance_ns(round(NS_PER_S / RATE_HZ))
+        action = motion.move().action
+        assert action is not None
+        asked.append(float(action[0]))
+        motion.see(arm.look())
+    assert asked[150] > 0 and asked[-1] < 1e-9  # it has turned back with the hand
 
 
 def test_a_small_leader_leads_a_large_arm_that_it_faces(held: Held, clock: FakeClock) -> None:

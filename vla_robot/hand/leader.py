@@ -2,8 +2,13 @@
 
     anchor     the leader's tool, the moment that driving starts        nothing moves: the arm's tool is taken as it is
     wanted     how far the leader's tool has moved and turned since     times scale, turned by turn_deg
-    done       the sum of the steps that were asked for
-    action     wanted - done, no more than a step of the arm allows
+    asked      the sum of the steps that were asked for
+    slip       asked - what the arm's tool has really done, where the arm tells where its tool is
+    action     wanted - asked, and a little of the slip; no more than a step of the arm allows
+
+Some worlds take a step from where the tool is, and lose what it lags behind (robosuite does 45 % of what is asked for);
+others take it from the last target, and lose nothing. The share of the slip that is made good at each tick is small
+enough not to disturb those.
 
 The arm catches up with a leader that is faster than it, but never by more than LAG_S at full speed: what is beyond is
 given up, so that an arm does not travel on long after the hand has come to rest. The clutch (c) lets the hand move the
@@ -12,7 +17,7 @@ leader back to where it is comfortable, as one lifts a mouse; engaging it sets t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +37,12 @@ GAP_NS = 500 * NS_PER_MS
 
 GRIP_SLACK = 0.15
 """The leader's gripper takes over when it was moved by so much of its way: until then the arm keeps its own grip."""
+
+SLIP_PER_S = 2.0
+"""Share of the slip that is made good in a second. An arm that follows within 0.2 s, network included, stays damped."""
+
+POSE = ("x", "y", "z", "rx", "ry", "rz")
+"""What an arm's state calls its tool's position [m] and axis times angle [rad], in its base's frame."""
 
 LOST_READS = 10
 """One answer that is lost on the bus lets the arm rest for a period; so many in a row are a cable that is out."""
@@ -66,16 +77,24 @@ class Anchor:
         position: (3,) of the leader's tool [m].
         quat: (4,) of the leader's tool.
         opening: of the leader's gripper, 0 to 1.
-        done_m: (3,) sum of the steps that were asked for [m].
-        done_quat: (4,) all turns that were asked for, as one.
+        done_m: (3,) what of the leader's way was asked for, or given up [m].
+        done_quat: (4,) the same of its turns, as one.
+        asked_m: (3,) sum of the steps that were asked for [m].
+        asked_quat: (4,) the same of the turns.
+        arm_m: (3,) where the arm's tool was; None before it was seen, or where the arm does not tell [m].
+        arm_quat: (4,) its orientation then.
         has_grip: the leader's gripper was moved, and is followed.
     """
 
     position: Vector
     quat: Vector
     opening: float
-    done_m: Vector
-    done_quat: Vector
+    done_m: Vector = field(default_factory=lambda: np.zeros(3))
+    done_quat: Vector = field(default_factory=lambda: STILL)
+    asked_m: Vector = field(default_factory=lambda: np.zeros(3))
+    asked_quat: Vector = field(default_factory=lambda: STILL)
+    arm_m: Vector | None = None
+    arm_quat: Vector = field(default_factory=lambda: STILL)
     has_grip: bool = False
 
 
@@ -111,6 +130,10 @@ class LeaderMotion:
         self._space = embodiment.action
         self._low, self._high = _step_limits(embodiment.action)
         self._most_behind = LAG_S * embodiment.rate_hz * self._high
+        self._share_of_slip = SLIP_PER_S / embodiment.rate_hz
+        names = [dim.name for dim in embodiment.state]
+        self._pose_at = [names.index(name) for name in POSE] if set(POSE) <= set(names) else None
+        self._slip = np.zeros(6)
         self._scale = scale
         self._R_arm_leader = _about_vertical(turn_deg)
         self._clock = clock or MonotonicClock()
@@ -133,6 +156,10 @@ class LeaderMotion:
     def see(self, observation: Observation) -> None:
         if observation.step == 0:
             self._grip = GRIPPER_OPEN
+        self._slip = np.zeros(6)
+        if self._anchor is not None and self._pose_at is not None:
+            pose = observation.state[self._pose_at]
+            self._slip = self._slipped(self._anchor, pose[:3], turned(STILL, pose[3:]))
 
     def move(self) -> Moved:
         now_ns, before_ns = self._clock.now_ns(), self._moved_ns
@@ -144,7 +171,7 @@ class LeaderMotion:
         joints, opening = reading
         position, quat = self._model.pose(joints)
         if self._anchor is None or now_ns - before_ns >= GAP_NS:
-            self._anchor = Anchor(position, quat, opening, np.zeros(3), STILL)
+            self._anchor, self._slip = Anchor(position, quat, opening), np.zeros(6)
         return Moved(self._step(self._anchor, position, quat, opening))
 
     def rest(self) -> None:
@@ -176,14 +203,29 @@ class LeaderMotion:
         turn = self._R_arm_leader @ turn_between(anchor.quat, quat)
         wanted_quat = turned(STILL, turn)
         behind = np.concatenate([wanted_m - anchor.done_m, turn_between(anchor.done_quat, wanted_quat)])
-        step = np.clip(behind, self._low, self._high)
+        follows = np.clip(behind, self._low, self._high)
         given_up = behind - np.clip(behind, -self._most_behind, self._most_behind)
-        anchor.done_m = anchor.done_m + step[:3] + given_up[:3]
-        anchor.done_quat = turned(anchor.done_quat, step[3:] + given_up[3:])
+        anchor.done_m = anchor.done_m + (follows + given_up)[:3]
+        anchor.done_quat = turned(anchor.done_quat, (follows + given_up)[3:])
+        anchor.asked_m = anchor.asked_m + follows[:3]
+        anchor.asked_quat = turned(anchor.asked_quat, follows[3:])
+        step = np.clip(follows + self._share_of_slip * self._slip, self._low, self._high)
         anchor.has_grip |= abs(opening - anchor.opening) > GRIP_SLACK
         self._grip = opening if anchor.has_grip else self._grip
         share = dict(zip(AXES, step.tolist(), strict=True))
         return np.array([*(share[dim.name] for dim in self._space.dims[:-1]), self._grip])
+
+    def _slipped(self, anchor: Anchor, position: Vector, quat: Vector) -> Vector:
+        """(6,) what was asked for since the anchor, and not done; the first look is where the arm began."""
+        if anchor.arm_m is None:
+            anchor.arm_m, anchor.arm_quat = position, quat
+        turn = turn_between(anchor.arm_quat, quat)
+        missing = np.concatenate(
+            [anchor.asked_m - (position - anchor.arm_m), turn_between(turned(STILL, turn), anchor.asked_quat)]
+        )
+        kept = np.clip(missing, -self._most_behind, self._most_behind)
+        anchor.asked_m = anchor.asked_m + (kept - missing)[:3]  # something is in the way: it is not asked for for ever
+        return kept
 
 
 def _step_limits(space: ActionSpace) -> tuple[Vector, Vector]:

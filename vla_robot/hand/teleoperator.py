@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vla_robot.core.clock import Clock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.hand import AXES, require_drivable
@@ -38,8 +39,13 @@ class ToldAxes:
         self._device.close()
 
 
-def open_teleoperator(recipe: HandRecipe, embodiment: Embodiment) -> Motion:
+def open_teleoperator(recipe: HandRecipe, embodiment: Embodiment, clock: Clock | None = None) -> Motion:
     """Connect to the device of a recipe.
+
+    Args:
+        recipe: which one.
+        embodiment: of the arm that is driven.
+        clock: tells of pauses.
 
     Raises:
         RecipeError: the recipe names something that lerobot, the device or the scene lacks.
@@ -49,14 +55,14 @@ def open_teleoperator(recipe: HandRecipe, embodiment: Embodiment) -> Motion:
     """
     require_drivable(embodiment.action)
     device = LerobotTeleoperator(recipe)
-    motion = _motion(device, recipe, embodiment)
+    motion = _motion(device, recipe, embodiment, clock)
     device.connect()
     return motion
 
 
-def _motion(device: LerobotTeleoperator, recipe: HandRecipe, embodiment: Embodiment) -> Motion:
+def _motion(device: LerobotTeleoperator, recipe: HandRecipe, embodiment: Embodiment, clock: Clock | None) -> Motion:
     if recipe.scene is None:
         return StickMotion(ToldAxes(device), embodiment)
     model = ArmModel(recipe.scene)
     leader = Leader(device, model.names)
-    return LeaderMotion(leader, model, embodiment, scale=recipe.scale, turn_deg=recipe.turn_deg)
+    return LeaderMotion(leader, model, embodiment, scale=recipe.scale, turn_deg=recipe.turn_deg, clock=clock)
