@@ -1,7 +1,7 @@
 """`vla bench loop --recording`: by how much recording two raw cameras of 224 x 224 moves the control clock.
 
     nothing is recorded     the bridge ticks, a controller answers every observation at once
-    the bridge's log        `vla bridge --record`: every tick as PNG in an episode log, by a thread of the bridge
+    the bridge's log        `vla bridge --record`: every tick as PNG in an episode log, by a process of its own
     a person's recording    `vla record --robot`: the same in the controller; its way from capture to command counts
 
 The three take turns, round by round, each round in another order. The frames are noise, the dearest there is: PNG finds
@@ -25,6 +25,7 @@ from vla_robot.cli.bench_loop import PRIORITY, EmulatedArm, Measured, measure
 from vla_robot.cli.bench_loop_peers import CONTROLLER, RECORDER
 from vla_robot.core.clock import Ticker
 from vla_robot.record.episode import read_episode
+from vla_robot.record.log_process import LogProcess
 from vla_robot.serve.bridge import EpisodeBegan, EpisodeOver, Listener, Ticked
 from vla_robot.serve.bridge_log import BridgeLog
 
@@ -150,9 +151,9 @@ class _Log:
 
 @contextlib.contextmanager
 def _log() -> Iterator[_Log]:
-    with tempfile.TemporaryDirectory(prefix="vla_bench_") as folder:
+    with tempfile.TemporaryDirectory(prefix="vla_bench_") as folder, LogProcess() as logs:
         embodiment = EmulatedArm(1.0).embodiment
-        yield _Log(Path(folder), BridgeLog(Path(folder), {"embodiment": embodiment.to_dict()}))
+        yield _Log(Path(folder), BridgeLog(Path(folder), {"embodiment": embodiment.to_dict()}, logs.open))
 
 
 def _deaf(event: EpisodeBegan | Ticked | EpisodeOver) -> None:

@@ -8,9 +8,10 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -28,6 +29,9 @@ from vla_robot.serve.arm import Arm
 from vla_robot.serve.bridge import Bridge, EpisodeBegan, EpisodeOver, Execution, Listener, Ticked
 from vla_robot.serve.bridge_server import BridgeServer
 from vla_robot.transport.sockets import ServerSocket
+
+if TYPE_CHECKING:
+    from vla_robot.record.log_process import LogProcess
 
 LOOPBACK = "tcp://127.0.0.1:5570"
 
@@ -106,14 +110,14 @@ def main(args: BridgeArgs) -> int:
     recipe = recipe if args.horizon is None else replace(recipe, horizon=args.horizon)
     security = server_security(args.bind, args.key)
     print(f"vla bridge: {path}", flush=True)
-    with ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:
+    with _logs(args) as logs, ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:
         e_stop = EStop()
         e_stop.watch_signal()
         arm = build_arm(recipe, lambda: stop.is_set() or e_stop.pressed(), print if args.dry_run else None)
         try:
             freeze_garbage()
             print(f"  {take_priority(args.priority)}", flush=True)
-            bridge = _bridge(args, recipe, arm)
+            bridge = _bridge(args, recipe, arm, logs)
             quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
             server = BridgeServer(bridge, socket, jpeg_quality=quality, dry_run=args.dry_run)
             _announce(socket.address, arm, args)
@@ -128,17 +132,25 @@ def main(args: BridgeArgs) -> int:
     return 0
 
 
-def _bridge(args: BridgeArgs, recipe: EnvRecipe, arm: Arm) -> Bridge:
+def _logs(args: BridgeArgs) -> AbstractContextManager[LogProcess | None]:
+    """Who writes the logs, away from the control clock."""
+    from vla_robot.record.log_process import LogProcess
+
+    return nullcontext() if args.record is None else LogProcess()
+
+
+def _bridge(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: LogProcess | None) -> Bridge:
     from vla_robot.act.watchdog import Watchdog
 
     clock = MonotonicClock()
     watchdog = Watchdog(clock, hold_after_s=args.hold_after_s, stop_after_s=args.stop_after_s)
     limits = build_limits(arm.embodiment, recipe)
-    return Bridge(arm, limits, watchdog, clock, Execution(args.max_age_s, args.splice), _listener(args, recipe, arm))
+    listener = _listener(args, recipe, arm, logs)
+    return Bridge(arm, limits, watchdog, clock, Execution(args.max_age_s, args.splice), listener)
 
 
-def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm) -> Listener:
-    log = None if args.record is None else _log(args.record, args.env, recipe, arm)
+def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: LogProcess | None) -> Listener:
+    log = None if args.record is None or logs is None else _log(args.record, args.env, recipe, arm, logs)
 
     def listen(event: EpisodeBegan | Ticked | EpisodeOver) -> None:
         if log is not None:
@@ -149,7 +161,7 @@ def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm) -> Listener:
     return listen
 
 
-def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm) -> Listener:
+def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm, logs: LogProcess) -> Listener:
     from vla_robot.record.provenance import machine, versions
     from vla_robot.serve.bridge_log import BridgeLog
 
@@ -160,7 +172,7 @@ def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm) -> Listener:
         "versions": versions(),
         "machine": machine(),
     }
-    return BridgeLog(folder, header)
+    return BridgeLog(folder, header, logs.open)
 
 
 def _until(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> Callable[[], bool]:

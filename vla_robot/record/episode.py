@@ -126,10 +126,15 @@ class EpisodeWriter:
 
     def add(self, step: EpisodeStep) -> None:
         """Queue one step; returns at once."""
+        self.add_record(step_record(step), step.observation.images)
+
+    def add_record(self, record: Mapping[str, Any], images: Mapping[str, Image]) -> None:
+        """`add` for a step that `step_record` has taken apart."""
         with_frames = self._frame_slots.acquire(blocking=False)
         if not with_frames:
             self.dropped_frames += 1
-        self._queue.put((_step_record(step, with_frames), with_frames))
+        observation = {**record["observation"], "frames": dict(images) if with_frames else {}}
+        self._queue.put(({**record, "observation": observation}, with_frames))
 
     def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:
         """Write the end, force everything to the disk, and give the file its name.
@@ -137,9 +142,13 @@ class EpisodeWriter:
         Raises:
             DataError: something could not be written; the .part file holds what could.
         """
+        return self.finish_record(observation_record(last), last.images, summary)
+
+    def finish_record(self, last: Mapping[str, Any], images: Mapping[str, Image], summary: Mapping[str, Any]) -> Path:
+        """`finish` for an observation that `observation_record` has taken apart."""
         end = {
             "kind": "end",
-            "last": _observation_record(last, with_frames=True),
+            "last": {**last, "frames": dict(images)},
             "summary": {**summary, "dropped_frames": self.dropped_frames},
         }
         self._queue.put((end, False))
@@ -158,6 +167,11 @@ class EpisodeWriter:
         self._stop()
         self._file.close()
         self._part.unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Leave the episode as it is, without an end: what was added is in the .part file."""
+        self._stop()
+        self._file.close()
 
     def _stop(self) -> None:
         self._queue.put(None)
@@ -248,10 +262,11 @@ def _plain(value: object) -> Any:
     return png.encode(value)
 
 
-def _step_record(step: EpisodeStep, with_frames: bool) -> dict[str, Any]:
+def step_record(step: EpisodeStep) -> dict[str, Any]:
+    """A step as plain data, without its frames."""
     return {
         "kind": "step",
-        "observation": _observation_record(step.observation, with_frames),
+        "observation": observation_record(step.observation),
         "commanded": step.commanded.tolist(),
         "executed": step.executed.tolist(),
         "command_ns": step.command_ns,
@@ -264,13 +279,12 @@ def _step_record(step: EpisodeStep, with_frames: bool) -> dict[str, Any]:
     }
 
 
-def _observation_record(observation: Observation, with_frames: bool) -> dict[str, Any]:
-    """Without the instruction, which the header has, and without simulator truth, which is not the robot's."""
+def observation_record(observation: Observation) -> dict[str, Any]:
+    """Without its frames, without the instruction, which the header has, and without simulator truth."""
     return {
         "step": observation.step,
         "stamp_ns": observation.stamp_ns,
         "state": observation.state.tolist(),
-        "frames": dict(observation.images) if with_frames else {},
     }
 
 

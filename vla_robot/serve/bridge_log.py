@@ -2,30 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS
+from vla_robot.core.messages import Observation
 from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter
 from vla_robot.serve.bridge import EpisodeBegan, EpisodeOver, Ticked
+
+
+class Log(Protocol):
+    """Writes one episode; `EpisodeWriter` is one."""
+
+    def add(self, step: EpisodeStep) -> None: ...
+
+    def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path: ...
 
 
 class BridgeLog:
     """A listener of a Bridge. Every episode is kept, however it ended; a held tick has no commanded action (NaN)."""
 
-    def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        header: Mapping[str, Any],
+        open_log: Callable[[Path, Mapping[str, Any]], Log] = EpisodeWriter,
+    ) -> None:
         """
         Args:
             folder: gets one .vlalog an episode.
             header: what all episodes share: recipe, embodiment, versions. Plain data.
+            open_log: path and header -> who writes; `LogProcess.open` keeps the work out of this process.
         """
         self._folder = folder
+        self._open_log = open_log
         self._header = header
-        self._writer: EpisodeWriter | None = None
+        self._writer: Log | None = None
         self._steps = 0
 
     def __call__(self, event: EpisodeBegan | Ticked | EpisodeOver) -> None:
@@ -45,7 +61,7 @@ class BridgeLog:
     def _begin(self, event: EpisodeBegan) -> None:
         stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
         header = {**self._header, "seed": event.seed, "instruction": event.observation.instruction}
-        self._writer = EpisodeWriter(self._folder / f"{stamp}_seed_{event.seed}{SUFFIX}", header)
+        self._writer = self._open_log(self._folder / f"{stamp}_seed_{event.seed}{SUFFIX}", header)
         self._steps = 0
 
 
