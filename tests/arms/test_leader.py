@@ -24,6 +24,7 @@ from vla_robot.core.hand import HandError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.ports import World
 from vla_robot.core.teleop import TeleopCommand
+from vla_robot.hand.leader import LeaderMotion
 from vla_robot.hand.motion import Motion
 from vla_robot.hand.teleoperator import open_teleoperator
 from vla_robot.hand.terminal import Terminal
@@ -37,6 +38,7 @@ from vla_robot.record.driven import WaitingWorld
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.world.arm_model import ArmModel
 from vla_robot.world.kinds import build_world
+from vla_robot.world.lerobot_arm import LerobotArm
 
 pytest.importorskip("scservo_sdk")
 pytestmark = pytest.mark.sim
@@ -253,3 +255,44 @@ def test_axes_that_a_device_does_not_tell_are_named(world: World, monkeypatch: p
     device: Any = type("Device", (), {"names": ("delta_x",), "recipe": HandRecipe("n", "n", axes={"dx": "delta_z"})})
     with pytest.raises(RecipeError, match="did you mean 'delta_x'"):
         ToldAxes(device)
+
+
+# --- an arm of metal that is led
+
+
+class Led:
+    """A leader whose joints are its tool's position."""
+
+    def __init__(self) -> None:
+        self.joints = np.zeros(3)
+
+    def read(self) -> tuple[Vector, float]:
+        return self.joints.copy(), 1.0
+
+    def close(self) -> None: ...
+
+    def pose(self, joints: Vector) -> tuple[Vector, Vector]:
+        return joints, np.array([1.0, 0.0, 0.0, 0.0])
+
+
+def test_an_arm_of_metal_goes_where_it_is_led_and_not_beyond(bus: Any, desk: Callable[..., Path]) -> None:
+    """On the servos' own time; they lag, and hang below their goals."""
+    recipe, clock, hand = read(EnvRecipe, desk()), FakeClock(NS_PER_S), Led()
+    with contextlib.closing(LerobotArm(recipe)) as arm:
+        start = arm.reset(0).state[:3]
+        motion = LeaderMotion(hand, hand, arm.embodiment, clock=clock)
+        motion.wake()
+        now_s = bus.now_s()
+        bus.now_s = lambda: now_s
+        led, gone = np.array([0.05, 0.04, 0.05]), [np.zeros(3)]
+        for tick in range(150):
+            hand.joints[:] = min(max(tick - 2, 0) / 45, 1.0) * led
+            clock.advance_ns(round(NS_PER_S / recipe.rate_hz))
+            now_s += 1 / recipe.rate_hz
+            action = motion.move().action
+            assert action is not None
+            result = arm.command(action)
+            motion.see(result.observation)
+            gone.append(result.observation.state[:3] - start)
+        np.testing.assert_allclose(gone[-1], led, atol=0.003)
+        assert max(way @ led / (led @ led) for way in gone) < 1.1
