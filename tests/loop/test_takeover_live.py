@@ -47,6 +47,7 @@ class Arm:
     x: float = 0.0
     step: int = 0
     stamp_ns: int = 0
+    horizon: int = HORIZON
 
     @property
     def camera_stamps_ns(self) -> Mapping[str, int]:
@@ -58,7 +59,7 @@ class Arm:
     def command(self, action: Vector) -> StepResult:
         self.x += float(action[0])
         self.step += 1
-        return StepResult(self._observe(), action, False, False, self.step >= HORIZON)
+        return StepResult(self._observe(), action, False, False, self.step >= self.horizon)
 
     def hold(self) -> StepResult:
         return self.command(np.array([0.0, 1.0]))
@@ -119,8 +120,8 @@ class Plans:
 class Script:
     """Takes over and gives back at steps; between them the hands move, or nobody is there."""
 
-    def __init__(self, absent: range = range(0)) -> None:
-        self._buttons: dict[int, Button] = {TAKE: "takeover", GIVE: "giveback"}
+    def __init__(self, absent: range = range(0), give: int = GIVE) -> None:
+        self._buttons: dict[int, Button] = {TAKE: "takeover", give: "giveback"}
         self._absent = absent
         self._step = 0
 
@@ -144,9 +145,11 @@ Drive = Callable[..., tuple[EpisodeResult, list[StepDone]]]
 def drive(tmp_path: Path, guard: Guard) -> Drive:
     """One episode behind a bridge that keeps its log below tmp_path."""
 
-    def go(policy: Plans, hands: Script, splice: Splice = "drop") -> tuple[EpisodeResult, list[StepDone]]:
+    def go(
+        policy: Plans, hands: Script, splice: Splice = "drop", horizon: int = HORIZON
+    ) -> tuple[EpisodeResult, list[StepDone]]:
         clock, steps = FakeClock(start_ns=10**12), list[StepDone]()
-        arm = Arm(clock)
+        arm = Arm(clock, horizon=horizon)
         bridge = Bridge(
             arm,
             SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe())),
@@ -194,8 +197,17 @@ def test_a_person_who_lets_go_leaves_the_arm_held_and_the_policy_waits(drive: Dr
     gone = range(TAKE + 2, TAKE + 4)
     result, steps = drive(Plans(ROWS), Script(gone))
     assert [s.observation.step for s in steps if s.held] == list(gone)
-    assert [s.observation.step for s in steps if s.intervention] == [t for t in range(TAKE, GIVE) if t not in gone]
+    assert [s.observation.step for s in steps if s.intervention] == list(range(TAKE, GIVE))
+    assert all(steps[step].result.executed.tolist() == [0.0, 1.0] for step in gone)
     assert (result.interventions, result.takeovers) == (GIVE - TAKE - len(gone), 1)
+
+
+def test_a_robot_that_a_person_lets_rest_for_long_is_not_taken_for_lost(drive: Drive) -> None:
+    give = TAKE + 60  # six seconds: a bridge stops an arm whose controller says nothing for three
+    result, steps = drive(Plans(ROWS), Script(range(TAKE + 1, give), give), horizon=give + 5)
+    assert result.outcome == "timeout" and result.error is None
+    assert not any(s.result.executed[0] for s in steps[TAKE + 1 : give])
+    assert all(s.result.executed[0] for s in steps[give:])
 
 
 def test_the_bridges_own_log_says_who_drove(drive: Drive, tmp_path: Path) -> None:

@@ -59,8 +59,9 @@ class ActionChunk:
         stages_ms: where the policy spent its time, stage name -> milliseconds.
         intervention: a person took over: the actions are theirs.
         conditioned: the chunk begins with `Observation.committed`, and its other rows were chosen given those.
-        policy_actions: (T, D) what the policy would have done in their place, where it was asked. Stays here: it never
-            crosses the wire.
+        rests: nobody says anything, and the action only keeps the arm where it is: nothing to learn from. Stays here,
+            as does policy_actions: they never cross the wire.
+        policy_actions: (T, D) what the policy would have done in their place, where it was asked.
     """
 
     actions: NDArray[np.float64]
@@ -69,6 +70,7 @@ class ActionChunk:
     stages_ms: Mapping[str, float] = field(default_factory=dict[str, float])
     intervention: bool = False
     conditioned: bool = False
+    rests: bool = False
     policy_actions: NDArray[np.float64] | None = None
 
 

@@ -160,7 +160,7 @@ class Interventions:
     _running: bool = False
 
     def add(self, step: StepDone) -> None:
-        self.steps += step.intervention
+        self.steps += step.intervention and not step.held
         self.takeovers += step.intervention and not self._running
         # A tick that was held tells nothing of who drives.
         self._running = self._running if step.held else step.intervention

@@ -35,7 +35,7 @@ class StepDone:
         stages_ms: where the time from capture to command went; see `vla_robot.loop.timing`.
         elapsed_s: since the episode began.
         intervention: a person took over: `wanted` is theirs.
-        held: nobody had an action: the arm held its pose.
+        held: nobody had an action, and the arm held its pose.
         policy_action: (D,) what the policy would have done in the person's place, where it was asked.
     """
 

@@ -133,8 +133,13 @@ class _Asked:
         step = StepDone(
             before, self._wanted(before, tick), result.executed, result.clamps, result, self._stages_of(tick), elapsed_s
         )
-        beside = marks_of(self.chunk, 0)["policy_action"] if self.chunk and self._is_of(tick, self.chunk) else None
-        return replace(step, intervention=tick.intervention, held=tick.mode != "run", policy_action=beside)
+        chunk = self.chunk if self.chunk is not None and self._is_of(tick, self.chunk) else None
+        return replace(
+            step,
+            intervention=tick.intervention,
+            held=tick.mode != "run" or (chunk is not None and chunk.rests),
+            policy_action=None if chunk is None else marks_of(chunk, 0)["policy_action"],
+        )
 
     @staticmethod
     def _is_of(tick: Tick, chunk: ActionChunk) -> bool:

@@ -3,8 +3,8 @@
     policy drives  --takeover, or hands that move-->  person drives  --giveback-->  policy drives, asked afresh
 
 What the policy had planned or was still thinking of at the takeover is never executed. A person who drives and lets go
-of the controls leaves the arm held, not the policy driving: control goes back by the button alone. E-stop ends the
-episode.
+of the controls leaves the arm at rest, not the policy driving: control goes back by the button alone. A world stands
+still meanwhile; a robot is told to stay, since silence is a lost controller to its bridge. E-stop ends the episode.
 
 The policy thinks in a thread of its own, so that hands are heard while it does. Where its answers take a small share of
 a control period it is also asked while the person drives, and its action is kept beside theirs.
@@ -126,11 +126,18 @@ class Takeover:
     def _by_hand(self, observation: Observation) -> ActionChunk:
         action = self._hands.action()
         if action is None:
-            raise NoActionYetError("a person has taken over, and nobody is at the controls.")
+            return self._at_rest(observation)
         beside = self._beside(observation)
         return ActionChunk(
             action[None], observation.stamp_ns, observation.step, intervention=True, policy_actions=beside
         )
+
+    def _at_rest(self, observation: Observation) -> ActionChunk:
+        """What keeps a robot where it is. Raises NoActionYetError where nothing is needed for that, or nothing can."""
+        stay = None if self._row_by_row else self._hands.stay()
+        if stay is None:
+            raise NoActionYetError("a person has taken over, and nobody is at the controls.")
+        return ActionChunk(stay[None], observation.stamp_ns, observation.step, intervention=True, rests=True)
 
     def _beside(self, observation: Observation) -> Vector | None:
         """(1, D) what the policy would do here; None where asking it would keep the person waiting."""
@@ -201,9 +208,11 @@ class _Hands:
         space = embodiment.action
         self._teleop = teleop
         self._has_gripper = space.names[-1] == GRIPPER
+        self._is_relative = space.kind == "eef_delta"
+        self._last: Vector | None = None
         reach = np.maximum(np.abs(space.low), np.abs(space.high))
         # Only hands that say how far to move can be at rest; a leader arm always points somewhere.
-        self._moves = np.array([space.kind == "eef_delta" and name != GRIPPER for name in space.names])
+        self._moves = np.array([self._is_relative and name != GRIPPER for name in space.names])
         self._least = DEFLECTION * reach
         self._said = TeleopCommand(None)
         self._grip: tuple[float, float] | None = None
@@ -216,6 +225,7 @@ class _Hands:
         """An episode begins: what was pressed before it counts for nothing."""
         self._teleop.command()
         self.driver, self._executed, self._grip, self._rested = "policy", None, None, False
+        self._last = None
 
     def listen(self) -> bool:
         """Take in what is said now; True for e-stop."""
@@ -227,7 +237,7 @@ class _Hands:
             self.driver, self._rested = "policy", False
             self._tell()
         elif self.driver == "policy" and ("takeover" in said.buttons or (moving and self._rested)):
-            self.driver = "person"
+            self.driver, self._last = "person", self._executed
             self._keep_grip(said.action)
             self._tell()
         self._rested = self._rested or not moving
@@ -239,8 +249,19 @@ class _Hands:
         The grip stays as the arm's was at the takeover until the hands change theirs: nobody wants to drop what the
         policy held.
         """
-        action = self._said.action
-        if action is None or not self._has_gripper:
+        if self._said.action is None:
+            return None
+        self._last = self._gripping(self._said.action)
+        return self._last
+
+    def stay(self) -> Vector | None:
+        """(D,) what leaves an arm that is moved by deltas where it is, with its grip; None for any other."""
+        if not self._is_relative or self._last is None:
+            return None
+        return np.where(self._moves, 0.0, self._last)
+
+    def _gripping(self, action: Vector) -> Vector:
+        if not self._has_gripper:
             return action
         if self._grip is None and self._executed is not None:
             self._keep_grip(action)
