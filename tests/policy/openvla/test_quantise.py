@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 
 from vla_robot.core import optional
 from vla_robot.core.errors import MissingDependencyError, PolicyError, RecipeError
-from vla_robot.policy.openvla.four_bits import FourBitMatrix
+from vla_robot.policy.openvla.four_bits import BLOCK, FourBitMatrix
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.quantise import PACKAGES
 from vla_robot.recipe.policy import PolicyRecipe
@@ -67,13 +67,15 @@ def test_small_weights_change_actions_little(how: str) -> None:
 
 
 @pytest.mark.skipif(not optional.installed("bitsandbytes"), reason="needs the extra [quantise]")
-def test_a_product_with_four_bits_is_that_with_the_levels_they_stand_for() -> None:
-    from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
-
+@pytest.mark.parametrize("columns", [128, 96, 4304])
+def test_a_product_with_four_bits_is_that_with_the_levels_they_stand_for(columns: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    plain, x, bias = (torch.randn(*shape, generator=generator) for shape in ((48, 128), (3, 5, 128), (48,)))
+    shapes = ((48, columns), (3, 5, columns), (48,))
+    plain, x, bias = (torch.randn(*shape, generator=generator) for shape in shapes)
     small = FourBitMatrix.pack(plain)
-    levels = dequantize_4bit(small.packed, small.state)
+    codes = torch.stack([small.packed.flatten() >> 4, small.packed.flatten() & 15], dim=1).flatten().long()
+    levels = (small.state.code[codes].view(-1, BLOCK) * small.scales[:, None]).view(plain.shape)  # NF4 by hand
+    torch.testing.assert_close(small.plain(), levels)
     torch.testing.assert_close(linear(x, small, bias), linear(x, levels, bias))
     assert (small.shape, small.dtype, small.packed.nbytes) == (plain.shape, plain.dtype, plain.numel() // 2)
     assert 0 < float((levels - plain).norm() / plain.norm()) < 0.12

@@ -25,22 +25,33 @@ class FourBitMatrix(Tensor):
     scales: Tensor
     """(N K / BLOCK,) float32."""
     state: Any
-    """bitsandbytes' own account of both."""
+    """bitsandbytes' own account of both, for the matrix or for its numbers in rows of BLOCK; see `pack`."""
 
     @staticmethod
     def pack(matrix: Tensor) -> FourBitMatrix:
         """
+        bitsandbytes 0.50 unpacks a matrix wrongly on CPUs with AVX-512 where its rows are not whole blocks, such as the
+        4304 columns of SigLIP: it takes the scale of another block. Such a matrix is packed as rows of one block each.
+
         Args:
-            matrix: (N, K) floating point.
+            matrix: (N, K) floating point, N K a multiple of BLOCK.
         """
         from bitsandbytes.functional import quantize_4bit  # pyright: ignore[reportMissingImports]
 
-        packed, state = quantize_4bit(matrix.detach().contiguous(), blocksize=BLOCK, quant_type="nf4")
+        plain = matrix.detach().contiguous()
+        rows = plain if plain.shape[1] % BLOCK == 0 else plain.view(-1, BLOCK)
+        packed, state = quantize_4bit(rows, blocksize=BLOCK, quant_type="nf4")
         made: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
             FourBitMatrix, matrix.shape, dtype=matrix.dtype, device=matrix.device
         )
         made.packed, made.scales, made.state = packed, state.absmax, state
         return made
+
+    def plain(self) -> Tensor:
+        """(N, K) the numbers that it stands for."""
+        from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
+
+        return dequantize_4bit(self.packed, self.state).view(self.shape)
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         """The plain tensors that it consists of, as torch asks for them."""
@@ -78,4 +89,6 @@ class FourBitMatrix(Tensor):
 def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
     from bitsandbytes import matmul_4bit  # pyright: ignore[reportMissingImports]
 
+    if weight.shape[1] % BLOCK:
+        return functional.linear(x, weight.plain(), bias)
     return matmul_4bit(x, weight.packed, weight.state, bias=bias)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vla_robot.core.errors import PolicyError, unknown
 from vla_robot.core.optional import require
-from vla_robot.policy.openvla.four_bits import FourBitMatrix
+from vla_robot.policy.openvla.four_bits import BLOCK, FourBitMatrix
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.reason import Decoder
 
@@ -43,7 +43,7 @@ def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
         PolicyError, MissingDependencyError: as `require_quantiser`.
     """
     require_quantiser(how)
-    convert: Callable[[Tensor], Tensor] = FourBitMatrix.pack if how == "int4" else _int8
+    convert: Callable[[Tensor], Tensor] = _int4 if how == "int4" else _int8
     for part in (model.vision_backbone, model.projector, model.proprio_projector):
         for module in _linears(part):
             module.weight = _fixed(convert(module.weight))
@@ -59,6 +59,10 @@ def _linears(part: nn.Module | None) -> list[nn.Linear]:
 
 def _fixed(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=False)
+
+
+def _int4(matrix: Tensor) -> Tensor:
+    return matrix if matrix.numel() % BLOCK else FourBitMatrix.pack(matrix)
 
 
 def _int8(matrix: Tensor) -> Tensor:
