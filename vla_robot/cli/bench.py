@@ -6,8 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from vla_robot.cli import bench_data, bench_loop, bench_policy, bench_serve, bench_transport
+from vla_robot.cli import bench_data, bench_finetune, bench_loop, bench_policy, bench_serve, bench_transport
 from vla_robot.cli.bench_data import DataArgs
+from vla_robot.cli.bench_finetune import FinetuneBenchArgs
 from vla_robot.cli.bench_loop import LoopArgs
 from vla_robot.cli.bench_policy import PolicyArgs
 from vla_robot.cli.bench_serve import ServeBenchArgs
@@ -19,10 +20,11 @@ BenchArgs = (
     | Annotated[LoopArgs, tyro.conf.subcommand("loop")]
     | Annotated[TransportArgs, tyro.conf.subcommand("transport")]
     | Annotated[DataArgs, tyro.conf.subcommand("data")]
+    | Annotated[FinetuneBenchArgs, tyro.conf.subcommand("finetune")]
 )
 
 
-def main(args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | DataArgs) -> int:
+def main(args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | DataArgs | FinetuneBenchArgs) -> int:
     """Measure one of them.
 
     Raises:
@@ -39,3 +41,5 @@ def main(args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | DataArgs
             return bench_transport.main(args)
         case DataArgs():
             return bench_data.main(args)
+        case FinetuneBenchArgs():
+            return bench_finetune.main(args)

@@ -20,6 +20,7 @@ import torch
 from vla_robot.core.errors import RecipeError
 from vla_robot.learn.adapt import adapt, merged
 from vla_robot.learn.checkpoint import learning
+from vla_robot.learn.last_layer import only_what_is_read
 from vla_robot.learn.memory_plan import MemoryPlan, plan_memory
 from vla_robot.learn.ranks import Ranks
 from vla_robot.learn.recompute import recompute
@@ -30,7 +31,7 @@ from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.weights import save_model
 from vla_robot.recipe.finetune import FinetuneRecipe
 
-__all__ = ["OnProgress", "Progress", "RollOut", "Trained", "finetune"]
+__all__ = ["OnProgress", "Progress", "RollOut", "Trained", "finetune", "open_run"]
 
 SIDE_FILES = ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json", "embodiment.json")
 
@@ -80,18 +81,31 @@ def finetune(
     device = ranks.device(recipe.device)
     heard = on_progress if ranks.first else _unheard
     with ranks.joined(device):
-        with ranks.one_first():
-            prepared = prepare(recipe, out, ranks, heard)
-        model = _on_device(adapt(prepared.policy.model, recipe), recipe, ranks, device, on_plan)
-        run = Run(recipe, out, model, prepared.data, ranks, prepared.questions)
-        with ranks.one_first():
-            run.resume(fingerprint_of(recipe, prepared))
+        run, prepared = open_run(recipe, out, ranks, heard, on_plan)
         if recipe.rollouts:
             run.drives(recipe.rollouts.every, _closed_loop(roll_out, prepared, out / "rollout", ranks))
         metrics = run.train(heard, should_stop)
         if run.step == recipe.steps:
             save_policy(run, prepared.start, out / "final", ranks)
     return Trained(out / "final", run.step, metrics)
+
+
+def open_run(
+    recipe: FinetuneRecipe,
+    out: Path,
+    ranks: Ranks,
+    on_progress: OnProgress = lambda progress: None,
+    on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+) -> tuple[Run, Prepared]:
+    """A run where it begins or goes on, and what it began with. Raises as `finetune`."""
+    with ranks.one_first():
+        prepared = prepare(recipe, out, ranks, on_progress)
+    device = ranks.device(recipe.device)
+    model = _on_device(adapt(prepared.policy.model, recipe), recipe, ranks, device, on_plan)
+    run = Run(recipe, out, model, prepared.data, ranks, prepared.questions)
+    with ranks.one_first():
+        run.resume(fingerprint_of(recipe, prepared))
+    return run, prepared
 
 
 def _unheard(_: Progress) -> None:
@@ -105,6 +119,7 @@ def _on_device(
     is_shared = recipe.shard and ranks.count > 1
     if not is_shared:
         model = model.to(device)
+    only_what_is_read(model)
     if ranks.first:
         on_plan(plan_memory(model, recipe, device, ranks.count if is_shared else 1))
     if recipe.recompute:

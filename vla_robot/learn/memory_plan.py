@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from vla_robot.learn.checkpoint import learning
-from vla_robot.learn.recompute import blocks
+from vla_robot.learn.recompute import blocks, recomputed
 from vla_robot.policy.openvla.model import IGNORE, OpenVLA
 from vla_robot.recipe.finetune import FinetuneRecipe
 
@@ -96,7 +96,7 @@ class _Kept:
     @classmethod
     def of_one_frame(cls, model: OpenVLA, recipe: FinetuneRecipe, device: torch.device) -> _Kept:
         kept = cls(model)
-        hooks = [hook for number, block in enumerate(blocks(model)) for hook in kept._watch(number, block)]
+        hooks = [hook for number, block in enumerate(recomputed(model)) for hook in kept._watch(number, block)]
         counted = torch.autograd.graph.saved_tensors_hooks(kept._note, lambda tensor: tensor)
         with counted, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             model(*_one_frame(model, recipe, device), recipe.bin_smoothing)

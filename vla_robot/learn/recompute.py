@@ -20,7 +20,12 @@ def blocks(model: OpenVLA) -> list[nn.Module]:
     return [block for tower in towers for block in tower.blocks] + list(model.language_model.model.layers)
 
 
+def recomputed(model: OpenVLA) -> list[nn.Module]:
+    """Blocks for which that pays: all but the decoder's last layer, which computes a few positions (last_layer.py)."""
+    return blocks(model)[:-1]
+
+
 def recompute(model: OpenVLA) -> None:
-    """Have every block of a model do so. Names of parameters stay; the results are the same, bit for bit."""
-    for block in blocks(model):
+    """Have the blocks of a model do so. Names of parameters stay; the results are the same, bit for bit."""
+    for block in recomputed(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -125,9 +125,7 @@ class Run:
         """All steps that are left; the last metrics."""
         metrics = self._before_the_first_step()
         while self.step < self.recipe.steps:
-            outputs, norm = self._learn()
-            self.step += 1
-            now = {"learning_rate": self._rate(), "gradient_norm": norm, **self._of_all_ranks(outputs)}
+            now = self.advance()
             if self._due(self.recipe.evaluate_every):
                 now |= self.held_out()
             now |= self._rolled_out()
@@ -141,6 +139,16 @@ class Run:
             if stop:
                 break
         return metrics
+
+    def advance(self) -> dict[str, float]:
+        """One step; its metrics, over all ranks.
+
+        Raises:
+            CheckpointError: the loss is not finite.
+        """
+        outputs, norm = self._learn()
+        self.step += 1
+        return {"learning_rate": self._rate(), "gradient_norm": norm, **self._of_all_ranks(outputs)}
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
