@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,6 +54,31 @@ def test_a_terminal_sees_the_episode_while_it_runs() -> None:
     assert view._live is not None
     console.print(view._live.renderable)
     assert "episode 1/5  seed 10000    1 steps    10.0 Hz   capture to command  50.0 ms" in out.getvalue()
+
+
+def test_whoever_took_over_sees_that_they_drive() -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=140, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    view = LiveView(episodes=5, console=console)
+    view(EpisodeStarted(10000, observation(0)))
+    done = StepResult(observation(1), ACTION, success=False, terminated=False, truncated=False)
+    view(StepDone(observation(0), ACTION, ACTION, (), done, {}, elapsed_s=0.1, intervention=True))
+    assert view._live is not None
+    console.print(view._live.renderable)
+    assert "10.0 Hz   you drive" in out.getvalue()
+
+
+def test_a_success_with_a_persons_help_is_told_apart() -> None:
+    out = io.StringIO()
+    helped = replace(result(10000), interventions=12, takeovers=2)
+    info = RunInfo("toy", "fake", "lift the cube")
+    summary = RunSummary(info, (helped, result(10001)), 2, "2026-01-01T00:00:00+00:00")
+    console = Console(file=out, width=200, force_terminal=False)
+    console.print(episode_line(helped, 1, 2))
+    console.print(result_table(summary))
+    printed = out.getvalue()
+    assert "a person drove 12 steps" in printed and "success, with help" in printed and "corrected" in printed
+    assert "1 of 2 succeeded by the policy alone: 50%" in printed and "1 more with a person's help" in printed
 
 
 @pytest.mark.parametrize(

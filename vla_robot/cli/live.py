@@ -85,7 +85,8 @@ class LiveView:
 
     def _progress(self, event: StepDone) -> str:
         rate_hz = self._steps / event.elapsed_s if event.elapsed_s > 0 else 0.0
-        return _facts(self._steps, rate_hz, median(self._latencies_ms) if self._latencies_ms else None)
+        facts = _facts(self._steps, rate_hz, median(self._latencies_ms) if self._latencies_ms else None)
+        return f"{facts}   you drive" if event.intervention else facts
 
     def _show(self, progress: str) -> None:
         if self._live is None:

@@ -95,11 +95,11 @@ def _how(teleop: Teleop) -> str:
     keys = "T, or hands that begin to move, take over; G gives back; Escape is the e-stop."
     if isinstance(teleop, BrowserTeleop):
         return f"  {teleop.url}   drives: keep it to yourself\n  {teleop.watcher_url}   shows the same\n  There: {keys}"
-    return f"  In this terminal: {keys}"
+    return f"  In this terminal: {keys}\n  What moves the tool: docs/teleoperate.md"
 
 
 def _stored(args: RunArgs, store: LogStore) -> str:
-    left_out = f", {store.left_out} steps left out in which the arm was held" if store.left_out else ""
+    left_out = f", {store.left_out} steps left out in which the arm rested" if store.left_out else ""
     return (
         f"\n{store.kept} episodes were added to {args.record}, {store.corrected} steps of them driven by a person"
         f"{left_out}.\n"
