@@ -284,7 +284,8 @@ def test_an_arm_of_metal_goes_where_it_is_led_and_not_beyond(bus: Any, desk: Cal
         motion.wake()
         now_s = bus.now_s()
         bus.now_s = lambda: now_s
-        led, gone = np.array([0.05, 0.04, 0.05]), [np.zeros(3)]
+        led = np.array([0.05, 0.04, 0.05])
+        gone: list[Vector] = [np.zeros(3)]
         for tick in range(150):
             hand.joints[:] = min(max(tick - 2, 0) / 45, 1.0) * led
             clock.advance_ns(round(NS_PER_S / recipe.rate_hz))

@@ -47,8 +47,8 @@ class Person:
         """What came on the screen, up to what is looked for."""
         end_s = time.monotonic() + DEADLINE_S
         while not (found := re.search(pattern, self.screen)):
-            assert time.monotonic() < end_s, self.screen
-            assert self._look(0.2) or self.process.poll() is None, self.screen
+            assert time.monotonic() < end_s, self.screen[-2000:]
+            assert self._look(0.2) or self.process.poll() is None, self.screen[-2000:]
         seen, self.screen = self.screen[: found.end()], self.screen[found.end() :]
         return seen
 
@@ -56,7 +56,7 @@ class Person:
         """Read until the process has ended, as a terminal does."""
         end_s = time.monotonic() + DEADLINE_S
         while self.process.poll() is None:
-            assert time.monotonic() < end_s, self.screen
+            assert time.monotonic() < end_s, self.screen[-2000:]
             self._look(0.2)
         while self._look(0.0):
             pass
@@ -116,7 +116,7 @@ def test_keys_record_an_episode_and_the_terminal_is_left_as_it_was(
     assert who.modes != who.before
     who.type("\r")
     who.read_until("paused")
-    for key, moved in (("w", "1"), ("\x1b[D", "3")):
+    for key, moved in (("w", "2"), ("\x1b[D", "4")):
         who.type(key)
         who.read_until(rf"steps\s+{moved}")
     who.type("iput it down\r")
@@ -124,7 +124,7 @@ def test_keys_record_an_episode_and_the_terminal_is_left_as_it_was(
     who.type(" ")
     who.read_until("gripper closed")
     who.type("y")
-    assert who.leave() == 0, who.screen
+    assert who.leave() == 0, who.screen[-2000:]
     assert who.modes == who.before
     (episode,) = open_demos(tmp_path / "demos").episodes
     assert episode.success and episode.driver == "a person, by keyboard"
@@ -155,7 +155,7 @@ def test_an_interruption_keeps_what_is_finished_and_leaves_the_terminal_as_it_wa
         os.killpg(who.process.pid, signal.SIGINT)
     else:
         who.process.send_signal(signal.SIGTERM if how == "sigterm" else signal.SIGHUP)
-    assert who.leave() == EXIT_INTERRUPTED, who.screen
+    assert who.leave() == EXIT_INTERRUPTED, who.screen[-2000:]
     assert who.modes == who.before
     assert [e.stop - e.start for e in open_demos(tmp_path / "demos").episodes] == [2]
 
@@ -167,6 +167,12 @@ def test_without_a_terminal_it_says_what_to_do(
     out = str(tmp_path / "demos")
     assert main(["record", "--env", str(env), "--by", "keyboard", "--out", out]) == EXIT_USER_ERROR
     assert "ssh -t" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("by", "meant"), [("keybord", "keyboard"), ("so101_lead", "so101_leader")])
+def test_a_device_that_is_misspelt_is_named(by: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["record", "--env", "tabletop", "--by", by, "--out", str(tmp_path / "d")]) == EXIT_USER_ERROR
+    assert f"did you mean '{meant}'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--arm"], ["--robot", "tcp://127.0.0.1:5570"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ import pytest
 
 from vla_robot.cli import record_by_hand
 from vla_robot.cli.main import main
+from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import TeleopCommand
 from vla_robot.record.demos import open_demos
@@ -116,6 +118,28 @@ def test_a_person_records_from_a_running_bridge_and_lerobot_opens_it(
         assert {"dropped_frames", "held_ticks", "late_actions"} <= set(note)
     with RemoteRobot(address) as robot:  # nobody drives any more: it holds, and is not stopped
         assert robot.status()["mode"] == "hold"
+
+
+@pytest.mark.sim
+def test_ctrl_c_ends_in_the_held_pose_and_keeps_what_is_finished(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupts(Scripted):
+        def command(self) -> TeleopCommand:
+            if not self.said:
+                signal.raise_signal(signal.SIGINT)
+            return super().command()
+
+    person, out = Interrupts(episodes=2), tmp_path / "demos"
+    person.said = person.said[:-3]  # in the midst of the second one
+    monkeypatch.setattr(record_by_hand, "open_hands", lambda *_, **__: person)
+    monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
+    command = ["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]
+    assert main(command) == EXIT_INTERRUPTED
+    assert len(open_demos(out).episodes) == 1 and person.closed
+    with RemoteRobot(address) as robot:
+        status = robot.status()
+        assert not status["running"] and status["mode"] == "hold"
 
 
 @pytest.mark.sim

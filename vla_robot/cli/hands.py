@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.core.teleop import Teleop
 from vla_robot.recipe import available, read
 from vla_robot.recipe.hand import HandRecipe
@@ -60,6 +60,13 @@ def is_hands(name: str) -> bool:
     if path.suffix != ".toml" or not path.is_file():
         return False
     return path.parent.name == "hands" or _says_teleoperator(read_toml(path))
+
+
+def require_no_hands_meant(name: str) -> None:
+    """Raise RecipeError for a name that is no policy's, and nearly a device's."""
+    hands = [*HANDS, *available("hands")]
+    if name not in available("policies") and not Path(name).exists() and closest(name, hands):
+        raise RecipeError(unknown("device", name, hands))
 
 
 def _says_teleoperator(table: Mapping[str, object]) -> bool:

@@ -9,8 +9,11 @@ from threading import Event
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-WITH_HANGUP = (*SIGNALS, signal.SIGHUP)
-"""For what somebody does at a terminal, whose connection may break."""
+
+
+def with_hangup() -> tuple[signal.Signals, ...]:
+    """For what somebody does at a terminal, whose connection may break; unless `nohup` says that it does not matter."""
+    return SIGNALS if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*SIGNALS, signal.SIGHUP)
 
 
 @contextmanager

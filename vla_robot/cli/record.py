@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vla_robot.cli import record_by_hand
 from vla_robot.cli.build import build_policy
-from vla_robot.cli.hands import PAGE_PORT, is_hands
+from vla_robot.cli.hands import PAGE_PORT, is_hands, require_no_hands_meant
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.embodiment import ActionSpace, Embodiment
@@ -163,6 +163,7 @@ def main(args: RecordArgs) -> int:
     """
     if is_hands(args.by):
         return record_by_hand.main(args)
+    require_no_hands_meant(args.by)
     recipe = plan(args)
     builds = [_build(recipe, recording) for recording in recipe.recordings]
     console = Console(highlight=False)

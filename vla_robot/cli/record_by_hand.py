@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vla_robot.cli.build import connect_robot
 from vla_robot.cli.hands import open_hands, welcome
-from vla_robot.cli.interrupt import WITH_HANGUP, stop_on_interrupt
+from vla_robot.cli.interrupt import stop_on_interrupt, with_hangup
 from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import find, read
@@ -41,7 +41,7 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
     _require_sense(args)
     driver_name = f"a person, by {args.by}"
     with (
-        stop_on_interrupt(WITH_HANGUP) as stop,
+        stop_on_interrupt(with_hangup()) as stop,
         LeRobotWriter(args.out) as writer,
         _opened(args) as arm,
         contextlib.closing(open_hands(args.by, arm.driven.embodiment, arm.instruction, port=args.port)) as teleop,

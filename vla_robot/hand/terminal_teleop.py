@@ -82,6 +82,7 @@ class TerminalTeleop:
         self._clock = clock or MonotonicClock()
         self._looked_ns: int | None = None
         self._drawn_ns: int | None = None
+        self._drawn: Status | None = None
         self._editing: str | None = None
         self._typed: str | None = None
         self._stopped = False
@@ -90,13 +91,15 @@ class TerminalTeleop:
         self._buttons: set[Button] = set()
 
     def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
-        """Draw where things stand, some times a second; returns at once."""
+        """Draw where things stand, some times a second and when it changed; returns at once."""
         self._motion.see(observation)
         now_ns = self._clock.now_ns()
         if self._panel is None or (self._drawn_ns is not None and now_ns - self._drawn_ns < DRAW_EVERY_NS):
             return
-        self._drawn_ns = now_ns
-        self._panel.draw(self._status(observation, counters))
+        status = self._status(observation, counters)
+        if status != self._drawn:  # a slow line is not for the same lines again
+            self._drawn_ns, self._drawn = now_ns, status
+            self._panel.draw(status)
 
     def command(self) -> TeleopCommand:
         """What was typed since the last time, and how the tool is to move.
