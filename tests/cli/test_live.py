@@ -76,7 +76,7 @@ def test_a_success_with_a_persons_help_is_told_apart() -> None:
     console = Console(file=out, width=200, force_terminal=False)
     console.print(episode_line(helped, 1, 2))
     console.print(result_table(summary))
-    printed = out.getvalue()
+    printed = " ".join(out.getvalue().split())
     assert "a person drove 12 steps" in printed and "success, with help" in printed and "corrected" in printed
     assert "1 of 2 succeeded by the policy alone: 50%" in printed and "1 more with a person's help" in printed
 
