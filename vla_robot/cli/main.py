@@ -61,7 +61,7 @@ vla: put a vision-language-action policy on a robot.
   vla serve openvla_nano                            one policy for many robots: --policy tcp://127.0.0.1:5580
   vla view tcp://127.0.0.1:5570                     a running bridge in the browser, with its e-stop
   vla record --env envs/lift.toml --by expert --episodes 50 --out data/lift
-                                                    demonstrations, as a LeRobot v3 dataset; --by browser: by you
+                                                    demonstrations, as a LeRobot v3 dataset; --by keyboard: by you
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
   vla eval                                          measure a policy: success over many seeds, with its interval
 
