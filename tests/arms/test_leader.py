@@ -19,8 +19,7 @@ import pytest
 from vla_robot.cli.hands import is_hands
 from vla_robot.cli.main import main
 from vla_robot.core.clock import NS_PER_S, FakeClock
-from vla_robot.core.errors import RecipeError
-from vla_robot.core.hand import HandError
+from vla_robot.core.errors import HandError, RecipeError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.ports import World
 from vla_robot.core.teleop import TeleopCommand

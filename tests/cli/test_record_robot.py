@@ -19,6 +19,7 @@ import pytest
 from vla_robot.cli import record_by_hand
 from vla_robot.cli.main import main
 from vla_robot.cli.words import EXIT_INTERRUPTED
+from vla_robot.core.errors import HandError
 from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import TeleopCommand
 from vla_robot.record.demos import open_demos
@@ -146,7 +147,6 @@ def test_ctrl_c_ends_in_the_held_pose_and_keeps_what_is_finished(
 def test_when_a_device_is_lost_the_arm_holds_and_finished_episodes_stay(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from vla_robot.core.hand import HandError
 
     class Lost(Scripted):
         def command(self) -> TeleopCommand:

@@ -11,8 +11,7 @@ import pytest
 
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.embodiment import Dim
-from vla_robot.core.errors import ContractError
-from vla_robot.core.hand import HandError
+from vla_robot.core.errors import ContractError, HandError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.hand.leader import GAP_NS, LAG_S, LOST_READS, LeaderMotion
 from vla_robot.world.tool_ik import turn_between, turned

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.core.hand import HandError
+from vla_robot.core.errors import HandError
 from vla_robot.hand.gamepad import EAST, NORTH, SOUTH, START, WEST, Gamepad, Layout, open_gamepad
 from vla_robot.hand.spacemouse import SpaceMouse, open_spacemouse
 from vla_robot.hand.sticks import LINGER_S, Held, StickMotion, freed

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vla_robot.core.hand import HandError
+from vla_robot.core.errors import HandError
 from vla_robot.hand.terminal import KeyParser, Terminal, require_terminal
 
 LINE_MODES = termios.ICANON | termios.ECHO

@@ -60,6 +60,10 @@ class WorldError(VlaError):
     """A world could not be built, reset or stepped."""
 
 
+class HandError(VlaError):
+    """A person's device is absent, not permitted, or stopped answering."""
+
+
 class MissingDependencyError(VlaError):
     """An optional package is needed here and is not installed."""
 

@@ -11,15 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, ActionSpace
-from vla_robot.core.errors import ContractError, VlaError, unknown
+from vla_robot.core.errors import ContractError, unknown
 from vla_robot.core.messages import Vector
 
 AXES: tuple[str, ...] = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
 """What each axis of the hand moves."""
-
-
-class HandError(VlaError):
-    """A person's device is absent, not permitted, or stopped answering."""
 
 
 def require_drivable(space: ActionSpace) -> None:

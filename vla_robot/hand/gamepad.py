@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_robot.core.hand import HandError
+from vla_robot.core.errors import HandError
 from vla_robot.hand.sticks import Held, Pressed
 
 EVENT = struct.Struct("<IhBB")

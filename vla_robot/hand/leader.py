@@ -24,7 +24,8 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Embodiment
-from vla_robot.core.hand import AXES, HandError, require_drivable
+from vla_robot.core.errors import HandError
+from vla_robot.core.hand import AXES, require_drivable
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.hand.motion import Moved
 from vla_robot.world.tool_ik import turn_between, turned

@@ -17,7 +17,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_robot.core.hand import HandError
+from vla_robot.core.errors import HandError
 from vla_robot.hand.sticks import Held, Pressed
 
 TRANSLATION, ROTATION, BUTTONS = 1, 2, 3

@@ -17,7 +17,7 @@ import sys
 import termios
 from typing import Any
 
-from vla_robot.core.hand import HandError
+from vla_robot.core.errors import HandError
 
 ESCAPE = "\x1b"
 

@@ -14,6 +14,7 @@ from vla_robot.core.errors import (
     CheckpointError,
     ContractError,
     DataError,
+    HandError,
     MissingDependencyError,
     NoActionYetError,
     OverdueError,
@@ -41,6 +42,7 @@ ERRORS: dict[str, type[VlaError]] = {
     "OverdueError": OverdueError,
     "SupersededError": SupersededError,
     "WorldError": WorldError,
+    "HandError": HandError,
     "MissingDependencyError": MissingDependencyError,
 }
 """What may be raised here because a peer says so."""

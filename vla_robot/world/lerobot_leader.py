@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_robot.core.errors import RecipeError, VlaError, unknown
-from vla_robot.core.hand import HandError
+from vla_robot.core.errors import HandError, RecipeError, VlaError, unknown
 from vla_robot.core.messages import Vector
 from vla_robot.core.optional import require
 from vla_robot.recipe.hand import HandRecipe, LeaderJointRecipe
