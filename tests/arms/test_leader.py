@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import os
 import sys
+import termios
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.cli.hands import is_hands
+from vla_robot.cli.hands import is_hands, open_hands
 from vla_robot.cli.main import main
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.errors import HandError, RecipeError
@@ -140,6 +141,26 @@ def test_the_arms_tool_does_what_the_leaders_tool_does_and_the_dataset_holds_it(
     np.testing.assert_allclose(went, led, atol=0.004)
     assert demos.actions[0, -1] == 1.0 and demos.actions[-1, -1] < 0.6  # and the trigger was pulled
     assert bus.settled and all(servo.memory[conftest.load_emulator().TORQUE] == 0 for servo in bus.servos.values())
+
+
+def test_the_command_opens_a_leader_beside_the_terminals_keys(
+    leader: MakeRecipe, bus: Any, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader()
+    keyboard, terminal = os.openpty()
+    before = termios.tcgetattr(terminal)
+    with os.fdopen(terminal, "rb", closefd=False) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        by = str(tmp_path / "hands" / "leader.toml")
+        with contextlib.closing(open_hands(by, world.embodiment, world.instruction, draws=False)) as teleop:
+            assert teleop.command().action is None  # nobody pressed Enter
+            os.write(keyboard, b"\r")
+            assert teleop.command().buttons == {"start"}
+            action = teleop.command().action
+            assert action is not None and np.abs(action[:6]).max() < 1e-9
+        assert termios.tcgetattr(terminal) == before
+    os.close(keyboard)
+    os.close(terminal)
 
 
 def test_a_leader_that_was_never_calibrated_says_how(

@@ -156,6 +156,22 @@ def test_a_spacemouse_is_known_by_its_numbers(tmp_path: Path, hid_id: str, found
         open_spacemouse(tmp_path / "sys", tmp_path)
 
 
+def test_a_spacemouse_that_is_there_is_opened(tmp_path: Path) -> None:
+    entry = tmp_path / "sys" / "hidraw3" / "device"
+    entry.mkdir(parents=True)
+    (entry / "uevent").write_text("HID_ID=0003:0000256F:0000C635\n")
+    os.mkfifo(tmp_path / "hidraw3")
+    writer = os.open(tmp_path / "hidraw3", os.O_RDWR)
+    mouse = open_spacemouse(tmp_path / "sys", tmp_path)
+    os.write(writer, bytes.fromhex("01 0000 a2fe 0000".replace(" ", "")))
+    assert mouse.read().axes[0] == 1.0
+    mouse.close()
+    mouse.close()
+    os.close(writer)
+    with pytest.raises(HandError, match="was closed"):
+        mouse.read()
+
+
 # --- both
 
 
