@@ -130,9 +130,8 @@ class _Asked:
         if self.answered_at < 0:
             self.answered_at = tick.result.observation.step
         result = tick.result
-        step = StepDone(
-            before, self._wanted(before, tick), result.executed, result.clamps, result, self._stages_of(tick), elapsed_s
-        )
+        wanted = self._wanted(before, tick)
+        step = StepDone(before, wanted, wanted, result.clamps, result, self._stages_of(tick), elapsed_s)
         chunk = self.chunk if self.chunk is not None and self._is_of(tick, self.chunk) else None
         return replace(
             step,
@@ -147,7 +146,7 @@ class _Asked:
         return (tick.cause_ns, tick.intervention) == (chunk.stamp_ns, chunk.intervention)
 
     def _wanted(self, before: Observation, tick: Tick) -> Vector:
-        """What the policy wanted at this tick; what was done, where it wanted nothing."""
+        """What was sent for this tick, within the limits here; what was done, where nothing was."""
         chunk = self.chunk
         if chunk is None or tick.mode != "run" or not self._is_of(tick, chunk):
             return tick.result.executed
