@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,31 @@ def test_a_takeover_does_not_wait_for_a_policy_that_thinks(clock: FakeClock) -> 
             except NoActionYetError:
                 continue
         assert not chunk.intervention and chunk.step == GIVE + 1 and policy.asked == [0, GIVE + 1]
+
+
+def test_the_person_sees_what_happens_while_the_policy_thinks(clock: FakeClock) -> None:
+    may_answer = threading.Event()
+
+    class Slow:
+        def reset(self, seed: int) -> None:
+            """Nothing to forget."""
+
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            assert may_answer.wait(20)
+            return [ActionChunk(still()[None], o.stamp_ns, o.step) for o in observations]
+
+    class Watching(Script):
+        def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
+            super().show(observation, counters)
+            if observation.step == TAKE:
+                may_answer.set()
+
+    hands, passing = Watching({}, still()), range(1, TAKE + 1)
+    look = partial(next, (observation(step) for step in passing), observation(TAKE))
+    with Takeover(Slow(), hands, EMBODIMENT, row_by_row=False, clock=clock, look=look) as driver:
+        driver.reset(0)
+        (chunk,) = driver.act([observation(0)])
+    assert chunk.step == 0 and hands._step == TAKE
 
 
 def test_the_person_is_told_who_drives_and_how_the_arm_grips(make_policy: Make, drive: Make) -> None:

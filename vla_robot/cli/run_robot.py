@@ -56,6 +56,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 robot.embodiment,
                 robot.instruction,
                 row_by_row=args.lockstep,
+                look=robot.look,
                 on_estop=lambda: robot.stop("the person who may take over pressed e-stop"),
             ) as (driver, seeing),
             LiveView(launch.episodes) as view,

@@ -14,6 +14,7 @@ from vla_robot.loop.runner import OnEpisode, keep_nothing
 if TYPE_CHECKING:
     from vla_robot.cli.run import RunArgs
     from vla_robot.core.embodiment import Embodiment
+    from vla_robot.core.messages import Observation
     from vla_robot.core.teleop import Teleop
     from vla_robot.record.from_log import LogStore
 
@@ -34,6 +35,7 @@ def shared_control(
     instruction: str,
     *,
     row_by_row: bool,
+    look: Callable[[], Observation | None] = lambda: None,
     on_estop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Policy, list[Subscriber]]]:
     """The policy, with a person beside it where one is asked for, and who else must see the loop's events.
@@ -44,6 +46,7 @@ def shared_control(
         embodiment: of the arm.
         instruction: of the task.
         row_by_row: see `Takeover`.
+        look: see `Takeover`.
         on_estop: called when the person presses it.
 
     Raises:
@@ -60,7 +63,7 @@ def shared_control(
     port = PAGE_PORT if args.port is None else args.port
     with (
         contextlib.closing(open_hands(args.takeover, embodiment, instruction, port=port, draws=False)) as teleop,
-        Takeover(policy, teleop, embodiment, row_by_row=row_by_row, on_estop=on_estop) as driver,
+        Takeover(policy, teleop, embodiment, row_by_row=row_by_row, look=look, on_estop=on_estop) as driver,
     ):
         print(_how(teleop), flush=True)
         yield driver, [driver]

@@ -53,6 +53,7 @@ class Takeover:
         *,
         row_by_row: bool,
         clock: Clock | None = None,
+        look: Callable[[], Observation | None] = lambda: None,
         on_estop: Callable[[], None] = lambda: None,
     ) -> None:
         """
@@ -63,6 +64,7 @@ class Takeover:
             row_by_row: give out a policy's chunk one action at a time, for a loop that asks again only when a chunk is
                 used up: so hands are heard at every step. A robot with a clock of its own gets whole chunks.
             clock: measures how long the policy thinks.
+            look: the newest observation of an arm that moves on while the policy thinks; the person sees it meanwhile.
             on_estop: called when the person pressed it, before the episode ends.
         """
         self._policy = policy
@@ -70,6 +72,7 @@ class Takeover:
         self._row_by_row = row_by_row
         self._clock = clock or MonotonicClock()
         self._cheap_ns = CHEAP_SHARE * NS_PER_S / embodiment.rate_hz
+        self._look = look
         self._on_estop = on_estop
         self._worker = ThreadPoolExecutor(1, "policy")
         self._pending: Future[ActionChunk] | None = None
@@ -171,6 +174,7 @@ class Takeover:
             raise NoActionYetError("the policy is still busy with what it saw before a person took over.")
         self._pending = self._worker.submit(self._think, observation)
         while not wait([self._pending], POLL_S).done:
+            self._hands.glance(self._look())
             self._listen()
             if self.driver == "person":
                 raise NoActionYetError("a person took over while the policy thought.")
@@ -219,6 +223,7 @@ class _Hands:
         self._executed: Vector | None = None
         self._rested = False
         self._counts = _Shown()
+        self._seen = 0
         self.driver: Driver = "policy"
 
     def reset(self) -> None:
@@ -273,13 +278,21 @@ class _Hands:
     def begin_showing(self, observation: Observation) -> None:
         self._counts = _Shown(self._counts.episode + 1)
         self._tell()
+        self._seen = observation.step
         self._teleop.show(observation, self._counters())
+
+    def glance(self, observation: Observation | None) -> None:
+        """Show something newer than the last step, if it is."""
+        if observation is not None and observation.step > self._seen:
+            self._seen = observation.step
+            self._teleop.show(observation, self._counters())
 
     def show(self, step: StepDone) -> None:
         self._executed = step.result.executed
         self._counts.steps += 1
-        self._counts.corrected += step.intervention
+        self._counts.corrected += step.intervention and not step.held
         self._tell()
+        self._seen = step.result.observation.step
         self._teleop.show(step.result.observation, self._counters())
 
     def _keep_grip(self, action: Vector | None) -> None:

@@ -155,6 +155,12 @@ class RemoteRobot:
         self._drain()
         return None if arrived is None else self._taken(arrived)
 
+    def look(self) -> Observation | None:
+        """The newest observation of this episode, for whoever only looks; from any thread."""
+        stream = self._stream
+        arrived = None if stream is None else stream.await_tick(lambda a: a.episode == self._episode, 0.0)
+        return None if arrived is None else arrived.tick.result.observation
+
     def end(self) -> None:
         self._command("end", {}, ANSWER_TIMEOUT_S)
 
