@@ -51,6 +51,10 @@ class FinetuneArgs:
     """optimiser steps instead of the recipe's"""
     seed: Annotated[int | None, option("SEED")] = None
     """seed instead of the recipe's"""
+    tensorboard: bool = False
+    """also write the metrics for TensorBoard, to FOLDER/tensorboard"""
+    wandb: Annotated[str | None, option("PROJECT")] = None
+    """also send the metrics to this project of Weights & Biases; needs `pip install wandb`"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file, for machines"""
 
@@ -92,12 +96,14 @@ def main(args: FinetuneArgs) -> int:
 
 def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
     """An option beats the recipe."""
-    names = ("mixture", "root", "policy", "lora_rank", "steps", "seed")
+    names = ("mixture", "root", "policy", "lora_rank", "steps", "seed", "wandb")
     chosen: dict[str, Any] = {n: v for n in names if (v := getattr(args, n)) is not None}
     if args.data:
         chosen |= {"mixture": None, **_datasets(args.data)}
     if args.mixture:
         chosen |= {"data": (), "weights": ()}
+    if args.tensorboard:
+        chosen["tensorboard"] = True
     if args.policy:
         chosen["policy"] = find("policies", args.policy)
     return dataclasses.replace(recipe, **chosen)

@@ -4,6 +4,7 @@ OUT/recipe.toml      what was asked for
 OUT/start/           the policy before training
 OUT/resume/          where an interrupted run goes on
 OUT/metrics.jsonl    one line per measurement
+OUT/tensorboard/     the same for TensorBoard, where the recipe asks for that
 OUT/rollout/         the policy that was last measured in closed loop, where the recipe asks for that
 OUT/final/           the trained policy, a folder that `vla run --policy` takes
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from vla_robot.learn.adapt import adapt, merged
 from vla_robot.learn.checkpoint import learning
 from vla_robot.learn.last_layer import only_what_is_read
 from vla_robot.learn.memory_plan import MemoryPlan, plan_memory
+from vla_robot.learn.metrics import require_trackers
 from vla_robot.learn.ranks import Ranks
 from vla_robot.learn.recompute import recompute
 from vla_robot.learn.run import OnProgress, Progress, Run
@@ -79,12 +82,14 @@ def finetune(
     """
     ranks = Ranks.here()
     device = ranks.device(recipe.device)
+    require_trackers(recipe)
     heard = on_progress if ranks.first else _unheard
     with ranks.joined(device):
         run, prepared = open_run(recipe, out, ranks, heard, on_plan)
         if recipe.rollouts:
             run.drives(recipe.rollouts.every, _closed_loop(roll_out, prepared, out / "rollout", ranks))
-        metrics = run.train(heard, should_stop)
+        with closing(run):
+            metrics = run.train(heard, should_stop)
         if run.step == recipe.steps:
             save_policy(run, prepared.start, out / "final", ranks)
     return Trained(out / "final", run.step, metrics)

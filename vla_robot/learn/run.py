@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,13 +19,14 @@ from vla_robot.learn import checkpoint
 from vla_robot.learn.checkpoint import Average, learning
 from vla_robot.learn.data import TrainingData
 from vla_robot.learn.frames import Batch
+from vla_robot.learn.metrics import Metrics
 from vla_robot.learn.questions import QuestionData
 from vla_robot.learn.ranks import Ranks
 from vla_robot.learn.shard import is_sharded, local, whole
 from vla_robot.policy.openvla.model import OpenVLA, TrainingOutput
 from vla_robot.recipe.finetune import FinetuneRecipe
 
-METRICS, METRICS_EVERY = "metrics.jsonl", 50
+METRICS_EVERY = 50
 """Steps between lines of metrics.jsonl."""
 
 
@@ -107,6 +107,7 @@ class Run:
         self._parallel = DistributedDataParallel(model) if copied else None
         self._device = next(model.parameters()).device
         self._optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
+        self._metrics = Metrics(recipe, out)
         self._fingerprint = ""
 
     def resume(self, fingerprint: str) -> None:
@@ -115,7 +116,7 @@ class Run:
         if checkpoint.exists(self.out):
             self.step = checkpoint.load(self.out, self.model, self.average, self._optimizer, fingerprint)
         if self._ranks.first:
-            self._forget_after(self.step)
+            self._metrics.go_on_from(self.step)
 
     def drives(self, every: int, measure: Callable[[Run], float | None]) -> None:
         """Measure the success rate in closed loop before the first step, and then every so many."""
@@ -130,7 +131,7 @@ class Run:
                 now |= self.held_out()
             now |= self._rolled_out()
             if self._due(METRICS_EVERY) and self._ranks.first:
-                self._log(now)
+                self._metrics.add(self.step, now)
             metrics |= now
             stop = self._ranks.any(should_stop(), self._device)
             if stop or self._due(self.recipe.checkpoint_every):
@@ -139,6 +140,10 @@ class Run:
             if stop:
                 break
         return metrics
+
+    def close(self) -> None:
+        """No more steps will come."""
+        self._metrics.close()
 
     def advance(self) -> dict[str, float]:
         """One step; its metrics, over all ranks.
@@ -174,7 +179,7 @@ class Run:
         """Where the policy starts; a world that cannot be built or does not fit is told before hours of training."""
         metrics = {} if self.step > 0 else self._rolled_out()
         if metrics and self._ranks.first:
-            self._log(metrics)
+            self._metrics.add(self.step, metrics)
         return metrics
 
     def _save(self) -> None:
@@ -257,18 +262,6 @@ class Run:
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.recipe.steps
-
-    def _forget_after(self, step: int) -> None:
-        """What was measured beyond the checkpoint is measured again; a killed run may leave half a line."""
-        path = self.out / METRICS
-        if path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if step and line.endswith("\n") and json.loads(line)["step"] <= step]
-            path.write_text("".join(kept), encoding="utf-8")
-
-    def _log(self, metrics: dict[str, float]) -> None:
-        with (self.out / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, **metrics}) + "\n")
 
 
 class _Swapped:

@@ -28,8 +28,8 @@ from vla_robot.record.stats import dataset_statistics
 SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
 """Fields that recipes did not always have, and what runs did without them: those go on."""
 
-NOT_LEARNED = ("recompute", "shard")
-"""Fields that change how a run computes, and not what."""
+NOT_LEARNED = ("recompute", "shard", "tensorboard", "wandb")
+"""Fields that change how a run computes or who is told, and not what is learned."""
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,8 @@ class FinetuneRecipe:
         evaluate_every: steps between held-out losses.
         checkpoint_every: steps between checkpoints that a run can resume from.
         seed: of initialisation, order and augmentation.
+        tensorboard: also write the lines of metrics.jsonl for TensorBoard, to OUT/tensorboard.
+        wandb: also send them to this project of Weights & Biases; the package is installed apart.
         questions: question-answer data that are learned beside the robot's.
         rollouts: episodes in a world while the policy learns.
     """
@@ -172,6 +174,8 @@ class FinetuneRecipe:
     evaluate_every: int = 500
     checkpoint_every: int = 500
     seed: int = 0
+    tensorboard: bool = False
+    wandb: str | None = None
     questions: QuestionsRecipe | None = None
     rollouts: RolloutsRecipe | None = None
 
@@ -192,6 +196,8 @@ class FinetuneRecipe:
             problems.append("a batch_size of 1 has no room for questions beside robot data; take 2 or more")
         if self.chunk is not None and self.chunk < 1:
             problems.append(f"chunk is {self.chunk}; an answer has at least 1 action")
+        if self.wandb is not None and not self.wandb.strip():
+            problems.append("wandb is empty; give the project's name, or leave it out")
         if not self.train:
             problems.append("train names no part of the model, so nothing would learn")
         if problems:
