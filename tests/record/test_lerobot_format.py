@@ -181,6 +181,7 @@ def frame(demo: Demonstration, step: int) -> dict[str, Any]:
         "action.executed": demo.executed[step].astype(np.float32),
         "next.success": demo.success[step : step + 1],
         "stamp_ns": demo.stamps_ns[step : step + 1],
+        **{f"stamp_ns.{name}": stamps_ns[step : step + 1] for name, stamps_ns in demo.frame_stamps_ns.items()},
         "task": demo.instruction,
     }
 
