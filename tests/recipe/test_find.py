@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe import available, find
+from vla_robot.recipe import available, find, read
 from vla_robot.recipe.schemas import locate, schema_for
 
 
@@ -72,3 +72,13 @@ def test_an_unknown_verb_in_a_launch_file_is_named(home: Path) -> None:
     path.write_text('verb = "runn"')
     with pytest.raises(RecipeError, match="unknown verb 'runn'; did you mean 'run'"):
         schema_for("launch", path)
+
+
+def test_the_verb_of_a_base_says_what_its_heir_is_for(tmp_path: Path) -> None:
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "first.toml").write_text('verb = "finetune"\ndata = ["d"]\nsteps = 7\n')
+    heir = tmp_path / "launch" / "second.toml"
+    heir.write_text('base = "first"\nsteps = 8\n')
+    schema = schema_for("launch", heir)
+    assert schema.__name__ == "FinetuneRecipe"
+    assert read(schema, heir).steps == 8

@@ -70,7 +70,7 @@ def read_table(schema: type, path: Path) -> dict[str, Any]:
     table = read_toml(path)
     if BASE_KEY not in table or BASE_KEY in {f.name for f in dataclasses.fields(schema)}:
         return table
-    base_path = _find_base(schema, path, table.pop(BASE_KEY))
+    base_path = find_base(path, table.pop(BASE_KEY), schema)
     base = read_toml(base_path)
     if BASE_KEY in base:
         raise RecipeError(
@@ -113,11 +113,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read: {error}.") from error
 
 
-def _find_base(schema: type, path: Path, base: Any) -> Path:
+def find_base(path: Path, base: Any, among: type | Kind) -> Path:
+    """The recipe that `path` is laid over: a neighbour of that name, or what `find` finds by it.
+
+    Args:
+        path: of the heir.
+        base: what it names.
+        among: the kind of recipe, or a schema of that kind.
+
+    Raises:
+        RecipeError: there is none.
+    """
     if not isinstance(base, str):
         raise RecipeError(f"{path}: base: expected the name of another recipe, got {base!r}.")
     neighbour = path.parent / f"{base.removesuffix('.toml')}.toml"
-    return neighbour if neighbour.is_file() else find(kind_of(schema), base)
+    return neighbour if neighbour.is_file() else find(kind_of(among) if isinstance(among, type) else among, base)
 
 
 def _folder_of(recipe: Path) -> Path:

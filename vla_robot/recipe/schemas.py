@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.find import KINDS, POLICY_FILES, Kind, available, find
-from vla_robot.recipe.load import read_toml
+from vla_robot.recipe.load import BASE_KEY, find_base, read_toml
 
 _SCHEMAS: dict[str, tuple[str, str]] = {
     "envs": ("vla_robot.recipe.env", "EnvRecipe"),
@@ -63,7 +63,10 @@ def locate(name_or_path: str, kind: Kind | None = None) -> tuple[Kind, Path]:
 def _choice(kind: Kind, path: Path) -> str:
     key, default = _CHOICES[kind]
     choices = [schema.partition(".")[2] for schema in _SCHEMAS if schema.startswith(f"{kind}.")]
-    choice = read_toml(path).get(key, default)
+    table = read_toml(path)
+    if key not in table and BASE_KEY in table:
+        table = read_toml(find_base(path, table[BASE_KEY], kind))
+    choice = table.get(key, default)
     if choice not in choices:
         raise RecipeError(f"{path}: {key}: {unknown(key, str(choice), choices)}")
     return choice
