@@ -131,7 +131,7 @@ def test_a_person_takes_over_by_key_corrects_and_gives_back(session: tuple[Sessi
     episode, url = session
     page = browser.new_page()
     page.goto(url)
-    assert says(page, "The policy drives") and not page.is_visible("#buttons")
+    assert says(page, "The policy drives") and not page.is_visible("#button-start")
     page.keyboard.press("t")
     assert says(page, "You drive")
     page.keyboard.down("w")

@@ -197,6 +197,21 @@ def test_e_stop_ends_the_episode(clock: FakeClock, make_policy: Make) -> None:
     assert stops == ["stop"]
 
 
+@pytest.mark.parametrize(("button", "outcome"), [("success", "success"), ("stop", "failure")])
+def test_a_person_may_end_the_episode_and_say_what_it_was(
+    button: Button, outcome: str, make_policy: Make, drive: Make
+) -> None:
+    result, steps = drive(make_policy(), Script({5: button}, still()))
+    assert (result.outcome, result.success, result.error) == (outcome, outcome == "success", None)
+    assert len(steps) == 5
+
+
+def test_what_a_person_calls_a_success_is_stored_as_one(run: Make, tmp_path: Path) -> None:
+    run(Script({5: "success"}, still()), succeed_at=None)
+    first, second = open_demos(tmp_path / "data").episodes
+    assert (first.success, len(first)) == (True, 5) and not second.success
+
+
 def test_a_takeover_does_not_wait_for_a_policy_that_thinks(clock: FakeClock) -> None:
     thinks, may_answer = threading.Event(), threading.Event()
 

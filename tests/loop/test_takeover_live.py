@@ -210,6 +210,19 @@ def test_a_robot_that_a_person_lets_rest_for_long_is_not_taken_for_lost(drive: D
     assert all(s.result.executed[0] for s in steps[give:])
 
 
+def test_a_person_who_ends_the_episode_leaves_the_arm_held(drive: Drive, tmp_path: Path) -> None:
+    class Judge(Script):
+        def command(self) -> TeleopCommand:
+            said = super().command()
+            return said if self._step < GIVE else TeleopCommand(said.action, frozenset({"success"}))
+
+    result, steps = drive(Plans(ROWS), Judge())
+    assert (result.outcome, result.helped, len(steps)) == ("success", True, GIVE)
+    (path,) = (tmp_path / "log").iterdir()
+    summary = read_episode(path).summary
+    assert summary is not None and summary["error"] == "asked to"  # the bridge was told to hold
+
+
 def test_the_bridges_own_log_says_who_drove(drive: Drive, tmp_path: Path) -> None:
     drive(Plans(ROWS), Script())
     (path,) = (tmp_path / "log").iterdir()

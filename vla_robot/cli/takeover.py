@@ -98,7 +98,8 @@ def _how(teleop: Teleop) -> str:
     keys = "T, or hands that begin to move, take over; G gives back; Escape is the e-stop."
     if isinstance(teleop, BrowserTeleop):
         return f"  {teleop.url}   drives: keep it to yourself\n  {teleop.watcher_url}   shows the same\n  There: {keys}"
-    return f"  In this terminal: {keys}\n  What moves the tool: docs/teleoperate.md"
+    ends = "Y ends an episode as a success, N as none. What moves the tool: docs/teleoperate.md"
+    return f"  In this terminal: {keys}\n  {ends}"
 
 
 def _stored(args: RunArgs, store: LogStore) -> str:

@@ -26,6 +26,18 @@ class Guard(Protocol):
         ...
 
 
+class EndedByPersonError(PolicyError):
+    """A person says that the episode is over. Where no success test exists, nobody else can.
+
+    Attributes:
+        outcome: what they call it.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(f"a person ended the episode as {outcome}.")
+        self.outcome: Outcome = outcome
+
+
 PAUSE_S = 0.02
 """Between two questions where nobody had an action; the world waits meanwhile."""
 
@@ -49,8 +61,9 @@ def run_episode(
     """Drive the world with the policy until the world ends the episode.
 
     A policy that has no valid action ends the episode with outcome "error"; nothing is sent in its place. One that has
-    none yet (NoActionYetError) is asked again, and the world waits. Every other exception reaches the caller, after the
-    subscribers were told that the episode was stopped.
+    none yet (NoActionYetError) is asked again, and the world waits; one that says that a person ended the episode
+    (EndedByPersonError) is believed. Every other exception reaches the caller, after the subscribers were told that the
+    episode was stopped.
 
     Args:
         world: where it happens; it also decides on success and on the horizon.
@@ -93,6 +106,8 @@ def run_episode(
             tally.add(step)
             tell(subscribers, step)
             observation, outcome = result.observation, outcome_of(result)
+    except EndedByPersonError as end:
+        outcome = end.outcome
     except PolicyError as failure:
         outcome, error = "error", str(failure)
     finally:

@@ -22,7 +22,16 @@ from vla_robot.core.errors import NoActionYetError, PolicyError, TransportError,
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy
 from vla_robot.core.robot import Robot, Tick
-from vla_robot.loop.control_loop import Guard, Interventions, ask, marks_of, never, outcome_of, tell
+from vla_robot.loop.control_loop import (
+    EndedByPersonError,
+    Guard,
+    Interventions,
+    ask,
+    marks_of,
+    never,
+    outcome_of,
+    tell,
+)
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, Subscriber
 from vla_robot.loop.results import EpisodeResult, Outcome
 from vla_robot.loop.timing import TOTAL, ReportsStages, by_stage
@@ -68,6 +77,7 @@ def run_live_episode(
     asked = _Asked(clock)
     outcome: Outcome | None = None
     error: str | None = None
+    ended_here = True
     try:
         while outcome is None and not should_stop():
             if asked.may_ask(observation.step):
@@ -82,14 +92,17 @@ def run_live_episode(
             tally.add(step)
             tell(subscribers, step)
             observation, outcome = tick.result.observation, outcome_of(tick.result)
+            ended_here = outcome is None
             if tick.mode == "stopped":
                 outcome, error = "error", f"the bridge stopped the arm: {tick.reason}"
+    except EndedByPersonError as end:
+        outcome = end.outcome
     except (PolicyError, TransportError) as failure:
         outcome, error = "error", str(failure)
     finally:
         ended = tally.result(seed, outcome or "stopped", error)
         tell(subscribers, EpisodeEnded(ended, observation))
-        if outcome in (None, "error"):
+        if ended_here:
             _let_go(robot)
     return ended
 

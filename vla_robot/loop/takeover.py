@@ -4,7 +4,8 @@
 
 What the policy had planned or was still thinking of at the takeover is never executed. A person who drives and lets go
 of the controls leaves the arm at rest, not the policy driving: control goes back by the button alone. A world stands
-still meanwhile; a robot is told to stay, since silence is a lost controller to its bridge. E-stop ends the episode.
+still meanwhile; a robot is told to stay, since silence is a lost controller to its bridge. E-stop ends the episode, and
+so do the buttons success and stop, whoever drives: an arm of metal has no other success test.
 
 The policy thinks in a thread of its own, so that hands are heard while it does. Where its answers take a small share of
 a control period it is also asked while the person drives, and its action is kept beside theirs.
@@ -27,8 +28,10 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import NoActionYetError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy
-from vla_robot.core.teleop import Driver, SharesControl, Teleop, TeleopCommand
+from vla_robot.core.teleop import Button, Driver, SharesControl, Teleop, TeleopCommand
+from vla_robot.loop.control_loop import EndedByPersonError
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone
+from vla_robot.loop.results import Outcome
 
 POLL_S = 0.02
 """How often hands are looked at while the policy thinks."""
@@ -40,6 +43,9 @@ DEFLECTION = 0.02
 """Of the fastest that is allowed: hands that move less are at rest."""
 
 GRIPPER = "gripper"
+
+ENDS: dict[Button, Outcome] = {"success": "success", "stop": "failure"}
+"""What the buttons that end an episode make of it."""
 
 
 class Takeover:
@@ -100,6 +106,7 @@ class Takeover:
 
         Raises:
             NoActionYetError: the person drives and is not at the controls, or took over while the policy thought.
+            EndedByPersonError: the person pressed success or stop.
             PolicyError: the policy has no action, or the person pressed e-stop.
         """
         (observation,) = observations
@@ -120,9 +127,13 @@ class Takeover:
 
     def _listen(self) -> None:
         before = self.driver
-        if self._hands.listen():
+        buttons = self._hands.listen()
+        if "estop" in buttons:
             self._on_estop()
             raise PolicyError("the person at the controls pressed e-stop.")
+        for button, outcome in ENDS.items():
+            if button in buttons:
+                raise EndedByPersonError(outcome)
         if self.driver != before:
             self._chunk = None
 
@@ -232,11 +243,11 @@ class _Hands:
         self.driver, self._executed, self._grip, self._rested = "policy", None, None, False
         self._last = None
 
-    def listen(self) -> bool:
-        """Take in what is said now; True for e-stop."""
+    def listen(self) -> frozenset[Button]:
+        """Take in what is said now; the buttons that were pressed."""
         self._said = said = self._teleop.command()
         if "estop" in said.buttons:
-            return True
+            return said.buttons
         moving = self._are_moving(said.action)
         if self.driver == "person" and "giveback" in said.buttons:
             self.driver, self._rested = "policy", False
@@ -246,7 +257,7 @@ class _Hands:
             self._keep_grip(said.action)
             self._tell()
         self._rested = self._rested or not moving
-        return False
+        return said.buttons
 
     def action(self) -> Vector | None:
         """(D,) what the hands say; None when nobody is at the controls.

@@ -16,7 +16,7 @@ const BUTTONS = [
 ];
 
 // Where a policy drives too, these stand in place of the others.
-const SHARING = [["takeover", "KeyT"], ["giveback", "KeyG"]];
+const SHARING = [["takeover", "KeyT"], ["giveback", "KeyG"], ["success", "F1"], ["stop", "F2"]];
 
 // Of a standard gamepad (https://w3c.github.io/gamepad): A, B, X, Y, start.
 const PAD_GRIP = 0, PAD_BUTTONS = { 1: "discard", 2: "rerecord", 3: "success", 8: "stop", 9: "start" };
@@ -66,7 +66,7 @@ export class Drive {
     this.left = new Pad(part("pad-xy"));
     this.right = new Pad(part("pad-z"));
     this.buildButtons();
-    for (const [name] of SHARING) {
+    for (const name of ["takeover", "giveback"]) {
       const button = part(`button-${name}`);
       button.addEventListener("click", () => { this.pressed.add(name); button.blur(); });
     }
@@ -182,7 +182,8 @@ export class Drive {
     part("driver").classList.toggle("you", you);
     part("driver-name").textContent = you ? "You drive" : "The policy drives";
     part("driver-hint").textContent = you ? "what you do is recorded as a correction" : "move, or take over, to correct it";
-    part("buttons").hidden = true;
+    for (const name of ["start", "discard", "rerecord"]) part(`button-${name}`).hidden = true;
+    part("button-stop").textContent = "No success";
     part("task").readOnly = true;
     if (!you && facts.closed !== this.closed) this.grip();
   }
