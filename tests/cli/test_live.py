@@ -77,7 +77,7 @@ def test_a_success_with_a_persons_help_is_told_apart() -> None:
     console.print(episode_line(helped, 1, 2))
     console.print(result_table(summary))
     printed = " ".join(out.getvalue().split())
-    assert "a person drove 12 steps" in printed and "success, with help" in printed and "corrected" in printed
+    assert "a person drove 12 steps" in printed and "success, helped" in printed and "corrected" in printed
     assert "1 of 2 succeeded by the policy alone: 50%" in printed and "1 more with a person's help" in printed
 
 

@@ -145,7 +145,7 @@ def _cells(episode: EpisodeResult) -> Iterable[str | Text]:
     mark, style = MARKS[episode.outcome]
     latency = episode.latency
     yield str(episode.seed)
-    yield Text(f"{mark} {episode.outcome}{', with help' if episode.helped else ''}", style=style)
+    yield Text(f"{mark} {episode.outcome}{', helped' if episode.helped else ''}", style=style)
     yield str(episode.steps)
     yield f"{episode.duration_s:.1f}"
     yield f"{episode.rate_hz:.1f}"
