@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vla_robot.cli.main import main
-from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.core.errors import CheckpointError, ContractError, DataError
 from vla_robot.core.messages import Observation
 from vla_robot.learn.checkpoint import FOLDER, PREVIOUS
 from vla_robot.learn.finetune import Progress, finetune
@@ -125,6 +127,63 @@ def test_a_full_disk_loses_nothing_and_names_the_last_good_checkpoint(
     assert steps == [3, 4, 5, 6]
 
 
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from vla_robot.core.errors import VlaError
+from vla_robot.learn.finetune import finetune
+from vla_robot.recipe import read
+from vla_robot.recipe.finetune import FinetuneRecipe
+
+out, resume = Path(sys.argv[2]), Path(sys.argv[2]) / "resume" / "state.safetensors"
+
+def watch(progress):
+    if resume.exists():  # from now on no file may be as long as a checkpoint
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resume.stat().st_size // 2,) * 2)
+
+try:
+    finetune(read(FinetuneRecipe, Path(sys.argv[1])), out, watch)
+except VlaError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_system_that_takes_no_more_bytes_leaves_the_last_good_checkpoint(
+    recipe: FinetuneRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(dump(recipe))
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "run.toml"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "the checkpoint of step 4 cannot be written" in done.stderr
+    assert f"the last good checkpoint is {out / FOLDER}" in done.stderr
+    steps: list[int] = []
+    finetune(recipe, out, lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    assert steps == [3, 4, 5, 6]
+
+
+def test_a_disk_that_fills_up_before_the_policy_is_written_loses_no_step(
+    recipe: FinetuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("vla_robot.learn.finetune.save_model", full)
+        with pytest.raises(CheckpointError, match=r"final cannot be written.*No space.*good checkpoint is .*resume"):
+            finetune(recipe, tmp_path, quiet)
+    steps: list[int] = []
+    assert finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None).steps == 6
+    assert steps == []
+
+
+def test_metrics_that_cannot_be_written_name_the_last_good_checkpoint(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "a disk that is gone" / "metrics.jsonl")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written.*last good checkpoint is .*resume"):
+        finetune(recipe, tmp_path, quiet)
+
+
 def test_a_crash_between_two_renames_loses_nothing(recipe: FinetuneRecipe, tmp_path: Path) -> None:
     watch, stop = stop_after(4)
     finetune(recipe, tmp_path, watch, stop)
@@ -153,17 +212,46 @@ def test_a_policy_is_trained_on_with_its_own_statistics(recipe: FinetuneRecipe, 
     assert not torch.equal(before["projector.fc1.weight"], after["projector.fc1.weight"])
 
 
-def test_data_of_another_arm_is_refused(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    finetune(recipe, tmp_path / "one", quiet)
-    path = tmp_path / "one" / "final" / "embodiment.json"
-    path.write_text(path.read_text().replace('"rate_hz": 10.0', '"rate_hz": 5.0'))
-    with pytest.raises(ContractError, match="trained at 5 Hz, the world runs at 10 Hz"):
-        finetune(replace(recipe, policy=tmp_path / "one" / "final"), tmp_path / "two", quiet)
+@pytest.mark.parametrize(
+    ("field", "changed", "said"),
+    [
+        ('"rate_hz": 10.0', '"rate_hz": 5.0', "rate: the policy was trained at 5 Hz, the data runs at 10 Hz"),
+        ('"name": "front"', '"name": "fronte"', "unknown camera 'fronte'; did you mean 'front'?"),
+        ('"name": "dx"', '"name": "dz"', r"action dimensions: the policy gives dz \[m\].*the data takes dx \[m\]"),
+        ('"kind": "eef_delta"', '"kind": "joint_position"', "the policy gives 'joint_position', the data takes"),
+        ('"name": "x"', '"name": "y"', r"unknown state \[m\] 'y'"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_with_the_field_and_the_commands(
+    recipe: FinetuneRecipe, tmp_path: Path, field: str, changed: str, said: str
+) -> None:
+    policy = finetune(replace(recipe, steps=1), tmp_path / "one", quiet).policy
+    path = policy / "embodiment.json"
+    assert field in path.read_text()
+    path.write_text(path.read_text().replace(field, changed))
+    with pytest.raises(ContractError, match=said) as caught:
+        finetune(replace(recipe, policy=policy), tmp_path / "two", quiet)
+    for command in ("`vla record --env ENV --out FOLDER`", f"`vla finetune --data {recipe.data[0]} --out FOLDER`"):
+        assert command in str(caught.value)
+    assert "Choose another policy" not in str(caught.value)
+
+
+def test_a_dataset_of_another_format_is_refused_with_the_command_that_converts_it(
+    recipe: FinetuneRecipe, tmp_path: Path
+) -> None:
+    rlds = Path(__file__).parent.parent / "golden" / "rlds_samples"
+    with pytest.raises(DataError, match=r"is an RLDS dataset.*`vla data convert .* FOLDER --to lerobot`"):
+        finetune(replace(recipe, data=(rlds,)), tmp_path / "out", quiet)
+    (tmp_path / "demo.hdf5").write_bytes(b"")
+    with pytest.raises(DataError, match=r"demo.hdf5 is a robomimic file.*--to lerobot"):
+        finetune(replace(recipe, data=(tmp_path / "demo.hdf5",)), tmp_path / "out", quiet)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"the loss is nan at step \d+\. Lower learning_rate"):
-        finetune(replace(recipe, steps=40, learning_rate=1e12, warmup_steps=1, clip_norm=0), tmp_path, quiet)
+    recipe = replace(recipe, steps=40, learning_rate=1e12, warmup_steps=1, clip_norm=0, checkpoint_every=1)
+    with pytest.raises(CheckpointError, match=r"the loss is nan at step \d+\. Lower learning_rate") as caught:
+        finetune(recipe, tmp_path, quiet)
+    assert f"the last good checkpoint is {tmp_path / FOLDER}" in str(caught.value)
 
 
 def test_the_command_trains_and_says_what_is_next(recipe: FinetuneRecipe, tmp_path: Path, capsys) -> None:

@@ -145,35 +145,43 @@ def _dim(data: Mapping[str, Any]) -> Dim:
 
 
 def require_fit(wanted: Embodiment, offered: Embodiment) -> None:
-    """Raise ContractError unless a policy made for `wanted` may drive `offered`.
-
-    Action names, units, kind, frame and rate must be equal; the cameras and state that the policy uses must exist with
-    the same size and unit. Extra cameras and state are allowed. All differences are listed at once.
-    """
-    problems: list[str] = []
-    for field in ("kind", "frame"):
-        ours, theirs = getattr(wanted.action, field), getattr(offered.action, field)
-        if ours != theirs:
-            problems.append(f"action {field}: the policy gives '{ours}', the world takes '{theirs}'")
-    ours = [(d.name, d.unit) for d in wanted.action.dims]
-    theirs = [(d.name, d.unit) for d in offered.action.dims]
-    if ours != theirs:
-        problems.append(f"action dimensions: the policy gives {_dims(ours)}, the world takes {_dims(theirs)}")
-    if wanted.rate_hz != offered.rate_hz:
-        problems.append(
-            f"rate: the policy was trained at {wanted.rate_hz:g} Hz, the world runs at {offered.rate_hz:g} Hz"
-        )
-    problems += _camera_problems(wanted, offered)
-    offered_state = {d.name: d.unit for d in offered.state}
-    for dim in wanted.state:
-        if offered_state.get(dim.name) != dim.unit:
-            problems.append(unknown(f"state [{dim.unit}]", dim.name, offered_state))
-    if problems:
+    """Raise ContractError, with every difference, unless a policy made for `wanted` may drive `offered`."""
+    if problems := misfits(wanted, offered):
         raise ContractError(
             f"the policy was made for '{wanted.name}' and does not fit the world's '{offered.name}': "
             + "; ".join(problems)
             + ". Choose another policy (`vla list policies`) or fine-tune this one on data of that world."
         )
+
+
+def misfits(wanted: Embodiment, offered: Embodiment, who: str = "the world") -> list[str]:
+    """What keeps a policy made for `wanted` from `offered`, one entry a field; none when it fits.
+
+    Action names, units, kind, frame and rate must be equal; the cameras and state that the policy uses must exist with
+    the same unit. Extra cameras and state are allowed.
+
+    Args:
+        wanted: of the policy.
+        offered: of the other side.
+        who: that is, in words.
+    """
+    problems: list[str] = []
+    for field in ("kind", "frame"):
+        ours, theirs = getattr(wanted.action, field), getattr(offered.action, field)
+        if ours != theirs:
+            problems.append(f"action {field}: the policy gives '{ours}', {who} takes '{theirs}'")
+    ours = [(d.name, d.unit) for d in wanted.action.dims]
+    theirs = [(d.name, d.unit) for d in offered.action.dims]
+    if ours != theirs:
+        problems.append(f"action dimensions: the policy gives {_dims(ours)}, {who} takes {_dims(theirs)}")
+    if wanted.rate_hz != offered.rate_hz:
+        problems.append(f"rate: the policy was trained at {wanted.rate_hz:g} Hz, {who} runs at {offered.rate_hz:g} Hz")
+    problems += _camera_problems(wanted, offered)
+    offered_state = {d.name: d.unit for d in offered.state}
+    for dim in wanted.state:
+        if offered_state.get(dim.name) != dim.unit:
+            problems.append(unknown(f"state [{dim.unit}]", dim.name, offered_state))
+    return problems
 
 
 def _camera_problems(wanted: Embodiment, offered: Embodiment) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -81,20 +82,38 @@ def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) 
     partial = out / f"{FOLDER}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial / "state.safetensors")
-        write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
-    except (OSError, SafetensorError) as error:
+        with writing(f"the checkpoint of step {step}", out):
+            partial.mkdir(parents=True)
+            save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial / "state.safetensors")
+            write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
+    except CheckpointError:
         shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"the checkpoint of step {step} cannot be written ({error}); {newest(out)}. "
-            "Make room, then run the same command: it goes on from there."
-        ) from error
+        raise
     previous = out / PREVIOUS
     if (out / FOLDER).exists():
         shutil.rmtree(previous, ignore_errors=True)
         (out / FOLDER).rename(previous)
     partial.rename(out / FOLDER)
+
+
+@contextmanager
+def writing(what: str, out: Path) -> Iterator[None]:
+    """A full or broken disk is told in words.
+
+    Args:
+        what: is written.
+        out: folder of the run.
+
+    Raises:
+        CheckpointError: it cannot be; the last good checkpoint is named.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{what} cannot be written ({error}); {newest(out)}. "
+            "Make room, then run the same command: it goes on from there."
+        ) from error
 
 
 def newest(out: Path) -> str:

@@ -21,7 +21,7 @@ import torch
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.learn.adapt import adapt, merged
-from vla_robot.learn.checkpoint import learning
+from vla_robot.learn.checkpoint import learning, writing
 from vla_robot.learn.last_layer import only_what_is_read
 from vla_robot.learn.memory_plan import MemoryPlan, plan_memory
 from vla_robot.learn.metrics import require_trackers
@@ -152,12 +152,18 @@ def _closed_loop(
 
 
 def save_policy(run: Run, start: Path, folder: Path, ranks: Ranks) -> None:
-    """Write the averaged weights as a policy folder, with the files that belong to them. Every rank must ask."""
+    """Write the averaged weights as a policy folder, with the files that belong to them. Every rank must ask.
+
+    Raises:
+        CheckpointError: the disk is full, or the start policy is damaged.
+    """
     with run.averaged():
         learned = collected(learning(run.model).items(), keep=ranks.first)
         if not ranks.first:
             return
-        save_model(merged(run.model, start, learned), folder, carry_from=start)
-    for name in SIDE_FILES:
-        if (start / name).is_file():
-            shutil.copyfile(start / name, folder / name)
+        plain = merged(run.model, start, learned)
+        with writing(str(folder), run.out):
+            save_model(plain, folder, carry_from=start)
+            for name in SIDE_FILES:
+                if (start / name).is_file():
+                    shutil.copyfile(start / name, folder / name)

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from vla_robot.core.errors import MissingDependencyError
 from vla_robot.core.optional import installed, require
+from vla_robot.learn.checkpoint import writing
 from vla_robot.policy.openvla.config import read_json
 from vla_robot.policy.openvla.weights import write_json
 from vla_robot.recipe.finetune import FinetuneRecipe
@@ -66,9 +67,14 @@ class Metrics:
             self._trackers.append(_WandB(self._recipe, self._out, lines))
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write a line."""
+        """Write a line.
+
+        Raises:
+            CheckpointError: the disk takes it not.
+        """
         line = {"step": step, **metrics}
-        with (self._out / METRICS).open("a", encoding="utf-8") as file:
+        path = self._out / METRICS
+        with writing(str(path), self._out), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         for tracker in self._trackers:
             tracker.tell(line)

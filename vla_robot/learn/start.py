@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vla_robot.core.embodiment import require_fit
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.embodiment import Embodiment, misfits
+from vla_robot.core.errors import ContractError, DataError, RecipeError
+from vla_robot.learn.checkpoint import writing
 from vla_robot.learn.data import DemoData, MixtureData, TrainingData, open_recipe_mixture
 from vla_robot.learn.questions import QuestionData
 from vla_robot.learn.ranks import Ranks
@@ -63,7 +64,7 @@ def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProg
 
 
 def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
-    demos = open_demos(recipe.data)
+    demos = _open(recipe)
     start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
     policy = load(start, statistics_key=recipe.dataset_name)
     data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
@@ -94,7 +95,8 @@ def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
     start, partial = out / "start", out / "start.tmp"
     if not (start / "config.json").is_file():
         shutil.rmtree(partial, ignore_errors=True)
-        write(partial)
+        with writing(str(start), out):
+            write(partial)
         shutil.rmtree(start, ignore_errors=True)
         partial.rename(start)
     return start
@@ -128,9 +130,46 @@ def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
     policy = Checkpoint.read(recipe.policy)
     if policy.embodiment is None:
         raise RecipeError(f"{recipe.policy} does not say what it drives (no embodiment.json).")
-    require_fit(policy.embodiment, demos.embodiment)
+    _require_fit(policy.embodiment, demos.embodiment, recipe)
     new = {} if recipe.dataset_name in policy.config.norm_stats else statistics
     _copy_policy(recipe.policy, folder, new, recipe.chunk)
+
+
+def _require_fit(wanted: Embodiment, recorded: Embodiment, recipe: FinetuneRecipe) -> None:
+    """Raise ContractError, with every field that differs and the commands that help, unless data fit the policy."""
+    problems = [text.rstrip(".") for text in misfits(wanted, recorded, "the data")]
+    if not problems:
+        return
+    data = ",".join(map(str, recipe.data))
+    cameras = ", ".join(camera.name for camera in wanted.cameras)
+    raise ContractError(
+        f"{data} was recorded with '{recorded.name}' and does not fit {recipe.policy}, which was made for "
+        f"'{wanted.name}': {'; '.join(problems)}. No conversion changes what an arm did: record again with "
+        f"`vla record --env ENV --out FOLDER`, ENV being a world of {wanted.rate_hz:g} Hz with the camera(s) {cameras} "
+        "(`vla list envs`); or train a new policy for this data, without --policy: "
+        f"`vla finetune --data {data} --out FOLDER`."
+    )
+
+
+def _open(recipe: FinetuneRecipe) -> Demos:
+    """The recipe's datasets; of one in another format, how to read it."""
+    try:
+        return open_demos(recipe.data)
+    except DataError as error:
+        for root in recipe.data:
+            if kind := _other_format(root):
+                raise DataError(
+                    f"{root} is {kind}, and data takes LeRobot datasets: `vla data convert {root} FOLDER --to lerobot` "
+                    "makes one, which then needs the meta/embodiment.json of a recording of the same arm, cameras and "
+                    "units; or read it as it is, with --mixture NAME and a recipe in datasets/."
+                ) from error
+        raise
+
+
+def _other_format(root: Path) -> str | None:
+    if root.is_dir() and (any(root.rglob("dataset_info.json")) or any(root.rglob("*.tfrecord*"))):
+        return "an RLDS dataset"
+    return "a robomimic file" if root.suffix in (".hdf5", ".h5") and root.is_file() else None
 
 
 def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:
