@@ -167,6 +167,7 @@ def test_without_a_terminal_it_says_what_to_do(
     out = str(tmp_path / "demos")
     assert main(["record", "--env", str(env), "--by", "keyboard", "--out", out]) == EXIT_USER_ERROR
     assert "ssh -t" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 @pytest.mark.parametrize(("by", "meant"), [("keybord", "keyboard"), ("so101_lead", "so101_leader")])

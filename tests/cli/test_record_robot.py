@@ -96,6 +96,7 @@ def test_a_person_records_from_a_running_bridge_and_lerobot_opens_it(
     person, out = Scripted(episodes=2), tmp_path / "demos"
     monkeypatch.setattr(record_by_hand, "open_hands", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
+    monkeypatch.setattr(record_by_hand, "require_at_hand", lambda _: None)
     command = ["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]
     assert main(command) == 0
     assert person.closed
@@ -135,6 +136,7 @@ def test_ctrl_c_ends_in_the_held_pose_and_keeps_what_is_finished(
     person.said = person.said[:-3]  # in the midst of the second one
     monkeypatch.setattr(record_by_hand, "open_hands", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
+    monkeypatch.setattr(record_by_hand, "require_at_hand", lambda _: None)
     command = ["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]
     assert main(command) == EXIT_INTERRUPTED
     assert len(open_demos(out).episodes) == 1 and person.closed
@@ -158,6 +160,7 @@ def test_when_a_device_is_lost_the_arm_holds_and_finished_episodes_stay(
     person.said = person.said[:-3]  # in the midst of the second one
     monkeypatch.setattr(record_by_hand, "open_hands", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
+    monkeypatch.setattr(record_by_hand, "require_at_hand", lambda _: None)
     assert main(["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]) == 2
     assert "the terminal is gone" in capsys.readouterr().err
     assert len(open_demos(out).episodes) == 1 and person.closed

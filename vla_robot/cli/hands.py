@@ -49,6 +49,7 @@ def open_hands(
         return BrowserTeleop(embodiment, instruction, Listen(port))
     if not is_hands(name):
         raise RecipeError(unknown("device", name, [*HANDS, *available("hands")]))
+    require_at_hand(name)
     return _at_terminal(lambda: _motion(name, embodiment), instruction, draws)
 
 
@@ -60,6 +61,14 @@ def is_hands(name: str) -> bool:
     if path.suffix != ".toml" or not path.is_file():
         return False
     return path.parent.name == "hands" or _says_teleoperator(read_toml(path))
+
+
+def require_at_hand(name: str) -> None:
+    """Raise HandError, before anything is built or connected, when the device needs a terminal and there is none."""
+    if name != "browser":
+        from vla_robot.hand.terminal import require_terminal
+
+        require_terminal()
 
 
 def require_no_hands_meant(name: str) -> None:
@@ -98,10 +107,9 @@ def _motion(name: str, embodiment: Embodiment) -> Motion:
 def _at_terminal(open_motion: Callable[[], Motion], instruction: str, draws: bool) -> Teleop:
     """A device beside the keys of this terminal, which is left as it was when the device cannot be opened."""
     from vla_robot.hand.panel import Panel
-    from vla_robot.hand.terminal import Terminal, require_terminal
+    from vla_robot.hand.terminal import Terminal
     from vla_robot.hand.terminal_teleop import TerminalTeleop
 
-    require_terminal()
     motion = open_motion()
     panel = Panel() if draws and sys.stdout.isatty() else None
     return TerminalTeleop(motion, instruction, Terminal(), panel)

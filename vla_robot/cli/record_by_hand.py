@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from vla_robot.cli.build import connect_robot
-from vla_robot.cli.hands import open_hands, welcome
+from vla_robot.cli.hands import open_hands, require_at_hand, welcome
 from vla_robot.cli.interrupt import stop_on_interrupt, with_hangup
 from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.errors import RecipeError
@@ -90,7 +90,7 @@ class _Arm(NamedTuple):
 
 
 def _require_sense(args: RecordArgs) -> None:
-    """Raise RecipeError for what says nothing where a person drives."""
+    """Raise RecipeError for what says nothing where a person drives, HandError when nobody could."""
     if args.recipe is not None or (args.env is None) == (args.robot is None):
         raise RecipeError(
             f"--by {args.by} needs a world and no dataset recipe: `vla record --env lift --by {args.by}`, or a robot "
@@ -101,6 +101,7 @@ def _require_sense(args: RecordArgs) -> None:
             raise RecipeError(f"{name} says nothing where a person drives; leave it out.")
     if args.robot is None and (args.arm or args.key):
         raise RecipeError("--arm and --key are for a robot behind a bridge; leave them out, or add --robot ADDRESS.")
+    require_at_hand(args.by)
 
 
 @contextlib.contextmanager
