@@ -21,6 +21,7 @@ from vla_robot.learn.finetune import Progress, finetune
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.policy_source import find_policy
 
 
 def quiet(_: Progress) -> None:
@@ -134,6 +135,7 @@ from vla_robot.core.errors import VlaError
 from vla_robot.learn.finetune import finetune
 from vla_robot.recipe import read
 from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.policy_source import find_policy
 
 out, resume = Path(sys.argv[2]), Path(sys.argv[2]) / "resume" / "state.safetensors"
 
@@ -210,6 +212,16 @@ def test_a_policy_is_trained_on_with_its_own_statistics(recipe: FinetuneRecipe, 
     assert kept == new
     before, after = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert not torch.equal(before["projector.fc1.weight"], after["projector.fc1.weight"])
+
+
+def test_the_trained_policy_drives_by_the_statistics_of_its_newest_data(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    first = finetune(replace(recipe, steps=1), tmp_path / "one", quiet).policy
+    second = finetune(replace(recipe, steps=1, policy=first, dataset_name="dusk"), tmp_path / "two", quiet).policy
+    assert set(json.loads((second / "dataset_statistics.json").read_text())) == {"light", "dusk"}
+    found = find_policy(second).recipe
+    assert (found.kind, found.statistics_key) == ("openvla", "dusk")
+    assert found.checkpoint is not None
+    assert found.checkpoint.resolve() == second.resolve()
 
 
 @pytest.mark.parametrize(

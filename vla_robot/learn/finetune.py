@@ -11,6 +11,7 @@ OUT/final/           the trained policy, a folder that `vla run --policy` takes
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from contextlib import closing
@@ -37,6 +38,12 @@ from vla_robot.recipe.finetune import FinetuneRecipe
 __all__ = ["OnProgress", "Progress", "RollOut", "Trained", "finetune", "open_run"]
 
 SIDE_FILES = ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json", "embodiment.json")
+DRIVES = """\
+# Written by `vla finetune`: of all statistics that this folder has, those of the data that it learned from.
+kind = "openvla"
+checkpoint = "."
+statistics_key = {}
+"""
 
 RollOut = Callable[[Path, str], float | None]
 """A policy's folder, and the statistics that un-normalise its actions -> its success rate in closed loop; None where
@@ -91,7 +98,7 @@ def finetune(
         with closing(run):
             metrics = run.train(heard, should_stop)
         if run.step == recipe.steps:
-            save_policy(run, prepared.start, out / "final", ranks)
+            save_policy(run, prepared, out / "final", ranks)
     return Trained(out / "final", run.step, metrics)
 
 
@@ -142,7 +149,7 @@ def _closed_loop(
         raise RecipeError("the recipe asks for [rollouts], which only `vla finetune` can drive; leave the table out.")
 
     def measure(run: Run) -> float | None:
-        save_policy(run, prepared.start, folder, ranks)
+        save_policy(run, prepared, folder, ranks)
         if not ranks.first:
             return None
         with torch.random.fork_rng():
@@ -151,12 +158,13 @@ def _closed_loop(
     return measure
 
 
-def save_policy(run: Run, start: Path, folder: Path, ranks: Ranks) -> None:
+def save_policy(run: Run, prepared: Prepared, folder: Path, ranks: Ranks) -> None:
     """Write the averaged weights as a policy folder, with the files that belong to them. Every rank must ask.
 
     Raises:
         CheckpointError: the disk is full, or the start policy is damaged.
     """
+    start = prepared.start
     with run.averaged():
         learned = collected(learning(run.model).items(), keep=ranks.first)
         if not ranks.first:
@@ -167,3 +175,5 @@ def save_policy(run: Run, start: Path, folder: Path, ranks: Ranks) -> None:
             for name in SIDE_FILES:
                 if (start / name).is_file():
                     shutil.copyfile(start / name, folder / name)
+            if prepared.drives_by:
+                (folder / "recipe.toml").write_text(DRIVES.format(json.dumps(prepared.drives_by)), encoding="utf-8")

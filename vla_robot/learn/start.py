@@ -43,6 +43,7 @@ class Prepared:
         policy: that policy, loaded.
         data: what it learns from.
         questions: what else.
+        drives_by: the dataset whose statistics the trained policy drives by; None where it learned from several.
     """
 
     start: Path
@@ -50,6 +51,7 @@ class Prepared:
     policy: OpenVLAPolicy
     data: TrainingData
     questions: QuestionData | None
+    drives_by: str | None
 
 
 def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
@@ -68,7 +70,8 @@ def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: On
     start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
     policy = load(start, statistics_key=recipe.dataset_name)
     data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
-    return Prepared(start, recipe.dataset_name, policy, data, _questions(recipe, policy, ranks))
+    name = recipe.dataset_name
+    return Prepared(start, name, policy, data, _questions(recipe, policy, ranks), drives_by=name)
 
 
 def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
@@ -83,7 +86,8 @@ def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: 
     key = next(iter(mixture.statistics))
     policy = load(start, statistics_key=key)
     data = MixtureData(recipe, mixture, policy, ranks, indexing)
-    return Prepared(start, key, policy, data, _questions(recipe, policy, ranks))
+    only = key if len(mixture.statistics) == 1 else None
+    return Prepared(start, key, policy, data, _questions(recipe, policy, ranks), drives_by=only)
 
 
 def _questions(recipe: FinetuneRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> QuestionData | None:
