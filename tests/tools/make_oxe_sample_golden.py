@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
+import tensorflow_datasets as tfds  # pyright: ignore[reportMissingImports]
 from make_oxe_golden import load_reference, standard
 
 
