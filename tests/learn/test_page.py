@@ -1,4 +1,4 @@
-"""docs/finetune.md from top to bottom: every command in its order, with smaller numbers."""
+"""docs/finetune.md from top to bottom: every command on a line of its own, in order, with smaller numbers."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.record.demos import open_demos
 from vla_robot.record.order import BLOCK
 
-DRAWS = 2 * BLOCK
+DRAWS = BLOCK
 BATCH = 32
 
 
@@ -35,7 +35,7 @@ def quiet(_: Progress) -> None:
     pass
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
     weights=st.lists(st.floats(0.05, 20), min_size=4, max_size=4),
