@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vla_robot.cli.page import BROWSER, PageArgs
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.core.teleop import Teleop
@@ -17,7 +18,7 @@ from vla_robot.recipe.load import read_toml
 if TYPE_CHECKING:
     from vla_robot.hand.motion import Motion
 
-HANDS = ("browser", "keyboard", "spacemouse", "gamepad")
+HANDS = (BROWSER, "keyboard", "spacemouse", "gamepad")
 """What `--by` and `--takeover` take, beside the names of recipes in hands/."""
 
 PAGE_PORT = 8572
@@ -25,7 +26,7 @@ PAGE_PORT = 8572
 
 
 def open_hands(
-    name: str, embodiment: Embodiment, instruction: str, *, port: int = PAGE_PORT, draws: bool = True
+    name: str, embodiment: Embodiment, instruction: str, *, page: PageArgs | None = None, draws: bool = True
 ) -> Teleop:
     """The device of that name, open; close it.
 
@@ -33,7 +34,7 @@ def open_hands(
         name: one of HANDS, or a recipe of hands/ by name or path.
         embodiment: of the arm that is driven.
         instruction: shown until another one is typed.
-        port: of the page, where the device is one; 0 takes a free one.
+        page: where it is served, where the device is one.
         draws: the device may draw its keys and counters on this terminal; False where something else is drawn there.
 
     Raises:
@@ -42,11 +43,10 @@ def open_hands(
         MissingDependencyError: it needs a package that is not installed.
         VlaError: it is not there, or not permitted; the message says what to do.
     """
-    if name == "browser":
+    if name == BROWSER:
         from vla_robot.serve.browser_teleop import BrowserTeleop
-        from vla_robot.serve.web import Listen
 
-        return BrowserTeleop(embodiment, instruction, Listen(port))
+        return BrowserTeleop(embodiment, instruction, (page or PageArgs()).listen(PAGE_PORT))
     if not is_hands(name):
         raise RecipeError(unknown("device", name, [*HANDS, *available("hands")]))
     require_at_hand(name)
@@ -65,7 +65,7 @@ def is_hands(name: str) -> bool:
 
 def require_at_hand(name: str) -> None:
     """Raise HandError, before anything is built or connected, when the device needs a terminal and there is none."""
-    if name != "browser":
+    if name != BROWSER:
         from vla_robot.hand.terminal import require_terminal
 
         require_terminal()

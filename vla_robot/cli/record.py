@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vla_robot.cli import record_by_hand
 from vla_robot.cli.build import build_policy
-from vla_robot.cli.hands import PAGE_PORT, is_hands, require_no_hands_meant
+from vla_robot.cli.hands import is_hands, require_no_hands_meant
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.page import PageArgs
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import RecipeError
@@ -70,8 +71,7 @@ class RecordArgs:
     """which of this computer's keys to show the bridge; only needed when there are several"""
     arm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """release the bridge's e-stop first"""
-    port: Annotated[int, option("PORT")] = PAGE_PORT
-    """of the page, with --by browser; 0 takes a free one"""
+    page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file, for machines"""
 

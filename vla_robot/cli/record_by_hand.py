@@ -44,7 +44,7 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
         stop_on_interrupt(with_hangup()) as stop,
         LeRobotWriter(args.out) as writer,
         _opened(args) as arm,
-        contextlib.closing(open_hands(args.by, arm.driven.embodiment, arm.instruction, port=args.port)) as teleop,
+        contextlib.closing(open_hands(args.by, arm.driven.embodiment, arm.instruction, page=args.page)) as teleop,
     ):
         print(f"vla record: {arm.where} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
         session = Session(
@@ -101,6 +101,7 @@ def _require_sense(args: RecordArgs) -> None:
             raise RecipeError(f"{name} says nothing where a person drives; leave it out.")
     if args.robot is None and (args.arm or args.key):
         raise RecipeError("--arm and --key are for a robot behind a bridge; leave them out, or add --robot ADDRESS.")
+    args.page.require_sense(args.by, "--by browser opens one")
     require_at_hand(args.by)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
+from vla_robot.cli.page import PageArgs
 from vla_robot.cli.takeover import dataset, require_sense, shared_control
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.errors import RecipeError
@@ -58,8 +59,7 @@ class RunArgs:
     """keep the world's control rate on the wall clock; a simulation otherwise steps as fast as it can"""
     takeover: Annotated[str | None, option("DEVICE")] = None
     """a person may take over while the policy drives: by browser (a page), keyboard, spacemouse or gamepad"""
-    port: Annotated[int | None, option("PORT")] = None
-    """of the page, with --takeover browser; 0 takes a free one, by default 8572"""
+    page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
     record: Annotated[Path | None, option("FOLDER")] = None
     """add every episode to this LeRobot v3 dataset, with a mark on each step that a person drove"""
     keep: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None

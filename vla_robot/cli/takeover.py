@@ -23,8 +23,7 @@ def require_sense(args: RunArgs) -> None:
     """Raise RecipeError for options that say nothing here."""
     if args.keep is not None and args.record is None:
         raise RecipeError("--keep says which episodes --record stores: add --record FOLDER, or leave it out.")
-    if args.port is not None and args.takeover != "browser":
-        raise RecipeError("--port is that of the page of --takeover browser; leave it out.")
+    args.page.require_sense(args.takeover, "--takeover browser opens one")
 
 
 @contextlib.contextmanager
@@ -57,12 +56,11 @@ def shared_control(
     if args.takeover is None:
         yield policy, []
         return
-    from vla_robot.cli.hands import PAGE_PORT, open_hands
+    from vla_robot.cli.hands import open_hands
     from vla_robot.loop.takeover import Takeover
 
-    port = PAGE_PORT if args.port is None else args.port
     with (
-        contextlib.closing(open_hands(args.takeover, embodiment, instruction, port=port, draws=False)) as teleop,
+        contextlib.closing(open_hands(args.takeover, embodiment, instruction, page=args.page, draws=False)) as teleop,
         Takeover(policy, teleop, embodiment, row_by_row=row_by_row, look=look, on_estop=on_estop) as driver,
     ):
         print(_how(teleop), flush=True)

@@ -6,7 +6,7 @@ import base64
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,12 +15,13 @@ import tyro
 from vla_robot.cli.build import client_security
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.page import PageArgs
 from vla_robot.cli.words import option
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Image
 from vla_robot.serve.board import Board
 from vla_robot.serve.view import BridgeView, Listener, about
-from vla_robot.serve.web import LOOPBACK, Access, Listen, WebServer
+from vla_robot.serve.web import Access, Listen, WebServer
 from vla_robot.transport.jpeg import encode_jpeg
 
 DEFAULT_PORT = 8571
@@ -36,14 +37,7 @@ class ViewArgs:
 
     robot: Annotated[str, tyro.conf.Positional, option("ADDRESS")]
     """where the bridge listens, e.g. tcp://127.0.0.1:5570"""
-    port: Annotated[int, option("PORT")] = DEFAULT_PORT
-    """of the page; 0 takes a free one"""
-    host: Annotated[str, option("HOST")] = LOOPBACK
-    """this computer's address for browsers; another than loopback's needs --certificate"""
-    certificate: Annotated[Path | None, option("FILE")] = None
-    """PEM file, for a page that other computers may open"""
-    certificate_key: Annotated[Path | None, option("FILE")] = None
-    """PEM file of its key; by default it stands in the certificate's"""
+    page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
     read_only: bool = False
     """no e-stop on the page: who opens it can look, and nothing else"""
     overlay: Annotated[Path | None, option("DATASET")] = None
@@ -55,10 +49,6 @@ class ViewArgs:
     json: Annotated[Path | None, option("FILE")] = None
     """when it ends, write what was seen to this file, for machines"""
 
-    def __post_init__(self) -> None:
-        if not 0 <= self.port < 1 << 16:
-            raise RecipeError(f"--port {self.port}: 1 to 65535, or 0 for a free one.")
-
 
 def main(args: ViewArgs) -> int:
     """Serve the page until Ctrl-C.
@@ -66,7 +56,7 @@ def main(args: ViewArgs) -> int:
     Raises:
         TransportError: no bridge answers, or the page's port is taken.
     """
-    listen = Listen(args.port, args.host, args.certificate, args.certificate_key)
+    listen = args.page.listen(DEFAULT_PORT)
     board, started_s = Board(), time.monotonic()
     with (
         _listener(args) as listener,
