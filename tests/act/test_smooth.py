@@ -34,7 +34,7 @@ def greatest(commands: np.ndarray, start: np.ndarray, rate_hz: float) -> tuple[f
     return found[0], found[1], found[2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 2**32 - 1),
     rate_hz=st.sampled_from([100.0, 250.0, 500.0]),
@@ -58,7 +58,7 @@ def test_speed_acceleration_and_jerk_are_kept_for_any_targets(
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_nothing_overshoots_and_the_last_target_is_reached_exactly(seed: int) -> None:
     rng = np.random.default_rng(seed)
     start, targets = rng.normal(size=3), rng.normal(size=(5, 3)) * 0.2
@@ -115,7 +115,7 @@ def _turn(a: Vector, b: Vector) -> Vector:
     return rotvec_of(np.array([b[0] * w - b[1:] @ v, *(b[0] * v + w * b[1:] + np.cross(b[1:], v))]))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), rate_hz=st.sampled_from([100.0, 250.0, 500.0]), reach=st.floats(0.01, 3.1))
 def test_rotations_keep_their_bounds_for_any_targets(seed: int, rate_hz: float, reach: float) -> None:
     rng = np.random.default_rng(seed)
@@ -128,7 +128,7 @@ def test_rotations_keep_their_bounds_for_any_targets(seed: int, rate_hz: float, 
 
 
 @given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_rotation_reaches_its_target_whatever_came_before(seed: int) -> None:
     rng = np.random.default_rng(seed)
     targets = rng.normal(size=(4, 3))

@@ -35,7 +35,7 @@ def quiet(_: Progress) -> None:
     pass
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=4),
     weights=st.lists(st.floats(0.05, 20), min_size=4, max_size=4),

@@ -109,7 +109,7 @@ def test_a_log_cut_inside_its_header_says_so(tmp_path: Path, whole: bytes) -> No
             read_bytes(tmp_path, whole[:length])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_bit_is_noticed_and_what_precedes_it_stands(
     tmp_path: Path, whole: bytes, data: st.DataObject
@@ -124,7 +124,7 @@ def test_a_flipped_bit_is_noticed_and_what_precedes_it_stands(
 
 
 @given(garbage=st.binary(max_size=200))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_give_a_log_or_a_data_error(tmp_path: Path, garbage: bytes) -> None:
     for data in (garbage, episode.MAGIC + garbage):
         with pytest.raises(DataError):

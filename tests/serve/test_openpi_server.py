@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -295,7 +295,6 @@ def test_a_recipe_read_backwards_answers_in_the_clients_own_units(serving: Start
     np.testing.assert_array_equal(policy.seen[0].images["wrist"], IMAGE + 1)
 
 
-@settings(deadline=None)  # pillow is imported in the first example
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=2), st.floats(-1, 1))
 def test_both_ends_of_a_recipe_undo_each_other(action: list[float], x: float) -> None:
     seen = Observation({"front": IMAGE, "wrist": IMAGE}, np.array([x]), "lift", stamp_ns=7, step=3)

@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -91,7 +91,6 @@ def test_groot_reads_a_modality_of_every_generation(mark: str, config: object) -
     assert groot_wire.unpack(message) == {"video": {"delta_indices": [0]}}
 
 
-@settings(deadline=None)
 @given(any_array)
 def test_every_array_survives_the_way_there_and_back(array: np.ndarray) -> None:
     there = [
@@ -105,7 +104,6 @@ def test_every_array_survives_the_way_there_and_back(array: np.ndarray) -> None:
         assert not message["x"].flags.writeable
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     for unpack in (openpi_wire.unpack, groot_wire.unpack):
@@ -115,7 +113,6 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
             continue
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_message_is_read_or_refused(data: st.DataObject) -> None:
     golden, unpack = data.draw(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vla_robot.act.rotation import quat_of
@@ -161,7 +161,6 @@ def test_an_arm_whose_state_has_no_rotation_cannot_be_turned() -> None:
         Interpreter(replace(PEER, tool_turn_deg=90.0), ARM)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.floats(0.1, 3.0), st.floats(-180, 180))
 def test_a_turn_there_and_back_is_the_same_rotation(axis: list[float], angle: float, turn_deg: float) -> None:
     norm = float(np.linalg.norm(axis))

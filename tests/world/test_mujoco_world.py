@@ -231,7 +231,7 @@ def test_everything_that_a_scene_lacks_is_named_at_once(changed: Callable[..., E
 offset = st.floats(-0.5, 0.5, width=32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.tuples(*[offset] * 6))
 def test_inverse_kinematics_undoes_kinematics(offsets: tuple[float, ...]) -> None:
     model = mujoco.MjModel.from_xml_string(SCENE)

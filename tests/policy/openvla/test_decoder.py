@@ -42,7 +42,7 @@ def test_prefill_and_steps_equal_one_full_pass(kv_heads: int) -> None:
         torch.testing.assert_close(hidden, expected[:, position], atol=1e-5, rtol=1e-5)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=6), st.integers(0, 2**16))
 def test_each_row_of_a_ragged_batch_equals_itself_alone(lengths: list[int], seed: int) -> None:
     model = llama()

@@ -202,7 +202,7 @@ def small_llama() -> Any:
     return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=5), st.integers(0, 2**16))
 def test_padding_is_never_seen(lengths: list[int], seed: int) -> None:
     llama = small_llama()
