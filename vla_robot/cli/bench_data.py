@@ -28,6 +28,7 @@ from vla_robot.cli.words import option
 from vla_robot.core.errors import DataError
 from vla_robot.record.images import decode_image
 from vla_robot.record.open import Source, open_source
+from vla_robot.record.provenance import row
 
 Order = Literal["in order", "shuffled"]
 ORDERS: tuple[Order, ...] = ("in order", "shuffled")
@@ -207,7 +208,4 @@ def _table(cases: Sequence[Case]) -> Table:
 
 def _rows(case: Case) -> list[dict[str, Any]]:
     values = (("rate", case.frames_per_second, "frames/s"), ("memory", case.resident_mb, "MB"))
-    return [
-        {"name": f"{case.name}/{what}", "value": value, "unit": unit, "baseline": None, "ratio": None}
-        for what, value, unit in values
-    ]
+    return [row(f"{case.name}/{what}", value, unit) for what, value, unit in values]

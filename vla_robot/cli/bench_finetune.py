@@ -30,6 +30,7 @@ from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.optional import require
 from vla_robot.recipe import find
 from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.record.provenance import row
 
 if TYPE_CHECKING:
     from vla_robot.record.demonstration import Demonstration
@@ -208,16 +209,12 @@ def rows(contests: list[Contest], batch_size: int) -> list[dict[str, Any]]:
     for c in contests:
         ours, plain = c.rate(OURS, batch_size), c.rate(PLAIN, batch_size)
         found += [
-            _row(f"{c.name}/rate", ours, "samples/s", plain, ours / plain),
-            _row(f"{c.name}/plain_loading", c.loading, "1", None, None),
-            _row(f"{c.name}/loss_difference", c.difference, "1", None, None),
-            _row(f"{c.name}/learned", c.learned, "1", None, None),
+            row(f"{c.name}/rate", ours, "samples/s", plain, ours / plain),
+            row(f"{c.name}/plain_loading", c.loading, "1"),
+            row(f"{c.name}/loss_difference", c.difference, "1"),
+            row(f"{c.name}/learned", c.learned, "1"),
         ]
     return found
-
-
-def _row(name: str, value: float, unit: str, baseline: float | None, ratio: float | None) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio}
 
 
 def _table(contests: list[Contest], batch_size: int) -> Table:

@@ -39,6 +39,7 @@ from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.optional import require
 from vla_robot.recipe import find
 from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.record.provenance import row
 from vla_robot.serve.bridge import Bridge, Listener
 from vla_robot.serve.bridge_server import BridgeServer, Pace
 from vla_robot.transport.sockets import ServerSocket
@@ -59,6 +60,8 @@ DRAIN_NS = 200_000_000
 """Until what was sent has arrived. libzmq (4.3.5, its issue 3442) ends the process when a socket is closed while its
 peer dies with a message half on its way."""
 
+MEASURES = ("late_ms", "interval_error_ms", "overhead_ms")
+QUANTILES = (("p50", 50.0), ("p99", 99.0), ("max", 100.0))
 STAGES = ("publish", "way_to_controller", "controller", "way_to_bridge")
 
 Numbers = NDArray[np.float64]
@@ -329,25 +332,20 @@ def peer(*arguments: str) -> Iterator[None]:
 def rows(absolute: Measured, relative: Measured) -> list[dict[str, Any]]:
     """Each measure of the bridge's loop next to the relative one's."""
     found: list[dict[str, Any]] = []
-    for name in ("late_ms", "interval_error_ms", "overhead_ms"):
-        for label, percent in (("p50", 50.0), ("p99", 99.0), ("max", 100.0)):
+    for name in MEASURES:
+        for label, percent in QUANTILES:
             values = [float(np.percentile(np.abs(getattr(m, name)), percent)) for m in (absolute, relative)]
-            found.append(_row(f"{name.removesuffix('_ms')}/{label}", *values))
-    found.append(_row("drift_at_the_end", absolute.drift_ms, relative.drift_ms))
+            found.append(compared(f"{name.removesuffix('_ms')}/{label}", *values))
+    found.append(compared("drift_at_the_end", absolute.drift_ms, relative.drift_ms))
     for stage in STAGES:
         values = [float(np.percentile(m.stages_ms[stage], 99)) for m in (absolute, relative)]
-        found.append(_row(f"stage/{stage}/p99", *values))
+        found.append(compared(f"stage/{stage}/p99", *values))
     return found
 
 
-def _row(name: str, value: float, baseline: float) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": value,
-        "unit": "ms",
-        "baseline": baseline,
-        "ratio": baseline / value if value else 0.0,
-    }
+def compared(name: str, value: float, baseline: float) -> dict[str, Any]:
+    """A number of milliseconds beside the baseline's; the ratio says how many times better it is."""
+    return row(name, value, "ms", baseline, baseline / value if value else 0.0)
 
 
 def _stages(arrivals: list[tuple[float, Mapping[str, float]]]) -> dict[str, Numbers]:
@@ -363,9 +361,9 @@ def _table(found: list[dict[str, Any]]) -> Table:
     table.add_column("milliseconds", no_wrap=True)
     for column in ("ours", "relative sleep", "better by"):
         table.add_column(column, justify="right", no_wrap=True)
-    for row in found:
-        ratio = f"{row['ratio']:.1f}x" if row["ratio"] else ""
-        table.add_row(row["name"], f"{row['value']:.3f}", f"{row['baseline']:.3f}", ratio)
+    for r in found:
+        ratio = f"{r['ratio']:.1f}x" if r["ratio"] else ""
+        table.add_row(r["name"], f"{r['value']:.3f}", f"{r['baseline']:.3f}", ratio)
     return table
 
 

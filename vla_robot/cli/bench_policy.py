@@ -27,6 +27,7 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.core.optional import require
 from vla_robot.recipe.policy_source import find_policy
+from vla_robot.record.provenance import row
 
 if TYPE_CHECKING:
     from vla_robot.policy.openvla.cost import Cost
@@ -232,28 +233,25 @@ def _matmul(policy: OpenVLAPolicy, batch: int) -> dict[str, float]:
 def rows(report: Report) -> list[dict[str, Any]]:
     """For JSON. Ratios compare with `plain` per observation; above 1 is faster than it."""
     plain_ms = report.plain.percentile_ms(50)
-    result = [_row("plain/p50", plain_ms, "ms"), _row("plain/p99", report.plain.percentile_ms(99), "ms")]
-    result += [_row(f"{variant}/weights", size, "bytes") for variant, size in report.weights_bytes.items()]
-    result.append(_row("memory_bandwidth", report.memory_bytes_per_s / 1e9, "GB/s"))
+    result = [row("plain/p50", plain_ms, "ms"), row("plain/p99", report.plain.percentile_ms(99), "ms")]
+    result += [row(f"{variant}/weights", size, "bytes") for variant, size in report.weights_bytes.items()]
+    result.append(row("memory_bandwidth", report.memory_bytes_per_s / 1e9, "GB/s"))
     for case, timing in report.timings.items():
         if case.plain:
             continue
         p50 = timing.percentile_ms(50)
+        ratio = case.batch * plain_ms / p50
         result += [
-            {**_row(f"{case.name}/p50", p50, "ms"), "baseline": plain_ms, "ratio": case.batch * plain_ms / p50},
-            _row(f"{case.name}/p99", timing.percentile_ms(99), "ms"),
-            _row(f"{case.name}/inferences_per_s", 1e3 / p50, "1/s"),
-            {
-                **_row(f"{case.name}/actions_per_s", case.batch * 1e3 / p50, "1/s"),
-                "baseline": 1e3 / plain_ms,
-                "ratio": case.batch * plain_ms / p50,
-            },
-            _row(f"{case.name}/tokens_that_differ", _difference(report, case), "1"),
+            row(f"{case.name}/p50", p50, "ms", plain_ms, ratio),
+            row(f"{case.name}/p99", timing.percentile_ms(99), "ms"),
+            row(f"{case.name}/inferences_per_s", 1e3 / p50, "1/s"),
+            row(f"{case.name}/actions_per_s", case.batch * 1e3 / p50, "1/s", 1e3 / plain_ms, ratio),
+            row(f"{case.name}/tokens_that_differ", _difference(report, case), "1"),
         ]
         for stage, ms in timing.stages_ms.items():
             for percent in (50, 99):
-                result.append(_row(f"{case.name}/{stage}_p{percent}", float(np.percentile(ms, percent)), "ms"))
-        result += [row for stage in COUNTED if stage in timing.stages_ms for row in _stage_rows(report, case, stage)]
+                result.append(row(f"{case.name}/{stage}_p{percent}", float(np.percentile(ms, percent)), "ms"))
+        result += [r for stage in COUNTED if stage in timing.stages_ms for r in _stage_rows(report, case, stage)]
     return result
 
 
@@ -261,18 +259,10 @@ def _stage_rows(report: Report, case: Case, stage: str) -> list[dict[str, Any]]:
     cost = report.costs[case.batch][stage]
     reached, best = _flops_per_s(report, case, stage), report.matmul[case.batch][stage]
     return [
-        _row(f"{case.name}/{stage}_flops", cost.flops, "flop"),
-        _row(f"{case.name}/{stage}_weights", cost.weight_bytes, "bytes"),
-        {
-            **_row(f"{case.name}/{stage}_rate", reached / 1e9, "Gflop/s"),
-            "baseline": best / 1e9,
-            "ratio": reached / best,
-        },
+        row(f"{case.name}/{stage}_flops", cost.flops, "flop"),
+        row(f"{case.name}/{stage}_weights", cost.weight_bytes, "bytes"),
+        row(f"{case.name}/{stage}_rate", reached / 1e9, "Gflop/s", best / 1e9, reached / best),
     ]
-
-
-def _row(name: str, value: float, unit: str) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "baseline": None, "ratio": None}
 
 
 def _flops_per_s(report: Report, case: Case, stage: str) -> float:

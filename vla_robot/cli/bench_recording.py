@@ -21,11 +21,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vla_robot.cli.bench_loop import PRIORITY, EmulatedArm, Measured, measure
+from vla_robot.cli.bench_loop import MEASURES, PRIORITY, QUANTILES, EmulatedArm, Measured, compared, measure
 from vla_robot.cli.bench_loop_peers import CONTROLLER, RECORDER
 from vla_robot.core.clock import Ticker
 from vla_robot.record.episode import read_episode
 from vla_robot.record.log_process import LogProcess
+from vla_robot.record.provenance import row
 from vla_robot.serve.bridge import EpisodeBegan, EpisodeOver, Listener, Ticked
 from vla_robot.serve.bridge_log import BridgeLog
 
@@ -33,9 +34,6 @@ ROUNDS = 4
 
 NOTHING, LOG, PERSON = "nothing is recorded", "the bridge's log", "a person's recording"
 WAYS = (NOTHING, LOG, PERSON)
-
-QUANTILES = (("p50", 50.0), ("p99", 99.0), ("max", 100.0))
-MEASURES = ("late_ms", "interval_error_ms", "overhead_ms")
 
 
 @dataclass(frozen=True)
@@ -108,11 +106,9 @@ def rows(found: Recorded) -> list[dict[str, Any]]:
         for name in MEASURES:
             for label, percent in QUANTILES:
                 value, baseline = found.quantile(way, name, percent), found.quantile(NOTHING, name, percent)
-                row = f"{way}/{name.removesuffix('_ms')}/{label}"
-                ratio = baseline / value if value else 0.0
-                made.append({"name": row, "value": value, "unit": "ms", "baseline": baseline, "ratio": ratio})
-    made += [_count(f"{way}/missed_ticks", number) for way, number in found.missed.items()]
-    return [*made, _count("logged_steps", found.logged), _count("steps_without_frames", found.without_frames)]
+                made.append(compared(f"{way}/{name.removesuffix('_ms')}/{label}", value, baseline))
+    made += [row(f"{way}/missed_ticks", number, "1") for way, number in found.missed.items()]
+    return [*made, row("logged_steps", found.logged, "1"), row("steps_without_frames", found.without_frames, "1")]
 
 
 def show(found: Recorded, priority: str) -> None:
@@ -158,7 +154,3 @@ def _log() -> Iterator[_Log]:
 
 def _deaf(event: EpisodeBegan | Ticked | EpisodeOver) -> None:
     """Records nothing."""
-
-
-def _count(name: str, value: int) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": "1", "baseline": None, "ratio": None}

@@ -34,6 +34,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.core.optional import require
+from vla_robot.record.provenance import row
 from vla_robot.serve.remote_policy import RemotePolicy
 
 LISTENING = "listening on "
@@ -181,20 +182,16 @@ def _turn(clients: Sequence[Client], address: str, name: str, seconds: float) ->
 def rows(clients: Sequence[Client], seconds: float, mean_batch: float) -> list[dict[str, Any]]:
     """Rates and latencies of the batching server beside the other's."""
     rate, baseline = (_answers(clients, name) / seconds for name in (BATCHED, ALONE))
-    found = [_row("rate", rate, baseline, "actions/s", rate / baseline)]
+    found = [row("rate", rate, "actions/s", baseline, rate / baseline)]
     for label, percent in (("p50", 50.0), ("p99", 99.0)):
         ours, theirs = (np.percentile(_all_ms(clients, name), percent) for name in (BATCHED, ALONE))
-        found.append(_row(f"latency/{label}", float(ours), float(theirs), "ms", float(theirs / ours)))
+        found.append(row(f"latency/{label}", float(ours), "ms", float(theirs), float(theirs / ours)))
     for index, client in enumerate(clients):
         ours, theirs = (float(np.percentile(client.latencies_ms[name], 99)) for name in (BATCHED, ALONE))
-        found.append(_row(f"client{index}/p99", ours, theirs, "ms", theirs / ours))
-    found.append(_row("mean_batch", mean_batch, 1.0, "rows", mean_batch))
-    found.append(_row("differing_answers", float(_differing(clients)), None, "answers", None))
+        found.append(row(f"client{index}/p99", ours, "ms", theirs, theirs / ours))
+    found.append(row("mean_batch", mean_batch, "rows", 1.0, mean_batch))
+    found.append(row("differing_answers", float(_differing(clients)), "answers"))
     return found
-
-
-def _row(name: str, value: float, baseline: float | None, unit: str, ratio: float | None) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio}
 
 
 def _table(clients: Sequence[Client], seconds: float) -> Table:

@@ -27,6 +27,7 @@ from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Image, Observation
 from vla_robot.core.optional import require
+from vla_robot.record.provenance import row
 
 OURS, *BASELINES = CONTENDERS
 
@@ -169,7 +170,7 @@ def _run(exchange: Exchange, observation: Observation, quality: int | None, seco
 
 
 def _row(name: str, unit: str, value: float, baseline: float) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": value / baseline}
+    return row(name, value, unit, baseline, value / baseline)
 
 
 def _table(results: Results) -> Table:

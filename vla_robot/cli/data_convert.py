@@ -17,6 +17,7 @@ from vla_robot.core.errors import DataError
 from vla_robot.record.convert import Format, convert
 from vla_robot.record.open import open_source
 from vla_robot.record.origin import Converted, Options
+from vla_robot.record.provenance import row
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,7 @@ def main(args: ConvertArgs) -> int:
     elapsed_s = time.monotonic() - started_s
     skipped = getattr(source, "num_skipped", 0)
     if args.json:
-        rows = [
-            {"name": n, "value": v, "unit": u, "baseline": None, "ratio": None}
-            for n, v, u in (("episodes", converted.new, "1"), ("skipped", skipped, "1"), ("time", elapsed_s, "s"))
-        ]
+        rows = [row("episodes", converted.new, "1"), row("skipped", skipped, "1"), row("time", elapsed_s, "s")]
         write_json(args.json, "data convert", rows, lost=list(converted.lost))
     print(_closing(args, converted, skipped, elapsed_s))
     return 0

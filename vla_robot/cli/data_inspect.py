@@ -20,6 +20,7 @@ from vla_robot.core.errors import DataError
 from vla_robot.record.lerobot_layout import write_whole
 from vla_robot.record.open import Source, open_source
 from vla_robot.record.png import encode
+from vla_robot.record.provenance import row
 from vla_robot.record.summary import Dimension, Summary, contact_sheet, histograms, summarise
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -136,7 +137,7 @@ def _draw(source: Source, summary: Summary, folder: Path) -> list[Path]:
 
 def _rows(source: Source) -> list[dict[str, Any]]:
     values = [("episodes", len(source)), ("frames", int(source.lengths.sum()))]
-    return [{"name": n, "value": v, "unit": "1", "baseline": None, "ratio": None} for n, v in values]
+    return [row(name, value, "1") for name, value in values]
 
 
 def _details(source: Source, summary: Summary) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vla_robot.learn.finetune import Trained, finetune
 from vla_robot.learn.ranks import Ranks
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.record.provenance import row
 
 RECIPE_COPY = "recipe.toml"
 PLAIN_LINE_EVERY = 100
@@ -181,7 +182,7 @@ def _facts(now: Standing) -> str:
 
 def _rows(trained: Trained) -> list[dict[str, object]]:
     values = {"steps": float(trained.steps), **trained.metrics}
-    return [{"name": n, "value": v, "unit": "1", "baseline": None, "ratio": None} for n, v in values.items()]
+    return [row(name, value, "1") for name, value in values.items()]
 
 
 def _closing(trained: Trained, recipe: FinetuneRecipe, out: Path) -> str:

@@ -29,6 +29,7 @@ from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
 from vla_robot.record.lerobot_format import LeRobotWriter
+from vla_robot.record.provenance import row
 from vla_robot.record.workers import collect_in_processes
 
 PLAIN_LINE_EVERY = 10
@@ -282,7 +283,7 @@ def results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
         ("time", elapsed_s, "s"),
     ]
     return {
-        "rows": [{"name": n, "value": v, "unit": u, "baseline": None, "ratio": None} for n, v, u in numbers],
+        "rows": [row(*number) for number in numbers],
         "episodes": [{"seed": e.seed, "success": e.success, "steps": e.steps, "kept": e.kept} for e in made],
         "successes": successes,
         "success_rate": successes / len(made) if made else None,

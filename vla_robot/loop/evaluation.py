@@ -18,6 +18,7 @@ from vla_robot.loop.events import EpisodeEnded, Event, Subscriber
 from vla_robot.loop.examined_world import ExaminedWorld
 from vla_robot.loop.results import EpisodeResult
 from vla_robot.loop.wording import Language, Words
+from vla_robot.record.provenance import row
 
 
 @dataclass(frozen=True)
@@ -319,13 +320,7 @@ def _rows(score: Score, first: Score) -> list[dict[str, Any]]:
     if score.language == "wrong-object":
         measured["followed_rate"] = (_share(score.followed, score), None)
     return [
-        {
-            "name": f"{what}/{score.name}",
-            "value": value,
-            "unit": "1",
-            "baseline": baseline,
-            "ratio": value / baseline if value is not None and baseline else None,
-        }
+        row(f"{what}/{score.name}", value, "1", baseline, value / baseline if value is not None and baseline else None)
         for what, (value, baseline) in measured.items()
     ]
 

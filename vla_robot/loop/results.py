@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.stats import wilson_interval
 from vla_robot.loop.timing import TOTAL, WORLD_STEP, Latency, summarise
+from vla_robot.record.provenance import row
 
 Outcome = Literal["success", "failure", "timeout", "error", "stopped"]
 """failure: the world ended it without success; timeout: the horizon; error: no action; stopped: broken off."""
@@ -190,17 +191,13 @@ class RunSummary:
 
     def rows(self) -> list[dict[str, Any]]:
         """One measured number a row."""
-        rows = [_row("success_rate", self.success_rate, "1"), _row("loop_rate", round(self.rate_hz, 3), "Hz")]
-        rows.append(_row("clamps", sum(e.clamps for e in self.episodes), "1"))
-        rows.append(_row("missed_ticks", sum(e.missed_ticks for e in self.episodes), "1"))
+        rows = [row("success_rate", self.success_rate, "1"), row("loop_rate", round(self.rate_hz, 3), "Hz")]
+        rows.append(row("clamps", sum(e.clamps for e in self.episodes), "1"))
+        rows.append(row("missed_ticks", sum(e.missed_ticks for e in self.episodes), "1"))
         for stage, durations_ms in self.stages_ms.items():
             for statistic, value in _rounded(summarise(durations_ms)).items():
-                rows.append(_row(f"{stage}_{statistic}", value, "ms"))
+                rows.append(row(f"{stage}_{statistic}", value, "ms"))
         return rows
-
-
-def _row(name: str, value: float | None, unit: str) -> dict[str, Any]:
-    return {"name": name, "value": value, "unit": unit, "baseline": None, "ratio": None}
 
 
 def _rounded(latency: Latency) -> dict[str, float]:

@@ -35,10 +35,25 @@ def document(command: str, rows: Sequence[Mapping[str, Any]], **more: object) ->
 
     Args:
         command: the verb, e.g. "run".
-        rows: one number each: {"name", "value", "unit", "baseline", "ratio"}.
+        rows: one number each, as `row` makes them.
         more: whatever else the command has to say.
     """
     return {"command": command, "versions": versions(), "machine": machine(), "rows": list(rows), **more}
+
+
+def row(
+    name: str, value: float | None, unit: str, baseline: float | None = None, ratio: float | None = None
+) -> dict[str, Any]:
+    """One number of a document.
+
+    Args:
+        name: what it is.
+        value: None where nothing was measured.
+        unit: of it; "1" for counts and shares.
+        baseline: the number beside it, measured in the same run, in the same unit.
+        ratio: of the two; which way round, the command says.
+    """
+    return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio}
 
 
 def _cpu_model() -> str:
