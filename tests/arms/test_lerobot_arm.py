@@ -154,6 +154,32 @@ def test_frames_are_the_middle_of_the_picture_with_their_own_stamp(arm: LerobotA
     assert 0 <= observation.stamp_ns - stamp < 50_000_000 or stamp > observation.stamp_ns
 
 
+def test_a_look_reads_and_sends_nothing(bus: Any, arm: LerobotArm) -> None:
+    arm.look()  # before the first episode
+    arm.reset(0)
+    arm.stop()
+    sent, goal = len(bus.goals), arm.goal.copy()
+    bus.servos[1].position += 60  # pushed by hand
+    seen = arm.look()
+    assert seen.state[7] == pytest.approx((bus.servos[1].get(56) - 2047.5) * 2 * np.pi / 4095, abs=0.01)
+    assert any(arm.look().stamp_ns > seen.stamp_ns + 1_000_000 for _ in range(1000))  # the camera's next frame
+    assert len(bus.goals) == sent and (arm.goal == goal).all()
+
+
+def test_a_link_that_is_lost_while_nothing_moves_is_told_and_the_next_reset_connects_it(
+    bus: Any, arm: LerobotArm
+) -> None:
+    arm.reset(0)
+    bus.unplug()
+    with pytest.raises(WorldError, match="does not answer"):
+        arm.look()
+    with pytest.raises(WorldError, match="the connection to the arm was lost"):
+        arm.look()
+    bus.plug()
+    arm.reset(0)
+    arm.embodiment.check(arm.look())
+
+
 def test_a_camera_that_died_is_told_by_the_age_of_its_stamp(arm: LerobotArm, tmp_path: Path) -> None:
     arm.reset(0)
     (tmp_path / "camera_stopped").touch()

@@ -59,6 +59,9 @@ class Line:
         done = self.steps == HORIZON
         return StepResult(self._observe(), action, done, done, False)
 
+    def look(self) -> Observation:
+        return self._observe()
+
     def close(self) -> None:
         """Nothing to let go of."""
 

@@ -13,7 +13,7 @@ import pytest
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, VlaError
 from vla_robot.core.messages import Observation
-from vla_robot.core.ports import World
+from vla_robot.core.ports import VisibleWorld, World
 from vla_robot.recipe import dump, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.serve.child import spawn_world
@@ -105,6 +105,22 @@ def test_a_seed_gives_the_same_bytes_whatever_ran_before(world: World) -> None:
     for seed in (1, 2, 3):
         episode(world, seed)
     assert content(episode(world, seed=5)) == first
+
+
+def test_a_look_sees_the_same_under_a_new_stamp_and_changes_nothing(kind: str, world: World) -> None:
+    """Of every world in this process."""
+    if not isinstance(world, VisibleWorld):
+        assert kind == "mujoco in a process"
+        return
+    unseen = content(episode(world, seed=5))
+    seen = [world.reset(5)]
+    for move in MOVES[: len(unseen) - 1]:
+        looks = [world.look() for _ in range(2)]
+        assert content(looks) == content([seen[-1]] * 2)
+        assert [look.step for look in looks] == [seen[-1].step] * 2
+        assert looks[1].stamp_ns > looks[0].stamp_ns > seen[-1].stamp_ns
+        seen.append(world.step(move).observation)
+    assert content(seen) == unseen
 
 
 def test_two_seeds_begin_differently(kind: str, tmp_path: Path) -> None:

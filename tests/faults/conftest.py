@@ -44,7 +44,7 @@ BEAT_MS = 50
 
 @dataclass
 class RecordingArm:
-    """Follows its commands, and writes down each of them with its time; `holds` are not commands."""
+    """Follows its commands, and writes down each of them with its time; holds and looks are not commands."""
 
     clock: FakeClock
     embodiment: Embodiment = EMBODIMENT
@@ -58,6 +58,10 @@ class RecordingArm:
     commands: list[tuple[int, Vector]] = field(default_factory=list[tuple[int, Vector]])
     holds: list[int] = field(default_factory=list[int])
     stops: list[int] = field(default_factory=list[int])
+    looks: list[int] = field(default_factory=list[int])
+    look_ms: float = 5.0
+    unplugged: bool = False
+    succeeds: bool = False
     stamp_ns: int = 0
 
     @property
@@ -79,6 +83,13 @@ class RecordingArm:
         self.holds.append(self.clock.now_ns())
         return self._after(np.array([0.0, 1.0]))
 
+    def look(self) -> Observation:
+        self.looks.append(self.clock.now_ns())
+        self.clock.advance_ns(round(self.look_ms * NS_PER_MS))
+        if self.unplugged:
+            raise WorldError("motor 'elbow' does not answer.")
+        return self._observe()
+
     def stop(self) -> None:
         self.stops.append(self.clock.now_ns())
 
@@ -87,7 +98,7 @@ class RecordingArm:
 
     def _after(self, action: Vector) -> StepResult:
         self.step += 1
-        return StepResult(self._observe(), action, False, False, self.step >= self.horizon)
+        return StepResult(self._observe(), action, self.succeeds, False, self.step >= self.horizon)
 
     def _observe(self) -> Observation:
         if not self.camera_stopped:

@@ -56,6 +56,9 @@ class Stepping:
         self.steps += 1
         return StepResult(self._observe(), action, False, False, False)
 
+    def look(self) -> Observation:
+        return self._observe()
+
     def close(self) -> None:
         """Nothing to let go of."""
 
@@ -172,6 +175,16 @@ def test_each_camera_crosses_the_wire_at_its_own_rate(delay_ms: float) -> None:
     assert steps > 100
     assert rig.wire.frames["wrist"] == pytest.approx(steps + 1, abs=3)
     assert rig.wire.frames["base"] == pytest.approx(steps // 3 + 1, abs=2)
+
+
+def test_between_steps_all_cameras_are_looked_through_at_once() -> None:
+    rig = Rig()
+    rig.arm.reset(0)
+    rig.arm.hold()
+    rig.clock.advance_ns(NS_PER_S)
+    observation = rig.arm.look()
+    assert observation.stamp_ns == rig.clock.now_ns()
+    assert rig.arm.camera_stamps_ns == dict.fromkeys(("wrist", "base"), observation.stamp_ns)
 
 
 def test_the_newest_frame_of_each_camera_is_seen_with_its_own_stamp() -> None:

@@ -80,6 +80,9 @@ class JointArm:
         self.step += 1
         return StepResult(self._observe(), np.zeros(4), False, False, False)
 
+    def look(self) -> Observation:
+        return self._observe()
+
     def stop(self) -> None:
         self.stops += 1
 

@@ -190,8 +190,27 @@ def test_a_viewer_sees_frames_state_latency_and_what_was_cut(
 def test_before_any_episode_the_page_says_so(watch: Callable[[], tuple[BridgeView, Board]]) -> None:
     view, board = watch()
     scene = scene_with(board, lambda facts: facts["reason"] == "no episode is running")
-    assert not scene.facts["running"] and scene.images == {}
+    assert not scene.facts["running"] and scene.facts.get("episode", 0) == 0
     assert view.embodiment.name == "emulated"
+
+
+def test_between_episodes_a_viewer_sees_fresh_frames_and_the_arm_is_told_nothing(
+    served: Served, watch: Callable[[], tuple[BridgeView, Board]]
+) -> None:
+    view, board = watch()
+    scene = scene_with(board, lambda facts: facts.get("tick", 0) > 3)
+    assert scene.facts["mode"] == "hold" and not scene.facts["running"]
+    with RemoteRobot(served.address) as robot:
+        drive(robot, ticks=3)
+        robot.end()
+    told = len(served.arm.told_ns)
+    served.arm.frame[:] = PATTERN
+    seen = view.ticks
+    assert eventually(lambda: view.ticks > seen + 3)
+    np.testing.assert_array_equal(
+        scene_with(board, lambda facts: True).images["wrist"], PATTERN * np.ones_like(served.arm.frame)
+    )
+    assert len(served.arm.told_ns) == told
 
 
 def test_a_viewer_takes_the_arm_from_nobody(served: Served, watch: Callable[[], tuple[BridgeView, Board]]) -> None:
@@ -303,6 +322,23 @@ def test_a_recorded_frame_lies_half_transparent_over_its_camera_and_over_no_othe
 
 def test_without_recorded_frames_there_is_no_slider(open_page: Callable[..., Page]) -> None:
     assert open_page().is_hidden("#overlay")
+
+
+def test_the_page_shows_fresh_frames_while_no_episode_runs(served: Served, browser: Browser) -> None:
+    listen, board = Listen(), Board()
+    with (
+        BridgeView(served.address, board) as view,
+        contextlib.closing(serve_page(view, board, access(read_only=True, listen=listen), listen)) as web,
+        contextlib.closing(browser.new_context()) as context,
+    ):
+        page = context.new_page()
+        page.goto(web.watcher_url)
+        for colour in (PATTERN, PATTERN[::-1]):  # whatever the cameras see changes, and the page with it
+            served.arm.frame[:] = colour
+            near = f"{PIXEL.format(camera=0)}.slice(0, 3).every((v, i) => Math.abs(v - {colour.tolist()}[i]) < 7)"
+            assert comes_true(page, f"shown.pictures > 0 && {near}")
+        assert page.inner_text("#mode") == "IDLE" and page.inner_text("#reason") == "no episode is running"
+    assert served.arm.told_ns == []
 
 
 def test_the_page_tells_mode_latency_and_what_was_cut(open_page: Callable[..., Page]) -> None:

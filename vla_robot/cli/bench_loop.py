@@ -173,6 +173,9 @@ class EmulatedArm:
     def hold(self) -> StepResult:
         return self.command(np.array([0.0, 0.0, 0.0, 1.0]))
 
+    def look(self) -> Observation:
+        return self._observe()
+
     def stop(self) -> None:
         """It rests already."""
 

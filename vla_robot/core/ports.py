@@ -44,6 +44,15 @@ class World(Protocol):
 
 
 @runtime_checkable
+class VisibleWorld(World, Protocol):
+    """A world that can also be looked at between its steps; each that is built in this process."""
+
+    def look(self) -> Observation:
+        """What its cameras see now, with a stamp of now. Nothing moves, and its time stands still."""
+        ...
+
+
+@runtime_checkable
 class Policy(Protocol):
     """Answers observations with actions."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Dim, Embodiment
 from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import Observation, StepResult, Vector
-from vla_robot.core.ports import World
+from vla_robot.core.ports import VisibleWorld
 from vla_robot.serve.camera_frames import stamps_of
 
 
@@ -45,6 +45,14 @@ class Arm(Protocol):
         """Keep the pose and the grip for one tick."""
         ...
 
+    def look(self) -> Observation:
+        """What it sees and feels now, between episodes. It is read only: nothing is sent to it, and nothing moves.
+
+        Raises:
+            WorldError: it does not answer.
+        """
+        ...
+
     def stop(self) -> None:
         """Come to rest, supported: the pose and the grip are kept, nothing is dropped. May be called twice."""
         ...
@@ -73,7 +81,7 @@ class WorldArm:
 
     can_wait = True
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: VisibleWorld) -> None:
         self._world = world
         self._holding: Vector | None = None
         self._stamps_ns: dict[str, int] = {}
@@ -107,6 +115,11 @@ class WorldArm:
         result = self._world.step(self._holding)
         self._stamps_ns = stamps_of(result.observation)
         return result
+
+    def look(self) -> Observation:
+        observation = self._world.look()
+        self._stamps_ns = stamps_of(observation)
+        return observation
 
     def stop(self) -> None:
         """A simulation that is not stepped stands still in its pose."""

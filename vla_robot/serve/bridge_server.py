@@ -3,6 +3,8 @@
     |<------------- period ------------->|
     tick  publish   messages ...   sleep  tick
 
+Between episodes no deadline has to be kept: who asks is answered first, and who watches gets to see the arm.
+
 The protocol stands in docs/bridge.md. Everything happens in the thread that calls `serve`.
 """
 
@@ -25,6 +27,7 @@ from vla_robot.serve.arm import Streamed
 from vla_robot.serve.bridge import NOTHING_SETTLED, Bridge
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, pack_tick
 from vla_robot.serve.camera_frames import FramesUnderWay
+from vla_robot.serve.lookout import Lookout
 from vla_robot.serve.viewers import Viewers
 from vla_robot.transport.limits import RateLimit
 from vla_robot.transport.nouns import Fields, pack_embodiment, pack_error, unpack_action_chunk, unpack_embodiment
@@ -166,6 +169,7 @@ class BridgeServer:
         self._guard = SequenceGuard()
         self._controller = Controller()
         self._viewers = Viewers(self._clock)
+        self._lookout = Lookout(bridge.arm, self._clock, self._period_ns)
         self._ticker: Pace | None = None
         self._missed = 0
         self._last_refusal = ""
@@ -190,7 +194,9 @@ class BridgeServer:
         """Tick and answer until `should_stop`, which is asked at least twenty times a second; then the arm holds."""
         try:
             while not should_stop():
-                if self._ticker is None or not self._bridge.running or self._bridge.lockstep:
+                if not self._bridge.running:
+                    self._rest()
+                elif self._ticker is None or self._bridge.lockstep:
                     self._answer_for(IDLE_S)
                 else:
                     self._answer_until(self._ticker.next_ns())
@@ -230,11 +236,21 @@ class BridgeServer:
     def _standing(self) -> tuple[Mode, str]:
         """The mode of the moment, and why it is not "run"."""
         newest, stopped_by = self._controller.stream.newest, self._bridge.watchdog.stopped_by
-        if stopped_by:
-            return "stopped", stopped_by
-        if self._bridge.running and newest is not None:
+        if self._bridge.running and newest is not None and not stopped_by:
             return newest.mode, newest.reason
-        return "hold", "no episode is running"
+        mode, reason = ("stopped", stopped_by) if stopped_by else ("hold", "no episode is running")
+        return mode, f"{reason}; {self._lookout.trouble}" if self._viewers and self._lookout.trouble else reason
+
+    def _rest(self) -> None:
+        """No episode runs. Whoever asks is answered first; while nobody does, those who watch see what the arm sees."""
+        wait_s = min(IDLE_S, self._lookout.due_in_s) if self._viewers else IDLE_S
+        if self._answer_for(wait_s) or not self._viewers or self._lookout.due_in_s > 0:
+            return
+        observation = self._lookout.look()
+        if observation is not None:
+            last = self._viewers.newest
+            success = last is not None and last.result.success  # nothing has moved since
+            self._viewers.push(self._untouched(observation, *self._standing(), success))
 
     def _answer_until(self, deadline_ns: int) -> None:
         """Answer messages, send the set points that fall due, and return at the deadline."""
@@ -263,14 +279,16 @@ class BridgeServer:
             self._clock.sleep_until_ns(min(arm.next_set_point_ns, self._clock.now_ns() + MARGIN_NS))
             self._guarded(arm.send_set_point)
 
-    def _answer_for(self, timeout_s: float) -> None:
-        """Wait for one message, and answer it."""
+    def _answer_for(self, timeout_s: float) -> bool:
+        """Wait for one message, and answer it; whether one came."""
         received = self._socket.receive(timeout_s)
-        if received is not None:
-            peer, frames = received
-            answer = self._answer(peer, frames)
-            if answer is not None:
-                self._socket.send(peer, answer)
+        if received is None:
+            return False
+        peer, frames = received
+        answer = self._answer(peer, frames)
+        if answer is not None:
+            self._socket.send(peer, answer)
+        return True
 
     def _tick(self) -> None:
         if not self._bridge.running:
@@ -401,14 +419,14 @@ class BridgeServer:
         if self._ticker is not None:
             self._missed += self._ticker.missed
         self._ticker = self._pace(self._clock, self._period_ns)
-        self._push(self._first_tick(observation))
+        self._push(self._untouched(observation, "hold", "the episode begins"))
         return {"number": self._controller.stream.number}
 
-    def _first_tick(self, observation: Observation) -> Tick:
-        """What the cameras saw before anything was done."""
-        nothing = np.zeros(len(self._bridge.arm.embodiment.action))
-        result = StepResult(observation, nothing, success=False, terminated=False, truncated=False)
-        return Tick(result, "hold", "the episode begins", NOTHING_SETTLED, 0, 0)
+    def _untouched(self, observation: Observation, mode: Mode, reason: str, success: bool = False) -> Tick:
+        """What was seen while nothing was done."""
+        nothing = np.full(len(self._bridge.arm.embodiment.action), np.nan)
+        result = StepResult(observation, nothing, success, terminated=False, truncated=False)
+        return Tick(result, mode, reason, NOTHING_SETTLED, 0, 0)
 
     def _chunk(self, fields: Fields) -> dict[str, Any]:
         late = self._bridge.put(unpack_action_chunk(fields.table("chunk")))

@@ -195,6 +195,9 @@ class StreamedArm:
     def hold(self) -> StepResult:
         return self._arm.hold()
 
+    def look(self) -> Observation:
+        return self._arm.look()
+
     def stop(self) -> None:
         """The last set point is the pose that is held; where the arm is not there, it knows best itself."""
         if not self._set_points.stop():

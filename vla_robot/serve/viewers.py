@@ -106,8 +106,6 @@ class Viewers:
 
     def due(self) -> list[bytes]:
         """The viewers that the newest tick is to be sent to now; they are taken to have been sent it."""
-        if not self._of or self.newest is None:
-            return []
         now_ns = self._clock.now_ns()
         self._forget_silent(now_ns)
         chosen = [peer for peer, viewer in self._of.items() if self._wants(viewer, now_ns)]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.optional import require
-from vla_robot.core.ports import World
+from vla_robot.core.ports import VisibleWorld
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.paced_cameras import PacedCameras
 
 
-def build_world(recipe: EnvRecipe, privileged: bool = False) -> World:
+def build_world(recipe: EnvRecipe, privileged: bool = False) -> VisibleWorld:
     """The world of a recipe.
 
     Args:
@@ -35,13 +35,13 @@ def build_world(recipe: EnvRecipe, privileged: bool = False) -> World:
     return PacedCameras(world, rates_hz) if rates_hz else world
 
 
-def _robosuite(recipe: EnvRecipe, privileged: bool) -> World:
+def _robosuite(recipe: EnvRecipe, privileged: bool) -> VisibleWorld:
     from vla_robot.world.robosuite_world import RobosuiteWorld
 
     return RobosuiteWorld(recipe, privileged)
 
 
-def _mujoco(recipe: EnvRecipe, privileged: bool) -> World:
+def _mujoco(recipe: EnvRecipe, privileged: bool) -> VisibleWorld:
     require("mujoco", "sim", "a MuJoCo world")
     from vla_robot.world.render import start_mujoco
 
@@ -51,4 +51,4 @@ def _mujoco(recipe: EnvRecipe, privileged: bool) -> World:
     return MujocoWorld(recipe, privileged)
 
 
-_BUILDERS: dict[str, Callable[[EnvRecipe, bool], World]] = {"robosuite": _robosuite, "mujoco": _mujoco}
+_BUILDERS: dict[str, Callable[[EnvRecipe, bool], VisibleWorld]] = {"robosuite": _robosuite, "mujoco": _mujoco}

@@ -200,6 +200,16 @@ class LerobotArm:
         self._require_link()
         return self._tick(np.append(np.zeros(6), self._opening_goal))
 
+    def look(self) -> Observation:
+        """The joints and the frames as they are. A link that was lost is not tried again here: that may take seconds.
+
+        Raises:
+            WorldError: the arm does not answer, or a camera never gave a frame.
+        """
+        self._require_link()
+        self._sense()
+        return self._observe()
+
     def stop(self) -> None:
         """Goals that the arm was on its way to are taken back; those that hold it up stay. Never raises."""
         for _ in range(STOP_TRIES if not self._broken else 0):

@@ -107,6 +107,10 @@ class MujocoWorld:
             command_ns=command_ns,
         )
 
+    def look(self) -> Observation:
+        self._require_open()
+        return self._observe()
+
     def close(self) -> None:
         self._open = False
         self._renderer.close()

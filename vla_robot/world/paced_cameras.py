@@ -12,13 +12,13 @@ from dataclasses import replace
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import Image, Observation, StepResult, Vector
-from vla_robot.core.ports import World
+from vla_robot.core.ports import VisibleWorld
 
 
 class PacedCameras:
-    """The World port around another world; it is told by control steps, so that a seed still gives the same frames."""
+    """The same port around another world; it is told by control steps, so that a seed still gives the same frames."""
 
-    def __init__(self, world: World, rates_hz: Mapping[str, float]) -> None:
+    def __init__(self, world: VisibleWorld, rates_hz: Mapping[str, float]) -> None:
         """
         Args:
             world: renders every camera at every step, whether or not the frame is due.
@@ -43,6 +43,10 @@ class PacedCameras:
     def step(self, action: Vector) -> StepResult:
         result = self._world.step(action)
         return replace(result, observation=self._seen(result.observation))
+
+    def look(self) -> Observation:
+        """All cameras at once: theirs is the clock of the steps, and there is none now."""
+        return self._world.look()
 
     def close(self) -> None:
         self._world.close()

@@ -111,6 +111,10 @@ class RobosuiteWorld:
             command_ns=command_ns,
         )
 
+    def look(self) -> Observation:
+        self._require_open()
+        return self._observe()
+
     def close(self) -> None:
         if self._open:
             self._open = False
