@@ -56,10 +56,6 @@ SLACK_S = 30.0
 WARM_UP = 25
 """Ticks that are not counted: connections are made, caches fill."""
 
-DRAIN_NS = 200_000_000
-"""Until what was sent has arrived. libzmq (4.3.5, its issue 3442) ends the process when a socket is closed while its
-peer dies with a message half on its way."""
-
 MEASURES = ("late_ms", "interval_error_ms", "overhead_ms")
 QUANTILES = (("p50", 50.0), ("p99", 99.0), ("max", 100.0))
 STAGES = ("publish", "way_to_controller", "controller", "way_to_bridge")
@@ -277,7 +273,7 @@ def measure(
         server = BridgeServer(bridge, socket, clock, pace=pace)
         server.serve(lambda: len(arm.told_ns) >= wanted or clock.now_ns() > end_ns)
         missed = server.status()["counts"]["missed_ticks"]
-        clock.sleep_until_ns(clock.now_ns() + DRAIN_NS)
+        socket.settle()  # before its peer is ended
     if len(arm.told_ns) < wanted:
         raise TransportError(f"the loop came to {len(arm.told_ns)} of {wanted} ticks: its controller did not stay.")
     at_ms = (np.array(arm.told_ns[WARM_UP:wanted], dtype=np.float64) - arm.told_ns[WARM_UP]) / NS_PER_MS

@@ -124,6 +124,7 @@ def main(args: BridgeArgs) -> int:
             server.serve(_until(stop.is_set, e_stop, server))
         finally:
             arm.close()
+        socket.settle()  # Ctrl-C may have ended the controller at the same time
     status = server.status()
     if args.json:
         rows = [{"name": name, "value": value, "unit": ""} for name, value in status["counts"].items()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
+import time
 from collections import OrderedDict
 from typing import Self, cast
 
@@ -44,6 +45,9 @@ MAX_PARTS = MAX_ARRAYS + 2
 
 SKIPPED_AT_ONCE = 1000
 """Parts of a message that has too many. Throwing away a million takes a second, and an arm's tick may be due."""
+
+SETTLE_S = 0.2
+"""Until what was sent has arrived, or its receiver is known to be gone."""
 
 PATIENCE = 3
 """Handshakes that fail in a row before a client gives up: one fails when a server happens to be restarting."""
@@ -136,6 +140,14 @@ class ServerSocket:
                 return False
             raise TransportError(f"cannot answer: {error}.") from error
         return True
+
+    def settle(self) -> None:
+        """Wait before `close`, where clients may end at the same time.
+
+        libzmq (4.3.5, its issue 3442) ends the process when a socket is closed while its peer dies with a message half
+        on its way.
+        """
+        time.sleep(SETTLE_S)
 
     def close(self) -> None:
         self._socket.close()
