@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vla_robot.cli.build import build_limits, connect_robot
-from vla_robot.cli.doctor import Finding
+from vla_robot.cli.doctor import Finding, Verdict
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S
 from vla_robot.core.errors import RecipeError, VlaError
 from vla_robot.recipe import find, read
@@ -25,6 +25,8 @@ from vla_robot.recipe.robot import RobotRecipe
 
 if TYPE_CHECKING:
     from vla_robot.world.arm_model import ArmModel
+    from vla_robot.world.camera_stamps import Frame
+    from vla_robot.world.lerobot_camera import LerobotCamera
     from vla_robot.world.lerobot_device import LerobotDevice
 
 OLD_CALIBRATION_DAYS = 90
@@ -170,7 +172,7 @@ def check_step(recipe: EnvRecipe, device: LerobotDevice) -> Finding:
 
 
 def _examine_cameras(recipe: EnvRecipe) -> Iterator[Finding]:
-    from vla_robot.world.lerobot_device import camera_clock_offset_ns
+    from vla_robot.world.lerobot_camera import camera_clock_offset_ns
 
     assert recipe.robot is not None
     for source in sorted({c.source for c in recipe.cameras if c.source}):
@@ -182,30 +184,63 @@ def _examine_cameras(recipe: EnvRecipe) -> Iterator[Finding]:
 
 
 def _check_camera(recipe: EnvRecipe, source: str) -> Iterator[Finding]:
-    """Frames in a second, and how old the newest one is when it is looked at."""
-    from vla_robot.world.lerobot_device import LerobotCamera
+    from vla_robot.world.lerobot_camera import LerobotCamera
 
     assert recipe.robot is not None
     camera = LerobotCamera(source, recipe.robot.cameras[source])
     try:
-        frame, first_ns = camera.newest()
-        stamps = {first_ns}
-        end_ns = time.monotonic_ns() + round(CAMERA_LOOK_S * NS_PER_S)
-        while time.monotonic_ns() < end_ns:
-            stamps.add(camera.newest()[1])
-            time.sleep(0.002)
-        age_ms = (time.monotonic_ns() - max(stamps)) / NS_PER_MS
+        frames = _watch(camera)
+        age_ms = (time.monotonic_ns() - frames[-1].stamp_ns) / NS_PER_MS
+        moment = camera.moment()
     finally:
         camera.close()
-    rate_hz = (len(stamps) - 1) / CAMERA_LOOK_S
-    seen = f"{frame.shape[1]}x{frame.shape[0]} at {rate_hz:.0f} Hz, newest frame {age_ms:.0f} ms old since it came"
-    if rate_hz < 0.8 * recipe.rate_hz:
-        fix = f"The arm runs at {recipe.rate_hz:g} Hz: a smaller picture, fourcc MJPG, or more light."
-        yield Finding(f"camera {source}", seen, "warn", fix)
-    elif age_ms > CAMERA_OLD_MS:
-        yield Finding(f"camera {source}", seen, "warn", "Frames lie in a queue: another port, or another backend.")
-    else:
-        yield Finding(f"camera {source}", seen)
+    seen, verdict, fix = judge_camera(frames, moment, age_ms, recipe.rate_hz)
+    yield Finding(f"camera {source}", seen, verdict, fix)
+
+
+def judge_camera(frames: Sequence[Frame], moment: str, age_ms: float, needed_hz: float) -> tuple[str, Verdict, str]:
+    """What is seen, the verdict, and what to do.
+
+    Args:
+        frames: those of CAMERA_LOOK_S, and the one before them.
+        moment: what the driver's stamps stand for, in words; "" where it is not known.
+        age_ms: of the newest frame, when it was looked at.
+        needed_hz: the arm's rate.
+    """
+    height, width, _ = frames[-1].image.shape
+    rate_hz = (len(frames) - 1) / CAMERA_LOOK_S
+    seen = f"{width}x{height} at {rate_hz:.0f} Hz, {_whose_stamps(frames, moment)}, newest frame {age_ms:.0f} ms old"
+    if rate_hz < 0.8 * needed_hz:
+        return seen, "warn", f"The arm runs at {needed_hz:g} Hz: a smaller picture, fourcc MJPG, or more light."
+    if age_ms > CAMERA_OLD_MS:
+        return seen, "warn", "Frames lie in a queue: another port, or another backend."
+    if any(frame.fault for frame in frames):
+        return seen, "warn", _STAMP_FIX
+    return seen, "ok", ""
+
+
+def _watch(camera: LerobotCamera) -> list[Frame]:
+    """The frames of CAMERA_LOOK_S, in the order in which they came, and the one before them."""
+    frames = [camera.newest()]
+    end_ns = time.monotonic_ns() + round(CAMERA_LOOK_S * NS_PER_S)
+    while time.monotonic_ns() < end_ns:
+        frame = camera.newest()
+        if frame.stamp_ns != frames[-1].stamp_ns:
+            frames.append(frame)
+        time.sleep(0.002)
+    return frames
+
+
+def _whose_stamps(frames: Sequence[Frame], moment: str) -> str:
+    """And what their age leaves out."""
+    at_arrival = [frame for frame in frames if frame.stamped_by == "arrival"]
+    if at_arrival:
+        some = f"{len(at_arrival)} of {len(frames)} frames " if len(at_arrival) < len(frames) else ""
+        why = next((frame.fault for frame in at_arrival if frame.fault), "no driver tells more")
+        return f"{some}stamped at arrival, which leaves out exposure and transfer: {why}"
+    lead_ms = float(np.median([frame.arrived_ns - frame.stamp_ns for frame in frames])) / NS_PER_MS
+    when = f"{moment}, {lead_ms:.0f}" if moment else f"{lead_ms:.0f}"
+    return f"stamped by the driver {when} ms before it came"
 
 
 def _safely(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
@@ -236,3 +271,7 @@ def _corner(point: np.ndarray) -> str:
 
 
 _MOTOR_FIX = "Switch its supply off, free the joint, let it cool, switch it on."
+_STAMP_FIX = (
+    "With uvcvideo, clock in /sys/module/uvcvideo/parameters/ should be CLOCK_MONOTONIC, and hwtimestamps 0; then plug "
+    "the camera in again."
+)

@@ -27,7 +27,8 @@ from vla_robot.core.robot import Motors
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.arm_model import ArmModel
 from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
-from vla_robot.world.lerobot_device import Health, LerobotCamera, LerobotDevice, fitted
+from vla_robot.world.lerobot_camera import LerobotCamera, fitted
+from vla_robot.world.lerobot_device import Health, LerobotDevice
 from vla_robot.world.tool_ik import turn_between, turned
 
 LEAD, POSITION, STEP = "lead", "position", "step"
@@ -283,8 +284,9 @@ class LerobotArm:
         return Observation(frames, self._state(), self._recipe.instruction, stamp_ns, self._step, stamps_ns=stamps_ns)
 
     def _frame(self, name: str, source: str, height: int, width: int) -> Image:
-        frame, self._stamps[name] = self._cameras[source].newest()
-        return fitted(frame, height, width)
+        frame = self._cameras[source].newest()
+        self._stamps[name] = frame.stamp_ns
+        return fitted(frame.image, height, width)
 
     def _state(self) -> Vector:
         """Tool position [m] and axis-angle [rad], opening [m], joints [rad]."""

@@ -1,4 +1,4 @@
-"""Motors and cameras through lerobot's own classes, their many exceptions told as one, in words that say what to do.
+"""Motors through lerobot's own classes, their many exceptions told as one, in words that say what to do.
 
 lerobot takes and gives joint angles in degrees and a gripper from 0 to 100; here they are radians, and 0 to 1.
 
@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vla_robot.core.clock import NS_PER_S
 from vla_robot.core.errors import RecipeError, WorldError, unknown
-from vla_robot.core.messages import Image, Vector
+from vla_robot.core.messages import Vector
 from vla_robot.core.optional import require
-from vla_robot.recipe.robot import LIMITED_FIELD, JointRecipe, RobotCameraRecipe, RobotRecipe
+from vla_robot.recipe.robot import LIMITED_FIELD, JointRecipe, RobotRecipe
 from vla_robot.world.lerobot_parts import (
     DEVICE_FAULTS,
     choice,
@@ -37,7 +34,6 @@ from vla_robot.world.lerobot_parts import (
 )
 
 ROBOT_MODULES = ("so_follower", "koch_follower", "omx_follower", "openarm_follower", "rebot_b601_follower", "hope_jr")
-CAMERA_MODULES = ("opencv", "realsense", "zmq", "reachy2_camera")
 """lerobot registers a class when its module is imported."""
 
 STATUS_BITS = {1: "voltage out of range", 2: "angle sensor", 4: "too hot", 8: "too much current", 32: "overload"}
@@ -45,10 +41,6 @@ STATUS_BITS = {1: "voltage out of range", 2: "angle sensor", 4: "too hot", 8: "t
 
 CONNECT_TRIES = 3
 HEALTH_REGISTERS = ("Status", "Present_Temperature", "Present_Voltage")
-LAST_FRAME_MS = 10**9
-"""Any age will do: how old a frame may be is decided where its stamp is looked at."""
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,81 +334,6 @@ class LerobotDevice:
             raise WorldError(f"{self._named()} {what}: {told} Look at cable and supply, then arm and reset.") from error
 
 
-class LerobotCamera:
-    """One of lerobot's cameras: the newest frame and its stamp, at any time, without waiting."""
-
-    def __init__(self, name: str, recipe: RobotCameraRecipe) -> None:
-        """
-        Args:
-            name: in [robot.cameras], for messages.
-            recipe: type and fields.
-
-        Raises:
-            RecipeError: lerobot has no such camera class or field.
-            WorldError: the camera is not there, or does not do what is asked for.
-        """
-        require("lerobot", "arm", "a camera")
-        from lerobot.cameras.utils import make_cameras_from_configs
-
-        self.name = name
-        config = _make_camera_config(name, recipe)
-        try:
-            self._camera: Any = make_cameras_from_configs({name: config})[name]
-            self._camera.connect()
-        except DEVICE_FAULTS as error:
-            told = in_one_line(error)
-            raise WorldError(
-                f"camera '{name}' ({_brief(recipe)}) cannot be opened: {told} `lerobot-find-cameras {recipe.type}` "
-                f"lists what is there; write it to [robot.cameras.{name}]. Nothing was moved."
-            ) from error
-        if not hasattr(self._camera, "latest_timestamp"):
-            self.close()
-            raise RecipeError(f"camera '{name}': lerobot's class '{recipe.type}' does not tell when a frame was taken.")
-        self._newest: tuple[Image, int] | None = None
-
-    def newest(self) -> tuple[Image, int]:
-        """The newest (H, W, 3) uint8 RGB frame, and when it was taken [ns, monotonic]; a stopped camera's is old.
-
-        Raises:
-            WorldError: there never was a frame.
-        """
-        with contextlib.suppress(*DEVICE_FAULTS):  # a camera that died: its last frame tells by its age
-            stamp_s = self._camera.latest_timestamp  # before the frame: never younger than what it stands for
-            frame = self._camera.read_latest(max_age_ms=LAST_FRAME_MS)
-            if stamp_s is not None:
-                self._newest = frame, round(stamp_s * NS_PER_S)
-        if self._newest is None:
-            raise WorldError(f"camera '{self.name}' is open and gives no frame. Unplug it, plug it in again.")
-        return self._newest
-
-    def close(self) -> None:
-        with contextlib.suppress(*DEVICE_FAULTS):
-            self._camera.disconnect()
-
-
-def fitted(frame: Image, height: int, width: int) -> Image:
-    """The middle of a frame in the shape that the policy sees, not stretched.
-
-    Args:
-        frame: (H, W, 3) uint8.
-        height: wanted [px].
-        width: wanted [px].
-    """
-    from vla_robot.core.image import resize
-
-    scale = min(frame.shape[0] / height, frame.shape[1] / width)
-    rows, columns = round(height * scale), round(width * scale)
-    top, left = (frame.shape[0] - rows) // 2, (frame.shape[1] - columns) // 2
-    return np.ascontiguousarray(resize(frame[top : top + rows, left : left + columns], height, width))
-
-
-def camera_clock_offset_ns() -> int:
-    """lerobot's camera clock (perf_counter) minus ours (monotonic); 0 on Linux, where both are one."""
-    before = time.monotonic_ns()
-    theirs = time.perf_counter_ns()
-    return theirs - (before + time.monotonic_ns()) // 2
-
-
 def _faults(status: int) -> tuple[str, ...]:
     return tuple(text for bit, text in STATUS_BITS.items() if status & bit)
 
@@ -435,14 +352,3 @@ def _make_robot(recipe: RobotRecipe, max_steps: Mapping[str, float]) -> Any:
         return make_robot_from_config(decoded(schema, fields, "[robot.fields]"))
     except ImportError as error:
         raise RecipeError(f"lerobot's '{recipe.type}' needs a package that is not installed: {error}") from error
-
-
-def _make_camera_config(name: str, recipe: RobotCameraRecipe) -> Any:
-    from lerobot.cameras.configs import CameraConfig
-
-    schema = choice(CameraConfig, "camera type", recipe.type, "lerobot.cameras", CAMERA_MODULES)
-    return decoded(schema, recipe.fields, f"[robot.cameras.{name}] fields")
-
-
-def _brief(recipe: RobotCameraRecipe) -> str:
-    return ", ".join([recipe.type, *(f"{name} {value}" for name, value in recipe.fields.items())])
