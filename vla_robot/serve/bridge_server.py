@@ -248,9 +248,14 @@ class BridgeServer:
             return
         observation = self._lookout.look()
         if observation is not None:
-            last = self._viewers.newest
-            success = last is not None and last.result.success  # nothing has moved since
-            self._viewers.push(self._untouched(observation, *self._standing(), success))
+            self._viewers.push(self._idle_tick(observation))
+
+    def _idle_tick(self, observation: Observation) -> Tick:
+        """What was seen while nothing was executed; as nothing moved, the task is as far as it was."""
+        nothing = np.full(len(self._bridge.arm.embodiment.action), np.nan)
+        success = self._viewers.newest is not None and self._viewers.newest.result.success
+        result = StepResult(observation, nothing, success, terminated=False, truncated=False)
+        return Tick(result, *self._standing(), NOTHING_SETTLED, 0, 0)
 
     def _answer_until(self, deadline_ns: int) -> None:
         """Answer messages, send the set points that fall due, and return at the deadline."""
@@ -419,14 +424,14 @@ class BridgeServer:
         if self._ticker is not None:
             self._missed += self._ticker.missed
         self._ticker = self._pace(self._clock, self._period_ns)
-        self._push(self._untouched(observation, "hold", "the episode begins"))
+        self._push(self._first_tick(observation))
         return {"number": self._controller.stream.number}
 
-    def _untouched(self, observation: Observation, mode: Mode, reason: str, success: bool = False) -> Tick:
-        """What was seen while nothing was done."""
-        nothing = np.full(len(self._bridge.arm.embodiment.action), np.nan)
-        result = StepResult(observation, nothing, success, terminated=False, truncated=False)
-        return Tick(result, mode, reason, NOTHING_SETTLED, 0, 0)
+    def _first_tick(self, observation: Observation) -> Tick:
+        """What the cameras saw before anything was done."""
+        nothing = np.zeros(len(self._bridge.arm.embodiment.action))
+        result = StepResult(observation, nothing, success=False, terminated=False, truncated=False)
+        return Tick(result, "hold", "the episode begins", NOTHING_SETTLED, 0, 0)
 
     def _chunk(self, fields: Fields) -> dict[str, Any]:
         late = self._bridge.put(unpack_action_chunk(fields.table("chunk")))
