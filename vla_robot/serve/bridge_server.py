@@ -239,7 +239,8 @@ class BridgeServer:
         if self._bridge.running and newest is not None and not stopped_by:
             return newest.mode, newest.reason
         mode, reason = ("stopped", stopped_by) if stopped_by else ("hold", "no episode is running")
-        return mode, f"{reason}; {self._lookout.trouble}" if self._viewers and self._lookout.trouble else reason
+        unseen = self._lookout.trouble if self._viewers else ""  # while nobody watches, nobody looks
+        return mode, f"{reason}; {unseen}" if unseen else reason
 
     def _rest(self) -> None:
         """No episode runs. Whoever asks is answered first; while nobody does, those who watch see what the arm sees."""
