@@ -142,7 +142,7 @@ def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Call
         bin_smoothing=0.0, shift_px=0, held_out=0.0, device="cpu",
     )  # fmt: skip
     run, prepared = open_run(recipe, folder / f"run_{lora_rank}", Ranks())
-    fresh = load(prepared.start, statistics_key=KEY)
+    fresh = load(prepared.start, statistics_key=KEY, trainable=True)
     learned = learning(run.model)
     plain: Any = PlainModel(fresh.model).requires_grad_(True)
     if lora_rank:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 PLAIN, COMPILED = "plain", "compiled"
 FRAME_PX = 224
+SCENES = 32
+"""Each round looks at the next ones, as the number of passes over an answer depends on what is seen."""
 INSTRUCTION = "lift the red cube"
 COUNTED = ("towers", "projector", "prefill", "decode")
 """Stages whose operations are counted."""
@@ -148,7 +150,7 @@ def measure(args: PolicyArgs, console: Console) -> Report:
         policies[args.dtype[0], COMPILED] = _load(args.policy, args.dtype[0], compiled=True)
     for way in args.quantise:
         policies[args.dtype[0], way] = _load(args.policy, args.dtype[0], quantise=way)
-    scenes = [_scene(first, index) for index in range(max(args.batch))]
+    scenes = [_scene(first, index) for index in range(SCENES)]
     contenders = _contenders(policies, scenes, args.batch)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("rounds", total=args.rounds + 1)
@@ -177,10 +179,10 @@ def _contenders(
     (dtype, _), policy = next(iter(policies.items()))
     baseline = Baseline(policy.model, policy.preprocessor)
     cases: dict[Case, Contender] = {
-        Case(dtype, 1, plain=True): plain(baseline, policy, scenes[:1], _cameras(policy), _action_dim(policy))
+        Case(dtype, 1, plain=True): plain(baseline, policy, scenes, _cameras(policy), _action_dim(policy))
     }
     for (name, how), each in policies.items():
-        cases |= {Case(name, n, how=how): ours(each, scenes[:n], _action_dim(each)) for n in batches}
+        cases |= {Case(name, n, how=how): ours(each, scenes, n, _action_dim(each)) for n in batches}
     return cases
 
 
@@ -199,7 +201,7 @@ def _cameras(policy: OpenVLAPolicy) -> list[str]:
 
 
 def _scene(policy: OpenVLAPolicy, seed: int) -> Observation:
-    """Coarse random colours: every row of a batch differs, and nothing else matters for time."""
+    """Coarse random colours. The shipped policy takes as many passes over its answers to them as in its own world."""
     rng = np.random.default_rng(seed)
     images = {
         name: np.kron(rng.integers(0, 256, (7, 7, 3)), np.ones((FRAME_PX // 7, FRAME_PX // 7, 1))).astype(np.uint8)
@@ -226,7 +228,8 @@ def _matmul(policy: OpenVLAPolicy, batch: int) -> dict[str, float]:
     patches = policy.model.vision_backbone.featurizer.patch_embed.num_patches
     seen = batch * config.num_images * patches
     prompt = batch * (_text_tokens(policy) + config.num_images * patches + (config.proprio_dim is not None))
-    shapes = {"towers": seen, "projector": seen, "prefill": prompt, "decode": batch}
+    guess = batch * (_action_dim(policy) - 1)
+    shapes = {"towers": seen, "projector": seen, "prefill": prompt + guess, "decode": guess}
     return matmul_flops_per_s(policy.model, shapes)
 
 
@@ -247,11 +250,13 @@ def rows(report: Report) -> list[dict[str, Any]]:
             row(f"{case.name}/inferences_per_s", 1e3 / p50, "1/s"),
             row(f"{case.name}/actions_per_s", case.batch * 1e3 / p50, "1/s", 1e3 / plain_ms, ratio),
             row(f"{case.name}/tokens_that_differ", _difference(report, case), "1"),
+            row(f"{case.name}/passes", timing.passes, "1"),
         ]
-        for stage, ms in timing.stages_ms.items():
+        stages_ms = timing.stages_ms()
+        for stage, ms in stages_ms.items():
             for percent in (50, 99):
                 result.append(row(f"{case.name}/{stage}_p{percent}", float(np.percentile(ms, percent)), "ms"))
-        result += [r for stage in COUNTED if stage in timing.stages_ms for r in _stage_rows(report, case, stage)]
+        result += [r for stage in COUNTED if stage in stages_ms for r in _stage_rows(report, case, stage)]
     return result
 
 
@@ -266,7 +271,9 @@ def _stage_rows(report: Report, case: Case, stage: str) -> list[dict[str, Any]]:
 
 
 def _flops_per_s(report: Report, case: Case, stage: str) -> float:
-    return report.costs[case.batch][stage].flops / (float(np.median(report.timings[case].stages_ms[stage])) / 1e3)
+    timing = report.timings[case]
+    passes = timing.passes if stage == "decode" else 1.0
+    return passes * report.costs[case.batch][stage].flops / (float(np.mean(timing.stages_ms()[stage])) / 1e3)
 
 
 def _difference(report: Report, case: Case) -> float:
@@ -276,8 +283,7 @@ def _difference(report: Report, case: Case) -> float:
         mine, other = report.timings[case].tokens, report.plain.tokens
     else:
         mine, other = report.timings[case].tokens, report.timings[Case(first, case.batch)].tokens
-    assert mine is not None and other is not None
-    return float(np.mean(mine[: len(other)] != other[: len(mine)]))
+    return float(np.mean([m[: len(o)] != o[: len(m)] for m, o in zip(mine, other, strict=True)]))
 
 
 def _table(report: Report) -> Table:
@@ -286,8 +292,8 @@ def _table(report: Report) -> Table:
     table.add_column("ms, median", no_wrap=True)
     for case in report.timings:
         table.add_column(case.name.replace("/", "\n").replace("+", "\n"), justify="right")
-    for stage in dict.fromkeys(stage for t in report.timings.values() for stage in t.stages_ms):
-        cells = [t.stages_ms.get(stage) for t in report.timings.values()]
+    for stage in _stages(report):
+        cells = [t.stages_ms().get(stage) for t in report.timings.values()]
         table.add_row(f"  {stage}", *("" if ms is None else f"{np.median(ms):.1f}" for ms in cells))
     cases = report.timings.items()
     plain_ms = report.plain.percentile_ms(50)
@@ -296,6 +302,7 @@ def _table(report: Report) -> Table:
     table.add_row("inferences/s", *(f"{1e3 / t.percentile_ms(50):.1f}" for _, t in cases))
     table.add_row("actions/s", *(f"{c.batch * 1e3 / t.percentile_ms(50):.1f}" for c, t in cases))
     table.add_row("  to plain's", *(f"{c.batch * plain_ms / t.percentile_ms(50):.2f}x" for c, t in cases))
+    table.add_row("passes over an answer", *("" if c.plain else f"{t.passes:.1f}" for c, t in cases))
     table.add_row("tokens that differ", *("" if c.plain else f"{_difference(report, c):.1%}" for c, _ in cases))
     return table
 
@@ -304,7 +311,7 @@ def _words(report: Report) -> str:
     """How near each stage comes to the machine's best, for the first precision."""
     lines = ["", "Of what bare matrix products reach here at the same shapes (Gflop/s):"]
     for case in report.timings:
-        if COUNTED[0] in report.timings[case].stages_ms and case.dtype == next(iter(report.timings)).dtype:
+        if COUNTED[0] in report.timings[case].stages_ms() and case.dtype == next(iter(report.timings)).dtype:
             shares = [
                 f"{stage} {_flops_per_s(report, case, stage) / 1e9:.0f} of {report.matmul[case.batch][stage] / 1e9:.0f}"
                 for stage in COUNTED
@@ -317,6 +324,11 @@ def _words(report: Report) -> str:
     return "\n".join(lines)
 
 
+def _stages(report: Report) -> list[str]:
+    """All stages that a contender has, in order."""
+    return list(dict.fromkeys(stage for timing in report.timings.values() for stage in timing.stages_ms()))
+
+
 def _draw(report: Report, path: Path) -> None:
     """A bar per contender, its stages stacked, in ms an observation."""
     from matplotlib.figure import Figure
@@ -325,8 +337,8 @@ def _draw(report: Report, path: Path) -> None:
     axes = figure.subplots()
     names = [case.name for case in report.timings]
     left = np.zeros(len(names))
-    for stage in dict.fromkeys(stage for t in report.timings.values() for stage in t.stages_ms):
-        widths = [float(np.median(t.stages_ms.get(stage, [0.0]))) / c.batch for c, t in report.timings.items()]
+    for stage in _stages(report):
+        widths = [float(np.median(t.stages_ms().get(stage, [0.0]))) / c.batch for c, t in report.timings.items()]
         axes.barh(names, widths, left=left, label=stage)
         left += widths
     index = next(i for i, case in enumerate(report.timings) if case.plain)

@@ -68,7 +68,7 @@ def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProg
 def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
     demos = _open(recipe)
     start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
-    policy = load(start, statistics_key=recipe.dataset_name)
+    policy = load(start, statistics_key=recipe.dataset_name, trainable=True)
     data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
     name = recipe.dataset_name
     return Prepared(start, name, policy, data, _questions(recipe, policy, ranks), drives_by=name)
@@ -84,7 +84,7 @@ def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: 
     # The mixture's statistics take the place of those of the same name, as in the reference.
     start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
     key = next(iter(mixture.statistics))
-    policy = load(start, statistics_key=key)
+    policy = load(start, statistics_key=key, trainable=True)
     data = MixtureData(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
     return Prepared(start, key, policy, data, _questions(recipe, policy, ranks), drives_by=only)

@@ -7,6 +7,7 @@ with it: whole towers, the whole vocabulary, transformers' cache, one observatio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,13 @@ class Baseline:
     """Plain inference with the weights of a loaded model."""
 
     def __init__(self, model: OpenVLA, preprocessor: Preprocessor) -> None:
-        """Builds whole towers beside the policy's; their unused last block has random weights, as nothing reads it."""
+        """Builds whole towers; their unused last block has random weights, as nothing reads it. The other weights are
+        the policy's own where they lie in memory as transformers would have them, and copies elsewhere."""
         backbone = model.vision_backbone
         ours = [backbone.featurizer] + ([backbone.fused_featurizer] if backbone.fused_featurizer is not None else [])
-        self._model = model
+        self._language_model: Any = _by_rows(model.language_model)  # its own types hide `generate`
+        self._projector = _by_rows(model.projector)
+        self._proprio_projector = None if model.proprio_projector is None else _by_rows(model.proprio_projector)
         self._preprocessor = preprocessor
         self._towers = [_whole(tower, build_vit(model.config, index)) for index, tower in enumerate(ours)]
 
@@ -46,16 +50,17 @@ class Baseline:
         Returns:
             (dims,) int64 ids over the whole vocabulary.
         """
-        weight = self._model.projector.fc1.weight
+        weight = self._projector.fc1.weight
         per_camera = [self._project(self._features(image).to(weight)) for image in images]
-        llama: Any = self._model.language_model  # its own types hide `generate`
-        text = llama.model.embed_tokens(torch.tensor(input_ids)[None])
+        text = self._language_model.model.embed_tokens(torch.tensor(input_ids)[None])
         seen = [*per_camera, *self._state(state)]
         embeds = torch.cat([text[:, :1], *seen, text[:, 1:]], dim=1)
         mask = torch.ones(embeds.shape[:2], dtype=torch.long)
 
-        out = llama.generate(inputs_embeds=embeds, attention_mask=mask, max_new_tokens=dims, min_new_tokens=dims,
-                       do_sample=False, eos_token_id=None, pad_token_id=0)  # fmt: skip
+        out = self._language_model.generate(
+            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=dims, min_new_tokens=dims, do_sample=False,
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
         return out[0]
 
     def _features(self, image: Image) -> Tensor:
@@ -66,7 +71,7 @@ class Baseline:
             square = PillowImage.fromarray(image).resize((size, size), PillowImage.Resampling.BICUBIC)
             x = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
             mean, std = (torch.tensor(values[index])[:, None, None] for values in self._statistics)
-            pixels = ((x - mean) / std)[None].to(self._model.projector.fc1.weight)
+            pixels = ((x - mean) / std)[None].to(self._projector.fc1.weight)
             features += tower.get_intermediate_layers(pixels, n={len(tower.blocks) - 2})
         return torch.cat(features, dim=2)
 
@@ -75,12 +80,12 @@ class Baseline:
         return self._preprocessor.means, self._preprocessor.stds
 
     def _project(self, features: Tensor) -> Tensor:
-        p = self._model.projector
+        p = self._projector
         x = p.fc2(gelu(p.fc1(features)))
         return x if p.fc3 is None else p.fc3(gelu(x))
 
     def _state(self, state: Tensor | None) -> list[Tensor]:
-        projector = self._model.proprio_projector
+        projector = self._proprio_projector
         return [] if projector is None or state is None else [projector(state.to(projector.fc1.weight))]
 
 
@@ -89,3 +94,13 @@ def _whole(tower: Tower, vit: nn.Module) -> Any:
     weight = next(tower.parameters())
     vit.load_state_dict(tower.state_dict(), strict=False)
     return vit.to(weight).eval().requires_grad_(False)
+
+
+def _by_rows[M: nn.Module](module: M) -> M:
+    """The module, copied where a matrix of it does not lie in memory row by row."""
+    if all(parameter.is_contiguous() for parameter in module.parameters()):
+        return module
+    plain = deepcopy(module)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.contiguous()
+    return plain

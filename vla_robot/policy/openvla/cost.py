@@ -28,7 +28,10 @@ class Cost:
 
 
 def costs(model: OpenVLA, batch: int, text_tokens: int, action_dim: int) -> dict[str, Cost]:
-    """Stage name -> cost, for prompts of `text_tokens` ids."""
+    """Stage name -> cost, for prompts of `text_tokens` ids and an action of `action_dim` tokens.
+
+    The prefill reads a guess of the action with the prompt; "decode" is one pass over the guess.
+    """
     backbone, config = model.vision_backbone, model.config
     towers = [t for t in (backbone.featurizer, backbone.fused_featurizer) if t is not None]
     patches = config.num_images * towers[0].patch_embed.num_patches
@@ -39,15 +42,16 @@ def costs(model: OpenVLA, batch: int, text_tokens: int, action_dim: int) -> dict
     head = 2 * config.n_action_bins * llama.config.hidden_size
     attention = 4 * llama.config.num_hidden_layers * llama.config.hidden_size  # per query and key
     layer_bytes = _bytes(llama.model.layers)
-    steps = action_dim - 1
+    guess = action_dim - 1
+    first = prompt + guess
     # Every query of the prefill meets half of the keys on average.
-    prefill = prompt * layers + attention * prompt * (prompt + 1) / 2 + head
-    decode = steps * (layers + head + attention * (prompt + action_dim / 2))
+    prefill = first * layers + attention * first * (first + 1) / 2 + action_dim * head
+    decode = guess * (layers + head + attention * (prompt + action_dim / 2))
     return {
         "towers": Cost(batch * config.num_images * sum(map(_tower_flops, towers)), sum(map(_bytes, towers))),
         "projector": Cost(batch * patches * _linear_flops(model.projector), _bytes(model.projector)),
         "prefill": Cost(batch * prefill, layer_bytes + head_bytes),
-        "decode": Cost(batch * decode, steps * (layer_bytes + head_bytes)),
+        "decode": Cost(batch * decode, layer_bytes + head_bytes),
     }
 
 

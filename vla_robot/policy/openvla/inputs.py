@@ -29,9 +29,15 @@ from vla_robot.policy.openvla.prompt import PromptTokenizer
 
 @dataclass
 class Stages:
-    """Wall time of consecutive stages, in ms."""
+    """Where the time of one inference went.
+
+    Attributes:
+        ms: wall time of consecutive stages [ms].
+        passes: over tokens of the answer, beside the one that read the prompt.
+    """
 
     ms: dict[str, float] = field(default_factory=dict[str, float])
+    passes: int = 0
     _last: float = field(default_factory=time.perf_counter)
 
     def done(self, name: str) -> None:

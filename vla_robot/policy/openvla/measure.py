@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.baseline import Baseline
-from vla_robot.policy.openvla.inputs import Batch, Stages
+from vla_robot.policy.openvla.inputs import Stages
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 
@@ -26,77 +26,87 @@ class Timing:
 
     Attributes:
         total_ms: one number an inference.
-        stages_ms: stage -> one number an inference; empty for a contender that is not ours.
-        tokens: (B, action_dim), the last answer.
+        stages: one an inference; of a contender that is not ours, without any stage.
+        tokens: (B, action_dim), one answer an inference.
     """
 
     total_ms: list[float] = field(default_factory=list[float])
-    stages_ms: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
-    tokens: NDArray[np.int64] | None = None
+    stages: list[Stages] = field(default_factory=list[Stages])
+    tokens: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+
+    def stages_ms(self) -> dict[str, list[float]]:
+        """Stage -> one number an inference; empty for a contender that is not ours."""
+        names = dict.fromkeys(name for stages in self.stages for name in stages.ms)
+        return {name: [stages.ms[name] for stages in self.stages] for name in names}
+
+    @property
+    def passes(self) -> float:
+        """Mean number of passes over an answer, beside the one that read the prompt."""
+        return float(np.mean([stages.passes for stages in self.stages]))
 
     def percentile_ms(self, percent: float) -> float:
         """Of the whole inference."""
         return float(np.percentile(self.total_ms, percent))
 
+    def book(self, total_ms: float, stages: Stages, tokens: NDArray[np.int64]) -> None:
+        """One more inference."""
+        self.total_ms.append(total_ms)
+        self.stages.append(stages)
+        self.tokens.append(tokens)
 
-Contender = Callable[[], tuple[NDArray[np.int64], Mapping[str, float]]]
-"""One inference: (B, action_dim) tokens and the ms of its stages."""
+
+Contender = Callable[[int], tuple[NDArray[np.int64], Stages]]
+"""The inference of a round: (B, action_dim) tokens and where the time went."""
 
 
-def ours(policy: OpenVLAPolicy, observations: Sequence[Observation], action_dim: int) -> Contender:
+def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, action_dim: int) -> Contender:
     """Our engine on a batch, from frames to actions in units."""
 
-    def infer() -> tuple[NDArray[np.int64], Mapping[str, float]]:
+    def infer(number: int) -> tuple[NDArray[np.int64], Stages]:
         stages = Stages()
-        batch = policy.read(observations)
+        batch = policy.read(_window(scenes, number, batch_size))
         stages.done("preprocess")
         tokens = policy.generate(batch, action_dim, stages)
         policy.action_tokens.decode(tokens)
         stages.done("detokenise")
-        return tokens, stages.ms
+        return tokens, stages
 
     return infer
 
 
 def plain(
-    baseline: Baseline, policy: OpenVLAPolicy, observations: Sequence[Observation], cameras: Sequence[str], dims: int
+    baseline: Baseline, policy: OpenVLAPolicy, scenes: Sequence[Observation], cameras: Sequence[str], dims: int
 ) -> Contender:
-    """The baseline on the same observations, one after the other, from frames to tokens."""
-    batch = policy.read(observations)
+    """The baseline on one observation, from frames to tokens; its prompt and its state are made beforehand."""
+    batch = policy.read(scenes)
 
-    def infer() -> tuple[NDArray[np.int64], Mapping[str, float]]:
-        rows = [baseline.tokens(*_row(batch, observations[i], i, cameras), dims) for i in range(len(observations))]
-        return torch.stack(rows).cpu().numpy(), {}
+    def infer(number: int) -> tuple[NDArray[np.int64], Stages]:
+        index = number % len(scenes)
+        images = [scenes[index].images[name] for name in cameras]
+        state = None if batch.state is None else batch.state[index : index + 1]
+        tokens = baseline.tokens(images, batch.prompts[index], state, dims)
+        return tokens[None].cpu().numpy(), Stages()
 
     return infer
 
 
-def _row(
-    batch: Batch, observation: Observation, index: int, cameras: Sequence[str]
-) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64], Tensor | None]:
-    state = None if batch.state is None else batch.state[index : index + 1]
-    return [observation.images[name] for name in cameras], batch.prompts[index], state
+def _window(scenes: Sequence[Observation], number: int, size: int) -> list[Observation]:
+    """The scenes of a round: the first is the same for every size."""
+    return [scenes[(number + row) % len(scenes)] for row in range(size)]
 
 
 def take_turns(contenders: Mapping[str, Contender], rounds: int, on_round: Callable[[], None]) -> dict[str, Timing]:
     """Every contender once a round, so that what else the machine does hits all alike; a first round is not counted."""
     timings = {name: Timing() for name in contenders}
-    for counted in [False] + [True] * rounds:
+    for number in range(-1, rounds):
         for name, infer in contenders.items():
             start = time.perf_counter()
-            tokens, stages_ms = infer()
+            tokens, stages = infer(max(number, 0))
             elapsed_ms = (time.perf_counter() - start) * 1e3
-            if counted:
-                _book(timings[name], elapsed_ms, stages_ms, tokens)
+            if number >= 0:
+                timings[name].book(elapsed_ms, stages, tokens)
         on_round()
     return timings
-
-
-def _book(timing: Timing, elapsed_ms: float, stages_ms: Mapping[str, float], tokens: NDArray[np.int64]) -> None:
-    timing.total_ms.append(elapsed_ms)
-    timing.tokens = tokens
-    for stage, ms in stages_ms.items():
-        timing.stages_ms.setdefault(stage, []).append(ms)
 
 
 @torch.inference_mode()

@@ -172,7 +172,7 @@ def load_oft(
     precision, place = torch_dtype(dtype), torch.device(device)
     head.load_state_dict(_component(folder, ACTION_HEAD, head), assign=True)
     beside = _proprio(folder, oft.proprio_dim, llm_dim)
-    model = load_model(folder, config, precision, place, beside)
+    model = load_model(folder, config, precision, place, beside, acting=True)
     head = head.to(device=place, dtype=precision).requires_grad_(False).eval()
     policy = OFTPolicy(model, head, checkpoint, oft, statistics_key)
     policy.self_test()

@@ -81,6 +81,7 @@ class OpenVLAPolicy:
             model.language_model.lm_head.weight.detach(),
             self.action_tokens.first_id,
             config.action_vocab_end,
+            config.chunk,
         )
         self._compiled = CompiledInference(model, self._generator) if compiled else None
 
@@ -240,6 +241,7 @@ def load(
     pre_step: str = NONE,
     compiled: bool = False,
     quantise: str | None = None,
+    trainable: bool = False,
 ) -> OpenVLAPolicy:
     """A policy from a checkpoint folder in the published layout.
 
@@ -252,6 +254,7 @@ def load(
         compiled: one compiled graph for each shape of batch; the first inference of a shape then takes a minute.
         quantise: "int8" or "int4" for matrices of so many bits, made while loading; the folder holds plain weights as
             ever.
+        trainable: keep matrices in memory as optimisers want them, not as acting reads them fastest.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or fails the self-test.
@@ -261,8 +264,9 @@ def load(
     if quantise is not None:
         require_quantiser(quantise)  # before gigabytes are read
     checkpoint = Checkpoint.read(folder, pre_step)
+    acting = not trainable and quantise is None
     policy = OpenVLAPolicy(
-        load_model(folder, checkpoint.config, torch_dtype(dtype), torch.device(device)),
+        load_model(folder, checkpoint.config, torch_dtype(dtype), torch.device(device), acting=acting),
         checkpoint.preprocessor,
         checkpoint.tokenizer,
         checkpoint.config.norm_stats,

@@ -3,15 +3,16 @@
 Training runs transformers' own forward pass. Acting runs `Decoder`, the same weights without what acting does not
 need. One observation's life in it:
 
-    slots    0 .. S-1                        S .. S+n-1
-             [BOS][patches][state][text pad]  [action tokens]
-    prefill: every layer writes its keys and values; only the last real token leaves the last layer
-    step:    one token per row, position `lengths[row] + k`, slot `S + k`
+    slots   0 .. S-1                            S .. S+n-1
+            [pad][BOS][patches][state][text]    [n tokens of an answer]
+    read    the next tokens of every row: the layers write their keys and values, the last tokens leave the last layer
+
+`filled` slots stay. What is read beyond them is a draft: it may be read again, with other tokens in the same slots.
 
 Parallel decoding (OpenVLA-OFT) is one `bidirectional` pass instead: no cache, no steps, every token sees every other.
 
-Rows of a batch may have texts of different lengths. Padding stands at the right of the text, where the causal mask
-already hides it from everything in the prefill; elsewhere a mask hides it. What is exact: each row sees the same
+Rows of a batch may have texts of different lengths. They are padded at the left, so that all rows end in one slot and
+go on in the same ones; a mask hides the padding, and positions count from BOS. What is exact: each row sees the same
 numbers as alone. What is not: the order of a floating-point sum inside a matrix product may follow the batch size.
 """
 
@@ -71,22 +72,20 @@ class _Layer:
 
 @dataclass
 class Cache:
-    """Keys and values of one batch, preallocated for the prompt and every step.
+    """Keys and values of one batch, preallocated for the prompt and the whole answer.
 
     Attributes:
         keys, values: one (B, Hkv, slots, hd) per layer.
-        lengths: (B,) int64, real tokens of each row's prompt.
-        prompt_slots: S, slots that the padded prompt takes.
-        steps: tokens generated so far.
-        visible: (B, 1, 1, slots) bool, True where a key may be attended, or None when no row is padded.
+        visible: (slots, slots) bool, or (B, 1, slots, slots) where rows are padded: whether a query sees a key.
+        padding: (B,) int64 slots at the left that hold no token, or None when no row is padded.
+        filled: slots whose keys and values stay.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
-    lengths: Tensor
-    prompt_slots: int
-    visible: Tensor | None
-    steps: int = 0
+    visible: Tensor
+    padding: Tensor | None
+    filled: int = 0
 
 
 class Decoder:
@@ -118,54 +117,51 @@ class Decoder:
         """All matrices of all layers, in the form that they have now."""
         return [matrix for w in self._layers for matrix in (w.qkv, w.out, w.gate_up, w.down)]
 
-    def prefill(self, embeds: Tensor, lengths: Tensor | None, new_tokens: int) -> tuple[Tensor, Cache]:
-        """Read the whole prompt.
+    def start(self, embeds: Tensor, padding: Tensor | None, slots: int) -> Cache:
+        """An empty cache.
 
         Args:
-            embeds: (B, S, D), padded at the right.
-            lengths: (B,) int64 real tokens per row, at most S; None says that no row is padded.
-            new_tokens: how many `step` calls may follow.
-
-        Returns:
-            (B, D) normed hidden state of each row's last real token, and the cache.
+            embeds: (B, S, D) that will be read first; batch, precision and device are theirs.
+            padding: (B,) int64 slots at the left of each row that hold no token; None says that no row is padded.
+            slots: for prompt and answer together.
 
         Raises:
-            ContractError: the sequence is longer than the positions that the model knows.
+            ContractError: these are more than the positions that the model knows.
         """
-        B, S, _ = embeds.shape
-        self._require_positions(S + new_tokens)
-        cache = self._allocate(embeds, lengths, new_tokens)
-        cos, sin = self._cos[:S], self._sin[:S]  # (S, hd): prompts start at position 0 in every row
-        x = embeds
-        *layers, final = enumerate(self._layers)
-        for index, layer in layers:
-            q, k, v = self._qkv(layer, x, cos, sin)
-            cache.keys[index][:, :, :S], cache.values[index][:, :, :S] = k, v
-            x = self._finish(layer, x, self._attend(q, k, v, causal=True))
-        index, layer = final  # only the last real token leaves it
-        q, k, v = self._qkv(layer, x, cos, sin)
-        cache.keys[index][:, :, :S], cache.values[index][:, :, :S] = k, v
-        rows, last = torch.arange(B, device=embeds.device), cache.lengths - 1
-        visible = None if cache.visible is None else cache.visible[..., :S]
-        attended = self._attend(q[rows, :, last].unsqueeze(2), k, v, mask=visible)
-        x = self._finish(layer, x[rows, last].unsqueeze(1), attended)  # (B, 1, D)
-        return _rms_norm(x.squeeze(1), self._norm, self._eps), cache
+        self._require_positions(slots)
+        shape = (len(embeds), self._kv_heads, slots, self._head_dim)
+        return Cache(
+            keys=[embeds.new_empty(shape) for _ in self._layers],
+            values=[embeds.new_empty(shape) for _ in self._layers],
+            visible=_visible(slots, padding, embeds.device),
+            padding=padding,
+        )
 
-    def step(self, embeds: Tensor, cache: Cache) -> Tensor:
-        """One more token per row: (B, D) embedding -> (B, D) normed hidden state."""
-        positions = cache.lengths + cache.steps  # (B,)
-        slot = cache.prompt_slots + cache.steps
-        cos, sin = self._cos[positions][:, None, None], self._sin[positions][:, None, None]  # (B, 1, 1, hd)
-        visible = None if cache.visible is None else cache.visible[..., : slot + 1]
-        x = embeds.unsqueeze(1)  # (B, 1, D)
-        for index, layer in enumerate(self._layers):
+    def read(self, embeds: Tensor, cache: Cache, keep: int) -> Tensor:
+        """The next n tokens of every row, into the slots behind `cache.filled`.
+
+        Args:
+            embeds: (B, n, D).
+            cache: of what was read before; `filled` is left as it is.
+            keep: tokens at the end whose hidden states are wanted, 1 to n.
+
+        Returns:
+            (B, keep, D) normed hidden states.
+        """
+        n, start = embeds.shape[1], cache.filled
+        end = start + n
+        cos, sin = self._tables(cache.padding, start, end)
+        visible = cache.visible[..., start:end, :end]
+        whole = start == 0 and cache.padding is None  # then plain causal attention needs no mask
+        x = embeds
+        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             q, k, v = self._qkv(layer, x, cos, sin)
-            keys, values = cache.keys[index], cache.values[index]
-            keys[:, :, slot : slot + 1] = k
-            values[:, :, slot : slot + 1] = v
-            x = self._finish(layer, x, self._attend(q, keys[:, :, : slot + 1], values[:, :, : slot + 1], mask=visible))
-        cache.steps += 1
-        return _rms_norm(x.squeeze(1), self._norm, self._eps)
+            keys[:, :, start:end], values[:, :, start:end] = k, v
+            if layer is self._layers[-1] and keep < n:  # only what is wanted leaves it
+                q, x, visible, whole = q[:, :, -keep:], x[:, -keep:], visible[..., -keep:, :], False
+            mask = None if whole else visible
+            x = self._finish(layer, x, self._attend(q, keys[:, :, :end], values[:, :, :end], mask, causal=whole))
+        return _rms_norm(x, self._norm, self._eps)
 
     def bidirectional(self, embeds: Tensor, lengths: Tensor) -> Tensor:
         """Read a sequence in which every token sees every other; only padding is hidden.
@@ -198,23 +194,13 @@ class Decoder:
                 "use a shorter instruction or fewer cameras."
             )
 
-    def _allocate(self, embeds: Tensor, lengths: Tensor | None, new_tokens: int) -> Cache:
-        B, S, _ = embeds.shape
-        slots = S + new_tokens
-        shape = (B, self._kv_heads, slots, self._head_dim)
-        visible = None
-        if lengths is None:
-            lengths = torch.full((B,), S, device=embeds.device)
-        elif int(lengths.min()) < S:
-            slot = torch.arange(slots, device=embeds.device)
-            visible = ((slot < lengths[:, None]) | (slot >= S))[:, None, None]  # (B, 1, 1, slots)
-        return Cache(
-            keys=[embeds.new_empty(shape) for _ in self._layers],
-            values=[embeds.new_empty(shape) for _ in self._layers],
-            lengths=lengths,
-            prompt_slots=S,
-            visible=visible,
-        )
+    def _tables(self, padding: Tensor | None, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of slots, (n, hd) or, where rows are padded, (B, 1, n, hd)."""
+        if padding is None:
+            return self._cos[start:end], self._sin[start:end]
+        slots = torch.arange(start, end, device=padding.device)
+        positions = (slots - padding[:, None]).clamp(min=0)[:, None]  # (B, 1, n)
+        return self._cos[positions], self._sin[positions]
 
     def _qkv(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, S, D) -> rotated q (B, H, S, hd), rotated k and plain v (B, Hkv, S, hd)."""
@@ -236,6 +222,25 @@ class Decoder:
         x = x + linear(attended, layer.out)
         gate, up = linear(_rms_norm(x, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
         return x + linear(silu(gate) * up, layer.down)
+
+
+def pad_left(embeds: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(B, S, D) padded at the right, (B,) real tokens per row -> padded at the left, (B,) padding or None for none."""
+    S = embeds.shape[1]
+    padding = S - lengths
+    if not padding.any():
+        return embeds, None
+    source = (torch.arange(S, device=embeds.device) - padding[:, None]).clamp(min=0)  # (B, S)
+    return embeds[torch.arange(len(embeds), device=embeds.device)[:, None], source], padding
+
+
+def _visible(slots: int, padding: Tensor | None, device: torch.device) -> Tensor:
+    """The mask of `Cache`. Padding sees itself, as a softmax over nothing is not a number."""
+    slot = torch.arange(slots, device=device)
+    causal = slot <= slot[:, None]
+    if padding is None:
+        return causal
+    return (causal & (slot >= padding[:, None, None]) | (slot == slot[:, None]))[:, None]
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
@@ -293,11 +298,12 @@ def _fuse(*projections: torch.nn.Linear) -> Tensor:
 
 
 def _adjacent(weights: list[Tensor]) -> bool:
-    """Whether contiguous matrices follow each other in one memory."""
-    place = weights[0].data_ptr()
+    """Whether the rows of each matrix follow those of the one before it, in one memory."""
+    first = weights[0]
+    place = first.data_ptr()
     for weight in weights:
-        same = weight.untyped_storage().data_ptr() == weights[0].untyped_storage().data_ptr()
-        if not (same and weight.is_contiguous() and weight.data_ptr() == place):
+        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and weight.stride() == first.stride() and weight.data_ptr() == place):
             return False
-        place += weight.nbytes
+        place += len(weight) * weight.stride(0) * weight.element_size()
     return True
