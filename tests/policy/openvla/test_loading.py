@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from vla_robot.policy.openvla.config import OpenVLAConfig
+from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.weights import INDEX, SINGLE, load_model
 
 
@@ -40,3 +42,28 @@ def test_loading_peaks_at_less_than_1_3_times_the_weights(
     peak, weights = loading_peak(tiny_folder, large_folder, dtype)
     assert weights > 90e6
     assert peak < 1.3 * weights
+
+
+def test_matrices_lie_by_columns_for_acting_and_by_rows_for_training(tiny_folder: Path) -> None:
+    acting, trainable = load(tiny_folder).model, load(tiny_folder, trainable=True).model
+    same = zip(acting.named_parameters(), trainable.named_parameters(), strict=True)
+    for (name, fast), (_, plain) in same:
+        assert torch.equal(fast, plain), name
+        assert plain.is_contiguous(), name
+    layers = [m for m in acting.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    matrices = [m.weight.flatten(1) for m in layers if m is not acting.language_model.lm_head]
+    assert len(matrices) > 20
+    assert all(matrix.stride(0) == 1 for matrix in matrices)
+    rows = acting.language_model.lm_head.weight, acting.language_model.model.embed_tokens.weight
+    assert all(matrix.is_contiguous() for matrix in rows)
+
+
+def test_fused_matrices_are_the_models_own_memory_also_by_columns(tiny_folder: Path) -> None:
+    policy = load(tiny_folder)
+    layer = policy.model.language_model.model.layers[0]
+    before = policy.memory_bytes()
+    layer.self_attn.k_proj.weight[:] = 7.0
+    layer.mlp.up_proj.weight[:] = 7.0
+    fused = [matrix for matrix in policy._decoder.matrices()[:4] if (matrix == 7.0).any()]
+    assert len(fused) == 2
+    assert before == sum(p.nbytes for p in policy.model.parameters()) + sum(b.nbytes for b in policy.model.buffers())
