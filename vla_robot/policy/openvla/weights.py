@@ -23,9 +23,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla import layout
 from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.perceive import build_vit
@@ -57,9 +58,7 @@ def load_model(
         dtype: precision of the weights.
         device: where they go.
         beside: parameters by module name that stand in other files (OpenVLA-OFT's), already of the right shape.
-        acting: in fp32 on a CPU, lay matrices in memory column by column. x @ W.T then finds each row of W.T in one
-            piece, which takes 0.8 of the time for a prompt and 0.4 for a single token (MKL, rows of 128). Not for
-            training: optimisers and FSDP want them row by row.
+        acting: not for training, but as fast as can be; see `layout`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape; the
@@ -75,18 +74,14 @@ def load_model(
     audit(folder, shapes, {name: stored.shape for name, stored in found.items()}, unused_names(config))
     _require_floats(found[name] for name in wanted)
     tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in beside.items()}
-    by_columns = acting and device.type == "cpu" and dtype == torch.float32
-    memory = _allocate(parameters, dtype, device, _matrices(model) if by_columns else ())
+    for_products = acting and layout.is_for(dtype, device)
+    memory = _allocate(parameters, dtype, device, layout.matrices(model) if for_products else ())
     _fill({name: memory[wanted[name]] for name in wanted}, found)
     model.load_state_dict(tensors | memory, strict=True, assign=True)
     _rebuild_buffers(model, device)
+    if for_products:
+        layout.add_biases_afterwards(model)
     return model.requires_grad_(False).eval()
-
-
-def _matrices(model: OpenVLA) -> frozenset[str]:
-    """Names of the matrices that a product reads whole: not those of the vocabulary, of which rows are taken."""
-    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
-    return frozenset(f"{name}.weight" for name, module in layers if module is not model.language_model.lm_head)
 
 
 def _allocate(
@@ -102,9 +97,8 @@ def _allocate(
             together = fused_with(name)
             rows = [len(parameters[n]) for n in together]
             shape = sum(rows), *parameter.shape[1:]
-            block = torch.empty(shape, dtype=dtype, device=device)
-            if name in by_columns:
-                block = block.view(-1, sum(rows)).t().view(shape)
+            empty = layout.empty_by_columns if name in by_columns else torch.empty
+            block = empty(shape, dtype=dtype, device=device)
             memory |= zip(together, block.split(rows), strict=True)
     return memory
 
