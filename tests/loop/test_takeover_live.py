@@ -64,6 +64,9 @@ class Arm:
     def hold(self) -> StepResult:
         return self.command(np.array([0.0, 1.0]))
 
+    def look(self) -> Observation:
+        return self._observe()
+
     def stop(self) -> None:
         """It stands."""
 

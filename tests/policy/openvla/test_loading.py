@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_matrices_lie_by_columns_for_acting_and_by_rows_for_training(tiny_folder
 
 def test_fused_matrices_are_the_models_own_memory_also_by_columns(tiny_folder: Path) -> None:
     policy = load(tiny_folder)
-    layer = policy.model.language_model.model.layers[0]
+    layer: Any = policy.model.language_model.model.layers[0]
     before = policy.memory_bytes()
     layer.self_attn.k_proj.weight[:] = 7.0
     layer.mlp.up_proj.weight[:] = 7.0

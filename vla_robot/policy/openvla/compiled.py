@@ -30,10 +30,9 @@ class CompiledInference:
         on_cpu = model.projector.fc1.weight.device.type == "cpu"
         if on_cpu and not (shutil.which("g++") or shutil.which("clang++")):
             raise PolicyError("compile = true needs a C++ compiler on a CPU: apt-get install g++, or compile = false.")
-        # On CUDA a recorded graph is replayed; on a CPU kernels are called from C++, and their results share one memory.
-        options: dict[str, Any] = (
-            {"cpp_wrapper": True, "memory_planning": True} if on_cpu else {"triton.cudagraphs": True}
-        )
+        # On a CPU kernels are called from C++ and share their results' memory; on CUDA a recorded graph is replayed.
+        cpu_options = {"cpp_wrapper": True, "memory_planning": True}
+        options: dict[str, Any] = cpu_options if on_cpu else {"triton.cudagraphs": True}
         self._model = model
         self._generator = generator
         self._begin = torch.compile(self._read, dynamic=False, fullgraph=True, options=options)
