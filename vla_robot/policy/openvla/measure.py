@@ -96,12 +96,17 @@ def _window(scenes: Sequence[Observation], number: int, size: int) -> list[Obser
 
 
 def take_turns(contenders: Mapping[str, Contender], rounds: int, on_round: Callable[[], None]) -> dict[str, Timing]:
-    """Every contender once a round, so that what else the machine does hits all alike; a first round is not counted."""
+    """Every contender once a round, so that what else the machine does hits all alike; a first round is not counted.
+
+    Their order is another one each round: whoever comes after a large batch finds its weights out of the caches.
+    """
     timings = {name: Timing() for name in contenders}
+    order, rng = list(contenders), np.random.default_rng(0)
     for number in range(-1, rounds):
-        for name, infer in contenders.items():
+        rng.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            tokens, stages = infer(max(number, 0))
+            tokens, stages = contenders[name](max(number, 0))
             elapsed_ms = (time.perf_counter() - start) * 1e3
             if number >= 0:
                 timings[name].book(elapsed_ms, stages, tokens)
