@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
-from vla_robot.policy.openvla.generate import Generator
+from vla_robot.policy.openvla.generate import Draft, Generator
 from vla_robot.policy.openvla.inputs import Stages
 from vla_robot.policy.openvla.reason import Decoder, pad_left
 
@@ -145,6 +147,20 @@ def test_what_repeats_itself_is_not_read_token_by_token() -> None:
     said = generator_of(model, chunk=3).tokens(torch.ones(1, 5, 64), torch.tensor([5]), 21, stages)
     assert said.shape == (1, 21)
     assert stages.passes <= 4
+
+
+def test_a_device_that_rounds_differently_each_time_cannot_keep_an_answer_from_ending() -> None:
+    generator = generator_of(llama())
+    stages = Stages()
+    draft = generator.begin(torch.randn(1, 5, 64), None, 7, 7)
+    never = itertools.count()
+
+    def flickering(draft: Draft) -> Draft:
+        corrected = generator.correct(draft)
+        return replace(corrected, said=(corrected.said + next(never)) % 256)
+
+    assert generator.complete(draft, 7, 7, stages, flickering).shape == (1, 7)
+    assert stages.passes == 6
 
 
 def test_only_action_tokens_can_be_said() -> None:

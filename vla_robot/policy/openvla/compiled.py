@@ -51,6 +51,7 @@ class CompiledInference:
         """
         pixels, ids, state, _ = tensors_of(self._model, batch)
         action_dim = self._generator.action_dim(count)
+        torch.compiler.cudagraph_mark_step_begin()  # what recorded graphs hand to each other lives until the next time
         draft = self._begin(pixels, ids, state, count, action_dim)
         tokens = self._generator.complete(draft, count, action_dim, stages, self._correct)
         stages.done("inference")
