@@ -165,6 +165,13 @@ def broken(tiny_folder: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 # Peak resident memory (VmHWM) above that after the imports, in bytes; a small load first warms what torch allocates.
+@pytest.fixture
+def folder_of_four(tiny_folder: Path, broken: Callable[..., Path]) -> Path:
+    """The tiny policy with four actions an answer."""
+    ours = json.loads((tiny_folder / "config.json").read_text())["vla_robot"]
+    return broken(vla_robot={**ours, "chunk": 4})
+
+
 _MEASURE = """
 import sys
 from pathlib import Path

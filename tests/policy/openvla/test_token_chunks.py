@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -87,10 +86,8 @@ def test_another_prefix_changes_what_follows(generator: Generator) -> None:
 
 
 @pytest.fixture
-def of_four(tiny_folder: Path, broken: Callable[..., Path]) -> OpenVLAPolicy:
-    """The tiny policy with four actions an answer."""
-    ours = json.loads((tiny_folder / "config.json").read_text())["vla_robot"]
-    return load(broken(vla_robot={**ours, "chunk": K}))
+def of_four(folder_of_four: Path) -> OpenVLAPolicy:
+    return load(folder_of_four)
 
 
 def seen(
