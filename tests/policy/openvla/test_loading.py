@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from vla_robot.policy.openvla import layout
 from vla_robot.policy.openvla.config import OpenVLAConfig
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.weights import INDEX, SINGLE, load_model
@@ -57,6 +58,15 @@ def test_matrices_lie_by_columns_for_acting_and_by_rows_for_training(tiny_folder
     assert all(matrix.stride(0) == 1 for matrix in matrices)
     rows = acting.language_model.lm_head.weight, acting.language_model.model.embed_tokens.weight
     assert all(matrix.is_contiguous() for matrix in rows)
+
+
+def test_what_torch_has_can_be_had_back_and_leaves_the_policy_as_it_is(tiny_folder: Path) -> None:
+    projector = load(tiny_folder).model.projector
+    plain = layout.as_torch_has_it(projector)
+    assert type(plain.fc1) is nn.Linear and plain.fc1.weight.is_contiguous()
+    assert torch.equal(plain.fc1.weight, projector.fc1.weight)
+    assert type(projector.fc1) is not nn.Linear and not projector.fc1.weight.is_contiguous()
+    assert layout.as_torch_has_it(plain) is plain
 
 
 def test_fused_matrices_are_the_models_own_memory_also_by_columns(tiny_folder: Path) -> None:

@@ -7,7 +7,6 @@ with it: whole towers, the whole vocabulary, transformers' cache, one observatio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from vla_robot.core.messages import Image
+from vla_robot.policy.openvla import layout
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.perceive import Tower, build_vit
 from vla_robot.policy.openvla.preprocess import Preprocessor
@@ -28,12 +28,14 @@ class Baseline:
 
     def __init__(self, model: OpenVLA, preprocessor: Preprocessor) -> None:
         """Builds whole towers; their unused last block has random weights, as nothing reads it. The other weights are
-        the policy's own where they lie in memory as transformers would have them, and copies elsewhere."""
+        the policy's own where they are as torch has them, and copies elsewhere."""
         backbone = model.vision_backbone
         ours = [backbone.featurizer] + ([backbone.fused_featurizer] if backbone.fused_featurizer is not None else [])
-        self._language_model: Any = _by_rows(model.language_model)  # its own types hide `generate`
-        self._projector = _by_rows(model.projector)
-        self._proprio_projector = None if model.proprio_projector is None else _by_rows(model.proprio_projector)
+        self._language_model: Any = layout.as_torch_has_it(model.language_model)  # its own types hide `generate`
+        self._projector = layout.as_torch_has_it(model.projector)
+        self._proprio_projector = (
+            None if model.proprio_projector is None else layout.as_torch_has_it(model.proprio_projector)
+        )
         self._preprocessor = preprocessor
         self._towers = [_whole(tower, build_vit(model.config, index)) for index, tower in enumerate(ours)]
 
@@ -94,13 +96,3 @@ def _whole(tower: Tower, vit: nn.Module) -> Any:
     weight = next(tower.parameters())
     vit.load_state_dict(tower.state_dict(), strict=False)
     return vit.to(weight).eval().requires_grad_(False)
-
-
-def _by_rows[M: nn.Module](module: M) -> M:
-    """The module, copied where a matrix of it does not lie in memory row by row."""
-    if all(parameter.is_contiguous() for parameter in module.parameters()):
-        return module
-    plain = deepcopy(module)
-    for parameter in plain.parameters():
-        parameter.data = parameter.data.contiguous()
-    return plain

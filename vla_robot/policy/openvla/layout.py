@@ -13,6 +13,7 @@ Not for training: optimisers and FSDP want matrices row by row. Not for CUDA: it
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,22 @@ def add_biases_afterwards(model: OpenVLA) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and module.bias is not None:
             module.__class__ = _ProductThenBias
+
+
+def as_torch_has_it[M: nn.Module](module: M) -> M:
+    """The module without any of this: itself, or a copy where a matrix lies by columns or a bias comes later."""
+    if not _fast(module) and all(parameter.is_contiguous() for parameter in module.parameters()):
+        return module
+    plain = deepcopy(module)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.contiguous()
+    for layer in _fast(plain):
+        layer.__class__ = nn.Linear
+    return plain
+
+
+def _fast(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, _ProductThenBias)]
 
 
 class _ProductThenBias(nn.Linear):
