@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,9 +174,30 @@ def folder_of_four(tiny_folder: Path, broken: Callable[..., Path]) -> Path:
     return broken(vla_robot={**ours, "chunk": 4})
 
 
+@pytest.fixture(scope="session")
+def by_transformers() -> Callable[..., tuple[list[int], float]]:
+    """Greedy over the action rows, as transformers' own forward pass on the whole sequence says each token after all
+    those before it; and the narrowest lead that a token had over the next best."""
+
+    def say(
+        model: Any, prompt: torch.Tensor, tokens: int, first: int, end: int, prefix: Sequence[int] = ()
+    ) -> tuple[list[int], float]:
+        said, lead = list(prefix), math.inf
+        while len(said) < tokens:
+            embedded = model.model.embed_tokens(torch.tensor(said, dtype=torch.int64))
+            hidden = model.model(inputs_embeds=torch.cat([prompt, embedded])[None], use_cache=False).last_hidden_state
+            (best, second), indices = model.lm_head(hidden[0, -1])[first:end].topk(2)
+            said.append(first + int(indices[0]))
+            lead = min(lead, float(best - second))
+        return said, lead
+
+    return say
+
+
 _MEASURE = """
 import sys
 from pathlib import Path
+from typing import Any
 from vla_robot.policy.openvla.policy import load
 
 def resident(field):

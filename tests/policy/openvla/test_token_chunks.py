@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -46,25 +45,18 @@ def prompts(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(len(lengths), max(lengths), 64, generator=seeded), torch.tensor(lengths)
 
 
-def by_transformers(model: Any, prompt: torch.Tensor, prefix: list[int], tokens: int) -> list[int]:
-    """Greedy over the action rows with transformers' own forward pass on the whole sequence, again for each token."""
-    said = list(prefix)
-    while len(said) < tokens:
-        embedded = model.model.embed_tokens(torch.tensor(said, dtype=torch.int64))
-        hidden = model.model(inputs_embeds=torch.cat([prompt, embedded])[None], use_cache=False).last_hidden_state
-        said.append(FIRST + int(model.lm_head(hidden[0, -1])[FIRST:END].argmax()))
-    return said
-
-
 @pytest.mark.parametrize("lengths", [[6], [6, 9, 4]])
 def test_what_follows_a_prefix_is_what_transformers_says_after_it(
-    llama: LlamaForCausalLM, generator: Generator, lengths: list[int]
+    llama: LlamaForCausalLM,
+    generator: Generator,
+    by_transformers: Callable[..., tuple[list[int], float]],
+    lengths: list[int],
 ) -> None:
     embeds, real = prompts(lengths)
     prefixes = [[200, 131, 355], [100], []][: len(lengths)]
     said = generator.continued(embeds, real, [torch.tensor(p, dtype=torch.int64) for p in prefixes], TOKENS)
     for row, prefix in enumerate(prefixes):
-        expected = by_transformers(llama, embeds[row, : lengths[row]], prefix, TOKENS)
+        expected, _ = by_transformers(llama, embeds[row, : lengths[row]], TOKENS, FIRST, END, prefix)
         assert said[row].tolist() == expected
         assert expected[: len(prefix)] == prefix
 
