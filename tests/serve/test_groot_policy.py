@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zmq
 
-from vla_robot.act.limits import Guard
+from vla_robot.act.limits import RangeGuard
 from vla_robot.cli.build import build_policy
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, TransportError
@@ -186,7 +186,7 @@ def test_an_answer_of_every_generation_becomes_the_arms_actions(serving: Any, co
 def test_a_world_is_driven_to_its_end(serving: Any, connect: Any, make_toy: Any, generation: Any) -> None:
     world = make_toy()
     policy = connect(serving(generation).address, generation)
-    ended = run_episode(world, policy, 0, guard=Guard(world.embodiment.action))
+    ended = run_episode(world, policy, 0, guard=RangeGuard(world.embodiment.action))
     assert (ended.outcome, ended.steps) == ("success", 5)
 
 
@@ -290,7 +290,7 @@ def test_a_server_that_dies_ends_the_episode_and_the_next_one_finds_its_successo
     first = serving("n1.7", get_action=lambda _: None)
     policy = connect(first.address, "n1.7", timeouts=Timeouts(connect_s=2.0, answer_s=0.1))
     world = make_toy()
-    ended = run_episode(world, policy, 0, guard=Guard(world.embodiment.action))
+    ended = run_episode(world, policy, 0, guard=RangeGuard(world.embodiment.action))
     assert (ended.outcome, ended.steps) == ("error", 0)
     first.close()
     serving("n1.7", port=first.port)

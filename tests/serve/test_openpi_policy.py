@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
-from vla_robot.act.limits import Guard
+from vla_robot.act.limits import RangeGuard
 from vla_robot.cli.build import build_policy
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, RecipeError, TransportError
@@ -120,7 +120,7 @@ def test_the_servers_own_time_is_told_apart_from_the_way(serving: Any, connect: 
 def test_a_world_is_driven_to_its_end(serving: Any, connect: Any, make_toy: Any) -> None:
     server = serving(lambda _: AHEAD)
     world = make_toy()
-    ended = run_episode(world, connect(server.address), 0, guard=Guard(world.embodiment.action))
+    ended = run_episode(world, connect(server.address), 0, guard=RangeGuard(world.embodiment.action))
     assert (ended.outcome, ended.steps) == ("success", 5)
     assert world.x == pytest.approx(5 * 0.02)
 
@@ -155,7 +155,7 @@ def test_a_server_that_dies_ends_the_episode_and_the_next_one_finds_its_successo
     killer = threading.Thread(target=lambda: asked.wait() and first.close())
     killer.start()
     world = make_toy()
-    ended = run_episode(world, policy, 0, guard=Guard(world.embodiment.action))
+    ended = run_episode(world, policy, 0, guard=RangeGuard(world.embodiment.action))
     killer.join()
     assert (ended.outcome, ended.steps) == ("error", 0)
     assert ended.error is not None and "failed" in ended.error

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from vla_robot.act.limits import Guard, limits_of
+from vla_robot.act.limits import RangeGuard, limits_of
 from vla_robot.act.safety import SafetyFilter
 from vla_robot.act.watchdog import Watchdog
 from vla_robot.core.clock import MonotonicClock
@@ -146,7 +146,7 @@ def control(policy: str, bridge: str, seed: int, stop: threading.Event) -> dict[
     errors: list[str] = []
     with RemotePolicy(policy) as remote, RemoteRobot(bridge) as robot:
         counting = CountingRobot(robot)
-        guard = Guard(robot.embodiment.action)
+        guard = RangeGuard(robot.embodiment.action)
         say({"address": ""})
         while not stop.is_set():
             ended = run_live_episode(counting, remote, seed, guard=guard, should_stop=stop.is_set)

@@ -1,6 +1,6 @@
 """What may reach the arm. The guard says what it changed and why, and never makes up an action of its own.
 
-`Guard` knows the action space alone, and stands in the loop. `Limits` are what the filter on the robot's side
+`RangeGuard` knows the action space alone, and stands in the loop. `Limits` are what the filter on the robot's side
 (safety.py) checks beside it: where the arm is, how fast it moves and how suddenly.
 """
 
@@ -20,7 +20,7 @@ RANGE = "range"
 """Cause of a clamp: the value lay outside of its dimension's limits."""
 
 
-class Guard:
+class RangeGuard:
     """Keeps actions inside an action space."""
 
     def __init__(self, space: ActionSpace) -> None:
@@ -80,14 +80,14 @@ _WORKSPACE_AXES = ("x", "y", "z")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the safety filter keeps, one number for each dimension of the action.
+    """What the safety filter keeps, one number for each dimension of the action, in its unit (m, rad, or 1).
 
     Attributes:
         low: (D,) smallest position: the tool's coordinate, the joint's angle or the gripper's opening.
         high: (D,) largest position.
-        max_step: (D,) furthest that a command may lead from where the arm was measured.
-        max_speed: (D,) per second.
-        max_acceleration: (D,) per second squared.
+        max_step: (D,) furthest that a command may lead from where the arm was measured, in the dimension's unit.
+        max_speed: (D,) in the unit per second.
+        max_acceleration: (D,) in the unit per second squared.
         on_violation: "clamp", "reject" or "stop".
     """
 

@@ -154,9 +154,9 @@ class _Axis:
         state_index: where the state has its position; None when nobody measures it.
         range: of the action space.
         box: of positions.
-        max_step: furthest from the measured position.
-        max_speed: furthest in one step.
-        max_change: furthest that one step may differ from the one before.
+        max_step: furthest from the measured position, in the dimension's unit.
+        max_step_speed: speed limit as the longest step, in the unit per control step.
+        max_step_change: acceleration limit as the largest difference of two consecutive steps, in the unit per step.
         position: last one commanded, for positions.
         step: last one.
         is_known: `position` and `step` are those of the arm.
@@ -168,8 +168,8 @@ class _Axis:
     range: Interval
     box: Interval
     max_step: float
-    max_speed: float
-    max_change: float
+    max_step_speed: float
+    max_step_change: float
     position: float = 0.0
     step: float = 0.0
     is_known: bool = False
@@ -196,7 +196,7 @@ class _Axis:
 
     def slower(self) -> float:
         """The value that shortens the last step by as much as is allowed."""
-        step = math.copysign(max(abs(self.step) - self.max_change, 0.0), self.step)
+        step = math.copysign(max(abs(self.step) - self.max_step_change, 0.0), self.step)
         return step if self.is_delta else self.position + step
 
     def remember(self, sent: float) -> None:
@@ -212,7 +212,7 @@ class _Axis:
         offset = measured if self.is_delta else 0.0  # from a value to the position it leads to
         here, ahead = measured - offset, still + self.step
         low, high = self.box[0] - offset, self.box[1] - offset
-        speed, change = (self.max_speed, self.max_change) if self.is_known else (NO_LIMIT, NO_LIMIT)
+        speed, change = (self.max_step_speed, self.max_step_change) if self.is_known else (NO_LIMIT, NO_LIMIT)
         return (
             (ahead - change, ahead + change),
             (still - speed, still + speed),
@@ -233,8 +233,8 @@ def _axis(index: int, embodiment: Embodiment, limits: Limits) -> _Axis:
         range=(dim.low, dim.high),
         box=(float(limits.low[index]), float(limits.high[index])),
         max_step=float(limits.max_step[index]),
-        max_speed=min(float(limits.max_speed[index]) * period_s, NO_LIMIT),
-        max_change=min(float(limits.max_acceleration[index]) * period_s**2, NO_LIMIT),
+        max_step_speed=min(float(limits.max_speed[index]) * period_s, NO_LIMIT),
+        max_step_change=min(float(limits.max_acceleration[index]) * period_s**2, NO_LIMIT),
     )
     axis.rest(0.0)
     return axis

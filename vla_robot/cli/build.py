@@ -227,6 +227,6 @@ def _secret_line(path: Path) -> str:
 
 def build_guard(space: ActionSpace) -> Guard:
     """What stands between the policy and the world."""
-    from vla_robot.act.limits import Guard as Limits
+    from vla_robot.act.limits import RangeGuard
 
-    return Limits(space)
+    return RangeGuard(space)

@@ -19,11 +19,11 @@ class DimLimitsRecipe:
     """Limits of one action dimension, in its unit, over those of the whole arm.
 
     Attributes:
-        low: smallest position: of the tool along this axis, of the joint, or of the gripper.
-        high: largest position.
-        max_step: furthest that a command may lie from where the arm was measured.
-        max_speed: per second.
-        max_acceleration: per second squared.
+        low: smallest position: of the tool along this axis [m], of the joint [rad], or of the gripper [1].
+        high: largest position, in the same unit.
+        max_step: furthest that a command may lie from where the arm was measured, in the same unit.
+        max_speed: in the unit per second.
+        max_acceleration: in the unit per second squared.
     """
 
     low: float | None = None

@@ -380,8 +380,8 @@ class Bridge:
 
     def _require_young(self, chunk: ActionChunk) -> None:
         """In lockstep, thinking takes no time; in real time the world has moved on since."""
-        horizon_s = 0 if self._observation is None else max(self._observation.step - chunk.step, 0)
-        planned_s = 0.0 if len(chunk.actions) == 1 else horizon_s / self._arm.embodiment.rate_hz
+        horizon_steps = 0 if self._observation is None else max(self._observation.step - chunk.step, 0)
+        planned_s = 0.0 if len(chunk.actions) == 1 else horizon_steps / self._arm.embodiment.rate_hz
         age_s = (self._clock.now_ns() - chunk.stamp_ns) / NS_PER_S - planned_s
         if not self._lockstep and age_s > self._execution.max_age_s:
             self.late += 1
