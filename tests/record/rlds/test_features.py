@@ -222,9 +222,12 @@ def test_shards_are_named_by_their_template() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"name": "x", "version": "1.0.0"}, r"i.json is incomplete: KeyError: 'splits'"),
+        ({"name": "x", "version": "1.0.0"}, r"i.json: the field 'splits' is missing"),
         ({"name": "x", "fileFormat": "array_record"}, r"fileFormat is 'array_record'; only 'tfrecord' is read"),
-        ({"name": "x", "version": "1", "splits": [{"name": "a", "shardLengths": ["no"]}]}, r"i.json is incomplete"),
+        (
+            {"name": "x", "version": "1", "splits": [{"name": "a", "shardLengths": ["no"]}]},
+            r"i.json is not of the expected form",
+        ),
     ],
 )
 def test_information_that_cannot_be_used_is_refused(content: dict[str, Any], message: str) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.untrusted import MAX_JSON_BYTES, malformed, parse_json, require_inside
 from vla_robot.record.rlds.decode import count_steps
 from vla_robot.record.rlds.example import BYTES, byte_places, places
 from vla_robot.record.rlds.features import Features
@@ -97,6 +98,27 @@ class _ShardIndex:
     damaged: tuple[DamagedRecord, ...]
 
 
+@dataclass(frozen=True)
+class _ShardNote:
+    """What the file of an index says of one shard in its header."""
+
+    name: str
+    stamp: Stamp
+    records: int
+    steps: int
+    damaged: tuple[DamagedRecord, ...]
+
+    @classmethod
+    def of(cls, note: Any) -> _ShardNote:
+        """Raises one of `untrusted.MALFORMED` when the note has another form."""
+        size, token = note["stamp"]
+        records, steps = int(note["records"]), int(note["steps"])
+        if not (0 <= records <= size and 0 <= steps <= size):  # a record and a step take a byte at least
+            raise ValueError(f"{records} records and {steps} steps in {size} bytes")
+        damaged = tuple(DamagedRecord(**{**d, "lost": int(d["lost"])}) for d in note["damaged"])
+        return cls(str(note["name"]), Stamp(int(size), str(token)), records, steps, damaged)
+
+
 def load_index(
     storage: Storage,
     split: Split,
@@ -118,6 +140,8 @@ def load_index(
     """
     stamps = _stamps(storage, split)
     folder = cache or _usual_folder(storage)
+    if storage.local is not None and cache is None and folder.parent == storage.local:
+        require_inside(storage.local, Path(FOLDER) / f"{split.name}.index")
     path = folder / f"{split.name}.index"
     known = {shard.name: shard for shard in _read(path, features)}
     stale = [i for i, name in enumerate(split.shards) if name not in known or known[name].stamp != stamps[i]]
@@ -251,41 +275,65 @@ def _describe(shard: _ShardIndex) -> dict[str, Any]:
 def _read(path: Path, features: Features) -> list[_ShardIndex]:
     """What an earlier index knows; nothing when there is none, or one of another format."""
     header = _header(path)
-    if header is None or tuple(header["cameras"]) != features.cameras:
+    if header is None or header.get("cameras") != list(features.cameras):
         return []
-    index = _map(path, features)
+    try:
+        index = _map(path, features)
+    except DataError:  # it is made anew
+        return []
     shards: list[_ShardIndex] = []
     record = step = 0
-    for shard in header["shards"]:
-        last_record, last_step = record + shard["records"], step + shard["steps"]
-        damaged = tuple(DamagedRecord(**d) for d in shard["damaged"])
+    for shard in map(_ShardNote.of, header["shards"]):
+        last_record, last_step = record + shard.records, step + shard.steps
         parts = index.records[record:last_record], index.frames[step:last_step]
-        shards.append(_ShardIndex(shard["name"], Stamp(*shard["stamp"]), *parts, damaged))
+        shards.append(_ShardIndex(shard.name, shard.stamp, *parts, shard.damaged))
         record, step = last_record, last_step
     return shards
 
 
 def _header(path: Path) -> dict[str, Any] | None:
+    """None when there is no index of ours; it lies among the data, so another may have written it."""
     try:
+        if not path.is_file():
+            return None
         with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    except (OSError, ValueError, OverflowError, MemoryError):  # absent, or no index of ours
+            header = parse_json(file.read(min(int.from_bytes(file.read(8), "little"), MAX_JSON_BYTES + 1)), path)
+    except (OSError, DataError):
         return None
     return header if isinstance(header, dict) and header.get("format") == FORMAT else None
 
 
 def _map(path: Path, features: Features) -> SplitIndex:
+    """
+    Raises:
+        DataError: its parts do not fit together.
+    """
     header = _header(path)
     if header is None:
         raise DataError(f"the index {path} was damaged while it was in use. Run the command again.")
-    with path.open("rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-    num_records, num_steps = (sum(shard[what] for shard in header["shards"]) for what in ("records", "steps"))
-    records = _mapped(path, RECORD, start, (num_records,))
-    frames = _mapped(path, FRAME, start + records.nbytes, (num_steps, len(features.cameras)))
-    steps = records["steps"].astype(np.int64)
-    damaged = tuple(DamagedRecord(**d) for shard in header["shards"] for d in shard["damaged"])
-    return SplitIndex(tuple(s["name"] for s in header["shards"]), records, frames, np.cumsum(steps) - steps, damaged)
+    with malformed(path, also=(OSError,)):
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+        shards = [_ShardNote.of(shard) for shard in header["shards"]]
+        records = _mapped(path, RECORD, start, (sum(shard.records for shard in shards),))
+        frames_shape = (sum(shard.steps for shard in shards), len(features.cameras))
+        frames = _mapped(path, FRAME, start + records.nbytes, frames_shape)
+        _require_consistent(path, shards, records, start + records.nbytes + frames.nbytes)
+        steps = records["steps"].astype(np.int64)
+        damaged = tuple(d for shard in shards for d in shard.damaged)
+        return SplitIndex(tuple(s.name for s in shards), records, frames, np.cumsum(steps) - steps, damaged)
+
+
+def _require_consistent(path: Path, shards: Sequence[_ShardNote], records: NDArray[Any], size: int) -> None:
+    """Every record belongs to the shard and lies inside it, and each shard has the steps that its records have."""
+    if path.stat().st_size != size:
+        raise DataError(f"{path} has {path.stat().st_size} bytes, but its header describes {size}.")
+    stops = np.cumsum([shard.records for shard in shards])
+    for number, (shard, stop) in enumerate(zip(shards, stops.tolist(), strict=True)):
+        part = records[stop - shard.records : stop]
+        ends = part["offset"].astype(np.float64) + part["size"]
+        if (part["shard"] != number).any() or (ends > shard.stamp.size).any() or part["steps"].sum() != shard.steps:
+            raise DataError(f"{path}: the records of shard {shard.name} are not what its header describes.")
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -11,7 +11,6 @@ episode is read.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
 from vla_robot.record.rlds.decode import decode_metadata, decode_steps
 from vla_robot.record.rlds.example import places
 from vla_robot.record.rlds.features import FEATURES_FILE, Features, parse_features
@@ -255,10 +255,7 @@ def _read_json(storage: Storage, name: str) -> Any:
             f"{storage.location}/{name} is missing, without which its shards cannot be understood. Fetch it from where "
             "the dataset came from; TensorFlow Datasets writes it beside the shards."
         )
-    try:
-        return json.loads(storage.read(name))
-    except ValueError as error:
-        raise DataError(f"{storage.location}/{name} is not valid JSON: {error}.") from error
+    return parse_json(storage.read(name, size=MAX_JSON_BYTES + 1), f"{storage.location}/{name}")
 
 
 def _rows_of(part: Part, index: SplitIndex, info: DatasetInfo) -> NDArray[np.int64]:

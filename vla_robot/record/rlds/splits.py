@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from vla_robot.core.errors import DataError, unknown
+from vla_robot.core.untrusted import malformed, require_name
 
 INFO_FILE = "dataset_info.json"
 FILE_FORMAT = "tfrecord"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 ALL = "all"
-PART = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+MAX_EPISODES = 2**31 - 1
+"""In one shard."""
+PART = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>-?\d{1,18}%?)?:(?P<stop>-?\d{1,18}%?)?\])?")
 
 
 @dataclass(frozen=True)
@@ -68,16 +71,15 @@ def parse_info(content: Any, where: str) -> DatasetInfo:
     """The content of a dataset_info.json.
 
     Raises:
-        DataError: something is missing, or the shards are no TFRecords.
+        DataError: something is missing or malformed, a name could leave the folder, or the shards are no TFRecords.
     """
-    try:
-        name, form = str(content["name"]), str(content.get("fileFormat", FILE_FORMAT))
+    with malformed(where):
+        name, form = require_name(content["name"], "the dataset", where), str(content.get("fileFormat", FILE_FORMAT))
         if form != FILE_FORMAT:
             raise DataError(f"{where}: fileFormat is '{form}'; only '{FILE_FORMAT}' is read.")
-        splits = {str(split["name"]): _split(name, split) for split in content["splits"]}
-        return DatasetInfo(name, str(content["version"]), splits)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where} is incomplete: {type(error).__name__}: {error}.") from error
+        splits = [_split(name, split, where) for split in content["splits"]]
+        version = require_name(content["version"], "the version", where)
+        return DatasetInfo(name, version, {split.name: split for split in splits})
 
 
 def parse_parts(expression: str, splits: Mapping[str, Split], where: str) -> list[Part]:
@@ -103,12 +105,14 @@ def shard_name(dataset: str, split: str, number: int, count: int, template: str 
     return re.sub(r"\{(\w+)\}", lambda match: words[match[1]], template)
 
 
-def _split(dataset: str, content: Mapping[str, Any]) -> Split:
-    name = str(content["name"])
+def _split(dataset: str, content: Mapping[str, Any], where: str) -> Split:
+    name = require_name(content["name"], "a split", where)
     lengths = tuple(int(length) for length in content.get("shardLengths", []))
+    if not all(0 <= length <= MAX_EPISODES for length in lengths):
+        raise DataError(f"{where}: the shardLengths of split '{name}' are not all numbers from 0 to {MAX_EPISODES}.")
     template = str(content.get("filepathTemplate") or TEMPLATE)
-    shards = tuple(shard_name(dataset, name, number, len(lengths), template) for number in range(len(lengths)))
-    return Split(name, shards, lengths)
+    shards = [shard_name(dataset, name, number, len(lengths), template) for number in range(len(lengths))]
+    return Split(name, tuple(require_name(shard, "a shard", where) for shard in shards), lengths)
 
 
 def _part(text: str, splits: Mapping[str, Split], where: str) -> list[Part]:

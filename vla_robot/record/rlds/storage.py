@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 from vla_robot.core.errors import DataError, MissingDependencyError
 from vla_robot.core.optional import require
+from vla_robot.core.untrusted import require_inside
 
 
 class Stamp(NamedTuple):
@@ -42,7 +43,7 @@ class Storage(Protocol):
         ...
 
     def files(self) -> Mapping[str, Stamp]:
-        """The files in it."""
+        """The files in it. Raises DataError for a symbolic link that leaves it."""
         ...
 
     def folders(self) -> list[str]:
@@ -109,8 +110,8 @@ class LocalFolder:
         try:
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                wanted = os.fstat(descriptor).st_size - offset if size is None else size
-                return os.pread(descriptor, max(wanted, 0), offset)
+                left = max(os.fstat(descriptor).st_size - offset, 0)  # pread would reserve all that is asked for
+                return os.pread(descriptor, left if size is None else min(size, left), offset)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -119,11 +120,15 @@ class LocalFolder:
     def _entries(self) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(self.path) as entries:
-                return list(entries)
+                found = list(entries)
         except FileNotFoundError as error:
             raise DataError(f"{self.path} does not exist.") from error
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror}.") from error
+        for entry in found:
+            if entry.is_symlink():
+                require_inside(self.path, entry.name)
+        return found
 
 
 @dataclass(frozen=True)

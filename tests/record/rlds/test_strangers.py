@@ -1,0 +1,125 @@
+"""An RLDS dataset of a stranger's making reaches no other folder and fills no memory."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vla_robot.core.errors import DataError
+from vla_robot.record.rlds.index import FOLDER
+from vla_robot.record.rlds.reader import open_rlds
+from vla_robot.record.rlds.splits import INFO_FILE, parse_info
+
+CopySample = Callable[[str], Path]
+
+
+def version_of(sample: Path) -> Path:
+    return next(path for path in sample.iterdir() if path.is_dir())
+
+
+def information(**changes: Any) -> dict[str, Any]:
+    split = {"name": "train", "shardLengths": ["2"], **changes.pop("split", {})}
+    return {"name": "mine", "version": "1.0.0", "splits": [split], **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"name": "../../../tmp/x"}, "the dataset"),
+        ({"name": "/etc/x"}, "the dataset"),
+        ({"version": "../1"}, "the version"),
+        ({"split": {"name": "../../x"}}, "a split"),
+        ({"split": {"filepathTemplate": "../{SPLIT}"}}, "a shard"),
+        ({"split": {"filepathTemplate": "/etc/passwd"}}, "a shard"),
+    ],
+)
+def test_names_that_leave_the_folder_are_refused(changes: dict[str, Any], what: str) -> None:
+    with pytest.raises(DataError, match=f"i.json: the name .* of {what} is refused"):
+        parse_info(information(**changes), "i.json")
+
+
+@pytest.mark.parametrize("length", ["-1", "9" * 400, "1e9"])
+def test_shard_lengths_that_are_none_are_refused(length: str) -> None:
+    with pytest.raises(DataError, match=r"^i\.json"):
+        parse_info(information(split={"shardLengths": [length]}), "i.json")
+
+
+def test_a_shard_that_is_a_link_out_of_the_folder_is_refused_by_name(copy_sample: CopySample, tmp_path: Path) -> None:
+    folder = version_of(copy_sample("bridge_orig"))
+    shard = sorted(folder.glob("*tfrecord*"))[0]
+    elsewhere = tmp_path / "elsewhere"
+    shard.rename(elsewhere)
+    shard.symlink_to(elsewhere)
+    with pytest.raises(DataError, match=f"{shard.name} leaves the folder"):
+        open_rlds(folder)
+
+
+def test_an_index_is_not_written_through_a_link(copy_sample: CopySample, tmp_path: Path) -> None:
+    folder = version_of(copy_sample("bridge_orig"))
+    (tmp_path / "home").mkdir()
+    (folder / FOLDER).symlink_to(tmp_path / "home")
+    with pytest.raises(DataError, match=f"{FOLDER} leaves the folder"):
+        open_rlds(folder)
+    assert not list((tmp_path / "home").iterdir())
+
+
+@pytest.mark.parametrize("name", [INFO_FILE, "features.json"])
+@pytest.mark.parametrize("content", [b"[" * 5000, b'{"name": ' + b"1" * 5000, b"[]", b"null", b"{}", b"\xff\xfe"])
+def test_a_description_that_cannot_be_read_is_our_error(copy_sample: CopySample, name: str, content: bytes) -> None:
+    folder = version_of(copy_sample("bridge_orig"))
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        open_rlds(folder)
+
+
+def damaged_header(header: dict[str, Any], key: str, value: Any) -> bytes:
+    shards = [{**header["shards"][0], key: value}, *header["shards"][1:]]
+    text = json.dumps({**header, "shards": shards}).encode()
+    return text + b" " * (-len(text) % 8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("records", -1),
+        ("records", 2**40),
+        ("steps", 2**62),
+        ("steps", "x"),
+        ("stamp", [1]),
+        ("damaged", [{"lost": 1}]),
+        ("name", None),
+    ],
+)
+def test_an_index_that_is_wrong_is_made_anew(copy_sample: CopySample, key: str, value: Any) -> None:
+    folder = version_of(copy_sample("bridge_orig"))
+    lengths = open_rlds(folder).lengths.tolist()
+    path = folder / FOLDER / "train.index"
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    text = damaged_header(json.loads(data[8 : 8 + size]), key, value)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    assert open_rlds(folder).lengths.tolist() == lengths
+    assert path.read_bytes() == data
+
+
+def test_an_index_with_offsets_outside_of_its_shard_is_made_anew(copy_sample: CopySample) -> None:
+    folder = version_of(copy_sample("bridge_orig"))
+    open_rlds(folder)
+    path = folder / FOLDER / "train.index"
+    data = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start + 16 : start + 24] = (2**60).to_bytes(8, "little")  # the size of the first record
+    path.write_bytes(data)
+    assert open_rlds(folder).episode(0).length > 0
+
+
+def test_a_pipe_in_place_of_the_index_does_not_stop_the_reader(copy_sample: CopySample) -> None:
+    folder = version_of(copy_sample("bridge_orig"))
+    (folder / FOLDER).mkdir()
+    os.mkfifo(folder / FOLDER / "train.index")
+    assert len(open_rlds(folder)) > 0
