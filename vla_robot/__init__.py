@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import torch
+
     from vla_robot.policy.openvla.policy import OpenVLAPolicy
 
 __all__ = ["load_policy"]
@@ -26,8 +28,8 @@ if "gymnasium" in sys.modules:  # nobody who does without Gymnasium pays for its
 
 def load_policy(
     folder: str | Path,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    device: str = "cpu",
+    dtype: Literal["float32", "bfloat16", "float16"] | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
     statistics_key: str | None = None,
     pre_step: Literal["none", "rlds", "rlds_crop"] = "none",
 ) -> OpenVLAPolicy:
@@ -36,8 +38,8 @@ def load_policy(
     Args:
         folder: in the published layout: config.json, safetensors, preprocessor_config.json, tokenizer.json, and
             dataset_statistics.json, which replaces the statistics in config.json when it is there.
-        dtype: precision of the weights.
-        device: torch device, e.g. "cpu" or "cuda".
+        dtype: precision of the weights, by name or as torch's own object.
+        device: of torch, e.g. "cpu" or "cuda:0".
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
         pre_step: what happens to frames before the towers' own resize; "rlds_crop" for checkpoints that were trained
             with augmentation, "rlds" for others whose evaluation resized frames as RLDS data. See docs/openvla.md.
@@ -48,6 +50,7 @@ def load_policy(
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, or its model does not look at its image.
+        ContractError: the precision, the device or the pre-step is unknown.
         MissingDependencyError: the extra [policy] is not installed.
     """
     from vla_robot.core.optional import require

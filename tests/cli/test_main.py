@@ -88,6 +88,18 @@ def test_check_reports_every_problem_of_every_recipe(tmp_path: Path, capsys: pyt
     assert "two.toml: not valid TOML" in message
 
 
+def test_check_looks_into_what_a_recipe_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "launch").mkdir()
+    (tmp_path / "launch" / "one.toml").write_text('env = "lift"\npolicy = "no_such"\n')
+    folder = tmp_path / "policies" / "empty"
+    folder.mkdir(parents=True)
+    (folder / "recipe.toml").write_text('kind = "openvla"\ncheckpoint = "."\n')
+    message = error_of(["check", str(tmp_path / "launch" / "one.toml"), str(folder)], capsys)
+    assert "2 of 2 recipes are not valid" in message
+    assert f"{tmp_path / 'launch' / 'one.toml'}: u" in message and "'no_such'" in message
+    assert "config.json is missing; a checkpoint folder needs it" in " ".join(message.split())
+
+
 @pytest.mark.parametrize(
     ("argv", "key"), [(["list"], "recipes"), (["show", "launch/lift"], "toml"), (["check", "launch/lift"], "checked")]
 )

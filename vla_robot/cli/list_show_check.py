@@ -1,6 +1,6 @@
 """`vla list`, `vla show`, `vla check`: what recipes there are, what one says, whether all are valid.
 
-None of them touches a world, a policy's weights or hardware.
+None of them touches a world, hardware or a number of a policy's weights; `vla check` reads the headers of weight files.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from rich.table import Table
 
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import option, short_path
-from vla_robot.core.errors import RecipeError
-from vla_robot.recipe import KINDS, Kind, available, dump, parse, read_table
+from vla_robot.core.errors import RecipeError, VlaError
+from vla_robot.core.optional import installed
+from vla_robot.recipe import KINDS, Kind, available, dump, find, parse, read, read_table
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.load import read_toml
+from vla_robot.recipe.policy_source import find_policy
 from vla_robot.recipe.schemas import is_bare_checkpoint, locate, schema_for
 
 
@@ -43,7 +47,8 @@ class ShowArgs:
 
 @dataclass(frozen=True)
 class CheckArgs:
-    """Read recipes against their schema; exit status 2 with every problem if one is invalid."""
+    """Read recipes against their schema, and policies' folders up to the headers of their weights; exit status 2 with
+    every problem if one is invalid."""
 
     recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """names or paths; none means every recipe that `vla list` shows"""
@@ -83,19 +88,36 @@ def show_recipe(args: ShowArgs) -> int:
 def check_recipes(args: CheckArgs) -> int:
     """Read every recipe; raise one RecipeError that holds the problems of all."""
     wanted = [locate(recipe) for recipe in args.recipes] or _everything()
+    looks_into_folders = installed("torch") is not None
     problems: list[str] = []
     for kind, path in wanted:
         try:
-            if not is_bare_checkpoint(path):
-                _load(kind, path)
-        except RecipeError as error:
-            problems.append(str(error))
+            _check(kind, path, looks_into_folders)
+        except VlaError as error:
+            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
     if args.json:
         write_json(args.json, "check", [], checked=[str(path) for _, path in wanted], problems=problems)
     if problems:
         raise RecipeError(f"{len(problems)} of {len(wanted)} recipes are not valid.\n" + "\n".join(problems))
     print(f"All {len(wanted)} recipes are valid.")
+    if not looks_into_folders and any(kind == "policies" for kind, _ in wanted):
+        print("The policies' folders were not looked into: torch is not installed.")
     return 0
+
+
+def _check(kind: Kind, path: Path, looks_into_folders: bool) -> None:
+    """Raise VlaError for what the first second of `vla run` would find."""
+    if kind == "policies":
+        source = find_policy(path)
+        if looks_into_folders:
+            from vla_robot.policy.kinds import check_policy  # torch, for the shapes of a model
+
+            check_policy(source.recipe)
+        return
+    recipe = _load(kind, path)
+    if isinstance(recipe, LaunchRecipe):
+        read(EnvRecipe, find("envs", recipe.env))
+        find_policy(recipe.policy)
 
 
 def _everything() -> list[tuple[Kind, Path]]:

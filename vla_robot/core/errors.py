@@ -86,13 +86,13 @@ def closest(name: str, options: Iterable[str]) -> str:
     return f"; did you mean '{matches[0]}'?" if matches else ""
 
 
-def unknown(what: str, name: str, options: Iterable[str], hint: str = "") -> str:
-    """The message for a name that is not among `options`.
+def unknown(what: str, name: object, options: Iterable[str], hint: str = "") -> str:
+    """The message for a name, or any other value, that is not among `options`.
 
     >>> unknown("camera", "fronnt", ["front", "wrist"])
     "unknown camera 'fronnt'; did you mean 'front'? Available: front, wrist."
     """
     names = sorted(options)
-    near = closest(name, names) or "."
+    near = closest(str(name), names) or "."
     message = f"unknown {what} '{name}'{near} Available: {', '.join(names) or 'none'}."
     return f"{message} {hint}".rstrip()

@@ -35,6 +35,27 @@ def load_policy(recipe: PolicyRecipe, embodiment: Embodiment | None, *, expert: 
     return _BUILDERS[recipe.kind](recipe, embodiment, expert)
 
 
+def check_policy(recipe: PolicyRecipe) -> None:
+    """Find what `load_policy` and the first action would refuse, without reading weights; needs the extra [policy].
+
+    Kinds without a checkpoint have nothing more to look at than their recipe.
+
+    Raises:
+        CheckpointError: the folder is incomplete or damaged.
+        ContractError: the recipe names statistics that the folder does not hold.
+    """
+    if recipe.checkpoint is None:
+        return
+    if recipe.oft is not None:
+        from vla_robot.policy.openvla.oft import check_oft
+
+        check_oft(recipe.checkpoint, recipe.oft, recipe.statistics_key, recipe.pre_step)
+    else:
+        from vla_robot.policy.openvla.policy import check
+
+        check(recipe.checkpoint, recipe.statistics_key, recipe.pre_step)
+
+
 def _openvla(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     from vla_robot.policy.openvla.policy import load
 

@@ -57,12 +57,26 @@ class Checkpoint:
         )
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """A precision by its recipe name. Raises ContractError for an unknown one."""
+def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A precision, by torch's own object or its name in recipes. Raises ContractError for another one."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = str(dtype).removeprefix("torch.")
     if name not in known:
         raise ContractError(unknown("dtype", name, known))
     return known[name]
+
+
+def torch_device(device: str | torch.device) -> torch.device:
+    """A device, by torch's own object or its name. Raises ContractError for one that is not there."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ContractError(f"device is {device!r}; a device of torch, such as 'cpu' or 'cuda:0': {error}.") from error
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ContractError(
+            f"device is '{found}', and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs."
+        )
+    return found
 
 
 def _tokenizer(folder: Path, config: OpenVLAConfig) -> PromptTokenizer | None:
@@ -74,4 +88,9 @@ def _tokenizer(folder: Path, config: OpenVLAConfig) -> PromptTokenizer | None:
 
 def _embodiment(folder: Path) -> Embodiment | None:
     path = folder / "embodiment.json"
-    return Embodiment.from_dict(read_json(path)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return Embodiment.from_dict(read_json(path))
+    except ContractError as error:
+        raise CheckpointError(f"{path}: {error}") from error

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from vla_robot.core.errors import CheckpointError, unknown
+from vla_robot.policy.openvla import config_limits as limits
 
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 OUR_BLOCK = "vla_robot"
+MAX_JSON_BYTES = 64 * 1024**2
+"""Of a JSON file of a checkpoint; openvla-7b's statistics of 25 datasets take 0.1 MB."""
 
 
 @dataclass(frozen=True)
@@ -84,31 +87,30 @@ class OpenVLAConfig:
         kind = data.get("model_type")
         if kind != "openvla":
             raise CheckpointError(f"{source}: model_type is {kind!r}, expected 'openvla'.")
-        try:
-            sizes, towers, text = data["image_sizes"], data["timm_model_ids"], data["text_config"]
-            ours = data.get(OUR_BLOCK, {})
-            if text.get("model_type", "llama") != "llama":
-                raise CheckpointError(f"{source}: text_config.model_type is {text['model_type']!r}, expected 'llama'.")
-            if len(set(sizes)) != 1:
-                raise CheckpointError(f"{source}: image_sizes {sizes} differ; square inputs of one size are needed.")
-            return cls(
-                timm_model_ids=tuple(towers),
-                text_config={"vocab_size": 32064, **text},
-                image_size=int(sizes[0]),
-                image_resize_strategy=data.get("image_resize_strategy", "letterbox"),
-                timm_override_act_layers=tuple(data.get("timm_override_act_layers") or [None] * len(towers)),
-                pad_to_multiple_of=int(data.get("pad_to_multiple_of", 64)),
-                pad_token_id=int(data.get("pad_token_id", 32000)),
-                n_action_bins=int(data.get("n_action_bins", 256)),
-                norm_stats=data.get("norm_stats") or {},
-                tower_overrides=tuple(ours.get("tower_overrides", [{}] * len(towers))),
-                num_images=int(ours.get("num_images", 1)),
-                proprio_dim=ours.get("proprio_dim"),
-                chunk=int(ours.get("chunk", 1)),
-                published=dict(data),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{source}: field missing or wrong: {type(error).__name__}: {error}.") from error
+        towers = limits.tower_names(source, data.get("timm_model_ids"))
+        text = limits.text_config(source, data.get("text_config"))
+        vocab = text["vocab_size"]
+        ours, stats = _table(source, data, OUR_BLOCK), _table(source, data, "norm_stats")
+
+        def size(key: str, default: int, largest: int, smallest: int = 1, table: Mapping[str, Any] = data) -> int:
+            return limits.whole(source, key, table.get(key, default), largest, smallest)
+
+        return cls(
+            timm_model_ids=towers,
+            text_config=text,
+            image_size=_image_size(source, data.get("image_sizes")),
+            image_resize_strategy=data.get("image_resize_strategy", "letterbox"),
+            timm_override_act_layers=limits.activations(source, data.get("timm_override_act_layers"), len(towers)),
+            pad_to_multiple_of=size("pad_to_multiple_of", 64, vocab - 1, smallest=0),
+            pad_token_id=size("pad_token_id", 32000, vocab - 1, smallest=0),
+            n_action_bins=size("n_action_bins", 256, vocab - 1, smallest=2),
+            norm_stats=stats,
+            tower_overrides=limits.tower_overrides(source, ours.get("tower_overrides"), len(towers)),
+            num_images=size("num_images", 1, 16, table=ours),
+            proprio_dim=None if ours.get("proprio_dim") is None else size("proprio_dim", 1, 1024, table=ours),
+            chunk=size("chunk", 1, 1000, table=ours),
+            published=dict(data),
+        )
 
     @classmethod
     def read(cls, folder: Path) -> OpenVLAConfig:
@@ -124,14 +126,34 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a checkpoint file.
 
     Raises:
-        CheckpointError: the file is absent, is not JSON, or is not an object.
+        CheckpointError: the file is absent, too large, is not JSON, or is not an object.
     """
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; {MAX_JSON_BYTES} at most are read.")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; a checkpoint folder needs it.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    # ValueError: also a whole number of thousands of digits; RecursionError: thousands of brackets.
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a {type(data).__name__}, expected an object.")
     return data
+
+
+def _image_size(source: str, sizes: object) -> int:
+    if not isinstance(sizes, list) or not 1 <= len(sizes) <= 2:
+        raise CheckpointError(f"{source}: image_sizes must be a list of one size in pixels for each tower.")
+    if sizes[0] != sizes[-1]:
+        raise CheckpointError(f"{source}: image_sizes {sizes} differ; square inputs of one size are needed.")
+    return limits.whole(source, "image_sizes", sizes[0], 2048)
+
+
+def _table(source: str, data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    table = data.get(key) or {}
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{source}: {key} must be an object, got a {type(table).__name__}.")
+    return table

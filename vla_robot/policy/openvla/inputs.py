@@ -107,6 +107,8 @@ class Statistics:
         """
         name = self.resolve(key or self.key)
         block = self.datasets[name]
+        if not isinstance(block, Mapping) or not isinstance(block.get(what, {}), Mapping):
+            raise ContractError(f"the statistics of '{name}' must be a table with '{what}', got {block!r:.80}.")
         if what not in block:
             raise ContractError(f"the statistics of '{name}' have no '{what}', only: {', '.join(sorted(block))}.")
         return QuantileStats.from_dict(block[what], self.bounds)
@@ -118,6 +120,30 @@ class Statistics:
         if len(keys) != count:
             raise ContractError(f"a batch needs one statistics key per observation, got {len(keys)} for {count}.")
         return [self.of(what, key) for key in keys]
+
+
+def require_statistics(statistics: Statistics) -> None:
+    """Raise ContractError unless the named dataset, or every one where none is named, can un-normalise actions."""
+    names = [statistics.key] if statistics.key is not None else list(statistics.datasets)
+    if not names:
+        raise ContractError("the checkpoint holds statistics of no dataset, so its actions have no units.")
+    for name in names:
+        statistics.of("action", name)
+
+
+def require_observations(observations: object) -> None:
+    """Raise ContractError unless this is a list of at least one observation, each with an instruction in words."""
+    if not isinstance(observations, Sequence):
+        raise ContractError(
+            f"act takes a list of observations, got {type(observations).__name__}: act([observation]) for one."
+        )
+    if not observations:
+        raise ContractError("a batch needs at least one observation.")
+    for each in observations:
+        if not isinstance(each, Observation):
+            raise ContractError(f"act takes vla_robot.core.messages.Observation, got {type(each).__name__}.")
+        if not isinstance(each.instruction, str):
+            raise ContractError(f"an instruction is text, got {type(each.instruction).__name__}.")
 
 
 class ObservationReader:
@@ -162,8 +188,7 @@ class ObservationReader:
         Raises:
             ContractError: there is none, or a camera, the state or the instruction does not fit.
         """
-        if not observations:
-            raise ContractError("a batch needs at least one observation.")
+        require_observations(observations)
         images = [self.images(o.images) for o in observations]
         prompts = [self.tokenizer(o.instruction) for o in observations]
         return Batch(self._preprocessor(images), prompts, self._state(observations, keys))
@@ -190,9 +215,11 @@ class ObservationReader:
         dim = self._config.proprio_dim
         if dim is None:
             return None
+        for shape in (np.shape(o.state) for o in observations):
+            if shape != (dim,):
+                seen = f"{shape[0]}" if len(shape) == 1 else f"an array of shape {shape}"
+                raise ContractError(f"the policy reads {dim} state dimensions, the observation has {seen}.")
         state = np.stack([o.state for o in observations])
-        if state.shape[1] != dim:
-            raise ContractError(f"the policy reads {dim} state dimensions, the observation has {state.shape[1]}.")
         if not np.isfinite(state).all():
             raise ContractError("the arm's state holds numbers that are not finite; check the driver.")
         stats = self._statistics.rows("proprio", len(state), keys)

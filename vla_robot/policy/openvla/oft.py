@@ -28,7 +28,7 @@ from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
 from vla_robot.policy.openvla.align import ProprioProjector
-from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_dtype
+from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_dtype
 from vla_robot.policy.openvla.inputs import (
     Batch,
     Keys,
@@ -37,13 +37,15 @@ from vla_robot.policy.openvla.inputs import (
     Statistics,
     chunks_of,
     embed,
+    require_observations,
     require_sight,
+    require_statistics,
 )
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.pre_step import NONE
 from vla_robot.policy.openvla.reason import Decoder
 from vla_robot.policy.openvla.regress import L1Head, ParallelGenerator
-from vla_robot.policy.openvla.weights import audit, load_model
+from vla_robot.policy.openvla.weights import audit, load_model, require_complete
 from vla_robot.recipe.policy import OFTRecipe
 
 ACTION_HEAD, PROPRIO_PROJECTOR = "action_head", "proprio_projector"
@@ -111,6 +113,7 @@ class OFTPolicy:
             PolicyError: the model's output is not finite.
         """
         stages = Stages()
+        require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         for sizes in stats:
             if len(sizes) != self.oft.action_dim:
@@ -144,8 +147,8 @@ class OFTPolicy:
 def load_oft(
     folder: Path,
     oft: OFTRecipe,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
     statistics_key: str | None = None,
     pre_step: str = NONE,
 ) -> OFTPolicy:
@@ -154,7 +157,7 @@ def load_oft(
     Args:
         folder: a merged OpenVLA checkpoint with the component files beside it.
         oft: what the folder does not say.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16" or "float16", or torch's own.
         device: torch device.
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
         pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
@@ -169,7 +172,7 @@ def load_oft(
     llm_dim = int(config.text_config.get("hidden_size", 4096))
     with torch.device("meta"):
         head = L1Head(llm_dim, oft.action_dim)
-    precision, place = torch_dtype(dtype), torch.device(device)
+    precision, place = torch_dtype(dtype), torch_device(device)
     head.load_state_dict(_component(folder, ACTION_HEAD, head), assign=True)
     beside = _proprio(folder, oft.proprio_dim, llm_dim)
     model = load_model(folder, config, precision, place, beside, acting=True)
@@ -177,6 +180,23 @@ def load_oft(
     policy = OFTPolicy(model, head, checkpoint, oft, statistics_key)
     policy.self_test()
     return policy
+
+
+def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, pre_step: str = NONE) -> None:
+    """As `policy.check`, for a folder in OpenVLA-OFT's published layout; component files are looked for, not read.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights do not fit config.json.
+        ContractError: the statistics key or the pre-step is unknown.
+    """
+    checkpoint = Checkpoint.read(folder, pre_step)
+    _refuse_other_variants(folder)
+    components = [ACTION_HEAD] if oft.proprio_dim is None else [ACTION_HEAD, PROPRIO_PROJECTOR]
+    for component in components:
+        _component_file(folder, component)
+    require_statistics(Statistics(checkpoint.config.norm_stats, statistics_key, BOUNDS[oft.normalisation]))
+    config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
+    require_complete(folder, config, beside=(f"{PROPRIO_PROJECTOR}.",))
 
 
 def _refuse_other_variants(folder: Path) -> None:
@@ -204,19 +224,25 @@ def _component_files(folder: Path, name: str) -> list[Path]:
     return sorted(folder.glob(f"{name}--*checkpoint.pt"))
 
 
+def _component_file(folder: Path, name: str) -> Path:
+    """The only file of a component. Raises CheckpointError when there is none, or several."""
+    files = _component_files(folder, name)
+    if len(files) != 1:
+        names = ", ".join(path.name for path in files) or "none"
+        raise CheckpointError(f"{folder} must hold one {name}--<step>_checkpoint.pt, found: {names}.")
+    return files[0]
+
+
 def _component(folder: Path, name: str, module: nn.Module) -> dict[str, Tensor]:
     """The tensors of one component file, checked against the module that they are for.
 
     Raises:
         CheckpointError: the file is absent, ambiguous or damaged, or does not fit.
     """
-    files = _component_files(folder, name)
-    if len(files) != 1:
-        names = ", ".join(path.name for path in files) or "none"
-        raise CheckpointError(f"{folder} must hold one {name}--<step>_checkpoint.pt, found: {names}.")
-    tensors = {key.removeprefix("module."): value for key, value in _read_pt(files[0]).items()}
+    file = _component_file(folder, name)
+    tensors = {key.removeprefix("module."): value for key, value in _read_pt(file).items()}
     wanted = {key: tuple(p.shape) for key, p in module.named_parameters()}
-    audit(files[0], wanted, {key: tuple(t.shape) for key, t in tensors.items()}, {}, "the recipe's [oft]")
+    audit(file, wanted, {key: tuple(t.shape) for key, t in tensors.items()}, {}, "the recipe's [oft]")
     return tensors
 
 

@@ -94,7 +94,7 @@ def build_vit(config: OpenVLAConfig, index: int) -> Any:
     Raises:
         CheckpointError: timm does not know the name or the overrides.
     """
-    overrides: Mapping[str, Any] = config.tower_overrides[index] if config.tower_overrides else {}
+    overrides: Mapping[str, Any] = config.tower_overrides[index] if config.tower_overrides else {}  # sizes alone
     act_layer = config.timm_override_act_layers[index]
     extra = {"act_layer": act_layer} if act_layer else {}
     name = config.timm_model_ids[index]

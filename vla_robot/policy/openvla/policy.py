@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import PolicyError
+from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.policy.openvla.action_tokens import ActionTokenizer
-from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_dtype
+from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_dtype
 from vla_robot.policy.openvla.compiled import CompiledInference
 from vla_robot.policy.openvla.generate import Generator, say
 from vla_robot.policy.openvla.inputs import (
@@ -28,7 +28,9 @@ from vla_robot.policy.openvla.inputs import (
     chunks_of,
     committed_tokens,
     embed,
+    require_observations,
     require_sight,
+    require_statistics,
 )
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.pre_step import NONE
@@ -37,7 +39,7 @@ from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
 from vla_robot.policy.openvla.quantise import memory_bytes, quantise, require_quantiser
 from vla_robot.policy.openvla.reason import Decoder
 from vla_robot.policy.openvla.threads import threads_for
-from vla_robot.policy.openvla.weights import load_model
+from vla_robot.policy.openvla.weights import load_model, require_complete
 
 LLAMA_SPACE = 29871
 """Llama's id of the space token, for checkpoints that come without a tokenizer."""
@@ -119,6 +121,7 @@ class OpenVLAPolicy:
         """
         stages = Stages()
         chunk = self.model.config.chunk
+        require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         batch = self.read(observations, statistics_keys)
         stages.done("preprocess")
@@ -235,8 +238,8 @@ class OpenVLAPolicy:
 
 def load(
     folder: Path,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
     statistics_key: str | None = None,
     pre_step: str = NONE,
     compiled: bool = False,
@@ -247,7 +250,7 @@ def load(
 
     Args:
         folder: config.json, safetensors, preprocessor_config.json, tokenizer.json, dataset_statistics.json.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: "float32", "bfloat16" or "float16", or torch's own.
         device: torch device.
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
         pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
@@ -266,7 +269,7 @@ def load(
     checkpoint = Checkpoint.read(folder, pre_step)
     acting = not trainable and quantise is None
     policy = OpenVLAPolicy(
-        load_model(folder, checkpoint.config, torch_dtype(dtype), torch.device(device), acting=acting),
+        load_model(folder, checkpoint.config, torch_dtype(dtype), torch_device(device), acting=acting),
         checkpoint.preprocessor,
         checkpoint.tokenizer,
         checkpoint.config.norm_stats,
@@ -278,3 +281,25 @@ def load(
         policy.quantise(quantise)
     policy.self_test()
     return policy
+
+
+def check(folder: Path, statistics_key: str | None = None, pre_step: str = NONE) -> None:
+    """Find what `load` and the first `act` would refuse, without reading a weight.
+
+    Not found this way are tensors that are damaged inside, a model that fails the self-test, and a missing
+    `statistics_key` where the checkpoint has several datasets: clients of a server bring their own.
+
+    Args:
+        folder: in the published layout.
+        statistics_key: dataset whose statistics will un-normalise the actions, if one is named.
+        pre_step: "none", "rlds" or "rlds_crop".
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or the weights do not fit config.json.
+        ContractError: the statistics key or the pre-step is unknown.
+    """
+    checkpoint = Checkpoint.read(folder, pre_step)
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(f"{folder / 'tokenizer.json'} is missing; a policy needs it to read instructions.")
+    require_statistics(Statistics(checkpoint.config.norm_stats, statistics_key))
+    require_complete(folder, checkpoint.config)

@@ -38,10 +38,10 @@ def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
     Raises:
         CheckpointError: the text configuration is impossible.
     """
-    text = {key: value for key, value in config.text_config.items() if key not in ("model_type", "torch_dtype")}
+    text = dict(config.text_config)
     try:
         return LlamaForCausalLM(LlamaConfig(**text))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # transformers validates in many ways
         raise CheckpointError(f"text_config {text} does not make a Llama: {error}.") from error
 
 

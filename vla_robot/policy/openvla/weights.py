@@ -2,6 +2,7 @@
 
     config.json  model.safetensors (or shards + model.safetensors.index.json)  tokenizer.json
     preprocessor_config.json  dataset_statistics.json  embodiment.json (ours: what the policy was trained to drive)
+    adapter_config.json  adapter_model.safetensors (peft's, when LoRA adapters were not merged; see `adapters`)
 
 Tensors are read one at a time through one buffer into their own memory, in the wanted precision and on the device, so
 that memory peaks at the model's own size and the largest tensor's. (The usual memory map is not used: pages that were
@@ -13,6 +14,8 @@ checkpoint is ever executed.
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
@@ -26,14 +29,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.openvla import layout
+from vla_robot.policy.openvla import adapters, layout
 from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.perceive import build_vit
 from vla_robot.policy.openvla.reason import fused_with
 
+_LOG = logging.getLogger(__name__)
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
 TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
 
@@ -69,19 +75,46 @@ def load_model(
     beside = beside or {}
     parameters = {name: p for name, p in model.named_parameters() if name not in beside}
     wanted = {file_name(name): name for name in parameters}
-    shapes = {file_name(name): tuple(p.shape) for name, p in parameters.items()}
-    found = _stored(folder)
-    audit(folder, shapes, {name: stored.shape for name, stored in found.items()}, unused_names(config))
-    _require_floats(found[name] for name in wanted)
+    found = require_weights(folder, config, parameters)
     tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in beside.items()}
     for_products = acting and layout.is_for(dtype, device)
     memory = _allocate(parameters, dtype, device, layout.matrices(model) if for_products else ())
-    _fill({name: memory[wanted[name]] for name in wanted}, found)
+    by_file_name = {name: memory[wanted[name]] for name in wanted}
+    _fill(by_file_name, found)
+    if adapters.are_in(folder):
+        merged = adapters.merge(folder, by_file_name, unused_names(config))
+        _LOG.info("%s: LoRA adapters of %d matrices were merged into the base weights.", folder, merged)
     model.load_state_dict(tensors | memory, strict=True, assign=True)
     _rebuild_buffers(model, device)
     if for_products:
         layout.add_biases_afterwards(model)
     return model.requires_grad_(False).eval()
+
+
+def require_complete(folder: Path, config: OpenVLAConfig, beside: Collection[str] = ()) -> None:
+    """Raise CheckpointError unless the folder has all weights; only their files' headers are read.
+
+    Args:
+        folder: where the safetensors are.
+        config: sizes.
+        beside: beginnings of the names of parameters that stand in other files.
+    """
+    with torch.device("meta"):
+        model = OpenVLA(config)
+    require_weights(folder, config, {n: p for n, p in model.named_parameters() if not n.startswith(tuple(beside))})
+
+
+def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str, Tensor]) -> dict[str, _Stored]:
+    """Where the folder stores each of the parameters, by its name in the file.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape.
+    """
+    shapes = {file_name(name): tuple(p.shape) for name, p in parameters.items()}
+    found = _stored(folder)
+    audit(folder, shapes, {name: stored.shape for name, stored in found.items()}, unused_names(config))
+    _require_floats(found[name] for name in shapes)
+    return found
 
 
 def _allocate(
@@ -176,14 +209,25 @@ def _rebuild_buffers(model: OpenVLA, device: torch.device) -> None:
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX)
-        files = sorted({folder / Path(name).name for name in index.get("weight_map", {}).values()})
+        files = _shards(folder, read_json(folder / INDEX).get("weight_map"))
     else:
         files = [folder / SINGLE]
     missing = [path.name for path in files if not path.is_file()]
     if missing or not files:
-        raise CheckpointError(f"{folder} lacks {', '.join(missing) or 'weight files'}; download or copy them again.")
+        alone = [each for each in (folder, folder / "lora_adapter") if adapters.are_in(each)]
+        more = f" Only LoRA adapters are there, in {alone[0]}. {adapters.MERGE}" if alone else ""
+        lacks = ", ".join(missing) or "weight files"
+        raise CheckpointError(f"{folder} lacks {lacks}; download or copy them again.{more}")
     return files
+
+
+def _shards(folder: Path, weight_map: object) -> list[Path]:
+    """The files that an index names, each directly in the folder."""
+    names: set[object] = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
+    plain = {name for name in names if isinstance(name, str) and SHARD_NAME.fullmatch(name)}
+    if strange := names - plain:
+        raise CheckpointError(f"{folder / INDEX}: weight_map must name files of this folder, it holds {strange!r:.80}.")
+    return [folder / name for name in sorted(plain)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""LoRA adapters that lie unmerged beside base weights, as peft's `save_pretrained` leaves them.
+
+    adapter_config.json   adapter_model.safetensors
+
+Acting with the base weights alone would be another policy, so the adapters are merged while loading: W + s B A, with
+s = alpha / r, or alpha / sqrt(r) with `use_rslora`. peft itself is not asked: its configuration may name other places.
+
+Sources: LoRA (arXiv 2106.09685), rsLoRA (arXiv 2312.03732), and peft's documented file layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.config import read_json
+
+CONFIG, SAFETENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+"""What peft writes before each module's own path."""
+
+MERGE = "Merge them first: peft's `merge_and_unload()`, then `save_pretrained` into a new folder."
+
+DIFFERENT = (
+    "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication",
+    "trainable_token_indices", "target_parameters", "use_qalora", "alora_invocation_tokens", "use_bdlora",
+)  # fmt: skip
+"""Options of peft under which an adapter is not W + s B A with one s for all."""
+
+
+def are_in(folder: Path) -> bool:
+    """Whether unmerged adapters lie in the folder itself."""
+    return any((folder / name).exists() for name in (CONFIG, SAFETENSORS, PICKLE))
+
+
+def merge(folder: Path, weights: Mapping[str, Tensor], unused: Mapping[str, tuple[int, ...]]) -> int:
+    """Add the adapters of a folder to its weights, in place.
+
+    Args:
+        folder: holds base weights and adapters.
+        weights: (out, in) matrices and others by their name in the base file.
+        unused: name -> shape of weights that are not loaded, as nothing depends on them; their adapters are left out.
+
+    Returns:
+        How many matrices were changed.
+
+    Raises:
+        CheckpointError: the adapters are not plain LoRA in safetensors, or do not fit the weights.
+    """
+    scale, rank = _scale(folder)
+    pairs = _pairs(folder)
+    for target, (A, B) in pairs.items():
+        shape = tuple(weights[target].shape) if target in weights else unused.get(target)
+        if shape is None:
+            raise CheckpointError(f"{folder / SAFETENSORS} adapts '{target}', which the base weights do not have.")
+        if A.ndim != 2 or B.ndim != 2 or (B.shape[0], A.shape[1]) != shape or not A.shape[0] == B.shape[1] == rank:
+            shapes = f"B {list(B.shape)} and A {list(A.shape)}"
+            raise CheckpointError(
+                f"{folder / SAFETENSORS}: {shapes} with r = {rank} do not fit '{target}' {list(shape)}."
+            )
+        if target in weights:
+            W = weights[target]
+            W.copy_(W.float() + scale * (B.float() @ A.float()).to(W.device))
+    return sum(target in weights for target in pairs)
+
+
+def _scale(folder: Path) -> tuple[float, int]:
+    """The factor s of B A, and the rank r."""
+    path = folder / CONFIG
+    config = read_json(path)
+    kind, rank, alpha = config.get("peft_type"), config.get("r"), config.get("lora_alpha")
+    different = [key for key in DIFFERENT if config.get(key)]
+    if config.get("bias", "none") != "none":
+        different.append("bias")
+    if kind != "LORA" or different:
+        what = f"with {', '.join(different)}" if kind == "LORA" else f"of peft_type {kind!r}"
+        raise CheckpointError(f"{folder} holds adapters {what}, which are not merged here. {MERGE}")
+    if not isinstance(rank, int) or rank < 1 or isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise CheckpointError(f"{path}: r is {rank!r} and lora_alpha is {alpha!r}; two positive numbers are needed.")
+    if not math.isfinite(alpha):
+        raise CheckpointError(f"{path}: lora_alpha is {alpha!r}; a finite number is needed.")
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), rank
+
+
+def _pairs(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Name of a matrix in the base file -> A (r, in) and B (out, r)."""
+    path = folder / SAFETENSORS
+    if not path.is_file():
+        found = (
+            f"{PICKLE} could run code when it is read" if (folder / PICKLE).exists() else f"{SAFETENSORS} is missing"
+        )
+        raise CheckpointError(f"{folder} holds adapters that cannot be read: {found}. {MERGE}")
+    try:
+        tensors: dict[str, Any] = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or not safetensors ({error}). Copy the file again.") from error
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        module, _, half = name.removeprefix(PREFIX).rpartition(".lora_")
+        if not name.startswith(PREFIX) or half not in ("A.weight", "B.weight"):
+            raise CheckpointError(f"{path} holds '{name}', which is no LoRA matrix. {MERGE}")
+        halves.setdefault(f"{module}.weight", {})[half[0]] = tensor
+    lonely = [target for target, half in halves.items() if len(half) != 2]
+    if lonely or not halves:
+        raise CheckpointError(f"{path} lacks one half of the adapter of '{lonely[0] if lonely else 'any matrix'}'.")
+    return {target: (half["A"], half["B"]) for target, half in halves.items()}
