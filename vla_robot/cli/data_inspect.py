@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.progress import Bar
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import DataError
+from vla_robot.core.untrusted import MAX_NAME_CHARS
 from vla_robot.record.lerobot_layout import write_whole
 from vla_robot.record.open import Source, open_source
 from vla_robot.record.png import encode
@@ -124,7 +126,7 @@ def _bars(counts: NDArray[np.int64]) -> str:
 
 def _draw(source: Source, summary: Summary, folder: Path) -> list[Path]:
     cameras = [name for name, field in source.fields.items() if field.kind == "image"]
-    pictures = {f"frames_{name.rpartition('/')[2]}.png": contact_sheet(source, name) for name in cameras}
+    pictures = {f"frames_{_file_name(name)}.png": contact_sheet(source, name) for name in cameras}
     if summary.actions:
         pictures["actions.png"] = histograms(summary.actions)
     try:
@@ -133,6 +135,11 @@ def _draw(source: Source, summary: Summary, folder: Path) -> list[Path]:
     except OSError as error:
         raise DataError(f"cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from error
     return [folder / name for name in pictures]
+
+
+def _file_name(field: str) -> str:
+    """A field's last part, without what a file name should not have."""
+    return re.sub(r"[^\w.-]", "_", field.rpartition("/")[2])[:MAX_NAME_CHARS]
 
 
 def _rows(source: Source) -> list[dict[str, Any]]:

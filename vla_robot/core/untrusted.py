@@ -193,6 +193,18 @@ def require_inside(root: Path, relative: str | Path, where: object = None) -> Pa
     )
 
 
+def require_links_inside(root: Path) -> None:
+    """Raise DataError, as `require_inside`, when any symbolic link in a folder or in those below it leads out of it."""
+    waiting = [root]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    require_inside(root, Path(entry.path).relative_to(root))
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+
+
 def _blobs_beside(folder: Path) -> Path | None:
     """Where huggingface_hub keeps the files of a snapshot, which is .../datasets--NAME/snapshots/REVISION."""
     for parent in (folder, *folder.parents):

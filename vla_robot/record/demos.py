@@ -23,6 +23,7 @@ from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.image import resize
 from vla_robot.core.messages import Image
 from vla_robot.core.optional import require
+from vla_robot.core.untrusted import require_links_inside
 from vla_robot.record import png
 from vla_robot.record.lerobot_layout import (
     ACTION,
@@ -195,6 +196,7 @@ def open_demos(roots: Path | str | Sequence[Path | str]) -> Demos:
 
 def _open_one(root: Path) -> Demos:
     embodiment = read_embodiment(root)
+    require_links_inside(root)
     rows = read_episode_rows(root, _ROW_COLUMNS) if (root / INFO).is_file() else []
     if not rows:
         raise DataError(f"{root} holds no finished episode. `vla record` makes some.")

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +30,17 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
+from vla_robot.core.untrusted import MALFORMED, parse_json, shortened
 from vla_robot.record import png
+from vla_robot.record.bounds import (
+    MAX_COLUMN_BYTES,
+    MAX_STEPS,
+    hdf5_attribute,
+    hdf5_datasets,
+    hdf5_find,
+    hdf5_texts,
+    require_bytes,
+)
 from vla_robot.record.part import episodes_of
 from vla_robot.record.source import Column, Episode, Field, require_fields, require_index
 
@@ -91,8 +100,9 @@ class Hdf5Dataset:
             self._splits = _splits(file, demos)
             chosen = episodes_of(split, self._splits, str(path))
             self._demos = [demos[i] for i in chosen]
-            self._places = {_field_name(name): name for name in _datasets(file[f"data/{demos[0]}"])}
-            self._fields = {n: _field(n, _dataset(file, f"data/{demos[0]}/{p}")) for n, p in self._places.items()}
+            first = dict(hdf5_datasets(hdf5_find(file, f"data/{demos[0]}"), LEFT_OUT))
+            self._places = {_field_name(place): place for place in sorted(first)}
+            self._fields = {name: _field(name, first[place]) for name, place in self._places.items()}
             self._rate_hz = _rate_hz(file)
             self._instructions = [_instruction(file, demo) for demo in self._demos]
             self._lengths = np.array([_length(file, demo, path) for demo in self._demos], dtype=np.int64)
@@ -159,7 +169,10 @@ class Hdf5Dataset:
             raise DataError(f"{where}: field '{name}' has {len(values)} values, but the episode {length} steps.")
         if _field(name, values) != field:
             raise DataError(f"{where}: field '{name}' is {_field(name, values)}, in the first demonstration {field}.")
-        return RawFrames(self._path, place, length) if field.kind == "image" else np.asarray(values)
+        if field.kind == "image":
+            return RawFrames(self._path, place, length)
+        require_bytes(values.nbytes, MAX_COLUMN_BYTES, f"{where}: field '{name}'")
+        return np.asarray(values)
 
 
 def open_hdf5(path: Path | str, split: str = "train") -> Hdf5Dataset:
@@ -186,8 +199,8 @@ def _opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
-    except (OSError, KeyError) as error:
-        raise DataError(f"{path} is no readable HDF5 file of demonstrations: {error}.") from error
+    except (OSError, RuntimeError, *MALFORMED) as error:
+        raise DataError(f"{path} is no readable HDF5 file of demonstrations: {shortened(error)}.") from error
 
 
 def _demonstrations(file: h5py.File, path: Path) -> list[str]:
@@ -196,7 +209,7 @@ def _demonstrations(file: h5py.File, path: Path) -> list[str]:
     Raises:
         DataError: there are none.
     """
-    demos = [name for name in _names(file, "data") if f"data/{name}/actions" in file]
+    demos = [name for name in _names(file, "data") if hdf5_find(file, f"data/{name}/actions") is not None]
     if not demos:
         raise DataError(
             f"{path} holds no demonstrations: there is no data/NAME/actions. It has: {', '.join(file) or 'nothing'}."
@@ -206,31 +219,17 @@ def _demonstrations(file: h5py.File, path: Path) -> list[str]:
 
 def _names(file: h5py.File, group: str) -> list[str]:
     """What a group holds; nothing when there is no such group."""
-    found: Any = file.get(group)
+    found = hdf5_find(file, group)
     return [] if found is None else list(found)
 
 
 def _splits(file: h5py.File, demos: list[str]) -> dict[str, list[int]]:
     """robomimic's masks by name; a file without them is one split, "train"."""
     number = {name: index for index, name in enumerate(demos)}
-    masks = {name: [entry.decode() for entry in np.asarray(file[f"mask/{name}"])] for name in _names(file, "mask")}
+    masks = {name: hdf5_texts(_dataset(file, f"mask/{name}")) for name in _names(file, "mask")}
     splits = {name: [number[demo] for demo in entries if demo in number] for name, entries in masks.items()}
     splits = {"val" if name == "valid" else name: sorted(episodes) for name, episodes in splits.items()}
     return splits if TRAIN in splits else {TRAIN: list(range(len(demos))), **splits}
-
-
-def _datasets(group: Any, prefix: str = "") -> list[str]:
-    """Every dataset in a demonstration, by its path from there."""
-    import h5py
-
-    found: list[str] = []
-    for name, child in group.items():
-        path = prefix + name
-        if isinstance(child, h5py.Group):
-            found += [] if path + "/" in LEFT_OUT else _datasets(child, path + "/")
-        else:
-            found.append(path)
-    return found
 
 
 def _field_name(place: str) -> str:
@@ -246,39 +245,42 @@ def _field(name: str, values: h5py.Dataset) -> Field:
 
 
 def _dataset(file: h5py.File, place: str) -> Any:
-    if place not in file:
+    found = hdf5_find(file, place)
+    if found is None or not hasattr(found, "dtype"):
         raise DataError(f"{file.filename} has no {place}, although the first demonstration has it.")
-    return file[place]
+    return found
 
 
 def _length(file: h5py.File, demo: str, path: Path) -> int:
     length = len(_dataset(file, f"data/{demo}/actions"))
     if not length:
         raise DataError(f"{path}, data/{demo}: the episode has no steps (field 'actions' is empty).")
+    if length > MAX_STEPS:
+        raise DataError(f"{path}, data/{demo}: the episode has {length} steps; at most {MAX_STEPS} are read.")
     return length
 
 
 def _rate_hz(file: h5py.File) -> float | None:
-    arguments = _json(file["data"].attrs.get("env_args"))
+    arguments = _json(hdf5_attribute(hdf5_find(file, "data"), "env_args"))
     rate_hz = arguments.get("env_kwargs", {}).get("control_freq")
     return None if rate_hz is None else float(rate_hz)
 
 
 def _instruction(file: h5py.File, demo: str) -> str:
     """Where robosuite 1.5, LIBERO and robomimic keep it, in this order; "" when it is nowhere."""
-    own, common = file[f"data/{demo}"].attrs, file["data"].attrs
+    own, common = hdf5_find(file, f"data/{demo}"), hdf5_find(file, "data")
     said = [
-        _json(own.get("ep_meta")).get("lang"),
-        own.get(INSTRUCTION),
-        _json(common.get("problem_info")).get(INSTRUCTION),
-        common.get(INSTRUCTION),
+        _json(hdf5_attribute(own, "ep_meta")).get("lang"),
+        hdf5_attribute(own, INSTRUCTION),
+        _json(hdf5_attribute(common, "problem_info")).get(INSTRUCTION),
+        hdf5_attribute(common, INSTRUCTION),
     ]
     return next((" ".join(text) if isinstance(text, list) else str(text) for text in said if text), "")
 
 
 def _json(text: Any) -> dict[str, Any]:
     try:
-        content = json.loads(text) if text else {}
-    except (TypeError, ValueError):
+        content = parse_json(text, "an attribute") if isinstance(text, (str, bytes)) and text else {}
+    except DataError:
         return {}
     return content if isinstance(content, dict) else {}

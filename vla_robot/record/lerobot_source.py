@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
+from vla_robot.core.untrusted import expand_template, require_inside, require_links_inside
 from vla_robot.record import png
 from vla_robot.record.lerobot_layout import (
     COUNTERS,
@@ -91,6 +92,7 @@ class LeRobotSource:
         require("pyarrow", "data", "a LeRobot dataset")
         self._root, self._split = root, split
         self._info = _read_info(root)
+        require_links_inside(root)
         rows = read_episode_rows(root)
         if not rows:
             raise DataError(f"{root} holds no finished episode.")
@@ -213,9 +215,11 @@ class LeRobotSource:
     def _video(self, name: str, timestamps: list[float], number: int, where: str) -> VideoFrames:
         column, row = self._columns[name], self._rows[number]
         place = {kind: row[f"videos/{column}/{kind}_index"] for kind in ("chunk", "file")}
-        path = self._info["video_path"].format(video_key=column, chunk_index=place["chunk"], file_index=place["file"])
+        values = {"video_key": column, "chunk_index": int(place["chunk"]), "file_index": int(place["file"])}
+        said = f"{self._root / INFO}, video_path"
+        path = require_inside(self._root, expand_template(self._info.get("video_path"), values, said), said)
         start = float(row[f"videos/{column}/from_timestamp"])
-        return VideoFrames(self._root / path, tuple(start + t for t in timestamps), where)
+        return VideoFrames(path, tuple(start + t for t in timestamps), where)
 
     def _metadata(self) -> dict[int, dict[str, Any]]:
         path = self._root / METADATA

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
+from vla_robot.core.untrusted import require_links_inside
 from vla_robot.record.lerobot_layout import (
     COUNTERS,
     DATA,
@@ -156,6 +157,7 @@ class LeRobotTables:
     def _take_up(self) -> None:
         """Begin a dataset, or continue one where its last whole episode ended."""
         root = self._root
+        require_links_inside(root)
         rows = read_episode_rows(root)
         if not rows:
             return

@@ -1,0 +1,193 @@
+"""How much memory a dataset may ask for, and what an HDF5 file may refer to. docs/data.md lists the limits.
+
+A few bytes can announce gigabytes: a PNG by its header, zlib by its ratio, an HDF5 dataset by its shape. Announcements
+are compared with what is declared and with a limit before memory is taken for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla_robot.core.errors import DataError
+from vla_robot.core.untrusted import shortened
+
+if TYPE_CHECKING:
+    import h5py
+
+MAX_PIXELS = 2**24
+"""Of one frame: 16.8 million, two frames of 4K video."""
+ALWAYS_PIXELS = 2**20
+"""Of one frame, also where a dataset declares a smaller one: its description may be wrong, and 3 MB do no harm."""
+MAX_VALUE_BYTES = 2**26
+"""Of one value of one step, decompressed: a depth image of 16 million pixels in float32."""
+MAX_COLUMN_BYTES = 2**31
+"""Of one field in one episode, and of what is read of one Parquet file at once."""
+MAX_STEPS = 2**20
+"""In one episode: 29 hours at 10 Hz."""
+MAX_EPISODES = 2**20
+"""In one dataset or file that lists them one by one."""
+
+MAX_HDF5_RATIO = 1100
+"""Between the values of an HDF5 dataset and what the file stores of them. Deflate reaches 1032 at most."""
+UNSTORED_BYTES = 2**24
+"""Of an HDF5 dataset, beyond that ratio: what was never written takes no place in the file and reads as zeros."""
+MAX_ATTRIBUTE_VALUES = 64
+MAX_LINKS = 16
+"""That follow each other in an HDF5 file."""
+MAX_FIELDS = 4096
+"""Of one step."""
+MAX_GROUP_DEPTH = 8
+
+
+def require_bytes(size: int, most: int, where: object) -> None:
+    """Raise DataError when something asks for more than `most` bytes."""
+    if size > most:
+        raise DataError(f"{where} asks for {size} bytes of memory; at most {most} are given.")
+
+
+def require_pixels(width: int, height: int, declared: tuple[int | None, ...], where: object) -> None:
+    """Raise DataError when a frame has more pixels than its dataset declares, or than any frame may have.
+
+    Args:
+        width: of the frame, as its header says, in pixels.
+        height: likewise.
+        declared: shape of a frame in the dataset's description; () or None for what it leaves open.
+        where: file, field and step.
+    """
+    known = declared and all(declared)
+    # (H, W, C), and (C, H, W) where a description does not name its axes: the product has the channels in any order.
+    stated = math.prod(n or 0 for n in declared) if known else MAX_PIXELS
+    most = min(max(stated, ALWAYS_PIXELS), MAX_PIXELS)
+    if width * height > most:
+        shape = f", and the dataset declares {' x '.join(map(str, declared))}" if known else ""
+        raise DataError(f"{where}: the frame has {width} x {height} pixels{shape}; at most {most} are decoded.")
+
+
+def hdf5_find(group: Any, place: str, links: int = MAX_LINKS) -> Any:
+    """What lies at a path in an HDF5 file, without leaving the file.
+
+    Args:
+        group: where the path begins.
+        place: names of links, joined by "/".
+        links: how many soft links may still be followed.
+
+    Returns:
+        The group or dataset; None when nothing lies there.
+
+    Raises:
+        DataError: a link on the way leads into another file, the dataset's values lie in another file, or it asks for
+            more memory than a file of its size can hold.
+    """
+    import h5py
+
+    node = group
+    for name in filter(None, place.split("/")):
+        if not isinstance(node, h5py.Group):
+            return None
+        link: Any = node.get(name, getlink=True)
+        if link is None:
+            return None
+        if isinstance(link, h5py.ExternalLink):
+            raise DataError(
+                f"{node.file.filename}: '{node.name}/{name}' is a link into another file, "
+                f"{shortened(repr(link.filename))}. Such links are not followed, since they can name any file of this "
+                "computer. Copy the data into one file (`h5repack` or h5py's `copy` with expand_external)."
+            )
+        if isinstance(link, h5py.SoftLink):
+            if not links:
+                raise DataError(f"{node.file.filename}: '{node.name}/{name}' leads from link to link without an end.")
+            start = node.file if link.path.startswith("/") else node
+            node = hdf5_find(start, link.path, links - 1)
+        else:
+            node = node[name]
+        if node is None:
+            return None
+    if isinstance(node, h5py.Dataset):
+        _require_own(node)
+    return node
+
+
+def hdf5_datasets(group: Any, left_out: tuple[str, ...] = ()) -> Iterator[tuple[str, h5py.Dataset]]:
+    """Every dataset below a group with its path from there.
+
+    Args:
+        group: where to begin.
+        left_out: paths of groups that are not entered, each with a "/" at its end.
+
+    Raises:
+        DataError: as `hdf5_find`; or groups without an end, which hard links to a group's own parent make.
+    """
+    import h5py
+
+    waiting: list[tuple[str, Any, int]] = [("", group, MAX_GROUP_DEPTH)]
+    seen = 0
+    while waiting:
+        prefix, node, depth = waiting.pop()
+        for name in node:
+            child = hdf5_find(node, name)
+            path, seen = prefix + name, seen + 1
+            if seen > MAX_FIELDS or depth == 0:
+                raise DataError(
+                    f"{group.file.filename}: '{group.name}' holds more than {MAX_FIELDS} fields, or groups more than "
+                    f"{MAX_GROUP_DEPTH} deep."
+                )
+            if isinstance(child, h5py.Dataset):
+                yield path, child
+            elif isinstance(child, h5py.Group) and path + "/" not in left_out:
+                waiting.append((path + "/", child, depth - 1))
+
+
+def hdf5_attribute(node: Any, name: str) -> Any:
+    """An attribute of a group or dataset; None when it has none of that name.
+
+    Raises:
+        DataError: it is an array of more than MAX_ATTRIBUTE_VALUES.
+    """
+    if name not in node.attrs:
+        return None
+    count = node.attrs.get_id(name).get_space().get_simple_extent_npoints()
+    if count > MAX_ATTRIBUTE_VALUES:
+        raise DataError(f"{node.file.filename}: attribute '{name}' of '{node.name}' holds {count} values.")
+    return node.attrs[name]
+
+
+def hdf5_texts(values: h5py.Dataset) -> list[str]:
+    """The entries of a dataset of texts.
+
+    Raises:
+        DataError: they are more than MAX_EPISODES, or take more than MAX_COLUMN_BYTES.
+    """
+    where = f"{values.file.filename}, '{values.name}'"
+    if values.ndim != 1 or len(values) > MAX_EPISODES:
+        raise DataError(f"{where} is no list of up to {MAX_EPISODES} texts, its shape is {values.shape}.")
+    # Many entries may refer to one text: they are read so few at a time that all of them may be as long as the file.
+    rows = max(UNSTORED_BYTES // max(values.file.id.get_filesize(), 1), 1)
+    texts: list[str] = []
+    size = 0
+    for start in range(0, len(values), rows):
+        for entry in np.asarray(values[start : start + rows]).tolist():
+            texts.append(entry.decode() if isinstance(entry, bytes) else str(entry))
+            size += len(texts[-1])
+        require_bytes(size, MAX_COLUMN_BYTES, where)
+    return texts
+
+
+def _require_own(values: h5py.Dataset) -> None:
+    """Raise DataError unless a dataset's values lie in its own file, which is large enough to hold them."""
+    where = f"{values.file.filename}, '{values.name}'"
+    elsewhere = "external storage" if values.id.get_create_plist().get_external_count() else ""
+    elsewhere = "a virtual dataset" if values.is_virtual else elsewhere
+    if elsewhere:
+        raise DataError(
+            f"{where}: its values lie in another file ({elsewhere}). They are not read, since it may be any file of "
+            "this computer. Copy them into the file itself."
+        )
+    size = math.prod(values.shape or ()) * values.dtype.itemsize
+    stored = values.id.get_storage_size()
+    if size > MAX_HDF5_RATIO * stored + UNSTORED_BYTES:
+        raise DataError(f"{where} asks for {size} bytes of memory, but the file stores {stored} bytes of it.")
+    require_bytes(math.prod(values.chunks or ()) * values.dtype.itemsize, MAX_VALUE_BYTES * 4, f"{where}, one chunk,")
