@@ -107,6 +107,53 @@ def test_the_target_stays_in_the_workspace(bus: Any, desk: Desk) -> None:
     arm.close()
 
 
+def tool_motion(arm: LerobotArm, before: np.ndarray) -> np.ndarray:
+    """(6,) of the tool from goals that were sent before to those that were sent last, by the test's own arithmetic."""
+    (start, start_quat), (end, end_quat) = arm._model.pose(before), arm._model.pose(arm.goal)
+    # q_end * conj(q_start), then its rotation vector.
+    w1, v1, w2, v2 = end_quat[0], end_quat[1:], start_quat[0], -start_quat[1:]
+    w, v = w1 * w2 - v1 @ v2, w1 * v2 + w2 * v1 + np.cross(v1, v2)
+    sine = float(np.linalg.norm(v))
+    turn = np.zeros(3) if sine < 1e-12 else v / sine * 2 * np.arctan2(sine, w)
+    return np.concatenate([end - start, np.where(np.abs(turn) > np.pi, turn - 2 * np.pi, turn)])
+
+
+def test_a_rotation_that_leads_too_far_is_cut_and_told(bus: Any, arm: LerobotArm) -> None:
+    arm.reset(0)
+    for servo in bus.servos.values():
+        servo.blocked = True
+    turn = np.array([0, 0, 0, 0, 0, 0.05, 1.0])
+    clamps = [c for _ in range(40) for c in arm.command(turn).clamps if c.dim in ("droll", "dpitch", "dyaw")]
+    assert {c.cause for c in clamps} == {"lead"}
+    assert any(c.dim == "dyaw" and c.wanted == 0.05 and c.allowed < 0.04 for c in clamps)
+
+
+def test_what_is_reported_as_executed_is_what_the_motors_were_sent(bus: Any, desk: Desk) -> None:
+    arm = LerobotArm(recipe_of(desk, "[limits]\nmax_joint_step_rad = 0.02"))
+    arm.reset(0)
+    cut = 0
+    for action in ([0.01, 0.01, 0.01, 0, 0, 0, 0.5], [0, 0, -0.01, 0.05, 0, 0.05, 1.0], [0.002, 0, 0, 0, 0, 0, 1.0]):
+        before = arm.goal.copy()
+        result = arm.command(np.array(action, dtype=np.float64))
+        assert result.executed is not None
+        assert result.executed[:6] == pytest.approx(tool_motion(arm, before), abs=1e-9)
+        assert result.executed[6] == pytest.approx(action[6])
+        cut += any(c.cause == "step" for c in result.clamps)
+    assert cut, "the joint step never cut anything: the test shows nothing"
+    arm.close()
+
+
+def test_what_the_driver_cuts_is_told(bus: Any, arm: LerobotArm, monkeypatch: pytest.MonkeyPatch) -> None:
+    arm.reset(0)
+    send = arm.motors.send
+    monkeypatch.setattr(arm.motors, "send", lambda joints, opening: send(joints - 0.01, opening / 2))
+    before = arm.goal.copy()
+    result = arm.command(STILL)
+    assert {(c.dim, c.cause) for c in result.clamps} == {(n, "driver") for n in (*arm.joint_names, "gripper")}
+    assert result.executed is not None
+    assert result.executed == pytest.approx([*tool_motion(arm, before), 0.5], abs=1e-9)
+
+
 def test_lerobot_and_we_keep_the_same_largest_step(bus: Any, desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
     arm = LerobotArm(recipe_of(desk, "[limits]\nmax_joint_step_rad = 0.02"))
     arm.reset(0)
@@ -280,8 +327,8 @@ def test_a_dry_run_reads_and_sends_nothing(bus: Any, desk: Desk) -> None:
     shown: list[str] = []
     arm = LerobotArm(recipe_of(desk), show=shown.append)
     arm.reset(0)
-    for _ in range(7):
-        arm.command(np.array([0.01, 0, 0, 0, 0, 0, 0.0]))
+    results = [arm.command(np.array([0.01, 0, 0, 0, 0, 0, 0.0])) for _ in range(7)]
+    assert all(result.executed is None for result in (*results, arm.hold()))
     arm.stop()
     arm.close()
     assert torques(bus) == [0] * 6

@@ -13,6 +13,7 @@ from vla_robot.core.clock import NS_PER_S
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record.episode import read_episode
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL
 
 HOLD_S, STOP_S, PERIOD_S = 0.5, 3.0, 0.1
 
@@ -59,8 +60,22 @@ def test_the_log_is_complete_to_the_fault(make_stage: MakeStage, tmp_path: Path)
     assert log.complete and log.summary is not None
     assert log.summary["outcome"] == "stopped" and "silence" in log.summary["error"]
     assert len(log.steps) == len(stage.arm.commands) + len(stage.arm.holds)
-    played = [step.executed.tolist() for step in log.steps if np.isfinite(step.commanded).all()]
-    assert played == [action.tolist() for action in stage.since(0)]
+    played = [step.executed for step in log.steps if step.commanded is not None]
+    np.testing.assert_array_equal(played, stage.since(0))
+
+
+def test_what_was_not_sent_to_the_arm_is_not_reported_as_executed(make_stage: MakeStage) -> None:
+    stage = make_stage()
+    stage.begin()
+    stage.play(1.0)
+    stage.server.emergency_stop("a test")
+    stage.play(0.5)
+    first, last = stage.controller.ticks[0], stage.controller.ticks[-1]
+    assert (first.reason, first.result.executed) == ("the episode begins", None)
+    assert (last.mode, last.result.executed) == ("stopped", None)
+    played = [tick for tick in stage.controller.ticks if tick.mode == "run"]
+    assert all(tick.result.executed is not None and tick.wanted is not None for tick in played)
+    assert [tick.cause_step for tick in played] == [tick.settled for tick in played]
 
 
 def test_another_controller_takes_over_after_the_first_died(make_stage: MakeStage) -> None:
@@ -88,7 +103,7 @@ def test_a_second_controller_is_refused_while_the_first_lives(make_stage: MakeSt
     stage = make_stage()
     stage.begin()
     stage.play(0.5)
-    stage.network.post(b"stranger", Message("hello", 1, {"protocol": 1, "wanted": {}}))
+    stage.network.post(b"stranger", Message("hello", 1, {"protocol": BRIDGE_PROTOCOL, "wanted": {}}))
     stage.play(0.5)
     assert any("has a controller already" in error for error in stage.controller.errors)
     assert stage.status["mode"] == "run"

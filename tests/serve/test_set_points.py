@@ -15,7 +15,7 @@ from vla_robot.act.watchdog import Watchdog
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.embodiment import ActionSpace, Dim, Embodiment
 from vla_robot.core.errors import ContractError, WorldError
-from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.bridge import Bridge, EpisodeBegan, EpisodeOver, Ticked
 from vla_robot.serve.bridge_server import BridgeServer
@@ -184,6 +184,16 @@ def test_a_goal_that_stays_is_reached_exactly() -> None:
     for _ in range(300):
         stream.send_next()
     assert motors.sent[-1] == pytest.approx([0.1, -0.1, 2.0, 1.0], abs=1e-12)
+
+
+def test_a_set_point_that_its_check_cuts_is_told_with_the_next_tick() -> None:
+    rig = Rig(100.0)
+    streamed, outside = StreamedArm(rig.arm, rig.stream), np.array([2.5, 0.0, 0.0])
+    rig.arm.reset(0)
+    rig.stream.start(outside, 0.0)  # the arm was pushed out of its range
+    streamed.send_set_point()
+    assert streamed.command(np.zeros(4)).clamps == (Clamp("joint_1", "set_point", 2.5, 2.0),)
+    assert streamed.command(np.zeros(4)).clamps == ()
 
 
 def test_before_it_starts_goals_go_through_as_they_are() -> None:

@@ -81,7 +81,7 @@ def _streamed(arm: LerobotArm, env: EnvRecipe) -> Arm:
     if wanted is None:
         return arm
     motion = MotionBounds(wanted.max_speed_rad_s, wanted.max_acceleration_rad_s2, wanted.max_jerk_rad_s3)
-    bounds = StreamBounds(motion, *arm.joint_range, wanted.opening_per_s)
+    bounds = StreamBounds(motion, *arm.joint_range, wanted.opening_per_s, arm.joint_names)
     arm.motors = SetPoints(arm.motors, env.rate_hz, wanted.rate_hz, bounds, MonotonicClock())
     return StreamedArm(arm, arm.motors)
 

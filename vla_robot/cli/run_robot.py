@@ -98,7 +98,7 @@ class _Shown:
     def __call__(self, event: Event) -> None:
         if not isinstance(event, StepDone):
             return
-        if self._steps % self.EVERY == 0:
+        if self._steps % self.EVERY == 0 and event.wanted is not None:
             wants = "  ".join(f"{n} {v:+.4f}" for n, v in zip(self._names, event.wanted, strict=True))
             print(f"step {event.result.observation.step:4d}  {wants}", flush=True)
         self._steps += 1

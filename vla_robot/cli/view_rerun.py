@@ -44,8 +44,9 @@ class RerunLog:
             self._stream.log(f"camera/{name}", self._rerun.Image(image).compress(jpeg_quality=JPEG_QUALITY))
         for dim, value in zip(embodiment.state, observation.state, strict=True):
             self._number(f"state/{dim.name}", float(value))
-        for name, value in zip(embodiment.action.names, result.executed, strict=True):
-            self._number(f"executed/{name}", float(value))
+        if result.executed is not None:
+            for name, value in zip(embodiment.action.names, result.executed, strict=True):
+                self._number(f"executed/{name}", float(value))
         if tick.cause_ns:
             self._number("capture_to_command_ms", (result.command_ns - tick.cause_ns) / NS_PER_MS)
         self._stream.log("mode", self._rerun.TextLog(f"{tick.mode} {tick.reason}".rstrip()))

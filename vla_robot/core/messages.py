@@ -97,16 +97,18 @@ class StepResult:
 
     Attributes:
         observation: the world after the step.
-        executed: (D,) float64, the action that the arm was really given.
+        executed: (D,) float64, the action that was really sent to the arm, after every limit; where the pose was held,
+            the action that keeps it. None when nothing was sent: an episode begins, the arm was stopped, or it runs
+            dry. Zeros would say "go to joint zero" of an arm that takes joint positions.
         success: the task's success test holds now.
         terminated: the episode ended by itself (success held long enough, or a failure that cannot be undone).
         truncated: the horizon is reached.
-        clamps: every limit that changed the action, with its cause.
+        clamps: every limit that changed the action, with its cause. An action that was cut without one is a bug.
         command_ns: when the action was handed to the arm; the world's clock, as `Observation.stamp_ns`.
     """
 
     observation: Observation
-    executed: Vector
+    executed: Vector | None
     success: bool
     terminated: bool
     truncated: bool

@@ -26,6 +26,10 @@ class Tick:
         settled: newest `ActionChunk.step` that was played or refused; -1 before the first. A controller whose chunk is
             settled sees its effect in `result.observation`.
         cause_ns: `stamp_ns` of the observation that caused the action; 0 when the pose was held.
+        cause_step: `ActionChunk.step` of the chunk that was played, as the controller sent it; -1 when the pose was
+            held.
+        wanted: (D,) the action that was due, before the limits of the robot's side and after the splice of chunks; None
+            when none was.
         late: rows of chunks skipped in this episode because their tick had passed, or because they were too old.
         intervention: the action that was played was a person's, who took over from the policy.
     """
@@ -37,6 +41,8 @@ class Tick:
     cause_ns: int
     late: int
     intervention: bool = False
+    cause_step: int = -1
+    wanted: Vector | None = None
 
     @property
     def over(self) -> bool:

@@ -28,8 +28,9 @@ class StepDone:
 
     Attributes:
         observation: what the policy saw.
-        wanted: (D,) the policy's action, in the units of the action space.
-        commanded: (D,) what the guard let through to the world.
+        wanted: (D,) the action of whoever drove, before any limit, in the units of the action space; None when no
+            action was due and the pose was held.
+        commanded: (D,) what the guard let through to the world or robot; None when no action was due.
         clamps: every limit that changed the action, the guard's and the world's.
         result: what the world did.
         stages_ms: where the time from capture to command went; see `vla_robot.loop.timing`.
@@ -40,8 +41,8 @@ class StepDone:
     """
 
     observation: Observation
-    wanted: Vector
-    commanded: Vector
+    wanted: Vector | None
+    commanded: Vector | None
     clamps: tuple[Clamp, ...]
     result: StepResult
     stages_ms: Mapping[str, float]

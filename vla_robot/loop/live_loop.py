@@ -158,13 +158,13 @@ class _Asked:
         """Whether the tick played this chunk; a person who takes over may see what the policy saw last."""
         return (tick.cause_ns, tick.intervention) == (chunk.stamp_ns, chunk.intervention)
 
-    def _wanted(self, before: Observation, tick: Tick) -> Vector:
-        """What was sent for this tick, within the limits here; what was done, where nothing was."""
+    def _wanted(self, before: Observation, tick: Tick) -> Vector | None:
+        """What was sent for this tick, within the limits here; None where nothing was."""
         chunk = self.chunk
         if chunk is None or tick.mode != "run" or not self._is_of(tick, chunk):
-            return tick.result.executed
+            return None
         row = 0 if len(chunk.actions) == 1 else before.step - chunk.step
-        return chunk.actions[row] if 0 <= row < len(chunk.actions) else tick.result.executed
+        return chunk.actions[row] if 0 <= row < len(chunk.actions) else None
 
     def _stages_of(self, tick: Tick) -> Mapping[str, float]:
         """Of the first action of a chunk. The total is right on the bridge's clock, whatever ours says."""

@@ -57,4 +57,5 @@ def _logged(event: StepDone) -> EpisodeStep:
         intervention=event.intervention,
         held=event.held,
         policy_action=event.policy_action,
+        wanted=event.wanted,
     )

@@ -299,7 +299,7 @@ class _Hands:
             self._teleop.show(observation, self._counters())
 
     def show(self, step: StepDone) -> None:
-        self._executed = step.result.executed
+        self._executed = self._executed if step.result.executed is None else step.result.executed
         self._counts.steps += 1
         self._counts.corrected += step.intervention and not step.held
         self._tell()

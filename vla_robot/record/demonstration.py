@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import DataError
 from vla_robot.core.image import resize
 from vla_robot.core.messages import Image, Observation, StepResult, Vector
 from vla_robot.record import png
@@ -62,7 +63,7 @@ class Demonstration:
         cameras: name -> frames, one before each action.
         states: (T, S) the arm's own state before each action, in the embodiment's units.
         actions: (T, D) what should be done: the label that a policy learns, in the embodiment's units.
-        executed: (T, D) what the arm was given.
+        executed: (T, D) what was really sent to the arm; a step in which nothing was sent is never part of it.
         success: (T,) bool, the task's success test held after the step.
         stamps_ns: (T,) int64, when the oldest frame of each step was captured.
         other_labels: other instruction -> (T, D), what should have been done for that one.
@@ -152,7 +153,13 @@ class DemonstrationBuilder:
         return len(self._rows)
 
     def add(self, observation: Observation, label: Vector, result: StepResult) -> None:
-        """One control step: the observation before it, the action to learn, and what the world answered."""
+        """One control step: the observation before it, the action to learn, and what the world answered.
+
+        Raises:
+            DataError: nothing was executed in this step; a dataset holds only steps that happened.
+        """
+        if result.executed is None:
+            raise DataError(f"step {observation.step} cannot be recorded: nothing was sent to the arm in it.")
         self._succeeded = result.success
         if not self._film(observation.images):
             self.dropped += 1

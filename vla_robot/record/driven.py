@@ -262,6 +262,8 @@ class LiveRobot:
         self._late = tick.late
         self._dropped += max(tick.result.observation.step - before.step - 1, 0)
         self._held += tick.mode == "hold"
+        if tick.result.executed is None:  # a dry run: nothing was done that could be learnt from
+            return None
         grip = float(tick.result.executed[-1])
         self._grip = grip if self._grip is None else self._grip
         action = self._sent.get(tick.settled) if tick.mode == "run" else None

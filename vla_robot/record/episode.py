@@ -47,8 +47,9 @@ class EpisodeStep:
 
     Attributes:
         observation: what the policy saw; without frames where those were dropped.
-        commanded: (D,) what was sent to the world, in the units of the embodiment's action space.
-        executed: (D,) what the arm was really given.
+        commanded: (D,) what was sent to the world, in the units of the embodiment's action space; None when no action
+            was due and the pose was held.
+        executed: (D,) what was really sent to the arm; None when nothing was, see `StepResult.executed`.
         command_ns: when; the world's clock.
         success: the task's success test held after the step.
         clamps: every limit that changed the action.
@@ -56,11 +57,13 @@ class EpisodeStep:
         intervention: a person took over: `commanded` is theirs.
         held: nobody had an action: the arm held its pose.
         policy_action: (D,) what the policy would have done in the person's place, where it was asked.
+        wanted: (D,) the action of whoever drove, before the guard of the control loop cut it to `commanded`; None when
+            no action was due, and in logs that do not say.
     """
 
     observation: Observation
-    commanded: Vector
-    executed: Vector
+    commanded: Vector | None
+    executed: Vector | None
     command_ns: int
     success: bool
     clamps: tuple[Clamp, ...] = ()
@@ -68,6 +71,7 @@ class EpisodeStep:
     intervention: bool = False
     held: bool = False
     policy_action: Vector | None = None
+    wanted: Vector | None = None
 
 
 @dataclass(frozen=True)
@@ -267,15 +271,16 @@ def step_record(step: EpisodeStep) -> dict[str, Any]:
     return {
         "kind": "step",
         "observation": observation_record(step.observation),
-        "commanded": step.commanded.tolist(),
-        "executed": step.executed.tolist(),
+        "commanded": _numbers(step.commanded),
+        "executed": _numbers(step.executed),
         "command_ns": step.command_ns,
         "success": step.success,
         "clamps": [vars(clamp) for clamp in step.clamps],
         "stages_ms": dict(step.stages_ms),
         "intervention": step.intervention,
         "held": step.held,
-        "policy_action": None if step.policy_action is None else step.policy_action.tolist(),
+        "policy_action": _numbers(step.policy_action),
+        "wanted": _numbers(step.wanted),
     }
 
 
@@ -285,29 +290,40 @@ def observation_record(observation: Observation) -> dict[str, Any]:
         "step": observation.step,
         "stamp_ns": observation.stamp_ns,
         "state": observation.state.tolist(),
+        **({"stamps_ns": dict(observation.stamps_ns)} if observation.stamps_ns else {}),
     }
+
+
+def _numbers(values: Vector | None) -> list[float] | None:
+    return None if values is None else values.tolist()
+
+
+def _vector(numbers: list[float] | None) -> Vector | None:
+    """An old log holds NaN where nothing was commanded."""
+    values = None if numbers is None else np.array(numbers, dtype=np.float64)
+    return None if values is None or np.isnan(values).all() else values
 
 
 def _step(record: Mapping[str, Any], instruction: str) -> EpisodeStep:
     return EpisodeStep(
         observation=_observation(record["observation"], instruction),
-        commanded=np.array(record["commanded"], dtype=np.float64),
-        executed=np.array(record["executed"], dtype=np.float64),
+        commanded=_vector(record["commanded"]),
+        executed=_vector(record["executed"]),
         command_ns=int(record["command_ns"]),
         success=bool(record["success"]),
         clamps=tuple(Clamp(**clamp) for clamp in record["clamps"]),
         stages_ms=record["stages_ms"],
+        wanted=_vector(record.get("wanted")),
         **_drivers(record),
     )
 
 
 def _drivers(record: Mapping[str, Any]) -> dict[str, Any]:
     """Who drove; a log from before people could take over does not say."""
-    wanted = record.get("policy_action")
     return {
         "intervention": bool(record.get("intervention", False)),
         "held": bool(record.get("held", False)),
-        "policy_action": None if wanted is None else np.array(wanted, dtype=np.float64),
+        "policy_action": _vector(record.get("policy_action")),
     }
 
 
@@ -318,6 +334,7 @@ def _observation(record: Mapping[str, Any], instruction: str) -> Observation:
         instruction=instruction,
         stamp_ns=int(record["stamp_ns"]),
         step=int(record["step"]),
+        stamps_ns={name: int(at) for name, at in record.get("stamps_ns", {}).items()},
     )
 
 

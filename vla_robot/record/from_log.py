@@ -37,6 +37,7 @@ def demonstration_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> De
         return None
     builder = DemonstrationBuilder()
     for step in steps:
+        assert step.commanded is not None  # `_is_learnable`
         result = StepResult(step.observation, step.executed, step.success, False, False)
         builder.add(step.observation, step.commanded, result)
     corrections = _corrections(steps)
@@ -88,12 +89,16 @@ class LogStore:
 
 def _is_learnable(step: EpisodeStep, embodiment: Embodiment) -> bool:
     has_frames = all(camera.name in step.observation.images for camera in embodiment.cameras)
-    return has_frames and not step.held and bool(np.isfinite(step.commanded).all())
+    return has_frames and not step.held and step.commanded is not None and step.executed is not None
 
 
 def _corrections(steps: list[EpisodeStep]) -> Corrections:
     intervention = np.array([step.intervention for step in steps], dtype=np.bool_)
     beside = [step.policy_action for step in steps]
-    wanted = [step.commanded if action is None else action for step, action in zip(steps, beside, strict=True)]
+    wanted = [
+        action
+        for step, own in zip(steps, beside, strict=True)
+        if (action := own if own is not None else step.commanded) is not None
+    ]
     asked = ~intervention | np.array([action is not None for action in beside], dtype=np.bool_)
     return Corrections(intervention, np.stack(wanted), asked)

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from vla_robot.act.chunk import ChunkBuffer, Splice
 from vla_robot.act.delay import DelayEstimator
 from vla_robot.act.limits import require_action
@@ -240,7 +238,7 @@ class Bridge:
         before = self._observation
         assert before is not None and self.running
         verdict = self._verdict()
-        wanted, clamps, cause_ns, intervention = None, (), 0, False
+        wanted, clamps, cause_ns, cause_step, intervention = None, (), 0, NOTHING_SETTLED, False
         if verdict.mode == "stopped":
             return self._stopped(verdict)
         chunk, row = self._due(before.step, verdict)
@@ -251,13 +249,13 @@ class Bridge:
         if chunk is None or row is None or allowed is None:
             result, mode, reason = self._held(before), "hold", self._why_held(verdict)
         else:
-            wanted, cause_ns, intervention = row, chunk.stamp_ns, chunk.intervention
+            wanted, cause_ns, cause_step, intervention = row, chunk.stamp_ns, chunk.step, chunk.intervention
             result, mode, reason = self._arm.command(allowed), "run", ""
             self._settled, self._refusal = max(self._settled, chunk.step), ""
         result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
         result = replace(result, observation=self._promised(result.observation))
         self._observation, self._commanded_ns = result.observation, released_ns
-        tick = Tick(result, mode, reason, self._settled, cause_ns, self.late, intervention)
+        tick = Tick(result, mode, reason, self._settled, cause_ns, self.late, intervention, cause_step, wanted)
         self._listener(Ticked(before, wanted, tick, released_ns))
         if tick.over:
             self._finish(_outcome(result), "")
@@ -293,8 +291,8 @@ class Bridge:
         self._come_to_rest(verdict.reason)
         before = self._observation
         assert before is not None
-        held = StepResult(before, np.zeros(len(self._arm.embodiment.action)), False, False, False)
-        tick = Tick(held, "stopped", verdict.reason, self._settled, 0, self.late)
+        nothing = StepResult(before, None, False, False, False)
+        tick = Tick(nothing, "stopped", verdict.reason, self._settled, 0, self.late)
         self._finish("stopped", verdict.reason)
         return tick
 

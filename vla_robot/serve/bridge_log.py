@@ -7,8 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.messages import Observation
 from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter
@@ -24,7 +22,7 @@ class Log(Protocol):
 
 
 class BridgeLog:
-    """A listener of a Bridge. Every episode is kept, however it ended; a held tick has no commanded action (NaN)."""
+    """A listener of a Bridge. Every episode is kept, however it ended; a held tick has no commanded action (None)."""
 
     def __init__(
         self,
@@ -68,10 +66,9 @@ class BridgeLog:
 def _step(event: Ticked) -> EpisodeStep:
     result, cause_ns = event.tick.result, event.tick.cause_ns
     stages_ms = {"capture_to_command": (result.command_ns - cause_ns) / NS_PER_MS} if cause_ns else {}
-    wanted = event.wanted if event.wanted is not None else np.full_like(result.executed, np.nan)
     return EpisodeStep(
         observation=event.before,
-        commanded=wanted,
+        commanded=event.wanted,
         executed=result.executed,
         command_ns=result.command_ns,
         success=result.success,
@@ -79,4 +76,5 @@ def _step(event: Ticked) -> EpisodeStep:
         stages_ms=stages_ms,
         intervention=event.tick.intervention,
         held=event.wanted is None,
+        wanted=event.wanted,
     )

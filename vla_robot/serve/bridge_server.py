@@ -253,9 +253,8 @@ class BridgeServer:
 
     def _idle_tick(self, observation: Observation) -> Tick:
         """What was seen while nothing was executed; as nothing moved, the task is as far as it was."""
-        nothing = np.full(len(self._bridge.arm.embodiment.action), np.nan)
         success = self._viewers.newest is not None and self._viewers.newest.result.success
-        result = StepResult(observation, nothing, success, terminated=False, truncated=False)
+        result = StepResult(observation, None, success, terminated=False, truncated=False)
         return Tick(result, *self._standing(), NOTHING_SETTLED, 0, 0)
 
     def _answer_until(self, deadline_ns: int) -> None:
@@ -430,8 +429,7 @@ class BridgeServer:
 
     def _first_tick(self, observation: Observation) -> Tick:
         """What the cameras saw before anything was done."""
-        nothing = np.zeros(len(self._bridge.arm.embodiment.action))
-        result = StepResult(observation, nothing, success=False, terminated=False, truncated=False)
+        result = StepResult(observation, None, success=False, terminated=False, truncated=False)
         return Tick(result, "hold", "the episode begins", NOTHING_SETTLED, 0, 0)
 
     def _chunk(self, fields: Fields) -> dict[str, Any]:

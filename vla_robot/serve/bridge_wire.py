@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
+import numpy as np
+
 from vla_robot.core.errors import TransportError, unknown
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.transport.nouns import Fields, pack_observation, pack_step_result, unpack_step_result
 
-BRIDGE_PROTOCOL = 1
+BRIDGE_PROTOCOL = 2
 """Of requests and answers between a controller and a bridge; the wire format below has a version of its own."""
 
 
@@ -29,6 +31,8 @@ def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> 
         "reason": tick.reason,
         "settled": tick.settled,
         "cause_ns": tick.cause_ns,
+        "cause_step": tick.cause_step,
+        "wanted": tick.wanted,
         "late": tick.late,
         "returned_ns": returned_ns,
         **({"intervention": True} if tick.intervention else {}),
@@ -46,5 +50,7 @@ def unpack_tick(fields: Fields) -> Tick:
         settled=fields.integer("settled"),
         cause_ns=fields.integer("cause_ns"),
         late=fields.integer("late"),
+        cause_step=fields.integer("cause_step"),
+        wanted=fields.array_or_none("wanted", np.float64, ndim=1),
         intervention="intervention" in fields.names() and fields.flag("intervention"),
     )

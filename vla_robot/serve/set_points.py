@@ -4,13 +4,14 @@
 
 A goal is reached over one tick of the control clock, with speed, acceleration and jerk bounded, and a constant delay
 later (see `vla_robot.act.smooth`). Each set point is checked once more: inside of the joints' ranges, and no further
-from the one before than the speed allows. The bridge's server sends them between its messages, in its only thread.
+from the one before than the speed allows; what that cuts is told as a clamp with the next tick. The bridge's server
+sends them between its messages, in its only thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,9 +19,15 @@ from vla_robot.act.smooth import MotionBounds, Smoother
 from vla_robot.core.clock import NS_PER_S, Clock, Ticker
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, WorldError
-from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.messages import Clamp, Observation, StepResult, Vector
 from vla_robot.core.robot import Motors
 from vla_robot.serve.arm import Arm
+
+SET_POINT = "set_point"
+"""Cause of a clamp: the check of a set point cut it."""
+
+TOLERANCE = 1e-6
+"""Radians, or of the gripper's way, below which two numbers are one."""
 
 BLOCKED_RAD = 0.06
 """Further from its set point than its own weight pulls an arm of plastic: something is in the way."""
@@ -35,12 +42,14 @@ class StreamBounds:
         low: (J,) smallest angles [rad].
         high: (J,) largest angles [rad].
         opening_per_s: of the gripper's way, in one second.
+        names: (J,) of the joints, for clamps.
     """
 
     joints: MotionBounds
     low: Vector
     high: Vector
     opening_per_s: float
+    names: tuple[str, ...] = ()
 
     @property
     def opening(self) -> MotionBounds:
@@ -72,6 +81,7 @@ class SetPoints:
         self._rate_hz = command_rate_hz
         self._ticks = max(round(command_rate_hz / rate_hz), 1)
         self._smooth: tuple[Smoother, Smoother] | None = None
+        self._cuts: list[Clamp] = []
 
     @property
     def delay_s(self) -> float:
@@ -117,9 +127,17 @@ class SetPoints:
 
     def _put(self, wanted: Vector) -> None:
         allowed = self._allowed(wanted)
+        names = (*(self._bounds.names or [f"joint_{k + 1}" for k in range(len(wanted) - 1)]), "gripper")
+        pairs = zip(names, wanted.tolist(), allowed.tolist(), strict=True)
+        self._cuts += [Clamp(name, SET_POINT, w, a) for name, w, a in pairs if abs(w - a) > TOLERANCE]
         self._motors.send(allowed[:-1], float(allowed[-1]))
         self._last = allowed
         self._due_ns = self._ticker.next_ns()
+
+    def take_cuts(self) -> tuple[Clamp, ...]:
+        """Set points that were cut since this was asked last."""
+        cuts, self._cuts = tuple(self._cuts), []
+        return cuts
 
     def stop(self) -> bool:
         """Come to a stand within the bounds, at the pace of the set points, and keep the last one.
@@ -190,10 +208,14 @@ class StreamedArm:
         return observation
 
     def command(self, action: Vector) -> StepResult:
-        return self._arm.command(action)
+        return self._with_cuts(self._arm.command(action))
 
     def hold(self) -> StepResult:
-        return self._arm.hold()
+        return self._with_cuts(self._arm.hold())
+
+    def _with_cuts(self, result: StepResult) -> StepResult:
+        """Beside the clamps of the goal, those of the set points since the last tick."""
+        return replace(result, clamps=(*result.clamps, *self._set_points.take_cuts()))
 
     def look(self) -> Observation:
         return self._arm.look()

@@ -106,6 +106,10 @@ class Fields:
             )
         return array
 
+    def array_or_none(self, key: str, dtype: type[np.generic], ndim: int) -> Array | None:
+        """As `array`; None where the peer says None."""
+        return None if self._get(key) is None else self.array(key, dtype, ndim)
+
     def ndim(self, key: str) -> int | None:
         """Dimensions of an array; None when it is none."""
         value = self._get(key)
@@ -189,7 +193,7 @@ def pack_step_result(result: StepResult) -> dict[str, Any]:
 def unpack_step_result(fields: Fields) -> StepResult:
     return StepResult(
         observation=unpack_observation(fields.table("observation")),
-        executed=fields.array("executed", np.float64, ndim=1),
+        executed=fields.array_or_none("executed", np.float64, ndim=1),
         success=fields.flag("success"),
         terminated=fields.flag("terminated"),
         truncated=fields.flag("truncated"),

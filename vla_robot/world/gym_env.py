@@ -41,7 +41,8 @@ class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
 
     The action is the embodiment's, in metres and radians; one outside of its space is refused, not clipped (wrap the
     environment in gymnasium.wrappers.ClipAction for that). The reward is 1 while the task's success test holds, else 0.
-    `info` holds "success", "executed" (the action that the arm was given), "clamps" and "instruction".
+    `info` holds "success", "executed" (the action that the arm was given), "clamps" and "instruction". After `reset`,
+    "executed" is NaN: nothing was executed yet, and vector environments stack infos, so that it must stay numbers.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012, gymnasium's own way
@@ -69,7 +70,7 @@ class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
         observation = self._world.reset(int(self.np_random.integers(SEEDS)) if seed is None else seed)
         return self._show(observation), {
             "success": False,
-            "executed": np.zeros(self.action_space.shape or ()),
+            "executed": np.full(self.action_space.shape or (), np.nan),
             "clamps": [],
             "instruction": observation.instruction,
         }
@@ -135,6 +136,7 @@ def register_all() -> None:
 
 def _info(result: StepResult) -> dict[str, Any]:
     """No stamps: gymnasium wants the same seed and actions to give the same info."""
+    assert result.executed is not None, "a world that stepped has executed an action"
     return {
         "success": result.success,
         "executed": result.executed.copy(),

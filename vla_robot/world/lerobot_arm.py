@@ -6,7 +6,12 @@
 
 The target is kept, and moved by each action, rather than set from where the tool is measured: a motor with a position
 controller hangs a little below its goal, so an arm that is told "stay where you are measured" at every tick sinks. It
-may lead the measured tool by `max_lead_m` at most; what is beyond is cut and told as a clamp.
+may lead the measured tool by `max_lead_m` and `max_lead_rad` at most. Whatever is cut on the way is told as a clamp:
+the lead, the workspace, the joint step, and what lerobot's own driver allows. After a cut of the joints the target is
+where they were sent.
+
+Reported as executed is the tool motion of the joints that were sent, by forward kinematics: an arm of five joints
+cannot follow each rotation, and inverse kinematics has a remaining error.
 
 What is not done here: when to move, how fast, and what to refuse. That is the bridge's; see vla_robot/serve/bridge.py.
 """
@@ -31,8 +36,12 @@ from vla_robot.world.lerobot_camera import LerobotCamera, fitted
 from vla_robot.world.lerobot_device import Health, LerobotDevice
 from vla_robot.world.tool_ik import turn_between, turned
 
-LEAD, POSITION, STEP = "lead", "position", "step"
-"""Causes of a clamp: the target ran ahead of the tool; it lay outside of the workspace; a joint would have leapt."""
+LEAD, POSITION, STEP, DRIVER = "lead", "position", "step", "driver"
+"""Causes of a clamp: the target ran ahead of the tool; it lay outside of the workspace; a joint would have leapt;
+lerobot's driver sent less than it was told."""
+
+TURNS = ("droll", "dpitch", "dyaw")
+GRIPPER = "gripper"
 
 TOLERANCE = 1e-6
 """Metres or radians below which two numbers are one: degrees and back costs a few of the last bits."""
@@ -89,6 +98,7 @@ class LerobotArm:
         self._recipe, self._robot = recipe, recipe.robot
         self._clock = clock or MonotonicClock()
         self._interrupted = interrupted
+        self._is_dry = show is not None
         self._model = ArmModel(recipe.scene)
         self._home = None if show else home_joints(recipe, self._model)
         self._max_step = recipe.limits.max_joint_step_rad
@@ -136,6 +146,11 @@ class LerobotArm:
         return self._goal
 
     @property
+    def joint_names(self) -> tuple[str, ...]:
+        """(J,) from the base to the tool."""
+        return self._model.names
+
+    @property
     def joint_range(self) -> tuple[Vector, Vector]:
         """(J,) smallest and largest angles [rad]."""
         return self._model.low, self._model.high
@@ -164,6 +179,10 @@ class LerobotArm:
     def command(self, action: Vector) -> StepResult:
         """Move the target by one action, and send the motors there.
 
+        Returns:
+            `executed` is the tool's motion [m, rad in the base frame] from the joints that were sent before to those
+            that were sent now, and the gripper's goal; None in a dry run, which sends nothing.
+
         Raises:
             ContractError: the action is not one of this arm's.
             WorldError: the arm does not answer, or a motor is at fault.
@@ -171,10 +190,16 @@ class LerobotArm:
         values = check_action(action, self._embodiment.action)
         self._require_link()
         goal, clamps = self._plan(values)
-        before, quat_before = self._target, self._target_quat
-        self._follow(goal)
-        moved = [*(self._target - before), *turn_between(quat_before, self._target_quat), self._opening_goal]
-        return dataclasses.replace(self._tick(np.array(moved)), clamps=clamps)
+        before = self._model.pose(self._goal)
+        clamps += self._follow(goal)
+        return dataclasses.replace(self._tick(self._motion_since(before)), clamps=clamps)
+
+    def _motion_since(self, before: tuple[Vector, Vector]) -> Vector | None:
+        """(7,) what the joints that were sent mean as an action, after a pose that was sent before."""
+        if self._is_dry:
+            return None
+        position, quat = self._model.pose(self._goal)
+        return np.array([*(position - before[0]), *turn_between(before[1], quat), self._opening_goal])
 
     def _plan(self, action: Vector) -> tuple[Goal, tuple[Clamp, ...]]:
         """What an action makes of the goals, and what was cut."""
@@ -187,19 +212,18 @@ class LerobotArm:
             if abs(step - action[i]) > TOLERANCE
         ]
         quat = _leashed(turned(self._target_quat, action[3:6]), tool_quat, self._robot.max_lead_rad)
+        clamps += _clamps(TURNS, LEAD, action[3:6], turn_between(self._target_quat, quat))
         joints = self._model.solve(self._goal, position, quat)
         allowed = self._joints + np.clip(joints - self._joints, -self._max_step, self._max_step)
-        clamps += [
-            Clamp(name, STEP, float(w), float(a))
-            for name, w, a in zip(self._model.names, joints, allowed, strict=True)
-            if abs(w - a) > TOLERANCE
-        ]
-        return Goal(position, quat, allowed, float(action[-1])), tuple(clamps)
+        cut = _clamps(self._model.names, STEP, joints, allowed)
+        if cut:  # the target does not run ahead of what the motors are told
+            position, quat = self._model.pose(allowed)
+        return Goal(position, quat, allowed, float(action[-1])), (*clamps, *cut)
 
     def hold(self) -> StepResult:
         """The motors hold their goals by themselves."""
         self._require_link()
-        return self._tick(np.append(np.zeros(6), self._opening_goal))
+        return self._tick(None if self._is_dry else np.append(np.zeros(6), self._opening_goal))
 
     def look(self) -> Observation:
         """The joints and the frames as they are. A link that was lost is not tried again here: that may take seconds.
@@ -239,20 +263,23 @@ class LerobotArm:
         self._target, self._target_quat = self._model.pose(joints)
         self._tool = self._model.pose(self._joints)
 
-    def _follow(self, goal: Goal) -> None:
+    def _follow(self, goal: Goal) -> tuple[Clamp, ...]:
+        """Send a goal; what the driver cut of it."""
         try:
             sent, opening = self.motors.send(goal.joints, goal.opening)
         except WorldError:
             self._broken = True
             raise
-        self._opening_goal = opening
+        self._goal, self._opening_goal = sent, opening
         self._target, self._target_quat = goal.position, goal.quat
-        # lerobot measured again; where it allowed less, the target is where it sends the arm.
-        if np.abs(sent - goal.joints).max() > TOLERANCE:
+        names = (*self._model.names, GRIPPER)
+        cut = _clamps(names, DRIVER, np.append(goal.joints, goal.opening), np.append(sent, opening))
+        if any(clamp.dim != GRIPPER for clamp in cut):
+            # lerobot measured again; where it allowed less, the target is where it sends the arm.
             self._target, self._target_quat = self._model.pose(sent)
-        self._goal = sent
+        return () if self._is_dry else cut
 
-    def _tick(self, executed: Vector) -> StepResult:
+    def _tick(self, executed: Vector | None) -> StepResult:
         command_ns = self._clock.now_ns()
         self._ticks += 1
         self._require_healthy(every=False)
@@ -456,6 +483,15 @@ def home_joints(recipe: EnvRecipe, model: ArmModel) -> Vector | None:
             low_deg, high_deg = np.degrees([low, high])
             raise RecipeError(f"[robot.home_deg] {name} is {home[name]:g}, allowed is {low_deg:.0f} to {high_deg:.0f}.")
     return joints
+
+
+def _clamps(names: Sequence[str], cause: str, wanted: Vector, allowed: Vector) -> tuple[Clamp, ...]:
+    """One for each number that was changed by more than rounding."""
+    return tuple(
+        Clamp(name, cause, float(w), float(a))
+        for name, w, a in zip(names, wanted, allowed, strict=True)
+        if abs(w - a) > TOLERANCE
+    )
 
 
 def _leashed(wanted: Vector, measured: Vector, lead_rad: float) -> Vector:
