@@ -72,6 +72,16 @@ def test_the_list_tells_all_but_the_secret(
     assert keys.secret not in out + written
 
 
+def test_one_key_is_pinned_for_two_hosts(folder: KeyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    public = folder.create("desk").public
+    for host in ("robot.local", "192.168.1.20"):
+        assert main(["keys", "pin", host, public]) == 0
+    capsys.readouterr()
+    assert main(["keys", "list"]) == 0
+    out = capsys.readouterr().out
+    assert f"pinned   {public} robot.local\n" in out and f"pinned   {public} 192.168.1.20\n" in out
+
+
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from vla_robot.core.errors import TransportError
 from vla_robot.transport.keys import KeyFolder
 from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket
@@ -143,6 +145,37 @@ def test_a_revoked_client_is_cut_off_while_it_is_connected(robot: KeyFolder, des
         assert server.user_of(peer) == ""
         robot.allow(desk.pair().public, "desk")
         exchange(client, server)
+
+
+def test_a_revoked_client_that_only_listens_gets_nothing_more(robot: KeyFolder, desk: KeyFolder) -> None:
+    """It sends nothing that could be refused; what already waited in its connection is not sent either."""
+    with (
+        door_of(robot) as server,
+        ClientSocket(server.address, desk.client_security(server.address)) as client,
+    ):
+        peer = exchange(client, server)
+        assert server.send(peer, [b"frame 0"])
+        assert client.receive(timeout_s=5) is not None
+        robot.allowed.remove("desk")
+        assert [server.send(peer, [b"frame"]) for _ in range(3)] == [False] * 3
+        with pytest.raises(TransportError, match="does not allow this computer's key 'desk'"):
+            for _ in range(TRIES):
+                assert client.receive() is None
+
+
+def test_no_client_is_served_while_the_folder_of_keys_cannot_be_read(robot: KeyFolder, desk: KeyFolder) -> None:
+    with door_of(robot) as server, ClientSocket(server.address, desk.client_security(server.address)) as client:
+        peer = exchange(client, server)
+        away = robot.path.with_name("away")
+        robot.path.rename(away)
+        robot.path.write_text("a file where the folder was")
+        assert not server.send(peer, [b"frame"])
+        with ClientSocket(server.address, desk.client_security(server.address)) as another:
+            assert "does not allow" in refusal(another, server)
+        robot.path.unlink()
+        away.rename(robot.path)
+        with ClientSocket(server.address, desk.client_security(server.address)) as another:
+            exchange(another, server)
 
 
 def test_a_client_allowed_while_the_server_runs_gets_in_when_it_connects_again(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -154,6 +158,84 @@ def test_whatever_stands_in_a_list_only_transport_error_comes_of_it(
     path.write_bytes(junk)
     with contextlib.suppress(TransportError):
         KeyList(path).names()
+
+
+def test_two_processes_that_change_a_list_at_once_undo_nothing(tmp_path: Path) -> None:
+    """Half of them allow a key, half of them revoke one: `vla keys allow` beside `vla keys revoke`."""
+    folder, names = KeyFolder(tmp_path), [f"desk{n}" for n in range(12)]
+    keys = {name: f"{n:064x}" for n, name in enumerate([*names, *(f"new-{name}" for name in names)])}
+    for name in names:
+        folder.allow(keys[name], name)
+    together = threading.Barrier(2 * len(names))
+
+    def change(name: str) -> None:
+        mine = KeyFolder(tmp_path)
+        together.wait()
+        if name in names:
+            mine.allowed.remove(name)
+        else:
+            mine.allow(keys[name], name)
+
+    with ThreadPoolExecutor(2 * len(names)) as pool:
+        list(pool.map(change, keys))
+    assert folder.allowed.keys() == {name: key for name, key in keys.items() if name.startswith("new-")}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "allowed_clients"]
+
+
+def test_a_list_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = KeyFolder(tmp_path)
+    folder.allow(KEY, "desk")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(TransportError, match=r"cannot write .*No space left on device"):
+            folder.allow(OTHER_KEY, "lab")
+    assert folder.allowed.keys() == {"desk": KEY}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "allowed_clients"]
+
+
+@pytest.mark.parametrize("what", ["list", "folder"])
+def test_a_list_that_others_may_write_is_refused_with_the_fix(tmp_path: Path, what: str) -> None:
+    folder = KeyFolder(tmp_path / "keys")
+    folder.allow(KEY, "desk")
+    watched = folder.allowed
+    assert watched.name_of(KEY) == "desk"
+    place, before = (folder.path / "allowed_clients", 0o620) if what == "list" else (folder.path, 0o702)
+    place.chmod(before)
+    with pytest.raises(TransportError, match=r"can be written by others \(mode 0[67][02]2?0?\).*chmod go-w"):
+        watched.names()
+    assert watched.name_of(KEY) is None
+    place.chmod(before & 0o700)
+    assert watched.name_of(KEY) == "desk"
+
+
+def test_a_folder_that_cannot_be_read_allows_no_one_and_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = KeyFolder(tmp_path / "keys")
+    folder.allow(KEY, "desk")
+    allowed = folder.allowed
+    folder.path.rename(tmp_path / "away")
+    folder.path.write_text("a file where the folder was")
+    assert [allowed.name_of(KEY) for _ in range(3)] == [None] * 3
+    assert len(caplog.records) == 1 and "cannot read" in caplog.text
+    folder.path.unlink()
+    (tmp_path / "away").rename(folder.path)
+    assert allowed.name_of(KEY) == "desk"
+
+
+def test_one_server_may_be_known_under_two_names(tmp_path: Path) -> None:
+    folder = KeyFolder(tmp_path)
+    folder.create("desk")
+    folder.pin("robot.local", KEY)
+    folder.pin("192.168.1.20", KEY)
+    assert folder.client_security("tcp://robot.local:5570").server_public == KEY
+    assert folder.client_security("tcp://192.168.1.20:5570").server_public == KEY
+    folder.pinned.remove("robot.local")
+    assert folder.pinned.keys() == {"192.168.1.20": KEY}
 
 
 def test_an_unknown_server_is_not_trusted_and_the_error_says_how_to(desk: KeyFolder) -> None:

@@ -147,6 +147,6 @@ def _state(folder: KeyFolder) -> dict[str, dict[str, Any]]:
     """What is there, name -> public key; no secrets."""
     return {
         "own": {name: folder.pair(name).public for name in folder.names()},
-        "allowed": {name: public for public, name in folder.allowed.names().items()},
-        "pinned": {name: public for public, name in folder.pinned.names().items()},
+        "allowed": dict(folder.allowed.keys()),
+        "pinned": dict(folder.pinned.keys()),
     }

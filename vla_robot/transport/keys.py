@@ -12,11 +12,14 @@ whenever it changes, so `vla keys revoke` needs no restart.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import os
 import re
+import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +31,11 @@ from vla_robot.core.errors import TransportError, unknown
 KEYS_VARIABLE = "VLA_KEYS"
 
 SECRET_MODE = 0o600
+PUBLIC_MODE = 0o644
 FOLDER_MODE = 0o700
+
+LOCK_FILE = ".lock"
+"""In the folder of a list; held while the list is changed."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,85 +87,121 @@ class ClientSecurity:
 
 
 class KeyList:
-    """A file of lines "KEY NAME", read again when it changes. Each key and each name stands in it once at most."""
+    """A file of lines "KEY NAME", read again when it changes. Each name stands in it once at most.
 
-    def __init__(self, path: Path) -> None:
+    A list that other users may write, itself or through its folder, is refused: whoever writes it decides who may
+    command the arm. Changes of several processes wait for each other, so that none undoes another's.
+    """
+
+    def __init__(self, path: Path, *, unique_keys: bool = True) -> None:
+        """
+        Args:
+            path: of the file; it need not exist.
+            unique_keys: refuse a key that stands there with two names.
+        """
         self._path = path
+        self._unique_keys = unique_keys
         self._seen: tuple[int, ...] | None = None
-        self._names: Mapping[str, str] = {}
+        self._keys: Mapping[str, str] = {}
+        self._told = ""
 
-    def names(self) -> Mapping[str, str]:
-        """Public key -> name; empty when there is no file.
+    def keys(self) -> Mapping[str, str]:
+        """Name -> public key; empty when there is no file.
 
         Raises:
-            TransportError: the file cannot be read, or a line of it is not "KEY NAME".
+            TransportError: the file cannot be read, others may write it, or a line of it is not "KEY NAME".
         """
         try:
             info = self._path.stat()
         except FileNotFoundError:
-            self._seen, self._names = None, {}
-            return self._names
-        seen = (info.st_mtime_ns, info.st_size, info.st_ino)
+            self._seen, self._keys = None, {}
+            return self._keys
+        except OSError as error:
+            raise TransportError(f"cannot read {self._path}: {error.strerror}.") from error
+        seen = (info.st_mtime_ns, info.st_ctime_ns, info.st_size, info.st_ino, _mode(self._path.parent))
         if seen != self._seen:
-            self._names = self._read()
+            self._seen = None
+            _require_unwritable(self._path)
+            self._keys = self._read()
             self._seen = seen
-        return self._names
+        return self._keys
+
+    def names(self) -> Mapping[str, str]:
+        """Public key -> name.
+
+        Raises:
+            TransportError: as `keys`.
+        """
+        return {key: name for name, key in self.keys().items()}
 
     def name_of(self, public: str) -> str | None:
-        """The name of a key that is on the list now. Nobody is on a list that cannot be read; the log says why."""
+        """The name of a key that is on the list now. A list that cannot be read allows no key; the log says why."""
         try:
-            return self.names().get(public)
-        except TransportError:
-            _LOG.exception("nobody is allowed")
-            return None
+            name = next((name for name, key in self.keys().items() if key == public), None)
+            self._told = ""
+        except TransportError as error:
+            if str(error) != self._told:  # once, and not for every message
+                _LOG.error("no client is allowed: %s", error)
+            name, self._told = None, str(error)
+        return name
 
     def add(self, public: str, name: str) -> None:
         """
         Raises:
-            TransportError: the key or the name is in the list already.
+            TransportError: the key or the name is in the list already, or the list cannot be read or written.
         """
-        names = dict(self.names())
-        if names.get(public, name) != name:
-            raise TransportError(f"this key stands in {self._path} already, as '{names[public]}'. Revoke that first.")
-        if name in names.values() and public not in names:
-            raise TransportError(
-                f"'{name}' stands in {self._path} already, with another key. Choose another name, or revoke it first."
-            )
-        self._write({**names, public: name})
+        with self._changing() as keys:
+            other = next((n for n, key in keys.items() if key == public and n != name), None)
+            if self._unique_keys and other is not None:
+                raise TransportError(f"this key stands in {self._path} already, as '{other}'. Revoke that first.")
+            if keys.get(name, public) != public:
+                raise TransportError(
+                    f"'{name}' stands in {self._path} already, with another key. Choose another name, or take that "
+                    "one back first: `vla keys revoke NAME`, or `vla keys unpin HOST`."
+                )
+            keys[name] = public
 
     def remove(self, name: str) -> str:
         """The key that `name` had.
 
         Raises:
-            TransportError: no such name.
+            TransportError: no such name, or the list cannot be read or written.
         """
-        names = self.names()
-        public = next((key for key, other in names.items() if other == name), None)
-        if public is None:
-            raise TransportError(unknown("name", name, names.values(), f"{self._path} is the list."))
-        self._write({key: other for key, other in names.items() if key != public})
-        return public
+        self._require_known(name, self.keys())
+        with self._changing() as keys:
+            self._require_known(name, keys)  # another process may have been faster
+            return keys.pop(name)
+
+    def _require_known(self, name: str, keys: Mapping[str, str]) -> None:
+        if name not in keys:
+            raise TransportError(unknown("name", name, keys, f"{self._path} is the list."))
 
     def _read(self) -> dict[str, str]:
-        names: dict[str, str] = {}
+        keys: dict[str, str] = {}
         for number, line in enumerate(_text(self._path).splitlines(), start=1):
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue
-            if len(words) != 2 or not _KEY.fullmatch(words[0]) or words[0] in names or words[1] in names.values():
+            twice = len(words) == 2 and (words[1] in keys or (self._unique_keys and words[0] in keys.values()))
+            if len(words) != 2 or not _KEY.fullmatch(words[0]) or twice:
                 raise TransportError(
                     f"{self._path}, line {number}: expected a public key of 64 hexadecimal digits and a name, each of "
                     f"them once in the file, got {line[:100]!r}."
                 )
-            names[words[0]] = words[1]
-        return names
+            keys[words[1]] = words[0]
+        return keys
 
-    def _write(self, names: Mapping[str, str]) -> None:
-        """Whole or not at all: a server may be reading."""
-        part = self._path.with_name(self._path.name + ".tmp")
-        part.unlink(missing_ok=True)
-        _create(part, "".join(f"{key} {name}\n" for key, name in names.items()), SECRET_MODE)
-        os.replace(part, self._path)
+    @contextlib.contextmanager
+    def _changing(self) -> Generator[dict[str, str]]:
+        """The list, to be changed in place and written at the end; no other process changes it meanwhile."""
+        try:
+            with _locked(self._path.parent):
+                keys = dict(self.keys())
+                yield keys
+                _replace(self._path, "".join(f"{key} {name}\n" for name, key in keys.items()))
+                self._seen = None
+        except OSError as error:
+            raise TransportError(f"cannot write {self._path}: {error.strerror}.") from error
 
 
 class KeyFolder:
@@ -178,8 +221,8 @@ class KeyFolder:
 
     @property
     def pinned(self) -> KeyList:
-        """Servers that clients here talk to, by host."""
-        return KeyList(self._folder / "pinned_servers")
+        """Servers that clients here talk to, by host. One server may be reached under several names."""
+        return KeyList(self._folder / "pinned_servers", unique_keys=False)
 
     def create(self, name: str) -> KeyPair:
         """Make a key pair and write its two files.
@@ -197,7 +240,9 @@ class KeyFolder:
                 f"there is a key '{name}' already, in {self._secret_file(name)}. Choose another name: computers that "
                 "know the old key would not know a new one."
             ) from None
-        self.public_file(name).write_text(f"{public} {name}\n", encoding="utf-8")
+        except OSError as error:
+            raise TransportError(f"cannot write {self._secret_file(name)}: {error.strerror}.") from error
+        self._write_public(name, public)
         return KeyPair(name, public, secret)
 
     def pair(self, name: str | None = None) -> KeyPair:
@@ -219,6 +264,15 @@ class KeyFolder:
 
     def names(self) -> list[str]:
         return sorted(path.stem for path in self._folder.glob("*.key"))
+
+    def _write_public(self, name: str, public: str) -> None:
+        try:
+            _replace(self.public_file(name), f"{public} {name}\n", PUBLIC_MODE)
+        except OSError as error:
+            raise TransportError(
+                f"the key '{name}' is made, and its public half could not be written to {self.public_file(name)}: "
+                f"{error.strerror}. `vla keys show {name}` prints it."
+            ) from error
 
     def public_file(self, name: str) -> Path:
         return self._folder / f"{name}.pub"
@@ -260,7 +314,7 @@ class KeyFolder:
             TransportError: the client has no key, or the server's key is not known yet.
         """
         host = host_of(address)
-        public = next((key for key, name in self.pinned.names().items() if name == host), None)
+        public = self.pinned.keys().get(host)
         if public is None:
             raise TransportError(
                 f"the public key of {host} is not known here, so an impostor could answer in its place. On {host}, "
@@ -317,10 +371,43 @@ def raw_key(key: str) -> bytes:
 
 
 def _create(path: Path, text: str, mode: int) -> None:
-    """Write a new file that never has looser permissions, not even for a moment."""
+    """Write a new file that never has looser permissions, not even for a moment; it is on the disk afterwards."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
+
+
+def _replace(path: Path, text: str, mode: int = SECRET_MODE) -> None:
+    """Whole or not at all, as a server may be reading; it is on the disk afterwards."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        _create(part, text, mode)
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    """Until the end of the block, every other process and thread waits here. The lock ends with its process."""
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, SECRET_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _text(path: Path) -> str:
@@ -344,9 +431,27 @@ def _require_key(public: str) -> str:
 
 
 def _require_private(path: Path) -> None:
-    mode = stat.S_IMODE(path.stat().st_mode)
+    mode = _mode(path)
     if mode & 0o077:
         raise TransportError(
             f"{path} can be read by others (mode {mode:04o}), so the key may be known to them. Make a new one, or, if "
             f"you are sure that nobody read it: chmod 600 {path}"
         )
+
+
+def _require_unwritable(path: Path) -> None:
+    """For a list of keys. A folder that others may write lets them put another file in its place."""
+    for place in (path, path.parent):
+        mode = _mode(place)
+        if mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise TransportError(
+                f"{place} can be written by others (mode {mode:04o}), so they decide whose keys count here. Look at "
+                f"{path}, then: chmod go-w {place}"
+            )
+
+
+def _mode(path: Path) -> int:
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise TransportError(f"cannot read {path}: {error.strerror}.") from error

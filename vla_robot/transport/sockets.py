@@ -13,12 +13,14 @@ import ipaddress
 import logging
 import time
 from collections import OrderedDict
+from dataclasses import dataclass, replace
 from typing import Self, cast
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from vla_robot.core.errors import TransportError
+from vla_robot.transport.connections import ConnectionWatch, raise_file_limit
 from vla_robot.transport.keys import ClientSecurity, KeyPair, ServerSecurity, raw_key
 from vla_robot.transport.wake import Wake
 from vla_robot.transport.wire import MAX_ARRAYS, MAX_FRAME_BYTES, Buffer
@@ -45,6 +47,15 @@ MAX_PARTS = MAX_ARRAYS + 2
 
 SKIPPED_AT_ONCE = 1000
 """Parts of a message that has too many. Throwing away a million takes a second, and an arm's tick may be due."""
+
+BACKLOG = 4096
+"""Connections that the kernel may hold until libzmq accepts them. One more waits a second for its next attempt."""
+
+HANDSHAKE_MS = 5000
+"""libzmq ends a connection whose handshake takes longer."""
+
+KEEPALIVE_IDLE_S, KEEPALIVE_EVERY_S, KEEPALIVE_TRIES = 30, 10, 3
+"""A connection whose computer has gone without a word is ended after a minute. A process that stands still is not."""
 
 SETTLE_S = 0.2
 """Until what was sent has arrived, or its receiver is known to be gone."""
@@ -89,12 +100,15 @@ class ServerSocket:
         """
         require_address(address, keys=security is not None)
         self._security = security
-        self._users: OrderedDict[bytes, str] = OrderedDict()
+        self._users: OrderedDict[bytes, _User] = OrderedDict()
         # A doorkeeper answers for a whole context: with keys, each server has a context of its own.
         self._own_context = None if security is None else zmq.Context()
         self._socket = _socket(self._own_context or _shared_context(), zmq.ROUTER, address)
         # Without it, what is sent to a peer that has gone vanishes silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        _harden(self._socket)
+        raise_file_limit()
+        self._connections = ConnectionWatch(self._socket)
         try:
             if self._own_context is not None and security is not None:
                 _guard(self._socket, self._own_context, security)
@@ -120,17 +134,23 @@ class ServerSocket:
         frames = self._inbox.read() if self._socket in ready else None
         if frames is None:
             return None
-        peer = frames[0].bytes
-        if self._security is not None and not self._still_allowed(peer, frames[-1], self._security):
-            return None
+        peer, fd = frames[0].bytes, frames[-1].get(zmq.SRCFD)
+        self._connections.heard(fd)
+        if self._security is not None:
+            self._remember(peer, cast(str, frames[-1].get("User-Id")), fd)
+            if self._allowed_name(peer) is None:
+                return None
         return peer, [frame.buffer for frame in frames[1:]]
 
     def user_of(self, peer: bytes) -> str:
         """Name on the allow-list of a peer that something was received from; empty without keys."""
-        return self._users.get(peer, "")
+        user = self._users.get(peer)
+        return "" if user is None else user.name
 
     def send(self, peer: bytes, frames: list[Buffer]) -> bool:
-        """Whether the peer is still connected; what it has no room for is dropped."""
+        """Whether the peer is still connected and allowed; what it has no room for is dropped."""
+        if self._security is not None and self._allowed_name(peer) is None:
+            return False
         try:
             self._socket.send_multipart([peer, *frames], flags=zmq.DONTWAIT, copy=False)
         except zmq.Again:
@@ -150,6 +170,7 @@ class ServerSocket:
         time.sleep(SETTLE_S)
 
     def close(self) -> None:
+        self._connections.close()
         self._socket.close()
         if self._own_context is not None:
             self._own_context.term()
@@ -160,17 +181,42 @@ class ServerSocket:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _still_allowed(self, peer: bytes, frame: zmq.Frame, security: ServerSecurity) -> bool:
-        """Whether the sender's key is on the list now: it was when it connected, and may have been revoked since."""
-        name = security.allowed.name_of(cast(str, frame.get("User-Id")))
-        if name is None:
-            _LOG.warning("ignored a message of '%s', whose key is no longer allowed", self._users.pop(peer, "?"))
-            return False
-        self._users[peer] = name
+    def _remember(self, peer: bytes, key: str, fd: int) -> None:
+        known = self._users.get(peer)
+        self._users[peer] = _User(key, "" if known is None else known.name, fd)
         self._users.move_to_end(peer)
         if len(self._users) > MAX_PEERS:
             self._users.popitem(last=False)
-        return True
+
+    def _allowed_name(self, peer: bytes) -> str | None:
+        """The name of a peer whose key is on the list now. One that was revoked is hung up on: what waits in its
+        connection is not sent either."""
+        user = self._users.get(peer)
+        if user is None or self._security is None:
+            return None
+        name = self._security.allowed.name_of(user.key)
+        if name is None:
+            _LOG.warning("hung up on '%s', whose key is no longer allowed", user.name or "?")
+            del self._users[peer]
+            self._connections.hang_up(user.fd)
+        elif name != user.name:
+            self._users[peer] = replace(user, name=name)
+        return name
+
+
+@dataclass(frozen=True)
+class _User:
+    """Of one connection with keys.
+
+    Attributes:
+        key: that it proved to own, 64 hexadecimal digits.
+        name: on the allow-list; empty until it was looked up.
+        fd: of the TCP connection, libzmq's.
+    """
+
+    key: str
+    name: str
+    fd: int
 
 
 class ClientSocket:
@@ -290,6 +336,16 @@ def _guard(socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]], s
     # Without it, libzmq lets everybody in when nobody keeps the door.
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     _identify(socket, security.keys)
+
+
+def _harden(socket: zmq.Socket[bytes]) -> None:
+    """Against connections that say nothing; `ConnectionWatch` does the rest."""
+    socket.setsockopt(zmq.BACKLOG, BACKLOG)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_EVERY_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_TRIES)
 
 
 def _identify(socket: zmq.Socket[bytes], keys: KeyPair) -> None:

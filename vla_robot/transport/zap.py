@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import zmq
 
@@ -17,6 +18,8 @@ from vla_robot.transport.keys import KeyList
 
 ADDRESS = "inproc://zeromq.zap.01"
 DOMAIN = b"vla_robot"
+
+TELL_EVERY_S = 1.0
 
 _VERSION = b"1.0"
 _CURVE_REQUEST_FRAMES = 7  # version, request id, domain, address, routing id, mechanism, credentials
@@ -30,6 +33,7 @@ class Doorkeeper:
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: KeyList) -> None:
         self._allowed = allowed
+        self._refused, self._tell_s = 0, 0.0
         # Bound here and not in the thread: a server must not listen before its door is kept.
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -39,21 +43,45 @@ class Doorkeeper:
     def _run(self) -> None:
         try:
             while True:
-                self._socket.send_multipart(self._answer(self._socket.recv_multipart()))
+                self._socket.send_multipart(self._safe_answer(self._socket.recv_multipart()))
         except zmq.ContextTerminated:
             pass
         finally:
             self._socket.close()
 
+    def _safe_answer(self, request: list[bytes]) -> list[bytes]:
+        """This thread must not end: without it, no client gets in any more."""
+        try:
+            return self._answer(request)
+        except Exception:
+            _LOG.exception("a client was refused because its key could not be looked up")
+            return _refusal(request)
+
     def _answer(self, request: list[bytes]) -> list[bytes]:
-        request_id = request[1] if len(request) > 1 else b""
         key = _curve_key(request)
         name = None if key is None else self._allowed.name_of(key)
         if key is None or name is None:
-            _LOG.warning("refused a client that is not on the allow-list; its key is %s", key)
-            return [_VERSION, request_id, b"400", b"not on the allow-list", b"", b""]
+            self._tell_refused(key)
+            return _refusal(request)
         _LOG.info("let in '%s'", name)
-        return [_VERSION, request_id, b"200", b"", key.encode(), b""]
+        return [_VERSION, request[1], b"200", b"", key.encode(), b""]
+
+    def _tell_refused(self, key: str | None) -> None:
+        """One line a second at most: strangers must not fill the log."""
+        self._refused += 1
+        if time.monotonic() >= self._tell_s:
+            self._tell_s = time.monotonic() + TELL_EVERY_S
+            _LOG.warning(
+                "refused %d connections since the last line; the newest has the key %s, which is not on the allow-list",
+                self._refused,
+                key,
+            )
+            self._refused = 0
+
+
+def _refusal(request: list[bytes]) -> list[bytes]:
+    request_id = request[1] if len(request) > 1 else b""
+    return [_VERSION, request_id, b"400", b"not on the allow-list", b"", b""]
 
 
 def _curve_key(request: list[bytes]) -> str | None:

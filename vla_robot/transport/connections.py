@@ -1,0 +1,184 @@
+"""Keeps the number of TCP connections to a ZeroMQ server bounded, as libzmq has no bound of its own.
+
+    libzmq --accepted, disconnected (monitor)--> ConnectionWatch --shutdown(fd)--> the connections that are too many
+    ServerSocket.receive --the fd of a message-->
+
+A connection that has sent no whole message is a newcomer. It has NEWCOMER_S to send one, and only NEWCOMERS of them are
+kept: a flood of silent or half-open connections closes its own, and the next client still finds a file descriptor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import resource
+import socket
+import threading
+import time
+from collections.abc import Generator, Sequence
+from typing import cast
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from vla_robot.core.clock import NS_PER_S
+from vla_robot.transport.admission import Admission
+
+NEWCOMERS, KNOWN = 128, 256
+"""Connections that have sent no message yet, and those that have."""
+
+NEWCOMER_S = 10.0
+"""How long a connection may take for its handshake and its first message."""
+
+EVERY_S = 0.02
+"""Accepted connections are counted at most this often: in a flood, one wake-up of the interpreter for many of them."""
+
+IDLE_S = 1.0
+"""How often deadlines are looked after while nothing happens."""
+
+WANTED_FILES = 4096
+
+_KNOWN_RANK = 1
+_NUMBER = itertools.count()
+_LOG = logging.getLogger(__name__)
+
+
+class ConnectionWatch:
+    """Closes what is too much, in a thread of its own, until `close`."""
+
+    def __init__(self, watched: zmq.Socket[bytes], room: Sequence[int] = (NEWCOMERS, KNOWN)) -> None:
+        """
+        Args:
+            watched: a server's socket, before it is bound.
+            room: how many newcomers, and how many others, may be connected.
+        """
+        self._admission = Admission(room)
+        self._peer_of: dict[int, tuple[str, int]] = {}
+        self._lock = threading.Lock()
+        self._spoke: set[int] = set()
+        self._spoke_lock = threading.Lock()  # its own: in a flood, the other one is held for milliseconds
+        self._over = threading.Event()
+        self._watched = watched
+        address = f"inproc://connections-{next(_NUMBER)}"
+        watched.monitor(address, zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+        self._events = _context_of(watched).socket(zmq.PAIR)
+        self._events.setsockopt(zmq.LINGER, 0)
+        # With the usual bound of 1000 events, a flood would block the thread of libzmq that serves every connection.
+        self._events.setsockopt(zmq.RCVHWM, 0)
+        self._events.connect(address)
+        self._thread = threading.Thread(target=self._run, name="connections", daemon=True)
+        self._thread.start()
+
+    @property
+    def closed(self) -> int:
+        """Connections that were closed so far because they were too many or too slow."""
+        return self._admission.closed
+
+    def __len__(self) -> int:
+        return len(self._admission)
+
+    def heard(self, fd: int) -> None:
+        """A whole message came from this connection."""
+        with self._spoke_lock:
+            self._spoke.add(fd)
+
+    def hang_up(self, fd: int) -> None:
+        """Close this connection now, if it is still open."""
+        with self._lock:
+            self._shut(fd)
+            self._admission.leave([fd])
+
+    def close(self) -> None:
+        """Must be called before the watched socket is closed. May be called twice."""
+        self._over.set()
+        with contextlib.suppress(zmq.ZMQError):
+            self._watched.disable_monitor()  # its last event wakes the thread
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._over.is_set():
+                self._events.poll(round(IDLE_S * 1000))
+                try:
+                    self._turn()
+                except Exception:  # one odd event must not leave the server without its bound
+                    _LOG.exception("counting connections failed; it goes on")
+                self._over.wait(EVERY_S)
+        except zmq.ContextTerminated:
+            pass
+        finally:
+            self._events.close()
+
+    def _turn(self) -> None:
+        # Taken before the events: that a connection was accepted is told before its first message can be read.
+        with self._spoke_lock:
+            spoke, self._spoke = self._spoke, set()
+        with self._lock:
+            while self._events.poll(0):
+                event = parse_monitor_message(self._events.recv_multipart())
+                self._note(event["event"], event["value"])
+            for fd in spoke:
+                self._admission.hear(fd, time.monotonic_ns(), _KNOWN_RANK)
+            for fd in self._admission.surplus(time.monotonic_ns()):
+                assert isinstance(fd, int)
+                self._shut(fd)
+
+    def _note(self, event: int, fd: int) -> None:
+        if event == zmq.EVENT_DISCONNECTED:
+            self._admission.leave([fd])
+            self._peer_of.pop(fd, None)
+        elif event == zmq.EVENT_ACCEPTED:
+            peer = _peer_of(fd)
+            if peer is not None:
+                now_ns = time.monotonic_ns()
+                self._peer_of[fd] = peer
+                self._admission.enter(fd, peer[0], now_ns, now_ns + round(NEWCOMER_S * NS_PER_S))
+
+    def _shut(self, fd: int) -> None:
+        """libzmq then finds the connection ended by its peer, and forgets it."""
+        with contextlib.suppress(OSError), _borrowed(fd) as connection:
+            # The number may have been given to another file since.
+            if _peer(connection) == self._peer_of.get(fd):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def _borrowed(fd: int) -> Generator[socket.socket]:
+    """The connection behind a file descriptor of libzmq's, which keeps it; OSError where there is none.
+
+    Not a duplicate: when this is needed most, there is no free descriptor.
+    """
+    connection = socket.socket(fileno=fd)
+    try:
+        yield connection
+    finally:
+        connection.detach()
+
+
+def _peer_of(fd: int) -> tuple[str, int] | None:
+    """Address and port of the peer of a connection; None where it is gone already."""
+    with contextlib.suppress(OSError), _borrowed(fd) as connection:
+        return _peer(connection)
+    return None
+
+
+def _peer(connection: socket.socket) -> tuple[str, int]:
+    """Address and port; a Unix socket has none."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return "", 0
+    host, port, *_ = connection.getpeername()
+    return host, port
+
+
+def _context_of(socket_: zmq.Socket[bytes]) -> zmq.Context[zmq.Socket[bytes]]:
+    return cast("zmq.Context[zmq.Socket[bytes]]", socket_.context)  # pyright: ignore[reportUnknownMemberType]
+
+
+def raise_file_limit() -> None:
+    """A server of this process may open as many files as this user may: a low limit is one that strangers exhaust."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
