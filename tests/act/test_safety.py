@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,8 @@ from vla_robot.act.safety import LimitStopError, SafetyFilter
 from vla_robot.core.embodiment import ActionSpace, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.core.messages import Clamp, Vector
-from vla_robot.recipe.limits import DimLimitsRecipe, LimitsRecipe
+from vla_robot.recipe.limits import RANGES, DimLimitsRecipe, LimitsRecipe
+from vla_robot.recipe.load import parse
 
 RATE_HZ = 10.0
 TOOL = Embodiment(
@@ -317,3 +320,44 @@ def test_limits_that_leave_nowhere_to_be_are_refused() -> None:
 def test_a_position_that_nobody_measures_cannot_be_limited() -> None:
     with pytest.raises(ContractError, match=r"positions of 'yaw' are limited .* but the arm does not measure it"):
         limits_of(TOOL, LimitsRecipe(dims={"dyaw": DimLimitsRecipe(high=1.0)}))
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_the_smallest_and_largest_limits_of_a_recipe_neither_overflow_nor_let_anything_through(end: int) -> None:
+    names = (
+        "max_speed_m_s",
+        "max_speed_rad_s",
+        "max_acceleration_m_s2",
+        "max_acceleration_rad_s2",
+        "gripper_per_s",
+        "max_joint_step_rad",
+    )
+    recipe = parse(LimitsRecipe, {name: RANGES[name][end] for name in names}, "limits")
+    for embodiment in (TOOL, JOINTS, replace(TOOL, rate_hz=100.0)):
+        limits = limits_of(embodiment, recipe)
+        safety = SafetyFilter(embodiment, limits)
+        state = np.array([0.1] * len(embodiment.state))
+        safety.reset(state)
+        for wanted in (1e308, -1e308, 0.0, 1e-308, 0.1):
+            allowed, _ = safety.check(np.full(len(embodiment.action), wanted), state)
+            assert np.isfinite(allowed).all()
+            assert ((embodiment.action.low <= allowed) & (allowed <= embodiment.action.high)).all()
+        assert np.isfinite(safety.brake(state)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_acceleration", 1e-300),
+        ("max_acceleration", -1.0),
+        ("max_speed", 0.0),
+        ("max_step", np.nan),
+        ("max_step", np.inf),
+        ("low", -np.inf),
+        ("high", np.nan),
+    ],
+)
+def test_limits_that_would_overflow_are_refused_before_the_arm_moves(name: str, value: float) -> None:
+    limits = limits_of(TOOL, LimitsRecipe())
+    with pytest.raises(ContractError, match="'dx'"):
+        SafetyFilter(TOOL, replace(limits, **{name: np.full(len(TOOL.action), value)}))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import dump, load, parse, read, read_table
+from vla_robot.recipe.load import MAX_BYTES, read_toml
 from vla_robot.recipe.policy import PolicyRecipe
 
 
@@ -222,3 +223,33 @@ def test_any_data_gives_a_recipe_or_a_recipe_error(table: dict[str, Any]) -> Non
 
 def test_dump_explains_fields_from_the_docstring() -> None:
     assert dump(Lens("front"), comments=True).startswith("# what the policy calls it.\nname =")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a = " + "[" * 5000, "nested too deeply"),
+        ("a = " + "[" * 100 + "]" * 100, "nested more than 32 deep"),
+        ("a = " + "1" * 5000, "not valid TOML"),
+        ("[" + ".".join("a" * 500) + "]", "nested more than 32 deep"),
+        ("a = \x00", "not valid TOML"),
+    ],
+)
+def test_toml_that_only_a_stranger_writes_is_our_error_with_the_file(tmp_path: Path, text: str, words: str) -> None:
+    path = write(tmp_path, "odd", text)
+    with pytest.raises(RecipeError, match=rf"odd\.toml: .*{words}"):
+        read_toml(path)
+
+
+def test_a_recipe_of_megabytes_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "large", "#" * (MAX_BYTES + 1))
+    with pytest.raises(RecipeError, match="at most"):
+        read_toml(path)
+
+
+@pytest.mark.parametrize("value", [10**400, -(2**64)])
+def test_a_whole_number_beyond_64_bits_is_refused(value: int) -> None:
+    assert (
+        "lenses[0].width: expected a number of up to 64 bits"
+        in problems({"lenses": [{"name": "a", "width": value}]})[-1]
+    )

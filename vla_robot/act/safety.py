@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike
 
 from vla_robot.act.limits import NO_LIMIT, RANGE, Limits, position_name, require_action
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import PolicyError
+from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.core.messages import Clamp, Vector
 
 ACCELERATION = "acceleration"
@@ -37,6 +37,9 @@ STEP = "step"
 POSITION = "position"
 CAUSES = (ACCELERATION, SPEED, POSITION, STEP, POSITION, RANGE)
 """Of clamps, in the order above: weakest first."""
+
+SMALLEST_STEP = 1e-12
+"""In the unit of a dimension. Below it, 64-bit numbers no longer tell a position from the next."""
 
 Interval = tuple[float, float]
 """Smallest and largest allowed value."""
@@ -54,6 +57,9 @@ class SafetyFilter:
         Args:
             embodiment: of the arm; its rate is the rate of the actions.
             limits: see `limits_of`.
+
+        Raises:
+            ContractError: a limit is not finite, or so small that every motion would be rounded to nothing.
         """
         self._embodiment = embodiment
         self._on_violation = limits.on_violation
@@ -236,8 +242,22 @@ def _axis(index: int, embodiment: Embodiment, limits: Limits) -> _Axis:
         max_step_speed=min(float(limits.max_speed[index]) * period_s, NO_LIMIT),
         max_step_change=min(float(limits.max_acceleration[index]) * period_s**2, NO_LIMIT),
     )
+    _require_usable(axis, embodiment.rate_hz)
     axis.rest(0.0)
     return axis
+
+
+def _require_usable(axis: _Axis, rate_hz: float) -> None:
+    """Raise ContractError unless all sums and quotients of the filter stay finite."""
+    steps = {"max_step": axis.max_step, "max_speed": axis.max_step_speed, "max_acceleration": axis.max_step_change}
+    for name, value in steps.items():
+        if not value >= SMALLEST_STEP:
+            raise ContractError(
+                f"the {name} of '{axis.name}' allows {value:g} a step at {rate_hz:g} Hz; {SMALLEST_STEP:g} is least."
+            )
+    ends = (*axis.range, *axis.box, *steps.values())
+    if not all(math.isfinite(end) and abs(end) <= 2 * NO_LIMIT for end in ends):
+        raise ContractError(f"limits of '{axis.name}' are not all finite: {', '.join(f'{end:g}' for end in ends)}.")
 
 
 def _longest_step(room: float, change: float) -> float:

@@ -9,8 +9,11 @@ from string import Formatter
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError, unknown
-from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.recipe.limits import LimitsRecipe, require_ranges
 from vla_robot.recipe.robot import RobotRecipe
+
+MAX_HORIZON = 1_000_000
+"""Control steps: 28 hours at 10 Hz."""
 
 
 @dataclass(frozen=True)
@@ -194,8 +197,9 @@ class EnvRecipe:
             self.language.require_fit(self.instruction)
         if not 1 <= self.rate_hz <= 100:
             raise RecipeError(f"rate_hz {self.rate_hz:g} is outside 1 to 100")
-        if self.horizon < 1 or self.success_hold < 1:
-            raise RecipeError("horizon and success_hold must be at least 1")
+        require_ranges(self, ("max_step_m", "max_step_rad"))
+        if not (1 <= self.horizon <= MAX_HORIZON and 1 <= self.success_hold <= MAX_HORIZON):
+            raise RecipeError(f"horizon and success_hold must lie between 1 and {MAX_HORIZON}")
         names = [camera.name for camera in self.cameras]
         if len(set(names)) != len(names):
             raise RecipeError(f"camera names repeat: {', '.join(names)}")

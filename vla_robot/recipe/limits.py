@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vla_robot.core.errors import RecipeError
 
@@ -12,6 +14,44 @@ OnViolation = Literal["clamp", "reject", "stop"]
 PANDA_ACCELERATION_M_S2 = 13.0
 PANDA_ACCELERATION_RAD_S2 = 25.0
 """Source: Franka Emika, "Robot and interface specifications", Cartesian limits of the Panda."""
+
+RANGES: Mapping[str, tuple[float, float, str]] = {
+    "max_speed_m_s": (1e-4, 20, "m/s"),
+    "max_speed_rad_s": (1e-4, 100, "rad/s"),
+    "max_acceleration_m_s2": (1e-3, 1e3, "m/s2"),
+    "max_acceleration_rad_s2": (1e-3, 1e4, "rad/s2"),
+    "max_jerk_rad_s3": (1e-2, 1e6, "rad/s3"),
+    "max_joint_step_rad": (1e-4, 10, "rad"),
+    "max_step_m": (1e-6, 1, "m"),
+    "max_step_rad": (1e-6, math.pi, "rad"),
+    "gripper_per_s": (1e-3, 1e3, "of its way per second"),
+    "opening_per_s": (1e-3, 1e3, "of its way per second"),
+    "workspace_low": (-100, 100, "m"),
+    "workspace_high": (-100, 100, "m"),
+    "low": (-1e4, 1e4, "in the dimension's unit"),
+    "high": (-1e4, 1e4, "in the dimension's unit"),
+    "max_step": (1e-6, 1e4, "in the dimension's unit"),
+    "max_speed": (1e-6, 1e4, "in the dimension's unit per second"),
+    "max_acceleration": (1e-3, 1e5, "in the dimension's unit per second squared"),
+    "gripper_width_m": (1e-3, 1, "m"),
+    "home_speed_deg_s": (0.1, 1e3, "degrees/s"),
+    "max_lead_m": (1e-4, 1, "m"),
+    "max_lead_rad": (1e-3, math.pi, "rad"),
+    "max_temperature_c": (20, 120, "degrees Celsius"),
+}
+"""Field of a recipe -> smallest and largest value that an arm can mean, and the unit. Outside of them lie slips of the
+keyboard, and numbers with which the filter's arithmetic would overflow or round every motion to nothing."""
+
+
+def require_ranges(recipe: Any, names: tuple[str, ...], of: str = "") -> None:
+    """Raise RecipeError for the first field outside of RANGES; a field without a value is none of them."""
+    for name in names:
+        value: float | tuple[float, ...] | None = getattr(recipe, name)
+        low, high, unit = RANGES[name]
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        for number in numbers:
+            if not low <= number <= high:  # also what is not a number
+                raise RecipeError(f"{of}{name} {number:g} is outside {low:g} to {high:g} {unit}")
 
 
 @dataclass(frozen=True)
@@ -33,9 +73,8 @@ class DimLimitsRecipe:
     max_acceleration: float | None = None
 
     def __post_init__(self) -> None:
+        require_ranges(self, ("low", "high", "max_step", "max_speed", "max_acceleration"))
         _require_order("low", "high", self.low, self.high)
-        for name in ("max_step", "max_speed", "max_acceleration"):
-            _require_positive(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -68,24 +107,11 @@ class LimitsRecipe:
     dims: dict[str, DimLimitsRecipe] = field(default_factory=dict[str, DimLimitsRecipe])
 
     def __post_init__(self) -> None:
+        require_ranges(self, tuple(name for name in vars(self) if name in RANGES))
         for low, high in zip(self.workspace_low or (), self.workspace_high or (), strict=False):
             _require_order("workspace_low", "workspace_high", low, high)
-        for name in (
-            "max_speed_m_s",
-            "max_speed_rad_s",
-            "max_acceleration_m_s2",
-            "max_acceleration_rad_s2",
-            "max_joint_step_rad",
-            "gripper_per_s",
-        ):
-            _require_positive(name, getattr(self, name))
 
 
 def _require_order(low_name: str, high_name: str, low: float | None, high: float | None) -> None:
     if low is not None and high is not None and low >= high:
         raise RecipeError(f"{low_name} {low:g} must be below {high_name} {high:g}")
-
-
-def _require_positive(name: str, value: float | None) -> None:
-    if value is not None and not value > 0:
-        raise RecipeError(f"{name} {value:g} must be above 0")

@@ -25,9 +25,15 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from vla_robot.core.errors import RecipeError, closest, unknown
+from vla_robot.core.untrusted import read_file
 from vla_robot.recipe.find import Kind, find
 
 BASE_KEY = "base"
+MAX_BYTES = 2**20
+"""Of one recipe; ours have up to 3 kB."""
+MAX_INTEGER = 2**63 - 1
+MAX_DEPTH = 32
+"""Tables and arrays within each other."""
 
 _FOLDERS: dict[str, Kind] = {
     "EnvRecipe": "envs",
@@ -106,11 +112,16 @@ def read_toml(path: Path) -> dict[str, Any]:
     """
     path = path / "recipe.toml" if path.is_dir() else path
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not valid TOML: {error}. Strings need quotes, tables look like [name].") from error
+        table = tomllib.loads(read_file(path, MAX_BYTES, RecipeError).decode())
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read: {error}.") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: not valid TOML: its arrays or tables are nested too deeply.") from error
+    except ValueError as error:  # TOMLDecodeError is one; so is a number of more than 4300 digits
+        raise RecipeError(f"{path}: not valid TOML: {error}. Strings need quotes, tables look like [name].") from error
+    if not _is_shallow(table):
+        raise RecipeError(f"{path}: its arrays or tables are nested more than {MAX_DEPTH} deep.")
+    return table
 
 
 def find_base(path: Path, base: Any, among: type | Kind) -> Path:
@@ -128,6 +139,22 @@ def find_base(path: Path, base: Any, among: type | Kind) -> Path:
         raise RecipeError(f"{path}: base: expected the name of another recipe, got {base!r}.")
     neighbour = path.parent / f"{base.removesuffix('.toml')}.toml"
     return neighbour if neighbour.is_file() else find(kind_of(among) if isinstance(among, type) else among, base)
+
+
+def _is_shallow(value: Any) -> bool:
+    """At most MAX_DEPTH tables and arrays lie within each other, so that what walks them needs no guard of its own."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for outer in level for item in _items(outer)]
+        if not level:
+            return True
+    return False
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if _is_table(value):
+        return list(value.values())
+    return value if _is_array(value) else ()
 
 
 def _folder_of(recipe: Path) -> Path:
@@ -210,8 +237,10 @@ class _Reader:
             return value
         if hint is Path and isinstance(value, str):
             return self.folder / Path(value).expanduser()
+        if type(value) is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
+            return self._problem(key, f"expected a number of up to 64 bits, got {_seen(value)}")
         if hint is float and type(value) in (int, float):
-            return self._problem(key, "expected a number, got nan") if math.isnan(value) else float(value)
+            return float(value) if math.isfinite(value) else self._problem(key, f"expected a number, got {value}")
         # `type(...) is`, because True is an int to Python and a mistake in a recipe.
         if type(value) is hint:
             return value

@@ -35,6 +35,10 @@ class PeerImageRecipe:
             raise RecipeError(f"'{self.key}': size_px {self.size_px} is outside 16 to 1024")
 
 
+MAX_FACTOR = 1e6
+"""Of a number that is converted; no unit of an arm is further from another."""
+
+
 @dataclass(frozen=True)
 class PeerNumbersRecipe:
     """One row of numbers, and what each is to the arm: `to = from * scale + offset`.
@@ -59,6 +63,12 @@ class PeerNumbersRecipe:
                 raise RecipeError(f"'{self.key}' has {len(self.names)} names and {len(values)} numbers of {name}")
         if 0 in self.scale:
             raise RecipeError(f"'{self.key}' has a scale of 0, which says nothing")
+        for value in (*self.scale, *self.offset):
+            if not (abs(value) <= MAX_FACTOR and (value == 0 or abs(value) >= 1 / MAX_FACTOR)):
+                raise RecipeError(
+                    f"'{self.key}' has a scale or offset of {value:g}; its size must be 0 or lie between "
+                    f"{1 / MAX_FACTOR:g} and {MAX_FACTOR:g}"
+                )
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,16 @@ from pathlib import Path
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.recipe.limits import require_ranges
 
 Field = bool | int | float | str
 """A value of a driver's own configuration."""
 
 LIMITED_FIELD = "max_relative_target"
+
+MAX_DELAY_S = 1.0
+"""Of set points. The memory of the smoothing window grows with it, and so does the way that the arm lags behind."""
+MAX_ANGLE_DEG = 720.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class JointRecipe:
     inverted: bool = False
     zero_deg: float = 0.0
 
+    def __post_init__(self) -> None:
+        _require_angle("zero_deg", self.zero_deg)
+
 
 @dataclass(frozen=True)
 class SetPointsRecipe:
@@ -65,9 +73,16 @@ class SetPointsRecipe:
     def __post_init__(self) -> None:
         if not 1 <= self.rate_hz <= 1000:
             raise RecipeError(f"set_points.rate_hz {self.rate_hz:g} is outside 1 to 1000")
-        for name in ("max_speed_rad_s", "max_acceleration_rad_s2", "max_jerk_rad_s3", "opening_per_s"):
-            if not getattr(self, name) > 0:
-                raise RecipeError(f"set_points.{name} {getattr(self, name):g} must be above 0")
+        names = ("max_speed_rad_s", "max_acceleration_rad_s2", "max_jerk_rad_s3", "opening_per_s")
+        require_ranges(self, names, "set_points.")
+        delay_s = (
+            self.max_speed_rad_s / self.max_acceleration_rad_s2 + self.max_acceleration_rad_s2 / self.max_jerk_rad_s3
+        )
+        if delay_s > MAX_DELAY_S:
+            raise RecipeError(
+                f"set_points delay every motion by {delay_s:g} s, at most {MAX_DELAY_S:g} s is allowed: "
+                "max_speed_rad_s / max_acceleration_rad_s2 + max_acceleration_rad_s2 / max_jerk_rad_s3"
+            )
 
 
 @dataclass(frozen=True)
@@ -120,6 +135,12 @@ class RobotRecipe:
             )
         if not 0 <= self.home_gripper <= 1:
             raise RecipeError(f"home_gripper is {self.home_gripper:g}, allowed is 0 (closed) to 1 (open)")
-        for name in ("gripper_width_m", "home_speed_deg_s", "max_lead_m", "max_lead_rad", "max_temperature_c"):
-            if not getattr(self, name) > 0:
-                raise RecipeError(f"{name} {getattr(self, name):g} must be above 0")
+        names = ("gripper_width_m", "home_speed_deg_s", "max_lead_m", "max_lead_rad", "max_temperature_c")
+        require_ranges(self, names)
+        for joint, angle in self.home_deg.items():
+            _require_angle(f"home_deg.{joint}", angle)
+
+
+def _require_angle(name: str, angle_deg: float) -> None:
+    if not abs(angle_deg) <= MAX_ANGLE_DEG:
+        raise RecipeError(f"{name} {angle_deg:g} is outside {-MAX_ANGLE_DEG:g} to {MAX_ANGLE_DEG:g} degrees")
