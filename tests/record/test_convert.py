@@ -213,7 +213,7 @@ def test_what_a_format_needs_and_nothing_says_is_asked_for(tmp_path: Path) -> No
 def test_what_lerobot_cannot_hold_is_listed_and_the_rest_converted(tmp_path: Path) -> None:
     fields = {
         "boxes": Leaf("steps/boxes", Field("boxes", "number", "float32", (None, 2)), 2),
-        "blob": Leaf("steps/blob", Field("blob", "bytes", "bytes", ()), 1),
+        "blob": Leaf("steps/blob", Field("blob", "text", "bytes", ()), 1),
         "note": Leaf("steps/note", Field("note", "text", "str", ()), 1),
         "action": Leaf("steps/action", Field("action", "number", "float32", (1,)), 1),
         "language_instruction": Leaf("steps/language_instruction", Field("language_instruction", "text", "str", ()), 1),
@@ -221,7 +221,7 @@ def test_what_lerobot_cannot_hold_is_listed_and_the_rest_converted(tmp_path: Pat
     boxes = (np.ones((1, 2), np.float32), np.ones((2, 2), np.float32))
     steps: dict[str, Any] = {
         "boxes": boxes,
-        "blob": (b"1", b"2"),
+        "blob": (b"1", b"\xff"),
         "note": ("a", "b"),
         "action": np.ones((2, 1), np.float32),
         "language_instruction": ("lift", "drop"),

@@ -85,13 +85,27 @@ def _rate_hz(source: Source, before: Origin | None, options: Options) -> float:
 def _lost(source: Source) -> dict[str, str]:
     """Field -> why LeRobot cannot hold it."""
     lost = {name: f"{name}: {why}" for name, field in source.fields.items() if (why := _why_not(field))}
-    metadata = [name for name, field in source.metadata_fields.items() if field.kind == "bytes"]
-    return lost | {name: f"{name}: metadata of bytes has no place in JSON" for name in metadata}
+    unread: Mapping[str, str] = getattr(source, "left_out", {})
+    return lost | _lost_bytes(source) | {name: f"{name}: {why} is not read" for name, why in unread.items()}
+
+
+def _lost_bytes(source: Source) -> dict[str, str]:
+    """Fields that may hold any bytes, and whose values in the first episode are no text."""
+    steps = [name for name, field in source.fields.items() if field.dtype == "bytes" and not field.shape]
+    metadata = [name for name, field in source.metadata_fields.items() if field.dtype == "bytes"]
+    if not steps and not metadata:
+        return {}
+    first = source.episode(0, steps)
+    lost = {name: "LeRobot has no columns of bytes" for name in steps if _holds_bytes(first.steps[name])}
+    lost |= {name: "JSON has no bytes" for name in metadata if isinstance(first.metadata[name], bytes)}
+    return {name: f"{name}: {why}" for name, why in lost.items()}
+
+
+def _holds_bytes(values: Column) -> bool:
+    return isinstance(values, tuple) and any(isinstance(value, bytes) for value in values)
 
 
 def _why_not(field: Field) -> str:
-    if field.kind == "bytes":
-        return "LeRobot has no columns of bytes"
     if field.kind == "text" and field.shape:
         return "LeRobot has no lists of texts"
     if field.kind == "image" and field.dtype != "uint8":
@@ -129,6 +143,9 @@ def _episode_table(
 ) -> EpisodeTable:
     frames = {column: episode.frames(name) for name, column in names.items() if fields[name].kind == "image"}
     columns = {column: episode.steps[name] for name, column in names.items() if fields[name].kind != "image"}
+    for name in names:
+        if fields[name].dtype == "bytes":
+            episode.texts(name)  # raises for a field that was text in the first episode and is not in this one
     pixels = {column: _count_pixels(film) for column, film in frames.items()}
     features = {column: _own(image_feature(*size), described.get(column)) for column, (size, _) in pixels.items()}
     features |= {

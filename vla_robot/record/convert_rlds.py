@@ -91,7 +91,8 @@ def _features_of_before(source: LeRobotSource, before: Origin) -> tuple[Features
         names[TIMESTAMP] = TIMESTAMP
     kept = set(names.values())
     steps = {name: leaf for name, leaf in described.steps.items() if name in kept}
-    episode = {name: leaf for name, leaf in described.episode.items() if leaf.field.kind != "bytes"}
+    told = source.episode(0, []).metadata
+    episode = {name: leaf for name, leaf in described.episode.items() if leaf.field.dtype != "bytes" or name in told}
     return Features(steps, episode), names, []
 
 
@@ -122,7 +123,7 @@ def _step(field: Field) -> Leaf:
 
 def _lost(source: Source, before: Origin | None) -> list[str]:
     if isinstance(source, RldsDataset):
-        return []
+        return [f"{name}: {why} is not read" for name, why in source.left_out.items()]
     wide = [name for name, field in source.fields.items() if field.dtype == "float64"]
     lost = [f"{name}: float64 is stored as float32, which keeps 7 digits" for name in wide]
     if (

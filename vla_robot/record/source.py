@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.record.images import decode_image
 
-Kind = Literal["number", "image", "text", "bytes"]
+Kind = Literal["number", "image", "text"]
 
 INSTRUCTIONS = (
     "language_instruction",
@@ -41,8 +41,9 @@ class Field:
 
     Attributes:
         name: keys joined by "/", e.g. "observation/state".
-        kind: "number", "image", "text" or "bytes".
-        dtype: numpy's name of the numbers; "uint8", "uint16" or "float32" for pixels; "str" or "bytes" else.
+        kind: "number", "image" or "text".
+        dtype: numpy's name of the numbers; "uint8", "uint16" or "float32" for pixels; "str" for text, "bytes" for text
+            whose format allows any bytes, so that values which are no UTF-8 are given as bytes.
         shape: of one value, (H, W, C) for an image; None where it differs from value to value.
     """
 
@@ -144,6 +145,8 @@ class Episode:
             DataError: no such field, or it does not hold texts.
         """
         values = self._column(name)
+        if isinstance(values, tuple) and any(isinstance(value, bytes) for value in values):
+            raise DataError(f"{self.where}: field '{name}' holds bytes that are no UTF-8 text.")
         if not (isinstance(values, tuple) and all(isinstance(value, str) for value in values)):
             raise DataError(f"{self.where}: field '{name}' holds no texts.")
         return tuple(str(value) for value in values)

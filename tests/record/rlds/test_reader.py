@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError, MissingDependencyError
+from vla_robot.record.open import open_source
 from vla_robot.record.rlds.example import encode
 from vla_robot.record.rlds.reader import RldsDataset, open_rlds
 from vla_robot.record.rlds.tfrecord import frame_record
@@ -135,8 +136,32 @@ def test_the_newest_version_is_taken(copy_sample: CopySample) -> None:
     old = version_folder(sample)
     shutil.copytree(old, sample / "1.10.0")
     shutil.copytree(old, sample / "1.9.0")
-    assert open_rlds(sample).location.endswith("1.10.0")
+    dataset = open_rlds(sample)
+    assert dataset.location.endswith("1.10.0")
+    assert dataset.notes == (f"{sample} holds several versions: 1.10.0 is read, not 1.9.0, 1.0.0.",)
     assert open_rlds(old).location == str(old)
+    assert open_rlds(old).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda folder: next(folder.glob("*val*")).unlink(), "1 of 4 shards are missing"),
+        (lambda folder: (folder / "features.json").unlink(), "without features.json"),
+        (lambda folder: (folder / "dataset_info.json").unlink(), "without dataset_info.json"),
+        (lambda folder: (folder / "dataset_info.json").write_text("{"), "dataset_info.json is not valid JSON"),
+    ],
+)
+def test_of_two_versions_the_newest_whole_one_is_taken(
+    copy_sample: CopySample, spoil: Callable[[Path], None], why: str
+) -> None:
+    sample = copy_sample("bridge_orig")
+    shutil.copytree(version_folder(sample), sample / "2.0.0")
+    spoil(sample / "2.0.0")
+    dataset = open_source(sample)
+    assert isinstance(dataset, RldsDataset) and dataset.location.endswith("1.0.0")
+    (note,) = dataset.notes
+    assert note.startswith(f"{sample} holds several versions: 1.0.0 is read, not 2.0.0 ({why}")
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -357,14 +382,16 @@ def add_record(sample: Path, record: bytes) -> str:
     return shard.name
 
 
-def test_an_episode_without_steps_is_reported_and_can_be_skipped(copy_sample: CopySample) -> None:
+def test_an_episode_without_steps_is_left_out_and_counted(copy_sample: CopySample) -> None:
     sample = copy_sample("fractal20220817_data")
     names = open_rlds(sample, cache=sample / "index").features.steps.values()
     empty = {leaf.path: np.empty(0, leaf.stored_dtype) for leaf in names if leaf.field.kind == "number"}
-    shard = add_record(sample, encode(empty | {leaf.path: [] for leaf in names if leaf.field.kind != "number"}))
-    with pytest.raises(DataError, match=rf"{shard}, record 1 at byte \d+: the episode has no steps \(field 'steps/"):
-        open_rlds(sample)
-    assert (len(dataset := open_rlds(sample, skip_corrupt=True)), dataset.num_skipped) == (2, 1)
+    add_record(sample, encode(empty | {leaf.path: [] for leaf in names if leaf.field.kind != "number"}))
+    for _ in range(2):  # the second time from the index
+        dataset = open_rlds(sample)
+        assert (len(dataset), dataset.num_skipped) == (2, 0)
+        assert dataset.notes == ("Episodes of 0 steps that were left out: 1.",)
+        read_all(dataset)
 
 
 def test_a_record_of_something_else_is_reported(copy_sample: CopySample) -> None:

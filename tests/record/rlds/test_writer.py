@@ -114,7 +114,7 @@ UNUSUAL = {
     "map": leaf("map", "number", "float64", 2, 3, encoding="zlib"),
     "grid": leaf("grid", "number", "int32", None, None, encoding="bytes"),
     "big": leaf("big", "number", "uint64"),
-    "blob": leaf("blob", "bytes", "bytes"),
+    "blob": leaf("blob", "text", "bytes"),
 }
 
 

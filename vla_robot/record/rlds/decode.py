@@ -15,22 +15,37 @@ from vla_robot.record.rlds.example import BYTES, FLOATS, INTS, KIND_NAMES, Place
 from vla_robot.record.rlds.features import FLAT_VALUES, ROW_LENGTHS, Features, Leaf
 from vla_robot.record.source import Column, EncodedFrames
 
+MOST_NAMED = 3
+
 
 def count_steps(record: bytes, places: Mapping[str, Place], features: Features) -> int:
-    """How many steps an episode has, by its smallest field.
+    """How many steps an episode has, by the smallest field that the record has; 0 for an empty episode.
 
     Raises:
-        DataError: none at all.
+        DataError: the record has no field of a step, or one field is empty and another is not.
     """
-    leaf = min(features.steps.values(), key=_cost)
-    path = f"{leaf.path}/{ROW_LENGTHS}0" if leaf.is_ragged else _values_path(leaf)
-    if path not in places:
-        raise DataError(f"the record has no field '{path}', which features.json lists as {leaf.field}")
-    each = 1 if leaf.is_ragged or places[path].kind == BYTES else _values_per_step(leaf)
-    steps = count(record, places[path]) // max(each, 1)
-    if steps < 1:
-        raise DataError(f"the episode has no steps (field '{leaf.path}' is empty)")
+    present = [leaf for leaf in features.steps.values() if _counted_path(leaf) in places and 0 not in leaf.field.shape]
+    if not present:
+        named = ", ".join(f"'{leaf.path}'" for leaf in list(features.steps.values())[:MOST_NAMED])
+        raise DataError(f"the record has no field of the steps that features.json lists ({named}, ...)")
+    leaf = min(present, key=_cost)
+    steps = _steps_by(leaf, record, places)
+    if steps == 0:
+        full = next((other for other in present if _steps_by(other, record, places)), None)
+        if full is not None:
+            raise DataError(f"field '{leaf.path}' is empty, but field '{full.path}' is not")
     return steps
+
+
+def _steps_by(leaf: Leaf, record: bytes, places: Mapping[str, Place]) -> int:
+    place = places[_counted_path(leaf)]
+    is_one_each = leaf.is_ragged or place.kind == BYTES
+    return count(record, place) // (1 if is_one_each else _values_per_step(leaf))
+
+
+def _counted_path(leaf: Leaf) -> str:
+    """The list of a record whose length tells the number of steps."""
+    return f"{leaf.path}/{ROW_LENGTHS}0" if leaf.is_ragged else _values_path(leaf)
 
 
 def decode_steps(leaf: Leaf, record: bytes, places: Mapping[str, Place], steps: int, where: str) -> Column:
@@ -107,12 +122,18 @@ def _flat(leaf: Leaf, record: bytes, place: Place, where: str) -> NDArray[Any]:
 
 def _entries(leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str) -> tuple[Any, ...]:
     """Texts as str, everything else as bytes."""
-    blobs = _blobs(leaf, record, _find(places, _values_path(leaf), leaf, where), where)
+    return _texts(leaf, _blobs(leaf, record, _find(places, _values_path(leaf), leaf, where), where), where)
+
+
+def _texts(leaf: Leaf, blobs: tuple[bytes, ...], where: str) -> tuple[Any, ...]:
+    """Texts as str; a Tensor of strings may hold any bytes, and those that are no UTF-8 stay bytes."""
     if leaf.field.kind != "text":
         return blobs
     try:
         return tuple(blob.decode() for blob in blobs)
     except UnicodeDecodeError as error:
+        if leaf.field.dtype == "bytes":
+            return blobs
         raise DataError(f"{where}: field '{leaf.path}' holds text that is not UTF-8: {error}.") from error
 
 
@@ -154,8 +175,7 @@ def _ragged(leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str) 
         inner = tuple(size or 0 for size in leaf.field.shape[leaf.depth :])
         values = _flat(leaf, record, place, where).reshape(-1, *inner)
     else:
-        values = _blobs(leaf, record, place, where)
-        values = tuple(blob.decode() for blob in values) if leaf.field.kind == "text" else values
+        values = _texts(leaf, _blobs(leaf, record, place, where), where)
     for level in reversed(range(leaf.sequences - 1)):
         lengths = ints(record, _find(places, f"{leaf.path}/{ROW_LENGTHS}{level}", leaf, where)).tolist()
         if sum(lengths) != len(values):

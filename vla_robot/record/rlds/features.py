@@ -7,18 +7,21 @@ a record has the values, what one value looks like, and in how many sequences it
     steps/action                    1: one value a step; the values of all steps stand in one list, row by row
     steps/boxes                     2: a sequence in each step; flat values, and the lengths of the rows beside them
 
+A leaf of a class or type that is not read (Video, Audio, BBox, ...) is left out and listed; the others are read.
+
 Source: tensorflow/datasets 4.9.10, core/proto/feature.proto, core/features/*.py, core/example_serializer.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from vla_robot.core.errors import DataError, unknown
+from vla_robot.core.errors import DataError
 from vla_robot.record.source import Field, Kind
 
 FEATURES_FILE = "features.json"
@@ -38,8 +41,11 @@ CLASSES = {
     "ClassLabel": "class_label_feature.ClassLabel",
 }
 """The feature classes that are read -> where TensorFlow Datasets has them."""
+WRITTEN = ("Tensor", "Scalar", "Image", "Text")
+"""The classes of leaves that are written. The names of a ClassLabel are not kept, so it becomes a Scalar."""
 
 NUMBERS = frozenset(np.dtype(code).name for code in "?bhilqBHILQefd")
+PIXELS = ("uint8", "uint16", "float32")
 ENCODINGS = ("none", "bytes", "zlib")
 
 Shape = tuple[int | None, ...]
@@ -54,12 +60,14 @@ class Leaf:
         field: what one value is; its name is the path without "steps/".
         sequences: how many sequences it lies in.
         encoding: "none"; "bytes" or "zlib" for an array that is stored as its bytes; "png" or "jpeg".
+        feature: the feature class that features.json names; "" lets `to_tree` choose one.
     """
 
     path: str
     field: Field
     sequences: int
     encoding: str = "none"
+    feature: str = dataclasses.field(default="", compare=False)
 
     @property
     def is_step(self) -> bool:
@@ -93,10 +101,12 @@ class Features:
     Attributes:
         steps: what each step has, by field.
         episode: what each episode has, by field.
+        left_out: path of a field that is not read -> why.
     """
 
     steps: Mapping[str, Leaf]
     episode: Mapping[str, Leaf]
+    left_out: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -112,17 +122,19 @@ def parse_features(tree: Any, where: str) -> Features:
         where: its path, for error messages.
 
     Raises:
-        DataError: a feature is of an unknown class or does not say its type; the field is named.
+        DataError: no field of the steps can be read, or a feature does not say its type; the field is named.
     """
-    leaves = list(_leaves(tree, "", 0, where))
+    left_out: dict[str, str] = {}
+    leaves = list(_leaves(tree, "", 0, where, left_out))
     steps = {leaf.field.name: leaf for leaf in leaves if leaf.is_step}
     if not steps:
         top = sorted({leaf.path.partition("/")[0] for leaf in leaves})
+        unread = "".join(f" Not read: {path} ({why})." for path, why in left_out.items())
         raise DataError(
-            f"{where}: there is no Dataset '{STEPS}', so it holds no episodes of steps. Available: "
-            f"{', '.join(top) or 'nothing'}."
+            f"{where}: there is no Dataset '{STEPS}' with a field that can be read, so it holds no episodes of steps. "
+            f"Available: {', '.join(top) or 'nothing'}.{unread}"
         )
-    return Features(steps, {leaf.field.name: leaf for leaf in leaves if not leaf.is_step})
+    return Features(steps, {leaf.field.name: leaf for leaf in leaves if not leaf.is_step}, left_out)
 
 
 def to_tree(features: Features) -> dict[str, Any]:
@@ -134,16 +146,23 @@ def to_tree(features: Features) -> dict[str, Any]:
     return episode
 
 
-def _leaves(node: Any, path: str, sequences: int, where: str) -> Iterator[Leaf]:
+class _NotRead(Exception):
+    """A field of a kind that is not read; the message says of which."""
+
+
+def _leaves(node: Any, path: str, sequences: int, where: str, left_out: dict[str, str]) -> Iterator[Leaf]:
+    """The leaves below a node that are read; the others are added to `left_out`."""
     kind = _class_of(node, path, where)
     try:
         if kind == "FeaturesDict":
             for name, child in node["featuresDict"]["features"].items():
-                yield from _leaves(child, f"{path}/{name}" if path else name, sequences, where)
+                yield from _leaves(child, f"{path}/{name}" if path else name, sequences, where, left_out)
         elif kind in ("Dataset", "Sequence"):
-            yield from _leaves(node["sequence"]["feature"], path, sequences + 1, where)
+            yield from _leaves(node["sequence"]["feature"], path, sequences + 1, where, left_out)
         else:
-            yield _leaf(kind, node, path, sequences, where)
+            yield _leaf(kind, node, path, sequences)
+    except _NotRead as reason:
+        left_out[path] = str(reason)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{where}: field '{path}' ({kind}) is incomplete: {type(error).__name__}: {error}.") from error
 
@@ -151,22 +170,21 @@ def _leaves(node: Any, path: str, sequences: int, where: str) -> Iterator[Leaf]:
 def _class_of(node: Any, path: str, where: str) -> str:
     if not isinstance(node, Mapping) or "pythonClassName" not in node:
         raise DataError(f"{where}: field '{path or '(all)'}' has no pythonClassName.")
-    name = str(node["pythonClassName"]).rpartition(".")[2]
-    if name not in CLASSES:
-        raise DataError(f"{where}: field '{path}': " + unknown("feature class", name, CLASSES))
-    return name
+    return str(node["pythonClassName"]).rpartition(".")[2]
 
 
-def _leaf(kind: str, node: Mapping[str, Any], path: str, sequences: int, where: str) -> Leaf:
+def _leaf(kind: str, node: Mapping[str, Any], path: str, sequences: int) -> Leaf:
+    if kind not in CLASSES:
+        raise _NotRead(f"feature class {kind}")
     if kind == "Text":
-        return _make(path, "text", "str", (), sequences)
-    if kind == "ClassLabel":
-        return _make(path, "number", "int64", (), sequences)
-    content = node["image" if kind == "Image" else "tensor"]
-    dtype, shape = str(content["dtype"]), _shape(content.get("shape", {}))
-    if kind == "Image":
-        return _make(path, "image", dtype, shape, sequences, str(content.get("encodingFormat", "")))
-    return _tensor(path, dtype, shape, sequences, str(content.get("encoding", "none")), where)
+        leaf = _make(path, "text", "str", (), sequences)
+    elif kind == "ClassLabel":
+        leaf = _make(path, "number", "int64", (), sequences)
+    elif kind == "Image":
+        leaf = _image(path, node["image"], sequences)
+    else:
+        leaf = _tensor(path, node["tensor"], sequences)
+    return replace(leaf, feature=kind)
 
 
 def _make(path: str, kind: Kind, dtype: str, shape: Shape, sequences: int, encoding: str = "none") -> Leaf:
@@ -175,20 +193,30 @@ def _make(path: str, kind: Kind, dtype: str, shape: Shape, sequences: int, encod
     return replace(leaf, field=replace(leaf.field, shape=(None,) * leaf.depth + shape))
 
 
-def _tensor(path: str, dtype: str, shape: Shape, sequences: int, encoding: str, where: str) -> Leaf:
+def _image(path: str, content: Mapping[str, Any], sequences: int) -> Leaf:
+    dtype = str(content["dtype"])
+    if dtype not in PIXELS:
+        raise _NotRead(f"an image of {dtype}")
+    shape = _shape(content.get("shape", {}))
+    leaf = _make(path, "image", dtype, shape, sequences, str(content.get("encodingFormat", "")))
+    if leaf.is_ragged:
+        raise _NotRead("a sequence of images in each step")
+    return leaf
+
+
+def _tensor(path: str, content: Mapping[str, Any], sequences: int) -> Leaf:
+    dtype, shape = str(content["dtype"]), _shape(content.get("shape", {}))
+    encoding = str(content.get("encoding", "none"))
     if encoding not in ENCODINGS:
-        raise DataError(f"{where}: field '{path}': " + unknown("encoding", encoding, ENCODINGS))
+        raise _NotRead(f"a Tensor of encoding '{encoding}'")
     if dtype in ("string", "object"):
         if shape:
-            raise DataError(f"{where}: field '{path}' is a {len(shape)}-dimensional array of strings, which is unread.")
-        return _make(path, "bytes", "bytes", (), sequences)
+            raise _NotRead(f"a {len(shape)}-dimensional array of strings")
+        return _make(path, "text", "bytes", (), sequences)
     if dtype not in NUMBERS:
-        raise DataError(f"{where}: field '{path}': " + unknown("dtype", dtype, [*NUMBERS, "string"]))
+        raise _NotRead(f"a Tensor of dtype '{dtype}'")
     if encoding == "none" and sequences and None in shape:
-        raise DataError(
-            f"{where}: field '{path}' has an unknown dimension inside a sequence, which a record cannot hold without "
-            "encoding 'bytes' or 'zlib'."
-        )
+        raise _NotRead("an unknown dimension inside a sequence, which only encoding 'bytes' or 'zlib' can store")
     return _make(path, "number", dtype, shape, sequences, encoding)
 
 
@@ -208,17 +236,25 @@ def _describe(leaf: Leaf) -> dict[str, Any]:
 
 def _describe_value(leaf: Leaf) -> dict[str, Any]:
     field = leaf.field
-    kinds: Mapping[Kind, str] = {"text": "Text", "image": "Image", "bytes": "Tensor", "number": "Tensor"}
     shape = field.shape[leaf.depth :]
-    is_scalar = field.kind in ("number", "bytes") and not shape and leaf.encoding == "none"
-    name = {"pythonClassName": MODULE + CLASSES["Scalar" if is_scalar else kinds[field.kind]]}
-    if field.kind == "text":
+    chosen = leaf.feature if leaf.feature in WRITTEN else _class_for(leaf)
+    name = {"pythonClassName": MODULE + CLASSES[chosen]}
+    if chosen == "Text":
         return name | {"text": {}}
     dims = {"dimensions": [str(-1 if size is None else size) for size in shape]} if shape else {}
-    if field.kind == "image":
+    if chosen == "Image":
         return name | {"image": {"shape": dims, "dtype": field.dtype, "encodingFormat": leaf.encoding}}
-    dtype = "string" if field.kind == "bytes" else field.dtype
+    dtype = field.dtype if field.kind == "number" else "string"
     return name | {"tensor": {"shape": dims, "dtype": dtype, "encoding": leaf.encoding}}
+
+
+def _class_for(leaf: Leaf) -> str:
+    """The feature class of a leaf that came without one."""
+    if leaf.field.kind == "image":
+        return "Image"
+    if leaf.field.kind == "text" and leaf.field.dtype == "str":
+        return "Text"
+    return "Tensor" if leaf.field.shape[leaf.depth :] or leaf.encoding != "none" else "Scalar"
 
 
 def _nest(nodes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from vla_robot.record.rlds.splits import Split
 from vla_robot.record.rlds.storage import Stamp, Storage
 from vla_robot.record.rlds.tfrecord import Damage, ReadAt, Record, walk
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = ".vla_index"
 THREADS = 8
 """Shards that are read at once while an index is made: reading waits for a disk or a network."""
@@ -78,6 +78,7 @@ class SplitIndex:
         frames: (steps of all records, cameras) FRAME, from the shard's first byte.
         first_frames: (R,) the first row of each record in `frames`.
         damaged: what could not be read.
+        num_empty: intact records of no steps, which are not among `records`.
     """
 
     shards: tuple[str, ...]
@@ -85,6 +86,7 @@ class SplitIndex:
     frames: NDArray[Any]
     first_frames: NDArray[np.int64]
     damaged: tuple[DamagedRecord, ...]
+    num_empty: int
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class _ShardIndex:
     records: NDArray[Any]
     frames: NDArray[Any]
     damaged: tuple[DamagedRecord, ...]
+    num_empty: int
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class _ShardNote:
     records: int
     steps: int
     damaged: tuple[DamagedRecord, ...]
+    num_empty: int
 
     @classmethod
     def of(cls, note: Any) -> _ShardNote:
@@ -116,7 +120,8 @@ class _ShardNote:
         if not (0 <= records <= size and 0 <= steps <= size):  # a record and a step take a byte at least
             raise ValueError(f"{records} records and {steps} steps in {size} bytes")
         damaged = tuple(DamagedRecord(**{**d, "lost": int(d["lost"])}) for d in note["damaged"])
-        return cls(str(note["name"]), Stamp(int(size), str(token)), records, steps, damaged)
+        stamp = Stamp(int(size), str(token))
+        return cls(str(note["name"]), stamp, records, steps, damaged, num_empty=int(note["empty"]))
 
 
 def load_index(
@@ -173,7 +178,7 @@ def _scan(storage: Storage, shard: str, length: int, stamp: Stamp, features: Fea
     records: list[tuple[int, int, int, int, int]] = []
     frames: list[NDArray[Any]] = []
     damaged: list[DamagedRecord] = []
-    seen = 0
+    seen = num_empty = 0
     for found in walk(_reader(storage, shard, stamp.size), stamp.size):
         seen = found.number + 1
         if isinstance(found, Damage):
@@ -186,6 +191,9 @@ def _scan(storage: Storage, shard: str, length: int, stamp: Stamp, features: Fea
         except DataError as error:
             damaged.append(DamagedRecord(shard, found.number, found.offset, str(error), 1))
             continue
+        if steps == 0:
+            num_empty += found.number < length
+            continue
         records.append((0, found.number, found.offset, len(found.content), steps))
         frames.append(rows)
     if seen != length:
@@ -193,7 +201,7 @@ def _scan(storage: Storage, shard: str, length: int, stamp: Stamp, features: Fea
         damaged.append(DamagedRecord(shard, min(seen, length), stamp.size, reason, max(length - seen, 0)))
     kept = [record for record in records if record[1] < length]
     rows = np.concatenate(frames[: len(kept)]) if kept else np.empty((0, len(features.cameras)), FRAME)
-    return _ShardIndex(shard, stamp, np.array(kept, RECORD), rows, tuple(damaged))
+    return _ShardIndex(shard, stamp, np.array(kept, RECORD), rows, tuple(damaged), num_empty)
 
 
 def _reader(storage: Storage, shard: str, size: int) -> ReadAt:
@@ -268,7 +276,7 @@ def _write(path: Path, shards: Sequence[_ShardIndex], features: Features) -> Non
 
 
 def _describe(shard: _ShardIndex) -> dict[str, Any]:
-    counts = {"records": len(shard.records), "steps": len(shard.frames)}
+    counts = {"records": len(shard.records), "steps": len(shard.frames), "empty": shard.num_empty}
     return {"name": shard.name, "stamp": shard.stamp, **counts, "damaged": [asdict(d) for d in shard.damaged]}
 
 
@@ -286,7 +294,7 @@ def _read(path: Path, features: Features) -> list[_ShardIndex]:
     for shard in map(_ShardNote.of, header["shards"]):
         last_record, last_step = record + shard.records, step + shard.steps
         parts = index.records[record:last_record], index.frames[step:last_step]
-        shards.append(_ShardIndex(shard.name, shard.stamp, *parts, shard.damaged))
+        shards.append(_ShardIndex(shard.name, shard.stamp, *parts, shard.damaged, shard.num_empty))
         record, step = last_record, last_step
     return shards
 
@@ -321,7 +329,8 @@ def _map(path: Path, features: Features) -> SplitIndex:
         _require_consistent(path, shards, records, start + records.nbytes + frames.nbytes)
         steps = records["steps"].astype(np.int64)
         damaged = tuple(d for shard in shards for d in shard.damaged)
-        return SplitIndex(tuple(s.name for s in shards), records, frames, np.cumsum(steps) - steps, damaged)
+        names, num_empty = tuple(s.name for s in shards), sum(s.num_empty for s in shards)
+        return SplitIndex(names, records, frames, np.cumsum(steps) - steps, damaged, num_empty)
 
 
 def _require_consistent(path: Path, shards: Sequence[_ShardNote], records: NDArray[Any], size: int) -> None:

@@ -42,6 +42,7 @@ class RldsDataset:
         features: Features,
         parts: list[tuple[Part, SplitIndex]],
         reopen: Callable[[], RldsDataset],
+        notes: tuple[str, ...] = (),
     ) -> None:
         """
         Args:
@@ -50,12 +51,14 @@ class RldsDataset:
             features: its features.json.
             parts: which episodes, in order.
             reopen: opens the same dataset in another process.
+            notes: what was found out about the folder.
         """
         self._storage = storage
         self._info = info
         self._features = features
         self._indices = [index for _, index in parts]
         self._reopen = reopen
+        self._notes = notes
         rows = [_rows_of(part, index, info) for part, index in parts]
         self._rows = np.concatenate(rows) if rows else np.empty(0, np.int64)
         self._part_of = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
@@ -121,6 +124,20 @@ class RldsDataset:
         """How many episodes that are."""
         return sum(damaged.lost for damaged in self.skipped)
 
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Field that is not read -> why."""
+        return self._features.left_out
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the dataset beside damage: other versions, fields and episodes left out."""
+        unread = [f"{path}: {why}" for path, why in self.left_out.items()]
+        fields = [f"Fields that are not read and were left out: {'; '.join(unread)}."] if unread else []
+        num_empty = sum(index.num_empty for index in _each_once(self._indices))
+        empty = [f"Episodes of 0 steps that were left out: {num_empty}."] if num_empty else []
+        return (*self._notes, *fields, *empty)
+
     def where(self, index: int) -> str:
         """Shard, record and offset of an episode, for error messages."""
         record, shard = self._record(index)
@@ -181,8 +198,8 @@ def open_rlds(
     """A dataset, or a part of it.
 
     Args:
-        location: the folder with features.json, or the one above it, of which the newest version is taken; a path or a
-            URL that fsspec knows.
+        location: the folder with features.json, or the one above it, of which the newest version whose files are all
+            there is taken; a path or a URL that fsspec knows.
         split: "train", "val", "train[:95%]", "train[10:20]", "train+val" or "all".
         skip_corrupt: leave damaged records out, and say which in `skipped`.
         cache: folder for the index; None takes .vla_index beside the data, or the user's cache folder.
@@ -193,7 +210,7 @@ def open_rlds(
         MissingDependencyError: the extra [data] is not installed.
     """
     require_crc()
-    storage = _version_folder(open_storage(location))
+    storage, notes = _version_folder(open_storage(location))
     info, features = read_description(storage)
     parts = parse_parts(split, info.splits, f"{storage.location}/{INFO_FILE}")
     names = dict.fromkeys(part.split for part in parts)
@@ -205,8 +222,8 @@ def open_rlds(
             f"{'; '.join(damaged[:MOST_DAMAGES_NAMED])}.{more} Fetch the file again, or leave out what is damaged "
             "with --skip-corrupt."
         )
-    reopen = functools.partial(open_rlds, location, split, skip_corrupt=skip_corrupt, cache=cache)
-    return RldsDataset(storage, info, features, [(part, indices[part.split]) for part in parts], reopen)
+    reopen = functools.partial(open_rlds, storage.location, split, skip_corrupt=skip_corrupt, cache=cache)
+    return RldsDataset(storage, info, features, [(part, indices[part.split]) for part in parts], reopen, notes)
 
 
 def read_description(storage: Storage) -> tuple[DatasetInfo, Features]:
@@ -223,24 +240,45 @@ def read_description(storage: Storage) -> tuple[DatasetInfo, Features]:
 
 
 def is_rlds(storage: Storage) -> bool:
-    """The folder, or its newest version, holds an RLDS dataset."""
+    """The folder, or one of its versions, holds an RLDS dataset."""
     if INFO_FILE in storage.files():
         return True
-    versions = _versions(storage)
-    return bool(versions) and INFO_FILE in storage.inside(versions[-1]).files()
+    return any(INFO_FILE in storage.inside(version).files() for version in _versions(storage))
 
 
-def _version_folder(storage: Storage) -> Storage:
+def _version_folder(storage: Storage) -> tuple[Storage, tuple[str, ...]]:
+    """The folder of the newest version that is whole, or else of the newest; and notes on the others."""
     files = storage.files()
     if INFO_FILE in files or FEATURES_FILE in files:
-        return storage
+        return storage, ()
     versions = _versions(storage)
     if not versions:
         raise DataError(
             f"{storage.location} holds no {INFO_FILE} and no folder of a version such as 1.0.0, so it is no RLDS "
             f"dataset. It has: {', '.join([*sorted(files), *storage.folders()][:8]) or 'nothing'}."
         )
-    return storage.inside(versions[-1])
+    if len(versions) == 1:
+        return storage.inside(versions[0]), ()
+    lacks = {version: _what_lacks(storage.inside(version)) for version in reversed(versions)}
+    chosen = next((version for version, why in lacks.items() if not why), versions[-1])
+    others = [f"{version} ({why})" if why else version for version, why in lacks.items() if version != chosen]
+    note = f"{storage.location} holds several versions: {chosen} is read, not {', '.join(others)}."
+    return storage.inside(chosen), (note,)
+
+
+def _what_lacks(storage: Storage) -> str:
+    """Why a version's folder cannot be read whole; "" when it can."""
+    files = storage.files()
+    absent = [name for name in (INFO_FILE, FEATURES_FILE) if name not in files]
+    if absent:
+        return f"without {' and '.join(absent)}"
+    try:
+        info, _ = read_description(storage)
+    except DataError as error:
+        return str(error).removeprefix(f"{storage.location}/").rstrip(".")
+    shards = [shard for split in info.splits.values() for shard in split.shards]
+    missing = [shard for shard in shards if shard not in files]
+    return f"{len(missing)} of {len(shards)} shards are missing" if missing else ""
 
 
 def _versions(storage: Storage) -> list[str]:

@@ -32,11 +32,13 @@ class Split:
         name: e.g. "train".
         shards: file names in order.
         lengths: episodes in each shard.
+        lacks_lengths: dataset_info.json says that the split has content, but not how many episodes each shard has.
     """
 
     name: str
     shards: tuple[str, ...]
     lengths: tuple[int, ...]
+    lacks_lengths: bool = False
 
     @property
     def num_episodes(self) -> int:
@@ -86,10 +88,22 @@ def parse_parts(expression: str, splits: Mapping[str, Split], where: str) -> lis
     """The episodes that an expression names, in its order.
 
     Raises:
-        DataError: it is no such expression, or names a split that does not exist.
+        DataError: it is no such expression, or names a split that does not exist or has no shard lengths.
     """
-    parts = [_part(text.strip(), splits, where) for text in expression.split("+")]
-    return [piece for pieces in parts for piece in pieces]
+    parts = [piece for text in expression.split("+") for piece in _part(text.strip(), splits, where)]
+    for part in parts:
+        _require_lengths(splits[part.split], where)
+    return parts
+
+
+def _require_lengths(split: Split, where: str) -> None:
+    if split.lacks_lengths:
+        raise DataError(
+            f"{where}: split '{split.name}' has no shardLengths, so its shards and episodes are not known. Fetch "
+            f"{INFO_FILE} again from where the dataset came from. If it is like that there, TensorFlow Datasets counts "
+            "the episodes and writes the file anew: tfds.folder_dataset.write_metadata(data_dir=FOLDER, "
+            "features=FOLDER)."
+        )
 
 
 def shard_name(dataset: str, split: str, number: int, count: int, template: str = TEMPLATE) -> str:
@@ -112,7 +126,9 @@ def _split(dataset: str, content: Mapping[str, Any], where: str) -> Split:
         raise DataError(f"{where}: the shardLengths of split '{name}' are not all numbers from 0 to {MAX_EPISODES}.")
     template = str(content.get("filepathTemplate") or TEMPLATE)
     shards = [shard_name(dataset, name, number, len(lengths), template) for number in range(len(lengths))]
-    return Split(name, tuple(require_name(shard, "a shard", where) for shard in shards), lengths)
+    names = tuple(require_name(shard, "a shard", where) for shard in shards)
+    has_content = any(int(content.get(key) or 0) for key in ("numBytes", "numShards"))
+    return Split(name, names, lengths, lacks_lengths=not lengths and has_content)
 
 
 def _part(text: str, splits: Mapping[str, Split], where: str) -> list[Part]:
