@@ -16,8 +16,8 @@ import pytest
 from vla_robot.core.errors import DataError
 from vla_robot.recipe import parse, read
 from vla_robot.recipe.oxe import Columns, SourceRecipe
-from vla_robot.record.source import Episode
-from vla_robot.record.standardise import fields_of, require_fit, standardise
+from vla_robot.record.source import Episode, Field
+from vla_robot.record.standardise import fields_of, misfits, require_fit, standardise
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "oxe" / "standardised.npz")
 DATASETS = sorted({key.partition("|")[0] for key in GOLDEN})
@@ -93,15 +93,60 @@ def test_an_operation_that_cannot_be_done_names_record_and_field() -> None:
         standardise(own(action=["action[:2] | quaternion_to_euler", "action[3:7]"]), plain_episode())
 
 
+def described(**more: Field) -> dict[str, Field]:
+    fields = {
+        "action": Field("action", "number", "float32", (7,)),
+        "observation/arm": Field("observation/arm", "number", "float32", (3,)),
+        "observation/image": Field("observation/image", "image", "uint8", (64, 64, 3)),
+        "language_instruction": Field("language_instruction", "text", "str", ()),
+    }
+    return fields | more
+
+
 def test_all_fields_that_a_dataset_lacks_are_named_at_once() -> None:
     recipe = own(state=["observation/arn"], cameras={"primary": "observation/imag"})
     with pytest.raises(DataError) as caught:
-        require_fit(recipe, ["action", "observation/arm", "observation/image", "language_instruction"], "mine/1.0.0")
+        require_fit(recipe, described(), "mine/1.0.0")
     assert (
         "mine/1.0.0 does not fit its recipe: unknown field 'observation/arn'; did you mean 'observation/arm'?"
         in str(caught.value)
     )
     assert "unknown camera 'observation/imag'; did you mean 'observation/image'?" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "problem"),
+    [
+        ({}, Field("action", "number", "float32", (6,)), "the action has 6 dimensions, but 'eef_pos' has 7"),
+        ({}, Field("action", "number", "float32", (None,)), "field 'action' holds float32 ?, not numbers"),
+        ({}, Field("language_instruction", "number", "int32", (16,)), "holds int32 16, not text"),
+        (
+            {"cameras": {"primary": "observation/image"}},
+            Field("observation/image", "image", "uint16", (64, 64, 1)),
+            "field 'observation/image' holds image 64 x 64 x 1, not colour frames",
+        ),
+        (
+            {"action": ["action[:3]", "action[3:7] | quaternion_to_euler"]},
+            Field("action", "number", "float32", (8,)),
+            "the action has 6 dimensions",
+        ),
+    ],
+)
+def test_a_field_of_another_kind_or_width_does_not_fit(more: dict[str, Any], field: Field, problem: str) -> None:
+    (found,) = misfits(own(**more), described(**{field.name: field}))
+    assert problem in found
+
+
+@pytest.mark.parametrize("is_inflated", [False, True])
+def test_compressed_numbers_may_have_been_inflated_by_the_reader(is_inflated: bool) -> None:
+    numbers = np.arange(8, dtype=np.float32).reshape(4, 2)
+    packed = tuple(zlib.compress(row.tobytes()) for row in numbers)
+    steps = {"action": np.zeros((4, 7)), "arm": numbers if is_inflated else packed, "language_instruction": ("a",) * 4}
+    made = standardise(own(state=["arm | inflate 2"]), episode_of(steps))
+    np.testing.assert_array_equal(made.state, numbers)
+    if is_inflated:
+        with pytest.raises(DataError, match="field 'arm': it holds 2 numbers a step, not 7"):
+            standardise(own(state=["arm | inflate 7"]), episode_of(steps))
 
 
 def test_only_what_is_used_is_parsed() -> None:

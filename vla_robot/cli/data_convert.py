@@ -15,9 +15,10 @@ from vla_robot.cli.progress import Bar
 from vla_robot.cli.words import EXIT_INTERRUPTED, option
 from vla_robot.core.errors import DataError
 from vla_robot.record.convert import Format, convert
-from vla_robot.record.open import open_source
+from vla_robot.record.open import Source, open_source
 from vla_robot.record.origin import Converted, Options
 from vla_robot.record.provenance import row
+from vla_robot.record.recognise import facts_of, recipe_line
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ def main(args: ConvertArgs) -> int:
     if args.json:
         rows = [row("episodes", converted.new, "1"), row("skipped", skipped, "1"), row("time", elapsed_s, "s")]
         write_json(args.json, "data convert", rows, lost=list(converted.lost))
-    print(_closing(args, converted, skipped, elapsed_s))
+    print(_closing(args, source, converted, elapsed_s))
     return 0
 
 
-def _closing(args: ConvertArgs, converted: Converted, skipped: int, elapsed_s: float) -> str:
+def _closing(args: ConvertArgs, source: Source, converted: Converted, elapsed_s: float) -> str:
     lines = [f"{converted.new} episodes in {elapsed_s:.1f} s; {args.destination} holds {converted.episodes}."]
-    if skipped:
+    lines += getattr(source, "notes", ())
+    if skipped := getattr(source, "num_skipped", 0):
         lines.append(f"{skipped} damaged episodes were left out.")
     lines += [f"Lost: {line}." for line in converted.lost] or ["Nothing was lost."]
+    lines.append(f"Actions and states were copied as they are. {recipe_line(facts_of(source))}")
     return "\n".join([*lines, f"Next: vla data inspect {args.destination}"])

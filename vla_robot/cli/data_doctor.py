@@ -20,7 +20,7 @@ from vla_robot.core.ports import World
 from vla_robot.recipe import find
 from vla_robot.record.demos import DemoEpisode, Demos, open_demos
 from vla_robot.record.doctor import Finding, Patient, examine
-from vla_robot.record.mixture import Member, open_table_of
+from vla_robot.record.mixture import Member, notes_of, open_table_of
 
 SIGNS = {"problem": "[red]✗[/red]", "note": "[yellow]![/yellow]", "fine": "[green]✓[/green]"}
 REPLAYS_TO_SUCCEED = 0.9
@@ -36,7 +36,7 @@ class DataDoctorArgs:
     root: Annotated[Path | None, option("FOLDER")] = None
     """the folder that holds the datasets which a recipe names"""
     recipe: Annotated[str | None, option("RECIPE")] = None
-    """what the steps of a dataset given by its PATH are made of; by default the registry's recipe of its name"""
+    """what the steps of a dataset given by its PATH are made of; by default the one published under its name"""
     policy: Annotated[str | None, option("POLICY")] = None
     """also compare the statistics with those that this checkpoint learned"""
     statistics_key: Annotated[str | None, option("NAME")] = None
@@ -59,8 +59,12 @@ def data_doctor(args: DataDoctorArgs) -> int:
     """
     console = Console(highlight=False)
     rows: list[dict[str, Any]] = []
-    for member in find_members(args):
-        findings = [*_examine(member, args, console), *(_replay(member, args, console) if args.env else ())]
+    for member in find_members(args, may_assume=True):
+        findings = [
+            *_recipe_known(member),
+            *_examine(member, args, console),
+            *(_replay(member, args, console) if args.env else ()),
+        ]
         _print(member, findings, console)
         rows += [{"name": f"{member.name}: {f.check}", "value": f.verdict, **asdict(f)} for f in findings]
     problems = sum(row["verdict"] == "problem" for row in rows)
@@ -71,11 +75,20 @@ def data_doctor(args: DataDoctorArgs) -> int:
     return EXIT_FAILED if problems else 0
 
 
+def _recipe_known(member: Member) -> list[Finding]:
+    """Without a recipe the other checks rest on an assumption, and nothing may be trained."""
+    if not member.assumed:
+        return []
+    fix = "name the right recipe with --recipe, or write one; the checks below assume what is said here"
+    return [Finding("recipe", "problem", member.assumed, fix)]
+
+
 def _examine(member: Member, args: DataDoctorArgs, console: Console) -> list[Finding]:
     with Bar(f"episodes of {member.name}", console) as bar:
         parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
     reference = None if args.policy is None else _reference(args.policy, args.statistics_key, member.name)
-    return examine(Patient(member.recipe, tuple(parts.values()), table), reference)
+    notes = [Finding("files", "note", note) for note in notes_of(parts)]
+    return [*notes, *examine(Patient(member.recipe, tuple(parts.values()), table), reference)]
 
 
 def _reference(policy: str, key: str | None, name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from vla_robot.record.lerobot_layout import write_whole
 from vla_robot.record.open import Source, open_source
 from vla_robot.record.png import encode
 from vla_robot.record.provenance import row
+from vla_robot.record.recognise import facts_of, recipe_line
 from vla_robot.record.summary import Dimension, Summary, contact_sheet, histograms, summarise
 
 BARS = " ▁▂▃▄▅▆▇█"
@@ -82,6 +83,8 @@ def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: C
     )
     for damaged in getattr(source, "skipped", ()):
         console.print(f"left out: {damaged}", soft_wrap=True, markup=False)
+    for line in (*getattr(source, "notes", ()), recipe_line(facts_of(source))):
+        console.print(line, soft_wrap=True, markup=False)
     console.print(_field_table(source))
     console.print(f"Instructions, of {summary.episodes_read} episodes:")
     for text, count in list(summary.instructions.items())[:MOST_INSTRUCTIONS]:

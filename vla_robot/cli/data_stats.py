@@ -17,7 +17,7 @@ from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import DataError
 from vla_robot.recipe.find import available
 from vla_robot.record.lerobot_layout import write_whole
-from vla_robot.record.mixture import Member, member_at, members_of, open_table_of
+from vla_robot.record.mixture import Member, member_at, members_of, notes_of, open_table_of
 
 ROWS = ("q01", "q99", "mean", "std", "min", "max")
 
@@ -31,7 +31,7 @@ class StatsArgs:
     root: Annotated[Path | None, option("FOLDER")] = None
     """the folder that holds the datasets which a recipe names"""
     recipe: Annotated[str | None, option("RECIPE")] = None
-    """what the steps of a dataset given by its PATH are made of; by default the registry's recipe of its name"""
+    """what the steps of a dataset given by its PATH are made of; by default the one published under its name"""
     out: Annotated[Path | None, option("FILE")] = None
     """write them to this file, e.g. dataset_statistics.json"""
     skip_corrupt: bool = False
@@ -59,11 +59,15 @@ def data_stats(args: StatsArgs) -> int:
     return 0
 
 
-def find_members(args: Any) -> tuple[Member, ...]:
+def find_members(args: Any, *, may_assume: bool = False) -> tuple[Member, ...]:
     """The datasets that `what`, `root` and `recipe` of a command line mean.
 
+    Args:
+        args: the command line.
+        may_assume: see `member_at`.
+
     Raises:
-        VlaError: there are none.
+        VlaError: there are none, or no recipe is known for one.
     """
     names = available("datasets")
     is_recipe = args.what.endswith(".toml") or args.what in {
@@ -73,12 +77,14 @@ def find_members(args: Any) -> tuple[Member, ...]:
         if args.recipe is not None:
             raise DataError(f"'{args.what}' is a recipe itself, so --recipe says nothing; leave it out.")
         return members_of(args.what, args.root)
-    return (member_at(args.what, args.recipe),)
+    return (member_at(args.what, args.recipe, may_assume=may_assume),)
 
 
 def _statistics(member: Member, args: StatsArgs, console: Console) -> dict[str, Any]:
     with Bar(f"episodes of {member.name}", console) as bar:
-        _, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
+        parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
+    for note in notes_of(parts):
+        console.print(note, soft_wrap=True, markup=False)
     return table.statistics
 
 

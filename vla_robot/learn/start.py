@@ -24,6 +24,7 @@ from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.weights import write_json
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.record.demos import Demos, open_demos
+from vla_robot.record.recognise import advise
 from vla_robot.record.stats import dataset_statistics
 
 SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
@@ -165,7 +166,7 @@ def _open(recipe: FinetuneRecipe) -> Demos:
                 raise DataError(
                     f"{root} is {kind}, and data takes LeRobot datasets: `vla data convert {root} FOLDER --to lerobot` "
                     "makes one, which then needs the meta/embodiment.json of a recording of the same arm, cameras and "
-                    "units; or read it as it is, with --mixture NAME and a recipe in datasets/."
+                    f"units. Or train on it as it is: {advise(str(root))}"
                 ) from error
         raise
 

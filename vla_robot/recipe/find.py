@@ -19,7 +19,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 POLICY_FILES = ("recipe.toml", "config.json")
 """Either one makes a folder a policy."""
 
-FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "mixtures")}
+FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "oxe_published", "mixtures")}
 """Folders below a kind's own whose recipes have bare names too; the first that has a name wins."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -135,6 +135,22 @@ class Cameras:
 
 
 @dataclass(frozen=True)
+class Published:
+    """How a dataset is called where it is published.
+
+    Attributes:
+        names: what its dataset_info.json calls it; without them the recipe's own name. A recipe with an empty list is
+            taken only when it is asked for by name.
+        folders: what its folder is called, beside the recipe's own name.
+        versions: those whose structure the recipe was compared with.
+    """
+
+    names: tuple[str, ...] | None = None
+    folders: tuple[str, ...] = ()
+    versions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class SourceRecipe:
     """A dataset that exists, and how it becomes standard: gripper 1 = open, 0 = closed, motion in the first dimensions.
 
@@ -154,7 +170,8 @@ class SourceRecipe:
         skip_still: leave out steps whose motion is zero.
         swap_outside: exchange primary and secondary camera in every second draw, by chance.
         cameras: the frames.
-        depths: the depth images, in the same roles.
+        depths: the depth images, in the same roles; nothing reads them yet.
+        published: how the dataset is called where it is published.
     """
 
     kind: Literal["source"]
@@ -172,6 +189,7 @@ class SourceRecipe:
     swap_outside: bool = False
     cameras: Cameras = field(default_factory=Cameras)
     depths: Cameras = field(default_factory=Cameras)
+    published: Published = field(default_factory=Published)
 
     def __post_init__(self) -> None:
         parts = (*self.action_parts(), *self.state_parts())

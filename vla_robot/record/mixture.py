@@ -23,20 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError, RecipeError, unknown
-from vla_robot.recipe import available, find, parse, read_table
-from vla_robot.recipe.oxe import (
-    ABSOLUTE_DIMS,
-    RELATIVE_DIMS,
-    ActionEncoding,
-    Cameras,
-    MixtureRecipe,
-    Share,
-    SourceRecipe,
-)
+from vla_robot.recipe import find, parse, read_table
+from vla_robot.recipe.oxe import MixtureRecipe, Share, SourceRecipe
 from vla_robot.recipe.schemas import schema_for
 from vla_robot.record.open import open_source
 from vla_robot.record.order import Mixing, shuffled
-from vla_robot.record.source import INSTRUCTIONS, EpisodeSource
+from vla_robot.record.recognise import advise, assumed_recipe, explain_unknown, facts_at, recognise
+from vla_robot.record.rlds.storage import open_storage
+from vla_robot.record.source import EpisodeSource
 from vla_robot.record.steps import StepTable, is_absolute, normalised, step_table
 from vla_robot.record.windows import Window, pad_actions
 
@@ -305,12 +299,14 @@ class Member:
         recipe: how it becomes standard.
         location: path or URL.
         weight: in the mixture.
+        assumed: why what its actions mean is assumed and not known; "" when it is known.
     """
 
     name: str
     recipe: SourceRecipe
     location: str
     weight: float
+    assumed: str = ""
 
 
 def members_of(name_or_path: str | Path, root: str | Path | None = None) -> tuple[Member, ...]:
@@ -323,7 +319,12 @@ def members_of(name_or_path: str | Path, root: str | Path | None = None) -> tupl
     Raises:
         RecipeError: it is neither a mixture nor a dataset that exists, or a location is missing.
     """
-    path = find("datasets", name_or_path)
+    try:
+        path = find("datasets", name_or_path)
+    except RecipeError as error:
+        if not _is_folder(name_or_path):
+            raise
+        raise RecipeError(f"'{name_or_path}' is a dataset and no recipe. {advise(str(name_or_path))}") from error
     schema = schema_for("datasets", path)
     if schema is SourceRecipe:
         return (_member(Share(str(path)), root),)
@@ -333,50 +334,30 @@ def members_of(name_or_path: str | Path, root: str | Path | None = None) -> tupl
     return tuple(_member(share, root) for share in mixture.datasets)
 
 
-def member_at(location: str, recipe: str | Path | None = None) -> Member:
-    """A dataset by its place. Its recipe is the one that is named, or the registry's of its name, or a plain one.
+def member_at(location: str, recipe: str | Path | None = None, *, may_assume: bool = False) -> Member:
+    """A dataset by its place. Its recipe is the one that is named, or the one that is published under its name.
+
+    Args:
+        location: path or URL.
+        recipe: the one to use, by name or path.
+        may_assume: without a recipe, take the actions for standard ones: to look at the dataset, never to train on it.
 
     Raises:
         RecipeError: the named recipe is none of a dataset.
-        DataError: there is no dataset, or it needs a recipe of its own.
+        DataError: there is no dataset, or no recipe is known for it.
     """
-    source = open_source(location, "all")
-    name = source.name if recipe is None else str(recipe)
-    if recipe is None and source.name not in {name.rpartition("/")[2] for name in available("datasets")}:
-        return Member(source.name, plain_recipe(source), location, 1.0)
-    path = find("datasets", name)
+    if recipe is None:
+        facts = facts_at(location)
+        known = recognise(facts)
+        if known is not None:
+            return Member(known.name, known.recipe, location, 1.0)
+        if not may_assume:
+            raise DataError(explain_unknown(facts))
+        return Member(facts.name, assumed_recipe(facts), location, 1.0, explain_unknown(facts))
+    path = find("datasets", str(recipe))
     if schema_for("datasets", path) is not SourceRecipe:
-        if recipe is None:  # a recording that is called like the recipe it was recorded by
-            return Member(source.name, plain_recipe(source), location, 1.0)
         raise RecipeError(f"{path} is not the recipe of a dataset that exists already.")
-    return Member(source.name, parse(SourceRecipe, read_table(SourceRecipe, path), path), location, 1.0)
-
-
-def plain_recipe(source: EpisodeSource) -> SourceRecipe:
-    """A dataset whose steps are standard already, such as `vla record` makes: the action is its field "action".
-
-    Raises:
-        DataError: they are not; a recipe must say what they are.
-    """
-    fields = source.fields
-    width = fields["action"].shape[-1] if "action" in fields and fields["action"].shape else None
-    encodings: list[ActionEncoding] = [e for e in RELATIVE_DIMS if RELATIVE_DIMS[e] + ABSOLUTE_DIMS[e] == width]
-    text = next((name for name in INSTRUCTIONS if name in fields), None)
-    if not encodings or text is None:
-        lacks = f"an action of {width} numbers" if not encodings else "no instruction"
-        raise DataError(
-            f"{source.location} has {lacks}, so a recipe must say what its steps are: copy one from datasets/oxe/ and "
-            f"name it with --recipe. Its fields: {', '.join(sorted(fields))}."
-        )
-    images = sorted(name for name, f in fields.items() if f.kind == "image")
-    outside = [name for name in images if "wrist" not in name]
-    wrist = [name for name in images if "wrist" in name]
-    primary, secondary = (*outside, None, None)[:2]
-    cameras = Cameras(primary, secondary, next(iter(wrist), None))
-    state = ("observation/state",) if "observation/state" in fields else ()
-    return SourceRecipe(
-        "source", ("action",), action_encoding=encodings[0], state=state, instruction=text, cameras=cameras
-    )
+    return Member(path.stem, parse(SourceRecipe, read_table(SourceRecipe, path), path), location, 1.0)
 
 
 def open_mixture(
@@ -428,6 +409,11 @@ def open_table_of(
     return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress)
 
 
+def notes_of(parts: Mapping[str, EpisodeSource]) -> tuple[str, ...]:
+    """What the splits of a dataset have to say beside damage, each note once."""
+    return tuple(dict.fromkeys(note for part in parts.values() for note in getattr(part, "notes", ())))
+
+
 def open_parts(location: str, skip_corrupt: bool = False) -> dict[str, EpisodeSource]:
     """All of a dataset by split; "val" is the last 5 % of "train" where the dataset has none of its own.
 
@@ -439,6 +425,10 @@ def open_parts(location: str, skip_corrupt: bool = False) -> dict[str, EpisodeSo
     if "val" not in splits:
         ranges |= {"train": "train[:95%]", "val": "train[95%:]"}
     return {name: open_source(location, part, skip_corrupt=skip_corrupt) for name, part in ranges.items()}
+
+
+def _is_folder(name_or_path: str | Path) -> bool:
+    return Path(name_or_path).expanduser().is_dir()
 
 
 def _progress_of(name: str, on_progress: OnProgress) -> Callable[[int, int], None]:
@@ -458,9 +448,25 @@ def _location(path: Path, recipe: SourceRecipe, root: str | Path | None) -> str:
         is_whole = "://" in recipe.location or Path(recipe.location).is_absolute()
         folder = recipe.location if is_whole else str(path.parent / recipe.location)
     elif root is not None:
-        folder = f"{root}/{path.stem}"
+        folder = f"{root}/{_folder_in(root, path.stem, recipe)}"
     else:
         raise RecipeError(
             f"{path} does not say where the dataset lies; set location there, or name a folder with --root."
         )
     return f"{folder}/{recipe.version}" if recipe.version else folder
+
+
+def _folder_in(root: str | Path, name: str, recipe: SourceRecipe) -> str:
+    """The dataset's folder in `root`: the recipe's name, or else the name that it is published under.
+
+    Raises:
+        DataError: several may be meant, and none is there.
+    """
+    names = (name, *recipe.published.folders)
+    if len(names) == 1:
+        return name
+    there = open_storage(root).folders()
+    found = next((candidate for candidate in names if candidate in there), None)
+    if found is None:
+        raise DataError(f"{root} holds none of the folders that '{name}' may lie in: {', '.join(names)}.")
+    return found

@@ -8,8 +8,10 @@ skip_last = 1      1   2   3   4            = steps 0 to 3 of the trajectory, fi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.recipe.oxe import Columns, Constant, Operation, Part, SourceRecipe
 from vla_robot.record.operations import Rows, apply, codes_to_text, inflate
-from vla_robot.record.source import Episode
+from vla_robot.record.source import Episode, Field
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,64 @@ def fields_of(recipe: SourceRecipe) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*names, recipe.instruction_field()[0]]))
 
 
-def require_fit(recipe: SourceRecipe, fields: Collection[str], where: str) -> None:
-    """Raise DataError unless every field and camera of the recipe exists; all that are missing are named."""
-    wanted = dict.fromkeys(fields_of(recipe), "field")
-    wanted |= dict.fromkeys(recipe.cameras.by_role().values(), "camera")
-    missing = [unknown(what, name, fields) for name, what in wanted.items() if name not in fields]
-    if missing:
-        problems = [text.partition(" Available:")[0].rstrip(".") for text in missing]
+def require_fit(recipe: SourceRecipe, fields: Mapping[str, Field], where: str) -> None:
+    """Raise DataError unless the dataset has what the recipe needs; everything that is missing is named."""
+    problems = misfits(recipe, fields)
+    if problems:
         raise DataError(
             f"{where} does not fit its recipe: {'; '.join(problems)}. Available: {', '.join(sorted(fields))}."
         )
+
+
+def misfits(recipe: SourceRecipe, fields: Mapping[str, Field]) -> list[str]:
+    """What a dataset lacks that the recipe needs: fields, cameras, and columns of the action; empty when it fits."""
+    problems = [problem for name, kind in _needs(recipe) if (problem := _misfit(name, kind, fields))]
+    if not problems:
+        widths = [_width(part, fields) for part in recipe.action_parts()]
+        if sum(widths) != recipe.action_dim:
+            problems.append(
+                f"the action has {sum(widths)} dimensions, but '{recipe.action_encoding}' has {recipe.action_dim}"
+            )
+    return problems
+
+
+def _needs(recipe: SourceRecipe) -> list[tuple[str, str]]:
+    """(field, what it must hold), each field once."""
+    parts = [part for part in (*recipe.action_parts(), *recipe.state_parts()) if isinstance(part, Columns)]
+    needs = {part.field: "compressed numbers" if _is_compressed(part) else "numbers" for part in parts}
+    name, is_codes = recipe.instruction_field()
+    needs |= {name: "numbers" if is_codes else "text"}
+    needs |= dict.fromkeys(recipe.cameras.by_role().values(), "colour frames")
+    return list(needs.items())
+
+
+def _misfit(name: str, kind: str, fields: Mapping[str, Field]) -> str:
+    """What is wrong with a field that must hold something of a kind; "" when nothing is."""
+    if name not in fields:
+        what = "camera" if kind == "colour frames" else "field"
+        return unknown(what, name, fields).partition(" Available:")[0].rstrip(".")
+    field = fields[name]
+    holds = {
+        "numbers": field.kind == "number" and not field.is_ragged,
+        "compressed numbers": field.kind == "text" or (field.kind == "number" and not field.is_ragged),
+        "text": field.kind == "text" and not field.shape,
+        "colour frames": field.kind == "image" and field.dtype == "uint8",
+    }
+    return "" if holds[kind] else f"field '{name}' holds {field}, not {kind}"
+
+
+def _width(part: Part, fields: Mapping[str, Field]) -> int:
+    """Columns of a part."""
+    if isinstance(part, Constant):
+        return part.width
+    if _is_compressed(part):
+        return part.operations[0].numbers[0]
+    columns = len(range(math.prod(size or 0 for size in fields[part.field].shape))[part.start : part.stop])
+    return 3 if any(operation.name == "quaternion_to_euler" for operation in part.operations) else columns
+
+
+def _is_compressed(part: Columns) -> bool:
+    return bool(part.operations) and part.operations[0].name == "inflate"
 
 
 def standardise(recipe: SourceRecipe, episode: Episode) -> Trajectory:
@@ -102,14 +152,27 @@ def _rows(part: Part, episode: Episode, first: int) -> Rows:
 
 def _numbers(part: Columns, episode: Episode) -> tuple[Rows, Sequence[Operation]]:
     """(T, n) float32 of a field, and the operations that are left to do."""
-    if part.operations and part.operations[0].name == "inflate":
-        values = episode.steps.get(part.field, ())
-        compressed = [value for value in values if isinstance(value, bytes)] if isinstance(values, tuple) else []
-        if len(compressed) != len(episode):
-            raise DataError("it holds no compressed bytes")
-        return inflate(compressed, *part.operations[0].numbers), part.operations[1:]
-    values = episode.numbers(part.field).astype(np.float32)
-    return values.reshape(len(values), -1), part.operations
+    values = episode.steps.get(part.field, ())
+    if not _is_compressed(part):
+        rows = episode.numbers(part.field).astype(np.float32)
+        return rows.reshape(len(rows), -1), part.operations
+    (width,), rest = part.operations[0].numbers, part.operations[1:]
+    if isinstance(values, np.ndarray):  # features.json said that it is compressed, and the reader has inflated it
+        rows = values.astype(np.float32).reshape(len(values), -1)
+        if rows.shape[1] != width:
+            raise DataError(f"it holds {rows.shape[1]} numbers a step, not {width}")
+        return rows, rest
+    entries = [_as_bytes(value) for value in values] if isinstance(values, tuple) else []
+    if len(entries) != len(episode):
+        raise DataError("it holds no compressed bytes")
+    return inflate(entries, width), rest
+
+
+def _as_bytes(value: Any) -> bytes:
+    """A compressed entry; the reader gives bytes that happen to be UTF-8 as str."""
+    if not isinstance(value, (bytes, str)):
+        raise DataError("it holds no compressed bytes")
+    return value.encode() if isinstance(value, str) else value
 
 
 def _instructions(recipe: SourceRecipe, episode: Episode) -> tuple[str, ...]:

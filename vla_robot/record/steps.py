@@ -36,6 +36,8 @@ from vla_robot.record.stats import dataset_statistics
 
 FORMAT = 1
 ABOUT = "about.json"
+NOT_IN_STEPS = ("description", "published")
+"""What a recipe says that changes no step."""
 
 EPISODE = np.dtype([("part", "<i4"), ("index", "<i8"), ("first", "<i4"), ("start", "<i8"), ("length", "<i8")])
 """Which part of the dataset and which of its episodes; raw step of step 0; first row and number of rows."""
@@ -144,7 +146,7 @@ def fingerprint(name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource])
     content = {
         "format": FORMAT,
         "name": name,
-        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key != "description"},
+        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key not in NOT_IN_STEPS},
         "parts": [[part.name, hashlib.sha256(part.lengths.tobytes()).hexdigest()] for part in parts],
         "files": [_stamps(location) for location in dict.fromkeys(part.location for part in parts)],
     }

@@ -146,7 +146,7 @@ def to_tree(features: Features) -> dict[str, Any]:
     return episode
 
 
-class _NotRead(Exception):
+class _UnreadError(Exception):
     """A field of a kind that is not read; the message says of which."""
 
 
@@ -161,7 +161,7 @@ def _leaves(node: Any, path: str, sequences: int, where: str, left_out: dict[str
             yield from _leaves(node["sequence"]["feature"], path, sequences + 1, where, left_out)
         else:
             yield _leaf(kind, node, path, sequences)
-    except _NotRead as reason:
+    except _UnreadError as reason:
         left_out[path] = str(reason)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{where}: field '{path}' ({kind}) is incomplete: {type(error).__name__}: {error}.") from error
@@ -175,7 +175,7 @@ def _class_of(node: Any, path: str, where: str) -> str:
 
 def _leaf(kind: str, node: Mapping[str, Any], path: str, sequences: int) -> Leaf:
     if kind not in CLASSES:
-        raise _NotRead(f"feature class {kind}")
+        raise _UnreadError(f"feature class {kind}")
     if kind == "Text":
         leaf = _make(path, "text", "str", (), sequences)
     elif kind == "ClassLabel":
@@ -196,11 +196,11 @@ def _make(path: str, kind: Kind, dtype: str, shape: Shape, sequences: int, encod
 def _image(path: str, content: Mapping[str, Any], sequences: int) -> Leaf:
     dtype = str(content["dtype"])
     if dtype not in PIXELS:
-        raise _NotRead(f"an image of {dtype}")
+        raise _UnreadError(f"an image of {dtype}")
     shape = _shape(content.get("shape", {}))
     leaf = _make(path, "image", dtype, shape, sequences, str(content.get("encodingFormat", "")))
     if leaf.is_ragged:
-        raise _NotRead("a sequence of images in each step")
+        raise _UnreadError("a sequence of images in each step")
     return leaf
 
 
@@ -208,15 +208,15 @@ def _tensor(path: str, content: Mapping[str, Any], sequences: int) -> Leaf:
     dtype, shape = str(content["dtype"]), _shape(content.get("shape", {}))
     encoding = str(content.get("encoding", "none"))
     if encoding not in ENCODINGS:
-        raise _NotRead(f"a Tensor of encoding '{encoding}'")
+        raise _UnreadError(f"a Tensor of encoding '{encoding}'")
     if dtype in ("string", "object"):
         if shape:
-            raise _NotRead(f"a {len(shape)}-dimensional array of strings")
+            raise _UnreadError(f"a {len(shape)}-dimensional array of strings")
         return _make(path, "text", "bytes", (), sequences)
     if dtype not in NUMBERS:
-        raise _NotRead(f"a Tensor of dtype '{dtype}'")
+        raise _UnreadError(f"a Tensor of dtype '{dtype}'")
     if encoding == "none" and sequences and None in shape:
-        raise _NotRead("an unknown dimension inside a sequence, which only encoding 'bytes' or 'zlib' can store")
+        raise _UnreadError("an unknown dimension inside a sequence, which only encoding 'bytes' or 'zlib' can store")
     return _make(path, "number", dtype, shape, sequences, encoding)
 
 

@@ -226,6 +226,16 @@ def open_rlds(
     return RldsDataset(storage, info, features, [(part, indices[part.split]) for part in parts], reopen, notes)
 
 
+def describe_rlds(location: str | Path) -> tuple[str, DatasetInfo, Features]:
+    """The folder that `open_rlds` would read, and what describes the dataset; no shard is read.
+
+    Raises:
+        DataError: there is no dataset, or its description is damaged.
+    """
+    storage, _ = _version_folder(open_storage(location))
+    return storage.location, *read_description(storage)
+
+
 def read_description(storage: Storage) -> tuple[DatasetInfo, Features]:
     """dataset_info.json and features.json of a folder.
 

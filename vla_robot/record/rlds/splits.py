@@ -102,7 +102,7 @@ def _require_lengths(split: Split, where: str) -> None:
             f"{where}: split '{split.name}' has no shardLengths, so its shards and episodes are not known. Fetch "
             f"{INFO_FILE} again from where the dataset came from. If it is like that there, TensorFlow Datasets counts "
             "the episodes and writes the file anew: tfds.folder_dataset.write_metadata(data_dir=FOLDER, "
-            "features=FOLDER)."
+            "features=tfds.features.FeatureConnector.from_config(FOLDER))."
         )
 
 
