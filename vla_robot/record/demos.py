@@ -25,6 +25,7 @@ from vla_robot.core.messages import Image
 from vla_robot.core.optional import require
 from vla_robot.core.untrusted import require_links_inside
 from vla_robot.record import png
+from vla_robot.record.bounds import require_pixels
 from vla_robot.record.lerobot_layout import (
     ACTION,
     DATA,
@@ -275,7 +276,9 @@ def _cameras(root: Path, features: Mapping[str, Any], embodiment: Embodiment) ->
             raise DataError(
                 f"{root}: {IMAGES}{name} is stored as {stored[name]['dtype']}; only images are read so far."
             )
-        sizes[name] = int(stored[name]["shape"][0]), int(stored[name]["shape"][1])
+        height, width = int(stored[name]["shape"][0]), int(stored[name]["shape"][1])
+        require_pixels(width, height, (), f"{root}: {IMAGES}{name}")
+        sizes[name] = height, width
     return sizes
 
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Image
+from vla_robot.record.bounds import require_pixels
+from vla_robot.record.images import picture_size
 
 LEVEL = 1
 """zlib's fastest: several times quicker than its default, at a tenth more bytes for rendered frames."""
@@ -26,10 +28,14 @@ def decode(data: bytes) -> Image:
     """PNG -> (H, W, 3) uint8.
 
     Raises:
-        DataError: not a PNG, or a damaged one.
+        DataError: not a PNG, a damaged one, or one of more than `bounds.MAX_PIXELS`.
     """
     import PIL.Image
 
+    size = picture_size(data) if isinstance(data, bytes) else None
+    if size is None:
+        raise DataError("a stored frame is no readable PNG: its header is damaged.")
+    require_pixels(*size, (), "a stored PNG")
     try:
         return np.asarray(PIL.Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # pillow raises SyntaxError for some broken chunks

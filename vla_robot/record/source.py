@@ -99,7 +99,8 @@ class EncodedFrames:
         return self.files[step]
 
     def decode(self, step: int) -> NDArray[Any]:
-        return decode_image(self.files[step], self.field.dtype, f"{self.where}, field '{self.field.name}', step {step}")
+        where = f"{self.where}, field '{self.field.name}', step {step}"
+        return decode_image(self.files[step], self.field.dtype, where, self.field.shape)
 
 
 Column = NDArray[Any] | Frames | tuple[str, ...] | tuple[bytes, ...] | tuple[NDArray[Any], ...]

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
+from vla_robot.record.bounds import MAX_STEPS, MAX_VALUE_BYTES
+from vla_robot.record.rlds.decode import count_steps, decode_steps
+from vla_robot.record.rlds.example import MAX_ENTRIES, byte_places, encode, places
+from vla_robot.record.rlds.features import Features, Leaf, parse_features
 from vla_robot.record.rlds.index import FOLDER
 from vla_robot.record.rlds.reader import open_rlds
 from vla_robot.record.rlds.splits import INFO_FILE, parse_info
+from vla_robot.record.source import Field
 
 CopySample = Callable[[str], Path]
 
@@ -123,3 +131,52 @@ def test_a_pipe_in_place_of_the_index_does_not_stop_the_reader(copy_sample: Copy
     (folder / FOLDER).mkdir()
     os.mkfifo(folder / FOLDER / "train.index")
     assert len(open_rlds(folder)) > 0
+
+
+# -- announcements ------------------------------------------------------------------------------------------------
+
+
+def leaf_of(shape: tuple[int | None, ...], dtype: str = "uint8") -> Leaf:
+    return Leaf("steps/depth", Field("depth", "number", dtype, shape), 1, "zlib")
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (None, 4)])
+def test_zlib_gives_no_more_bytes_than_are_declared_or_allowed(shape: tuple[int | None, ...]) -> None:
+    bomb = zlib.compress(zlib.compress(b"\0" * 2 * MAX_VALUE_BYTES, 9), 9)
+    bomb = zlib.decompress(bomb)  # one layer: 131 kB become 134 MB
+    record = encode({"steps/depth": [bomb]})
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"shard 1: field 'steps/depth' .*it has more than \d+ bytes"):
+        decode_steps(leaf_of(shape), record, places(record), 1, "shard 1")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (1e6 if None not in shape else 2.5 * MAX_VALUE_BYTES)
+
+
+def test_zlib_of_the_declared_size_is_read() -> None:
+    value = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    record = encode({"steps/depth": [zlib.compress(value.tobytes())]})
+    np.testing.assert_array_equal(decode_steps(leaf_of((4, 4)), record, places(record), 1, "")[0], value)  # type: ignore[index]
+
+
+def test_an_episode_of_absurd_length_is_refused() -> None:
+    record = encode({"steps/done": np.zeros(MAX_STEPS + 1, np.int64)})
+    features = Features({"done": Leaf("steps/done", Field("done", "number", "bool", ()), 1)}, {})
+    with pytest.raises(DataError, match=f"{MAX_STEPS + 1} steps; at most {MAX_STEPS}"):
+        count_steps(record, places(record), features)
+
+
+def test_lists_of_endlessly_many_empty_entries_are_refused() -> None:
+    record = encode({"steps/text": [b""] * (MAX_ENTRIES + 1)})
+    with pytest.raises(DataError, match=f"more than {MAX_ENTRIES} fields"):
+        byte_places(record, places(record)["steps/text"])
+
+
+@pytest.mark.parametrize("dimensions", [["9" * 400], ["1"] * 9, [str(2**40)], ["x"], 5])
+def test_a_shape_of_absurd_size_is_refused_by_the_name_of_its_field(dimensions: Any) -> None:
+    tensor = {"pythonClassName": "x.Tensor", "tensor": {"dtype": "float32", "shape": {"dimensions": dimensions}}}
+    steps = {"pythonClassName": "x.FeaturesDict", "featuresDict": {"features": {"action": tensor}}}
+    dataset = {"pythonClassName": "x.Dataset", "sequence": {"feature": steps}}
+    tree = {"pythonClassName": "x.FeaturesDict", "featuresDict": {"features": {"steps": dataset}}}
+    with pytest.raises(DataError, match=r"f\.json: field 'steps/action' \(Tensor\) is incomplete"):
+        parse_features(tree, "f.json")

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.untrusted import MALFORMED, shortened
+from vla_robot.record.bounds import MAX_COLUMN_BYTES, MAX_STEPS, MAX_VALUE_BYTES, require_bytes
 from vla_robot.record.rlds.example import BYTES, FLOATS, INTS, KIND_NAMES, Place, byte_places, count, floats, ints
 from vla_robot.record.rlds.features import FLAT_VALUES, ROW_LENGTHS, Features, Leaf
 from vla_robot.record.source import Column, EncodedFrames
@@ -34,6 +36,8 @@ def count_steps(record: bytes, places: Mapping[str, Place], features: Features) 
         full = next((other for other in present if _steps_by(other, record, places)), None)
         if full is not None:
             raise DataError(f"field '{leaf.path}' is empty, but field '{full.path}' is not")
+    if steps > MAX_STEPS:
+        raise DataError(f"the episode has {steps} steps; at most {MAX_STEPS} are read")
     return steps
 
 
@@ -61,13 +65,10 @@ def decode_steps(leaf: Leaf, record: bytes, places: Mapping[str, Place], steps: 
     Raises:
         DataError: the record does not hold what features.json says; the field is named.
     """
-    values: Any
-    if leaf.is_ragged:
-        values = _ragged(leaf, record, places, where)
-    elif leaf.field.kind == "number":
-        values = _numbers(leaf, record, places, (steps,), where)
-    else:
-        values = _entries(leaf, record, places, where)
+    try:
+        values = _step_values(leaf, record, places, steps, where)
+    except MALFORMED as error:
+        raise _malformed(leaf, where, error) from error
     if len(values) != steps:
         raise DataError(f"{where}: field '{leaf.path}' has {len(values)} values, but the episode {steps} steps.")
     if leaf.field.kind == "image" and not leaf.is_ragged:
@@ -77,6 +78,28 @@ def decode_steps(leaf: Leaf, record: bytes, places: Mapping[str, Place], steps: 
 
 def decode_metadata(leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str) -> Any:
     """A value that the episode has once. Raises DataError as `decode_steps` does."""
+    try:
+        return _episode_value(leaf, record, places, where)
+    except MALFORMED as error:
+        raise _malformed(leaf, where, error) from error
+
+
+def _malformed(leaf: Leaf, where: str, error: Exception) -> DataError:
+    return DataError(
+        f"{where}: field '{leaf.path}' is not what features.json says ({leaf.field}): {type(error).__name__}: "
+        f"{shortened(error)}."
+    )
+
+
+def _step_values(leaf: Leaf, record: bytes, places: Mapping[str, Place], steps: int, where: str) -> Any:
+    if leaf.is_ragged:
+        return _ragged(leaf, record, places, where)
+    if leaf.field.kind == "number":
+        return _numbers(leaf, record, places, (steps,), where)
+    return _entries(leaf, record, places, where)
+
+
+def _episode_value(leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str) -> Any:
     if leaf.is_ragged:
         return _ragged(leaf, record, places, where)
     if leaf.field.kind == "number":
@@ -156,15 +179,38 @@ def _packed_arrays(
         stored = ints(record, _find(places, f"{leaf.path}/shape", leaf, where)).reshape(len(blobs), len(inner))
         shapes = [tuple(row) for row in stored.tolist()]
     try:
-        arrays = tuple(_unpack(blob, leaf, shape) for blob, shape in zip(blobs, shapes, strict=True))
+        arrays = _unpack_all(leaf, blobs, shapes, where)
     except (ValueError, zlib.error) as error:
         raise DataError(f"{where}: field '{leaf.path}' holds an array that cannot be unpacked: {error}.") from error
     return arrays if None in leaf.field.shape else np.stack(arrays)
 
 
+def _unpack_all(
+    leaf: Leaf, blobs: Sequence[bytes], shapes: Sequence[tuple[int, ...]], where: str
+) -> tuple[NDArray[Any], ...]:
+    arrays: list[NDArray[Any]] = []
+    size = 0
+    for blob, shape in zip(blobs, shapes, strict=True):
+        arrays.append(_unpack(blob, leaf, shape))
+        size += arrays[-1].nbytes
+        require_bytes(size, MAX_COLUMN_BYTES, f"{where}: field '{leaf.path}'")
+    return tuple(arrays)
+
+
 def _unpack(blob: bytes, leaf: Leaf, shape: tuple[int, ...]) -> NDArray[Any]:
-    raw = zlib.decompress(blob) if leaf.encoding == "zlib" else blob
+    raw = _inflate(blob, leaf, shape) if leaf.encoding == "zlib" else blob
     return np.frombuffer(raw, np.dtype(leaf.field.dtype).newbyteorder("<")).reshape(shape)
+
+
+def _inflate(blob: bytes, leaf: Leaf, shape: tuple[int, ...]) -> bytes:
+    """Never more bytes than the array has, or than any may have where its size is open."""
+    size = math.prod(shape) * np.dtype(leaf.field.dtype).itemsize
+    most = size if 0 <= size <= MAX_VALUE_BYTES and min(shape, default=0) >= 0 else MAX_VALUE_BYTES
+    stream = zlib.decompressobj()
+    raw = stream.decompress(blob, most + 1)
+    if len(raw) > most or not stream.eof:
+        raise ValueError(f"it has more than {most} bytes, or is cut off")
+    return raw
 
 
 def _ragged(leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str) -> tuple[Any, ...]:

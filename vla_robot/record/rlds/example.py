@@ -30,6 +30,9 @@ VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 """Protobuf's wire types."""
 
 MOST_VARINT_BYTES = 10
+MAX_ENTRIES = 2**20
+"""Of one list of bytes, or numbers of a list that is not packed: each takes up to 250 bytes of memory for 2 of the
+record."""
 FIRST = 1
 """The number of the only field of Example, Features and each list; of the key in a map's entry."""
 SECOND = 2
@@ -62,7 +65,7 @@ def places(record: bytes) -> dict[str, Place]:
     """
     try:
         return dict(_feature_places(record))
-    except (IndexError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise DataError(f"the record is no tf.train.Example: {error}.") from error
 
 
@@ -137,17 +140,21 @@ def _entry(record: bytes, start: int, stop: int) -> tuple[str, Place]:
 
 def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
     """The fields of the message that lies in record[position:stop]."""
+    left = MAX_ENTRIES
     while position < stop:
+        left -= 1
+        if left < 0:
+            raise DataError(f"the record is no tf.train.Example: a message has more than {MAX_ENTRIES} fields.")
         tag = record[position]
         position += 1
         if tag >= 0x80:  # a field number above 15, which no message of ours has
-            tag, position = _varint(record, position - 1)
+            tag, position = _varint(record, position - 1, stop)
         wire = tag & 7
         if wire == LENGTH_DELIMITED:
-            size, position = _varint(record, position)
+            size, position = _varint(record, position, stop)
             end = position + size
         elif wire == VARINT:
-            _, end = _varint(record, position)
+            _, end = _varint(record, position, stop)
         elif wire in (FIXED32, FIXED64):
             end = position + (4 if wire == FIXED32 else 8)
         else:
@@ -158,10 +165,12 @@ def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
         position = end
 
 
-def _varint(record: bytes, position: int) -> tuple[int, int]:
+def _varint(record: bytes, position: int, stop: int) -> tuple[int, int]:
     """The number there, and where what follows begins."""
     value = shift = 0
     while True:
+        if position >= stop:
+            raise DataError(f"the record is no tf.train.Example: a number is cut off at byte {position}.")
         byte = record[position]
         position += 1
         value |= (byte & 0x7F) << shift

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.untrusted import MALFORMED, shortened
+from vla_robot.record.bounds import MAX_VALUE_BYTES
 from vla_robot.record.source import Field, Kind
 
 FEATURES_FILE = "features.json"
@@ -46,6 +48,8 @@ WRITTEN = ("Tensor", "Scalar", "Image", "Text")
 
 NUMBERS = frozenset(np.dtype(code).name for code in "?bhilqBHILQefd")
 PIXELS = ("uint8", "uint16", "float32")
+MAX_DIMENSIONS = 8
+MAX_DEPTH = 16
 ENCODINGS = ("none", "bytes", "zlib")
 
 Shape = tuple[int | None, ...]
@@ -152,6 +156,8 @@ class _UnreadError(Exception):
 
 def _leaves(node: Any, path: str, sequences: int, where: str, left_out: dict[str, str]) -> Iterator[Leaf]:
     """The leaves below a node that are read; the others are added to `left_out`."""
+    if path.count("/") + sequences > MAX_DEPTH:
+        raise DataError(f"{where}: field '{shortened(path)}' lies more than {MAX_DEPTH} features deep.")
     kind = _class_of(node, path, where)
     try:
         if kind == "FeaturesDict":
@@ -163,7 +169,7 @@ def _leaves(node: Any, path: str, sequences: int, where: str, left_out: dict[str
             yield _leaf(kind, node, path, sequences)
     except _UnreadError as reason:
         left_out[path] = str(reason)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except MALFORMED as error:
         raise DataError(f"{where}: field '{path}' ({kind}) is incomplete: {type(error).__name__}: {error}.") from error
 
 
@@ -223,6 +229,8 @@ def _tensor(path: str, content: Mapping[str, Any], sequences: int) -> Leaf:
 def _shape(proto: Mapping[str, Any]) -> Shape:
     """protobuf's JSON writes 64-bit numbers as strings, and -1 stands for unknown."""
     sizes = [int(size) for size in proto.get("dimensions", [])]
+    if len(sizes) > MAX_DIMENSIONS or not all(size <= MAX_VALUE_BYTES for size in sizes):
+        raise ValueError(f"its shape is {shortened(sizes)}")
     return tuple(None if size < 0 else size for size in sizes)
 
 

@@ -187,7 +187,8 @@ def _scan(storage: Storage, shard: str, length: int, stamp: Stamp, features: Fea
             seen = max(seen, length) if found.ends_shard else seen
             continue
         try:
-            steps, rows = _frames_of(found, features)
+            with malformed("the record"):
+                steps, rows = _frames_of(found, features)
         except DataError as error:
             damaged.append(DamagedRecord(shard, found.number, found.offset, str(error), 1))
             continue
