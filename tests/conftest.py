@@ -7,8 +7,12 @@ import os
 # Before anything imports torch: the cores are shared by worlds, policies and, under xdist, pytest's own workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
+import contextlib
+import resource
 import shutil
-from collections.abc import Iterator
+import stat
+import subprocess
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,3 +46,96 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield started
         started.close()
+
+
+class PowerCut:
+    """A disk that may lose its power: it keeps of a file what was in it at its last fsync, and of a folder the names
+    that were in it at its own. It is stricter than any real one."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self._contents: dict[tuple[int, int], bytes] = {}
+        self._names: dict[tuple[int, int], dict[str, tuple[int, int]]] = {}
+        self._kept_open: list[int] = []
+        self._fsync, self._replace = os.fsync, os.replace
+
+    def fsync(self, descriptor: int) -> None:
+        """In the place of os.fsync."""
+        self._fsync(descriptor)
+        status, path = os.fstat(descriptor), Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        key = (status.st_dev, status.st_ino)
+        self._kept_open.append(os.dup(descriptor))  # so that no other file gets its number
+        if stat.S_ISDIR(status.st_mode):
+            self.calls.append(f"fsync {path.name}/")
+            self._names[key] = {p.name: (p.lstat().st_dev, p.lstat().st_ino) for p in path.iterdir()}
+        else:
+            self.calls.append(f"fsync {path.name} ({status.st_size})")
+            self._contents[key] = Path(f"/proc/self/fd/{descriptor}").read_bytes()
+
+    def replace(self, source: str | Path, target: str | Path) -> None:
+        """In the place of os.replace."""
+        self.calls.append(f"rename {Path(source).name} {Path(target).name}")
+        self._replace(source, target)
+
+    def survivors(self, root: Path) -> dict[str, bytes]:
+        """The files below a folder that was there before, by path, if the power were cut now."""
+        status = root.stat()
+        return dict(self._below((status.st_dev, status.st_ino), ""))
+
+    def _below(self, folder: tuple[int, int], prefix: str) -> Iterator[tuple[str, bytes]]:
+        for name, key in self._names.get(folder, {}).items():
+            if key in self._names:
+                yield from self._below(key, f"{prefix}{name}/")
+            else:
+                yield prefix + name, self._contents.get(key, b"")
+
+    def close(self) -> None:
+        for descriptor in self._kept_open:
+            os.close(descriptor)
+
+
+@pytest.fixture
+def power_cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[PowerCut]:
+    """Records what is forced to the disk in the course of a test, and in what order."""
+    disk = PowerCut()
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    monkeypatch.setattr(os, "replace", disk.replace)
+    yield disk
+    monkeypatch.undo()
+    disk.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(kilobytes)` mounts a file system of that size, which fills up in earnest."""
+    mounted: list[Path] = []
+
+    def mount(kilobytes: int) -> Path:
+        folder = tmp_path / f"disk_{len(mounted)}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(folder)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small disk takes the rights of root")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def no_file_longer_than(num_bytes: int) -> Generator[None]:
+    """The system refuses longer files in this process: what a full disk does, without the rights to mount one."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.fixture
+def file_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """`with file_limit(bytes):`, see `no_file_longer_than`."""
+    return no_file_longer_than

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.learn.checkpoint import FOLDER, PREVIOUS
 from vla_robot.learn.finetune import Progress, finetune
 from vla_robot.policy.openvla.policy import load
-from vla_robot.recipe import dump
+from vla_robot.recipe import dump, read
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.recipe.policy_source import find_policy
 
@@ -121,7 +123,9 @@ def test_a_full_disk_loses_nothing_and_names_the_last_good_checkpoint(
 
     with monkeypatch.context() as full:
         full.setattr("vla_robot.learn.checkpoint.save_file", save_once)
-        with pytest.raises(CheckpointError, match=r"step 4 cannot be written .*No space.* good checkpoint is .*resume"):
+        with pytest.raises(
+            DataError, match=r"cannot write the checkpoint of step 4: No space.* good checkpoint is .*resume"
+        ):
             finetune(recipe, tmp_path, quiet)
     steps: list[int] = []
     finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None)
@@ -131,6 +135,7 @@ def test_a_full_disk_loses_nothing_and_names_the_last_good_checkpoint(
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 from vla_robot.core.errors import VlaError
 from vla_robot.learn.finetune import finetune
 from vla_robot.recipe import read
@@ -158,8 +163,8 @@ def test_a_system_that_takes_no_more_bytes_leaves_the_last_good_checkpoint(
     command = [sys.executable, "-c", LIMITED, str(tmp_path / "run.toml"), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
-    assert "the checkpoint of step 4 cannot be written" in done.stderr
-    assert f"the last good checkpoint is {out / FOLDER}" in done.stderr
+    assert "cannot write the checkpoint of step 4: File too large." in done.stderr
+    assert f"The last good checkpoint is {out / FOLDER}." in done.stderr
     steps: list[int] = []
     finetune(recipe, out, lambda p: steps.append(p.done) if p.phase == "steps" else None)
     assert steps == [3, 4, 5, 6]
@@ -173,16 +178,39 @@ def test_a_disk_that_fills_up_before_the_policy_is_written_loses_no_step(
 
     with monkeypatch.context() as broken:
         broken.setattr("vla_robot.learn.finetune.save_model", full)
-        with pytest.raises(CheckpointError, match=r"final cannot be written.*No space.*good checkpoint is .*resume"):
+        with pytest.raises(DataError, match=r"cannot write .*final: No space.*good checkpoint is .*resume"):
             finetune(recipe, tmp_path, quiet)
     steps: list[int] = []
     assert finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None).steps == 6
     assert steps == []
 
 
+def test_checkpoints_and_the_trained_policy_survive_a_power_cut(
+    recipe: FinetuneRecipe, tmp_path: Path, power_cut: Any
+) -> None:
+    out = tmp_path / "out"
+    finetune(recipe, out, quiet)
+    survivors = power_cut.survivors(tmp_path)
+    written = {f"out/{path.relative_to(out)}": path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {"out/recipe.toml", "out/metrics.jsonl", "out/resume/state.safetensors", "out/resume.old/state.json"} < set(
+        written
+    )
+    assert {"out/start/model.safetensors", "out/final/model.safetensors", "out/final/tokenizer.json"} < set(written)
+    assert {name for name, content in written.items() if survivors.get(name) != content} == set()
+
+
+def test_two_trainings_do_not_write_one_folder(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    def second(_: Progress) -> None:
+        with pytest.raises(DataError, match=rf"is being written by process {os.getpid()} "):
+            finetune(replace(recipe, seed=7), tmp_path, quiet)
+
+    finetune(replace(recipe, steps=2), tmp_path, second)
+    assert read(FinetuneRecipe, tmp_path / "recipe.toml").seed == recipe.seed
+
+
 def test_metrics_that_cannot_be_written_name_the_last_good_checkpoint(recipe: FinetuneRecipe, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "a disk that is gone" / "metrics.jsonl")
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be written.*last good checkpoint is .*resume"):
+    with pytest.raises(DataError, match=r"cannot write .*metrics\.jsonl: .*last good checkpoint is .*resume"):
         finetune(recipe, tmp_path, quiet)
 
 

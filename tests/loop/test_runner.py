@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from vla_robot.core.clock import FakeClock
 from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.loop.control_loop import Guard
 from vla_robot.loop.results import RunInfo, RunSummary
-from vla_robot.loop.runner import new_run_folder, run_episodes
+from vla_robot.loop.runner import new_run_folder, run_episodes, run_folder
 from vla_robot.record.episode import read_episode
 
 Make = Callable[..., Any]
@@ -229,7 +230,19 @@ def test_a_folder_with_a_report_is_not_overwritten(make_world: Make, make_policy
     assert world.calls == []
 
 
-def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
-    first = new_run_folder(tmp_path)
-    first.mkdir()
-    assert new_run_folder(tmp_path) != first
+def test_runs_begun_in_one_second_get_a_folder_each(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        made = [future.result() for future in [threads.submit(new_run_folder, tmp_path) for _ in range(24)]]
+    assert len(set(made)) == 24
+    assert all(folder.is_dir() for folder in made)
+
+
+def test_a_folder_of_a_run_has_one_writer_and_is_not_left_empty(tmp_path: Path) -> None:
+    with run_folder(None, tmp_path / "runs") as made:
+        assert made.parent == tmp_path / "runs"
+    assert not made.exists()
+    with run_folder(tmp_path / "mine") as mine:
+        with pytest.raises(DataError, match=r"mine is being written by process \d+"), run_folder(mine):
+            pass
+        (mine / "report.html").touch()
+    assert [path.name for path in mine.iterdir()] == ["report.html"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,5 +88,29 @@ def test_a_damaged_line_is_named(folder: Path) -> None:
 
 
 def test_two_processes_do_not_write_one_evaluation(folder: Path) -> None:
-    with opened(folder), pytest.raises(DataError, match="is being written by another process"):
+    with opened(folder), pytest.raises(DataError, match=r"is being written by process \d+"):
         opened(folder)
+
+
+def test_a_finished_trial_survives_a_power_cut(tmp_path: Path, power_cut: Any) -> None:
+    with opened(tmp_path / "eval") as log:
+        for seed in (1, 2):
+            log.add(trial(seed))
+            assert power_cut.survivors(tmp_path)["eval/" + TRIALS] == (tmp_path / "eval" / TRIALS).read_bytes()
+
+
+def test_a_disk_that_takes_no_more_keeps_the_trials_before(
+    folder: Path, file_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    size = (folder / TRIALS).stat().st_size
+    with opened(folder) as log:
+        with (
+            pytest.raises(DataError, match=r"File too large\. Its 2 finished episodes are safe"),
+            file_limit(size + 50),
+        ):
+            log.add(trial(3))
+        assert Question("old", "plain", 3) not in log.trials
+    with opened(folder) as log:
+        log.add(trial(3))
+    with opened(folder) as log:
+        assert len(log.trials) == 3

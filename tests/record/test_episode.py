@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +189,85 @@ def held_back(encode: Callable[..., bytes], may_go_on: threading.Event) -> Calla
 
 def test_a_failed_write_is_told_at_the_end_and_keeps_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(record: object) -> bytes:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
     monkeypatch.setattr(episode, "_encode", full)
     writer.add(step_of(0))
-    with pytest.raises(DataError, match=r"No space left on device. Is the disk full\?"):
+    with pytest.raises(DataError, match=r"No space left on device\. The steps until then are in .*\.part\. Make room"):
         writer.finish(observation(1), {})
     assert [p.name for p in tmp_path.iterdir()] == ["seed_3.vlalog.part"]
+
+
+def test_a_finished_log_survives_a_power_cut_to_its_last_byte(tmp_path: Path, power_cut: Any) -> None:
+    path = write(tmp_path / "episodes" / "seed_3.vlalog")
+    assert power_cut.survivors(tmp_path) == {"episodes/seed_3.vlalog": path.read_bytes()}
+    size = path.stat().st_size
+    last = [call for call in power_cut.calls if call != "fsync episodes/"][-2:]
+    assert last == [f"fsync seed_3.vlalog.part ({size})", "rename seed_3.vlalog.part seed_3.vlalog"]
+    assert power_cut.calls[-1] == "fsync episodes/"
+
+
+def test_a_full_disk_keeps_the_steps_that_it_took_and_says_where(small_disk: Callable[[int], Path]) -> None:
+    disk = small_disk(64)
+    writer = EpisodeWriter(disk / "seed_3.vlalog", HEADER)
+    for step in range(300):
+        writer.add(step_of(step))
+    with pytest.raises(
+        DataError, match=r"No space left on device\. The steps until then are in .*seed_3\.vlalog\.part"
+    ):
+        writer.finish(observation(300), {})
+    log = read_episode(disk / "seed_3.vlalog.part")
+    assert len(log.steps) > 10
+    assert [step.commanded.tolist() for step in log.steps] == [
+        step_of(n).commanded.tolist() for n in range(len(log.steps))
+    ]
+
+
+def test_a_system_that_takes_no_more_bytes_is_told_like_a_full_disk(
+    tmp_path: Path, file_limit: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    with file_limit(10_000):
+        for step in range(100):
+            writer.add(step_of(step))
+        with pytest.raises(DataError, match="File too large"):
+            writer.finish(observation(100), {})
+    assert len(read_episode(tmp_path / "seed_3.vlalog.part").steps) > 2
+
+
+def crashed(path: Path, steps: int = 3) -> bytes:
+    """What a killed process leaves in the middle of a step: a .part file with a torn end."""
+    writer = EpisodeWriter(path, HEADER)
+    for step in range(steps):
+        writer.add(step_of(step))
+    writer.abandon()
+    part = path.with_suffix(episode.PART_SUFFIX)
+    part.write_bytes(part.read_bytes() + b"\x10\x00\x00\x00torn")
+    return part.read_bytes()
+
+
+def test_a_crashed_episode_is_set_aside_by_the_same_command_and_no_byte_of_it_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "seed_3.vlalog"
+    first = crashed(path)
+    second = crashed(path, steps=2)
+    assert len(read_episode(write(path)).steps) == N_STEPS
+    assert (tmp_path / "seed_3.crashed-1.vlalog.part").read_bytes() == first
+    assert (tmp_path / "seed_3.crashed-2.vlalog.part").read_bytes() == second
+    log = read_episode(tmp_path / "seed_3.crashed-1.vlalog.part")
+    for step, read in enumerate(log.steps):
+        assert_same_step(read, step_of(step))
+    assert len(log.steps) == 3 and log.damage is not None and log.damage.startswith("cut off at byte")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_an_episode_that_another_writer_is_at_is_not_touched(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    writer.add(step_of(0))
+    with pytest.raises(DataError, match=r"seed_3\.vlalog\.part is being written by another process"):
+        EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    assert len(read_episode(writer.finish(observation(1), {})).steps) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["seed_3.vlalog"]
 
 
 def test_another_file_is_refused_by_name(tmp_path: Path) -> None:

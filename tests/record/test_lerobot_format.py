@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -307,9 +309,63 @@ def test_a_note_that_a_crash_cut_short_is_dropped(root: Path, make_demo: MakeDem
 
 
 def test_two_processes_cannot_write_one_dataset(root: Path) -> None:
-    with LeRobotWriter(root), pytest.raises(DataError, match="being written by another process"):
+    with LeRobotWriter(root), pytest.raises(DataError, match=r"being written by process \d+"):
         LeRobotWriter(root)
     LeRobotWriter(root).close()
+
+
+def test_wherever_the_power_is_cut_finished_episodes_are_whole(
+    root: Path, make_demo: MakeDemo, tmp_path: Path, power_cut: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After every rename and every fsync, the disk is looked at as a power cut would have left it."""
+    finished: list[int] = []
+    moments = 0
+
+    def cut_after(call: Callable[..., None]) -> Callable[..., None]:
+        def called(*arguments: Any) -> None:
+            nonlocal moments
+            call(*arguments)
+            moments += 1
+            require_survivors(power_cut.survivors(tmp_path), tmp_path / f"after_{moments}", finished)
+
+        return called
+
+    monkeypatch.setattr(os, "fsync", cut_after(power_cut.fsync))
+    monkeypatch.setattr(os, "replace", cut_after(power_cut.replace))
+    with LeRobotWriter(root) as writer:
+        for seed in range(3):
+            writer.write(make_demo(seed=seed, instruction=f"lift cube {seed}"))
+            finished.append(seed)
+    require_survivors(power_cut.survivors(tmp_path), tmp_path / "end", finished)
+    assert moments > 50
+
+
+def require_survivors(survivors: dict[str, bytes], copy: Path, finished: list[int]) -> None:
+    """What is on the disk opens with all finished episodes, and perhaps the one that was just being written."""
+    for name, content in survivors.items():
+        if name.startswith("demos/"):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes(content)
+    if not finished:
+        return
+    demos = open_demos(copy / "demos")
+    assert [episode.seed for episode in demos.episodes][: len(finished)] == finished
+    assert len(demos.episodes) <= len(finished) + 1
+    for number in finished:
+        assert demos.images(demos.episodes[number].start)
+
+
+def test_a_full_disk_keeps_the_episodes_before_and_says_how_many(
+    small_disk: Callable[[int], Path], make_demo: MakeDemo
+) -> None:
+    root, seeds = small_disk(600) / "demos", itertools.count()
+    with LeRobotWriter(root) as writer:
+        with pytest.raises(DataError, match=r"No space left on device\. Its \d+ finished episodes are safe\. Make"):
+            while True:
+                writer.write(make_demo(seed=next(seeds), steps=8))
+        kept = writer.num_episodes
+    assert kept > 0
+    assert [episode.seed for episode in open_demos(root).episodes] == list(range(kept))
 
 
 def test_a_folder_with_something_else_is_left_alone(root: Path) -> None:

@@ -117,10 +117,10 @@ def main(args: FinetuneBenchArgs) -> int:
         ranks = [0] if args.lora_rank == 0 else [0, args.lora_rank]
         task = bar.add_task("turns", total=2 * len(ranks) * args.rounds)
         contests = [contest(args, rank, Path(folder), lambda: bar.advance(task)) for rank in ranks]
-    if args.json:
-        write_json(args.json, "bench finetune", rows(contests, args.batch_size))
     console.print(_table(contests, args.batch_size))
     console.print(_words(contests))
+    if args.json:
+        write_json(args.json, "bench finetune", rows(contests, args.batch_size))
     return 0
 
 

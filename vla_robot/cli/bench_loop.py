@@ -29,7 +29,7 @@ from vla_robot.act.limits import limits_of
 from vla_robot.act.safety import SafetyFilter
 from vla_robot.act.watchdog import Watchdog
 from vla_robot.cli.bench_loop_peers import CONTROLLER, INFERENCE, READY
-from vla_robot.cli.json_out import write_json
+from vla_robot.cli.json_out import write_figure, write_json
 from vla_robot.cli.punctual import freeze_garbage, give_priority_back, take_priority
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Ticker
@@ -217,10 +217,10 @@ def main(args: LoopArgs) -> int:
         relative = measure(args.ticks // BASELINE_SHARE, args.rate_hz, RelativePace, priority=0, frozen=False)
         absolute = measure(args.ticks, args.rate_hz, Ticker, priority=PRIORITY, frozen=True)
     found = rows(absolute, relative)
-    if args.json:
-        write_json(args.json, "bench loop", found, ticks=args.ticks, rate_hz=args.rate_hz, priority=absolute.priority)
     Console(highlight=False).print(_table(found))
     print(f"The bridge ran at {absolute.priority}; {absolute.missed} ticks were missed.")
+    if args.json:
+        write_json(args.json, "bench loop", found, ticks=args.ticks, rate_hz=args.rate_hz, priority=absolute.priority)
     if args.plot:
         _draw(absolute, relative, args.plot)
         print(f"Drawn in {short_path(args.plot)}.")
@@ -233,10 +233,10 @@ def _measure_recording(args: LoopArgs, policy: Path | None) -> int:
     with peer(INFERENCE, str(policy)) if policy else contextlib.nullcontext():
         found = bench_recording.measure_recording(args.ticks, args.rate_hz)
     priority = found.measured[bench_recording.NOTHING][0].priority
+    bench_recording.show(found, priority)
     if args.json:
         made = bench_recording.rows(found)
         write_json(args.json, "bench loop --recording", made, ticks=args.ticks, rate_hz=args.rate_hz, priority=priority)
-    bench_recording.show(found, priority)
     return 0
 
 
@@ -384,5 +384,4 @@ def _draw(absolute: Measured, relative: Measured, path: Path) -> None:
         way.hist(absolute.stages_ms[stage], bins=np.geomspace(1e-2, 50, 60).tolist(), alpha=0.6, label=stage)
     way.set(title="capture to command, by stage", xlabel="ms", ylabel="chunks", xscale="log")
     way.legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)

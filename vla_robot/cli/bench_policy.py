@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vla_robot.cli.json_out import write_json
+from vla_robot.cli.json_out import write_figure, write_json
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Observation
@@ -130,10 +130,10 @@ def main(args: PolicyArgs) -> int:
     console = Console(highlight=False)
     console.print(f"vla bench policy: {args.policy}, {args.rounds} rounds")
     report = measure(args, console)
-    if args.json:
-        write_json(args.json, "bench policy", rows(report))
     console.print(_table(report))
     console.print(_words(report))
+    if args.json:
+        write_json(args.json, "bench policy", rows(report))
     if args.plot:
         _draw(report, args.plot)
         print(f"\nDrawn in {short_path(args.plot)}.")
@@ -346,5 +346,4 @@ def _draw(report: Report, path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("ms an observation (median)")
     axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)

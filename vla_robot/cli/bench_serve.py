@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vla_robot.cli.json_out import write_json
+from vla_robot.cli.json_out import write_figure, write_json
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, RecipeError
@@ -119,10 +119,10 @@ def main(args: ServeBenchArgs) -> int:
         with RemotePolicy(batched) as policy:
             mean_batch = float(policy.status()["mean_batch"])
     seconds = args.seconds * args.rounds
-    if args.json:
-        write_json(args.json, "bench serve", rows(clients, seconds, mean_batch))
     console.print(_table(clients, seconds))
     console.print(_words(clients, seconds, mean_batch))
+    if args.json:
+        write_json(args.json, "bench serve", rows(clients, seconds, mean_batch))
     if args.plot:
         _draw(clients, args.plot)
         print(f"\nDrawn in {short_path(args.plot)}.")
@@ -247,5 +247,4 @@ def _draw(clients: Sequence[Client], path: Path) -> None:
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.set_xlim(left=0)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)

@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from vla_robot.cli.json_out import write_json
+from vla_robot.cli.json_out import write_figure, write_json
 from vla_robot.cli.transport_contenders import CONTENDERS, Exchange, running
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
@@ -115,9 +115,9 @@ def main(args: TransportArgs) -> int:
         require("matplotlib", "report", "a plot")
     print("vla bench transport: one observation at a time, two cameras, over the loopback interface", flush=True)
     results = measure(args.seconds)
+    Console(highlight=False).print(_table(results))
     if args.json:
         write_json(args.json, "bench transport", rows(results))
-    Console(highlight=False).print(_table(results))
     if args.plot:
         _draw(results, args.plot)
         print(f"\nDrawn in {short_path(args.plot)}.")
@@ -209,5 +209,4 @@ def _draw(results: Results, path: Path) -> None:
     axes[0].minorticks_off()
     axes[0].set_yticks(DECADES, [f"{rate:,}" for rate in DECADES])
     axes[0].set_ylabel("observations/s")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    write_figure(path, figure)

@@ -67,10 +67,10 @@ def main(args: ConvertArgs) -> int:
         return EXIT_INTERRUPTED
     elapsed_s = time.monotonic() - started_s
     skipped = getattr(source, "num_skipped", 0)
+    print(_closing(args, source, converted, elapsed_s))
     if args.json:
         rows = [row("episodes", converted.new, "1"), row("skipped", skipped, "1"), row("time", elapsed_s, "s")]
         write_json(args.json, "data convert", rows, lost=list(converted.lost))
-    print(_closing(args, source, converted, elapsed_s))
     return 0
 
 

@@ -68,10 +68,10 @@ def data_doctor(args: DataDoctorArgs) -> int:
         _print(member, findings, console)
         rows += [{"name": f"{member.name}: {f.check}", "value": f.verdict, **asdict(f)} for f in findings]
     problems = sum(row["verdict"] == "problem" for row in rows)
-    if args.json:
-        write_json(args.json, "data doctor", rows, problems=problems)
     told = f"{problems} problem{'s' if problems != 1 else ''} found." if problems else "No problem found."
     print(f"\n{told}\nNext: {'fix them and run this again' if problems else 'vla data stats ' + args.what}")
+    if args.json:
+        write_json(args.json, "data doctor", rows, problems=problems)
     return EXIT_FAILED if problems else 0
 
 

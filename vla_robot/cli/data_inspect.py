@@ -17,9 +17,9 @@ from rich.table import Table
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.progress import Bar
 from vla_robot.cli.words import option, short_path
+from vla_robot.core.durable import write_whole, writing
 from vla_robot.core.errors import DataError
 from vla_robot.core.untrusted import MAX_NAME_CHARS
-from vla_robot.record.lerobot_layout import write_whole
 from vla_robot.record.open import Source, open_source
 from vla_robot.record.png import encode
 from vla_robot.record.provenance import row
@@ -132,11 +132,9 @@ def _draw(source: Source, summary: Summary, folder: Path) -> list[Path]:
     pictures = {f"frames_{_file_name(name)}.png": contact_sheet(source, name) for name in cameras}
     if summary.actions:
         pictures["actions.png"] = histograms(summary.actions)
-    try:
+    with writing(folder):
         for name, picture in pictures.items():
             write_whole(folder / name, encode(picture))
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror}. Choose another folder with --out.") from error
     return [folder / name for name in pictures]
 
 

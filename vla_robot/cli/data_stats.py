@@ -14,9 +14,9 @@ from rich.table import Table
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.progress import Bar
 from vla_robot.cli.words import option, short_path
+from vla_robot.core.durable import write_whole, writing
 from vla_robot.core.errors import DataError
 from vla_robot.recipe.find import available
-from vla_robot.record.lerobot_layout import write_whole
 from vla_robot.record.mixture import Member, member_at, members_of, notes_of, open_table_of
 
 ROWS = ("q01", "q99", "mean", "std", "min", "max")
@@ -51,7 +51,8 @@ def data_stats(args: StatsArgs) -> int:
     for name, block in statistics.items():
         _print(name, block, console)
     if args.out:
-        write_whole(args.out, json.dumps(statistics, indent=2).encode())
+        with writing(args.out):
+            write_whole(args.out, json.dumps(statistics, indent=2).encode())
     if args.json:
         write_json(args.json, "data stats", _rows(statistics), statistics=statistics)
     written = f"{short_path(args.out)} holds them." if args.out else "--out dataset_statistics.json writes them."

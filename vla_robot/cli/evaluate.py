@@ -24,7 +24,7 @@ from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import DataError, RecipeError, VlaError
 from vla_robot.core.ports import Policy
 from vla_robot.loop.evaluation import Evaluation, Examiner, Question, Trial, questions
 from vla_robot.loop.evaluation_report import write_evaluation
@@ -147,20 +147,32 @@ def main(args: EvaluateArgs) -> int:
     print(f"vla eval: {short_path(what.env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
     with TrialLog(what.folder, what.header(), datetime.now().astimezone().isoformat(timespec="seconds")) as log:
         filming = Filming(what.folder, args.videos, what.env.rate_hz, log.trials.values())
-        _drive(what, log, filming, args.workers or min(MOST_WORKERS, _cores()))
+        try:
+            _drive(what, log, filming, args.workers or min(MOST_WORKERS, _cores()))
+        except VlaError:
+            with contextlib.suppress(DataError):  # a disk that ended the evaluation refuses its report as well
+                _report(args, what, what.evaluation(log))
+            raise
         evaluation = what.evaluation(log)
+        _report(args, what, evaluation)
+    if evaluation.trials:
+        print(f"Next: {_next(args, what, evaluation)}")
+    return _status(evaluation)
+
+
+def _report(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> None:
+    """Print and write what came of the finished episodes."""
+    if evaluation.trials:
+        console = Console(highlight=False)
+        console.print(score_table(evaluation))
+        for comparison in evaluation.comparisons:
+            console.print(in_words(comparison), soft_wrap=True)
+        report = write_evaluation(what.folder, evaluation, as_asked_for(args, what.folder))
+        print(f"\nReport: {report}", flush=True)
+    else:
+        print("No episode was finished.")
     if args.json:
         write_json(args.json, "eval", **evaluation.to_dict())
-    if not evaluation.trials:
-        print("No episode was finished.")
-        return EXIT_INTERRUPTED
-    report = write_evaluation(what.folder, evaluation, as_asked_for(args, what.folder))
-    console = Console(highlight=False)
-    console.print(score_table(evaluation))
-    for comparison in evaluation.comparisons:
-        console.print(in_words(comparison), soft_wrap=True)
-    print(f"\nReport: {report}\nNext: {_next(args, what, evaluation)}")
-    return _status(evaluation)
 
 
 def _drive(what: Plan, log: TrialLog, filming: Filming, num_workers: int) -> None:
@@ -215,6 +227,8 @@ class _Session:
             self.log.add(trial)
             self.driven += 1
             console.print(trial_line(trial, number, of), soft_wrap=True)
+            if self.filming.failure is not None:
+                raise self.filming.failure
 
 
 @contextlib.contextmanager

@@ -16,15 +16,14 @@ from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.rollouts import Rollouts
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
-from vla_robot.core.errors import DataError, RecipeError
+from vla_robot.core.errors import RecipeError
 from vla_robot.learn.finetune import Progress as Standing
 from vla_robot.learn.finetune import Trained, finetune
 from vla_robot.learn.ranks import Ranks
-from vla_robot.recipe import dump, find, read
+from vla_robot.recipe import find, read
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.record.provenance import row
 
-RECIPE_COPY = "recipe.toml"
 PLAIN_LINE_EVERY = 100
 """Steps between progress lines where there is no terminal to draw a bar on."""
 
@@ -75,8 +74,6 @@ def main(args: FinetuneArgs) -> int:
             "--root FOLDER for Open-X-Embodiment's."
         )
     ranks = Ranks.here()
-    if ranks.first:
-        _keep_recipe(recipe, args.out)
     console = Console(highlight=False, quiet=not ranks.first)
     console.print(f"vla finetune: {source} → {args.out}", soft_wrap=True)
     with _Bar(console) as bar, stop_on_interrupt() as stop:
@@ -88,10 +85,10 @@ def main(args: FinetuneArgs) -> int:
             on_plan=lambda plan: console.print(f"  {plan}", soft_wrap=True),
             roll_out=Rollouts(recipe.rollouts, stop.is_set) if recipe.rollouts else None,
         )
-    if args.json and ranks.first:
-        write_json(args.json, "finetune", rows=_rows(trained))
     if ranks.first:
         print(_closing(trained, recipe, args.out))
+    if args.json and ranks.first:
+        write_json(args.json, "finetune", rows=_rows(trained))
     return 0 if trained.steps == recipe.steps else EXIT_INTERRUPTED
 
 
@@ -127,14 +124,6 @@ def _dataset(text: str) -> tuple[Path, float | None]:
         return (Path(folder), float(weight)) if colon and not Path(text).exists() else (Path(text), None)
     except ValueError:
         raise RecipeError(f"--data {text}: '{weight}' is no weight; write --data {folder or 'FOLDER'}:2.") from None
-
-
-def _keep_recipe(recipe: FinetuneRecipe, out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / RECIPE_COPY).write_text(dump(recipe), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot write to {out}: {error.strerror}. Choose another --out.") from error
 
 
 class _Bar:

@@ -1,28 +1,44 @@
-"""`--json FILE`: one convention for every command."""
+"""`--json FILE` and `--plot FILE`: one convention for every command."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vla_robot.core.errors import VlaError
+from vla_robot.core.durable import write_whole, writing
+from vla_robot.core.errors import DataError
 from vla_robot.record.provenance import document
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOTS_PER_INCH = 150
 
 
 def write_json(path: Path, command: str, rows: Sequence[Mapping[str, Any]], **more: object) -> None:
     """Write {"command", "versions", "machine", "rows", ...}; the file appears whole or not at all.
 
     Raises:
-        VlaError: it cannot be written.
+        DataError: it cannot be written.
     """
     text = json.dumps(document(command, rows, **more), indent=2, ensure_ascii=False, allow_nan=False)
-    part = path.with_name(path.name + ".tmp")
+    with writing(path):
+        write_whole(path, text.encode() + b"\n")
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a drawing, in the format of the path's suffix; the file appears whole or not at all.
+
+    Raises:
+        DataError: it cannot be written, or matplotlib does not know the suffix.
+    """
+    file = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        raise VlaError(f"cannot write {path}: {error.strerror}. Choose another file with --json.") from error
+        figure.savefig(file, dpi=DOTS_PER_INCH, format=path.suffix.removeprefix(".") or "png")
+    except ValueError as error:  # "Format 'foo' is not supported (supported formats: eps, jpeg, ...)"
+        raise DataError(f"cannot draw {path}: {error}.") from error
+    with writing(path):
+        write_whole(path, file.getvalue())

@@ -173,13 +173,16 @@ def main(args: RecordArgs) -> int:
     started_s = time.monotonic()
     with LeRobotWriter(args.out) as writer:
         session = Session(writer, args.workers or min(MOST_WORKERS, os.cpu_count() or 1), console)
-        for recording, build in zip(recipe.recordings, builds, strict=True):
-            session.record(recording, build)
-        has = f"{writer.num_episodes} episodes, {writer.num_frames} frames"
+        try:
+            for recording, build in zip(recipe.recordings, builds, strict=True):
+                session.record(recording, build)
+        finally:
+            print(_news(args.out, session, writer, time.monotonic() - started_s), flush=True)
     elapsed_s = time.monotonic() - started_s
+    goes_on = "the same command goes on from here" if session.interrupted else "another --seed adds more"
+    print(f"Next: name it under `data` in a launch file for `vla finetune`; {goes_on}.")
     if args.json:
         write_json(args.json, "record", **results(session.made, elapsed_s))
-    print(_closing(args.out, session, has, elapsed_s))
     return EXIT_INTERRUPTED if session.interrupted else 0
 
 
@@ -290,14 +293,13 @@ def results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
     }
 
 
-def _closing(out: Path, session: Session, has: str, elapsed_s: float) -> str:
-    """What there is now, and one thing to try next."""
+def _news(out: Path, session: Session, writer: LeRobotWriter, elapsed_s: float) -> str:
+    """What was made, and what there is now."""
     made = session.made
     left_out = len(made) - sum(event.kept for event in made)
     news = f"{len(made)} episodes in {elapsed_s:.0f} s" if made else "No new episode"
     news += f", {left_out} without success left out" if left_out else ""
-    goes_on = "the same command goes on from here" if session.interrupted else "another --seed adds more"
-    return f"\n{news}. {out} holds {has}.\nNext: name it under `data` in a launch file for `vla finetune`; {goes_on}."
+    return f"\n{news}. {out} holds {writer.num_episodes} episodes, {writer.num_frames} frames."
 
 
 if __name__ == "__main__":

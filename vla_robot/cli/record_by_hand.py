@@ -67,11 +67,12 @@ def main(args: RecordArgs) -> int:
 
     started_s = time.monotonic()
     made = record_by_hand(args)
-    if args.json:
-        write_json(args.json, "record", **results(made, time.monotonic() - started_s))
+    elapsed_s = time.monotonic() - started_s
     kept = sum(event.kept for event in made)
     print(f"\n{kept} of {len(made)} episodes were kept in {args.out}.")
     print(f"Next: `vla data inspect {args.out}` shows them; the same command adds more.")
+    if args.json:
+        write_json(args.json, "record", **results(made, elapsed_s))
     return 0 if kept == args.episodes else EXIT_INTERRUPTED
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,8 +19,9 @@ from vla_robot.cli.page import PageArgs
 from vla_robot.cli.takeover import dataset, require_sense, shared_control
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.errors import RecipeError
+from vla_robot.loop.report import REPORT
 from vla_robot.loop.results import RunInfo, RunSummary
-from vla_robot.loop.runner import new_run_folder, run_episodes
+from vla_robot.loop.runner import run_episodes, run_folder
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.launch import LaunchRecipe
@@ -123,9 +125,8 @@ def main(args: RunArgs) -> int:
         raise RecipeError("--dry-run and --arm are for an arm behind a bridge: add --robot ADDRESS.")
     what = plan(args)
     env = read(EnvRecipe, what.env)
-    folder = args.out or new_run_folder(Path("runs"))
     print(_opening(what), flush=True)
-    with open_world(what.env, what.policy.sees_the_truth) as world:
+    with run_folder(args.out) as folder, open_world(what.env, what.policy.sees_the_truth) as world:
         policy = build_policy(what.policy, env, world.embodiment, args.key)
         with (
             dataset(args, world.embodiment, what.policy.name) as on_episode,
@@ -144,12 +145,23 @@ def main(args: RunArgs) -> int:
                 rate_hz=env.rate_hz if what.launch.real_time or args.takeover else None,
                 should_stop=stop.is_set,
                 on_episode=on_episode,
+                on_failure=partial(print_finished, folder=folder),
             )
+    Console(highlight=False).print(result_table(summary))
     if args.json:
         write_json(args.json, "run", **summary.to_dict())
-    Console(highlight=False).print(result_table(summary))
     print(_closing(what, summary, folder))
     return exit_status(summary)
+
+
+def print_finished(summary: RunSummary, folder: Path) -> None:
+    """The table of a run that a failure ended, and where its finished episodes are."""
+    if summary.episodes:
+        Console(highlight=False).print(result_table(summary))
+        report = f"Report: {folder / REPORT}" if (folder / REPORT).exists() else "The report could not be written"
+        print(
+            f"\n{report}. The {len(summary.episodes)} finished episodes are safe in {folder / 'episodes'}.", flush=True
+        )
 
 
 def _opening(what: Plan) -> str:
@@ -191,7 +203,7 @@ def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
     suggestion = (
         f"{again} narrows the interval" if launch.episodes < 50 else f"{baseline} is the baseline to compare with"
     )
-    return f"\nReport: {folder / 'report.html'}\nNext: {suggestion}."
+    return f"\nReport: {folder / REPORT}\nNext: {suggestion}."
 
 
 def exit_status(summary: RunSummary) -> int:

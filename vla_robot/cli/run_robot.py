@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -18,7 +17,7 @@ from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.loop.results import RunInfo
-from vla_robot.loop.runner import Drive, new_run_folder, run_driven
+from vla_robot.loop.runner import Drive, run_driven, run_folder
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.serve.lockstep_world import LockstepWorld
@@ -36,12 +35,11 @@ def run_on_robot(args: RunArgs, address: str) -> int:
         VlaError: the bridge, the policy or their fit is at fault. Finished episodes are reported.
     """
     launch = _launch(args, address)
-    folder = args.out or new_run_folder(Path("runs"))
     way = "lockstep" if args.lockstep else "real time"
     print(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
-    from vla_robot.cli.run import exit_status
+    from vla_robot.cli.run import exit_status, print_finished
 
-    with connect_robot(address, args.key) as robot:
+    with run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
         if args.dry_run:
             _require_dry(robot)
         if args.arm:
@@ -77,10 +75,11 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 subscribers=[view, *seeing, *([_Shown(robot.embodiment.action.names)] if args.dry_run else [])],
                 should_stop=stop.is_set,
                 on_episode=on_episode,
+                on_failure=partial(print_finished, folder=folder),
             )
+    Console(highlight=False).print(result_table(summary))
     if args.json:
         write_json(args.json, "run", **summary.to_dict())
-    Console(highlight=False).print(result_table(summary))
     if summary.episodes:
         print(f"\nReport: {folder / 'report.html'}\nNext: `--lockstep` beside it tells what thinking time costs.")
     return exit_status(summary)

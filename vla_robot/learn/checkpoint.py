@@ -10,8 +10,10 @@ stored whole, however many processes share them, as safetensors; nothing here is
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_robot.core.errors import CheckpointError
+from vla_robot.core.durable import make_folder, refusal, rename, sync_tree
+from vla_robot.core.errors import CheckpointError, DataError
 from vla_robot.learn.shard import collected, local, put
 from vla_robot.policy.openvla.config import read_json
 from vla_robot.policy.openvla.weights import write_json
@@ -74,46 +77,55 @@ def _named(model: nn.Module, average: Average, optimizer: torch.optim.AdamW) -> 
 
 
 def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) -> None:
-    """Write `OUT/resume`; the one that was there stays as `OUT/resume.old`.
+    """Write `OUT/resume`, which is on the disk when this returns; the one that was there stays as `OUT/resume.old`.
 
     Raises:
-        CheckpointError: it cannot be written, as on a full disk. What was there is untouched.
+        DataError: it cannot be written, as on a full disk. What was there is untouched.
     """
     partial = out / f"{FOLDER}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with writing(f"the checkpoint of step {step}", out):
-            partial.mkdir(parents=True)
+            make_folder(partial)
             save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial / "state.safetensors")
             write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
-    except CheckpointError:
+            sync_tree(partial)  # before the previous one gives up its name
+    except DataError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    previous = out / PREVIOUS
-    if (out / FOLDER).exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        (out / FOLDER).rename(previous)
-    partial.rename(out / FOLDER)
+    with writing(f"the checkpoint of step {step}", out):
+        if (out / FOLDER).exists():
+            shutil.rmtree(out / PREVIOUS, ignore_errors=True)
+            rename(out / FOLDER, out / PREVIOUS)
+        rename(partial, out / FOLDER)
 
 
 @contextmanager
-def writing(what: str, out: Path) -> Iterator[None]:
-    """A full or broken disk is told in words.
+def writing(what: str, out: Path) -> Generator[None]:
+    """`vla_robot.core.durable.writing` for a run, also around what safetensors writes.
 
     Args:
         what: is written.
         out: folder of the run.
 
     Raises:
-        CheckpointError: it cannot be; the last good checkpoint is named.
+        DataError: the disk refuses; the last good checkpoint is named.
     """
+    good = newest(out)
+    safe = f"{good[0].upper()}{good[1:]}."
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"{what} cannot be written ({error}); {newest(out)}. "
-            "Make room, then run the same command: it goes on from there."
-        ) from error
+    except OSError as error:
+        raise refusal(what, error, safe) from error
+    except SafetensorError as error:
+        raise refusal(what, _system_error(error), safe) from error
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """The error of the system that safetensors quotes: 'I/O error: No space left on device (os error 28)'."""
+    found = re.search(r"(?:os error|code:) (\d+)", str(error))
+    number = int(found.group(1)) if found else 0
+    return OSError(number, os.strerror(number)) if number else OSError(str(error))
 
 
 def newest(out: Path) -> str:
@@ -172,4 +184,4 @@ def _restore_previous(out: Path) -> None:
     """A crash between the two renames leaves only the old checkpoint, under its other name; so does who deletes one."""
     previous = out / PREVIOUS
     if previous.exists() and not (out / FOLDER).exists():
-        previous.rename(out / FOLDER)
+        rename(previous, out / FOLDER)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from vla_robot.core.claim import Claim
+from vla_robot.core.durable import rename, sync_tree, write_whole
 from vla_robot.core.errors import RecipeError
 from vla_robot.learn.adapt import adapt, merged
 from vla_robot.learn.checkpoint import learning, writing
@@ -33,10 +35,12 @@ from vla_robot.learn.shard import collected, shard
 from vla_robot.learn.start import Prepared, fingerprint_of, prepare
 from vla_robot.policy.openvla.model import OpenVLA
 from vla_robot.policy.openvla.weights import save_model
+from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import FinetuneRecipe
 
 __all__ = ["OnProgress", "Progress", "RollOut", "Trained", "finetune", "open_run"]
 
+RECIPE_COPY = "recipe.toml"
 SIDE_FILES = ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json", "embodiment.json")
 DRIVES = """\
 # Written by `vla finetune`: of all statistics that this folder has, those of the data that it learned from.
@@ -84,15 +88,18 @@ def finetune(
         roll_out: drives the episodes that the recipe's [rollouts] ask for; this room knows no world.
 
     Raises:
-        DataError: the demonstrations or the questions cannot be read, or do not fit the policy.
+        DataError: the demonstrations or the questions cannot be read, or do not fit the policy; another process trains
+            in `out`; or the disk refuses, and the last good checkpoint is named.
         CheckpointError: `out` holds a run of another recipe, the start policy is damaged, or the loss is not finite.
     """
     ranks = Ranks.here()
     device = ranks.device(recipe.device)
     require_trackers(recipe)
     heard = on_progress if ranks.first else _unheard
-    with ranks.joined(device):
+    with Claim(out) if ranks.first else nullcontext(), ranks.joined(device):
         run, prepared = open_run(recipe, out, ranks, heard, on_plan)
+        if ranks.first:
+            _keep_recipe(recipe, out)
         if recipe.rollouts:
             run.drives(recipe.rollouts.every, _closed_loop(roll_out, prepared, out / "rollout", ranks))
         with closing(run):
@@ -118,6 +125,12 @@ def open_run(
     with ranks.one_first():
         run.resume(fingerprint_of(recipe, prepared))
     return run, prepared
+
+
+def _keep_recipe(recipe: FinetuneRecipe, out: Path) -> None:
+    path = out / RECIPE_COPY
+    with writing(str(path), out):
+        write_whole(path, dump(recipe).encode())
 
 
 def _unheard(_: Progress) -> None:
@@ -161,19 +174,26 @@ def _closed_loop(
 def save_policy(run: Run, prepared: Prepared, folder: Path, ranks: Ranks) -> None:
     """Write the averaged weights as a policy folder, with the files that belong to them. Every rank must ask.
 
+    The folder appears whole, in place of one that was there, and is on the disk when this returns.
+
     Raises:
-        CheckpointError: the disk is full, or the start policy is damaged.
+        DataError: the disk refuses.
+        CheckpointError: the start policy is damaged.
     """
-    start = prepared.start
+    start, partial = prepared.start, folder.with_name(folder.name + ".tmp")
     with run.averaged():
         learned = collected(learning(run.model).items(), keep=ranks.first)
         if not ranks.first:
             return
         plain = merged(run.model, start, learned)
+        shutil.rmtree(partial, ignore_errors=True)
         with writing(str(folder), run.out):
-            save_model(plain, folder, carry_from=start)
+            save_model(plain, partial, carry_from=start)
             for name in SIDE_FILES:
                 if (start / name).is_file():
-                    shutil.copyfile(start / name, folder / name)
+                    shutil.copyfile(start / name, partial / name)
             if prepared.drives_by:
-                (folder / "recipe.toml").write_text(DRIVES.format(json.dumps(prepared.drives_by)), encoding="utf-8")
+                (partial / "recipe.toml").write_text(DRIVES.format(json.dumps(prepared.drives_by)), encoding="utf-8")
+            sync_tree(partial)
+            shutil.rmtree(folder, ignore_errors=True)
+            rename(partial, folder)

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
+from vla_robot.core.durable import append_line, write_whole
 from vla_robot.core.errors import MissingDependencyError
 from vla_robot.core.optional import installed, require
 from vla_robot.learn.checkpoint import writing
@@ -70,12 +71,12 @@ class Metrics:
         """Write a line.
 
         Raises:
-            CheckpointError: the disk takes it not.
+            DataError: the disk refuses.
         """
         line = {"step": step, **metrics}
         path = self._out / METRICS
-        with writing(str(path), self._out), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with writing(str(path), self._out):
+            append_line(path, json.dumps(line))
         for tracker in self._trackers:
             tracker.tell(line)
 
@@ -93,7 +94,8 @@ class Metrics:
         texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
         lines = [json.loads(text) for text in texts if step and text.endswith("\n")]
         kept = [line for line in lines if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with writing(str(path), self._out):
+            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return kept
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vla_robot.core.durable import rename, sync_tree
 from vla_robot.core.embodiment import Embodiment, misfits
 from vla_robot.core.errors import ContractError, DataError, RecipeError
 from vla_robot.learn.checkpoint import writing
@@ -102,8 +103,9 @@ def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         with writing(str(start), out):
             write(partial)
-        shutil.rmtree(start, ignore_errors=True)
-        partial.rename(start)
+            sync_tree(partial)
+            shutil.rmtree(start, ignore_errors=True)
+            rename(partial, start)
     return start
 
 

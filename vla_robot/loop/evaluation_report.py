@@ -41,6 +41,9 @@ def write_evaluation(folder: Path, evaluation: Evaluation, command: str) -> Path
         folder: of the evaluation; its videos are linked where they exist.
         evaluation: at least one trial.
         command: the command line that goes on, or shows it again.
+
+    Raises:
+        DataError: the disk refuses.
     """
     summary = document("eval", **evaluation.to_dict())
     write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
 from vla_robot.loop.evaluation import Question, Trial
 from vla_robot.loop.events import Subscriber
@@ -34,7 +35,11 @@ def film_path(folder: Path, question: Question) -> Path:
 
 
 class Filming:
-    """Shared by the threads of an evaluation."""
+    """Shared by the threads of an evaluation.
+
+    Attributes:
+        failure: why a video could not be written, as on a full disk; its trial is finished all the same.
+    """
 
     def __init__(self, folder: Path, videos: Videos, rate_hz: float, trials: Iterable[Trial] = ()) -> None:
         """
@@ -53,6 +58,7 @@ class Filming:
         self._videos = videos
         self._rate_hz = rate_hz
         self._lock = threading.Lock()
+        self.failure: DataError | None = None
         filmed = (t for t in trials if t.result.success and film_path(folder, t.question).is_file())
         self._successes = Counter(_row_folder(folder, trial.question) for trial in filmed)
 
@@ -67,11 +73,12 @@ class Filming:
         """Film a trial that has ended, if it is to be; and hand it on."""
         row = _row_folder(self._folder, trial.question)
         log = log_path(row, trial.question.seed)
-        if log.is_file():
-            if self._is_wanted(trial, row):
-                path = film_path(self._folder, trial.question)
-                write_video(read_episode(log), trial.result, path, self._rate_hz)
-            log.unlink()
+        try:
+            if log.is_file() and self._is_wanted(trial, row):
+                write_video(read_episode(log), trial.result, film_path(self._folder, trial.question), self._rate_hz)
+        except DataError as error:
+            self.failure = error
+        log.unlink(missing_ok=True)
         return trial
 
     def _is_wanted(self, trial: Trial, row: Path) -> bool:

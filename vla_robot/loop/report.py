@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.durable import make_folder, writing
 from vla_robot.loop.recorder import log_path
 from vla_robot.loop.report_parts import (
     STYLE,
@@ -61,8 +62,12 @@ def write_report(folder: Path, run: RunSummary) -> Path:
     Args:
         folder: of the run; its logs and videos are linked where they exist.
         run: at least one episode.
+
+    Raises:
+        DataError: the disk refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        make_folder(folder)
     summary = document("run", **run.to_dict())
     write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     report = folder / REPORT

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from vla_robot.core.durable import write_whole, writing
 from vla_robot.loop.results import Outcome
 
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8").strip()
@@ -66,7 +66,6 @@ def relative(folder: Path, path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    part = path.with_name(path.name + ".tmp")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    """The file appears whole or not at all; raises DataError when the disk refuses."""
+    with writing(path):
+        write_whole(path, text.encode())

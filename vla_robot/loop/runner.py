@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from vla_robot.core.claim import Claim
 from vla_robot.core.clock import Clock
+from vla_robot.core.durable import make_folder, writing
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError, VlaError
 from vla_robot.core.optional import require
@@ -25,14 +29,36 @@ from vla_robot.record.provenance import machine, versions
 
 
 def new_run_folder(root: Path, prefix: str = "") -> Path:
-    """A folder below `root` that is named by the time, after the prefix, and does not exist yet; nothing is created."""
+    """Make a folder below `root` that is named by the time, after the prefix; no other process gets the same.
+
+    Raises:
+        DataError: it cannot be made.
+    """
     stamp = prefix + datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder = root / stamp
-    count = 1
-    while folder.exists():
-        count += 1
-        folder = root / f"{stamp}_{count}"
-    return folder
+    for count in itertools.count(1):
+        folder = root / (stamp if count == 1 else f"{stamp}_{count}")
+        with writing(folder):
+            make_folder(root)
+            try:
+                make_folder(folder, exist_ok=False)
+            except FileExistsError:
+                continue
+        return folder
+    raise AssertionError("count has no end")
+
+
+@contextmanager
+def run_folder(out: Path | None, root: Path = Path("runs")) -> Iterator[Path]:
+    """The folder of a run, which no other process writes during the block: `out`, or a new one below `root`.
+
+    One that is made here and stays empty is removed.
+
+    Raises:
+        DataError: another process writes to it, or it cannot be made.
+    """
+    folder = new_run_folder(root) if out is None else out
+    with Claim(folder, is_new=out is None):
+        yield folder
 
 
 class Drive(Protocol):
@@ -40,6 +66,9 @@ class Drive(Protocol):
 
     def __call__(self, seed: int, *, subscribers: Sequence[Subscriber]) -> EpisodeResult: ...
 
+
+OnFailure = Callable[[RunSummary], None]
+"""Told of the finished episodes of a run that a failure ended, before the failure is raised."""
 
 OnEpisode = Callable[[EpisodeResult, EpisodeLog], None]
 """Told of a finished episode and its log, as it stands on the disk; between episodes, so it may take its time."""
@@ -70,6 +99,7 @@ def run_episodes(
     should_stop: Callable[[], bool] = never,
     video: bool = True,
     on_episode: OnEpisode = keep_nothing,
+    on_failure: OnFailure = lambda summary: None,
 ) -> RunSummary:
     """One episode a seed. Ctrl-C and the stop flag end the run early; its finished episodes are kept and reported.
 
@@ -86,6 +116,7 @@ def run_episodes(
         should_stop: True ends the run.
         video: a video of each episode; made between episodes, so that it costs the control loop nothing.
         on_episode: gets the log of each episode, where there is a folder.
+        on_failure: is told of the finished episodes before a failure is raised.
 
     Raises:
         VlaError: the world or the recording failed. The report on the finished episodes is written before.
@@ -102,6 +133,7 @@ def run_episodes(
         should_stop=should_stop,
         video=video,
         on_episode=on_episode,
+        on_failure=on_failure,
     )
 
 
@@ -116,6 +148,7 @@ def run_driven(
     should_stop: Callable[[], bool] = never,
     video: bool = True,
     on_episode: OnEpisode = keep_nothing,
+    on_failure: OnFailure = lambda summary: None,
 ) -> RunSummary:
     """`run_episodes` for whatever can be driven; see there.
 
@@ -129,6 +162,7 @@ def run_driven(
         should_stop: True ends the run.
         video: a video of each episode.
         on_episode: gets the log of each episode.
+        on_failure: is told of the finished episodes before a failure is raised.
 
     Raises:
         VlaError: the world or the recording failed. The report on the finished episodes is written before.
@@ -159,8 +193,12 @@ def run_driven(
         failure = error
     summary = RunSummary(info, tuple(episodes), len(seeds), started_at, None if failure is None else str(failure))
     if folder is not None and episodes:
-        write_report(folder, summary)
+        try:
+            write_report(folder, summary)
+        except DataError as error:  # the disk that ended the run refuses its report as well
+            failure = failure or error
     if failure is not None:
+        on_failure(summary)
         raise failure
     return summary
 

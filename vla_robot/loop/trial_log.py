@@ -8,13 +8,13 @@ than the command is refused with the difference.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from vla_robot.core.claim import Claim
+from vla_robot.core.durable import append_line, writing
 from vla_robot.core.errors import DataError
 from vla_robot.loop.evaluation import Question, Trial
 
@@ -24,7 +24,7 @@ STARTED_AT = "started_at"
 
 
 class TrialLog:
-    """Owns the file; use it in a `with` block.
+    """Owns the folder; use it in a `with` block.
 
     Attributes:
         trials: of each question the last one that was written.
@@ -42,47 +42,43 @@ class TrialLog:
         Raises:
             DataError: the folder holds another evaluation, another process writes it, or a line is damaged.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        self._claim = Claim(folder)
         self._path = folder / TRIALS
-        self._file = self._path.open("a+b")
+        self.trials: dict[Question, Trial] = {}
         try:
-            self._lock()
             first, *rest = self._whole_lines() or [self._begin(header, started_at)]
             self.started_at = self._require_same(first, header)
-            self.trials: dict[Question, Trial] = {}
             for number, line in enumerate(rest, start=2):
                 trial = self._trial(line, number)
                 self.trials[trial.question] = trial
         except BaseException:
-            self._file.close()
+            self._claim.release()
             raise
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._claim.release()
 
     def add(self, trial: Trial) -> None:
-        """Write a finished trial; it is on the disk when this returns."""
-        self.trials[trial.question] = trial
-        self._write(trial.to_dict())
+        """Write a finished trial; it is on the disk when this returns.
 
-    def _lock(self) -> None:
-        """The system lets go of it when this process ends, however it ends."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(
-                f"{self._path} is being written by another process. Wait, or choose another folder with --out."
-            ) from error
+        Raises:
+            DataError: the disk refuses; the trials before are safe.
+        """
+        self._write(trial.to_dict())
+        self.trials[trial.question] = trial
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """All lines; what follows the last newline was never finished and is cut off."""
-        self._file.seek(0)
-        content = self._file.read()
+        """All lines; what follows the last newline was never finished, and `append_line` cuts it off."""
+        try:
+            content = self._path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise DataError(f"cannot read {self._path}: {error.strerror}.") from error
         whole = content[: content.rfind(b"\n") + 1]
-        self._file.truncate(len(whole))
         return [self._parsed(line, number) for number, line in enumerate(whole.splitlines(), start=1)]
 
     def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
@@ -107,10 +103,12 @@ class TrialLog:
         return self._write({STARTED_AT: started_at, **header})
 
     def _write(self, values: dict[str, Any]) -> dict[str, Any]:
-        self._file.write(json.dumps(values, ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path, self._what_is_safe):
+            append_line(self._path, json.dumps(values, ensure_ascii=False, allow_nan=False))
         return values
+
+    def _what_is_safe(self) -> str:
+        return f"Its {len(self.trials)} finished episodes are safe, and the same command goes on after them."
 
     def _require_same(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         names = dict.fromkeys([*here, *there])

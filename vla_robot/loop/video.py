@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from vla_robot.core.durable import TEMPORARY, make_folder, rename, sync_path, write_whole, writing
 from vla_robot.core.image import resize
 from vla_robot.core.messages import Image
 from vla_robot.core.optional import require
@@ -41,18 +42,21 @@ def write_video(log: EpisodeLog, result: EpisodeResult, path: Path, rate_hz: flo
 
     Raises:
         MissingDependencyError: PyAV is not installed.
+        DataError: the disk refuses.
     """
     pictures = list(_pictures(log, result))
     if not pictures:
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    try:
-        _encode(pictures + pictures[-1:] * round(HOLD_S * rate_hz), part, rate_hz)
-        _poster(pictures[-1], path.with_suffix(".jpg"))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    part = path.with_name(path.name + TEMPORARY)
+    with writing(path):
+        make_folder(path.parent)
+        try:
+            _encode(pictures + pictures[-1:] * round(HOLD_S * rate_hz), part, rate_hz)
+            sync_path(part)
+            write_whole(path.with_suffix(".jpg"), _poster(pictures[-1]))
+            rename(part, path)
+        finally:
+            part.unlink(missing_ok=True)
     return path
 
 
@@ -121,7 +125,10 @@ def _encode(pictures: list[Image], path: Path, rate_hz: float) -> None:
         container.mux(stream.encode())
 
 
-def _poster(picture: Image, path: Path) -> None:
+def _poster(picture: Image) -> bytes:
+    """As JPEG."""
     import PIL.Image
 
-    PIL.Image.fromarray(picture).save(path, "JPEG", quality=85)
+    file = io.BytesIO()
+    PIL.Image.fromarray(picture).save(file, "JPEG", quality=85)
+    return file.getvalue()

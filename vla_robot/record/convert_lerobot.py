@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.durable import append_line, writing
 from vla_robot.core.errors import DataError
 from vla_robot.record.lerobot_layout import COUNTERS, EMBODIMENT, IMAGES, write_json
 from vla_robot.record.lerobot_source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
@@ -56,7 +57,8 @@ def to_lerobot(source: Source, destination: Path, options: Options, on_progress:
     try:
         begin(destination / IN_LEROBOT, origin)
         if history.embodiment is not None:
-            write_json(destination / EMBODIMENT, history.embodiment)
+            with writing(destination / EMBODIMENT):
+                write_json(destination / EMBODIMENT, history.embodiment)
         described = history.features if history.kind == "lerobot" else {}
         done = tables.num_episodes
         for index in range(done, len(source)):
@@ -203,8 +205,8 @@ def _count_pixels(film: Frames) -> tuple[tuple[int, int], NDArray[np.int64]]:
 
 def _note_metadata(root: Path, index: int, episode: Episode) -> None:
     metadata = {name: _plain(value) for name, value in episode.metadata.items() if not isinstance(value, bytes)}
-    with (root / METADATA).open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"episode": index, "metadata": metadata}, ensure_ascii=False) + "\n")
+    line = json.dumps({"episode": index, "metadata": metadata}, ensure_ascii=False)
+    append_line(root / METADATA, line)
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """One episode's log: what the robot saw, what it was told, what it did. Append-only, readable after any crash.
 
-    seed_10000.vlalog        a finished episode
-    seed_10000.vlalog.part   one that is being written, or was when the process died; reads just as well
+    seed_10000.vlalog                  a finished episode
+    seed_10000.vlalog.part             one that is being written, or was when the process died; reads just as well
+    seed_10000.crashed-1.vlalog.part   such a file of a dead process, set aside when the episode is driven again
 
     file   = "VLALOG1\\n" record*
     record = length (4 bytes, little endian) | CRC-32 of payload (4 bytes) | payload (msgpack map with "kind")
@@ -14,6 +15,8 @@ control loop never waits.
 
 from __future__ import annotations
 
+import fcntl
+import itertools
 import os
 import queue
 import struct
@@ -21,13 +24,15 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import msgpack
 import numpy as np
 
-from vla_robot.core.errors import DataError
+from vla_robot.core.durable import make_folder, refusal, rename, sync_file, sync_folder, writing
+from vla_robot.core.errors import DataError, in_words
 from vla_robot.core.messages import Clamp, Image, Observation, Vector
 from vla_robot.record import png
 
@@ -111,7 +116,7 @@ class EpisodeWriter:
             header: plain data, stored verbatim.
 
         Raises:
-            DataError: the file exists, or the folder cannot be written.
+            DataError: the file exists, another process writes it, or the folder cannot be written.
         """
         if path.suffix != SUFFIX:
             raise DataError(f"an episode log ends in {SUFFIX}, got {path}.")
@@ -120,7 +125,7 @@ class EpisodeWriter:
         self.path = path
         self.dropped_frames = 0
         self._part = path.with_suffix(PART_SUFFIX)
-        self._file = _create(self._part)
+        self._file = _new_part(self._part)
         self._queue: queue.SimpleQueue[tuple[dict[str, Any], bool] | None] = queue.SimpleQueue()
         self._frame_slots = threading.Semaphore(FRAME_BACKLOG)
         self._failure: Exception | None = None
@@ -157,13 +162,14 @@ class EpisodeWriter:
         }
         self._queue.put((end, False))
         self._stop()
-        if self._failure is not None:
-            self._file.close()
-            raise DataError(f"cannot write {self._part}: {self._failure}. Is the disk full?") from self._failure
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._part, self.path)
-        _sync_folder(self.path.parent)
+        with self._file:  # closed, and so unlocked, when it has its name
+            if self._failure is not None:
+                raise self._refused(self._failure) from self._failure
+            try:
+                sync_file(self._file)
+                rename(self._part, self.path)
+            except OSError as error:
+                raise self._refused(error) from error
         return self.path
 
     def discard(self) -> None:
@@ -177,6 +183,12 @@ class EpisodeWriter:
         self._stop()
         self._file.close()
 
+    def _refused(self, error: Exception) -> DataError:
+        safe = f"The steps until then are in {self._part}."
+        if isinstance(error, OSError):
+            return refusal(self._part, error, safe)
+        return DataError(f"cannot write {self._part}: {in_words(error)}. {safe}")
+
     def _stop(self) -> None:
         self._queue.put(None)
         self._thread.join()
@@ -187,7 +199,7 @@ class EpisodeWriter:
             record, holds_slot = item
             try:
                 if self._failure is None:
-                    self._file.write(_encode(record))
+                    _write(self._file, _encode(record))
             except Exception as error:  # whatever it is, `finish` must learn of it: this thread has no caller
                 self._failure = error
             if holds_slot:
@@ -345,22 +357,57 @@ def frames_of(log: EpisodeLog) -> Iterator[tuple[int, Mapping[str, Image]]]:
             yield observation.step, observation.images
 
 
-def _create(part: Path) -> BinaryIO:
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        file = part.open("wb")
-        file.write(MAGIC)
+def set_aside(part: Path) -> Path | None:
+    """Rename the .part file of a process that died, so that its episode can be driven again. Nothing of it is lost.
+
+    Returns:
+        Its new path; None when there is no such file.
+
+    Raises:
+        DataError: a process that lives writes it, or the disk refuses.
+    """
+    with writing(part):
+        try:
+            file = part.open("r+b")
+        except FileNotFoundError:
+            return None
+        with file:
+            _lock(file, part)
+            names = (f"{part.name.removesuffix(PART_SUFFIX)}.crashed-{n}{PART_SUFFIX}" for n in itertools.count(1))
+            aside = next(path for name in names if not (path := part.with_name(name)).exists())
+            rename(part, aside)
+            return aside
+
+
+def _new_part(part: Path) -> FileIO:
+    """A file that did not exist, locked for as long as it is open."""
+    with writing(part):
+        make_folder(part.parent)
+        set_aside(part)
+        file = part.open("xb", buffering=0)  # what is written outlives this process, however it ends
+        try:
+            _lock(file, part)
+            _write(file, MAGIC)
+            sync_folder(part.parent)
+        except BaseException:
+            file.close()
+            raise
         return file
-    except OSError as error:
-        raise DataError(f"cannot write {part}: {error.strerror}. Choose another folder with --out.") from error
 
 
-def _sync_folder(folder: Path) -> None:
-    """A rename is only as durable as the folder's own entry."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
+def _lock(file: IO[bytes] | FileIO, part: Path) -> None:
+    """Held until the file is closed, however that comes about; raise DataError where another process holds it."""
+    busy = f"{part} is being written by another process. Wait until it ends, or choose another folder."
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(busy) from error
+    if not part.exists() or not os.path.samestat(os.fstat(file.fileno()), part.stat()):
+        raise DataError(busy)  # it was renamed between the opening and the locking
+
+
+def _write(file: FileIO, data: bytes) -> None:
+    """All of it: a disk that fills up takes a part without an error, and refuses the rest."""
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]

@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.durable import append_line, write_whole, writing
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError
 from vla_robot.record.demonstration import Demonstration
@@ -36,7 +37,6 @@ from vla_robot.record.lerobot_layout import (
     read_recording,
     require_same_embodiment,
     write_json,
-    write_whole,
 )
 from vla_robot.record.lerobot_tables import EpisodeTable, LeRobotTables, feature, image_feature
 from vla_robot.record.stats import describe_pixels
@@ -99,12 +99,10 @@ class LeRobotWriter:
         table = _like(_table(demonstration), self._tables.features)
         if self._embodiment is not None:
             require_same_embodiment(self._root, self._embodiment, demonstration.embodiment)
-        try:
-            if self._embodiment is None:
-                self._embodiment = demonstration.embodiment
-                write_json(self._root / EMBODIMENT, self._embodiment.to_dict())
-        except OSError as error:
-            raise DataError(f"cannot write to {self._root}: {error.strerror or error}.") from error
+        if self._embodiment is None:
+            with writing(self._root / EMBODIMENT):
+                write_json(self._root / EMBODIMENT, demonstration.embodiment.to_dict())
+            self._embodiment = demonstration.embodiment
         embodiment = self._embodiment
         self._tables.write(table, embodiment.rate_hz, embodiment.name, lambda: self._note(demonstration))
         self._recorded.add((demonstration.seed, demonstration.driver))
@@ -116,7 +114,8 @@ class LeRobotWriter:
     def _keep_notes_of(self, num_episodes: int) -> set[tuple[int, str]]:
         """Drop notes on an episode that a crash kept from being finished, or that it cut short."""
         notes = [note for note in read_recording(self._root) if note["episode"] < num_episodes]
-        write_whole(self._root / RECORDING, "".join(json.dumps(note) + "\n" for note in notes).encode())
+        with writing(self._root / RECORDING):
+            write_whole(self._root / RECORDING, "".join(json.dumps(note) + "\n" for note in notes).encode())
         return {(note["seed"], note["driver"]) for note in notes}
 
     def _note(self, d: Demonstration) -> None:
@@ -124,8 +123,7 @@ class LeRobotWriter:
         if d.corrections is not None:
             line["corrected_steps"] = int(d.corrections.intervention.sum())
         line |= d.facts
-        with (self._root / RECORDING).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self._root / RECORDING, json.dumps(line))
 
 
 def features_of(demonstration: Demonstration) -> dict[str, Any]:

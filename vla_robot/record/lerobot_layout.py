@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_robot.core.durable import write_whole
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, DataError
 
@@ -88,7 +88,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """The file appears whole or not at all."""
+    """The file appears whole, and is on the disk when this returns; raises OSError."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_whole(path, text.encode() + b"\n")
 
@@ -139,24 +139,13 @@ def _opened(path: Path, columns: Sequence[str] | None) -> Iterator[pq.ParquetFil
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """The file appears whole or not at all."""
+    """The file appears whole, and is on the disk when this returns; raises OSError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="snappy")
     write_whole(path, sink.getvalue())
-
-
-def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write beside the file, then rename: whoever reads, or crashes, never meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".tmp")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def read_embodiment(root: Path) -> Embodiment:

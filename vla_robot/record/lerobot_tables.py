@@ -8,9 +8,7 @@ else a crash left of it is overwritten by the next one.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.claim import Claim
+from vla_robot.core.durable import TEMPORARY, writing
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
 from vla_robot.core.untrusted import require_links_inside
@@ -89,7 +89,7 @@ class _State:
 
 
 class LeRobotTables:
-    """Appends episodes; each is on disk, whole, when `write` returns. A dataset that exists is continued."""
+    """Appends episodes; each is on the disk, whole, when `write` returns. A dataset that exists is continued."""
 
     def __init__(self, root: Path) -> None:
         """
@@ -106,7 +106,7 @@ class LeRobotTables:
         self._state = _State()
         self._rate_hz: float | None = None
         self._robot = ""
-        self._lock: int | None = _lock(root)
+        self._claim = Claim(root, LOCK)
         try:
             self._take_up()
         except BaseException:
@@ -142,23 +142,24 @@ class LeRobotTables:
         """
         if self._state.features and episode.features != self._state.features:
             raise DataError(_difference(self._root, self._state.features, episode.features))
-        try:
+        with writing(self._root, self._what_is_safe):
             self._rate_hz, self._robot, self._state.features = rate_hz, robot, episode.features
             self._write_files(episode, rate_hz, before_it_counts)
-        except OSError as error:
-            raise DataError(f"cannot write to {self._root}: {error.strerror or error}.") from error
 
     def close(self) -> None:
         """Let another process write. May be called twice."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._claim.release()
+
+    def _what_is_safe(self) -> str:
+        return f"Its {self.num_episodes} finished episodes are safe."
 
     def _take_up(self) -> None:
         """Begin a dataset, or continue one where its last whole episode ended."""
         root = self._root
         require_links_inside(root)
         rows = read_episode_rows(root)
+        for killed in (*root.glob(f"meta/**/*{TEMPORARY}"), *root.glob(f"{DATA}/**/*{TEMPORARY}")):
+            killed.unlink()
         if not rows:
             return
         info = read_json(root / INFO)
@@ -261,19 +262,6 @@ def _require_dataset_or_nothing(root: Path) -> None:
         raise DataError(f"{root} is a file; a dataset is a folder.")
     if root.exists() and any(path.name != "meta" for path in root.iterdir()) and not (root / INFO).is_file():
         raise DataError(f"{root} is not empty and holds no {INFO}, so it is no LeRobot dataset. Choose another folder.")
-
-
-def _lock(root: Path) -> int:
-    """A lock that the system lets go of when this process ends, however it ends."""
-    path = root / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise DataError(f"{root} is being written by another process. Wait, or record to another folder.") from error
-    return descriptor
 
 
 def _difference(root: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

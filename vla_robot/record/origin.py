@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vla_robot.core.durable import writing
 from vla_robot.core.errors import DataError
 from vla_robot.record.hdf5 import Hdf5Dataset
 from vla_robot.record.lerobot_layout import EMBODIMENT, read_json, write_json
@@ -136,4 +137,5 @@ def begin(path: Path, origin: Origin) -> None:
             f"{path} says that this folder holds another conversion, of {there.kind} '{there.name}', {parts}. "
             "Choose another folder."
         )
-    write_json(path, asdict(merged))
+    with writing(path):
+        write_json(path, asdict(merged))

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from vla_robot.core.claim import Claim
+from vla_robot.core.durable import make_folder, write_whole, writing
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Image
 from vla_robot.record.images import decode_image
@@ -109,16 +111,19 @@ class QuestionWriter:
     def __init__(self, folder: Path) -> None:
         """
         Raises:
-            DataError: the folder holds questions already, or cannot be written.
+            DataError: the folder holds questions already, another process writes it, or it cannot be written.
         """
         self._folder = folder
         self._lines: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        if any(_file(folder, split).exists() for split in SPLITS):
-            raise DataError(f"{folder} holds questions already, which are never overwritten. Choose another --out.")
+        self._claim = Claim(folder)
         try:
-            (folder / "images").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"cannot write to {folder}: {error.strerror}. Choose another --out.") from error
+            if any(_file(folder, split).exists() for split in SPLITS):
+                raise DataError(f"{folder} holds questions already, which are never overwritten. Choose another --out.")
+            with writing(folder):
+                make_folder(folder / "images")
+        except BaseException:
+            self._claim.release()
+            raise
 
     def write(self, split: Split, scene: int, images: Mapping[str, Image], asked: Iterable[tuple[str, str]]) -> None:
         """One scene.
@@ -131,7 +136,8 @@ class QuestionWriter:
         """
         names = {camera: f"images/{scene}_{camera}.jpg" for camera in images}
         for camera, name in names.items():
-            (self._folder / name).write_bytes(_jpeg(images[camera]))
+            with writing(self._folder / name):
+                write_whole(self._folder / name, _jpeg(images[camera]))
         for question, answer in asked:
             row = {"scene": scene, "question": question, "answer": answer, "images": names}
             self._lines[split].append(json.dumps(row) + "\n")
@@ -140,9 +146,12 @@ class QuestionWriter:
         return self
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        if failure is None:
+        with self._claim:
+            if failure is not None:
+                return
             for split, lines in self._lines.items():
-                _file(self._folder, split).write_text("".join(lines), encoding="utf-8")
+                with writing(_file(self._folder, split)):
+                    write_whole(_file(self._folder, split), "".join(lines).encode())
 
 
 def _decode(path: Path) -> Image:

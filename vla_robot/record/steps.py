@@ -27,6 +27,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from vla_robot.core.durable import make_folder, rename, sync_tree, writing
 from vla_robot.core.errors import DataError
 from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.recipe.oxe import ABSOLUTE_DIMS, RELATIVE_DIMS, SourceRecipe
@@ -176,17 +177,19 @@ def _make(
 ) -> None:
     """Write a table; it appears whole or not at all, also when several processes make it at once."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     except OSError as error:
         raise DataError(f"cannot write below {folder.parent}: {error.strerror}. Set XDG_CACHE_HOME.") from error
     try:
-        _Writer(building, name, recipe, parts).write(on_progress)
-        try:
-            os.replace(building, folder)
-        except OSError:  # another process was faster; its table is the same
-            if not (folder / ABOUT).is_file():
-                raise
+        with writing(building):
+            _Writer(building, name, recipe, parts).write(on_progress)
+            sync_tree(building)
+            try:
+                rename(building, folder)
+            except OSError:  # another process was faster; its table is the same
+                if not (folder / ABOUT).is_file():
+                    raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -233,7 +236,9 @@ class _Writer:
     def _array(self, name: str, like: NDArray[Any]) -> NDArray[Any]:
         if name not in self._arrays:
             shape = (self._total, *like.shape[1:])
-            self._arrays[name] = open_memmap(self._folder / f"{name}.npy", mode="w+", dtype=like.dtype, shape=shape)
+            path = self._folder / f"{name}.npy"
+            self._arrays[name] = open_memmap(path, mode="w+", dtype=like.dtype, shape=shape)
+            _allocate(path)
         return self._arrays[name]
 
     def _write_about(self) -> None:
@@ -246,3 +251,9 @@ class _Writer:
         for array in self._arrays.values():
             array.flush()  # type: ignore[attr-defined]
         (self._folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _allocate(path: Path) -> None:
+    """Take the room of a sparse file now, as an OSError where there is none: a write by its mapping would be SIGBUS."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -104,6 +104,39 @@ def test_a_crash_while_the_shards_are_named_is_taken_up(
     require_equal(open_rlds(tmp_path / "out"), source)
 
 
+def test_a_dataset_has_one_writer(copy_sample: CopySample, tmp_path: Path) -> None:
+    source = open_rlds(copy_sample("bridge_orig"), "all")
+    with RldsWriter(tmp_path / "out", "mine", source.features) as writer:
+        for split in ("train", "val"):
+            with pytest.raises(DataError, match=rf"out/1\.0\.0 is being written by process {os.getpid()} "):
+                RldsWriter(tmp_path / "out", "mine", source.features, split=split)
+        writer.write(source.episode(0))
+        writer.finish()
+    assert open_rlds(tmp_path / "out").splits == {"train": 1}
+
+
+def test_a_finished_split_survives_a_power_cut(copy_sample: CopySample, tmp_path: Path, power_cut: Any) -> None:
+    source = open_rlds(copy_sample("bridge_orig"), "all")
+    write(tmp_path / "out", source, shard_bytes=1)
+    survivors = {name: content for name, content in power_cut.survivors(tmp_path).items() if name.startswith("out/")}
+    for name, content in survivors.items():
+        (tmp_path / "after" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "after" / name).write_bytes(content)
+    require_equal(open_rlds(tmp_path / "after" / "out"), source)
+
+
+def test_a_full_disk_keeps_the_episodes_before_and_writing_goes_on(
+    copy_sample: CopySample, tmp_path: Path, small_disk: Callable[[int], Path]
+) -> None:
+    source = open_rlds(copy_sample("bridge_orig"), "all")
+    disk = small_disk(700)
+    with pytest.raises(DataError, match=r"No space left on device\. Its [1-9]\d* finished episodes are safe in .*Make"):
+        write(disk / "out", source, shard_bytes=1)
+    subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+    write(disk / "out", source, shard_bytes=1)
+    require_equal(open_rlds(disk / "out"), source)
+
+
 def leaf(name: str, kind: Any, dtype: str, *shape: int | None, sequences: int = 1, encoding: str = "none") -> Leaf:
     return Leaf(f"steps/{name}", Field(name, kind, dtype, shape), sequences, encoding)
 

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vla_robot.core.durable import make_folder, rename, sync_path, write_whole
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.openvla import adapters, layout
 from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
@@ -152,14 +153,15 @@ def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> 
     The reference refuses a file without the tensors that inference never uses, so they are written too: those of
     `carry_from` when it has them, zeros otherwise.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     dtype = model.projector.fc1.weight.dtype
     tensors = {file_name(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()}
     tensors |= dict(_unused_tensors(model.config, carry_from, dtype))
     partial = folder / f"{SINGLE}.tmp"
     save_file({name: _own(t) for name, t in sorted(tensors.items())}, partial, metadata={"format": "pt"})
     partial.chmod(0o644)  # safetensors leaves it to its owner alone
-    partial.replace(folder / SINGLE)
+    sync_path(partial)
+    rename(partial, folder / SINGLE)
     write_json(folder / "config.json", model.config.to_dict())
 
 
@@ -169,10 +171,8 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def write_json(path: Path, data: Mapping[str, object]) -> None:
-    """Write JSON so that a crash leaves the old file or the new one, never half of one."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write JSON so that a crash leaves the old file or the new one, never half of one; raises OSError."""
+    write_whole(path, json.dumps(data, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def unused_names(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:

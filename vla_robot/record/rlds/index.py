@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.durable import make_folder, rename, sync_file
 from vla_robot.core.errors import DataError
 from vla_robot.core.untrusted import MAX_JSON_BYTES, malformed, parse_json, require_inside
 from vla_robot.record.rlds.decode import count_steps
@@ -264,12 +265,13 @@ def _write(path: Path, shards: Sequence[_ShardIndex], features: Features) -> Non
     header = json.dumps({"format": FORMAT, "cameras": features.cameras, "shards": [_describe(s) for s in shards]})
     text = header.encode() + b" " * (-len(header.encode()) % 8)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        make_folder(path.parent)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete_on_close=False) as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for part in [*records, *(shard.frames for shard in shards)]:
                 file.write(part.tobytes())
-        os.replace(file.name, path)
+            sync_file(file)
+            rename(Path(file.name), path)
     except OSError as error:
         raise DataError(
             f"cannot write the index {path}: {error.strerror}. Choose a folder with XDG_CACHE_HOME."

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from vla_robot.core.claim import Claim
+from vla_robot.core.durable import make_folder, rename, sync_file, writing
 from vla_robot.core.errors import DataError
 from vla_robot.record.lerobot_layout import read_json, write_json
 from vla_robot.record.rlds.encode import encode_episode
@@ -55,7 +57,8 @@ class RldsWriter:
             shard_bytes: size beyond which a shard is closed.
 
         Raises:
-            DataError: the split is there already, the features differ from what is there, or the disk refuses.
+            DataError: the split is there already, the features differ from what is there, another process writes to
+                the folder, or the disk refuses.
             MissingDependencyError: the extra [data] is not installed.
         """
         require_crc()
@@ -65,11 +68,14 @@ class RldsWriter:
         self._shard_bytes = shard_bytes
         self._file: BinaryIO | None = None
         self._lengths: list[int] = []
+        self._claim = Claim(self._folder)
         try:
-            self._require_place()
-            self._take_up()
-        except OSError as error:
-            raise DataError(f"cannot write to {self._folder}: {error.strerror}.") from error
+            with writing(self._folder):
+                self._require_place()
+                self._take_up()
+        except BaseException:
+            self._claim.release()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -96,12 +102,10 @@ class RldsWriter:
             DataError: it does not fit the features, or the disk refuses.
         """
         record = frame_record(encode_episode(episode, self._features))
-        try:
+        with writing(self._folder, self._what_is_safe):
             file = self._open()
             file.write(record)
             file.flush()
-        except OSError as error:
-            raise DataError(f"cannot write to {self._folder}: {error.strerror}.") from error
         self._lengths[-1] += 1
 
     def finish(self) -> None:
@@ -112,18 +116,32 @@ class RldsWriter:
         """
         if not self.num_episodes:
             raise DataError(f"no episode was written to {self._folder}.")
-        self.close()
-        try:
+        with writing(self._folder, self._what_is_safe):
+            self._close_shard()
             write_json(self._partial / PLAN, {"lengths": self._lengths})  # from here on a crash is taken up by moving
             self._move_shards(self._lengths)
-        except OSError as error:
-            raise DataError(f"cannot write to {self._folder}: {error.strerror}.") from error
 
     def close(self) -> None:
-        """Stop for now; opening the same split again goes on. May be called twice."""
+        """Stop for now; opening the same split again goes on. May be called twice.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        try:
+            with writing(self._folder, self._what_is_safe):
+                self._close_shard()
+        finally:
+            self._claim.release()
+
+    def _close_shard(self) -> None:
+        """Its episodes are on the disk when this returns."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with file:
+                sync_file(file)
+
+    def _what_is_safe(self) -> str:
+        return f"Its {self.num_episodes} finished episodes are safe in {self._partial}."
 
     def _require_place(self) -> None:
         plan = self._partial / PLAN
@@ -137,7 +155,7 @@ class RldsWriter:
 
     def _take_up(self) -> None:
         """Count the whole records that are there, and cut off one that is not."""
-        self._partial.mkdir(parents=True, exist_ok=True)
+        make_folder(self._partial)
         storage = LocalFolder(self._partial)
         for number in range(len(storage.files())):
             path = self._part(number)
@@ -152,7 +170,7 @@ class RldsWriter:
     def _open(self) -> BinaryIO:
         """The file that the next record goes to."""
         if self._file is not None and self._file.tell() > self._shard_bytes:
-            self.close()
+            self._close_shard()
             self._lengths.append(0)
         if not self._lengths:
             self._lengths.append(0)
@@ -167,7 +185,7 @@ class RldsWriter:
         names = [shard_name(self._name, self._split, number, len(lengths)) for number in range(len(lengths))]
         for number, name in enumerate(names):
             if self._part(number).exists():
-                os.replace(self._part(number), self._folder / name)
+                rename(self._part(number), self._folder / name)
         num_bytes = sum((self._folder / name).stat().st_size for name in names)
         write_json(self._folder / FEATURES_FILE, to_tree(self._features))
         write_json(self._folder / INFO_FILE, self._info_with(lengths, num_bytes))

@@ -1,0 +1,92 @@
+"""A folder has one writer; the second one is told who it is, and a dead one holds nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vla_robot.core.claim import LOCK, Claim
+from vla_robot.core.errors import DataError
+
+HOLD = """
+import sys
+from pathlib import Path
+from vla_robot.core.claim import Claim
+claim = Claim(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+FORK_AND_DIE = """
+import os, sys, time
+from pathlib import Path
+from vla_robot.core.claim import Claim
+claim = Claim(Path(sys.argv[1]))
+worker = os.fork()
+if worker == 0:
+    sys.stdin.read()  # outlives its parent
+    os._exit(0)
+print(worker, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def started(script: str, folder: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_second_is_told_which_process_writes(tmp_path: Path) -> None:
+    with started(HOLD, tmp_path / "run") as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match=rf"run is being written by process {holder.pid} \(-c .*\) on "):
+            Claim(tmp_path / "run")
+        holder.send_signal(signal.SIGKILL)
+    with Claim(tmp_path / "run"):  # what a killed process left does not hold anybody up
+        pass
+
+
+def test_two_claims_of_one_process_are_two_as_well(tmp_path: Path) -> None:
+    with Claim(tmp_path), pytest.raises(DataError, match=f"is being written by process {os.getpid()} "):
+        Claim(tmp_path)
+
+
+def test_a_worker_that_outlives_its_parent_holds_nothing(tmp_path: Path) -> None:
+    with started(FORK_AND_DIE, tmp_path) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert parent.wait() == -signal.SIGKILL
+        assert Path(f"/proc/{worker}").exists()
+        with Claim(tmp_path):
+            pass
+
+
+def test_what_is_released_leaves_nothing_but_what_was_written(tmp_path: Path) -> None:
+    with Claim(tmp_path / "empty" / "deep", "meta/.lock"):
+        pass
+    assert not (tmp_path / "empty" / "deep").exists()
+    with Claim(tmp_path / "full"):
+        (tmp_path / "full" / "a").touch()
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["a"]
+    (tmp_path / "mine").mkdir()
+    with Claim(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").is_dir(), "a folder that was there before stays"
+
+
+def test_a_lock_file_of_somebody_elses_is_not_repeated_in_a_message(tmp_path: Path) -> None:
+    with Claim(tmp_path):
+        (tmp_path / LOCK).write_text("process 1 (\x1b[2J) on x\nrm -rf /")
+        with pytest.raises(DataError, match="is being written by another process"):
+            Claim(tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+    with pytest.raises(DataError, match=r"cannot write .*run: .*A file is where a folder is needed"):
+        Claim(tmp_path / "run")

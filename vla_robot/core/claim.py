@@ -1,0 +1,126 @@
+"""A folder that one process at a time writes. The system ends the claim with the process, however it ends.
+
+FOLDER/.lock    locked (flock) while the claim is held; says who holds it; deleted when it is released
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import socket
+import sys
+import weakref
+from pathlib import Path
+from typing import Self
+
+from vla_robot.core.durable import make_folder, writing
+from vla_robot.core.errors import DataError
+
+LOCK = ".lock"
+
+_BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
+_HOLDER = re.compile(r"process \d{1,10} \([\w. /-]{1,80}\) on [\w.-]{1,80}")
+"""What a lock file says; it may be anybody's, so an error message shows nothing else."""
+
+_held: weakref.WeakSet[Claim] = weakref.WeakSet()
+
+
+class Claim:
+    """Holds a folder. Use it in a `with` block, or call `release`."""
+
+    def __init__(self, folder: Path, lock: str = LOCK, is_new: bool = False) -> None:
+        """
+        Args:
+            folder: made if it is missing.
+            lock: path of the lock file in it.
+            is_new: the caller has just made the folder.
+
+        Raises:
+            DataError: another process holds it, which the message names; or the disk refuses.
+        """
+        self._path = folder / lock
+        self._made = [p for p in (self._path.parent, *self._path.parent.parents) if not p.exists()]
+        self._made = [p for p in self._made if p.is_relative_to(folder)] + [folder] * is_new
+        with writing(folder):
+            make_folder(self._path.parent)
+            self._descriptor: int | None = _locked(self._path, folder)
+            os.truncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{_myself()}\n".encode(), 0)
+        _held.add(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Let another process write. A folder that the claim made and that is still empty goes. May be called twice."""
+        if self._descriptor is None:
+            return
+        self._path.unlink(missing_ok=True)  # while it is locked: who waits for it sees that it is gone
+        self.forget()
+        with contextlib.suppress(OSError):  # it holds something, as it should
+            for folder in self._made:
+                folder.rmdir()
+
+    def forget(self) -> None:
+        """Let go of the lock and leave its file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _locked(path: Path, folder: Path) -> int:
+    """A descriptor of the lock file, locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, descriptor):
+                return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno not in _BUSY:
+                raise DataError(
+                    f"{folder} cannot be locked: {error.strerror}. Choose a folder on a disk of this computer."
+                ) from error
+            raise DataError(
+                f"{folder} is being written by {_holder(path)}. Wait until it ends, or choose another folder."
+            ) from error
+        os.close(descriptor)  # the file that was locked is not the one that is there now: its holder released it
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _myself() -> str:
+    verb = [word for word in sys.argv[1:2] if not word.startswith("-")]
+    command = " ".join([Path(sys.argv[0]).name, *verb])[:80]
+    host = re.sub(r"[^\w.-]", "_", socket.gethostname()) or "localhost"
+    return f"process {os.getpid()} ({re.sub(r'[^\w. /-]', '_', command) or 'python'}) on {host[:80]}"
+
+
+def _holder(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            said = file.read(300).strip()
+    except OSError:
+        said = ""
+    return said if _HOLDER.fullmatch(said) else "another process"
+
+
+def _forget_all() -> None:
+    """In a child after a fork: the parent's claims end with the parent, not with a worker that outlives it."""
+    for claim in list(_held):
+        claim.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
