@@ -26,10 +26,13 @@ import os, sys, time
 from pathlib import Path
 from vla_robot.core.claim import Claim
 claim = Claim(Path(sys.argv[1]))
+ready, told = os.pipe()
 worker = os.fork()
 if worker == 0:
+    os.write(told, b".")
     sys.stdin.read()  # outlives its parent
     os._exit(0)
+os.read(ready, 1)
 print(worker, flush=True)
 os.kill(os.getpid(), 9)
 """

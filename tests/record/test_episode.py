@@ -52,8 +52,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def assert_same_step(read: EpisodeStep, written: EpisodeStep) -> None:
-    assert read.commanded.tolist() == written.commanded.tolist()
-    assert read.executed.tolist() == written.executed.tolist()
+    np.testing.assert_array_equal(read.commanded, written.commanded)
+    np.testing.assert_array_equal(read.executed, written.executed)
     assert (read.command_ns, read.success, read.clamps) == (written.command_ns, written.success, written.clamps)
     assert dict(read.stages_ms) == dict(written.stages_ms)
     assert_same_observation(read.observation, written.observation)
@@ -100,7 +100,7 @@ def test_a_log_cut_at_any_byte_gives_the_steps_before_the_cut(tmp_path: Path, wh
         log = read_bytes(tmp_path, whole[:length])
         assert not log.complete and log.summary is None and log.damage is not None
         for step, read in enumerate(log.steps):
-            assert read.commanded.tolist() == step_of(step).commanded.tolist()
+            np.testing.assert_array_equal(read.commanded, step_of(step).commanded)
         seen.add(len(log.steps))
     assert seen == {0, 1, 2, 3}
 
