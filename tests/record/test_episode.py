@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import struct
 import threading
+import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +19,8 @@ from hypothesis import strategies as st
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Clamp, Observation
-from vla_robot.record import episode
-from vla_robot.record.episode import EpisodeLog, EpisodeStep, EpisodeWriter, frames_of, read_episode
+from vla_robot.record import episode, png
+from vla_robot.record.episode import MAGIC, EpisodeLog, EpisodeStep, EpisodeWriter, frames_of, read_episode
 
 HEADER = {"seed": 3, "instruction": "lift the cube", "recipes": {"lift.toml": "kind = 'robosuite'"}}
 N_STEPS = 3
@@ -285,3 +288,51 @@ def test_numbers_and_truths_of_numpy_are_logged_as_pythons(tmp_path: Path) -> No
 
     assert read_episode(path).steps[0].success is True
     assert read_episode(path).steps[0].stages_ms == {"p": 2.0}
+
+
+def log_of(path: Path, *records: Any) -> Path:
+    """A log of any records, with right checksums."""
+    payloads = [record if isinstance(record, bytes) else msgpack.packb(record) for record in records]
+    prefixed = (struct.pack("<II", len(payload), zlib.crc32(payload)) + payload for payload in payloads)
+    path.write_bytes(MAGIC + b"".join(prefixed))
+    return path
+
+
+STEP_RECORD: dict[str, Any] = {
+    "kind": "step",
+    "observation": {"step": 0, "stamp_ns": 0, "state": [0.0], "frames": {}},
+    "commanded": [0.0],
+    "executed": [0.0],
+    "command_ns": 0,
+    "success": False,
+    "clamps": [],
+    "stages_ms": {},
+}
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        (b"\xc1",),
+        (b"\x91" * 2000,),
+        ([1],),
+        ({"kind": "header"}, 5),
+        ({"kind": "header"}, {"kind": "step"}),
+        ({"kind": "header"}, {**STEP_RECORD, "command_ns": float("inf")}),
+        ({"kind": "header"}, {**STEP_RECORD, "commanded": {"a": 1}}),
+        ({"kind": "header"}, {**STEP_RECORD, "observation": 5}),
+        ({"kind": "header"}, {**STEP_RECORD, "observation": {**STEP_RECORD["observation"], "frames": {"front": 5}}}),
+        ({"kind": "header"}, {**STEP_RECORD, "clamps": [{"dim": "x"}]}),
+    ],
+)
+def test_a_log_whose_records_are_something_else_is_our_error_with_the_file(tmp_path: Path, records: Any) -> None:
+    with pytest.raises(DataError, match=r"odd\.vlalog"):
+        read_episode(log_of(tmp_path / "odd.vlalog", *records))
+
+
+def test_frames_of_a_log_that_announce_gigabytes_are_refused(tmp_path: Path) -> None:
+    frame = bytearray(png.encode(np.zeros((4, 4, 3), np.uint8)))
+    frame[16:24] = struct.pack(">II", 4000, 4000)
+    many = [{**STEP_RECORD, "observation": {**STEP_RECORD["observation"], "frames": {"front": bytes(frame)}}}] * 200
+    with pytest.raises(DataError, match="asks for 9600000000 bytes of memory"):
+        read_episode(log_of(tmp_path / "odd.vlalog", {"kind": "header"}, *many))

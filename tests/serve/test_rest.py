@@ -124,6 +124,9 @@ def test_openvla_oft_sends_two_cameras_and_a_state_and_gets_a_list(serving: Call
         ({"image": {"__numpy__": "", "dtype": "i4,i4", "shape": [0]}, "instruction": "go"}, "is none of"),
         ({"image": "a picture", "instruction": "go"}, "as json_numpy writes it"),
         ({"image": [["x"]], "instruction": "go"}, "not a list of numbers"),
+        ({"image": pack_array(IMAGE), "instruction": "go", "state": [10**400]}, "not a list of numbers"),
+        (b'{"image": ' + b"1" * 5000 + b"}", "not JSON"),
+        (b'{"image": [' + b"[]," * 100_000 + b"[]]}", "at most 65536 values"),
     ],
 )
 def test_a_failure_is_the_word_error_with_status_200_and_the_reason_in_a_header(
@@ -137,6 +140,8 @@ def test_a_failure_is_the_word_error_with_status_200_and_the_reason_in_a_header(
 
 
 def test_a_body_that_is_too_large_is_not_read(serving: Callable[..., Post]) -> None:
+    for length in ("9" * 5000, "\xb2", "-1", ""):
+        assert serving(Echo())(b"", **{"Content-Length": length})[1] == "error"
     _, answer, headers = serving(Echo())(b"", **{"Content-Length": str(MAX_BODY_BYTES + 1)})
     assert answer == "error" and "Content-Length" in headers["X-VLA-Error"]
 

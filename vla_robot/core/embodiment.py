@@ -9,16 +9,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from vla_robot.core.errors import ContractError, unknown
 from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.untrusted import malformed
 
 GRIPPER_OPEN = 1.0
 GRIPPER_CLOSED = 0.0
 """The Open-X-Embodiment convention: the last action dimension is 1 for open and 0 for closed."""
+
+
+ActionKind = Literal["eef_delta", "joint_position"]
+ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
+
+MIN_RATE_HZ, MAX_RATE_HZ = 1e-3, 1e5
+"""Of control steps, as a file or a peer may say."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class ActionSpace:
         dims: one entry per dimension, in order; the gripper is last, 1 = open, 0 = closed.
     """
 
-    kind: Literal["eef_delta", "joint_position"]
+    kind: ActionKind
     frame: str
     dims: tuple[Dim, ...]
 
@@ -122,8 +130,12 @@ class Embodiment:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Embodiment:
         """Inverse of `to_dict`. Raises ContractError when a field is missing or has the wrong type."""
-        try:
+        with malformed("not an embodiment", ContractError):
             action = data["action"]
+            if action["kind"] not in ACTION_KINDS:
+                raise ContractError(
+                    f"not an embodiment: {unknown('kind of action', str(action['kind']), ACTION_KINDS)}"
+                )
             return cls(
                 name=str(data["name"]),
                 action=ActionSpace(
@@ -134,14 +146,19 @@ class Embodiment:
                     CameraSpec(name=str(c["name"]), height=int(c["height"]), width=int(c["width"]))
                     for c in data["cameras"]
                 ),
-                rate_hz=float(data["rate_hz"]),
+                rate_hz=_rate_hz(data["rate_hz"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ContractError(f"not an embodiment: {type(error).__name__}: {error}.") from error
 
 
 def _dim(data: Mapping[str, Any]) -> Dim:
     return Dim(name=str(data["name"]), unit=str(data["unit"]), low=float(data["low"]), high=float(data["high"]))
+
+
+def _rate_hz(value: Any) -> float:
+    rate_hz = float(value)
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise ContractError(f"not an embodiment: rate_hz {rate_hz:g} is outside {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g}.")
+    return rate_hz
 
 
 def require_fit(wanted: Embodiment, offered: Embodiment) -> None:

@@ -34,7 +34,10 @@ import numpy as np
 from vla_robot.core.durable import make_folder, refusal, rename, sync_file, sync_folder, writing
 from vla_robot.core.errors import DataError, in_words
 from vla_robot.core.messages import Clamp, Image, Observation, Vector
+from vla_robot.core.untrusted import malformed, read_file
 from vla_robot.record import png
+from vla_robot.record.bounds import require_bytes
+from vla_robot.record.images import picture_size
 
 MAGIC = b"VLALOG1\n"
 SUFFIX = ".vlalog"
@@ -43,6 +46,9 @@ FRAME_BACKLOG = 64
 """Steps whose frames may wait for the writer: some seconds of control, 20 MB with two cameras of 224 x 224."""
 
 MAX_RECORD_BYTES = 1 << 28
+MAX_LOG_BYTES = 1 << 32
+MAX_FRAMES_BYTES = 1 << 33
+"""Of all frames of a log, decoded: 15 minutes at 10 Hz with one camera of 640 x 480."""
 _PREFIX = struct.Struct("<II")
 
 
@@ -213,21 +219,20 @@ def read_episode(path: Path) -> EpisodeLog:
         DataError: this is no episode log, or not even its header can be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_LOG_BYTES)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}.") from error
     if not data.startswith(MAGIC):
         raise DataError(f"{path} is not an episode log: it begins with {data[: len(MAGIC)]!r}, expected {MAGIC!r}.")
-    records, damage = _records(data)
-    if not records or records[0].get("kind") != "header":
-        raise DataError(f"{path} has no readable header: {damage or 'its first record is something else'}.")
-    try:
+    with malformed(f"{path}: a record", also=(msgpack.UnpackException,)):
+        records, damage = _records(data)
+        if not records or records[0].get("kind") != "header":
+            raise DataError(f"{path} has no readable header: {damage or 'its first record is something else'}.")
         return _assemble(records, damage)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise DataError(f"{path} holds a record of the wrong form: {type(error).__name__}: {error}.") from error
 
 
 def _assemble(records: list[dict[str, Any]], damage: str | None) -> EpisodeLog:
+    _require_frames_fit(records)
     header = {key: value for key, value in records[0].items() if key != "kind"}
     instruction = str(header.get("instruction", ""))
     steps = tuple(_step(record, instruction) for record in records if record["kind"] == "step")
@@ -240,6 +245,15 @@ def _assemble(records: list[dict[str, Any]], damage: str | None) -> EpisodeLog:
         last=None if end is None else _observation(end["last"], instruction),
         summary=None if end is None else end["summary"],
         damage=damage,
+    )
+
+
+def _require_frames_fit(records: list[dict[str, Any]]) -> None:
+    """Raise DataError when the frames, all of which are decoded, take more than MAX_FRAMES_BYTES."""
+    observations = [record.get("observation") or record.get("last") or {} for record in records]
+    sizes = (picture_size(frame) for observation in observations for frame in observation.get("frames", {}).values())
+    require_bytes(
+        sum(3 * size[0] * size[1] for size in sizes if size), MAX_FRAMES_BYTES, "the frames of a log, decoded,"
     )
 
 

@@ -14,6 +14,8 @@ from typing import Any, cast
 from vla_robot.core.errors import TransportError
 
 MAX_CONNECTIONS = 64
+MAX_VALUES = 1 << 16
+"""In one JSON body. 64 MiB of "[],[]," would take 1.4 GB when they are parsed."""
 
 
 class BoundedServer(ThreadingHTTPServer):
@@ -51,7 +53,7 @@ def read_object(handler: BaseHTTPRequestHandler, max_bytes: int) -> Mapping[str,
         TransportError: it is no JSON object, or says no size, or too large a one; then the connection ends, unread.
     """
     length = handler.headers.get("Content-Length", "")
-    if not length.isdecimal() or int(length) > max_bytes:
+    if not (length.isascii() and length.isdecimal() and len(length) < 16 and int(length) <= max_bytes):
         handler.close_connection = True
         raise TransportError(f"a request says its Content-Length, at most {max_bytes} bytes, got '{length[:40]}'.")
     return parse_object(handler.rfile.read(int(length)))
@@ -62,6 +64,9 @@ def parse_object(text: bytes | str) -> Mapping[str, Any]:
     Raises:
         TransportError: it is no JSON object.
     """
+    marks = (b"[", b"{", b",") if isinstance(text, bytes) else ("[", "{", ",")
+    if sum(text.count(mark) for mark in marks) > MAX_VALUES:  # pyright: ignore[reportArgumentType]
+        raise TransportError(f"the request is not JSON of at most {MAX_VALUES} values. Send arrays as json_numpy does.")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -186,7 +186,7 @@ def unpack_array(value: Any, field: str) -> NDArray[Any]:
     if isinstance(value, list):
         try:
             return np.asarray(cast("Sequence[Any]", value), dtype=np.float64)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise TransportError(f"'{field}': not a list of numbers.") from error
     if not isinstance(value, dict) or set(cast("dict[str, Any]", value)) != {"__numpy__", "dtype", "shape"}:
         raise TransportError(f"'{field}' must be an array as json_numpy writes it: __numpy__, dtype and shape.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import ACTION_KINDS, MAX_RATE_HZ, MIN_RATE_HZ, ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import (
     BusyError,
     CheckpointError,
@@ -52,8 +52,6 @@ MAX_ERROR_CHARS = 8000
 
 SHOWN_FIELDS, SHOWN_CHARS = 20, 40
 """Of a peer's making, in our error messages."""
-
-_ACTION_KINDS: tuple[Literal["eef_delta", "joint_position"], ...] = ("eef_delta", "joint_position")
 
 
 class Fields:
@@ -235,8 +233,11 @@ def pack_embodiment(embodiment: Embodiment) -> dict[str, Any]:
 def unpack_embodiment(fields: Fields) -> Embodiment:
     action = fields.table("action")
     kind = action.text("kind")
-    if kind not in _ACTION_KINDS:
-        raise TransportError(unknown("kind of action", kind, _ACTION_KINDS))
+    if kind not in ACTION_KINDS:
+        raise TransportError(unknown("kind of action", kind, ACTION_KINDS))
+    rate_hz = fields.number("rate_hz")
+    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
+        raise TransportError(f"embodiment: rate_hz {rate_hz:g} is outside {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g}.")
     return Embodiment(
         name=fields.text("name"),
         action=ActionSpace(kind=kind, frame=action.text("frame"), dims=_dims(action.tables("dims"))),
@@ -244,7 +245,7 @@ def unpack_embodiment(fields: Fields) -> Embodiment:
         cameras=tuple(
             CameraSpec(c.text("name"), c.integer("height"), c.integer("width")) for c in fields.tables("cameras")
         ),
-        rate_hz=fields.number("rate_hz"),
+        rate_hz=rate_hz,
     )
 
 
