@@ -153,7 +153,7 @@ def _advice(facts: Facts) -> str:
     try:
         assumed = f"Without one it would have to be assumed that {_assumptions(assumed_recipe(facts))}."
     except DataError as error:
-        assumed = f"Nothing can be assumed: {error}"
+        assumed = f"Without one nothing can be assumed: {error}"
     return (
         f"Recipes that come near: {near}. {assumed} Name the right recipe with --recipe, or copy the nearest one to "
         "datasets/mine.toml, set location there, and change what differs."
@@ -171,11 +171,9 @@ def assumed_recipe(facts: Facts) -> SourceRecipe:
     encodings: list[ActionEncoding] = [e for e in RELATIVE_DIMS if RELATIVE_DIMS[e] + ABSOLUTE_DIMS[e] == width]
     text = next((name for name in INSTRUCTIONS if name in fields), None)
     if not encodings or text is None:
-        lacks = f"an action of {width} numbers" if not encodings else "no instruction"
-        raise DataError(
-            f"{facts.location} has {lacks}, so a recipe must say what its steps are: copy one from datasets/oxe/ and "
-            f"name it with --recipe. Its fields: {', '.join(sorted(fields))}."
-        )
+        numbers = "no field 'action'" if width is None else f"an action of {width} numbers"
+        lacks = numbers if not encodings else "no instruction"
+        raise DataError(f"{facts.location} has {lacks}, so that a recipe must say what its steps are.")
     images = sorted(name for name, f in fields.items() if f.kind == "image" and f.dtype == "uint8")
     outside = [name for name in images if "wrist" not in name]
     wrist = [name for name in images if "wrist" in name]
