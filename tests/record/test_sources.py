@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
-from vla_robot.record import lerobot_source
+from vla_robot.record import lerobot_video
 from vla_robot.record.convert import convert
 from vla_robot.record.demonstration import Demonstration
 from vla_robot.record.hdf5 import Hdf5Dataset, open_hdf5
@@ -94,10 +94,10 @@ def test_fields_of_a_lerobot_dataset_are_found_or_answered_with_the_nearest(lero
         source.encoded(0, "action", 0)
 
 
-def test_version_2_1_is_refused_with_the_way_to_convert_it(lerobot: Path) -> None:
+def test_a_version_that_is_not_known_is_refused(lerobot: Path) -> None:
     info = lerobot / "meta" / "info.json"
-    info.write_text(info.read_text().replace('"v3.0"', '"v2.1"'))
-    with pytest.raises(DataError, match=r"says version v2.1; only v3.0 is read.*convert_dataset_v21_to_v30 --repo-id"):
+    info.write_text(info.read_text().replace('"v3.0"', '"v1.6"'))
+    with pytest.raises(DataError, match=r"says version v1.6; v2.0, v2.1 and v3.0 are read"):
         open_lerobot(lerobot)
 
 
@@ -130,7 +130,7 @@ def test_what_lerobot_writes_is_read_as_lerobot_reads_it(
     root = tmp_path / "theirs"
     dataset = theirs.create("test/theirs", fps=10, features=features, root=root, use_videos=use_videos)
     rng = np.random.default_rng(0)
-    monkeypatch.setattr(lerobot_source, "BLOCK", 4)
+    monkeypatch.setattr(lerobot_video, "BLOCK", 4)
     for length in (4, 6):
         for _ in range(length):
             frame = {name: rng.normal(size=f["shape"]).astype(np.float32) for name, f in features.items()}

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_robot.core.errors import DataError
 from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.learn.augment import random_shift
 from vla_robot.policy.openvla.action_tokens import ActionTokenizer
@@ -139,15 +138,11 @@ def _squares(
 
 def _text(demos: Demos, policy: OpenVLAPolicy, stats: QuantileStats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Token ids and labels of every frame, both (F, L)."""
-    if not np.isfinite(demos.actions).all():
-        bad = int(np.argmax(~np.isfinite(demos.actions).all(axis=1)))
-        raise DataError(f"the action of frame {bad} is not finite; `vla record` the episode again or remove it.")
     prompts = {text: policy.tokenizer(text) for text in demos.instructions}
-    instructions = [demos.episodes[index].instruction for index in demos.episode_index]
     pad_id = policy.model.config.pad_token_id
     windows = _windows(demos, normalise(demos.actions, stats), stats, policy.model.config.chunk)
     answers = answers_of(windows, policy.action_tokens, policy.tokenizer)
-    return labelled([prompts[text] for text in instructions], answers, pad_id)
+    return labelled([prompts[demos.texts[index]] for index in demos.text_of], answers, pad_id)
 
 
 def _windows(demos: Demos, actions: NDArray[np.float64], stats: QuantileStats, chunk: int) -> NDArray[np.floating]:

@@ -25,7 +25,7 @@ from vla_robot.policy.openvla.perceive import Tower, build_vit
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.record.demos import Demos
-from vla_robot.record.lerobot_layout import IMAGES, read_table
+from vla_robot.record.lerobot_layout import read_table
 
 
 class PlainModel(nn.Module):
@@ -108,7 +108,7 @@ class PlainFrames(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         policy, demos = self._policy, self._demos
-        prompt = policy.tokenizer(demos.episodes[demos.episode_index[index]].instruction)
+        prompt = policy.tokenizer(demos.instruction_at(index))
         actions = normalise(demos.actions[index : index + 1], self._action)
         answer = answers_of(actions, policy.action_tokens, policy.tokenizer)[0]
         item = {
@@ -133,7 +133,7 @@ class PlainFrames(Dataset[dict[str, Tensor]]):
 
 def _encoded(demos: Demos, camera: str) -> list[bytes]:
     """Every frame of a camera as it is stored."""
-    cells = (read_table(file.path, [IMAGES + camera]).column(0).to_pylist() for file in demos.files)
+    cells = (read_table(file.path, [file.columns[camera]]).column(0).to_pylist() for file in demos.files)
     return [cell["bytes"] for column in cells for cell in column]
 
 

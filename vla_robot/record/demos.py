@@ -8,6 +8,7 @@ demos.images(17)                    {"front": (H, W, 3), "wrist": (H, W, 3)}
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,32 +24,33 @@ from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.image import resize
 from vla_robot.core.messages import Image
 from vla_robot.core.optional import require
-from vla_robot.core.untrusted import require_links_inside
 from vla_robot.record import png
 from vla_robot.record.bounds import require_pixels
 from vla_robot.record.lerobot_layout import (
     ACTION,
-    DATA,
     EXECUTED,
     IMAGES,
     INFO,
     STATE,
     SUCCESS,
-    file_number,
-    numbered_file,
+    TASK_INDEX,
+    EpisodePlace,
+    find_column,
     read_embodiment,
-    read_episode_rows,
-    read_json,
+    read_info,
+    read_places,
     read_recording,
     read_table,
     read_tasks,
     require_same_embodiment,
+    to_numbers,
 )
+from vla_robot.record.lerobot_video import is_depth
+from vla_robot.record.source import require_finite
 
 OnProgress = Callable[[int, int], None]
 """Called with frames done and frames in all."""
 
-_ROW_COLUMNS = ("episode_index", "length", "data/chunk_index", "data/file_index")
 DECODE_THREADS = 4
 """Pillow lets other threads run while it decodes; beyond the number of cores more bring nothing."""
 
@@ -61,7 +63,7 @@ class DemoEpisode:
         root: the dataset that it is from.
         start: its first frame.
         stop: one past its last frame.
-        instruction: the task in plain words.
+        instruction: the task in plain words, at its first step; `Demos.instruction_at` knows it at each.
         success: the task was done at the end; None when the dataset does not say.
         seed: of the episode; None when the dataset was not recorded by `vla record`.
         driver: who moved the arm; None likewise.
@@ -81,11 +83,19 @@ class DemoEpisode:
 
 @dataclass(frozen=True)
 class DataFile:
-    """One Parquet file of a dataset; its rows are the frames from `start` on."""
+    """One Parquet file of a dataset.
+
+    Attributes:
+        path: the file.
+        start: the frame that its first row is.
+        stop: one past the frame of its last row.
+        columns: camera -> its column.
+    """
 
     path: Path
     start: int
     stop: int
+    columns: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,8 @@ class Demos:
         states: (N, S) float64, the arm's own state.
         actions: (N, D) float64, what should be done: the labels.
         executed: (N, D) float64, what the arm was given; None when a dataset does not say.
+        texts: every instruction, each once.
+        text_of: (N,) which of `texts` was told at each frame; one episode may have several.
         files: where the frames lie.
     """
 
@@ -108,6 +120,8 @@ class Demos:
     states: NDArray[np.float64]
     actions: NDArray[np.float64]
     executed: NDArray[np.float64] | None
+    texts: tuple[str, ...]
+    text_of: NDArray[np.int64]
     files: tuple[DataFile, ...]
 
     @property
@@ -117,7 +131,11 @@ class Demos:
     @property
     def instructions(self) -> tuple[str, ...]:
         """Every instruction there is, each once."""
-        return tuple(dict.fromkeys(episode.instruction for episode in self.episodes))
+        return self.texts
+
+    def instruction_at(self, index: int) -> str:
+        """What the robot was told to do at a frame."""
+        return self.texts[self.text_of[index]]
 
     @property
     def episode_index(self) -> NDArray[np.int64]:
@@ -134,9 +152,9 @@ class Demos:
         if not 0 <= index < self.num_frames:
             raise IndexError(f"frame {index} of {self.num_frames}")
         file = next(file for file in self.files if file.start <= index < file.stop)
-        table = read_table(file.path, [IMAGES + name for name in self.cameras])
+        table = read_table(file.path, list(file.columns.values()))
         row = table.slice(index - file.start, 1).to_pylist()[0]
-        return {name: png.decode(_png_of(row[IMAGES + name], file.path)) for name in self.cameras}
+        return {name: png.decode(_png_of(row[column], file.path)) for name, column in file.columns.items()}
 
     def frames(
         self,
@@ -166,7 +184,7 @@ class Demos:
         frames = np.empty((self.num_frames, *size, 3), dtype=np.uint8)
         with ThreadPoolExecutor(DECODE_THREADS) as pool:
             for file in self.files:
-                encoded = read_table(file.path, [IMAGES + camera]).column(0).to_pylist()
+                encoded = read_table(file.path, [file.columns[camera]]).column(0).to_pylist()
                 decoded = pool.map(lambda cell, path=file.path: resize(png.decode(_png_of(cell, path)), *size), encoded)
                 for index, image in enumerate(decoded, start=file.start):
                     frames[index] = image
@@ -197,32 +215,38 @@ def open_demos(roots: Path | str | Sequence[Path | str]) -> Demos:
 
 def _open_one(root: Path) -> Demos:
     embodiment = read_embodiment(root)
-    require_links_inside(root)
-    rows = read_episode_rows(root, _ROW_COLUMNS) if (root / INFO).is_file() else []
-    if not rows:
+    info = read_info(root) if (root / INFO).is_file() else {}
+    features: dict[str, Any] = info.get("features", {})
+    cameras, columns = _cameras(root, features, embodiment) if info else ({}, {})
+    places = read_places(root, info) if info else []
+    if not places:
         raise DataError(f"{root} holds no finished episode. `vla record` makes some.")
-    features: dict[str, Any] = read_json(root / INFO)["features"]
-    files = _files(root, rows)
-    columns = [STATE, ACTION, "task_index"] + [name for name in (EXECUTED, SUCCESS) if name in features]
-    table = _read_all(files, columns)
+    files = _files(places, columns)
+    state, action = find_column(features, STATE), find_column(features, ACTION)
+    wanted = [state, action, TASK_INDEX] + [name for name in (EXECUTED, SUCCESS) if name in features]
+    table = _read_all(files, wanted)
+    of_tasks = _matrix(root, places, table, TASK_INDEX, features)[:, 0].astype(np.int64)
+    texts, text_of = _texts(root, read_tasks(root, info), of_tasks)
     return Demos(
         embodiment=embodiment,
-        episodes=_episodes(root, rows, table),
-        cameras=_cameras(root, features, embodiment),
-        states=_matrix(table[STATE]),
-        actions=_matrix(table[ACTION]),
-        executed=_matrix(table[EXECUTED]) if EXECUTED in features else None,
+        episodes=_episodes(root, places, table, [texts[i] for i in text_of]),
+        cameras=cameras,
+        states=_matrix(root, places, table, state, features),
+        actions=_matrix(root, places, table, action, features),
+        executed=_matrix(root, places, table, EXECUTED, features) if EXECUTED in features else None,
+        texts=texts,
+        text_of=text_of,
         files=files,
     )
 
 
-def _files(root: Path, rows: list[dict[str, Any]]) -> tuple[DataFile, ...]:
+def _files(places: Sequence[EpisodePlace], columns: Mapping[str, str]) -> tuple[DataFile, ...]:
     """The data files in order. A file holds one episode when we wrote it, and many when lerobot did."""
     files: list[DataFile] = []
     start = 0
-    for number, group in groupby(rows, key=lambda row: file_number(row, DATA)):
-        stop = start + sum(row["length"] for row in group)
-        files.append(DataFile(numbered_file(root, DATA, number), start, stop))
+    for path, group in groupby(places, key=lambda place: place.table):
+        stop = start + sum(place.length for place in group)
+        files.append(DataFile(path, start, stop, columns))
         start = stop
     return tuple(files)
 
@@ -239,47 +263,72 @@ def _read_all(files: Sequence[DataFile], columns: list[str]) -> dict[str, Any]:
     return {name: whole.column(name) for name in columns}
 
 
-def _matrix(column: Any) -> NDArray[np.float64]:
-    """A column of lists of numbers -> (N, D)."""
-    return column.combine_chunks().flatten().to_numpy().astype(np.float64).reshape(len(column), -1)
+def _matrix(
+    root: Path, places: Sequence[EpisodePlace], table: Mapping[str, Any], column: str, features: Mapping[str, Any]
+) -> NDArray[np.float64]:
+    """A column of numbers of all episodes -> (N, D).
+
+    Raises:
+        DataError: a number is null or not finite; the message names the episode and its step.
+    """
+    parts: list[NDArray[np.float64]] = []
+    start, size = 0, math.prod(features[column]["shape"])
+    for place in places:
+        what = f"{root}, episode {place.number}: field '{column}'"
+        values = to_numbers(table[column].slice(start, place.length), "float64", (size,), what)
+        require_finite(values, what)
+        parts.append(values)
+        start += place.length
+    return np.concatenate(parts)
 
 
-def _episodes(root: Path, rows: list[dict[str, Any]], table: Mapping[str, Any]) -> tuple[DemoEpisode, ...]:
-    tasks = read_tasks(root)
+def _texts(root: Path, tasks: Mapping[int, str], of_tasks: NDArray[np.int64]) -> tuple[tuple[str, ...], NDArray[Any]]:
+    """(every instruction, each once; (N,) which of them each frame has)."""
+    used = dict.fromkeys(of_tasks.tolist())
+    unknown_tasks = [task for task in used if task not in tasks]
+    if unknown_tasks:
+        raise DataError(f"{root}: a frame has task_index {unknown_tasks[0]}, which is none of the {len(tasks)} tasks.")
+    texts = tuple(dict.fromkeys(tasks[task] for task in used))
+    place = {task: texts.index(tasks[task]) for task in used}
+    return texts, np.array([place[task] for task in of_tasks.tolist()], dtype=np.int64)
+
+
+def _episodes(
+    root: Path, places: Sequence[EpisodePlace], table: Mapping[str, Any], told: list[str]
+) -> tuple[DemoEpisode, ...]:
     notes = {note["episode"]: note for note in read_recording(root)}
-    stops = np.cumsum([row["length"] for row in rows]).tolist()
+    stops: list[int] = np.cumsum([place.length for place in places]).tolist()
     episodes: list[DemoEpisode] = []
-    for number, (row, stop) in enumerate(zip(rows, stops, strict=True)):
-        task = table["task_index"][stop - 1].as_py()
-        if not 0 <= task < len(tasks):
-            raise DataError(f"{root}: episode {number} has task_index {task}, but there are {len(tasks)} tasks.")
-        note = notes.get(number, {})
+    for place, stop in zip(places, stops, strict=True):
+        note, start = notes.get(place.number, {}), stop - place.length
         success = table[SUCCESS][stop - 1].as_py() if SUCCESS in table else None
-        episodes.append(
-            DemoEpisode(root, stop - row["length"], stop, tasks[task], success, note.get("seed"), note.get("driver"))
-        )
+        episodes.append(DemoEpisode(root, start, stop, told[start], success, note.get("seed"), note.get("driver")))
     return tuple(episodes)
 
 
-def _cameras(root: Path, features: Mapping[str, Any], embodiment: Embodiment) -> dict[str, tuple[int, int]]:
-    """Camera -> stored (height, width).
+def _cameras(
+    root: Path, features: Mapping[str, Any], embodiment: Embodiment
+) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """(camera -> stored (height, width), camera -> its column).
 
     Raises:
-        DataError: a camera of the embodiment is missing, or stored as video.
+        DataError: a camera of the embodiment is missing, gives depth, or is stored as video.
     """
-    stored = {name.removeprefix(IMAGES): f for name, f in features.items() if name.startswith(IMAGES)}
+    columns = {camera.name: find_column(features, IMAGES + camera.name) for camera in embodiment.cameras}
+    stored = [name.removeprefix(IMAGES) for name, f in features.items() if f["dtype"] in ("image", "video")]
     sizes: dict[str, tuple[int, int]] = {}
-    for name in (camera.name for camera in embodiment.cameras):
-        if name not in stored:
+    for name, column in columns.items():
+        if column not in features:
             raise DataError(f"{root}: " + unknown(f"camera of its {embodiment.name}", name, stored))
-        if stored[name]["dtype"] != "image":
-            raise DataError(
-                f"{root}: {IMAGES}{name} is stored as {stored[name]['dtype']}; only images are read so far."
-            )
-        height, width = int(stored[name]["shape"][0]), int(stored[name]["shape"][1])
-        require_pixels(width, height, (), f"{root}: {IMAGES}{name}")
+        feature = features[column]
+        if is_depth(column, feature):
+            raise DataError(f"{root}: {column} holds depth; only colour is read for training.")
+        if feature["dtype"] != "image":
+            raise DataError(f"{root}: {column} is stored as {feature['dtype']}; only images are read so far.")
+        height, width = int(feature["shape"][0]), int(feature["shape"][1])
+        require_pixels(width, height, (), f"{root}: {column}")
         sizes[name] = height, width
-    return sizes
+    return sizes, columns
 
 
 def _png_of(cell: Mapping[str, Any] | None, path: Path) -> bytes:
@@ -303,6 +352,7 @@ def _joined(parts: Sequence[Demos]) -> Demos:
     offsets = np.cumsum([0, *(part.num_frames for part in parts[:-1])]).tolist()
     pairs = list(zip(parts, offsets, strict=True))
     executed = [part.executed for part in parts if part.executed is not None]
+    texts = tuple(dict.fromkeys(text for part in parts for text in part.texts))
     return Demos(
         embodiment=parts[0].embodiment,
         episodes=tuple(replace(e, start=e.start + o, stop=e.stop + o) for p, o in pairs for e in p.episodes),
@@ -310,5 +360,7 @@ def _joined(parts: Sequence[Demos]) -> Demos:
         states=np.concatenate([part.states for part in parts]),
         actions=np.concatenate([part.actions for part in parts]),
         executed=np.concatenate(executed) if len(executed) == len(parts) else None,
+        texts=texts,
+        text_of=np.concatenate([np.array([texts.index(t) for t in part.texts])[part.text_of] for part in parts]),
         files=tuple(replace(f, start=f.start + o, stop=f.stop + o) for p, o in pairs for f in p.files),
     )

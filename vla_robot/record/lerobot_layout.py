@@ -1,4 +1,6 @@
-"""LeRobot's dataset format, version 3, on disk: what lies where, and how each kind of file is read and written.
+"""LeRobot's dataset format on disk: what lies where, and how each kind of file is read and written.
+
+Version 3, which is read and written:
 
     meta/info.json                              features, rate, totals
     meta/tasks.parquet                          instruction <-> task_index
@@ -8,30 +10,49 @@
     meta/embodiment.json                        ours: what the numbers mean (core/embodiment.py), verbatim
     meta/recording.jsonl                        ours: one line an episode: seed, driver, success; corrected steps
 
-Source: huggingface/lerobot 0.6.1, datasets/{dataset_metadata,dataset_writer,utils}.py.
+Versions 2.0 and 2.1, which are only read, have a file for each episode:
+
+    meta/info.json                              the same
+    meta/tasks.jsonl                            {"task_index": 0, "task": "lift the cube"}
+    meta/episodes.jsonl                         {"episode_index": 0, "tasks": ["lift the cube"], "length": 42}
+    data/chunk-000/episode_000000.parquet       one row a step
+    videos/chunk-000/NAME/episode_000000.mp4    one video a camera
+
+Source: huggingface/lerobot 0.6.1, datasets/{dataset_metadata,dataset_writer,io_utils,utils}.py; 0.3.3 for version 2.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.durable import write_whole
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, DataError
+from vla_robot.core.untrusted import expand_template, parse_json, read_file, require_inside, require_links_inside
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 FILES_PER_CHUNK = 1000
+MAX_LINES_BYTES = 2**28
+"""Of a file with a line for each episode: more than a million of them."""
 
 INFO = "meta/info.json"
 STATS = "meta/stats.json"
 TASKS = "meta/tasks.parquet"
+TASKS_V2 = "meta/tasks.jsonl"
+EPISODES_V2 = "meta/episodes.jsonl"
 EMBODIMENT = "meta/embodiment.json"
 RECORDING = "meta/recording.jsonl"
 LOCK = "meta/.lock"
@@ -50,6 +71,9 @@ INTERVENTION = "intervention"
 POLICY_ACTION = "action.policy"
 POLICY_ASKED = "policy_asked"
 
+TASK_INDEX = "task_index"
+TIMESTAMP = "timestamp"
+
 COUNTERS: Mapping[str, str] = {
     "timestamp": "float32",
     "frame_index": "int64",
@@ -58,6 +82,43 @@ COUNTERS: Mapping[str, str] = {
     "task_index": "int64",
 }
 """Columns that every LeRobot dataset has, and their types."""
+
+ALIASES: Mapping[str, str] = {ACTION: "actions", STATE: "state"}
+"""Other names of columns, which openpi and others write. A camera may lack IMAGES before its name, too."""
+
+
+@dataclass(frozen=True)
+class VideoPlace:
+    """Where an episode's frames of one camera are.
+
+    Attributes:
+        path: the video file.
+        start_s: time of the episode's first frame in it.
+        stop_s: where the next episode begins in it; infinite for the last one.
+    """
+
+    path: Path
+    start_s: float = 0.0
+    stop_s: float = math.inf
+
+
+@dataclass(frozen=True)
+class EpisodePlace:
+    """Where an episode is, whatever the dataset's version.
+
+    Attributes:
+        number: its episode_index.
+        length: its steps.
+        table: the Parquet file that holds its rows.
+        first_row: its first row in that file.
+        videos: column -> its frames, for cameras that are stored as video.
+    """
+
+    number: int
+    length: int
+    table: Path
+    first_row: int
+    videos: Mapping[str, VideoPlace]
 
 
 def numbered_file(root: Path, folder: str, number: int) -> Path:
@@ -181,10 +242,46 @@ def _contract(embodiment: Embodiment) -> dict[str, Any]:
     return {**embodiment.to_dict(), "state": [f"{dim.name} [{dim.unit}]" for dim in embodiment.state]}
 
 
-def read_tasks(root: Path) -> list[str]:
-    """Instructions in the order of their task_index."""
-    rows = read_table(root / TASKS, ["task_index", "task"]).to_pylist()
-    return [row["task"] for row in sorted(rows, key=lambda row: row["task_index"])]
+def read_info(root: Path) -> dict[str, Any]:
+    """meta/info.json of a dataset of version 2.0, 2.1 or 3.
+
+    Raises:
+        DataError: the file is missing or incomplete, the version is another one, or a link leaves the folder.
+    """
+    info = read_json(root / INFO)
+    require_links_inside(root)
+    version = str(info.get("codebase_version", "none"))
+    if not version.startswith(("v2.", "v3.")):
+        raise DataError(
+            f"{root / INFO} says version {version}; v2.0, v2.1 and v3.0 are read. Record it again, or convert it with "
+            "the lerobot that wrote it."
+        )
+    for key in ("fps", "features"):
+        if key not in info:
+            raise DataError(f"{root / INFO} has no field '{key}'.")
+    return info
+
+
+def is_version_2(info: Mapping[str, Any]) -> bool:
+    """The dataset has a file for each episode."""
+    return str(info.get("codebase_version")).startswith("v2.")
+
+
+def read_tasks(root: Path, info: Mapping[str, Any]) -> dict[int, str]:
+    """task_index -> instruction.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    if is_version_2(info):
+        rows = _read_lines(root / TASKS_V2, ("task_index", "task"))
+        return {int(row["task_index"]): str(row["task"]) for row in rows}
+    table = read_table(root / TASKS)
+    texts = next((name for name in ("task", _pandas_index(table)) if name in table.column_names), None)
+    if TASK_INDEX not in table.column_names or texts is None:
+        raise DataError(f"{root / TASKS} has no column task_index or no column of tasks: {table.column_names}.")
+    pairs = zip(table[TASK_INDEX].to_pylist(), table[texts].to_pylist(), strict=True)
+    return {int(index): str(text) for index, text in pairs if index is not None}
 
 
 def write_tasks(root: Path, tasks: Sequence[str]) -> None:
@@ -207,6 +304,150 @@ def read_episode_rows(root: Path, columns: Sequence[str] | None = None) -> list[
     if [row["episode_index"] for row in rows] != list(range(len(rows))):
         raise DataError(f"{root / EPISODES} does not list the episodes 0, 1, 2, ... in order; a file is missing there.")
     return rows
+
+
+def read_places(root: Path, info: Mapping[str, Any]) -> list[EpisodePlace]:
+    """Where each episode is, in order; none when no episode has been finished yet.
+
+    Raises:
+        DataError: a file is damaged, or episodes are missing.
+    """
+    videos = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
+    if is_version_2(info):
+        return _places_v2(root, info, videos)
+    rows = read_episode_rows(
+        root, [*_PLACE_COLUMNS, *(f"videos/{name}/{key}" for name in videos for key in _VIDEO_KEYS)]
+    )
+    tables, first_rows = [numbered_file(root, DATA, file_number(row, DATA)) for row in rows], dict[Path, int]()
+    for row, table in zip(rows, tables, strict=True):
+        first_rows.setdefault(table, row["dataset_from_index"])
+    films = {name: _videos_v3(root, info, rows, name) for name in videos}
+    return [
+        EpisodePlace(
+            number=number,
+            length=row["length"],
+            table=tables[number],
+            first_row=row["dataset_from_index"] - first_rows[tables[number]],
+            videos={name: films[name][number] for name in videos},
+        )
+        for number, row in enumerate(rows)
+    ]
+
+
+_PLACE_COLUMNS = ("episode_index", "length", "dataset_from_index", "data/chunk_index", "data/file_index")
+_VIDEO_KEYS = ("chunk_index", "file_index", "from_timestamp")
+
+
+def _videos_v3(root: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> list[VideoPlace]:
+    """Where each episode's frames of a camera are; one video holds those of many episodes."""
+    numbers = [(int(row[f"videos/{name}/chunk_index"]), int(row[f"videos/{name}/file_index"])) for row in rows]
+    path_of = {number: _video_path(root, info, name, *number) for number in dict.fromkeys(numbers)}
+    paths = [path_of[number] for number in numbers]
+    starts = [float(row[f"videos/{name}/from_timestamp"]) for row in rows]
+    in_file: dict[Path, list[float]] = {}
+    for path, start_s in zip(paths, starts, strict=True):
+        in_file.setdefault(path, []).append(start_s)
+    for of_file in in_file.values():
+        of_file.sort()
+    return [VideoPlace(p, start_s, _after(in_file[p], start_s)) for p, start_s in zip(paths, starts, strict=True)]
+
+
+def _video_path(root: Path, info: Mapping[str, Any], name: str, chunk: int, file: int) -> Path:
+    said = f"{root / INFO}, video_path"
+    values = {"video_key": name, "chunk_index": chunk, "file_index": file}
+    return require_inside(root, expand_template(info.get("video_path"), values, said), said)
+
+
+def _after(starts: Sequence[float], start_s: float) -> float:
+    """Where the next episode of the same video begins."""
+    following = bisect.bisect_right(starts, start_s)
+    return starts[following] if following < len(starts) else math.inf
+
+
+def _pandas_index(table: pa.Table) -> str:
+    """The column that pandas takes as the table's index: lerobot looks tasks up there, whatever it is called."""
+    notes = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
+    index = (notes.get("index_columns") or [""])[0]
+    return index if isinstance(index, str) else ""
+
+
+def _places_v2(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> list[EpisodePlace]:
+    rows = sorted(_read_lines(root / EPISODES_V2, ("episode_index", "length")), key=lambda row: row["episode_index"])
+    if [row["episode_index"] for row in rows] != list(range(len(rows))):
+        raise DataError(f"{root / EPISODES_V2} does not list the episodes 0, 1, 2, ...; a line is missing there.")
+    per_chunk = int(info.get("chunks_size") or FILES_PER_CHUNK)
+    for name in videos:
+        require_inside(root, f"videos/{name}", f"{root / INFO}, features")
+    places: list[EpisodePlace] = []
+    for number, row in enumerate(rows):
+        chunk, file = f"chunk-{number // per_chunk:03d}", f"episode_{number:06d}"
+        films = {name: VideoPlace(root / "videos" / chunk / name / f"{file}.mp4") for name in videos}
+        places.append(EpisodePlace(number, int(row["length"]), root / DATA / chunk / f"{file}.parquet", 0, films))
+    return places
+
+
+def _read_lines(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+    """A file of one JSON object a line, each with these fields."""
+    try:
+        lines = read_file(path, MAX_LINES_BYTES).splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}.") from error
+    rows = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict) or any(field not in row for field in fields):
+            raise DataError(f"{path}, line {number}: expected an object with {' and '.join(fields)}.")
+    return rows
+
+
+def find_column(features: Mapping[str, Any], name: str) -> str:
+    """The column of that name, or of its other name; the name itself when there is neither."""
+    other = name.removeprefix(IMAGES) if name.startswith(IMAGES) else ALIASES.get(name, name)
+    return other if name not in features and other in features else name
+
+
+def to_numbers(values: pa.ChunkedArray, dtype: str, shape: Sequence[int], what: str) -> NDArray[Any]:
+    """A column of numbers, or of lists (of lists ...) of them -> (T, *shape).
+
+    Args:
+        values: T rows.
+        dtype: of the result.
+        shape: of one row's value.
+        what: file, episode and field, for the error message.
+
+    Raises:
+        DataError: a value is null, has another shape, or is no number; the message names the step.
+    """
+    import pyarrow as pa
+
+    flat: Any = values.combine_chunks()
+    while True:
+        if isinstance(flat, pa.ExtensionArray):
+            flat = flat.storage
+        if flat.null_count:
+            raise DataError(
+                f"{what} is null at step {_first_step(flat.is_null().to_numpy(zero_copy_only=False), len(values))}."
+            )
+        if not pa.types.is_nested(flat.type):
+            break
+        if pa.types.is_struct(flat.type) or pa.types.is_map(flat.type):
+            raise DataError(f"{what} holds {flat.type} instead of numbers.")
+        if not pa.types.is_fixed_size_list(flat.type):
+            sizes = flat.value_lengths().to_numpy(zero_copy_only=False)
+            if len(sizes) and (sizes != sizes[0]).any():
+                odd = _first_step(sizes != sizes[0], len(values))
+                raise DataError(f"{what} has another number of values at step {odd} than at step 0.")
+        flat = flat.flatten()
+    if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type) or pa.types.is_boolean(flat.type)):
+        raise DataError(f"{what} holds {flat.type} instead of numbers.")
+    if len(flat) != len(values) * math.prod(shape):
+        size = len(flat) // max(len(values), 1)
+        raise DataError(f"{what} has {size} numbers a step, but info.json says shape {list(shape)}.")
+    return flat.to_numpy(zero_copy_only=False).astype(dtype).reshape(len(values), *shape)
+
+
+def _first_step(marks: NDArray[np.bool_], steps: int) -> int:
+    """The step of the first mark; there is the same number of marks for each step."""
+    return int(np.argmax(marks)) // max(len(marks) // steps, 1)
 
 
 def read_recording(root: Path) -> list[dict[str, Any]]:

@@ -1,21 +1,20 @@
-"""Reads LeRobot datasets, version 3, whoever wrote them: frames in the tables or in videos.
+"""Reads LeRobot datasets of versions 2.0, 2.1 and 3, with frames in the tables or in videos.
 
 Tables are read with pyarrow and videos decoded by lerobot's own decoder, one episode at a time. Its LeRobotDataset
 would do, but it asks the network for what it does not find, imports torch to read a number, and decodes every frame of
 a step to give one; tests hold the two against each other.
 
-Version 2.1 is converted first, by lerobot's own tool; the error says how.
-
 Fields are named as in other sources, "/" for ".": "observation/state", "action". A camera's "observation.images.front"
-is "observation/images/front", and the task of each step is "language_instruction".
+is "observation/images/front", and the task of each step is "language_instruction". Columns that are neither numbers,
+text nor frames are left out and named in `left_out`.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,56 +23,31 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
-from vla_robot.core.untrusted import expand_template, require_inside, require_links_inside
-from vla_robot.record import png
 from vla_robot.record.lerobot_layout import (
     COUNTERS,
-    DATA,
-    INFO,
-    file_number,
-    numbered_file,
-    read_episode_rows,
-    read_json,
+    TASK_INDEX,
+    TIMESTAMP,
+    EpisodePlace,
+    read_info,
+    read_places,
     read_rows,
     read_tasks,
+    to_numbers,
+)
+from vla_robot.record.lerobot_video import (
+    DepthImages,
+    VideoFrames,
+    depth_code,
+    depth_unit,
+    is_depth,
+    why_not_depth,
 )
 from vla_robot.record.part import episodes_of
-from vla_robot.record.source import Column, EncodedFrames, Episode, Field, require_fields, require_index
+from vla_robot.record.source import Column, EncodedFrames, Episode, Field, Frames, require_fields, require_index
 
 INSTRUCTION = "language_instruction"
-TASK_INDEX = "task_index"
-TIMESTAMP = "timestamp"
 METADATA = "meta/episode_metadata.jsonl"
 """Ours: one line of JSON an episode, what its source said once about it."""
-BLOCK = 64
-"""Frames of a video that are decoded together: 59 MB at 480 x 640."""
-TOLERANCE_S = 1e-4
-"""How far a frame of a video may be from its step; lerobot's default."""
-
-
-@dataclass(frozen=True)
-class VideoFrames:
-    """Frames in a video file; decoded in blocks, since a video cannot be entered at every frame.
-
-    Attributes:
-        path: the video.
-        timestamps: (T,) seconds from its beginning.
-        where: dataset and episode, for error messages.
-    """
-
-    path: Path
-    timestamps: tuple[float, ...]
-    where: str
-
-    def __len__(self) -> int:
-        return len(self.timestamps)
-
-    def encoded(self, step: int) -> bytes:
-        return png.encode(self.decode(step))
-
-    def decode(self, step: int) -> NDArray[Any]:
-        block, place = divmod(range(len(self))[step], BLOCK)
-        return _decode_block(self, block)[place]
 
 
 class LeRobotSource:
@@ -86,25 +60,24 @@ class LeRobotSource:
             split: "train" for all episodes, a part of it such as "train[:95%]", or "all".
 
         Raises:
-            DataError: no dataset of version 3, damaged, empty, or an unknown split.
+            DataError: no dataset of version 2.0, 2.1 or 3, damaged, empty, or an unknown split.
             MissingDependencyError: the extra [data] is not installed.
         """
         require("pyarrow", "data", "a LeRobot dataset")
         self._root, self._split = root, split
-        self._info = _read_info(root)
-        require_links_inside(root)
-        rows = read_episode_rows(root)
-        if not rows:
+        self._info = read_info(root)
+        self._places = read_places(root, self._info)
+        if not self._places:
             raise DataError(f"{root} holds no finished episode.")
-        self._splits = _splits(self._info, len(rows))
+        self._splits = _splits(self._info, len(self._places))
         self._numbers = episodes_of(split, self._splits, str(root))
-        self._rows = rows
-        self._tasks = read_tasks(root)
-        self._columns = {_field_name(name): name for name in self._info["features"] if _is_carried(name)}
-        self._fields = {n: _field(n, self._info["features"][column]) for n, column in self._columns.items()}
+        self._tasks = read_tasks(root, self._info)
+        features = {name: f for name, f in self._info["features"].items() if _is_carried(name)}
+        self._left_out = {_field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
+        self._columns = {_field_name(name): name for name in features if _field_name(name) not in self._left_out}
+        self._fields = {n: _field(n, features[column]) for n, column in self._columns.items()}
         self._fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
-        self._lengths = np.array([rows[number]["length"] for number in self._numbers], dtype=np.int64)
-        self._first_in_file = _first_rows(rows)
+        self._lengths = np.array([self._places[number].length for number in self._numbers], dtype=np.int64)
 
     def __reduce__(self) -> tuple[Callable[[], LeRobotSource], tuple[()]]:
         return functools.partial(LeRobotSource, self._root, self._split), ()
@@ -140,6 +113,11 @@ class LeRobotSource:
         return {}
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """Fields that are not read, and why."""
+        return self._left_out
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         return self._lengths
 
@@ -163,11 +141,11 @@ class LeRobotSource:
 
     def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
         require_index(index, len(self), "episode")
-        names = require_fields(fields, self._fields, str(self._root))
+        names = require_fields(fields, self._fields, str(self._root), self._left_out)
         number = self._numbers[index]
         where = f"{self._root}, episode {number}"
         stored = [self._columns[name] for name in names if name != INSTRUCTION and not self._is_video(name)]
-        table = self._table(number, [*stored, TASK_INDEX, TIMESTAMP])
+        table = self._table(self._places[number], [*stored, TASK_INDEX, TIMESTAMP])
         steps = {name: self._column(name, table, number, where) for name in names}
         return Episode(index, self._metadata().get(number, {}), steps, int(self._lengths[index]), where)
 
@@ -175,51 +153,58 @@ class LeRobotSource:
         require_index(index, len(self), "episode")
         require_index(step, int(self._lengths[index]), "step")
         cameras = {name: f for name, f in self._fields.items() if f.kind == "image"}
-        require_fields([field], cameras, f"{self._root}, cameras")
+        require_fields([field], cameras, f"{self._root}, cameras", self._left_out)
         return self.episode(index, [field]).frames(field).encoded(step)
 
-    def _table(self, number: int, columns: list[str]) -> Any:
-        row = self._rows[number]
-        file = file_number(row, DATA)
-        path = numbered_file(self._root, DATA, file)
+    def _table(self, place: EpisodePlace, columns: list[str]) -> Any:
+        path, start = place.table, place.first_row
         changed_ns = path.stat().st_mtime_ns if path.is_file() else 0
-        start = row["dataset_from_index"] - self._first_in_file[file]
-        return _read_rows(path, tuple(dict.fromkeys(columns)), start, start + row["length"], changed_ns)
+        return _read_rows(path, tuple(dict.fromkeys(columns)), start, start + place.length, changed_ns)
 
     def _column(self, name: str, table: Any, number: int, where: str) -> Column:
         if name == INSTRUCTION:
-            return tuple(self._task(task, where) for task in table[TASK_INDEX].to_pylist())
-        field = self._fields[name]
+            return tuple(self._task(int(task), where) for task in _numbers(table, TASK_INDEX, "int64", where))
+        field, column = self._fields[name], self._columns[name]
         if self._is_video(name):
-            return self._video(name, table[TIMESTAMP].to_pylist(), number, where)
-        values = table[self._columns[name]]
+            return self._video(name, _numbers(table, TIMESTAMP, "float64", where), number, where)
         if field.kind == "image":
-            return EncodedFrames([self._file_of(cell, where, name) for cell in values.to_pylist()], field, where)
+            files = [self._file_of(cell, where, name, step) for step, cell in enumerate(table[column].to_pylist())]
+            return self._images(name, files, where)
         if field.kind == "text":
-            return tuple(str(text) for text in values.to_pylist())
-        return _numbers(values, field)
+            return tuple("" if text is None else str(text) for text in table[column].to_pylist())
+        shape = tuple(size or 0 for size in field.shape)
+        return to_numbers(table[column], field.dtype, shape, f"{where}: field '{name}'")
 
     def _task(self, index: int, where: str) -> str:
-        if not 0 <= index < len(self._tasks):
-            raise DataError(f"{where} has task_index {index}, but there are {len(self._tasks)} tasks.")
+        if index not in self._tasks:
+            raise DataError(f"{where} has task_index {index}, which is none of the {len(self._tasks)} tasks.")
         return self._tasks[index]
 
-    def _file_of(self, cell: Mapping[str, Any] | None, where: str, name: str) -> bytes:
+    def _file_of(self, cell: Mapping[str, Any] | None, where: str, name: str, step: int) -> bytes:
         if cell is None or not cell["bytes"]:
-            raise DataError(f"{where}: field '{name}' has a step without its frame inside the table.")
+            raise DataError(f"{where}: field '{name}' has no frame inside the table at step {step}.")
         return cell["bytes"]
+
+    def _images(self, name: str, files: list[bytes], where: str) -> Frames:
+        feature, field = self._info["features"][self._columns[name]], self._fields[name]
+        if is_depth(name, feature):
+            return DepthImages(files, depth_unit(feature), field.shape, f"{where}: field '{name}'")
+        return EncodedFrames(files, field, where)
 
     def _is_video(self, name: str) -> bool:
         return name != INSTRUCTION and self._info["features"][self._columns[name]]["dtype"] == "video"
 
-    def _video(self, name: str, timestamps: list[float], number: int, where: str) -> VideoFrames:
-        column, row = self._columns[name], self._rows[number]
-        place = {kind: row[f"videos/{column}/{kind}_index"] for kind in ("chunk", "file")}
-        values = {"video_key": column, "chunk_index": int(place["chunk"]), "file_index": int(place["file"])}
-        said = f"{self._root / INFO}, video_path"
-        path = require_inside(self._root, expand_template(self._info.get("video_path"), values, said), said)
-        start = float(row[f"videos/{column}/from_timestamp"])
-        return VideoFrames(path, tuple(start + t for t in timestamps), where)
+    def _video(self, name: str, timestamps: NDArray[np.float64], number: int, where: str) -> VideoFrames:
+        column = self._columns[name]
+        place, feature = self._places[number].videos[column], self._info["features"][column]
+        return VideoFrames(
+            path=place.path,
+            timestamps=tuple((place.start_s + timestamps).tolist()),
+            stop_s=place.stop_s,
+            period_s=1 / float(self._info["fps"]),
+            where=f"{where}: field '{name}'",
+            depth=depth_code(feature) if is_depth(name, feature) else None,
+        )
 
     def _metadata(self) -> dict[int, dict[str, Any]]:
         path = self._root / METADATA
@@ -240,21 +225,6 @@ def open_lerobot(root: Path | str, split: str = "train") -> LeRobotSource:
     return LeRobotSource(Path(root), split)
 
 
-def _read_info(root: Path) -> dict[str, Any]:
-    info = read_json(root / INFO)
-    version = str(info.get("codebase_version", "none"))
-    if not version.startswith("v3"):
-        raise DataError(
-            f"{root / INFO} says version {version}; only v3.0 is read. lerobot converts v2.1 in place: "
-            f"python -m lerobot.scripts.convert_dataset_v21_to_v30 --repo-id={root.name} --root={root} "
-            "--push-to-hub=false"
-        )
-    for key in ("fps", "features"):
-        if key not in info:
-            raise DataError(f"{root / INFO} has no field '{key}'.")
-    return info
-
-
 def _splits(info: Mapping[str, Any], count: int) -> dict[str, list[int]]:
     """LeRobot writes a split as "0:50"; datasets in the wild all have one, "train"."""
     splits: dict[str, list[int]] = {}
@@ -262,14 +232,6 @@ def _splits(info: Mapping[str, Any], count: int) -> dict[str, list[int]]:
         first, _, last = str(text).partition(":")
         splits[name] = list(range(int(first), min(int(last), count)))
     return splits
-
-
-def _first_rows(rows: list[dict[str, Any]]) -> dict[int, int]:
-    """Data file -> the dataset's index of its first row."""
-    first: dict[int, int] = {}
-    for row in rows:
-        first.setdefault(file_number(row, DATA), row["dataset_from_index"])
-    return first
 
 
 def _is_carried(column: str) -> bool:
@@ -281,26 +243,41 @@ def _field_name(column: str) -> str:
     return column.replace(".", "/")
 
 
+def _why_not(name: str, feature: Mapping[str, Any]) -> str:
+    """Why a column is not read; empty when it is."""
+    dtype = str(feature["dtype"])
+    if dtype in ("image", "video"):
+        return why_not_depth(feature) if is_depth(name, feature) else ""
+    if dtype == "string":
+        return "" if math.prod(feature["shape"]) == 1 else "lists of texts are not read"
+    if dtype == "language":
+        return "language annotations are not read"
+    try:
+        is_number = np.dtype(dtype).kind in "biuf"
+    except TypeError:
+        is_number = False
+    return "" if is_number else f"columns of type '{dtype}' are not read"
+
+
 def _field(name: str, feature: Mapping[str, Any]) -> Field:
     dtype, shape = str(feature["dtype"]), tuple(int(size) for size in feature["shape"])
     if dtype in ("image", "video"):
         names = feature.get("names") or []
         channels_first = list(names)[:1] in (["channels"], ["channel"])
-        return Field(name, "image", "uint8", (*shape[1:], shape[0]) if channels_first else shape)
+        size = (*shape[1:], shape[0]) if channels_first else shape
+        return (
+            Field(name, "image", "float32", (*size[:2], 1))
+            if is_depth(name, feature)
+            else Field(name, "image", "uint8", size)
+        )
     if dtype == "string":
         return Field(name, "text", "str", ())
     return Field(name, "number", dtype, () if shape == (1,) else shape)
 
 
-def _numbers(values: Any, field: Field) -> NDArray[Any]:
-    """A column of numbers, or of lists of lists of them -> (T, *shape)."""
-    import pyarrow as pa
-
-    flat = values.combine_chunks()
-    while pa.types.is_nested(flat.type):
-        flat = flat.storage if isinstance(flat, pa.ExtensionArray) else flat.flatten()
-    numbers = flat.to_numpy(zero_copy_only=False).astype(field.dtype)
-    return numbers.reshape(len(values), *(size or 0 for size in field.shape))
+def _numbers(table: Any, column: str, dtype: str, where: str) -> NDArray[Any]:
+    """(T,) a column that LeRobot keeps for itself."""
+    return to_numbers(table[column], dtype, (), f"{where}: column '{column}'")
 
 
 @functools.lru_cache(maxsize=16)
@@ -319,19 +296,3 @@ def _read_metadata(path: Path, changed_ns: int) -> dict[int, dict[str, Any]]:
         return {int(line["episode"]): line["metadata"] for line in lines}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} holds a line that is no metadata of an episode: {error}.") from error
-
-
-@functools.lru_cache(maxsize=4)
-def _decode_block(frames: VideoFrames, block: int) -> NDArray[np.uint8]:
-    """(up to BLOCK, H, W, 3). Some blocks are kept, so that reading step by step decodes once."""
-    require("lerobot", "data", f"decoding {frames.path}")
-    from lerobot.datasets.video_utils import decode_video_frames
-
-    if not frames.path.is_file():
-        raise DataError(f"{frames.where}: the video {frames.path} is missing.")
-    timestamps = list(frames.timestamps[block * BLOCK : (block + 1) * BLOCK])
-    try:
-        decoded = decode_video_frames(frames.path, timestamps, TOLERANCE_S, return_uint8=True)
-    except (RuntimeError, ValueError, OSError, AssertionError) as error:
-        raise DataError(f"{frames.where}: the video {frames.path} cannot be decoded: {error}.") from error
-    return np.ascontiguousarray(decoded.numpy().transpose(0, 2, 3, 1))

@@ -31,10 +31,11 @@ from vla_robot.record.lerobot_layout import (
     LOCK,
     STATS,
     file_number,
+    is_version_2,
     numbered_file,
     position,
     read_episode_rows,
-    read_json,
+    read_info,
     read_tasks,
     write_json,
     write_table,
@@ -157,16 +158,21 @@ class LeRobotTables:
         """Begin a dataset, or continue one where its last whole episode ended."""
         root = self._root
         require_links_inside(root)
+        info = read_info(root) if (root / INFO).is_file() else {}
+        if is_version_2(info):
+            raise DataError(
+                f"{root} is a LeRobot dataset of version {info['codebase_version']}; only v3.0 is written. "
+                f"Choose another folder, or convert it into one first: vla data convert {root} NEW --to lerobot."
+            )
         rows = read_episode_rows(root)
         for killed in (*root.glob(f"meta/**/*{TEMPORARY}"), *root.glob(f"{DATA}/**/*{TEMPORARY}")):
             killed.unlink()
         if not rows:
             return
-        info = read_json(root / INFO)
         self._rate_hz, self._robot = float(info["fps"]), str(info.get("robot_type") or "")
         self._state = _State(
             features={name: feature for name, feature in info["features"].items() if name not in COUNTERS},
-            tasks=read_tasks(root),
+            tasks=_in_order(root, read_tasks(root, info)),
             stats=_merged([_stats_of(row) for row in rows]),
             num_episodes=len(rows),
             num_frames=sum(row["length"] for row in rows),
@@ -262,6 +268,13 @@ def _require_dataset_or_nothing(root: Path) -> None:
         raise DataError(f"{root} is a file; a dataset is a folder.")
     if root.exists() and any(path.name != "meta" for path in root.iterdir()) and not (root / INFO).is_file():
         raise DataError(f"{root} is not empty and holds no {INFO}, so it is no LeRobot dataset. Choose another folder.")
+
+
+def _in_order(root: Path, tasks: Mapping[int, str]) -> list[str]:
+    """Instructions in the order of their task_index; new ones get the numbers that follow."""
+    if sorted(tasks) != list(range(len(tasks))):
+        raise DataError(f"{root}: its tasks are not numbered 0, 1, 2, ..., so no episode can be added to it.")
+    return [tasks[index] for index in range(len(tasks))]
 
 
 def _difference(root: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

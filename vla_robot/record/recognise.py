@@ -24,7 +24,7 @@ from vla_robot.record.open import Source, open_source
 from vla_robot.record.origin import FILE, read_origin
 from vla_robot.record.rlds.reader import RldsDataset, describe_rlds, is_rlds
 from vla_robot.record.rlds.storage import open_storage
-from vla_robot.record.source import INSTRUCTIONS, Field
+from vla_robot.record.source import ACTIONS, INSTRUCTIONS, STATES, Field
 from vla_robot.record.standardise import fields_of, misfits
 
 MOST_NEAR = 3
@@ -167,21 +167,22 @@ def assumed_recipe(facts: Facts) -> SourceRecipe:
         DataError: they cannot be; a recipe must say what they are.
     """
     fields = facts.fields
-    width = fields["action"].shape[-1] if "action" in fields and fields["action"].shape else None
+    action = next((name for name in ACTIONS if name in fields), ACTIONS[0])
+    width = fields[action].shape[-1] if action in fields and fields[action].shape else None
     encodings: list[ActionEncoding] = [e for e in RELATIVE_DIMS if RELATIVE_DIMS[e] + ABSOLUTE_DIMS[e] == width]
     text = next((name for name in INSTRUCTIONS if name in fields), None)
     if not encodings or text is None:
         numbers = "no field 'action'" if width is None else f"an action of {width} numbers"
         lacks = numbers if not encodings else "no instruction"
         raise DataError(f"{facts.location} has {lacks}, so that a recipe must say what its steps are.")
-    images = sorted(name for name, f in fields.items() if f.kind == "image" and f.dtype == "uint8")
+    images = sorted(name for name, f in fields.items() if f.is_colour)
     outside = [name for name in images if "wrist" not in name]
     wrist = [name for name in images if "wrist" in name]
     primary, secondary = (*outside, None, None)[:2]
     cameras = Cameras(primary, secondary, next(iter(wrist), None))
-    state = ("observation/state",) if "observation/state" in fields else ()
+    state = tuple(name for name in STATES if name in fields)[:1]
     return SourceRecipe(
-        "source", ("action",), action_encoding=encodings[0], state=state, instruction=text, cameras=cameras
+        "source", (action,), action_encoding=encodings[0], state=state, instruction=text, cameras=cameras
     )
 
 
@@ -260,6 +261,6 @@ def _assumptions(recipe: SourceRecipe) -> str:
     gripper = "the gripper, 1 = open" if absolute == 1 else f"{absolute} absolute numbers of two arms"
     cameras = [f"{role} camera '{name}'" for role, name in recipe.cameras.by_role().items()]
     return (
-        f"'action' is a standard action of encoding {recipe.action_encoding}: {motion} {gripper}; the instruction is "
+        f"'{recipe.action[0]}' is a standard action of encoding {recipe.action_encoding}: {motion} {gripper}; the instruction is "
         f"'{recipe.instruction}'; {', '.join(cameras) or 'there is no camera'}"
     )

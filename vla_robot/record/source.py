@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -33,6 +34,10 @@ INSTRUCTIONS = (
     "instruction",
 )
 """Where the datasets of Open-X-Embodiment keep what the robot was told to do, the usual place first."""
+ACTIONS = ("action", "actions")
+"""Where datasets keep the action, the usual place first."""
+STATES = ("observation/state", "state")
+"""Where datasets keep the arm's own state, the usual place first."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,11 @@ class Field:
     def is_ragged(self) -> bool:
         """Values of different steps have different shapes, so that they do not stack."""
         return self.kind == "number" and None in self.shape
+
+    @property
+    def is_colour(self) -> bool:
+        """Frames that a policy can see: not depth."""
+        return self.kind == "image" and self.dtype == "uint8"
 
     def __str__(self) -> str:
         size = " x ".join("?" if n is None else str(n) for n in self.shape)
@@ -251,11 +261,28 @@ class EpisodeSource(Protocol):
         ...
 
 
-def require_fields(fields: Collection[str] | None, available: Mapping[str, Field], where: str) -> Collection[str]:
-    """The fields to parse; DataError names one that does not exist, and its nearest match."""
+def require_fields(
+    fields: Collection[str] | None,
+    available: Mapping[str, Field],
+    where: str,
+    left_out: Mapping[str, str] = MappingProxyType({}),
+) -> Collection[str]:
+    """The fields to parse; all of them for None.
+
+    Args:
+        fields: their names.
+        available: those that can be parsed.
+        where: the dataset, for the error message.
+        left_out: those that a dataset has and that are not read, and why.
+
+    Raises:
+        DataError: one does not exist or is not read.
+    """
     if fields is None:
         return available.keys()
     for name in fields:
+        if name in left_out:
+            raise DataError(f"{where}: field '{name}' is not read: {left_out[name]}.")
         if name not in available:
             raise DataError(f"{where}: " + unknown("field", name, available))
     return fields
@@ -265,3 +292,20 @@ def require_index(index: int, count: int, what: str) -> None:
     """Raise IndexError unless 0 <= index < count."""
     if not 0 <= index < count:
         raise IndexError(f"{what} {index} of {count}")
+
+
+def require_finite(values: NDArray[Any], what: str) -> None:
+    """Raise DataError, naming the step, unless all of (T, ...) numbers are finite.
+
+    Args:
+        values: numbers of consecutive steps.
+        what: file, episode and field, for the error message.
+    """
+    rows = values.reshape(len(values), -1)
+    bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(bad):
+        raise DataError(
+            f"{what} is not finite at step {int(bad[0])} ({np.array2string(rows[bad[0]], precision=3, threshold=16)}), "
+            f"and at {len(bad) - 1} more. Remove the episode; `vla data convert --skip-corrupt` writes the dataset "
+            "without it."
+        )

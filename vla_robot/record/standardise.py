@@ -90,7 +90,7 @@ def _misfit(name: str, kind: str, fields: Mapping[str, Field]) -> str:
         "numbers": field.kind == "number" and not field.is_ragged,
         "compressed numbers": field.kind == "text" or (field.kind == "number" and not field.is_ragged),
         "text": field.kind == "text" and not field.shape,
-        "colour frames": field.kind == "image" and field.dtype == "uint8",
+        "colour frames": field.is_colour,
     }
     return "" if holds[kind] else f"field '{name}' holds {field}, not {kind}"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.record.lerobot_layout import INTERVENTION
-from vla_robot.record.source import INSTRUCTIONS, EpisodeSource, Field
+from vla_robot.record.source import ACTIONS, INSTRUCTIONS, EpisodeSource, Field
 
 ACTION = "action"
 BINS = 24
@@ -148,7 +148,7 @@ def _draw_bars(draw: Any, counts: NDArray[np.int64], left: int, top: int, width:
 
 
 def _is_action(field: Field) -> bool:
-    named = field.name == ACTION or field.name.startswith((f"{ACTION}/", f"{ACTION}.", f"{ACTION}_dict/"))
+    named = field.name in ACTIONS or field.name.startswith((f"{ACTION}/", f"{ACTION}.", f"{ACTION}_dict/"))
     size = int(np.prod([n or 0 for n in field.shape]))
     return named and field.kind == "number" and 0 < size <= MOST_DIMENSIONS
 

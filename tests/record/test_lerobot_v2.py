@@ -1,9 +1,10 @@
-"""LeRobot v2.1: refused with a command, and read once that command has run."""
+"""LeRobot v2.0 and v2.1: read as they are, and as lerobot's own conversion to version 3 gives them."""
 
 from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,11 @@ import pytest
 from PIL import Image
 
 from vla_robot.core.errors import DataError
-from vla_robot.record.open import open_source
+from vla_robot.record.convert import convert
+from vla_robot.record.lerobot_source import LeRobotSource
+from vla_robot.record.lerobot_tables import LeRobotTables
+from vla_robot.record.open import Source, open_source
+from vla_robot.record.origin import Options
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -59,14 +64,58 @@ def old(tmp_path: Path) -> Path:
     return root
 
 
-def test_v21_is_refused_with_the_command_that_converts_it_and_then_read(old: Path) -> None:
-    with pytest.raises(DataError, match=r"says version v2\.1.*convert_dataset_v21_to_v30") as caught:
-        open_source(old)
-    told = str(caught.value).partition("python -m ")[2].split()
-    done = subprocess.run([sys.executable, "-m", *told], capture_output=True, text=True, check=False)
+def test_versions_2_are_read(old: Path) -> None:
+    _require_content(open_source(old))
+    info = old / "meta" / "info.json"
+    info.write_text(info.read_text().replace('"v2.1"', '"v2.0"'))
+    (old / "meta" / "episodes_stats.jsonl").rename(old / "meta" / "stats.json")
+    _require_content(open_source(old))
+
+
+def test_version_2_1_is_read_as_lerobot_converts_it(old: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    shutil.copytree(old, new)
+    tool = [sys.executable, "-m", "lerobot.scripts.convert_dataset_v21_to_v30", "--repo-id=new", f"--root={new}"]
+    done = subprocess.run([*tool, "--push-to-hub=false"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    ours, theirs = open_source(old), open_source(new)
+    assert isinstance(ours, LeRobotSource) and isinstance(theirs, LeRobotSource)
+    assert theirs.lerobot_features.keys() == ours.lerobot_features.keys()
+    _require_content(theirs)
+
+
+def test_the_tasks_of_version_2_may_have_gaps(old: Path) -> None:
+    lines = [
+        {"task_index": 1, "task": "task 1"},
+        {"task_index": 7, "task": "seven"},
+        {"task_index": 0, "task": "task 0"},
+    ]
+    _lines(old / "meta" / "tasks.jsonl", lines)
+    _require_content(open_source(old))
+    _lines(old / "meta" / "tasks.jsonl", lines[1:])
+    with pytest.raises(DataError, match=r"episode 1 has task_index 1, which is none of the 2 tasks"):
+        open_source(old).episode(1)
+
+
+def test_a_dataset_of_version_2_is_converted_and_never_written_to(old: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in old.rglob("*.*") if path.is_file()}
+    with pytest.raises(DataError, match=r"of version v2.1; only v3.0 is written"):
+        LeRobotTables(old)
+    assert {path: path.read_bytes() for path in before} == before
+    convert(open_source(old), tmp_path / "new", "lerobot", Options())
+    _require_content(open_source(tmp_path / "new"))
+
+
+def test_an_episode_that_is_missing_is_named(old: Path) -> None:
+    (old / "data" / "chunk-000" / "episode_000001.parquet").unlink()
     source = open_source(old)
-    assert source.lengths.tolist() == list(LENGTHS)
+    source.episode(0)
+    with pytest.raises(DataError, match=r"episode_000001.parquet is missing"):
+        source.episode(1)
+
+
+def _require_content(source: Source) -> None:
+    assert (source.lengths.tolist(), source.rate_hz) == (list(LENGTHS), 10.0)
     for index, length in enumerate(LENGTHS):
         episode = source.episode(index)
         np.testing.assert_array_equal(episode.numbers("action"), _vectors(index, length))
