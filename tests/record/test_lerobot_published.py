@@ -180,7 +180,7 @@ def test_depth_is_read_in_metres_as_lerobot_reads_it(tmp_path: Path, theirs: Any
 @pytest.mark.parametrize(
     ("info", "reason"),
     [
-        ({}, r"its name says depth, but info.json does not say how it is stored"),
+        ({}, r"a camera that its name calls depth and info.json does not"),
         ({"is_depth_map": True}, r"a depth image whose depth_unit in info.json is None"),
         ({"video.is_depth_map": True, "depth_unit": "inch"}, r"a depth image whose depth_unit in info.json is 'inch'"),
     ],
@@ -416,7 +416,7 @@ def test_a_row_of_another_width_is_an_error_with_its_step(ours: Path) -> None:
 # -- columns -----------------------------------------------------------------------------------------------------------
 
 
-def test_columns_of_unknown_types_are_left_out_and_named(ours: Path) -> None:
+def test_columns_of_unknown_types_are_left_out_and_named(ours: Path, tmp_path: Path) -> None:
     rows = [[{"role": "user", "content": "hello", "style": None, "camera": None}]]
     for path in sorted((ours / "data").rglob("*.parquet")):
         table = pq.read_table(path)
@@ -432,11 +432,14 @@ def test_columns_of_unknown_types_are_left_out_and_named(ours: Path) -> None:
     edit_info(ours, lambda info: info["features"].update(odd))
     source = open_lerobot(ours)
     assert source.left_out == {
-        "language_persistent": "language annotations are not read",
-        "language_events": "language annotations are not read",
-        "audio": "columns of type 'audio' are not read",
-        "names": "lists of texts are not read",
+        "language_persistent": "a language annotation",
+        "language_events": "a language annotation",
+        "audio": "a column of type 'audio'",
+        "names": "a list of texts",
     }
+    assert source.notes[0].startswith("Fields that are not read and were left out: language_persistent: a language")
+    lost = convert(source, tmp_path / "converted", "lerobot", Options()).lost
+    assert "audio: a column of type 'audio' is not read" in lost
     assert source.episode(1).numbers("action").shape == (5, 2)
     assert open_demos(ours).num_frames == 9
 

@@ -43,7 +43,16 @@ from vla_robot.record.lerobot_video import (
     why_not_depth,
 )
 from vla_robot.record.part import episodes_of
-from vla_robot.record.source import Column, EncodedFrames, Episode, Field, Frames, require_fields, require_index
+from vla_robot.record.source import (
+    Column,
+    EncodedFrames,
+    Episode,
+    Field,
+    Frames,
+    require_fields,
+    require_index,
+    tell_left_out,
+)
 
 INSTRUCTION = "language_instruction"
 METADATA = "meta/episode_metadata.jsonl"
@@ -114,8 +123,13 @@ class LeRobotSource:
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """Fields that are not read, and why."""
+        """Field that is not read -> why."""
         return self._left_out
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the dataset."""
+        return tell_left_out(self._left_out)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -249,14 +263,14 @@ def _why_not(name: str, feature: Mapping[str, Any]) -> str:
     if dtype in ("image", "video"):
         return why_not_depth(feature) if is_depth(name, feature) else ""
     if dtype == "string":
-        return "" if math.prod(feature["shape"]) == 1 else "lists of texts are not read"
+        return "" if math.prod(feature["shape"]) == 1 else "a list of texts"
     if dtype == "language":
-        return "language annotations are not read"
+        return "a language annotation"
     try:
         is_number = np.dtype(dtype).kind in "biuf"
     except TypeError:
         is_number = False
-    return "" if is_number else f"columns of type '{dtype}' are not read"
+    return "" if is_number else f"a column of type '{dtype}'"
 
 
 def _field(name: str, feature: Mapping[str, Any]) -> Field:

@@ -135,13 +135,11 @@ def is_depth(name: str, feature: Mapping[str, Any]) -> bool:
 def why_not_depth(feature: Mapping[str, Any]) -> str:
     """Why a depth camera cannot be read in metres; empty when it can."""
     if not _is_marked(feature):
-        return "its name says depth, but info.json does not say how it is stored (is_depth_map)"
+        return "a camera that its name calls depth and info.json does not (is_depth_map)"
     if feature["dtype"] == "image":
         unit = _info(feature).get("depth_unit")
         return "" if unit in METRES_PER else f"a depth image whose depth_unit in info.json is {unit!r}, not 'm' or 'mm'"
-    return (
-        "" if depth_code(feature) else "a depth video whose depth_min, depth_max, shift or use_log is not in info.json"
-    )
+    return "" if depth_code(feature) else "a depth video without depth_min, depth_max, shift and use_log in info.json"
 
 
 def depth_code(feature: Mapping[str, Any]) -> DepthCode | None:

@@ -261,6 +261,6 @@ def _assumptions(recipe: SourceRecipe) -> str:
     gripper = "the gripper, 1 = open" if absolute == 1 else f"{absolute} absolute numbers of two arms"
     cameras = [f"{role} camera '{name}'" for role, name in recipe.cameras.by_role().items()]
     return (
-        f"'{recipe.action[0]}' is a standard action of encoding {recipe.action_encoding}: {motion} {gripper}; the instruction is "
-        f"'{recipe.instruction}'; {', '.join(cameras) or 'there is no camera'}"
+        f"'{recipe.action[0]}' is a standard action of encoding {recipe.action_encoding}: {motion} {gripper}; the "
+        f"instruction is '{recipe.instruction}'; {', '.join(cameras) or 'there is no camera'}"
     )

@@ -288,6 +288,16 @@ def require_fields(
     return fields
 
 
+def tell_left_out(left_out: Mapping[str, str]) -> tuple[str, ...]:
+    """One line about the fields of a dataset that are not read; none when all are.
+
+    Args:
+        left_out: field -> why.
+    """
+    unread = [f"{name}: {why}" for name, why in left_out.items()]
+    return (f"Fields that are not read and were left out: {'; '.join(unread)}.",) if unread else ()
+
+
 def require_index(index: int, count: int, what: str) -> None:
     """Raise IndexError unless 0 <= index < count."""
     if not 0 <= index < count:
