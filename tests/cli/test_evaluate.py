@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from vla_robot.cli import evaluate
+from vla_robot.cli.evaluate import EvaluateArgs, plan
 from vla_robot.cli.main import main
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.errors import PolicyError, WorldError
+from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+from vla_robot.loop import filming
 
 EMBODIMENT = Embodiment(
     name="pointer",
@@ -320,3 +323,49 @@ def test_the_shipped_policy_scores_the_same_in_one_world_and_in_three(tmp_path: 
         assert main([*words, "--json", str(out)]) == 0
         results.append([(e["seed"], e["outcome"], e["steps"]) for e in json.loads(out.read_text())["episodes"]])
     assert results[0] == results[1]
+
+
+def test_evaluations_of_one_second_get_a_folder_each(bench: Bench) -> None:
+    args = EvaluateArgs(env="mine", policy=("mine",), episodes=2)
+    folders = {plan(args).folder for _ in range(3)}
+    assert len(folders) == 3 and all(folder.is_dir() for folder in folders)
+
+
+def test_a_disk_that_fills_up_keeps_every_finished_episode_and_prints_the_scores(
+    bench: Bench, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = small_disk(300)
+    ballast = disk / "ballast"
+
+    class FillsUp(Obedient):
+        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            trials = disk / "e" / "trials.jsonl"
+            if trials.exists() and trials.read_text().count("\n") == 3 and not ballast.exists():
+                with contextlib.suppress(OSError):
+                    ballast.write_bytes(bytes(1 << 20))
+            return super().act(observations)
+
+    bench.policy = FillsUp
+    assert run("--workers", "1", "--out", str(disk / "e")) == EXIT_USER_ERROR
+    out, error = capsys.readouterr()
+    assert "Traceback" not in error and "No space left on device" in error
+    kept = (disk / "e" / "trials.jsonl").read_text().count("\n") - 1
+    assert kept in (2, 3, 4)  # the last page of the file may still have had room
+    if kept < 4:
+        assert f"Its {kept} finished episodes are safe, and the same command goes on after them." in error
+    assert f"{kept} of {kept}" in out
+    ballast.unlink()
+    assert run("--workers", "1", "--out", str(disk / "e")) == 0
+    assert [e["seed"] for e in found()["episodes"]] == [6, 7, 8, 9]
+
+
+def test_a_video_that_cannot_be_written_does_not_lose_its_episode(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise DataError("cannot write seed_6.mp4: No space left on device.")
+
+    monkeypatch.setattr(filming, "write_video", full)
+    assert run("--workers", "1", "--videos", "all") == EXIT_USER_ERROR
+    assert "cannot write seed_6.mp4" in capsys.readouterr().err
+    assert len(Path("e/trials.jsonl").read_text().splitlines()) == 2  # what is evaluated, and the episode

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +161,18 @@ def test_drivers_are_named_alike_on_every_computer(policy: str, name: str, tmp_p
     path.parent.mkdir(parents=True)
     path.touch() if path.suffix else path.mkdir()
     assert Build(Path("e"), Path("l"), path, 0.0, None).driver_name == name
+
+
+def test_a_disk_that_fills_up_keeps_every_episode_and_the_same_command_goes_on(
+    env: Path, small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture
+) -> None:
+    out = small_disk(120) / "demos"
+    assert run(env, out, "--episodes", "50") == EXIT_USER_ERROR
+    told, error = capsys.readouterr()
+    kept = len(open_demos(out).episodes)
+    assert 0 < kept < 50
+    assert f"{kept} episodes in" in told and f"{out} holds {kept} episodes" in told
+    assert f"No space left on device. Its {kept} finished episodes are safe. Make room on that disk, then" in error
+    subprocess.run(["mount", "-o", "remount,size=100m", str(out.parent)], check=True)
+    assert run(env, out, "--episodes", str(kept + 1)) == 0
+    assert [episode.seed for episode in open_demos(out).episodes] == list(range(kept + 1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import PolicyError, RecipeError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+from vla_robot.record.episode import EpisodeStep, EpisodeWriter, read_episode
 
 EMBODIMENT = Embodiment(
     name="point",
@@ -25,6 +28,10 @@ EMBODIMENT = Embodiment(
     cameras=(CameraSpec("front", 16, 16),),
     rate_hz=10,
 )
+
+
+LOOK = Observation({"front": np.zeros((16, 16, 3), np.uint8)}, np.zeros(1), "go right", 0, 0)
+STEP = EpisodeStep(LOOK, np.zeros(2), np.zeros(2), 0, success=False)
 
 
 class Line:
@@ -199,3 +206,117 @@ def test_ctrl_c_keeps_the_finished_episodes(parts: Callable[..., Line], capsys: 
     assert written["interrupted"] is True
     assert world.closed
     assert "Traceback" not in capsys.readouterr().err
+
+
+def without_folder(argv: list[str]) -> list[str]:
+    at = argv.index("--out")
+    return argv[:at] + argv[at + 2 :]
+
+
+def test_two_runs_of_one_second_do_not_meet(parts: Callable[..., Line], checkout: Path) -> None:
+    """The second begins and ends in the midst of the first."""
+    world, status = parts(lambda _: 1.0), []
+
+    def begins_another(_: Observation) -> float:
+        if not status:
+            status.append(None)
+            inner = world.x, world.now
+            parts(lambda _: 1.0)
+            status.append(main(without_folder(RUN)))
+            (world.x, world.now) = inner
+        return 1.0
+
+    world = parts(begins_another)
+    assert main(without_folder(RUN)) == 0
+    assert status == [None, 0]
+    folders = sorted((checkout / "runs").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        logs = sorted((folder / "episodes").iterdir())
+        assert [path.name for path in logs] == ["seed_7.vlalog", "seed_8.vlalog"]
+        assert all(read_episode(path).complete for path in logs)
+        assert (folder / "report.html").is_file() and not (folder / ".lock").exists()
+
+
+def test_a_second_run_in_the_same_folder_is_told_who_writes_there(
+    parts: Callable[..., Line], checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status: list[int] = []
+
+    def begins_another(_: Observation) -> float:
+        if not status:
+            status.append(main(RUN))
+        return 1.0
+
+    parts(begins_another)
+    assert main(RUN) == 0
+    assert status == [EXIT_USER_ERROR]
+    assert f"r is being written by process {os.getpid()} (" in capsys.readouterr().err
+    assert [read_episode(path).complete for path in sorted((checkout / "r" / "episodes").iterdir())] == [True, True]
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(
+    parts: Callable[..., Line], checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise RecipeError("no such checkpoint")
+
+    parts(lambda _: 1.0)
+    monkeypatch.setattr(run, "build_policy", refuses)
+    assert main(RUN) == EXIT_USER_ERROR
+    assert main(without_folder(RUN)) == EXIT_USER_ERROR
+    assert not (checkout / "r").exists() and not list((checkout / "runs").glob("*"))
+
+
+def test_the_same_command_keeps_what_a_dead_run_left(
+    parts: Callable[..., Line], checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "r" / "episodes").mkdir(parents=True)
+    writer = EpisodeWriter(checkout / "r" / "episodes" / "seed_7.vlalog", {"seed": 7})
+    writer.add(STEP)
+    writer.abandon()
+    left = (checkout / "r" / "episodes" / "seed_7.vlalog.part").read_bytes()
+    parts(lambda _: 1.0)
+    assert main(RUN) == 0
+    assert "1 episodes of a run that died are kept in r/episodes" in capsys.readouterr().out
+    aside = checkout / "r" / "episodes" / "seed_7.crashed-1.vlalog.part"
+    assert aside.read_bytes() == left
+    assert len(read_episode(aside).steps) == 1
+    assert read_episode(checkout / "r" / "episodes" / "seed_7.vlalog").complete
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_its_table_and_the_finished_episodes(
+    parts: Callable[..., Line],
+    checkout: Path,
+    capsys: pytest.CaptureFixture[str],
+    small_disk: Callable[[int], Path],
+) -> None:
+    disk = small_disk(400)
+
+    def fills_up_in_the_second_episode(observation: Observation) -> float:
+        if (disk / "r" / "episodes" / "seed_7.vlalog").exists():
+            with contextlib.suppress(OSError):
+                (disk / "ballast").write_bytes(bytes(1 << 20))
+        return 1.0
+
+    parts(fills_up_in_the_second_episode)
+    assert main([*RUN, "--out", str(disk / "r")]) == EXIT_USER_ERROR
+    out, error = capsys.readouterr()
+    logs = list((disk / "r" / "episodes").glob("*.vlalog"))
+    kept = len(logs)  # the second has its name if it still found room in its last page
+    assert f"{kept} of {kept}" in out and f"Finished episodes, safe in {disk / 'r' / 'episodes'}: {kept}." in out
+    assert "No space left on device" in error and "Make room on that disk" in error
+    assert "Traceback" not in error
+    assert disk / "r" / "episodes" / "seed_7.vlalog" in logs and all(read_episode(log).complete for log in logs)
+
+
+def test_results_that_cannot_be_written_come_after_those_on_the_screen(
+    parts: Callable[..., Line], checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").touch()
+    parts(lambda _: 1.0)
+    assert main([*RUN, "--json", "file/out.json"]) == EXIT_USER_ERROR
+    out, error = capsys.readouterr()
+    assert "2 of 2" in out
+    assert "cannot write file/out.json" in error
+    assert (checkout / "r" / "report.html").is_file()

@@ -26,6 +26,7 @@ from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
+from vla_robot.record.episode import PART_SUFFIX
 
 _NOTHING_TO_RUN = (
     "say what to run: a launch file, as in `vla run launch/lift.toml`, or both a world and a policy, as in "
@@ -127,6 +128,7 @@ def main(args: RunArgs) -> int:
     env = read(EnvRecipe, what.env)
     print(_opening(what), flush=True)
     with run_folder(args.out) as folder, open_world(what.env, what.policy.sees_the_truth) as world:
+        print_crashed(folder)
         policy = build_policy(what.policy, env, world.embodiment, args.key)
         with (
             dataset(args, world.embodiment, what.policy.name) as on_episode,
@@ -154,14 +156,19 @@ def main(args: RunArgs) -> int:
     return exit_status(summary)
 
 
+def print_crashed(folder: Path) -> None:
+    """Say where the episodes are that an earlier run, which died, left in the same folder."""
+    if count := len(list(folder.glob(f"episodes/*{PART_SUFFIX}"))):
+        print(f"  {count} episodes of a run that died are kept in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
+
+
 def print_finished(summary: RunSummary, folder: Path) -> None:
     """The table of a run that a failure ended, and where its finished episodes are."""
     if summary.episodes:
         Console(highlight=False).print(result_table(summary))
-        report = f"Report: {folder / REPORT}" if (folder / REPORT).exists() else "The report could not be written"
-        print(
-            f"\n{report}. The {len(summary.episodes)} finished episodes are safe in {folder / 'episodes'}.", flush=True
-        )
+        has_report = (folder / REPORT).exists()
+        print(f"\nReport: {folder / REPORT}" if has_report else "\nThe report could not be written.")
+        print(f"Finished episodes, safe in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)
 
 
 def _opening(what: Plan) -> str:

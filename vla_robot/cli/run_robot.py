@@ -37,9 +37,10 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     launch = _launch(args, address)
     way = "lockstep" if args.lockstep else "real time"
     print(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
-    from vla_robot.cli.run import exit_status, print_finished
+    from vla_robot.cli.run import exit_status, print_crashed, print_finished
 
     with run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
+        print_crashed(folder)
         if args.dry_run:
             _require_dry(robot)
         if args.arm:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S
+from vla_robot.core.durable import make_folder, sync_folder, sync_path, writing
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import VlaError
+from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
 from vla_robot.core.robot import Tick
 from vla_robot.serve.board import JPEG_QUALITY
@@ -22,19 +23,26 @@ class RerunLog:
 
         Raises:
             MissingDependencyError: Rerun is not installed.
-            VlaError: the file exists, or cannot be written.
+            DataError: the file exists, or cannot be written.
         """
         require("rerun-sdk", "rerun", "a recording for Rerun")
         import rerun  # pyright: ignore[reportMissingImports] - in an extra of its own
 
-        if path.exists():
-            raise VlaError(f"{path} exists, and a recording is never overwritten. Choose another file with --rerun.")
+        with writing(path):
+            make_folder(path.parent)
+            try:
+                path.open("xb").close()  # no other process gets it any more
+            except FileExistsError as error:
+                raise DataError(
+                    f"{path} exists, and a recording is never overwritten. Choose another file with --rerun."
+                ) from error
+        self._path = path
         self._rerun = rerun
         self._stream = rerun.RecordingStream("vla_view")
         try:
             self._stream.save(path)
         except (OSError, RuntimeError) as error:
-            raise VlaError(f"cannot write {path}: {error}. Choose another file with --rerun.") from error
+            raise DataError(f"cannot write {path}: {error}. Choose another file with --rerun.") from error
 
     def __call__(self, tick: Tick, embodiment: Embodiment) -> None:
         result, observation = tick.result, tick.result.observation
@@ -52,9 +60,16 @@ class RerunLog:
         self._stream.log("mode", self._rerun.TextLog(f"{tick.mode} {tick.reason}".rstrip()))
 
     def close(self) -> None:
-        """The file is whole after this."""
+        """The file is whole, and on the disk, after this.
+
+        Raises:
+            DataError: the disk refuses.
+        """
         self._stream.flush()
         self._stream.disconnect()
+        with writing(self._path):
+            sync_path(self._path)
+            sync_folder(self._path.parent)
 
     def _number(self, place: str, value: float) -> None:
         self._stream.log(place, self._rerun.Scalars(value))
