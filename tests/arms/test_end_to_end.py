@@ -227,14 +227,18 @@ def test_a_fault_stops_the_arm_supported_and_says_so_until_it_is_mended(stage: S
         guard = build_guard(robot.embodiment.action)
         result = run_live_episode(robot, Still(), 0, guard=guard, subscribers=[trip])
         assert result.outcome == "error"
-        assert re.search(f"the bridge stopped the arm: emergency stop by the arm failed: .*{words}", result.error or "")
+        told = result.error or ""
+        assert re.search(f"the bridge stopped the arm: emergency stop by a failure of the arm: .*{words}", told)
         status = robot.status()
         assert status["mode"] == "stopped" and re.search(words, status["reason"])
         assert stage.bus.tell()["torque"] == [1] * 6
         robot.arm()
         with pytest.raises(WorldError, match=r"there is no port|no answer from motor|motor 'shoulder_lift' has 65 °C"):
             robot.begin(0)  # nothing is mended yet
+        with pytest.raises(ContractError, match="`arm` it first"):
+            robot.begin(0)
         stage.bus.tell(MEND[fault])
+        robot.arm()
         steps: list[int] = []
         again = run_live_episode(
             robot,

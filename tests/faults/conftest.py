@@ -20,14 +20,14 @@ from vla_robot.act.safety import SafetyFilter
 from vla_robot.act.watchdog import Watchdog
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.bridge import Bridge, Execution
-from vla_robot.serve.bridge_log import BridgeLog
-from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.serve.bridge_log import BridgeLog, Recording
+from vla_robot.serve.bridge_server import ENDED, BridgeServer
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
+from vla_robot.serve.faults import Faults
 from vla_robot.transport.nouns import Fields, pack_action_chunk
 from vla_robot.transport.wire import Buffer, Message, decode, encode
 
@@ -53,14 +53,15 @@ class RecordingArm:
     x: float = 0.0
     step: int = 0
     camera_stopped: bool = False
-    fails: bool = False
+    raises: dict[str, BaseException] = field(default_factory=dict[str, BaseException])
     horizon: int = 10_000
     commands: list[tuple[int, Vector]] = field(default_factory=list[tuple[int, Vector]])
     holds: list[int] = field(default_factory=list[int])
     stops: list[int] = field(default_factory=list[int])
     looks: list[int] = field(default_factory=list[int])
     look_ms: float = 5.0
-    unplugged: bool = False
+    resets: list[int] = field(default_factory=list[int])
+    height: int = 6
     succeeds: bool = False
     stamp_ns: int = 0
 
@@ -69,32 +70,38 @@ class RecordingArm:
         return {"front": self.stamp_ns}
 
     def reset(self, seed: int) -> Observation:
+        self.resets.append(self.clock.now_ns())
+        self._may_fail("reset")
         self.x, self.step = 0.0, 0
         return self._observe()
 
     def command(self, action: Vector) -> StepResult:
         self.commands.append((self.clock.now_ns(), action))
-        if self.fails:
-            raise WorldError("joint 3 reports an overcurrent.")
+        self._may_fail("command")
         self.x += float(action[0])
         return self._after(action)
 
     def hold(self) -> StepResult:
         self.holds.append(self.clock.now_ns())
+        self._may_fail("hold")
         return self._after(np.array([0.0, 1.0]))
 
     def look(self) -> Observation:
         self.looks.append(self.clock.now_ns())
         self.clock.advance_ns(round(self.look_ms * NS_PER_MS))
-        if self.unplugged:
-            raise WorldError("motor 'elbow' does not answer.")
+        self._may_fail("look")
         return self._observe()
 
     def stop(self) -> None:
         self.stops.append(self.clock.now_ns())
+        self._may_fail("stop")
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def _may_fail(self, at: str) -> None:
+        if at in self.raises:
+            raise self.raises[at]
 
     def _after(self, action: Vector) -> StepResult:
         self.step += 1
@@ -103,7 +110,7 @@ class RecordingArm:
     def _observe(self) -> Observation:
         if not self.camera_stopped:
             self.stamp_ns = self.clock.now_ns()
-        image = np.full((6, 8, 3), self.step % 256, np.uint8)
+        image = np.full((self.height, 8, 3), self.step % 256, np.uint8)
         return Observation({"front": image}, np.array([self.x, 0.05]), self.instruction, self.stamp_ns, self.step)
 
 
@@ -252,11 +259,12 @@ class Stage:
     def play(self, seconds: float) -> None:
         end_ns = self.clock.now_ns() + round(seconds * NS_PER_S)
         # `serve` holds the arm when it ends; here it only pauses.
-        running, self.bridge.end = self.bridge.end, lambda reason: None  # type: ignore[method-assign]
+        end = self.bridge.end
+        self.bridge.end = lambda reason: None if reason == ENDED else end(reason)  # type: ignore[method-assign]
         try:
             self.server.serve(lambda: self.clock.now_ns() >= end_ns)
         finally:
-            self.bridge.end = running  # type: ignore[method-assign]
+            self.bridge.end = end  # type: ignore[method-assign]
 
     def at(self, seconds: float, happen: Callable[[], None]) -> None:
         self.network.call(happen, seconds * 1000)
@@ -284,13 +292,19 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
     """A stage; `think` is the policy, and `max_age_s` how late an action may be."""
 
     def make(
-        think: Think | None = None, *, max_age_s: float = 0.5, limits: LimitsRecipe | None = None, **controller: Any
+        think: Think | None = None,
+        *,
+        max_age_s: float = 0.5,
+        limits: LimitsRecipe | None = None,
+        recording: Recording | None = None,
+        **controller: Any,
     ) -> Stage:
         clock = FakeClock(START_NS)
         arm, network = RecordingArm(clock), Network(clock)
         safety = SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, limits or LimitsRecipe()))
-        log = BridgeLog(tmp_path / "logs", {"env": "toy"})
-        bridge = Bridge(arm, safety, Watchdog(clock), clock, Execution(max_age_s), log)
+        faults = Faults()
+        log = BridgeLog(tmp_path / "logs", {"env": "toy"}, recording, faults)
+        bridge = Bridge(arm, safety, Watchdog(clock), clock, Execution(max_age_s), log, faults)
         server = BridgeServer(bridge, network, clock)
         driver = Controller(network, think or (lambda o: chunk_of(o, (0.01, 1.0))), **controller)
         network.on_message = driver.hear

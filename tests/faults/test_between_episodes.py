@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_S
+from vla_robot.core.errors import WorldError
 from vla_robot.core.robot import Tick
 from vla_robot.record.episode import read_episode
 from vla_robot.serve.bridge_wire import unpack_tick
@@ -161,12 +162,12 @@ def test_an_arm_that_cannot_be_looked_at_is_told_and_ends_nothing(make_stage: Ma
     stage = make_stage()
     viewer = Viewer(stage)
     stage.play(0.5)
-    stage.arm.unplugged = True
+    stage.arm.raises["look"] = WorldError("motor 'elbow' does not answer.")
     stage.play(1.0)
     seen = len(viewer.ticks)
     assert stage.status["mode"] == "hold"
     assert stage.status["reason"] == "no episode is running; motor 'elbow' does not answer."
-    stage.arm.unplugged = False
+    stage.arm.raises.clear()
     stage.play(1.0)
     assert len(viewer.ticks) > seen + LOOKS_PER_S / 2 and stage.status["reason"] == "no episode is running"
     stage.begin()

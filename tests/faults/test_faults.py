@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_S
+from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record.episode import read_episode
@@ -295,7 +296,7 @@ def test_an_arm_that_fails_is_stopped_and_its_words_are_told(make_stage: MakeSta
     stage = make_stage()
     stage.begin()
     stage.play(1.0)
-    stage.arm.fails = True
+    stage.arm.raises["command"] = WorldError("joint 3 reports an overcurrent.")
     stage.play(1.0)
     assert stage.status["mode"] == "stopped"
     assert "overcurrent" in stage.status["reason"]

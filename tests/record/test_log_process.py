@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Clamp, Observation
 from vla_robot.record import log_process
 from vla_robot.record.episode import PART_SUFFIX, EpisodeStep, EpisodeWriter, read_episode
-from vla_robot.record.log_process import LogProcess
+from vla_robot.record.log_process import LogProcess, ProcessWriter
 
 HEADER = {"seed": 3, "instruction": "lift the cube"}
 
@@ -66,8 +69,7 @@ def test_an_episode_without_an_end_is_on_the_disk_as_far_as_it_came(tmp_path: Pa
         writer = logs.open(tmp_path / "cut.vlalog", HEADER)
         for step in range(4):
             writer.add(step_of(step))
-        writer._queue.put(None)
-        writer._thread.join()
+        writer.abandon()
     log = read_episode(tmp_path / f"cut{PART_SUFFIX}")
     assert len(log.steps) == 4 and log.damage == "the log ends after 4 steps without its end record"
 
@@ -83,7 +85,7 @@ def test_frames_that_find_no_room_are_left_out_and_counted(
     log = read_episode(tmp_path / "full.vlalog")
     assert log.summary is not None and log.summary["dropped_frames"] == writer.dropped_frames == 3
     assert [dict(step.observation.images) for step in log.steps] == [{}] * 3
-    assert log.steps[1].commanded.tolist() == step_of(1).commanded.tolist()  # numbers are never left out
+    np.testing.assert_array_equal(log.steps[1].commanded, step_of(1).commanded)  # numbers are never left out
 
 
 def test_what_cannot_be_written_is_told_at_the_end(logs: LogProcess, tmp_path: Path) -> None:
@@ -95,21 +97,95 @@ def test_what_cannot_be_written_is_told_at_the_end(logs: LogProcess, tmp_path: P
     logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})  # the process goes on
 
 
+def eventually(holds: Callable[[], bool]) -> None:
+    """The process and the writer's thread are others than the test's."""
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.01)
+
+
+def fails(writer: ProcessWriter, match: str) -> bool:
+    """Whether the next step is refused in these words; nothing else may go wrong."""
+    try:
+        writer.add(step_of(0))
+    except DataError as error:
+        assert match in str(error)
+        return True
+    return False
+
+
+def kill(logs: LogProcess) -> None:
+    os.kill(logs._process.pid, signal.SIGKILL)
+    eventually(lambda: not logs._process.works)
+
+
 def test_a_process_that_died_is_told_at_the_end(logs: LogProcess, tmp_path: Path) -> None:
     writer = logs.open(tmp_path / "dead.vlalog", HEADER)
     writer.add(step_of(0))
-    logs._process.send_signal(signal.SIGKILL)
-    logs._process.wait()
+    kill(logs)
     with pytest.raises(DataError, match="the process that writes it has ended"):
         writer.finish(observation(1), {})
 
 
+def test_a_process_that_died_is_told_while_steps_come_and_replaced_for_the_next_log(
+    logs: LogProcess, tmp_path: Path
+) -> None:
+    writer = logs.open(tmp_path / "dead.vlalog", HEADER)
+    kill(logs)
+    eventually(lambda: fails(writer, "has ended"))
+    writer.abandon()
+    logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})
+    assert read_episode(tmp_path / "next.vlalog").complete
+
+
+def test_what_cannot_be_written_is_told_while_steps_come(logs: LogProcess, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    writer = logs.open(tmp_path / "file" / "x.vlalog", HEADER)
+    eventually(lambda: fails(writer, "cannot write"))
+    writer.abandon()
+    logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})
+
+
+def test_a_disk_with_no_room_is_told_while_steps_come(logs: LogProcess, tmp_path: Path) -> None:
+    whole = resource.prlimit(logs._process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(logs._process.pid, resource.RLIMIT_FSIZE, (4096, whole[1]))  # no file may grow beyond that
+    writer = logs.open(tmp_path / "full.vlalog", HEADER)
+    eventually(lambda: fails(writer, "File too large"))
+    writer.abandon()
+    resource.prlimit(logs._process.pid, resource.RLIMIT_FSIZE, whole)
+    logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})
+    assert read_episode(tmp_path / "next.vlalog").complete
+
+
+def test_a_process_that_stands_still_costs_the_caller_nothing_and_is_replaced(
+    logs: LogProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_process, "MAX_WAITING", 50)
+    writer = logs.open(tmp_path / "stuck.vlalog", HEADER)
+    stopped = logs._process.pid
+    os.kill(stopped, signal.SIGSTOP)
+    step = step_of(0)
+    with pytest.raises(DataError, match="takes nothing any more"):
+        for _ in range(100_000):  # the pipe is full, and then the queue
+            writer.add(step)
+    logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})
+    assert logs._process.pid != stopped
+    writer.abandon()
+
+
+def test_the_end_waits_for_no_process_that_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_process, "EXIT_TIMEOUT_S", 0.2)
+    with LogProcess() as logs:
+        logs.open(tmp_path / "stuck.vlalog", HEADER)
+        os.kill(logs._process.pid, signal.SIGSTOP)
+    assert not logs._process.works
+
+
 def test_an_episode_is_never_overwritten(logs: LogProcess, tmp_path: Path) -> None:
     (tmp_path / "there.vlalog").touch()
-    with pytest.raises(DataError, match="it exists"):
-        logs.open(tmp_path / "there.vlalog", HEADER)
-    with pytest.raises(DataError, match=r"does not end in \.vlalog"):
+    with pytest.raises(DataError, match="exists already"):
+        logs.open(tmp_path / "there.vlalog", HEADER).finish(observation(0), {})
+    assert (tmp_path / "there.vlalog").read_bytes() == b""
+    with pytest.raises(DataError, match=r"ends in \.vlalog"):
         logs.open(tmp_path / "log.txt", HEADER)
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="Choose another folder"):
-        logs.open(tmp_path / "file" / "x.vlalog", HEADER)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,9 @@ from vla_robot.cli.bench_loop import MEASURES, PRIORITY, QUANTILES, EmulatedArm,
 from vla_robot.cli.bench_loop_peers import CONTROLLER, RECORDER
 from vla_robot.core.clock import Ticker
 from vla_robot.record.episode import read_episode
-from vla_robot.record.log_process import LogProcess
 from vla_robot.record.provenance import row
 from vla_robot.serve.bridge import EpisodeBegan, EpisodeOver, Listener, Ticked
-from vla_robot.serve.bridge_log import BridgeLog
+from vla_robot.serve.bridge_log import BridgeLog, recording_process
 
 ROUNDS = 4
 
@@ -137,9 +136,11 @@ class _Log:
 
     folder: Path
     listener: Listener
+    settle: Callable[[], None]
 
     def counted(self) -> tuple[int, int]:
         """Steps, and steps without frames."""
+        self.settle()
         logs = [read_episode(path) for path in self.folder.iterdir()]
         dropped = [int(log.summary["dropped_frames"]) for log in logs if log.summary is not None]
         return sum(len(log.steps) for log in logs), sum(dropped)
@@ -147,9 +148,10 @@ class _Log:
 
 @contextlib.contextmanager
 def _log() -> Iterator[_Log]:
-    with tempfile.TemporaryDirectory(prefix="vla_bench_") as folder, LogProcess() as logs:
+    with tempfile.TemporaryDirectory(prefix="vla_bench_") as folder, recording_process() as recording:
         embodiment = EmulatedArm(1.0).embodiment
-        yield _Log(Path(folder), BridgeLog(Path(folder), {"embodiment": embodiment.to_dict()}, logs.open))
+        log = BridgeLog(Path(folder), {"embodiment": embodiment.to_dict()}, recording)
+        yield _Log(Path(folder), log, recording.settle)
 
 
 def _deaf(event: EpisodeBegan | Ticked | EpisodeOver) -> None:

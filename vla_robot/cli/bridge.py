@@ -22,16 +22,17 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.punctual import MAX_PRIORITY, freeze_garbage, take_priority
 from vla_robot.cli.words import option
 from vla_robot.core.clock import MonotonicClock
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import DataError, RecipeError, VlaError
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe, at_speed
 from vla_robot.serve.arm import Arm
 from vla_robot.serve.bridge import Bridge, EpisodeBegan, EpisodeOver, Execution, Listener, Ticked
 from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.serve.faults import Faults, contained
 from vla_robot.transport.sockets import ServerSocket
 
 if TYPE_CHECKING:
-    from vla_robot.record.log_process import LogProcess
+    from vla_robot.serve.bridge_log import Recording
 
 LOOPBACK = "tcp://127.0.0.1:5570"
 
@@ -113,17 +114,18 @@ def main(args: BridgeArgs) -> int:
     with _logs(args) as logs, ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:
         e_stop = EStop()
         e_stop.watch_signal()
+        faults = Faults()
         arm = build_arm(recipe, lambda: stop.is_set() or e_stop.pressed(), print if args.dry_run else None)
         try:
             freeze_garbage()
             print(f"  {take_priority(args.priority)}", flush=True)
-            bridge = _bridge(args, recipe, arm, logs)
+            bridge = _bridge(args, recipe, arm, logs, faults)
             quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
             server = BridgeServer(bridge, socket, jpeg_quality=quality, dry_run=args.dry_run)
             _announce(socket.address, arm, args)
             server.serve(_until(stop.is_set, e_stop, server))
         finally:
-            arm.close()
+            _let_go(arm, faults)
         socket.settle()  # Ctrl-C may have ended the controller at the same time
     status = server.status()
     if args.json:
@@ -133,36 +135,52 @@ def main(args: BridgeArgs) -> int:
     return 0
 
 
-def _logs(args: BridgeArgs) -> AbstractContextManager[LogProcess | None]:
-    """Who writes the logs, away from the control clock."""
-    from vla_robot.record.log_process import LogProcess
+def _let_go(arm: Arm, faults: Faults) -> None:
+    """An arm that fails now was held before; the rest still comes to its end."""
+    try:
+        contained(arm, faults).close()
+    except VlaError as error:
+        faults.add("arm", error)
 
-    return nullcontext() if args.record is None else LogProcess()
+
+def _logs(args: BridgeArgs) -> AbstractContextManager[Recording | None]:
+    """Who writes the logs, away from the control clock.
+
+    Raises:
+        DataError: the folder is none.
+    """
+    if args.record is None:
+        return nullcontext()
+    if args.record.exists() and not args.record.is_dir():
+        raise DataError(f"--record {args.record} is a file; a folder is needed, which gets a log for each episode.")
+    from vla_robot.serve.bridge_log import recording_process
+
+    return recording_process()
 
 
-def _bridge(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: LogProcess | None) -> Bridge:
+def _bridge(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: Recording | None, faults: Faults) -> Bridge:
     from vla_robot.act.watchdog import Watchdog
 
     clock = MonotonicClock()
     watchdog = Watchdog(clock, hold_after_s=args.hold_after_s, stop_after_s=args.stop_after_s)
     limits = build_limits(arm.embodiment, recipe)
-    listener = _listener(args, recipe, arm, logs)
-    return Bridge(arm, limits, watchdog, clock, Execution(args.max_age_s, args.splice), listener)
+    listener = _listener(args, recipe, arm, logs, faults)
+    return Bridge(arm, limits, watchdog, clock, Execution(args.max_age_s, args.splice), listener, faults)
 
 
-def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: LogProcess | None) -> Listener:
-    log = None if args.record is None or logs is None else _log(args.record, args.env, recipe, arm, logs)
+def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: Recording | None, faults: Faults) -> Listener:
+    log = None if args.record is None or logs is None else _log(args.record, args.env, recipe, arm, logs, faults)
 
     def listen(event: EpisodeBegan | Ticked | EpisodeOver) -> None:
-        if log is not None:
-            log(event)
         if isinstance(event, EpisodeOver):
             gc.collect()  # nothing is urgent between episodes, see `freeze_garbage`
+        if log is not None:
+            log(event)
 
     return listen
 
 
-def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm, logs: LogProcess) -> Listener:
+def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm, logs: Recording, faults: Faults) -> Listener:
     from vla_robot.record.provenance import machine, versions
     from vla_robot.serve.bridge_log import BridgeLog
 
@@ -173,7 +191,7 @@ def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm, logs: LogProcess) 
         "versions": versions(),
         "machine": machine(),
     }
-    return BridgeLog(folder, header, logs.open)
+    return BridgeLog(folder, header, logs, faults)
 
 
 def _until(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> Callable[[], bool]:

@@ -68,7 +68,7 @@ class MissingDependencyError(VlaError):
     """An optional package is needed here and is not installed."""
 
 
-def in_words(error: Exception) -> str:
+def in_words(error: BaseException) -> str:
     """Somebody's bug as a part of a sentence: what it was, and where."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"

@@ -15,6 +15,7 @@ control loop never waits.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -150,6 +151,14 @@ class EpisodeWriter:
             self.dropped_frames += 1
         observation = {**record["observation"], "frames": dict(images) if with_frames else {}}
         self._queue.put(({**record, "observation": observation}, with_frames))
+
+    def require_written(self) -> None:
+        """Raise DataError when it is known that something could not be; what could is in the .part file."""
+        if self._failure is not None:
+            self._stop()
+            with contextlib.suppress(OSError):  # what is left in the buffer finds no room either
+                self._file.close()
+            raise self._refused(self._failure)
 
     def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:
         """Write the end, force everything to the disk, and give the file its name.

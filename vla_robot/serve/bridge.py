@@ -13,7 +13,6 @@ switch that takes the power away.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,15 +23,19 @@ from vla_robot.act.limits import require_action
 from vla_robot.act.safety import LimitStopError
 from vla_robot.act.watchdog import Verdict, Watchdog
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock
-from vla_robot.core.errors import ContractError, PolicyError, VlaError
+from vla_robot.core.errors import ContractError, PolicyError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.serve.arm import Arm, Streamed
+from vla_robot.serve.faults import Faults, contained, contained_listener
 
 NOTHING_SETTLED = -1
 
 MAX_BRAKE_S = 1.0
 """A ramp to rest that would take longer, as limits of a recipe may ask, is cut short by `Arm.stop`."""
+
+STOP_TRIES = 2
+"""One answer that is lost on a bus must not leave an arm on its way."""
 
 MAX_ROWS = 1000
 """Of one chunk: 20 s at 50 Hz, far more than any policy can foresee."""
@@ -131,23 +134,26 @@ class Bridge:
         clock: Clock,
         execution: Execution | None = None,
         listener: Listener = lambda _: None,
+        faults: Faults | None = None,
     ) -> None:
         """
         Args:
-            arm: reset, commanded and held here; closing it is the caller's part.
+            arm: reset, commanded and held here; closing it is the caller's part. Whatever it raises stops it.
             limits: every action passes it.
             watchdog: decides on hold and stop; whoever receives heartbeats tells it.
             clock: the one that stamps the arm's frames.
             execution: how old an action may be, and what is played where two chunks meet.
-            listener: is told what happens, in this thread: it must return at once.
+            listener: is told what happens, in this thread: it must return at once. Its failures are counted, no more.
+            faults: count what failed.
         """
-        self._arm = arm
+        self.faults = faults or Faults()
+        self._arm = contained(arm, self.faults)
         self._limits = limits
         self._clock = clock
         self._execution = execution or Execution()
         self._plan = ChunkBuffer(self._execution.splice, len(arm.embodiment.action))
         self._delay = DelayEstimator()
-        self._listener = listener
+        self._listener = contained_listener(listener, self.faults)
         self._observation: Observation | None = None
         self._chunk: ActionChunk | None = None
         self._settled = NOTHING_SETTLED
@@ -160,6 +166,8 @@ class Bridge:
         self.late = 0
         self.refused = 0
         """Actions that were too old or not fit to be sent, over all episodes."""
+        self.unstopped = ""
+        """Why the arm did not take its last stop, in words; empty when it did."""
 
     @property
     def arm(self) -> Arm:
@@ -179,6 +187,7 @@ class Bridge:
 
         Raises:
             ContractError: the arm is stopped and was not armed again, or cannot wait.
+            VlaError: the arm could not be reset, or was stopped on its way; it is stopped.
         """
         if lockstep and not self._arm.can_wait:
             raise ContractError("lockstep is for simulations: this arm's time does not stand still between commands.")
@@ -188,14 +197,14 @@ class Bridge:
                 "once you have looked why."
             )
         self.end("another episode began")
-        self._observation = self._arm.reset(seed)
+        self._observation = self._reset(seed)
+        self.faults.clear("arm")
         self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0
         self._plan.clear()
-        self._limits.reset(self._observation.state)
         self._commanded_ns = self._clock.now_ns()
-        self.episode, self.running = episode, True
         self.watchdog.start()
         self._listener(EpisodeBegan(episode, seed, self._observation))
+        self.episode, self.running = episode, True
         return self._observation
 
     def put(self, chunk: ActionChunk) -> int:
@@ -266,11 +275,45 @@ class Bridge:
         self.watchdog.trip(cause)
         self.watchdog.release(cause)  # a moment, not a button that stays pressed
 
+    def fail(self, error: Exception) -> str:
+        """The arm, or the code that drives it, raised this: latch a stop, as `emergency_stop` does.
+
+        Returns:
+            The error in words.
+        """
+        told = self.faults.add("arm", error)
+        self.emergency_stop(f"a failure of the arm: {told}")
+        return told
+
     def end(self, reason: str) -> None:
         """Break the running episode off; the arm comes to rest and holds."""
         if self.running:
             self._come_to_rest(reason)
             self._finish("stopped", reason)
+
+    def _reset(self, seed: int) -> Observation:
+        """The arm where an episode begins; an arm that fails on its way there is stopped."""
+        try:
+            observation = self._arm.reset(seed)
+        except ContractError:
+            raise  # it does not take this seed: nothing moved
+        except VlaError as error:
+            self._fail_to_begin(error)
+            raise
+        try:
+            self._limits.reset(observation.state)
+        except Exception as error:
+            told = self._fail_to_begin(error)
+            raise WorldError(f"the arm was reset, and its state cannot be used: {told}") from error
+        if self.watchdog.stopped_by:
+            self._stop_arm()
+            raise WorldError(f"the arm was stopped while it was reset: {self.watchdog.stopped_by}.")
+        return observation
+
+    def _fail_to_begin(self, error: Exception) -> str:
+        told = self.fail(error)
+        self._stop_arm()
+        return told
 
     def _held(self, before: Observation) -> StepResult:
         """Come to rest as gently as the limits ask, then keep the pose."""
@@ -292,16 +335,29 @@ class Bridge:
         before = self._observation
         assert before is not None
         nothing = StepResult(before, None, False, False, False)
-        tick = Tick(nothing, "stopped", verdict.reason, self._settled, 0, self.late)
-        self._finish("stopped", verdict.reason)
+        reason = "; ".join(filter(None, (verdict.reason, self.unstopped)))
+        tick = Tick(nothing, "stopped", reason, self._settled, 0, self.late)
+        self._finish("stopped", reason)
         return tick
 
     def _come_to_rest(self, reason: str) -> None:
         """Brake on the clock of the commands, then keep the pose. Nobody is answered meanwhile."""
         if not isinstance(self._arm, Streamed):  # one that gets set points ramps down by them, in `stop`
-            with contextlib.suppress(VlaError):  # an arm that fails on the way is left to its own `stop`
+            try:
                 self._ramp_down(reason)
-        self._arm.stop()
+            except Exception as error:  # an arm that fails on the way is left to its own `stop`
+                self.fail(error)
+        self._stop_arm()
+
+    def _stop_arm(self) -> None:
+        """The arm's own stop. That it was not taken is told until one is."""
+        for _ in range(STOP_TRIES):
+            try:
+                self._arm.stop()
+                self.unstopped = ""
+                return
+            except VlaError as error:
+                self.unstopped = f"the arm did not take its stop ({self.fail(error)}): take its power away"
 
     def _ramp_down(self, reason: str) -> None:
         rate_hz = self._arm.embodiment.rate_hz

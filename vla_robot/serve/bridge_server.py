@@ -10,6 +10,7 @@ The protocol stands in docs/bridge.md. Everything happens in the thread that cal
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import require_fit
-from vla_robot.core.errors import BusyError, TransportError, VlaError, unknown
+from vla_robot.core.errors import BusyError, ContractError, TransportError, VlaError, unknown
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.serve.arm import Streamed
@@ -58,6 +59,12 @@ BURST = 200
 
 SHOWN_CHARS = 200
 """Of a client's reason for stopping."""
+
+ENDED = "the bridge was ended"
+"""Why an episode was broken off that ran until then."""
+
+MAX_SEED = 2**32 - 1
+"""Of the generators that simulations draw from."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -194,16 +201,29 @@ class BridgeServer:
         """Tick and answer until `should_stop`, which is asked at least twenty times a second; then the arm holds."""
         try:
             while not should_stop():
-                if not self._bridge.running:
-                    self._rest()
-                elif self._ticker is None or self._bridge.lockstep:
-                    self._answer_for(IDLE_S)
-                else:
-                    self._answer_until(self._ticker.next_ns())
-                    self._tick()
-                self._publish()
+                try:
+                    self._turn()
+                except Exception as error:  # a bug of ours: the arm is stopped, and whoever asks is still answered
+                    self._fail(error)
         finally:
-            self._bridge.end("the bridge was ended")
+            self._bridge.end(ENDED)
+
+    def _turn(self) -> None:
+        """One period of the arm's clock, or one wait for a message where no clock is running."""
+        if not self._bridge.running:
+            self._rest()
+        elif self._ticker is None or self._bridge.lockstep:
+            self._answer_for(IDLE_S)
+        else:
+            self._answer_until(self._ticker.next_ns())
+            self._tick()
+        self._publish()
+
+    def _fail(self, error: Exception) -> str:
+        """Stop the arm for a failure of this server; the failure in words."""
+        told = self._bridge.faults.add("bridge", error)
+        self.emergency_stop(f"a failure of the bridge: {told}")
+        return told
 
     def emergency_stop(self, cause: str) -> None:
         """Stop the arm now, in the serving thread; it stays stopped until somebody arms it."""
@@ -218,6 +238,7 @@ class BridgeServer:
             "mode": mode,
             "reason": reason,
             "last_refusal": self._last_refusal,
+            "log_failure": self._bridge.faults.present("log"),
             "episode": self._bridge.episode,
             "running": self._bridge.running,
             "dry_run": self._dry_run,
@@ -230,6 +251,7 @@ class BridgeServer:
                 "too_many": self._limit.refused,
                 "missed_ticks": self._missed + (0 if self._ticker is None else self._ticker.missed),
                 "frames_replaced": self._controller.stream.replaced,
+                **self._bridge.faults.counts,
             },
         }
 
@@ -240,7 +262,7 @@ class BridgeServer:
             return newest.mode, newest.reason
         mode, reason = ("stopped", stopped_by) if stopped_by else ("hold", "no episode is running")
         unseen = self._lookout.trouble if self._viewers else ""  # while nobody watches, nobody looks
-        return mode, f"{reason}; {unseen}" if unseen else reason
+        return mode, "; ".join(filter(None, (reason, self._bridge.unstopped, unseen)))
 
     def _rest(self) -> None:
         """No episode runs. Whoever asks is answered first; while nobody does, those who watch see what the arm sees."""
@@ -304,11 +326,11 @@ class BridgeServer:
         """Move the arm; one that fails is stopped."""
         try:
             act()
-        except VlaError as error:
-            # The arm itself failed. Whoever drives must look at it before it moves again.
-            _LOG.error("the arm failed: %s", error)
-            self._bridge.emergency_stop(f"the arm failed: {error}")
-            self._push(self._bridge.tick())
+        except Exception as error:
+            # The arm itself failed. A person must look at it before it moves again.
+            self._bridge.fail(error)
+            if self._bridge.running:
+                self._push(self._bridge.tick())
 
     def _push(self, tick: Tick) -> None:
         self._controller.stream.push(tick)
@@ -342,6 +364,9 @@ class BridgeServer:
         except VlaError as error:
             self._last_refusal = str(error)
             return encode(Message("error", seq, pack_error(error)))
+        except Exception as error:  # a bug of ours: who asked is answered, and nothing moves on
+            self._last_refusal = f"the bridge failed at this request: {self._fail(error)}"
+            return encode(Message("error", seq, pack_error(TransportError(self._last_refusal))))
 
     def _handle(self, peer: bytes, request: Message) -> dict[str, Any]:
         self._limit.admit(self._socket.user_of(peer) or peer.hex(), request.kind)
@@ -393,7 +418,11 @@ class BridgeServer:
         return {}
 
     def _stop(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
-        self.emergency_stop(fields.text("reason")[:SHOWN_CHARS] or "the network")
+        """A stop stops, whatever its reason looks like."""
+        reason = ""
+        with contextlib.suppress(TransportError):
+            reason = fields.text("reason")[:SHOWN_CHARS]
+        self.emergency_stop(reason or "the network")
         return {}
 
     def _stamps(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
@@ -420,7 +449,10 @@ class BridgeServer:
         episode = fields.integer("episode")
         if self._bridge.running and episode == self._bridge.episode:
             return {"number": self._controller.stream.number}
-        observation = self._bridge.begin(episode, fields.integer("seed"), fields.flag("lockstep"))
+        seed = fields.integer("seed")
+        if not 0 <= seed <= MAX_SEED:
+            raise ContractError(f"seed {seed} is outside 0 to {MAX_SEED}. Nothing moved.")
+        observation = self._bridge.begin(episode, seed, fields.flag("lockstep"))
         if self._ticker is not None:
             self._missed += self._ticker.missed
         self._ticker = self._pace(self._clock, self._period_ns)

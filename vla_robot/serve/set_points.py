@@ -221,10 +221,16 @@ class StreamedArm:
         return self._arm.look()
 
     def stop(self) -> None:
-        """The last set point is the pose that is held; where the arm is not there, it knows best itself."""
-        if not self._set_points.stop():
-            self._arm.stop()
+        """The last set point is the pose that is held; an arm that is not there, or not reached, stops by itself."""
+        is_there = False
+        try:
+            is_there = self._set_points.stop()
+        finally:
+            if not is_there:
+                self._arm.stop()
 
     def close(self) -> None:
-        self._set_points.stop()
-        self._arm.close()
+        try:
+            self._set_points.stop()
+        finally:
+            self._arm.close()
