@@ -20,10 +20,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.terminal import Terminal
 from vla_robot.cli.words import option
 from vla_robot.core.errors import DataError
 from vla_robot.record.images import decode_image
@@ -101,7 +101,7 @@ def main(args: DataArgs) -> int:
     """
     source = open_source(args.path, args.split)
     cameras = _cameras(source)
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(
         f"vla bench data: {source.name}, {len(source)} episodes, {int(source.lengths.sum()) * len(cameras)} frames of "
         f"{', '.join(cameras)}",

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.terminal import Terminal
 from vla_robot.cli.words import option
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError
@@ -111,7 +111,7 @@ def main(args: FinetuneBenchArgs) -> int:
     """
     for name in ("torch", "peft"):
         require(name, "learn", "a benchmark of fine-tuning")
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"vla bench finetune: {args.policy}, {args.rounds} turns of {args.steps} steps")
     with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as bar:
         ranks = [0] if args.lora_rank == 0 else [0, args.lora_rank]

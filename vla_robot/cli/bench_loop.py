@@ -22,7 +22,6 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from vla_robot.act.limits import limits_of
@@ -31,6 +30,7 @@ from vla_robot.act.watchdog import Watchdog
 from vla_robot.cli.bench_loop_peers import CONTROLLER, INFERENCE, READY
 from vla_robot.cli.json_out import write_figure, write_json
 from vla_robot.cli.punctual import freeze_garbage, give_priority_back, take_priority
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
@@ -207,7 +207,7 @@ def main(args: LoopArgs) -> int:
         require("matplotlib", "report", "a plot")
     policy = None if args.policy in (None, "none") else find("policies", args.policy)
     beside = "nothing" if policy is None else policy.parent.name if policy.name == "recipe.toml" else policy.stem
-    print(
+    say(
         f"vla bench loop: {args.ticks} ticks at {args.rate_hz:g} Hz, two raw 224x224 cameras, beside {beside}",
         flush=True,
     )
@@ -217,13 +217,13 @@ def main(args: LoopArgs) -> int:
         relative = measure(args.ticks // BASELINE_SHARE, args.rate_hz, RelativePace, priority=0, frozen=False)
         absolute = measure(args.ticks, args.rate_hz, Ticker, priority=PRIORITY, frozen=True)
     found = rows(absolute, relative)
-    Console(highlight=False).print(_table(found))
-    print(f"The bridge ran at {absolute.priority}; {absolute.missed} ticks were missed.")
+    Terminal().print(_table(found))
+    say(f"The bridge ran at {absolute.priority}; {absolute.missed} ticks were missed.")
     if args.json:
         write_json(args.json, "bench loop", found, ticks=args.ticks, rate_hz=args.rate_hz, priority=absolute.priority)
     if args.plot:
         _draw(absolute, relative, args.plot)
-        print(f"Drawn in {short_path(args.plot)}.")
+        say(f"Drawn in {short_path(args.plot)}.")
     return 0
 
 

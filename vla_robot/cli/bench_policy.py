@@ -22,6 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from vla_robot.cli.json_out import write_figure, write_json
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Observation
@@ -127,7 +128,7 @@ def main(args: PolicyArgs) -> int:
     require("torch", "policy", "a policy's benchmark")
     if args.plot:
         require("matplotlib", "report", "a plot")
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"vla bench policy: {args.policy}, {args.rounds} rounds")
     report = measure(args, console)
     console.print(_table(report))
@@ -136,7 +137,7 @@ def main(args: PolicyArgs) -> int:
         write_json(args.json, "bench policy", rows(report))
     if args.plot:
         _draw(report, args.plot)
-        print(f"\nDrawn in {short_path(args.plot)}.")
+        say(f"\nDrawn in {short_path(args.plot)}.")
     return 0
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from vla_robot.cli.bench_loop import MEASURES, PRIORITY, QUANTILES, EmulatedArm, Measured, compared, measure
 from vla_robot.cli.bench_loop_peers import CONTROLLER, RECORDER
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.core.clock import Ticker
 from vla_robot.record.episode import read_episode
 from vla_robot.record.provenance import row
@@ -121,8 +121,8 @@ def show(found: Recorded, priority: str) -> None:
             cells = (f"{found.quantile(way, name, percent):.3f}" for way in WAYS)
             table.add_row(f"{name.removesuffix('_ms')}/{label}", *cells)
     table.add_row("missed ticks", *(str(found.missed[way]) for way in WAYS))
-    Console(highlight=False).print(table)
-    print(
+    Terminal().print(table)
+    say(
         f"The bridge ran at {priority}. Its log moves the 99th percentile of an interval's error by "
         f"{found.moved_ms(LOG):+.3f} ms,\na person's recording at the other end by {found.moved_ms(PERSON):+.3f} ms, "
         f"and of the way from capture to command by {found.moved_ms(PERSON, 'overhead_ms'):+.3f} ms.\n"

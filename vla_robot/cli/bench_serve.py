@@ -24,11 +24,11 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from vla_robot.cli.json_out import write_figure, write_json
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, RecipeError
@@ -106,7 +106,7 @@ def main(args: ServeBenchArgs) -> int:
     """
     if args.plot:
         require("matplotlib", "report", "a plot")
-    console = Console(highlight=False)
+    console = Terminal()
     console.print(f"vla bench serve: {args.policy}, {args.clients} clients, {args.rounds} turns of {args.seconds:g} s")
     with served(args.policy, args.max_batch) as batched, served(args.policy, 1) as alone:
         clients = _clients(alone, args.clients)
@@ -125,7 +125,7 @@ def main(args: ServeBenchArgs) -> int:
         write_json(args.json, "bench serve", rows(clients, seconds, mean_batch))
     if args.plot:
         _draw(clients, args.plot)
-        print(f"\nDrawn in {short_path(args.plot)}.")
+        say(f"\nDrawn in {short_path(args.plot)}.")
     return 0
 
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from vla_robot.cli.json_out import write_figure, write_json
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.transport_contenders import CONTENDERS, Exchange, running
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
@@ -113,14 +113,14 @@ def main(args: TransportArgs) -> int:
     """
     if args.plot:
         require("matplotlib", "report", "a plot")
-    print("vla bench transport: one observation at a time, two cameras, over the loopback interface", flush=True)
+    say("vla bench transport: one observation at a time, two cameras, over the loopback interface", flush=True)
     results = measure(args.seconds)
-    Console(highlight=False).print(_table(results))
+    Terminal().print(_table(results))
     if args.json:
         write_json(args.json, "bench transport", rows(results))
     if args.plot:
         _draw(results, args.plot)
-        print(f"\nDrawn in {short_path(args.plot)}.")
+        say(f"\nDrawn in {short_path(args.plot)}.")
     return 0
 
 

@@ -20,6 +20,7 @@ from vla_robot.cli.build import build_arm, build_limits, server_security
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.punctual import MAX_PRIORITY, freeze_garbage, take_priority
+from vla_robot.cli.terminal import say
 from vla_robot.cli.words import option
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import DataError, RecipeError, VlaError
@@ -110,7 +111,7 @@ def main(args: BridgeArgs) -> int:
     recipe = at_speed(read(EnvRecipe, path), args.speed)
     recipe = recipe if args.horizon is None else replace(recipe, horizon=args.horizon)
     security = server_security(args.bind, args.key)
-    print(f"vla bridge: {path}", flush=True)
+    say(f"vla bridge: {path}", flush=True)
     with _logs(args) as logs, ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:
         e_stop = EStop()
         e_stop.watch_signal()
@@ -118,7 +119,7 @@ def main(args: BridgeArgs) -> int:
         arm = build_arm(recipe, lambda: stop.is_set() or e_stop.pressed(), print if args.dry_run else None)
         try:
             freeze_garbage()
-            print(f"  {take_priority(args.priority)}", flush=True)
+            say(f"  {take_priority(args.priority)}", flush=True)
             bridge = _bridge(args, recipe, arm, logs, faults)
             quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
             server = BridgeServer(bridge, socket, jpeg_quality=quality, dry_run=args.dry_run)
@@ -131,7 +132,7 @@ def main(args: BridgeArgs) -> int:
     if args.json:
         rows = [{"name": name, "value": value, "unit": ""} for name, value in status["counts"].items()]
         write_json(args.json, "bridge", rows, status=status)
-    print(f"\nThe arm was held and let go. {_counts(status['counts'])}")
+    say(f"\nThe arm was held and let go. {_counts(status['counts'])}")
     return 0
 
 
@@ -202,7 +203,7 @@ def _until(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> 
         while e_stop.causes:
             cause = e_stop.causes.pop(0)
             server.emergency_stop(cause)
-            print(f"E-STOP: {cause}. The arm holds until a controller arms it again.", flush=True)
+            say(f"E-STOP: {cause}. The arm holds until a controller arms it again.", flush=True)
         return stopped()
 
     return should_stop
@@ -212,11 +213,11 @@ def _announce(address: str, arm: Arm, args: BridgeArgs) -> None:
     embodiment = arm.embodiment
     cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in embodiment.cameras) or "none"
     if args.dry_run:
-        print("  DRY RUN: the arm has no torque, and nothing is sent to it", flush=True)
+        say("  DRY RUN: the arm has no torque, and nothing is sent to it", flush=True)
     if args.speed < 1:
-        print(f"  at {args.speed:.0%} of the recipe's speeds", flush=True)
+        say(f"  at {args.speed:.0%} of the recipe's speeds", flush=True)
     dry = " --dry-run" if args.dry_run else ""
-    print(
+    say(
         f"  {embodiment.name} at {embodiment.rate_hz:g} Hz, cameras {cameras}\n"
         f"  listening on {address}, process {os.getpid()}\n"
         f"  e-stop: Enter here, or kill -USR1 {os.getpid()}; Ctrl-C holds the arm and ends\n"

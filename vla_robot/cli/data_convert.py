@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.progress import Bar
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_INTERRUPTED, option
 from vla_robot.core.errors import DataError
 from vla_robot.record.convert import Format, convert
@@ -53,7 +53,7 @@ def main(args: ConvertArgs) -> int:
     """
     if args.rate_hz is not None and args.rate_hz <= 0:
         raise DataError(f"--rate-hz is {args.rate_hz:g}; it must be above 0.")
-    console = Console(highlight=False)
+    console = Terminal()
     started_s = time.monotonic()
     console.print(f"vla data convert: {args.source} ({args.split}) → {args.destination}", soft_wrap=True, markup=False)
     with Bar("shards indexed", console) as bar:
@@ -63,11 +63,11 @@ def main(args: ConvertArgs) -> int:
         with Bar("episodes", console) as bar:
             converted = convert(source, args.destination, args.to, options, bar.update)
     except KeyboardInterrupt:
-        print("\nInterrupted. The same command goes on from here.")
+        say("\nInterrupted. The same command goes on from here.")
         return EXIT_INTERRUPTED
     elapsed_s = time.monotonic() - started_s
     skipped = getattr(source, "num_skipped", 0)
-    print(_closing(args, source, converted, elapsed_s))
+    say(_closing(args, source, converted, elapsed_s))
     if args.json:
         rows = [row("episodes", converted.new, "1"), row("skipped", skipped, "1"), row("time", elapsed_s, "s")]
         write_json(args.json, "data convert", rows, lost=list(converted.lost))

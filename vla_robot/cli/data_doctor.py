@@ -14,6 +14,7 @@ from vla_robot.cli.build import open_world
 from vla_robot.cli.data_stats import find_members
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.progress import Bar
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_FAILED, option
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.ports import World
@@ -57,7 +58,7 @@ def data_doctor(args: DataDoctorArgs) -> int:
     Raises:
         VlaError: an unknown recipe, or a dataset, policy or world that cannot be opened.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     rows: list[dict[str, Any]] = []
     for member in find_members(args, may_assume=True):
         findings = [
@@ -69,7 +70,7 @@ def data_doctor(args: DataDoctorArgs) -> int:
         rows += [{"name": f"{member.name}: {f.check}", "value": f.verdict, **asdict(f)} for f in findings]
     problems = sum(row["verdict"] == "problem" for row in rows)
     told = f"{problems} problem{'s' if problems != 1 else ''} found." if problems else "No problem found."
-    print(f"\n{told}\nNext: {'fix them and run this again' if problems else 'vla data stats ' + args.what}")
+    say(f"\n{told}\nNext: {'fix them and run this again' if problems else 'vla data stats ' + args.what}")
     if args.json:
         write_json(args.json, "data doctor", rows, problems=problems)
     return EXIT_FAILED if problems else 0

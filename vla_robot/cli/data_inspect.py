@@ -16,6 +16,7 @@ from rich.table import Table
 
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.progress import Bar
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.durable import write_whole, writing
 from vla_robot.core.errors import DataError
@@ -57,7 +58,7 @@ def main(args: InspectArgs) -> int:
     """
     if args.episodes < 1:
         raise DataError(f"--episodes is {args.episodes}; at least 1 is needed.")
-    console = Console(highlight=False)
+    console = Terminal()
     with Bar("shards indexed", console) as bar:
         source = open_source(args.path, args.split, skip_corrupt=args.skip_corrupt, on_progress=bar.update)
     with Bar("episodes read", console) as bar:
@@ -66,7 +67,7 @@ def main(args: InspectArgs) -> int:
     pictures = _draw(source, summary, args.out or Path("runs") / f"inspect_{source.name}")
     if args.json:
         write_json(args.json, "data inspect", _rows(source), **_details(source, summary))
-    print(f"\nPictures: {', '.join(short_path(path) for path in pictures)}\n{NEXT}")
+    say(f"\nPictures: {', '.join(short_path(path) for path in pictures)}\n{NEXT}")
     return 0
 
 

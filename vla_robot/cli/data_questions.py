@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-
 from vla_robot.cli.progress import Bar
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.image import resize
@@ -55,13 +54,13 @@ def data_questions(args: QuestionsArgs) -> int:
     with (
         QuestionWriter(args.out) as writer,
         open_world(find("envs", args.env), privileged=True) as world,
-        Bar("scenes", Console(highlight=False)) as bar,
+        Bar("scenes", Terminal()) as bar,
     ):
         for number in range(total):
             _write_scene(writer, world, "train" if number < args.scenes else "held_out", args.seed + number, args)
             bar.update(number + 1, total)
-    print(f"{short_path(args.out)} holds questions about {total} scenes.")
-    print('Next: a table [questions] with folder = "..." in a recipe for `vla finetune`.')
+    say(f"{short_path(args.out)} holds questions about {total} scenes.")
+    say('Next: a table [questions] with folder = "..." in a recipe for `vla finetune`.')
     return 0
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.progress import Bar
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.durable import write_whole, writing
 from vla_robot.core.errors import DataError
@@ -46,7 +47,7 @@ def data_stats(args: StatsArgs) -> int:
     Raises:
         VlaError: an unknown recipe, or a dataset that is absent, damaged or does not fit its recipe.
     """
-    console = Console(highlight=False)
+    console = Terminal()
     statistics = {member.name: _statistics(member, args, console) for member in find_members(args)}
     for name, block in statistics.items():
         _print(name, block, console)
@@ -56,7 +57,7 @@ def data_stats(args: StatsArgs) -> int:
     if args.json:
         write_json(args.json, "data stats", _rows(statistics), statistics=statistics)
     written = f"{short_path(args.out)} holds them." if args.out else "--out dataset_statistics.json writes them."
-    print(f"\n{written}\nNext: vla data doctor {args.what}")
+    say(f"\n{written}\nNext: vla data doctor {args.what}")
     return 0
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from rich.table import Table
 
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_FAILED, option
 from vla_robot.core.optional import installed
 
@@ -62,14 +62,14 @@ class DoctorArgs:
 def main(args: DoctorArgs) -> int:
     """Print one table and what to do next."""
     findings = _examine(args.robot)
-    Console(highlight=False).print(_table(findings))
+    Terminal().print(_table(findings))
     if args.json:
         _write_json(args.json, findings)
     failed = [f for f in findings if f.verdict == "fail"]
     ready = (
         f"vla bridge {args.robot} --dry-run" if args.robot and "://" not in args.robot else "vla run launch/lift.toml"
     )
-    print(f"\n{_advice(findings, ready)}")
+    say(f"\n{_advice(findings, ready)}")
     return EXIT_FAILED if failed else 0
 
 

@@ -16,12 +16,11 @@ from pathlib import Path
 from threading import Event
 from typing import Annotated, Any
 
-from rich.console import Console
-
 from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.evaluate_words import as_asked_for, in_words, score_table, trial_line
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError, RecipeError, VlaError
@@ -144,7 +143,7 @@ def main(args: EvaluateArgs) -> int:
             episodes are kept, and the same command goes on after them.
     """
     what = plan(args)
-    print(f"vla eval: {short_path(what.env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
+    say(f"vla eval: {short_path(what.env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
     with TrialLog(what.folder, what.header(), datetime.now().astimezone().isoformat(timespec="seconds")) as log:
         filming = Filming(what.folder, args.videos, what.env.rate_hz, log.trials.values())
         try:
@@ -156,21 +155,21 @@ def main(args: EvaluateArgs) -> int:
         evaluation = what.evaluation(log)
         _report(args, what, evaluation)
     if evaluation.trials:
-        print(f"Next: {_next(args, what, evaluation)}")
+        say(f"Next: {_next(args, what, evaluation)}")
     return _status(evaluation)
 
 
 def _report(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> None:
     """Print and write what came of the finished episodes."""
     if evaluation.trials:
-        console = Console(highlight=False)
+        console = Terminal()
         console.print(score_table(evaluation))
         for comparison in evaluation.comparisons:
             console.print(in_words(comparison), soft_wrap=True)
         report = write_evaluation(what.folder, evaluation, as_asked_for(args, what.folder))
-        print(f"\nReport: {report}", flush=True)
+        say(f"\nReport: {report}", flush=True)
     else:
-        print("No episode was finished.")
+        say("No episode was finished.")
     if args.json:
         write_json(args.json, "eval", **evaluation.to_dict())
 
@@ -180,7 +179,7 @@ def _drive(what: Plan, log: TrialLog, filming: Filming, num_workers: int) -> Non
     asked = questions(tuple(what.policies), tuple(what.words), what.seeds)
     left = [q for q in asked if q not in log.trials or log.trials[q].result.outcome == "error"]
     if len(left) < len(asked):
-        print(f"  {len(asked) - len(left)} of {len(asked)} episodes are done already", flush=True)
+        say(f"  {len(asked) - len(left)} of {len(asked)} episodes are done already", flush=True)
     if not left:
         return
     with stop_on_interrupt() as stop, _worlds(what.env_path, min(num_workers, len(left))) as worlds:
@@ -189,7 +188,7 @@ def _drive(what: Plan, log: TrialLog, filming: Filming, num_workers: int) -> Non
         for name in what.policies:
             session.examine(name, [question for question in left if question.policy == name])
         took_s = time.monotonic() - begun_s
-    print(f"\n  {session.driven} episodes in {took_s:.0f} s: {60 * session.driven / took_s:.1f} a minute\n", flush=True)
+    say(f"\n  {session.driven} episodes in {took_s:.0f} s: {60 * session.driven / took_s:.1f} a minute\n", flush=True)
 
 
 @dataclass
@@ -208,7 +207,7 @@ class _Session:
         if not asked or self.stop.is_set():
             return
         source, embodiment = self.what.policies[name], self.worlds[0].embodiment
-        print(f"\n  {name}: {shown(source)}; {len(self.worlds)} at once", flush=True)
+        say(f"\n  {name}: {shown(source)}; {len(self.worlds)} at once", flush=True)
         with _policies(source, self.what.env, embodiment, len(self.worlds)) as policies:
             workers = [self._worker(world, policy) for world, policy in zip(self.worlds, policies, strict=True)]
             with contextlib.closing(in_parallel(workers, asked)) as trials:
@@ -220,7 +219,7 @@ class _Session:
         return lambda question: self.filming.develop(examiner(question))
 
     def _keep(self, trials: Iterable[Trial], of: int) -> None:
-        console = Console(highlight=False)
+        console = Terminal()
         for number, trial in enumerate(trials, start=1):
             if not trial.result.finished:
                 return

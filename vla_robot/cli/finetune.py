@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.rollouts import Rollouts
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.learn.finetune import Progress as Standing
@@ -74,7 +75,7 @@ def main(args: FinetuneArgs) -> int:
             "--root FOLDER for Open-X-Embodiment's."
         )
     ranks = Ranks.here()
-    console = Console(highlight=False, quiet=not ranks.first)
+    console = Terminal(quiet=not ranks.first)
     console.print(f"vla finetune: {source} → {args.out}", soft_wrap=True)
     with _Bar(console) as bar, stop_on_interrupt() as stop:
         trained = finetune(
@@ -86,7 +87,7 @@ def main(args: FinetuneArgs) -> int:
             roll_out=Rollouts(recipe.rollouts, stop.is_set) if recipe.rollouts else None,
         )
     if ranks.first:
-        print(_closing(trained, recipe, args.out))
+        say(_closing(trained, recipe, args.out))
     if args.json and ranks.first:
         write_json(args.json, "finetune", rows=_rows(trained))
     return 0 if trained.steps == recipe.steps else EXIT_INTERRUPTED
@@ -132,7 +133,7 @@ class _Bar:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TextColumn("  {task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"),
             TimeRemainingColumn(), console=console, disable=not console.is_terminal,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.terminal import say
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import TransportError
 from vla_robot.transport.keys import KeyFolder, read_public
@@ -100,18 +101,18 @@ def main(args: New | Show | Allow | Revoke | Pin | Unpin | List) -> int:
             _new(folder, args.name)
         case Show():
             keys = folder.pair(args.name)
-            print(keys.public, keys.name)
+            say(keys.public, keys.name)
         case Allow():
             _allow(folder, args)
         case Revoke():
             folder.allowed.remove(args.name)
-            print(f"'{args.name}' is shut out of every server on this computer.")
+            say(f"'{args.name}' is shut out of every server on this computer.")
         case Pin():
             folder.pin(args.host, read_public(args.public)[0])
-            print(f"Servers on {args.host} are trusted if they prove to own that key.")
+            say(f"Servers on {args.host} are trusted if they prove to own that key.")
         case Unpin():
             folder.pinned.remove(args.host)
-            print(f"No server on {args.host} is trusted any longer.")
+            say(f"No server on {args.host} is trusted any longer.")
         case List():
             _list(folder)
     if args.json:
@@ -121,10 +122,10 @@ def main(args: New | Show | Allow | Revoke | Pin | Unpin | List) -> int:
 
 def _new(folder: KeyFolder, name: str) -> None:
     keys = folder.create(name)
-    print(f"{keys.public} {keys.name}")
-    print(f"\nThis is the public key; a copy lies in {short_path(folder.public_file(name))}.")
-    print(f"Next, on the other computer: `vla keys allow {keys.public} --name {name}` if this one is the client, or")
-    print(f"`vla keys pin HOST {keys.public}` if it is the server.")
+    say(f"{keys.public} {keys.name}")
+    say(f"\nThis is the public key; a copy lies in {short_path(folder.public_file(name))}.")
+    say(f"Next, on the other computer: `vla keys allow {keys.public} --name {name}` if this one is the client, or")
+    say(f"`vla keys pin HOST {keys.public}` if it is the server.")
 
 
 def _allow(folder: KeyFolder, args: Allow) -> None:
@@ -133,14 +134,14 @@ def _allow(folder: KeyFolder, args: Allow) -> None:
     if name is None:
         raise TransportError("a key by itself has no name. Say whose it is with --name NAME.")
     folder.allow(public, name)
-    print(f"'{name}' may connect to servers on this computer. `vla keys revoke {name}` takes it back.")
+    say(f"'{name}' may connect to servers on this computer. `vla keys revoke {name}` takes it back.")
 
 
 def _list(folder: KeyFolder) -> None:
     for what, entries in _state(folder).items():
         for name, public in entries.items():
-            print(f"{what:8} {public} {name}")
-    print(f"\nThey lie in {short_path(folder.path)}. `vla keys new NAME` makes one.")
+            say(f"{what:8} {public} {name}")
+    say(f"\nThey lie in {short_path(folder.path)}. `vla keys new NAME` makes one.")
 
 
 def _state(folder: KeyFolder) -> dict[str, dict[str, Any]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError, VlaError
 from vla_robot.core.optional import installed
@@ -65,11 +65,11 @@ def list_recipes(args: ListArgs) -> int:
     found = [(f"{kind}/{name}", _summary(path), path) for kind in kinds for name, path in available(kind).items()]
     for name, summary, path in found:
         table.add_row(name, summary, short_path(path))
-    Console(highlight=False).print(table)
+    Terminal().print(table)
     if args.json:
         recipes = [{"recipe": name, "summary": summary, "source": str(path)} for name, summary, path in found]
         write_json(args.json, "list", [], recipes=recipes)
-    print("\nNext: `vla show RECIPE` prints one in full; `vla run launch/lift.toml` runs one.")
+    say("\nNext: `vla show RECIPE` prints one in full; `vla run launch/lift.toml` runs one.")
     return 0
 
 
@@ -77,8 +77,8 @@ def show_recipe(args: ShowArgs) -> int:
     """Print one merged recipe as TOML, with each field's help as a comment."""
     kind, path = locate(args.recipe)
     recipe = None if is_bare_checkpoint(path) else _load(kind, path)
-    print(f"# {path}")
-    print(_config_note(path) if recipe is None else dump(recipe, comments=True), end="")
+    say(f"# {path}")
+    say(_config_note(path) if recipe is None else dump(recipe, comments=True), end="")
     if args.json:
         toml = None if recipe is None else dump(recipe)
         write_json(args.json, "show", [], kind=kind, source=str(path), toml=toml)
@@ -99,9 +99,9 @@ def check_recipes(args: CheckArgs) -> int:
         write_json(args.json, "check", [], checked=[str(path) for _, path in wanted], problems=problems)
     if problems:
         raise RecipeError(f"{len(problems)} of {len(wanted)} recipes are not valid.\n" + "\n".join(problems))
-    print(f"All {len(wanted)} recipes are valid.")
+    say(f"All {len(wanted)} recipes are valid.")
     if not looks_into_folders and any(kind == "policies" for kind, _ in wanted):
-        print("The policies' folders were not looked into: torch is not installed.")
+        say("The policies' folders were not looked into: torch is not installed.")
     return 0
 
 

@@ -13,6 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from vla_robot.cli.terminal import Terminal
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone
 from vla_robot.loop.results import EpisodeResult, Outcome, RunSummary
 from vla_robot.loop.timing import TOTAL
@@ -43,7 +44,7 @@ class LiveView:
             console: where to; standard output when None.
         """
         self._episodes = episodes
-        self._console = console or Console(highlight=False)
+        self._console = console or Terminal()
         self._live = (
             Live(console=self._console, refresh_per_second=REFRESH_HZ, transient=True)
             if self._console.is_terminal

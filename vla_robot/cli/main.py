@@ -14,6 +14,7 @@ from typing import Any
 
 from vla_robot.cli.words import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.core.errors import VlaError, unknown
+from vla_robot.core.untrusted import printable
 
 DEBUG_VARIABLE = "VLA_DEBUG"
 
@@ -115,6 +116,9 @@ def _dispatch(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in VERBS:
         raise VlaError(unknown("command", name, VERBS, "Run `vla --help`."))
+    from vla_robot.cli.terminal import log_printably
+
+    log_printably()
     verb = VERBS[name]
     module = import_module(verb.module)
     return getattr(module, verb.function)(parse_arguments(getattr(module, verb.arguments), name, rest)) or 0
@@ -129,11 +133,12 @@ def parse_arguments(schema: type, name: str, rest: list[str]) -> Any:
 
 def _explain(error: VlaError) -> None:
     """The message on stderr, wrapped for a person and left in one piece for a pipe."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=True, highlight=False)
-    text = Text.assemble(("error: ", "bold red"), str(error))
+    from vla_robot.cli.terminal import Terminal
+
+    console = Terminal(stderr=True)
+    text = Text.assemble(("error: ", "bold red"), printable(error, lines=True))
     console.print(text, soft_wrap=not console.is_terminal)
 
 

@@ -26,7 +26,7 @@ class Bar:
         self._what, self._console, self._clock = what, console, clock
         self._next_line_s = clock() + PLAIN_LINE_EVERY_S
         self._progress = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

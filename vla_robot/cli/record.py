@@ -19,6 +19,7 @@ from vla_robot.cli.build import build_policy
 from vla_robot.cli.hands import is_hands, require_no_hands_meant
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.page import PageArgs
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_INTERRUPTED, option, short_path
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import RecipeError
@@ -167,7 +168,7 @@ def main(args: RecordArgs) -> int:
     require_no_hands_meant(args.by)
     recipe = plan(args)
     builds = [_build(recipe, recording) for recording in recipe.recordings]
-    console = Console(highlight=False)
+    console = Terminal()
     source = args.recipe or short_path(builds[0].env)
     console.print(f"vla record: {source} → {args.out}", soft_wrap=True)
     started_s = time.monotonic()
@@ -177,10 +178,10 @@ def main(args: RecordArgs) -> int:
             for recording, build in zip(recipe.recordings, builds, strict=True):
                 session.record(recording, build)
         finally:
-            print(_news(args.out, session, writer, time.monotonic() - started_s), flush=True)
+            say(_news(args.out, session, writer, time.monotonic() - started_s), flush=True)
     elapsed_s = time.monotonic() - started_s
     goes_on = "the same command goes on from here" if session.interrupted else "another --seed adds more"
-    print(f"Next: name it under `data` in a launch file for `vla finetune`; {goes_on}.")
+    say(f"Next: name it under `data` in a launch file for `vla finetune`; {goes_on}.")
     if args.json:
         write_json(args.json, "record", **results(session.made, elapsed_s))
     return EXIT_INTERRUPTED if session.interrupted else 0
@@ -237,7 +238,7 @@ class _Bar:
         self._before = done
         self._events: list[Collected] = []
         self._progress = Progress(
-            TextColumn("  {task.description}"),
+            TextColumn("  {task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vla_robot.cli.build import connect_robot
 from vla_robot.cli.hands import open_hands, require_at_hand, welcome
 from vla_robot.cli.interrupt import stop_on_interrupt, with_hangup
+from vla_robot.cli.terminal import say
 from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import find, read
@@ -46,7 +47,7 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
         _opened(args) as arm,
         contextlib.closing(open_hands(args.by, arm.driven.embodiment, arm.instruction, page=args.page)) as teleop,
     ):
-        print(f"vla record: {arm.where} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
+        say(f"vla record: {arm.where} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
         session = Session(
             arm.driven,
             teleop,
@@ -69,8 +70,8 @@ def main(args: RecordArgs) -> int:
     made = record_by_hand(args)
     elapsed_s = time.monotonic() - started_s
     kept = sum(event.kept for event in made)
-    print(f"\n{kept} of {len(made)} episodes were kept in {args.out}.")
-    print(f"Next: `vla data inspect {args.out}` shows them; the same command adds more.")
+    say(f"\n{kept} of {len(made)} episodes were kept in {args.out}.")
+    say(f"Next: `vla data inspect {args.out}` shows them; the same command adds more.")
     if args.json:
         write_json(args.json, "record", **results(made, elapsed_s))
     return 0 if kept == args.episodes else EXIT_INTERRUPTED
@@ -133,4 +134,4 @@ def _fresh_seeds(first: int, used: set[int]) -> Iterator[int]:
 
 def _tell(event: Collected) -> None:
     outcome = "success" if event.success else "no success"
-    print(f"  seed {event.seed}: {event.steps} steps, {outcome}, {'kept' if event.kept else 'forgotten'}", flush=True)
+    say(f"  seed {event.seed}: {event.steps} steps, {outcome}, {'kept' if event.kept else 'forgotten'}", flush=True)

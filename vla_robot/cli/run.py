@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.interrupt import stop_on_interrupt
@@ -17,6 +16,7 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
 from vla_robot.cli.page import PageArgs
 from vla_robot.cli.takeover import dataset, require_sense, shared_control
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.errors import RecipeError
 from vla_robot.loop.report import REPORT
@@ -126,7 +126,7 @@ def main(args: RunArgs) -> int:
         raise RecipeError("--dry-run and --arm are for an arm behind a bridge: add --robot ADDRESS.")
     what = plan(args)
     env = read(EnvRecipe, what.env)
-    print(_opening(what), flush=True)
+    say(_opening(what), flush=True)
     with run_folder(args.out) as folder, open_world(what.env, what.policy.sees_the_truth) as world:
         print_crashed(folder)
         policy = build_policy(what.policy, env, world.embodiment, args.key)
@@ -149,26 +149,26 @@ def main(args: RunArgs) -> int:
                 on_episode=on_episode,
                 on_failure=partial(print_finished, folder=folder),
             )
-    Console(highlight=False).print(result_table(summary))
+    Terminal().print(result_table(summary))
     if args.json:
         write_json(args.json, "run", **summary.to_dict())
-    print(_closing(what, summary, folder))
+    say(_closing(what, summary, folder))
     return exit_status(summary)
 
 
 def print_crashed(folder: Path) -> None:
     """Say where the episodes are that an earlier run, which died, left in the same folder."""
     if count := len(list(folder.glob(f"episodes/*{PART_SUFFIX}"))):
-        print(f"  {count} episodes of a run that died are kept in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
+        say(f"  {count} episodes of a run that died are kept in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
 
 
 def print_finished(summary: RunSummary, folder: Path) -> None:
     """The table of a run that a failure ended, and where its finished episodes are."""
     if summary.episodes:
-        Console(highlight=False).print(result_table(summary))
+        Terminal().print(result_table(summary))
         has_report = (folder / REPORT).exists()
-        print(f"\nReport: {folder / REPORT}" if has_report else "\nThe report could not be written.")
-        print(f"Finished episodes, safe in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)
+        say(f"\nReport: {folder / REPORT}" if has_report else "\nThe report could not be written.")
+        say(f"Finished episodes, safe in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)
 
 
 def _opening(what: Plan) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
 from vla_robot.cli.takeover import dataset, shared_control
+from vla_robot.cli.terminal import Terminal, say
 from vla_robot.core.errors import RecipeError
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
@@ -36,7 +35,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     """
     launch = _launch(args, address)
     way = "lockstep" if args.lockstep else "real time"
-    print(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
+    say(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
     from vla_robot.cli.run import exit_status, print_crashed, print_finished
 
     with run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
@@ -78,11 +77,11 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 on_episode=on_episode,
                 on_failure=partial(print_finished, folder=folder),
             )
-    Console(highlight=False).print(result_table(summary))
+    Terminal().print(result_table(summary))
     if args.json:
         write_json(args.json, "run", **summary.to_dict())
     if summary.episodes:
-        print(f"\nReport: {folder / 'report.html'}\nNext: `--lockstep` beside it tells what thinking time costs.")
+        say(f"\nReport: {folder / 'report.html'}\nNext: `--lockstep` beside it tells what thinking time costs.")
     return exit_status(summary)
 
 
@@ -100,7 +99,7 @@ class _Shown:
             return
         if self._steps % self.EVERY == 0 and event.wanted is not None:
             wants = "  ".join(f"{n} {v:+.4f}" for n, v in zip(self._names, event.wanted, strict=True))
-            print(f"step {event.result.observation.step:4d}  {wants}", flush=True)
+            say(f"step {event.result.observation.step:4d}  {wants}", flush=True)
         self._steps += 1
 
 

@@ -14,6 +14,7 @@ import tyro
 from vla_robot.cli.build import build_served_policy, server_security
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
+from vla_robot.cli.terminal import say
 from vla_robot.cli.words import option, shown
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.errors import ContractError, RecipeError
@@ -72,7 +73,7 @@ def main(args: ServeArgs) -> int:
     peer = None if args.openpi_words is None else _peer(args.openpi_words)
     line = Line(args.max_batch, round(args.max_wait_ms * NS_PER_MS))
     security = server_security(args.bind, args.key)
-    print(f"vla serve: {shown(source)}", flush=True)
+    say(f"vla serve: {shown(source)}", flush=True)
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(contextlib.closing(Wake()))
         socket = stack.enter_context(ServerSocket(args.bind, security, wake))
@@ -86,7 +87,7 @@ def main(args: ServeArgs) -> int:
         status = batcher.status()
     if args.json:
         write_json(args.json, "serve", _rows(status), status=status)
-    print(f"\nThe policy is no longer served. {_told(status)}.")
+    say(f"\nThe policy is no longer served. {_told(status)}.")
     return 0
 
 
@@ -149,7 +150,7 @@ def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
 
 def _announce(address: str, urls: str, served: Served) -> None:
     drives = "any arm that fits" if served.embodiment is None else served.embodiment.name
-    print(
+    say(
         f"  {served.name}, made for {drives}, up to {served.max_batch} observations in one batch\n"
         f"  listening on {address}\n{urls}"
         f"  Ctrl-C ends it; an arm that it drives holds then\n"
@@ -168,7 +169,7 @@ def _until(stopped: Callable[[], bool], batcher: Batcher) -> Callable[[], bool]:
             next_s = time.monotonic() + LINE_EVERY_S
             now = _told(batcher.status())
             if now != told:
-                print(f"  {now}", flush=True)
+                say(f"  {now}", flush=True)
             told = now
         return stopped()
 

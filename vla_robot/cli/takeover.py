@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from vla_robot.cli.terminal import say
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.ports import Policy
 from vla_robot.loop.events import Subscriber
@@ -63,7 +64,7 @@ def shared_control(
         contextlib.closing(open_hands(args.takeover, embodiment, instruction, page=args.page, draws=False)) as teleop,
         Takeover(policy, teleop, embodiment, row_by_row=row_by_row, look=look, on_estop=on_estop) as driver,
     ):
-        print(_how(teleop), flush=True)
+        say(_how(teleop), flush=True)
         yield driver, [driver]
 
 
@@ -86,7 +87,7 @@ def dataset(args: RunArgs, embodiment: Embodiment, policy_name: str) -> Iterator
         try:
             yield lambda result, log: store.add(log)
         finally:
-            print(_stored(args, store), flush=True)
+            say(_stored(args, store), flush=True)
 
 
 def _how(teleop: Teleop) -> str:

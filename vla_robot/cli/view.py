@@ -16,6 +16,7 @@ from vla_robot.cli.build import client_security
 from vla_robot.cli.interrupt import stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.page import PageArgs
+from vla_robot.cli.terminal import say
 from vla_robot.cli.words import option
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Image
@@ -73,7 +74,7 @@ def main(args: ViewArgs) -> int:
     if args.json:
         rows = [("ticks", view.ticks, "1"), ("time", elapsed_s, "s"), ("rate", view.ticks / elapsed_s, "Hz")]
         write_json(args.json, "view", [{"name": n, "value": v, "unit": u} for n, v, u in rows])
-    print(f"\nThe page is closed; the robot was not touched. {view.ticks} ticks were seen in {elapsed_s:.0f} s.")
+    say(f"\nThe page is closed; the robot was not touched. {view.ticks} ticks were seen in {elapsed_s:.0f} s.")
     return 0
 
 
@@ -149,4 +150,4 @@ def _announce(args: ViewArgs, view: BridgeView, web: WebServer) -> None:
     lines.append(f"  {web.watcher_url}   may look only")
     lines.append("  Ctrl-C closes the page; the arm goes on.")
     lines.append("Next: open one of the two in a browser." if web.operator_url else "Next: open it in a browser.")
-    print("\n".join(lines), flush=True)
+    say("\n".join(lines), flush=True)

@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from vla_robot.core.untrusted import printable
+
 
 @dataclass(frozen=True)
 class Status:
@@ -57,11 +59,12 @@ def rendered(status: Status) -> RenderableType:
     told = {**status.counters, "device": status.standing, "last keys": " ".join(status.last_keys) or "none"}
     facts = Table.grid(padding=(0, 2))
     for name, text in told.items():
-        facts.add_row(Text(name, "dim"), Text(text))
-    task = Text.assemble(("task ", "dim"), status.instruction)
+        facts.add_row(Text(name, "dim"), Text(printable(text)))
+    task = Text.assemble(("task ", "dim"), printable(status.instruction))
     if status.editing is not None:
-        task = Text.assemble(("new task ", "bold"), status.editing, ("▏", "blink"), ("   enter keeps it", "dim"))
-    note = [Text(status.note, "bold red")] if status.note else []
+        editing = printable(status.editing)
+        task = Text.assemble(("new task ", "bold"), editing, ("▏", "blink"), ("   enter keeps it", "dim"))
+    note = [Text(printable(status.note), "bold red")] if status.note else []
     return Group(task, facts, _keys(status.help), *note)
 
 
