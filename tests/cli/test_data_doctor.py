@@ -79,3 +79,42 @@ def test_recorded_actions_are_replayed(
     capsys.readouterr()
     main(["data", "doctor", out, "--env", "tabletop"])
     assert "2 of 2 episodes that succeeded succeed again from their seeds in 'tabletop'" in capsys.readouterr().out
+
+
+@pytest.fixture
+def nameless(samples: Path) -> Path:
+    """A dataset in LIBERO's structure under a name that no recipe is published under."""
+    folder = samples / "mine"
+    shutil.move(samples / "libero_spatial_no_noops", folder)
+    info = next(folder.glob("*/dataset_info.json"))
+    for shard in info.parent.glob("*.tfrecord-*"):
+        shard.rename(info.parent / shard.name.replace("libero_spatial_no_noops", "my_arm"))
+    info.write_text(info.read_text().replace('"libero_spatial_no_noops"', '"my_arm"'))
+    return folder
+
+
+def test_a_dataset_without_a_recipe_gets_no_statistics(nameless: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "stats", str(nameless)]) == 2
+    assert "No recipe is known for 'my_arm'" in capsys.readouterr().err
+    assert main(["data", "stats", str(nameless), "--recipe", "libero_spatial_no_noops"]) == 0
+    assert capsys.readouterr().out.startswith("libero_spatial_no_noops: 42 transitions")
+
+
+def test_a_dataset_without_a_recipe_is_looked_at_and_converted_with_a_word_on_it(
+    nameless: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "doctor", str(nameless)]) == 1
+    assert "recipe: No recipe is known for 'my_arm'" in capsys.readouterr().out
+    assert main(["data", "inspect", str(nameless), "--out", str(tmp_path / "pictures")]) == 0
+    assert "Without one it would have to be assumed that 'action' is a standard action" in capsys.readouterr().out
+    assert main(["data", "convert", str(nameless), str(tmp_path / "lerobot"), "--to", "lerobot", "--rate-hz", "5"]) == 0
+    assert "were copied as they are. No recipe is known for 'my_arm'" in capsys.readouterr().out
+
+
+def test_the_recipe_of_a_dataset_is_told(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(next((samples / "bridge_orig").glob("*.*.*")), samples / "bridge_orig" / "0.0.1")
+    assert main(["data", "inspect", str(samples / "bridge_orig"), "--out", str(tmp_path / "pictures")]) == 0
+    printed = capsys.readouterr().out
+    assert "Recipe: bridge_orig" in printed and "several versions: 1.0.0 is read, not 0.0.1." in printed
+    assert main(["data", "stats", str(samples / "bridge_orig")]) == 0
+    assert "several versions: 1.0.0 is read, not 0.0.1." in capsys.readouterr().out

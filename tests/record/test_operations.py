@@ -14,6 +14,7 @@ from vla_robot.core.errors import DataError
 from vla_robot.recipe.oxe import OPERATIONS
 from vla_robot.record import operations
 from vla_robot.record.operations import Rows
+from vla_robot.record.source import codes_to_text
 
 
 def column(*values: float) -> Rows:
@@ -122,7 +123,13 @@ def test_compressed_numbers_that_do_not_fit_are_refused_without_being_unpacked(v
 
 
 def test_letters_as_numbers_end_at_the_first_zero() -> None:
-    assert operations.codes_to_text(np.array([ord("ä"), ord("b"), 0, 7])) == "äb"
+    assert codes_to_text(np.array([ord("ä"), ord("b"), 0, 7, -1])) == "äb"
+
+
+@pytest.mark.parametrize("code", [-1, 0x110000, 2**40, 0xD800])
+def test_a_number_that_is_no_letter_is_named(code: int) -> None:
+    with pytest.raises(DataError, match=f"{code} stands for no letter"):
+        codes_to_text(np.array([ord("a"), code]))
 
 
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=30))

@@ -36,7 +36,7 @@ from vla_robot.record.origin import (
     describe_source,
     origin_of,
 )
-from vla_robot.record.source import INSTRUCTIONS, Column, Episode, Field, Frames
+from vla_robot.record.source import Column, Episode, Field, Frames, instruction_text
 from vla_robot.record.stats import count_pixels, describe_pixels
 
 SPLIT = "train"
@@ -119,7 +119,7 @@ def _why_not(field: Field) -> str:
 
 def _names(source: Source, before: Origin | None, lost: Mapping[str, str]) -> dict[str, str]:
     """Field -> column, the instruction and the time left out: LeRobot has places of their own for them."""
-    places = {next((name for name in INSTRUCTIONS if name in source.fields), INSTRUCTION), TIMESTAMP}
+    places = {instruction_text(source.fields) or INSTRUCTION, TIMESTAMP}
     added = before.added if before is not None else ()
     fields = {n: f for n, f in source.fields.items() if n not in lost and n not in places and n not in added}
     if isinstance(source, LeRobotSource):

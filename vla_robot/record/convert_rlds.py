@@ -32,7 +32,7 @@ from vla_robot.record.origin import (
 from vla_robot.record.rlds.features import STEPS, Features, Leaf, parse_features
 from vla_robot.record.rlds.reader import RldsDataset
 from vla_robot.record.rlds.writer import RldsWriter, written_splits
-from vla_robot.record.source import INSTRUCTIONS, Column, Episode, Field
+from vla_robot.record.source import Column, Episode, Field, instruction_text
 
 VERSION = "1.0.0"
 EDGES = ("is_first", "is_last", "is_terminal")
@@ -84,7 +84,7 @@ def _features_of_before(source: LeRobotSource, before: Origin) -> tuple[Features
     described = parse_features(before.features, FILE)
     field_of = {source.column_of(name): name for name in source.fields if name != INSTRUCTION}
     names = {field_of[column]: name for name, column in before.names.items()}
-    instruction = next((name for name in INSTRUCTIONS if name in described.steps), None)
+    instruction = instruction_text({name: leaf.field for name, leaf in described.steps.items()})
     if instruction is not None:
         names[INSTRUCTION] = instruction
     if TIMESTAMP in described.steps:

@@ -106,16 +106,6 @@ def inflate(values: Sequence[bytes], width: int) -> Rows:
     return rows
 
 
-def codes_to_text(codes: NDArray[np.generic]) -> str:
-    """Letters as numbers, filled up with zeros (Language Table).
-
-    >>> codes_to_text(np.array([103, 111, 0, 0]))
-    'go'
-    """
-    letters = "".join(map(chr, codes.tolist()))
-    return letters.partition("\0")[0]
-
-
 ON_ROWS: Mapping[str, Callable[[Rows], Rows]] = {
     "invert": invert,
     "clip": clip,

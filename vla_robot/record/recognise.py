@@ -24,7 +24,7 @@ from vla_robot.record.open import Source, open_source
 from vla_robot.record.origin import FILE, read_origin
 from vla_robot.record.rlds.reader import RldsDataset, describe_rlds, is_rlds
 from vla_robot.record.rlds.storage import open_storage
-from vla_robot.record.source import ACTIONS, INSTRUCTIONS, STATES, Field
+from vla_robot.record.source import ACTIONS, STATES, Field, instruction_text
 from vla_robot.record.standardise import fields_of, misfits
 
 MOST_NEAR = 3
@@ -170,7 +170,7 @@ def assumed_recipe(facts: Facts) -> SourceRecipe:
     action = next((name for name in ACTIONS if name in fields), ACTIONS[0])
     width = fields[action].shape[-1] if action in fields and fields[action].shape else None
     encodings: list[ActionEncoding] = [e for e in RELATIVE_DIMS if RELATIVE_DIMS[e] + ABSOLUTE_DIMS[e] == width]
-    text = next((name for name in INSTRUCTIONS if name in fields), None)
+    text = instruction_text(fields)
     if not encodings or text is None:
         numbers = "no field 'action'" if width is None else f"an action of {width} numbers"
         lacks = numbers if not encodings else "no instruction"

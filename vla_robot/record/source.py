@@ -38,6 +38,8 @@ ACTIONS = ("action", "actions")
 """Where datasets keep the action, the usual place first."""
 STATES = ("observation/state", "state")
 """Where datasets keep the arm's own state, the usual place first."""
+LETTERS = 0x110000
+SURROGATES = range(0xD800, 0xE000)
 
 
 @dataclass(frozen=True)
@@ -185,10 +187,26 @@ class Episode:
                 f"{self.where}: no instruction. Looked for {', '.join(INSTRUCTIONS)}; the steps have "
                 f"{', '.join(sorted(self.steps)) or 'nothing'}."
             )
-        texts = self.texts(name)
+        texts = self.told_in(name)
         if not any(text.strip() for text in texts):
             raise DataError(f"{self.where}: the instruction in field '{name}' is empty at all {len(self)} steps.")
         return texts
+
+    def told_in(self, name: str) -> tuple[str, ...]:
+        """T texts of a field that holds instructions: as texts, or as letters in numbers (Language Table).
+
+        Raises:
+            DataError: no such field, or it holds neither.
+        """
+        values = self._column(name)
+        if not isinstance(values, np.ndarray):
+            return self.texts(name)
+        if values.ndim != 2 or not np.issubdtype(values.dtype, np.integer):
+            raise DataError(f"{self.where}: field '{name}' holds numbers and no instruction.")
+        try:
+            return tuple(codes_to_text(codes) for codes in values)
+        except DataError as error:
+            raise DataError(f"{self.where}: field '{name}': {error}.") from error
 
     def _column(self, name: str) -> Column:
         if name not in self.steps:
@@ -259,6 +277,28 @@ class EpisodeSource(Protocol):
             DataError: no such camera, or the file is damaged.
         """
         ...
+
+
+def codes_to_text(codes: NDArray[Any]) -> str:
+    """Letters as numbers, filled up with zeros (Language Table).
+
+    Raises:
+        DataError: a number stands for no letter.
+
+    >>> codes_to_text(np.array([103, 111, 0, 0]))
+    'go'
+    """
+    numbers: list[int] = codes.tolist()
+    letters = numbers[: numbers.index(0)] if 0 in numbers else numbers
+    wrong = next((n for n in letters if not 0 <= n < LETTERS or n in SURROGATES), None)
+    if wrong is not None:
+        raise DataError(f"{wrong} stands for no letter")
+    return "".join(map(chr, letters))
+
+
+def instruction_text(fields: Mapping[str, Field]) -> str | None:
+    """The field that holds what the robot was told, as text; None when there is none."""
+    return next((name for name in INSTRUCTIONS if name in fields and fields[name].kind == "text"), None)
 
 
 def require_fields(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.recipe.oxe import Columns, Constant, Operation, Part, SourceRecipe
-from vla_robot.record.operations import Rows, apply, codes_to_text, inflate
+from vla_robot.record.operations import Rows, apply, inflate
 from vla_robot.record.source import Episode, Field
 
 
@@ -177,9 +177,7 @@ def _as_bytes(value: Any) -> bytes:
 
 def _instructions(recipe: SourceRecipe, episode: Episode) -> tuple[str, ...]:
     name, is_codes = recipe.instruction_field()
-    if not is_codes:
-        return episode.texts(name)
-    return tuple(codes_to_text(codes) for codes in episode.numbers(name))
+    return episode.told_in(name) if is_codes else episode.texts(name)
 
 
 def _require_finite(name: str, values: Rows, episode: Episode, first: int) -> None:

@@ -85,7 +85,7 @@ def summarise(source: EpisodeSource, most: int, on_progress: OnProgress = lambda
     for done, index in enumerate(chosen, start=1):
         episode = source.episode(index, [*actions, *texts, *marks])
         corrected += [int(episode.numbers(name).sum()) for name in marks]
-        instructions[episode.texts(texts[0])[0] if texts else ""] += 1
+        instructions[episode.told_in(texts[0])[0] if texts else ""] += 1
         for name in actions:
             columns[name].append(episode.numbers(name).reshape(len(episode), -1))
         on_progress(done, len(chosen))

@@ -25,9 +25,14 @@ from scipy.spatial.transform import Rotation
 from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.recipe import available, read
 from vla_robot.recipe.oxe import MixtureRecipe, SourceRecipe
-from vla_robot.record.mixture import Choices, Dataset, member_at, members_of, open_dataset
+from vla_robot.record.convert import convert
+from vla_robot.record.mixture import Choices, Dataset, member_at, members_of, open_dataset, open_mixture
 from vla_robot.record.open import open_source
+from vla_robot.record.origin import Options
 from vla_robot.record.recognise import advise, facts_of, recipe_line
+from vla_robot.record.rlds.features import to_tree
+from vla_robot.record.rlds.reader import RldsDataset
+from vla_robot.record.summary import contact_sheet, summarise
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
 tool: Any = importlib.import_module("publish_rlds")
@@ -446,9 +451,54 @@ def test_recipes_and_published_structures_tell_the_same() -> None:
     assert len(names) == len(set(names))
 
 
-def test_all_of_openvlas_mixture_was_built() -> None:
-    shares = {share.name for share in read(MixtureRecipe, "oxe_magic_soup_plus_minus").datasets}
-    assert len(shares) == 25 and shares <= set(SCHEMAS)
+def test_all_of_openvlas_mixture_is_read_from_the_folders_of_the_bucket(tmp_path: Path) -> None:
+    names = [share.name for share in read(MixtureRecipe, "oxe_magic_soup_plus_minus").datasets]
+    assert len(names) == 25
+    for name in names:
+        build(tmp_path / folders_of(name)[0], name)
+    mixture = open_mixture("oxe_magic_soup_plus_minus", tmp_path, Choices(), tmp_path / "cache")
+    assert list(mixture.statistics) == names
+    drawn = [mixture.sample(number) for number in range(200)]
+    assert all(sample.frames["primary"][0] and sample.instruction.startswith("do task") for sample in drawn)
+
+
+ROUND_TRIPS = ("fractal20220817_data", "kuka", "language_table", "droid", "taco_play", "bc_z")
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_a_published_structure_comes_back_from_lerobot_to_the_bit(name: str, tmp_path: Path) -> None:
+    build(tmp_path / "there", name)
+    there = open_source(tmp_path / "there")
+    assert convert(there, tmp_path / "lerobot", "lerobot", Options(rate_hz=5)).lost == ()
+    between = open_source(tmp_path / "lerobot")
+    assert between.episode(1).instructions() == there.episode(1).instructions()
+    convert(between, tmp_path / "again", "rlds", Options())
+    again = open_source(tmp_path / "again")
+    assert isinstance(there, RldsDataset) and isinstance(again, RldsDataset)
+    assert to_tree(again.features) == to_tree(there.features)
+    for index in range(len(there)):
+        ours, theirs = again.episode(index), there.episode(index)
+        np.testing.assert_equal(dict(ours.metadata), dict(theirs.metadata))
+        for field, column in theirs.steps.items():
+            if isinstance(column, np.ndarray):
+                np.testing.assert_array_equal(ours.steps[field], column, strict=True)
+            elif not isinstance(column, tuple):
+                frames = ours.frames(field)
+                assert [frames.encoded(t) for t in range(len(ours))] == [column.encoded(t) for t in range(len(theirs))]
+            else:
+                assert ours.steps[field] == column
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMAS))
+def test_a_published_structure_can_be_looked_into(name: str, tmp_path: Path) -> None:
+    """What `vla data inspect` reads: instructions, actions, and the frames of every camera and depth."""
+    build(tmp_path / "mine", name)
+    source = open_source(tmp_path / "mine")
+    summary = summarise(source, 10)
+    assert all(text.startswith("do task") for text in summary.instructions) and summary.actions
+    for field in source.fields.values():
+        if field.kind == "image":
+            assert contact_sheet(source, field.name, episodes=1, frames=1).size
 
 
 def test_the_published_bridge_has_one_camera(tmp_path: Path) -> None:
