@@ -19,7 +19,7 @@ import pytest
 
 from vla_robot.cli.build import build_guard
 from vla_robot.cli.main import main
-from vla_robot.core.errors import ContractError, WorldError
+from vla_robot.core.errors import ContractError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
@@ -27,6 +27,8 @@ from vla_robot.policy.reach import ReachPolicy
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.load import read
 from vla_robot.serve.remote_robot import RemoteRobot
+from vla_robot.transport.sockets import ClientSocket
+from vla_robot.transport.wire import Message, encode
 from vla_robot.world.arm_space import embodiment_of
 
 pytest.importorskip("scservo_sdk")
@@ -287,6 +289,51 @@ def test_a_first_motion_at_a_quarter_of_the_speed(tmp_path: Path) -> None:
     assert 0.005 < np.linalg.norm(position - home) < 0.06
     assert "at 25% of the recipe's speeds" in "".join(stage.output)
     bus.close()
+
+
+def test_a_stop_from_the_network_reaches_an_arm_on_its_way_home(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conftest.write_calibration(tmp_path / "calibration")
+    bus = conftest.ServoProcess(tmp_path / "port")
+    far = (
+        sum(conftest.USUAL_RANGE) / 2 + 60 * conftest.TICKS_PER_DEG
+    )  # twenty seconds from home at a tenth of the speed
+    bus.tell({"servo": 1, "set": {"position": far}})
+    with bridge(tmp_path, write_desk(tmp_path), "--speed", "0.1") as stage, RemoteRobot(stage.address) as robot:
+        failures: list[VlaError] = []
+        home = threading.Thread(target=lambda: failures.append(failure_of(lambda: robot.begin(0))))
+        home.start()
+        wait_for(lambda: bus.positions()[1] < far - 2 * conftest.TICKS_PER_DEG)
+        took_s = stop_by_another(stage.address, "a person stood up")
+        home.join(timeout=60)
+        assert "was interrupted" in str(failures[0])
+        status = robot.status()
+        assert status["mode"] == "stopped" and "a person stood up" in status["reason"]
+        stood = bus.positions()[1]
+        threading.Event().wait(1.0)
+        assert abs(bus.positions()[1] - stood) < conftest.TICKS_PER_DEG, "the arm went on"
+        assert stood > far - 30 * conftest.TICKS_PER_DEG and bus.tell()["torque"] == [1] * 6
+    with capsys.disabled():
+        print(f"\nstop on the way home: answered after {1000 * took_s:.0f} ms")
+    bus.close()
+
+
+def failure_of(call: Callable[[], object]) -> VlaError:
+    try:
+        call()
+    except VlaError as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+def stop_by_another(address: str, reason: str) -> float:
+    """A client that never said hello stops the arm; how long it waited for the answer [s]."""
+    with ClientSocket(address) as socket:
+        begun_s = time.monotonic()
+        socket.send(encode(Message("stop", 1, {"reason": reason})))
+        wait_for(lambda: socket.receive(0.1))
+        return time.monotonic() - begun_s
 
 
 def test_a_dry_run_is_refused_where_the_arm_would_move(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from vla_robot.act.safety import SafetyFilter
 from vla_robot.act.watchdog import Watchdog
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.recipe.limits import LimitsRecipe
@@ -62,6 +63,8 @@ class RecordingArm:
     look_ms: float = 5.0
     resets: list[int] = field(default_factory=list[int])
     height: int = 6
+    reset_ms: float = 0.0
+    interrupted: Callable[[], bool] | None = None
     succeeds: bool = False
     stamp_ns: int = 0
 
@@ -72,6 +75,7 @@ class RecordingArm:
     def reset(self, seed: int) -> Observation:
         self.resets.append(self.clock.now_ns())
         self._may_fail("reset")
+        self._go_home()
         self.x, self.step = 0.0, 0
         return self._observe()
 
@@ -98,6 +102,15 @@ class RecordingArm:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def _go_home(self) -> None:
+        """One that never asks, as a simulation, or one that asks on its way."""
+        end_ns = self.clock.now_ns() + round(self.reset_ms * NS_PER_MS)
+        while self.clock.now_ns() < end_ns:
+            self.clock.advance_ns(20 * NS_PER_MS)
+            if self.interrupted is not None and self.interrupted():
+                self.stop()
+                raise WorldError("the way home was interrupted; the arm holds where it is.")
 
     def _may_fail(self, at: str) -> None:
         if at in self.raises:
@@ -132,9 +145,13 @@ class Network:
         frames = [bytes(frame) for frame in encode(message)]
         self._schedule(after_ms, lambda: (peer, list[Buffer](frames)))
 
-    def call(self, function: Callable[[], None], after_ms: float) -> None:
+    def call(self, function: Callable[[], object], after_ms: float) -> None:
         """Let something happen at a peer, later; the network has no part in it."""
-        self._push(self.clock.now_ns() + round(after_ms * NS_PER_MS), lambda: function())
+
+        def happen() -> None:
+            function()
+
+        self._push(self.clock.now_ns() + round(after_ms * NS_PER_MS), happen)
 
     def receive(self, timeout_s: float) -> tuple[bytes, list[Buffer]] | None:
         end_ns = self.clock.now_ns() + max(round(timeout_s * NS_PER_S), 1)
@@ -266,7 +283,7 @@ class Stage:
         finally:
             self.bridge.end = end  # type: ignore[method-assign]
 
-    def at(self, seconds: float, happen: Callable[[], None]) -> None:
+    def at(self, seconds: float, happen: Callable[[], object]) -> None:
         self.network.call(happen, seconds * 1000)
 
     @property

@@ -95,11 +95,6 @@ class EStop:
             sys.stdin.readline()
             self.causes.append("the Enter key at the bridge")
 
-    def pressed(self) -> bool:
-        """Whether somebody asked; for those who stop by themselves before the serving thread acts."""
-        self.poll_key()
-        return bool(self.causes)
-
 
 def main(args: BridgeArgs) -> int:
     """Serve until Ctrl-C; then the arm holds, and the process ends.
@@ -116,13 +111,15 @@ def main(args: BridgeArgs) -> int:
         e_stop = EStop()
         e_stop.watch_signal()
         faults = Faults()
-        arm = build_arm(recipe, lambda: stop.is_set() or e_stop.pressed(), print if args.dry_run else None)
+        servers: list[BridgeServer] = []  # the one that the arm asks on its way home comes after the arm
+        arm = build_arm(recipe, lambda: any(s.interrupted() for s in servers), print if args.dry_run else None)
         try:
             freeze_garbage()
             say(f"  {take_priority(args.priority)}", flush=True)
             bridge = _bridge(args, recipe, arm, logs, faults)
             quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
             server = BridgeServer(bridge, socket, jpeg_quality=quality, dry_run=args.dry_run)
+            servers.append(server)
             _announce(socket.address, arm, args)
             server.serve(_until(stop.is_set, e_stop, server))
         finally:

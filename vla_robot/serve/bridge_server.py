@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -52,6 +52,15 @@ MARGIN_NS = 1_200_000
 
 SILENT_S = 2.0
 """A controller that was not heard of for this long may be replaced by another one."""
+
+DEAF_S = 0.1
+"""A longer pause between two looks at the socket is none of the controller's silence: the arm was busy."""
+
+ASKED_AT_ONCE = 50
+"""Messages that are answered in one go while the arm is reset, so that whoever floods the bridge delays no motion."""
+
+WHILE_RESETTING = ("stop", "status", "about", "clock", "watch", "view")
+"""What is answered while the arm is being reset, where the arm asks for it: nothing that moves it."""
 
 REQUESTS_PER_TICK = 20
 BURST = 200
@@ -178,6 +187,10 @@ class BridgeServer:
         self._viewers = Viewers(self._clock)
         self._lookout = Lookout(bridge.arm, self._clock, self._period_ns)
         self._ticker: Pace | None = None
+        self._listened_ns = self._clock.now_ns()
+        self._should_stop: Callable[[], bool] = lambda: False
+        self._resetting = False
+        self._put_off: list[tuple[bytes, Message]] = []
         self._missed = 0
         self._last_refusal = ""
         self._anybody: dict[str, Callable[[bytes, int, Fields], dict[str, Any]]] = {
@@ -199,6 +212,7 @@ class BridgeServer:
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Tick and answer until `should_stop`, which is asked at least twenty times a second; then the arm holds."""
+        self._should_stop = should_stop
         try:
             while not should_stop():
                 try:
@@ -210,6 +224,8 @@ class BridgeServer:
 
     def _turn(self) -> None:
         """One period of the arm's clock, or one wait for a message where no clock is running."""
+        while self._put_off:
+            self._answer(*self._put_off.pop(0))
         if not self._bridge.running:
             self._rest()
         elif self._ticker is None or self._bridge.lockstep:
@@ -229,6 +245,20 @@ class BridgeServer:
         """Stop the arm now, in the serving thread; it stays stopped until somebody arms it."""
         self._bridge.emergency_stop(cause)
         self._tick()
+
+    def interrupted(self) -> bool:
+        """Whether an arm that is being reset shall stay where it is: for a stop, or as its controller gave up.
+
+        To be asked by the arm some times a second. Meanwhile whoever only asks is answered, and a stop is obeyed.
+        """
+        try:
+            for _ in range(ASKED_AT_ONCE):
+                if not self._answer_for(0.0):
+                    break
+            return self._should_stop() or bool(self._bridge.watchdog.stopped_by or self._put_off)
+        except Exception as error:  # ours, and not the arm's
+            self._fail(error)
+            return True
 
     def status(self) -> dict[str, Any]:
         """How the bridge stands, in plain data."""
@@ -260,7 +290,8 @@ class BridgeServer:
         newest, stopped_by = self._controller.stream.newest, self._bridge.watchdog.stopped_by
         if self._bridge.running and newest is not None and not stopped_by:
             return newest.mode, newest.reason
-        mode, reason = ("stopped", stopped_by) if stopped_by else ("hold", "no episode is running")
+        idle = "the arm is being reset" if self._resetting else "no episode is running"
+        mode, reason = ("stopped", stopped_by) if stopped_by else ("hold", idle)
         unseen = self._lookout.trouble if self._viewers else ""  # while nobody watches, nobody looks
         return mode, "; ".join(filter(None, (reason, self._bridge.unstopped, unseen)))
 
@@ -308,14 +339,27 @@ class BridgeServer:
 
     def _answer_for(self, timeout_s: float) -> bool:
         """Wait for one message, and answer it; whether one came."""
-        received = self._socket.receive(timeout_s)
+        received = self._listen(timeout_s)
         if received is None:
             return False
         peer, frames = received
-        answer = self._answer(peer, frames)
-        if answer is not None:
-            self._socket.send(peer, answer)
+        try:
+            request = decode(frames)
+        except Exception as error:  # whatever could not be read, in whichever way, asks for nothing
+            told = error if isinstance(error, VlaError) else TransportError(self._bridge.faults.add("bridge", error))
+            self._send_error(peer, UNNUMBERED, told)
+        else:
+            self._answer(peer, request)
         return True
+
+    def _listen(self, timeout_s: float) -> tuple[bytes, list[Buffer]] | None:
+        """One message. While the bridge did not listen, its controller could not be heard: that is no silence."""
+        deaf_ns = self._clock.now_ns() - self._listened_ns
+        if deaf_ns > DEAF_S * NS_PER_S:
+            self._controller.heard_ns += deaf_ns
+        received = self._socket.receive(timeout_s)
+        self._listened_ns = self._clock.now_ns()
+        return received
 
     def _tick(self) -> None:
         if not self._bridge.running:
@@ -354,22 +398,26 @@ class BridgeServer:
         packed = pack_tick(tick, self._jpeg_quality, returned_ns=self._clock.now_ns())
         return encode(Message("tick", number, {**body, "tick": packed}))
 
-    def _answer(self, peer: bytes, frames: Sequence[Buffer]) -> list[Buffer] | None:
-        seq = UNNUMBERED
+    def _answer(self, peer: bytes, request: Message) -> None:
         try:
-            request = decode(frames)
-            seq = request.seq
             body = self._handle(peer, request)
-            return None if request.kind in ("watch", "view") else encode(Message("ok", seq, body))
+            if body is not None and request.kind not in ("watch", "view"):
+                self._socket.send(peer, encode(Message("ok", request.seq, body)))
         except VlaError as error:
-            self._last_refusal = str(error)
-            return encode(Message("error", seq, pack_error(error)))
+            self._send_error(peer, request.seq, error)
         except Exception as error:  # a bug of ours: who asked is answered, and nothing moves on
-            self._last_refusal = f"the bridge failed at this request: {self._fail(error)}"
-            return encode(Message("error", seq, pack_error(TransportError(self._last_refusal))))
+            told = f"the bridge failed at this request: {self._fail(error)}"
+            self._send_error(peer, request.seq, TransportError(told))
 
-    def _handle(self, peer: bytes, request: Message) -> dict[str, Any]:
+    def _send_error(self, peer: bytes, seq: int, error: VlaError) -> None:
+        self._last_refusal = str(error)
+        self._socket.send(peer, encode(Message("error", seq, pack_error(error))))
+
+    def _handle(self, peer: bytes, request: Message) -> dict[str, Any] | None:
+        """The answer; None where there is none, or not yet."""
         self._limit.admit(self._socket.user_of(peer) or peer.hex(), request.kind)
+        if self._resetting and request.kind not in WHILE_RESETTING:
+            return self._wait_for_reset(peer, request)
         fields = Fields(request.body, request.kind)
         if request.kind in self._anybody:
             return self._anybody[request.kind](peer, request.seq, fields)
@@ -380,6 +428,14 @@ class BridgeServer:
         self._guard.admit(fields.text("session"), request.seq)
         self._hear()
         return self._commands[request.kind](fields)
+
+    def _wait_for_reset(self, peer: bytes, request: Message) -> None:
+        """While the arm is being reset, its controller may give up; others are told to come back."""
+        if peer != self._controller.peer:
+            raise BusyError("the arm is being reset for its controller; ask again when it is there.")
+        if request.kind in ("end", "close") and len(self._put_off) < ASKED_AT_ONCE:
+            self._put_off.append((peer, request))
+        # Its reset comes again while it hears no answer: that is under way.
 
     def _hello(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
         protocol = fields.integer("protocol")
@@ -452,12 +508,19 @@ class BridgeServer:
         seed = fields.integer("seed")
         if not 0 <= seed <= MAX_SEED:
             raise ContractError(f"seed {seed} is outside 0 to {MAX_SEED}. Nothing moved.")
-        observation = self._bridge.begin(episode, seed, fields.flag("lockstep"))
+        observation = self._begin(episode, seed, fields.flag("lockstep"))
         if self._ticker is not None:
             self._missed += self._ticker.missed
         self._ticker = self._pace(self._clock, self._period_ns)
         self._push(self._first_tick(observation))
         return {"number": self._controller.stream.number}
+
+    def _begin(self, episode: int, seed: int, lockstep: bool) -> Observation:
+        self._resetting = True
+        try:
+            return self._bridge.begin(episode, seed, lockstep)
+        finally:
+            self._resetting = False
 
     def _first_tick(self, observation: Observation) -> Tick:
         """What the cameras saw before anything was done."""
