@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -260,6 +261,39 @@ def test_a_client_that_never_listens_keeps_neither_the_others_nor_the_end(monkey
         assert not closing.is_alive()
     batcher.close()
     answers.join()
+
+
+def test_more_idle_connections_than_files_end_no_server() -> None:
+    """250 were enough to end it for good, without a word: its loop ended with the first accept that failed."""
+    script = """
+import resource, sys, time
+from vla_robot.serve.batcher import Batcher, Line
+from vla_robot.serve.openpi_server import OpenpiServer
+from vla_robot.serve.openpi_words import ExampleWords
+from vla_robot.serve.policy_server import answering
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+batcher = Batcher(lambda observations, keys: [], Line(1, 0))
+answering(batcher)
+print(OpenpiServer(batcher, "toy_policy", ExampleWords((), None), 0).url, flush=True)
+time.sleep(600)
+"""
+    with (
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(process.kill)
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        port = int(url.rpartition(":")[2])
+        for says in (b"", b"GET / HTTP/1.1\r\n"):
+            for _ in range(300):
+                idle = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+                with contextlib.suppress(OSError):
+                    idle.sendall(says)
+        with connect(url, open_timeout=20) as connection:
+            told = connection.recv()
+            assert isinstance(told, bytes) and unpack(told)["policy"] == "toy_policy"
 
 
 def test_a_taken_port_is_told(serving: Start) -> None:

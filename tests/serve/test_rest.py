@@ -6,6 +6,9 @@ import base64
 import contextlib
 import http.client
 import json
+import socket
+import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -174,3 +177,78 @@ def test_a_policy_of_one_named_camera_takes_the_contracts_name_and_its_own() -> 
     for field in ("image", "full_image", "front"):
         request = {field: pack_array(IMAGE), "instruction": "go"}
         assert list(read_observation(request, ["front"]).images) == ["front"]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:8000"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:3000"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/act"), ("GET", "/health")])
+def test_no_page_in_a_browser_is_answered(
+    serving: Callable[..., Post], headers: dict[str, str], method: str, path: str
+) -> None:
+    act = Echo()
+    post = serving(act)
+    status, body, told = post({"image": pack_array(IMAGE), "instruction": "go"}, path, method, **headers)
+    assert status == 403 and "no page of a browser" in body["detail"] and act.seen == []
+    assert "Access-Control-Allow-Origin" not in told
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9000", "localhost:8000", "localhost", "[::1]:8000"])
+def test_a_tunnel_may_begin_at_another_port(serving: Callable[..., Post], host: str) -> None:
+    assert serving(Echo())({"image": pack_array(IMAGE), "instruction": "go"}, Host=host)[1]["shape"] == [7]
+
+
+def test_a_client_that_hangs_up_prints_nothing(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the head, in the body, before its answer and in the midst of it."""
+    let_go = threading.Event()
+
+    def act(observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
+        let_go.wait(20)
+        return [ActionChunk(np.zeros((4096, 7)), o.stamp_ns, o.step) for o in observations]
+
+    batcher = Batcher(act, Line(8, 0))
+    thread = answering(batcher)
+    body = json.dumps({"image": pack_array(IMAGE), "instruction": "go"}).encode()
+    head = b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with contextlib.closing(RestServer(batcher, "echo", (), 0)) as server:
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        for part in (b"", head[:20], head, head + body[:9], head + body, head + body):
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(part)
+                # Hanging up with data unread resets the connection, as a process that is killed does.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        let_go.set()
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+            connection.request("POST", "/act", body)
+            assert connection.getresponse().status == 200, "others are answered"
+    batcher.close()
+    thread.join()
+    assert "Traceback" not in capfd.readouterr().err
+    assert [record.message for record in caplog.records if record.exc_info] == []
+
+
+def test_silent_connections_keep_no_robot_out() -> None:
+    batcher = Batcher(Echo(), Line(8, 0))
+    thread = answering(batcher)
+    with contextlib.closing(RestServer(batcher, "echo", (), 0)) as server, contextlib.ExitStack() as stack:
+        port = int(server.url.rpartition(":")[2].partition("/")[0])
+        for says in (b"", b"POST /act HTTP/1.1\r\nX-Slow: "):
+            for _ in range(150):
+                silent = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+                with contextlib.suppress(OSError):
+                    silent.sendall(says)
+        connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)))
+        connection.request("POST", "/act", json.dumps({"image": pack_array(IMAGE), "instruction": "go"}))
+        assert connection.getresponse().status == 200
+    batcher.close()
+    thread.join()

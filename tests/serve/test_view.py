@@ -279,6 +279,46 @@ def test_nobody_there_is_told_in_words() -> None:
         BridgeView("tcp://127.0.0.1:9", Board(), connect_timeout_s=0.2)
 
 
+def test_a_stop_needs_no_new_connection(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is kept open for it: a flood of connections may delay the next one."""
+    with BridgeView(served.address, Board()) as view:
+        assert eventually(lambda: bool(view._link.status))  # pyright: ignore[reportPrivateUsage]
+
+        def refused(*_: object) -> None:
+            raise TransportError("no new connection")
+
+        monkeypatch.setattr("vla_robot.serve.view.ClientSocket", refused)
+        view.stop("the page")
+        assert served.server.status()["reason"] == "emergency stop by the page"
+
+
+def test_a_stop_that_gets_no_answer_over_the_open_connection_takes_a_new_one(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vla_robot.serve.view.WARM_TIMEOUT_S", 0.0)
+    with BridgeView(served.address, Board()) as view:
+        view.stop("the page")
+        assert served.server.status()["reason"] == "emergency stop by the page"
+
+
+def test_a_view_goes_on_after_something_odd(
+    served: Served, monkeypatch: pytest.MonkeyPatch, watch: Callable[[], tuple[BridgeView, Board]]
+) -> None:
+    odd = [RuntimeError("a library's bug"), ZeroDivisionError()]
+    take_tick = BridgeView._take_tick  # pyright: ignore[reportPrivateUsage]
+
+    def fails_twice(self: BridgeView, message: Message, now_ns: int) -> None:
+        if odd:
+            raise odd.pop()
+        take_tick(self, message, now_ns)
+
+    monkeypatch.setattr(BridgeView, "_take_tick", fails_twice)
+    view, _ = watch()
+    with RemoteRobot(served.address) as robot:
+        robot.begin(seed=0)
+        assert eventually(lambda: view.ticks > 0) and odd == []
+
+
 def test_a_stop_that_is_not_answered_is_no_stop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vla_robot.serve.view.STOP_TIMEOUT_S", 0.2)
     with BridgeView(served.address, Board()) as view:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import socket
 import struct
 import subprocess
 import threading
@@ -17,7 +18,10 @@ import pytest
 
 from vla_robot.core.errors import TransportError
 from vla_robot.serve.board import Board
+from vla_robot.serve.http_json import BoundedServer, JsonHandler
 from vla_robot.serve.web import ASSETS, MAX_BODY_BYTES, TOKEN_HEADER, Access, Listen, WebServer
+from vla_robot.transport import listener
+from vla_robot.transport.listener import ROOM
 
 SECRET = "operator-token"
 IMAGE = np.zeros((4, 6, 3), np.uint8)
@@ -193,6 +197,84 @@ def test_a_body_of_any_size_is_not_read(open_site: Callable[..., Site]) -> None:
     assert status == 400 and "at most 65536 bytes" in told["error"]
 
 
+@contextlib.contextmanager
+def flood(site: Site, count: int, says: bytes = b"") -> Iterator[list[socket.socket]]:
+    host, port = site.host.split(":")
+    with contextlib.ExitStack() as stack:
+        opened: list[socket.socket] = []
+        for _ in range(count):
+            opened.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=20)))
+            with contextlib.suppress(OSError):
+                opened[-1].sendall(says)
+        yield opened
+
+
+def until_ended(connection: socket.socket) -> bytes:
+    """What came before the server hung up."""
+    heard = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(4096):
+            heard += chunk
+    return heard
+
+
+@pytest.mark.parametrize("says", [b"", b"POST /act/stop HTTP/1.1\r\nX-Slow: "])
+def test_connections_that_ask_nothing_keep_no_operator_from_the_stop(
+    open_site: Callable[..., Site], says: bytes
+) -> None:
+    """64 of them were enough, for as long as they liked."""
+    site, threads = open_site(), threading.active_count()
+    with flood(site, 300, says):
+        for _ in range(5):
+            assert site.act({TOKEN_HEADER: SECRET}) == (200, {"stopped": True})
+        assert threading.active_count() <= threads + sum(ROOM)
+    assert len(site.done) == 5
+
+
+def test_guests_that_poll_keep_no_operator_from_the_stop(open_site: Callable[..., Site]) -> None:
+    site = open_site()
+    with flood(site, 200, b"GET /next?seen=0 HTTP/1.1\r\nHost: " + site.host.encode() + b"\r\n\r\n"):
+        assert site.act({TOKEN_HEADER: SECRET}) == (200, {"stopped": True})
+
+
+@pytest.mark.parametrize(
+    "says",
+    [b"", b"\x16", b"GET / HTTP/1.1\r\nHo", b"POST /act/stop HTTP/1.1\r\nHost: HOST\r\nContent-Length: 9\r\n\r\n{"],
+)
+def test_a_request_that_is_never_whole_ends_its_connection(
+    open_site: Callable[..., Site], says: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listener.Listener.__init__, "__defaults__", (ROOM, 0.3))
+    monkeypatch.setattr(JsonHandler, "request_s", 0.3)
+    site = open_site()
+    with flood(site, 1, says.replace(b"HOST", site.host.encode())) as (connection,):
+        assert b"stopped" not in until_ended(connection)
+    assert site.act({TOKEN_HEADER: SECRET}) == (200, {"stopped": True})
+
+
+def test_a_server_loop_that_fails_is_told_and_begun_again(
+    open_site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = [RuntimeError("no memory for a selector")] * 2
+    serve = BoundedServer.serve_forever
+
+    def serve_forever(self: BoundedServer, poll_interval: float = 0.5) -> None:
+        if broken:
+            raise broken.pop()
+        serve(self, poll_interval)
+
+    monkeypatch.setattr(BoundedServer, "serve_forever", serve_forever)
+    site = open_site()
+    assert site.act({TOKEN_HEADER: SECRET}) == (200, {"stopped": True})
+    assert caplog.text.count("failed; it begins again") == 2
+
+
+def test_a_site_that_is_closed_at_once_is_closed() -> None:
+    """Before its thread has begun to serve."""
+    for _ in range(20):
+        Site(Access(SECRET)).web.close()
+
+
 def test_a_taken_port_is_told(open_site: Callable[..., Site]) -> None:
     port = int(open_site().host.rpartition(":")[2])
     with pytest.raises(TransportError, match="Choose another --port"):
@@ -233,3 +315,11 @@ def test_with_a_certificate_the_page_is_encrypted(tmp_path: Path) -> None:
             plain.request("GET", "/about")
             with pytest.raises((http.client.HTTPException, OSError)):
                 plain.getresponse()
+        with contextlib.ExitStack() as stack:  # that never end their handshake
+            for _ in range(100):
+                half = stack.enter_context(socket.create_connection(("127.0.0.1", int(host.split(":")[1])), timeout=20))
+                with contextlib.suppress(OSError):
+                    half.sendall(b"\x16\x03\x01")
+            with contextlib.closing(http.client.HTTPSConnection(host, context=context, timeout=20)) as connection:
+                connection.request("GET", "/about", headers={"Origin": f"https://{host}"})
+                assert connection.getresponse().status == 200

@@ -13,7 +13,7 @@ def test_the_oldest_newcomer_goes_first_and_the_newest_stays() -> None:
     for key in range(10):
         admission.enter(key, "10.0.0.9", now_ns=key)
     assert admission.surplus(now_ns=10) == list(range(7))
-    assert admission.keys() == [7, 8, 9] and admission.closed == 7
+    assert admission.open_keys() == [7, 8, 9] and admission.closed == 7
 
 
 def test_the_address_that_has_most_loses_its_own() -> None:
@@ -91,5 +91,5 @@ def test_afterwards_no_rank_holds_more_than_its_room(events: list[tuple[int, str
         ranks[key] = max(ranks[key], rank)
         for gone in admission.surplus(now_ns):
             del ranks[gone]
-    assert set(admission.keys()) == set(ranks)
+    assert set(admission.open_keys()) == set(ranks)
     assert all(list(ranks.values()).count(rank) <= most for rank, most in enumerate(room))

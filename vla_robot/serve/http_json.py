@@ -1,62 +1,200 @@
-"""What our HTTP servers share: a bound on connections, and JSON bodies whose size is checked before they are read.
+"""What our HTTP servers share: bounded connections, the refusal of other sites, and JSON of a bounded size.
 
-The standard library's server otherwise starts a thread for whoever connects.
+    Listener --a connection that speaks--> a thread: JsonHandler --whole request--> do_GET, do_POST
+
+The standard library's server otherwise starts a thread for every connection, and waits for each line of a request anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import re
+import socket
+import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, cast
 
 from vla_robot.core.errors import TransportError
+from vla_robot.transport.listener import GUEST, Listener
 
-MAX_CONNECTIONS = 64
 MAX_VALUES = 1 << 16
 """In one JSON body. 64 MiB of "[],[]," would take 1.4 GB when they are parsed."""
 
+PAUSE_S = 0.2
+"""Before a server's loop that failed is begun again."""
+
+_PORT = re.compile(r":[0-9]+$")
+_LOG = logging.getLogger(__name__)
+
 
 class BoundedServer(ThreadingHTTPServer):
-    """A thread for each of at most MAX_CONNECTIONS; further ones are hung up on."""
+    """A thread for each connection that has sent something; a Listener bounds them.
+
+    Attributes:
+        listener: where connections come from.
+    """
 
     daemon_threads = True
 
-    def __init__(self, host: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
-        self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        super().__init__((host, port), handler)
+    def __init__(self, host: str, port: int, handler: type[JsonHandler]) -> None:
+        """
+        Raises:
+            OSError: the port is taken, or the address is none.
+        """
+        super().__init__((host, port), handler, bind_and_activate=False)
+        self.socket.close()
+        self.listener = Listener(host, port)
+        self.socket = cast(socket.socket, self.listener)
+        self.server_address = self.listener.getsockname()
+        self.server_name, self.server_port = host, self.listener.getsockname()[1]
 
-    def accepted(self, request: Any) -> Any:
+    def accepted(self, request: socket.socket) -> socket.socket:
         """The connection as its thread talks to it; OSError where it comes to nothing."""
         return request
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._room.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
+    def get_request(self) -> tuple[socket.socket, Any]:
+        return self.listener.accept(timeout_s=0)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        connection = request
         try:
-            super().process_request_thread(self.accepted(request), client_address)
+            connection = self.accepted(request)
+            super().process_request_thread(connection, client_address)
         except OSError:
-            self.shutdown_request(request)
+            self.shutdown_request(connection)
         finally:
-            self._room.release()
+            self.listener.leave(connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up in the midst of an answer is no event; anything else is a fault of ours."""
+        if isinstance(sys.exception(), OSError):
+            _LOG.debug("a connection broke", exc_info=True)
+        else:
+            _LOG.error("a request could not be answered", exc_info=True)
 
 
-def read_object(handler: BaseHTTPRequestHandler, max_bytes: int) -> Mapping[str, Any]:
-    """The body of a request.
+class Serving:
+    """Runs a server in a thread until `close`. A loop that fails is told and begun again."""
 
-    Raises:
-        TransportError: it is no JSON object, or says no size, or too large a one; then the connection ends, unread.
+    def __init__(self, server: BoundedServer, name: str, poll_s: float) -> None:
+        """
+        Args:
+            server: bound.
+            name: of the thread.
+            poll_s: how soon closing is noticed.
+        """
+        self._server, self._poll_s = server, poll_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """May be called twice."""
+        self._over.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _run(self) -> None:
+        # Entered even when `close` came first: its `shutdown` waits until the loop has ended once.
+        while True:
+            try:
+                self._server.serve_forever(self._poll_s)
+            except Exception:
+                _LOG.exception("the server on port %d failed; it begins again", self._server.server_port)
+            if self._over.wait(PAUSE_S):
+                return
+
+
+class JsonHandler(BaseHTTPRequestHandler):
+    """One connection. A request, its head and its body, must be there whole within `request_s`.
+
+    Attributes:
+        timeout: how long a connection may be silent between requests [s].
+        request_s: how long a request may take to arrive [s].
+        answers_long: an answer may take longer than the next request is worth: such a connection is kept while an idle
+            one can be closed instead.
     """
-    length = handler.headers.get("Content-Length", "")
-    if not (length.isascii() and length.isdecimal() and len(length) < 16 and int(length) <= max_bytes):
-        handler.close_connection = True
-        raise TransportError(f"a request says its Content-Length, at most {max_bytes} bytes, got '{length[:40]}'.")
-    return parse_object(handler.rfile.read(int(length)))
+
+    server: BoundedServer  # pyright: ignore[reportIncompatibleVariableOverride]
+    timeout = 20.0
+    request_s = 10.0
+    answers_long = False
+    protocol_version = "HTTP/1.1"
+    # An answer leaves in two pieces, and Nagle's algorithm would hold the second one back for 40 ms.
+    disable_nagle_algorithm = True
+
+    def rank(self) -> int:
+        """Of the connection, by the head of the request that came."""
+        return GUEST
+
+    def handle_one_request(self) -> None:
+        try:
+            speaks = self.rfile.peek(1)  # type: ignore[attr-defined]  # pyright: ignore
+        except OSError:
+            speaks = b""
+        if not speaks:
+            self.close_connection = True
+            return
+        self.server.listener.hear(self.connection, within_s=self.request_s)
+        super().handle_one_request()
+        self.server.listener.hear(self.connection, within_s=type(self).timeout)
+
+    def parse_request(self) -> bool:
+        complete = super().parse_request()
+        if complete:
+            self.server.listener.hear(self.connection, self.rank(), self.request_s, self.answers_long)
+        return complete
+
+    def read_object(self, max_bytes: int) -> Mapping[str, Any]:
+        """The body of a request.
+
+        Raises:
+            TransportError: it is no JSON object, or says no size, or too large a one; then the connection ends, unread.
+        """
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdecimal() and len(length) < 16 and int(length) <= max_bytes):
+            self.close_connection = True
+            raise TransportError(f"a request says its Content-Length, at most {max_bytes} bytes, got '{length[:40]}'.")
+        body = self.rfile.read(int(length))
+        self.server.listener.hear(self.connection, busy=self.answers_long)
+        return parse_object(body)
+
+    def foreign(self, hosts: Collection[str], origins: Collection[str] = (), *, any_port: bool = False) -> str:
+        """Why this request is another site's, or came by another site's name; empty where it is neither.
+
+        A page of another site can send requests here from a browser on this computer, and with DNS rebinding under a
+        name of its own. A browser then names that page's origin, or that host; programs name no origin.
+
+        Args:
+            hosts: names under which this server is reached, with their port unless `any_port`.
+            origins: of our own pages.
+            any_port: a tunnel may begin at another port; for servers that have no pages.
+        """
+        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
+        site = self.headers.get("Sec-Fetch-Site", "none")
+        if host not in hosts and not (any_port and _PORT.sub("", host) in hosts):
+            return f"host {host[:80]!r}"
+        if origin is not None and origin not in origins:
+            return f"origin {origin[:80]!r}"
+        return "a page of another site" if site == "cross-site" else ""
+
+    def reply(self, status: int, body: bytes, kind: str, headers: Mapping[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # it has hung up
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Failures are logged with their reason; a line for each request would bury them."""
 
 
 def parse_object(text: bytes | str) -> Mapping[str, Any]:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import http
 import logging
+import socket
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.errors import TransportError, VlaError
@@ -26,6 +27,7 @@ from vla_robot.serve.batcher import Batcher
 from vla_robot.serve.openpi_wire import pack, unpack
 from vla_robot.serve.openpi_words import Words
 from vla_robot.serve.peer_wire import MAX_MESSAGE_BYTES, limit_sending
+from vla_robot.transport.listener import GUEST, Listener
 
 if TYPE_CHECKING:
     from websockets.http11 import Request, Response
@@ -33,12 +35,21 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = 64
+NEWCOMERS = 16
+"""Connections whose WebSocket handshake is not over; each takes two threads and four file descriptors."""
+
+HANDSHAKE_S = 10.0
 SEND_TIMEOUT_S, CLOSE_TIMEOUT_S = 10.0, 1.0
 
 TRY_LATER, INTERNAL_ERROR = 1013, 1011
 """WebSocket close codes."""
 
+SPARE = 8
+"""Connections that may be told at the same time that there is no more room."""
+
 _LOG = logging.getLogger(__name__)
+_THEIR_LOG = logging.getLogger(f"{__name__}.websockets")
+_THEIR_LOG.setLevel(logging.CRITICAL)  # it logs a traceback for each client that hangs up in its handshake
 
 
 class OpenpiServer:
@@ -64,22 +75,25 @@ class OpenpiServer:
         self._metadata = pack({"server": "vla_robot", "policy": name, **words.describe()})
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         try:
+            # With a plain socket, the server's loop ends for good when no file descriptor is left.
+            self._listener = Listener(HOST, port, (NEWCOMERS, MAX_CONNECTIONS + SPARE), HANDSHAKE_S)
             self._server = serve(
                 self._talk,
-                HOST,
-                port,
+                sock=cast(socket.socket, self._listener),
                 # A page in this computer's browser could connect as well; only browsers name an origin.
                 origins=[None],
                 process_request=_health,
                 compression=None,
                 max_size=MAX_MESSAGE_BYTES,
+                open_timeout=HANDSHAKE_S,
                 close_timeout=CLOSE_TIMEOUT_S,
+                logger=_THEIR_LOG,
             )
         except OSError as error:
             raise TransportError(
                 f"cannot listen on {HOST}:{port}: {error.strerror}. Choose another --openpi."
             ) from error
-        self.url = f"ws://{HOST}:{self._server.socket.getsockname()[1]}"
+        self.url = f"ws://{HOST}:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="openpi", daemon=True)
         self._thread.start()
 
@@ -91,6 +105,7 @@ class OpenpiServer:
     def _talk(self, connection: ServerConnection) -> None:
         from websockets.exceptions import ConnectionClosed
 
+        self._listener.hear(connection.socket, GUEST, busy=True)
         if not self._room.acquire(blocking=False):
             connection.close(TRY_LATER, f"{MAX_CONNECTIONS} clients are connected already")
             return
@@ -102,6 +117,9 @@ class OpenpiServer:
         except VlaError as error:
             _LOG.warning("openpi client: %s", error)
             _hang_up(connection, str(error))
+        except Exception:
+            _LOG.exception("an openpi client could not be answered")
+            _hang_up(connection, "the server failed; its log says how.")
         finally:
             self._room.release()
 

@@ -8,7 +8,7 @@
 
 A request that fails is answered with status 200 and the body "error", as the contract has it; the reason stands in the
 header X-VLA-Error and in the log. `GET /health` tells how the server is. Only this computer can connect: the contract
-has no keys, so an SSH tunnel goes between computers.
+has no keys, so an SSH tunnel goes between computers. A page in this computer's browser is refused.
 
 Source: `vla-scripts/deploy.py` of the two projects.
 """
@@ -20,10 +20,8 @@ import binascii
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from http.server import BaseHTTPRequestHandler
 from typing import Any, cast
 
 import numpy as np
@@ -32,16 +30,21 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import ContractError, TransportError, VlaError, unknown
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.serve.batcher import Batcher
-from vla_robot.serve.http_json import BoundedServer, parse_object, read_object
+from vla_robot.serve.http_json import BoundedServer, JsonHandler, Serving, parse_object
 from vla_robot.transport.wire import DTYPES, MAX_DIMS
 
 HOST = "127.0.0.1"
+NAMES = (HOST, "localhost", "[::1]")
+"""What a client may call this server; under any other name it is asked by a page whose site was rebound to here."""
 
 MAX_BODY_BYTES = 1 << 26
 """64 MiB: three frames of full HD in base64 are 25 MB."""
 
 SOCKET_TIMEOUT_S = 10.0
-"""A client that is slower than that to send its request, or to fetch the answer, is let go."""
+"""A client that is silent for so long, or does not fetch its answer, is let go."""
+
+REQUEST_S = 30.0
+"""A request must be there whole after this long; 25 MB take 20 s at 10 Mbit/s."""
 
 POLL_S = 0.05
 """How soon closing is noticed."""
@@ -73,13 +76,10 @@ class RestServer:
         except OSError as error:
             raise TransportError(f"cannot listen on {HOST}:{port}: {error.strerror}. Choose another --rest.") from error
         self.url = f"http://{HOST}:{self._http.server_port}/act"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(POLL_S,), name="rest", daemon=True)
-        self._thread.start()
+        self._serving = Serving(self._http, "rest", POLL_S)
 
     def close(self) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        self._serving.close()
 
 
 class _Server(BoundedServer):
@@ -90,29 +90,40 @@ class _Server(BoundedServer):
         super().__init__(HOST, port, _Handler)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
     timeout = SOCKET_TIMEOUT_S
-    protocol_version = "HTTP/1.1"
+    request_s = REQUEST_S
+    answers_long = True
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
+        if not self._is_a_programs():
+            return
         if self.path != "/act":
             self._reply(404, {"detail": "Not Found. The policy answers POST /act."})
             return
         try:
-            self._reply(200, self._act(read_object(self, MAX_BODY_BYTES)))
+            self._reply(200, self._act(self.read_object(MAX_BODY_BYTES)))
         except VlaError as error:
             _LOG.warning("POST /act: %s", error)
             self._reply(200, "error", {"X-VLA-Error": _header(str(error))})
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802
+        if not self._is_a_programs():
+            return
         if self.path != "/health":
             self._reply(404, {"detail": "Not Found. GET /health, POST /act."})
             return
         self._reply(200, {"status": "ok", "policy": self.server.name, **self.server.batcher.status()})
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Failures are logged with their reason; a line per action helps nobody."""
+    def _is_a_programs(self) -> bool:
+        """Whether no page of a browser asks; answers where one does. Its body is not read."""
+        foreign = self.foreign(NAMES, any_port=True)
+        if foreign:
+            self.close_connection = True
+            _LOG.warning("refused a request for %s", foreign)
+            self._reply(403, {"detail": "This server answers programs on this computer, and no page of a browser."})
+        return not foreign
 
     def _act(self, payload: Mapping[str, Any]) -> Any:
         encoded = "encoded" in payload
@@ -129,14 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
         return json.dumps(answer) if encoded else answer
 
     def _reply(self, status: int, body: Any, headers: Mapping[str, str] | None = None) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
+        self.reply(status, json.dumps(body).encode(), "application/json", headers)
 
 
 def read_observation(payload: Mapping[str, Any], cameras: Sequence[str]) -> Observation:

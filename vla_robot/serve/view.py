@@ -2,7 +2,7 @@
 
     watching thread   --view, status, clock-->  bridge
                       <------- tick ----------           --post--> Board --> pages
-    page's thread     --stop, own connection->  bridge
+    page's thread     --stop, over StopLine--->  bridge
 
 The bridge sends the newest tick only when the last one has arrived here, so that a slow viewer delays nobody.
 """
@@ -10,6 +10,7 @@ The bridge sends the newest tick only when the last one has arrived here, so tha
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ from typing import Any, Self
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import TransportError, VlaError
+from vla_robot.core.errors import TransportError, VlaError, in_words
 from vla_robot.core.robot import Tick
 from vla_robot.serve.board import Board
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
@@ -29,6 +30,12 @@ from vla_robot.transport.wire import Message, decode, encode
 
 CONNECT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 3.0
+WARM_TIMEOUT_S = 0.3
+"""Without an answer over the open connection for this long, a stop is sent over a new one."""
+
+WARM_EVERY_S = 1.0
+"""How often the open connection is used, so that the bridge keeps it and its loss is noticed."""
+
 TRY_TIMEOUT_S = 0.5
 """A stop that may have been lost is sent again after this long; twice stopped is stopped."""
 
@@ -41,6 +48,7 @@ LOST_AFTER_S = 1.5
 RATE_TICKS = 40
 """The shown rate is the mean over so many ticks."""
 
+_LOG = logging.getLogger(__name__)
 
 type Listener = Callable[[Tick, Embodiment], None]
 
@@ -77,10 +85,10 @@ class BridgeView:
         self._security = security
         self._clock = clock or MonotonicClock()
         self._listener = listener
-        self._stop_lock = threading.Lock()
         self._over = threading.Event()
         with ClientSocket(address, security) as socket:
-            self._take_about(_exchange(socket, "about", {}, connect_timeout_s, self._clock, address))
+            self._take_about(_exchange(socket, Message("about", 0, {}), connect_timeout_s, self._clock, address))
+        self._stop_line = StopLine(address, security, self._clock)
         self._link = _Link(self._clock.now_ns())
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
         self._thread.start()
@@ -99,12 +107,12 @@ class BridgeView:
         Raises:
             TransportError: the bridge did not say that it stopped: go to the arm's own button.
         """
-        with self._stop_lock, ClientSocket(self.address, self._security) as socket:
-            _exchange(socket, "stop", {"reason": reason}, STOP_TIMEOUT_S, self._clock, self.address)
+        self._stop_line.stop(reason)
 
     def close(self) -> None:
         self._over.set()
         self._thread.join()
+        self._stop_line.close()
 
     def __enter__(self) -> Self:
         return self
@@ -123,13 +131,23 @@ class BridgeView:
         self._instruction = fields.text("instruction")
 
     def _run(self) -> None:
+        """Nothing that arrives ends this thread: the page would show an old picture, and not say so."""
         with ClientSocket(self.address, self._security) as socket:
             while not self._over.is_set():
                 try:
                     self._turn(socket)
+                    self._stop_line.keep_warm()
                 except VlaError as error:
-                    self._link.trouble = str(error)
-                    self._over.wait(ASK_EVERY_S)
+                    self._tell_trouble(str(error))
+                except Exception as error:
+                    _LOG.exception("the view failed; it goes on")
+                    self._tell_trouble(f"the view failed: {in_words(error)}")
+
+    def _tell_trouble(self, trouble: str) -> None:
+        self._link.trouble = trouble
+        with contextlib.suppress(Exception):  # it may be what failed
+            self._post()
+        self._over.wait(ASK_EVERY_S)
 
     def _turn(self, socket: ClientSocket) -> None:
         """Ask what is due to be asked, and take one answer."""
@@ -297,25 +315,90 @@ def about(title: str, embodiment: Embodiment, **more: Any) -> dict[str, Any]:
     }
 
 
-def _exchange(
-    socket: ClientSocket, kind: str, body: Mapping[str, Any], timeout_s: float, clock: Clock, address: str
-) -> Message:
+class StopLine:
+    """A connection to a bridge that is kept open for the e-stop, so that no flood of new ones delays it.
+
+    A stop that is not answered over it goes out once more over a new connection.
+    """
+
+    def __init__(self, address: str, security: ClientSecurity | None, clock: Clock) -> None:
+        """
+        Args:
+            address: of the bridge.
+            security: as for `ClientSocket`.
+            clock: times the answers.
+
+        Raises:
+            TransportError: the address is malformed, or off loopback without keys.
+        """
+        self._address, self._security, self._clock = address, security, clock
+        self._socket = ClientSocket(address, security)
+        self._seq = 0
+        self._used_ns = 0
+        self._lock = threading.Lock()
+
+    def stop(self, reason: str) -> None:
+        """
+        Raises:
+            TransportError: the bridge did not say that it stopped.
+        """
+        with self._lock:
+            try:
+                self._ask(reason, WARM_TIMEOUT_S)
+            except TransportError:
+                self._renew()
+                self._ask(reason, STOP_TIMEOUT_S)
+
+    def keep_warm(self) -> None:
+        """Use the connection, should it be due; returns at once. A connection that was refused is made anew."""
+        now_ns = self._clock.now_ns()
+        if now_ns - self._used_ns < WARM_EVERY_S * NS_PER_S or not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._used_ns = now_ns
+            self._seq += 1
+            self._socket.send(encode(Message("clock", self._seq, {})))
+            while self._socket.receive(0) is not None:
+                pass
+        except TransportError:
+            self._renew()
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        with self._lock:
+            self._socket.close()
+
+    def _ask(self, reason: str, timeout_s: float) -> None:
+        self._seq += 1
+        request = Message("stop", self._seq, {"reason": reason})
+        _exchange(self._socket, request, timeout_s, self._clock, self._address)
+
+    def _renew(self) -> None:
+        self._socket.close()
+        self._socket = ClientSocket(self._address, self._security)
+
+
+def _exchange(socket: ClientSocket, request: Message, timeout_s: float, clock: Clock, address: str) -> Message:
     """One request, sent until it is answered; what it asks for must do no harm when it comes twice.
 
     Raises:
         VlaError: what the bridge reports, or TransportError when it does not answer.
     """
-    end_ns, try_ns, seq = clock.now_ns() + round(timeout_s * NS_PER_S), 0, 0
+    end_ns, try_ns = clock.now_ns() + round(timeout_s * NS_PER_S), 0
     while (now_ns := clock.now_ns()) < end_ns:
         if now_ns >= try_ns:
-            seq, try_ns = seq + 1, now_ns + round(TRY_TIMEOUT_S * NS_PER_S)
-            socket.send(encode(Message(kind, seq, body)))
+            try_ns = now_ns + round(TRY_TIMEOUT_S * NS_PER_S)
+            socket.send(encode(request))
         if (frames := socket.receive(SLICE_S)) is None:
             continue
         answer = decode(frames)
+        if answer.seq != request.seq:
+            continue  # to an older request on the same connection
         if answer.kind == "error":
-            raise unpack_error(Fields(answer.body, f"answer to {kind}"))
+            raise unpack_error(Fields(answer.body, f"answer to {request.kind}"))
         return answer
     raise TransportError(
-        f"the bridge at {address} did not answer '{kind}' within {timeout_s:g} s. Is `vla bridge` running there?"
+        f"the bridge at {address} did not answer '{request.kind}' within {timeout_s:g} s. Is `vla bridge` running "
+        "there?"
     )

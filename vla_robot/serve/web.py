@@ -20,11 +20,10 @@ import ipaddress
 import json
 import logging
 import secrets
+import socket
 import ssl
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,15 +31,13 @@ from urllib.parse import parse_qs, urlsplit
 
 from vla_robot.core.errors import TransportError, VlaError, unknown
 from vla_robot.serve.board import Board
-from vla_robot.serve.http_json import BoundedServer, read_object
+from vla_robot.serve.http_json import BoundedServer, JsonHandler, Serving
+from vla_robot.transport.listener import GUEST, OPERATOR
 from vla_robot.transport.sockets import is_loopback
 
 LOOPBACK = "127.0.0.1"
 
 MAX_BODY_BYTES = 1 << 16
-SOCKET_TIMEOUT_S = 20.0
-"""A silent connection is let go after this long; a page asks every second at least."""
-
 WAIT_S = 1.0
 """How long a page waits for the next scene before it asks again."""
 
@@ -162,8 +159,7 @@ class WebServer:
         self.url = f"{scheme}://{_in_url(listen.host)}:{self._http.server_port}/"
         self._access = access
         self._board = board
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(LOOK_UP_S,), name="web", daemon=True)
-        self._thread.start()
+        self._serving = Serving(self._http, "web", LOOK_UP_S)
 
     @property
     def operator_url(self) -> str | None:
@@ -178,9 +174,7 @@ class WebServer:
     def close(self) -> None:
         """May be called twice."""
         self._board.close()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        self._serving.close()
 
 
 class _Server(BoundedServer):
@@ -199,33 +193,36 @@ class _Server(BoundedServer):
         self.hosts = {f"{name}:{self.server_port}" for name in {*names, _in_url(listen.host)}}
         self.origins = {f"{'http' if self.tls is None else 'https'}://{host}" for host in self.hosts}
 
-    def accepted(self, request: Any) -> Any:
+    def accepted(self, request: socket.socket) -> socket.socket:
         """In TLS, where there is a certificate."""
         if self.tls is None:
             return request
         # Here, and not on the listening socket: a peer that never ends its handshake would block all others.
-        request.settimeout(SOCKET_TIMEOUT_S)
-        return self.tls.wrap_socket(request, server_side=True)
+        request.settimeout(_Handler.timeout)
+        wrapped = self.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
+        self.listener.replace(request, wrapped)
+        try:
+            wrapped.do_handshake()
+        except OSError:
+            self.listener.leave(wrapped)
+            wrapped.close()
+            raise
+        return wrapped
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A page that is closed in the midst of an answer is no event."""
-        _LOG.debug("a page's connection broke", exc_info=True)
 
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    timeout = SOCKET_TIMEOUT_S
-    protocol_version = "HTTP/1.1"
-    # An answer leaves in two pieces, and Nagle's algorithm would hold the second one back for 40 ms.
-    disable_nagle_algorithm = True
 
-    def do_GET(self) -> None:
+    def rank(self) -> int:
+        return OPERATOR if self.server.access.may_act(self._token) else GUEST
+
+    def do_GET(self) -> None:  # noqa: N802
         place = urlsplit(self.path)
         if not self._is_ours():
             return
         if place.path in ASSETS:
             name, kind = ASSETS[place.path]
-            self._reply(200, _asset(name), kind)
+            self.reply(200, _asset(name), kind, HEADERS)
         elif not self.server.access.may_look(self._token):
             self._fail(403, "this page needs the token that stands behind the # of its address.")
         elif place.path == "/about":
@@ -236,12 +233,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._fail(404, "there is no such page.")
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802
         if not self._is_ours():
             return
         name = self.path.removeprefix("/act/")
         try:
-            body = read_object(self, MAX_BODY_BYTES)
+            body = self.read_object(MAX_BODY_BYTES)
             if not self.server.access.may_act(self._token):
                 self._fail(403, "this page may look only. Whoever started it has the address of the page that may act.")
                 return
@@ -251,45 +248,32 @@ class _Handler(BaseHTTPRequestHandler):
         except VlaError as error:
             self._fail(400, str(error))
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """A line per picture helps nobody."""
-
     @property
     def _token(self) -> str:
         return self.headers.get(TOKEN_HEADER, "")
 
     def _is_ours(self) -> bool:
         """Whether this is a person's browser at our own page, or a program; answers when it is neither."""
-        host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
-        site = self.headers.get("Sec-Fetch-Site", "none")
-        if host in self.server.hosts and (origin is None or origin in self.server.origins) and site != "cross-site":
+        foreign = self.foreign(self.server.hosts, self.server.origins)
+        if not foreign:
             return True
         self.close_connection = True  # the body of a POST was not read
-        _LOG.warning("refused a request for host %.80r from origin %.80r", host, origin)
+        _LOG.warning("refused a request for %s", foreign)
         self._fail(403, "this page answers under its own address only; a tunnel must keep its port.")
         return False
 
     def _next(self, seen: str) -> None:
         scene = self.server.board.next(int(seen) if seen.isdecimal() and len(seen) < 16 else 0, WAIT_S)
         if scene is None:
-            self._reply(204, b"", "application/octet-stream")
+            self.reply(204, b"", "application/octet-stream", HEADERS)
         else:
-            self._reply(200, scene.packed, "application/octet-stream")
+            self.reply(200, scene.packed, "application/octet-stream", HEADERS)
 
     def _fail(self, status: int, message: str) -> None:
         self._reply_json(status, {"error": message})
 
     def _reply_json(self, status: int, body: Mapping[str, Any]) -> None:
-        self._reply(status, json.dumps(body, allow_nan=False).encode(), "application/json")
-
-    def _reply(self, status: int, body: bytes, kind: str) -> None:
-        self.send_response(status)
-        for name, value in HEADERS.items():
-            self.send_header(name, value)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.reply(status, json.dumps(body, allow_nan=False).encode(), "application/json", HEADERS)
 
 
 def _asset(name: str) -> bytes:

@@ -81,12 +81,17 @@ class Admission:
         connection.heard_ns, connection.deadline_ns, connection.busy = now_ns, deadline_ns, busy
         connection.rank = max(connection.rank, rank or NEWCOMER)
 
+    def rename(self, key: Hashable, to: Hashable) -> None:
+        """The connection has another key from now on."""
+        if key in self._open:
+            self._open[to] = self._open.pop(key)
+
     def leave(self, keys: Iterable[Hashable]) -> None:
         """The connections are closed."""
         for key in keys:
             self._open.pop(key, None)
 
-    def keys(self) -> list[Hashable]:
+    def open_keys(self) -> list[Hashable]:
         return list(self._open)
 
     def surplus(self, now_ns: int) -> list[Hashable]:

@@ -1,0 +1,143 @@
+"""A listening socket under a flood: silent connections cost no thread, and the next client is accepted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+
+import pytest
+
+from vla_robot.transport.listener import GUEST, OPERATOR, Listener
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture
+def listening() -> Iterator[Callable[..., Listener]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(room: tuple[int, ...] = (4, 4, 4), newcomer_s: float = PATIENCE_S) -> Listener:
+            return stack.enter_context(contextlib.closing(Listener("127.0.0.1", 0, room, newcomer_s)))
+
+        yield start
+
+
+@contextlib.contextmanager
+def connected(listener: Listener, count: int = 1, says: bytes = b"") -> Generator[list[socket.socket]]:
+    with contextlib.ExitStack() as stack:
+        opened: list[socket.socket] = []
+        for _ in range(count):
+            opened.append(stack.enter_context(socket.create_connection(listener.getsockname(), timeout=PATIENCE_S)))
+            opened[-1].sendall(says)
+        yield opened
+
+
+def is_ended(connection: socket.socket) -> bool:
+    """Whether the other side hung up; waits for it."""
+    with contextlib.suppress(ConnectionResetError):
+        return connection.recv(1) == b""
+    return True
+
+
+def test_only_a_connection_that_speaks_is_accepted(listening: Callable[..., Listener]) -> None:
+    listener = listening()
+    with connected(listener) as (silent,), connected(listener, says=b"GET") as (speaking,):
+        accepted, address = listener.accept(PATIENCE_S)
+        with accepted:
+            assert address == speaking.getsockname()
+            assert accepted.recv(3) == b"GET"
+        with pytest.raises(BlockingIOError):
+            listener.accept(timeout_s=0.05)
+        silent.sendall(b"at last")
+        listener.accept(PATIENCE_S)[0].close()
+
+
+def test_the_oldest_silent_ones_go_and_the_one_that_speaks_gets_in(listening: Callable[..., Listener]) -> None:
+    listener = listening(room=(4, 4, 4))
+    with connected(listener, 20) as silent, connected(listener, says=b"x") as (speaking,):
+        accepted, address = listener.accept(PATIENCE_S)
+        assert address == speaking.getsockname()
+        assert all(is_ended(connection) for connection in silent[:10])
+        accepted.close()
+
+
+def test_a_request_that_does_not_become_whole_ends_its_connection(listening: Callable[..., Listener]) -> None:
+    listener = listening(newcomer_s=0.2)
+    with connected(listener) as (silent,), connected(listener, says=b"G") as (slow,):
+        accepted, _ = listener.accept(PATIENCE_S)
+        assert is_ended(silent) and is_ended(slow)
+        assert accepted.recv(1) == b"G" and accepted.recv(1) == b"", "its thread finds it ended"
+        accepted.close()
+
+
+def test_guests_keep_no_operator_out(listening: Callable[..., Listener]) -> None:
+    listener = listening(room=(4, 2, 1))
+    with contextlib.ExitStack() as stack:
+        ends = [stack.enter_context(connected(listener, says=b"x"))[0] for _ in range(4)]
+        accepted = [stack.enter_context(listener.accept(PATIENCE_S)[0]) for _ in ends]
+        listener.hear(accepted[0], OPERATOR)
+        for guest in accepted[1:]:
+            listener.hear(guest, GUEST, busy=True)
+        assert is_ended(ends[-1]), "of busy guests, the newest goes"
+        ends[0].sendall(b"y")
+        assert accepted[0].recv(2) == b"xy"
+        for connection in accepted:
+            listener.leave(connection)
+
+
+def test_a_deadline_is_lifted_while_an_answer_is_made(listening: Callable[..., Listener]) -> None:
+    listener = listening(newcomer_s=0.3)
+    with connected(listener, says=b"x") as (client,):
+        accepted, _ = listener.accept(PATIENCE_S)
+        listener.hear(accepted, GUEST, busy=True)
+        client.settimeout(1.0)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        listener.hear(accepted, within_s=0.1)
+        client.settimeout(PATIENCE_S)
+        assert is_ended(client)
+        accepted.close()
+
+
+def test_no_descriptor_left_ends_nothing(listening: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = listening()
+    plain = listener._socket  # pyright: ignore[reportPrivateUsage]
+    failures = [errno.EMFILE, errno.ENFILE, errno.ECONNABORTED]
+
+    class Exhausted:
+        def __getattr__(self, name: str) -> object:
+            return getattr(plain, name)
+
+        def accept(self) -> object:
+            if failures:
+                raise OSError(failures.pop(0), "too many")
+            return plain.accept()
+
+    monkeypatch.setattr(listener, "_socket", Exhausted())
+    with connected(listener, says=b"x"):
+        listener.accept()[0].close()
+    assert failures == []
+
+
+def test_closing_wakes_who_waits_and_hangs_up(listening: Callable[..., Listener]) -> None:
+    listener = listening()
+    reasons: list[int | None] = []
+
+    def wait() -> None:
+        with pytest.raises(OSError, match="closed") as raised:
+            listener.accept()
+        reasons.append(raised.value.errno)
+
+    with connected(listener) as (silent,):
+        thread = threading.Thread(target=wait)
+        thread.start()
+        time.sleep(0.05)
+        listener.close()
+        thread.join(PATIENCE_S)
+        assert reasons == [errno.EBADF] and is_ended(silent)
+    assert listener.fileno() == -1
+    listener.close()
