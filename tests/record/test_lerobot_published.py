@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from vla_robot.record.demos import open_demos
 from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.record.lerobot_layout import EMBODIMENT, INFO, TASKS, write_json
 from vla_robot.record.lerobot_source import open_lerobot
+from vla_robot.record.mixture import open_parts
 from vla_robot.record.open import open_source
 from vla_robot.record.origin import Options
 from vla_robot.record.recognise import assumed_recipe, facts_of
@@ -411,6 +413,73 @@ def test_a_row_of_another_width_is_an_error_with_its_step(ours: Path) -> None:
     pq.write_table(table.set_column(place, "action", uneven), path)
     with pytest.raises(DataError, match=r"field 'action' has another number of values at step 2 than at step 0"):
         open_lerobot(ours).episode(0)
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+def test_damaged_episodes_are_skipped_and_counted(tmp_path: Path, make_demo: MakeDemo) -> None:
+    root = tmp_path / "damaged"
+    with LeRobotWriter(root) as writer:
+        for seed in range(6):
+            writer.write(make_demo(seed=seed, steps=4))
+    files = sorted((root / "data").rglob("*.parquet"))
+    for path, column, change in (
+        (files[0], "action", _null_number),
+        (files[1], "action", _nan),
+        (files[2], "observation.images.front", _cut_off),
+        (files[3], "observation.images.wrist", _null_row),
+    ):
+        table = pq.read_table(path)
+        place, old = table.column_names.index(column), table[column]
+        pq.write_table(table.set_column(place, column, pa.array(change(old.to_pylist()), old.type)), path)
+    files[4].write_bytes(files[4].read_bytes()[:100])
+    source = open_source(root, skip_corrupt=True)
+    assert (len(source), source.num_skipped) == (1, 5)
+    told = [str(line) for line in source.skipped]
+    for line, reason in zip(
+        told,
+        [
+            "episode 0: field 'action' is null at step 2",
+            "episode 1: field 'action' is not finite at step 2",
+            "episode 2, field 'observation/images/front', step 2: the frame is a PNG that is cut off",
+            "episode 3: field 'observation/images/wrist' has no frame inside the table at step 2",
+            "file-004.parquet is damaged",
+        ],
+        strict=True,
+    ):
+        assert reason in line
+    np.testing.assert_array_equal(
+        source.episode(0).numbers("action"), make_demo(seed=5, steps=4).actions.astype(np.float32)
+    )
+    again = pickle.loads(pickle.dumps(source))  # noqa: S301 - our own object, as a worker gets it
+    assert (len(again), again.num_skipped) == (1, 5)
+    assert {name: len(part) for name, part in open_parts(str(root), skip_corrupt=True).items()} == {
+        "train": 1,
+        "val": 0,
+    }
+    convert(source, tmp_path / "whole", "lerobot", Options())
+    assert open_demos(tmp_path / "whole").num_frames == 4
+
+
+def _cut_off(cells: list[Any]) -> list[Any]:
+    return [{**c, "bytes": c["bytes"][:-20]} if step == 2 else c for step, c in enumerate(cells)]
+
+
+@pytest.mark.slow  # importing lerobot takes up to half a minute
+@pytest.mark.parametrize("frames", [None, 0, 3, 4])
+def test_an_episode_whose_video_is_damaged_is_skipped(filmed: Path, frames: int | None) -> None:
+    video = filmed / "videos" / "chunk-000" / "observation.images.front" / "episode_000001.mp4"
+    if frames:
+        write_video(video, [colour(1, step) for step in range(frames)])
+    elif frames is None:
+        video.unlink()
+    else:
+        video.write_bytes(video.read_bytes()[:-400])
+    source = open_source(filmed, skip_corrupt=True)
+    assert source.num_skipped == (0 if frames == 4 else 1)
+    assert len(source) == 2 - source.num_skipped
+    assert all("episode 1: field 'observation/images/front'" in str(line) for line in source.skipped)
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------

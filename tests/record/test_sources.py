@@ -209,7 +209,6 @@ def test_demonstrations_without_an_instruction_read_and_say_so_when_asked(tmp_pa
         (lambda demo: demo.__delitem__("obs/eef_pos"), r"has no data/demo_1/obs/eef_pos, although the first"),
         (lambda demo: _replace(demo, "obs/eef_pos", np.zeros((5, 2))), r"'observation/eef_pos' is float64 2, in the"),
         (lambda demo: _replace(demo, "dones", np.zeros(4, bool)), r"'done' has 4 values, but the episode 5 steps"),
-        (lambda demo: _replace(demo, "actions", np.zeros((0, 7))), r"data/demo_1: the episode has no steps"),
     ],
 )
 def test_a_demonstration_that_is_off_is_named(hdf5: Path, damage: Callable[[Any], None], message: str) -> None:
@@ -217,6 +216,17 @@ def test_a_demonstration_that_is_off_is_named(hdf5: Path, damage: Callable[[Any]
         damage(file["data/demo_1"])
     with pytest.raises(DataError, match=message):
         open_hdf5(hdf5).episode(1)
+
+
+def test_demonstrations_of_no_steps_are_left_out_and_told(hdf5: Path) -> None:
+    with h5py.File(hdf5, "a") as file:
+        _replace(file["data/demo_0"], "actions", np.zeros((0, 7)))
+    source = open_hdf5(hdf5)
+    assert (source.lengths.tolist(), source.notes) == ([5], ("Episodes of 0 steps that were left out: 1.",))
+    with h5py.File(hdf5, "a") as file:
+        _replace(file["data/demo_1"], "actions", np.zeros((0, 7)))
+    with pytest.raises(DataError, match=r"each of its 2 demonstrations has no steps"):
+        open_hdf5(hdf5)
 
 
 def _replace(group: Any, name: str, values: Any) -> None:

@@ -84,10 +84,7 @@ def decode_image(data: bytes, dtype: str, where: str, declared: tuple[int | None
             memory is taken.
         MissingDependencyError: the extra [data] is not installed.
     """
-    if not _is_whole(data):
-        what = image_format(data)
-        reason = f"a {what.upper()} that is cut off" if what else "no JPEG or PNG"
-        raise DataError(f"{where}: the frame is {reason} ({len(data)} bytes).")
+    require_whole(data, where)
     size = picture_size(data)
     if size is not None:
         require_pixels(*size, declared, where)
@@ -95,6 +92,14 @@ def decode_image(data: bytes, dtype: str, where: str, declared: tuple[int | None
     if pixels is None:
         raise DataError(f"{where}: the frame is a damaged {image_format(data).upper()} ({len(data)} bytes).")
     return pixels
+
+
+def require_whole(data: bytes, where: str) -> None:
+    """Raise DataError unless a frame begins and ends as a JPEG or PNG does."""
+    if not _is_whole(data):
+        what = image_format(data)
+        reason = f"a {what.upper()} that is cut off" if what else "no JPEG or PNG"
+        raise DataError(f"{where}: the frame is {reason} ({len(data)} bytes).")
 
 
 def _is_whole(data: bytes) -> bool:

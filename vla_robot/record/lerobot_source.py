@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ from vla_robot.record.source import (
     Episode,
     Field,
     Frames,
+    find_damage,
     require_fields,
     require_index,
     tell_left_out,
@@ -62,24 +64,26 @@ METADATA = "meta/episode_metadata.jsonl"
 class LeRobotSource:
     """Episodes of a LeRobot dataset, in order. An `EpisodeSource`; open it with `open_lerobot`."""
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, root: Path, split: str, damaged: Mapping[int, str] = MappingProxyType({})) -> None:
         """
         Args:
             root: the dataset's folder.
             split: "train" for all episodes, a part of it such as "train[:95%]", or "all".
+            damaged: episodes of the split that are left out, and why.
 
         Raises:
             DataError: no dataset of version 2.0, 2.1 or 3, damaged, empty, or an unknown split.
             MissingDependencyError: the extra [data] is not installed.
         """
         require("pyarrow", "data", "a LeRobot dataset")
-        self._root, self._split = root, split
+        self._root, self._split, self._damaged = root, split, dict(damaged)
         self._info = read_info(root)
         self._places = read_places(root, self._info)
         if not self._places:
             raise DataError(f"{root} holds no finished episode.")
         self._splits = _splits(self._info, len(self._places))
-        self._numbers = episodes_of(split, self._splits, str(root))
+        chosen = episodes_of(split, self._splits, str(root))
+        self._numbers = [number for index, number in enumerate(chosen) if index not in damaged]
         self._tasks = read_tasks(root, self._info)
         features = {name: f for name, f in self._info["features"].items() if _is_carried(name)}
         self._left_out = {_field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
@@ -89,7 +93,7 @@ class LeRobotSource:
         self._lengths = np.array([self._places[number].length for number in self._numbers], dtype=np.int64)
 
     def __reduce__(self) -> tuple[Callable[[], LeRobotSource], tuple[()]]:
-        return functools.partial(LeRobotSource, self._root, self._split), ()
+        return functools.partial(LeRobotSource, self._root, self._split, self._damaged), ()
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -130,6 +134,16 @@ class LeRobotSource:
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the dataset."""
         return tell_left_out(self._left_out)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What `skip_corrupt` left out, and why."""
+        return tuple(self._damaged.values())
+
+    @property
+    def num_skipped(self) -> int:
+        """How many episodes that are."""
+        return len(self._damaged)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -225,18 +239,20 @@ class LeRobotSource:
         return _read_metadata(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 
-def open_lerobot(root: Path | str, split: str = "train") -> LeRobotSource:
+def open_lerobot(root: Path | str, split: str = "train", *, skip_corrupt: bool = False) -> LeRobotSource:
     """A LeRobot dataset, or a part of it.
 
     Args:
         root: the dataset's folder.
         split: "train" for all episodes, a part of it such as "train[:95%]", or "all".
+        skip_corrupt: read each episode once and leave damaged ones out, which `skipped` lists.
 
     Raises:
-        DataError: no dataset of version 3, damaged, empty, or an unknown split.
+        DataError: no dataset of version 2.0, 2.1 or 3, damaged, empty, or an unknown split.
         MissingDependencyError: the extra [data] is not installed.
     """
-    return LeRobotSource(Path(root), split)
+    source = LeRobotSource(Path(root), split)
+    return LeRobotSource(Path(root), split, find_damage(source)) if skip_corrupt else source
 
 
 def _splits(info: Mapping[str, Any], count: int) -> dict[str, list[int]]:

@@ -88,6 +88,15 @@ class VideoFrames:
         block, place = divmod(range(len(self))[step], BLOCK)
         return _decode_block(self, block)[place]
 
+    def check(self) -> None:
+        """Raise DataError unless the video has a frame for each step; none is decoded."""
+        _require_file(self)
+        wanted, times = [_inside(t, self) for t in self.timestamps], _frame_times(self)
+        after = np.clip(np.searchsorted(times, wanted), 1, max(len(times) - 1, 1))
+        nearest = np.minimum(np.abs(times[after - 1] - wanted), np.abs(times[after % len(times)] - wanted))
+        if (nearest >= HALF * self.period_s).any():
+            _repeat_last_frame(self, wanted, 0)
+
 
 @dataclass(frozen=True)
 class DepthImages:
@@ -124,6 +133,10 @@ class DepthImages:
         if values.ndim != 2:
             raise DataError(f"{where}: the depth image has {values.shape[2:]} channels instead of 1.")
         return values[..., None] * np.float32(METRES_PER[self.unit])
+
+    def check(self) -> None:
+        for step in range(len(self)):
+            self.decode(step)
 
 
 def is_depth(name: str, feature: Mapping[str, Any]) -> bool:
@@ -178,8 +191,7 @@ def _decode_block(frames: VideoFrames, block: int) -> NDArray[Any]:
         DataError: the video is missing or damaged, or has no frame near a step.
     """
     require("lerobot", "data", f"decoding {frames.path}")
-    if not frames.path.is_file():
-        raise DataError(f"{frames.where}: the video {frames.path} is missing.")
+    _require_file(frames)
     first = block * BLOCK
     wanted = [_inside(t, frames) for t in frames.timestamps[first : first + BLOCK]]
     decoded = _decode(frames, wanted)
@@ -188,6 +200,11 @@ def _decode_block(frames: VideoFrames, block: int) -> NDArray[Any]:
     if decoded is None:
         raise DataError(f"{frames.where}: the video {frames.path} has no frame near a step from step {first} on.")
     return decoded
+
+
+def _require_file(frames: VideoFrames) -> None:
+    if not frames.path.is_file():
+        raise DataError(f"{frames.where}: the video {frames.path} is missing.")
 
 
 def _inside(time_s: float, frames: VideoFrames) -> float:
@@ -250,8 +267,9 @@ def _repeat_last_frame(frames: VideoFrames, wanted: list[float], first: int) -> 
     Raises:
         DataError: more is missing than the last frame.
     """
-    last_s, period_s = _last_frame_s(frames.path), frames.period_s
-    far = [i for i, t in enumerate(wanted) if t - last_s >= HALF * period_s]
+    times, period_s = _frame_times(frames), frames.period_s
+    last_s = float(times[-1])
+    far = [i for i, t in enumerate(wanted) if np.abs(times - t).min() >= HALF * period_s]
     is_last = far == [len(wanted) - 1] and first + len(wanted) == len(frames)
     if not is_last or wanted[-1] - last_s >= ONE_AND_A_HALF * period_s:
         step = first + (far[0] if far else 0)
@@ -263,16 +281,33 @@ def _repeat_last_frame(frames: VideoFrames, wanted: list[float], first: int) -> 
     return [*wanted[:-1], last_s]
 
 
-@functools.lru_cache(maxsize=64)
-def _last_frame_s(path: Path) -> float:
-    """The time of a video's last frame; its packets are read, and none is decoded."""
+def _frame_times(frames: VideoFrames) -> NDArray[np.float64]:
+    """Times of all frames of the video file, in order.
+
+    Raises:
+        DataError: it is damaged, or has no frame.
+    """
+    from av.error import FFmpegError
+
+    try:
+        times = _packet_times(frames.path, frames.path.stat().st_mtime_ns)
+    except (RuntimeError, ValueError, OSError, IndexError, FFmpegError) as error:
+        raise DataError(f"{frames.where}: the video {frames.path} cannot be read: {error}.") from error
+    if not len(times):
+        raise DataError(f"{frames.where}: the video {frames.path} has no frame.")
+    return times
+
+
+@functools.lru_cache(maxsize=16)
+def _packet_times(path: Path, changed_ns: int) -> NDArray[np.float64]:
+    """Times of all frames, in order; the packets are read, and none is decoded."""
     import av
 
     container = av.open(str(path))
     stream = container.streams.video[0]
     stamps = [packet.pts for packet in container.demux(stream) if packet.pts is not None]
     container.close()
-    return float(max(stamps, default=0) * (stream.time_base or 0))
+    return np.sort(np.array(stamps, dtype=np.float64)) * float(stream.time_base or 0)
 
 
 @functools.cache

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from vla_robot.record.rlds.splits import Split, parse_parts
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from vla_robot.record.rlds.splits import ALL, Split, parse_parts
+
+NOTHING: Mapping[str, list[int]] = MappingProxyType({})
 
 
-def episodes_of(expression: str, splits: dict[str, list[int]], where: str) -> list[int]:
-    """The episodes that an expression names, in its order.
+def episodes_of(
+    expression: str, splits: Mapping[str, list[int]], where: str, subsets: Mapping[str, list[int]] = NOTHING
+) -> list[int]:
+    """The episodes that an expression names, in its order, each once.
 
     Args:
         expression: "train", "train[:95%]", "train[10:20]", "train+val" or "all".
         splits: split -> its episodes.
         where: the dataset's path, for error messages.
+        subsets: other names of episodes, which "all" does not mean.
 
     Raises:
         DataError: it is no such expression, or names a split that does not exist.
     """
-    known = {name: Split(name, (), (len(episodes),)) for name, episodes in splits.items()}
-    parts = parse_parts(expression, known, where)
-    return [episode for part in parts for episode in splits[part.split][part.start : part.stop]]
+    known = {**splits, **subsets}
+    episodes: list[int] = []
+    for text in expression.split("+"):
+        named = splits if text.strip().partition("[")[0] == ALL else known
+        sizes = {name: Split(name, (), (len(of),)) for name, of in named.items()}
+        for part in parse_parts(text, sizes, where):
+            episodes += known[part.split][part.start : part.stop]
+    return list(dict.fromkeys(episodes))

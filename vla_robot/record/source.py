@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError, unknown
-from vla_robot.record.images import decode_image
+from vla_robot.record.images import decode_image, require_whole
 
 Kind = Literal["number", "image", "text"]
 
@@ -89,6 +89,10 @@ class Frames(Protocol):
         """The frame as (H, W, 3) uint8; (H, W, 1) of the field's dtype for depth."""
         ...
 
+    def check(self) -> None:
+        """Raise DataError when a frame is absent or cut off. What takes long to decode is not decoded."""
+        ...
+
 
 @dataclass(frozen=True)
 class EncodedFrames:
@@ -113,6 +117,10 @@ class EncodedFrames:
     def decode(self, step: int) -> NDArray[Any]:
         where = f"{self.where}, field '{self.field.name}', step {step}"
         return decode_image(self.files[step], self.field.dtype, where, self.field.shape)
+
+    def check(self) -> None:
+        for step, file in enumerate(self.files):
+            require_whole(file, f"{self.where}, field '{self.field.name}', step {step}")
 
 
 Column = NDArray[Any] | Frames | tuple[str, ...] | tuple[bytes, ...] | tuple[NDArray[Any], ...]
@@ -359,3 +367,25 @@ def require_finite(values: NDArray[Any], what: str) -> None:
             f"and at {len(bad) - 1} more. Remove the episode; `vla data convert --skip-corrupt` writes the dataset "
             "without it."
         )
+
+
+def find_damage(source: EpisodeSource) -> dict[int, str]:
+    """Episode that is damaged -> why. Every episode is read once; videos are not decoded.
+
+    A null, a number of an action or a state that is not finite, and a frame that is absent or cut off count as damage.
+    """
+    return {index: why for index in range(len(source)) if (why := _damage(source, index))}
+
+
+def _damage(source: EpisodeSource, index: int) -> str:
+    """Why an episode cannot be read; empty when it can."""
+    try:
+        episode = source.episode(index)
+        for name, field in source.fields.items():
+            if field.kind == "image":
+                episode.frames(name).check()
+            elif name in (*ACTIONS, *STATES):
+                require_finite(episode.numbers(name), f"{episode.where}: field '{name}'")
+    except DataError as error:
+        return str(error)
+    return ""
