@@ -37,7 +37,8 @@ def test_inspect_says_what_is_there_and_draws_it(
     assert "image 112 x 112 x 3" in printed
     assert "4  lift the red cube" in printed
     folder = tmp_path / "runs" / "inspect_bridge_orig"
-    assert {path.name for path in folder.iterdir()} == {"frames_image_0.png", "frames_image_1.png", "actions.png"}
+    cameras = {f"frames_image_{number}.png" for number in range(4)}
+    assert {path.name for path in folder.iterdir()} == {*cameras, "actions.png"}
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["rows"][0]["value"] == 4
     actions = np.concatenate([open_source(bridge, "all").episode(i).numbers("action") for i in range(4)])

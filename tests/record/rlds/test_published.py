@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from vla_robot.record.open import open_source
 from vla_robot.record.origin import Options
 from vla_robot.record.recognise import advise, facts_of, recipe_line
 from vla_robot.record.rlds.features import to_tree
-from vla_robot.record.rlds.reader import RldsDataset
+from vla_robot.record.rlds.reader import RldsDataset, open_rlds
 from vla_robot.record.summary import contact_sheet, summarise
 
 sys.path.append(str(Path(__file__).parents[2] / "tools"))
@@ -586,26 +586,56 @@ def test_a_root_without_the_dataset_names_the_folders_it_may_have(tmp_path: Path
 @pytest.mark.skipif("VLA_TFDS_PYTHON" not in os.environ, reason="VLA_TFDS_PYTHON names no Python that has TFDS")
 def test_tensorflow_datasets_reads_the_same_values(tmp_path: Path, repository: Path) -> None:
     built = {name: build(tmp_path / name, name) for name in SCHEMAS}
-    script = repository / "tests" / "tools" / "read_with_tfds.py"
-    command = [os.environ["VLA_TFDS_PYTHON"], str(script), *(str(b.folder) for b in built.values())]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    for (name, ours), theirs in zip(built.items(), json.loads(done.stdout.splitlines()[-1]), strict=True):
+    read = digests_of_tfds(repository, [ours.folder for ours in built.values()])
+    for (name, ours), theirs in zip(built.items(), read, strict=True):
         compared = 0
         for path, field in SCHEMAS[name]["features"].items():
             if path.startswith("steps/") and field["class"] != "Image":
-                assert theirs["fields"][path.removeprefix("steps/")] == digest(ours, path), f"{name}: {path}"
+                columns = digest([episode[path] for episode in ours.episodes["train"]])
+                assert theirs["fields"][path.removeprefix("steps/")] == columns, f"{name}: {path}"
                 compared += 1
         assert compared > 3 and theirs["episodes"] == len(ours.episodes["train"])
 
 
-def digest(built: Any, path: str) -> str:
-    """As read_with_tfds.py computes it."""
+@pytest.mark.slow
+@pytest.mark.skipif("VLA_TFDS_PYTHON" not in os.environ, reason="VLA_TFDS_PYTHON names no Python that has TFDS")
+def test_tensorflow_datasets_reads_the_golden_samples_as_we_do(repository: Path, tmp_path: Path) -> None:
+    for folder, theirs in zip(SAMPLES, digests_of_tfds(repository, SAMPLES), strict=True):
+        source = open_rlds(folder, cache=tmp_path / folder.parent.name)
+        episodes = [source.episode(index).steps for index in range(len(source))]
+        for name, field in source.fields.items():
+            if field.kind != "image":
+                assert digest([episode[name] for episode in episodes]) == theirs["fields"][name], f"{folder}: {name}"
+
+
+def digests_of_tfds(repository: Path, folders: Sequence[Path]) -> list[dict[str, Any]]:
+    script = repository / "tests" / "tools" / "read_with_tfds.py"
+    command = [os.environ["VLA_TFDS_PYTHON"], str(script), *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def digest(columns: Sequence[Any]) -> str:
+    """As read_with_tfds.py computes it over all steps."""
     total = hashlib.sha256()
-    for episode in built.episodes["train"]:
-        for value in episode[path]:
-            total.update(np.asarray(value).tobytes())
+    for column in columns:
+        for value in column:
+            total.update(np.asarray(value.encode() if isinstance(value, str) else value).tobytes())
     return total.hexdigest()
+
+
+SAMPLES = sorted((Path(__file__).parents[2] / "golden" / "rlds_samples").glob("*/*.*.*"))
+
+
+@pytest.mark.parametrize("folder", SAMPLES, ids=lambda folder: folder.parent.name)
+def test_the_golden_samples_have_the_published_structure(folder: Path) -> None:
+    """All but the size of the frames, which is the records' own."""
+    fields = {
+        path: {**field, "shape": [112, 112, 3]} if field["class"] == "Image" else field
+        for path, field in SCHEMAS[folder.parent.name]["features"].items()
+    }
+    assert json.loads((folder / "features.json").read_text()) == tool.features_tree(fields)
 
 
 def test_the_table_of_the_page_is_what_its_tool_prints(repository: Path) -> None:
