@@ -6,10 +6,9 @@ import gc
 import os
 import select
 import signal
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +16,7 @@ import tyro
 
 from vla_robot.act.chunk import Splice
 from vla_robot.cli.build import build_arm, build_limits, server_security
-from vla_robot.cli.interrupt import stop_on_interrupt
+from vla_robot.cli.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.punctual import MAX_PRIORITY, freeze_garbage, take_priority
 from vla_robot.cli.terminal import say
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
     from vla_robot.serve.bridge_log import Recording
 
 LOOPBACK = "tcp://127.0.0.1:5570"
+STDIN = 0
+MAX_LINE_BYTES = 4096
+"""A terminal gives no longer line."""
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,47 @@ class BridgeArgs:
             raise RecipeError(f"--jpeg {self.jpeg}: a quality from 1 to 100.")
 
 
-@dataclass
 class EStop:
-    """What a key or a signal asked for, until the serving thread acts on it."""
+    """What a key or a signal asked for, until the serving thread acts on it.
 
-    causes: list[str] = field(default_factory=list[str])
+    Enter stops the arm while this process is in its terminal's foreground. A shell may start it in the background, or
+    move it there and back: then the keys are another program's, and are not read.
+    """
+
+    def __init__(self) -> None:
+        self.causes: list[str] = []
+        self._has_key = self._in_foreground()
 
     def watch_signal(self) -> None:
         signal.signal(signal.SIGUSR1, lambda *_: self.causes.append("signal SIGUSR1"))
 
+    def how(self) -> str:
+        """What trips it now, for the terminal."""
+        key = "Enter here, or " if self._has_key else ""
+        return f"e-stop: {key}kill -USR1 {os.getpid()}"
+
     def poll_key(self) -> None:
-        """Enter, in the terminal that the bridge runs in; a pipe or a service has no such key."""
-        if sys.stdin.isatty() and select.select([sys.stdin], [], [], 0)[0]:
-            sys.stdin.readline()
+        """Read the terminal where it is this process's to read, and say when that changed; returns at once."""
+        if self._in_foreground() != self._has_key:
+            self._has_key = not self._has_key
+            say(f"  {self.how()}", flush=True)
+        if self._has_key and _typed(STDIN):
             self.causes.append("the Enter key at the bridge")
+
+    @staticmethod
+    def _in_foreground() -> bool:
+        try:
+            return os.tcgetpgrp(STDIN) == os.getpgrp()
+        except OSError:  # a pipe, a file, another session's terminal, or one that hung up
+            return False
+
+
+def _typed(terminal: int) -> bool:
+    """Whether a line came. Read at once and whole: `readline` waits for the end of one that Ctrl-D cut off."""
+    try:
+        return bool(select.select([terminal], [], [], 0)[0] and os.read(terminal, MAX_LINE_BYTES))
+    except OSError:  # the terminal went to another program, or hung up, in between
+        return False
 
 
 def main(args: BridgeArgs) -> int:
@@ -107,7 +136,12 @@ def main(args: BridgeArgs) -> int:
     recipe = recipe if args.horizon is None else replace(recipe, horizon=args.horizon)
     security = server_security(args.bind, args.key)
     say(f"vla bridge: {path}", flush=True)
-    with _logs(args) as logs, ServerSocket(args.bind, security) as socket, stop_on_interrupt() as stop:
+    with (
+        not_suspended(),
+        _logs(args) as logs,
+        ServerSocket(args.bind, security) as socket,
+        stop_on_interrupt() as stop,
+    ):
         e_stop = EStop()
         e_stop.watch_signal()
         faults = Faults()
@@ -120,7 +154,7 @@ def main(args: BridgeArgs) -> int:
             quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
             server = BridgeServer(bridge, socket, jpeg_quality=quality, dry_run=args.dry_run)
             servers.append(server)
-            _announce(socket.address, arm, args)
+            _announce(socket.address, arm, args, e_stop)
             server.serve(_until(stop.is_set, e_stop, server))
         finally:
             _let_go(arm, faults)
@@ -206,7 +240,7 @@ def _until(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> 
     return should_stop
 
 
-def _announce(address: str, arm: Arm, args: BridgeArgs) -> None:
+def _announce(address: str, arm: Arm, args: BridgeArgs, e_stop: EStop) -> None:
     embodiment = arm.embodiment
     cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in embodiment.cameras) or "none"
     if args.dry_run:
@@ -217,7 +251,7 @@ def _announce(address: str, arm: Arm, args: BridgeArgs) -> None:
     say(
         f"  {embodiment.name} at {embodiment.rate_hz:g} Hz, cameras {cameras}\n"
         f"  listening on {address}, process {os.getpid()}\n"
-        f"  e-stop: Enter here, or kill -USR1 {os.getpid()}; Ctrl-C holds the arm and ends\n"
+        f"  {e_stop.how()}; Ctrl-C holds the arm and ends\n"
         f"Next: vla run --robot {address} --policy openvla_nano{dry}",
         flush=True,
     )

@@ -1,34 +1,87 @@
-"""What Ctrl-C, or a service manager's SIGTERM, means while something runs that must come to a tidy end."""
+"""What the signals mean that end a command, and those of a terminal that would suspend it.
+
+| signal | sent by | while `stop_on_interrupt` holds | else, in any command |
+|---|---|---|---|
+| SIGINT | Ctrl-C | the step ends and is kept; the second one raises | raises KeyboardInterrupt |
+| SIGTERM, SIGQUIT | a service manager; Ctrl-\\ | the same | raises KeyboardInterrupt, once |
+| SIGHUP | a terminal or SSH session that ends | the same, and never raises | raises KeyboardInterrupt, once |
+| SIGHUP under `nohup` | | ignored | ignored |
+| SIGTSTP, SIGTTIN, SIGTTOU | Ctrl-Z; the terminal, in its background | ignored in `not_suspended` | suspended |
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SUSPENDING = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 
-def with_hangup() -> tuple[signal.Signals, ...]:
-    """For what somebody does at a terminal, whose connection may break; unless `nohup` says that it does not matter."""
-    return SIGNALS if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (*SIGNALS, signal.SIGHUP)
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Those that end a command here: SIGHUP and SIGQUIT unless the command was started with them ignored (`nohup`)."""
+    always = (signal.SIGINT, signal.SIGTERM)  # a script's `&` ignores SIGINT, and `kill -INT` must still work
+    return tuple(each for each in _ENDING if each in always or signal.getsignal(each) is not signal.SIG_IGN)
 
 
 @contextmanager
-def stop_on_interrupt(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[Event]:
-    """A signal sets the event, so that the running step ends and is kept; a second one raises KeyboardInterrupt."""
+def stop_on_interrupt() -> Iterator[Event]:
+    """A signal sets the event, so that the running step ends and is kept; a second one raises KeyboardInterrupt.
+
+    A hang-up comes from the shell and from the terminal, so twice: its second one is ignored, and so are those that
+    follow the block, which would cut the report short.
+    """
     stop = Event()
 
-    def ask(_signal: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
+        elif stop.is_set():
             raise KeyboardInterrupt
         stop.set()
 
-    previous = {each: signal.signal(each, ask) for each in signals}
-    try:
+    with _handled(dict.fromkeys(ending_signals(), ask)):
         yield stop
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM, SIGQUIT and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that every `with` block is left."""
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once: what is being closed must not be broken off
+        raise KeyboardInterrupt
+
+    with _handled({each: interrupt for each in ending_signals() if each != signal.SIGINT}):
+        yield
+
+
+@contextmanager
+def not_suspended() -> Iterator[None]:
+    """No key of a terminal suspends this process or the children it starts: its watchdog, or its e-stop, would stand
+    still. Reading a terminal from its background fails instead (EIO). SIGSTOP cannot be refused."""
+    with _handled(dict.fromkeys(SUSPENDING, signal.SIG_IGN)):
+        yield
+
+
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
+
+
+@contextmanager
+def _handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield
+        return
+    previous = {each: signal.signal(each, handler) for each, handler in handlers.items()}
+    try:
+        yield
     finally:
         for each, handler in previous.items():
-            signal.signal(each, handler)
+            hung_up = each == signal.SIGHUP and signal.getsignal(each) is signal.SIG_IGN
+            if not hung_up:
+                signal.signal(each, handler)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from vla_robot.cli.interrupt import interrupted_by_signals
 from vla_robot.cli.words import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from vla_robot.core.console import SteadyStream, cannot_write, checked_output, steady_output
 from vla_robot.core.errors import VlaError, unknown
 from vla_robot.core.untrusted import printable
 
@@ -27,21 +29,23 @@ class Verb:
         module: holds `main(arguments) -> int | None` and the arguments' dataclass.
         arguments: name of that dataclass; its fields are the options, its docstring the help.
         function: name of the entry function.
+        goes_on: holds an arm, serves, or works for long: its output may be lost, and never ends or delays it.
     """
 
     module: str
     arguments: str
     function: str = "main"
+    goes_on: bool = False
 
 
 VERBS: dict[str, Verb] = {
-    "run": Verb("vla_robot.cli.run", "RunArgs"),
-    "bridge": Verb("vla_robot.cli.bridge", "BridgeArgs"),
-    "view": Verb("vla_robot.cli.view", "ViewArgs"),
-    "serve": Verb("vla_robot.cli.serve", "ServeArgs"),
-    "record": Verb("vla_robot.cli.record", "RecordArgs"),
-    "finetune": Verb("vla_robot.cli.finetune", "FinetuneArgs"),
-    "eval": Verb("vla_robot.cli.evaluate", "EvaluateArgs"),
+    "run": Verb("vla_robot.cli.run", "RunArgs", goes_on=True),
+    "bridge": Verb("vla_robot.cli.bridge", "BridgeArgs", goes_on=True),
+    "view": Verb("vla_robot.cli.view", "ViewArgs", goes_on=True),
+    "serve": Verb("vla_robot.cli.serve", "ServeArgs", goes_on=True),
+    "record": Verb("vla_robot.cli.record", "RecordArgs", goes_on=True),
+    "finetune": Verb("vla_robot.cli.finetune", "FinetuneArgs", goes_on=True),
+    "eval": Verb("vla_robot.cli.evaluate", "EvaluateArgs", goes_on=True),
     "list": Verb("vla_robot.cli.list_show_check", "ListArgs", "list_recipes"),
     "show": Verb("vla_robot.cli.list_show_check", "ShowArgs", "show_recipe"),
     "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
@@ -88,8 +92,18 @@ path, or by its bare name. Every verb takes --json FILE for machines. Start with
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit status: 0 fine, 1 a measured failure, 2 a mistake to fix, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not (arguments and arguments[0] in VERBS and VERBS[arguments[0]].goes_on):
+        with checked_output():
+            return _status(arguments)
+    with steady_output() as output:
+        status = _status(arguments)
+    return status or _lost_output(output)
+
+
+def _status(arguments: list[str]) -> int:
     try:
-        return _dispatch(arguments)
+        with interrupted_by_signals():
+            return _dispatch(arguments)
     except VlaError as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -98,10 +112,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # `vla list | head`: the reader left. Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `vla list | head`: the reader left
         return EXIT_INTERRUPTED
+
+
+def _lost_output(output: SteadyStream | None) -> int:
+    """Say that lines were lost where that was an error, such as a full disk; the exit status."""
+    if output is None or output.failure is None:
+        return 0
+    lost = f"{cannot_write('standard output', output.failure)} {output.lost} lines were lost; the rest was done."
+    print(f"error: {lost}", file=sys.stderr)
+    return EXIT_USER_ERROR
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -120,8 +141,17 @@ def _dispatch(arguments: list[str]) -> int:
 
     log_printably()
     verb = VERBS[name]
+    _require_working_folder()
     module = import_module(verb.module)
     return getattr(module, verb.function)(parse_arguments(getattr(module, verb.arguments), name, rest)) or 0
+
+
+def _require_working_folder() -> None:
+    """Names of recipes and folders are looked up from it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise VlaError(f"the working folder is gone: {error.strerror}. `cd` to one that exists.") from error
 
 
 def parse_arguments(schema: type, name: str, rest: list[str]) -> Any:

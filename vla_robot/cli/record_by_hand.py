@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vla_robot.cli.build import connect_robot
 from vla_robot.cli.hands import open_hands, require_at_hand, welcome
-from vla_robot.cli.interrupt import stop_on_interrupt, with_hangup
+from vla_robot.cli.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.terminal import say
 from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.errors import RecipeError
@@ -42,7 +42,7 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
     _require_sense(args)
     driver_name = f"a person, by {args.by}"
     with (
-        stop_on_interrupt(with_hangup()) as stop,
+        stop_on_interrupt() as stop,
         LeRobotWriter(args.out) as writer,
         _opened(args) as arm,
         contextlib.closing(open_hands(args.by, arm.driven.embodiment, arm.instruction, page=args.page)) as teleop,
@@ -111,7 +111,7 @@ def _require_sense(args: RecordArgs) -> None:
 def _opened(args: RecordArgs) -> Iterator[_Arm]:
     """The world of a recipe here, or the robot behind a bridge; closed with the block."""
     if args.robot is not None:
-        with connect_robot(args.robot, args.key) as robot:
+        with not_suspended(), connect_robot(args.robot, args.key) as robot:
             if args.arm:
                 robot.arm()
             yield _Arm(LiveRobot(robot), robot.instruction, args.robot)

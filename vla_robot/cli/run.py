@@ -131,10 +131,10 @@ def main(args: RunArgs) -> int:
         print_crashed(folder)
         policy = build_policy(what.policy, env, world.embodiment, args.key)
         with (
+            stop_on_interrupt() as stop,
             dataset(args, world.embodiment, what.policy.name) as on_episode,
             shared_control(args, policy, world.embodiment, world.instruction, row_by_row=True) as (driver, seeing),
             LiveView(what.launch.episodes) as view,
-            stop_on_interrupt() as stop,
         ):
             summary = run_episodes(
                 world,

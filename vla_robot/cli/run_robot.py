@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot
-from vla_robot.cli.interrupt import stop_on_interrupt
+from vla_robot.cli.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
 from vla_robot.cli.takeover import dataset, shared_control
@@ -38,7 +38,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     say(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
     from vla_robot.cli.run import exit_status, print_crashed, print_finished
 
-    with run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
+    with not_suspended(), run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
         print_crashed(folder)
         if args.dry_run:
             _require_dry(robot)
@@ -47,6 +47,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
         policy = build_robot_policy(launch.policy, robot, args.key)
         guard = build_guard(robot.embodiment.action)
         with (
+            stop_on_interrupt() as stop,
             dataset(args, robot.embodiment, find_policy(launch.policy).name) as on_episode,
             shared_control(
                 args,
@@ -58,7 +59,6 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 on_estop=lambda: robot.stop("the person who may take over pressed e-stop"),
             ) as (driver, seeing),
             LiveView(launch.episodes) as view,
-            stop_on_interrupt() as stop,
         ):
             if args.lockstep:
                 pace_hz = robot.embodiment.rate_hz if args.takeover else None  # a person needs the time of a clock

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from vla_robot.cli.build import client_security
-from vla_robot.cli.interrupt import stop_on_interrupt
+from vla_robot.cli.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.json_out import write_json
 from vla_robot.cli.page import PageArgs
 from vla_robot.cli.terminal import say
@@ -60,6 +60,7 @@ def main(args: ViewArgs) -> int:
     listen = args.page.listen(DEFAULT_PORT)
     board, started_s = Board(), time.monotonic()
     with (
+        not_suspended(),  # the page's e-stop would stand still
         _listener(args) as listener,
         BridgeView(args.robot, board, security=client_security(args.robot, args.key), listener=listener) as view,
         contextlib.closing(

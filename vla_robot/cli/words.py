@@ -16,7 +16,11 @@ EXIT_INTERRUPTED = 130
 
 def short_path(path: Path) -> str:
     """Relative to here when it lies below here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted meanwhile
+        return str(path)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def shown(policy: PolicySource) -> str:

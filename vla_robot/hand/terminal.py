@@ -114,7 +114,8 @@ class Terminal:
         atexit.unregister(self.close)
         if before is not None:
             with contextlib.suppress(termios.error):  # it is gone
-                termios.tcsetattr(self._fd, termios.TCSADRAIN, before)
+                # Not TCSADRAIN, which waits for output that a hung connection never takes.
+                termios.tcsetattr(self._fd, termios.TCSANOW, before)
 
     def _read(self) -> bytes:
         # Not by O_NONBLOCK: that flag is shared with the shell, and with whatever else writes to this terminal.
@@ -123,7 +124,9 @@ class Terminal:
         try:
             data = os.read(self._fd, READ_BYTES)
         except OSError as error:
-            raise HandError(f"the terminal is gone: {error.strerror}. Nobody can drive from it any more.") from error
+            raise HandError(
+                f"the terminal is gone, or belongs to another program now: {error.strerror}. Nobody can drive from it."
+            ) from error
         if not data:
             raise HandError("the terminal was closed. Nobody can drive from it any more.")
         return data
@@ -147,7 +150,20 @@ def require_terminal(fd: int | None = None) -> int:
             "standard input is no terminal, and keys are typed in one. Start this in a terminal, over SSH with "
             "`ssh -t`, in a container with `docker run -it`; or drive from a page: `--by browser`."
         )
+    if _is_in_background(fd):
+        raise HandError(
+            "this runs in the background of its terminal, and the keys are another program's. Start it without `&`, "
+            "or bring it to the foreground with `fg`; or drive from a page: `--by browser`."
+        )
     return fd
+
+
+def _is_in_background(fd: int) -> bool:
+    """Reading would suspend the program, or fail; setting its modes would spoil the shell that is there."""
+    try:
+        return os.tcgetpgrp(fd) != os.getpgrp()
+    except OSError:  # not the terminal that controls this session: it has no background
+        return False
 
 
 def _stdin() -> int:

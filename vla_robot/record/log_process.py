@@ -23,6 +23,7 @@ import json
 import os
 import queue
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -347,7 +348,9 @@ def _frame(messages: IO[bytes], shape: Sequence[int]) -> Image:
 
 
 def main() -> int:
-    """The process."""
+    """The process. It ends when its input does: a service manager's SIGTERM to the whole group must not cut the log."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
     serve(os.fdopen(0, "rb"), os.fdopen(1, "wb"))
     return 0
 

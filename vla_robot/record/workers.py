@@ -103,7 +103,8 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
 
 def _work(build: Build, pipe: Connection) -> None:
     """What a worker does: a demonstration for each seed that comes, until the pipe closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    for each in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent decides what they mean
+        signal.signal(each, signal.SIG_IGN)
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the workers themselves fill the cores
     with contextlib.suppress(EOFError, ConnectionError):
         try:

@@ -32,6 +32,7 @@ import numpy as np
 
 from vla_robot.act.limits import require_action
 from vla_robot.core.clock import Clock, MonotonicClock
+from vla_robot.core.console import steady_output
 from vla_robot.core.errors import TransportError, VlaError, WorldError, in_words, unknown
 from vla_robot.core.ports import World
 from vla_robot.transport.nouns import (
@@ -161,8 +162,9 @@ def run_child(build: Callable[[], World]) -> int:
     """
     announcements = _claim_stdout()
     stop = threading.Event()
-    # The parent decides when Ctrl-C ends the world; the terminal sends it to both.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The parent decides when Ctrl-C or a hang-up ends the world; the terminal sends them to both.
+    for each in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_watch_parent, args=(stop,), name="parent watch", daemon=True).start()
     try:
@@ -171,7 +173,7 @@ def run_child(build: Callable[[], World]) -> int:
         _announce(announcements, pack_error(error))
         return EXIT_NOT_BUILT
     try:
-        with ServerSocket(ANY_PORT) as socket:
+        with steady_output(), ServerSocket(ANY_PORT) as socket:  # what a library prints must not end an episode
             _announce(announcements, {"address": socket.address})
             WorldServer(world, socket).serve(stop.is_set)
     finally:
