@@ -110,7 +110,7 @@ def test_an_encoding_without_the_character_gets_something_near(text: str, encodi
     assert text.encode(encoding, DEGRADING) == shown
     reading, writing = os.pipe()
     with open(writing, "w", encoding=encoding) as stream:
-        print(text, end="", file=SteadyStream(stream, "a pipe"))
+        print(text, end="", file=SteadyStream(stream, "a pipe"), flush=True)
         assert read_all(reading, lambda seen: len(seen) >= len(shown)) == shown
     os.close(reading)
 
@@ -163,6 +163,18 @@ def test_another_programs_non_blocking_mode_does_no_harm(pipe: tuple[int, TextIO
     writer.start()
     assert len(read_all(reading, lambda seen: seen.endswith(b"\n"))) == 3 * PIPE_BYTES + 1
     writer.join()
+
+
+def test_the_last_words_before_a_crash_are_kept_where_output_waits() -> None:
+    script = (
+        "import os\n"
+        "from vla_robot.core.console import steady_output\n"
+        "with steady_output(waits=True):\n"
+        "    print('the last words')\n"
+        "    os._exit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, "the last words\n")
 
 
 def test_short_commands_fail_with_a_sentence_on_a_full_disk() -> None:

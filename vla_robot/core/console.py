@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import functools
 import io
 import os
 import select
@@ -25,7 +26,10 @@ from typing import TextIO
 
 from vla_robot.core.errors import VlaError
 
-MAX_QUEUED_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 16
+"""What is held back of a line that is not complete."""
+
+MAX_QUEUED_BYTES = 1 << 22
 """Output that waits for its reader; what comes on top is lost and counted."""
 
 SETTLE_S = 2.0
@@ -116,15 +120,18 @@ class CheckedStream(_Stream):
 
 
 class SteadyStream(_Stream):
-    """Never raises and never waits.
+    """Never raises; never waits either, unless it is made to.
 
     Attributes:
         lost: lines that were not written.
         failure: why the first of them was not; None where their reader left, or took nothing.
     """
 
-    def __init__(self, original: TextIO, name: str, max_queued_bytes: int = MAX_QUEUED_BYTES) -> None:
+    def __init__(
+        self, original: TextIO, name: str, max_queued_bytes: int = MAX_QUEUED_BYTES, waits: bool = False
+    ) -> None:
         super().__init__(original, name)
+        self._waits = waits
         self.lost = 0
         self.failure: OSError | None = None
         self._max_queued_bytes = max_queued_bytes
@@ -133,6 +140,7 @@ class SteadyStream(_Stream):
         self._changed = threading.Condition(threading.RLock())
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
+        self._line = b""
         self._written = 0
         self._gone = False
         self._losing = False
@@ -142,20 +150,36 @@ class SteadyStream(_Stream):
 
     def write(self, text: str) -> int:
         data = self._encoded(text)
-        if os.getpid() != self._pid:  # forked: the thread stayed behind, and its lock may be held for ever
+        is_forked = os.getpid() != self._pid  # the thread stayed behind, and its lock may be held for ever
+        if self._waits or is_forked:
             with contextlib.suppress(OSError):
                 _write_all(self._fd, data)
             return len(text)
         with self._changed:
-            if not self._has_room(data):
-                self._lose(data)
-            else:
-                data = self._mention() + data
-                self._queue.append(data)
-                self._queued_bytes += len(data)
-                self._start()
-                self._changed.notify_all()
+            self._line += data
+            if b"\n" in data or len(self._line) > MAX_LINE_BYTES:
+                self._enqueue()
         return len(text)
+
+    def flush(self) -> None:
+        """Hand over a line that is not complete, as a progress line is."""
+        if not self._waits and os.getpid() == self._pid:
+            with self._changed:
+                self._enqueue()
+
+    def _enqueue(self) -> None:
+        """Whole lines, so that those of two processes are not mixed."""
+        data, self._line = self._line, b""
+        if not data:
+            return
+        if not self._has_room(data):
+            self._lose(data)
+        else:
+            data = self._mention() + data
+            self._queue.append(data)
+            self._queued_bytes += len(data)
+            self._start()
+            self._changed.notify_all()
 
     def _has_room(self, data: bytes) -> bool:
         """Losses are whole lines in one block: from the moment the queue is full until half of it is free."""
@@ -167,6 +191,7 @@ class SteadyStream(_Stream):
 
     def settle(self, timeout_s: float = SETTLE_S) -> None:
         """Wait until everything is written, or nothing was taken for `timeout_s`; what is left then is lost."""
+        self.flush()
         if os.getpid() != self._pid:
             return
         with self._changed:
@@ -225,14 +250,18 @@ class SteadyStream(_Stream):
 
 
 @contextlib.contextmanager
-def steady_output() -> Iterator[SteadyStream | None]:
+def steady_output(waits: bool = False) -> Iterator[SteadyStream | None]:
     """Let `sys.stdout` and `sys.stderr` never raise and never wait, for the length of a `with` block.
+
+    Args:
+        waits: write at once, though a pipe may be full: for a process whose last words before a crash matter most.
 
     Yields:
         What stands for `sys.stdout`; None where that writes to no descriptor, as while a test captures it.
     """
     fill_standard_streams()
-    out, err = _over(sys.stdout, SteadyStream, "standard output"), _over(sys.stderr, SteadyStream, "standard error")
+    steady = functools.partial(SteadyStream, waits=waits)
+    out, err = _over(sys.stdout, steady, "standard output"), _over(sys.stderr, steady, "standard error")
     with _replaced(out, err):
         try:
             yield out
@@ -276,7 +305,7 @@ def cannot_write(name: str, error: OSError) -> str:
     return f"cannot write to {name}: {error.strerror}. Send it somewhere else, or make room."
 
 
-def _over[S: _Stream](original: TextIO, kind: type[S], name: str) -> S | None:
+def _over[S: _Stream](original: TextIO, kind: Callable[[TextIO, str], S], name: str) -> S | None:
     try:
         original.flush()
         return kind(original, name)

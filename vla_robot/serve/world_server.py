@@ -173,7 +173,7 @@ def run_child(build: Callable[[], World]) -> int:
         _announce(announcements, pack_error(error))
         return EXIT_NOT_BUILT
     try:
-        with steady_output(), ServerSocket(ANY_PORT) as socket:  # what a library prints must not end an episode
+        with steady_output(waits=True), ServerSocket(ANY_PORT) as socket:  # a library's print must end no episode
             _announce(announcements, {"address": socket.address})
             WorldServer(world, socket).serve(stop.is_set)
     finally:
