@@ -168,6 +168,14 @@ def running_episode(address: str) -> RemoteRobot:
     return robot
 
 
+def why_it_ended(folder: Path) -> str:
+    """Of the only episode, by its log, which was closed."""
+    (log,) = folder.glob("*.vlalog")
+    summary = read_episode(log).summary
+    assert summary is not None
+    return summary["error"]
+
+
 def test_nothing_that_is_typed_suspends_a_bridge_in_the_background(shell: Shell, env: Path) -> None:
     shell.type(f"stty tostop; {' '.join([*VLA, *bridging(env)])} &\r")
     address, pid = shell.read_until(r"listening on (tcp://\S+), process (\d+)").groups()
@@ -212,8 +220,7 @@ def test_a_terminal_that_hangs_up_ends_the_bridge_as_sigterm_does(shell: Shell, 
     shell.hang_up()
     eventually(report.exists)
     robot.close()
-    (log,) = kept.glob("*.vlalog")
-    assert read_episode(log).summary["error"] == "the bridge was ended"
+    assert why_it_ended(kept) == "the bridge was ended"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
@@ -226,8 +233,7 @@ def test_every_signal_that_ends_a_bridge_closes_its_log(
         if number == signal.SIGHUP:
             process.send_signal(number)  # the shell sends one, and so does the terminal
         assert process.wait(DEADLINE_S) == 0
-    (log,) = (tmp_path / "log").glob("*.vlalog")
-    assert read_episode(log).summary["error"] == "the bridge was ended"
+    assert why_it_ended(tmp_path / "log") == "the bridge was ended"
 
 
 def test_under_nohup_a_hang_up_means_nothing(bridge: Callable[..., tuple[Any, str]]) -> None:

@@ -21,7 +21,7 @@ import threading
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import TextIO
 
 from vla_robot.core.errors import VlaError
@@ -250,7 +250,7 @@ class SteadyStream(_Stream):
 
 
 @contextlib.contextmanager
-def steady_output(waits: bool = False) -> Iterator[SteadyStream | None]:
+def steady_output(waits: bool = False) -> Generator[SteadyStream | None]:
     """Let `sys.stdout` and `sys.stderr` never raise and never wait, for the length of a `with` block.
 
     Args:
@@ -272,7 +272,7 @@ def steady_output(waits: bool = False) -> Iterator[SteadyStream | None]:
 
 
 @contextlib.contextmanager
-def checked_output() -> Iterator[None]:
+def checked_output() -> Generator[None]:
     """The same for commands that are over in a moment: their output waits for its reader, and fails with a sentence."""
     fill_standard_streams()
     out, err = _over(sys.stdout, CheckedStream, "standard output"), _over(sys.stderr, SteadyStream, "standard error")
@@ -314,7 +314,7 @@ def _over[S: _Stream](original: TextIO, kind: Callable[[TextIO, str], S], name: 
 
 
 @contextlib.contextmanager
-def _replaced(out: _Stream | None, err: _Stream | None) -> Iterator[None]:
+def _replaced(out: _Stream | None, err: _Stream | None) -> Generator[None]:
     with contextlib.ExitStack() as stack:
         if out is not None:
             stack.enter_context(contextlib.redirect_stdout(out))
