@@ -289,6 +289,12 @@ def test_an_e_stop_while_the_arm_moves_brakes_within_the_acceleration_limit(make
     assert gaps_s[before - 1 :] == pytest.approx(PERIOD_S)
     assert stage.arm.commands[-1][1][1] == 0.0, "the grip is kept"
     assert stage.arm.stops and stage.status["mode"] == "stopped"
+    stage.play(0.5)
+    told = stage.controller.ticks[-5:]
+    assert [t.mode for t in told] == ["hold"] * 4 + ["stopped"], "the controller records the ramp, too"
+    assert [t.result.executed[0] for t in told[:4]] == pytest.approx([0.03, 0.02, 0.01, 0.0])
+    numbers = [t.result.observation.step for t in stage.controller.ticks]
+    assert np.diff(numbers).tolist() == [1] * (len(numbers) - 2) + [0]
     stage.check_commands()
 
 

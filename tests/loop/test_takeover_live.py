@@ -81,7 +81,7 @@ class Arm:
 
 @dataclass
 class Direct:
-    """The Robot port straight on a bridge: a tick passes whenever the newest one is asked for."""
+    """The Robot port straight on a bridge: a tick passes whenever one is waited for."""
 
     bridge: Bridge
     clock: FakeClock
@@ -95,10 +95,12 @@ class Direct:
     def send(self, chunk: ActionChunk) -> None:
         self.bridge.put(chunk)
 
-    def newest(self, after: int, timeout_s: float) -> Tick | None:
+    def ticks(self, timeout_s: float) -> list[Tick]:
+        if timeout_s == 0:
+            return []
         self.clock.advance_ns(PERIOD_MS * NS_PER_MS)
         self.bridge.watchdog.beat()
-        return self.bridge.tick()
+        return [self.bridge.tick()]
 
     def end(self) -> None:
         self.bridge.end("asked to")
@@ -175,6 +177,12 @@ def drive(tmp_path: Path, guard: Guard) -> Drive:
     return go
 
 
+def moved(step: StepDone) -> float:
+    """What was executed of the first dimension."""
+    assert step.result.executed is not None
+    return float(step.result.executed[0])
+
+
 @pytest.mark.parametrize("splice", ["drop", "blend", "ensemble", "rtc"])
 @pytest.mark.parametrize("rows", [1, ROWS])
 def test_every_tick_between_takeover_and_give_back_is_the_persons_alone(
@@ -184,8 +192,8 @@ def test_every_tick_between_takeover_and_give_back_is_the_persons_alone(
     assert [s.observation.step for s in steps if s.intervention] == list(range(TAKE, GIVE))
     for step in steps:
         # Neither driver's actions are blended with what the other one had planned.
-        assert (step.result.executed[0] == HAND) == step.intervention
-        assert step.intervention or step.result.executed[0] <= 0
+        assert (moved(step) == HAND) == step.intervention
+        assert step.intervention or moved(step) <= 0
         assert not step.held
     assert (result.interventions, result.takeovers) == (GIVE - TAKE, 1)
 
@@ -193,7 +201,7 @@ def test_every_tick_between_takeover_and_give_back_is_the_persons_alone(
 def test_at_give_back_the_policy_is_asked_with_what_is_seen_then(drive: Drive) -> None:
     policy = Plans(ROWS)
     _, steps = drive(policy, Script())
-    assert steps[GIVE].result.executed[0] == pytest.approx(-0.001 * GIVE)
+    assert moved(steps[GIVE]) == pytest.approx(-0.001 * GIVE)
 
 
 def test_a_person_who_lets_go_leaves_the_arm_held_and_the_policy_waits(drive: Drive) -> None:
@@ -201,7 +209,7 @@ def test_a_person_who_lets_go_leaves_the_arm_held_and_the_policy_waits(drive: Dr
     result, steps = drive(Plans(ROWS), Script(gone))
     assert [s.observation.step for s in steps if s.held] == list(gone)
     assert [s.observation.step for s in steps if s.intervention] == list(range(TAKE, GIVE))
-    assert all(steps[step].result.executed.tolist() == [0.0, 1.0] for step in gone)
+    assert all(moved(steps[step]) == 0.0 for step in gone)
     assert (result.interventions, result.takeovers) == (GIVE - TAKE - len(gone), 1)
 
 
@@ -209,8 +217,8 @@ def test_a_robot_that_a_person_lets_rest_for_long_is_not_taken_for_lost(drive: D
     give = TAKE + 60  # six seconds: a bridge stops an arm whose controller says nothing for three
     result, steps = drive(Plans(ROWS), Script(range(TAKE + 1, give), give), horizon=give + 5)
     assert result.outcome == "timeout" and result.error is None
-    assert not any(s.result.executed[0] for s in steps[TAKE + 1 : give])
-    assert all(s.result.executed[0] for s in steps[give:])
+    assert not any(moved(s) for s in steps[TAKE + 1 : give])
+    assert all(moved(s) for s in steps[give:])
 
 
 def test_a_person_who_ends_the_episode_leaves_the_arm_held(drive: Drive, tmp_path: Path) -> None:

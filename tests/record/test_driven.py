@@ -32,12 +32,16 @@ OPEN = 1.0
 
 @dataclass
 class Ticking:
-    """Plays the newest action `delay` ticks after it came; frames of ticks in `lost` never arrive."""
+    """Plays the newest action `delay` ticks after it came; ticks in `lost` never arrive.
+
+    `slow_by` more ticks pass at each look.
+    """
 
     clock: FakeClock
     delay: int = 0
     lost: tuple[int, ...] = ()
     silent: bool = False
+    slow_by: int = 0
     trips_at: int | None = None
     horizon: int = 1000
     grip: float = OPEN
@@ -61,14 +65,14 @@ class Ticking:
         assert self.running
         self.queue.append((self.step + self.delay, chunk))
 
-    def newest(self, after: int, timeout_s: float) -> Tick | None:
+    def ticks(self, timeout_s: float) -> list[Tick]:
         if self.silent:
             self.clock.advance_ns(round(timeout_s * NS_PER_S))
-            return None
-        tick = self._tick()
-        while tick.result.observation.step in self.lost:
-            tick = self._tick()
-        return tick
+            return []
+        ticks = [self._tick() for _ in range(self.slow_by + 1)]
+        while ticks[-1].result.observation.step in self.lost:
+            ticks.append(self._tick())
+        return [tick for tick in ticks if tick.result.observation.step not in self.lost]
 
     def end(self) -> None:
         self.log.append("end")
@@ -95,7 +99,8 @@ class Ticking:
         if self.step == self.trips_at:
             mode, self.running = "stopped", False
         result = StepResult(self._look(), action, False, False, self.step >= self.horizon)
-        return Tick(result, mode, "a finger" if mode == "stopped" else "", self.settled, 0, 0)
+        cause = -1 if chunk is None else chunk.step
+        return Tick(result, mode, "a finger" if mode == "stopped" else "", self.settled, 0, 0, cause_step=cause)
 
     def _look(self) -> Observation:
         frames = {"front": np.full((16, 16, 3), self.step, np.uint8)}
@@ -184,10 +189,23 @@ def test_an_arm_that_begins_closed_is_not_opened_by_a_person_who_waits(clock: Fa
     assert robot.grip == 0.0
 
 
-def test_lost_frames_are_counted_and_the_true_rate_is_noted(clock: FakeClock) -> None:
-    (demo,) = record(Ticking(clock, lost=(2, 3)), [START, *[move(0.1)] * 5, STOP])
-    assert demo.facts["dropped_frames"] == 2
-    assert demo.facts["rate_hz"] == pytest.approx(RATE_HZ)
+def test_a_lost_tick_ends_an_episode_and_another_begins_behind_it(clock: FakeClock) -> None:
+    """Of ticks 2 and 3 that are lost, steps 1 to 3 are: what was seen before the last of them is not known."""
+    before, after = record(Ticking(clock, lost=(2, 3)), [START, *[move(0.1)] * 5, STOP])
+    assert (before.steps.tolist(), after.steps.tolist()) == ([0], [4, 5, 6])
+    np.testing.assert_allclose(np.diff(after.states[:, 0]), executed(after)[:-1])
+    for part, demo in enumerate((before, after), start=1):
+        assert demo.facts["dropped_frames"] == 3
+        assert (demo.facts["part"], demo.facts["parts"]) == (part, 2)
+    assert after.facts["rate_hz"] == pytest.approx(RATE_HZ)
+
+
+def test_a_controller_that_is_slow_for_a_moment_records_every_tick(clock: FakeClock) -> None:
+    (demo,) = record(Ticking(clock, slow_by=2), [START, move(0.1), move(0.2), STOP])
+    assert demo.steps.tolist() == [0, 3]  # between them the arm had nothing to play, and rested
+    np.testing.assert_allclose(demo.states[:, 0], [0.0, 0.1])
+    np.testing.assert_allclose(demo.actions[:, 0], executed(demo))
+    assert demo.facts["held_ticks"] == 4
 
 
 def test_the_persons_own_e_stop_is_released_by_start(clock: FakeClock) -> None:

@@ -181,6 +181,7 @@ def frame(demo: Demonstration, step: int) -> dict[str, Any]:
         "observation.state": demo.states[step].astype(np.float32),
         "action": demo.actions[step].astype(np.float32),
         "action.executed": demo.executed[step].astype(np.float32),
+        "control_step": demo.steps[step : step + 1],
         "next.success": demo.success[step : step + 1],
         "stamp_ns": demo.stamps_ns[step : step + 1],
         **{f"stamp_ns.{name}": stamps_ns[step : step + 1] for name, stamps_ns in demo.frame_stamps_ns.items()},

@@ -117,8 +117,8 @@ class CountingRobot:
         self._robot.send(chunk)
         self.sent += 1
 
-    def newest(self, after: int, timeout_s: float) -> Tick | None:
-        return self._robot.newest(after, timeout_s)
+    def ticks(self, timeout_s: float) -> list[Tick]:
+        return self._robot.ticks(timeout_s)
 
     def end(self) -> None:
         self._robot.end()

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vla_robot.cli.terminal import Terminal
-from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone
+from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
 from vla_robot.loop.results import EpisodeResult, Outcome, RunSummary
 from vla_robot.loop.timing import TOTAL
 
@@ -80,6 +80,8 @@ class LiveView:
                 if TOTAL in event.stages_ms:
                     self._latencies_ms.append(event.stages_ms[TOTAL])
                 self._show(self._progress(event))
+            case StepsLost():
+                pass  # the episode's own line counts them
             case EpisodeEnded():
                 self._console.print(episode_line(event.result, self._number, self._episodes), soft_wrap=True)
                 self._show("")
@@ -108,6 +110,7 @@ def episode_line(episode: EpisodeResult, number: int, of: int) -> Text:
         (f"{episode.outcome:<8}", style),
         f"  {_facts(episode.steps, episode.rate_hz, p50_ms)}",
         (f"   a person drove {episode.interventions} steps" if episode.interventions else "", "magenta"),
+        (f"   {episode.lost_steps} steps lost" if episode.lost_steps else "", "yellow"),
     )
     return line.append(f"  {episode.error}", style="red") if episode.error else line
 
@@ -135,10 +138,12 @@ def result_table(run: RunSummary) -> Table:
     table.add_column("outcome")
     for column in ("steps", "seconds", "steps/s", "p50 ms", "p99 ms", "limits hit"):
         table.add_column(column, justify="right")
-    if run.interventions:
-        table.add_column("corrected", justify="right")
+    counts = {"corrected": "interventions"} if run.interventions else {}
+    counts |= {"lost": "lost_steps"} if run.lost_steps else {}
+    for column in counts:
+        table.add_column(column, justify="right")
     for episode in run.episodes:
-        table.add_row(*_cells(episode), *([str(episode.interventions)] if run.interventions else []))
+        table.add_row(*_cells(episode), *(str(getattr(episode, name)) for name in counts.values()))
     return table
 
 

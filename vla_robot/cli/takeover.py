@@ -102,9 +102,15 @@ def _how(teleop: Teleop) -> str:
 
 
 def _stored(args: RunArgs, store: LogStore) -> str:
-    left_out = f", {store.left_out} steps left out in which the arm rested" if store.left_out else ""
+    left_out = f", {store.rested} steps left out in which the arm rested" if store.rested else ""
+    gaps = ""
+    if store.missing:
+        gaps = (
+            f"\n{store.missing} steps are missing: they were lost on the network, or their frames were. The dataset's "
+            f"episodes end at such gaps, so that no window reaches across: {store.stored} episodes in the dataset."
+        )
     return (
         f"\n{store.kept} episodes were added to {args.record}, {store.corrected} steps of them driven by a person"
-        f"{left_out}.\n"
+        f"{left_out}.{gaps}\n"
         f"`vla data inspect {args.record}` shows them; name the folder with `vla finetune --data`."
     )

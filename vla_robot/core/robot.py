@@ -64,7 +64,7 @@ class Robot(Protocol):
         ...
 
     def begin(self, seed: int) -> Observation:
-        """Begin an episode; the clock starts."""
+        """Begin an episode; the clock starts. What is seen before the first tick, unless that was lost on the way."""
         ...
 
     def send(self, chunk: ActionChunk) -> None:
@@ -75,8 +75,19 @@ class Robot(Protocol):
         """
         ...
 
-    def newest(self, after: int, timeout_s: float) -> Tick | None:
-        """The newest tick whose number is above `after`; None when there is none in time."""
+    def ticks(self, timeout_s: float) -> list[Tick]:
+        """Every tick of this episode that arrived since the last call, in order; waits for one when there is none.
+
+        Ticks are numbered by `result.observation.step`, which grows by one a tick; the tick that stops the arm has the
+        number of the one before it. Where the numbers jump, ticks were lost on the way, or arrived faster than they
+        were taken. Whoever records must not join the ticks on both sides of such a gap.
+
+        Args:
+            timeout_s: how long to wait for the first one; 0 returns at once.
+
+        Returns:
+            Oldest first; empty when none came in time.
+        """
         ...
 
     def end(self) -> None:

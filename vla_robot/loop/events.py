@@ -27,7 +27,7 @@ class StepDone:
     """One control step is over.
 
     Attributes:
-        observation: what the policy saw.
+        observation: what was seen right before this step. The policy may have decided on an older one.
         wanted: (D,) the action of whoever drove, before any limit, in the units of the action space; None when no
             action was due and the pose was held.
         commanded: (D,) what the guard let through to the world or robot; None when no action was due.
@@ -53,6 +53,21 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class StepsLost:
+    """Control steps of a robot that never reached the loop: a gap, which nothing may be joined across.
+
+    The step after a tick that was lost is lost, too: what was seen before it is not known here.
+
+    Attributes:
+        first: number of the first step that is missing, as `Observation.step` of the observation before it.
+        count: how many are missing: steps `first` to `first + count - 1`.
+    """
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
 class EpisodeEnded:
     """The episode is over, whatever ended it.
 
@@ -65,7 +80,7 @@ class EpisodeEnded:
     observation: Observation
 
 
-type Event = EpisodeStarted | StepDone | EpisodeEnded
+type Event = EpisodeStarted | StepDone | StepsLost | EpisodeEnded
 
 type Subscriber = Callable[[Event], None]
 """Called in the loop's own thread: it must return at once and leave slow work to a thread of its own."""

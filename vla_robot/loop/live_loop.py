@@ -4,6 +4,9 @@
               \\                   ^
     loop       see, ask ..... send                   the robot moves on while the policy thinks
 
+Every tick becomes one StepDone: what was seen before it, the action that was wanted for it, and what was executed in
+it. Ticks that pass while the policy thinks wait until it has answered, and the policy is asked with the newest.
+
 A policy with chunks is asked again at once: what is left of its last chunk is played meanwhile. A policy that gives one
 action is asked again when that action shows in what it sees; asked earlier, it would give the same one twice. A person
 who took over is asked at every tick: hands say something new each time.
@@ -12,14 +15,15 @@ who took over is asked at every tick: hands say something new each time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import NoActionYetError, PolicyError, TransportError, VlaError
-from vla_robot.core.messages import ActionChunk, Observation, Vector
+from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
 from vla_robot.core.ports import Policy
 from vla_robot.core.robot import Robot, Tick
 from vla_robot.loop.control_loop import (
@@ -32,12 +36,15 @@ from vla_robot.loop.control_loop import (
     outcome_of,
     tell,
 )
-from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, Subscriber
+from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, StepsLost, Subscriber
 from vla_robot.loop.results import EpisodeResult, Outcome
 from vla_robot.loop.timing import TOTAL, ReportsStages, by_stage
 
 PATIENCE_TICKS = 3
 """An action that does not show after so many ticks was lost on the way: the policy is asked anew."""
+
+MAX_UNPLAYED = 1000
+"""Answers of which no tick was seen yet that are remembered."""
 
 SLICE_S = 0.05
 SILENCE_S = 5.0
@@ -61,116 +68,196 @@ def run_live_episode(
 
     Args:
         robot: keeps the clock.
-        policy: who decides.
+        policy: who decides, always on the newest observation.
         seed: of both.
-        guard: limits the actions here; the bridge has limits of its own.
-        subscribers: are told every event, in the loop's thread. Ticks whose frames were replaced by newer ones on a
-            slow network are not told; the bridge's own log has them all.
+        guard: limits the actions here, before they are sent; the bridge has limits of its own.
+        subscribers: are told every event, in the loop's thread. Each tick is one StepDone, also those that passed while
+            the policy thought: they are told once it answered. Ticks that were lost are told as StepsLost.
         clock: times the stages.
-        should_stop: asked at least twenty times a second; True breaks the episode off.
+        should_stop: asked at least twenty times a second while the policy does not think; True breaks the episode off.
     """
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = robot.begin(seed)
     tally = _Tally(clock)
     tell(subscribers, EpisodeStarted(seed, observation))
-    asked = _Asked(clock)
-    outcome: Outcome | None = None
-    error: str | None = None
+    pairing = _Pairing(observation, guard, clock)
+    course = _Course(pairing, tally, subscribers)
     ended_here = True
     try:
-        while outcome is None and not should_stop():
-            if asked.may_ask(observation.step):
-                asked.begin()
+        course.begin()
+        while course.goes_on and not should_stop():
+            course.follow(robot.ticks(timeout_s=0.0))  # the policy sees the newest
+            if course.goes_on and pairing.may_ask():
                 with contextlib.suppress(NoActionYetError):  # the robot holds; the next tick brings the next question
-                    robot.send(asked.answered(_guarded(ask(policy, observation), guard), robot))
-            tick = robot.newest(after=observation.step, timeout_s=SLICE_S)
-            if tick is None:
-                tally.require_alive()
-                continue
-            step = asked.seen(observation, tick, tally.elapsed_s)
-            tally.add(step)
-            tell(subscribers, step)
-            observation, outcome = tick.result.observation, outcome_of(tick.result)
-            ended_here = outcome is None
-            if tick.mode == "stopped":
-                outcome, error = "error", f"the bridge stopped the arm: {tick.reason}"
+                    robot.send(pairing.ask(policy, robot))
+            course.follow(robot.ticks(timeout_s=SLICE_S))
+            tally.require_alive()
+        ended_here = course.outcome is None
     except EndedByPersonError as end:
-        outcome = end.outcome
+        course.end(robot, end.outcome)
     except (PolicyError, TransportError) as failure:
-        outcome, error = "error", str(failure)
+        course.end(robot, "error", str(failure))
     finally:
-        ended = tally.result(seed, outcome or "stopped", error)
-        tell(subscribers, EpisodeEnded(ended, observation))
+        ended = tally.result(seed, course.outcome or "stopped", course.error)
+        tell(subscribers, EpisodeEnded(ended, pairing.newest))
         if ended_here:
             _let_go(robot)
     return ended
 
 
 @dataclass
-class _Asked:
-    """What the policy was asked last, and what has become of it."""
+class _Course:
+    """How far the episode is, and how it ended."""
 
-    clock: Clock
-    chunk: ActionChunk | None = None
-    settled: int = -1
-    stages_ms: dict[str, float] = field(default_factory=dict[str, float])
-    begun_ns: int = 0
-    answered_at: int = -1
+    pairing: _Pairing
+    tally: _Tally
+    subscribers: Sequence[Subscriber]
+    outcome: Outcome | None = None
+    error: str | None = None
 
-    def may_ask(self, step: int) -> bool:
-        """Whether asking at this step gives an action that is not on its way already."""
-        if self.chunk is None or ((len(self.chunk.actions) > 1 or self.chunk.intervention) and step > self.chunk.step):
-            return True
-        played = self.settled >= self.chunk.step
-        lost = self.answered_at >= 0 and step > self.answered_at + PATIENCE_TICKS
-        return step > self.chunk.step and (played or lost)
+    @property
+    def goes_on(self) -> bool:
+        return self.outcome is None
 
     def begin(self) -> None:
-        self.begun_ns = self.clock.now_ns()
+        """Steps before the first observation that arrived are a gap, too."""
+        if self.pairing.newest.step:
+            self._tell(StepsLost(0, self.pairing.newest.step))
 
-    def answered(self, chunk: ActionChunk, robot: Robot) -> ActionChunk:
-        """Note what the policy said, and where the time went until then."""
-        policy_ms = (self.clock.now_ns() - self.begun_ns) / NS_PER_MS
+    def follow(self, ticks: Sequence[Tick]) -> None:
+        """Tell every tick, until one ends the episode."""
+        for tick in ticks:
+            if not self.goes_on:
+                return
+            for event in self.pairing.events_of(tick, self.tally.elapsed_s):
+                self._tell(event)
+            self.outcome = outcome_of(tick.result)
+            if tick.mode == "stopped":
+                self.outcome, self.error = "error", f"the bridge stopped the arm: {tick.reason}"
+        if ticks:
+            self.tally.heard()
+            self.pairing.caught_up()
+
+    def end(self, robot: Robot, outcome: Outcome, error: str | None = None) -> None:
+        """The episode ends here, unless the robot ended it while the policy thought."""
+        with contextlib.suppress(VlaError):
+            self.follow(robot.ticks(timeout_s=0.0))
+        if self.goes_on:
+            self.outcome, self.error = outcome, error
+
+    def _tell(self, event: StepDone | StepsLost) -> None:
+        self.tally.add(event)
+        tell(self.subscribers, event)
+
+
+@dataclass
+class _Sent:
+    """One answer of the policy.
+
+    Attributes:
+        chunk: as the policy gave it.
+        commanded: (T, D) as it was sent, within the guard's limits.
+        clamps: (T,) what the guard cut of each row.
+        stages_ms: where the time went until it was sent; empty once a step has told it.
+    """
+
+    chunk: ActionChunk
+    commanded: NDArray[np.float64]
+    clamps: tuple[tuple[Clamp, ...], ...]
+    stages_ms: Mapping[str, float]
+
+
+_Cause = tuple[int, int, bool]
+"""What a tick says of the chunk that it played: stamp [ns] and step of its observation, and whether it was a person's.
+A person who takes over may see what the policy saw last."""
+
+
+class _Pairing:
+    """Which action belongs to which tick: what was asked, what was sent, and what has become of it."""
+
+    def __init__(self, first: Observation, guard: Guard, clock: Clock) -> None:
+        self.newest = first
+        self._guard = guard
+        self._clock = clock
+        self._sent: dict[_Cause, _Sent] = {}
+        self._last: ActionChunk | None = None
+        self._settled = -1
+        self._answered_at = -1
+
+    def may_ask(self) -> bool:
+        """Whether asking now gives an action that is not on its way already."""
+        step, last = self.newest.step, self._last
+        if last is None or ((len(last.actions) > 1 or last.intervention) and step > last.step):
+            return True
+        played = self._settled >= last.step
+        lost = self._answered_at >= 0 and step > self._answered_at + PATIENCE_TICKS
+        return step > last.step and (played or lost)
+
+    def ask(self, policy: Policy, robot: Robot) -> ActionChunk:
+        """The policy's answer to the newest observation, within the guard's limits. It is noted as sent."""
+        begun_ns = self._clock.now_ns()
+        chunk = ask(policy, self.newest)
+        commanded, clamps = zip(*(self._guard.check(row) for row in chunk.actions), strict=True)
+        policy_ms = (self._clock.now_ns() - begun_ns) / NS_PER_MS
         way_back_ms = robot.last_stages_ms if isinstance(robot, ReportsStages) else {}
-        self.stages_ms = {**way_back_ms, "policy": policy_ms}
-        self.chunk, self.answered_at = chunk, -1
-        return chunk
+        sent = _Sent(chunk, np.stack(commanded), clamps, {**way_back_ms, "policy": policy_ms})
+        self._sent[chunk.stamp_ns, chunk.step, chunk.intervention] = sent
+        self._last, self._answered_at = chunk, -1
+        if len(self._sent) > MAX_UNPLAYED:
+            del self._sent[next(iter(self._sent))]
+        return replace(chunk, actions=sent.commanded)
 
-    def seen(self, before: Observation, tick: Tick, elapsed_s: float) -> StepDone:
-        """One tick in the loop's words."""
-        self.settled = max(self.settled, tick.settled)
-        if self.answered_at < 0:
-            self.answered_at = tick.result.observation.step
-        result = tick.result
-        wanted = self._wanted(before, tick)
-        step = StepDone(before, wanted, wanted, result.clamps, result, self._stages_of(tick), elapsed_s)
-        chunk = self.chunk if self.chunk is not None and self._is_of(tick, self.chunk) else None
+    def caught_up(self) -> None:
+        """All ticks that came so far were told."""
+        if self._answered_at < 0:
+            self._answered_at = self.newest.step
+
+    def events_of(self, tick: Tick, elapsed_s: float) -> Iterator[StepDone | StepsLost]:
+        """One tick in the loop's words; with it, `newest` moves on."""
+        before, after = self.newest, tick.result.observation
+        # The tick that stops the arm executes nothing, and has the number of the one before it.
+        due = before.step if tick.mode == "stopped" else before.step + 1
+        if after.step < due:
+            return  # older than what was told already
+        self.newest = after
+        self._settled = max(self._settled, tick.settled)
+        if after.step > due:
+            yield StepsLost(before.step, after.step - before.step)
+        elif tick.mode != "stopped":
+            yield self._step(before, tick, elapsed_s)
+
+    def _step(self, before: Observation, tick: Tick, elapsed_s: float) -> StepDone:
+        result, sent = tick.result, self._sent_for(tick)
+        step = StepDone(before, tick.wanted, tick.wanted, result.clamps, result, {}, elapsed_s, tick.intervention)
+        row = 0 if sent is None or len(sent.commanded) == 1 else before.step - tick.cause_step
+        if sent is None or not 0 <= row < len(sent.commanded):
+            return replace(step, held=tick.mode != "run")
         return replace(
             step,
-            intervention=tick.intervention,
-            held=tick.mode != "run" or (chunk is not None and chunk.rests),
-            policy_action=None if chunk is None else marks_of(chunk, 0)["policy_action"],
+            # Where chunks are spliced, the mean of several is what was wanted.
+            wanted=sent.chunk.actions[row] if sent.commanded[row].tolist() == _listed(tick.wanted) else tick.wanted,
+            clamps=(*sent.clamps[row], *result.clamps),
+            stages_ms=self._stages_of(tick, sent),
+            held=sent.chunk.rests,
+            policy_action=marks_of(sent.chunk, row)["policy_action"],
         )
 
-    @staticmethod
-    def _is_of(tick: Tick, chunk: ActionChunk) -> bool:
-        """Whether the tick played this chunk; a person who takes over may see what the policy saw last."""
-        return (tick.cause_ns, tick.intervention) == (chunk.stamp_ns, chunk.intervention)
-
-    def _wanted(self, before: Observation, tick: Tick) -> Vector | None:
-        """What was sent for this tick, within the limits here; None where nothing was."""
-        chunk = self.chunk
-        if chunk is None or tick.mode != "run" or not self._is_of(tick, chunk):
+    def _sent_for(self, tick: Tick) -> _Sent | None:
+        """The answer that a tick played; those before it will not be played any more, and are forgotten."""
+        cause = tick.cause_ns, tick.cause_step, tick.intervention
+        if tick.mode != "run" or cause not in self._sent:
             return None
-        row = 0 if len(chunk.actions) == 1 else before.step - chunk.step
-        return chunk.actions[row] if 0 <= row < len(chunk.actions) else None
+        while next(iter(self._sent)) != cause:
+            del self._sent[next(iter(self._sent))]
+        return self._sent[cause]
 
-    def _stages_of(self, tick: Tick) -> Mapping[str, float]:
+    @staticmethod
+    def _stages_of(tick: Tick, sent: _Sent) -> Mapping[str, float]:
         """Of the first action of a chunk. The total is right on the bridge's clock, whatever ours says."""
-        if self.chunk is None or not self._is_of(tick, self.chunk) or not self.stages_ms or self.chunk.intervention:
+        if not sent.stages_ms or sent.chunk.intervention:
             return {}
-        stages_ms, self.stages_ms = self.stages_ms, {}
+        stages_ms, sent.stages_ms = sent.stages_ms, {}
         total_ms = (tick.result.command_ns - tick.cause_ns) / NS_PER_MS
         return {**stages_ms, "send_and_tick": max(total_ms - sum(stages_ms.values()), 0.0), TOTAL: total_ms}
 
@@ -181,6 +268,7 @@ class _Tally:
 
     clock: Clock
     clamps: int = 0
+    lost_steps: int = 0
     steps_ms: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
     interventions: Interventions = field(default_factory=Interventions)
 
@@ -191,11 +279,17 @@ class _Tally:
     def elapsed_s(self) -> float:
         return (self.clock.now_ns() - self._start_ns) / NS_PER_S
 
-    def add(self, step: StepDone) -> None:
+    def heard(self) -> None:
+        """The robot ticks."""
         self._heard_ns = self.clock.now_ns()
-        self.clamps += len(step.clamps)
-        self.steps_ms.append(step.stages_ms)
-        self.interventions.add(step)
+
+    def add(self, event: StepDone | StepsLost) -> None:
+        if isinstance(event, StepsLost):
+            self.lost_steps += event.count
+            return
+        self.clamps += len(event.clamps)
+        self.steps_ms.append(event.stages_ms)
+        self.interventions.add(event)
 
     def require_alive(self) -> None:
         silent_s = (self.clock.now_ns() - self._heard_ns) / NS_PER_S
@@ -213,12 +307,12 @@ class _Tally:
             error=error,
             interventions=self.interventions.steps,
             takeovers=self.interventions.takeovers,
+            lost_steps=self.lost_steps,
         )
 
 
-def _guarded(chunk: ActionChunk, guard: Guard) -> ActionChunk:
-    """Every row within the limits; the bridge would cut it too, and tell."""
-    return replace(chunk, actions=np.stack([guard.check(row)[0] for row in chunk.actions]))
+def _listed(values: Vector | None) -> list[float] | None:
+    return None if values is None else values.tolist()
 
 
 def _let_go(robot: Robot) -> None:

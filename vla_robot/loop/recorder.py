@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone
-from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter
+from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
+from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter, Gap
 
 
 def log_path(folder: Path, seed: int) -> Path:
@@ -35,6 +35,8 @@ class EpisodeRecorder:
                 self._writer = EpisodeWriter(log_path(self._folder, event.seed), header)
             case StepDone() if self._writer is not None:
                 self._writer.add(_logged(event))
+            case StepsLost() if self._writer is not None:
+                self._writer.add_gap(Gap(event.first, event.count))
             case EpisodeEnded() if self._writer is not None:
                 writer, self._writer = self._writer, None
                 if event.result.finished:

@@ -141,6 +141,8 @@ def _tiles(run: RunSummary) -> str:
         tiles.append(("steps that a person drove", str(run.interventions), ""))
         tiles.append(("more succeeded, with help", str(run.helped), ""))
     tiles.append(("times a limit changed an action", str(sum(e.clamps for e in run.episodes)), ""))
+    if run.lost_steps:
+        tiles.append(("steps lost on the way here, marked as gaps", str(run.lost_steps), ""))
     return "".join(
         f'<div class="tile card"><b class="num">{value} <small>{unit}</small></b><span>{label}</span></div>'
         for label, value, unit in tiles
@@ -235,6 +237,8 @@ def _episode_card(folder: Path, episode: EpisodeResult) -> str:
         facts.append(f"{_ms(latency.p50)} ms to command")
     if episode.clamps:
         facts.append(f"{episode.clamps} limits hit")
+    if episode.lost_steps:
+        facts.append(f"{episode.lost_steps} steps lost")
     if episode.interventions:
         facts.append(f"a person took over {episode.takeovers} times and drove {episode.interventions} steps")
     return (

@@ -32,6 +32,7 @@ class EpisodeResult:
         error: why there was no action, for outcome "error".
         interventions: steps in which a person drove in the policy's place.
         takeovers: how often one took over.
+        lost_steps: control steps of a robot that never reached the loop; they are not among `steps`.
     """
 
     seed: int
@@ -44,6 +45,7 @@ class EpisodeResult:
     error: str | None = None
     interventions: int = 0
     takeovers: int = 0
+    lost_steps: int = 0
 
     @property
     def success(self) -> bool:
@@ -86,6 +88,7 @@ class EpisodeResult:
             "error": self.error,
             "interventions": self.interventions,
             "takeovers": self.takeovers,
+            "lost_steps": self.lost_steps,
             "helped": self.helped,
         }
 
@@ -147,6 +150,11 @@ class RunSummary:
         return sum(e.interventions for e in self.episodes)
 
     @property
+    def lost_steps(self) -> int:
+        """Control steps that never reached the loop, over all episodes."""
+        return sum(e.lost_steps for e in self.episodes)
+
+    @property
     def success_rate(self) -> float | None:
         """None when no episode was finished."""
         return self.successes / len(self.episodes) if self.episodes else None
@@ -194,6 +202,7 @@ class RunSummary:
         rows = [row("success_rate", self.success_rate, "1"), row("loop_rate", round(self.rate_hz, 3), "Hz")]
         rows.append(row("clamps", sum(e.clamps for e in self.episodes), "1"))
         rows.append(row("missed_ticks", sum(e.missed_ticks for e in self.episodes), "1"))
+        rows.append(row("lost_steps", self.lost_steps, "1"))
         for stage, durations_ms in self.stages_ms.items():
             for statistic, value in _rounded(summarise(durations_ms)).items():
                 rows.append(row(f"{stage}_{statistic}", value, "ms"))

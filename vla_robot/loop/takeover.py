@@ -30,7 +30,7 @@ from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy
 from vla_robot.core.teleop import Button, Driver, SharesControl, Teleop, TeleopCommand
 from vla_robot.loop.control_loop import EndedByPersonError
-from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone
+from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
 from vla_robot.loop.results import Outcome
 
 POLL_S = 0.02
@@ -122,7 +122,7 @@ class Takeover:
                 self._hands.begin_showing(event.observation)
             case StepDone():
                 self._hands.show(event)
-            case EpisodeEnded():
+            case StepsLost() | EpisodeEnded():
                 pass
 
     def _listen(self) -> None:

@@ -11,7 +11,7 @@ While nobody is at the controls the arm rests, and such a pause is not recorded.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -82,21 +82,22 @@ class Session:
         while sum(event.kept for event in made) < episodes:
             there = f"{sum(event.kept for event in made) + 1} of {episodes}"
             take = _Take(self, seed, there, should_stop)
-            end, demonstration = take.run()
+            end, parts = take.run()
             if end == "interrupted":
                 break
-            made.append(self._store(seed, end, demonstration, take.steps))
+            made.append(self._store(seed, end, parts, take.steps))
             self.on_event(made[-1])
             seed = seed if end == "again" else next(seeds)
         return made
 
-    def _store(self, seed: int, end: End, demonstration: Demonstration | None, steps: int) -> Collected:
-        if demonstration is None or end != "kept":
+    def _store(self, seed: int, end: End, parts: Sequence[Demonstration], steps: int) -> Collected:
+        """Where ticks were lost, an episode of the dataset ends and another begins: see DemonstrationBuilder."""
+        if not parts or end != "kept":
             return Collected(seed, steps, False, False)
-        kept = self.keep == "all" or demonstration.succeeded
-        if kept:
-            self.writer.write(demonstration)
-        return Collected(seed, steps, demonstration.succeeded, kept)
+        kept = self.keep == "all" or parts[-1].succeeded
+        for part in parts if kept else ():
+            self.writer.write(part)
+        return Collected(seed, steps, parts[-1].succeeded, kept)
 
 
 class _Take:
@@ -116,24 +117,24 @@ class _Take:
     def steps(self) -> int:
         return len(self._builder)
 
-    def run(self) -> tuple[End, Demonstration | None]:
-        """How it ended, and the episode where there is one to keep."""
+    def run(self) -> tuple[End, Sequence[Demonstration]]:
+        """How it ended, and the episode where there is one to keep, in parts where steps of it are missing."""
         driven = self._session.driven
         if not self._started(driven.ready(self._seed)):
-            return "interrupted", None
+            return "interrupted", []
         observation = driven.begin(self._seed)
         try:
             end = self._driven(observation)
         finally:
             driven.end()
-        return end, self._demonstration() if end == "kept" and self.steps else None
+        return end, self._demonstrations() if end == "kept" else []
 
-    def _demonstration(self) -> Demonstration:
+    def _demonstrations(self) -> list[Demonstration]:
         driven = self._session.driven
-        made = self._builder.finish(driven.embodiment, self._seed, self._session.driver_name)
-        dropped = {"unrecorded_steps": self._builder.dropped}
-        made = replace(made, facts={**_true_rate(made.stamps_ns), **dropped, **driven.facts})
-        return _called_success(made) if self._success else made
+        made = self._builder.finish_parts(driven.embodiment, self._seed, self._session.driver_name)
+        facts = {"unrecorded_steps": self._builder.dropped, **driven.facts}
+        made = [replace(d, facts={**d.facts, **_true_rate(d.stamps_ns), **facts}) for d in made]
+        return [*made[:-1], _called_success(made[-1])] if self._success and made else made
 
     def _started(self, observation: Observation) -> bool:
         """Wait for the start button; False when the session is to end."""
@@ -155,7 +156,7 @@ class _Take:
                 return end
             advance = self._session.driven.advance(observation, self._wanted(said))
             observation = advance.observation
-            self._add(advance.row)
+            self._add(advance.rows)
             self._show(observation, "recording" if said.action is not None else "paused: nobody is at the controls")
             if advance.over:
                 return "kept"
@@ -177,12 +178,14 @@ class _Take:
         space = self._session.driven.embodiment.action
         return None if said.action is None else np.clip(said.action, space.low, space.high)
 
-    def _add(self, row: Row | None) -> None:
-        if row is None:
+    def _add(self, rows: Sequence[Row]) -> None:
+        if not rows:
             self._lately_ns.clear()
-            return
-        self._builder.add(row.before, row.action, row.result)
-        self._lately_ns.append(self._session.clock.now_ns())
+        for row in rows:
+            if row.after_gap:
+                self._builder.cut()
+            self._builder.add(row.before, row.action, row.result)
+            self._lately_ns.append(self._session.clock.now_ns())
 
     def _command(self) -> TeleopCommand:
         said = self._session.teleop.command()

@@ -66,6 +66,8 @@ class Demonstration:
         executed: (T, D) what was really sent to the arm; a step in which nothing was sent is never part of it.
         success: (T,) bool, the task's success test held after the step.
         stamps_ns: (T,) int64, when the oldest frame of each step was captured.
+        steps: (T,) int64, number of each control step in the episode as it was driven. It jumps where the arm rested in
+            between. Steps that were lost never lie inside: a demonstration ends there, and another one begins.
         other_labels: other instruction -> (T, D), what should have been done for that one.
         corrections: who drove at each step; None where one driver drove all of them.
         frame_stamps_ns: camera -> (T,) int64, when each of its frames was captured, on the clock of `stamps_ns`.
@@ -82,6 +84,7 @@ class Demonstration:
     executed: NDArray[np.float64]
     success: NDArray[np.bool_]
     stamps_ns: NDArray[np.int64]
+    steps: NDArray[np.int64]
     other_labels: Mapping[str, NDArray[np.float64]] = field(default_factory=dict[str, NDArray[np.float64]])
     corrections: Corrections | None = None
     frame_stamps_ns: Mapping[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
@@ -119,6 +122,7 @@ class _Row(NamedTuple):
     success: bool
     stamp_ns: int
     frame_stamps_ns: Mapping[str, int]
+    step: int
 
 
 BACKLOG = 64
@@ -127,6 +131,9 @@ BACKLOG = 64
 
 class DemonstrationBuilder:
     """Gathers the steps of one episode in memory: about 20 kB a step with two cameras of 112 x 112.
+
+    Where steps are missing, `cut` begins a new part: no reader may take the steps on both sides for neighbours, and an
+    episode's end is the one mark that every reader of every format heeds.
 
     Attributes:
         dropped: steps left out because frames came faster than they could be encoded; only `in_background`.
@@ -137,7 +144,7 @@ class DemonstrationBuilder:
         Args:
             image_size: edge in pixels to which frames are resized, as a policy resizes them; None keeps them.
             in_background: encode frames in a thread of its own, for whoever may not wait: `add` returns at once, and
-                leaves the step out when too many wait already. Otherwise `add` takes the time that it needs.
+                leaves the step out when too many wait already, which cuts. Otherwise `add` takes the time it needs.
         """
         self.dropped = 0
         self._succeeded = False
@@ -145,12 +152,10 @@ class DemonstrationBuilder:
         self._encoder = ThreadPoolExecutor(1, "frames") if in_background else None
         self._encoded: list[Future[None]] = []
         self._image_size = image_size
-        self._rows: list[_Row] = []
-        self._films: dict[str, _Film] = {}
-        self._instruction = ""
+        self._parts = [_Part()]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return sum(len(part.rows) for part in self._parts)
 
     def add(self, observation: Observation, label: Vector, result: StepResult) -> None:
         """One control step: the observation before it, the action to learn, and what the world answered.
@@ -163,53 +168,95 @@ class DemonstrationBuilder:
         self._succeeded = result.success
         if not self._film(observation.images):
             self.dropped += 1
+            self.cut()
             return
-        self._instruction = observation.instruction
         stamps_ns = {name: observation.stamps_ns.get(name, observation.stamp_ns) for name in observation.images}
-        row = _Row(observation.state, label, result.executed, result.success, observation.stamp_ns, stamps_ns)
-        self._rows.append(row)
+        row = _Row(
+            observation.state,
+            label,
+            result.executed,
+            result.success,
+            observation.stamp_ns,
+            stamps_ns,
+            observation.step,
+        )
+        self._parts[-1].rows.append(row)
+        self._parts[-1].instruction = observation.instruction
+
+    def cut(self) -> None:
+        """Steps are missing here: what is added next follows none of those before."""
+        if self._parts[-1].rows:
+            self._parts.append(_Part())
 
     def finish(self, embodiment: Embodiment, seed: int, driver: str) -> Demonstration:
-        """The episode as one; at least one step must have been added."""
+        """The episode as one; at least one step must have been added, and nothing was cut."""
+        (demonstration,) = self.finish_parts(embodiment, seed, driver)
+        return demonstration
+
+    def finish_parts(self, embodiment: Embodiment, seed: int, driver: str) -> list[Demonstration]:
+        """A demonstration for each run of steps between cuts, in order; none when no step was added.
+
+        Only the last one can have succeeded: its last step is the episode's own.
+        """
         for encoded in self._encoded:
             encoded.result()  # raises what went wrong there
-        states, actions, executed, success, stamps_ns, frames_ns = zip(*self._rows, strict=True)
+        parts = [part for part in self._parts if part.rows]
+        made = [part.finish(embodiment, seed, driver) for part in parts]
+        if made:  # the last step itself may be left out
+            made[-1].success[-1] = self._succeeded
+        if len(made) < 2:
+            return made
+        return [replace(d, facts={"part": k, "parts": len(made)}) for k, d in enumerate(made, start=1)]
+
+    def _film(self, images: Mapping[str, Image]) -> bool:
+        """Encode the frames of a step, now or soon; False when there is no room for them."""
+        films = self._parts[-1].films
+        if self._encoder is None:
+            self._encode(images, films)
+            return True
+        if not self._slots.acquire(blocking=False):
+            return False
+        self._encoded.append(self._encoder.submit(self._encode_and_let_go, images, films))
+        return True
+
+    def _encode_and_let_go(self, images: Mapping[str, Image], films: dict[str, _Film]) -> None:
+        try:
+            self._encode(images, films)
+        finally:
+            self._slots.release()
+
+    def _encode(self, images: Mapping[str, Image], films: dict[str, _Film]) -> None:
+        for name, image in images.items():
+            films.setdefault(name, _Film()).add(self._sized(image))
+
+    def _sized(self, image: Image) -> Image:
+        return image if self._image_size is None else resize(image, self._image_size, self._image_size)
+
+
+@dataclass
+class _Part:
+    """Consecutive steps, nothing missing between them."""
+
+    rows: list[_Row] = field(default_factory=list[_Row])
+    films: dict[str, _Film] = field(default_factory=lambda: dict[str, _Film]())
+    instruction: str = ""
+
+    def finish(self, embodiment: Embodiment, seed: int, driver: str) -> Demonstration:
+        states, actions, executed, success, stamps_ns, frames_ns, steps = zip(*self.rows, strict=True)
         return Demonstration(
             embodiment=embodiment,
             seed=seed,
             driver=driver,
-            instruction=self._instruction,
-            cameras={name: film.finish() for name, film in self._films.items()},
+            instruction=self.instruction,
+            cameras={name: film.finish() for name, film in self.films.items()},
             states=np.stack(states),
             actions=np.stack(actions),
             executed=np.stack(executed),
-            success=np.array([*success[:-1], self._succeeded], dtype=np.bool_),  # the last step may be left out
+            success=np.array(success, dtype=np.bool_),
             stamps_ns=np.array(stamps_ns, dtype=np.int64),
-            frame_stamps_ns={name: np.array([at[name] for at in frames_ns], dtype=np.int64) for name in self._films},
+            frame_stamps_ns={name: np.array([at[name] for at in frames_ns], dtype=np.int64) for name in self.films},
+            steps=np.array(steps, dtype=np.int64),
         )
-
-    def _film(self, images: Mapping[str, Image]) -> bool:
-        """Encode the frames of a step, now or soon; False when there is no room for them."""
-        if self._encoder is None:
-            self._encode(images)
-            return True
-        if not self._slots.acquire(blocking=False):
-            return False
-        self._encoded.append(self._encoder.submit(self._encode_and_let_go, images))
-        return True
-
-    def _encode_and_let_go(self, images: Mapping[str, Image]) -> None:
-        try:
-            self._encode(images)
-        finally:
-            self._slots.release()
-
-    def _encode(self, images: Mapping[str, Image]) -> None:
-        for name, image in images.items():
-            self._films.setdefault(name, _Film()).add(self._sized(image))
-
-    def _sized(self, image: Image) -> Image:
-        return image if self._image_size is None else resize(image, self._image_size, self._image_size)
 
 
 class _Film:

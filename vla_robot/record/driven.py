@@ -39,25 +39,27 @@ class Row:
         before: what was seen before it.
         action: (D,) what the person asked for.
         result: what was really done, and what came of it.
+        after_gap: steps are missing before this one: it follows no other row.
     """
 
     before: Observation
     action: Vector
     result: StepResult
+    after_gap: bool = False
 
 
 @dataclass(frozen=True)
 class Advance:
-    """One period.
+    """One period, or all that passed since the last one.
 
     Attributes:
         observation: the newest.
-        row: to be recorded; None when the arm rested.
+        rows: to be recorded, in order; none when the arm rested.
         over: the world ended the episode.
     """
 
     observation: Observation
-    row: Row | None = None
+    rows: tuple[Row, ...] = ()
     over: bool = False
 
 
@@ -148,7 +150,7 @@ class WaitingWorld:
             return Advance(observation)
         result = self._world.step(action)
         row = Row(observation, action, result)
-        return Advance(result.observation, row, result.terminated or result.truncated)
+        return Advance(result.observation, (row,), result.terminated or result.truncated)
 
     def pace(self) -> None:
         self._ticker.wait()
@@ -184,6 +186,7 @@ class LiveRobot:
         self._grip: float | None = None
         self._sent: dict[int, Vector | None] = {}
         self._heard_ns = 0
+        self._is_gap = False
         self._dropped = self._held = self._stayed = self._late = 0
 
     @property
@@ -196,7 +199,7 @@ class LiveRobot:
 
     @property
     def facts(self) -> Mapping[str, float]:
-        """dropped_frames: ticks whose frames never came. held_ticks: in which the bridge had no action to play.
+        """dropped_frames: steps that are missing, see `Row.after_gap`. held_ticks: in which the bridge had no action.
         rested_ticks: in which the person asked for nothing, and which are not recorded. late_actions: after their tick.
         """
         return {
@@ -215,6 +218,7 @@ class LiveRobot:
             self._stopped_here = False
         self._newest = self._robot.begin(seed)
         self._running, self._grip, self._sent = True, None, {}
+        self._is_gap = False
         self._dropped = self._held = self._stayed = self._late = 0
         self._heard_ns = self._clock.now_ns()
         return self._newest
@@ -222,16 +226,22 @@ class LiveRobot:
     def advance(self, observation: Observation, action: Vector | None) -> Advance:
         if observation.step not in self._sent:
             self._send(observation, action)
-        tick = self._robot.newest(after=observation.step, timeout_s=PATIENCE_PERIODS / self.embodiment.rate_hz)
-        if tick is None:
+        ticks = self._robot.ticks(timeout_s=PATIENCE_PERIODS / self.embodiment.rate_hz)
+        if not ticks:
             self._require_alive()
             return Advance(observation)
         self._heard_ns = self._clock.now_ns()
-        self._running = not tick.over
-        if tick.mode == "stopped":
-            raise WorldError(f"the bridge stopped the arm: {tick.reason}. Look why; then the same command with --arm.")
-        self._newest = tick.result.observation
-        return Advance(self._newest, self._row(observation, tick), tick.over)
+        self._running = not ticks[-1].over
+        if ticks[-1].mode == "stopped":
+            raise WorldError(
+                f"the bridge stopped the arm: {ticks[-1].reason}. Look why; then the same command with --arm."
+            )
+        rows: list[Row] = []
+        for tick in ticks:
+            rows += self._rows(observation, tick)
+            observation = replace(tick.result.observation, instruction=observation.instruction)
+        self._newest = ticks[-1].result.observation
+        return Advance(self._newest, tuple(rows), ticks[-1].over)
 
     def pace(self) -> None:
         """The robot's ticks do, while it is driven."""
@@ -258,19 +268,34 @@ class LiveRobot:
         told = self._stay(self._grip) if action is None else action
         self._robot.send(ActionChunk(told[None], before.stamp_ns, before.step))
 
-    def _row(self, before: Observation, tick: Tick) -> Row | None:
+    def _rows(self, before: Observation, tick: Tick) -> list[Row]:
+        """The row of one tick, if it is to be recorded."""
         self._late = tick.late
-        self._dropped += max(tick.result.observation.step - before.step - 1, 0)
         self._held += tick.mode == "hold"
-        if tick.result.executed is None:  # a dry run: nothing was done that could be learnt from
+        if tick.result.observation.step > before.step + 1:
+            # What was seen right before this tick was lost, too: a gap, which no row is joined across.
+            self._dropped += tick.result.observation.step - before.step
+            self._is_gap = True
+            return []
+        action = self._recorded_action(tick)
+        if action is None:
+            return []
+        row = Row(before, action, tick.result, self._is_gap)
+        self._is_gap = False
+        return [row]
+
+    def _recorded_action(self, tick: Tick) -> Vector | None:
+        """What the person asked for in this tick, or "stay" while the arm comes to rest; None while it rests."""
+        executed = tick.result.executed
+        if executed is None:  # a dry run: nothing was done that could be learnt from
             return None
-        grip = float(tick.result.executed[-1])
+        grip = float(executed[-1])
         self._grip = grip if self._grip is None else self._grip
-        action = self._sent.get(tick.settled) if tick.mode == "run" else None
+        action = self._sent.get(tick.cause_step) if tick.mode == "run" else None
         if action is not None:
-            return Row(before, action, tick.result)
-        if np.abs(tick.result.executed[:-1]).max(initial=0.0) > STILL:  # it comes to rest
-            return Row(before, self._stay(grip), tick.result)
+            return action
+        if np.abs(executed[:-1]).max(initial=0.0) > STILL:
+            return self._stay(grip)
         self._stayed += 1
         return None
 

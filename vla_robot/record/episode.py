@@ -6,7 +6,7 @@
 
     file   = "VLALOG1\\n" record*
     record = length (4 bytes, little endian) | CRC-32 of payload (4 bytes) | payload (msgpack map with "kind")
-    kinds  = header, then step*, then end
+    kinds  = header, then (step | gap)*, then end
 
 Frames are PNG, lossless: a failure is studied on exactly the pixels that the policy saw. Encoding and writing happen in
 a thread of the writer's own. When that thread falls behind, frames are dropped and counted, numbers never are, and the
@@ -87,6 +87,19 @@ class EpisodeStep:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Control steps that happened and are not in the log. The steps on both sides of a gap are no neighbours.
+
+    Attributes:
+        first: number of the first step that is missing, as `Observation.step`.
+        count: how many are missing.
+    """
+
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
 class EpisodeLog:
     """A log as read back.
 
@@ -96,6 +109,7 @@ class EpisodeLog:
         last: the observation after the last step; None when the log has no end.
         summary: how it ended; None when the log has no end.
         damage: what is wrong with the file and where, or None. What precedes the damage is valid.
+        gaps: steps that are missing between those that are there, in order; the numbers of the steps jump there, too.
     """
 
     header: Mapping[str, Any]
@@ -103,6 +117,7 @@ class EpisodeLog:
     last: Observation | None
     summary: Mapping[str, Any] | None
     damage: str | None
+    gaps: tuple[Gap, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -143,6 +158,10 @@ class EpisodeWriter:
     def add(self, step: EpisodeStep) -> None:
         """Queue one step; returns at once."""
         self.add_record(step_record(step), step.observation.images)
+
+    def add_gap(self, gap: Gap) -> None:
+        """Queue the mark of steps that are missing here; returns at once."""
+        self._queue.put(({"kind": "gap", "first": gap.first, "count": gap.count}, False))
 
     def add_record(self, record: Mapping[str, Any], images: Mapping[str, Image]) -> None:
         """`add` for a step that `step_record` has taken apart."""
@@ -254,6 +273,7 @@ def _assemble(records: list[dict[str, Any]], damage: str | None) -> EpisodeLog:
         last=None if end is None else _observation(end["last"], instruction),
         summary=None if end is None else end["summary"],
         damage=damage,
+        gaps=tuple(Gap(record["first"], record["count"]) for record in records if record["kind"] == "gap"),
     )
 
 

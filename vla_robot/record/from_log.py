@@ -1,8 +1,15 @@
 """Episode logs -> demonstrations: a policy's own episodes with a person's corrections become data to learn from.
 
 A log is written while the arm moves, in a thread of its own; the dataset is made of it when the episode is over, so
-that it costs the control loop nothing. Left out, and counted: steps in which the arm was held, as nobody said anything
-that could be learnt, and steps whose frames the log had to drop.
+that it costs the control loop nothing. What becomes of each control step:
+
+    an action was played                              a row; `action` is what was commanded, as the guard let it through
+    none was due, and the arm braked                  a row; `action` is what was executed, since no one commanded it
+    none was due, and the pose was held               left out and counted: nothing moved, and nothing can be learnt
+    lost on the network, or its frames were dropped   a gap: the demonstration ends before it, another begins after it
+
+A gap ends an episode of the dataset, rather than being marked in a column, since an episode's end is what every reader
+heeds: no window of observations or actions reaches across it.
 """
 
 from __future__ import annotations
@@ -12,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.messages import StepResult
+from vla_robot.core.messages import StepResult, Vector
 from vla_robot.record.collect import Keep, Writer
 from vla_robot.record.demonstration import Corrections, Demonstration, DemonstrationBuilder
 from vla_robot.record.episode import EpisodeLog, EpisodeStep
@@ -20,9 +27,12 @@ from vla_robot.record.episode import EpisodeLog, EpisodeStep
 CORRECTED = ", corrected by a person"
 """Ends the name of a driver whom a person took over from."""
 
+STILL = 1e-9
+"""Metres or radians in one step below which the arm rests."""
 
-def demonstration_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> Demonstration | None:
-    """The episode as data; None when no step of it can be learnt from.
+
+def demonstrations_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> list[Demonstration]:
+    """The episode as data: one demonstration, or one for each part between gaps; none when no step can be learnt from.
 
     Args:
         log: as read back.
@@ -30,23 +40,30 @@ def demonstration_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> De
         driver: the policy, as it is stored.
 
     Returns:
-        Its actions are what was commanded, be it by the policy or by the person.
+        In order. Only the last one can have succeeded.
     """
-    steps = [step for step in log.steps if _is_learnable(step, embodiment)]
-    if not steps:
-        return None
-    builder = DemonstrationBuilder()
-    for step in steps:
-        assert step.commanded is not None  # `_is_learnable`
-        result = StepResult(step.observation, step.executed, step.success, False, False)
-        builder.add(step.observation, step.commanded, result)
-    corrections = _corrections(steps)
-    name = driver + CORRECTED if corrections.intervention.any() else driver
-    made = builder.finish(embodiment, int(log.header["seed"]), name)
-    success = made.success.copy()
-    # Its own last step may be one that was left out; and where no test tells, a person may have said so.
-    success[-1] |= log.steps[-1].success or (log.summary or {}).get("outcome") == "success"
-    return replace(made, success=success, corrections=corrections)
+    builder, rows = DemonstrationBuilder(), list[_Row]()
+    before: EpisodeStep | None = None
+    for step in log.steps:
+        if not _has_frames(step, embodiment) or (before is not None and step.observation.step != _next(before)):
+            builder.cut()
+        row = _row(step, before, embodiment) if _has_frames(step, embodiment) else None
+        if row is not None:
+            builder.add(
+                step.observation, row.action, StepResult(step.observation, row.executed, step.success, False, False)
+            )
+            rows.append(row)
+        before = step
+    made = builder.finish_parts(embodiment, int(log.header["seed"]), driver)
+    if made:
+        # The episode's last step may be one that was left out; and where no test tells, a person may have said so.
+        made[-1].success[-1] |= log.steps[-1].success or (log.summary or {}).get("outcome") == "success"
+    corrected = CORRECTED if any(row.step.intervention for row in rows) else ""
+    starts = np.cumsum([0, *map(len, made)])
+    return [
+        replace(d, driver=driver + corrected, corrections=_corrections(rows[start : start + len(d)]))
+        for d, start in zip(made, starts.tolist(), strict=False)
+    ]
 
 
 @dataclass
@@ -58,9 +75,11 @@ class LogStore:
         embodiment: what the numbers mean.
         driver: the policy, as it is stored.
         keep: "success" leaves out episodes in which the task was not done.
-        kept: episodes written so far.
+        kept: episodes that were driven and stored so far.
+        stored: episodes of the dataset that they became: one more for each gap.
         corrected: steps of them that a person drove.
-        left_out: steps of them that cannot be learnt from.
+        rested: steps of them left out since the arm was held.
+        missing: steps of them that were lost, or whose frames were.
     """
 
     writer: Writer
@@ -68,8 +87,10 @@ class LogStore:
     driver: str
     keep: Keep = "all"
     kept: int = 0
+    stored: int = 0
     corrected: int = 0
-    left_out: int = 0
+    rested: int = 0
+    missing: int = 0
 
     def add(self, log: EpisodeLog) -> None:
         """Write one episode.
@@ -77,28 +98,57 @@ class LogStore:
         Raises:
             DataError: it does not fit the dataset, or the disk refuses.
         """
-        demonstration = demonstration_of(log, self.embodiment, self.driver)
-        if demonstration is None or (self.keep == "success" and not demonstration.succeeded):
+        made = demonstrations_of(log, self.embodiment, self.driver)
+        if not made or (self.keep == "success" and not made[-1].succeeded):
             return
-        self.writer.write(demonstration)
+        for demonstration in made:
+            self.writer.write(demonstration)
+            assert demonstration.corrections is not None  # `demonstrations_of` gives them
+            self.corrected += int(demonstration.corrections.intervention.sum())
+        without_frames = sum(not _has_frames(step, self.embodiment) for step in log.steps)
         self.kept += 1
-        self.left_out += len(log.steps) - len(demonstration)
-        assert demonstration.corrections is not None  # `demonstration_of` gives them
-        self.corrected += int(demonstration.corrections.intervention.sum())
+        self.stored += len(made)
+        self.rested += len(log.steps) - without_frames - sum(map(len, made))
+        self.missing += without_frames + sum(gap.count for gap in log.gaps)
 
 
-def _is_learnable(step: EpisodeStep, embodiment: Embodiment) -> bool:
-    has_frames = all(camera.name in step.observation.images for camera in embodiment.cameras)
-    return has_frames and not step.held and step.commanded is not None and step.executed is not None
+@dataclass(frozen=True)
+class _Row:
+    """A step that becomes a row of the dataset, and what is to be learnt from it."""
+
+    step: EpisodeStep
+    action: Vector
+    executed: Vector
 
 
-def _corrections(steps: list[EpisodeStep]) -> Corrections:
+def _row(step: EpisodeStep, before: EpisodeStep | None, embodiment: Embodiment) -> _Row | None:
+    """None where the arm was held, or nothing was sent to it."""
+    if step.executed is None:
+        return None
+    if not step.held and step.commanded is not None:
+        return _Row(step, step.commanded, step.executed)
+    last = None if before is None else before.executed
+    return _Row(step, step.executed, step.executed) if _moves(step.executed, last, embodiment) else None
+
+
+def _moves(executed: Vector, last: Vector | None, embodiment: Embodiment) -> bool:
+    """Whether the arm was sent somewhere else: its grip, and positions, are compared with what was sent before."""
+    is_step = [embodiment.action.kind == "eef_delta" and dim.unit != "1" for dim in embodiment.action.dims]
+    rest = np.where(is_step, 0.0, executed if last is None else last)
+    return bool(np.abs(executed - rest).max() > STILL)
+
+
+def _next(step: EpisodeStep) -> int:
+    return step.observation.step + 1
+
+
+def _has_frames(step: EpisodeStep, embodiment: Embodiment) -> bool:
+    return all(camera.name in step.observation.images for camera in embodiment.cameras)
+
+
+def _corrections(rows: list[_Row]) -> Corrections:
+    steps = [row.step for row in rows]
     intervention = np.array([step.intervention for step in steps], dtype=np.bool_)
-    beside = [step.policy_action for step in steps]
-    wanted = [
-        action
-        for step, own in zip(steps, beside, strict=True)
-        if (action := own if own is not None else step.commanded) is not None
-    ]
-    asked = ~intervention | np.array([action is not None for action in beside], dtype=np.bool_)
-    return Corrections(intervention, np.stack(wanted), asked)
+    wanted = [row.action if row.step.policy_action is None else row.step.policy_action for row in rows]
+    asked = [step.policy_action is not None or not (step.intervention or step.held) for step in steps]
+    return Corrections(intervention, np.stack(wanted), np.array(asked, dtype=np.bool_))

@@ -32,6 +32,7 @@ from vla_robot.record.lerobot_layout import (
     RECORDING,
     STAMP,
     STATE,
+    STEP,
     SUCCESS,
     read_embodiment,
     read_recording,
@@ -150,6 +151,7 @@ def features_of(demonstration: Demonstration) -> dict[str, Any]:
         EXECUTED: feature("float32", [len(action)], action),
         SUCCESS: feature("bool", [1]),
         STAMP: feature("int64", [1]),
+        STEP: feature("int64", [1]),
         **{FRAME_STAMP + name: feature("int64", [1]) for name in cameras},
         **_correction_features(demonstration, action),
     }
@@ -186,6 +188,7 @@ def _table(d: Demonstration) -> EpisodeTable:
             EXECUTED: d.executed.astype(np.float32),
             SUCCESS: d.success,
             STAMP: d.stamps_ns,
+            STEP: d.steps,
             **{FRAME_STAMP + name: d.frame_stamps_ns.get(name, d.stamps_ns) for name in d.cameras},
             **_correction_columns(d),
         },
@@ -196,8 +199,9 @@ def _table(d: Demonstration) -> EpisodeTable:
 
 
 def _like(table: EpisodeTable, there: Mapping[str, Any]) -> EpisodeTable:
-    """Without the stamp of each frame, where a dataset from before they were stored is continued."""
-    drop = {name for name in table.features if name.startswith(FRAME_STAMP) and there and name not in there}
+    """Without frames' stamps and steps' numbers, where a dataset from before they were stored is continued."""
+    newer = {name for name in table.features if name == STEP or name.startswith(FRAME_STAMP)}
+    drop = {name for name in newer if there and name not in there}
     if not drop:
         return table
     features = {name: value for name, value in table.features.items() if name not in drop}

@@ -159,6 +159,7 @@ class Bridge:
         self._settled = NOTHING_SETTLED
         self._lockstep = False
         self._refusal = ""
+        self._ramp: list[Tick] = []
         self._commanded_ns = clock.now_ns()
         self.watchdog = watchdog
         self.episode = 0
@@ -201,6 +202,7 @@ class Bridge:
         self.faults.clear("arm")
         self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0
         self._plan.clear()
+        self._ramp.clear()
         self._commanded_ns = self._clock.now_ns()
         self.watchdog.start()
         self._listener(EpisodeBegan(episode, seed, self._observation))
@@ -238,7 +240,8 @@ class Bridge:
         # A single action is meant for the moment it arrives; whether it is too old then is told by its stamp.
         skipped = self._plan.put(replace(chunk, step=now) if len(chunk.actions) == 1 else chunk, now)
         self.late += skipped
-        self._chunk = chunk
+        if skipped < len(chunk.actions):  # of one that is late as a whole, no row is ever the cause of a motion
+            self._chunk = chunk
         self.watchdog.accepted()
         return skipped
 
@@ -269,6 +272,11 @@ class Bridge:
         if tick.over:
             self._finish(_outcome(result), "")
         return tick
+
+    def take_ramp(self) -> list[Tick]:
+        """Ticks in which the arm was brought to rest since the last call: `tick` returns only the one after them."""
+        ramp, self._ramp = self._ramp, []
+        return ramp
 
     def emergency_stop(self, cause: str) -> None:
         """Latch the e-stop; from the next tick on the arm rests, until the watchdog is armed again."""
@@ -383,6 +391,7 @@ class Bridge:
         result = replace(result, command_ns=result.command_ns or released_ns)
         self._observation, self._commanded_ns = result.observation, released_ns
         tick = Tick(result, "hold", f"braking: {reason}", self._settled, 0, self.late)
+        self._ramp.append(tick)
         self._listener(Ticked(before, None, tick, released_ns))
 
     def _promised(self, observation: Observation) -> Observation:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import hmac
 import logging
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -102,10 +103,15 @@ class Pace(Protocol):
 class Stream:
     """The ticks on their way to the controller.
 
+    While the network keeps up, each tick is sent once and in order. Where it does not, the newest takes the place of
+    those that wait: their numbers are missing at the controller, which marks the gap. Only the ticks of a ramp to rest
+    wait behind each other: no answer to them is expected, so that their age does not matter.
+
     Attributes:
         peer: its stream connection; None until it watches.
         number: of the newest tick.
         newest: the newest tick; None before the first of an episode.
+        unsent: ticks that wait for room on the network, with their numbers.
         seen: highest number that arrived there.
         sent: highest number that was sent.
         sent_ns: when something was sent last.
@@ -117,6 +123,7 @@ class Stream:
     peer: bytes | None = None
     number: int = 0
     newest: Tick | None = None
+    unsent: deque[tuple[int, Tick]] = field(default_factory=deque[tuple[int, Tick]])
     seen: int = 0
     sent: int = 0
     sent_ns: int = 0
@@ -124,22 +131,33 @@ class Stream:
     frames: FramesUnderWay = field(default_factory=FramesUnderWay)
     heard: dict[str, int] = field(default_factory=dict[str, int])
 
-    def push(self, tick: Tick) -> None:
-        self.replaced += self.number > self.sent
-        self.number, self.newest = self.number + 1, tick
+    def push(self, tick: Tick, ramp: Sequence[Tick] = ()) -> None:
+        """Take in a tick; `ramp` are those before it in which the arm was brought to rest."""
+        self.replaced += len(self.unsent)
+        self.unsent.clear()
+        for pushed in (*ramp, tick):
+            self.number += 1
+            self.unsent.append((self.number, pushed))
+        self.newest = tick
 
-    def due(self, now_ns: int) -> Tick | None:
-        """The tick that may be sent now."""
+    def due(self, now_ns: int) -> tuple[int, Tick] | None:
+        """The tick that may be sent now, and its number."""
         if self.peer is None or self.newest is None or self.seen >= self.number:
             return None
-        fresh = self.sent < self.number and self.sent - self.seen < CREDIT
-        lost = now_ns - self.sent_ns > RESEND_S * NS_PER_S
+        fresh = self.unsent and self.sent - self.seen < CREDIT
+        lost = self.sent > self.seen and now_ns - self.sent_ns > RESEND_S * NS_PER_S
         if not (fresh or lost):
             return None
         if lost:
             self.frames.give_up(self.seen)
-        self.sent, self.sent_ns = self.number, now_ns
-        return self.newest
+        if fresh:
+            due = self.unsent.popleft()
+        else:
+            due = self.number, self.newest
+            self.replaced += sum(number < self.number for number, _ in self.unsent)
+            self.unsent.clear()
+        self.sent, self.sent_ns = due[0], now_ns
+        return due
 
 
 @dataclass
@@ -377,16 +395,20 @@ class BridgeServer:
                 self._push(self._bridge.tick())
 
     def _push(self, tick: Tick) -> None:
-        self._controller.stream.push(tick)
+        ramp = self._bridge.take_ramp()
+        for earlier in ramp:
+            self._viewers.push(earlier)
         self._viewers.push(tick)
+        # In lockstep a controller waits for the one tick of its action, and a ramp is none.
+        self._controller.stream.push(tick, () if self._bridge.lockstep else ramp)
 
     def _publish(self) -> None:
         stream = self._controller.stream
-        tick = stream.due(self._clock.now_ns())
-        if tick is not None and stream.peer is not None:
-            observation = stream.frames.pick(stream.number, tick.result.observation)
+        while (due := stream.due(self._clock.now_ns())) is not None and stream.peer is not None:
+            number, tick = due
+            observation = stream.frames.pick(number, tick.result.observation)
             lean = replace(tick, result=replace(tick.result, observation=observation))
-            self._socket.send(stream.peer, self._packed(stream.number, lean, stream.heard))
+            self._socket.send(stream.peer, self._packed(number, lean, stream.heard))
             stream.heard = {}
         for peer in self._viewers.due():
             assert self._viewers.newest is not None

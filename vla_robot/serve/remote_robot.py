@@ -1,8 +1,11 @@
 """A robot behind a bridge. The protocol stands in docs/bridge.md.
 
     main thread     --command connection-->  bridge      hello, reset, chunk, end, clock: one answer each
-    stream thread   <--stream connection---  bridge      ticks, newest wins
+    stream thread   <--stream connection---  bridge      ticks, each once and in order
                     ---- watch ----------->              what arrived; ten times a second, the heartbeat
+
+The stream thread keeps every tick until the main thread takes it, so that a policy that thinks for many ticks loses
+none of them. What it keeps is bounded (BACKLOG_BYTES): the oldest ticks go first, and their numbers are missing.
 
 The heartbeat says that this process lives. Whether its policy still thinks is told by the age of its actions.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -39,6 +43,11 @@ PATIENCE_S = 3.0
 """A controller that died has the arm for two seconds more."""
 SEAT_EVERY_S = 0.25
 """An arm that has another controller is asked for again this often."""
+
+BACKLOG_BYTES = 256 << 20
+"""Of frames of ticks that nobody took yet: 17 s of two raw cameras of 224 x 224 at 50 Hz."""
+NUMBERS_BYTES = 2048
+"""What a tick holds beside its frames, about."""
 
 SYNC_EXCHANGES = 8
 """Exchanges of stamps before each episode: the quickest of some decides how well the clocks are known."""
@@ -130,7 +139,7 @@ class RemoteRobot:
         body = {"episode": self._episode, "seed": int(seed), "lockstep": lockstep}
         number = self._command("reset", body, RESET_TIMEOUT_S).integer("number")
         self._number = number
-        return self._tick_above(number - 1, RESET_TIMEOUT_S).result.observation
+        return self._first_tick(number).result.observation
 
     def send(self, chunk: ActionChunk) -> None:
         self._drain()
@@ -138,10 +147,21 @@ class RemoteRobot:
             raise self._refusals.pop(0)
         self._post("chunk", {"session": self._session, "chunk": pack_action_chunk(chunk)})
 
+    def ticks(self, timeout_s: float) -> list[Tick]:
+        """See `Robot.ticks`.
+
+        Raises:
+            TransportError: the bridge refuses the stream.
+        """
+        arrived = self._connected_stream().take(lambda a: a.episode == self._episode, timeout_s)
+        self._drain()
+        return [self._taken(a) for a in arrived]
+
     def newest(self, after: int, timeout_s: float) -> Tick | None:
         """The newest tick of this episode whose observation's step is above `after`; None when there is none in time.
 
-        The tick that stops the arm sees nothing new, and is told whatever its step.
+        For callers that record nothing: the ticks before it are forgotten. The tick that stops the arm sees nothing
+        new, and is told whatever its step.
 
         Raises:
             TransportError: the bridge refuses the stream.
@@ -151,7 +171,10 @@ class RemoteRobot:
             newer = arrived.tick.mode == "stopped" or arrived.tick.result.observation.step > after
             return newer and arrived.episode == self._episode
 
-        arrived = self._connected_stream().await_tick(is_news, timeout_s)
+        stream = self._connected_stream()
+        arrived = stream.await_tick(is_news, timeout_s)
+        if arrived is not None:
+            stream.forget(arrived.number)
         self._drain()
         return None if arrived is None else self._taken(arrived)
 
@@ -231,11 +254,23 @@ class RemoteRobot:
         self._sync.add(sample)
         self._synced_ns = sample.returned_ns
 
-    def _tick_above(self, number: int, timeout_s: float) -> Tick:
-        arrived = self._connected_stream().await_tick(lambda a: a.number > number, timeout_s)
+    def _first_tick(self, number: int) -> Tick:
+        """The tick with which an episode begins, or the first one after it that was not lost."""
+        arrived = self._connected_stream().take_first(number, RESET_TIMEOUT_S)
         if arrived is None:
-            raise TransportError(f"the bridge at {self.address} sent no observation within {timeout_s:g} s.")
+            raise self._sent_nothing(RESET_TIMEOUT_S)
         return self._taken(arrived)
+
+    def _tick_above(self, number: int, timeout_s: float) -> Tick:
+        stream = self._connected_stream()
+        arrived = stream.await_tick(lambda a: a.number > number, timeout_s)
+        if arrived is None:
+            raise self._sent_nothing(timeout_s)
+        stream.forget(arrived.number)
+        return self._taken(arrived)
+
+    def _sent_nothing(self, timeout_s: float) -> TransportError:
+        return TransportError(f"the bridge at {self.address} sent no observation within {timeout_s:g} s.")
 
     def _taken(self, arrived: Arrived) -> Tick:
         observation = arrived.tick.result.observation
@@ -325,6 +360,7 @@ class Arrived:
         returned_ns: when it was sent, on the bridge's clock.
         at_ns: when it came, on ours.
         clocks: the newest exchange of stamps until then, if any: `watch` is its way there, a tick its way back.
+        num_bytes: of the frames that came with it; those of before are shared.
     """
 
     number: int
@@ -333,16 +369,19 @@ class Arrived:
     returned_ns: int
     at_ns: int
     clocks: ClockSample | None = None
+    num_bytes: int = 0
 
 
 class _Stream:
-    """Receives ticks in a thread of its own, which alone touches the socket."""
+    """Receives ticks in a thread of its own, which alone touches the socket, and keeps them until they are taken."""
 
     def __init__(self, address: str, security: ClientSecurity | None, session: str, clock: Clock) -> None:
         self._session = session
         self._clock = clock
         self._changed = threading.Condition()
         self._newest: Arrived | None = None
+        self._untaken: deque[Arrived] = deque()
+        self._untaken_bytes = 0
         self._frames = NewestFrames()
         self._failure: VlaError | None = None
         self._stop = threading.Event()
@@ -357,6 +396,54 @@ class _Stream:
             if self._failure is not None:
                 raise self._failure
             return self._newest if self._newest is not None and wanted(self._newest) else None
+
+    def take(self, wanted: Callable[[Arrived], bool], timeout_s: float) -> list[Arrived]:
+        """All wanted ticks that were not taken yet, oldest first; the others are dropped.
+
+        Raises what ended the stream, once all that came before is taken.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._failure or any(map(wanted, self._untaken)), timeout_s)
+            taken = [arrived for arrived in self._untaken if wanted(arrived)]
+            self._untaken.clear()
+            self._untaken_bytes = 0
+            if self._failure is not None and not taken:
+                raise self._failure
+            return taken
+
+    def take_first(self, number: int, timeout_s: float) -> Arrived | None:
+        """The oldest tick from this number on; those before it are dropped. Raises what ended the stream."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._failure or (self._untaken and self._untaken[-1].number >= number), timeout_s
+            )
+            self._drop_until(number - 1)
+            if self._untaken:
+                return self._pop()
+            if self._failure is not None:
+                raise self._failure
+            return None
+
+    def forget(self, number: int) -> None:
+        """Drop what was not taken up to this number."""
+        with self._changed:
+            self._drop_until(number)
+
+    def _drop_until(self, number: int) -> None:
+        while self._untaken and self._untaken[0].number <= number:
+            self._pop()
+
+    def _pop(self) -> Arrived:
+        arrived = self._untaken.popleft()
+        self._untaken_bytes -= arrived.num_bytes
+        return arrived
+
+    def _keep(self, arrived: Arrived) -> None:
+        """Bounded: the oldest ticks give way, and whoever takes the others sees by their numbers that some are gone."""
+        self._untaken.append(arrived)
+        self._untaken_bytes += arrived.num_bytes
+        while self._untaken_bytes > BACKLOG_BYTES and len(self._untaken) > 1:
+            self._pop()
 
     def close(self) -> None:
         self._stop.set()
@@ -393,6 +480,7 @@ class _Stream:
         if self._newest is not None and number <= self._newest.number:
             return
         episode, tick = fields.integer("episode"), unpack_tick(packed)
+        num_bytes = NUMBERS_BYTES + sum(image.nbytes for image in tick.result.observation.images.values())
         observation = self._frames.complete(episode, tick.result.observation)
         if observation is None:
             return  # a camera's first frame was lost; what is not acknowledged comes again, whole
@@ -402,7 +490,8 @@ class _Stream:
         if "heard" in fields.names():
             heard = fields.table("heard")
             clocks = ClockSample(heard.integer("sent_ns"), heard.integer("received_ns"), returned_ns, at_ns)
-        arrived = Arrived(number, episode, tick, returned_ns, at_ns, clocks)
+        arrived = Arrived(number, episode, tick, returned_ns, at_ns, clocks, num_bytes)
         with self._changed:
             self._newest = arrived
+            self._keep(arrived)
             self._changed.notify_all()
