@@ -6,6 +6,7 @@ import json
 import shutil
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
+from vla_robot.record import bounds, lerobot_video
 from vla_robot.record.bounds import MAX_STEPS
 from vla_robot.record.demonstration import Demonstration
 from vla_robot.record.hdf5 import open_hdf5
 from vla_robot.record.lerobot_format import LeRobotWriter
+from vla_robot.record.lerobot_layout import read_table
 from vla_robot.record.lerobot_source import open_lerobot
+from vla_robot.record.lerobot_video import VideoFrames
 
 MakeDemo = Callable[..., Demonstration]
 LARGE = 2**33
@@ -184,3 +188,155 @@ def add_columns(path: Path, prefix: str) -> None:
     for name, value in {"chunk_index": 0, "file_index": 0, "from_timestamp": 0.0, "to_timestamp": 0.3}.items():
         table = table.append_column(prefix + name, pa.array([value] * len(table)))
     pq.write_table(table, path)
+
+
+def change_info(root: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    path = root / "meta" / "info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda info: info.update(fps=0), "fps"),
+        (lambda info: info.update(fps=float("nan")), "fps"),
+        (lambda info: info.update(fps=10**400), "fps"),
+        (lambda info: info.update(features=[1]), "features"),
+        (lambda info: info["features"].update(action=None), "features, 'action'"),
+        (lambda info: info["features"]["action"].update(shape=["x"]), "features, 'action'"),
+        (lambda info: info["features"]["action"].update(shape=[2**40]), "features, 'action' .* more than"),
+        (lambda info: info["features"]["action"].update(shape=[1] * 9), "features, 'action'"),
+        (lambda info: info["features"]["action"].update(shape=[-1, -2]), "features, 'action'"),
+        (
+            lambda info: info["features"]["observation.images.front"].update(shape=[99999, 99999, 3]),
+            "front' .* more than",
+        ),
+        (lambda info: info.update(splits={"train": "-200000000:1"}), "splits"),
+        (lambda info: info.update(splits={"train": "5:1"}), "splits"),
+        (lambda info: info.update(splits={"train": "9" * 5000}), "splits"),
+        (lambda info: info.update(splits=5), "splits"),
+        (lambda info: info.update(codebase_version={}), "version"),
+    ],
+)
+def test_an_info_that_makes_no_sense_is_refused_with_file_and_field(
+    lerobot: Path, change: Callable[[dict[str, Any]], Any], words: str
+) -> None:
+    change_info(lerobot, change)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=rf"info\.json.*{words}"):
+        open_lerobot(lerobot)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("dtype", ["S1000000000", "O", "V9999999", "(1000000,)f4", "M8[s]", "2,3f4", "{", ""])
+def test_a_column_of_a_type_that_would_take_gigabytes_is_left_out(lerobot: Path, dtype: str) -> None:
+    change_info(lerobot, lambda info: info["features"]["action"].update(dtype=dtype))
+    assert "action" not in open_lerobot(lerobot).fields
+
+
+def rewrite_table(path: Path, change: Callable[[Any], Any], **options: Any) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(change(pq.read_table(path)), path, **options)
+
+
+def test_a_dictionary_that_repeats_one_large_value_is_refused_before_memory_is_taken(
+    lerobot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow as pa
+
+    limit = 2**27
+    monkeypatch.setattr(bounds, "MAX_COLUMN_BYTES", limit)
+    path = lerobot / "data" / "chunk-000" / "file-000.parquet"
+    large = pa.array(["x" * 1_000_000]).dictionary_encode()
+    rows = 4000  # 4 GB in 0.1 MB
+
+    def change(table: Any) -> Any:
+        texts = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), large.dictionary)
+        longer = table.take(pa.array(np.zeros(rows, np.int64)))
+        return longer.append_column("note", texts).replace_schema_metadata(None)
+
+    rewrite_table(path, change, dictionary_pagesize_limit=2**30, store_schema=False)
+    assert path.stat().st_size < 2e6
+    change_info(lerobot, lambda info: info["features"].update(note={"dtype": "string", "shape": [1], "names": None}))
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match=r"file-000\.parquet asks for \d+ bytes"):
+        open_lerobot(lerobot).episode(0, ["note"])
+    assert pa.default_memory_pool().max_memory() - before < 2 * limit
+
+
+def test_rows_of_nulls_as_wide_as_a_house_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_COLUMN_BYTES", 2**25)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "wide.parquet"
+    wide = pa.list_(pa.float64(), 100_000)
+    schema = pa.schema([pa.field("wide", wide)])
+    with pq.ParquetWriter(path, schema) as writer:
+        for _ in range(3):
+            writer.write_table(pa.table({"wide": pa.nulls(100, wide)}, schema=schema))
+    with pytest.raises(DataError, match=r"wide\.parquet (asks for|is damaged)"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("length", [-1, 2**40, None, 1.5])
+def test_an_episode_of_impossible_length_is_refused(lerobot: Path, length: Any) -> None:
+    import pyarrow as pa
+
+    path = lerobot / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    rewrite_table(path, lambda t: t.set_column(t.column_names.index("length"), "length", pa.array([length])))
+    with pytest.raises(DataError, match=r"file-000\.parquet: length of an episode is"):
+        open_lerobot(lerobot)
+
+
+def test_a_playlist_in_place_of_a_video_is_not_opened(lerobot: Path, secret: Path) -> None:
+    film = lerobot / "film.mp4"
+    film.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nfile://{secret}\n#EXT-X-ENDLIST\n")
+    frames = VideoFrames(film, (0.0,), float("inf"), 0.1, "here", shape=(24, 32, 3))
+    with pytest.raises(DataError, match="is neither MP4 nor Matroska"):
+        frames.decode(0)
+
+
+def film_of(path: Path, count: int, width: int, height: int) -> Path:
+    """A video with one key frame; MPEG-4, which every FFmpeg has."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=10, options={"g": "600"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for _ in range(count):
+            picture = av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_a_video_larger_than_declared_is_refused(tmp_path: Path) -> None:
+    film = film_of(tmp_path / "film.mp4", 2, 1600, 1200)
+    frames = VideoFrames(film, (0.0, 0.1), float("inf"), 0.1, "here", shape=(24, 32, 3))
+    with pytest.raises(DataError, match="1600 x 1200 pixels, and the dataset declares 24 x 32 x 3"):
+        frames.decode(0)
+    assert replace(frames, shape=(1200, 1600, 3)).decode(1).shape == (1200, 1600, 3)
+
+
+def test_a_video_whose_frames_would_all_be_held_at_once_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = film_of(tmp_path / "film.mp4", 100, 64, 48)
+    frames = VideoFrames(film, tuple((np.arange(100) / 10).tolist()), float("inf"), 0.1, "here", shape=(48, 64, 3))
+    assert frames.decode(99).shape == (48, 64, 3)
+    monkeypatch.setattr(lerobot_video, "MAX_COLUMN_BYTES", 80 * 48 * 64 * 3)
+    lerobot_video._decode_block.cache_clear()
+    with pytest.raises(DataError, match="more than 80 frames of 64 x 48 pixels from one key frame"):
+        frames.decode(99)
+
+
+def test_large_frames_are_decoded_few_at_a_time() -> None:
+    frames = VideoFrames(Path("film.mp4"), (), 0.0, 0.1, "", shape=(2160, 3840, 3))
+    assert frames.block * 2160 * 3840 * 3 <= lerobot_video.BLOCK_BYTES
+    assert replace(frames, shape=(480, 640, 3)).block == lerobot_video.BLOCK
+    assert replace(frames, shape=(99999, 99999, 3)).block == 1

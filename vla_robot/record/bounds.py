@@ -7,7 +7,8 @@ are compared with what is declared and with a limit before memory is taken for t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from vla_robot.core.untrusted import shortened
 
 if TYPE_CHECKING:
     import h5py
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 MAX_PIXELS = 2**24
 """Of one frame: 16.8 million, two frames of 4K video."""
@@ -30,6 +33,10 @@ MAX_STEPS = 2**20
 """In one episode: 29 hours at 10 Hz."""
 MAX_EPISODES = 2**20
 """In one dataset or file that lists them one by one."""
+BATCH_ROWS = 2**16
+"""Of a Parquet file that are decoded together, at most."""
+MAX_ROWS = 2**26
+"""Of one read of a Parquet file: 77 days at 10 Hz."""
 
 MAX_HDF5_RATIO = 1100
 """Between the values of an HDF5 dataset and what the file stores of them. Deflate reaches 1032 at most."""
@@ -65,6 +72,61 @@ def require_pixels(width: int, height: int, declared: tuple[int | None, ...], wh
     if width * height > most:
         shape = f", and the dataset declares {' x '.join(map(str, declared))}" if known else ""
         raise DataError(f"{where}: the frame has {width} x {height} pixels{shape}; at most {most} are decoded.")
+
+
+def read_parquet(file: pq.ParquetFile, columns: Sequence[str] | None, groups: Sequence[int], path: Path) -> pa.Table:
+    """Row groups of a Parquet file.
+
+    What rows take in memory is not what they take in the file: a dictionary stores a value once for any number of rows,
+    and a row that is null takes the whole width of a list of fixed size. They are decoded so few at a time that none of
+    this matters before the sum is known.
+
+    Args:
+        file: opened.
+        columns: which; None reads all.
+        groups: numbers of row groups.
+        path: of the file, for the error message.
+
+    Raises:
+        DataError: they are more than MAX_ROWS, or take more than MAX_COLUMN_BYTES.
+    """
+    import pyarrow as pa
+
+    schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(name) for name in columns])
+    metas = [file.metadata.row_group(group) for group in groups]
+    rows = sum(meta.num_rows for meta in metas)
+    if not 0 <= rows <= MAX_ROWS:
+        raise DataError(f"{path} has {rows} rows; at most {MAX_ROWS} are read at once.")
+    wanted = set(schema.names)
+    stored = [meta.column(i) for meta in metas for i in range(meta.num_columns)]
+    sizes = [column.total_uncompressed_size for column in stored if _is_of(column.path_in_schema, wanted)]
+    widest = max([*sizes, sum(_row_bytes(field.type) for field in schema), 1])
+    at_once = max(min(MAX_COLUMN_BYTES // 8 // widest, BATCH_ROWS), 1)
+    batches: list[pa.RecordBatch] = []
+    size = 0
+    for batch in file.iter_batches(at_once, list(groups), None if columns is None else list(columns)):
+        size += batch.nbytes
+        require_bytes(size, MAX_COLUMN_BYTES, path)
+        batches.append(batch)
+    return pa.Table.from_batches(batches, schema if not batches else batches[0].schema)
+
+
+def _is_of(leaf: str, columns: set[str]) -> bool:
+    """A leaf is called COLUMN.PART; names of columns have dots themselves, as LeRobot's do."""
+    return any(leaf == column or leaf.startswith(column + ".") for column in columns)
+
+
+def _row_bytes(kind: Any) -> int:
+    """What a row takes at least, also when it is null."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    if pa.types.is_fixed_size_list(kind):
+        return kind.list_size * _row_bytes(kind.value_type)
+    if pa.types.is_struct(kind):
+        return sum(_row_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return max(kind.bit_width // 8, 1) if pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) else 16
 
 
 def hdf5_find(group: Any, place: str, links: int = MAX_LINKS) -> Any:

@@ -36,15 +36,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.durable import write_whole
-from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.embodiment import MAX_RATE_HZ, MIN_RATE_HZ, Embodiment
 from vla_robot.core.errors import ContractError, DataError
-from vla_robot.core.untrusted import expand_template, parse_json, read_file, require_inside, require_links_inside
+from vla_robot.core.untrusted import (
+    MALFORMED,
+    expand_template,
+    malformed,
+    parse_json,
+    read_file,
+    require_inside,
+    require_links_inside,
+    shortened,
+)
+from vla_robot.core.untrusted import read_json as read_any_json
+from vla_robot.record.bounds import MAX_EPISODES, MAX_PIXELS, MAX_STEPS, MAX_VALUE_BYTES, read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
 FILES_PER_CHUNK = 1000
+MAX_FILES = 10**6
+MAX_DIMENSIONS = 8
 MAX_LINES_BYTES = 2**28
 """Of a file with a line for each episode: more than a million of them."""
 
@@ -142,13 +155,11 @@ def file_number(row: Mapping[str, Any], folder: str) -> int:
 
 
 def read_json(path: Path) -> Any:
-    """Raises DataError when the file is missing or no JSON."""
+    """Raises DataError when the file is missing, too large or no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_any_json(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}. Is it the folder of a LeRobot dataset?") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: {error}.") from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -164,7 +175,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         DataError: it is missing, damaged, or lacks a column.
     """
     with _opened(path, columns) as file:
-        return file.read(columns=columns)
+        return read_parquet(file, columns, range(file.num_row_groups), path)
 
 
 def read_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> tuple[pa.Table, int]:
@@ -181,7 +192,7 @@ def read_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> tupl
                 first = first if groups else seen
                 groups.append(group)
             seen += count
-        return file.read_row_groups(groups, columns=list(columns)), first
+        return read_parquet(file, columns, groups, path), first
 
 
 @contextlib.contextmanager
@@ -190,6 +201,8 @@ def _opened(path: Path, columns: Sequence[str] | None) -> Iterator[pq.ParquetFil
     import pyarrow.parquet as pq
 
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path} is no regular file.")
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             missing = [column for column in columns or () if column not in names]
@@ -198,8 +211,8 @@ def _opened(path: Path, columns: Sequence[str] | None) -> Iterator[pq.ParquetFil
             yield file
     except FileNotFoundError as error:
         raise DataError(f"{path} is missing, although the dataset needs it.") from error
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged: {error}.") from error
+    except (pa.ArrowException, OSError, *MALFORMED) as error:
+        raise DataError(f"{path} is damaged: {shortened(error)}.") from error
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -253,6 +266,8 @@ def read_info(root: Path) -> dict[str, Any]:
     """
     info = read_json(root / INFO)
     require_links_inside(root)
+    if not isinstance(info, dict):
+        raise DataError(f"{root / INFO} is no JSON object.")
     version = str(info.get("codebase_version", "none"))
     if not version.startswith(("v2.", "v3.")):
         raise DataError(
@@ -262,7 +277,24 @@ def read_info(root: Path) -> dict[str, Any]:
     for key in ("fps", "features"):
         if key not in info:
             raise DataError(f"{root / INFO} has no field '{key}'.")
+    with malformed(f"{root / INFO}, fps"):
+        if not MIN_RATE_HZ <= float(info["fps"]) <= MAX_RATE_HZ:
+            raise ValueError(f"{info['fps']} is outside {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g}")
+    with malformed(f"{root / INFO}, features"):
+        for name, feature in info["features"].items():
+            _require_feature(feature, f"{root / INFO}, features, '{shortened(name)}'")
     return info
+
+
+def _require_feature(feature: Mapping[str, Any], where: str) -> None:
+    """Raise DataError unless a column says a type and a shape that a value of one step can have."""
+    with malformed(where):
+        dtype, shape = feature["dtype"], [int(size) for size in feature["shape"]]
+        if not isinstance(dtype, str) or len(shape) > MAX_DIMENSIONS or not all(size >= 0 for size in shape):
+            raise ValueError(f"dtype {shortened(dtype)!r}, shape {shortened(shape)}")
+        most = 3 * MAX_PIXELS if dtype in ("image", "video") else MAX_VALUE_BYTES
+        if math.prod(shape) > most:
+            raise ValueError(f"shape {shortened(shape)} has more than {most} values")
 
 
 def is_version_2(info: Mapping[str, Any]) -> bool:
@@ -278,13 +310,15 @@ def read_tasks(root: Path, info: Mapping[str, Any]) -> dict[int, str]:
     """
     if is_version_2(info):
         rows = _read_lines(root / TASKS_V2, ("task_index", "task"))
-        return {int(row["task_index"]): str(row["task"]) for row in rows}
+        with malformed(root / TASKS_V2):
+            return {int(row["task_index"]): str(row["task"]) for row in rows}
     table = read_table(root / TASKS)
     texts = next((name for name in ("task", _pandas_index(table)) if name in table.column_names), None)
     if TASK_INDEX not in table.column_names or texts is None:
         raise DataError(f"{root / TASKS} has no column task_index or no column of tasks: {table.column_names}.")
-    pairs = zip(table[TASK_INDEX].to_pylist(), table[texts].to_pylist(), strict=True)
-    return {int(index): str(text) for index, text in pairs if index is not None}
+    with malformed(root / TASKS):
+        pairs = zip(table[TASK_INDEX].to_pylist(), table[texts].to_pylist(), strict=True)
+        return {int(index): str(text) for index, text in pairs if index is not None}
 
 
 def write_tasks(root: Path, tasks: Sequence[str]) -> None:
@@ -302,11 +336,33 @@ def read_episode_rows(root: Path, columns: Sequence[str] | None = None) -> list[
     Raises:
         DataError: a file is damaged, or episodes are missing.
     """
-    paths = sorted((root / EPISODES).glob("*/*.parquet"))
-    rows = [row for path in paths for row in read_table(path, columns).to_pylist()]
+    rows: list[dict[str, Any]] = []
+    for path in sorted((root / EPISODES).glob("*/*.parquet")):
+        table = read_table(path, columns)
+        if len(rows) + len(table) > MAX_EPISODES:
+            raise DataError(f"{path}: the dataset has more than {MAX_EPISODES} episodes.")
+        with malformed(path):
+            rows += [_checked(row, path) for row in table.to_pylist()]
     if [row["episode_index"] for row in rows] != list(range(len(rows))):
         raise DataError(f"{root / EPISODES} does not list the episodes 0, 1, 2, ... in order; a file is missing there.")
     return rows
+
+
+_COUNTS: Mapping[str, int] = {
+    "length": MAX_STEPS,
+    "dataset_from_index": 2**53,
+    "data/chunk_index": MAX_FILES,
+    "data/file_index": MAX_FILES,
+}
+"""Columns of meta/episodes that count, and the largest number that each may have."""
+
+
+def _checked(row: dict[str, Any], path: Path) -> dict[str, Any]:
+    for name, most in _COUNTS.items():
+        value = row.get(name, 0)
+        if type(value) is not int or not 0 <= value <= most:
+            raise DataError(f"{path}: {name} of an episode is {shortened(value)}, expected a number from 0 to {most}.")
+    return row
 
 
 def read_places(root: Path, info: Mapping[str, Any]) -> list[EpisodePlace]:
@@ -315,9 +371,12 @@ def read_places(root: Path, info: Mapping[str, Any]) -> list[EpisodePlace]:
     Raises:
         DataError: a file is damaged, or episodes are missing.
     """
-    videos = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
-    if is_version_2(info):
-        return _places_v2(root, info, videos)
+    with malformed(root / EPISODES):
+        videos = [name for name, feature in info["features"].items() if feature["dtype"] == "video"]
+        return _places_v2(root, info, videos) if is_version_2(info) else _places_v3(root, info, videos)
+
+
+def _places_v3(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> list[EpisodePlace]:
     rows = read_episode_rows(
         root, [*_PLACE_COLUMNS, *(f"videos/{name}/{key}" for name in videos for key in _VIDEO_KEYS)]
     )
@@ -369,16 +428,23 @@ def _after(starts: Sequence[float], start_s: float) -> float:
 
 def _pandas_index(table: pa.Table) -> str:
     """The column that pandas takes as the table's index: lerobot looks tasks up there, whatever it is called."""
-    notes = json.loads((table.schema.metadata or {}).get(b"pandas", b"{}"))
-    index = (notes.get("index_columns") or [""])[0]
-    return index if isinstance(index, str) else ""
+    with malformed("the notes of pandas in a table of tasks"):
+        notes = parse_json(
+            (table.schema.metadata or {}).get(b"pandas", b"{}"), "the notes of pandas in a table of tasks"
+        )
+        index = (notes.get("index_columns") or [""])[0]
+        return index if isinstance(index, str) else ""
 
 
 def _places_v2(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> list[EpisodePlace]:
     rows = sorted(_read_lines(root / EPISODES_V2, ("episode_index", "length")), key=lambda row: row["episode_index"])
     if [row["episode_index"] for row in rows] != list(range(len(rows))):
         raise DataError(f"{root / EPISODES_V2} does not list the episodes 0, 1, 2, ...; a line is missing there.")
-    per_chunk = int(info.get("chunks_size") or FILES_PER_CHUNK)
+    if len(rows) > MAX_EPISODES:
+        raise DataError(f"{root / EPISODES_V2} lists more than {MAX_EPISODES} episodes.")
+    for row in rows:
+        _checked(row, root / EPISODES_V2)
+    per_chunk = max(int(info.get("chunks_size") or FILES_PER_CHUNK), 1)
     for name in videos:
         require_inside(root, f"videos/{name}", f"{root / INFO}, features")
     places: list[EpisodePlace] = []
@@ -462,9 +528,8 @@ def read_recording(root: Path) -> list[dict[str, Any]]:
     path = root / RECORDING
     if not path.is_file():
         return []
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        by_episode = {int(entry["episode"]): entry for entry in map(json.loads, whole)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} holds a line that is no record of an episode: {error}.") from error
+    with malformed(f"{path}, a line,"):
+        text = read_file(path, MAX_LINES_BYTES).decode()
+        whole = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        by_episode = {int(entry["episode"]): entry for entry in (parse_json(line, path) for line in whole)}
     return [by_episode[episode] for episode in sorted(by_episode)]

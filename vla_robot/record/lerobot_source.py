@@ -12,7 +12,6 @@ text nor frames are left out and named in `left_out`.
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -24,8 +23,11 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
+from vla_robot.core.untrusted import malformed, parse_json, read_file, shortened
 from vla_robot.record.lerobot_layout import (
     COUNTERS,
+    INFO,
+    MAX_LINES_BYTES,
     TASK_INDEX,
     TIMESTAMP,
     EpisodePlace,
@@ -81,16 +83,22 @@ class LeRobotSource:
         self._places = read_places(root, self._info)
         if not self._places:
             raise DataError(f"{root} holds no finished episode.")
-        self._splits = _splits(self._info, len(self._places))
+        with malformed(f"{root / INFO}, splits"):
+            self._splits = _splits(self._info, len(self._places))
         chosen = episodes_of(split, self._splits, str(root))
         self._numbers = [number for index, number in enumerate(chosen) if index not in damaged]
         self._tasks = read_tasks(root, self._info)
+        with malformed(f"{root / INFO}, features"):
+            self._describe()
+        self._lengths = np.array([self._places[number].length for number in self._numbers], dtype=np.int64)
+
+    def _describe(self) -> None:
+        """What is read of each step, and what is left out."""
         features = {name: f for name, f in self._info["features"].items() if _is_carried(name)}
         self._left_out = {_field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
         self._columns = {_field_name(name): name for name in features if _field_name(name) not in self._left_out}
         self._fields = {n: _field(n, features[column]) for n, column in self._columns.items()}
         self._fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
-        self._lengths = np.array([self._places[number].length for number in self._numbers], dtype=np.int64)
 
     def __reduce__(self) -> tuple[Callable[[], LeRobotSource], tuple[()]]:
         return functools.partial(LeRobotSource, self._root, self._split, self._damaged), ()
@@ -174,7 +182,10 @@ class LeRobotSource:
         where = f"{self._root}, episode {number}"
         stored = [self._columns[name] for name in names if name != INSTRUCTION and not self._is_video(name)]
         table = self._table(self._places[number], [*stored, TASK_INDEX, TIMESTAMP])
-        steps = {name: self._column(name, table, number, where) for name in names}
+        steps: dict[str, Column] = {}
+        for name in names:
+            with malformed(f"{where}: field '{name}'"):
+                steps[name] = self._column(name, table, number, where)
         return Episode(index, self._metadata().get(number, {}), steps, int(self._lengths[index]), where)
 
     def encoded(self, index: int, field: str, step: int) -> bytes:
@@ -232,6 +243,7 @@ class LeRobotSource:
             period_s=1 / float(self._info["fps"]),
             where=f"{where}: field '{name}'",
             depth=depth_code(feature) if is_depth(name, feature) else None,
+            shape=self._fields[name].shape,
         )
 
     def _metadata(self) -> dict[int, dict[str, Any]]:
@@ -260,7 +272,10 @@ def _splits(info: Mapping[str, Any], count: int) -> dict[str, list[int]]:
     splits: dict[str, list[int]] = {}
     for name, text in (info.get("splits") or {"train": f"0:{count}"}).items():
         first, _, last = str(text).partition(":")
-        splits[name] = list(range(int(first), min(int(last), count)))
+        start, stop = int(first), int(last)
+        if not 0 <= start <= stop:
+            raise ValueError(f"'{name}' is {shortened(text)}, expected START:STOP")
+        splits[name] = list(range(min(start, count), min(stop, count)))
     return splits
 
 
@@ -284,7 +299,7 @@ def _why_not(name: str, feature: Mapping[str, Any]) -> str:
         return "a language annotation"
     try:
         is_number = np.dtype(dtype).kind in "biuf"
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # numpy reads "2,3f4" and the like with a parser of its own
         is_number = False
     return "" if is_number else f"a column of type '{dtype}'"
 
@@ -321,8 +336,6 @@ def _read_rows(path: Path, columns: tuple[str, ...], start: int, stop: int, chan
 
 @functools.lru_cache(maxsize=4)
 def _read_metadata(path: Path, changed_ns: int) -> dict[int, dict[str, Any]]:
-    try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return {int(line["episode"]): line["metadata"] for line in lines}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} holds a line that is no metadata of an episode: {error}.") from error
+    with malformed(f"{path}, a line,"):
+        lines = [parse_json(line, path) for line in read_file(path, MAX_LINES_BYTES).splitlines()]
+        return {int(line["episode"]): dict(line["metadata"]) for line in lines}

@@ -26,13 +26,16 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
+from vla_robot.core.untrusted import MALFORMED
 from vla_robot.record import png
-from vla_robot.record.bounds import require_pixels
+from vla_robot.record.bounds import MAX_COLUMN_BYTES, require_pixels
 
 _LOG = logging.getLogger(__name__)
 
 BLOCK = 64
 """Frames of a video that are decoded together: 59 MB at 480 x 640."""
+BLOCK_BYTES = 2**27
+MP4_MAGIC, MATROSKA_MAGIC = b"ftyp", b"\x1a\x45\xdf\xa3"
 HALF, ONE_AND_A_HALF = 0.5, 1.5
 DEPTH_BITS = 12
 METRES_PER = {"m": 1.0, "mm": 1e-3}
@@ -69,6 +72,7 @@ class VideoFrames:
         period_s: of a step.
         where: dataset, episode and field, for error messages.
         depth: how depth is coded; None for colour.
+        shape: (H, W, C) as the dataset declares.
     """
 
     path: Path
@@ -77,6 +81,7 @@ class VideoFrames:
     period_s: float
     where: str
     depth: DepthCode | None = None
+    shape: tuple[int | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.timestamps)
@@ -85,7 +90,7 @@ class VideoFrames:
         return png.encode(self.decode(step))
 
     def decode(self, step: int) -> NDArray[Any]:
-        block, place = divmod(range(len(self))[step], BLOCK)
+        block, place = divmod(range(len(self))[step], self.block)
         return _decode_block(self, block)[place]
 
     def check(self) -> None:
@@ -96,6 +101,12 @@ class VideoFrames:
         nearest = np.minimum(np.abs(times[after - 1] - wanted), np.abs(times[after % len(times)] - wanted))
         if (nearest >= HALF * self.period_s).any():
             _repeat_last_frame(self, wanted, 0)
+
+    @property
+    def block(self) -> int:
+        """Frames that are decoded together: fewer of large ones, so that a block takes at most BLOCK_BYTES."""
+        height, width = (self.shape[0] or 1, self.shape[1] or 1) if len(self.shape) == 3 else (1, 1)
+        return max(min(BLOCK, BLOCK_BYTES // (3 * height * width)), 1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,7 @@ class DepthImages:
             image = PIL.Image.open(io.BytesIO(self.files[step]), formats=("TIFF", "PNG"))
             require_pixels(image.width, image.height, self.shape, where)
             values = np.asarray(image, dtype=np.float32)
-        except (OSError, ValueError, SyntaxError) as error:  # pillow raises SyntaxError for some broken chunks
+        except (OSError, SyntaxError, PIL.Image.DecompressionBombError, *MALFORMED) as error:
             raise DataError(f"{where}: the depth image is damaged: {error}.") from error
         if values.ndim != 2:
             raise DataError(f"{where}: the depth image has {values.shape[2:]} channels instead of 1.")
@@ -192,8 +203,8 @@ def _decode_block(frames: VideoFrames, block: int) -> NDArray[Any]:
     """
     require("lerobot", "data", f"decoding {frames.path}")
     _require_file(frames)
-    first = block * BLOCK
-    wanted = [_inside(t, frames) for t in frames.timestamps[first : first + BLOCK]]
+    first = block * frames.block
+    wanted = [_inside(t, frames) for t in frames.timestamps[first : first + frames.block]]
     decoded = _decode(frames, wanted)
     if decoded is None:
         decoded = _decode(frames, _repeat_last_frame(frames, wanted, first))
@@ -203,8 +214,18 @@ def _decode_block(frames: VideoFrames, block: int) -> NDArray[Any]:
 
 
 def _require_file(frames: VideoFrames) -> None:
+    """Raise DataError for a video that is missing, or that FFmpeg would take for a playlist.
+
+    A playlist names other files and addresses, and FFmpeg opens them.
+    """
     if not frames.path.is_file():
         raise DataError(f"{frames.where}: the video {frames.path} is missing.")
+    with frames.path.open("rb") as file:
+        start = file.read(12)
+    if start[4:8] != MP4_MAGIC and not start.startswith(MATROSKA_MAGIC):
+        raise DataError(
+            f"{frames.where}: the video {frames.path} is neither MP4 nor Matroska: it begins with {start!r}."
+        )
 
 
 def _inside(time_s: float, frames: VideoFrames) -> float:
@@ -232,13 +253,13 @@ def _decode(frames: VideoFrames, wanted: list[float]) -> NDArray[Any] | None:
     code, tolerance_s = frames.depth, HALF * frames.period_s
     is_coded = code is not None
     try:
-        _require_depth_bits(frames)
+        _require_decodable(frames, wanted)
         tensor = decode_video_frames(
             frames.path, wanted, tolerance_s, video_decoder(), return_uint8=True, is_depth=is_coded
         )
     except (FrameTimestampError, IndexError):  # torchcodec has no frame of that index
         return None
-    except (RuntimeError, ValueError, OSError, AssertionError, FFmpegError) as error:
+    except (RuntimeError, OSError, FFmpegError, *MALFORMED) as error:
         raise DataError(f"{frames.where}: the video {frames.path} cannot be decoded: {error}.") from error
     pixels = tensor.numpy()
     if code is None:
@@ -248,17 +269,35 @@ def _decode(frames: VideoFrames, wanted: list[float]) -> NDArray[Any] | None:
     return np.ascontiguousarray(np.asarray(metres).transpose(0, 2, 3, 1))
 
 
-def _require_depth_bits(frames: VideoFrames) -> None:
-    """Raise DataError when a depth video has not the 12 bits that its codes need."""
-    if frames.depth is None:
-        return
+def _require_decodable(frames: VideoFrames, wanted: Sequence[float]) -> None:
+    """Look at a video's header and packets before memory is taken for its frames.
+
+    Raises:
+        DataError: its frames are larger than declared or allowed; a depth video has not the 12 bits that its codes
+            need; or so many frames lie between the key frame before the wanted ones and the last of them, all of which
+            the decoder holds at once, that they take more than MAX_COLUMN_BYTES.
+    """
     import av
 
-    container = av.open(str(frames.path))
-    pixels = container.streams.video[0].pix_fmt or "unknown pixels"
-    container.close()
-    if f"{DEPTH_BITS}le" not in pixels:
-        raise DataError(f"{frames.where}: the depth video {frames.path} holds {pixels}, not {DEPTH_BITS} bits.")
+    with av.open(str(frames.path)) as container:
+        stream = container.streams.video[0]
+        pixels = stream.pix_fmt or "unknown pixels"
+        if frames.depth is not None and f"{DEPTH_BITS}le" not in pixels:
+            raise DataError(f"{frames.where}: the depth video {frames.path} holds {pixels}, not {DEPTH_BITS} bits.")
+        require_pixels(stream.width, stream.height, frames.shape, f"{frames.where}: the video {frames.path}")
+        period_s = float(stream.time_base or 0)
+        if not period_s > 0:
+            raise DataError(f"{frames.where}: the video {frames.path} does not say what its times mean.")
+        most = MAX_COLUMN_BYTES // max(3 * stream.width * stream.height, 1)
+        container.seek(round(min(wanted) / period_s) - 1, stream=stream)
+        for count, packet in enumerate(container.demux(stream)):
+            if packet.dts is not None and packet.dts * period_s > max(wanted):
+                return
+            if count > most:
+                raise DataError(
+                    f"{frames.where}: the video {frames.path} has more than {most} frames of {stream.width} x "
+                    f"{stream.height} pixels from one key frame to a step. Encode it again with more key frames."
+                )
 
 
 def _repeat_last_frame(frames: VideoFrames, wanted: list[float], first: int) -> list[float]:
@@ -291,7 +330,7 @@ def _frame_times(frames: VideoFrames) -> NDArray[np.float64]:
 
     try:
         times = _packet_times(frames.path, frames.path.stat().st_mtime_ns)
-    except (RuntimeError, ValueError, OSError, IndexError, FFmpegError) as error:
+    except (RuntimeError, OSError, FFmpegError, *MALFORMED) as error:
         raise DataError(f"{frames.where}: the video {frames.path} cannot be read: {error}.") from error
     if not len(times):
         raise DataError(f"{frames.where}: the video {frames.path} has no frame.")
