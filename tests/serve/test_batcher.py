@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
 from vla_robot.core.errors import ContractError, OverdueError, PolicyError, SupersededError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.batcher import Answer, Batcher, Line, Request
+from vla_robot.serve.policy_server import answering
 
 WAIT_NS = 5 * NS_PER_MS
 
@@ -169,6 +171,55 @@ def test_a_bug_of_the_policy_is_an_error_of_its_clients_and_not_the_end() -> Non
     batcher.submit(Request("a", observation(), told.append))
     batcher.work()
     assert isinstance(told[0], PolicyError) and "ZeroDivisionError" in str(told[0]) and "line" in str(told[0])
+
+
+class PanicException(BaseException):
+    """As pyo3's: a panic of a library in Rust is no Exception."""
+
+
+@pytest.mark.parametrize("thrown", [PanicException("index out of bounds"), SystemExit(1), GeneratorExit()])
+def test_a_panic_of_a_library_is_an_error_of_its_client_and_the_thread_stays(thrown: BaseException) -> None:
+    def act(observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
+        if any(o.instruction == "panic" for o in observations):
+            raise thrown
+        return [ActionChunk(np.zeros((1, 2)), o.stamp_ns, o.step) for o in observations]
+
+    batcher = Batcher(act, Line(4, 0))
+    thread = answering(batcher)
+    with pytest.raises(PolicyError, match=type(thrown).__name__):
+        batcher.ask(replace(observation(1.0), instruction="panic"))
+    assert thread.is_alive()
+    assert batcher.ask(observation(2.0)).actions.shape == (1, 2)
+    batcher.close()
+    thread.join()
+
+
+def test_an_answer_that_cannot_be_handed_over_ends_no_thread() -> None:
+    def gone(_: Answer) -> None:
+        raise RuntimeError("the connection was torn down")
+
+    batcher = Batcher(lambda seen, _: [ActionChunk(np.zeros((1, 2)), o.stamp_ns, o.step) for o in seen], Line(4, 0))
+    thread = answering(batcher)
+    batcher.submit(Request("gone", observation(1.0), gone))
+    assert batcher.ask(observation(2.0)).actions.shape == (1, 2)
+    batcher.close()
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("large", "says"),
+    [
+        ({"instruction": "x" * 8_000_000}, "the instruction has 8000000 characters, allowed are 2000"),
+        ({"images": {"front": np.zeros((5000, 5000, 3), np.uint8)}}, "25000000 pixels together"),
+    ],
+)
+def test_what_would_hold_the_model_for_everyone_is_refused_before_it_waits(large: dict[str, Any], says: str) -> None:
+    line = Line(4, 0)
+    batcher = Batcher(lambda seen, _: pytest.fail("it reached the model"), line)
+    answers: list[Answer] = []
+    batcher.submit(Request("a", replace(observation(1.0), **large), answers.append))
+    assert len(line) == 0
+    assert isinstance(answers[0], ContractError) and says in str(answers[0])
 
 
 def test_a_policy_that_answers_too_few_answers_nobody() -> None:

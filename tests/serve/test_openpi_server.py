@@ -43,6 +43,17 @@ ARM = Embodiment(
     cameras=(CameraSpec("front", 4, 6), CameraSpec("wrist", 4, 6)),
     rate_hz=10.0,
 )
+JOINT_ARM = replace(
+    ARM, state=(*(Dim(f"joint_{k}", "rad", -3.0, 3.0) for k in range(7)), Dim("gripper", "1", 0.0, 1.0))
+)
+POSE_ARM = replace(
+    ARM,
+    state=(
+        *(Dim(name, "m", -1.0, 1.0) for name in ("x", "y", "z")),
+        *(Dim(name, "rad", -6.3, 6.3) for name in ("rx", "ry", "rz")),
+        Dim("gripper_width", "m", 0.0, 0.08),
+    ),
+)
 CAMERAS = ("front", "wrist")
 LIBERO = {
     "observation/image": IMAGE,
@@ -97,7 +108,7 @@ def serving() -> Iterator[Start]:
         def start(
             policy: Policy,
             cameras: Sequence[str] = CAMERAS,
-            embodiment: Embodiment | None = ARM,
+            embodiment: Embodiment | None = JOINT_ARM,
             words: Words | None = None,
         ) -> str:
             batcher = Batcher(policy, Line(8, 0))
@@ -158,7 +169,7 @@ def test_a_policy_with_one_camera_passes_the_wrist_over(serving: Start) -> None:
 
 
 def test_floats_from_0_to_1_are_pixels() -> None:
-    seen = ExampleWords(CAMERAS, ARM).read({**OURS, "front": IMAGE.astype(np.float32) / 255})
+    seen = ExampleWords(CAMERAS, JOINT_ARM).read({**OURS, "front": IMAGE.astype(np.float32) / 255})
     assert np.abs(seen.images["front"].astype(int) - IMAGE).max() <= 1
 
 
@@ -178,7 +189,37 @@ def test_floats_from_0_to_1_are_pixels() -> None:
 )
 def test_what_is_no_observation_is_refused(changes: Mapping[str, Any], says: str) -> None:
     with pytest.raises((TransportError, ContractError), match=says):
-        ExampleWords(CAMERAS, ARM).read({**LIBERO, **changes})
+        ExampleWords(CAMERAS, JOINT_ARM).read({**LIBERO, **changes})
+
+
+@pytest.mark.parametrize(
+    ("request_", "embodiment", "says"),
+    [
+        (
+            {**UR5, "joints": np.arange(6.0)},
+            POSE_ARM,
+            "sends 6 joints as 'joints', and the policy's state is x \\[m\\], y",
+        ),
+        (DROID, POSE_ARM, "sends 7 joints as 'observation/joint_position'"),
+        ({**UR5, "joints": np.arange(8.0)}, JOINT_ARM, "sends 8 joints as 'joints'"),
+        ({**UR5, "joints": np.arange(6.0), "gripper": np.zeros(2)}, JOINT_ARM, "sends a gripper as 'gripper'"),
+        (LIBERO, POSE_ARM, "sends 8 numbers"),
+        ({**OURS, "state": np.arange(6.0)}, POSE_ARM, "sends 6 numbers"),
+        (LIBERO, replace(ARM, state=()), "the policy's state is no numbers at all"),
+    ],
+)
+def test_numbers_that_mean_something_else_than_the_policys_state_are_refused(
+    request_: Mapping[str, Any], embodiment: Embodiment, says: str
+) -> None:
+    """Six joints and a gripper were taken for x, y, z, rx, ry, rz and the gripper's width."""
+    with pytest.raises(TransportError, match=says):
+        ExampleWords(CAMERAS, embodiment).read(request_)
+
+
+def test_the_policys_own_numbers_are_taken_under_a_name_that_does_not_say_what_they_are() -> None:
+    own = np.arange(7.0)
+    for request_ in ({**OURS, "state": own}, {**LIBERO, "observation/state": own}, {**ALOHA, "state": own}):
+        np.testing.assert_array_equal(ExampleWords(CAMERAS, POSE_ARM).read(request_).state, own)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +235,7 @@ def test_what_the_policy_needs_and_does_not_get_is_named(
     request_: Mapping[str, Any], cameras: Sequence[str], says: str
 ) -> None:
     with pytest.raises(TransportError, match=says):
-        ExampleWords(cameras, ARM).read(request_)
+        ExampleWords(cameras, JOINT_ARM).read(request_)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +288,7 @@ def test_a_client_that_never_listens_keeps_neither_the_others_nor_the_end(monkey
     monkeypatch.setattr(openpi_server, "SEND_TIMEOUT_S", 0.2)
     batcher = Batcher(lambda seen, _: [ActionChunk(np.zeros((1 << 20, 2)), o.stamp_ns, 0) for o in seen], Line(8, 0))
     answers = answering(batcher)
-    server = OpenpiServer(batcher, "toy_policy", ExampleWords(CAMERAS, ARM), 0)
+    server = OpenpiServer(batcher, "toy_policy", ExampleWords(CAMERAS, JOINT_ARM), 0)
     closing = threading.Thread(target=server.close, daemon=True)
     with connect(server.url, max_size=None, max_queue=1, close_timeout=0.1) as deaf:
         deaf.recv()

@@ -263,6 +263,38 @@ def test_a_request_that_makes_no_sense_is_refused_with_the_reason(
         assert policy.act([observation(1.0)])[0].actions[0, 0] == 2.0, "the others notice nothing"
 
 
+def test_a_nan_in_the_times_of_an_answer_is_an_error_of_that_answer(serve: Start) -> None:
+    """It ended a whole run without its report: the times are summed and drawn."""
+
+    class NoTimes(Sums):
+        def __call__(self, observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
+            return [replace(chunk, stages_ms={"reason": np.nan}) for chunk in super().__call__(observations, keys)]
+
+    with RemotePolicy(serve(NoTimes())) as policy, pytest.raises(PolicyError, match=r"no valid chunk: .*'reason'"):
+        policy.act([observation(1.0)])
+
+
+def test_a_long_instruction_is_refused_before_it_waits(serve: Start) -> None:
+    act = Sums()
+    with RemotePolicy(serve(act)) as policy:
+        with pytest.raises(ContractError, match="characters, allowed are 2000"):
+            policy.act([replace(observation(1.0), instruction="x" * 20_000)])
+        assert act.seen == []
+        assert policy.act([observation(1.0)])[0].actions[0, 0] == 2.0
+
+
+def test_an_answer_that_cannot_travel_is_an_error_that_can(serve: Start) -> None:
+    class Talkative(Sums):
+        def __call__(self, observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
+            times = {} if observations[0].state[0] else {str(k): 1.0 for k in range(5000)}
+            return [replace(chunk, stages_ms=times) for chunk in super().__call__(observations, keys)]
+
+    with RemotePolicy(serve(Talkative())) as policy:
+        with pytest.raises(PolicyError, match="the policy's answer cannot be sent"):
+            policy.act([observation(0.0)])
+        assert policy.act([observation(1.0)])[0].actions.shape == (1, 2), "the server is still there"
+
+
 def test_a_server_that_was_started_anew_is_found_again_at_the_next_reset(serve: Start) -> None:
     act = Sums()
     address = serve(act)

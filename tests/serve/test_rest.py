@@ -128,6 +128,7 @@ def test_openvla_oft_sends_two_cameras_and_a_state_and_gets_a_list(serving: Call
         ({"image": "a picture", "instruction": "go"}, "as json_numpy writes it"),
         ({"image": [["x"]], "instruction": "go"}, "not a list of numbers"),
         ({"image": pack_array(IMAGE), "instruction": "go", "state": [10**400]}, "not a list of numbers"),
+        ({"image": pack_array(IMAGE), "instruction": "x" * 8_000_000}, "characters, allowed are 2000"),
         (b'{"image": ' + b"1" * 5000 + b"}", "not JSON"),
         (b'{"image": [' + b"[]," * 100_000 + b"[]]}", "at most 65536 values"),
     ],

@@ -42,6 +42,7 @@ EMBODIMENT = Embodiment(
 names = st.text(min_size=1, max_size=6)
 stamps = st.integers(0, 2**63 - 1)
 numbers = st.floats(allow_nan=False)
+finite = st.floats(allow_nan=False, allow_infinity=False)
 images = arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 4), st.just(3)))
 vectors = arrays(np.float64, st.integers(0, 7), elements=numbers)
 observations = st.builds(
@@ -61,7 +62,7 @@ results = st.builds(
     success=st.booleans(),
     terminated=st.booleans(),
     truncated=st.booleans(),
-    clamps=st.lists(st.builds(Clamp, names, names, numbers, numbers), max_size=3).map(tuple),
+    clamps=st.lists(st.builds(Clamp, names, names, finite, finite), max_size=3).map(tuple),
     command_ns=stamps,
 )
 chunks = st.builds(
@@ -69,7 +70,7 @@ chunks = st.builds(
     actions=arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(1, 7)), elements=numbers),
     stamp_ns=stamps,
     step=st.integers(0, 10_000),
-    stages_ms=st.dictionaries(names, numbers, max_size=3),
+    stages_ms=st.dictionaries(names, st.floats(0, 1e7), max_size=3),
     intervention=st.booleans(),
     conditioned=st.booleans(),
 )
@@ -195,3 +196,29 @@ def test_whatever_a_peer_sends_only_transport_error_comes_of_it(
         unpack(carried(body))
     except TransportError as error:
         assert str(error)
+
+
+@pytest.mark.parametrize(
+    "stages_ms",
+    [
+        {"reason": float("nan")},
+        {"reason": float("inf")},
+        {"reason": -1.0},
+        {"reason": 1e300},
+        {f"stage {k}": 1.0 for k in range(33)},
+        {"x" * 41: 1.0},
+    ],
+)
+def test_times_that_could_not_be_summed_or_shown_are_refused(stages_ms: dict[str, float]) -> None:
+    packed = pack_action_chunk(ActionChunk(np.zeros((1, 2)), 1, 0, stages_ms))
+    with pytest.raises(TransportError, match="stages_ms"):
+        unpack_action_chunk(Fields(packed, "chunk"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_clamp_of_no_number_is_refused(value: float) -> None:
+    seen = Observation({}, np.zeros(1), "go", stamp_ns=1, step=0)
+    clamps = (Clamp("dx", "range", value, 0.1),)
+    packed = pack_step_result(StepResult(seen, np.zeros(2), False, False, False, clamps))
+    with pytest.raises(TransportError, match="'wanted' must be a number"):
+        unpack_step_result(Fields(packed, "result"))

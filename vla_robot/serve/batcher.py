@@ -34,6 +34,10 @@ Act = Callable[[Sequence[Observation], Sequence[str | None]], list[ActionChunk]]
 
 Answer = ActionChunk | VlaError
 
+MAX_INSTRUCTION_CHARS = 2000
+MAX_PIXELS = 1 << 24
+"""Of all images of an observation: two cameras of 4K video."""
+
 RECENT_NS = NS_PER_S
 """Whoever asked within this time is expected to ask again."""
 
@@ -171,8 +175,9 @@ class Batcher:
             try:
                 if self._closed:
                     raise PolicyError("the policy server is shutting down.")
+                _require_bounded(request.observation)
                 older = self._line.put(request, self._clock.now_ns())
-            except PolicyError as error:
+            except VlaError as error:
                 refusal = error
             self._changed.notify()
         if refusal is not None:
@@ -212,7 +217,10 @@ class Batcher:
     def run(self) -> None:
         """Answer until `close`."""
         while self._await_batch():
-            self.work()
+            try:
+                self.work()
+            except Exception:  # without this thread, no client would ever get an answer again
+                _LOG.exception("a batch was lost; its clients wait until their deadlines")
 
     def work(self) -> None:
         """Answer the next batch, whether or not it is due."""
@@ -269,7 +277,11 @@ class Batcher:
             return list(chunks)
         except VlaError as error:
             failure = error
-        except Exception as error:  # a bug of a policy must reach the client, and not end the server
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            # A bug of a policy must reach the client, and not end the server. A panic of a library in Rust is no
+            # Exception, and neither is what sys.exit raises.
             _LOG.exception("inference failed")
             failure = PolicyError(f"the policy failed with {in_words(error)}.")
         if len(batch) == 1:
@@ -279,7 +291,10 @@ class Batcher:
 
     def _tell(self, request: Request, answer: Answer) -> None:
         self.tally.answered(answer)
-        request.answer(answer)
+        try:
+            request.answer(answer)
+        except Exception:
+            _LOG.exception("an answer could not be handed over")
 
 
 class Tally:
@@ -318,6 +333,20 @@ class Tally:
                 "wait_ms": _quantiles_ms(self._wait_ns),
                 "inference_ms": _quantiles_ms(self._inference_ns),
             }
+
+
+def _require_bounded(observation: Observation) -> None:
+    """Raise ContractError for what would hold the model for everyone else: its time grows with text and pixels."""
+    if len(observation.instruction) > MAX_INSTRUCTION_CHARS:
+        raise ContractError(
+            f"the instruction has {len(observation.instruction)} characters, allowed are {MAX_INSTRUCTION_CHARS}."
+        )
+    pixels = sum(image.shape[0] * image.shape[1] for image in observation.images.values() if image.ndim == 3)
+    if pixels > MAX_PIXELS:
+        raise ContractError(
+            f"the images have {pixels} pixels together, allowed are {MAX_PIXELS}. Send them smaller: a policy resizes "
+            "them to a few hundred pixels anyway."
+        )
 
 
 def _quantiles_ms(times_ns: Sequence[int] | deque[int]) -> dict[str, float]:

@@ -7,6 +7,7 @@ A recipe's table [peer] is the one that would drive our arm with the client's ow
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from vla_robot.core.errors import ContractError, TransportError, unknown
 from vla_robot.core.image import check_image
 from vla_robot.core.messages import ActionChunk, Image, Observation, Vector
 from vla_robot.recipe.peer import PeerRecipe
-from vla_robot.serve.peer_words import Numbers, ToolTurn, differences
+from vla_robot.serve.peer_words import ROTATION, Numbers, ToolTurn, differences
 
 
 class Words(Protocol):
@@ -63,6 +64,10 @@ DROID = Family(
 )
 ALOHA = Family(("images.cam_high", "images.cam_left_wrist", "images.cam_right_wrist", "images.cam_low"), ("state",))
 UR5 = Family(("base_rgb", "wrist_rgb"), ("joints", "gripper"))
+JOINTS = ("observation/joint_position", "joints")
+GRIPPERS = ("observation/gripper_position", "gripper")
+"""Parts of a state that say what they are; the others are taken for the policy's own numbers."""
+
 FAMILIES = (LIBERO, DROID, ALOHA, UR5)
 PROMPT = "prompt"
 
@@ -96,11 +101,35 @@ class ExampleWords:
                 f"them by their own names: {', '.join(self._cameras)}."
             )
         images = {camera: _image(flat, key, camera) for key, camera in zip(family.images, self._cameras, strict=False)}
-        state = [_numbers(flat, key) for key in family.state if key in flat]
-        return _observation(images, np.concatenate(state or [np.zeros(0)]), flat, PROMPT)
+        parts = {key: _numbers(flat, key) for key in family.state if key in flat}
+        self._require_meant(parts)
+        return _observation(images, np.concatenate([*parts.values(), np.zeros(0)]), flat, PROMPT)
 
     def write(self, chunk: ActionChunk) -> dict[str, NDArray[np.float64]]:
         return {"actions": chunk.actions}
+
+    def _require_meant(self, parts: Mapping[str, Vector]) -> None:
+        """Raise TransportError for numbers that mean something else than the policy's state: six joints and a gripper
+        are as many numbers as a position, a rotation and a gripper."""
+        if self._embodiment is None or not parts:
+            return
+        dims = list(self._embodiment.state)
+        problem = "" if sum(map(len, parts.values())) == len(dims) else f"{sum(map(len, parts.values()))} numbers"
+        rest = iter(dims)
+        for key, numbers in parts.items():
+            meant = list(itertools.islice(rest, len(numbers)))
+            if key in JOINTS and not all(dim.unit == "rad" and dim.name not in ROTATION for dim in meant):
+                problem = f"{len(numbers)} joints as '{key}'"
+            elif key in GRIPPERS and not all("gripper" in dim.name for dim in meant):
+                problem = f"a gripper as '{key}'"
+            if problem:
+                ours = ", ".join(f"{dim.name} [{dim.unit}]" for dim in dims) or "no numbers at all"
+                raise TransportError(
+                    f"the client sends {problem}, and the policy's state is {ours}. Send those as "
+                    f"'{'state' if key in (*JOINTS, *GRIPPERS) else key}', with the images by the policy's own names "
+                    f"({', '.join(self._cameras)}); or say with --openpi-words RECIPE how the client's numbers become "
+                    "the policy's."
+                )
 
     def _family(self, flat: Mapping[str, Any]) -> Family:
         families = (Family(tuple(self._cameras), ("state",)), *FAMILIES)

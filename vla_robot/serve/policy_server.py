@@ -15,6 +15,7 @@ connection, and costs the others nothing.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections import deque
@@ -25,7 +26,7 @@ from typing import Any
 
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import TransportError, VlaError, unknown
+from vla_robot.core.errors import PolicyError, TransportError, VlaError, in_words, unknown
 from vla_robot.serve.batcher import Answer, Batcher, Request
 from vla_robot.transport.limits import RateLimit
 from vla_robot.transport.nouns import (
@@ -46,6 +47,8 @@ UNNUMBERED = 0
 
 MAX_ROWS = 64
 """Observations that one client may ask at once."""
+
+_LOG = logging.getLogger(__name__)
 
 REQUESTS_PER_S, BURST = 2000.0, 256
 """Of one client: far above what a robot asks, far below what would keep the network's thread busy."""
@@ -118,6 +121,9 @@ class PolicyServer:
             return encode(Message("ok", seq, self._handlers[request.kind](fields)))
         except VlaError as error:
             return encode(Message("error", seq, pack_error(error)))
+        except Exception as error:  # one odd request must not end the server for all robots
+            _LOG.exception("a request could not be answered")
+            return encode(Message("error", seq, pack_error(PolicyError(f"the server failed: {in_words(error)}."))))
 
     def _submit(self, peer: bytes, seq: int, fields: Fields) -> None:
         if fields.text("session") != self._session:
@@ -145,7 +151,7 @@ class PolicyServer:
     def _send_answers(self) -> None:
         while self._outgoing:
             peer, seq, answer = self._outgoing.popleft()
-            self._socket.send(peer, encode(_message(seq, answer)))
+            self._socket.send(peer, _packed(seq, answer))
 
     def _hello(self, fields: Fields) -> dict[str, Any]:
         protocol = fields.integer("protocol")
@@ -174,7 +180,11 @@ def answering(batcher: Batcher) -> threading.Thread:
     return thread
 
 
-def _message(seq: int, answer: Answer) -> Message:
-    if isinstance(answer, VlaError):
-        return Message("error", seq, pack_error(answer))
-    return Message("ok", seq, {"chunk": pack_action_chunk(answer)})
+def _packed(seq: int, answer: Answer) -> list[Buffer]:
+    """An answer that cannot travel becomes an error that can."""
+    if not isinstance(answer, VlaError):
+        try:
+            return encode(Message("ok", seq, {"chunk": pack_action_chunk(answer)}))
+        except TransportError as error:
+            answer = PolicyError(f"the policy's answer cannot be sent: {error}")
+    return encode(Message("error", seq, pack_error(answer)))

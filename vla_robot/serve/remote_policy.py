@@ -138,7 +138,7 @@ class RemotePolicy:
         fields = Fields(answer.body, "hello")
         self._session = fields.text("session")
         self._name = fields.text("name")
-        self._max_batch = fields.integer("max_batch")
+        self._max_batch = max(fields.integer("max_batch"), 1)
         embodiment = fields.table("embodiment")
         self._embodiment = unpack_embodiment(embodiment) if embodiment.names() else None
 
@@ -195,7 +195,10 @@ class RemotePolicy:
         fields = Fields(answer.body, "act")
         if answer.kind == "error":
             raise unpack_error(fields)
-        chunk = unpack_action_chunk(fields.table("chunk"))
+        try:
+            chunk = unpack_action_chunk(fields.table("chunk"))
+        except TransportError as error:
+            raise PolicyError(f"the policy server at {self._address} sent no valid chunk: {error}") from error
         if not np.isfinite(chunk.actions).all():
             raise PolicyError(f"the policy server at {self._address} sent an action that is not finite.")
         total_ms = (self._clock.now_ns() - sent_ns) / NS_PER_MS

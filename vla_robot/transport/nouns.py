@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -50,6 +51,9 @@ ERRORS: dict[str, type[VlaError]] = {
 MAX_ERROR_CHARS = 8000
 """Of a message to a peer: it may quote what the peer sent, and must fit into a header."""
 
+MAX_STAGES, MAX_STAGE_MS = 32, 1e7
+"""Of a chunk's times: how many, and how long one may be, about three hours."""
+
 SHOWN_FIELDS, SHOWN_CHARS = 20, 40
 """Of a peer's making, in our error messages."""
 
@@ -91,6 +95,15 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(key, "number", value)
         return float(value)
+
+    def finite(self, key: str, low: float = -math.inf, high: float = math.inf) -> float:
+        """A number that is neither NaN nor infinite, from `low` to `high`."""
+        value = self.number(key)
+        if not math.isfinite(value) or not low <= value <= high:
+            raise TransportError(
+                f"{self._of}: '{key[:SHOWN_CHARS]}' must be a number from {low:g} to {high:g}, got {value:g}."
+            )
+        return value
 
     def array(self, key: str, dtype: type[np.generic], ndim: int) -> Array:
         value = self._get(key)
@@ -196,7 +209,7 @@ def unpack_step_result(fields: Fields) -> StepResult:
         terminated=fields.flag("terminated"),
         truncated=fields.flag("truncated"),
         clamps=tuple(
-            Clamp(c.text("dim"), c.text("cause"), c.number("wanted"), c.number("allowed"))
+            Clamp(c.text("dim"), c.text("cause"), c.finite("wanted"), c.finite("allowed"))
             for c in fields.tables("clamps")
         ),
         command_ns=fields.integer("command_ns"),
@@ -215,15 +228,22 @@ def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
 
 
 def unpack_action_chunk(fields: Fields) -> ActionChunk:
-    stages_ms = fields.table("stages_ms")
     return ActionChunk(
         actions=fields.array("actions", np.float64, ndim=2),
         stamp_ns=fields.integer("stamp_ns"),
         step=fields.integer("step"),
-        stages_ms={name: stages_ms.number(name) for name in stages_ms.names()},
+        stages_ms=_stages_ms(fields.table("stages_ms")),
         intervention="intervention" in fields.names() and fields.flag("intervention"),
         conditioned="conditioned" in fields.names() and fields.flag("conditioned"),
     )
+
+
+def _stages_ms(fields: Fields) -> dict[str, float]:
+    """They are summed, averaged and drawn: one NaN would end the report of a whole run."""
+    names = fields.names()
+    if len(names) > MAX_STAGES or any(len(name) > SHOWN_CHARS for name in names):
+        raise TransportError(f"stages_ms: at most {MAX_STAGES} stages with names of {SHOWN_CHARS} characters.")
+    return {name: fields.finite(name, 0.0, MAX_STAGE_MS) for name in names}
 
 
 def pack_embodiment(embodiment: Embodiment) -> dict[str, Any]:
