@@ -151,3 +151,24 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     vla = Path(sys.executable).with_name("vla")
     done = subprocess.run(["bash", "-c", f"'{vla}' --help | true"], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bridge", "envs/tabletop.toml", "--bind", "tcp://127.0.0.1:70000"],
+        ["run", "--robot", "tcp://127.0.0.1:70000", "--policy", "hold"],
+        ["run", "--env", "tabletop", "--policy", "tcp://127.0.0.1:70000"],
+        ["view", "tcp://127.0.0.1:70000"],
+        ["view", "tcp://127.0.0.1:5570", "--port", "70000"],
+        ["serve", "openvla_nano", "--bind", "tcp://127.0.0.1:70000"],
+        ["serve", "openvla_nano", "--openpi", "70000"],
+        ["record", "--robot", "tcp://127.0.0.1:70000", "--by", "browser", "--out", "out"],
+    ],
+    ids=" ".join,
+)
+def test_a_port_above_65535_is_a_sentence_everywhere(
+    command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    command = [str(tmp_path / "out") if word == "out" else word for word in command]
+    assert "65535" in error_of(command, capsys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vla_robot.core.errors import TransportError
+from vla_robot.transport.listener import Listener
 from vla_robot.transport.sockets import (
     ANY_PORT,
     MAX_PARTS,
@@ -40,6 +41,26 @@ def test_binding_and_connecting_off_loopback_without_keys_are_refused_with_the_f
 def test_what_is_no_address_is_refused_with_an_example(address: str) -> None:
     with pytest.raises(TransportError, match=r"is not an address; one looks like tcp://127\.0\.0\.1:5555"):
         require_address(address, keys=True)
+
+
+@pytest.mark.parametrize("port", ["65536", "70000", "99999999999999999999"])
+def test_a_port_that_does_not_exist_is_refused_and_not_taken_modulo_65536(port: str) -> None:
+    for open_socket in (ServerSocket, ClientSocket):
+        with pytest.raises(TransportError, match="has no port that exists: 1 to 65535 do"):
+            open_socket(f"tcp://127.0.0.1:{port}")
+    with pytest.raises(TransportError, match="1 to 65535"):
+        Listener("127.0.0.1", int(port))
+
+
+def test_what_nobody_can_connect_to_is_refused_in_a_sentence() -> None:
+    with pytest.raises(TransportError, match=r"cannot connect to .*An address of a server looks like"):
+        ClientSocket("ipc://" + "x" * 200)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:५५५५", "tcp://127.0.0.1:+80", "tcp://127.0.0.1:-1"])
+def test_a_port_is_plain_digits(address: str) -> None:
+    with pytest.raises(TransportError, match="is not an address"):
+        ServerSocket(address)
 
 
 def test_a_free_port_is_found_and_told() -> None:

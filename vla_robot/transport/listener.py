@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from vla_robot.core.clock import NS_PER_S
 from vla_robot.transport.admission import Admission
 from vla_robot.transport.connections import raise_file_limit
-from vla_robot.transport.sockets import BACKLOG
+from vla_robot.transport.sockets import BACKLOG, require_port
 
 GUEST, OPERATOR = 1, 2
 """Ranks of a connection that has sent a whole request; an operator's has shown the token that may act."""
@@ -56,8 +56,10 @@ class Listener:
             newcomer_s: time for a whole first request.
 
         Raises:
-            OSError: the port is taken, or the address is none.
+            TransportError: there is no such port.
+            OSError: it is taken, or the address is none.
         """
+        require_port(port, f"{host}:{port}")
         raise_file_limit()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)

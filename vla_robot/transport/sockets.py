@@ -29,6 +29,8 @@ from vla_robot.transport.zap import DOMAIN, Doorkeeper
 ANY_PORT = "tcp://127.0.0.1:0"
 """Bind here for a free port of the loopback interface."""
 
+MAX_PORT = (1 << 16) - 1
+
 SLICE_S = 0.05
 """Waits are cut into slices, so that a signal, a dead peer or a stop flag is noticed soon."""
 
@@ -72,13 +74,22 @@ def require_address(address: str, *, keys: bool) -> None:
     if scheme in ("ipc", "inproc") and rest:
         return
     host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not host or not port.isdecimal():
+    if scheme != "tcp" or not host or not (port.isascii() and port.isdigit()):
         raise TransportError(f"'{address}' is not an address; one looks like tcp://127.0.0.1:5555.")
+    require_port(port, address)
     if not keys and not is_loopback(address):
         raise TransportError(
             f"'{address}' is reachable from other computers, and without keys anybody there could read what is sent "
             "and command the arm. `vla keys new NAME` makes a key, docs/security.md says the rest; or stay on "
             "tcp://127.0.0.1:PORT, with an SSH tunnel between computers."
+        )
+
+
+def require_port(port: int | str, where: str) -> None:
+    """Raise TransportError unless TCP has this port. libzmq takes the number modulo 65536, and listens elsewhere."""
+    if not 0 <= int(port) <= MAX_PORT:
+        raise TransportError(
+            f"'{where}' has no port that exists: 1 to {MAX_PORT} do, and 0 takes a free one where a server listens."
         )
 
 
@@ -242,7 +253,13 @@ class ClientSocket:
         self._inbox = _Inbox(self._socket)
         self._failed_handshakes = 0
         self._monitor = self._socket.get_monitor_socket(_HANDSHAKES)
-        self._socket.connect(address)
+        try:
+            self._socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise TransportError(
+                f"cannot connect to {address}: {error}. An address of a server looks like tcp://127.0.0.1:5555."
+            ) from error
 
     def send(self, frames: list[Buffer]) -> None:
         """
