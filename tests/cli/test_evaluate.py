@@ -299,7 +299,7 @@ def test_policies_of_one_name_are_told_apart_by_their_paths(bench: Bench) -> Non
     ("more", "message"),
     [
         (["--workers", "0"], "--workers is 0; at least 1 is needed."),
-        (["--episodes", "0"], "--episodes 0 --seed 6: at least 1 episode"),
+        (["--episodes", "0"], "--episodes 0: at least 1"),
         (["--policy", "mine", "mine"], "--policy mine mine: each once"),
         (["--policy", "mone"], "unknown policy 'mone'; did you mean 'mine'?"),
     ],

@@ -141,6 +141,8 @@ def test_nothing_to_run_is_explained(checkout: Path, args: RunArgs) -> None:
         (["--env", "mine", "--policy", "policies/mnie"], "unknown policy 'mnie'; did you mean 'mine'?"),
         (["--env", "mine", "--policy", "mine", "--episodes", "0"], "episodes is 0; at least 1 is needed"),
         (["--env", "mine", "--policy", "mine", "--seed", "-1"], "seed is -1; it must be 0 or more"),
+        (["--env", "mine", "--policy", "mine", "--seed", str(2**63)], "must be at most 9223372036854775807"),
+        (["--env", "mine", "--policy", "mine", "--seed", str(2**63 - 1)], "the last one, 9223372036854775811, must"),
     ],
 )
 def test_a_mistake_is_told_before_anything_starts(

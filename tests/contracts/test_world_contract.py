@@ -79,6 +79,19 @@ def content(observations: list[Observation]) -> list[bytes]:
     ]
 
 
+@pytest.mark.parametrize("seed", [2**32, 2**40, 2**63 - 1])
+def test_any_seed_of_63_bits_begins_an_episode_of_its_own(world: World, seed: int) -> None:
+    there = content([world.reset(seed)])
+    assert content([world.reset(seed)]) == there
+    if world.embodiment.cameras:  # they show where the objects lie; the arm begins at home with every seed
+        assert content([world.reset(seed & 0xFFFFFFFF)]) != there
+
+
+def test_a_negative_seed_is_refused_in_a_sentence(world: World) -> None:
+    with pytest.raises(ContractError, match=r"seed -1 is outside 0 .*Nothing moved"):
+        world.reset(-1)
+
+
 def test_it_is_a_world(world: World) -> None:
     assert isinstance(world, World)
     assert world.instruction

@@ -86,14 +86,14 @@ def test_a_reset_that_fails_is_answered_and_tried_no_second_time(make_stage: Mak
     assert len(stage.arm.resets) == 1, "an arm that failed on its way was sent on its way again"
 
 
-@pytest.mark.parametrize("seed", [-1, 2**32, -(2**63)])
+@pytest.mark.parametrize("seed", [-1, -(2**63)])
 def test_a_seed_that_is_none_is_refused_and_nothing_moves(make_stage: MakeStage, seed: int) -> None:
     stage = make_stage()
     stage.hello()
     stage.controller.say("reset", episode=1, seed=seed, lockstep=False)
     stage.play(0.2)
     assert f"seed {seed} is outside" in stage.controller.errors[-1] and stage.arm.resets == []
-    stage.controller.say("reset", episode=1, seed=2**32 - 1, lockstep=False)
+    stage.controller.say("reset", episode=1, seed=2**63 - 1, lockstep=False)
     stage.play(1.0)
     assert stage.status["mode"] == "run"
 

@@ -99,6 +99,11 @@ def test_the_reward_is_one_while_the_task_is_done() -> None:
     ]
 
 
+def test_a_seed_may_be_any_integer_from_zero_on(env: WorldEnv) -> None:
+    states = [env.reset(seed=seed)[0]["state"] for seed in (2**40, 2**100, 2**100)]
+    np.testing.assert_array_equal(states[1], states[2])
+
+
 def test_the_reward_is_nothing_before_that(env: WorldEnv) -> None:
     env.reset(seed=0)
     _, reward, terminated, truncated, info = env.step(HOLD)

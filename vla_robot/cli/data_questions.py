@@ -12,6 +12,7 @@ from vla_robot.cli.words import option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.image import resize
 from vla_robot.core.ports import World
+from vla_robot.core.seeds import seed_problem
 from vla_robot.record.cube_questions import ask_about_cubes
 from vla_robot.record.questions import QuestionWriter, Split
 
@@ -34,11 +35,12 @@ class QuestionsArgs:
     """edge of the stored frames: the input size of the policy that will learn"""
 
     def __post_init__(self) -> None:
-        if min(self.scenes, self.held_out, self.image_size) < 1 or self.seed < 0:
+        if min(self.scenes, self.held_out, self.image_size) < 1:
             raise RecipeError(
-                f"--scenes {self.scenes} --held-out {self.held_out} --image-size {self.image_size} --seed {self.seed}: "
-                "at least 1 of each, from seed 0 or more."
+                f"--scenes {self.scenes} --held-out {self.held_out} --image-size {self.image_size}: at least 1 of each."
             )
+        if problem := seed_problem(self.seed, self.scenes + self.held_out):
+            raise RecipeError(f"--seed {self.seed}: {problem}.")
 
 
 def data_questions(args: QuestionsArgs) -> int:

@@ -25,6 +25,7 @@ from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_pat
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError, RecipeError, VlaError
 from vla_robot.core.ports import Policy
+from vla_robot.core.seeds import seed_problem
 from vla_robot.loop.evaluation import Evaluation, Examiner, Question, Trial, questions
 from vla_robot.loop.evaluation_report import write_evaluation
 from vla_robot.loop.examined_world import ReplaceableWorld
@@ -67,10 +68,10 @@ class EvaluateArgs:
     """also write the results to this file, for machines"""
 
     def __post_init__(self) -> None:
-        if self.episodes < 1 or self.seed < 0:
-            raise RecipeError(
-                f"--episodes {self.episodes} --seed {self.seed}: at least 1 episode, from seed 0 or more."
-            )
+        if self.episodes < 1:
+            raise RecipeError(f"--episodes {self.episodes}: at least 1.")
+        if problem := seed_problem(self.seed, self.episodes):
+            raise RecipeError(f"--seed {self.seed}: {problem}.")
         if not self.policy:
             raise RecipeError("--policy names nobody. `vla list policies` shows who there is.")
         if self.workers is not None and self.workers < 1:

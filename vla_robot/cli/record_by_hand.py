@@ -15,6 +15,7 @@ from vla_robot.cli.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.terminal import say
 from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.seeds import seed_problem
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.record.by_hand import Session
@@ -98,6 +99,8 @@ def _require_sense(args: RecordArgs) -> None:
             f"--by {args.by} needs a world and no dataset recipe: `vla record --env lift --by {args.by}`, or a robot "
             f"behind its bridge: `--robot tcp://127.0.0.1:5570`."
         )
+    if problem := seed_problem(args.seed, args.episodes):
+        raise RecipeError(f"--seed {args.seed}: {problem}.")
     for name, given in (("--driver", args.driver), ("--noise", args.noise), ("--workers", args.workers)):
         if given:
             raise RecipeError(f"{name} says nothing where a person drives; leave it out.")

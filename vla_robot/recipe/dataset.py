@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.seeds import seed_problem
 
 SMALLEST_PX, LARGEST_PX = 16, 640
 
@@ -36,8 +37,8 @@ class Recording:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise RecipeError(f"episodes is {self.episodes}; at least 1 is needed")
-        if self.seed < 0:
-            raise RecipeError(f"seed is {self.seed}; it must be 0 or more")
+        if problem := seed_problem(self.seed, self.episodes):
+            raise RecipeError(problem)
         if not 0 <= self.noise <= 1:
             raise RecipeError(f"noise is {self.noise:g}; it must lie between 0 and 1")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.seeds import seed_problem
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,10 @@ class RolloutsRecipe:
     seed: int = 30_000
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.episodes < 1 or self.seed < 0:
-            raise RecipeError(
-                f"every is {self.every}, episodes {self.episodes} and seed {self.seed}; must be at least 1, 1 and 0"
-            )
+        if self.every < 1 or self.episodes < 1:
+            raise RecipeError(f"every is {self.every} and episodes {self.episodes}; must be at least 1")
+        if problem := seed_problem(self.seed, self.episodes):
+            raise RecipeError(problem)
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,8 @@ class FinetuneRecipe:
             yield f"weights holds {', '.join(wrong)}; each must be above 0: leave a dataset out of data instead"
 
     def _range_problems(self) -> Iterator[str]:
+        if problem := seed_problem(self.seed):
+            yield problem
         for name in ("lora_rank", "micro_batch", "workers"):
             if getattr(self, name) < 0:
                 yield f"{name} is {getattr(self, name)}, must be 0 or more"

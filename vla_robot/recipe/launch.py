@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.seeds import seed_problem
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class LaunchRecipe:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise RecipeError(f"episodes is {self.episodes}; at least 1 is needed")
-        if self.seed < 0:
-            raise RecipeError(f"seed is {self.seed}; it must be 0 or more")
+        if problem := seed_problem(self.seed, self.episodes):
+            raise RecipeError(problem)
 
     @property
     def seeds(self) -> range:

@@ -22,9 +22,10 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import require_fit
-from vla_robot.core.errors import BusyError, ContractError, TransportError, VlaError, unknown
+from vla_robot.core.errors import BusyError, TransportError, VlaError, unknown
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.robot import Mode, Tick
+from vla_robot.core.seeds import require_seed
 from vla_robot.serve.arm import Streamed
 from vla_robot.serve.bridge import NOTHING_SETTLED, Bridge
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, pack_tick
@@ -72,9 +73,6 @@ SHOWN_CHARS = 200
 
 ENDED = "the bridge was ended"
 """Why an episode was broken off that ran until then."""
-
-MAX_SEED = 2**32 - 1
-"""Of the generators that simulations draw from."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -527,9 +525,7 @@ class BridgeServer:
         episode = fields.integer("episode")
         if self._bridge.running and episode == self._bridge.episode:
             return {"number": self._controller.stream.number}
-        seed = fields.integer("seed")
-        if not 0 <= seed <= MAX_SEED:
-            raise ContractError(f"seed {seed} is outside 0 to {MAX_SEED}. Nothing moved.")
+        seed = require_seed(fields.integer("seed"))
         observation = self._begin(episode, seed, fields.flag("lockstep"))
         if self._ticker is not None:
             self._missed += self._ticker.missed

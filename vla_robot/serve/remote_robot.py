@@ -24,6 +24,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import BusyError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.robot import Tick
+from vla_robot.core.seeds import require_seed
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
 from vla_robot.serve.camera_frames import NewestFrames
 from vla_robot.transport.clock_sync import ClockSample, ClockSync, Offset
@@ -130,13 +131,13 @@ class RemoteRobot:
             lockstep: the robot waits for each action.
 
         Raises:
-            ContractError: the arm is stopped and was not armed again, or cannot wait.
+            ContractError: the arm is stopped and was not armed again, or cannot wait; no such seed.
             TransportError: no answer in time.
         """
         self._synchronise()
         self._episode += 1
         self._refusals.clear()
-        body = {"episode": self._episode, "seed": int(seed), "lockstep": lockstep}
+        body = {"episode": self._episode, "seed": require_seed(seed), "lockstep": lockstep}
         number = self._command("reset", body, RESET_TIMEOUT_S).integer("number")
         self._number = number
         return self._first_tick(number).result.observation

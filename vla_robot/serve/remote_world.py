@@ -11,6 +11,7 @@ from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError
 from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.seeds import require_seed
 from vla_robot.serve.world_server import PROTOCOL, UNNUMBERED
 from vla_robot.transport.nouns import (
     Fields,
@@ -90,7 +91,7 @@ class RemoteWorld:
         return self._stages_ms
 
     def reset(self, seed: int) -> Observation:
-        answer = self._request("reset", {"seed": int(seed)}, self._reset_timeout_s)
+        answer = self._request("reset", {"seed": require_seed(seed)}, self._reset_timeout_s)
         observation = self._checked(unpack_observation(answer.table("observation")))
         self._unsure = False
         self._instruction = observation.instruction  # a task may draw one for each episode

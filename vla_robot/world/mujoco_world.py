@@ -24,6 +24,7 @@ import numpy as np
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.messages import Image, Observation, StepResult, Vector
+from vla_robot.core.seeds import require_seed
 from vla_robot.recipe.env import EnvRecipe, PlacementRecipe
 from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
 from vla_robot.world.reach import reach_m
@@ -81,8 +82,9 @@ class MujocoWorld:
     def reset(self, seed: int) -> Observation:
         """Begin an episode: the arm at home, the objects placed and at rest. Same seed, same state."""
         self._require_open()
+        rng = np.random.default_rng(require_seed(seed, largest=None))
         mujoco.mj_resetDataKeyframe(self._model, self._data, self._rig.home)
-        self._place_objects(np.random.default_rng(seed))
+        self._place_objects(rng)
         self._advance(SETTLE_S)
         self._goal_quat = quat_of(self._data.site_xmat[self._rig.tool])
         self._start = {name: self._box(name)[0] for name in self._success_bodies()}

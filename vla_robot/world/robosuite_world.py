@@ -26,6 +26,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.optional import require
+from vla_robot.core.seeds import require_seed
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
 from vla_robot.world.reach import reach_m
@@ -81,6 +82,7 @@ class RobosuiteWorld:
     def reset(self, seed: int) -> Observation:
         """Begin an episode: place the objects, let them fall, open the gripper. Same seed, same state."""
         self._require_open()
+        seed = require_seed(seed, largest=None)
         if hasattr(self._env, "choose_target"):
             self._instruction = self._recipe.instruction.format(target=self._env.choose_target(seed))
         with _seeded(seed):
@@ -261,14 +263,22 @@ def _controller_scale(robot: Any) -> Vector:
     return np.asarray(robot.part_controllers[robot.arms[0]].output_max, dtype=np.float64)
 
 
+def _words(seed: int) -> int | list[int]:
+    """As numpy's global generator takes a seed: itself up to 32 bits, words of 32 bits of a larger one."""
+    if seed < 1 << 32:
+        return seed
+    return [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]
+
+
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """robosuite 1.5.1 draws from the global generators of numpy and, where a task chooses among objects, of Python.
 
     Both are seeded here and left as the caller had them.
     """
+    words = _words(seed)
     state, python_state = np.random.get_state(), random.getstate()
-    np.random.seed(seed)
+    np.random.seed(words)
     random.seed(seed)
     try:
         yield
