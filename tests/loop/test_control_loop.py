@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_MS, FakeClock
-from vla_robot.core.errors import PolicyError, WorldError
+from vla_robot.core.errors import PolicyError, SessionError, WorldError
 from vla_robot.loop.control_loop import Guard, run_episode
-from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, Subscriber
+from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost, Subscriber
 from vla_robot.loop.timing import TOTAL, WORLD_STEP
 
 Make = Callable[..., Any]
@@ -62,6 +62,13 @@ def test_a_policy_without_an_action_ends_it_and_nothing_is_sent(make_world: Make
     assert len(world.actions) == 2
 
 
+def test_a_policy_server_that_was_started_anew_ends_the_episode_and_not_the_run(
+    make_world: Make, make_policy: Make, run: Make
+) -> None:
+    result = run(make_world(), make_policy(error=SessionError("the policy server was started anew."), fails_at=2))
+    assert (result.outcome, result.error, result.steps) == ("error", "the policy server was started anew.", 2)
+
+
 def test_a_guard_that_refuses_ends_it_and_nothing_is_sent(
     make_world: Make, make_policy: Make, clock: FakeClock
 ) -> None:
@@ -79,7 +86,7 @@ def test_a_chunk_is_played_before_the_policy_is_asked_again(make_world: Make, ma
     policy = make_policy(rows=3)
     run(make_world(succeed_at=5, horizon=9), policy, subscribers=[steps_into(events)])
     assert policy.calls.count("policy.act") == 2
-    assert len({event.wanted.tobytes() for event in events}) == 5, "an action was played twice"
+    assert len({np.asarray(event.wanted).tobytes() for event in events}) == 5, "an action was played twice"
 
 
 def test_rows_for_steps_that_are_over_are_skipped(make_world: Make, make_policy: Make, run: Make) -> None:
@@ -109,7 +116,7 @@ def test_subscribers_see_start_steps_and_end(make_world: Make, make_policy: Make
     events: list[Event] = []
     result = run(make_world(succeed_at=2), make_policy(), subscribers=[events.append])
     assert [type(e) for e in events] == [EpisodeStarted, StepDone, StepDone, EpisodeEnded]
-    assert [e.observation.step for e in events] == [0, 0, 1, 2]
+    assert [e.observation.step for e in events if not isinstance(e, StepsLost)] == [0, 0, 1, 2]
     last = events[-1]
     assert isinstance(last, EpisodeEnded) and last.result is result
 

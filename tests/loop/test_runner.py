@@ -217,6 +217,22 @@ def test_a_broken_world_is_reported_and_then_raised(
     assert not any("seed_4" in name for name in files(tmp_path / "run"))
 
 
+def test_a_bug_costs_the_finished_episodes_no_report(
+    make_world: Make, make_policy: Make, run: Make, tmp_path: Path
+) -> None:
+    def fail(step: int) -> None:
+        if world.seed == 4:
+            raise ZeroDivisionError("in the simulator")
+
+    world = make_world(on_step=fail)
+    told: list[RunSummary] = []
+    with pytest.raises(ZeroDivisionError):
+        run(world, make_policy(), on_failure=told.append)
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Ended early, 1 of 3 episodes: ZeroDivisionError: in the simulator" in report
+    assert len(told[0].episodes) == 1
+
+
 def test_a_policy_that_fails_counts_as_a_failed_episode_and_the_run_goes_on(
     make_world: Make, make_policy: Make, run: Make
 ) -> None:

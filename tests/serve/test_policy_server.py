@@ -241,7 +241,7 @@ def test_the_status_does_not_wait_for_the_model(serve: Start) -> None:
         ("dance", {}, "unknown request 'dance'"),
         ("hello", {"protocol": 99}, "speaks protocol 99"),
         ("hello", {}, "'protocol' is missing"),
-        ("act", {"session": "old"}, "say hello first"),
+        ("act", {"session": "old"}, "started anew"),
         ("act", {"session": None}, "'session' must be str"),
         ("act", {"session": "SESSION", "row": 64, "budget_ms": 1.0, "key": ""}, "row 64 is outside"),
         ("act", {"session": "SESSION", "row": 0, "budget_ms": -1.0, "key": ""}, "is no time to wait"),

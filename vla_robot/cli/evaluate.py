@@ -23,7 +23,7 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import DataError, RecipeError, VlaError
+from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.core.ports import Policy
 from vla_robot.core.seeds import seed_problem
 from vla_robot.loop.evaluation import Evaluation, Examiner, Question, Trial, questions
@@ -149,7 +149,7 @@ def main(args: EvaluateArgs) -> int:
         filming = Filming(what.folder, args.videos, what.env.rate_hz, log.trials.values())
         try:
             _drive(what, log, filming, args.workers or min(MOST_WORKERS, _cores()))
-        except VlaError:
+        except Exception:
             with contextlib.suppress(DataError):  # a disk that ended the evaluation refuses its report as well
                 _report(args, what, what.evaluation(log))
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +19,7 @@ from vla_robot.cli.page import PageArgs
 from vla_robot.cli.takeover import dataset, require_sense, shared_control
 from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.loop.report import REPORT
 from vla_robot.loop.results import RunInfo, RunSummary
 from vla_robot.loop.runner import run_episodes, run_folder
@@ -147,7 +148,7 @@ def main(args: RunArgs) -> int:
                 rate_hz=env.rate_hz if what.launch.real_time or args.takeover else None,
                 should_stop=stop.is_set,
                 on_episode=on_episode,
-                on_failure=partial(print_finished, folder=folder),
+                on_failure=partial(print_finished, folder=folder, file=args.json),
             )
     Terminal().print(result_table(summary))
     if args.json:
@@ -162,13 +163,16 @@ def print_crashed(folder: Path) -> None:
         say(f"  {count} episodes of a run that died are kept in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
 
 
-def print_finished(summary: RunSummary, folder: Path) -> None:
-    """The table of a run that a failure ended, and where its finished episodes are."""
+def print_finished(summary: RunSummary, folder: Path, file: Path | None) -> None:
+    """The table of a run that a failure ended, and where its finished episodes are; the same in a file for machines."""
     if summary.episodes:
         Terminal().print(result_table(summary))
         has_report = (folder / REPORT).exists()
         say(f"\nReport: {folder / REPORT}" if has_report else "\nThe report could not be written.")
         say(f"Finished episodes, safe in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)
+    if file is not None:
+        with contextlib.suppress(DataError):  # a disk that ended the run refuses this as well
+            write_json(file, "run", **summary.to_dict())
 
 
 def _opening(what: Plan) -> str:

@@ -75,7 +75,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 subscribers=[view, *seeing, *([_Shown(robot.embodiment.action.names)] if args.dry_run else [])],
                 should_stop=stop.is_set,
                 on_episode=on_episode,
-                on_failure=partial(print_finished, folder=folder),
+                on_failure=partial(print_finished, folder=folder, file=args.json),
             )
     Terminal().print(result_table(summary))
     if args.json:

@@ -7,9 +7,9 @@ so that a policy made for one arm is refused by another instead of moving it wro
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -199,6 +199,34 @@ def misfits(wanted: Embodiment, offered: Embodiment, who: str = "the world") -> 
         if offered_state.get(dim.name) != dim.unit:
             problems.append(unknown(f"state [{dim.unit}]", dim.name, offered_state))
     return problems
+
+
+def differences(before: Embodiment, now: Embodiment) -> list[str]:
+    """All that changed, one entry a number or name; none when they are the same."""
+    old, new = _flat(before.to_dict()), _flat(now.to_dict())
+    return [
+        f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
+        for key in dict.fromkeys((*old, *new))
+        if old.get(key) != new.get(key)
+    ]
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    """Nested plain data by its path: what has a name by that, what has none by its place."""
+    if isinstance(value, Mapping):
+        items = cast(Mapping[str, Any], value).items()
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        items = [(_named(entry, place), entry) for place, entry in enumerate(cast(Sequence[Any], value))]
+    else:
+        return {at: value}
+    flat: dict[str, Any] = {}
+    for key, entry in items:
+        flat |= _flat(entry, f"{at}.{key}".lstrip("."))
+    return flat
+
+
+def _named(entry: Any, place: int) -> str:
+    return str(cast(Mapping[str, Any], entry)["name"]) if isinstance(entry, Mapping) else str(place)
 
 
 def _camera_problems(wanted: Embodiment, offered: Embodiment) -> list[str]:

@@ -36,6 +36,10 @@ class TransportError(VlaError):
     """A peer sent something invalid, is absent, or stopped answering."""
 
 
+class SessionError(TransportError):
+    """A server does not know the session of a request: it was started anew, or serves another client by now."""
+
+
 class BusyError(TransportError):
     """A peer serves somebody else at this moment; asked again in a while, it may not."""
 

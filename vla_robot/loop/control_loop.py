@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
-from vla_robot.core.errors import NoActionYetError, PolicyError
+from vla_robot.core.errors import NoActionYetError, PolicyError, SessionError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.core.ports import Policy, World
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, Subscriber
@@ -60,8 +60,9 @@ def run_episode(
 ) -> EpisodeResult:
     """Drive the world with the policy until the world ends the episode.
 
-    A policy that has no valid action ends the episode with outcome "error"; nothing is sent in its place. One that has
-    none yet (NoActionYetError) is asked again, and the world waits; one that says that a person ended the episode
+    A policy that has no valid action ends the episode with outcome "error"; nothing is sent in its place. So does a
+    server of policy or world that was started anew (SessionError): the next episode may find it. A policy that has none
+    yet (NoActionYetError) is asked again, and the world waits; one that says that a person ended the episode
     (EndedByPersonError) is believed. Every other exception reaches the caller, after the subscribers were told that the
     episode was stopped.
 
@@ -108,7 +109,7 @@ def run_episode(
             observation, outcome = result.observation, outcome_of(result)
     except EndedByPersonError as end:
         outcome = end.outcome
-    except PolicyError as failure:
+    except (PolicyError, SessionError) as failure:
         outcome, error = "error", str(failure)
     finally:
         ended = tally.result(seed, outcome or "stopped", error)

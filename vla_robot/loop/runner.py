@@ -14,7 +14,7 @@ from vla_robot.core.claim import Claim
 from vla_robot.core.clock import Clock
 from vla_robot.core.durable import make_folder, writing
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import DataError, VlaError
+from vla_robot.core.errors import DataError, VlaError, in_words
 from vla_robot.core.optional import require
 from vla_robot.core.ports import Policy, World
 from vla_robot.loop.control_loop import Guard, never, run_episode
@@ -173,7 +173,7 @@ def run_driven(
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
     recorders = [] if folder is None else [EpisodeRecorder(folder, _header(driven, info, started_at))]
     episodes: list[EpisodeResult] = []
-    failure: VlaError | None = None
+    failure: Exception | None = None
     try:
         for seed in seeds:
             if should_stop():
@@ -189,9 +189,9 @@ def run_driven(
                     write_video(log, episode, video_path(folder, seed), driven.embodiment.rate_hz)
     except KeyboardInterrupt:
         pass  # the summary says so: fewer episodes than planned
-    except VlaError as error:
+    except Exception as error:  # a bug, too, costs none of the finished episodes their report
         failure = error
-    summary = RunSummary(info, tuple(episodes), len(seeds), started_at, None if failure is None else str(failure))
+    summary = RunSummary(info, tuple(episodes), len(seeds), started_at, None if failure is None else _told(failure))
     if folder is not None and episodes:
         try:
             write_report(folder, summary)
@@ -201,6 +201,10 @@ def run_driven(
         on_failure(summary)
         raise failure
     return summary
+
+
+def _told(failure: Exception) -> str:
+    return str(failure) if isinstance(failure, VlaError) else in_words(failure)
 
 
 def _check_folder(folder: Path, video: bool) -> None:

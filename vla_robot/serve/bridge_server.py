@@ -22,7 +22,7 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import require_fit
-from vla_robot.core.errors import BusyError, TransportError, VlaError, unknown
+from vla_robot.core.errors import BusyError, SessionError, TransportError, VlaError, unknown
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.core.seeds import require_seed
@@ -70,6 +70,8 @@ BURST = 200
 
 SHOWN_CHARS = 200
 """Of a client's reason for stopping."""
+
+NO_SESSION = "the bridge was started anew, or another controller has the arm by now."
 
 ENDED = "the bridge was ended"
 """Why an episode was broken off that ran until then."""
@@ -444,7 +446,7 @@ class BridgeServer:
         if request.kind not in self._commands:
             raise TransportError(unknown("request", request.kind, [*self._anybody, *self._commands]))
         if peer != self._controller.peer:
-            raise TransportError("this connection does not command the arm; say hello first.")
+            raise SessionError(f"this connection does not command the arm: {NO_SESSION}")
         self._guard.admit(fields.text("session"), request.seq)
         self._hear()
         return self._commands[request.kind](fields)
@@ -473,7 +475,9 @@ class BridgeServer:
                 "the arm has a controller already, and obeys one at a time. Close that one, or wait until it has been "
                 f"silent for {SILENT_S:g} s."
             )
-        self._bridge.end("another controller took over")
+        self._bridge.end(
+            "another controller took over" if peer != self._controller.peer else "its controller joined again"
+        )
         if peer != self._controller.peer:
             # Said twice on one connection, it was sent again because the answer took long: both answers must hold.
             self._controller = Controller(peer, session=self._guard.open())
@@ -507,7 +511,7 @@ class BridgeServer:
 
     def _watch(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
         if not hmac.compare_digest(fields.text("session").encode(), self._controller.session.encode()):
-            raise TransportError("this stream belongs to no session that is open here; say hello first.")
+            raise SessionError(f"this stream belongs to no session that is open here: {NO_SESSION}")
         stream = self._controller.stream
         stream.peer, stream.seen = peer, min(max(stream.seen, fields.integer("seen")), stream.number)
         if "sent_ns" in fields.names():

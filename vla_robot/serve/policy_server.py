@@ -26,7 +26,7 @@ from typing import Any
 
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import PolicyError, TransportError, VlaError, in_words, unknown
+from vla_robot.core.errors import PolicyError, SessionError, TransportError, VlaError, in_words, unknown
 from vla_robot.serve.batcher import Answer, Batcher, Request
 from vla_robot.transport.limits import RateLimit
 from vla_robot.transport.nouns import (
@@ -127,7 +127,7 @@ class PolicyServer:
 
     def _submit(self, peer: bytes, seq: int, fields: Fields) -> None:
         if fields.text("session") != self._session:
-            raise TransportError("this session is not open here; say hello first. The server was started anew.")
+            raise SessionError("the policy server was started anew in the midst of an episode.")
         row, budget_ms, key = fields.integer("row"), fields.number("budget_ms"), fields.text("key")
         if not 0 <= row < MAX_ROWS:
             raise TransportError(f"row {row} is outside of 0 to {MAX_ROWS - 1}, what one client may ask at once.")

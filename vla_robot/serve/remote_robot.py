@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import BusyError, TransportError, VlaError
+from vla_robot.core.embodiment import Embodiment, differences
+from vla_robot.core.errors import BusyError, ContractError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.robot import Tick
 from vla_robot.core.seeds import require_seed
@@ -82,6 +82,7 @@ class RemoteRobot:
             ContractError: the policy does not fit the robot; every difference is in the message.
         """
         self.address = address
+        self._security = security
         self._clock = clock or MonotonicClock()
         self._seq = 0
         self._episode = 0
@@ -94,7 +95,7 @@ class RemoteRobot:
         self._stream: _Stream | None = None
         try:
             self._hello(wanted, connect_timeout_s)
-            self._stream = _Stream(address, security, self._session, self._clock)
+            self._reconnect_stream()
             self._synchronise()
         except BaseException:
             self._disconnect()
@@ -124,16 +125,19 @@ class RemoteRobot:
         return self._sync.offset(self._clock.now_ns())
 
     def begin(self, seed: int, *, lockstep: bool = False) -> Observation:
-        """Begin an episode.
+        """Begin an episode. A bridge that was started anew since the last one is joined again.
 
         Args:
             seed: of a simulation.
             lockstep: the robot waits for each action.
 
         Raises:
-            ContractError: the arm is stopped and was not armed again, or cannot wait; no such seed.
+            ContractError: the arm is stopped and was not armed again, or cannot wait; no such seed; or the bridge was
+                started anew with another arm, and every difference is in the message.
+            BusyError: another controller has the arm.
             TransportError: no answer in time.
         """
+        self._join_again()
         self._synchronise()
         self._episode += 1
         self._refusals.clear()
@@ -233,6 +237,24 @@ class RemoteRobot:
         self._can_wait = answer.flag("can_wait")
         self._session = answer.text("session")
 
+    def _join_again(self) -> None:
+        """Say hello between episodes: the answer has our session, or a new one where the bridge knows it no more."""
+        embodiment, session = self._embodiment, self._session
+        self._hello(None, CONNECT_TIMEOUT_S)
+        changed, self._embodiment = differences(embodiment, self._embodiment), embodiment
+        if changed:
+            raise ContractError(
+                f"the bridge at {self.address} was started anew with another arm: {'; '.join(changed)}. Nothing was "
+                "moved. Begin a new run, which compares it with the policy."
+            )
+        if self._stream is None or self._session != session or self._stream.failed:
+            self._reconnect_stream()
+
+    def _reconnect_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = _Stream(self.address, self._security, self._session, self._clock)
+
     def _seat(self, hello: Mapping[str, Any], timeout_s: float) -> Message:
         """The answer to `hello` once the arm is free: the controller before us may have died without a word."""
         end_ns = self._clock.now_ns() + round(min(timeout_s, PATIENCE_S) * NS_PER_S)
@@ -286,10 +308,14 @@ class RemoteRobot:
         return arrived.tick
 
     def _command(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> Fields:
-        answer = self._exchange(kind, {"session": self._session, **body}, timeout_s)
+        """Raises SessionError as soon as the stream is told that our session is over: no answer need come then."""
+        require = self._connected_stream().require_open
+        answer = self._exchange(kind, {"session": self._session, **body}, timeout_s, require)
         return Fields(answer.body, f"answer to {kind}")
 
-    def _exchange(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> Message:
+    def _exchange(
+        self, kind: str, body: Mapping[str, Any], timeout_s: float, require: Callable[[], None] = lambda: None
+    ) -> Message:
         """The answer; a request that got none in TRY_TIMEOUT_S is sent again, except for actions.
 
         Raises:
@@ -304,6 +330,7 @@ class RemoteRobot:
                 try_ns = now_ns + round(TRY_TIMEOUT_S * NS_PER_S)
             answer = self._receive(SLICE_S)
             if answer is None:
+                require()
                 continue
             if answer.seq < first:
                 self._note(answer)
@@ -445,6 +472,16 @@ class _Stream:
         self._untaken_bytes += arrived.num_bytes
         while self._untaken_bytes > BACKLOG_BYTES and len(self._untaken) > 1:
             self._pop()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by itself."""
+        return self._failure is not None
+
+    def require_open(self) -> None:
+        """Raise what ended the stream, if anything did."""
+        if self._failure is not None:
+            raise self._failure
 
     def close(self) -> None:
         self._stop.set()

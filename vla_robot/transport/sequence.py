@@ -20,7 +20,7 @@ from __future__ import annotations
 import hmac
 import secrets
 
-from vla_robot.core.errors import TransportError
+from vla_robot.core.errors import SessionError, TransportError
 
 SESSION_BYTES = 16
 
@@ -59,13 +59,14 @@ class SequenceGuard:
             seq: the command's number, from 1.
 
         Raises:
-            TransportError: it may not; the reason is counted.
+            SessionError: the session is not the open one; this is counted, as the others are.
+            TransportError: it came before, or was overtaken.
         """
         if not self._session or not hmac.compare_digest(session.encode(), self._session.encode()):
             self.counts["forged"] += 1
-            raise TransportError(
-                f"command {seq} belongs to no session that is open here, and is not obeyed. Say hello first; a server "
-                "that was started anew knows nothing of earlier sessions."
+            raise SessionError(
+                f"command {seq} belongs to no session that is open here, and is not obeyed: the server was started "
+                "anew, or has another client by now."
             )
         behind = self._highest - seq
         if behind < 0:
