@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -24,6 +27,9 @@ from vla_robot.world.kinds import build_world
 from vla_robot.world.mujoco_world import MujocoWorld
 
 HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+DEADLINE_S = 240.0
+"""After which a process is taken to hang; on an idle computer each takes some seconds."""
+
 SHORT = dataclasses.replace(read(EnvRecipe, "tabletop"), cameras=(), horizon=3)
 
 
@@ -174,3 +180,123 @@ def test_rendering_without_a_camera_says_what_to_add() -> None:
 def test_an_unknown_render_mode_is_refused() -> None:
     with pytest.raises(WorldError, match=r"unknown render mode 'human'.*Available: rgb_array"):
         WorldEnv(build_world(SHORT), render_mode="human")
+
+
+VECTOR = """
+import sys
+import gymnasium, numpy as np
+import vla_robot.world.gym_env
+
+def main(mode, context, drawn_before):
+    if drawn_before:
+        gymnasium.make("vla_robot/Tabletop-v0").reset(seed=0)
+    more = {"vector_kwargs": {"context": context}} if mode == "async" else {}
+    wrappers = [lambda env: gymnasium.wrappers.FrameStackObservation(env, 2)] if mode == "sync" else None
+    envs = gymnasium.make_vec("vla_robot/Tabletop-v0", 2, mode, wrappers=wrappers, **more)
+    try:
+        observation, info = envs.reset(seed=7)
+        assert observation in envs.observation_space
+        first = observation["images"]["front"]
+        assert first.std() > 10 and list(info["instruction"]) == ["lift the red cube"] * 2
+        for _ in range(3):
+            observation, reward, terminated, truncated, info = envs.step(envs.action_space.sample())
+        assert info["executed"].shape == (2, 7)
+        print(first.shape, observation["state"].shape)
+    except Exception as error:
+        print(type(error).__name__, error)
+    finally:
+        envs.close()
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3] == "True")
+"""
+
+
+def vector(tmp_path: Path, mode: str, context: str, drawn_before: bool = False) -> str:
+    """What a process prints that steps two environments; one that hangs fails, and leaves no child behind."""
+    (tmp_path / "vector.py").write_text(VECTOR)
+    command = [sys.executable, str(tmp_path / "vector.py"), mode, context, str(drawn_before)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        out, error = process.communicate(timeout=DEADLINE_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, error
+    return out.strip()
+
+
+@pytest.mark.sim
+@pytest.mark.parametrize("context", ["fork", "forkserver", "spawn"])
+def test_environments_step_side_by_side_in_processes_however_they_are_started(tmp_path: Path, context: str) -> None:
+    assert vector(tmp_path, "async", context) == "(2, 224, 224, 3) (2, 7)"
+
+
+@pytest.mark.sim
+def test_environments_with_stacked_frames_step_in_one_process(tmp_path: Path) -> None:
+    assert vector(tmp_path, "sync", "-") == "(2, 2, 224, 224, 3) (2, 2, 7)"
+
+
+@pytest.mark.sim
+def test_a_worker_that_was_forked_after_a_frame_was_drawn_says_which_context_to_ask_for(tmp_path: Path) -> None:
+    told = vector(tmp_path, "async", "fork", drawn_before=True)
+    assert told.startswith("WorldError OpenGL had started in the process that this one was forked from")
+    assert 'vector_kwargs={"context": "spawn"}' in told
+    assert vector(tmp_path, "async", "spawn", drawn_before=True) == "(2, 224, 224, 3) (2, 7)"
+
+
+@pytest.mark.sim
+def test_a_child_that_was_forked_after_a_frame_was_drawn_ends_by_itself() -> None:
+    """No finaliser and no exit handler waits for the driver's threads, which it does not have."""
+    script = (
+        "import gc, os, sys, vla_robot.world.gym_env as gym_env\n"
+        "env = gym_env.make_env('tabletop')\n"
+        "env.reset(seed=0)\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    env.close()\n"
+        "    del env\n"
+        "    gc.collect()\n"
+        "    sys.exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "print(env.reset(seed=0)[0]['images']['front'].std() > 10)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=DEADLINE_S
+    )
+    assert done.stdout.split() == ["7", "True"]
+
+
+@pytest.mark.sim
+def test_a_world_may_be_reset_stepped_and_closed_in_another_thread_each() -> None:
+    with contextlib.closing(gymnasium.make(env_id("tabletop"))) as env:
+        here = env.reset(seed=3)[0]["images"]["front"]
+        for _ in range(2):
+            with ThreadPoolExecutor(1) as thread:
+                there = thread.submit(lambda: env.reset(seed=3)[0]["images"]["front"]).result()
+                np.testing.assert_array_equal(there, here)
+            with ThreadPoolExecutor(1) as thread:
+                assert thread.submit(env.step, HOLD).result()[0]["images"]["wrist"].std() > 0
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(env.close).result()
+
+
+@pytest.mark.sim
+def test_frames_stack_and_videos_are_recorded_by_gymnasiums_own_wrappers(tmp_path: Path) -> None:
+    stacked = gymnasium.wrappers.FrameStackObservation(gymnasium.make(env_id("tabletop")), 3)
+    with contextlib.closing(stacked):
+        observation, _ = stacked.reset(seed=0)
+        assert observation["images"]["front"].shape == (3, 224, 224, 3)
+        assert stacked.step(HOLD)[0] in stacked.observation_space
+    pytest.importorskip("moviepy")
+    inner = gymnasium.make(env_id("tabletop"), render_mode="rgb_array")
+    recorded = gymnasium.wrappers.RecordVideo(inner, str(tmp_path), disable_logger=True)
+    with contextlib.closing(recorded):
+        recorded.reset(seed=0)
+        for _ in range(5):
+            recorded.step(HOLD)
+    (video,) = tmp_path.glob("*.mp4")
+    assert video.stat().st_size > 1000

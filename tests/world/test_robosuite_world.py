@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ import pytest
 from vla_robot.core.errors import ContractError, RecipeError, WorldError
 from vla_robot.recipe import read
 from vla_robot.recipe.env import CameraRecipe, EnvRecipe
+from vla_robot.world import robosuite_world
 from vla_robot.world.kinds import build_world
-from vla_robot.world.robosuite_world import RobosuiteWorld
+from vla_robot.world.robosuite_world import ARMS, TASKS, RobosuiteWorld
 
 pytestmark = pytest.mark.sim
 
@@ -175,3 +177,55 @@ def test_an_unknown_camera_source_names_the_nearest() -> None:
     camera = CameraRecipe(name="front", source="frontvieww")
     with pytest.raises(RecipeError, match=r"source of camera 'front' 'frontvieww'; did you mean 'frontview'\?"):
         build_world(dataclasses.replace(blind("lift"), cameras=(camera,)))
+
+
+def built(task: str, arm: str) -> RobosuiteWorld:
+    return RobosuiteWorld(dataclasses.replace(blind("lift"), task=task, arm=arm), privileged=True)
+
+
+@pytest.mark.parametrize(("task", "arm"), [*((task, "Panda") for task in TASKS), *(("Lift", arm) for arm in ARMS[1:])])
+def test_every_task_and_arm_on_offer_moves_as_told_and_opens_in_metres(task: str, arm: str) -> None:
+    with contextlib.closing(built(task, arm)) as world:
+        start = world.reset(1)
+        world.embodiment.check(start)
+        moved = [world.step(UP).observation.state[:3] for _ in range(5)][-1] - start.state[:3]
+        assert moved[2] > 0.03 and np.abs(moved[:2]).max() < 0.03
+        closed = [world.step(HOLD * 0).observation.state[-1] for _ in range(20)][-1]
+        opened = [world.step(HOLD).observation for _ in range(20)][-1]
+        assert closed < 0.01 and 0.07 < opened.state[-1] < world.embodiment.state[-1].high
+        world.embodiment.check(opened)
+        np.testing.assert_array_equal(world.reset(1).state, start.state)
+
+
+@pytest.mark.parametrize(
+    ("task", "arm", "what"),
+    [
+        ("Wipe", "Panda", "task 'Wipe'"),
+        ("TwoArmLift", "Panda", "task 'TwoArmLift'"),
+        *(("Lift", arm, f"arm '{arm}'") for arm in ("Sawyer", "Baxter", "GR1", "Jaco", "PandaOmron", "PandaDexRH")),
+    ],
+)
+def test_what_no_test_has_built_is_refused_in_one_sentence(task: str, arm: str, what: str) -> None:
+    with pytest.raises(
+        RecipeError, match=rf"robosuite's {what} is not supported: .* Available: .*(Panda|Lift)"
+    ) as told:
+        built(task, arm)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "arm", "message"),
+    [
+        ("Wipe", "Panda", r"task 'Wipe' with arm 'Panda' has 1 arm\(s\) and takes 6 numbers an action; .* which is 7"),
+        ("Lift", "GR1ArmsOnly", r"with arm 'GR1ArmsOnly' has 2 arm\(s\) and takes 24 numbers an action"),
+        ("Lift", "Sawyer", r"robosuite cannot build task 'Lift' with arm 'Sawyer': Error: mesh volume is too small"),
+    ],
+)
+def test_what_does_not_fit_is_told_also_where_it_is_on_offer(
+    monkeypatch: pytest.MonkeyPatch, task: str, arm: str, message: str
+) -> None:
+    monkeypatch.setattr(robosuite_world, "TASKS", (*TASKS, "Wipe"))
+    monkeypatch.setattr(robosuite_world, "ARMS", (*ARMS, "GR1ArmsOnly", "Sawyer"))
+    with pytest.raises(RecipeError, match=message) as told:
+        built(task, arm)
+    assert "\n" not in str(told.value)

@@ -13,13 +13,16 @@ REACH_M = 1.5
 MAX_OPENING_M = 0.1
 
 
-def embodiment_of(recipe: EnvRecipe, name: str, reach_m: float = REACH_M) -> Embodiment:
+def embodiment_of(
+    recipe: EnvRecipe, name: str, reach_m: float = REACH_M, opening_m: float = MAX_OPENING_M
+) -> Embodiment:
     """Tool deltas in the base frame and an absolute gripper; state is the tool's pose and the gripper's opening.
 
     Args:
         recipe: of the world.
         name: of the arm.
         reach_m: the tool is never further from the base.
+        opening_m: the fingers are never further apart.
     """
     translation = [Dim(n, "m", -recipe.max_step_m, recipe.max_step_m) for n in ("dx", "dy", "dz")]
     rotation = [Dim(n, "rad", -recipe.max_step_rad, recipe.max_step_rad) for n in ("droll", "dpitch", "dyaw")]
@@ -28,7 +31,7 @@ def embodiment_of(recipe: EnvRecipe, name: str, reach_m: float = REACH_M) -> Emb
     return Embodiment(
         name=name,
         action=ActionSpace("eef_delta", "base", (*translation, *rotation, Dim("gripper", "1", 0.0, 1.0))),
-        state=(*position, *orientation, Dim("gripper_width", "m", 0.0, MAX_OPENING_M)),
+        state=(*position, *orientation, Dim("gripper_width", "m", 0.0, opening_m)),
         cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in recipe.cameras),
         rate_hz=recipe.rate_hz,
     )

@@ -115,8 +115,11 @@ def action_space(embodiment: Embodiment) -> spaces.Box:
 
 
 def make_env(recipe: str, render_mode: str | None = None) -> WorldEnv:
-    """The environment of a recipe in envs/, by name or path."""
-    return WorldEnv(build_world(read(EnvRecipe, recipe)), render_mode)
+    """The environment of a recipe in envs/, by name or path.
+
+    OpenGL starts with the first reset: an AsyncVectorEnv builds an environment to read its spaces, and then forks.
+    """
+    return WorldEnv(build_world(read(EnvRecipe, recipe), warm=False), render_mode)
 
 
 def env_id(name: str) -> str:

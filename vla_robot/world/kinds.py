@@ -11,12 +11,13 @@ from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.paced_cameras import PacedCameras
 
 
-def build_world(recipe: EnvRecipe, privileged: bool = False) -> VisibleWorld:
+def build_world(recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> VisibleWorld:
     """The world of a recipe.
 
     Args:
         recipe: what to build.
         privileged: give the simulator's truth in `Observation.privileged`, for scripted experts and labels.
+        warm: start OpenGL now, so that it fails now and the first episode begins at once; False waits for a reset.
 
     Raises:
         RecipeError: the recipe names something that does not exist.
@@ -30,25 +31,25 @@ def build_world(recipe: EnvRecipe, privileged: bool = False) -> VisibleWorld:
         )
     if recipe.kind not in _BUILDERS:
         raise RecipeError(unknown("world kind", recipe.kind, _BUILDERS))
-    world = _BUILDERS[recipe.kind](recipe, privileged)
+    world = _BUILDERS[recipe.kind](recipe, privileged, warm)
     rates_hz = {camera.name: camera.rate_hz for camera in recipe.cameras if camera.rate_hz is not None}
     return PacedCameras(world, rates_hz) if rates_hz else world
 
 
-def _robosuite(recipe: EnvRecipe, privileged: bool) -> VisibleWorld:
+def _robosuite(recipe: EnvRecipe, privileged: bool, warm: bool) -> VisibleWorld:
     from vla_robot.world.robosuite_world import RobosuiteWorld
 
-    return RobosuiteWorld(recipe, privileged)
+    return RobosuiteWorld(recipe, privileged, warm)
 
 
-def _mujoco(recipe: EnvRecipe, privileged: bool) -> VisibleWorld:
+def _mujoco(recipe: EnvRecipe, privileged: bool, warm: bool) -> VisibleWorld:
     require("mujoco", "sim", "a MuJoCo world")
     from vla_robot.world.render import start_mujoco
 
     start_mujoco()
     from vla_robot.world.mujoco_world import MujocoWorld
 
-    return MujocoWorld(recipe, privileged)
+    return MujocoWorld(recipe, privileged, warm)
 
 
-_BUILDERS: dict[str, Callable[[EnvRecipe, bool], VisibleWorld]] = {"robosuite": _robosuite, "mujoco": _mujoco}
+_BUILDERS: dict[str, Callable[[EnvRecipe, bool, bool], VisibleWorld]] = {"robosuite": _robosuite, "mujoco": _mujoco}

@@ -43,11 +43,12 @@ PLACEMENT_TRIES = 100
 class MujocoWorld:
     """One MJCF scene behind the World port."""
 
-    def __init__(self, recipe: EnvRecipe, privileged: bool = False) -> None:
+    def __init__(self, recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> None:
         """
         Args:
             recipe: of kind "mujoco".
             privileged: give positions and orientations of everything that moves in `Observation.privileged`.
+            warm: draw a frame now: OpenGL takes a second to start, and may fail. Otherwise the first reset does.
 
         Raises:
             RecipeError: the scene cannot be read, or lacks something that it or the recipe must name.
@@ -69,7 +70,9 @@ class MujocoWorld:
         self._step = self._held = 0
         self._goal_quat = np.empty(4)
         self._start: dict[str, Vector] = {}
-        self.reset(0)  # the first frame starts OpenGL, which takes a second and may fail: now, not in an episode
+        self._begin(0)
+        if warm:
+            self._frames()
 
     @property
     def embodiment(self) -> Embodiment:
@@ -82,14 +85,16 @@ class MujocoWorld:
     def reset(self, seed: int) -> Observation:
         """Begin an episode: the arm at home, the objects placed and at rest. Same seed, same state."""
         self._require_open()
-        rng = np.random.default_rng(require_seed(seed, largest=None))
+        self._begin(require_seed(seed, largest=None))
+        return self._observe()
+
+    def _begin(self, seed: int) -> None:
         mujoco.mj_resetDataKeyframe(self._model, self._data, self._rig.home)
-        self._place_objects(rng)
+        self._place_objects(np.random.default_rng(seed))
         self._advance(SETTLE_S)
         self._goal_quat = quat_of(self._data.site_xmat[self._rig.tool])
         self._start = {name: self._box(name)[0] for name in self._success_bodies()}
         self._step = self._held = 0
-        return self._observe()
 
     def step(self, action: Vector) -> StepResult:
         self._require_open()

@@ -16,7 +16,7 @@ import random
 import time
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -28,7 +28,7 @@ from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.optional import require
 from vla_robot.core.seeds import require_seed
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.world.arm_space import axis_angle, check_action, embodiment_of
+from vla_robot.world.arm_space import MAX_OPENING_M, axis_angle, check_action, embodiment_of
 from vla_robot.world.reach import reach_m
 from vla_robot.world.render import COLLISION_GEOMS, Renderer, start_mujoco
 
@@ -38,37 +38,60 @@ BUILD_SEED = 0
 SETTLE_STEPS = 10
 """Control steps after a reset with the gripper opening: ten take it from closed to open."""
 
-SINGLE_ARM_TASKS = ("Lift", "Stack", "NutAssembly", "NutAssemblySquare", "NutAssemblyRound", "PickPlace",
-                    "PickPlaceSingle", "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Door",
-                    "Wipe", "ToolHang")  # fmt: skip
+TASKS = ("Lift", "Stack", "NutAssembly", "NutAssemblySquare", "NutAssemblyRound", "PickPlace", "PickPlaceSingle",
+         "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Door", "ToolHang")  # fmt: skip
+"""robosuite's tasks for one arm with a gripper. Each is built by a test."""
+
+ARMS = ("Panda", "UR5e", "IIWA", "Kinova3")
+"""robosuite's arms on a fixed base whose gripper has two fingers. Each is built by a test."""
+
+MAX_PADS_M = 0.15
+"""Between the pads of a gripper with turning fingers; Robotiq's 140 opens to 0.125."""
+FAR_M = 1.0
+"""MuJoCo looks no further for the other pad."""
 
 OUR_TASKS = {"LiftColour": "vla_robot.world.lift_colour", "LiftSome": "vla_robot.world.lift_colour"}
 """Tasks of ours for robosuite, and the module whose import registers them."""
+
+ACTION_DIM = 7
+"""Of an arm with a gripper: a translation, a rotation and the fingers."""
+SLIDE = 2
+"""mujoco.mjtJoint.mjJNT_SLIDE; mujoco is imported by `start_mujoco` only."""
 
 
 class RobosuiteWorld:
     """One robosuite task behind the World port."""
 
-    def __init__(self, recipe: EnvRecipe, privileged: bool = False) -> None:
+    def __init__(self, recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> None:
         """
+        Args:
+            recipe: of kind "robosuite".
+            privileged: give the simulator's truth in `Observation.privileged`.
+            warm: draw a frame now: OpenGL takes a second to start, and may fail. Otherwise the first reset does.
+
         Raises:
-            RecipeError: robosuite has no such task, arm or camera.
+            RecipeError: robosuite has no such task, arm or camera, or it does not fit an arm with a gripper.
             WorldError: OpenGL cannot start.
         """
         self._recipe = recipe
         self._privileged = privileged
         self._env: Any = _make(recipe)
         self._robot: Any = self._env.robots[0]
+        self._mujoco: Any = import_module("mujoco")
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
         self._check_cameras()
         self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
-        self._embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m())
+        self._pads = _pads(self._model, self._robot.gripper[self._arm])
+        opening_m = MAX_OPENING_M if self._pads is None else MAX_PADS_M
+        self._embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m(), opening_m)
         self._scale = _controller_scale(self._robot)
         self._instruction = recipe.instruction
         self._step = 0
         self._held = 0
         self._open = True
-        self.reset(0)  # the first frame starts OpenGL and the first step compiles: seconds, now and not in an episode
+        self._begin(0)  # the first step compiles, which takes seconds: now and not in an episode
+        if warm:
+            self._observe()
 
     @property
     def embodiment(self) -> Embodiment:
@@ -82,7 +105,10 @@ class RobosuiteWorld:
     def reset(self, seed: int) -> Observation:
         """Begin an episode: place the objects, let them fall, open the gripper. Same seed, same state."""
         self._require_open()
-        seed = require_seed(seed, largest=None)
+        self._begin(require_seed(seed, largest=None))
+        return self._observe()
+
+    def _begin(self, seed: int) -> None:
         if hasattr(self._env, "choose_target"):
             self._instruction = self._recipe.instruction.format(target=self._env.choose_target(seed))
         with _seeded(seed):
@@ -94,7 +120,6 @@ class RobosuiteWorld:
         for _ in range(SETTLE_STEPS):
             self._env.step(self._to_robosuite(still))
         self._step = self._held = 0
-        return self._observe()
 
     def step(self, action: Vector) -> StepResult:
         self._require_open()
@@ -171,8 +196,12 @@ class RobosuiteWorld:
         return position, R_base.T @ self._data.site_xmat[site].reshape(3, 3)
 
     def _opening(self) -> float:
-        joints = self._robot._ref_gripper_joint_pos_indexes[self._arm]
-        return float(np.abs(self._data.qpos[joints]).sum())
+        """How far the fingers are apart [m]: the way of sliding ones, the gap between the pads of turning ones."""
+        if self._pads is None:
+            joints = self._robot._ref_gripper_joint_pos_indexes[self._arm]
+            return float(np.abs(self._data.qpos[joints]).sum())
+        # Contacts are soft: pads that are pressed together overlap by some micrometres.
+        return max(0.0, float(self._mujoco.mj_geomDistance(self._model, self._data, *self._pads, FAR_M, None)))
 
     def _reach_m(self) -> float:
         base = self._data.body(self._robot.robot_model.root_body).id
@@ -230,16 +259,15 @@ def _make(recipe: EnvRecipe) -> Any:
 
         if recipe.task in OUR_TASKS:
             import_module(OUR_TASKS[recipe.task])
-        elif recipe.task not in SINGLE_ARM_TASKS:
-            raise RecipeError(unknown("robosuite task", str(recipe.task), [*SINGLE_ARM_TASKS, *OUR_TASKS]))
-        if recipe.arm not in ROBOT_CLASS_MAPPING:
-            raise RecipeError(unknown("robosuite arm", recipe.arm, ROBOT_CLASS_MAPPING))
+        else:
+            _require_offered("task", str(recipe.task), TASKS, robosuite.ALL_ENVIRONMENTS, OUR_TASKS)
+        _require_offered("arm", recipe.arm, ARMS, ROBOT_CLASS_MAPPING)
         config: Any = load_composite_controller_config(controller="BASIC")
         limits = [recipe.max_step_m] * 3 + [recipe.max_step_rad] * 3
         for part in config["body_parts"].values():
             if part.get("type") == "OSC_POSE":
                 part |= {"output_max": limits, "output_min": [-limit for limit in limits]}
-        with _seeded(BUILD_SEED):
+        with _seeded(BUILD_SEED), _told_by_robosuite(recipe):
             env = robosuite.make(
                 recipe.task,
                 robots=recipe.arm,
@@ -251,11 +279,57 @@ def _make(recipe: EnvRecipe) -> Any:
                 ignore_done=True,
                 hard_reset=False,
             )
+    _require_one_arm(recipe, env)
     # robosuite updates some forty observables in every physics step; all that is needed is read from the simulator.
     # The dictionary itself stays, because PickPlace switches its entries at every reset.
     env._update_observables = lambda force=False: None
     env._get_observations = lambda force_update=False: OrderedDict()
     return env
+
+
+def _require_offered(
+    what: str, name: str, offered: Sequence[str], known: Iterable[str], more: Iterable[str] = ()
+) -> None:
+    """Raise RecipeError unless robosuite's task or arm is one that a test has built."""
+    if name in offered:
+        return
+    available = [*offered, *more]
+    if name in known:
+        raise RecipeError(
+            f"robosuite's {what} '{name}' is not supported: a world has one arm on a fixed base with a gripper of two "
+            f"fingers. Available: {', '.join(sorted(available))}."
+        )
+    raise RecipeError(unknown(f"robosuite {what}", name, available))
+
+
+@contextlib.contextmanager
+def _told_by_robosuite(recipe: EnvRecipe) -> Iterator[None]:
+    """Whatever robosuite raises while it builds, in one sentence."""
+    try:
+        yield
+    except Exception as error:  # assertions, MuJoCo's errors about a model, key errors: it has no errors of its own
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"robosuite cannot build task '{recipe.task}' with arm '{recipe.arm}': {said}.") from error
+
+
+def _require_one_arm(recipe: EnvRecipe, env: Any) -> None:
+    """Raise RecipeError unless what was built takes this world's actions: six numbers for the tool, one for fingers."""
+    arms = [arm for robot in env.robots for arm in robot.arms]
+    if len(arms) == 1 and env.action_dim == ACTION_DIM:
+        return
+    env.close()
+    raise RecipeError(
+        f"robosuite's task '{recipe.task}' with arm '{recipe.arm}' has {len(arms)} arm(s) and takes {env.action_dim} "
+        f"numbers an action; a world has one arm with a gripper, which is {ACTION_DIM}."
+    )
+
+
+def _pads(model: Any, gripper: Any) -> tuple[int, int] | None:
+    """Ids of the geoms whose gap is the opening; None where the fingers slide, so that their way is."""
+    if all(model.joint(name).type[0] == SLIDE for name in gripper.joints):
+        return None
+    left, right = (model.geom(gripper.important_geoms[f"{side}_fingerpad"][0]).id for side in ("left", "right"))
+    return left, right
 
 
 def _controller_scale(robot: Any) -> Vector:
