@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from vla_robot.act.chunk import Splice
 from vla_robot.act.limits import RangeGuard, limits_of
 from vla_robot.act.safety import SafetyFilter
 from vla_robot.act.watchdog import Watchdog
-from vla_robot.core.clock import NS_PER_MS, FakeClock
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.errors import PolicyError
+from vla_robot.core.errors import PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.loop.control_loop import run_episode
@@ -29,6 +29,8 @@ from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record import episode
 from vla_robot.record.episode import EpisodeLog, Gap, read_episode
 from vla_robot.record.from_log import demonstrations_of
+from vla_robot.serve.arm import Arm as BridgeArm
+from vla_robot.serve.arm import WorldArm
 from vla_robot.serve.bridge import Bridge, Execution
 
 PERIOD_MS = 20
@@ -118,12 +120,16 @@ class Ticking:
         """
         self.clock = FakeClock(start_ns=10**12)
         self.arm = Arm(self.clock, horizon)
-        self.embodiment, self.instruction = EMBODIMENT, self.arm.instruction
-        limits = SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe()))
-        self.bridge = Bridge(self.arm, limits, Watchdog(self.clock), self.clock, Execution(splice=splice))
+        self._serve(self.arm, splice)
         self._lost = lost
         self._arrived: list[Tick] = []
         self.newest_step = 0
+
+    def _serve(self, arm: BridgeArm, splice: Splice) -> None:
+        self.embodiment, self.instruction = arm.embodiment, arm.instruction
+        limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
+        self.bridge = Bridge(arm, limits, Watchdog(self.clock), self.clock, Execution(max_age_s=5, splice=splice))
+        self._period_ns = round(NS_PER_S / arm.embodiment.rate_hz)
 
     def begin(self, seed: int) -> Observation:
         return self.bridge.begin(1, seed)
@@ -142,7 +148,7 @@ class Ticking:
 
     def pass_time(self) -> None:
         """One period."""
-        self.clock.advance_ns(PERIOD_MS * NS_PER_MS)
+        self.clock.advance_ns(self._period_ns)
         if not self.bridge.running:
             return
         self.bridge.watchdog.beat()
@@ -377,6 +383,82 @@ def require_replay(table: Sequence[Mapping[str, Any]]) -> None:
         again.command(np.array(row["action.executed"], dtype=np.float64))
 
 
+class Restamped:
+    """A world whose stamps are those of the test's clock."""
+
+    def __init__(self, world: Any, clock: FakeClock) -> None:
+        self._world, self._clock = world, clock
+        self.embodiment, self.instruction = world.embodiment, world.instruction
+
+    def reset(self, seed: int) -> Observation:
+        return self._stamped(self._world.reset(seed))
+
+    def step(self, action: Vector) -> StepResult:
+        result = self._world.step(action)
+        return replace(result, observation=self._stamped(result.observation), command_ns=self._clock.now_ns())
+
+    def look(self) -> Observation:
+        return self._stamped(self._world.look())
+
+    def close(self) -> None:
+        self._world.close()
+
+    def _stamped(self, observation: Observation) -> Observation:
+        return replace(observation, stamp_ns=self._clock.now_ns(), stamps_ns={})
+
+
+class Simulated(Ticking):
+    """The same over a simulated Panda."""
+
+    def __init__(self, world: Any) -> None:
+        super().__init__(horizon=1)
+        self._serve(WorldArm(Restamped(world, self.clock)), "drop")
+
+
+class Reaches:
+    """Moves the tool down and to one side, and thinks for some ticks first."""
+
+    def __init__(self, robot: Ticking, late: int) -> None:
+        self._robot, self._late = robot, late
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        (seen,) = observations
+        for _ in range(self._late):
+            self._robot.pass_time()
+        row = [0.01, 0.02, -0.015, 0.0, 0.0, 0.03, float(seen.step % 8 < 4)]
+        return [ActionChunk(np.tile(row, (2, 1)) if seen.step % 3 else np.array([row]), seen.stamp_ns, seen.step)]
+
+
+@pytest.mark.sim
+def test_a_recorded_episode_with_a_late_first_row_replays_in_simulation_to_the_same_states(tmp_path: Path) -> None:
+    from vla_robot.recipe import read
+    from vla_robot.recipe.env import EnvRecipe
+    from vla_robot.world.kinds import build_world
+
+    try:
+        world = build_world(replace(read(EnvRecipe, "tabletop"), horizon=24))
+    except WorldError as error:
+        pytest.skip(str(error))
+    robot = Simulated(world)
+    guard = RangeGuard(world.embodiment.action)
+    recorder = EpisodeRecorder(tmp_path, {})
+    policy = Reaches(robot, late=3)
+    run_live_episode(robot, policy, SEED, guard=guard, subscribers=[recorder], clock=robot.clock)
+    (made,) = demonstrations_of(read_episode(log_path(tmp_path, SEED)), world.embodiment, "reaches")
+    assert made.steps[0] == 3 and len(made) < 24, "the first row did not come late, or nothing was held"
+    again = WorldArm(world)
+    seen, step = again.reset(SEED), 0
+    for number, executed, state in zip(made.steps.tolist(), made.executed, made.states, strict=True):
+        while step < number:
+            seen, step = again.hold().observation, step + 1
+        np.testing.assert_array_equal(state, seen.state)
+        seen, step = again.command(executed).observation, step + 1
+    again.close()
+
+
 def crashed_log(folder: Path) -> tuple[EpisodeLog, Ticking]:
     """A log whose process died in the midst of the episode, which began with ticks in which nothing was due."""
     robot = Ticking(60)
@@ -408,8 +490,6 @@ def test_of_a_run_that_crashed_what_was_recorded_is_what_the_arm_received(tmp_pa
 
 
 def test_frames_that_the_log_dropped_end_a_demonstration_too(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     robot = Ticking(20)
     drive(robot, Slow(robot, lambda: 0), tmp_path)
     log = read_episode(log_path(tmp_path, SEED))

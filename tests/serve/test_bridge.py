@@ -21,12 +21,14 @@ from vla_robot.act.watchdog import Watchdog
 from vla_robot.cli.bench_loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import BusyError, ContractError, PolicyError, TransportError
-from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
+from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+from vla_robot.core.robot import Tick
+from vla_robot.loop.events import Event, StepDone, StepsLost
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve import remote_robot
 from vla_robot.serve.bridge import Bridge
-from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.serve.bridge_server import BridgeServer, Stream
 from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL
 from vla_robot.serve.lockstep_world import LockstepWorld
 from vla_robot.serve.remote_robot import RemoteRobot
@@ -138,6 +140,94 @@ def test_the_live_loop_drives_it(serve: Callable[..., Served]) -> None:
     assert episode.outcome == "stopped" and episode.latency is not None
     assert episode.steps >= 20
     assert not server.status()["running"]
+
+
+class Pondering(Nudging):
+    """Thinks until the arm has ticked five times more."""
+
+    def __init__(self, answers: int, server: BridgeServer) -> None:
+        super().__init__(answers)
+        self._server = server
+        self.saw: list[int] = []
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        start = self._server.status()["step"]
+        assert eventually(lambda: self._server.status()["step"] >= start + 5)
+        self.saw += [observation.step for observation in observations]
+        return super().act(observations)
+
+
+def test_ticks_that_pass_while_the_policy_thinks_are_recorded(serve: Callable[..., Served]) -> None:
+    address, _, server = serve()
+    policy, events = Pondering(8, server), list[Event]()
+    with RemoteRobot(address) as robot:
+        episode = run_live_episode(
+            robot, policy, 0, guard=Permissive(), subscribers=[events.append], should_stop=lambda: policy.left <= 0
+        )
+    steps = [event for event in events if isinstance(event, StepDone)]
+    numbers = [step.observation.step for step in steps]
+    assert numbers == sorted(set(numbers)) and set(numbers) - set(policy.saw)
+    assert all(step.result.observation.step == step.observation.step + 1 for step in steps)
+    # A busy computer may lose some; then it says so.
+    assert len(steps) + episode.lost_steps == max(numbers[-1], *_ends(events)) + 1
+    played = [step for step in steps if not step.held]
+    assert played and all(step.wanted is not None and step.wanted[0] == 0.001 for step in played)
+
+
+def _ends(events: Sequence[Event]) -> list[int]:
+    """The last step of each gap."""
+    return [0, *(event.first + event.count - 1 for event in events if isinstance(event, StepsLost))]
+
+
+def test_what_nobody_takes_is_bounded_and_the_oldest_goes_first(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, arm, server = serve()
+    monkeypatch.setattr(remote_robot, "BACKLOG_BYTES", 3 * arm.frame.nbytes)
+    with RemoteRobot(address) as robot:
+        robot.begin(seed=0)
+        assert eventually(lambda: server.status()["step"] > 40)
+        ticks = robot.ticks(timeout_s=DEADLINE_S)
+    numbers = [tick.result.observation.step for tick in ticks]
+    assert 1 <= len(numbers) <= 3 and numbers[0] > 1
+    assert numbers == sorted(set(numbers))
+
+
+def numbered(step: int) -> Tick:
+    observation = Observation({}, np.zeros(1), "", 0, step)
+    return Tick(StepResult(observation, np.zeros(1), False, False, False), "run", "", -1, 0, 0)
+
+
+def sent_now(stream: Stream, now_ns: int = 0) -> list[int]:
+    """Numbers of the ticks that go out now."""
+    numbers: list[int] = []
+    while (due := stream.due(now_ns)) is not None:
+        numbers.append(due[0])
+    return numbers
+
+
+def test_where_the_network_is_slow_the_newest_tick_takes_the_place_of_those_that_wait() -> None:
+    stream = Stream(peer=b"desk")
+    sent: list[int] = []
+    for step in range(8):
+        stream.push(numbered(step))
+        sent += sent_now(stream)
+    assert sent == [1, 2, 3, 4]  # as many as may be on their way
+    stream.seen = 2
+    assert sent_now(stream) == [8] and stream.replaced == 3
+
+
+def test_the_ticks_of_a_ramp_to_rest_wait_for_each_other() -> None:
+    stream = Stream(peer=b"desk")
+    stream.push(numbered(0))
+    assert sent_now(stream) == [1]
+    stream.push(numbered(7), ramp=[numbered(step) for step in range(1, 8)])
+    assert sent_now(stream) == [2, 3, 4]
+    stream.seen = 4
+    assert sent_now(stream) == [5, 6, 7, 8]
+    stream.seen = 8
+    assert sent_now(stream) == [9]
+    assert stream.replaced == 0
 
 
 def test_a_policy_for_another_arm_is_refused_with_the_differences(serve: Callable[..., Served]) -> None:
