@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -118,3 +119,12 @@ def test_whole_episodes_are_held_out_and_one_always_trains(demos_folder: Path, s
     assert len(np.unique(demos.episode_index[split.held_out])) == held
     assert not set(demos.episode_index[split.held_out]) & set(demos.episode_index[split.train])
     assert len(split.train) + len(split.held_out) == demos.num_frames
+
+
+def test_frames_whose_actions_are_lost_behind_a_gap_are_not_trained_on(demos_folder: Path) -> None:
+    demos = open_demos(demos_folder)
+    first = replace(demos.episodes[0], goes_on=True)
+    cut = replace(demos, episodes=(first, *demos.episodes[1:]))
+    split = Split.make(cut, 0.0, seed=0, future=2)
+    assert sorted(set(range(demos.num_frames)) - set(split.train)) == [first.stop - 2, first.stop - 1]
+    assert len(Split.make(cut, 0.0, seed=0).train) == demos.num_frames  # one action a frame: nothing is missing

@@ -38,5 +38,10 @@ def test_complete_windows_begin_only_where_enough_follows(future: int, expected:
     assert Window(future=future, complete=True).steps_in(np.array([4, 1, 0])).tolist() == expected
 
 
+def test_where_an_episode_goes_on_behind_a_gap_nothing_stands_in_for_what_was_lost() -> None:
+    goes_on = np.array([True, False, True])
+    assert Window(future=3).steps_in(np.array([5, 5, 2]), goes_on).tolist() == [2, 5, 0]
+
+
 def test_other_windows_begin_everywhere() -> None:
     assert Window(future=3).steps_in(np.array([4, 1])).tolist() == [4, 1]

@@ -64,7 +64,7 @@ class DemoData:
         self._recipe = recipe
         self._demos = demos
         self._bank = FrameBank.load(demos, policy, recipe.dataset_name, on_frames)
-        self._split = Split.make(demos, recipe.held_out, recipe.seed)
+        self._split = Split.make(demos, recipe.held_out, recipe.seed, policy.model.config.chunk - 1)
         if len(self._split.train) == 0:
             raise DataError("no frame is left to train on; record more episodes.")
         self._rank = ranks.rank

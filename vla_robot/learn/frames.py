@@ -193,13 +193,24 @@ class Split:
     held_out: NDArray[np.int64]
 
     @classmethod
-    def make(cls, demos: Demos, share: float, seed: int) -> Split:
-        """Hold out `share` of the episodes, at least one unless the share is 0."""
+    def make(cls, demos: Demos, share: float, seed: int, future: int = 0) -> Split:
+        """Hold out `share` of the episodes, at least one unless the share is 0.
+
+        Frames of which some of the `future` actions are lost, in an episode that ends at a gap, are in neither.
+        """
         count = len(demos.episodes)
         chosen = min(max(round(share * count), 1 if share > 0 else 0), count - 1)
         held = np.random.default_rng([seed, HELD_OUT]).permutation(count)[:chosen]
-        is_held = np.isin(demos.episode_index, held)
-        return cls(np.flatnonzero(~is_held), np.flatnonzero(is_held))
+        is_held, is_known = np.isin(demos.episode_index, held), _is_known(demos, future)
+        return cls(np.flatnonzero(~is_held & is_known), np.flatnonzero(is_held & is_known))
+
+
+def _is_known(demos: Demos, future: int) -> NDArray[np.bool_]:
+    """(F,) all actions that a frame's window asks for were recorded, or lie behind the true end of the episode."""
+    lengths = np.array([len(episode) for episode in demos.episodes], dtype=np.int64)
+    goes_on = np.array([episode.goes_on for episode in demos.episodes], dtype=np.bool_)
+    place = np.arange(demos.num_frames) - np.repeat([episode.start for episode in demos.episodes], lengths)
+    return place < np.repeat(Window(future=future).steps_in(lengths, goes_on), lengths)
 
 
 def rows_of_step(train: NDArray[np.int64], step: int, batch_size: int, seed: int) -> NDArray[np.int64]:

@@ -32,7 +32,7 @@ from vla_robot.record.origin import (
 from vla_robot.record.rlds.features import STEPS, Features, Leaf, parse_features
 from vla_robot.record.rlds.reader import RldsDataset
 from vla_robot.record.rlds.writer import RldsWriter, written_splits
-from vla_robot.record.source import Column, Episode, Field, instruction_text
+from vla_robot.record.source import Column, Episode, Field, MarksGaps, instruction_text
 
 VERSION = "1.0.0"
 EDGES = ("is_first", "is_last", "is_terminal")
@@ -54,7 +54,8 @@ def to_rlds(source: Source, destination: Path, options: Options, on_progress: On
         begin(folder / FILE, origin)
         done = writer.num_episodes
         for index in range(done, len(source)):
-            writer.write(_renamed(source.episode(index), features, names, options))
+            goes_on = isinstance(source, MarksGaps) and source.goes_on(index)
+            writer.write(_renamed(source.episode(index), features, names, options, goes_on))
             on_progress(index + 1, len(source))
         writer.finish()
         return Converted(writer.num_episodes, writer.num_episodes - done, tuple(_lost(source, before)))
@@ -135,14 +136,17 @@ def _lost(source: Source, before: Origin | None) -> list[str]:
     return lost
 
 
-def _renamed(episode: Episode, features: Features, names: Mapping[str, str], options: Options) -> Episode:
-    """The episode with the fields of the destination."""
+def _renamed(
+    episode: Episode, features: Features, names: Mapping[str, str], options: Options, goes_on: bool
+) -> Episode:
+    """The episode with the fields of the destination; one that goes on behind a gap has no terminal step."""
     count = len(episode)
     steps: dict[str, Column] = {new: episode.steps[name] for name, new in names.items() if new in features.steps}
     if options.instruction is not None and INSTRUCTION in features.steps:
         steps[INSTRUCTION] = (options.instruction,) * count
     index = np.arange(count)
-    edges = {"is_first": index == 0, "is_last": index == count - 1, "is_terminal": index == count - 1}
+    is_last = index == count - 1
+    edges = {"is_first": index == 0, "is_last": is_last, "is_terminal": is_last & (not goes_on)}
     steps |= {name: edge for name, edge in edges.items() if name in features.steps and name not in steps}
     return replace(
         episode,

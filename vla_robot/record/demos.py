@@ -36,6 +36,7 @@ from vla_robot.record.lerobot_layout import (
     TASK_INDEX,
     EpisodePlace,
     find_column,
+    goes_on,
     read_embodiment,
     read_info,
     read_places,
@@ -67,6 +68,7 @@ class DemoEpisode:
         success: the task was done at the end; None when the dataset does not say.
         seed: of the episode; None when the dataset was not recorded by `vla record`.
         driver: who moved the arm; None likewise.
+        goes_on: it ends at a gap: the robot went on, and what it did then is not known.
     """
 
     root: Path
@@ -76,6 +78,7 @@ class DemoEpisode:
     success: bool | None
     seed: int | None
     driver: str | None
+    goes_on: bool = False
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -302,7 +305,8 @@ def _episodes(
     for place, stop in zip(places, stops, strict=True):
         note, start = notes.get(place.number, {}), stop - place.length
         success = table[SUCCESS][stop - 1].as_py() if SUCCESS in table else None
-        episodes.append(DemoEpisode(root, start, stop, told[start], success, note.get("seed"), note.get("driver")))
+        told_by = note.get("seed"), note.get("driver"), goes_on(note)
+        episodes.append(DemoEpisode(root, start, stop, told[start], success, *told_by))
     return tuple(episodes)
 
 

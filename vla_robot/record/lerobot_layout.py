@@ -519,6 +519,12 @@ def _first_step(marks: NDArray[np.bool_], steps: int) -> int:
     return int(np.argmax(marks)) // max(len(marks) // steps, 1)
 
 
+def goes_on(note: Mapping[str, Any]) -> bool:
+    """Whether a line of meta/recording.jsonl is of an episode that ends at a gap, behind which another part begins."""
+    part, parts = note.get("part"), note.get("parts")
+    return isinstance(part, int) and isinstance(parts, int) and part < parts
+
+
 def read_recording(root: Path) -> list[dict[str, Any]]:
     """The lines of meta/recording.jsonl; none for a dataset that another program recorded.
 

@@ -31,8 +31,10 @@ from vla_robot.record.lerobot_layout import (
     TASK_INDEX,
     TIMESTAMP,
     EpisodePlace,
+    goes_on,
     read_info,
     read_places,
+    read_recording,
     read_rows,
     read_tasks,
     to_numbers,
@@ -187,6 +189,14 @@ class LeRobotSource:
             with malformed(f"{where}: field '{name}'"):
                 steps[name] = self._column(name, table, number, where)
         return Episode(index, self._metadata().get(number, {}), steps, int(self._lengths[index]), where)
+
+    def goes_on(self, index: int) -> bool:
+        """Whether meta/recording.jsonl says that this episode is a part, and not the last one: see `MarksGaps`."""
+        return self._numbers[index] in self._parts
+
+    @functools.cached_property
+    def _parts(self) -> frozenset[int]:
+        return frozenset(note["episode"] for note in read_recording(self._root) if goes_on(note))
 
     def encoded(self, index: int, field: str, step: int) -> bytes:
         require_index(index, len(self), "episode")

@@ -30,7 +30,7 @@ from vla_robot.record.open import open_source
 from vla_robot.record.order import Mixing, shuffled
 from vla_robot.record.recognise import advise, assumed_recipe, explain_unknown, facts_at, recognise
 from vla_robot.record.rlds.storage import open_storage
-from vla_robot.record.source import EpisodeSource
+from vla_robot.record.source import EpisodeSource, MarksGaps
 from vla_robot.record.steps import StepTable, is_absolute, normalised, step_table
 from vla_robot.record.windows import Window, pad_actions
 
@@ -117,7 +117,7 @@ class Dataset:
         self._choices = choices
         self._is_absolute = is_absolute(recipe)
         self._episodes = self._chosen(tuple(parts).index(choices.split))
-        self._ends = np.cumsum(choices.window.steps_in(self._episodes["length"]))
+        self._ends = np.cumsum(choices.window.steps_in(self._episodes["length"], self._goes_on()))
         self._kept = self._left_over()
         if len(self) == 0:
             raise DataError(
@@ -189,6 +189,14 @@ class Dataset:
             if limit is not None:
                 keep &= np.maximum.reduceat(largest(), starts) <= limit
         return episodes[keep]
+
+    def _goes_on(self) -> NDArray[np.bool_]:
+        """(E,) the chosen episode ends at a gap."""
+        marks = [
+            isinstance(source := self._parts[episode["part"]], MarksGaps) and source.goes_on(int(episode["index"]))
+            for episode in self._episodes
+        ]
+        return np.array(marks, dtype=np.bool_)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Which of the chosen episodes, and which of its steps."""

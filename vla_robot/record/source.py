@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,6 +220,15 @@ class Episode:
         if name not in self.steps:
             raise DataError(f"{self.where}: " + unknown("field", name, self.steps))
         return self.steps[name]
+
+
+@runtime_checkable
+class MarksGaps(Protocol):
+    """A source that knows of episodes which are parts of a longer one, steps between them being lost."""
+
+    def goes_on(self, index: int) -> bool:
+        """Whether the robot went on after this episode's last step: what it did then is not known."""
+        ...
 
 
 class EpisodeSource(Protocol):

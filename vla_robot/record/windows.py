@@ -7,6 +7,9 @@
     actions           t-2  t-1  t  t+1  t+2  t+3
                        0    0   1   2    3    4        after the end relative dimensions are 0 and absolute ones stay
 
+An episode that goes on behind a gap has no end: what was done after its last step is not known, and nothing may stand
+in for it. Only steps that enough others follow have a window there.
+
 Zeros are normalised zeros, the middle of a dimension's range, since the reference pads after it has normalised.
 
 Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/traj_transforms.py, chunk_act_obs.
@@ -37,9 +40,15 @@ class Window:
     def __post_init__(self) -> None:
         assert self.past >= 0 and self.future >= 0, "a window has no negative side"
 
-    def steps_in(self, length: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many steps of trajectories of these lengths have a window."""
-        return np.maximum(length - self.future, 0) if self.complete else length
+    def steps_in(self, length: NDArray[np.int64], goes_on: NDArray[np.bool_] | None = None) -> NDArray[np.int64]:
+        """How many steps of trajectories have a window; they are the first ones of each.
+
+        Args:
+            length: (E,) steps of each trajectory.
+            goes_on: (E,) the trajectory ends at a gap, not at its end; None for none of them.
+        """
+        is_cut = np.full(len(length), self.complete) if goes_on is None else goes_on | self.complete
+        return np.where(is_cut, np.maximum(length - self.future, 0), length)
 
     def observations(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(past + 1,) steps to look at, oldest first, and which of them are real."""
