@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -172,3 +174,14 @@ def test_a_port_above_65535_is_a_sentence_everywhere(
 ) -> None:
     command = [str(tmp_path / "out") if word == "out" else word for word in command]
     assert "65535" in error_of(command, capsys)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_a_disk_that_a_library_meets_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def refused(_: object) -> int:
+        raise OSError(number, os.strerror(number), "cache/blob")
+
+    monkeypatch.setattr("vla_robot.cli.list_show_check.list_recipes", refused)
+    assert f"cannot write cache/blob: {os.strerror(number)}. " in error_of(["list"], capsys)

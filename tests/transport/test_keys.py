@@ -7,8 +7,10 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -195,6 +197,25 @@ def test_a_list_that_cannot_be_written_stays_as_it_was(tmp_path: Path, monkeypat
             folder.allow(OTHER_KEY, "lab")
     assert folder.allowed.keys() == {"desk": KEY}
     assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "allowed_clients"]
+
+
+def test_a_key_that_cannot_be_written_does_not_take_its_name(
+    tmp_path: Path, file_limit: Callable[[int], contextlib.AbstractContextManager[None]]
+) -> None:
+    folder = KeyFolder(tmp_path)
+    with file_limit(10), pytest.raises(TransportError, match=r"cannot write .*desk\.key: File too large"):
+        folder.create("desk")
+    assert list(tmp_path.iterdir()) == []
+    assert folder.create("desk").name == "desk"
+
+
+def test_keys_and_lists_survive_a_power_cut(tmp_path: Path, power_cut: Any) -> None:
+    folder = KeyFolder(tmp_path / "keys")
+    folder.create("desk")
+    folder.allow(KEY, "lab")
+    survivors = power_cut.survivors(tmp_path)
+    for name in ("desk.key", "desk.pub", "allowed_clients"):
+        assert survivors[f"keys/{name}"] == (tmp_path / "keys" / name).read_bytes()
 
 
 @pytest.mark.parametrize("what", ["list", "folder"])

@@ -15,6 +15,7 @@ from typing import Any
 from vla_robot.cli.interrupt import interrupted_by_signals
 from vla_robot.cli.words import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.core.console import SteadyStream, cannot_write, checked_output, steady_output
+from vla_robot.core.durable import DISK_FAILURES, refusal
 from vla_robot.core.errors import VlaError, unknown
 from vla_robot.core.untrusted import printable
 
@@ -114,6 +115,11 @@ def _status(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `vla list | head`: the reader left
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in DISK_FAILURES or os.environ.get(DEBUG_VARIABLE):
+            raise
+        _explain(refusal(error.filename or "a file", error))  # by a library that says nothing better
+        return EXIT_USER_ERROR
 
 
 def _lost_output(output: SteadyStream | None) -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp"
 """Ends the name of a file that is being written. Such a file is left only by a process that was killed."""
 
-_FILE_MODE = 0o666
+FILE_MODE = 0o666
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Some network file systems cannot fsync a folder."""
 
@@ -48,11 +48,16 @@ DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS
 """A disk that refuses, whatever was written to it."""
 
 
-def write_whole(path: Path, content: Buffer) -> None:
+def write_whole(path: Path, content: Buffer, mode: int = FILE_MODE) -> None:
     """Give a file new content. A reader, or a crash, meets the old content or the new one, never a part of it.
 
     Its folder is made if it is missing. Several processes may write the same path; the last one counts. A device or a
     pipe, such as /dev/stdout, is written to and never replaced.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        mode: permissions, less the process's umask; the file never has looser ones.
     """
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         with path.open("wb") as file:
@@ -62,7 +67,7 @@ def write_whole(path: Path, content: Buffer) -> None:
     make_folder(target.parent)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _FILE_MODE), "wb") as file:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)
             sync_file(file)
         rename(part, target)

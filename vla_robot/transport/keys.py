@@ -17,7 +17,6 @@ import fcntl
 import logging
 import os
 import re
-import secrets
 import stat
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
+from vla_robot.core.durable import sync_file, sync_folder, write_whole
 from vla_robot.core.errors import TransportError, unknown
 
 KEYS_VARIABLE = "VLA_KEYS"
@@ -198,7 +198,7 @@ class KeyList:
             with _locked(self._path.parent):
                 keys = dict(self.keys())
                 yield keys
-                _replace(self._path, "".join(f"{key} {name}\n" for name, key in keys.items()))
+                write_whole(self._path, "".join(f"{key} {name}\n" for name, key in keys.items()).encode(), SECRET_MODE)
                 self._seen = None
         except OSError as error:
             raise TransportError(f"cannot write {self._path}: {error.strerror}.") from error
@@ -267,7 +267,7 @@ class KeyFolder:
 
     def _write_public(self, name: str, public: str) -> None:
         try:
-            _replace(self.public_file(name), f"{public} {name}\n", PUBLIC_MODE)
+            write_whole(self.public_file(name), f"{public} {name}\n".encode(), PUBLIC_MODE)
         except OSError as error:
             raise TransportError(
                 f"the key '{name}' is made, and its public half could not be written to {self.public_file(name)}: "
@@ -335,7 +335,9 @@ class KeyFolder:
 
     def _make_folder(self) -> None:
         try:
-            self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            if not self._folder.is_dir():
+                self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+                sync_folder(self._folder.parent)
         except OSError as error:
             raise TransportError(
                 f"cannot make the folder {self._folder}: {error.strerror}. {KEYS_VARIABLE} names another one."
@@ -373,30 +375,14 @@ def raw_key(key: str) -> bytes:
 def _create(path: Path, text: str, mode: int) -> None:
     """Write a new file that never has looser permissions, not even for a moment; it is on the disk afterwards."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(path.parent)
-
-
-def _replace(path: Path, text: str, mode: int = SECRET_MODE) -> None:
-    """Whole or not at all, as a server may be reading; it is on the disk afterwards."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        _create(part, text, mode)
-        os.replace(part, path)
-        _sync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode())
+            sync_file(file)
+        sync_folder(path.parent)
+    except BaseException:
+        path.unlink()  # an empty file would take the name of the key
+        raise
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from vla_robot.core.claim import Claim
-from vla_robot.core.durable import make_folder, rename, sync_file, writing
+from vla_robot.core.durable import make_folder, rename, sync_file, sync_folder, writing
 from vla_robot.core.errors import DataError
 from vla_robot.record.lerobot_layout import read_json, write_json
 from vla_robot.record.rlds.encode import encode_episode
@@ -176,6 +176,7 @@ class RldsWriter:
             self._lengths.append(0)
         if self._file is None:
             self._file = self._part(len(self._lengths) - 1).open("ab")
+            sync_folder(self._partial)
         return self._file
 
     def _part(self, number: int) -> Path:
