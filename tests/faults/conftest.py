@@ -5,9 +5,12 @@ The arm writes down every command that reaches it; the network delays, drops and
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import subprocess
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -334,3 +337,65 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
 def shifted() -> Callable[[Observation, int], Observation]:
     """The same observation, captured earlier or later."""
     return lambda observation, by_ns: replace(observation, stamp_ns=observation.stamp_ns + by_ns)
+
+
+BRIDGE = """
+import dataclasses, sys
+from vla_robot.act.limits import limits_of
+from vla_robot.act.safety import SafetyFilter
+from vla_robot.act.watchdog import Watchdog
+from vla_robot.cli.bench_loop import EmulatedArm
+from vla_robot.core.clock import MonotonicClock
+from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.serve.bridge import Bridge
+from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.transport.sockets import ServerSocket
+
+class Arm(EmulatedArm):
+    def command(self, action):
+        result = super().command(action)
+        return dataclasses.replace(result, truncated=result.observation.step >= 60)
+
+arm = Arm(float(sys.argv[2]), can_wait=True)
+clock = MonotonicClock()
+limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
+with ServerSocket(sys.argv[1]) as socket:
+    print(socket.address, flush=True)
+    BridgeServer(Bridge(arm, limits, Watchdog(clock), clock), socket, clock).serve(lambda: False)
+"""
+
+
+@dataclass
+class Bridges:
+    """One bridge after the other, at one address."""
+
+    processes: contextlib.ExitStack
+    address: str = "tcp://127.0.0.1:0"
+    process: subprocess.Popen[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self, rate_hz: float = 30.0) -> None:
+        command = [sys.executable, "-c", BRIDGE, self.address, str(rate_hz)]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.processes.callback(self.kill, self.process)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().strip()
+
+    @staticmethod
+    def kill(process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def restart(self, rate_hz: float = 30.0) -> None:
+        self.kill(self.process)
+        self.start(rate_hz)
+
+
+@pytest.fixture
+def bridges() -> Iterator[Bridges]:
+    with contextlib.ExitStack() as processes:
+        yield Bridges(processes)

@@ -95,7 +95,8 @@ class Lab:
     def __post_init__(self) -> None:
         self.bridge = self.start(
             "bridge", "envs/lift.toml", "--bind", "tcp://127.0.0.1:0", "--record", str(self.folder / "log"),
-            "--max-age-s", "5", "--hold-after-s", str(HOLD_AFTER_S), "--json", str(self.folder / "bridge.json"),
+            "--max-age-s", "5", "--hold-after-s", str(HOLD_AFTER_S), "--stop-after-s", "5",
+            "--json", str(self.folder / "bridge.json"),
         )  # fmt: skip
         self.policy = self.serve("tcp://127.0.0.1:0")
         self.robot_address = self.bridge.find(r"listening on (tcp://\S+),")

@@ -375,3 +375,20 @@ def test_kill_9_of_the_controller_leaves_the_arm_held(serve: Callable[..., Serve
     with RemoteRobot(address) as robot:
         robot.arm()
         assert robot.begin(seed=1).step == 0
+
+
+def test_between_episodes_a_controller_sees_what_the_cameras_see(serve: Callable[..., Served]) -> None:
+    address, arm, server = serve()
+    with RemoteRobot(address) as robot:
+        np.testing.assert_array_equal(robot.look_idle().images["front"], arm.frame)
+        assert arm.told_ns == [] and not server.status()["running"]
+        robot.begin(0)
+        with pytest.raises(ContractError, match="an episode is running"):
+            robot.look_idle()
+
+
+def test_the_time_limits_of_a_bridge_are_known_to_its_controller(serve: Callable[..., Served]) -> None:
+    address, _, _ = serve()
+    with RemoteRobot(address) as robot:
+        limits = robot.time_limits
+    assert (limits.max_age_s, limits.hold_after_s, limits.stop_after_s, limits.stop_s) == (0.5, 0.5, 3.0, 3.5)

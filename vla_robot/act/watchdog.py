@@ -64,6 +64,7 @@ class Watchdog:
             if not value > 0:
                 raise ContractError(f"{name} is {value:g} s, it must be above 0.")
         self._clock = clock
+        self.hold_after_s, self.stop_after_s = hold_after_s, stop_after_s
         self._hold_after_ns = round(hold_after_s * NS_PER_S)
         self._stop_after_ns = round(stop_after_s * NS_PER_S)
         self._beat_after_ns = round(beat_after_s * NS_PER_S)

@@ -78,6 +78,13 @@ class BridgeArgs:
             raise RecipeError(f"--priority {self.priority}: 0 to {MAX_PRIORITY}, 40 is a good one.")
         if self.horizon is not None and self.horizon < 1:
             raise RecipeError(f"--horizon {self.horizon}: at least 1 step.")
+        if self.max_age_s > self.hold_after_s + self.stop_after_s:
+            raise RecipeError(
+                f"--max-age-s {self.max_age_s:g} and --hold-after-s {self.hold_after_s:g} with --stop-after-s "
+                f"{self.stop_after_s:g} contradict each other: an action may be {self.max_age_s:g} s old, and an arm "
+                f"that got none for {self.hold_after_s + self.stop_after_s:g} s is stopped. Raise --stop-after-s, or "
+                "lower --max-age-s."
+            )
         if self.jpeg is not None and not 1 <= self.jpeg <= 100:
             raise RecipeError(f"--jpeg {self.jpeg}: a quality from 1 to 100.")
 

@@ -67,6 +67,19 @@ class LiveView:
         if self._live is not None:
             self._live.stop()
 
+    def say(self, text: str, lasting: bool) -> None:
+        """Something beside the episodes.
+
+        Args:
+            text: one line.
+            lasting: it stays; otherwise the live line shows it until the next one, where there is a live line.
+        """
+        if lasting or self._live is None:
+            self._console.print(Text(text), soft_wrap=True)
+        if self._live is not None:
+            self._spinner.update(text=Text(text))
+            self._live.update(Text("") if lasting else self._spinner)
+
     def __call__(self, event: Event) -> None:
         match event:
             case EpisodeStarted():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,21 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
 from vla_robot.cli.takeover import dataset, shared_control
 from vla_robot.cli.terminal import Terminal, say
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import ContractError, RecipeError, WorldError
+from vla_robot.core.ports import Policy
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.loop.results import RunInfo
 from vla_robot.loop.runner import Drive, run_driven, run_folder
+from vla_robot.loop.warm_up import warm_up
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.serve.lockstep_world import LockstepWorld
 from vla_robot.serve.remote_robot import RemoteRobot
+
+SLOW_S = 1.0
+"""A first answer that took longer is told."""
 
 if TYPE_CHECKING:
     from vla_robot.cli.run import RunArgs
@@ -44,6 +50,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
             _require_dry(robot)
         if args.arm:
             robot.arm()
+        _require_armed(robot)
         policy = build_robot_policy(launch.policy, robot, args.key)
         guard = build_guard(robot.embodiment.action)
         with (
@@ -65,6 +72,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 drive: Drive = partial(run_episode, LockstepWorld(robot), driver, rate_hz=pace_hz)
             else:
                 drive = partial(run_live_episode, robot, driver)
+                _warm_up(policy, robot, launch.seed, view, stop.is_set)
             drive = partial(drive, guard=guard, should_stop=stop.is_set)
             summary = run_driven(
                 drive,
@@ -101,6 +109,33 @@ class _Shown:
             wants = "  ".join(f"{n} {v:+.4f}" for n, v in zip(self._names, event.wanted, strict=True))
             say(f"step {event.result.observation.step:4d}  {wants}", flush=True)
         self._steps += 1
+
+
+def _require_armed(robot: RemoteRobot) -> None:
+    """What the first reset would say after a policy has loaded for minutes."""
+    status = robot.status()
+    if status.get("mode") == "stopped":
+        raise ContractError(
+            f"the arm is stopped: {status.get('reason')}. Look why, and then `vla run --robot {robot.address} --arm`."
+        )
+
+
+def _warm_up(policy: Policy, robot: RemoteRobot, seed: int, view: LiveView, should_stop: Callable[[], bool]) -> None:
+    """Before the arm moves: a first answer that compiles a model is slower than any watchdog allows.
+
+    Raises:
+        VlaError: the policy has no answer, or is too slow for this bridge.
+    """
+    view.say("warming the policy up, and nothing moves: its first answer may take minutes", lasting=False)
+    try:
+        warm = warm_up(
+            policy, robot.look_idle, seed, robot.time_limits, robot.embodiment.rate_hz, should_stop=should_stop
+        )
+    except WorldError as error:
+        view.say(f"the policy is not warmed up: nothing is seen before the first episode. {error}", lasting=True)
+        return
+    first = f"; its first answer took {warm.first_s:.1f} s" if warm.first_s > SLOW_S else ""
+    view.say(f"the policy answers in {warm.quick_s:.2f} s{first}", lasting=bool(first))
 
 
 def _require_dry(robot: RemoteRobot) -> None:

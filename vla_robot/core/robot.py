@@ -50,6 +50,26 @@ class Tick:
         return self.result.terminated or self.result.truncated or self.mode == "stopped"
 
 
+@dataclass(frozen=True)
+class TimeLimits:
+    """What a bridge asks of the time of actions.
+
+    Attributes:
+        max_age_s: an action is refused when its frames are older, beyond what was planned.
+        hold_after_s: the arm is held when no action came for this long.
+        stop_after_s: it is stopped when it was held for this long.
+    """
+
+    max_age_s: float
+    hold_after_s: float
+    stop_after_s: float
+
+    @property
+    def stop_s(self) -> float:
+        """The arm is stopped when no action came for this long."""
+        return self.hold_after_s + self.stop_after_s
+
+
 class Robot(Protocol):
     """An arm with a clock of its own, here or behind a bridge."""
 

@@ -25,7 +25,7 @@ from vla_robot.act.watchdog import Verdict, Watchdog
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock
 from vla_robot.core.errors import ContractError, PolicyError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
-from vla_robot.core.robot import Tick
+from vla_robot.core.robot import Tick, TimeLimits
 from vla_robot.serve.arm import Arm, Streamed
 from vla_robot.serve.faults import Faults, contained, contained_listener
 
@@ -182,6 +182,11 @@ class Bridge:
     @property
     def observation(self) -> Observation | None:
         return self._observation
+
+    @property
+    def time_limits(self) -> TimeLimits:
+        """What an action's age and the silence between actions may be."""
+        return TimeLimits(self._execution.max_age_s, self.watchdog.hold_after_s, self.watchdog.stop_after_s)
 
     def begin(self, episode: int, seed: int, lockstep: bool = False) -> Observation:
         """Begin an episode, breaking off one that runs.

@@ -22,18 +22,25 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import require_fit
-from vla_robot.core.errors import BusyError, SessionError, TransportError, VlaError, unknown
+from vla_robot.core.errors import BusyError, ContractError, SessionError, TransportError, VlaError, unknown
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.core.seeds import require_seed
 from vla_robot.serve.arm import Streamed
 from vla_robot.serve.bridge import NOTHING_SETTLED, Bridge
-from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, pack_tick
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, pack_tick, pack_time_limits
 from vla_robot.serve.camera_frames import FramesUnderWay
 from vla_robot.serve.lookout import Lookout
 from vla_robot.serve.viewers import Viewers
 from vla_robot.transport.limits import RateLimit
-from vla_robot.transport.nouns import Fields, pack_embodiment, pack_error, unpack_action_chunk, unpack_embodiment
+from vla_robot.transport.nouns import (
+    Fields,
+    pack_embodiment,
+    pack_error,
+    pack_observation,
+    unpack_action_chunk,
+    unpack_embodiment,
+)
 from vla_robot.transport.sequence import SequenceGuard
 from vla_robot.transport.wire import Buffer, Message, decode, encode
 
@@ -225,6 +232,7 @@ class BridgeServer:
             "chunk": self._chunk,
             "end": self._end,
             "arm": self._arm,
+            "look": self._look,
             "close": self._close,
         }
 
@@ -491,6 +499,7 @@ class BridgeServer:
             "embodiment": pack_embodiment(self._bridge.arm.embodiment),
             "instruction": self._bridge.arm.instruction,
             "can_wait": self._bridge.arm.can_wait,
+            "time_limits": pack_time_limits(self._bridge.time_limits),
         }
 
     def _view(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
@@ -562,6 +571,12 @@ class BridgeServer:
     def _arm(self, fields: Fields) -> dict[str, Any]:
         self._bridge.watchdog.arm()
         return {}
+
+    def _look(self, fields: Fields) -> dict[str, Any]:
+        """What the cameras see between episodes, for a policy that is warmed up before it drives. Nothing moves."""
+        if self._bridge.running:
+            raise ContractError("an episode is running: its ticks tell what the cameras see.")
+        return {"observation": pack_observation(self._bridge.arm.look(), self._jpeg_quality)}
 
     def _close(self, fields: Fields) -> dict[str, Any]:
         self._bridge.end("the controller closed the connection")

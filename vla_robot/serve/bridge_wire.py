@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, cast, get_args
 
 import numpy as np
 
 from vla_robot.core.errors import TransportError, unknown
-from vla_robot.core.robot import Mode, Tick
+from vla_robot.core.robot import Mode, Tick, TimeLimits
 from vla_robot.transport.nouns import Fields, pack_observation, pack_step_result, unpack_step_result
 
 BRIDGE_PROTOCOL = 2
@@ -37,6 +38,14 @@ def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> 
         "returned_ns": returned_ns,
         **({"intervention": True} if tick.intervention else {}),
     }
+
+
+def pack_time_limits(limits: TimeLimits) -> dict[str, Any]:
+    return {name: float(value) for name, value in asdict(limits).items()}
+
+
+def unpack_time_limits(fields: Fields) -> TimeLimits:
+    return TimeLimits(*(fields.number(name) for name in ("max_age_s", "hold_after_s", "stop_after_s")))
 
 
 def unpack_tick(fields: Fields) -> Tick:

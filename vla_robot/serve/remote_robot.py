@@ -23,13 +23,20 @@ from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment, differences
 from vla_robot.core.errors import BusyError, ContractError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.core.robot import Tick
+from vla_robot.core.robot import Tick, TimeLimits
 from vla_robot.core.seeds import require_seed
-from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick, unpack_time_limits
 from vla_robot.serve.camera_frames import NewestFrames
 from vla_robot.transport.clock_sync import ClockSample, ClockSync, Offset
 from vla_robot.transport.keys import ClientSecurity
-from vla_robot.transport.nouns import Fields, pack_action_chunk, pack_embodiment, unpack_embodiment, unpack_error
+from vla_robot.transport.nouns import (
+    Fields,
+    pack_action_chunk,
+    pack_embodiment,
+    unpack_embodiment,
+    unpack_error,
+    unpack_observation,
+)
 from vla_robot.transport.sockets import SLICE_S, ClientSocket
 from vla_robot.transport.wire import Message, decode, encode
 
@@ -115,6 +122,11 @@ class RemoteRobot:
         return self._can_wait
 
     @property
+    def time_limits(self) -> TimeLimits:
+        """What the bridge asks of the time of actions."""
+        return self._time_limits
+
+    @property
     def last_stages_ms(self) -> Mapping[str, float]:
         """Where the newest observation spent its time on the way here, in milliseconds: `render`, `transport_back`."""
         return self._stages_ms
@@ -189,6 +201,18 @@ class RemoteRobot:
         arrived = None if stream is None else stream.await_tick(lambda a: a.episode == self._episode, 0.0)
         return None if arrived is None else arrived.tick.result.observation
 
+    def look_idle(self) -> Observation:
+        """What the cameras see between episodes; nothing moves.
+
+        Raises:
+            WorldError: the arm or a camera does not answer; a reset may connect it again.
+            ContractError: an episode is running.
+        """
+        answer = self._command("look", {}, ANSWER_TIMEOUT_S)
+        observation = unpack_observation(answer.table("observation"))
+        self._embodiment.check(observation)
+        return observation
+
     def end(self) -> None:
         self._command("end", {}, ANSWER_TIMEOUT_S)
 
@@ -235,6 +259,7 @@ class RemoteRobot:
         self._embodiment = unpack_embodiment(answer.table("embodiment"))
         self._instruction = answer.text("instruction")
         self._can_wait = answer.flag("can_wait")
+        self._time_limits = unpack_time_limits(answer.table("time_limits"))
         self._session = answer.text("session")
 
     def _join_again(self) -> None:

@@ -1,0 +1,134 @@
+"""The first answers of a policy before anything moves: they may compile a model, or wake a server.
+
+look --> ask --> thrown away        until an answer comes within the time that the bridge allows
+reset    the episode begins, and its watchdog counts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.errors import ContractError, PolicyError
+from vla_robot.core.messages import Observation
+from vla_robot.core.ports import Policy
+from vla_robot.core.robot import TimeLimits
+from vla_robot.loop.control_loop import ask, never
+
+TRIES = 3
+"""Answers after the first that may be too slow before the policy is: the computer may be busy with something else."""
+
+PATIENCE_S = 300.0
+"""For the first answer, where the policy itself gives up earlier: a server goes on compiling meanwhile."""
+
+AT_ONCE_S = 1.0
+"""An error that takes no longer was no waiting in vain, and is not tried again."""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """How quick a policy is.
+
+    Attributes:
+        first_s: how long its first answer took.
+        quick_s: how long the quickest one took.
+        rows: actions in an answer.
+    """
+
+    first_s: float
+    quick_s: float
+    rows: int
+
+
+def warm_up(
+    policy: Policy,
+    look: Callable[[], Observation],
+    seed: int,
+    limits: TimeLimits,
+    rate_hz: float,
+    *,
+    clock: Clock | None = None,
+    should_stop: Callable[[], bool] = never,
+) -> Warm:
+    """Have a policy answer what the cameras see now, until it is quick; the answers go nowhere.
+
+    Args:
+        policy: is reset before each question, and by the episode once more.
+        look: what the cameras see; nothing moves.
+        seed: of the first episode.
+        limits: of the bridge that its answers will go to.
+        rate_hz: of the control clock.
+        clock: times the answers.
+        should_stop: asked between the answers; True ends the warming up.
+
+    Raises:
+        PolicyError: the policy has no valid action.
+        ContractError: it is too slow for the bridge; both numbers are in the message.
+    """
+    clock = clock or MonotonicClock()
+    first_s, rows = _patiently(policy, look, seed, clock, should_stop)
+    quick_s = first_s
+    for _ in range(TRIES):
+        if should_stop() or not too_slow(quick_s, rows, limits, rate_hz):
+            break
+        again_s, rows = _timed(policy, look, seed, clock)
+        quick_s = min(quick_s, again_s)
+    problem = too_slow(quick_s, rows, limits, rate_hz)
+    if problem and not should_stop():
+        raise ContractError(f"{problem} Nothing was moved.")
+    return Warm(first_s, quick_s, rows)
+
+
+def too_slow(answer_s: float, rows: int, limits: TimeLimits, rate_hz: float) -> str:
+    """Why answers that take this long would never move the arm; empty when they would.
+
+    Args:
+        answer_s: from the question to the answer.
+        rows: actions in an answer.
+        limits: of the bridge.
+        rate_hz: of the control clock.
+    """
+    answers = f"the policy takes {answer_s:.2f} s for an answer"
+    if answer_s >= limits.stop_s:
+        return (
+            f"{answers}, and the bridge stops the arm when no action came for {limits.stop_s:g} s. Use a quicker "
+            f"policy, or start the bridge with --stop-after-s {2 * answer_s:.1f} and --max-age-s {2 * answer_s:.1f}."
+        )
+    if rows == 1 and answer_s > limits.max_age_s:
+        return (
+            f"{answers}, and the bridge refuses an action whose frames are older than {limits.max_age_s:g} s. Use a "
+            f"quicker policy, or start the bridge with --max-age-s {2 * answer_s:.1f}."
+        )
+    if rows > 1 and answer_s * rate_hz >= rows:
+        return (
+            f"{answers}, and its {rows} actions are for {rows / rate_hz:.2f} s at {rate_hz:g} Hz: all would be past "
+            "when they come. Use a quicker policy, or one whose chunks are longer."
+        )
+    return ""
+
+
+def _patiently(
+    policy: Policy, look: Callable[[], Observation], seed: int, clock: Clock, should_stop: Callable[[], bool]
+) -> tuple[float, int]:
+    """The first answer; a policy that gives up while its server compiles is asked again."""
+    begun_ns = clock.now_ns()
+    while True:
+        asked_ns = clock.now_ns()
+        try:
+            _, rows = _timed(policy, look, seed, clock)
+            return (clock.now_ns() - begun_ns) / NS_PER_S, rows
+        except PolicyError:
+            now_ns = clock.now_ns()
+            at_once = now_ns - asked_ns < AT_ONCE_S * NS_PER_S
+            if at_once or should_stop() or now_ns - begun_ns >= PATIENCE_S * NS_PER_S:
+                raise
+
+
+def _timed(policy: Policy, look: Callable[[], Observation], seed: int, clock: Clock) -> tuple[float, int]:
+    """How long an answer takes [s], and how many actions it has."""
+    policy.reset(seed)
+    observation = look()
+    asked_ns = clock.now_ns()
+    chunk = ask(policy, observation)
+    return (clock.now_ns() - asked_ns) / NS_PER_S, len(chunk.actions)
