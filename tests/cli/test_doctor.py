@@ -68,9 +68,10 @@ def test_whatever_is_not_ok_says_how_to_mend_it(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_failing_line_fails_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("GL", "no frame", "fail", "install it")],))
+    monkeypatch.setattr(doctor, "CHECKS", (lambda: [Finding("[sim]", "no frame", "fail", "install it")],))
     assert doctor.main(doctor.DoctorArgs()) == 1
-    assert "install it" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "install it" in out and out.splitlines()[1].split()[:2] == ["fail", "[sim]"]
 
 
 def test_the_findings_go_to_a_file_for_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

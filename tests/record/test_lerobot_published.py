@@ -405,6 +405,35 @@ def test_nulls_in_a_column_that_is_not_read_lose_nothing(ours: Path) -> None:
     assert open_demos(ours).num_frames == 9
 
 
+def test_a_column_with_nulls_that_no_policy_needs_loses_no_dataset(ours: Path, tmp_path: Path) -> None:
+    edit_tables(ours, "stamp_ns", _null_row)
+    edit_tables(ours, "action.executed", _null_number)
+    lost = {"stamp_ns", "action/executed"}
+    for to in ("lerobot", "rlds"):
+        converted = convert(open_source(ours), tmp_path / to, to, Options())
+        told = [line for line in converted.lost if "a column with nulls (in file-000.parquet) is not read" in line]
+        assert {line.partition(":")[0] for line in told} == lost
+        assert len(open_source(tmp_path / to)) == 2
+    assert open_source(ours, skip_corrupt=True).num_skipped == 0
+    edit_tables(ours, "action", _null_number)
+    with pytest.raises(DataError, match=r"field 'action' is null at step 2"):
+        convert(open_source(ours), tmp_path / "again", "lerobot", Options())
+
+
+def test_numbers_that_are_not_finite_are_converted_as_they_are(ours: Path, tmp_path: Path) -> None:
+    edit_tables(ours, "observation.state", _nan)
+    source = open_lerobot(ours)
+    convert(source, tmp_path / "lerobot", "lerobot", Options())
+    again = open_source(tmp_path / "lerobot")
+    for index in range(2):
+        states = source.episode(index).numbers("observation/state")
+        np.testing.assert_array_equal(again.episode(index).numbers("observation/state"), states)
+    stats = json.loads((tmp_path / "lerobot" / "meta" / "stats.json").read_text())["observation.state"]
+    states = np.concatenate([source.episode(i).numbers("observation/state") for i in range(2)])
+    np.testing.assert_allclose(stats["min"], np.nanmin(states, axis=0))
+    np.testing.assert_allclose(stats["max"], np.nanmax(states, axis=0))
+
+
 def test_a_row_of_another_width_is_an_error_with_its_step(ours: Path) -> None:
     path = sorted((ours / "data").rglob("*.parquet"))[0]
     table = pq.read_table(path)

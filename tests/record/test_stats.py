@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla_robot.core.normalise import QuantileStats
-from vla_robot.record.stats import count_pixels, dataset_statistics, describe, describe_pixels, merge
+from vla_robot.record.stats import count_pixels, dataset_statistics, describe, describe_finite, describe_pixels, merge
 
 VALUES = hnp.arrays(np.float64, st.tuples(st.integers(1, 20), st.just(3)), elements=st.floats(-10, 10))
 
@@ -73,3 +73,15 @@ def test_dataset_statistics_have_openvlas_schema() -> None:
 def test_the_gripper_stays_as_it_is() -> None:
     block = dataset_statistics("lift", np.zeros((3, 7)), np.zeros((3, 5)), num_episodes=1)["lift"]["action"]
     assert QuantileStats.from_dict(block).mask.tolist() == [True] * 6 + [False]
+
+
+def test_numbers_that_are_not_finite_are_left_out_of_what_json_holds() -> None:
+    values = np.array([[1.0, np.nan, 2.0], [np.inf, np.nan, 4.0], [3.0, np.nan, 6.0]])
+    described = describe_finite(values)
+    np.testing.assert_array_equal(described["min"], [1, 0, 2])
+    np.testing.assert_array_equal(described["max"], [3, 0, 6])
+    np.testing.assert_array_equal(described["mean"], [2, 0, 4])
+    assert described["count"].tolist() == [3]
+    whole = np.arange(6.0).reshape(3, 2)
+    for name, value in describe(whole).items():
+        np.testing.assert_array_equal(describe_finite(whole)[name], value)

@@ -154,7 +154,7 @@ def succeeds_again(world: World, demos: Demos, episode: DemoEpisode) -> bool:
 def _print(member: Member, findings: list[Finding], console: Console) -> None:
     console.print(f"{member.name}: {member.location}", soft_wrap=True, markup=False)
     for finding in findings:
-        console.print(f"  {SIGNS[finding.verdict]} ", end="")
+        console.print(f"  {SIGNS[finding.verdict]} ", end="", markup=True)
         console.print(f"{finding.check}: {finding.text}", soft_wrap=True, markup=False)
         if finding.fix:
             console.print(f"      fix: {finding.fix}", soft_wrap=True, markup=False)

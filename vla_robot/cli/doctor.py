@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from rich.table import Table
+from rich.text import Text
 
 from vla_robot.cli.terminal import Terminal, say
 from vla_robot.cli.words import EXIT_FAILED, option
@@ -268,13 +269,8 @@ def _table(findings: Iterable[Finding]) -> Table:
     for column in ("", "what", "seen", "fix"):
         table.add_column(column, overflow="fold")
     for finding in findings:
-        table.add_row(_MARKS[finding.verdict], _plain(finding.name), _plain(finding.seen), _plain(finding.fix))
+        table.add_row(Text.from_markup(_MARKS[finding.verdict]), finding.name, finding.seen, finding.fix)
     return table
-
-
-def _plain(text: str) -> str:
-    """Square brackets are markup to rich."""
-    return text.replace("[", r"\[")
 
 
 def _advice(findings: Iterable[Finding], ready: str) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 from vla_robot.core.errors import DataError
 from vla_robot.record.convert_lerobot import to_lerobot
 from vla_robot.record.convert_rlds import to_rlds
+from vla_robot.record.lerobot_source import LeRobotSource
 from vla_robot.record.open import Source
 from vla_robot.record.origin import Converted, OnProgress, Options
 
@@ -41,5 +42,7 @@ def convert(
     """
     if not len(source):
         raise DataError(f"{source.location}, {options.split}: there is no episode to convert.")
+    if isinstance(source, LeRobotSource):
+        source = source.without_nulls()
     write = to_rlds if to == "rlds" else to_lerobot
     return write(source, destination, options, on_progress)

@@ -87,8 +87,8 @@ def _rate_hz(source: Source, before: Origin | None, options: Options) -> float:
 def _lost(source: Source) -> dict[str, str]:
     """Field -> why LeRobot cannot hold it."""
     lost = {name: f"{name}: {why}" for name, field in source.fields.items() if (why := _why_not(field))}
-    unread: Mapping[str, str] = getattr(source, "left_out", {})
-    return lost | _lost_bytes(source) | {name: f"{name}: {why} is not read" for name, why in unread.items()}
+    unread = {name: f"{name}: {why} is not read" for name, why in source.left_out.items()}
+    return lost | _lost_bytes(source) | unread
 
 
 def _lost_bytes(source: Source) -> dict[str, str]:

@@ -84,7 +84,7 @@ def _features_of_before(source: LeRobotSource, before: Origin) -> tuple[Features
     """A dataset that was RLDS before gets the description that it had, less what was lost on the way."""
     described = parse_features(before.features, FILE)
     field_of = {source.column_of(name): name for name in source.fields if name != INSTRUCTION}
-    names = {field_of[column]: name for name, column in before.names.items()}
+    names = {field_of[column]: name for name, column in before.names.items() if column in field_of}
     instruction = instruction_text({name: leaf.field for name, leaf in described.steps.items()})
     if instruction is not None:
         names[INSTRUCTION] = instruction
@@ -123,10 +123,11 @@ def _step(field: Field) -> Leaf:
 
 
 def _lost(source: Source, before: Origin | None) -> list[str]:
+    unread = [f"{name}: {why} is not read" for name, why in source.left_out.items()]
     if isinstance(source, RldsDataset):
-        return [f"{name}: {why} is not read" for name, why in source.left_out.items()]
+        return unread
     wide = [name for name, field in source.fields.items() if field.dtype == "float64"]
-    lost = [f"{name}: float64 is stored as float32, which keeps 7 digits" for name in wide]
+    lost = [*unread, *(f"{name}: float64 is stored as float32, which keeps 7 digits" for name in wide)]
     if (
         isinstance(source, LeRobotSource)
         and (source.root / METADATA).is_file()

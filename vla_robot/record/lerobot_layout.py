@@ -514,6 +514,21 @@ def to_numbers(values: pa.ChunkedArray, dtype: str, shape: Sequence[int], what: 
     return flat.to_numpy(zero_copy_only=False).astype(dtype).reshape(len(values), *shape)
 
 
+def has_null(values: pa.ChunkedArray) -> bool:
+    """A value of the column, or a number in a list in it, is null."""
+    import pyarrow as pa
+
+    flat: Any = values.combine_chunks()
+    while not flat.null_count:
+        if isinstance(flat, pa.ExtensionArray):
+            flat = flat.storage
+        elif pa.types.is_nested(flat.type) and not pa.types.is_struct(flat.type):
+            flat = flat.flatten()
+        else:
+            return False
+    return True
+
+
 def _first_step(marks: NDArray[np.bool_], steps: int) -> int:
     """The step of the first mark; there is the same number of marks for each step."""
     return int(np.argmax(marks)) // max(len(marks) // steps, 1)

@@ -11,6 +11,7 @@ text nor frames are left out and named in `left_out`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -32,10 +33,12 @@ from vla_robot.record.lerobot_layout import (
     TIMESTAMP,
     EpisodePlace,
     goes_on,
+    has_null,
     read_info,
     read_places,
     read_recording,
     read_rows,
+    read_table,
     read_tasks,
     to_numbers,
 )
@@ -49,6 +52,8 @@ from vla_robot.record.lerobot_video import (
 )
 from vla_robot.record.part import episodes_of
 from vla_robot.record.source import (
+    ACTIONS,
+    STATES,
     Column,
     EncodedFrames,
     Episode,
@@ -61,6 +66,7 @@ from vla_robot.record.source import (
 )
 
 INSTRUCTION = "language_instruction"
+NOTHING: Mapping[Any, str] = MappingProxyType({})
 METADATA = "meta/episode_metadata.jsonl"
 """Ours: one line of JSON an episode, what its source said once about it."""
 
@@ -68,12 +74,19 @@ METADATA = "meta/episode_metadata.jsonl"
 class LeRobotSource:
     """Episodes of a LeRobot dataset, in order. An `EpisodeSource`; open it with `open_lerobot`."""
 
-    def __init__(self, root: Path, split: str, damaged: Mapping[int, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        root: Path,
+        split: str,
+        damaged: Mapping[int, str] = NOTHING,
+        unneeded: Mapping[str, str] = NOTHING,
+    ) -> None:
         """
         Args:
             root: the dataset's folder.
             split: "train" for all episodes, a part of it such as "train[:95%]", or "all".
             damaged: episodes of the split that are left out, and why.
+            unneeded: fields that are left out, and why.
 
         Raises:
             DataError: no dataset of version 2.0, 2.1 or 3, damaged, empty, or an unknown split.
@@ -91,19 +104,20 @@ class LeRobotSource:
         self._numbers = [number for index, number in enumerate(chosen) if index not in damaged]
         self._tasks = read_tasks(root, self._info)
         with malformed(f"{root / INFO}, features"):
-            self._describe()
+            self._describe(unneeded)
         self._lengths = np.array([self._places[number].length for number in self._numbers], dtype=np.int64)
 
-    def _describe(self) -> None:
+    def _describe(self, unneeded: Mapping[str, str]) -> None:
         """What is read of each step, and what is left out."""
         features = {name: f for name, f in self._info["features"].items() if _is_carried(name)}
-        self._left_out = {_field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
+        unread = {_field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
+        self._left_out = {**unread, **unneeded}
         self._columns = {_field_name(name): name for name in features if _field_name(name) not in self._left_out}
         self._fields = {n: _field(n, features[column]) for n, column in self._columns.items()}
         self._fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
 
     def __reduce__(self) -> tuple[Callable[[], LeRobotSource], tuple[()]]:
-        return functools.partial(LeRobotSource, self._root, self._split, self._damaged), ()
+        return functools.partial(LeRobotSource, self._root, self._split, self._damaged, self._left_out), ()
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -172,6 +186,18 @@ class LeRobotSource:
     def lerobot_features(self) -> Mapping[str, Any]:
         """info.json's own description of each column."""
         return self._info["features"]
+
+    def without_nulls(self) -> LeRobotSource:
+        """The same dataset without the fields of numbers that are null somewhere; action, state and time are kept."""
+        names = [n for n, f in self._fields.items() if f.kind == "number" and n not in (*ACTIONS, *STATES, TIMESTAMP)]
+        left_out = dict(self._left_out)
+        for path in dict.fromkeys(self._places[number].table for number in self._numbers):
+            columns = {name: self._columns[name] for name in names if name not in left_out}
+            with contextlib.suppress(DataError):  # told when an episode of that file is read
+                table = read_table(path, list(columns.values()))
+                nulls = [name for name, column in columns.items() if has_null(table[column])]
+                left_out |= dict.fromkeys(nulls, f"a column with nulls (in {path.name})")
+        return LeRobotSource(self._root, self._split, self._damaged, left_out)
 
     def column_of(self, field: str) -> str:
         """LeRobot's name of a field."""
@@ -274,7 +300,7 @@ def open_lerobot(root: Path | str, split: str = "train", *, skip_corrupt: bool =
         MissingDependencyError: the extra [data] is not installed.
     """
     source = LeRobotSource(Path(root), split)
-    return LeRobotSource(Path(root), split, find_damage(source)) if skip_corrupt else source
+    return LeRobotSource(Path(root), split, find_damage(source.without_nulls())) if skip_corrupt else source
 
 
 def _splits(info: Mapping[str, Any], count: int) -> dict[str, list[int]]:

@@ -41,7 +41,7 @@ from vla_robot.record.lerobot_layout import (
     write_table,
     write_tasks,
 )
-from vla_robot.record.stats import Stats, describe, merge
+from vla_robot.record.stats import Stats, describe_finite, merge
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -362,7 +362,7 @@ def _rows_table(rows: list[dict[str, Any]]) -> pa.Table:
 
 def _episode_stats(episode: EpisodeTable, columns: Mapping[str, Any]) -> dict[str, Stats]:
     numbers = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
-    return {**episode.image_stats, **{name: describe(values) for name, values in numbers.items()}}
+    return {**episode.image_stats, **{name: describe_finite(values) for name, values in numbers.items()}}
 
 
 def _stats_of(row: Mapping[str, Any]) -> dict[str, Stats]:

@@ -39,6 +39,19 @@ def describe(values: ArrayLike) -> Stats:
     }
 
 
+def describe_finite(values: ArrayLike) -> Stats:
+    """As `describe`, of the numbers that are finite: JSON has no others. A dimension without any is described as 0."""
+    x = np.asarray(values, dtype=np.float64)
+    x = x.reshape(len(x), -1)
+    finite = np.isfinite(x)
+    if finite.all():
+        return describe(x)
+    columns = [column[kept] if kept.any() else np.zeros(1) for column, kept in zip(x.T, finite.T, strict=True)]
+    described = [describe(column) for column in columns]
+    merged = {name: np.concatenate([d[name] for d in described]) for name in described[0]}
+    return merged | {"count": np.array([len(x)])}
+
+
 def count_pixels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
     """(H, W, 3) uint8 -> (3, 256) how often each value occurs in each channel. Sums over frames are exact."""
     channels = (np.bincount(image[..., c].ravel(), minlength=PIXEL_VALUES) for c in range(3))
