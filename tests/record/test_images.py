@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from vla_robot.core.errors import DataError, MissingDependencyError
-from vla_robot.record import png
+from vla_robot.record import images, png
 from vla_robot.record.bounds import MAX_PIXELS
 from vla_robot.record.images import decode_image, image_format, picture_size
 
@@ -69,6 +69,7 @@ def test_what_is_no_frame_is_refused(data: bytes) -> None:
 
 def test_without_the_decoder_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr(images, "_opencv", images._opencv.__wrapped__)  # another test may have found it
     with pytest.raises(MissingDependencyError, match=r"vla_robot\[data\]"):
         decode_image(encode(FRAME, "PNG"), "uint8", "here")
 

@@ -65,6 +65,8 @@ def require_pixels(width: int, height: int, declared: tuple[int | None, ...], wh
         declared: shape of a frame in the dataset's description; () or None for what it leaves open.
         where: file, field and step.
     """
+    if width * height <= ALWAYS_PIXELS:
+        return
     known = declared and all(declared)
     # (H, W, C), and (C, H, W) where a description does not name its axes: the product has the channels in any order.
     stated = math.prod(n or 0 for n in declared) if known else MAX_PIXELS

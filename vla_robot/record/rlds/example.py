@@ -140,18 +140,22 @@ def _entry(record: bytes, start: int, stop: int) -> tuple[str, Place]:
 
 def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
     """The fields of the message that lies in record[position:stop]."""
-    left = MAX_ENTRIES
-    while position < stop:
-        left -= 1
-        if left < 0:
-            raise DataError(f"the record is no tf.train.Example: a message has more than {MAX_ENTRIES} fields.")
+    for _ in range(MAX_ENTRIES):
+        if position >= stop:
+            return
         tag = record[position]
         position += 1
         if tag >= 0x80:  # a field number above 15, which no message of ours has
             tag, position = _varint(record, position - 1, stop)
         wire = tag & 7
         if wire == LENGTH_DELIMITED:
-            size, position = _varint(record, position, stop)
+            # Lengths of one and two bytes are read here: the call would take as long as all the rest.
+            if position + 1 < stop and record[position] < 0x80:
+                size, position = record[position], position + 1
+            elif position + 1 < stop and record[position + 1] < 0x80:
+                size, position = record[position] & 0x7F | record[position + 1] << 7, position + 2
+            else:
+                size, position = _varint(record, position, stop)
             end = position + size
         elif wire == VARINT:
             _, end = _varint(record, position, stop)
@@ -163,6 +167,8 @@ def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
             raise DataError(f"the record is no tf.train.Example: a field ends at byte {end}, its message at {stop}.")
         yield tag >> 3, wire, position, end
         position = end
+    if position < stop:
+        raise DataError(f"the record is no tf.train.Example: a message has more than {MAX_ENTRIES} fields.")
 
 
 def _varint(record: bytes, position: int, stop: int) -> tuple[int, int]:

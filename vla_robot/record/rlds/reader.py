@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.errors import DataError
+from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
 from vla_robot.record.rlds.decode import decode_metadata, decode_steps
 from vla_robot.record.rlds.example import places
@@ -56,6 +56,8 @@ class RldsDataset:
         self._storage = storage
         self._info = info
         self._features = features
+        self._fields = {name: leaf.field for name, leaf in features.steps.items()}
+        self._camera_columns = {name: column for column, name in enumerate(features.cameras)}
         self._indices = [index for _, index in parts]
         self._reopen = reopen
         self._notes = notes
@@ -99,7 +101,7 @@ class RldsDataset:
 
     @property
     def fields(self) -> dict[str, Field]:
-        return {name: leaf.field for name, leaf in self._features.steps.items()}
+        return self._fields
 
     @property
     def metadata_fields(self) -> dict[str, Field]:
@@ -157,11 +159,11 @@ class RldsDataset:
     def encoded(self, index: int, field: str, step: int) -> bytes:
         require_index(index, len(self), "episode")
         require_index(step, int(self._lengths[index]), "step")
-        cameras = self._features.cameras
-        require_fields([field], {name: self.fields[name] for name in cameras}, f"{self.location}, cameras")
+        if field not in self._camera_columns:
+            raise DataError(f"{self.location}, cameras: " + unknown("field", field, self._camera_columns))
         split = self._indices[self._part_of[index]]
         record = self._rows[index]
-        offset, size = split.frames[split.first_frames[record] + step, cameras.index(field)].tolist()
+        offset, size = split.frames[split.first_frames[record] + step, self._camera_columns[field]].tolist()
         shard = split.shards[split.records["shard"][record]]
         data = self._storage.read(shard, offset, size)
         if len(data) != size:

@@ -16,6 +16,9 @@ from vla_robot.core.errors import DataError, MissingDependencyError
 from vla_robot.core.optional import require
 from vla_robot.core.untrusted import require_inside
 
+PLAIN_READ_BYTES = 2**20
+"""Up to this size a read is not compared with the file's first: the memory that it reserves is bounded."""
+
 
 class Stamp(NamedTuple):
     """What a file looks like from outside; it changes when the file does.
@@ -110,6 +113,8 @@ class LocalFolder:
         try:
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                if size is not None and size <= PLAIN_READ_BYTES:
+                    return os.pread(descriptor, size, offset)
                 left = max(os.fstat(descriptor).st_size - offset, 0)  # pread would reserve all that is asked for
                 return os.pread(descriptor, left if size is None else min(size, left), offset)
             finally:
