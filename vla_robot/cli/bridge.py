@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import select
@@ -30,6 +31,7 @@ from vla_robot.serve.bridge import Bridge, EpisodeBegan, EpisodeOver, Execution,
 from vla_robot.serve.bridge_server import BridgeServer
 from vla_robot.serve.faults import Faults, contained
 from vla_robot.transport.sockets import ServerSocket
+from vla_robot.transport.wake import Wake
 
 if TYPE_CHECKING:
     from vla_robot.serve.bridge_log import Recording
@@ -96,12 +98,21 @@ class EStop:
     move it there and back: then the keys are another program's, and are not read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Wake) -> None:
+        """
+        Args:
+            wake: ends the wait of the serving thread.
+        """
         self.causes: list[str] = []
+        self._wake = wake
         self._has_key = self._in_foreground()
 
     def watch_signal(self) -> None:
-        signal.signal(signal.SIGUSR1, lambda *_: self.causes.append("signal SIGUSR1"))
+        signal.signal(signal.SIGUSR1, self._on_signal)
+
+    def _on_signal(self, *_: object) -> None:
+        self.causes.append("signal SIGUSR1")
+        self._wake.ring()
 
     def how(self) -> str:
         """What trips it now, for the terminal."""
@@ -146,10 +157,11 @@ def main(args: BridgeArgs) -> int:
     with (
         not_suspended(),
         _logs(args) as logs,
-        ServerSocket(args.bind, security) as socket,
+        contextlib.closing(Wake()) as wake,
+        ServerSocket(args.bind, security, wake) as socket,
         stop_on_interrupt() as stop,
     ):
-        e_stop = EStop()
+        e_stop = EStop(wake)
         e_stop.watch_signal()
         faults = Faults()
         servers: list[BridgeServer] = []  # the one that the arm asks on its way home comes after the arm
@@ -162,7 +174,7 @@ def main(args: BridgeArgs) -> int:
             server = BridgeServer(bridge, socket, jpeg_quality=quality, dry_run=args.dry_run)
             servers.append(server)
             _announce(socket.address, arm, args, e_stop)
-            server.serve(_until(stop.is_set, e_stop, server))
+            server.serve(until_stopped(stop.is_set, e_stop, server))
         finally:
             _let_go(arm, faults)
         socket.settle()  # Ctrl-C may have ended the controller at the same time
@@ -233,7 +245,7 @@ def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm, logs: Recording, f
     return BridgeLog(folder, header, logs, faults)
 
 
-def _until(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> Callable[[], bool]:
+def until_stopped(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> Callable[[], bool]:
     """The server's stop flag; looks after key and signal whenever it is asked."""
 
     def should_stop() -> bool:

@@ -256,8 +256,7 @@ class BridgeServer:
             self._rest()
         elif self._ticker is None or self._bridge.lockstep:
             self._answer_for(IDLE_S)
-        else:
-            self._answer_until(self._ticker.next_ns())
+        elif self._answer_until(self._ticker.next_ns()):
             self._tick()
         self._publish()
 
@@ -336,17 +335,20 @@ class BridgeServer:
         result = StepResult(observation, None, success, terminated=False, truncated=False)
         return Tick(result, *self._standing(), NOTHING_SETTLED, 0, 0)
 
-    def _answer_until(self, deadline_ns: int) -> None:
-        """Answer messages, send the set points that fall due, and return at the deadline."""
+    def _answer_until(self, deadline_ns: int) -> bool:
+        """Answer messages, send the set points that fall due, and return at the deadline; whether it is reached."""
         while (left_ns := deadline_ns - self._clock.now_ns() - MARGIN_NS) > 0:
             if left_ns > self._period_ns:
-                return  # the clock went back: the arm does not wait for it
+                return True  # the clock went back: the arm does not wait for it
             # In slices, as a resend may fall due in between.
             self._answer_for(min(left_ns / NS_PER_S, IDLE_S, self._set_point_in_s()))
+            if self._should_stop():
+                return False  # asked here as well: an e-stop of the terminal does not wait for the end of a period
             self._publish()
             self._send_set_point()
         self._clock.sleep_until_ns(deadline_ns)
         self._send_set_point()
+        return True
 
     def _set_point_in_s(self) -> float:
         """How long nothing has to be sent to the arm; for ever when it takes one command a tick."""

@@ -145,10 +145,12 @@ class JsonHandler(BaseHTTPRequestHandler):
         self.server.listener.hear(self.connection, within_s=type(self).timeout)
 
     def parse_request(self) -> bool:
-        complete = super().parse_request()
-        if complete:
-            self.server.listener.hear(self.connection, self.rank(), self.request_s, self.answers_long)
-        return complete
+        if not super().parse_request():
+            return False
+        # One that was hung up on in the midst of its head looks like one whose head ended there.
+        is_open = self.server.listener.hear(self.connection, self.rank(), self.request_s, self.answers_long)
+        self.close_connection = self.close_connection or not is_open
+        return is_open
 
     def read_object(self, max_bytes: int) -> Mapping[str, Any]:
         """The body of a request.

@@ -65,8 +65,8 @@ class Admission:
 
     def hear(
         self, key: Hashable, now_ns: int, rank: int | None = None, deadline_ns: int | None = None, busy: bool = False
-    ) -> None:
-        """Something complete arrived, or the connection begins to wait for more. An unknown key is passed over.
+    ) -> bool:
+        """Something complete arrived, or the connection begins to wait for more; whether it is still open.
 
         Args:
             key: of the connection.
@@ -77,9 +77,13 @@ class Admission:
         """
         connection = self._open.get(key)
         if connection is None:
-            return
+            return False
         connection.heard_ns, connection.deadline_ns, connection.busy = now_ns, deadline_ns, busy
         connection.rank = max(connection.rank, rank or NEWCOMER)
+        return True
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._open
 
     def rename(self, key: Hashable, to: Hashable) -> None:
         """The connection has another key from now on."""

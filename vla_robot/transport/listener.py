@@ -109,7 +109,7 @@ class Listener:
 
     def hear(
         self, connection: socket.socket, rank: int | None = None, within_s: float | None = None, busy: bool = False
-    ) -> None:
+    ) -> bool:
         """A whole request came, or the next one is waited for; then what is too much is closed.
 
         Args:
@@ -117,12 +117,16 @@ class Listener:
             rank: GUEST or OPERATOR; None leaves it.
             within_s: time until the next call, or the connection is closed; None: as long as it takes.
             busy: it is being answered, and another one is closed instead where there is one.
+
+        Returns:
+            Whether the connection is still open on this side.
         """
         now_ns = time.monotonic_ns()
         deadline_ns = None if within_s is None else now_ns + round(within_s * NS_PER_S)
         with self._lock:
             self._admission.hear(connection, now_ns, rank, deadline_ns, busy)
             self._close_surplus()
+            return connection in self._admission
 
     def replace(self, connection: socket.socket, wrapped: socket.socket) -> None:
         """The connection is used through another object from now on, e.g. for TLS."""

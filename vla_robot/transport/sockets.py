@@ -140,7 +140,7 @@ class ServerSocket:
     def receive(self, timeout_s: float = SLICE_S) -> tuple[bytes, list[Buffer]] | None:
         """The sender's identity and the frames; None when nothing came in time, or nothing that is allowed."""
         ready = dict(self._poller.poll(round(timeout_s * 1000)))
-        if self._wake is not None:
+        if self._wake is not None and self._wake.fileno() in ready:
             self._wake.silence()
         frames = self._inbox.read() if self._socket in ready else None
         if frames is None:
