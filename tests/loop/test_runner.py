@@ -65,6 +65,15 @@ def test_a_run_leaves_a_report_logs_videos_and_a_summary(
     assert files(tmp_path / "run") == expected
 
 
+def test_a_run_survives_a_power_cut(
+    make_world: Make, make_policy: Make, run: Make, tmp_path: Path, power_cut: Any
+) -> None:
+    run(make_world(), make_policy())
+    survivors = power_cut.survivors(tmp_path)
+    assert {f"run/{name}" for name in files(tmp_path / "run")} == set(survivors)
+    assert {name for name, content in survivors.items() if content != (tmp_path / name).read_bytes()} == set()
+
+
 def test_without_a_folder_nothing_is_written(
     make_world: Make, make_policy: Make, run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,6 @@ control loop never waits.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import itertools
 import os
@@ -175,8 +174,7 @@ class EpisodeWriter:
         """Raise DataError when it is known that something could not be; what could is in the .part file."""
         if self._failure is not None:
             self._stop()
-            with contextlib.suppress(OSError):  # what is left in the buffer finds no room either
-                self._file.close()
+            self._file.close()
             raise self._refused(self._failure)
 
     def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:

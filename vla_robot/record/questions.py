@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vla_robot.core.claim import Claim
-from vla_robot.core.durable import make_folder, write_whole, writing
+from vla_robot.core.durable import make_folder, sync_tree, write_whole, writing
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Image
 from vla_robot.record.images import decode_image
@@ -137,7 +137,7 @@ class QuestionWriter:
         names = {camera: f"images/{scene}_{camera}.jpg" for camera in images}
         for camera, name in names.items():
             with writing(self._folder / name):
-                write_whole(self._folder / name, _jpeg(images[camera]))
+                (self._folder / name).write_bytes(_jpeg(images[camera]))
         for question, answer in asked:
             row = {"scene": scene, "question": question, "answer": answer, "images": names}
             self._lines[split].append(json.dumps(row) + "\n")
@@ -149,6 +149,8 @@ class QuestionWriter:
         with self._claim:
             if failure is not None:
                 return
+            with writing(self._folder):
+                sync_tree(self._folder / "images")  # before the lists that name them
             for split, lines in self._lines.items():
                 with writing(_file(self._folder, split)):
                     write_whole(_file(self._folder, split), "".join(lines).encode())
