@@ -298,6 +298,17 @@ def test_an_e_stop_while_the_arm_moves_brakes_within_the_acceleration_limit(make
     stage.check_commands()
 
 
+def test_an_episode_that_ends_in_the_midst_of_a_motion_ends_with_a_stop(make_stage: MakeStage) -> None:
+    stage = make_stage()
+    stage.arm.can_wait, stage.arm.horizon = False, 5
+    stage.begin()
+    stage.play(2.0)
+    assert not stage.bridge.running and stage.arm.commands[-1][1][0] > 0
+    assert [at_ns >= stage.arm.commands[-1][0] for at_ns in stage.arm.stops] == [True]
+    assert stage.status["mode"] == "hold"
+    stage.check_commands()
+
+
 def test_an_arm_that_fails_is_stopped_and_its_words_are_told(make_stage: MakeStage) -> None:
     stage = make_stage()
     stage.begin()

@@ -276,6 +276,8 @@ class Bridge:
         self._listener(Ticked(before, wanted, tick, released_ns))
         if tick.over:
             self._finish(_outcome(result), "")
+            if not self._arm.can_wait:
+                self._stop_arm()  # the last action may have been a motion, and no tick follows that would end it
         return tick
 
     def take_ramp(self) -> list[Tick]:

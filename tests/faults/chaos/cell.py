@@ -88,8 +88,8 @@ class Program:
         """What the process prints from now on fills its pipe, which is a small one."""
         self._reads = False
         self._reader.join()
-        assert self.process.stdout is not None
-        fcntl.fcntl(self.process.stdout.fileno(), fcntl.F_SETPIPE_SZ, 4096)
+        if self.process.stdout is not None and not self.process.stdout.closed:
+            fcntl.fcntl(self.process.stdout.fileno(), fcntl.F_SETPIPE_SZ, 4096)
 
     def close_output(self) -> None:
         """What the process prints from now on meets a closed pipe."""
