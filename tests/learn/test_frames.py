@@ -45,6 +45,17 @@ def test_labels_are_the_action_tokens_and_the_end_and_nothing_else(bank: FrameBa
     np.testing.assert_allclose(actions, stored, atol=0.01)
 
 
+def test_each_frame_is_taught_with_its_own_instruction(bank: FrameBank, demos_folder: Path) -> None:
+    """Several tasks within one episode, which LeRobot's task_index of each step allows."""
+    demos = open_demos(demos_folder)
+    text_of = np.arange(demos.num_frames) % 2
+    two = replace(demos, texts=("push the red cube", "open the lid"), text_of=text_of)
+    taught = FrameBank.load(two, bank.policy, "light", lambda done, total: None).batch(np.array([0, 1, 3]))
+    for row, text in enumerate(("push the red cube", "open the lid", "open the lid")):
+        prompt = bank.policy.tokenizer(text)
+        np.testing.assert_array_equal(taught.input_ids[row, : len(prompt)].numpy(), prompt)
+
+
 def test_a_policy_of_three_actions_learns_those_of_the_next_three_steps(
     demos_folder: Path, tiny_architecture: Architecture, tmp_path: Path
 ) -> None:

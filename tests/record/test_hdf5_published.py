@@ -19,6 +19,7 @@ from vla_robot.record.hdf5 import open_hdf5
 from vla_robot.record.mixture import Member, notes_of, open_parts, open_table_of
 from vla_robot.record.open import open_source
 from vla_robot.record.origin import Options
+from vla_robot.record.recognise import explain_unknown, facts_at, recognise
 
 ROBOMIMIC_ENV = {"env_name": "Lift", "type": 1, "env_version": "1.5.1", "env_kwargs": {"control_freq": 20}}
 RECIPE = SourceRecipe(
@@ -342,11 +343,18 @@ def test_a_folder_of_files_is_one_dataset_with_the_task_of_each_file(libero: Pat
         assert episode.metadata == {"file": f"put_the_bowl_{task}_demo.hdf5", "demonstration": f"demo_{number}"}
         np.testing.assert_array_equal(episode.numbers("action"), np.full((3 + number, 7), 10 * task + number))
         assert episode.frames("observation/agentview_rgb").decode(2).max() == 10 * task + number
+    assert any("Frames are stored upside down" in note for note in source.notes)
     assert "states" in source.left_out and "float64 70 in put_the_bowl_0_demo.hdf5" in source.left_out["states"]
     convert(source, tmp_path / "lerobot", "lerobot", Options())
     converted = open_source(tmp_path / "lerobot")
     assert [converted.episode(i).instructions()[0] for i in (0, 19)] == ["put the bowl 0", "put the bowl 9"]
     np.testing.assert_array_equal(converted.episode(19).numbers("action"), source.episode(19).numbers("action"))
+
+
+def test_a_suite_that_is_called_like_a_published_dataset_is_not_taken_for_it(libero: Path) -> None:
+    facts = facts_at(str(libero))
+    assert facts.name == "libero_spatial" and recognise(facts) is None
+    assert "No recipe is known for 'libero_spatial'" in explain_unknown(facts)
 
 
 def test_files_that_do_not_make_one_dataset_are_refused(libero: Path) -> None:

@@ -26,7 +26,7 @@ class ConvertArgs:
     """Write a dataset in another format. The same command again goes on where an interrupted one ended."""
 
     source: Annotated[str, tyro.conf.Positional, option("SRC")]
-    """an RLDS or LeRobot folder, a robomimic HDF5 file, or the URL of an RLDS dataset"""
+    """an RLDS or LeRobot folder, a robomimic HDF5 file or a folder of them, or the URL of an RLDS dataset"""
     destination: Annotated[Path, tyro.conf.Positional, option("DST")]
     """the new dataset's folder"""
     to: Annotated[Format, option("{rlds,lerobot}")]

@@ -37,7 +37,7 @@ class InspectArgs:
     """Say what is in a dataset, and draw a contact sheet of its cameras and histograms of its actions."""
 
     path: Annotated[str, tyro.conf.Positional, option("PATH")]
-    """an RLDS or LeRobot folder, a robomimic HDF5 file, or the URL of an RLDS dataset"""
+    """an RLDS or LeRobot folder, a robomimic HDF5 file or a folder of them, or the URL of an RLDS dataset"""
     split: Annotated[str, option("SPLIT")] = "train"
     """which part: train, val, train[:95%], all, ..."""
     episodes: Annotated[int, option("N")] = 200

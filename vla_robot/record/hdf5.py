@@ -73,6 +73,10 @@ RENAMED = {"actions": "action", "rewards": "reward", "dones": "done"}
 INITIAL = "initial_state"
 LEFT_OUT = ("next_obs/", f"{INITIAL}/")
 SUFFIXES = (".hdf5", ".h5")
+UPSIDE_DOWN = (
+    'Frames are stored upside down (macros_image_convention is "opengl") and are read as they are stored; OpenVLA '
+    "turned those of LIBERO by 180 degrees before training."
+)
 MOST_NAMED = 4
 """Demonstrations that a line names."""
 
@@ -111,6 +115,7 @@ class Contents:
         places: field -> its place in a demonstration.
         left_out: place that is not read -> why.
         rate_hz: steps per second; None when nothing says.
+        is_upside_down: the first row of a frame is the lowest.
     """
 
     demos: tuple[Demo, ...]
@@ -120,6 +125,7 @@ class Contents:
     places: Mapping[str, str]
     left_out: Mapping[str, str]
     rate_hz: float | None
+    is_upside_down: bool
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,7 @@ class Hdf5Dataset:
         if any(demo.instruction for demo in demos):
             self._fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
         self._rate_hz = _common_rate(files, path)
+        self._is_upside_down = any(file.is_upside_down for file in files)
         self._num_empty = sum(file.num_empty for file in files)
         self._lengths = np.array([demo.length for demo in self._demos], dtype=np.int64)
 
@@ -222,7 +229,8 @@ class Hdf5Dataset:
         masks = [f"{name} {count}" for name, count in self.subsets.items()]
         subsets = [f"Masks that are no split, and can be read by name: {', '.join(masks)}."] if masks else []
         empty = [f"Episodes of 0 steps that were left out: {self._num_empty}."] if self._num_empty else []
-        return (*self._parts.notes, *subsets, *tell_left_out(self._left_out), *empty)
+        turned = (UPSIDE_DOWN,) if self._is_upside_down else ()
+        return (*self._parts.notes, *subsets, *turned, *tell_left_out(self._left_out), *empty)
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -391,7 +399,9 @@ def _read_file(path: Path) -> Contents:
         demos = tuple(Demo(path, name, lengths[name], _instruction(file, name)) for name in names if lengths[name])
         fields, places, left_out = _schema(file, demos)
         masks = {name: hdf5_texts(_dataset(file, f"mask/{name}")) for name in _names(file, "mask")}
-        return Contents(demos, len(names) - len(demos), masks, fields, places, left_out, _rate_hz(file))
+        return Contents(
+            demos, len(names) - len(demos), masks, fields, places, left_out, _rate_hz(file), _is_upside_down(file)
+        )
 
 
 def _schema(file: h5py.File, demos: Sequence[Demo]) -> tuple[dict[str, Field], dict[str, str], dict[str, str]]:
@@ -539,6 +549,11 @@ def _rate_hz(file: h5py.File) -> float | None:
     if rate_hz is None and period_s is not None and decimation is not None:
         return 1 / (period_s * decimation)
     return rate_hz
+
+
+def _is_upside_down(file: h5py.File) -> bool:
+    """LIBERO notes robosuite's image convention, in which "opengl" puts the first row at the bottom."""
+    return _text(hdf5_attribute(hdf5_find(file, "data"), "macros_image_convention")) == "opengl"
 
 
 def _part(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
