@@ -94,6 +94,16 @@ def test_the_reason_of_an_error_stands_in_its_line() -> None:
     assert str(line).endswith("logits are not finite.")
 
 
+def test_steps_that_were_lost_are_told_in_the_line_and_in_the_table() -> None:
+    lossy = replace(result(8), lost_steps=5)
+    assert "5 steps lost" in episode_line(lossy, 1, 1).plain
+    assert "lost" not in episode_line(result(8), 1, 1).plain
+    info = RunInfo("lift", "hold", "lift the cube")
+    told = render(RunSummary(info, (result(7), lossy), 2, "now"))
+    assert "lost" in told and told.count(" 5") >= 1
+    assert "lost" not in render(RunSummary(info, (result(7),), 1, "now"))
+
+
 def render(run: RunSummary) -> str:
     out = io.StringIO()
     Console(file=out, width=120, force_terminal=False).print(result_table(run))

@@ -169,3 +169,17 @@ def test_in_lockstep_behind_a_bridge_the_marks_are_exact(go: Run, bridge: str, t
     told = go("--robot", bridge, "--lockstep")
     assert [e["interventions"] for e in told["episodes"]] == [GIVE - TAKE] * 2
     assert corrected_steps(tmp_path / "data") == list(range(TAKE, GIVE)) * 2
+
+
+def test_steps_that_are_missing_are_told_with_what_became_of_them(tmp_path: Path) -> None:
+    from vla_robot.cli.run import RunArgs
+    from vla_robot.cli.takeover import _stored
+    from vla_robot.record.from_log import LogStore
+
+    class Nowhere:
+        def write(self, demonstration: object) -> None: ...
+
+    args = RunArgs(record=tmp_path / "data")
+    told = _stored(args, LogStore(Nowhere(), ARM, "hold", kept=2, stored=4, missing=9, rested=3))
+    assert "9 steps are missing" in told and "4 episodes in the dataset" in told and "3 steps left out" in told
+    assert "steps are missing" not in _stored(args, LogStore(Nowhere(), ARM, "hold", kept=2, stored=2))

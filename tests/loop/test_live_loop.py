@@ -270,6 +270,14 @@ def test_ticks_that_pass_while_a_policy_fails_are_told_and_so_is_their_end() -> 
     assert (ended.outcome, ended.error) == ("timeout", None)  # it was over before the policy failed
 
 
+def test_a_policy_that_failed_is_the_reason_even_if_the_arm_was_stopped_meanwhile() -> None:
+    robot = Ticking(horizon=1000)
+    ended, events = drive(robot, Slow(robot, lambda: 1000 // PERIOD_MS * 4, fails_at=0))
+    assert ended.outcome == "error" and ended.error is not None
+    assert ended.error.startswith("out of memory Meanwhile the bridge stopped the arm: silence")
+    assert [s.observation.step for s in steps_of(events)] == list(range(ended.steps))
+
+
 class Pushy:
     """Wants more than the space allows."""
 

@@ -16,7 +16,7 @@ import pytest
 from vla_robot.core.clock import FakeClock
 from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.loop.control_loop import Guard
-from vla_robot.loop.results import RunInfo, RunSummary
+from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
 from vla_robot.loop.runner import new_run_folder, run_episodes, run_folder
 from vla_robot.record.episode import read_episode
 
@@ -164,6 +164,19 @@ def test_the_report_shows_the_score_its_interval_and_failures_first(
     assert "67 %; the true rate lies between 21 % and 94 %" in html
     assert re.findall(r'id="seed-(\d+)"', html) == ["4", "3", "5"]
     assert "Those that failed come first." in html
+
+
+def test_the_report_and_the_summary_tell_steps_that_were_lost(tmp_path: Path) -> None:
+    from vla_robot.loop.report import write_report
+
+    lossy = EpisodeResult(3, "success", steps=10, duration_s=1.0, lost_steps=4)
+    run = RunSummary(RunInfo("toy", "fake", "lift"), (lossy,), 1, "2026-11-28T16:00:00+00:00")
+    write_report(tmp_path, run)
+    html = (tmp_path / "report.html").read_text()
+    assert "4 steps lost" in html and "marked as gaps" in html
+    told = json.loads((tmp_path / "summary.json").read_text())
+    assert told["episodes"][0]["lost_steps"] == 4
+    assert [row["value"] for row in told["rows"] if row["name"] == "lost_steps"] == [4]
 
 
 def test_every_file_that_the_report_links_exists(

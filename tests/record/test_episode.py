@@ -8,6 +8,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Clamp, Observation
 from vla_robot.record import episode, png
-from vla_robot.record.episode import MAGIC, EpisodeLog, EpisodeStep, EpisodeWriter, frames_of, read_episode
+from vla_robot.record.episode import MAGIC, EpisodeLog, EpisodeStep, EpisodeWriter, Gap, frames_of, read_episode
 
 HEADER = {"seed": 3, "instruction": "lift the cube", "recipes": {"lift.toml": "kind = 'robosuite'"}}
 N_STEPS = 3
@@ -66,6 +67,21 @@ def assert_same_observation(read: Observation, written: Observation) -> None:
     assert (read.step, read.stamp_ns, read.instruction) == (written.step, written.stamp_ns, written.instruction)
     assert read.state.tolist() == written.state.tolist()
     assert {n: i.tolist() for n, i in read.images.items()} == {n: i.tolist() for n, i in written.images.items()}
+
+
+def test_what_was_not_there_is_none_and_each_camera_keeps_its_stamp(tmp_path: Path) -> None:
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    stamps_ns = {"front": 990, "wrist": 1000}
+    seen = replace(observation(0), stamps_ns=stamps_ns)
+    writer.add(EpisodeStep(seen, None, None, 1500, False, held=True))
+    writer.add_gap(Gap(1, 3))
+    writer.add(EpisodeStep(replace(seen, step=4), np.ones(7), np.zeros(7), 1600, False, wanted=np.full(7, 2.0)))
+    log = read_episode(writer.finish(observation(5), {}))
+    held, played = log.steps
+    assert (held.commanded, held.executed, held.wanted) == (None, None, None)
+    assert played.wanted is not None and played.wanted.tolist() == [2.0] * 7
+    assert held.observation.stamps_ns == stamps_ns
+    assert log.gaps == (Gap(1, 3),)
 
 
 def test_what_goes_in_comes_out_bit_for_bit(tmp_path: Path) -> None:

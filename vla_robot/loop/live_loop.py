@@ -145,6 +145,8 @@ class _Course:
             self.follow(robot.ticks(timeout_s=0.0))
         if self.goes_on:
             self.outcome, self.error = outcome, error
+        elif self.error and error:  # a policy that failed after a while: the arm was stopped since nothing came from it
+            self.error = f"{error} Meanwhile {self.error}"
 
     def _tell(self, event: StepDone | StepsLost) -> None:
         self.tally.add(event)
