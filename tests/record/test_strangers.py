@@ -340,3 +340,17 @@ def test_large_frames_are_decoded_few_at_a_time() -> None:
     assert frames.block * 2160 * 3840 * 3 <= lerobot_video.BLOCK_BYTES
     assert replace(frames, shape=(480, 640, 3)).block == lerobot_video.BLOCK
     assert replace(frames, shape=(99999, 99999, 3)).block == 1
+
+
+def test_a_heap_of_an_hdf5_file_that_the_library_would_walk_without_an_end_is_refused(hdf5: Path) -> None:
+    with h5py.File(hdf5, "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 20}})
+    assert open_hdf5(hdf5).rate_hz == 20
+    data = bytearray(hdf5.read_bytes())
+    free = data.find(b"GCOL") + 16
+    while data[free : free + 2] != b"\0\0":  # past the objects, to the free space behind them
+        free += 16 + -(-int.from_bytes(data[free + 8 : free + 16], "little") // 8) * 8
+    data[free + 8 : free + 16] = bytes(8)  # h5py 3.16 with HDF5 2.0.0 would never return from here
+    hdf5.write_bytes(data)
+    with pytest.raises(DataError, match=r"is damaged: an object of the heap at byte \d+ has 0 bytes"):
+        open_hdf5(hdf5)

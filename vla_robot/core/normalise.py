@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vla_robot.core.errors import ContractError
+from vla_robot.core.untrusted import MALFORMED, shortened
 
 EPSILON = 1e-8
 
@@ -62,8 +63,8 @@ class QuantileStats:
             q01 = np.asarray(data[low], dtype=np.float64)
             q99 = np.asarray(data[high], dtype=np.float64)
             mask = np.asarray(data.get("mask", np.ones(q01.shape, dtype=bool)), dtype=bool)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ContractError(f"statistics need numeric {low} and {high}: {error}.") from error
+        except MALFORMED as error:
+            raise ContractError(f"statistics need numeric {low} and {high}: {shortened(error)}.") from error
         return cls(q01, q99, mask)
 
     def __len__(self) -> int:

@@ -48,6 +48,7 @@ from vla_robot.record.bounds import (
     hdf5_find,
     hdf5_texts,
     require_bytes,
+    require_sound_heaps,
 )
 from vla_robot.record.part import episodes_of
 from vla_robot.record.rlds.splits import ALL
@@ -392,6 +393,8 @@ def _read_files(path: Path, skip_corrupt: bool) -> tuple[list[Contents], tuple[s
 
 def _read_file(path: Path) -> Contents:
     with _opened(path) as file:
+        status = path.stat()
+        require_sound_heaps(path, status.st_size, status.st_mtime_ns)
         names = _demonstrations(file, path)
         lengths = {name: _length(file, name, path) for name in names}
         if not any(lengths.values()):

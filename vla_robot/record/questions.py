@@ -16,17 +16,20 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from vla_robot.core.claim import Claim
 from vla_robot.core.durable import make_folder, sync_tree, write_whole, writing
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Image
+from vla_robot.core.untrusted import parse_json, read_file, require_inside
 from vla_robot.record.images import decode_image
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 JPEG_QUALITY = 90
+MAX_LINES_BYTES = 2**28
+MAX_IMAGE_BYTES = 2**26
 KEYS: dict[str, type] = {"scene": int, "question": str, "answer": str, "images": dict}
 
 
@@ -74,7 +77,7 @@ def read_questions(folder: Path) -> dict[Split, tuple[Question, ...]]:
 def _read_split(folder: Path, split: Split) -> tuple[Question, ...]:
     path = _file(folder, split)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path, MAX_LINES_BYTES).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}. `vla data questions` makes such a folder.") from error
     questions = tuple(_parse(line, folder, f"{path}:{number}") for number, line in enumerate(lines, 1))
@@ -84,25 +87,22 @@ def _read_split(folder: Path, split: Split) -> tuple[Question, ...]:
 
 
 def _parse(line: str, folder: Path, where: str) -> Question:
-    try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON: {error}.") from error
+    row = parse_json(line, where)
     if not isinstance(row, dict) or set(row) != set(KEYS):
         seen = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{where}: a question has the keys {', '.join(KEYS)}, and no other; got {seen}.")
+        raise DataError(f"{where}: a question has the keys {', '.join(KEYS)}, and no other; got {seen!s:.80}.")
     for key, kind in KEYS.items():
         if type(row[key]) is not kind or row[key] in ("", {}):
-            raise DataError(f"{where}: {key} must be a {kind.__name__} that is not empty, got {row[key]!r}.")
+            raise DataError(f"{where}: {key} must be a {kind.__name__} that is not empty, got {row[key]!r:.80}.")
     images = {camera: _inside(folder, name, where) for camera, name in row["images"].items()}
     return Question(row["scene"], row["question"], row["answer"], images)
 
 
 def _inside(folder: Path, name: object, where: str) -> Path:
     """A file of the folder; a dataset from elsewhere must not read the rest of the disk."""
-    if not isinstance(name, str) or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise DataError(f"{where}: an image must be the name of a file inside {folder}, got {name!r}.")
-    return folder / name
+    if not isinstance(name, str):
+        raise DataError(f"{where}: an image must be the name of a file inside {folder}, got {name!r:.80}.")
+    return require_inside(folder, name, where)
 
 
 class QuestionWriter:
@@ -158,7 +158,7 @@ class QuestionWriter:
 
 def _decode(path: Path) -> Image:
     try:
-        data = path.read_bytes()
+        data = read_file(path, MAX_IMAGE_BYTES)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     return decode_image(data, "uint8", str(path))

@@ -224,7 +224,7 @@ def _dtype(value: Any, field: str) -> np.dtype[Any]:
     """One of the wire's; spelled '<f8' or 'float64', as json_numpy's versions differ."""
     try:
         dtype = np.dtype(value) if isinstance(value, str) and len(value) < 16 else None
-    except TypeError:
+    except (TypeError, ValueError, SyntaxError):  # numpy reads "2,3f4" and the like with a parser of its own
         dtype = None
     if dtype is None or dtype.str not in DTYPES:
         raise TransportError(f"'{field}': dtype {str(value)[:40]!r} is none of {', '.join(DTYPES)}.")

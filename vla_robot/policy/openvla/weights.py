@@ -223,9 +223,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, weight_map: object) -> list[Path]:
     """The files that an index names, each directly in the folder."""
-    names: set[object] = set(weight_map.values()) if isinstance(weight_map, dict) else {None}
+    names: list[object] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     plain = {name for name in names if isinstance(name, str) and SHARD_NAME.fullmatch(name)}
-    if strange := names - plain:
+    if strange := [name for name in names if not (isinstance(name, str) and name in plain)]:
         raise CheckpointError(f"{folder / INDEX}: weight_map must name files of this folder, it holds {strange!r:.80}.")
     return [folder / name for name in sorted(plain)]
 
@@ -274,7 +274,7 @@ def _stored(folder: Path) -> dict[str, _Stored]:
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
                 header = json.loads(file.read(size))
-        except (SafetensorError, OSError, ValueError) as error:
+        except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is damaged or not safetensors ({error}). Copy the file again and compare its size."
             ) from error
