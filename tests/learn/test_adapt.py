@@ -201,7 +201,10 @@ def test_a_mixture_trains_a_policy_and_a_broken_run_goes_on_bit_for_bit(
     with pytest.raises(DataError, match="held_out = 0 trains without"):
         finetune(recipe, tmp_path / "too small", quiet)
     recipe = replace(recipe, held_out=0.0)
-    whole = finetune(recipe, tmp_path / "whole", quiet)
+    shutil.copytree(samples / "bridge_orig" / "1.0.0", samples / "bridge_orig" / "0.9.0")
+    told: list[object] = []
+    whole = finetune(recipe, tmp_path / "whole", quiet, on_plan=told.append)
+    assert told[0] == f"bridge_orig: {samples}/bridge_orig holds several versions: 1.0.0 is read, not 0.9.0."
     started = finetune(recipe, tmp_path / "broken", quiet, stop_in_step(2))
     assert started.steps == 2
     again = finetune(recipe, tmp_path / "broken", quiet)

@@ -282,6 +282,10 @@ def test_a_dataset_of_another_format_is_refused_with_the_command_that_converts_i
     rlds = Path(__file__).parent.parent / "golden" / "rlds_samples"
     with pytest.raises(DataError, match=r"is an RLDS dataset.*`vla data convert .* FOLDER --to lerobot`"):
         finetune(replace(recipe, data=(rlds,)), tmp_path / "out", quiet)
+    with pytest.raises(
+        DataError, match=r"as it is: Its recipe is 'bridge_orig': --mixture bridge_orig --root \S+samples"
+    ):
+        finetune(replace(recipe, data=(rlds / "bridge_orig",)), tmp_path / "out", quiet)
     (tmp_path / "demo.hdf5").write_bytes(b"")
     with pytest.raises(DataError, match=r"demo.hdf5 is a robomimic file.*--to lerobot"):
         finetune(replace(recipe, data=(tmp_path / "demo.hdf5",)), tmp_path / "out", quiet)

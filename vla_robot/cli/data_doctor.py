@@ -88,7 +88,7 @@ def _examine(member: Member, args: DataDoctorArgs, console: Console) -> list[Fin
     with Bar(f"episodes of {member.name}", console) as bar:
         parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
     reference = None if args.policy is None else _reference(args.policy, args.statistics_key, member.name)
-    notes = [Finding("files", "note", note) for note in notes_of(parts)]
+    notes = [Finding("files", "note", note) for note in notes_of(parts.values())]
     return [*notes, *examine(Patient(member.recipe, tuple(parts.values()), table), reference)]
 
 

@@ -85,7 +85,7 @@ def find_members(args: Any, *, may_assume: bool = False) -> tuple[Member, ...]:
 def _statistics(member: Member, args: StatsArgs, console: Console) -> dict[str, Any]:
     with Bar(f"episodes of {member.name}", console) as bar:
         parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
-    for note in notes_of(parts):
+    for note in notes_of(parts.values()):
         console.print(note, soft_wrap=True, markup=False)
     return table.statistics
 

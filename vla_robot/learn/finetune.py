@@ -74,7 +74,7 @@ def finetune(
     out: Path,
     on_progress: OnProgress,
     should_stop: Callable[[], bool] = lambda: False,
-    on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+    on_plan: Callable[[MemoryPlan | str], None] = lambda plan: None,
     roll_out: RollOut | None = None,
 ) -> Trained:
     """Train, or go on where the same command was interrupted. One of several ranks, where a launcher says so.
@@ -84,7 +84,7 @@ def finetune(
         out: folder of this run.
         on_progress: called after each step.
         should_stop: asked after each step; the run is then saved and can be resumed.
-        on_plan: told before the first step what memory the run needs.
+        on_plan: told before the first step what memory the run needs, and what is to be known of its data.
         roll_out: drives the episodes that the recipe's [rollouts] ask for; this room knows no world.
 
     Raises:
@@ -114,11 +114,13 @@ def open_run(
     out: Path,
     ranks: Ranks,
     on_progress: OnProgress = lambda progress: None,
-    on_plan: Callable[[MemoryPlan], None] = lambda plan: None,
+    on_plan: Callable[[MemoryPlan | str], None] = lambda plan: None,
 ) -> tuple[Run, Prepared]:
     """A run where it begins or goes on, and what it began with. Raises as `finetune`."""
     with ranks.one_first():
         prepared = prepare(recipe, out, ranks, on_progress)
+    for note in prepared.notes if ranks.first else ():
+        on_plan(note)
     device = ranks.device(recipe.device)
     model = _on_device(adapt(prepared.policy.model, recipe), recipe, ranks, device, on_plan)
     run = Run(recipe, out, model, prepared.data, ranks, prepared.questions)
@@ -138,7 +140,11 @@ def _unheard(_: Progress) -> None:
 
 
 def _on_device(
-    model: OpenVLA, recipe: FinetuneRecipe, ranks: Ranks, device: torch.device, on_plan: Callable[[MemoryPlan], None]
+    model: OpenVLA,
+    recipe: FinetuneRecipe,
+    ranks: Ranks,
+    device: torch.device,
+    on_plan: Callable[[MemoryPlan | str], None],
 ) -> OpenVLA:
     """The model where it learns: whole, or this rank's part of it. The first rank tells what that will need."""
     is_shared = recipe.shard and ranks.count > 1

@@ -46,6 +46,7 @@ class Prepared:
         data: what it learns from.
         questions: what else.
         drives_by: the dataset whose statistics the trained policy drives by; None where it learned from several.
+        notes: what a user should know of the datasets of a mixture, one line each.
     """
 
     start: Path
@@ -54,6 +55,7 @@ class Prepared:
     data: TrainingData
     questions: QuestionData | None
     drives_by: str | None
+    notes: tuple[str, ...] = ()
 
 
 def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
@@ -89,7 +91,8 @@ def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: 
     policy = load(start, statistics_key=key, trainable=True)
     data = MixtureData(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
-    return Prepared(start, key, policy, data, _questions(recipe, policy, ranks), drives_by=only)
+    notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)
+    return Prepared(start, key, policy, data, _questions(recipe, policy, ranks), drives_by=only, notes=notes)
 
 
 def _questions(recipe: FinetuneRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> QuestionData | None:

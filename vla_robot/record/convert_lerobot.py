@@ -99,7 +99,7 @@ def _lost_bytes(source: Source) -> dict[str, str]:
         return {}
     first = source.episode(0, steps)
     lost = {name: "LeRobot has no columns of bytes" for name in steps if _holds_bytes(first.steps[name])}
-    lost |= {name: "JSON has no bytes" for name in metadata if isinstance(first.metadata[name], bytes)}
+    lost |= {name: "JSON has no bytes" for name in metadata if isinstance(first.metadata.get(name), bytes)}
     return {name: f"{name}: {why}" for name, why in lost.items()}
 
 

@@ -14,7 +14,7 @@ Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/dataset.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +137,11 @@ class Dataset:
     def statistics(self) -> dict[str, Any]:
         """Its block of dataset_statistics.json."""
         return self.table.statistics
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of its files: other versions, fields and episodes left out."""
+        return notes_of(self._parts)
 
     def sample(self, index: int, swap: bool = False) -> Sample:
         """Step `index` of those that may be drawn.
@@ -417,9 +422,9 @@ def open_table_of(
     return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress)
 
 
-def notes_of(parts: Mapping[str, EpisodeSource]) -> tuple[str, ...]:
+def notes_of(parts: Iterable[EpisodeSource]) -> tuple[str, ...]:
     """What the splits of a dataset have to say beside damage, each note once."""
-    return tuple(dict.fromkeys(note for part in parts.values() for note in getattr(part, "notes", ())))
+    return tuple(dict.fromkeys(note for part in parts for note in getattr(part, "notes", ())))
 
 
 def open_parts(location: str, skip_corrupt: bool = False) -> dict[str, EpisodeSource]:

@@ -360,6 +360,17 @@ def test_a_field_that_is_not_what_the_description_says_is_named(
         open_rlds(sample).episode(0)
 
 
+def test_metadata_that_are_damaged_do_not_stop_a_reader_of_other_fields(copy_sample: CopySample) -> None:
+    sample = copy_sample("bridge_orig")
+    path = version_folder(sample) / "features.json"
+    path.write_text(path.read_text().replace('"file_path"', '"file_name"'))
+    dataset = open_rlds(sample)
+    episode = dataset.episode(0, ["action"])
+    assert "episode_metadata/file_name" not in episode.metadata and "episode_metadata/episode_id" in episode.metadata
+    with pytest.raises(DataError, match="the record has no field 'episode_metadata/file_name'"):
+        dataset.episode(0)
+
+
 def test_a_field_that_no_record_has_is_named(copy_sample: CopySample) -> None:
     sample = copy_sample("bridge_orig")
     change_features(sample, lambda steps: steps.update(speed=steps["reward"]))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
 from vla_robot.record.rlds.decode import decode_metadata, decode_steps
-from vla_robot.record.rlds.example import places
+from vla_robot.record.rlds.example import Place, places
 from vla_robot.record.rlds.features import FEATURES_FILE, Features, parse_features
 from vla_robot.record.rlds.index import DamagedRecord, OnProgress, SplitIndex, load_index
 from vla_robot.record.rlds.splits import INFO_FILE, DatasetInfo, Part, parse_info, parse_parts
@@ -151,10 +151,21 @@ class RldsDataset:
         try:
             lists = places(content)
             columns = {n: decode_steps(self._features.steps[n], content, lists, steps, where) for n in names}
-            metadata = {n: decode_metadata(leaf, content, lists, where) for n, leaf in self._features.episode.items()}
+            metadata = self._metadata(content, lists, where, is_wanted=fields is None)
         except DataError as error:
             raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
         return Episode(index, metadata, columns, steps, where)
+
+    def _metadata(self, content: bytes, lists: Mapping[str, Place], where: str, *, is_wanted: bool) -> dict[str, Any]:
+        """What the episode has once. Where single fields are asked for, a value that is damaged is left out."""
+        values: dict[str, Any] = {}
+        for name, leaf in self._features.episode.items():
+            try:
+                values[name] = decode_metadata(leaf, content, lists, where)
+            except DataError:
+                if is_wanted:
+                    raise
+        return values
 
     def encoded(self, index: int, field: str, step: int) -> bytes:
         require_index(index, len(self), "episode")
