@@ -510,6 +510,34 @@ def test_the_published_bridge_has_one_camera(tmp_path: Path) -> None:
     assert sample.frames["secondary"] == (b"",) and sample.frames["primary"] != (b"",)
 
 
+def sequence(node: dict[str, Any]) -> dict[str, Any]:
+    name = "tensorflow_datasets.core.features.sequence_feature.Sequence"
+    return {"pythonClassName": name, "sequence": {"feature": node, "length": "-1"}}
+
+
+def test_fields_that_no_recipe_needs_do_not_lose_a_dataset(tmp_path: Path) -> None:
+    """Classes, dtypes and shapes that are not read are left out, told once, and listed when they are lost."""
+    built = build(tmp_path / "viola", "viola")
+    path = built.folder / "features.json"
+    tree = json.loads(path.read_text())
+    steps = tree["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    for name in ("BBox", "Translation", "LabeledImage", "Video", "Audio", "Optional"):
+        steps[name.lower()] = {"pythonClassName": f"tensorflow_datasets.core.features.some_feature.{name}"}
+    steps["film"] = sequence(steps["observation"]["featuresDict"]["features"]["agentview_rgb"])
+    steps["words"] = {**steps["reward"], "tensor": {"shape": {"dimensions": ["3"]}, "dtype": "string"}}
+    path.write_text(json.dumps(tree))
+    unread = ["bbox", "translation", "labeledimage", "video", "audio", "optional", "film", "words"]
+    dataset = open_dataset(members_of("viola", tmp_path)[0], Choices(), tmp_path / "cache")
+    require_standard(dataset, built, EXPECTED["viola"])
+    (note,) = dataset.notes
+    assert all(note.count(f"steps/{name}: ") == 1 for name in unread)
+    source = open_source(tmp_path / "viola")
+    for to in ("rlds", "lerobot"):
+        lost = convert(source, tmp_path / to, to, Options(rate_hz=5)).lost
+        assert [line.partition(":")[0] for line in lost] == [f"steps/{name}" for name in unread]
+        assert lost[0] == "steps/bbox: feature class BBox is not read"
+
+
 # -- datasets without a recipe ----------------------------------------------------------------------
 
 
