@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Clamp, Observation
 from vla_robot.record import log_process
-from vla_robot.record.episode import PART_SUFFIX, EpisodeStep, EpisodeWriter, read_episode
+from vla_robot.record.episode import PART_SUFFIX, EpisodeStep, EpisodeWriter, read_episode, step_record
 from vla_robot.record.log_process import LogProcess, ProcessWriter
 
 HEADER = {"seed": 3, "instruction": "lift the cube"}
@@ -189,3 +192,21 @@ def test_an_episode_is_never_overwritten(logs: LogProcess, tmp_path: Path) -> No
     assert (tmp_path / "there.vlalog").read_bytes() == b""
     with pytest.raises(DataError, match=r"ends in \.vlalog"):
         logs.open(tmp_path / "log.txt", HEADER)
+
+
+def test_a_frame_that_was_cut_off_is_no_frame_and_its_numbers_stay(tmp_path: Path) -> None:
+    def message(head: dict[str, Any], *frames: bytes) -> bytes:
+        packed = msgpack.packb(head)
+        assert packed is not None
+        return len(packed).to_bytes(4, "little") + packed + b"".join(frames)
+
+    record, image = step_record(step_of(0)), observation(0).images["front"]
+    shapes = [["front", list(image.shape)]]
+    told = message({"do": "open", "path": str(tmp_path / "cut.vlalog"), "header": HEADER, "frames": []})
+    told += message({"do": "step", "step": record, "frames": shapes}, image.tobytes())
+    told += message({"do": "step", "step": record, "frames": shapes}, image.tobytes()[:-1])
+    log_process.serve(io.BytesIO(told), io.BytesIO())
+    whole, cut = read_episode(tmp_path / f"cut{PART_SUFFIX}").steps
+    np.testing.assert_array_equal(whole.observation.images["front"], image)
+    assert cut.observation.images == {}
+    np.testing.assert_array_equal(cut.executed, step_of(0).executed)

@@ -291,7 +291,7 @@ def serve(messages: IO[bytes], answers: IO[bytes]) -> None:
     writer: EpisodeWriter | None = None
     failure = ""
     while (head := _head(messages)) is not None:
-        images = {name: _frame(messages, shape) for name, shape in head["frames"]}
+        images = _frames(messages, head["frames"])
         failure = "" if head["do"] == "open" else failure
         try:
             writer = _obey(head, images, writer)
@@ -341,10 +341,16 @@ def _head(messages: IO[bytes]) -> dict[str, Any] | None:
     return msgpack.unpackb(packed) if len(packed) == size else None
 
 
-def _frame(messages: IO[bytes], shape: Sequence[int]) -> Image:
-    """One frame; black where the other side ended in the midst of it."""
-    size = int(np.prod(shape))
-    return np.frombuffer(messages.read(size).ljust(size, b"\0"), np.uint8).reshape(shape)
+def _frames(messages: IO[bytes], shapes: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Image]:
+    """The frames of a message; none where the other side ended in the midst of them: half a frame was never seen."""
+    frames: dict[str, Image] = {}
+    for name, shape in shapes:
+        size = int(np.prod(shape))
+        data = messages.read(size)
+        if len(data) < size:
+            return {}
+        frames[name] = np.frombuffer(data, np.uint8).reshape(shape)
+    return frames
 
 
 def main() -> int:
