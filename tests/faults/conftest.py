@@ -341,6 +341,7 @@ def shifted() -> Callable[[Observation, int], Observation]:
 
 BRIDGE = """
 import dataclasses, sys
+from pathlib import Path
 from vla_robot.act.limits import limits_of
 from vla_robot.act.safety import SafetyFilter
 from vla_robot.act.watchdog import Watchdog
@@ -348,7 +349,9 @@ from vla_robot.cli.bench_loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.bridge import Bridge
+from vla_robot.serve.bridge_log import BridgeLog, recording_process
 from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.serve.faults import Faults
 from vla_robot.transport.sockets import ServerSocket
 
 class Arm(EmulatedArm):
@@ -359,9 +362,12 @@ class Arm(EmulatedArm):
 arm = Arm(float(sys.argv[2]), can_wait=True)
 clock = MonotonicClock()
 limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
-with ServerSocket(sys.argv[1]) as socket:
+with recording_process() as recording, ServerSocket(sys.argv[1]) as socket:
     print(socket.address, flush=True)
-    BridgeServer(Bridge(arm, limits, Watchdog(clock), clock), socket, clock).serve(lambda: False)
+    faults = Faults()
+    log = BridgeLog(Path(sys.argv[3]), {}, recording, faults) if sys.argv[3] else lambda event: None
+    bridge = Bridge(arm, limits, Watchdog(clock), clock, None, log, faults)
+    BridgeServer(bridge, socket, clock).serve(lambda: False)
 """
 
 
@@ -376,8 +382,8 @@ class Bridges:
     def __post_init__(self) -> None:
         self.start()
 
-    def start(self, rate_hz: float = 30.0) -> None:
-        command = [sys.executable, "-c", BRIDGE, self.address, str(rate_hz)]
+    def start(self, rate_hz: float = 30.0, record: Path | None = None) -> None:
+        command = [sys.executable, "-c", BRIDGE, self.address, str(rate_hz), str(record or "")]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.processes.callback(self.kill, self.process)
         assert self.process.stdout is not None

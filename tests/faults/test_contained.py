@@ -107,13 +107,16 @@ def test_an_arm_that_does_not_take_its_stop_is_told_until_it_does(make_stage: Ma
     stage.controller.say("end")
     stage.play(0.5)
     assert len(stage.arm.stops) == 2, "it was not tried again"
-    assert stage.status["mode"] == "stopped" and "take its power away" in stage.status["reason"]
+    assert stage.status["mode"] == "stopped" and "Use its own switch" in stage.status["reason"]
     assert answered(stage)
+    tried = len(stage.arm.stops)
+    assert not answered(stage, "stop"), "a stop that was not taken was answered as if it were"
+    assert "Use its own switch" in stage.controller.errors[-1] and len(stage.arm.stops) > tried
     stage.arm.raises.clear()
     arm_and_begin(stage, episode=2)
     stage.controller.say("end")
     stage.play(0.5)
-    assert "take its power away" not in stage.status["reason"]
+    assert "Use its own switch" not in stage.status["reason"]
 
 
 @pytest.mark.parametrize("at", ["reset", "command"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 from vla_robot.cli.main import main
 from vla_robot.core.errors import ContractError, SessionError, TransportError
 from vla_robot.core.messages import Clamp, Vector
+from vla_robot.loop import live_loop
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
@@ -109,6 +111,19 @@ def test_a_bridge_that_does_not_come_back_is_told_in_words(bridges: Any, monkeyp
         assert robot.begin(2).step == 0
 
 
+def test_of_a_frozen_bridge_a_controller_says_only_what_it_knows(bridges: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_loop, "SILENCE_S", 1.0)
+    monkeypatch.setattr(remote_robot, "ANSWER_TIMEOUT_S", 0.5)
+    with RemoteRobot(bridges.address) as robot:
+        freeze = at_step(10, lambda: bridges.process.send_signal(signal.SIGSTOP))
+        policy = HoldPolicy(robot.embodiment.action)
+        episode = run_live_episode(robot, policy, 0, guard=Free(), subscribers=[freeze])
+        with pytest.raises(TransportError, match=r"did not answer 'stop'.*Whether the arm stopped is not known"):
+            robot.stop("a person stood up")
+    assert episode.outcome == "error" and "no tick of the robot came" in (episode.error or "")
+    assert "holds the arm, is not known here" in (episode.error or "")
+
+
 def test_a_run_prints_its_table_and_its_report(
     bridges: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -123,6 +138,21 @@ def test_a_run_prints_its_table_and_its_report(
     printed = capsys.readouterr().out
     assert "0 of 3 succeeded" in printed and "say hello" not in printed
     assert (out / "report.html").is_file() and re.search("Report:", printed)
+
+
+def test_a_log_that_failed_at_the_bridge_is_told_by_the_run_and_its_report(
+    bridges: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "logs"
+    folder.write_text("a file")
+    bridges.kill(bridges.process)
+    bridges.start(record=folder)
+    out, file = tmp_path / "run", tmp_path / "run.json"
+    options = ["--policy", "hold", "--episodes", "2", "--out", str(out), "--json", str(file)]
+    assert main(["run", "--robot", bridges.address, *options]) == 0
+    told = "The bridge's own log failed for 2 episodes; the arm went on."
+    assert told in capsys.readouterr().out and told in json.loads(file.read_text())["notes"][0]
+    assert "own log failed for 2 episodes" in (out / "report.html").read_text()
 
 
 def test_a_run_whose_bridge_does_not_come_back_prints_its_table_too(

@@ -177,7 +177,7 @@ def test_a_late_answer_is_never_taken_for_the_next_one(serving: Any, connect: An
         return answer
 
     policy = connect(serving(infer).address, timeouts=Timeouts(answer_s=0.1))
-    with pytest.raises(PolicyError, match=r"did not answer within 0\.1 s. Nothing was sent to the arm"):
+    with pytest.raises(PolicyError, match=r"did not answer within 0\.1 s. There is no action of this answer"):
         policy.act([SEEN])
     late.set()
     policy.reset(1)

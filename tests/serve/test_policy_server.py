@@ -190,7 +190,7 @@ def test_what_came_too_late_is_not_computed(serve: Start) -> None:
         thread = threading.Thread(target=lambda: busy.act([observation(1.0)]))
         thread.start()
         assert act.entered.acquire(timeout=5)
-        with pytest.raises(PolicyError, match=r"within 0.1 s. Nothing was sent to the arm"):
+        with pytest.raises(PolicyError, match=r"within 0.1 s. There is no action of this answer"):
             hasty.act([observation(5.0)])
         act.gate.set()
         thread.join(10)

@@ -20,7 +20,7 @@ from vla_robot.act.watchdog import Watchdog
 from vla_robot.cli.bench_loop import EmulatedArm
 from vla_robot.cli.view import access, serve_page
 from vla_robot.core.clock import MonotonicClock
-from vla_robot.core.errors import TransportError, VlaError
+from vla_robot.core.errors import DataError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Image
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.board import Board, Scene
@@ -185,6 +185,13 @@ def test_a_viewer_sees_frames_state_latency_and_what_was_cut(
     np.testing.assert_array_equal(scene.images["wrist"], driven.arm.frame)
     (cut,) = scene.facts["cuts"]
     assert cut["dim"] == "dx" and cut["times"] >= 1 and cut["allowed"] < cut["wanted"]
+
+
+def test_a_log_that_fails_is_shown(driven: Served, watch: Callable[[], tuple[BridgeView, Board]]) -> None:
+    driven.server._bridge.faults.add("log", DataError("the disk is full."))
+    _, board = watch()
+    scene = scene_with(board, lambda facts: bool(facts["log_failure"]))
+    assert scene.facts["log_failure"] == "the disk is full." and scene.facts["counts"]["log_failures"] == 1
 
 
 def test_before_any_episode_the_page_says_so(watch: Callable[[], tuple[BridgeView, Board]]) -> None:

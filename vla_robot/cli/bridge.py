@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vla_robot.serve.bridge_log import Recording
 
 LOOPBACK = "tcp://127.0.0.1:5570"
+HOLDS = "The arm holds until a controller arms it again"
 STDIN = 0
 MAX_LINE_BYTES = 4096
 """A terminal gives no longer line."""
@@ -182,7 +183,7 @@ def main(args: BridgeArgs) -> int:
     if args.json:
         rows = [{"name": name, "value": value, "unit": ""} for name, value in status["counts"].items()]
         write_json(args.json, "bridge", rows, status=status)
-    say(f"\nThe arm was held and let go. {_counts(status['counts'])}")
+    say(f"\n{server.unstopped or 'The arm was held and let go'}. {_counts(status['counts'])}")
     return 0
 
 
@@ -253,7 +254,7 @@ def until_stopped(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServ
         while e_stop.causes:
             cause = e_stop.causes.pop(0)
             server.emergency_stop(cause)
-            say(f"E-STOP: {cause}. The arm holds until a controller arms it again.", flush=True)
+            say(f"E-STOP: {cause}. {server.unstopped or HOLDS}.", flush=True)
         return stopped()
 
     return should_stop

@@ -163,10 +163,16 @@ def print_crashed(folder: Path) -> None:
         say(f"  {count} episodes of a run that died are kept in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
 
 
+def print_notes(summary: RunSummary) -> None:
+    for note in summary.notes:
+        say(note, flush=True)
+
+
 def print_finished(summary: RunSummary, folder: Path, file: Path | None) -> None:
     """The table of a run that a failure ended, and where its finished episodes are; the same in a file for machines."""
     if summary.episodes:
         Terminal().print(result_table(summary))
+        print_notes(summary)
         has_report = (folder / REPORT).exists()
         say(f"\nReport: {folder / REPORT}" if has_report else "\nThe report could not be written.")
         say(f"Finished episodes, safe in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)

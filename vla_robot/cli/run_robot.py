@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,9 @@ from vla_robot.cli.json_out import write_json
 from vla_robot.cli.live import LiveView, result_table
 from vla_robot.cli.takeover import dataset, shared_control
 from vla_robot.cli.terminal import Terminal, say
-from vla_robot.core.errors import ContractError, RecipeError, WorldError
+from vla_robot.core.errors import ContractError, RecipeError, VlaError, WorldError
 from vla_robot.core.ports import Policy
+from vla_robot.core.robot import ReportsStatus
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
@@ -42,7 +44,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     launch = _launch(args, address)
     way = "lockstep" if args.lockstep else "real time"
     say(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
-    from vla_robot.cli.run import exit_status, print_crashed, print_finished
+    from vla_robot.cli.run import exit_status, print_crashed, print_finished, print_notes
 
     with not_suspended(), run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
         print_crashed(folder)
@@ -84,13 +86,36 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 should_stop=stop.is_set,
                 on_episode=on_episode,
                 on_failure=partial(print_finished, folder=folder, file=args.json),
+                notes=BridgeLogWatch(robot).notes,
             )
     Terminal().print(result_table(summary))
+    print_notes(summary)
     if args.json:
         write_json(args.json, "run", **summary.to_dict())
     if summary.episodes:
         say(f"\nReport: {folder / 'report.html'}\nNext: `--lockstep` beside it tells what thinking time costs.")
     return exit_status(summary)
+
+
+class BridgeLogWatch:
+    """Whether the bridge's own log failed since this was made. A bridge that keeps none, or is gone, tells nothing."""
+
+    def __init__(self, robot: ReportsStatus) -> None:
+        self._robot = robot
+        self._before, _ = self._failures()
+
+    def notes(self) -> Sequence[str]:
+        count, newest = self._failures()
+        if count <= self._before:
+            return ()
+        now = f" The newest: {newest}" if newest else ""
+        return (f"The bridge's own log failed for {count - self._before} episodes; the arm went on.{now}",)
+
+    def _failures(self) -> tuple[int, str]:
+        with contextlib.suppress(VlaError):
+            status = self._robot.status()
+            return int(status.get("counts", {}).get("log_failures", 0)), str(status.get("log_failure", ""))
+        return 0, ""
 
 
 class _Shown:

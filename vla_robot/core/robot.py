@@ -5,8 +5,9 @@ A World waits for its next action; a Robot does not. It ticks at its rate, plays
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
@@ -112,6 +113,15 @@ class Robot(Protocol):
 
     def end(self) -> None:
         """Break the episode off; the arm holds."""
+        ...
+
+
+@runtime_checkable
+class ReportsStatus(Protocol):
+    """A robot whose bridge can be asked how it stands, beside its ticks."""
+
+    def status(self) -> Mapping[str, Any]:
+        """With `mode` and `reason`, in words. Raises TransportError when nobody answers."""
         ...
 
 

@@ -25,7 +25,7 @@ from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import NoActionYetError, PolicyError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
 from vla_robot.core.ports import Policy
-from vla_robot.core.robot import Robot, Tick
+from vla_robot.core.robot import ReportsStatus, Robot, Tick
 from vla_robot.loop.control_loop import (
     EndedByPersonError,
     Guard,
@@ -48,7 +48,7 @@ MAX_UNPLAYED = 1000
 
 SLICE_S = 0.05
 SILENCE_S = 5.0
-"""A robot that does not tick for this long is lost; its bridge holds it."""
+"""A robot of which no tick came for this long is lost."""
 
 
 def run_live_episode(
@@ -92,7 +92,7 @@ def run_live_episode(
                 with contextlib.suppress(NoActionYetError):  # the robot holds; the next tick brings the next question
                     robot.send(pairing.ask(policy, robot))
             course.follow(robot.ticks(timeout_s=SLICE_S))
-            tally.require_alive()
+            tally.require_alive(robot)
         ended_here = course.outcome is None
     except EndedByPersonError as end:
         course.end(robot, end.outcome)
@@ -293,10 +293,10 @@ class _Tally:
         self.steps_ms.append(event.stages_ms)
         self.interventions.add(event)
 
-    def require_alive(self) -> None:
+    def require_alive(self, robot: Robot) -> None:
         silent_s = (self.clock.now_ns() - self._heard_ns) / NS_PER_S
         if silent_s > SILENCE_S:
-            raise TransportError(f"the robot has been silent for {silent_s:.1f} s. Its bridge holds it meanwhile.")
+            raise TransportError(f"no tick of the robot came for {silent_s:.1f} s. {_known_of(robot)}")
 
     def result(self, seed: int, outcome: Outcome, error: str | None) -> EpisodeResult:
         return EpisodeResult(
@@ -317,7 +317,19 @@ def _listed(values: Vector | None) -> list[float] | None:
     return None if values is None else values.tolist()
 
 
+def _known_of(robot: Robot) -> str:
+    """What its bridge says of itself, if it says something: one that is dead or frozen holds nothing."""
+    if isinstance(robot, ReportsStatus):
+        with contextlib.suppress(VlaError):
+            status = robot.status()
+            return f"Its bridge answers: {status.get('mode')}, {status.get('reason') or 'no reason given'}."
+    return (
+        "Whether its bridge runs, and holds the arm, is not known here: look at the arm, and use its own switch if it "
+        "moves."
+    )
+
+
 def _let_go(robot: Robot) -> None:
-    """The robot holds without being told, only later."""
+    """A bridge that runs holds the arm without being told, only later."""
     with contextlib.suppress(VlaError):
         robot.end()

@@ -103,6 +103,10 @@ def _fields(folder: Path, run: RunSummary, summary: Mapping[str, Any]) -> dict[s
 
 
 def _notice(run: RunSummary) -> str:
+    return _ending(run) + "".join(f'<p class="notice">{escape(note)}</p>' for note in run.notes)
+
+
+def _ending(run: RunSummary) -> str:
     if run.error is not None:
         return f'<p class="notice">Ended early, {len(run.episodes)} of {run.planned} episodes: {escape(run.error)}</p>'
     if run.interrupted:

@@ -122,6 +122,7 @@ class RunSummary:
         planned: how many were asked for.
         started_at: wall clock, ISO 8601 with the zone's offset.
         error: what ended the run early, other than a person.
+        notes: what went wrong beside it, each a sentence.
     """
 
     info: RunInfo
@@ -129,6 +130,7 @@ class RunSummary:
     planned: int
     started_at: str
     error: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def interrupted(self) -> bool:
@@ -190,6 +192,7 @@ class RunSummary:
             "planned": self.planned,
             "interrupted": self.interrupted,
             "error": self.error,
+            "notes": list(self.notes),
             "successes": self.successes,
             "success_rate": self.success_rate,
             "success_interval_95": [low, high],

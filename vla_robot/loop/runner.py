@@ -149,6 +149,7 @@ def run_driven(
     video: bool = True,
     on_episode: OnEpisode = keep_nothing,
     on_failure: OnFailure = lambda summary: None,
+    notes: Callable[[], Sequence[str]] = lambda: (),
 ) -> RunSummary:
     """`run_episodes` for whatever can be driven; see there.
 
@@ -163,6 +164,7 @@ def run_driven(
         video: a video of each episode.
         on_episode: gets the log of each episode.
         on_failure: is told of the finished episodes before a failure is raised.
+        notes: asked at the end, for `RunSummary.notes`.
 
     Raises:
         VlaError: the world or the recording failed. The report on the finished episodes is written before.
@@ -191,7 +193,8 @@ def run_driven(
         pass  # the summary says so: fewer episodes than planned
     except Exception as error:  # a bug, too, costs none of the finished episodes their report
         failure = error
-    summary = RunSummary(info, tuple(episodes), len(seeds), started_at, None if failure is None else _told(failure))
+    told = None if failure is None else _told(failure)
+    summary = RunSummary(info, tuple(episodes), len(seeds), started_at, told, tuple(notes()))
     if folder is not None and episodes:
         try:
             write_report(folder, summary)

@@ -54,7 +54,11 @@ class Arm(Protocol):
         ...
 
     def stop(self) -> None:
-        """Come to rest, supported: the pose and the grip are kept, nothing is dropped. May be called twice."""
+        """Come to rest, supported: the pose and the grip are kept, nothing is dropped. May be called twice.
+
+        Raises:
+            WorldError: the arm did not take it.
+        """
         ...
 
     def close(self) -> None:

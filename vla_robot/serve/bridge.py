@@ -364,6 +364,11 @@ class Bridge:
                 self.fail(error)
         self._stop_arm()
 
+    def stop_again(self) -> None:
+        """Between episodes, for an arm that did not take its last stop."""
+        if self.unstopped and not self.running:
+            self._stop_arm()
+
     def _stop_arm(self) -> None:
         """The arm's own stop. That it was not taken is told until one is."""
         for _ in range(STOP_TRIES):
@@ -372,7 +377,7 @@ class Bridge:
                 self.unstopped = ""
                 return
             except VlaError as error:
-                self.unstopped = f"the arm did not take its stop ({self.fail(error)}): take its power away"
+                self.unstopped = f"the arm did not take its stop: {self.fail(error)} Use its own switch"
 
     def _ramp_down(self, reason: str) -> None:
         rate_hz = self._arm.embodiment.rate_hz

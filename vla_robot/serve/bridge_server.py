@@ -22,7 +22,7 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import require_fit
-from vla_robot.core.errors import BusyError, ContractError, SessionError, TransportError, VlaError, unknown
+from vla_robot.core.errors import BusyError, ContractError, SessionError, TransportError, VlaError, WorldError, unknown
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.core.seeds import require_seed
@@ -268,8 +268,14 @@ class BridgeServer:
 
     def emergency_stop(self, cause: str) -> None:
         """Stop the arm now, in the serving thread; it stays stopped until somebody arms it."""
+        self._bridge.stop_again()
         self._bridge.emergency_stop(cause)
         self._tick()
+
+    @property
+    def unstopped(self) -> str:
+        """Why the arm did not take its last stop, in words; empty when it did."""
+        return self._bridge.unstopped
 
     def interrupted(self) -> bool:
         """Whether an arm that is being reset shall stay where it is: for a stop, or as its controller gave up.
@@ -509,11 +515,17 @@ class BridgeServer:
         return {}
 
     def _stop(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
-        """A stop stops, whatever its reason looks like."""
+        """A stop stops, whatever its reason looks like.
+
+        Raises:
+            WorldError: the arm did not take it.
+        """
         reason = ""
         with contextlib.suppress(TransportError):
             reason = fields.text("reason")[:SHOWN_CHARS]
         self.emergency_stop(reason or "the network")
+        if self._bridge.unstopped:
+            raise WorldError(f"{self._bridge.unstopped}.")
         return {}
 
     def _stamps(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:

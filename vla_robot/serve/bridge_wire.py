@@ -40,6 +40,15 @@ def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> 
     }
 
 
+def no_answer(address: str, kind: str, timeout_s: float) -> TransportError:
+    """For a request that got no answer. What that means for the arm is said as far as it is known."""
+    unknown_stop = "Whether the arm stopped is not known: use its own switch."
+    return TransportError(
+        f"the bridge at {address} did not answer '{kind}' within {timeout_s:g} s. "
+        + (unknown_stop if kind == "stop" else "Is `vla bridge` running there?")
+    )
+
+
 def pack_time_limits(limits: TimeLimits) -> dict[str, Any]:
     return {name: float(value) for name, value in asdict(limits).items()}
 

@@ -161,8 +161,8 @@ class OpenpiPolicy:
         except TimeoutError as error:
             self.close()
             raise PolicyError(
-                f"the openpi server at {self._address} did not answer within {self._timeouts.answer_s:g} s. Nothing "
-                "was sent to the arm. Where its first answer takes long, set peer.answer_timeout_s."
+                f"the openpi server at {self._address} did not answer within {self._timeouts.answer_s:g} s. There is "
+                "no action of this answer. Where its first answer takes long, set peer.answer_timeout_s."
             ) from error
         except (OSError, EOFError, WebSocketException, VlaError) as error:
             self.close()

@@ -181,7 +181,7 @@ class RemotePolicy:
             if self._clock.now_ns() > deadline_ns:
                 raise PolicyError(
                     f"the policy server at {self._address} did not answer within {self._answer_timeout_s:g} s. "
-                    "Nothing was sent to the arm."
+                    "There is no action of this answer."
                 )
         return answer
 

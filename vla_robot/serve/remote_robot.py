@@ -25,7 +25,7 @@ from vla_robot.core.errors import BusyError, ContractError, TransportError, VlaE
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.robot import Tick, TimeLimits
 from vla_robot.core.seeds import require_seed
-from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick, unpack_time_limits
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, no_answer, unpack_tick, unpack_time_limits
 from vla_robot.serve.camera_frames import NewestFrames
 from vla_robot.transport.clock_sync import ClockSample, ClockSync, Offset
 from vla_robot.transport.keys import ClientSecurity
@@ -363,10 +363,7 @@ class RemoteRobot:
                 raise unpack_error(Fields(answer.body, f"answer to {kind}"))
             else:
                 return answer
-        raise TransportError(
-            f"the bridge at {self.address} did not answer '{kind}' within {timeout_s:g} s. "
-            "Is `vla bridge` running there?"
-        )
+        raise no_answer(self.address, kind, timeout_s)
 
     def _post(self, kind: str, body: Mapping[str, Any]) -> None:
         if self._socket is None:

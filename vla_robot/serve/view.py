@@ -21,7 +21,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError, VlaError, in_words
 from vla_robot.core.robot import Tick
 from vla_robot.serve.board import Board
-from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
+from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, no_answer, unpack_tick
 from vla_robot.transport.clock_sync import ClockSample, ClockSync
 from vla_robot.transport.keys import ClientSecurity
 from vla_robot.transport.nouns import Fields, unpack_embodiment, unpack_error
@@ -256,6 +256,7 @@ class _Link:
             "dry_run": self.status.get("dry_run", False),
             "running": self.status.get("running", False),
             "last_refusal": self.status.get("last_refusal", ""),
+            "log_failure": self.status.get("log_failure", ""),
             "shown_hz": self._rate_hz(),
             **({} if self.tick is None else self._of_tick(self.tick, now_ns)),
         }
@@ -398,7 +399,4 @@ def _exchange(socket: ClientSocket, request: Message, timeout_s: float, clock: C
         if answer.kind == "error":
             raise unpack_error(Fields(answer.body, f"answer to {request.kind}"))
         return answer
-    raise TransportError(
-        f"the bridge at {address} did not answer '{request.kind}' within {timeout_s:g} s. Is `vla bridge` running "
-        "there?"
-    )
+    raise no_answer(address, request.kind, timeout_s)

@@ -236,11 +236,16 @@ class LerobotArm:
         return self._observe()
 
     def stop(self) -> None:
-        """Goals that the arm was on its way to are taken back; those that hold it up stay. Never raises."""
+        """Goals that the arm was on its way to are taken back; those that hold it up stay.
+
+        Raises:
+            WorldError: the arm does not answer.
+        """
         for _ in range(STOP_TRIES if not self._broken else 0):
             with contextlib.suppress(WorldError):
                 return self._take_back()
-        self._broken = True  # the motors hold the last goal that reached them
+        self._broken = True
+        raise WorldError("the arm does not answer; each motor goes to the last goal that reached it, and holds that.")
 
     def _take_back(self) -> None:
         self._sense()
@@ -252,7 +257,8 @@ class LerobotArm:
     def close(self) -> None:
         """Stop, and let go of the port; the motors keep their torque, so that nothing falls."""
         if hasattr(self, "_goal"):
-            self.stop()
+            with contextlib.suppress(WorldError):  # as before: the motors hold the last goal that reached them
+                self.stop()
         self._device.close()
         for camera in self._cameras.values():
             camera.close()

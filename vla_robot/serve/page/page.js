@@ -136,7 +136,8 @@ function showStanding(facts) {
   shown.mode = facts.mode;
   const { silent_s: silent, trouble } = facts.link ?? { silent_s: 0, trouble: "" };
   document.body.classList.toggle("stale", silent > 0);
-  if (silent > 0) warn("No answer from the robot's side. What is shown is old; it will go on by itself.", 0);
+  if (silent > 0) warn("No answer from the robot's side: what is shown is old, and what the arm does is not known.", 0);
+  else if (facts.log_failure) warn(`The arm goes on, and its log does not: ${facts.log_failure}`, 0);
   else warn(trouble, 0);
 }
 
