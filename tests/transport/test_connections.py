@@ -128,6 +128,20 @@ def test_a_connection_that_sends_no_message_is_ended(monkeypatch: pytest.MonkeyP
         asks(client)
 
 
+def test_a_message_in_the_protocol_of_before_2013_is_passed_over() -> None:
+    """As noise may be: libzmq takes it, and does not say which connection it came by."""
+    old = b"\x01\x00" + b"\x06\x00hello"
+    with ServerSocket() as server, ClientSocket(server.address) as client, silent(server.address, 1, old):
+        client.send([b"stop"])
+        end_s, frames = time.monotonic() + PATIENCE_S, []
+        while not frames:
+            assert time.monotonic() < end_s
+            received = server.receive()
+            frames = [] if received is None else [bytes(frame) for frame in received[1]]
+        assert frames == [b"stop"]
+        assert server.receive(0.2) is None
+
+
 def test_of_clients_that_speak_only_so_many_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ConnectionWatch.__init__, "__defaults__", ((8, 4),))
     with ServerSocket() as server, echoing(server), contextlib.ExitStack() as stack:

@@ -20,7 +20,7 @@ PATIENCE_S = 60.0
 def listening() -> Iterator[Callable[..., Listener]]:
     with contextlib.ExitStack() as stack:
 
-        def start(room: tuple[int, ...] = (4, 4, 4), newcomer_s: float = PATIENCE_S) -> Listener:
+        def start(room: tuple[int, ...] = (4, 4, 4, 4), newcomer_s: float = PATIENCE_S) -> Listener:
             return stack.enter_context(contextlib.closing(Listener("127.0.0.1", 0, room, newcomer_s)))
 
         yield start
@@ -57,11 +57,27 @@ def test_only_a_connection_that_speaks_is_accepted(listening: Callable[..., List
 
 
 def test_the_oldest_silent_ones_go_and_the_one_that_speaks_gets_in(listening: Callable[..., Listener]) -> None:
-    listener = listening(room=(4, 4, 4))
+    listener = listening(room=(4, 4, 4, 4))
     with connected(listener, 20) as silent, connected(listener, says=b"x") as (speaking,):
         accepted, address = listener.accept(PATIENCE_S)
         assert address == speaking.getsockname()
         assert all(is_ended(connection) for connection in silent[:10])
+        accepted.close()
+
+
+def test_silent_ones_do_not_press_on_those_that_have_begun_to_speak(listening: Callable[..., Listener]) -> None:
+    """A handshake takes some milliseconds on a busy computer, and hundreds of silent connections come meanwhile."""
+    listener = listening(room=(4, 4, 4, 4))
+    with connected(listener, says=b"x") as (speaking,):
+        accepted, _ = listener.accept(PATIENCE_S)
+        with connected(listener, 100) as silent:
+            end_s = time.monotonic() + PATIENCE_S
+            while listener.closed < 96 and time.monotonic() < end_s:
+                with contextlib.suppress(BlockingIOError):
+                    listener.accept(timeout_s=0.0)
+            assert listener.closed == 96 and is_ended(silent[0])
+        speaking.sendall(b"y")
+        assert accepted.recv(2) == b"xy"
         accepted.close()
 
 
@@ -75,7 +91,7 @@ def test_a_request_that_does_not_become_whole_ends_its_connection(listening: Cal
 
 
 def test_guests_keep_no_operator_out(listening: Callable[..., Listener]) -> None:
-    listener = listening(room=(4, 2, 1))
+    listener = listening(room=(4, 4, 2, 1))
     with contextlib.ExitStack() as stack:
         ends = [stack.enter_context(connected(listener, says=b"x"))[0] for _ in range(4)]
         accepted = [stack.enter_context(listener.accept(PATIENCE_S)[0]) for _ in ends]

@@ -39,8 +39,8 @@ from vla_robot.transport.sockets import ClientSocket
 from vla_robot.transport.wire import Message, encode
 
 UNANSWERED_S = 5.0
-SETTLE_S = 1.0
-"""A flood is at work for so long before the first stop."""
+SPARE_S = 45.0
+"""Until a flood has made all its connections, and for the last stops."""
 
 PAUSE_S = 0.02
 """Between two stops."""
@@ -158,8 +158,9 @@ def measure(case: Case, seconds: float) -> Measured:
             stack.enter_context(_running_episode(servers))
         if case.flood is not None:
             target = servers.addresses[case.flooded].rpartition("://")[2].partition("/")[0]
-            stack.enter_context(_peer(case.flood, target, str(seconds + 2 * SETTLE_S + UNANSWERED_S)))
-            time.sleep(SETTLE_S)
+            flood = stack.enter_context(_peer(case.flood, target, str(seconds + SPARE_S)))
+            assert flood.stdout is not None
+            _first_line(flood.stdout, case.flood)
         return _ask_for(ask, seconds)
 
 

@@ -27,6 +27,9 @@ TOKEN = "the-operators-token"
 STOPPED = "E-STOP"
 """Stands in the line that a bridge prints once the arm is held."""
 
+AT_WORK = "at work"
+"""A flood prints it once it has made all its connections, or begun to send."""
+
 RATE_HZ = 500.0
 """New connections of a flood: more than a busy server is asked for, and little enough that two cores are not simply
 spent on making them."""
@@ -107,6 +110,7 @@ def slow_head(target: str, seconds: str) -> None:
 
 def garbage(target: str, seconds: str) -> None:
     """Connections that send noise, with ZeroMQ's signature or without, and hang up."""
+    print(AT_WORK, flush=True)
     rng, end = np.random.default_rng(0), time.monotonic() + float(seconds)
     while time.monotonic() < end:
         began = time.monotonic()
@@ -123,6 +127,7 @@ def hellos(target: str, seconds: str) -> None:
     from vla_robot.transport.wire import Message, encode
 
     end, seq = time.monotonic() + float(seconds), 0
+    print(AT_WORK, flush=True)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(ClientSocket(f"tcp://{target}")) for _ in range(CLIENTS)]
         while time.monotonic() < end:
@@ -156,14 +161,18 @@ def _keep_open(target: str, seconds: float, count: int, first: bytes, then: byte
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     opened: list[socket.socket] = []
     end = time.monotonic() + seconds
-    next_round = time.monotonic()
+    next_round, tried = time.monotonic(), 0
     while (began := time.monotonic()) < end:
         if len(opened) < count:
             with contextlib.suppress(OSError):
-                connection = socket.create_connection(_host(target), timeout=1.0)
+                # Where the server's queue is full, the next attempt does as well.
+                connection = socket.create_connection(_host(target), timeout=0.05)
                 connection.sendall(first)
                 connection.setblocking(False)
                 opened.append(connection)
+            tried += 1
+            if tried == count:
+                print(AT_WORK, flush=True)
         if began >= next_round:
             next_round = began + 1.0
             opened = [connection for connection in opened if _is_open(connection, then)]

@@ -124,6 +124,7 @@ class JsonHandler(BaseHTTPRequestHandler):
     timeout = 20.0
     request_s = 10.0
     answers_long = False
+    _had_request = False
     protocol_version = "HTTP/1.1"
     # An answer leaves in two pieces, and Nagle's algorithm would hold the second one back for 40 ms.
     disable_nagle_algorithm = True
@@ -140,12 +141,17 @@ class JsonHandler(BaseHTTPRequestHandler):
         if not speaks:
             self.close_connection = True
             return
-        self.server.listener.hear(self.connection, within_s=self.request_s)
+        if self._had_request:  # the first one is due from when the connection was accepted
+            self.server.listener.hear(self.connection, within_s=self.request_s)
+        self._had_request = True
         super().handle_one_request()
         self.server.listener.hear(self.connection, within_s=type(self).timeout)
 
     def parse_request(self) -> bool:
         if not super().parse_request():
+            return False
+        if "Host" not in self.headers:  # it broke off in its head, which the standard library takes for the end of one
+            self.close_connection = True
             return False
         # One that was hung up on in the midst of its head looks like one whose head ended there.
         is_open = self.server.listener.hear(self.connection, self.rank(), self.request_s, self.answers_long)

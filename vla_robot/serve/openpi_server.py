@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = 64
-NEWCOMERS = 16
-"""Connections whose WebSocket handshake is not over; each takes two threads and four file descriptors."""
+SILENT, NEWCOMERS = 128, 48
+"""Connections that have sent nothing, and those whose WebSocket handshake is not over; each of the latter takes two
+threads and four file descriptors."""
 
 HANDSHAKE_S = 10.0
 SEND_TIMEOUT_S, CLOSE_TIMEOUT_S = 10.0, 1.0
@@ -76,7 +77,7 @@ class OpenpiServer:
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         try:
             # With a plain socket, the server's loop ends for good when no file descriptor is left.
-            self._listener = Listener(HOST, port, (NEWCOMERS, MAX_CONNECTIONS + SPARE), HANDSHAKE_S)
+            self._listener = Listener(HOST, port, (SILENT, NEWCOMERS, MAX_CONNECTIONS + SPARE), HANDSHAKE_S)
             self._server = serve(
                 self._talk,
                 sock=cast(socket.socket, self._listener),

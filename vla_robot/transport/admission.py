@@ -1,6 +1,6 @@
 """Which connections of a server are closed, so that a new one always finds room. Pure: it knows no sockets.
 
-    enter --> rank 0: has said nothing complete --hear--> rank 1, 2, ..: has, with the rank that the server gives it
+    enter --> rank 0: has said nothing --promote, hear--> rank 1, 2, ..: as the server trusts it
                  |                                          |
                  +-- past its deadline, or above the room of its rank: `surplus`, oldest first
 
@@ -24,7 +24,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 NEWCOMER = 0
-"""The rank of a connection that has said nothing complete yet."""
+"""The rank of a connection that has said nothing yet."""
 
 
 @dataclass
@@ -81,6 +81,11 @@ class Admission:
         connection.heard_ns, connection.deadline_ns, connection.busy = now_ns, deadline_ns, busy
         connection.rank = max(connection.rank, rank or NEWCOMER)
         return True
+
+    def promote(self, key: Hashable, rank: int) -> None:
+        """The connection has begun to speak; its deadline stays."""
+        if key in self._open:
+            self._open[key].rank = max(self._open[key].rank, rank)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._open

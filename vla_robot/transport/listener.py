@@ -1,8 +1,8 @@
 """A listening TCP socket that keeps room for the next client; for servers that speak something else than ZeroMQ.
 
-    kernel --accept--> parked (silent) --first byte--> `accept` --> the server's thread --hear--> ranks 1, 2
-                          |                                            |
-                          +-- too many, or too slow: closed -----------+
+    kernel --accept--> parked (silent) --first byte--> `accept`: SPEAKING --> a thread --hear--> GUEST, OPERATOR
+                          |                               |                                         |
+                          +-- too many, or too slow: closed ----------------------------------------+
 
 A silent connection costs a file descriptor and no thread. `accept` and `fileno` are those of a socket, so that a server
 of another project can be given a Listener instead of one.
@@ -25,11 +25,11 @@ from vla_robot.transport.admission import Admission
 from vla_robot.transport.connections import raise_file_limit
 from vla_robot.transport.sockets import BACKLOG, require_port
 
-GUEST, OPERATOR = 1, 2
-"""Ranks of a connection that has sent a whole request; an operator's has shown the token that may act."""
+SPEAKING, GUEST, OPERATOR = 1, 2, 3
+"""Ranks of a connection that has sent something, or a whole request; an operator's has shown the token that may act."""
 
-ROOM = (64, 64, 32)
-"""Newcomers, guests and operators that may be connected."""
+ROOM = (128, 64, 64, 32)
+"""Connections of each rank that may be open; those of rank 0 are silent, and cost a file descriptor each."""
 
 NEWCOMER_S = 10.0
 """How long a connection may take until its first request is there whole, TLS handshake included."""
@@ -52,7 +52,7 @@ class Listener:
         Args:
             host: address to listen on.
             port: 0 means any free one.
-            room: connections of each rank that may be open.
+            room: connections of each rank that may be open, from silent ones on.
             newcomer_s: time for a whole first request.
 
         Raises:
@@ -210,6 +210,8 @@ class Listener:
                 spoken = False
             connection.setblocking(True)
             if spoken:
+                self._admission.promote(connection, SPEAKING)
+                self._close_surplus()
                 return connection, address
             self._admission.leave([connection])
             connection.close()

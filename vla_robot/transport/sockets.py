@@ -145,7 +145,9 @@ class ServerSocket:
         frames = self._inbox.read() if self._socket in ready else None
         if frames is None:
             return None
-        peer, fd = frames[0].bytes, frames[-1].get(zmq.SRCFD)
+        peer, fd = frames[0].bytes, _fd_of(frames[-1])
+        if fd is None:
+            return None
         self._connections.heard(fd)
         if self._security is not None:
             self._remember(peer, cast(str, frames[-1].get("User-Id")), fd)
@@ -353,6 +355,15 @@ def _guard(socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]], s
     # Without it, libzmq lets everybody in when nobody keeps the door.
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     _identify(socket, security.keys)
+
+
+def _fd_of(frame: zmq.Frame) -> int | None:
+    """Of the TCP connection that a message came by; None where the peer speaks ZeroMQ's protocol of before 2013, as
+    noise may, and none of our clients does."""
+    try:
+        return frame.get(zmq.SRCFD)
+    except zmq.ZMQError:
+        return None
 
 
 def _harden(socket: zmq.Socket[bytes]) -> None:
