@@ -10,6 +10,7 @@ memory than MAX_MEMORY_MB above the start, no more time than MAX_INPUT_S. Input 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import importlib
 import os
@@ -100,11 +101,12 @@ def fuzz(reader: Any, inputs: int, seed: int, folder: Path) -> bool:
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before_mb = memory_mb("VmRSS")
     last = os.open(folder / f"{reader.name}.number", os.O_CREAT | os.O_WRONLY, 0o600)
-    for number in range(len(reader.seeds), inputs):
-        os.pwrite(last, f"{number:12d}".encode(), 0)  # survives a crash of a library
-        run.try_input(number)
-        if len(run.failures) >= MOST_FAILURES:
-            break
+    with contextlib.suppress(KeyboardInterrupt):  # what was tried until then is told
+        for number in range(len(reader.seeds), inputs):
+            os.pwrite(last, f"{number:12d}".encode(), 0)  # survives a crash of a library
+            run.try_input(number)
+            if len(run.failures) >= MOST_FAILURES:
+                break
     os.close(last)
     grown_mb = memory_mb("VmHWM") - before_mb
     report(reader, run, grown_mb, time.monotonic() - started_s)

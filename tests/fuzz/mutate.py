@@ -182,6 +182,8 @@ TOML_VALUES: tuple[bytes, ...] = (
     b'"\\u001b[2J"',
     b'"\\u0000"',
     b'"lift"',
+    b'"~nobody/x"',
+    b'"' + b"x" * 5000 + b'"',
     b"[]",
     b"[[[]]]",
     b"[" * 5000,

@@ -247,6 +247,17 @@ def read_record(record: bytes, features: Any) -> None:
         keep_errors(lambda leaf=leaf: decode_metadata(leaf, record, places, "record 0"))
 
 
+def read_all(source: Any) -> None:
+    """Each episode at once; where that is refused, each field by itself."""
+    for index in range(len(source)):
+        try:
+            for column in source.episode(index).steps.values():
+                keep_errors(lambda column=column: looked_at(column))
+        except DataError:
+            for field in source.fields:
+                keep_errors(lambda field=field, index=index: looked_at(source.episode(index, [field]).steps[field]))
+
+
 def looked_at(column: Any) -> None:
     if hasattr(column, "decode"):
         column.decode(0)
@@ -454,9 +465,7 @@ class LeRobotTables:
         (self._root / name).write_bytes(content)
         try:
             source = open_lerobot(self._root)
-            for index in range(len(source)):
-                for field in source.fields:
-                    keep_errors(lambda field=field, index=index: looked_at(source.episode(index, [field]).steps[field]))
+            read_all(source)
         finally:
             (self._root / name).write_bytes(self._valid[name])
 
@@ -569,9 +578,7 @@ class Hdf5:
 
         self._path.write_bytes(data)
         source = open_hdf5(self._path, "all")
-        for index in range(len(source)):
-            for field in source.fields:
-                keep_errors(lambda field=field, index=index: looked_at(source.episode(index, [field]).steps[field]))
+        read_all(source)
 
 
 def add_oddity(file: Any, chance: random.Random) -> None:

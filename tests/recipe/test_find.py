@@ -8,6 +8,8 @@ import pytest
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import available, find, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.load import read_table
 from vla_robot.recipe.schemas import locate, schema_for
 
 
@@ -82,3 +84,17 @@ def test_the_verb_of_a_base_says_what_its_heir_is_for(tmp_path: Path) -> None:
     schema = schema_for("launch", heir)
     assert schema.__name__ == "FinetuneRecipe"
     assert read(schema, heir).steps == 8
+
+
+@pytest.mark.parametrize("name", ["", ".", "/", "a\0b", "x" * 5000, "~nobody/lift", "\ud800"])
+def test_what_can_be_no_name_is_our_error(name: str) -> None:
+    with pytest.raises(RecipeError):
+        find("envs", name)
+
+
+@pytest.mark.parametrize("base", ["", "a\\u0000b", "x" * 5000, "~nobody/lift"])
+def test_a_base_that_can_be_no_name_is_our_error(tmp_path: Path, base: str) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text(f'base = "{base}"')
+    with pytest.raises(RecipeError):
+        read_table(EnvRecipe, path)

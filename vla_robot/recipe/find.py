@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.untrusted import shortened
 
 Kind = Literal["envs", "policies", "datasets", "launch", "hands"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -46,11 +47,15 @@ def find(kind: Kind, name_or_path: str | Path) -> Path:
     Raises:
         RecipeError: nothing of that name exists; the message lists what does and names the nearest.
     """
-    wanted = Path(name_or_path).expanduser()
-    for candidate in _candidates(kind, wanted):
-        if _is_recipe(kind, candidate):
-            return candidate.resolve()
-    raise RecipeError(_not_found(kind, wanted))
+    try:
+        wanted = Path(name_or_path).expanduser()
+        for candidate in _candidates(kind, wanted):
+            if _is_recipe(kind, candidate):
+                return candidate.resolve()
+        message = _not_found(kind, wanted)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, "~nobody/", empty, a zero byte
+        raise RecipeError(f"'{shortened(name_or_path)}' is no name or path of a recipe: {shortened(error)}.") from error
+    raise RecipeError(message)
 
 
 def available(kind: Kind) -> dict[str, Path]:

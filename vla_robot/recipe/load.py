@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from vla_robot.core.errors import RecipeError, closest, unknown
-from vla_robot.core.untrusted import read_file
+from vla_robot.core.untrusted import malformed, read_file, shortened
 from vla_robot.recipe.find import Kind, find
 
 BASE_KEY = "base"
@@ -138,7 +138,10 @@ def find_base(path: Path, base: Any, among: type | Kind) -> Path:
     if not isinstance(base, str):
         raise RecipeError(f"{path}: base: expected the name of another recipe, got {base!r}.")
     neighbour = path.parent / f"{base.removesuffix('.toml')}.toml"
-    return neighbour if neighbour.is_file() else find(kind_of(among) if isinstance(among, type) else among, base)
+    with malformed(f"{path}: base", RecipeError, also=(OSError,)):
+        if neighbour.is_file():
+            return neighbour
+    return find(kind_of(among) if isinstance(among, type) else among, base)
 
 
 def _is_shallow(value: Any) -> bool:
@@ -164,7 +167,8 @@ def _folder_of(recipe: Path) -> Path:
 def _anchored(hint: Any, value: Any, folder: Path) -> Any:
     """The same plain data, its paths made absolute: a base's paths are relative to the base, wherever the heir lies."""
     if hint is Path and isinstance(value, str):
-        return str(folder / Path(value).expanduser())
+        with malformed(f"{folder}: the path '{shortened(value)}'", RecipeError, also=(RuntimeError,)):
+            return str(folder / Path(value).expanduser())
     if dataclasses.is_dataclass(hint) and _is_table(value):
         hints = get_type_hints(hint)
         return {name: _anchored(hints.get(name), below, folder) for name, below in value.items()}
@@ -236,7 +240,10 @@ class _Reader:
         if hint is Any:
             return value
         if hint is Path and isinstance(value, str):
-            return self.folder / Path(value).expanduser()
+            try:
+                return self.folder / Path(value).expanduser()
+            except RuntimeError as error:  # "~nobody/"
+                return self._problem(key, str(error).rstrip("."))
         if type(value) is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
             return self._problem(key, f"expected a number of up to 64 bits, got {_seen(value)}")
         if hint is float and type(value) in (int, float):
