@@ -19,6 +19,7 @@ from vla_robot.record.open import Source, open_source
 from vla_robot.record.origin import Converted, Options
 from vla_robot.record.provenance import row
 from vla_robot.record.recognise import facts_of, recipe_line
+from vla_robot.record.source import tell_left_out
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def main(args: ConvertArgs) -> int:
 
 def _closing(args: ConvertArgs, source: Source, converted: Converted, elapsed_s: float) -> str:
     lines = [f"{converted.new} episodes in {elapsed_s:.1f} s; {args.destination} holds {converted.episodes}."]
-    lines += getattr(source, "notes", ())
+    unread = tell_left_out(getattr(source, "left_out", {}))  # these are among what was lost
+    lines += [note for note in getattr(source, "notes", ()) if note not in unread]
     if skipped := getattr(source, "num_skipped", 0):
         lines.append(f"{skipped} damaged episodes were left out.")
     lines += [f"Lost: {line}." for line in converted.lost] or ["Nothing was lost."]

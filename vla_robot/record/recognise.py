@@ -43,6 +43,7 @@ class Facts:
         version: e.g. "1.0.0"; "" where the format has none.
         fields: what each step has.
         is_standard: an embodiment contract says what its numbers mean: `vla record` made it.
+        copy_of: the RLDS dataset that an RLDS dataset was copied from; "" where it was not, or that is not known.
     """
 
     location: str
@@ -51,6 +52,7 @@ class Facts:
     version: str
     fields: Mapping[str, Field]
     is_standard: bool = False
+    copy_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,10 @@ class Known:
 
 def facts_of(source: Source) -> Facts:
     """The facts of a dataset that is open."""
-    is_standard = _has_contract(source.location)
     if isinstance(source, RldsDataset):
-        folder = _folder_name(source.location)
-        return Facts(source.location, source.name, folder, source.version, source.fields, is_standard)
-    return Facts(source.location, source.name, "", "", source.fields, is_standard)
+        return _rlds_facts(source.location, source.name, source.version, source.fields)
+    has_contract = (Path(source.location) / EMBODIMENT).is_file()
+    return Facts(source.location, source.name, "", "", source.fields, has_contract)
 
 
 def facts_at(location: str) -> Facts:
@@ -87,12 +88,21 @@ def facts_at(location: str) -> Facts:
     if storage.local is not None and (not storage.local.is_dir() or not is_rlds(storage)):
         return facts_of(open_source(location, "all"))
     folder, info, features = describe_rlds(location)
-    fields = {name: leaf.field for name, leaf in features.steps.items()}
-    return Facts(folder, info.name, _folder_name(folder), info.version, fields, _has_contract(folder))
+    return _rlds_facts(folder, info.name, info.version, {name: leaf.field for name, leaf in features.steps.items()})
+
+
+def _rlds_facts(location: str, name: str, version: str, fields: Mapping[str, Field]) -> Facts:
+    origin = None if "://" in location else read_origin(Path(location) / FILE)
+    has_contract = origin is not None and origin.embodiment is not None
+    copy_of = origin.name if origin is not None and origin.kind == "rlds" else ""
+    return Facts(location, name, _folder_name(location), version, fields, has_contract, copy_of)
 
 
 def recognise(facts: Facts) -> Known | None:
-    """The recipe of a dataset, by its contract, its name or its folder's name; None when there is none.
+    """The recipe of a dataset, by its contract, its name, its folder's, or that of the dataset that it is a copy of.
+
+    Returns:
+        None when no recipe is known.
 
     Raises:
         DataError: the recipe of the dataset's name does not fit it.
@@ -103,7 +113,8 @@ def recognise(facts: Facts) -> Known | None:
     recipes = [(stem, recipe) for stem, recipe in _recipes() if recipe.published.names != ()]
     named = [(stem, recipe) for stem, recipe in recipes if facts.name in (recipe.published.names or (stem,))]
     placed = [(stem, recipe) for stem, recipe in recipes if facts.folder in (stem, *recipe.published.folders)]
-    for stem, recipe in (*named, *placed):
+    copied = [(stem, recipe) for stem, recipe in recipes if facts.copy_of in (recipe.published.names or (stem,))]
+    for stem, recipe in (*named, *placed, *copied):
         if not misfits(recipe, facts.fields):
             return Known(stem, recipe, _why(stem, recipe, facts))
     if named and facts.version:  # names are published for RLDS: an HDF5 suite may be called like its RLDS conversion
@@ -184,14 +195,6 @@ def assumed_recipe(facts: Facts) -> SourceRecipe:
     return SourceRecipe(
         "source", (action,), action_encoding=encodings[0], state=state, instruction=text, cameras=cameras
     )
-
-
-def _has_contract(location: str) -> bool:
-    """`vla record` made the dataset, or it was converted from one that `vla record` made."""
-    if "://" in location:
-        return False
-    origin = read_origin(Path(location) / FILE)
-    return (Path(location) / EMBODIMENT).is_file() or (origin is not None and origin.embodiment is not None)
 
 
 def _folder_name(location: str) -> str:

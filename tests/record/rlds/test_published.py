@@ -584,6 +584,13 @@ def test_a_folder_may_say_which_recipe_it_is(tmp_path: Path) -> None:
     assert member_at(str(built.folder)).name == "viola"
 
 
+def test_a_copy_is_read_as_what_it_was_copied_from(tmp_path: Path) -> None:
+    build(tmp_path / "viola", "viola")
+    convert(open_source(tmp_path / "viola"), tmp_path / "small", "rlds", Options())
+    assert member_at(str(tmp_path / "small")).name == "viola"
+    assert recipe_line(facts_of(open_source(tmp_path / "small"))).startswith("Recipe: viola, for a dataset that calls")
+
+
 def test_a_user_who_names_a_dataset_for_a_recipe_is_told_the_recipe(tmp_path: Path) -> None:
     build(tmp_path / "bridge", "bridge_oxe")
     with pytest.raises(RecipeError, match=rf"Its recipe is 'bridge_oxe': --mixture bridge_oxe --root {tmp_path}$"):
