@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +96,32 @@ def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(DataError, match=r"cannot write .*run: .*A file is where a folder is needed"):
         Claim(tmp_path / "run")
+
+
+def without_locks(*_: object) -> None:
+    raise OSError(errno.ENOSYS, "Function not implemented")
+
+
+def test_where_there_are_no_locks_the_file_is_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with Claim(tmp_path), pytest.raises(DataError, match=f"process {os.getpid()} .* If it has ended, delete .*lock"):
+        Claim(tmp_path)
+    with Claim(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("host", "is_taken_over"), [(socket.gethostname(), True), ("another.computer", False)])
+def test_where_there_are_no_locks_a_dead_process_is_known_on_its_own_computer_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, is_taken_over: bool
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    (tmp_path / LOCK).write_text(f"process {dead.pid} (vla finetune) on {host}\n")
+    if is_taken_over:
+        with Claim(tmp_path):
+            assert f"process {os.getpid()} " in (tmp_path / LOCK).read_text()
+    else:
+        with pytest.raises(DataError, match=rf"process {dead.pid} \(vla finetune\) on another\.computer"):
+            Claim(tmp_path)
