@@ -41,7 +41,7 @@ def control(address: str, records: bool = False) -> None:
             stages_ms = {
                 "publish": way_ms["render"],
                 "way_to_controller": way_ms["transport_back"],
-                "controller": passed_ms - sum(way_ms.values()),
+                "controller": max(passed_ms - sum(way_ms.values()), 0.0),  # the clocks are known within a bound
             }
             robot.send(ActionChunk(action, observation.stamp_ns, observation.step, stages_ms))
             before, tick = observation, None
