@@ -291,6 +291,15 @@ def test_scalars_texts_and_constants_are_left_out_and_listed(tmp_path: Path) -> 
     assert "subtasks: 2 values that do not belong to the steps is not read" in lost
 
 
+def test_a_field_that_the_first_demonstration_lacks_is_listed(tmp_path: Path) -> None:
+    path = write_robomimic(tmp_path / "lacks.hdf5", (3, 5))
+    with h5py.File(path, "a") as file:
+        del file["data/demo_0/obs/robot0_eef_pos"]
+    source = open_hdf5(path)
+    assert source.left_out == {"observation/robot0_eef_pos": "absent in demo_0"}
+    assert source.episode(1).numbers("action").shape == (5, 7)
+
+
 # -- a folder of files -------------------------------------------------------------------------------------------------
 
 
@@ -355,6 +364,13 @@ def test_a_suite_that_is_called_like_a_published_dataset_is_not_taken_for_it(lib
     facts = facts_at(str(libero))
     assert facts.name == "libero_spatial" and recognise(facts) is None
     assert "No recipe is known for 'libero_spatial'" in explain_unknown(facts)
+
+
+def test_a_link_out_of_a_folder_of_files_is_refused(libero: Path, tmp_path: Path) -> None:
+    write_robomimic(tmp_path / "elsewhere.hdf5", (3,))
+    (libero / "z.hdf5").symlink_to(tmp_path / "elsewhere.hdf5")
+    with pytest.raises(DataError, match=r"z.hdf5 leaves the folder"):
+        open_source(libero)
 
 
 def test_files_that_do_not_make_one_dataset_are_refused(libero: Path) -> None:

@@ -111,7 +111,7 @@ def _why_not(field: Field) -> str:
     if field.kind == "text" and field.shape:
         return "LeRobot has no lists of texts"
     if field.kind == "image" and field.dtype != "uint8":
-        return f"LeRobot has no {field.dtype} frames inside tables"
+        return f"{field.dtype} frames are not written to LeRobot"
     if field.kind == "number" and (field.is_ragged or 0 in field.shape or len(field.shape) > MOST_DIMENSIONS):
         return f"LeRobot has no columns of shape {' x '.join('?' if n is None else str(n) for n in field.shape)}"
     return ""

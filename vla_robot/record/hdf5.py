@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
-from vla_robot.core.untrusted import MALFORMED, parse_json, shortened
+from vla_robot.core.untrusted import MALFORMED, parse_json, require_links_inside, shortened
 from vla_robot.record import png
 from vla_robot.record.bounds import (
     MAX_COLUMN_BYTES,
@@ -309,8 +309,15 @@ def open_hdf5(path: Path | str, split: str = "train", *, skip_corrupt: bool = Fa
 
 
 def hdf5_files(folder: Path) -> list[Path]:
-    """The HDF5 files in a folder, in the order of their names."""
-    return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    """The HDF5 files in a folder, in the order of their names.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}.") from error
 
 
 @dataclass(frozen=True)
@@ -377,6 +384,8 @@ def _read_files(path: Path, skip_corrupt: bool) -> tuple[list[Contents], tuple[s
         DataError: a file cannot be read, or none holds a demonstration.
     """
     paths = hdf5_files(path) if path.is_dir() else [path]
+    if path.is_dir():
+        require_links_inside(path)
     found: list[Contents] = []
     unreadable: list[str] = []
     for file in paths:
@@ -418,15 +427,16 @@ def _schema(file: h5py.File, demos: Sequence[Demo]) -> tuple[dict[str, Field], d
     places: dict[str, str] = {}
     left_out: dict[str, str] = {}
     found = dict(hdf5_datasets(hdf5_find(file, f"data/{first.name}"), LEFT_OUT))
+    elsewhere = {} if other is None else dict(hdf5_datasets(hdf5_find(file, f"data/{other.name}"), LEFT_OUT))
     for place in sorted(found):
         values = found[place]
-        elsewhere = None if other is None else hdf5_find(file, f"data/{other.name}/{place}")
-        is_constant = getattr(elsewhere, "shape", ())[:1] == values.shape[:1]
+        is_constant = place in elsewhere and elsewhere[place].shape[:1] == values.shape[:1]
         if why := _why_not(values, first.length, is_constant=is_constant):
             left_out[place] = why
         else:
             name = _field_name(place)
             fields[name], places[name] = _field(name, values), place
+    left_out |= {place: f"absent in {first.name}" for place in sorted(elsewhere) if place not in found}
     if hdf5_find(file, f"data/{first.name}/{INITIAL}") is not None:
         left_out[INITIAL] = "the state before the first step"
     return fields, places, left_out
