@@ -49,6 +49,7 @@ from vla_robot.record.bounds import (
     hdf5_texts,
     require_bytes,
     require_sound_heaps,
+    require_pixels,
 )
 from vla_robot.record.part import episodes_of
 from vla_robot.record.rlds.splits import ALL
@@ -78,6 +79,8 @@ UPSIDE_DOWN = (
     'Frames are stored upside down (macros_image_convention is "opengl") and are read as they are stored; OpenVLA '
     "turned those of LIBERO by 180 degrees before training."
 )
+BYTES_AT_ONCE = 2**20
+"""Of frames: 4 of 300 x 300."""
 MOST_NAMED = 4
 """Demonstrations that a line names."""
 
@@ -131,33 +134,46 @@ class Contents:
 
 @dataclass(frozen=True)
 class RawFrames:
-    """Frames that are stored as plain pixels; each is read when it is asked for.
+    """Frames that are stored as plain pixels; some that follow each other are read at once.
 
     Attributes:
         path: the file.
         dataset: the frames' place in it.
         length: how many.
+        shape: of one, (H, W, 3).
     """
 
     path: Path
     dataset: str
     length: int
+    shape: tuple[int | None, ...]
 
     def __len__(self) -> int:
         return self.length
+
+    @property
+    def at_once(self) -> int:
+        """How many frames are read together."""
+        return max(BYTES_AT_ONCE // math.prod(size or 1 for size in self.shape), 1)
 
     def encoded(self, step: int) -> bytes:
         return png.encode(self.decode(step))
 
     def decode(self, step: int) -> NDArray[Any]:
-        with _opened(self.path) as file:
-            return _values(_dataset(file, self.dataset), step)
+        block, place = divmod(range(self.length)[step], self.at_once)
+        return _read_block(self, block, self.path.stat().st_mtime_ns if self.path.is_file() else 0)[place].copy()
 
     def check(self) -> None:
-        with _opened(self.path) as file:
-            values = _dataset(file, self.dataset)
-            for step in range(self.length):
-                _values(values, step)
+        for step in range(0, self.length, self.at_once):
+            self.decode(step)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_block(frames: RawFrames, block: int, changed_ns: int) -> NDArray[Any]:
+    """(up to `at_once`, H, W, 3). Opening a file takes longer than reading a frame."""
+    first = block * frames.at_once
+    with _opened(frames.path) as file:
+        return _values(_dataset(file, frames.dataset), slice(first, first + frames.at_once))
 
 
 class Hdf5Dataset:
@@ -271,7 +287,8 @@ class Hdf5Dataset:
         require_index(step, demo.length, "step")
         cameras = {name: field for name, field in self._fields.items() if field.kind == "image"}
         require_fields([field], cameras, f"{self._path}, cameras", self._left_out)
-        return RawFrames(demo.path, f"data/{demo.name}/{self._places[field]}", step + 1).encoded(step)
+        with _opened(demo.path) as file:
+            return png.encode(_values(_dataset(file, f"data/{demo.name}/{self._places[field]}"), step))
 
     def _column(self, file: h5py.File, name: str, demo: Demo) -> Column:
         if name == INSTRUCTION:
@@ -286,7 +303,9 @@ class Hdf5Dataset:
                 f"{demo.where}: field '{name}' is {_field(name, values)}, in the first demonstration {field}."
             )
         if field.kind == "image":
-            return RawFrames(demo.path, place, demo.length)
+            height, width, _ = values.shape[1:]
+            require_pixels(width, height, (), f"{demo.where}: field '{name}'")
+            return RawFrames(demo.path, place, demo.length, field.shape)
         require_bytes(values.nbytes, MAX_COLUMN_BYTES, f"{demo.where}: field '{name}'")
         return _values(values, ...)
 
