@@ -108,7 +108,7 @@ def test_statistics_see_each_demonstration_once(masked: Path, tmp_path: Path) ->
         data: Any = file["data"]
         actions = np.concatenate([data[f"demo_{i}/actions"][:] for i in range(3)])
     np.testing.assert_allclose(table.statistics["action"]["mean"], actions.mean(axis=0), atol=1e-6)
-    assert any("demo_1" in note for note in notes_of(parts))
+    assert any("demo_1" in note for note in notes_of(parts.values()))
 
 
 def test_demonstrations_in_no_mask_are_a_split_of_their_own(tmp_path: Path) -> None:

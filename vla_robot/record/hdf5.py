@@ -48,8 +48,8 @@ from vla_robot.record.bounds import (
     hdf5_find,
     hdf5_texts,
     require_bytes,
-    require_sound_heaps,
     require_pixels,
+    require_sound_heaps,
 )
 from vla_robot.record.part import episodes_of
 from vla_robot.record.rlds.splits import ALL
