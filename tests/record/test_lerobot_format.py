@@ -309,6 +309,19 @@ def test_a_note_that_a_crash_cut_short_is_dropped(root: Path, make_demo: MakeDem
     assert [e.seed for e in open_demos(root).episodes] == [1, 2]
 
 
+def test_what_a_killed_writer_left_half_written_is_removed_and_nothing_else(root: Path, make_demo: MakeDemo) -> None:
+    write(root, make_demo(seed=1))
+    table = numbered_file(root, "data", 1)
+    left = (table.with_name(f"{table.name}.0a1b2c3d.tmp"), root / "meta" / "info.json.ffffffff.tmp")
+    for path in left:
+        path.write_bytes(b"half")
+    (root / "meta" / "notes.tmp").write_text("mine")
+    write(root, make_demo(seed=2))
+    assert not any(path.exists() for path in left)
+    assert (root / "meta" / "notes.tmp").read_text() == "mine"
+    assert [episode.seed for episode in open_demos(root).episodes] == [1, 2]
+
+
 def test_two_processes_cannot_write_one_dataset(root: Path) -> None:
     with LeRobotWriter(root), pytest.raises(DataError, match=r"being written by process \d+"):
         LeRobotWriter(root)

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 TEMPORARY = ".tmp"
 """Ends the name of a file that is being written. Such a file is left only by a process that was killed."""
 
+LEFT_BY_THE_KILLED = f"*.{'[0-9a-f]' * 8}{TEMPORARY}"
+"""The pattern of the temporary files of `write_whole`."""
+
 FILE_MODE = 0o666
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Some network file systems cannot fsync a folder."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.claim import Claim
-from vla_robot.core.durable import TEMPORARY, writing
+from vla_robot.core.durable import LEFT_BY_THE_KILLED, writing
 from vla_robot.core.errors import DataError
 from vla_robot.core.optional import require
 from vla_robot.core.untrusted import require_links_inside
@@ -165,7 +165,7 @@ class LeRobotTables:
                 f"Choose another folder, or convert it into one first: vla data convert {root} NEW --to lerobot."
             )
         rows = read_episode_rows(root)
-        for killed in (*root.glob(f"meta/**/*{TEMPORARY}"), *root.glob(f"{DATA}/**/*{TEMPORARY}")):
+        for killed in (path for folder in ("meta", DATA) for path in root.glob(f"{folder}/**/{LEFT_BY_THE_KILLED}")):
             killed.unlink()
         if not rows:
             return
