@@ -136,6 +136,9 @@ def test_steps_are_counted_by_a_field_that_the_record_has() -> None:
     features = described(x=tensor("int64"), y=tensor("float32", 2))
     content = encode({"steps/y": np.ones(6, np.float32)})
     assert count_steps(content, places(content), features) == 3
+    marked = described(a=tensor("int64"), is_first=tensor("bool"), is_last=tensor("bool"))
+    content = encode({"steps/a": np.array([7]), "steps/is_first": np.array([1, 0, 0])})
+    assert count_steps(content, places(content), marked) == 3, "a field that is stored once an episode counts no steps"
     content = encode({"steps/z": np.ones(6, np.float32)})
     with pytest.raises(DataError, match=r"no field of the steps that features.json lists \('steps/x', 'steps/y'"):
         count_steps(content, places(content), features)
@@ -255,8 +258,9 @@ def test_a_part_of_a_split(expression: str, expected: list[tuple[str, int, int]]
     assert [(p.split, p.start, p.stop) for p in parse_parts(expression, SPLITS, "here")] == expected
 
 
-def test_a_split_without_shard_lengths_says_what_to_do() -> None:
-    splits = [{"name": "train", "numBytes": "12"}, {"name": "none"}, {"name": "val", "shardLengths": ["2"]}]
+@pytest.mark.parametrize("count", [{"numBytes": "12"}, {"numShards": "1"}, {"statistics": {"numExamples": "3"}}])
+def test_a_split_without_shard_lengths_says_what_to_do(count: dict[str, Any]) -> None:
+    splits = [{"name": "train", **count}, {"name": "none"}, {"name": "val", "shardLengths": ["2"]}]
     info = parse_info({"name": "x", "version": "1.0.0", "splits": splits}, "i.json")
     assert [part.stop for part in parse_parts("val+none", info.splits, "i.json")] == [2, 0]
     with pytest.raises(

@@ -18,10 +18,12 @@ from vla_robot.record.rlds.features import FLAT_VALUES, ROW_LENGTHS, Features, L
 from vla_robot.record.source import Column, EncodedFrames
 
 MOST_NAMED = 3
+STEP_MARKS = ("is_first", "is_last", "is_terminal")
+"""What RLDS prescribes for each step."""
 
 
 def count_steps(record: bytes, places: Mapping[str, Place], features: Features) -> int:
-    """How many steps an episode has, by the smallest field that the record has; 0 for an empty episode.
+    """How many steps an episode has, by its marks of steps or the smallest field; 0 for an empty episode.
 
     Raises:
         DataError: the record has no field of a step, or one field is empty and another is not.
@@ -30,7 +32,7 @@ def count_steps(record: bytes, places: Mapping[str, Place], features: Features) 
     if not present:
         named = ", ".join(f"'{leaf.path}'" for leaf in list(features.steps.values())[:MOST_NAMED])
         raise DataError(f"the record has no field of the steps that features.json lists ({named}, ...)")
-    leaf = min(present, key=_cost)
+    leaf = min(present, key=lambda leaf: (leaf.field.name not in STEP_MARKS, *_cost(leaf)))
     steps = _steps_by(leaf, record, places)
     if steps == 0:
         full = next((other for other in present if _steps_by(other, record, places)), None)

@@ -127,7 +127,8 @@ def _split(dataset: str, content: Mapping[str, Any], where: str) -> Split:
     template = str(content.get("filepathTemplate") or TEMPLATE)
     shards = [shard_name(dataset, name, number, len(lengths), template) for number in range(len(lengths))]
     names = tuple(require_name(shard, "a shard", where) for shard in shards)
-    has_content = any(int(content.get(key) or 0) for key in ("numBytes", "numShards"))
+    counts = content | content.get("statistics", {})  # older versions of TensorFlow Datasets count there
+    has_content = any(int(counts.get(key) or 0) for key in ("numBytes", "numShards", "numExamples"))
     return Split(name, names, lengths, lacks_lengths=not lengths and has_content)
 
 
