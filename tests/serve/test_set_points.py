@@ -38,14 +38,14 @@ class RecordingMotors:
     at: Vector = field(default_factory=lambda: np.zeros(4))
     sent: list[Vector] = field(default_factory=list[Vector])
     sent_ns: list[int] = field(default_factory=list[int])
-    fails: bool = False
+    raises: Exception | None = None
 
     def read(self) -> tuple[Vector, float]:
         return self.at[:-1], float(self.at[-1])
 
     def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
-        if self.fails:
-            raise WorldError("the cable is out.")
+        if self.raises is not None:
+            raise self.raises
         self.at = np.append(joints, opening)
         self.sent.append(self.at)
         self.sent_ns.append(self.clock.now_ns())
@@ -204,12 +204,15 @@ def test_before_it_starts_goals_go_through_as_they_are() -> None:
     assert motors.sent[0].tolist() == [1.0, 1.0, 1.0, 0.5]
 
 
-def test_motors_that_fail_between_ticks_stop_the_arm_and_say_why() -> None:
+@pytest.mark.parametrize(
+    "raised", [WorldError("the cable is out."), OSError(5, "the cable is out"), ValueError("the cable is out")]
+)
+def test_motors_that_fail_between_ticks_stop_the_arm_and_say_why(raised: Exception) -> None:
     rig = Rig(100.0)
-    rig.motors.fails = True
+    rig.motors.raises = raised
     rig.play(0.5)
     assert "the cable is out" in rig.server.status()["reason"]
-    assert rig.server.status()["mode"] == "stopped"
+    assert rig.server.status()["mode"] == "stopped" and rig.arm.stops, "the arm's own stop was left out"
 
 
 def test_fewer_set_points_than_goals_are_refused() -> None:
