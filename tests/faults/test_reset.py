@@ -111,6 +111,7 @@ def test_a_reset_that_is_sent_again_meanwhile_begins_nothing_twice(make_stage: M
         stage.at(at_s, lambda: stage.controller.say("reset", episode=1, seed=0, lockstep=False))
     stage.play(RESET_S + 2.0)
     assert len(stage.arm.resets) == 1 and stage.status["mode"] == "run"
+    assert [answer.kind for answer in stage.controller.answers].count("wait") >= 8, "the controller was left in doubt"
 
 
 @pytest.mark.parametrize("kind", ["end", "close"])

@@ -392,3 +392,22 @@ def test_the_time_limits_of_a_bridge_are_known_to_its_controller(serve: Callable
     with RemoteRobot(address) as robot:
         limits = robot.time_limits
     assert (limits.max_age_s, limits.hold_after_s, limits.stop_after_s, limits.stop_s) == (0.5, 0.5, 3.0, 3.5)
+
+
+def test_a_reset_that_takes_longer_than_its_time_out_is_waited_for_while_the_bridge_says_so(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_robot, "RESET_TIMEOUT_S", 2.5)
+    address, arm, server = serve()
+    reset = arm.reset
+
+    def go_home(seed: int) -> Observation:
+        end = time.monotonic() + 4.0
+        while time.monotonic() < end:
+            assert not server.interrupted()
+            time.sleep(0.02)
+        return reset(seed)
+
+    monkeypatch.setattr(arm, "reset", go_home)
+    with RemoteRobot(address) as robot:
+        assert robot.begin(0).step == 0

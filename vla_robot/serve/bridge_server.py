@@ -473,7 +473,8 @@ class BridgeServer:
             raise BusyError("the arm is being reset for its controller; ask again when it is there.")
         if request.kind in ("end", "close") and len(self._put_off) < ASKED_AT_ONCE:
             self._put_off.append((peer, request))
-        # Its reset comes again while it hears no answer: that is under way.
+        elif request.kind == "reset":  # sent again, as it was not answered yet: whoever waits may go on waiting
+            self._socket.send(peer, encode(Message("wait", request.seq, {})))
 
     def _hello(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
         protocol = fields.integer("protocol")

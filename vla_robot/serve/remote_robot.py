@@ -361,6 +361,8 @@ class RemoteRobot:
                 self._note(answer)
             elif answer.kind == "error":
                 raise unpack_error(Fields(answer.body, f"answer to {kind}"))
+            elif answer.kind == "wait":  # the bridge is still at it
+                end_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
             else:
                 return answer
         raise no_answer(self.address, kind, timeout_s)
