@@ -1,6 +1,6 @@
 """Randomly drawn faults over a running robot cell, and what the arm received of each.
 
-    python tests/faults/chaos --faults 1000 --cells 2 --seed 1 --json chaos.json
+    python tests/faults/chaos --faults 1000 --cells 4 --seed 1 --page docs/reliability.md
 
 A cell is three real programs: `vla bridge` with an emulated arm, a policy server, and `vla run` between them. After
 every fault these must hold: no command outside of the limits, the arm held within the configured time, the bridge alive
@@ -25,6 +25,7 @@ from random import Random
 from typing import Any
 
 import check
+import page
 from cell import HOLD_AFTER_S, MAX_AGE_S, Cell, Program, eventually, processes_of
 from faults import FAULTS, Fault
 
@@ -145,6 +146,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name holds this text, each once for --faults 0")
     parser.add_argument("--keep", type=Path, help="a folder for what the cells write; by default it is removed")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--page", type=Path, help="renew the table of this page")
     args = parser.parse_args()
     kinds = [fault for fault in FAULTS if args.only in fault.name]
     rng = Random(args.seed)
@@ -154,6 +156,8 @@ def main() -> int:
     show(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if args.page:
+        page.renew(args.page, result)
     return 1 if result["wrong"] else 0
 
 
