@@ -27,6 +27,7 @@ EMBODIMENT = Embodiment(
     rate_hz=10.0,
 )
 WORLD_MS, RENDER_MS = 30, 16
+UNAVAILABLE_SEED = 13
 
 
 @dataclass
@@ -44,8 +45,8 @@ class ToyWorld:
     closed: bool = False
 
     def reset(self, seed: int) -> Observation:
-        if seed < 0:
-            raise WorldError(f"seed {seed} is below 0.")
+        if seed == UNAVAILABLE_SEED:
+            raise WorldError(f"seed {seed} leads nowhere.")
         self.x, self.steps = float(seed), 0
         return self._observe()
 
