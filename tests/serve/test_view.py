@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.server
 import io
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from vla_robot.serve.bridge_server import BridgeServer
 from vla_robot.serve.remote_robot import RemoteRobot
 from vla_robot.serve.view import BridgeView
 from vla_robot.serve.web import Listen
+from vla_robot.transport.keys import KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import ClientSocket, ServerSocket
 from vla_robot.transport.wire import Message, decode, encode
 
@@ -53,10 +56,10 @@ PHONE = {"width": 390, "height": 844}
 class Served:
     """An emulated arm behind a bridge in a thread, whose watchdog alone would not stop it."""
 
-    def __init__(self, address: str = "tcp://127.0.0.1:0") -> None:
+    def __init__(self, address: str = "tcp://127.0.0.1:0", security: ServerSecurity | None = None) -> None:
         clock = MonotonicClock()
         self.arm = EmulatedArm(RATE_HZ)
-        self.socket = ServerSocket(address)
+        self.socket = ServerSocket(address, security)
         self.address = self.socket.address
         limits = SafetyFilter(self.arm.embodiment, limits_of(self.arm.embodiment, LimitsRecipe()))
         watchdog = Watchdog(clock, hold_after_s=NEVER_S, stop_after_s=NEVER_S)
@@ -286,6 +289,31 @@ def test_nobody_there_is_told_in_words() -> None:
         BridgeView("tcp://127.0.0.1:9", Board(), connect_timeout_s=0.2)
 
 
+def test_a_viewer_whose_key_is_revoked_gets_no_tick_more(tmp_path: Path) -> None:
+    """It went on to receive them: only what it sent was refused."""
+    robot, desk = KeyFolder(tmp_path / "robot"), KeyFolder(tmp_path / "desk")
+    for name in ("desk", "lab"):
+        robot.allow(desk.create(name).public, name)
+    desk.pin("127.0.0.1", robot.create("robot").public)
+    with contextlib.closing(Served(security=robot.server_security())) as served:
+        desk_keys, lab_keys = (desk.client_security(served.address, name) for name in ("desk", "lab"))
+        with (
+            RemoteRobot(served.address, security=desk_keys) as controller,
+            BridgeView(served.address, Board(), security=lab_keys) as view,
+        ):
+            controller.begin(seed=0)
+            assert eventually(lambda: view.ticks > 3)
+            robot.allowed.remove("lab")
+            told = len(served.arm.told_ns)
+            assert eventually(lambda: len(served.arm.told_ns) > told + 5)  # what was in flight has arrived
+            seen = view.ticks
+            assert eventually(lambda: len(served.arm.told_ns) > told + 50)
+            assert view.ticks == seen
+            with pytest.raises(TransportError):
+                view.stop("a revoked viewer")
+            assert controller.status()["mode"] != "stopped"
+
+
 def test_a_stop_needs_no_new_connection(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is kept open for it: a flood of connections may delay the next one."""
     with BridgeView(served.address, Board()) as view:
@@ -405,6 +433,21 @@ def test_the_button_on_the_page_stops_the_arm(driven: Served, open_page: Callabl
     told = len(driven.arm.told_ns)
     assert page.inner_text("#mode") == "STOPPED" and "the page of vla view" in page.inner_text("#reason")
     assert driven.server.status()["mode"] == "stopped" and len(driven.arm.told_ns) == told
+
+
+def test_the_button_stops_the_arm_while_others_hold_silent_connections(
+    driven: Served, open_page: Callable[..., Page]
+) -> None:
+    page = open_page()
+    port = int(page.evaluate("location.port"))
+    with ExitStack() as stack:
+        for says in (b"", b"GET / HTTP/1.1\r\nX-Slow: "):
+            for _ in range(150):
+                silent = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S))
+                with contextlib.suppress(OSError):
+                    silent.sendall(says)
+        page.locator("#stop").click()
+        assert eventually(lambda: driven.server.status()["mode"] == "stopped")
 
 
 def test_a_second_page_without_the_token_can_stop_nothing(driven: Served, open_page: Callable[..., Page]) -> None:
