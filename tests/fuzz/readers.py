@@ -73,6 +73,7 @@ def readers(folder: Path) -> dict[str, Callable[[], Reader]]:
         "rlds_record": rlds_record,
         "rlds_shard": rlds_shard,
         "rlds_index": rlds_index,
+        "lerobot_lines": lerobot_lines,
         "lerobot_info": lerobot_info,
         "lerobot_tables": lerobot_tables,
         "hdf5": hdf5,
@@ -411,6 +412,32 @@ def lerobot_info(folder: Path) -> Reader:
             keep_errors(lambda field=field: looked_at(source.episode(0, [field]).steps[field]))
 
     return Simple("lerobot_info", [json.dumps(seed).encode() for seed in seeds], mutate.mutated_json, read)
+
+
+def lerobot_lines(folder: Path) -> Reader:
+    """The lists of version 2: a line for each episode, a line for each task, and info.json with them."""
+    from vla_robot.record.lerobot_source import open_lerobot
+
+    root = folder / "old"
+    lerobot_dataset(root)
+    for number, table in enumerate(sorted((root / "data" / "chunk-000").iterdir())):
+        table.rename(table.with_name(f"episode_{number:06d}.parquet"))
+    info = json.loads((root / "meta" / "info.json").read_bytes())
+    film = {"dtype": "video", "shape": [8, 8, 3], "names": ["height", "width", "channels"], "info": {"video.fps": 10}}
+    old = {**info, "codebase_version": "v2.1", "features": {**info["features"], "observation.images.film": film}}
+    (root / "meta" / "info.json").write_text(json.dumps(old))
+    episode = {"episode_index": 0, "tasks": ["lift"], "length": 2}
+    seeds = [episode, {"task_index": 0, "task": "lift"}]
+
+    def read(data: bytes) -> None:
+        is_task = b"task_index" in data
+        other = json.dumps({**episode, "episode_index": 1}).encode()
+        lines = json.dumps(episode).encode() if is_task else data
+        (root / "meta" / "episodes.jsonl").write_bytes(lines + b"\n" + other + b"\n")
+        (root / "meta" / "tasks.jsonl").write_bytes(data if is_task else json.dumps(seeds[1]).encode())
+        read_all(open_lerobot(root))
+
+    return Simple("lerobot_lines", [json.dumps(seed).encode() for seed in seeds], mutate.mutated_json, read)
 
 
 class LeRobotTables:

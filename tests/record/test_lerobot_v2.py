@@ -106,6 +106,15 @@ def test_a_dataset_of_version_2_is_converted_and_never_written_to(old: Path, tmp
     _require_content(open_source(tmp_path / "new"))
 
 
+def test_an_episode_of_no_steps_is_left_out_and_counted(old: Path) -> None:
+    _lines(
+        old / "meta" / "episodes.jsonl", [{"episode_index": i, "tasks": [], "length": n} for i, n in enumerate((0, 6))]
+    )
+    source = open_source(old)
+    assert (source.lengths.tolist(), source.notes) == ([6], ("Episodes of 0 steps that were left out: 1.",))
+    np.testing.assert_array_equal(source.episode(0).numbers("action"), _vectors(1, 6))
+
+
 def test_an_episode_that_is_missing_is_named(old: Path) -> None:
     (old / "data" / "chunk-000" / "episode_000001.parquet").unlink()
     source = open_source(old)

@@ -221,7 +221,7 @@ def _open_one(root: Path) -> Demos:
     info = read_info(root) if (root / INFO).is_file() else {}
     features: dict[str, Any] = info.get("features", {})
     cameras, columns = _cameras(root, features, embodiment) if info else ({}, {})
-    places = read_places(root, info) if info else []
+    places = [place for place in read_places(root, info) if place.length] if info else []
     if not places:
         raise DataError(f"{root} holds no finished episode. `vla record` makes some.")
     files = _files(places, columns)

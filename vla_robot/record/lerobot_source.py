@@ -100,7 +100,9 @@ class LeRobotSource:
             raise DataError(f"{root} holds no finished episode.")
         with malformed(f"{root / INFO}, splits"):
             self._splits = _splits(self._info, len(self._places))
-        chosen = episodes_of(split, self._splits, str(root))
+        named = episodes_of(split, self._splits, str(root))
+        chosen = [number for number in named if self._places[number].length]
+        self._num_empty = len(named) - len(chosen)
         self._numbers = [number for index, number in enumerate(chosen) if index not in damaged]
         self._tasks = read_tasks(root, self._info)
         with malformed(f"{root / INFO}, features"):
@@ -157,7 +159,8 @@ class LeRobotSource:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the dataset."""
-        return tell_left_out(self._left_out)
+        empty = (f"Episodes of 0 steps that were left out: {self._num_empty}.",) if self._num_empty else ()
+        return (*tell_left_out(self._left_out), *empty)
 
     @property
     def skipped(self) -> tuple[str, ...]:
