@@ -119,6 +119,17 @@ def test_a_deadline_is_lifted_while_an_answer_is_made(listening: Callable[..., L
         accepted.close()
 
 
+def test_a_new_connection_with_the_number_of_one_that_went_is_kept(listening: Callable[..., Listener]) -> None:
+    listener = listening()
+    with connected(listener) as (silent,):
+        with pytest.raises(BlockingIOError):
+            listener.accept(timeout_s=0.05)
+        (fd,) = listener._parked  # pyright: ignore[reportPrivateUsage]
+        assert listener._unpark(fd) is None  # pyright: ignore[reportPrivateUsage]
+        silent.sendall(b"x")
+        listener.accept(PATIENCE_S)[0].close()
+
+
 def test_no_descriptor_left_ends_nothing(listening: Callable[..., Listener], monkeypatch: pytest.MonkeyPatch) -> None:
     listener = listening()
     plain = listener._socket  # pyright: ignore[reportPrivateUsage]

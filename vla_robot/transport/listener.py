@@ -201,21 +201,24 @@ class Listener:
         with self._lock:
             if fd not in self._parked:
                 return None
-            connection, address = self._parked.pop(fd)
-            self._epoll.unregister(fd)
+            connection, address = self._parked[fd]
             connection.setblocking(False)
             try:
                 spoken = bool(connection.recv(1, socket.MSG_PEEK))
+            except BlockingIOError:
+                return None  # a new one, that got the number of one that was closed a moment ago
             except OSError:
                 spoken = False
+            del self._parked[fd]
+            self._epoll.unregister(fd)
+            if not spoken:
+                self._admission.leave([connection])
+                connection.close()
+                return None
             connection.setblocking(True)
-            if spoken:
-                self._admission.promote(connection, SPEAKING)
-                self._close_surplus()
-                return connection, address
-            self._admission.leave([connection])
-            connection.close()
-            return None
+            self._admission.promote(connection, SPEAKING)
+            self._close_surplus()
+            return connection, address
 
     def _make_room(self, error: OSError) -> None:
         _LOG.warning("cannot accept a connection: %s; %d silent ones are closed", error.strerror, len(self._parked))
