@@ -354,3 +354,18 @@ def test_a_heap_of_an_hdf5_file_that_the_library_would_walk_without_an_end_is_re
     hdf5.write_bytes(data)
     with pytest.raises(DataError, match=r"is damaged: an object of the heap at byte \d+ has 0 bytes"):
         open_hdf5(hdf5)
+
+
+def test_an_hdf5_dataset_that_claims_to_store_more_than_its_file_has_is_refused(hdf5: Path) -> None:
+    with h5py.File(hdf5, "a") as file:
+        odd = file.create_dataset("data/demo_0/obs/odd", (3, 2**28), "u1", chunks=(1, 2**20), compression="gzip")
+        odd[0, : 2**20] = np.arange(2**20) % 251
+        stored = odd.id.get_storage_size()
+    data = hdf5.read_bytes()
+    assert data.count(stored.to_bytes(4, "little")) == 1  # of the only chunk, in the tree that finds it
+    hdf5.write_bytes(data.replace(stored.to_bytes(4, "little"), (2**30).to_bytes(4, "little")))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"odd' asks for 805306368 bytes of memory, but the file stores \d+ bytes"):
+        open_hdf5(hdf5).episode(0)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()

@@ -292,7 +292,8 @@ def _require_own(values: h5py.Dataset) -> None:
             "this computer. Copy them into the file itself."
         )
     size = math.prod(values.shape or ()) * values.dtype.itemsize
-    stored = values.id.get_storage_size()
+    # What is said to be stored may itself be more than the file has.
+    stored = min(values.id.get_storage_size(), values.file.id.get_filesize())
     if size > MAX_HDF5_RATIO * stored + UNSTORED_BYTES:
         raise DataError(f"{where} asks for {size} bytes of memory, but the file stores {stored} bytes of it.")
     require_bytes(math.prod(values.chunks or ()) * values.dtype.itemsize, MAX_VALUE_BYTES * 4, f"{where}, one chunk,")
