@@ -337,6 +337,26 @@ time.sleep(600)
             assert isinstance(told, bytes) and unpack(told)["policy"] == "toy_policy"
 
 
+def test_a_loop_that_ends_is_told_and_begun_again(
+    serving: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from websockets.sync.server import Server
+
+    serve_forever, broken = Server.serve_forever, [RuntimeError("can't start new thread"), None]
+
+    def serve(self: Server) -> None:
+        if not broken:
+            serve_forever(self)
+        elif (error := broken.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(Server, "serve_forever", serve)
+    with connect(serving(Policy()), open_timeout=30) as connection:
+        connection.recv()
+        assert ask(connection, LIBERO)["actions"].shape == (2, 7)
+    assert caplog.text.count("it begins again") == 2
+
+
 def test_a_taken_port_is_told(serving: Start) -> None:
     port = int(serving(Policy()).rpartition(":")[2])
     with pytest.raises(TransportError, match=f"cannot listen on 127.0.0.1:{port}.*another --openpi"):

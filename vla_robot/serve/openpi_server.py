@@ -31,7 +31,7 @@ from vla_robot.transport.listener import GUEST, Listener
 
 if TYPE_CHECKING:
     from websockets.http11 import Request, Response
-    from websockets.sync.server import ServerConnection
+    from websockets.sync.server import Server, ServerConnection
 
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = 64
@@ -44,6 +44,9 @@ SEND_TIMEOUT_S, CLOSE_TIMEOUT_S = 10.0, 1.0
 
 TRY_LATER, INTERNAL_ERROR = 1013, 1011
 """WebSocket close codes."""
+
+PAUSE_S = 0.2
+"""Before a loop that ended is begun again."""
 
 SPARE = 8
 """Connections that may be told at the same time that there is no more room."""
@@ -69,8 +72,6 @@ class OpenpiServer:
             MissingDependencyError: the package websockets is not installed.
         """
         require("websockets", "serve", "answering openpi's clients")
-        from websockets.sync.server import serve
-
         self._batcher = batcher
         self._words = words
         self._metadata = pack({"server": "vla_robot", "policy": name, **words.describe()})
@@ -78,30 +79,49 @@ class OpenpiServer:
         try:
             # With a plain socket, the server's loop ends for good when no file descriptor is left.
             self._listener = Listener(HOST, port, (SILENT, NEWCOMERS, MAX_CONNECTIONS + SPARE), HANDSHAKE_S)
-            self._server = serve(
-                self._talk,
-                sock=cast(socket.socket, self._listener),
-                # A page in this computer's browser could connect as well; only browsers name an origin.
-                origins=[None],
-                process_request=_health,
-                compression=None,
-                max_size=MAX_MESSAGE_BYTES,
-                open_timeout=HANDSHAKE_S,
-                close_timeout=CLOSE_TIMEOUT_S,
-                logger=_THEIR_LOG,
-            )
         except OSError as error:
             raise TransportError(
                 f"cannot listen on {HOST}:{port}: {error.strerror}. Choose another --openpi."
             ) from error
         self.url = f"ws://{HOST}:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._server.serve_forever, name="openpi", daemon=True)
+        self._over = threading.Event()
+        self._server = self._new_server()
+        self._thread = threading.Thread(target=self._run, name="openpi", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Hang up on everybody. An answer that is being made is waited for."""
+        self._over.set()
         self._server.shutdown()
         self._thread.join()
+
+    def _new_server(self) -> Server:
+        from websockets.sync.server import serve
+
+        return serve(
+            self._talk,
+            sock=cast(socket.socket, self._listener),
+            # A page in this computer's browser could connect as well; only browsers name an origin.
+            origins=[None],
+            process_request=_health,
+            compression=None,
+            max_size=MAX_MESSAGE_BYTES,
+            open_timeout=HANDSHAKE_S,
+            close_timeout=CLOSE_TIMEOUT_S,
+            logger=_THEIR_LOG,
+        )
+
+    def _run(self) -> None:
+        """The server's loop ends for good when, say, no thread can be started; then it is told and begun again."""
+        while True:
+            try:
+                self._server.serve_forever()
+            except Exception:
+                _LOG.exception("the server for openpi's clients failed")
+            if self._over.wait(PAUSE_S):
+                return
+            _LOG.error("the loop of the server for openpi's clients ended; it begins again")
+            self._server = self._new_server()
 
     def _talk(self, connection: ServerConnection) -> None:
         from websockets.exceptions import ConnectionClosed
