@@ -144,7 +144,6 @@ class Person:
 
 @pytest.mark.sim
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_keys_in_a_browser_lift_the_cube_and_the_recording_replays_to_the_same_success(
     env: Path, tmp_path: Path, browser: Browser
 ) -> None:

@@ -66,7 +66,7 @@ def address(tmp_path: Path, repository: Path) -> Iterator[str]:
         yield listening(process)
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
 
 
 def listening(process: subprocess.Popen[str]) -> str:

@@ -52,7 +52,7 @@ def test_a_served_policy_answers_as_it_does_here_and_ends_with_its_counts(tmp_pa
             scene = _scene(policy)
             answer = policy.act([scene, scene])
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert process.returncode == 0
     alone = vla_robot.load_policy(Path(__file__).resolve().parents[2] / "policies" / "openvla_nano").act([scene])
     for chunk in answer:

@@ -45,7 +45,7 @@ def served() -> Iterator[str]:
             yield next(line for line in process.stdout if "ws://" in line).split()[-1]
         finally:
             process.terminate()
-            process.communicate(timeout=30)
+            process.communicate(timeout=120)
 
 
 @pytest.mark.slow

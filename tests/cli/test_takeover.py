@@ -111,7 +111,7 @@ def bridge() -> Iterator[str]:
         server = BridgeServer(Bridge(WorldArm(Line()), limits, Watchdog(clock), clock), socket, clock)
         thread = threading.Thread(target=server.serve, args=(stop.is_set,), daemon=True)
         thread.start()
-        stack.callback(thread.join, timeout=5)
+        stack.callback(thread.join, timeout=60)
         stack.callback(stop.set)
         yield socket.address
 

@@ -24,7 +24,7 @@ from vla_robot.serve.browser_teleop import BrowserTeleop
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 REACH = 0.05
 BACK = np.array([-0.01, 0.0])
 """What the policy does: it backs away with a closed gripper, which no hand at rest says."""

@@ -50,7 +50,7 @@ def address() -> Iterator[str]:
         thread.start()
         yield socket.address
         over.set()
-        thread.join(timeout=5)
+        thread.join(timeout=60)
 
 
 @pytest.fixture

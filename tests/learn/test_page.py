@@ -70,6 +70,7 @@ def walk(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # it records, trains and evaluates: five minutes where nothing else is at work
 def test_every_command_of_the_page_does_what_it_says(
     repository: Path, tmp_path: Path, walk: Callable[[str], None]
 ) -> None:

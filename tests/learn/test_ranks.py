@@ -64,7 +64,7 @@ def together(recipe: FinetuneRecipe, out: Path, processes: int, steps: int = -1)
         for rank in range(processes)
     ]
     try:
-        assert [process.wait(timeout=400) for process in running] == [0] * processes
+        assert [process.wait(timeout=1000) for process in running] == [0] * processes
     finally:
         for process in running:
             process.kill()
@@ -93,7 +93,6 @@ def assert_same_policy(one: Path, other: Path) -> None:
         torch.testing.assert_close(b[name], weight, atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.timeout(450)
 def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(recipe: FinetuneRecipe, tmp_path: Path) -> None:
     recipe = replace(recipe, steps=20, micro_batch=2, shift_px=2)
     one, two = alone(recipe, tmp_path / "one"), together(recipe, tmp_path / "two", 2)
@@ -101,7 +100,6 @@ def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(recipe: Finet
     assert_same_policy(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.timeout(450)
 def test_a_model_that_two_processes_share_learns_as_a_whole_one_and_goes_on_in_one(
     recipe: FinetuneRecipe, tmp_path: Path
 ) -> None:
@@ -112,7 +110,6 @@ def test_a_model_that_two_processes_share_learns_as_a_whole_one_and_goes_on_in_o
     assert_same_policy(tmp_path / "one", mixed)
 
 
-@pytest.mark.timeout(450)
 def test_adapters_begin_in_one_process_and_end_in_two_that_share_them(recipe: FinetuneRecipe, tmp_path: Path) -> None:
     recipe = replace(recipe, steps=20, lora_rank=4)
     one, mixed = alone(recipe, tmp_path / "one"), tmp_path / "mixed"

@@ -25,7 +25,7 @@ def test_all_workers_work_at_once_and_none_does_two_jobs_at_once() -> None:
 
         def __call__(self, job: int) -> int:
             assert self.busy.acquire(blocking=False)
-            everybody.wait(timeout=10)  # breaks unless all three are in here
+            everybody.wait(timeout=60)  # breaks unless all three are in here
             self.busy.release()
             return job
 
@@ -49,7 +49,7 @@ def test_closing_it_lets_the_running_job_come_to_its_end() -> None:
 
     def work(job: int) -> int:
         begun.append(job)
-        assert job == 0 or go_on.wait(timeout=10)
+        assert job == 0 or go_on.wait(timeout=60)
         ended.append(job)
         return job
 

@@ -225,7 +225,7 @@ def test_a_takeover_does_not_wait_for_a_policy_that_thinks(clock: FakeClock) -> 
         def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
             self.asked.append(observations[0].step)
             thinks.set()
-            assert may_answer.wait(20)
+            assert may_answer.wait(60)
             return [ActionChunk(still()[None], o.stamp_ns, o.step) for o in observations]
 
     class Impatient(Script):
@@ -262,7 +262,7 @@ def test_the_person_sees_what_happens_while_the_policy_thinks(clock: FakeClock) 
             """Nothing to forget."""
 
         def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-            assert may_answer.wait(20)
+            assert may_answer.wait(60)
             return [ActionChunk(still()[None], o.stamp_ns, o.step) for o in observations]
 
     class Watching(Script):

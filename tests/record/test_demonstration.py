@@ -38,7 +38,7 @@ def test_frames_encoded_in_the_background_are_those_encoded_at_once() -> None:
 def test_a_step_whose_frames_find_no_room_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     may_encode = threading.Event()
     encode = png.encode
-    monkeypatch.setattr(png, "encode", lambda image: encode(image) if may_encode.wait(20) else b"")
+    monkeypatch.setattr(png, "encode", lambda image: encode(image) if may_encode.wait(60) else b"")
     monkeypatch.setattr(demonstration, "BACKLOG", 3)
     builder = DemonstrationBuilder(in_background=True)
     add(builder, range(4))

@@ -71,7 +71,9 @@ def test_no_finished_episode_is_lost(
         child = fork(lambda: record(root, demos, diary))
         while kill == 1 and diary.stat().st_size == 0:  # so that there is a dataset to lose
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, LONGEST_S))
+        moment_s = rng.uniform(0, LONGEST_S)
+        while cpu_s(child) < moment_s:
+            time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         with LeRobotWriter(root) as repaired:
@@ -86,6 +88,12 @@ def test_no_finished_episode_is_lost(
             last = dataset[dataset.num_frames - 1]
             np.testing.assert_array_equal(last["action"], demos[(kept - 1) % KINDS].actions[-1].astype(np.float32))
     assert diary.stat().st_size > 1
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has computed: a moment of its work, however busy the computer is."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def require_whole(root: Path, demos: list[Demonstration], kept: int) -> None:

@@ -102,7 +102,7 @@ def test_what_cannot_be_written_is_told_at_the_end(logs: LogProcess, tmp_path: P
 
 def eventually(holds: Callable[[], bool]) -> None:
     """The process and the writer's thread are others than the test's."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not holds():
         assert time.monotonic() < end, "it did not come true"
         time.sleep(0.01)

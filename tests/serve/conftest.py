@@ -84,7 +84,7 @@ def serve() -> Iterator[Callable[[ToyWorld], str]]:
             server = WorldServer(world, socket, world.clock)
             thread = threading.Thread(target=server.serve, args=(stop.is_set,), daemon=True)
             thread.start()
-            stack.callback(thread.join, timeout=5)
+            stack.callback(thread.join, timeout=60)
             stack.callback(stop.set)
             return socket.address
 

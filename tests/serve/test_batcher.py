@@ -269,7 +269,7 @@ def test_run_answers_from_another_thread_until_closed() -> None:
         model.bad = [1.0]
         batcher.ask(observation(1.0))
     batcher.close()
-    thread.join(5)
+    thread.join(60)
     assert not thread.is_alive()
     with pytest.raises(PolicyError, match="shutting down"):
         batcher.ask(observation())

@@ -26,7 +26,7 @@ from vla_robot.serve.web import Access
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
 REACH_M, REACH_RAD = 0.05, 0.5
 SPACE = ActionSpace(
     "eef_delta",

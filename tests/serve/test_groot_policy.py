@@ -272,13 +272,14 @@ def test_a_late_answer_is_never_taken_for_the_next_one(serving: Any, connect: An
     def get_action(_: object) -> Any:
         value = next(answers)
         if value == 0.8:
-            late.wait(5)
+            late.wait(60)
         return [{"arm": np.full((1, 1, 1), value), "grip": np.ones((1, 1, 1))}, {}]
 
     policy = connect(serving("n1.6", get_action=get_action).address, "n1.6", timeouts=Timeouts(answer_s=0.1))
     with pytest.raises(PolicyError, match=r"did not answer within 0\.1 s"):
         policy.act([SEEN])
     late.set()
+    policy._timeouts = Timeouts()
     policy.reset(1)
     (chunk,) = policy.act([SEEN])
     np.testing.assert_allclose(chunk.actions, [[0.02, 1.0]])

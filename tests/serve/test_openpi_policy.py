@@ -173,13 +173,14 @@ def test_a_late_answer_is_never_taken_for_the_next_one(serving: Any, connect: An
     def infer(_: object) -> Mapping[str, Any]:
         answer = next(answers)
         if answer is not AHEAD:
-            late.wait(5)
+            late.wait(60)
         return answer
 
     policy = connect(serving(infer).address, timeouts=Timeouts(answer_s=0.1))
     with pytest.raises(PolicyError, match=r"did not answer within 0\.1 s. There is no action of this answer"):
         policy.act([SEEN])
     late.set()
+    policy._timeouts = Timeouts()
     policy.reset(1)
     (chunk,) = policy.act([SEEN])
     np.testing.assert_allclose(chunk.actions[0], [0.02, 1.0])

@@ -50,7 +50,7 @@ class Sums:
 
     def __call__(self, observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
         self.entered.release()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         self.seen += observations
         self.keys += keys
         if any(not np.isfinite(o.state).all() for o in observations):
@@ -60,6 +60,9 @@ class Sums:
             for o in observations
         ]
 
+
+PATIENCE_S = 60.0
+"""For an answer that a busy computer may delay."""
 
 Start = Callable[..., str]
 
@@ -128,7 +131,7 @@ def test_eight_clients_at_once_each_get_their_own_answers(serve: Start) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert not wrong
     with RemotePolicy(address) as policy:
         status = policy.status()
@@ -151,10 +154,10 @@ def test_a_nan_fails_for_its_client_only(serve: Start) -> None:
     threads = [threading.Thread(target=drive, args=each) for each in (("well", 1.0), ("ill", float("nan")))]
     for thread in threads:
         thread.start()
-    act.entered.acquire(timeout=5)
+    act.entered.acquire(timeout=60)
     act.gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert "not finite" in str(outcomes["ill"])
     np.testing.assert_array_equal(outcomes["well"], [[2.0, 1.0]])
 
@@ -170,7 +173,7 @@ def test_the_newest_request_of_a_client_wins(serve: Start) -> None:
     with RemotePolicy(address) as other, ClientSocket(address) as raw:
         session = _session(raw)
         _send_act(raw, 1, session, observation(1.0))
-        assert act.entered.acquire(timeout=5), "the model is busy with the first"
+        assert act.entered.acquire(timeout=60), "the model is busy with the first"
         _send_act(raw, 2, session, observation(2.0))
         _send_act(raw, 3, session, observation(3.0))
         while not other.status()["counts"]:  # until the second was told; the two come by connections of their own
@@ -189,12 +192,13 @@ def test_what_came_too_late_is_not_computed(serve: Start) -> None:
     with RemotePolicy(address) as busy, RemotePolicy(address, answer_timeout_s=0.1) as hasty:
         thread = threading.Thread(target=lambda: busy.act([observation(1.0)]))
         thread.start()
-        assert act.entered.acquire(timeout=5)
+        assert act.entered.acquire(timeout=60)
         with pytest.raises(PolicyError, match=r"within 0.1 s. There is no action of this answer"):
             hasty.act([observation(5.0)])
         act.gate.set()
-        thread.join(10)
+        thread.join(60)
         busy.act([observation(1.0)])
+        hasty._answer_timeout_s = PATIENCE_S
         assert hasty.act([observation(7.0)])[0].actions[0, 0] == 14.0, "the late answer to the older is passed over"
     assert 5.0 not in [o.state[0] for o in act.seen]
 
@@ -217,7 +221,7 @@ def test_a_client_that_dies_in_the_midst_of_a_request_delays_nobody(serve: Start
         act.gate.clear()
         with ClientSocket(address) as dying:
             _send_act(dying, 1, _session(dying), observation(1.0))
-            assert act.entered.acquire(timeout=5)
+            assert act.entered.acquire(timeout=60)
         act.gate.set()
         assert policy.act([observation(2.0)])[0].actions[0, 0] == 4.0
 
@@ -229,10 +233,10 @@ def test_the_status_does_not_wait_for_the_model(serve: Start) -> None:
     with RemotePolicy(address) as policy, RemotePolicy(address) as watcher:
         thread = threading.Thread(target=lambda: policy.act([observation(1.0)]))
         thread.start()
-        assert act.entered.acquire(timeout=5)
+        assert act.entered.acquire(timeout=60)
         assert watcher.status()["counts"] == {}
         act.gate.set()
-        thread.join(10)
+        thread.join(60)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +308,7 @@ def test_a_server_that_was_started_anew_is_found_again_at_the_next_reset(serve: 
             policy.act([observation(1.0)])
         serve(Sums(), at=address)
         policy.reset(0)
+        policy._answer_timeout_s = PATIENCE_S
         assert policy.act([observation(1.0)])[0].actions[0, 0] == 2.0
 
 

@@ -58,7 +58,7 @@ def serving() -> Iterator[Callable[..., Post]]:
 
             def post(body: Any, path: str = "/act", method: str = "POST", **headers: str) -> Any:
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
                 try:
                     connection.request(method, path, data, {"Content-Type": "application/json", **headers})
                     answer = connection.getresponse()
@@ -214,7 +214,7 @@ def test_a_client_that_hangs_up_prints_nothing(
     let_go = threading.Event()
 
     def act(observations: Sequence[Observation], keys: Sequence[str | None]) -> list[ActionChunk]:
-        let_go.wait(20)
+        let_go.wait(60)
         return [ActionChunk(np.zeros((4096, 7)), o.stamp_ns, o.step) for o in observations]
 
     batcher = Batcher(act, Line(8, 0))
@@ -229,7 +229,7 @@ def test_a_client_that_hangs_up_prints_nothing(
                 # Hanging up with data unread resets the connection, as a process that is killed does.
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         let_go.set()
-        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
             connection.request("POST", "/act", body)
             assert connection.getresponse().status == 200, "others are answered"
     batcher.close()
@@ -245,10 +245,10 @@ def test_silent_connections_keep_no_robot_out() -> None:
         port = int(server.url.rpartition(":")[2].partition("/")[0])
         for says in (b"", b"POST /act HTTP/1.1\r\nX-Slow: "):
             for _ in range(150):
-                silent = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+                silent = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
                 with contextlib.suppress(OSError):
                     silent.sendall(says)
-        connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)))
+        connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)))
         connection.request("POST", "/act", json.dumps({"image": pack_array(IMAGE), "instruction": "go"}))
         assert connection.getresponse().status == 200
     batcher.close()

@@ -27,7 +27,7 @@ class Echo:
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         self.batches.append(len(observations))
         self.inside.set()
-        assert self.let_go.wait(timeout=10)
+        assert self.let_go.wait(timeout=60)
         if any(o.state[0] < 0 for o in observations):
             raise PolicyError("a negative state")
         return [ActionChunk(o.state[None], o.stamp_ns, o.step) for o in observations]
@@ -42,12 +42,12 @@ def test_what_gathers_while_the_policy_thinks_is_one_batch() -> None:
     with SharedPolicy(policy, max_batch=4) as shared, ThreadPoolExecutor(4) as threads:
         seats = [shared.seat() for _ in range(4)]
         first = threads.submit(seats[0].act, [seen(0)])
-        assert policy.inside.wait(timeout=10)
+        assert policy.inside.wait(timeout=60)
         rest = [threads.submit(seat.act, [seen(k)]) for k, seat in enumerate(seats[1:], start=1)]
         while shared.waiting < 3:
             assert not any(future.done() for future in rest)
         policy.let_go.set()
-        answers = [future.result(timeout=10)[0].actions[0, 0] for future in (first, *rest)]
+        answers = [future.result(timeout=60)[0].actions[0, 0] for future in (first, *rest)]
     assert answers == [0, 1, 2, 3]
     assert policy.batches == [1, 3]
 

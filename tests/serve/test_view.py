@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 RATE_HZ = 50.0
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
 NEVER_S = 1000.0
 RATE_TICKS = 100
 PATTERN = np.array([200, 40, 90], np.uint8)
@@ -70,7 +70,7 @@ class Served:
 
     def close(self) -> None:
         self._over.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=60)
         self.socket.close()
 
 

@@ -45,7 +45,7 @@ class Site:
     def ask(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        with contextlib.closing(http.client.HTTPConnection(self.host, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(self.host, timeout=60)) as connection:
             connection.request(method, path, body, headers=dict(headers or {}))
             answer = connection.getresponse()
             return answer.status, answer.read(), answer.headers
@@ -203,7 +203,7 @@ def flood(site: Site, count: int, says: bytes = b"") -> Iterator[list[socket.soc
     with contextlib.ExitStack() as stack:
         opened: list[socket.socket] = []
         for _ in range(count):
-            opened.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=20)))
+            opened.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=60)))
             with contextlib.suppress(OSError):
                 opened[-1].sendall(says)
         yield opened
@@ -308,18 +308,18 @@ def test_with_a_certificate_the_page_is_encrypted(tmp_path: Path) -> None:
     with contextlib.closing(WebServer(board, dict, {}, Access(SECRET), Listen(0, "127.0.0.1", cert, key))) as web:
         host = web.url.removeprefix("https://").rstrip("/")
         context = ssl.create_default_context(cafile=cert)
-        with contextlib.closing(http.client.HTTPSConnection(host, context=context, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPSConnection(host, context=context, timeout=60)) as connection:
             connection.request("GET", "/about", headers={"Origin": f"https://{host}"})
             assert connection.getresponse().status == 200
-        with contextlib.closing(http.client.HTTPConnection(host, timeout=20)) as plain:
+        with contextlib.closing(http.client.HTTPConnection(host, timeout=60)) as plain:
             plain.request("GET", "/about")
             with pytest.raises((http.client.HTTPException, OSError)):
                 plain.getresponse()
         with contextlib.ExitStack() as stack:  # that never end their handshake
             for _ in range(100):
-                half = stack.enter_context(socket.create_connection(("127.0.0.1", int(host.split(":")[1])), timeout=20))
+                half = stack.enter_context(socket.create_connection(("127.0.0.1", int(host.split(":")[1])), timeout=60))
                 with contextlib.suppress(OSError):
                     half.sendall(b"\x16\x03\x01")
-            with contextlib.closing(http.client.HTTPSConnection(host, context=context, timeout=20)) as connection:
+            with contextlib.closing(http.client.HTTPSConnection(host, context=context, timeout=60)) as connection:
                 connection.request("GET", "/about", headers={"Origin": f"https://{host}"})
                 assert connection.getresponse().status == 200
