@@ -127,6 +127,11 @@ def says(page: Page, words: str) -> bool:
     return eventually(lambda: page.inner_text("#driver-name") == words)
 
 
+def forward(step: StepDone) -> float:
+    assert step.commanded is not None
+    return float(step.commanded[0])
+
+
 def test_a_person_takes_over_by_key_corrects_and_gives_back(session: tuple[Session, str], browser: Browser) -> None:
     episode, url = session
     page = browser.new_page()
@@ -135,7 +140,7 @@ def test_a_person_takes_over_by_key_corrects_and_gives_back(session: tuple[Sessi
     page.keyboard.press("t")
     assert says(page, "You drive")
     page.keyboard.down("w")
-    assert eventually(lambda: any(s.intervention and s.commanded[0] > 0 for s in list(episode.steps)))
+    assert eventually(lambda: any(s.intervention and forward(s) > 0 for s in list(episode.steps)))
     page.keyboard.up("w")
     page.click("#button-giveback")
     assert says(page, "The policy drives")
@@ -149,7 +154,7 @@ def test_a_person_takes_over_by_key_corrects_and_gives_back(session: tuple[Sessi
     assert all(theirs[first:last]) and not any(theirs[last:]) and result.takeovers == 1
     assert (result.interventions, result.success) == (last - first, False)
     # What the policy held is not dropped by a hand that never touched the gripper.
-    assert all(step.commanded[1] == BACK[1] for step in episode.steps)
+    assert all(step.commanded is not None and step.commanded[1] == BACK[1] for step in episode.steps)
     assert all((step.commanded == BACK).all() for step in episode.steps if not step.intervention)
 
 
