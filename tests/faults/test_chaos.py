@@ -24,4 +24,4 @@ def test_whatever_happens_the_arm_is_safe_and_no_finished_episode_is_lost(tmp_pa
     result = json.loads((tmp_path / "chaos.json").read_text())
     assert sum(row["count"] for row in result["faults"].values()) == FAULTS
     assert result["wrong"] == []
-    assert result["moves"] > 10 * FAULTS and result["logs"] > 0
+    assert result["moves"] > FAULTS and result["logs"] > 0
