@@ -268,6 +268,7 @@ def test_closed_standard_streams_do_not_end_the_bridge(
     address = f"ipc://{tmp_path}/bridge"
     arguments = (*bridging(env)[:3], address, "--json", str(report))
     process = start(*arguments, preexec_fn=lambda: [os.close(fd) for fd in closed])
+    status(address)  # waits until the bridge is there
     with running_episode(address) as robot:
         process.send_signal(signal.SIGUSR1)
         eventually(lambda: robot.status()["reason"] == "emergency stop by signal SIGUSR1")
