@@ -148,6 +148,9 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--page", type=Path, help="renew the table of this page")
     args = parser.parse_args()
+    signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # under nohup it is ignored, and so it would be by what is started here
     kinds = [fault for fault in FAULTS if args.only in fault.name]
     rng = Random(args.seed)
     drawn = [rng.choice(kinds) for _ in range(args.faults)] if args.faults else kinds
