@@ -21,6 +21,7 @@ from vla_robot.record.rlds.features import Features, Leaf, parse_features
 from vla_robot.record.rlds.index import FOLDER
 from vla_robot.record.rlds.reader import open_rlds
 from vla_robot.record.rlds.splits import INFO_FILE, parse_info
+from vla_robot.record.rlds.storage import LocalFolder
 from vla_robot.record.source import Field
 
 CopySample = Callable[[str], Path]
@@ -180,3 +181,9 @@ def test_a_shape_of_absurd_size_is_refused_by_the_name_of_its_field(dimensions: 
     tree = {"pythonClassName": "x.FeaturesDict", "featuresDict": {"features": {"steps": dataset}}}
     with pytest.raises(DataError, match=r"f\.json: field 'steps/action' \(Tensor\) is incomplete"):
         parse_features(tree, "f.json")
+
+
+def test_a_frame_beyond_the_end_of_all_files_is_our_error(tmp_path: Path) -> None:
+    (tmp_path / "shard").write_bytes(b"x")
+    with pytest.raises(DataError, match="no file is so long"):
+        LocalFolder(tmp_path).read("shard", 2**64 - 1, 10)

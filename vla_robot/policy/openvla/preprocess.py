@@ -61,7 +61,7 @@ class Preprocessor:
         try:
             means = tuple((float(r), float(g), float(b)) for r, g, b in data["means"])
             stds = tuple((float(r), float(g), float(b)) for r, g, b in data["stds"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{source}: means and stds must be lists of RGB triples: {error}.") from error
         towers = len(config.timm_model_ids)
         if len(means) != towers or len(stds) != towers:

@@ -119,6 +119,8 @@ class LocalFolder:
                 return os.pread(descriptor, left if size is None else min(size, left), offset)
             finally:
                 os.close(descriptor)
+        except OverflowError as error:  # an index of a stranger's making
+            raise DataError(f"cannot read {self.path / name} at byte {offset}: no file is so long.") from error
         except OSError as error:
             raise DataError(f"cannot read {self.path / name}: {error.strerror}.") from error
 
