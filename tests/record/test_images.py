@@ -16,7 +16,8 @@ import pytest
 from vla_robot.core.errors import DataError, MissingDependencyError
 from vla_robot.record import images, png
 from vla_robot.record.bounds import MAX_PIXELS
-from vla_robot.record.images import decode_image, image_format, picture_size
+from vla_robot.record.images import MAX_TIFF_ENTRIES, decode_image, image_format, picture_size, tiff_size
+from vla_robot.record.lerobot_video import DepthImages
 
 FRAME = np.random.default_rng(0).integers(0, 256, (17, 13, 3), dtype=np.uint8)
 
@@ -144,3 +145,109 @@ def test_a_progressive_jpeg_of_endless_scans_is_refused() -> None:
     many = data[:start] + 100 * data[start:-2] + data[-2:]
     with pytest.raises(DataError, match="a damaged JPEG"):
         decode_image(many, "uint8", "here")
+
+
+def chunk(name: bytes, content: bytes, length: int | None = None) -> bytes:
+    stated = len(content) if length is None else length
+    return struct.pack(">I", stated) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+PNG_FILE = encode(FRAME, "PNG")
+HEADER_END = 33
+
+
+def with_chunk(added: bytes) -> bytes:
+    """A PNG with another chunk behind its header."""
+    return PNG_FILE[:HEADER_END] + added + PNG_FILE[HEADER_END:]
+
+
+@pytest.mark.parametrize("length", [2**31 - 1, 2**32 - 64, len(PNG_FILE)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_a_chunk_longer_than_its_png_is_refused_before_memory_is_taken(length: int, dtype: str) -> None:
+    with pytest.raises(DataError, match="here: the frame is a damaged PNG"):
+        decode_image(with_chunk(chunk(b"teXt", b"a", length)), dtype, "here")
+
+
+@pytest.mark.parametrize(
+    "added",
+    [
+        chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)),
+        chunk(b"acTL", struct.pack(">II", 2**20, 0)) + chunk(b"fcTL", struct.pack(">IIIIIHHBB", *9 * [1])),
+    ],
+)
+def test_a_png_of_a_second_header_or_of_several_pictures_is_refused(added: bytes) -> None:
+    for read in (lambda data: decode_image(data, "uint8", "here"), png.decode):
+        with pytest.raises(DataError, match=r"damaged"):
+            read(with_chunk(added))
+
+
+def test_a_png_of_many_chunks_of_every_kind_is_read() -> None:
+    data = with_chunk(chunk(b"tEXt", b"Title\0lift") + 20 * chunk(b"prVt", bytes(100)))
+    np.testing.assert_array_equal(decode_image(data, "uint8", ""), FRAME)
+
+
+# -- depth in TIFF files ---------------------------------------------------------------------------------------
+
+DEPTH = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def metres(data: bytes) -> np.ndarray:
+    return DepthImages([data], "mm", (3, 4, 1), "here").decode(0)
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits"])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.uint8])
+def test_depth_in_a_tiff_is_read_as_it_is_commonly_stored(compression: str | None, dtype: type) -> None:
+    depth = DEPTH.astype(dtype)
+    np.testing.assert_allclose(metres(encode(depth, "TIFF", compression=compression))[..., 0], DEPTH / 1e3, rtol=1e-6)
+
+
+def tiff(*extra: tuple[int, int, int, int], order: str = "<", size: tuple[int, int] = (4, 3)) -> bytes:
+    """The depth above with other entries, each (tag, type, how many values, the value or its place)."""
+    entries = {e[0]: e for e in ((256, 4, 1, size[0]), (257, 4, 1, size[1]), (258, 4, 1, 32), (259, 4, 1, 1))}
+    entries |= {e[0]: e for e in ((262, 4, 1, 1), (273, 4, 1, 8), (277, 4, 1, 1), (279, 4, 1, 48), (339, 4, 1, 3))}
+    entries |= {entry[0]: entry for entry in extra}
+    directory = b"".join(struct.pack(f"{order}HHII", *entries[tag]) for tag in sorted(entries))
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    start = struct.pack(f"{order}I", 8 + DEPTH.nbytes)
+    return magic + start + DEPTH.astype(f"{order}f4").tobytes() + struct.pack(f"{order}H", len(entries)) + directory
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_either_byte_order_is_read(order: str) -> None:
+    assert tiff_size(tiff(order=order), "here") == (4, 3)
+    np.testing.assert_allclose(metres(tiff(order=order) + bytes(8))[..., 0], DEPTH / 1e3, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("extra", "what"),
+    [
+        ([(322, 4, 1, 30_000), (323, 4, 1, 30_000)], "a TIFF in tiles"),  # a tile of 3.6 GB
+        ([(277, 4, 1, 3)], r"of \(3,\) channels"),
+        ([(259, 4, 1, 34925)], r"compression \(34925,\)"),  # LZMA
+        ([(273, 4, 1, 2**31)], "its strips lie outside of its"),
+        ([(279, 4, 1, 2**31)], "its strips lie outside of its"),
+        ([(273, 4, 2**30, 8)], "a damaged TIFF"),
+        ([(256, 4, 0, 4)], "a damaged TIFF"),
+        ([(256, 12, 1, 8)], "a damaged TIFF"),
+        ([(257, 4, 1, 0)], "its strips lie outside of its"),
+        ([(60_000 + n, 7, 150, 0) for n in range(8)], "a damaged TIFF"),  # each entry the whole file
+        ([(60_000 + n, 7, 1, 0) for n in range(MAX_TIFF_ENTRIES)], "a damaged TIFF"),
+    ],
+)
+def test_a_tiff_that_asks_for_more_than_it_holds_is_refused(extra: list[tuple[int, int, int, int]], what: str) -> None:
+    data = tiff(*extra)
+    with pytest.raises(DataError, match=rf"here, step 0: the depth image is .*{what}"):
+        metres(data)
+    assert peak_bytes(lambda: metres(data)) < 1e6
+
+
+def test_a_tiff_that_announces_gigabytes_is_refused_before_memory_is_taken() -> None:
+    with pytest.raises(DataError, match="here, step 0: the frame has 60000 x 60000 pixels"):
+        metres(tiff(size=(60_000, 60_000)))
+
+
+@pytest.mark.parametrize("data", [b"", b"II*\0", b"II+\0" + bytes(60), b"GIF89a", tiff()[:-1], with_chunk(b"a")])
+def test_what_is_no_depth_image_is_refused(data: bytes) -> None:
+    with pytest.raises(DataError, match="here, step 0: the depth image is"):
+        metres(data)

@@ -73,8 +73,6 @@ def require_pixels(width: int, height: int, declared: tuple[int | None, ...], wh
     """
     if width * height <= ALWAYS_PIXELS:
         return
-    if width * height <= ALWAYS_PIXELS:
-        return
     known = declared and all(declared)
     # (H, W, C), and (C, H, W) where a description does not name its axes: the product has the channels in any order.
     stated = math.prod(n or 0 for n in declared) if known else MAX_PIXELS

@@ -1,4 +1,7 @@
-"""Stored frames to pixels: JPEG and PNG, colour, grey and depth, as TensorFlow Datasets and LeRobot store them."""
+"""Stored frames to pixels: JPEG and PNG, colour, grey and depth, as TensorFlow Datasets and LeRobot store them.
+
+What a file announces is compared with what it holds before a decoder sees it, since decoders take the memory first.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,11 @@ JPEG_END = b"\xff\xd9"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 PNG_END = b"IEND"
 _PNG_SIZE = struct.Struct(">8xI4sII")
+_PNG_CHUNK = struct.Struct(">I4s")
+_PNG_CHECKSUM = 4
+_PNG_FIRST = len(PNG_MAGIC) + _PNG_CHUNK.size + 13 + _PNG_CHECKSUM
+"""Where the chunk behind the header begins."""
+_PNG_HEADER, _PNG_ANIMATION = b"IHDR", b"acTL"
 _JPEG_SIZE = struct.Struct(">HBHH")
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """Markers of the segment that says how large a JPEG is."""
@@ -27,6 +35,16 @@ _JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 """Markers of segments that are passed over: tables, comments, and what applications add."""
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a segment behind them."""
+TIFF_MAGICS = (b"II*\0", b"MM\0*")
+_TIFF_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+"""Type of a value -> what it takes."""
+_TIFF_INTEGERS = {3: "H", 4: "I"}
+_WIDTH, _HEIGHT, _COMPRESSION, _STRIPS, _CHANNELS, _STRIP_BYTES = 256, 257, 259, 273, 277, 279
+_TILES = frozenset({322, 323, 324, 325})
+_TIFF_COMPRESSIONS = frozenset({1, 5, 8, 32773, 32946})
+"""None, LZW, Deflate, PackBits, and Deflate by its older number."""
+MAX_TIFF_ENTRIES = 64
+"""Of a TIFF's directory; Pillow writes some ten."""
 MAX_SCANS = 64
 """Of a progressive JPEG. Each scan costs as much as a whole picture; libjpeg itself writes about ten."""
 
@@ -39,13 +57,86 @@ def image_format(data: bytes) -> str:
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels of a JPEG or PNG file, by its header alone; None when that is damaged."""
+    """(width, height) in pixels of a JPEG or PNG file, without its pixels; None when it is damaged."""
     if data.startswith(JPEG_MAGIC):
         return _jpeg_size(data)
     if len(data) < _PNG_SIZE.size or not data.startswith(PNG_MAGIC):
         return None
     length, chunk, width, height = _PNG_SIZE.unpack_from(data)
-    return (width, height) if (length, chunk) == (13, b"IHDR") else None
+    return (width, height) if (length, chunk) == (13, _PNG_HEADER) and _has_sound_chunks(data) else None
+
+
+def _has_sound_chunks(data: bytes) -> bool:
+    """Whether each chunk of a PNG lies inside the file, up to its end, and there is one header and one picture.
+
+    OpenCV takes the memory that a chunk's length asks for, up to 4 GB, before it reads the chunk. A second header, or
+    the frames of an animation, would have sizes of their own.
+    """
+    at = _PNG_FIRST
+    while at + _PNG_CHUNK.size + _PNG_CHECKSUM <= len(data):
+        length, chunk = _PNG_CHUNK.unpack_from(data, at)
+        if chunk == PNG_END:
+            return length == 0
+        if chunk in (_PNG_HEADER, _PNG_ANIMATION):
+            return False
+        at += _PNG_CHUNK.size + length + _PNG_CHECKSUM
+    return False
+
+
+def tiff_size(data: bytes, where: str) -> tuple[int, int]:
+    """(width, height) in pixels of a TIFF of one channel in strips, as depth is stored, by its directory alone.
+
+    Pillow keeps a copy of what each entry of the directory points to, and libtiff takes memory for a whole tile however
+    small the picture is.
+
+    Args:
+        data: the file.
+        where: file, field and step, for the error message.
+
+    Raises:
+        DataError: an entry or a strip lies outside of the file, the entries hold more than the file does, or the
+            picture is stored in another way (tiles, channels, another compression).
+    """
+    try:
+        values = _tiff_values(data)
+        (width,), (height,) = values[_WIDTH], values[_HEIGHT]
+        strips = list(zip(values[_STRIPS], values[_STRIP_BYTES], strict=True))
+    except (KeyError, ValueError, struct.error) as error:
+        raise DataError(f"{where}: the depth image is a damaged TIFF ({len(data)} bytes).") from error
+    if not 0 < len(strips) <= height or any(start + size > len(data) for start, size in strips):
+        raise DataError(f"{where}: the depth image is a damaged TIFF: its strips lie outside of its {len(data)} bytes.")
+    compression, channels = values.get(_COMPRESSION, (1,)), values.get(_CHANNELS, (1,))
+    if _TILES & values.keys() or channels != (1,) or not _TIFF_COMPRESSIONS.issuperset(compression):
+        tiles = "tiles" if _TILES & values.keys() else "strips"
+        raise DataError(
+            f"{where}: the depth image is a TIFF in {tiles} of {channels} channels, compression {compression}. Only "
+            "strips of one channel are read, uncompressed or by LZW, Deflate or PackBits. lerobot writes the first."
+        )
+    return width, height
+
+
+def _tiff_values(data: bytes) -> dict[int, tuple[int, ...]]:
+    """Tag -> its integers, of the first directory; () for values of another type.
+
+    Raises:
+        ValueError: the directory is not sound.
+        struct.error: it lies outside of the file.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    (start,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, start)
+    values: dict[int, tuple[int, ...]] = {}
+    taken = 0
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        tag, kind, number = struct.unpack_from(f"{order}HHI", data, at)
+        size = _TIFF_VALUE_BYTES.get(kind, 0) * number
+        place = at + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, at + 8)[0]
+        taken += size
+        if tag in values or len(values) == MAX_TIFF_ENTRIES or not size or max(place + size, taken) > len(data):
+            raise ValueError(f"tag {tag}")
+        integer = _TIFF_INTEGERS.get(kind)
+        values[tag] = struct.unpack_from(f"{order}{number}{integer}", data, place) if integer else ()
+    return values
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:

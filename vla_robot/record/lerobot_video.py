@@ -29,6 +29,7 @@ from vla_robot.core.optional import require
 from vla_robot.core.untrusted import MALFORMED
 from vla_robot.record import png
 from vla_robot.record.bounds import MAX_COLUMN_BYTES, require_pixels
+from vla_robot.record.images import PNG_MAGIC, TIFF_MAGICS, picture_size, tiff_size
 
 _LOG = logging.getLogger(__name__)
 
@@ -134,10 +135,14 @@ class DepthImages:
     def decode(self, step: int) -> NDArray[np.float32]:
         import PIL.Image
 
-        where = f"{self.where}, step {step}"
+        where, data = f"{self.where}, step {step}", self.files[step]
+        is_tiff = data.startswith(TIFF_MAGICS)
+        size = tiff_size(data, where) if is_tiff else picture_size(data) if data.startswith(PNG_MAGIC) else None
+        if size is None:
+            raise DataError(f"{where}: the depth image is no TIFF or PNG, or a damaged one ({len(data)} bytes).")
+        require_pixels(*size, self.shape, where)
         try:
-            image = PIL.Image.open(io.BytesIO(self.files[step]), formats=("TIFF", "PNG"))
-            require_pixels(image.width, image.height, self.shape, where)
+            image = PIL.Image.open(io.BytesIO(data), formats=("TIFF" if is_tiff else "PNG",))
             values = np.asarray(image, dtype=np.float32)
         except (OSError, SyntaxError, PIL.Image.DecompressionBombError, *MALFORMED) as error:
             raise DataError(f"{where}: the depth image is damaged: {error}.") from error

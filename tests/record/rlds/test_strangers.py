@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.record.bounds import MAX_STEPS, MAX_VALUE_BYTES
 from vla_robot.record.rlds.decode import count_steps, decode_steps
 from vla_robot.record.rlds.example import BYTES, MAX_ENTRIES, Place, byte_places, encode, places
 from vla_robot.record.rlds.features import Features, Leaf, parse_features
-from vla_robot.record.rlds.index import FOLDER
+from vla_robot.record.rlds.index import FOLDER, FRAME, RECORD
 from vla_robot.record.rlds.reader import open_rlds
 from vla_robot.record.rlds.splits import INFO_FILE, parse_info
 from vla_robot.record.rlds.storage import LocalFolder
@@ -125,6 +126,63 @@ def test_an_index_with_offsets_outside_of_its_shard_is_made_anew(copy_sample: Co
     data[start + 16 : start + 24] = (2**60).to_bytes(8, "little")  # the size of the first record
     path.write_bytes(data)
     assert open_rlds(folder).episode(0).length > 0
+
+
+def all_of(data: bytes) -> tuple[dict[str, Any], NDArray[Any], bytes]:
+    """Header, records and frames of an index."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    count = sum(shard["records"] for shard in header["shards"])
+    stop = start + count * RECORD.itemsize
+    return header, np.frombuffer(data[start:stop], RECORD).copy(), data[stop:]
+
+
+def index_of(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + records.tobytes() + frames
+
+
+def outside(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
+    """A record whose number the shard does not have."""
+    records["number"][0] = 1522
+    return index_of(header, records, frames)
+
+
+def twice(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
+    """All shards once more."""
+    again = records.copy()
+    again["shard"] += len(header["shards"])
+    shards = 2 * header["shards"]
+    return index_of({**header, "shards": shards}, np.concatenate([records, again]), 2 * frames)
+
+
+def without_last(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
+    """The last record and its frames are not there."""
+    last = {**header["shards"][-1]}
+    steps = int(records["steps"][-1])
+    last["records"], last["steps"] = last["records"] - 1, last["steps"] - steps
+    kept = len(frames) - steps * len(header["cameras"]) * FRAME.itemsize
+    return index_of({**header, "shards": [*header["shards"][:-1], last]}, records[:-1], frames[:kept])
+
+
+def first_again(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
+    """The record lies behind another one that is not told."""
+    records["offset"][0] += 1
+    records["size"][0] -= 1
+    return index_of(header, records, frames)
+
+
+@pytest.mark.parametrize("change", [outside, twice, without_last, first_again])
+def test_an_index_that_does_not_account_for_each_record_is_made_anew(
+    copy_sample: CopySample, change: Callable[..., bytes]
+) -> None:
+    folder = version_of(copy_sample("bridge_orig"))
+    lengths = open_rlds(folder).lengths.tolist()
+    path = folder / FOLDER / "train.index"
+    data = path.read_bytes()
+    path.write_bytes(change(*all_of(data)))
+    assert open_rlds(folder).lengths.tolist() == lengths
+    assert path.read_bytes() == data
 
 
 def test_a_pipe_in_place_of_the_index_does_not_stop_the_reader(copy_sample: CopySample) -> None:

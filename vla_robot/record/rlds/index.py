@@ -2,7 +2,7 @@
 
 The file lies beside the data, in .vla_index/, or in the user's cache folder where the data cannot be written. It is
 mapped into memory, so that any number of workers share one copy. Each shard's size and time of change stand in it; a
-shard that changed is read again, the others are not.
+shard that changed is read again, and so is one whose records the index does not account for; the others are not.
 
     | u64: length of the header | header: JSON | records (R,) | frames (steps, cameras) |
 """
@@ -30,7 +30,7 @@ from vla_robot.record.rlds.example import BYTES, byte_places, places
 from vla_robot.record.rlds.features import Features
 from vla_robot.record.rlds.splits import Split
 from vla_robot.record.rlds.storage import Stamp, Storage
-from vla_robot.record.rlds.tfrecord import Damage, ReadAt, Record, walk
+from vla_robot.record.rlds.tfrecord import FOOTER, HEADER, Damage, ReadAt, Record, walk
 
 FORMAT = 2
 FOLDER = ".vla_index"
@@ -120,9 +120,14 @@ class _ShardNote:
         records, steps = int(note["records"]), int(note["steps"])
         if not (0 <= records <= size and 0 <= steps <= size):  # a record and a step take a byte at least
             raise ValueError(f"{records} records and {steps} steps in {size} bytes")
-        damaged = tuple(DamagedRecord(**{**d, "lost": int(d["lost"])}) for d in note["damaged"])
-        stamp = Stamp(int(size), str(token))
-        return cls(str(note["name"]), stamp, records, steps, damaged, num_empty=int(note["empty"]))
+        damaged = tuple(
+            DamagedRecord(**{**d, **{name: int(d[name]) for name in ("number", "offset", "lost")}})
+            for d in note["damaged"]
+        )
+        num_empty = int(note["empty"])
+        if min(num_empty, *(d.lost for d in damaged), 0) < 0:
+            raise ValueError(f"{num_empty} empty episodes, or less than none lost")
+        return cls(str(note["name"]), Stamp(int(size), str(token)), records, steps, damaged, num_empty)
 
 
 def load_index(
@@ -149,12 +154,33 @@ def load_index(
     if storage.local is not None and cache is None and folder.parent == storage.local:
         require_inside(storage.local, Path(FOLDER) / f"{split.name}.index")
     path = folder / f"{split.name}.index"
-    known = {shard.name: shard for shard in _read(path, features)}
-    stale = [i for i, name in enumerate(split.shards) if name not in known or known[name].stamp != stamps[i]]
-    if stale or list(known) != list(split.shards):
+    noted = _read(path, features)
+    known = {shard.name: shard for shard in noted}
+    stale = [
+        i
+        for i, name in enumerate(split.shards)
+        if name not in known or known[name].stamp != stamps[i] or not _fits(known[name], split.lengths[i])
+    ]
+    if stale or [shard.name for shard in noted] != list(split.shards):
         known |= _scan_all(storage, split, stamps, stale, features, on_progress)
         _write(path, [known[name] for name in split.shards], features)
     return _map(path, features)
+
+
+def _fits(shard: _ShardIndex, length: int) -> bool:
+    """Whether an earlier index accounts for each record that dataset_info.json counts in a shard.
+
+    The index may have come with the data. Records whose numbers follow each other stand one behind the other in the
+    shard; what lies between others was empty or damaged, and is told.
+    """
+    numbers, starts, sizes = (shard.records[name].astype(np.int64) for name in ("number", "offset", "size"))
+    lost = sum(damage.lost for damage in shard.damaged if damage.number < length)
+    if len(numbers) + shard.num_empty + lost != length or (numbers >= length).any():
+        return False
+    missing = np.diff(numbers, prepend=-1) - 1
+    ends = np.concatenate([[0], starts + sizes + FOOTER.size])
+    between = starts - HEADER.size - ends[:-1]
+    return bool(np.where(missing == 0, between == 0, (missing > 0) & (between > 0)).all())
 
 
 def _scan_all(
