@@ -12,7 +12,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import faulthandler
+import functools
 import importlib
+import importlib.metadata
+import math
 import os
 import random
 import re
@@ -33,6 +36,8 @@ MAX_INPUT_S = 10.0
 """Of the processor."""
 HANG_S = 300.0
 """By the clock; then the program ends with a traceback. An endless loop in a library cannot be ended otherwise."""
+REARM_S = 5.0
+"""The watchdog starts a thread each time, which takes longer than most inputs."""
 MAX_MEMORY_MB = 1024
 MOST_FAILURES = 20
 
@@ -50,6 +55,7 @@ class Run:
         self.outcomes: Counter[str] = Counter()
         self.failures: list[tuple[int, str]] = []
         self.slowest_s = 0.0
+        self._armed_s = -math.inf
 
     def input(self, number: int) -> Any:
         """The first inputs are the seeds themselves."""
@@ -61,8 +67,8 @@ class Run:
 
     def try_input(self, number: int) -> None:
         data = self.input(number)
+        self._arm()
         started_s = time.process_time()  # how long it takes by the clock says how busy the computer is
-        faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.stderr)
         try:
             self._reader.read(data)
             outcome = "read"
@@ -73,13 +79,17 @@ class Run:
         except Exception:
             outcome = "FAILED"
             self.failures.append((number, traceback.format_exc(limit=-3)))
-        finally:
-            faulthandler.cancel_dump_traceback_later()
         took_s = time.process_time() - started_s
         self.slowest_s = max(self.slowest_s, took_s)
         if took_s > MAX_INPUT_S and number >= len(self._reader.seeds):  # with the first ones libraries are loaded
             self.failures.append((number, f"it took {took_s:.0f} s"))
         self.outcomes[outcome] += 1
+
+    def _arm(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._armed_s > REARM_S:
+            faulthandler.dump_traceback_later(HANG_S, exit=True, file=sys.stderr)
+            self._armed_s = now_s
 
 
 def kind(reason: str) -> str:
@@ -93,8 +103,8 @@ def memory_mb(field: str) -> float:
     return int(next(line for line in status.splitlines() if line.startswith(field)).split()[1]) / 1024
 
 
-def fuzz(reader: Any, inputs: int, seed: int, folder: Path) -> bool:
-    """Run them and print what came of them; whether all passed."""
+def fuzz(reader: Any, first: int, inputs: int, seed: int, folder: Path) -> bool:
+    """Run the seeds and the inputs from one number to another, and print what came of them; whether all passed."""
     run, started_s = Run(reader, seed), time.monotonic()
     for number in range(min(len(reader.seeds), inputs)):  # caches fill, libraries load
         run.try_input(number)
@@ -102,11 +112,12 @@ def fuzz(reader: Any, inputs: int, seed: int, folder: Path) -> bool:
     before_mb = memory_mb("VmRSS")
     last = os.open(folder / f"{reader.name}.number", os.O_CREAT | os.O_WRONLY, 0o600)
     with contextlib.suppress(KeyboardInterrupt):  # what was tried until then is told
-        for number in range(len(reader.seeds), inputs):
+        for number in range(max(len(reader.seeds), first), inputs):
             os.pwrite(last, f"{number:12d}".encode(), 0)  # survives a crash of a library
             run.try_input(number)
             if len(run.failures) >= MOST_FAILURES:
                 break
+    faulthandler.cancel_dump_traceback_later()
     os.close(last)
     grown_mb = memory_mb("VmHWM") - before_mb
     report(reader, run, grown_mb, time.monotonic() - started_s)
@@ -134,6 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reader", action="append", metavar="NAME", help="which; may be repeated; all by default")
     parser.add_argument("--inputs", type=int, default=1000, metavar="N", help="of each reader")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="go on from this input behind the seeds")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs")
     parser.add_argument("--only", type=int, metavar="N", help="run this input alone and show its traceback")
     options = parser.parse_args()
@@ -142,6 +154,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libpng, libjpeg and libtiff tell of each damaged picture
     sys.stderr = errors
     warnings.simplefilter("ignore")
+    importlib.metadata.version = functools.cache(importlib.metadata.version)  # looked up for each video
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="fuzz_readers_", dir=shared if shared.is_dir() else None) as folder:
         readers = importlib.import_module("readers").readers(Path(folder))
@@ -154,7 +167,7 @@ def main() -> None:
             print(repr(data)[:3000])
             reader.read(data)
             return
-        passed = [fuzz(readers[name](), options.inputs, options.seed, Path(folder)) for name in chosen]
+        passed = [fuzz(readers[name](), options.first, options.inputs, options.seed, Path(folder)) for name in chosen]
     if not all(passed):
         sys.exit("some inputs did not pass")
 

@@ -345,10 +345,13 @@ def rlds_shard(folder: Path) -> Reader:
 
 def rlds_index(folder: Path) -> Reader:
     """The file that remembers where records lie: one that is wrong is made anew, or is an error."""
+    from vla_robot.record.rlds import index
     from vla_robot.record.rlds.reader import open_rlds
 
+    index.THREADS = 1  # to start more takes longer than to read so little
     sample = folder / "sample"
-    shutil.copytree(sorted(SAMPLES.glob("*/*/dataset_info.json"))[0].parent, sample)
+    small = min(SAMPLES.glob("*/*/dataset_info.json"), key=lambda p: sum(f.stat().st_size for f in p.parent.iterdir()))
+    shutil.copytree(small.parent, sample)
     lengths = open_rlds(sample).lengths.tolist()
     path = sample / ".vla_index" / "train.index"
 
@@ -446,6 +449,9 @@ class LeRobotTables:
     name = "lerobot_tables"
 
     def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+
+        pa.set_cpu_count(1)  # to start threads takes longer than to read two rows
         self._root = folder / "demos"
         lerobot_dataset(self._root)
         paths = sorted(self._root.rglob("*.parquet"))
