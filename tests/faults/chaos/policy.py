@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -59,11 +60,12 @@ class Policy:
 
 
 def main(address: str, orders: str) -> None:
+    parent = os.getppid()
     with contextlib.closing(Wake()) as wake, ServerSocket(address, None, wake) as socket:
         batcher = Batcher(Policy(Path(orders)).act, Line(4, 0))
         answering(batcher)
         print("serving", flush=True)
-        PolicyServer(Served("chaos", None, 4), batcher, socket, wake).serve(lambda: False)
+        PolicyServer(Served("chaos", None, 4), batcher, socket, wake).serve(lambda: os.getppid() != parent)
 
 
 if __name__ == "__main__":
