@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -354,6 +355,49 @@ def test_a_heap_of_an_hdf5_file_that_the_library_would_walk_without_an_end_is_re
     hdf5.write_bytes(data)
     with pytest.raises(DataError, match=r"is damaged: an object of the heap at byte \d+ has 0 bytes"):
         open_hdf5(hdf5)
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("userblock", [0, 512])
+@pytest.mark.parametrize("words", ["open the drawer", ["open", "", "the drawer"]])
+def test_texts_of_either_form_of_header_are_read(tmp_path: Path, libver: str, userblock: int, words: Any) -> None:
+    path = tmp_path / "demo.hdf5"
+    with h5py.File(path, "w", libver=libver, userblock_size=userblock) as file:
+        file["data/demo_0/actions"] = np.zeros((3, 7))
+        file["data/demo_0"].attrs["language_instruction"] = "what stood there before"
+        file["data/demo_0"].attrs["language_instruction"] = words
+        file["mask/train"] = np.array(["demo_0"], h5py.string_dtype())
+    assert open_hdf5(path).episode(0).instructions()[0] == "open the drawer"
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("length", 2**32 - 1), ("length", 2**20), ("address", 2**64 - 1), ("address", 8), ("index", 9)]
+)
+@pytest.mark.parametrize("where", ["attribute 'env_args'", "'/mask/train'"])
+def test_a_text_that_announces_more_than_its_heap_holds_is_refused_before_memory_is_taken(
+    hdf5: Path, part: str, value: int, where: str
+) -> None:
+    with h5py.File(hdf5, "w") as file:  # newer headers have checksums
+        file["data/demo_0/actions"] = np.zeros((3, 7))
+        file["mask/train"] = np.array(["demo_0"], h5py.string_dtype())
+        file["data"].attrs["env_args"] = json.dumps({"env_kwargs": {"control_freq": 20}})
+    data = bytearray(hdf5.read_bytes())
+    text = 6 if "mask" in where else len(json.dumps({"env_kwargs": {"control_freq": 20}}))
+    heaps = [at for at in range(len(data)) if data.startswith(b"GCOL", at)]
+    places = [data.find(struct.pack("<IQ", text, heap)) for heap in heaps]
+    place = next(place for place in places if place >= 0)
+    start, size = {"length": (0, 4), "address": (4, 8), "index": (12, 4)}[part]
+    data[place + start : place + start + size] = value.to_bytes(size, "little")
+    hdf5.write_bytes(data)
+    with pytest.raises(DataError, match=f"{where}.* is damaged: it says that a text has"):
+        open_hdf5(hdf5)
+
+
+def test_an_attribute_that_is_neither_text_nor_number_says_nothing(hdf5: Path) -> None:
+    with h5py.File(hdf5, "a") as file:
+        file["data"].attrs["env_args"] = np.zeros(3, [("a", "i4"), ("b", "S8")])
+        file["data"].attrs["problem_info"] = file["data"].ref
+    assert open_hdf5(hdf5).rate_hz is None
 
 
 def test_an_hdf5_dataset_that_claims_to_store_more_than_its_file_has_is_refused(hdf5: Path) -> None:

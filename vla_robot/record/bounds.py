@@ -6,9 +6,7 @@ are compared with what is declared and with a limit before memory is taken for t
 
 from __future__ import annotations
 
-import functools
 import math
-import mmap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ import numpy as np
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.untrusted import shortened
+from vla_robot.record.hdf5_heaps import require_stored_texts, require_texts_at
 
 if TYPE_CHECKING:
     import h5py
@@ -50,10 +49,6 @@ MAX_LINKS = 16
 MAX_FIELDS = 4096
 """Of one step."""
 MAX_GROUP_DEPTH = 8
-HEAP_MAGIC = b"GCOL\x01\0\0\0"
-HEAP_HEADER = 16
-"""Bytes before a heap's objects, and before each object's content."""
-HEAP_SCAN_BYTES = 2**30
 
 
 def require_bytes(size: int, most: int, where: object) -> None:
@@ -212,50 +207,26 @@ def hdf5_datasets(group: Any, left_out: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def hdf5_attribute(node: Any, name: str) -> Any:
-    """An attribute of a group or dataset; None when it has none of that name.
+    """An attribute of a group or dataset; None when it has none of that name, or one that is neither text nor number.
 
     Raises:
-        DataError: it is an array of more than MAX_ATTRIBUTE_VALUES.
+        DataError: it is an array of more than MAX_ATTRIBUTE_VALUES, or its values are larger than what is stored.
     """
+    import h5py
+
     if name not in node.attrs:
         return None
-    count = node.attrs.get_id(name).get_space().get_simple_extent_npoints()
+    attribute = node.attrs.get_id(name)
+    kind, count = attribute.get_type(), attribute.get_space().get_simple_extent_npoints()
+    where = f"{node.file.filename}: attribute '{name}' of '{node.name}'"
     if count > MAX_ATTRIBUTE_VALUES:
-        raise DataError(f"{node.file.filename}: attribute '{name}' of '{node.name}' holds {count} values.")
+        raise DataError(f"{where} holds {count} values.")
+    if kind.get_class() not in (h5py.h5t.STRING, h5py.h5t.INTEGER, h5py.h5t.FLOAT, h5py.h5t.ENUM):
+        return None
+    require_bytes(kind.get_size() * count, node.file.id.get_filesize(), where)
+    if isinstance(kind, h5py.h5t.TypeStringID) and kind.is_variable_str():
+        require_stored_texts(node, name, count, where)
     return node.attrs[name]
-
-
-@functools.lru_cache(maxsize=256)
-def require_sound_heaps(path: Path, size: int, changed_ns: int) -> None:
-    """Raise DataError when a global heap of an HDF5 file, where texts lie, has an object of an impossible size.
-
-    HDF5 2.0.0 walks a heap in an endless loop when an object in it takes no bytes, and nothing in this process could
-    stop it. Files of more than HEAP_SCAN_BYTES are not searched, since that takes a second for each GB.
-
-    Args:
-        path: of the file.
-        size: of the file, in bytes.
-        changed_ns: time of its last change; with it and the size a file that was found sound is known again.
-    """
-    if not 0 < size <= HEAP_SCAN_BYTES:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = -1
-        while (at := data.find(HEAP_MAGIC, at + 1)) >= 0:
-            stop = at + int.from_bytes(data[at + 8 : at + 16], "little")
-            if at + HEAP_HEADER <= stop <= len(data):
-                _require_sound_heap(data, at, stop, path)
-
-
-def _require_sound_heap(data: mmap.mmap, at: int, stop: int, path: Path) -> None:
-    """An object: index (2 bytes), references (2), reserved (4), size (8), content padded to 8. Index 0: free space."""
-    place = at + HEAP_HEADER
-    while place + HEAP_HEADER <= stop:
-        size = int.from_bytes(data[place + 8 : place + 16], "little")
-        takes = HEAP_HEADER + -(-size // 8) * 8 if data[place : place + 2] != b"\0\0" else size
-        if not HEAP_HEADER <= takes <= stop - place:
-            raise DataError(f"{path} is damaged: an object of the heap at byte {at} has {size} bytes.")
-        place += takes
 
 
 def hdf5_texts(values: h5py.Dataset) -> list[str]:
@@ -267,6 +238,9 @@ def hdf5_texts(values: h5py.Dataset) -> list[str]:
     where = f"{values.file.filename}, '{values.name}'"
     if values.ndim != 1 or len(values) > MAX_EPISODES:
         raise DataError(f"{where} is no list of up to {MAX_EPISODES} texts, its shape is {values.shape}.")
+    offset = values.id.get_offset()
+    if offset is not None and values.dtype.kind == "O":
+        require_texts_at(Path(values.file.filename), offset, len(values), values.file.userblock_size, where)
     # Many entries may refer to one text: they are read so few at a time that all of them may be as long as the file.
     rows = max(UNSTORED_BYTES // max(values.file.id.get_filesize(), 1), 1)
     texts: list[str] = []

@@ -49,8 +49,8 @@ from vla_robot.record.bounds import (
     hdf5_texts,
     require_bytes,
     require_pixels,
-    require_sound_heaps,
 )
+from vla_robot.record.hdf5_heaps import require_sound_heaps
 from vla_robot.record.part import episodes_of
 from vla_robot.record.rlds.splits import ALL
 from vla_robot.record.source import (
