@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 import contextlib
 import resource
 import shutil
+import signal
 import stat
 import subprocess
 from collections.abc import Callable, Generator, Iterator
@@ -22,6 +23,12 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+
+# A shell that runs the tests in the background, and nohup, have these ignored, and every process that a test starts
+# would inherit that.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 # How long an example takes says how busy the computer is.
 settings.register_profile("shared cores", deadline=None)

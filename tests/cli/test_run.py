@@ -267,7 +267,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(
     monkeypatch.setattr(run, "build_policy", refuses)
     assert main(RUN) == EXIT_USER_ERROR
     assert main(without_folder(RUN)) == EXIT_USER_ERROR
-    assert not (checkout / "r").exists() and not list((checkout / "runs").glob("*"))
+    assert not (checkout / "r").exists() and not (checkout / "runs").exists()
 
 
 def test_the_same_command_keeps_what_a_dead_run_left(

@@ -20,7 +20,14 @@ from vla_robot.transport.nouns import Fields, unpack_error
 
 EVIL = "\x1b]0;owned\x07open\x1b[2J\u202e"
 SHOWN = r"\x1b]0;owned\x07open\x1b[2J\u202e"
-ALLOWED = {"main.py", "terminal.py", "render_probe.py", "transport_contenders.py", "bench_loop_peers.py"}
+ALLOWED = {
+    "main.py",
+    "terminal.py",
+    "render_probe.py",
+    "transport_contenders.py",
+    "bench_loop_peers.py",
+    "bench_stop_peers.py",
+}
 """They print our own words, or speak to a parent process."""
 
 
@@ -39,7 +46,8 @@ def test_escape_sequences_are_shown_in_plain_text_and_in_tables() -> None:
             assert not set(text) & {"\x1b", "\x07", "\u202e"}
 
 
-def test_colours_of_our_own_pass() -> None:
+def test_colours_of_our_own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     text = written(Text(EVIL, "bold red"), force_terminal=True, color_system="standard")
     assert text.startswith("\x1b[1;31m")
     assert "\x1b]0" not in text

@@ -180,7 +180,7 @@ def test_recipes_that_cannot_be_are_refused(recipe: FinetuneRecipe, questions: P
         QuestionsRecipe(questions, weight=1)
     with pytest.raises(RecipeError, match="a batch_size of 1 has no room for questions"):
         replace(recipe, batch_size=1, questions=QuestionsRecipe(questions))
-    with pytest.raises(RecipeError, match="every is 0, episodes 10 and seed 30000"):
+    with pytest.raises(RecipeError, match="every is 0 and episodes 10; must be at least 1"):
         RolloutsRecipe("lift", every=0)
 
 

@@ -44,7 +44,12 @@ class Recording:
     @property
     def fields(self) -> dict[str, Field]:
         kinds = {CAMERA: "image", TEXT: "text"}
-        return {name: Field(name, kinds.get(name, "number"), "float32", ()) for name in self.columns[0]}  # type: ignore[arg-type]
+        dtypes = {CAMERA: "uint8", TEXT: "string"}
+        shapes: dict[str, tuple[int, ...]] = {"action": (7,)}
+        return {
+            name: Field(name, kinds.get(name, "number"), dtypes.get(name, "float32"), shapes.get(name, ()))  # type: ignore[arg-type]
+            for name in self.columns[0]
+        }
 
     @property
     def lengths(self) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def new_run_folder(root: Path, prefix: str = "") -> Path:
             make_folder(root)
             try:
                 make_folder(folder, exist_ok=False)
-            except FileExistsError:
+            except (FileExistsError, FileNotFoundError):  # another run has it, or took its own empty `root` away
                 continue
         return folder
     raise AssertionError("count has no end")
@@ -56,9 +57,15 @@ def run_folder(out: Path | None, root: Path = Path("runs")) -> Iterator[Path]:
     Raises:
         DataError: another process writes to it, or it cannot be made.
     """
+    had_root = root.exists()
     folder = new_run_folder(root) if out is None else out
-    with Claim(folder, is_new=out is None):
-        yield folder
+    try:
+        with Claim(folder, is_new=out is None):
+            yield folder
+    finally:
+        if out is None and not had_root:
+            with contextlib.suppress(OSError):  # it holds a run, as it should
+                root.rmdir()
 
 
 class Drive(Protocol):
