@@ -340,7 +340,8 @@ def test_a_disk_that_fills_up_keeps_every_finished_episode_and_prints_the_scores
     class FillsUp(Obedient):
         def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
             trials = disk / "e" / "trials.jsonl"
-            if trials.exists() and trials.read_text().count("\n") == 3 and not ballast.exists():
+            # The header and a trial, or more: an episode may begin before the line of the one before it is there.
+            if trials.exists() and trials.read_text().count("\n") >= 2 and not ballast.exists():
                 with contextlib.suppress(OSError):
                     ballast.write_bytes(bytes(1 << 20))
             return super().act(observations)
@@ -350,7 +351,7 @@ def test_a_disk_that_fills_up_keeps_every_finished_episode_and_prints_the_scores
     out, error = capsys.readouterr()
     assert "Traceback" not in error and "No space left on device" in error
     kept = (disk / "e" / "trials.jsonl").read_text().count("\n") - 1
-    assert kept in (2, 3, 4)  # the last page of the file may still have had room
+    assert kept in (1, 2, 3, 4)  # the last page of the file may still have had room
     if kept < 4:
         assert f"Its {kept} finished episodes are safe, and the same command goes on after them." in error
     assert f"{kept} of {kept}" in out
