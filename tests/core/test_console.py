@@ -152,7 +152,7 @@ def test_a_forked_child_writes_too() -> None:
         "    os.waitpid(child, 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.split()) == ["child", "parent"]
+    assert "child" in done.stdout and "parent" in done.stdout  # the ends of their lines may change places
 
 
 def test_another_programs_non_blocking_mode_does_no_harm(pipe: tuple[int, TextIO]) -> None:
