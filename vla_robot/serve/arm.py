@@ -80,6 +80,29 @@ class Streamed(Protocol):
         ...
 
 
+class WrappedArm:
+    """The Arm port over another arm: what it says of itself."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._arm = arm
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._arm.embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._arm.instruction
+
+    @property
+    def can_wait(self) -> bool:
+        return self._arm.can_wait
+
+    @property
+    def camera_stamps_ns(self) -> Mapping[str, int]:
+        return self._arm.camera_stamps_ns
+
+
 class WorldArm:
     """A world as an arm: one control step a tick."""
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Literal
 
-from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, VlaError, WorldError, in_words
 from vla_robot.core.messages import Observation, StepResult, Vector
-from vla_robot.serve.arm import Arm, Streamed
+from vla_robot.serve.arm import Arm, Streamed, WrappedArm
 
 Part = Literal["arm", "log", "bridge"]
 SAID: dict[Part, str] = {
@@ -76,7 +75,7 @@ class Faults:
             self._present.pop(part, None)
 
 
-class ContainedArm:
+class ContainedArm(WrappedArm):
     """The Arm port over a driver that may raise anything: what is not ours becomes a WorldError."""
 
     def __init__(self, arm: Arm, faults: Faults) -> None:
@@ -85,24 +84,8 @@ class ContainedArm:
             arm: the driver.
             faults: get the traceback of every exception that is not ours.
         """
-        self._arm = arm
+        super().__init__(arm)
         self._faults = faults
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._arm.embodiment
-
-    @property
-    def instruction(self) -> str:
-        return self._arm.instruction
-
-    @property
-    def can_wait(self) -> bool:
-        return self._arm.can_wait
-
-    @property
-    def camera_stamps_ns(self) -> Mapping[str, int]:
-        return self._arm.camera_stamps_ns
 
     def reset(self, seed: int) -> Observation:
         with self._contained():

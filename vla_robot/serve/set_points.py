@@ -10,18 +10,17 @@ sends them between its messages, in its only thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vla_robot.act.smooth import MotionBounds, Smoother
 from vla_robot.core.clock import NS_PER_S, Clock, Ticker
-from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import Clamp, Observation, StepResult, Vector
 from vla_robot.core.robot import Motors
-from vla_robot.serve.arm import Arm
+from vla_robot.serve.arm import Arm, WrappedArm
 
 SET_POINT = "set_point"
 """Cause of a clamp: the check of a set point cut it."""
@@ -172,27 +171,16 @@ class SetPoints:
         return np.clip(near, np.append(self._bounds.low, 0.0), np.append(self._bounds.high, 1.0))
 
 
-class StreamedArm:
+class StreamedArm(WrappedArm):
     """The Arm port of an arm whose motors are `SetPoints`: it tells the arm's goals, and sends what lies between."""
 
     def __init__(self, arm: Arm, set_points: SetPoints) -> None:
-        self._arm, self._set_points = arm, set_points
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._arm.embodiment
-
-    @property
-    def instruction(self) -> str:
-        return self._arm.instruction
+        super().__init__(arm)
+        self._set_points = set_points
 
     @property
     def can_wait(self) -> bool:
         return False
-
-    @property
-    def camera_stamps_ns(self) -> Mapping[str, int]:
-        return self._arm.camera_stamps_ns
 
     @property
     def next_set_point_ns(self) -> int:
