@@ -16,6 +16,7 @@ import re
 import socket
 import sys
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -35,19 +36,19 @@ _held: weakref.WeakSet[Claim] = weakref.WeakSet()
 class Claim:
     """Holds a folder. Use it in a `with` block, or call `release`."""
 
-    def __init__(self, folder: Path, lock: str = LOCK, is_new: bool = False) -> None:
+    def __init__(self, folder: Path, lock: str = LOCK, made: Sequence[Path] = ()) -> None:
         """
         Args:
             folder: made if it is missing.
             lock: path of the lock file in it.
-            is_new: the caller has just made the folder.
+            made: folders that the caller has just made, innermost first; those that stay empty go with the claim.
 
         Raises:
             DataError: another process holds it, which the message names; or the disk refuses.
         """
         self._path = folder / lock
         self._made = [p for p in (self._path.parent, *self._path.parent.parents) if not p.exists()]
-        self._made = [p for p in self._made if p.is_relative_to(folder)] + [folder] * is_new
+        self._made = [*(p for p in self._made if p.is_relative_to(folder)), *made]
         with writing(folder):
             make_folder(self._path.parent)
             self._descriptor: int | None = _locked(self._path, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,20 +51,15 @@ def new_run_folder(root: Path, prefix: str = "") -> Path:
 def run_folder(out: Path | None, root: Path = Path("runs")) -> Iterator[Path]:
     """The folder of a run, which no other process writes during the block: `out`, or a new one below `root`.
 
-    One that is made here and stays empty is removed.
+    One that is made here and stays empty is removed, and so is `root`.
 
     Raises:
         DataError: another process writes to it, or it cannot be made.
     """
-    had_root = root.exists()
+    made_root = () if root.exists() else (root,)
     folder = new_run_folder(root) if out is None else out
-    try:
-        with Claim(folder, is_new=out is None):
-            yield folder
-    finally:
-        if out is None and not had_root:
-            with contextlib.suppress(OSError):  # it holds a run, as it should
-                root.rmdir()
+    with Claim(folder, made=() if out is not None else (folder, *made_root)):
+        yield folder
 
 
 class Drive(Protocol):
