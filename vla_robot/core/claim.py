@@ -3,7 +3,7 @@
 FOLDER/.lock    locked (flock) while the claim is held; says who holds it; deleted when it is released
 
 On a file system without locks, such as Lustre as it is often mounted, the file itself is the claim. What a process left
-there that died is taken over on its own computer only: from another one nobody can tell whether it lives.
+there that died is taken over on its own computer only: another computer cannot tell whether it lives.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class Robot(Protocol):
 
         Ticks are numbered by `result.observation.step`, which grows by one a tick; the tick that stops the arm has the
         number of the one before it. Where the numbers jump, ticks were lost on the way, or arrived faster than they
-        were taken. Whoever records must not join the ticks on both sides of such a gap.
+        were taken. A recorder must not join the ticks on both sides of such a gap.
 
         Args:
             timeout_s: how long to wait for the first one; 0 returns at once.
@@ -121,7 +121,7 @@ class ReportsStatus(Protocol):
     """A robot whose bridge can be asked how it stands, beside its ticks."""
 
     def status(self) -> Mapping[str, Any]:
-        """With `mode` and `reason`, in words. Raises TransportError when nobody answers."""
+        """With `mode` and `reason`, in words. Raises TransportError when no answer comes."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Checks for what comes from a file or a peer that nobody has vouched for: JSON, names, path templates, paths, text.
+"""Checks for what comes from an untrusted file or peer: JSON, names, path templates, paths, text.
 
 malformed          turns what Python raises at unexpected data into one error of ours, with file and field
 parse_json         JSON of bounded size; read_file, read_json: the same from a regular file

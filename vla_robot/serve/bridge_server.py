@@ -66,7 +66,7 @@ DEAF_S = 0.1
 """A longer pause between two looks at the socket is none of the controller's silence: the arm was busy."""
 
 ASKED_AT_ONCE = 50
-"""Messages that are answered in one go while the arm is reset, so that whoever floods the bridge delays no motion."""
+"""Messages that are answered in one go while the arm is reset, so that a flood of messages delays no motion."""
 
 WHILE_RESETTING = ("stop", "status", "about", "clock", "watch", "view")
 """What is answered while the arm is being reset, where the arm asks for it: nothing that moves it."""

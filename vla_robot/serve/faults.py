@@ -1,4 +1,4 @@
-"""Failures that a control loop survives: each is caught, counted, logged once and shown to whoever asks for the status.
+"""Failures that a control loop survives: each is caught, counted, logged once and shown in the status.
 
 arm       any exception --> WorldError in words      the bridge makes a supported stop of it
 log       any exception --> counted, shown           the arm goes on
@@ -158,7 +158,7 @@ def contained(arm: Arm, faults: Faults) -> Arm:
 
 
 def contained_listener[E](listener: Callable[[E], None], faults: Faults) -> Callable[[E], None]:
-    """The same listener, whose failures are counted as the log's and reach nobody who tells it something."""
+    """The same listener; its failures are counted as the log's and never reach the caller."""
 
     def listen(event: E) -> None:
         try:
