@@ -6,6 +6,7 @@ import io
 import os
 import resource
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -175,6 +176,31 @@ def test_a_process_that_stands_still_costs_the_caller_nothing_and_is_replaced(
     logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})
     assert logs._process.pid != stopped
     writer.abandon()
+
+
+def test_a_message_that_goes_through_late_does_not_undo_what_the_caller_was_told(
+    logs: LogProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    under_way, goes_through = threading.Event(), threading.Event()
+    write = logs._process.write
+
+    def slow(data: bytes | memoryview) -> None:
+        under_way.set()
+        assert goes_through.wait(120)
+        write(data)
+
+    monkeypatch.setattr(log_process, "MAX_WAITING", 5)
+    monkeypatch.setattr(logs._process, "write", slow)
+    writer = logs.open(tmp_path / "late.vlalog", HEADER)
+    assert under_way.wait(120)
+    step = step_of(0)
+    with pytest.raises(DataError, match="takes nothing any more"):
+        for _ in range(10):
+            writer.add(step)
+    goes_through.set()
+    writer.abandon()  # joins the thread: every message has gone through or was left
+    with pytest.raises(DataError, match="takes nothing any more"):
+        writer.add(step)
 
 
 def test_the_end_waits_for_no_process_that_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

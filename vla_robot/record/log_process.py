@@ -248,8 +248,8 @@ class ProcessWriter:
         """The thread. After a failure it goes on emptying the queue, so that nobody waits for it."""
         with self._process.turn:
             while (message := self._queue.get()) is not None:
-                if not self._failure:
-                    self._failure = self._send(message)
+                if not self._failure and (why := self._send(message)):
+                    self._failure = why  # never back to none: `add` may have found the process stuck meanwhile
                 if message.holds_slot:
                     self._slots.release()
 
