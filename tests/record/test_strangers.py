@@ -284,6 +284,21 @@ def test_rows_of_nulls_as_wide_as_a_house_are_refused(tmp_path: Path, monkeypatc
         read_table(path)
 
 
+def test_a_table_whose_statistics_contradict_its_schema_is_damaged(tmp_path: Path) -> None:
+    """pyarrow 26 ends the process (std::terminate) when `column()` meets them. Found by fuzzing."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "odd.parquet"
+    pq.write_table(pa.table({"index": [0, 1]}), path, store_schema=False)
+    optional, required = b"\x25\x02\x18\x05index", b"\x25\x00\x18\x05index"  # Thrift: repetition, then the name
+    content = path.read_bytes()
+    assert content.count(optional) == 1
+    path.write_bytes(content.replace(optional, required))
+    with pytest.raises(DataError, match=r"odd\.parquet is damaged: .*histogram size mismatch"):
+        read_table(path)
+
+
 @pytest.mark.parametrize("length", [-1, 2**40, None, 1.5])
 def test_an_episode_of_impossible_length_is_refused(lerobot: Path, length: Any) -> None:
     import pyarrow as pa

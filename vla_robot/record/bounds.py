@@ -100,9 +100,12 @@ def read_parquet(file: pq.ParquetFile, columns: Sequence[str] | None, groups: Se
     rows = sum(meta.num_rows for meta in metas)
     if not 0 <= rows <= MAX_ROWS:
         raise DataError(f"{path} has {rows} rows; at most {MAX_ROWS} are read at once.")
-    wanted = set(schema.names)
-    stored = [meta.column(i) for meta in metas for i in range(meta.num_columns)]
-    sizes = [column.total_uncompressed_size for column in stored if _is_of(column.path_in_schema, wanted)]
+    wanted, leaves = set(schema.names), file.metadata.schema
+    places = [place for place in range(len(leaves)) if _is_of(leaves.column(place).path, wanted)]
+    for group in groups:
+        # pyarrow ends the process when it is asked about a column whose statistics are damaged; its reader raises.
+        next(file.iter_batches(1, [group], columns if columns is None else list(columns)), None)
+    sizes = [meta.column(place).total_uncompressed_size for meta in metas for place in places]
     widest = max([*sizes, sum(_row_bytes(field.type) for field in schema), 1])
     at_once = max(min(MAX_COLUMN_BYTES // 8 // widest, BATCH_ROWS), 1)
     batches: list[pa.RecordBatch] = []

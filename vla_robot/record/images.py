@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import struct
+import threading
 from typing import Any
 
 import numpy as np
@@ -139,8 +140,32 @@ def _tiff_values(data: bytes) -> dict[int, tuple[int, ...]]:
     return values
 
 
+class _LastJpeg(threading.local):
+    """Header of the JPEG read last, from its first byte to its size: the frames of a camera share it."""
+
+    header = JPEG_MAGIC
+    size: tuple[int, int] | None = None
+
+
+_last_jpeg = _LastJpeg()
+
+
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Walks from marker to marker, as libjpeg does: what stands between two segments is skipped."""
+    """(width, height) in pixels; None where the header is damaged, or a progressive JPEG has too many scans."""
+    if _last_jpeg.size is not None and data.startswith(_last_jpeg.header):
+        return _last_jpeg.size
+    size, end = _walk_jpeg(data)
+    if end:
+        _last_jpeg.header, _last_jpeg.size = data[:end], size
+    return size
+
+
+def _walk_jpeg(data: bytes) -> tuple[tuple[int, int] | None, int]:
+    """Walks from marker to marker, as libjpeg does: what stands between two segments is skipped.
+
+    Returns:
+        (width, height) or None, and how many bytes decide it; 0 where the bytes behind the header decide too.
+    """
     at, last = 2, len(data) - _JPEG_SIZE.size - 2
     while at < last and data[at] == 0xFF and data[at + 1] in _JPEG_TABLES:  # what most files begin with, quickly
         at += 2 + (data[at + 2] << 8 | data[at + 3])
@@ -152,14 +177,14 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
         if marker in _JPEG_ALONE or marker == 0:
             continue
         if marker == _JPEG_SCAN or at + _JPEG_SIZE.size > len(data):
-            return None
+            return None, 0
         length, _, height, width = _JPEG_SIZE.unpack_from(data, at)
         if marker in _JPEG_PROGRESSIVE and data.count(bytes((0xFF, _JPEG_SCAN))) > MAX_SCANS:
-            return None
+            return None, 0
         if marker in _JPEG_FRAMES:
-            return width, height
+            return (width, height), 0 if marker in _JPEG_PROGRESSIVE else at + _JPEG_SIZE.size
         at += length
-    return None
+    return None, 0
 
 
 def decode_image(data: bytes, dtype: str, where: str, declared: tuple[int | None, ...] = ()) -> NDArray[Any]:

@@ -111,7 +111,7 @@ class LocalFolder:
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
         try:
-            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
             try:
                 if size is not None and size <= PLAIN_READ_BYTES:
                     return os.pread(descriptor, size, offset)
