@@ -153,6 +153,13 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
         read_file(Path("/dev/zero"), 100)
 
 
+def test_a_folder_in_a_files_place_is_named_and_its_descriptor_closed(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        read_file(tmp_path, 100)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_unexpected_data_becomes_one_error_with_file_and_field() -> None:
     content: Any = {"fps": [1]}
     with (

@@ -104,9 +104,9 @@ def read_file(path: Path, max_bytes: int, error: type[VlaError] = DataError) -> 
         OSError: it cannot be read.
         VlaError: of the class `error`: it is larger than `max_bytes`, or a pipe or a device, which may never end.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe without a writer would block here
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    # A pipe without a writer would block here.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise error(f"{path} is no regular file.")
         if status.st_size > max_bytes:

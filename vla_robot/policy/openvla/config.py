@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_robot.core.errors import CheckpointError, unknown
+from vla_robot.core.untrusted import read_file
 from vla_robot.policy.openvla import config_limits as limits
 
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
@@ -126,17 +127,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a checkpoint file.
 
     Raises:
-        CheckpointError: the file is absent, too large, is not JSON, or is not an object.
+        CheckpointError: the file is absent, no regular file, too large, is not JSON, or is not an object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes; {MAX_JSON_BYTES} at most are read.")
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_file(path, MAX_JSON_BYTES, CheckpointError).decode())
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; a checkpoint folder needs it.") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    # ValueError: also a whole number of thousands of digits; RecursionError: thousands of brackets.
+    # ValueError: also bytes that are not UTF-8, and a number of thousands of digits; RecursionError: as many brackets.
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(data, dict):
