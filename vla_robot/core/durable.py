@@ -127,14 +127,11 @@ def sync_file(file: IO[bytes]) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Force the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync_path(folder)
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise
-    finally:
-        os.close(descriptor)
 
 
 def sync_path(path: Path) -> None:
