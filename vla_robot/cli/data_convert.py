@@ -67,20 +67,23 @@ def main(args: ConvertArgs) -> int:
         say("\nInterrupted. The same command goes on from here.")
         return EXIT_INTERRUPTED
     elapsed_s = time.monotonic() - started_s
-    skipped = getattr(source, "num_skipped", 0)
     say(_closing(args, source, converted, elapsed_s))
     if args.json:
-        rows = [row("episodes", converted.new, "1"), row("skipped", skipped, "1"), row("time", elapsed_s, "s")]
+        rows = [
+            row("episodes", converted.new, "1"),
+            row("skipped", source.num_skipped, "1"),
+            row("time", elapsed_s, "s"),
+        ]
         write_json(args.json, "data convert", rows, lost=list(converted.lost))
     return 0
 
 
 def _closing(args: ConvertArgs, source: Source, converted: Converted, elapsed_s: float) -> str:
     lines = [f"{converted.new} episodes in {elapsed_s:.1f} s; {args.destination} holds {converted.episodes}."]
-    unread = tell_left_out(getattr(source, "left_out", {}))  # these are among what was lost
-    lines += [note for note in getattr(source, "notes", ()) if note not in unread]
-    if skipped := getattr(source, "num_skipped", 0):
-        lines.append(f"{skipped} damaged episodes were left out.")
+    unread = tell_left_out(source.left_out)  # these are among what was lost
+    lines += [note for note in source.notes if note not in unread]
+    if source.num_skipped:
+        lines.append(f"{source.num_skipped} damaged episodes were left out.")
     lines += [f"Lost: {line}." for line in converted.lost] or ["Nothing was lost."]
     lines.append(f"Actions and states were copied as they are. {recipe_line(facts_of(source))}")
     return "\n".join([*lines, f"Next: vla data inspect {args.destination}"])

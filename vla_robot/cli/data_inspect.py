@@ -82,9 +82,9 @@ def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: C
         soft_wrap=True,
         markup=False,
     )
-    for damaged in getattr(source, "skipped", ()):
+    for damaged in source.skipped:
         console.print(f"left out: {damaged}", soft_wrap=True, markup=False)
-    for line in (*getattr(source, "notes", ()), recipe_line(facts_of(source))):
+    for line in (*source.notes, recipe_line(facts_of(source))):
         console.print(line, soft_wrap=True, markup=False)
     console.print(_field_table(source))
     console.print(f"Instructions, of {summary.episodes_read} episodes:")
@@ -155,7 +155,7 @@ def _details(source: Source, summary: Summary) -> dict[str, Any]:
         "fields": {name: str(field) for name, field in source.fields.items()},
         "splits": dict(source.splits),
         "rate_hz": source.rate_hz,
-        "skipped": getattr(source, "num_skipped", 0),
+        "skipped": source.num_skipped,
         "episodes_read": summary.episodes_read,
         "instructions": dict(summary.instructions),
         "corrected_steps": summary.corrected,

@@ -424,7 +424,7 @@ def open_table_of(
 
 def notes_of(parts: Iterable[EpisodeSource]) -> tuple[str, ...]:
     """What the splits of a dataset have to say beside damage, each note once."""
-    return tuple(dict.fromkeys(note for part in parts for note in getattr(part, "notes", ())))
+    return tuple(dict.fromkeys(note for part in parts for note in part.notes))
 
 
 def open_parts(location: str, skip_corrupt: bool = False) -> dict[str, EpisodeSource]:

@@ -255,6 +255,26 @@ class EpisodeSource(Protocol):
         ...
 
     @property
+    def left_out(self) -> Mapping[str, str]:
+        """Field that is not read -> why."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the dataset beside damage."""
+        ...
+
+    @property
+    def skipped(self) -> Sequence[object]:
+        """What was left out as damaged, each printed as place and reason."""
+        ...
+
+    @property
+    def num_skipped(self) -> int:
+        """How many episodes that are."""
+        ...
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """(E,) steps of each episode."""
         ...
