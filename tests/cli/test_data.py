@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from rich.console import Console
 
 from vla_robot.cli import data_convert
 from vla_robot.cli.main import main
 from vla_robot.cli.progress import PLAIN_LINE_EVERY_S, Bar
+from vla_robot.cli.terminal import Terminal
 from vla_robot.cli.words import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.record.open import open_source
 from vla_robot.record.summary import contact_sheet, spread, summarise
@@ -123,7 +123,7 @@ def test_pictures_can_be_opened(bridge: Path, tmp_path: Path) -> None:
 
 def test_a_pipe_gets_a_line_now_and_then() -> None:
     now = [0.0]
-    console = Console(file=io.StringIO(), force_terminal=False)
+    console = Terminal(file=io.StringIO(), force_terminal=False)
     with Bar("episodes", console, lambda: now[0]) as bar:
         for done in range(1, 4):
             now[0] += PLAIN_LINE_EVERY_S / 2

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from vla_robot.cli.live import LiveView, episode_line, result_table
+from vla_robot.cli.terminal import Terminal
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone
 from vla_robot.loop.results import EpisodeResult, Outcome, RunInfo, RunSummary
@@ -27,7 +27,7 @@ def result(seed: int, outcome: Outcome = "success", error: str | None = None) ->
     return EpisodeResult(seed, outcome, steps=2, duration_s=0.2, stages_ms=stages_ms, error=error)
 
 
-def watch_one_episode(console: Console) -> None:
+def watch_one_episode(console: Terminal) -> None:
     with LiveView(episodes=5, console=console) as view:
         view(EpisodeStarted(10000, observation(0)))
         for step in range(2):
@@ -38,7 +38,7 @@ def watch_one_episode(console: Console) -> None:
 
 def test_a_pipe_gets_one_plain_line_an_episode() -> None:
     out = io.StringIO()
-    watch_one_episode(Console(file=out, width=120, force_terminal=False))
+    watch_one_episode(Terminal(file=out, width=120, force_terminal=False))
     assert out.getvalue() == (
         "✔ episode 1/5  seed 10000  success     2 steps    10.0 Hz   capture to command  50.0 ms\n"
     )
@@ -46,7 +46,7 @@ def test_a_pipe_gets_one_plain_line_an_episode() -> None:
 
 def test_a_terminal_sees_the_episode_while_it_runs() -> None:
     out = io.StringIO()
-    console = Console(file=out, width=120, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    console = Terminal(file=out, width=120, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     view = LiveView(episodes=5, console=console)
     view(EpisodeStarted(10000, observation(0)))
     done = StepResult(observation(1), ACTION, success=False, terminated=False, truncated=False)
@@ -58,7 +58,7 @@ def test_a_terminal_sees_the_episode_while_it_runs() -> None:
 
 def test_whoever_took_over_sees_that_they_drive() -> None:
     out = io.StringIO()
-    console = Console(file=out, width=140, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
+    console = Terminal(file=out, width=140, force_terminal=True, color_system=None, _environ={"TERM": "xterm"})
     view = LiveView(episodes=5, console=console)
     view(EpisodeStarted(10000, observation(0)))
     done = StepResult(observation(1), ACTION, success=False, terminated=False, truncated=False)
@@ -73,7 +73,7 @@ def test_a_success_with_a_persons_help_is_told_apart() -> None:
     helped = replace(result(10000), interventions=12, takeovers=2)
     info = RunInfo("toy", "fake", "lift the cube")
     summary = RunSummary(info, (helped, result(10001)), 2, "2026-01-01T00:00:00+00:00")
-    console = Console(file=out, width=200, force_terminal=False)
+    console = Terminal(file=out, width=200, force_terminal=False)
     console.print(episode_line(helped, 1, 2))
     console.print(result_table(summary))
     printed = " ".join(out.getvalue().split())
@@ -106,7 +106,7 @@ def test_steps_that_were_lost_are_told_in_the_line_and_in_the_table() -> None:
 
 def render(run: RunSummary) -> str:
     out = io.StringIO()
-    Console(file=out, width=120, force_terminal=False).print(result_table(run))
+    Terminal(file=out, width=120, force_terminal=False).print(result_table(run))
     return out.getvalue()
 
 

@@ -106,7 +106,6 @@ def main(args: DataArgs) -> int:
         f"vla bench data: {source.name}, {len(source)} episodes, {int(source.lengths.sum()) * len(cameras)} frames of "
         f"{', '.join(cameras)}",
         soft_wrap=True,
-        markup=False,
     )
     cases = [
         measure(source, order, workers, cold, args.seconds)

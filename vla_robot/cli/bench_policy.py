@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -141,7 +140,7 @@ def main(args: PolicyArgs) -> int:
     return 0
 
 
-def measure(args: PolicyArgs, console: Console) -> Report:
+def measure(args: PolicyArgs, console: Terminal) -> Report:
     """All contenders in turns."""
     from vla_robot.policy.openvla.measure import memory_bytes_per_s, take_turns
 

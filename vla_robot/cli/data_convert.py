@@ -56,7 +56,7 @@ def main(args: ConvertArgs) -> int:
         raise DataError(f"--rate-hz is {args.rate_hz:g}; it must be above 0.")
     console = Terminal()
     started_s = time.monotonic()
-    console.print(f"vla data convert: {args.source} ({args.split}) → {args.destination}", soft_wrap=True, markup=False)
+    console.print(f"vla data convert: {args.source} ({args.split}) → {args.destination}", soft_wrap=True)
     with Bar("shards indexed", console) as bar:
         source = open_source(args.source, args.split, skip_corrupt=args.skip_corrupt, on_progress=bar.update)
     options = Options(args.split, args.rate_hz, args.instruction, args.name)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from vla_robot.cli.build import open_world
 from vla_robot.cli.data_stats import find_members
@@ -84,7 +83,7 @@ def _recipe_known(member: Member) -> list[Finding]:
     return [Finding("recipe", "problem", member.assumed, fix)]
 
 
-def _examine(member: Member, args: DataDoctorArgs, console: Console) -> list[Finding]:
+def _examine(member: Member, args: DataDoctorArgs, console: Terminal) -> list[Finding]:
     with Bar(f"episodes of {member.name}", console) as bar:
         parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
     reference = None if args.policy is None else _reference(args.policy, args.statistics_key, member.name)
@@ -117,7 +116,7 @@ def _checkpoint_folder(policy: str) -> Path:
     return recipe.checkpoint
 
 
-def _replay(member: Member, args: DataDoctorArgs, console: Console) -> Iterator[Finding]:
+def _replay(member: Member, args: DataDoctorArgs, console: Terminal) -> Iterator[Finding]:
     """Recorded actions do in the simulator what they did: units, frame, gripper sign and rate are right."""
     demos = open_demos(member.location)
     episodes = [episode for episode in demos.episodes if episode.seed is not None and episode.success][: args.replays]
@@ -151,10 +150,10 @@ def succeeds_again(world: World, demos: Demos, episode: DemoEpisode) -> bool:
     return False
 
 
-def _print(member: Member, findings: list[Finding], console: Console) -> None:
-    console.print(f"{member.name}: {member.location}", soft_wrap=True, markup=False)
+def _print(member: Member, findings: list[Finding], console: Terminal) -> None:
+    console.print(f"{member.name}: {member.location}", soft_wrap=True)
     for finding in findings:
         console.print(f"  {SIGNS[finding.verdict]} ", end="", markup=True)
-        console.print(f"{finding.check}: {finding.text}", soft_wrap=True, markup=False)
+        console.print(f"{finding.check}: {finding.text}", soft_wrap=True)
         if finding.fix:
-            console.print(f"      fix: {finding.fix}", soft_wrap=True, markup=False)
+            console.print(f"      fix: {finding.fix}", soft_wrap=True)

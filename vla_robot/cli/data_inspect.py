@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
 from vla_robot.cli.json_out import write_json
@@ -71,25 +70,24 @@ def main(args: InspectArgs) -> int:
     return 0
 
 
-def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: Console) -> None:
+def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: Terminal) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in source.splits.items())
     lengths = source.lengths
     rate = "rate unknown" if source.rate_hz is None else f"{source.rate_hz:g} steps a second"
-    console.print(f"{source.name}: {source.location}", soft_wrap=True, markup=False)
+    console.print(f"{source.name}: {source.location}", soft_wrap=True)
     console.print(
         f"{args.split}: {len(source)} episodes of {lengths.min()} to {lengths.max()} steps (median "
         f"{np.median(lengths):g}), {lengths.sum()} in all, {rate}. Splits: {splits}.",
         soft_wrap=True,
-        markup=False,
     )
     for damaged in source.skipped:
-        console.print(f"left out: {damaged}", soft_wrap=True, markup=False)
+        console.print(f"left out: {damaged}", soft_wrap=True)
     for line in (*source.notes, recipe_line(facts_of(source))):
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     console.print(_field_table(source))
     console.print(f"Instructions, of {summary.episodes_read} episodes:")
     for text, count in list(summary.instructions.items())[:MOST_INSTRUCTIONS]:
-        console.print(f"  {count:>6}  {text or '(none)'}", soft_wrap=True, markup=False)
+        console.print(f"  {count:>6}  {text or '(none)'}", soft_wrap=True)
     if len(summary.instructions) > MOST_INSTRUCTIONS:
         console.print(f"          and {len(summary.instructions) - MOST_INSTRUCTIONS} more")
     if summary.corrected is not None:

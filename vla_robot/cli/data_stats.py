@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from vla_robot.cli.json_out import write_json
@@ -82,18 +81,16 @@ def find_members(args: Any, *, may_assume: bool = False) -> tuple[Member, ...]:
     return (member_at(args.what, args.recipe, may_assume=may_assume),)
 
 
-def _statistics(member: Member, args: StatsArgs, console: Console) -> dict[str, Any]:
+def _statistics(member: Member, args: StatsArgs, console: Terminal) -> dict[str, Any]:
     with Bar(f"episodes of {member.name}", console) as bar:
         parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
     for note in notes_of(parts.values()):
-        console.print(note, soft_wrap=True, markup=False)
+        console.print(note, soft_wrap=True)
     return table.statistics
 
 
-def _print(name: str, block: dict[str, Any], console: Console) -> None:
-    console.print(
-        f"{name}: {block['num_transitions']} transitions of {block['num_trajectories']} episodes", markup=False
-    )
+def _print(name: str, block: dict[str, Any], console: Terminal) -> None:
+    console.print(f"{name}: {block['num_transitions']} transitions of {block['num_trajectories']} episodes")
     for what in ("action", "proprio"):
         table = Table(box=None, padding=(0, 2, 0, 0))
         table.add_column(what)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from vla_robot.cli.interrupt import stop_on_interrupt
@@ -130,7 +129,7 @@ def _dataset(text: str) -> tuple[Path, float | None]:
 class _Bar:
     """A progress bar with the newest numbers and the time left; a pipe gets a plain line now and then."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._console = console
         self._progress = Progress(
             TextColumn("  {task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"),

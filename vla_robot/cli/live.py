@@ -7,7 +7,6 @@ from statistics import median
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 from rich.table import Table
@@ -37,7 +36,7 @@ class LiveView:
     ...     run_episodes(world, policy, seeds, subscribers=[view], ...)
     """
 
-    def __init__(self, episodes: int, console: Console | None = None) -> None:
+    def __init__(self, episodes: int, console: Terminal | None = None) -> None:
         """
         Args:
             episodes: how many will come.

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vla_robot.cli.terminal import Terminal
 
 PLAIN_LINE_EVERY_S = 10.0
 """In a pipe."""
@@ -16,7 +17,7 @@ PLAIN_LINE_EVERY_S = 10.0
 class Bar:
     """Progress of one thing that counts up. Call `update(done, total)`; use it in a `with` block."""
 
-    def __init__(self, what: str, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, what: str, console: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
         """
         Args:
             what: is counted, e.g. "episodes".

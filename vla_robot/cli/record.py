@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_robot.cli import record_by_hand
@@ -195,7 +194,7 @@ class Session:
         interrupted: Ctrl-C came; nothing more is recorded.
     """
 
-    def __init__(self, writer: LeRobotWriter, num_workers: int, console: Console) -> None:
+    def __init__(self, writer: LeRobotWriter, num_workers: int, console: Terminal) -> None:
         self.made: list[Collected] = []
         self.interrupted = False
         self._writer = writer
@@ -232,7 +231,7 @@ class Session:
 class _Bar:
     """A progress bar with the time left; a pipe gets a plain line now and then."""
 
-    def __init__(self, total: int, done: int, console: Console) -> None:
+    def __init__(self, total: int, done: int, console: Terminal) -> None:
         self._console = console
         self._total = total
         self._before = done
