@@ -166,7 +166,7 @@ def main(args: BridgeArgs) -> int:
         e_stop.watch_signal()
         faults = Faults()
         servers: list[BridgeServer] = []  # the one that the arm asks on its way home comes after the arm
-        arm = build_arm(recipe, lambda: any(s.interrupted() for s in servers), print if args.dry_run else None)
+        arm = build_arm(recipe, lambda: any(s.interrupted() for s in servers), say if args.dry_run else None)
         try:
             freeze_garbage()
             say(f"  {take_priority(args.priority)}", flush=True)

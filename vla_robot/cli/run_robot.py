@@ -19,6 +19,7 @@ from vla_robot.core.robot import ReportsStatus
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
+from vla_robot.loop.report import REPORT
 from vla_robot.loop.results import RunInfo
 from vla_robot.loop.runner import Drive, run_driven, run_folder
 from vla_robot.loop.warm_up import warm_up
@@ -93,7 +94,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     if args.json:
         write_json(args.json, "run", **summary.to_dict())
     if summary.episodes:
-        say(f"\nReport: {folder / 'report.html'}\nNext: `--lockstep` beside it tells what thinking time costs.")
+        say(f"\nReport: {folder / REPORT}\nNext: `--lockstep` beside it tells what thinking time costs.")
     return exit_status(summary)
 
 

@@ -38,11 +38,10 @@ def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
     Raises:
         CheckpointError: the text configuration is impossible.
     """
-    text = dict(config.text_config)
     try:
-        return LlamaForCausalLM(LlamaConfig(**text))
+        return LlamaForCausalLM(LlamaConfig(**config.text_config))
     except Exception as error:  # transformers validates in many ways
-        raise CheckpointError(f"text_config {text} does not make a Llama: {error}.") from error
+        raise CheckpointError(f"text_config {config.text_config} does not make a Llama: {error}.") from error
 
 
 FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
