@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from vla_robot.core.embodiment import ActionSpace, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, VlaError, unknown
-from vla_robot.core.messages import Clamp, Vector
+from vla_robot.core.messages import Clamp, Vector, clamps_of
 from vla_robot.recipe.limits import DimLimitsRecipe, LimitsRecipe, OnViolation
 
 RANGE = "range"
@@ -47,8 +47,7 @@ class RangeGuard:
         """
         wanted = require_action(action, self._space, PolicyError)
         allowed = np.clip(wanted, self._space.low, self._space.high)
-        pairs = zip(self._space.names, wanted.tolist(), allowed.tolist(), strict=True)
-        return allowed, tuple(Clamp(name, RANGE, w, a) for name, w, a in pairs if w != a)
+        return allowed, clamps_of(self._space.names, RANGE, wanted, allowed)
 
 
 def require_action(action: ArrayLike, space: ActionSpace, error: type[VlaError] = ContractError) -> Vector:

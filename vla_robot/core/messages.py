@@ -7,7 +7,7 @@ Stamps are integers in nanoseconds on the clock of the computer that made the re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,6 +89,22 @@ class Clamp:
     cause: str
     wanted: float
     allowed: float
+
+
+def clamps_of(
+    names: Sequence[str], cause: str, wanted: Vector, allowed: Vector, tolerance: float = 0.0
+) -> tuple[Clamp, ...]:
+    """One clamp for each number that a limit changed.
+
+    Args:
+        names: D action dimensions.
+        cause: which limit, e.g. "range".
+        wanted: (D,) values asked for.
+        allowed: (D,) values sent instead.
+        tolerance: by which two values may differ and still count as one, in the dimensions' units.
+    """
+    pairs = zip(names, wanted.tolist(), allowed.tolist(), strict=True)
+    return tuple(Clamp(name, cause, w, a) for name, w, a in pairs if abs(w - a) > tolerance)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from vla_robot.act.smooth import MotionBounds, Smoother
 from vla_robot.core.clock import NS_PER_S, Clock, Ticker
 from vla_robot.core.errors import ContractError, WorldError
-from vla_robot.core.messages import Clamp, Observation, StepResult, Vector
+from vla_robot.core.messages import Clamp, Observation, StepResult, Vector, clamps_of
 from vla_robot.core.robot import Motors
 from vla_robot.serve.arm import Arm, WrappedArm
 
@@ -77,6 +77,7 @@ class SetPoints:
         if command_rate_hz < rate_hz:
             raise ContractError(f"{command_rate_hz:g} set points a second are too few for {rate_hz:g} goals a second.")
         self._motors, self._bounds, self._clock = motors, bounds, clock
+        self._names = (*(bounds.names or [f"joint_{k + 1}" for k in range(len(bounds.low))]), "gripper")
         self._rate_hz = command_rate_hz
         self._ticks = max(round(command_rate_hz / rate_hz), 1)
         self._smooth: tuple[Smoother, Smoother] | None = None
@@ -126,9 +127,7 @@ class SetPoints:
 
     def _put(self, wanted: Vector) -> None:
         allowed = self._allowed(wanted)
-        names = (*(self._bounds.names or [f"joint_{k + 1}" for k in range(len(wanted) - 1)]), "gripper")
-        pairs = zip(names, wanted.tolist(), allowed.tolist(), strict=True)
-        self._cuts += [Clamp(name, SET_POINT, w, a) for name, w, a in pairs if abs(w - a) > TOLERANCE]
+        self._cuts += clamps_of(self._names, SET_POINT, wanted, allowed, TOLERANCE)
         self._motors.send(allowed[:-1], float(allowed[-1]))
         self._last = allowed
         self._due_ns = self._ticker.next_ns()

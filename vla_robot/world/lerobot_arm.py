@@ -27,7 +27,7 @@ import numpy as np
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
-from vla_robot.core.messages import Clamp, Image, Observation, StepResult, Vector
+from vla_robot.core.messages import Clamp, Image, Observation, StepResult, Vector, clamps_of
 from vla_robot.core.robot import Motors
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.arm_model import ArmModel
@@ -212,10 +212,10 @@ class LerobotArm:
             if abs(step - action[i]) > TOLERANCE
         ]
         quat = _leashed(turned(self._target_quat, action[3:6]), tool_quat, self._robot.max_lead_rad)
-        clamps += _clamps(TURNS, LEAD, action[3:6], turn_between(self._target_quat, quat))
+        clamps += clamps_of(TURNS, LEAD, action[3:6], turn_between(self._target_quat, quat), TOLERANCE)
         joints = self._model.solve(self._goal, position, quat)
         allowed = self._joints + np.clip(joints - self._joints, -self._max_step, self._max_step)
-        cut = _clamps(self._model.names, STEP, joints, allowed)
+        cut = clamps_of(self._model.names, STEP, joints, allowed, TOLERANCE)
         if cut:  # the target does not run ahead of what the motors are told
             position, quat = self._model.pose(allowed)
         return Goal(position, quat, allowed, float(action[-1])), (*clamps, *cut)
@@ -279,7 +279,8 @@ class LerobotArm:
         self._goal, self._opening_goal = sent, opening
         self._target, self._target_quat = goal.position, goal.quat
         names = (*self._model.names, GRIPPER)
-        cut = _clamps(names, DRIVER, np.append(goal.joints, goal.opening), np.append(sent, opening))
+        wanted, got = np.append(goal.joints, goal.opening), np.append(sent, opening)
+        cut = clamps_of(names, DRIVER, wanted, got, TOLERANCE)
         if any(clamp.dim != GRIPPER for clamp in cut):
             # lerobot measured again; where it allowed less, the target is where it sends the arm.
             self._target, self._target_quat = self._model.pose(sent)
@@ -489,15 +490,6 @@ def home_joints(recipe: EnvRecipe, model: ArmModel) -> Vector | None:
             low_deg, high_deg = np.degrees([low, high])
             raise RecipeError(f"[robot.home_deg] {name} is {home[name]:g}, allowed is {low_deg:.0f} to {high_deg:.0f}.")
     return joints
-
-
-def _clamps(names: Sequence[str], cause: str, wanted: Vector, allowed: Vector) -> tuple[Clamp, ...]:
-    """One for each number that was changed by more than rounding."""
-    return tuple(
-        Clamp(name, cause, float(w), float(a))
-        for name, w, a in zip(names, wanted, allowed, strict=True)
-        if abs(w - a) > TOLERANCE
-    )
 
 
 def _leashed(wanted: Vector, measured: Vector, lead_rad: float) -> Vector:
