@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from vla_robot.cli import bench_stop
-from vla_robot.cli.bench_stop import CASES, Case, Measured, StopArgs, measure, measure_signal, rows
+from vla_robot.cli.bench_stop import (
+    CASES,
+    Case,
+    Measured,
+    StopArgs,
+    _begin_again,
+    _running_episode,
+    _servers,
+    _stop_bridge,
+    measure,
+    measure_signal,
+    rows,
+)
 from vla_robot.cli.bench_stop_peers import BRIDGE, FLOODS, OPENPI, VIEW
 from vla_robot.core.errors import RecipeError
 
@@ -26,6 +38,15 @@ def test_a_stop_is_answered_under_a_flood(case: Case, monkeypatch: pytest.Monkey
     monkeypatch.setattr(bench_stop, "UNANSWERED_S", 60.0)
     found = measure(case, seconds=0.5)
     assert found.times_ms and found.unanswered == 0
+
+
+def test_each_stop_meets_an_arm_that_runs() -> None:
+    with _servers(Case("bridge/quiet", BRIDGE)) as servers, _running_episode(servers) as robot:
+        for _ in range(3):
+            assert robot.status()["running"]
+            assert _stop_bridge(servers.addresses[BRIDGE], None)
+            assert not robot.status()["running"]
+            _begin_again(robot)
 
 
 def test_sigusr1_holds_the_arm_each_time() -> None:

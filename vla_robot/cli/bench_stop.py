@@ -3,8 +3,9 @@
     flood, a process of its own  ====connections, garbage, requests====>  bridge | page of vla view | openpi server
     this process  --stop, over a new connection-->  bridge or page, processes of their own; an emulated arm at 50 Hz
 
-A stop is sent again as soon as the last one was answered, each over a connection of its own; one that gets no answer in
-UNANSWERED_S is counted as unanswered. SIGUSR1 is measured until the bridge says that the arm is held.
+A stop ends the episode, so that another one begins before the next stop; each goes over a connection of its own. One
+that gets no answer in UNANSWERED_S is counted as unanswered. SIGUSR1 is measured until the bridge says that the arm is
+held.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from rich.table import Table
@@ -154,20 +154,18 @@ def measure(case: Case, seconds: float) -> Measured:
     with contextlib.ExitStack() as stack:
         servers = stack.enter_context(_servers(case))
         ask = _asking(case, servers)
-        if case.stopped_at != OPENPI:
-            stack.enter_context(_running_episode(servers))
+        robot = None if case.stopped_at == OPENPI else stack.enter_context(_running_episode(servers))
         if case.flood is not None:
             target = servers.addresses[case.flooded].rpartition("://")[2].partition("/")[0]
             flood = stack.enter_context(_peer(case.flood, target, str(seconds + SPARE_S)))
-            assert flood.stdout is not None
-            _first_line(flood.stdout, case.flood)
-        return _ask_for(ask, seconds)
+            _first_line(flood, case.flood)
+        return _ask_for(ask, robot, seconds)
 
 
 def measure_signal(count: int) -> Measured:
     """From SIGUSR1 to the line that says that the arm is held."""
     times_ms: list[float] = []
-    case = Case("signal", BRIDGE)
+    case, rng = Case("signal", BRIDGE), np.random.default_rng(0)
     with _servers(case) as servers, _running_episode(servers) as robot:
         process = servers.processes[BRIDGE]
         assert process.stdout is not None
@@ -178,8 +176,8 @@ def measure_signal(count: int) -> Measured:
                 if not line:
                     return Measured(times_ms, 1)
             times_ms.append((time.perf_counter() - sent) * 1e3)
-            robot.arm()
-            time.sleep(PAUSE_S + float(np.random.default_rng(len(times_ms)).uniform(0, 0.05)))
+            _begin_again(robot)
+            time.sleep(PAUSE_S + float(rng.uniform(0, 0.05)))
     return Measured(times_ms, 0)
 
 
@@ -204,9 +202,7 @@ def _servers(case: Case) -> Generator[_Servers]:
 
         def start(name: str, *arguments: str) -> None:
             processes[name] = stack.enter_context(_peer(name, *arguments))
-            stdout = processes[name].stdout
-            assert stdout is not None
-            addresses[name] = _first_line(stdout, name)
+            addresses[name] = _first_line(processes[name], name)
 
         start(BRIDGE, keys)
         if VIEW in (case.stopped_at, case.flooded):
@@ -222,8 +218,9 @@ def _keys(folder: KeyFolder) -> ClientSecurity:
     return ClientSecurity(desk, robot.public)
 
 
-def _first_line(stdout: IO[str], name: str) -> str:
-    line = stdout.readline().strip()
+def _first_line(process: subprocess.Popen[str], name: str) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
     if not line:
         raise TransportError(f"the {name} of the benchmark ended before it began; its reason is on stderr.")
     return line
@@ -242,26 +239,17 @@ def _peer(*arguments: str) -> Generator[subprocess.Popen[str]]:
 
 @contextlib.contextmanager
 def _running_episode(servers: _Servers) -> Generator[RemoteRobot]:
-    """The arm ticks; a stop is taken back soon, so that the next one has something to stop."""
-    over = threading.Event()
+    """The arm ticks, until it is stopped."""
     with RemoteRobot(servers.addresses[BRIDGE], security=servers.security) as robot:
         robot.begin(seed=0)
+        yield robot
 
-        def rearm() -> None:
-            while not over.wait(PAUSE_S):
-                with contextlib.suppress(VlaError):  # a flood may delay it
-                    robot.arm()
 
-        if servers.processes.keys() == {BRIDGE}:
-            yield robot
-            return
-        thread = threading.Thread(target=rearm, daemon=True)
-        thread.start()
-        try:
-            yield robot
-        finally:
-            over.set()
-            thread.join()
+def _begin_again(robot: RemoteRobot) -> None:
+    """A stop ends the episode: another one begins, so that the next stop has something to stop."""
+    with contextlib.suppress(VlaError):  # a flood may delay it, or deliver a stop late, in between
+        robot.arm()
+        robot.begin(seed=0)
 
 
 def _asking(case: Case, servers: _Servers) -> Callable[[], bool]:
@@ -274,7 +262,7 @@ def _asking(case: Case, servers: _Servers) -> Callable[[], bool]:
     return lambda: _stop_bridge(address, servers.security)
 
 
-def _ask_for(ask: Callable[[], bool], seconds: float) -> Measured:
+def _ask_for(ask: Callable[[], bool], robot: RemoteRobot | None, seconds: float) -> Measured:
     times_ms: list[float] = []
     unanswered, end = 0, time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
@@ -282,6 +270,8 @@ def _ask_for(ask: Callable[[], bool], seconds: float) -> Measured:
             times_ms.append((time.perf_counter() - began) * 1e3)
         else:
             unanswered += 1
+        if robot is not None:
+            _begin_again(robot)
         time.sleep(PAUSE_S)
     return Measured(times_ms, unanswered)
 
