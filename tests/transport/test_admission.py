@@ -22,7 +22,7 @@ def test_the_address_that_has_most_loses_its_own() -> None:
     for key in range(8):
         admission.enter(key, "10.0.0.9", now_ns=1 + key)
     assert "operator" not in admission.surplus(now_ns=9)
-    assert len(admission) == 4 and admission.surplus(now_ns=10) == []
+    assert len(admission.open_keys()) == 4 and admission.surplus(now_ns=10) == []
 
 
 def test_who_has_spoken_is_counted_apart() -> None:
@@ -71,7 +71,7 @@ def test_one_that_left_is_not_closed_again() -> None:
     admission.enter("a", "", now_ns=0)
     admission.leave(["a", "unknown"])
     admission.hear("a", now_ns=1, rank=1)
-    assert admission.surplus(now_ns=2) == [] and len(admission) == 0
+    assert admission.surplus(now_ns=2) == [] and len(admission.open_keys()) == 0
 
 
 @given(

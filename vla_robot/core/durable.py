@@ -32,7 +32,7 @@ TEMPORARY = ".tmp"
 LEFT_BY_THE_KILLED = f"*.{'[0-9a-f]' * 8}{TEMPORARY}"
 """The pattern of the temporary files of `write_whole`."""
 
-FILE_MODE = 0o666
+FILE_MODE, FOLDER_MODE = 0o666, 0o777
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """Some network file systems cannot fsync a folder."""
 
@@ -111,10 +111,16 @@ def rename(source: Path, target: Path) -> None:
         sync_folder(source.parent)
 
 
-def make_folder(path: Path, exist_ok: bool = True) -> None:
-    """Make a folder and its parents; their names are on the disk when this returns."""
+def make_folder(path: Path, exist_ok: bool = True, mode: int = FOLDER_MODE) -> None:
+    """Make a folder and its parents; their names are on the disk when this returns.
+
+    Args:
+        path: of the folder.
+        exist_ok: it may be there already, and stays as it is.
+        mode: the folder's permissions, less the process's umask; parents get the usual ones.
+    """
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=exist_ok)
+    path.mkdir(mode, parents=True, exist_ok=exist_ok)
     for folder in reversed(new):
         sync_folder(folder.parent)
 

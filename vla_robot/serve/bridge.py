@@ -204,7 +204,6 @@ class Bridge:
             )
         self.end("another episode began")
         self._observation = self._reset(seed)
-        self.faults.clear("arm")
         self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0
         self._plan.clear()
         self._ramp.clear()

@@ -48,12 +48,7 @@ def _at_once(job: Job) -> None:
 class Background:
     """A thread for what may take long: the disk's work at the end of a log. Use it in a `with` block."""
 
-    def __init__(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """
-        Args:
-            timeout_s: how long the end of the `with` block waits for what is still to be done.
-        """
-        self._timeout_s = timeout_s
+    def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ends of logs", daemon=True)
 
@@ -62,10 +57,10 @@ class Background:
         self._jobs.put(job)
 
     def settle(self) -> None:
-        """Wait until all is done, for the time-out at most."""
+        """Wait until all is done, CLOSE_TIMEOUT_S at most."""
         done = threading.Event()
         self._jobs.put(done.set)
-        done.wait(self._timeout_s)
+        done.wait(CLOSE_TIMEOUT_S)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -73,7 +68,7 @@ class Background:
 
     def __exit__(self, *_: object) -> None:
         self._jobs.put(None)
-        self._thread.join(self._timeout_s)
+        self._thread.join(CLOSE_TIMEOUT_S)
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -49,9 +49,6 @@ class Admission:
         self.closed = 0
         """Connections that `surplus` has named so far."""
 
-    def __len__(self) -> int:
-        return len(self._open)
-
     def enter(self, key: Hashable, address: str, now_ns: int, deadline_ns: int | None = None) -> None:
         """A connection was accepted.
 
@@ -65,8 +62,8 @@ class Admission:
 
     def hear(
         self, key: Hashable, now_ns: int, rank: int | None = None, deadline_ns: int | None = None, busy: bool = False
-    ) -> bool:
-        """Something complete arrived, or the connection begins to wait for more; whether it is still open.
+    ) -> None:
+        """Something complete arrived, or the connection begins to wait for more. One that was closed stays closed.
 
         Args:
             key: of the connection.
@@ -77,10 +74,9 @@ class Admission:
         """
         connection = self._open.get(key)
         if connection is None:
-            return False
+            return
         connection.heard_ns, connection.deadline_ns, connection.busy = now_ns, deadline_ns, busy
         connection.rank = max(connection.rank, rank or NEWCOMER)
-        return True
 
     def promote(self, key: Hashable, rank: int) -> None:
         """The connection has begun to speak; its deadline stays."""
@@ -107,9 +103,10 @@ class Admission:
         """The connections to close now. They are forgotten here."""
         late = [k for k, c in self._open.items() if c.deadline_ns is not None and c.deadline_ns <= now_ns]
         self.leave(late)
+        counts = Counter(c.rank for c in self._open.values())
         for rank, room in enumerate(self._room):
-            members = {key: c for key, c in self._open.items() if c.rank == rank}
-            if len(members) > room:
+            if counts[rank] > room:
+                members = {key: c for key, c in self._open.items() if c.rank == rank}
                 chosen = _first_to_go(members, len(members) - room)
                 self.leave(chosen)
                 late += chosen

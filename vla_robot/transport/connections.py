@@ -75,9 +75,6 @@ class ConnectionWatch:
         """Connections that were closed so far because they were too many or too slow."""
         return self._admission.closed
 
-    def __len__(self) -> int:
-        return len(self._admission)
-
     def heard(self, fd: int) -> None:
         """A whole message came from this connection."""
         with self._spoke_lock:

@@ -25,7 +25,7 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
-from vla_robot.core.durable import sync_file, sync_folder, write_whole
+from vla_robot.core.durable import make_folder, sync_file, sync_folder, write_whole
 from vla_robot.core.errors import TransportError, unknown
 
 KEYS_VARIABLE = "VLA_KEYS"
@@ -234,7 +234,7 @@ class KeyFolder:
         self._make_folder()
         public, secret = (z85.decode(key).hex() for key in zmq.curve_keypair())
         try:
-            _create(self._secret_file(name), f"{secret}\n", SECRET_MODE)
+            _create(self._secret_file(name), f"{secret}\n")
         except FileExistsError:
             raise TransportError(
                 f"there is a key '{name}' already, in {self._secret_file(name)}. Choose another name: computers that "
@@ -335,9 +335,7 @@ class KeyFolder:
 
     def _make_folder(self) -> None:
         try:
-            if not self._folder.is_dir():
-                self._folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-                sync_folder(self._folder.parent)
+            make_folder(self._folder, mode=FOLDER_MODE)
         except OSError as error:
             raise TransportError(
                 f"cannot make the folder {self._folder}: {error.strerror}. {KEYS_VARIABLE} names another one."
@@ -372,9 +370,9 @@ def raw_key(key: str) -> bytes:
     return bytes.fromhex(key)
 
 
-def _create(path: Path, text: str, mode: int) -> None:
-    """Write a new file that never has looser permissions, not even for a moment; it is on the disk afterwards."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+def _create(path: Path, text: str) -> None:
+    """Write a new file that only its owner can read, from its first moment on; it is on the disk afterwards."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SECRET_MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(text.encode())
