@@ -218,7 +218,7 @@ class BridgeServer:
         self._put_off: list[tuple[bytes, Message]] = []
         self._missed = 0
         self._last_refusal = ""
-        self._anybody: dict[str, Callable[[bytes, int, Fields], dict[str, Any]]] = {
+        self._anybody: dict[str, Callable[[bytes, int, Fields], dict[str, Any] | None]] = {
             "hello": self._hello,
             "status": lambda peer, seq, fields: self.status(),
             "stop": self._stop,
@@ -439,7 +439,7 @@ class BridgeServer:
     def _answer(self, peer: bytes, request: Message) -> None:
         try:
             body = self._handle(peer, request)
-            if body is not None and request.kind not in ("watch", "view"):
+            if body is not None:
                 self._socket.send(peer, encode(Message("ok", request.seq, body)))
         except VlaError as error:
             self._send_error(peer, request.seq, error)
@@ -511,9 +511,8 @@ class BridgeServer:
             "time_limits": pack_time_limits(self._bridge.time_limits),
         }
 
-    def _view(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+    def _view(self, peer: bytes, seq: int, fields: Fields) -> None:
         self._viewers.hear(peer, fields.integer("seen"))
-        return {}
 
     def _stop(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
         """A stop stops, whatever its reason looks like.
@@ -533,7 +532,7 @@ class BridgeServer:
         received_ns = self._clock.now_ns()
         return {"received_ns": received_ns, "answered_ns": self._clock.now_ns()}
 
-    def _watch(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+    def _watch(self, peer: bytes, seq: int, fields: Fields) -> None:
         if not hmac.compare_digest(fields.text("session").encode(), self._controller.session.encode()):
             raise SessionError(f"this stream belongs to no session that is open here: {NO_SESSION}")
         stream = self._controller.stream
@@ -542,7 +541,6 @@ class BridgeServer:
             stream.heard = {"sent_ns": fields.integer("sent_ns"), "received_ns": self._clock.now_ns()}
         stream.frames.hear(stream.seen, fields.table("frames").integers() if "frames" in fields.names() else None)
         self._hear()
-        return {}
 
     def _hear(self) -> None:
         self._controller.heard_ns = self._clock.now_ns()
