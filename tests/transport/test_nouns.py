@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vla_robot.core import errors
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import MAX_RATE_HZ, MIN_RATE_HZ, ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import RecipeError, TransportError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
 from vla_robot.transport.nouns import (
@@ -108,6 +108,12 @@ def test_an_unknown_kind_of_action_is_refused_with_the_nearest() -> None:
     body["action"]["kind"] = "eef_dleta"
     with pytest.raises(TransportError, match="unknown kind of action 'eef_dleta'; did you mean 'eef_delta'"):
         unpack_embodiment(carried(body))
+
+
+@pytest.mark.parametrize("rate_hz", [0.0, -10.0, 1e-300, 1e9, float("nan"), float("inf")])
+def test_a_rate_that_no_arm_has_is_refused(rate_hz: float) -> None:
+    with pytest.raises(TransportError, match=f"'rate_hz' must be a number from {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g}"):
+        unpack_embodiment(carried(EMBODIMENT.to_dict() | {"rate_hz": rate_hz}))
 
 
 OBSERVATION = Observation({"front": np.zeros((2, 2, 3), np.uint8)}, np.zeros(2), "go", stamp_ns=1, step=0)

@@ -257,9 +257,6 @@ def unpack_embodiment(fields: Fields) -> Embodiment:
     kind = action.text("kind")
     if kind not in ACTION_KINDS:
         raise TransportError(unknown("kind of action", kind, ACTION_KINDS))
-    rate_hz = fields.number("rate_hz")
-    if not MIN_RATE_HZ <= rate_hz <= MAX_RATE_HZ:
-        raise TransportError(f"embodiment: rate_hz {rate_hz:g} is outside {MIN_RATE_HZ:g} to {MAX_RATE_HZ:g}.")
     return Embodiment(
         name=fields.text("name"),
         action=ActionSpace(kind=kind, frame=action.text("frame"), dims=_dims(action.tables("dims"))),
@@ -267,7 +264,7 @@ def unpack_embodiment(fields: Fields) -> Embodiment:
         cameras=tuple(
             CameraSpec(c.text("name"), c.integer("height"), c.integer("width")) for c in fields.tables("cameras")
         ),
-        rate_hz=rate_hz,
+        rate_hz=fields.finite("rate_hz", MIN_RATE_HZ, MAX_RATE_HZ),
     )
 
 
