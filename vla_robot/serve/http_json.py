@@ -172,8 +172,8 @@ class JsonHandler(BaseHTTPRequestHandler):
         self.server.listener.hear(self.connection, busy=self.answers_long)
         return parse_object(body)
 
-    def foreign(self, hosts: Collection[str], origins: Collection[str] = (), *, any_port: bool = False) -> str:
-        """Why this request is another site's, or came by another site's name; empty where it is neither.
+    def is_foreign(self, hosts: Collection[str], origins: Collection[str] = (), *, any_port: bool = False) -> bool:
+        """Whether this request is another site's, or came by another site's name; then the connection ends, unread.
 
         A page of another site can send requests here from a browser on this computer, and with DNS rebinding under a
         name of its own. A browser then names that page's origin, or that host; programs name no origin.
@@ -183,6 +183,14 @@ class JsonHandler(BaseHTTPRequestHandler):
             origins: of our own pages.
             any_port: a tunnel may begin at another port; for servers that have no pages.
         """
+        foreign = self._foreign(hosts, origins, any_port)
+        if foreign:
+            self.close_connection = True
+            _LOG.warning("refused a request for %s", foreign)
+        return bool(foreign)
+
+    def _foreign(self, hosts: Collection[str], origins: Collection[str], any_port: bool) -> str:
+        """What is another site's, in words; empty where nothing is."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         site = self.headers.get("Sec-Fetch-Site", "none")
         if host not in hosts and not (any_port and _PORT.sub("", host) in hosts):

@@ -117,13 +117,11 @@ class _Handler(JsonHandler):
         self._reply(200, {"status": "ok", "policy": self.server.name, **self.server.batcher.status()})
 
     def _is_a_programs(self) -> bool:
-        """Whether no page of a browser asks; answers where one does. Its body is not read."""
-        foreign = self.foreign(NAMES, any_port=True)
-        if foreign:
-            self.close_connection = True
-            _LOG.warning("refused a request for %s", foreign)
-            self._reply(403, {"detail": "This server answers programs on this computer, and no page of a browser."})
-        return not foreign
+        """Whether no page of a browser asks; answers where one does."""
+        if not self.is_foreign(NAMES, any_port=True):
+            return True
+        self._reply(403, {"detail": "This server answers programs on this computer, and no page of a browser."})
+        return False
 
     def _act(self, payload: Mapping[str, Any]) -> Any:
         encoded = "encoded" in payload

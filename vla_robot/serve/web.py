@@ -18,7 +18,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
-import logging
 import secrets
 import socket
 import ssl
@@ -68,8 +67,6 @@ ASSETS = {
 }
 
 type Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -254,11 +251,8 @@ class _Handler(JsonHandler):
 
     def _is_ours(self) -> bool:
         """Whether this is a person's browser at our own page, or a program; answers when it is neither."""
-        foreign = self.foreign(self.server.hosts, self.server.origins)
-        if not foreign:
+        if not self.is_foreign(self.server.hosts, self.server.origins):
             return True
-        self.close_connection = True  # the body of a POST was not read
-        _LOG.warning("refused a request for %s", foreign)
         self._fail(403, "this page answers under its own address only; a tunnel must keep its port.")
         return False
 
