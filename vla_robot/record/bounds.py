@@ -100,13 +100,10 @@ def read_parquet(file: pq.ParquetFile, columns: Sequence[str] | None, groups: Se
     rows = sum(meta.num_rows for meta in metas)
     if not 0 <= rows <= MAX_ROWS:
         raise DataError(f"{path} has {rows} rows; at most {MAX_ROWS} are read at once.")
-    wanted, leaves = set(schema.names), file.metadata.schema
-    places = [place for place in range(len(leaves)) if _is_of(leaves.column(place).path, wanted)]
-    for group in groups:
-        # pyarrow ends the process when it is asked about a column whose statistics are damaged; its reader raises.
-        next(file.iter_batches(1, [group], columns if columns is None else list(columns)), None)
-    sizes = [meta.column(place).total_uncompressed_size for meta in metas for place in places]
-    widest = max([*sizes, sum(_row_bytes(field.type) for field in schema), 1])
+    # What single columns take would be a closer bound. pyarrow ends the process where that part of the footer is damaged.
+    is_shared = any(_has_open_size(field.type) for field in schema)
+    group_bytes = max((meta.total_byte_size for meta in metas), default=0) if is_shared else 0
+    widest = max(group_bytes, sum(_row_bytes(field.type) for field in schema), 1)
     at_once = max(min(MAX_COLUMN_BYTES // 8 // widest, BATCH_ROWS), 1)
     batches: list[pa.RecordBatch] = []
     size = 0
@@ -117,12 +114,20 @@ def read_parquet(file: pq.ParquetFile, columns: Sequence[str] | None, groups: Se
     return pa.Table.from_batches(batches, schema if not batches else batches[0].schema)
 
 
-def _is_of(leaf: str, columns: set[str]) -> bool:
-    """A leaf is called COLUMN.PART; names of columns have dots themselves, as LeRobot's do."""
-    return any(leaf == column or leaf.startswith(column + ".") for column in columns)
+def _has_open_size(kind: pa.DataType) -> bool:
+    """Whether a value may be as long as it likes, and so may be stored once for many rows."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        return _has_open_size(kind.storage_type)
+    if pa.types.is_fixed_size_list(kind):
+        return _has_open_size(kind.value_type)
+    if pa.types.is_struct(kind):
+        return any(_has_open_size(kind.field(i).type) for i in range(kind.num_fields))
+    return not (pa.types.is_primitive(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_null(kind))
 
 
-def _row_bytes(kind: Any) -> int:
+def _row_bytes(kind: pa.DataType) -> int:
     """What a row takes at least, also when it is null."""
     import pyarrow as pa
 
