@@ -100,7 +100,7 @@ def read_parquet(file: pq.ParquetFile, columns: Sequence[str] | None, groups: Se
     rows = sum(meta.num_rows for meta in metas)
     if not 0 <= rows <= MAX_ROWS:
         raise DataError(f"{path} has {rows} rows; at most {MAX_ROWS} are read at once.")
-    # What single columns take would be a closer bound. pyarrow ends the process where that part of the footer is damaged.
+    # What each column takes would bound it closer; pyarrow ends the process where that part of the footer is damaged.
     is_shared = any(_has_open_size(field.type) for field in schema)
     group_bytes = max((meta.total_byte_size for meta in metas), default=0) if is_shared else 0
     widest = max(group_bytes, sum(_row_bytes(field.type) for field in schema), 1)
