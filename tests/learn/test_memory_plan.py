@@ -24,7 +24,7 @@ from vla_robot.record.stats import dataset_statistics
 def created(recipe: FinetuneRecipe, folder: Path) -> Path:
     demos = open_demos(recipe.data)
     statistics = dataset_statistics("light", demos.actions, demos.states, len(demos.episodes))
-    create(folder, recipe.architecture, demos.embodiment, statistics, demos.instructions, seed=0)
+    create(folder, recipe.architecture, demos.embodiment, statistics, demos.texts, seed=0)
     return folder
 
 

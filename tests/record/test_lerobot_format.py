@@ -166,7 +166,7 @@ def test_we_open_what_lerobot_writes(root: Path, make_demo: MakeDemo, lerobot: A
     dataset.finalize()
     (root / EMBODIMENT).write_text(json.dumps(recorded[0].embodiment.to_dict()))
     demos = open_demos(root)
-    assert demos.instructions == ("lift the cube", "open the door")
+    assert demos.texts == ("lift the cube", "open the door")
     assert [(e.start, e.stop, e.success, e.driver) for e in demos.episodes] == [(0, 3, True, None), (3, 7, True, None)]
     np.testing.assert_array_equal(demos.actions, np.concatenate([d.actions for d in recorded]).astype(np.float32))
     expected = [png.decode(data) for demo in recorded for data in demo.cameras["front"].png]
@@ -236,7 +236,7 @@ def test_several_datasets_read_as_one(tmp_path: Path, make_demo: MakeDemo) -> No
         (0, 3, "expert", "a"),
         (3, 5, "nano", "b"),
     ]
-    assert demos.instructions == ("lift the cube", "open the door")
+    assert demos.texts == ("lift the cube", "open the door")
     np.testing.assert_array_equal(demos.frames("front")[3:], open_demos(tmp_path / "b").frames("front"))
     np.testing.assert_array_equal(demos.images(4)["front"], open_demos(tmp_path / "b").images(1)["front"])
 

@@ -136,7 +136,7 @@ def test_each_step_has_its_own_task(tmp_path: Path, theirs: Any) -> None:
     assert [reopened[i]["task"] for i in range(6)] == expected
     assert [text for i in range(2) for text in source.episode(i).instructions()] == expected
     assert [demos.instruction_at(i) for i in range(6)] == expected
-    assert demos.instructions == ("reach", "grasp", "lift")
+    assert demos.texts == ("reach", "grasp", "lift")
     both = open_demos([root, root])
     assert [both.instruction_at(i) for i in range(12)] == expected * 2
     np.testing.assert_array_equal(demos.actions, np.stack([f["action"] for e in frames for f in e]))

@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vla_robot.core.durable import make_folder, refusal, rename, sync_tree
+from vla_robot.core import durable
+from vla_robot.core.durable import make_folder, rename, sync_tree
 from vla_robot.core.errors import CheckpointError, DataError
 from vla_robot.learn.shard import collected, local, put
 from vla_robot.policy.openvla.config import read_json
@@ -112,13 +113,34 @@ def writing(what: str, out: Path) -> Generator[None]:
         DataError: the disk refuses; the last good checkpoint is named.
     """
     good = newest(out)
-    safe = f"{good[0].upper()}{good[1:]}."
-    try:
-        yield
-    except OSError as error:
-        raise refusal(what, error, safe) from error
-    except SafetensorError as error:
-        raise refusal(what, _system_error(error), safe) from error
+    with durable.writing(what, f"{good[0].upper()}{good[1:]}."):
+        try:
+            yield
+        except SafetensorError as error:
+            raise _system_error(error) from error
+
+
+@contextmanager
+def replacing(folder: Path, out: Path) -> Generator[Path]:
+    """A folder of a run gets new content, all at once: it is on the disk, under its name, when the block ends.
+
+    Args:
+        folder: that is replaced; it need not exist.
+        out: folder of the run.
+
+    Yields:
+        Where the block makes the new folder, which is not there yet. A crash leaves it under this name.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    partial = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    with writing(str(folder), out):
+        yield partial
+        sync_tree(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        rename(partial, folder)
 
 
 def _system_error(error: SafetensorError) -> OSError:

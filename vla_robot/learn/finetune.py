@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 
 from vla_robot.core.claim import Claim
-from vla_robot.core.durable import rename, sync_tree, write_whole
+from vla_robot.core.durable import write_whole
 from vla_robot.core.errors import RecipeError
 from vla_robot.learn.adapt import adapt, merged
-from vla_robot.learn.checkpoint import learning, writing
+from vla_robot.learn.checkpoint import learning, replacing, writing
 from vla_robot.learn.last_layer import only_what_is_read
 from vla_robot.learn.memory_plan import MemoryPlan, plan_memory
 from vla_robot.learn.metrics import require_trackers
@@ -186,20 +186,16 @@ def save_policy(run: Run, prepared: Prepared, folder: Path, ranks: Ranks) -> Non
         DataError: the disk refuses.
         CheckpointError: the start policy is damaged.
     """
-    start, partial = prepared.start, folder.with_name(folder.name + ".tmp")
+    start = prepared.start
     with run.averaged():
         learned = collected(learning(run.model).items(), keep=ranks.first)
         if not ranks.first:
             return
         plain = merged(run.model, start, learned)
-        shutil.rmtree(partial, ignore_errors=True)
-        with writing(str(folder), run.out):
+        with replacing(folder, run.out) as partial:
             save_model(plain, partial, carry_from=start)
             for name in SIDE_FILES:
                 if (start / name).is_file():
                     shutil.copyfile(start / name, partial / name)
             if prepared.drives_by:
                 (partial / "recipe.toml").write_text(DRIVES.format(json.dumps(prepared.drives_by)), encoding="utf-8")
-            sync_tree(partial)
-            shutil.rmtree(folder, ignore_errors=True)
-            rename(partial, folder)

@@ -138,11 +138,11 @@ def _squares(
 
 def _text(demos: Demos, policy: OpenVLAPolicy, stats: QuantileStats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Token ids and labels of every frame, both (F, L)."""
-    prompts = {text: policy.tokenizer(text) for text in demos.instructions}
+    prompts = [policy.tokenizer(text) for text in demos.texts]
     pad_id = policy.model.config.pad_token_id
     windows = _windows(demos, normalise(demos.actions, stats), stats, policy.model.config.chunk)
     answers = answers_of(windows, policy.action_tokens, policy.tokenizer)
-    return labelled([prompts[demos.texts[index]] for index in demos.text_of], answers, pad_id)
+    return labelled([prompts[index] for index in demos.text_of], answers, pad_id)
 
 
 def _windows(demos: Demos, actions: NDArray[np.float64], stats: QuantileStats, chunk: int) -> NDArray[np.floating]:

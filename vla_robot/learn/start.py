@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vla_robot.core.durable import rename, sync_tree
 from vla_robot.core.embodiment import Embodiment, misfits
 from vla_robot.core.errors import ContractError, DataError, RecipeError
-from vla_robot.learn.checkpoint import writing
+from vla_robot.learn.checkpoint import replacing
 from vla_robot.learn.data import DemoData, MixtureData, TrainingData, open_recipe_mixture
 from vla_robot.learn.questions import QuestionData
 from vla_robot.learn.ranks import Ranks
@@ -101,14 +100,10 @@ def _questions(recipe: FinetuneRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> Q
 
 def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
     """`OUT/start`, written unless it is there; a crash leaves nothing that looks whole."""
-    start, partial = out / "start", out / "start.tmp"
+    start = out / "start"
     if not (start / "config.json").is_file():
-        shutil.rmtree(partial, ignore_errors=True)
-        with writing(str(start), out):
+        with replacing(start, out) as partial:
             write(partial)
-            sync_tree(partial)
-            shutil.rmtree(start, ignore_errors=True)
-            rename(partial, start)
     return start
 
 
@@ -134,7 +129,7 @@ def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
     """
     statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
     if recipe.policy is None:
-        create(folder, recipe.architecture, demos.embodiment, statistics, demos.instructions, recipe.seed)
+        create(folder, recipe.architecture, demos.embodiment, statistics, demos.texts, recipe.seed)
         _set_chunk(folder, recipe.chunk)
         return
     policy = Checkpoint.read(recipe.policy)

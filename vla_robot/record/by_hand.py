@@ -134,7 +134,9 @@ class _Take:
         made = self._builder.finish_parts(driven.embodiment, self._seed, self._session.driver_name)
         facts = {"unrecorded_steps": self._builder.dropped, **driven.facts}
         made = [replace(d, facts={**d.facts, **_true_rate(d.stamps_ns), **facts}) for d in made]
-        return [*made[:-1], _called_success(made[-1])] if self._success and made else made
+        if self._success and made:  # the person says that it is done: a robot of metal has no other test
+            made[-1].success[-1] = True
+        return made
 
     def _started(self, observation: Observation) -> bool:
         """Wait for the start button; False when the session is to end."""
@@ -220,10 +222,3 @@ def _true_rate(stamps_ns: NDArray[np.int64]) -> dict[str, float]:
         return {}
     period_ns = float(np.median(np.diff(stamps_ns)))
     return {"rate_hz": round(NS_PER_S / period_ns, 2)} if period_ns > 0 else {}
-
-
-def _called_success(demonstration: Demonstration) -> Demonstration:
-    """The person says that it is done: a robot of metal has no other test."""
-    success = demonstration.success.copy()
-    success[-1] = True
-    return replace(demonstration, success=success)

@@ -29,14 +29,13 @@ from vla_robot.record.origin import (
     origin_of,
     read_origin,
 )
+from vla_robot.record.rlds.decode import STEP_MARKS
 from vla_robot.record.rlds.features import STEPS, Features, Leaf, parse_features
 from vla_robot.record.rlds.reader import RldsDataset
 from vla_robot.record.rlds.writer import RldsWriter, written_splits
 from vla_robot.record.source import Column, Episode, Field, MarksGaps, instruction_text
 
 VERSION = "1.0.0"
-EDGES = ("is_first", "is_last", "is_terminal")
-"""What every step of RLDS has."""
 
 
 def to_rlds(source: Source, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
@@ -73,7 +72,7 @@ def _features(source: Source, before: Origin | None, options: Options) -> tuple[
     first = source.episode(0)
     steps = {names[name]: _leaf(names[name], field, first) for name, field in source.fields.items()}
     steps |= instruction
-    added = [name for name in EDGES if name not in steps]
+    added = [name for name in STEP_MARKS if name not in steps]
     steps |= {name: _step(Field(name, "number", "bool", ())) for name in added}
     metadata = {f"episode_metadata/{name}": field for name, field in source.metadata_fields.items()}
     episode = {name: Leaf(name, replace(field, name=name), 0) for name, field in metadata.items()}

@@ -131,11 +131,6 @@ class Demos:
     def num_frames(self) -> int:
         return len(self.actions)
 
-    @property
-    def instructions(self) -> tuple[str, ...]:
-        """Every instruction there is, each once."""
-        return self.texts
-
     def instruction_at(self, index: int) -> str:
         """What the robot was told to do at a frame."""
         return self.texts[self.text_of[index]]
@@ -232,7 +227,7 @@ def _open_one(root: Path) -> Demos:
     texts, text_of = _texts(root, read_tasks(root, info), of_tasks)
     return Demos(
         embodiment=embodiment,
-        episodes=_episodes(root, places, table, [texts[i] for i in text_of]),
+        episodes=_episodes(root, places, table, texts, text_of),
         cameras=cameras,
         states=_matrix(root, places, table, state, features),
         actions=_matrix(root, places, table, action, features),
@@ -297,7 +292,11 @@ def _texts(root: Path, tasks: Mapping[int, str], of_tasks: NDArray[np.int64]) ->
 
 
 def _episodes(
-    root: Path, places: Sequence[EpisodePlace], table: Mapping[str, Any], told: list[str]
+    root: Path,
+    places: Sequence[EpisodePlace],
+    table: Mapping[str, Any],
+    texts: tuple[str, ...],
+    text_of: NDArray[np.int64],
 ) -> tuple[DemoEpisode, ...]:
     notes = {note["episode"]: note for note in read_recording(root)}
     stops: list[int] = np.cumsum([place.length for place in places]).tolist()
@@ -306,7 +305,7 @@ def _episodes(
         note, start = notes.get(place.number, {}), stop - place.length
         success = table[SUCCESS][stop - 1].as_py() if SUCCESS in table else None
         told_by = note.get("seed"), note.get("driver"), goes_on(note)
-        episodes.append(DemoEpisode(root, start, stop, told[start], success, *told_by))
+        episodes.append(DemoEpisode(root, start, stop, texts[text_of[start]], success, *told_by))
     return tuple(episodes)
 
 

@@ -22,13 +22,11 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import StepResult, Vector
 from vla_robot.record.collect import Keep, Writer
 from vla_robot.record.demonstration import Corrections, Demonstration, DemonstrationBuilder
+from vla_robot.record.driven import STILL
 from vla_robot.record.episode import EpisodeLog, EpisodeStep
 
 CORRECTED = ", corrected by a person"
 """Ends the name of a driver whom a person took over from."""
-
-STILL = 1e-9
-"""Metres or radians in one step below which the arm rests."""
 
 
 def demonstrations_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> list[Demonstration]:
@@ -45,9 +43,10 @@ def demonstrations_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> l
     builder, rows = DemonstrationBuilder(), list[_Row]()
     before: EpisodeStep | None = None
     for step in log.steps:
-        if not _has_frames(step, embodiment) or (before is not None and step.observation.step != _next(before)):
+        has_frames = _has_frames(step, embodiment)
+        if not has_frames or (before is not None and step.observation.step != _next(before)):
             builder.cut()
-        row = _row(step, before, embodiment) if _has_frames(step, embodiment) else None
+        row = _row(step, before, embodiment) if has_frames else None
         if row is not None:
             builder.add(
                 step.observation, row.action, StepResult(step.observation, row.executed, step.success, False, False)

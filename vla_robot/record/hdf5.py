@@ -60,6 +60,7 @@ from vla_robot.record.source import (
     find_damage,
     require_fields,
     require_index,
+    tell_empty,
     tell_left_out,
 )
 
@@ -245,9 +246,8 @@ class Hdf5Dataset:
         """What a user should know of the dataset beside damage."""
         masks = [f"{name} {count}" for name, count in self.subsets.items()]
         subsets = [f"Masks that are no split, and can be read by name: {', '.join(masks)}."] if masks else []
-        empty = [f"Episodes of 0 steps that were left out: {self._num_empty}."] if self._num_empty else []
         turned = (UPSIDE_DOWN,) if self._is_upside_down else ()
-        return (*self._parts.notes, *subsets, *turned, *tell_left_out(self._left_out), *empty)
+        return (*self._parts.notes, *subsets, *turned, *tell_left_out(self._left_out), *tell_empty(self._num_empty))
 
     @property
     def skipped(self) -> tuple[str, ...]:

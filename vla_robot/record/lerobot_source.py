@@ -62,6 +62,7 @@ from vla_robot.record.source import (
     find_damage,
     require_fields,
     require_index,
+    tell_empty,
     tell_left_out,
 )
 
@@ -159,8 +160,7 @@ class LeRobotSource:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the dataset."""
-        empty = (f"Episodes of 0 steps that were left out: {self._num_empty}.",) if self._num_empty else ()
-        return (*tell_left_out(self._left_out), *empty)
+        return (*tell_left_out(self._left_out), *tell_empty(self._num_empty))
 
     @property
     def skipped(self) -> tuple[str, ...]:

@@ -116,8 +116,9 @@ class Dataset:
         self._parts = tuple(parts.values())
         self._choices = choices
         self._is_absolute = is_absolute(recipe)
-        self._episodes = self._chosen(tuple(parts).index(choices.split))
-        self._ends = np.cumsum(choices.window.steps_in(self._episodes["length"], self._goes_on()))
+        part = tuple(parts).index(choices.split)
+        self._episodes = self._chosen(part)
+        self._ends = np.cumsum(choices.window.steps_in(self._episodes["length"], self._goes_on(part)))
         self._kept = self._left_over()
         if len(self) == 0:
             raise DataError(
@@ -195,13 +196,12 @@ class Dataset:
                 keep &= np.maximum.reduceat(largest(), starts) <= limit
         return episodes[keep]
 
-    def _goes_on(self) -> NDArray[np.bool_]:
-        """(E,) the chosen episode ends at a gap."""
-        marks = [
-            isinstance(source := self._parts[episode["part"]], MarksGaps) and source.goes_on(int(episode["index"]))
-            for episode in self._episodes
-        ]
-        return np.array(marks, dtype=np.bool_)
+    def _goes_on(self, part: int) -> NDArray[np.bool_] | None:
+        """(E,) the chosen episode, of the split `part`, ends at a gap; None where its source knows of no gaps."""
+        source = self._parts[part]
+        if not isinstance(source, MarksGaps):
+            return None
+        return np.array([source.goes_on(index) for index in self._episodes["index"].tolist()], dtype=np.bool_)
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Which of the chosen episodes, and which of its steps."""

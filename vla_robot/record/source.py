@@ -375,6 +375,11 @@ def tell_left_out(left_out: Mapping[str, str]) -> tuple[str, ...]:
     return (f"Fields that are not read and were left out: {'; '.join(unread)}.",) if unread else ()
 
 
+def tell_empty(num_empty: int) -> tuple[str, ...]:
+    """One line about the episodes of 0 steps that a reader left out; none when there are none."""
+    return (f"Episodes of 0 steps that were left out: {num_empty}.",) if num_empty else ()
+
+
 def require_index(index: int, count: int, what: str) -> None:
     """Raise IndexError unless 0 <= index < count."""
     if not 0 <= index < count:

@@ -27,7 +27,7 @@ from vla_robot.record.rlds.index import DamagedRecord, OnProgress, SplitIndex, l
 from vla_robot.record.rlds.splits import INFO_FILE, DatasetInfo, Part, parse_info, parse_parts
 from vla_robot.record.rlds.storage import Storage, open_storage
 from vla_robot.record.rlds.tfrecord import read_record, require_crc
-from vla_robot.record.source import Episode, Field, require_fields, require_index, tell_left_out
+from vla_robot.record.source import Episode, Field, require_fields, require_index, tell_empty, tell_left_out
 
 MOST_DAMAGES_NAMED = 3
 
@@ -135,8 +135,7 @@ class RldsDataset:
     def notes(self) -> tuple[str, ...]:
         """What a user should know of the dataset beside damage: other versions, fields and episodes left out."""
         num_empty = sum(index.num_empty for index in _each_once(self._indices))
-        empty = [f"Episodes of 0 steps that were left out: {num_empty}."] if num_empty else []
-        return (*self._notes, *tell_left_out(self.left_out), *empty)
+        return (*self._notes, *tell_left_out(self.left_out), *tell_empty(num_empty))
 
     def where(self, index: int) -> str:
         """Shard, record and offset of an episode, for error messages."""
