@@ -156,9 +156,9 @@ def require_safe(log: EpisodeLog, dead_ns: int) -> None:
     """Nothing beyond the limits reached the arm, and nothing but holding after the watchdog's time."""
     low, high = (np.array([dim[key] for dim in log.header["embodiment"]["action"]["dims"]]) for key in ("low", "high"))
     assert len(log.steps) > 3
-    for step in log.steps:
-        if step.executed is not None:
-            assert (step.executed >= low - 1e-9).all() and (step.executed <= high + 1e-9).all()
+    executed = [step.executed for step in log.steps if step.executed is not None]
+    assert executed
+    assert (np.stack(executed) >= low - 1e-9).all() and (np.stack(executed) <= high + 1e-9).all()
     late = [s for s in log.steps if s.command_ns > dead_ns + (HOLD_AFTER_S + 2 * TICK_S) * NS_PER_S]
     assert all(step.commanded is None for step in late), "something drove the arm after its driver's death"
 

@@ -13,6 +13,7 @@ import pytest
 from vla_robot.core.errors import DataError
 from vla_robot.record.mixture import member_at, open_table_of
 from vla_robot.record.questions import QuestionWriter, read_questions
+from vla_robot.record.rlds.index import FOLDER
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "rlds_samples" / "bridge_orig"
 
@@ -31,8 +32,15 @@ def test_the_index_of_shards_and_the_table_of_steps_survive(
     made = {name: content for name, content in written(tmp_path).items() if name not in before}
     assert {Path(name).suffix for name in made} >= {".npy", ".json"} and len(made) >= 6
     tables = {name: content for name, content in made.items() if name.startswith("cache/")}
-    survivors = power_cut.survivors(tmp_path)
-    assert {name for name, content in tables.items() if survivors.get(name) != content} == set()
+    shards = tmp_path / "bridge_orig" / "1.0.0"  # forced to the disk by whoever made the dataset
+    indexes = {name: content for name, content in written(shards).items() if name.startswith(f"{FOLDER}/")}
+    assert tables and indexes
+    require_survival(tables, power_cut.survivors(tmp_path))
+    require_survival(indexes, power_cut.survivors(shards))
+
+
+def require_survival(files: dict[str, bytes], survivors: dict[str, bytes]) -> None:
+    assert {name for name, content in files.items() if survivors.get(name) != content} == set()
 
 
 def test_questions_survive_and_their_folder_has_one_writer(tmp_path: Path, power_cut: Any) -> None:
