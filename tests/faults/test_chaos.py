@@ -15,7 +15,6 @@ FAULTS = 10
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
-@pytest.mark.timeout(1200)
 def test_whatever_happens_the_arm_is_safe_and_no_finished_episode_is_lost(tmp_path: Path) -> None:
     command = [sys.executable, str(HERE / "chaos"), "--faults", str(FAULTS), "--seed", "11"]
     command += ["--json", str(tmp_path / "chaos.json")]

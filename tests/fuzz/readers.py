@@ -24,8 +24,6 @@ from vla_robot.core.messages import Observation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLES = REPOSITORY / "tests" / "golden" / "rlds_samples"
-LARGEST_BYTES = 1 << 16
-"""Of an input that is mutated as bytes."""
 
 DIMS = (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))
 ARM = Embodiment("arm", ActionSpace("eef_delta", "base", DIMS), DIMS, (CameraSpec("front", 8, 8),), 10.0)
@@ -70,21 +68,21 @@ def readers(folder: Path) -> dict[str, Callable[[], Reader]]:
         "images": images,
         "rlds_info": rlds_info,
         "rlds_features": rlds_features,
-        "rlds_record": rlds_record,
+        "rlds_record": RldsRecord,
         "rlds_shard": rlds_shard,
         "rlds_index": rlds_index,
         "lerobot_lines": lerobot_lines,
         "lerobot_info": lerobot_info,
-        "lerobot_tables": lerobot_tables,
-        "hdf5": hdf5,
-        "vlalog": vlalog,
+        "lerobot_tables": LeRobotTables,
+        "hdf5": Hdf5,
+        "vlalog": Vlalog,
         "notes": notes,
         "rest": rest,
         "openpi": openpi,
         "groot": groot,
-        "toml": toml,
+        "toml": Toml,
         "statistics": statistics,
-        "checkpoint": checkpoint,
+        "checkpoint": Checkpoint,
         "safetensors": safetensors,
     }
 
@@ -326,10 +324,6 @@ class RldsRecord:
         read_record(record, features)
 
 
-def rlds_record(folder: Path) -> Reader:
-    return RldsRecord(folder)
-
-
 def rlds_shard(folder: Path) -> Reader:
     """A TFRecord file: what is not intact is told as Damage, never raised."""
     from vla_robot.record.rlds.tfrecord import Record, frame_record, walk
@@ -534,10 +528,6 @@ def odd_column(rows: int, chance: random.Random) -> Any:
     return column.dictionary_encode() if chance.random() < 0.1 and kind in (pa.string(), pa.int64()) else column
 
 
-def lerobot_tables(folder: Path) -> Reader:
-    return LeRobotTables(folder)
-
-
 def notes(folder: Path) -> Reader:
     """JSON files beside a dataset: embodiment, origin, lines about episodes, questions."""
     from dataclasses import asdict
@@ -686,10 +676,6 @@ def add_oddity(file: Any, chance: random.Random) -> None:
         node.attrs[attribute] = chance.choice((*values, *jsons))
 
 
-def hdf5(folder: Path) -> Reader:
-    return Hdf5(folder)
-
-
 class Vlalog:
     """Episode logs: records changed with right checksums, or the bytes of the file."""
 
@@ -735,10 +721,6 @@ class Vlalog:
         self._path.write_bytes(data if isinstance(data, bytes) else self._file(data))
         log = read_episode(self._path)
         list(frames_of(log))
-
-
-def vlalog(folder: Path) -> Reader:
-    return Vlalog(folder)
 
 
 # -- peers -------------------------------------------------------------------------------------------------------------
@@ -868,10 +850,6 @@ class Toml:
         parse(schema, read_table(schema, path), path)
 
 
-def toml(folder: Path) -> Reader:
-    return Toml(folder)
-
-
 def statistics(folder: Path) -> Reader:
     from vla_robot.core.normalise import MIN_MAX, Q99, unnormalise
     from vla_robot.policy.openvla.config import read_json
@@ -923,10 +901,6 @@ class Checkpoint:
             checkpoint.Checkpoint.read(self._folder)
         finally:
             (self._folder / name).write_bytes(self._valid[name])
-
-
-def checkpoint(folder: Path) -> Reader:
-    return Checkpoint(folder)
 
 
 def safetensors(folder: Path) -> Reader:

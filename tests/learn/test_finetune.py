@@ -135,7 +135,6 @@ def test_a_full_disk_loses_nothing_and_names_the_last_good_checkpoint(
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from typing import Any
 from vla_robot.core.errors import VlaError
 from vla_robot.learn.finetune import finetune
 from vla_robot.recipe import read

@@ -126,7 +126,7 @@ def test_a_finished_split_survives_a_power_cut(copy_sample: CopySample, tmp_path
 
 
 def test_a_full_disk_keeps_the_episodes_before_and_writing_goes_on(
-    copy_sample: CopySample, tmp_path: Path, small_disk: Callable[[int], Path]
+    copy_sample: CopySample, small_disk: Callable[[int], Path]
 ) -> None:
     source = open_rlds(copy_sample("bridge_orig"), "all")
     disk = small_disk(700)
