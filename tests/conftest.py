@@ -11,11 +11,12 @@ import contextlib
 import resource
 import shutil
 import signal
+import socket
 import stat
 import subprocess
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -146,3 +147,61 @@ def no_file_longer_than(num_bytes: int) -> Generator[None]:
 def file_limit() -> Callable[[int], contextlib.AbstractContextManager[None]]:
     """`with file_limit(bytes):`, see `no_file_longer_than`."""
     return no_file_longer_than
+
+
+@pytest.fixture
+def lerobot_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """lerobot's dataset class, with its caches in the test's own folder and no way to the network.
+
+    To import lerobot takes up to half a minute.
+    """
+    datasets = pytest.importorskip("datasets")
+    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return module.LeRobotDataset
+
+
+@contextlib.contextmanager
+def open_connections(port: int, count: int = 1, says: bytes = b"") -> Generator[list[socket.socket]]:
+    """TCP connections to a server of this computer that send this, or nothing, and then are silent.
+
+    The server may hang up on any of them, at any time. This process may open as many files as that takes.
+    """
+    from vla_robot.transport.connections import raise_file_limit
+
+    raise_file_limit()
+    with contextlib.ExitStack() as stack:
+        opened: list[socket.socket] = []
+        for _ in range(count):
+            opened.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120)))
+            with contextlib.suppress(OSError):
+                opened[-1].sendall(says)
+        yield opened
+
+
+@pytest.fixture
+def silent() -> Callable[..., contextlib.AbstractContextManager[list[socket.socket]]]:
+    """`with silent(port, count, says):`, see `open_connections`."""
+    return open_connections
+
+
+@pytest.fixture
+def small_tabletop(tmp_path: Path, repository: Path) -> Callable[..., Path]:
+    """`small_tabletop(cameras, horizon)` writes a recipe of the tabletop that starts in a second.
+
+    Its cameras, "front" by default, give 32 x 32 pixels; without any nothing is rendered.
+    """
+
+    def write(cameras: Sequence[str] = ("front",), horizon: int | None = None) -> Path:
+        lines = ['base = "tabletop"', f'scene = "{repository}/envs/tabletop.xml"']
+        lines += [] if horizon is None else [f"horizon = {horizon}"]
+        lines += [] if cameras else ["cameras = []"]
+        for name in cameras:
+            lines += ["[[cameras]]", f'name = "{name}"', "pos = [1.05, 0.0, 0.42]", "target = [0.44, 0.0, 0.085]"]
+            lines += ["height = 32", "width = 32"]
+        path = tmp_path / "small.toml"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    return write

@@ -69,14 +69,9 @@ def leader(tmp_path: Path, repository: Path) -> MakeRecipe:
 
 
 @pytest.fixture
-def world(tmp_path: Path, repository: Path) -> Iterator[World]:
+def world(small_tabletop: Callable[..., Path]) -> Iterator[World]:
     """The tabletop with one small camera, and time."""
-    path = tmp_path / "small.toml"
-    camera = (
-        '[[cameras]]\nname = "front"\npos = [1.05, 0.0, 0.42]\ntarget = [0.44, 0.0, 0.085]\nheight = 32\nwidth = 32\n'
-    )
-    path.write_text(f'base = "tabletop"\nhorizon = 500\nscene = "{repository}/envs/tabletop.xml"\n{camera}')
-    with contextlib.closing(build_world(read(EnvRecipe, path))) as world:
+    with contextlib.closing(build_world(read(EnvRecipe, small_tabletop(horizon=500)))) as world:
         yield world
 
 

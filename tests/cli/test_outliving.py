@@ -92,13 +92,8 @@ def shell() -> Iterator[Shell]:
 
 
 @pytest.fixture
-def env(tmp_path: Path, repository: Path) -> Path:
-    path = tmp_path / "small.toml"
-    camera = (
-        '[[cameras]]\nname = "front"\npos = [1.05, 0.0, 0.42]\ntarget = [0.44, 0.0, 0.085]\nheight = 32\nwidth = 32\n'
-    )
-    path.write_text(f'base = "tabletop"\nscene = "{repository}/envs/tabletop.xml"\nhorizon = 100000\n{camera}')
-    return path
+def env(small_tabletop: Callable[..., Path]) -> Path:
+    return small_tabletop(horizon=100_000)
 
 
 @pytest.fixture

@@ -30,11 +30,8 @@ seed = 7
 
 
 @pytest.fixture
-def env(tmp_path: Path, repository: Path) -> Path:
-    """The tabletop without cameras: nothing is rendered."""
-    path = tmp_path / "blind.toml"
-    path.write_text(f'base = "tabletop"\nscene = "{repository}/envs/tabletop.xml"\ncameras = []\n')
-    return path
+def env(small_tabletop: Callable[..., Path]) -> Path:
+    return small_tabletop(cameras=())
 
 
 def run(env: Path, out: Path, *options: str) -> int:

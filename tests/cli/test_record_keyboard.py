@@ -82,14 +82,8 @@ class Person:
 
 
 @pytest.fixture
-def env(tmp_path: Path, repository: Path) -> Path:
-    """The tabletop with one small camera."""
-    path = tmp_path / "small.toml"
-    camera = (
-        '[[cameras]]\nname = "front"\npos = [1.05, 0.0, 0.42]\ntarget = [0.44, 0.0, 0.085]\nheight = 32\nwidth = 32\n'
-    )
-    path.write_text(f'base = "tabletop"\nscene = "{repository}/envs/tabletop.xml"\n{camera}')
-    return path
+def env(small_tabletop: Callable[..., Path]) -> Path:
+    return small_tabletop()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,9 @@ class Scripted:
 
 
 @pytest.fixture
-def address(tmp_path: Path, repository: Path) -> Iterator[str]:
+def address(small_tabletop: Callable[..., Path]) -> Iterator[str]:
     """Of a bridge that drives the tabletop."""
-    recipe = tmp_path / "small.toml"
-    camera = "pos = [1.05, 0.0, 0.42]\ntarget = [0.44, 0.0, 0.085]\nheight = 32\nwidth = 32\n"
-    cameras = "".join(f'[[cameras]]\nname = "{name}"\n{camera}' for name in ("front", "side"))
-    recipe.write_text(f'base = "tabletop"\nscene = "{repository}/envs/tabletop.xml"\n{cameras}')
+    recipe = small_tabletop(("front", "side"))
     command = [sys.executable, "-m", "vla_robot.cli.main", "bridge", str(recipe), "--bind", "tcp://127.0.0.1:0"]
     process = subprocess.Popen(
         [*command, "--horizon", "1000"], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -79,19 +76,10 @@ def listening(process: subprocess.Popen[str]) -> str:
     raise AssertionError("the bridge ended")
 
 
-@pytest.fixture
-def lerobot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    datasets = pytest.importorskip("datasets")
-    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return module.LeRobotDataset
-
-
 @pytest.mark.sim
 @pytest.mark.slow
 def test_a_person_records_from_a_running_bridge_and_lerobot_opens_it(
-    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lerobot: Any
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lerobot_dataset: Any
 ) -> None:
     person, out = Scripted(episodes=2), tmp_path / "demos"
     monkeypatch.setattr(record_by_hand, "open_hands", lambda *_, **__: person)
@@ -101,7 +89,7 @@ def test_a_person_records_from_a_running_bridge_and_lerobot_opens_it(
     assert main(command) == 0
     assert person.closed
 
-    dataset = lerobot("test/demos", root=out)
+    dataset = lerobot_dataset("test/demos", root=out)
     assert dataset.num_episodes == 2 and dataset.fps == RATE_HZ
     demos = open_demos(out)
     assert demos.executed is not None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tracemalloc
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -44,3 +47,26 @@ def demonstration(
 @pytest.fixture
 def make_demo() -> MakeDemo:
     return demonstration
+
+
+@dataclass
+class Traced:
+    """What a block of code allocated.
+
+    Attributes:
+        peak_bytes: the most that numpy and Python had at once; known when the block has ended.
+    """
+
+    peak_bytes: int = 0
+
+
+@contextlib.contextmanager
+def traced() -> Generator[Traced]:
+    """Measure the memory of a block: `with traced() as memory:`."""
+    memory = Traced()
+    tracemalloc.start()
+    try:
+        yield memory
+    finally:
+        memory.peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()

@@ -131,14 +131,10 @@ def test_hdf5_to_rlds_says_that_digits_are_lost(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_lerobot_opens_what_was_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
-    theirs = pytest.importorskip("lerobot.datasets.lerobot_dataset").LeRobotDataset
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_lerobot_opens_what_was_converted(tmp_path: Path, lerobot_dataset: Any) -> None:
     source = open_source(sample("fractal20220817_data", tmp_path))
     convert(source, tmp_path / "out", "lerobot", Options(rate_hz=3))
-    dataset = theirs("test/out", root=tmp_path / "out")
+    dataset = lerobot_dataset("test/out", root=tmp_path / "out")
     assert (len(dataset), dataset.fps) == (source.lengths.sum(), 3)
     episode, item = source.episode(0), dataset[2]
     np.testing.assert_array_equal(item["action.world_vector"], episode.numbers("action/world_vector")[2])

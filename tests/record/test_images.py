@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import struct
 import sys
-import tracemalloc
 import zlib
 from collections.abc import Callable
 
@@ -18,6 +17,8 @@ from vla_robot.record import images, png
 from vla_robot.record.bounds import MAX_PIXELS
 from vla_robot.record.images import MAX_TIFF_ENTRIES, decode_image, image_format, picture_size, tiff_size
 from vla_robot.record.lerobot_video import DepthImages
+
+from .conftest import traced
 
 FRAME = np.random.default_rng(0).integers(0, 256, (17, 13, 3), dtype=np.uint8)
 
@@ -95,12 +96,9 @@ def jpeg_of(width: int, height: int, **options: object) -> bytes:
 
 def peak_bytes(act: Callable[[], object]) -> int:
     """Of numpy and Python; what OpenCV takes besides is not seen, and nothing may have reached it."""
-    tracemalloc.start()
-    with pytest.raises(DataError):
+    with traced() as memory, pytest.raises(DataError):
         act()
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
+    return memory.peak_bytes
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

@@ -42,21 +42,11 @@ def write(root: Path, *demonstrations: Demonstration) -> None:
             writer.write(demonstration)
 
 
-@pytest.fixture
-def lerobot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """lerobot's class, with its caches in the test's own folder and no way to the network."""
-    datasets = pytest.importorskip("datasets")
-    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return module.LeRobotDataset
-
-
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_lerobot_opens_what_we_write(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+def test_lerobot_opens_what_we_write(root: Path, make_demo: MakeDemo, lerobot_dataset: Any) -> None:
     demos = [make_demo(seed=1, steps=3), make_demo(seed=2, steps=5, instruction="open the door", success=False)]
     write(root, *demos)
-    dataset = lerobot("test/demos", root=root)
+    dataset = lerobot_dataset("test/demos", root=root)
     assert (dataset.num_episodes, dataset.num_frames, len(dataset), dataset.fps) == (2, 8, 8, 10)
     for index, (demo, step) in enumerate([(demos[0], s) for s in range(3)] + [(demos[1], s) for s in range(5)]):
         item = dataset[index]
@@ -75,12 +65,12 @@ def test_lerobot_opens_what_we_write(root: Path, make_demo: MakeDemo, lerobot: A
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_lerobot_opens_a_dataset_that_says_who_drove(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+def test_lerobot_opens_a_dataset_that_says_who_drove(root: Path, make_demo: MakeDemo, lerobot_dataset: Any) -> None:
     demo = make_demo(seed=1, steps=5)
     by_person = np.array([False, True, True, False, False])
     beside = demo.actions + 0.01 * by_person[:, None]
     write(root, dataclasses.replace(demo, corrections=Corrections(by_person, beside, np.ones(5, np.bool_))))
-    dataset = lerobot("test/demos", root=root)
+    dataset = lerobot_dataset("test/demos", root=root)
     assert [bool(dataset[step]["intervention"]) for step in range(5)] == by_person.tolist()
     assert bool(dataset[0]["policy_asked"])
     np.testing.assert_array_equal(dataset[1]["action.policy"], beside[1].astype(np.float32))
@@ -88,11 +78,11 @@ def test_lerobot_opens_a_dataset_that_says_who_drove(root: Path, make_demo: Make
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_lerobot_reads_when_each_frame_was_captured(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+def test_lerobot_reads_when_each_frame_was_captured(root: Path, make_demo: MakeDemo, lerobot_dataset: Any) -> None:
     demo = make_demo(seed=1, steps=4)
     wrist = np.array([900, 900, 930, 930])
     write(root, dataclasses.replace(demo, frame_stamps_ns={"front": demo.stamps_ns, "wrist": wrist}))
-    dataset = lerobot("test/demos", root=root)
+    dataset = lerobot_dataset("test/demos", root=root)
     assert [int(dataset[step]["stamp_ns.wrist"]) for step in range(4)] == wrist.tolist()
     assert [int(dataset[step]["stamp_ns.front"]) for step in range(4)] == demo.stamps_ns.tolist()
 
@@ -128,10 +118,12 @@ def test_episodes_with_and_without_corrections_do_not_mix(root: Path, make_demo:
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_lerobot_finds_the_statistics_that_its_policies_need(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+def test_lerobot_finds_the_statistics_that_its_policies_need(
+    root: Path, make_demo: MakeDemo, lerobot_dataset: Any
+) -> None:
     demos = [make_demo(seed=seed, steps=6) for seed in range(3)]
     write(root, *demos)
-    stats = lerobot("test/demos", root=root).meta.stats
+    stats = lerobot_dataset("test/demos", root=root).meta.stats
     actions = np.concatenate([demo.actions for demo in demos]).astype(np.float32)
     np.testing.assert_allclose(stats["action"]["mean"], actions.mean(axis=0), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(stats["action"]["std"], actions.std(axis=0), rtol=1e-5)
@@ -140,10 +132,10 @@ def test_lerobot_finds_the_statistics_that_its_policies_need(root: Path, make_de
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_lerobot_goes_on_with_a_dataset_of_ours(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+def test_lerobot_goes_on_with_a_dataset_of_ours(root: Path, make_demo: MakeDemo, lerobot_dataset: Any) -> None:
     write(root, make_demo(seed=1, steps=3))
     more = make_demo(seed=2, steps=2)
-    dataset = lerobot.resume("test/demos", root=root)
+    dataset = lerobot_dataset.resume("test/demos", root=root)
     for step in range(len(more)):
         dataset.add_frame(frame(more, step))
     dataset.save_episode()
@@ -155,10 +147,10 @@ def test_lerobot_goes_on_with_a_dataset_of_ours(root: Path, make_demo: MakeDemo,
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_we_open_what_lerobot_writes(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+def test_we_open_what_lerobot_writes(root: Path, make_demo: MakeDemo, lerobot_dataset: Any) -> None:
     recorded = [make_demo(seed=1, steps=3), make_demo(seed=2, steps=4, instruction="open the door")]
     features = {n: {**f, "shape": tuple(f["shape"])} for n, f in lerobot_format.features_of(recorded[0]).items()}
-    dataset = lerobot.create("test/demos", fps=10, features=features, root=root, use_videos=False)
+    dataset = lerobot_dataset.create("test/demos", fps=10, features=features, root=root, use_videos=False)
     for demo in recorded:
         for step in range(len(demo)):
             dataset.add_frame(frame(demo, step))
@@ -242,14 +234,14 @@ def test_several_datasets_read_as_one(tmp_path: Path, make_demo: MakeDemo) -> No
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_a_dataset_is_continued(root: Path, make_demo: MakeDemo, lerobot: Any) -> None:
+def test_a_dataset_is_continued(root: Path, make_demo: MakeDemo, lerobot_dataset: Any) -> None:
     write(root, make_demo(seed=1), make_demo(seed=2))
     with LeRobotWriter(root) as writer:
         assert (writer.num_episodes, writer.num_frames) == (2, 8)
         assert writer.recorded == {(1, "expert"), (2, "expert")}
         writer.write(make_demo(seed=3, instruction="open the door"))
     assert [e.seed for e in open_demos(root).episodes] == [1, 2, 3]
-    dataset = lerobot("test/demos", root=root)
+    dataset = lerobot_dataset("test/demos", root=root)
     assert (len(dataset), dataset[11]["task"]) == (12, "open the door")
 
 

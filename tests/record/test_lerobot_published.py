@@ -39,16 +39,6 @@ VECTOR = {"dtype": "float32", "shape": (7,), "names": None}
 
 
 @pytest.fixture
-def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """lerobot's dataset class, without a network and with a cache of its own."""
-    datasets = pytest.importorskip("datasets")
-    module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return module.LeRobotDataset
-
-
-@pytest.fixture
 def ours(tmp_path: Path, make_demo: MakeDemo) -> Path:
     """Two episodes of 4 and 5 steps, recorded here."""
     root = tmp_path / "ours"
@@ -108,7 +98,7 @@ def test_a_task_index_that_is_no_task_is_named(ours: Path) -> None:
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_each_step_has_its_own_task(tmp_path: Path, theirs: Any) -> None:
+def test_each_step_has_its_own_task(tmp_path: Path, lerobot_dataset: Any) -> None:
     root, rng = tmp_path / "theirs", np.random.default_rng(0)
     shape = (24, 32, 3)
     features = {
@@ -129,9 +119,9 @@ def test_each_step_has_its_own_task(tmp_path: Path, theirs: Any) -> None:
         ]
         for tasks in told
     ]
-    write_theirs(theirs, root, features, frames)
+    write_theirs(lerobot_dataset, root, features, frames)
     write_json(root / EMBODIMENT, TOY.to_dict())
-    reopened, source, demos = theirs("test/theirs", root=root), open_lerobot(root), open_demos(root)
+    reopened, source, demos = lerobot_dataset("test/theirs", root=root), open_lerobot(root), open_demos(root)
     expected = [task for tasks in told for task in tasks]
     assert [reopened[i]["task"] for i in range(6)] == expected
     assert [text for i in range(2) for text in source.episode(i).instructions()] == expected
@@ -148,7 +138,9 @@ def test_each_step_has_its_own_task(tmp_path: Path, theirs: Any) -> None:
 @pytest.mark.slow  # importing lerobot takes up to half a minute
 @pytest.mark.parametrize("kind", ["video", "image"])
 @pytest.mark.parametrize("unit", ["m", "mm"])
-def test_depth_is_read_in_metres_as_lerobot_reads_it(tmp_path: Path, theirs: Any, kind: str, unit: str) -> None:
+def test_depth_is_read_in_metres_as_lerobot_reads_it(
+    tmp_path: Path, lerobot_dataset: Any, kind: str, unit: str
+) -> None:
     root = tmp_path / "theirs"
     depth = {**RGB, "dtype": kind, "shape": (SIZE, SIZE, 1), "info": {"is_depth_map": True}}
     features = {"observation.images.depth": depth, "observation.images.front": {**RGB, "dtype": kind}, "action": VECTOR}
@@ -163,8 +155,8 @@ def test_depth_is_read_in_metres_as_lerobot_reads_it(tmp_path: Path, theirs: Any
         }
         for m in metres
     ]
-    write_theirs(theirs, root, features, [frames])
-    reopened, source = theirs("test/theirs", root=root, depth_output_unit="m"), open_lerobot(root)
+    write_theirs(lerobot_dataset, root, features, [frames])
+    reopened, source = lerobot_dataset("test/theirs", root=root, depth_output_unit="m"), open_lerobot(root)
     assert str(source.fields["observation/images/depth"]) == f"image {SIZE} x {SIZE} x 1"
     film = source.episode(0).frames("observation/images/depth")
     for step in range(3):
@@ -254,9 +246,9 @@ def write_video(path: Path, frames: Sequence[np.ndarray]) -> None:
 
 
 @pytest.fixture
-def filmed(tmp_path: Path, theirs: Any) -> Path:
+def filmed(tmp_path: Path, lerobot_dataset: Any) -> Path:
     """Version 2.1: two episodes of 5 steps, the video of the first one frame short."""
-    assert theirs is not None
+    assert lerobot_dataset is not None
     root, counts = tmp_path / "filmed", (4, 5)
     (root / "data" / "chunk-000").mkdir(parents=True)
     scalar = {"dtype": "int64", "shape": [1], "names": None}
@@ -543,7 +535,7 @@ def test_columns_of_unknown_types_are_left_out_and_named(ours: Path, tmp_path: P
 
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
-def test_columns_without_the_usual_prefixes_are_found(tmp_path: Path, theirs: Any) -> None:
+def test_columns_without_the_usual_prefixes_are_found(tmp_path: Path, lerobot_dataset: Any) -> None:
     """The names of openpi's conversion of LIBERO."""
     root, rng = tmp_path / "theirs", np.random.default_rng(0)
     camera = {"dtype": "image", "shape": (24, 32, 3), "names": ["height", "width", "channel"]}
@@ -558,7 +550,7 @@ def test_columns_without_the_usual_prefixes_are_found(tmp_path: Path, theirs: An
         }
         for _ in range(3)
     ]
-    write_theirs(theirs, root, features, [frames])
+    write_theirs(lerobot_dataset, root, features, [frames])
     source = open_lerobot(root)
     recipe = assumed_recipe(facts_of(source))
     assert (recipe.action, recipe.state) == (("actions",), ("state",))

@@ -111,12 +111,8 @@ def test_a_lerobot_table_that_is_too_short_is_named(lerobot: Path) -> None:
 @pytest.mark.slow  # importing lerobot takes up to half a minute
 @pytest.mark.parametrize("use_videos", [False, True])
 def test_what_lerobot_writes_is_read_as_lerobot_reads_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_videos: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lerobot_dataset: Any, use_videos: bool
 ) -> None:
-    datasets = pytest.importorskip("datasets")
-    theirs = pytest.importorskip("lerobot.datasets.lerobot_dataset").LeRobotDataset
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     features = {
         "observation.images.front": {
             "dtype": "video" if use_videos else "image",
@@ -128,7 +124,7 @@ def test_what_lerobot_writes_is_read_as_lerobot_reads_it(
         "pose": {"dtype": "float32", "shape": (2, 3), "names": None},
     }
     root = tmp_path / "theirs"
-    dataset = theirs.create("test/theirs", fps=10, features=features, root=root, use_videos=use_videos)
+    dataset = lerobot_dataset.create("test/theirs", fps=10, features=features, root=root, use_videos=use_videos)
     rng = np.random.default_rng(0)
     monkeypatch.setattr(lerobot_video, "BLOCK", 4)
     for length in (4, 6):
@@ -138,7 +134,7 @@ def test_what_lerobot_writes_is_read_as_lerobot_reads_it(
             dataset.add_frame({**frame, "task": f"task of {length}"})
         dataset.save_episode()
     dataset.finalize()
-    reopened, source = theirs("test/theirs", root=root), open_lerobot(root)
+    reopened, source = lerobot_dataset("test/theirs", root=root), open_lerobot(root)
     assert source.lengths.tolist() == [4, 6]
     for index in range(10):
         number, step = (0, index) if index < 4 else (1, index - 4)

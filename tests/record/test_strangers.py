@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,8 @@ from vla_robot.record.lerobot_format import LeRobotWriter
 from vla_robot.record.lerobot_layout import read_table
 from vla_robot.record.lerobot_source import open_lerobot
 from vla_robot.record.lerobot_video import VideoFrames
+
+from .conftest import traced
 
 MakeDemo = Callable[..., Demonstration]
 LARGE = 2**33
@@ -127,11 +128,12 @@ def test_an_hdf5_file_that_stores_nothing_does_not_ask_for_gigabytes(hdf5: Path)
             "depth", (3, LARGE), "f4", chunks=(1, 1024), compression="gzip"
         )
     assert hdf5.stat().st_size < 50_000
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"depth' asks for \d+ bytes of memory, but the file stores 0"):
+    with (
+        traced() as memory,
+        pytest.raises(DataError, match=r"depth' asks for \d+ bytes of memory, but the file stores 0"),
+    ):
         open_hdf5(hdf5)
-    assert tracemalloc.get_traced_memory()[1] < 50e6
-    tracemalloc.stop()
+    assert memory.peak_bytes < 50e6
 
 
 def test_an_episode_of_absurd_length_is_refused(hdf5: Path) -> None:
@@ -225,11 +227,9 @@ def test_an_info_that_makes_no_sense_is_refused_with_file_and_field(
     lerobot: Path, change: Callable[[dict[str, Any]], Any], words: str
 ) -> None:
     change_info(lerobot, change)
-    tracemalloc.start()
-    with pytest.raises(DataError, match=rf"info\.json.*{words}"):
+    with traced() as memory, pytest.raises(DataError, match=rf"info\.json.*{words}"):
         open_lerobot(lerobot)
-    assert tracemalloc.get_traced_memory()[1] < 50e6
-    tracemalloc.stop()
+    assert memory.peak_bytes < 50e6
 
 
 @pytest.mark.parametrize("dtype", ["S1000000000", "O", "V9999999", "(1000000,)f4", "M8[s]", "2,3f4", "{", ""])
@@ -423,8 +423,9 @@ def test_an_hdf5_dataset_that_claims_to_store_more_than_its_file_has_is_refused(
     data = hdf5.read_bytes()
     assert data.count(stored.to_bytes(4, "little")) == 1  # of the only chunk, in the tree that finds it
     hdf5.write_bytes(data.replace(stored.to_bytes(4, "little"), (2**30).to_bytes(4, "little")))
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"odd' asks for 805306368 bytes of memory, but the file stores \d+ bytes"):
+    with (
+        traced() as memory,
+        pytest.raises(DataError, match=r"odd' asks for 805306368 bytes of memory, but the file stores \d+ bytes"),
+    ):
         open_hdf5(hdf5).episode(0)
-    assert tracemalloc.get_traced_memory()[1] < 50e6
-    tracemalloc.stop()
+    assert memory.peak_bytes < 50e6

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,8 @@ from vla_robot.record.rlds.reader import open_rlds
 from vla_robot.record.rlds.splits import INFO_FILE, parse_info
 from vla_robot.record.rlds.storage import LocalFolder
 from vla_robot.record.source import Field
+
+from ..conftest import traced
 
 CopySample = Callable[[str], Path]
 
@@ -204,12 +205,12 @@ def test_zlib_gives_no_more_bytes_than_are_declared_or_allowed(shape: tuple[int 
     bomb = zlib.compress(zlib.compress(b"\0" * 2 * MAX_VALUE_BYTES, 9), 9)
     bomb = zlib.decompress(bomb)  # one layer: 131 kB become 134 MB
     record = encode({"steps/depth": [bomb]})
-    tracemalloc.start()
-    with pytest.raises(DataError, match=r"shard 1: field 'steps/depth' .*it has more than \d+ bytes"):
+    with (
+        traced() as memory,
+        pytest.raises(DataError, match=r"shard 1: field 'steps/depth' .*it has more than \d+ bytes"),
+    ):
         decode_steps(leaf_of(shape), record, places(record), 1, "shard 1")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < (1e6 if None not in shape else 2.5 * MAX_VALUE_BYTES)
+    assert memory.peak_bytes < (1e6 if None not in shape else 2.5 * MAX_VALUE_BYTES)
 
 
 def test_zlib_of_the_declared_size_is_read() -> None:
