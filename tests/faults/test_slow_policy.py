@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,13 @@ def run(bridges: Any, policy: Compiling, folder: Path, monkeypatch: pytest.Monke
     return main(["run", "--robot", bridges.address, *options])
 
 
+def seconds(pattern: str, told: str) -> float:
+    """The number that a pattern finds; a busy computer adds to it."""
+    found = re.search(pattern, told)
+    assert found, told
+    return float(found[1])
+
+
 def test_a_first_answer_that_takes_long_costs_no_episode(
     bridges: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -50,7 +58,8 @@ def test_a_first_answer_that_takes_long_costs_no_episode(
     episodes = json.loads((tmp_path / "run.json").read_text())["episodes"]
     assert [episode["outcome"] for episode in episodes] == ["timeout", "timeout"]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "warming the policy up, and nothing moves" in printed and "its first answer took 4." in printed
+    assert "warming the policy up, and nothing moves" in printed
+    assert seconds(r"its first answer took (\S+) s", printed) >= COMPILES_S
 
 
 def test_a_policy_that_is_always_too_slow_is_refused_before_anything_moves(
@@ -58,7 +67,8 @@ def test_a_policy_that_is_always_too_slow_is_refused_before_anything_moves(
 ) -> None:
     assert run(bridges, Compiling(always=True), tmp_path, monkeypatch) == 2
     told = " ".join(capsys.readouterr().err.split())
-    assert "takes 4." in told and "no action came for 3.5 s" in told and "Nothing was moved" in told
+    assert seconds(r"takes (\S+) s for an answer", told) >= COMPILES_S
+    assert "no action came for 3.5 s" in told and "Nothing was moved" in told
     assert not (tmp_path / "run.json").exists()
 
 

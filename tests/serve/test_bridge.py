@@ -252,7 +252,7 @@ def test_nan_is_refused_by_the_bridge_and_told_at_the_next_send(serve: Callable[
 
         def told() -> bool:
             try:
-                tick = robot.newest(after=-1, timeout_s=0.1)
+                tick = robot.newest(after=-1, timeout_s=DEADLINE_S)
                 assert tick is not None
                 robot.send(still(tick.result.observation))
             except PolicyError as error:
@@ -329,10 +329,13 @@ def test_a_hello_that_was_sent_twice_opens_one_session(serve: Callable[..., Serv
         assert answers[0].body["session"] == answers[1].body["session"]
 
 
-def test_a_second_controller_is_told_that_there_is_one(serve: Callable[..., Served]) -> None:
+def test_a_second_controller_is_told_that_there_is_one(
+    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_robot, "PATIENCE_S", 0.5)
     address, _, _ = serve()
     with RemoteRobot(address), pytest.raises(BusyError, match="has a controller already"):
-        RemoteRobot(address, connect_timeout_s=0.5)
+        RemoteRobot(address, connect_timeout_s=DEADLINE_S)
 
 
 def test_the_arm_of_a_controller_that_died_goes_to_the_next_one_without_a_word(serve: Callable[..., Served]) -> None:

@@ -23,7 +23,7 @@ ACTION = np.array([0.02, 1.0])
 linux_only = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits on a process by its pidfd")
 
 
-def has_ended(pid: int, timeout_s: float = 10) -> bool:
+def has_ended(pid: int, timeout_s: float = 120) -> bool:
     """Wait for a process that need not be a child of ours."""
     try:
         handle = os.pidfd_open(pid)

@@ -238,18 +238,19 @@ def test_a_client_that_hangs_up_prints_nothing(
     assert [record.message for record in caplog.records if record.exc_info] == []
 
 
-def test_silent_connections_keep_no_robot_out() -> None:
+def test_silent_connections_keep_no_robot_out(
+    silent: Callable[..., contextlib.AbstractContextManager[object]],
+) -> None:
     batcher = Batcher(Echo(), Line(8, 0))
     thread = answering(batcher)
-    with contextlib.closing(RestServer(batcher, "echo", (), 0)) as server, contextlib.ExitStack() as stack:
+    with contextlib.closing(RestServer(batcher, "echo", (), 0)) as server:
         port = int(server.url.rpartition(":")[2].partition("/")[0])
-        for says in (b"", b"POST /act HTTP/1.1\r\nX-Slow: "):
-            for _ in range(150):
-                silent = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
-                with contextlib.suppress(OSError):
-                    silent.sendall(says)
-        connection = stack.enter_context(contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)))
-        connection.request("POST", "/act", json.dumps({"image": pack_array(IMAGE), "instruction": "go"}))
-        assert connection.getresponse().status == 200
+        with (
+            silent(port, 150),
+            silent(port, 150, b"POST /act HTTP/1.1\r\nX-Slow: "),
+            contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection,
+        ):
+            connection.request("POST", "/act", json.dumps({"image": pack_array(IMAGE), "instruction": "go"}))
+            assert connection.getresponse().status == 200
     batcher.close()
     thread.join()

@@ -20,6 +20,8 @@ from vla_robot.transport.sockets import ClientSocket, ServerSocket
 
 PATIENCE_S = 60.0
 
+Connections = Callable[..., contextlib.AbstractContextManager[list[socket.socket]]]
+
 
 def until(true: Callable[[], bool]) -> None:
     end_s = time.monotonic() + PATIENCE_S
@@ -48,17 +50,8 @@ def echoing(server: ServerSocket) -> Generator[None]:
         thread.join()
 
 
-@contextlib.contextmanager
-def silent(address: str, count: int, says: bytes = b"") -> Generator[list[socket.socket]]:
-    """So many TCP connections, of which libzmq hears nothing, or something that is no message."""
-    host, port = address.removeprefix("tcp://").split(":")
-    with contextlib.ExitStack() as stack:
-        opened: list[socket.socket] = []
-        for _ in range(count):
-            opened.append(stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S)))
-            with contextlib.suppress(OSError):
-                opened[-1].sendall(says)
-        yield opened
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def watch_of(server: ServerSocket) -> ConnectionWatch:
@@ -103,24 +96,24 @@ def server_with_few_files(*arguments: str) -> Generator[str]:
 
 @pytest.mark.parametrize("with_keys", [False, True])
 def test_more_silent_connections_than_files_shut_out_no_client(
-    with_keys: bool, robot: KeyFolder, desk: KeyFolder
+    with_keys: bool, robot: KeyFolder, desk: KeyFolder, silent: Connections
 ) -> None:
     with server_with_few_files(*([str(robot.path)] if with_keys else [])) as address:
         security = desk.client_security(address) if with_keys else None
         with ClientSocket(address, security) as before:
             asks(before)
-            with silent(address, 1100), ClientSocket(address, security) as client:
+            with silent(port_of(address), 1100), ClientSocket(address, security) as client:
                 asks(client)
                 asks(before)
 
 
-def test_a_connection_that_sends_no_message_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_connection_that_sends_no_message_is_ended(monkeypatch: pytest.MonkeyPatch, silent: Connections) -> None:
     """libzmq takes a web browser's request for the beginning of a message of an old peer, and waits for ever."""
-    monkeypatch.setattr(connections, "NEWCOMER_S", 0.2)
-    monkeypatch.setattr(connections, "IDLE_S", 0.05)
     with ServerSocket() as server, echoing(server), ClientSocket(server.address) as client:
-        asks(client)
-        with silent(server.address, 3, b"GET / HTTP/1.1\r\n\r\n") as opened:
+        asks(client)  # has all the time of a newcomer, on a busy computer too
+        monkeypatch.setattr(connections, "NEWCOMER_S", 0.2)
+        monkeypatch.setattr(connections, "IDLE_S", 0.05)
+        with silent(port_of(server.address), 3, b"GET / HTTP/1.1\r\n\r\n") as opened:
             for connection in opened:
                 with contextlib.suppress(ConnectionResetError):
                     while connection.recv(4096):
@@ -128,10 +121,10 @@ def test_a_connection_that_sends_no_message_is_ended(monkeypatch: pytest.MonkeyP
         asks(client)
 
 
-def test_a_message_in_the_protocol_of_before_2013_is_passed_over() -> None:
+def test_a_message_in_the_protocol_of_before_2013_is_passed_over(silent: Connections) -> None:
     """As noise may be: libzmq takes it, and does not say which connection it came by."""
     old = b"\x01\x00" + b"\x06\x00hello"
-    with ServerSocket() as server, ClientSocket(server.address) as client, silent(server.address, 1, old):
+    with ServerSocket() as server, ClientSocket(server.address) as client, silent(port_of(server.address), 1, old):
         client.send([b"stop"])
         end_s, frames = time.monotonic() + PATIENCE_S, []
         while not frames:
@@ -153,10 +146,10 @@ def test_of_clients_that_speak_only_so_many_stay(monkeypatch: pytest.MonkeyPatch
         asks(first)  # heard a moment ago: it was not among those that went
 
 
-def test_closing_a_server_ends_its_threads() -> None:
+def test_closing_a_server_ends_its_threads(silent: Connections) -> None:
     before = threading.active_count()
     for _ in range(3):
-        with ServerSocket() as server, silent(server.address, 5):
+        with ServerSocket() as server, silent(port_of(server.address), 5):
             pass
     until(lambda: threading.active_count() <= before)
 
