@@ -295,6 +295,7 @@ def test_a_server_that_dies_ends_the_episode_and_the_next_one_finds_its_successo
     assert (ended.outcome, ended.steps) == ("error", 0)
     first.close()
     serving("n1.7", port=first.port)
+    policy._timeouts = Timeouts()
     policy.reset(1)
     assert len(policy.act([SEEN])) == 1
 
