@@ -8,7 +8,7 @@ import pytest
 
 from vla_robot.recipe import KINDS, Kind, available, dump, find, parse, read, read_table
 from vla_robot.recipe.launch import LaunchRecipe
-from vla_robot.recipe.schemas import is_bare_checkpoint, schema_for
+from vla_robot.recipe.reading.schemas import is_bare_checkpoint, schema_for
 
 SHIPPED = [
     (kind, path)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["load_policy"]
 
 if "gymnasium" in sys.modules:  # nobody who does without Gymnasium pays for its import
-    from vla_robot.world.gym_env import register_all
+    from vla_robot.world.sim.gym_env import register_all
 
     register_all()
 
@@ -53,7 +53,7 @@ def load_policy(
         ContractError: the precision, the device or the pre-step is unknown.
         MissingDependencyError: the extra [policy] is not installed.
     """
-    from vla_robot.core.optional import require
+    from vla_robot.core.host.optional import require
 
     for distribution in ("torch", "transformers", "timm"):
         require(distribution, "policy", "an OpenVLA policy")

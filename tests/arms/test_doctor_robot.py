@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from vla_robot.cli.doctor import Finding
-from vla_robot.cli.doctor_robot import _users_of, examine_robot
+from vla_robot.cli.doctor.doctor import Finding
+from vla_robot.cli.doctor.robot import _users_of, examine_robot
 from vla_robot.cli.main import main as vla
 from vla_robot.core.errors import RecipeError
 

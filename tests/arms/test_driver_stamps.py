@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.cli.doctor_robot import judge_camera
+from vla_robot.cli.doctor.robot import judge_camera
 from vla_robot.core.clock import NS_PER_MS
-from vla_robot.world.camera_stamps import Frame
+from vla_robot.world.real.camera_stamps import Frame
 
 pytest.importorskip("scservo_sdk")
 conftest: Any = sys.modules[next(n for n in sys.modules if n.endswith("arms.conftest"))]
@@ -47,7 +47,7 @@ SHARED = """
 import json, os, sys, time
 from pathlib import Path
 from vla_robot.recipe.robot import RobotCameraRecipe
-from vla_robot.world.lerobot_camera import LerobotCamera
+from vla_robot.world.real.lerobot_camera import LerobotCamera
 
 def number(image):
     # Sixteen stripes, the highest bit on top.
@@ -90,7 +90,7 @@ camera.close()
 ARM = """
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.world.lerobot_arm import LerobotArm
+from vla_robot.world.real.lerobot_arm import LerobotArm
 arm = LerobotArm(read(EnvRecipe, sys.argv[1]))
 seen = [arm.hold().observation for _ in range(5)]
 print(json.dumps([[number(o.images["front"]), o.stamps_ns["front"], o.stamp_ns] for o in seen]))

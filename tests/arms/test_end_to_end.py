@@ -19,19 +19,19 @@ import numpy as np
 import pytest
 
 from vla_robot.cli.build import build_guard
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
 from vla_robot.cli.main import main
-from vla_robot.cli.words import EXIT_INTERRUPTED
 from vla_robot.core.errors import ContractError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
-from vla_robot.policy.reach import ReachPolicy
+from vla_robot.policy.scripted.waypoints import ReachPolicy
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.recipe.load import read
-from vla_robot.serve.remote_robot import RemoteRobot
+from vla_robot.recipe.reading.load import read
+from vla_robot.serve.bridge.remote_robot import RemoteRobot
 from vla_robot.transport.sockets import ClientSocket
 from vla_robot.transport.wire import Message, decode, encode
-from vla_robot.world.arm_space import embodiment_of
+from vla_robot.world.sim.sim_embodiment import embodiment_of
 
 pytest.importorskip("scservo_sdk")
 conftest: Any = sys.modules[next(n for n in sys.modules if n.endswith("arms.conftest"))]

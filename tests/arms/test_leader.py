@@ -17,28 +17,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.cli.hands import is_hands, open_hands
 from vla_robot.cli.main import main
+from vla_robot.cli.record.teleop_devices import is_hands, open_hands
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.errors import HandError, RecipeError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.ports import World
 from vla_robot.core.teleop import TeleopCommand
-from vla_robot.hand.leader import LeaderMotion
-from vla_robot.hand.motion import Motion
-from vla_robot.hand.teleoperator import open_teleoperator
-from vla_robot.hand.terminal import Terminal
-from vla_robot.hand.terminal_teleop import TerminalTeleop
+from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.recipe.hand import HandRecipe
-from vla_robot.record.by_hand import Session
-from vla_robot.record.demos import open_demos
-from vla_robot.record.driven import WaitingWorld
-from vla_robot.record.lerobot_format import LeRobotWriter
-from vla_robot.world.arm_model import ArmModel
+from vla_robot.recipe.teleoperator import HandRecipe
+from vla_robot.record.controlled_robot import WaitingWorld
+from vla_robot.record.teleop_session import Session
+from vla_robot.teleop.leader import LeaderMotion
+from vla_robot.teleop.motion import Motion
+from vla_robot.teleop.teleoperator import open_teleoperator
+from vla_robot.teleop.terminal import Terminal
+from vla_robot.teleop.terminal_teleop import TerminalTeleop
 from vla_robot.world.kinds import build_world
-from vla_robot.world.lerobot_arm import LerobotArm
+from vla_robot.world.real.arm_model import ArmModel
+from vla_robot.world.real.lerobot_arm import LerobotArm
 
 pytest.importorskip("scservo_sdk")
 pytestmark = pytest.mark.sim
@@ -265,7 +265,7 @@ def test_a_teleoperator_that_tells_motions_drives_by_its_axes(world: World, monk
 
 
 def test_axes_that_a_device_does_not_tell_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vla_robot.hand.teleoperator import ToldAxes
+    from vla_robot.teleop.teleoperator import ToldAxes
 
     device: Any = type("Device", (), {"names": ("delta_x",), "recipe": HandRecipe("n", "n", axes={"dx": "delta_z"})})
     with pytest.raises(RecipeError, match="did you mean 'delta_x'"):

@@ -19,7 +19,7 @@ from vla_robot.recipe.env import EnvRecipe, at_speed
 
 pytest.importorskip("scservo_sdk")
 
-from vla_robot.world.lerobot_arm import LerobotArm
+from vla_robot.world.real.lerobot_arm import LerobotArm
 
 Desk = Callable[..., Path]
 STILL = np.array([0.0, 0, 0, 0, 0, 0, 1.0])

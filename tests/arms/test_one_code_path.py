@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.act.watchdog import Watchdog
 from vla_robot.cli.build import build_arm, build_limits
 from vla_robot.core.clock import FakeClock
 from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.ports import Arm
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.serve.arm import Arm
-from vla_robot.serve.bridge import Bridge
+from vla_robot.safety.watchdog import Watchdog
+from vla_robot.serve.bridge.bridge import Bridge
 
 pytest.importorskip("scservo_sdk")
 pytestmark = pytest.mark.sim

@@ -10,7 +10,7 @@ import pytest
 
 from vla_robot.recipe import parse
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.recipe.load import read_table
+from vla_robot.recipe.reading.load import read_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-arm.md"
 SOURCES = "\n".join(p.read_text() for p in Path(__file__).parent.glob("test_*.py") if p.name != Path(__file__).name)

@@ -13,7 +13,7 @@ from vla_robot.cli.build import build_arm
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.serve.set_points import StreamedArm
+from vla_robot.world.real.set_points import StreamedArm
 
 Desk = Callable[..., Path]
 

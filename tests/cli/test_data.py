@@ -11,13 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vla_robot.cli import data_convert
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from vla_robot.cli.common.progress import PLAIN_LINE_EVERY_S, Bar
+from vla_robot.cli.common.terminal import Terminal
+from vla_robot.cli.data import convert as data_convert
 from vla_robot.cli.main import main
-from vla_robot.cli.progress import PLAIN_LINE_EVERY_S, Bar
-from vla_robot.cli.terminal import Terminal
-from vla_robot.cli.words import EXIT_INTERRUPTED, EXIT_USER_ERROR
-from vla_robot.record.open import open_source
-from vla_robot.record.summary import contact_sheet, spread, summarise
+from vla_robot.data.formats.open import open_source
+from vla_robot.data.summary import contact_sheet, spread, summarise
 
 
 @pytest.fixture

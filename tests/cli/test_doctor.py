@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_robot.cli import doctor
-from vla_robot.cli.doctor import CHECKS, Finding, check_clashes, check_extras, examine
+from vla_robot.cli.doctor import doctor
+from vla_robot.cli.doctor.doctor import CHECKS, Finding, check_clashes, check_extras, examine
 
 
 @pytest.fixture

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.cli import evaluate
-from vla_robot.cli.evaluate import EvaluateArgs, plan
+from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
+from vla_robot.cli.evaluate import evaluate
+from vla_robot.cli.evaluate.evaluate import EvaluateArgs, plan
 from vla_robot.cli.main import main
-from vla_robot.cli.words import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
-from vla_robot.loop import filming
+from vla_robot.evaluate import video_selection as filming
 
 EMBODIMENT = Embodiment(
     name="pointer",

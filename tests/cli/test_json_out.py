@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from vla_robot.cli.json_out import write_figure, write_json
+from vla_robot.cli.common.json_out import write_figure, write_json
 from vla_robot.core.errors import DataError, VlaError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vla_robot.cli.common.cli_common import EXIT_USER_ERROR
 from vla_robot.cli.main import main
-from vla_robot.cli.words import EXIT_USER_ERROR
 from vla_robot.transport.keys import KEYS_VARIABLE, KeyFolder
 
 

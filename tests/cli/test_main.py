@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from vla_robot.cli import main as command
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.cli.main import VERBS, main
-from vla_robot.cli.words import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.core.errors import RecipeError
 
 

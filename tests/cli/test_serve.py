@@ -12,7 +12,7 @@ import pytest
 
 from vla_robot.cli.main import main
 from vla_robot.core.messages import Observation
-from vla_robot.serve.remote_policy import RemotePolicy
+from vla_robot.serve.policy.client import RemotePolicy
 
 
 @pytest.mark.parametrize(

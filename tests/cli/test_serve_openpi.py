@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from vla_robot.cli.main import main
 from vla_robot.core.messages import Observation
-from vla_robot.serve.openpi_wire import pack, unpack
+from vla_robot.serve.interop.openpi_wire import pack, unpack
 
 NANO = Path(__file__).resolve().parents[2] / "policies" / "openvla_nano"
 

@@ -14,9 +14,9 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
+from vla_robot.cli.common.terminal import PrintableFormatter, Terminal, say
 from vla_robot.cli.main import main
-from vla_robot.cli.terminal import PrintableFormatter, Terminal, say
-from vla_robot.transport.nouns import Fields, unpack_error
+from vla_robot.transport.codec import Fields, unpack_error
 
 EVIL = "\x1b]0;owned\x07open\x1b[2J\u202e"
 SHOWN = r"\x1b]0;owned\x07open\x1b[2J\u202e"
@@ -114,4 +114,4 @@ def test_nothing_in_this_room_prints_past_the_boundary(repository: Path) -> None
             continue
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         named = {call.id for call in calls if isinstance(call, ast.Name)}
-        assert not named & {"print", "Console"}, f"{path.name}: use say and Terminal of cli/terminal.py"
+        assert not named & {"print", "Console"}, f"{path.name}: use say and Terminal of cli/common/terminal.py"

@@ -18,21 +18,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_robot.act.limits import limits_of
-from vla_robot.act.safety import SafetyFilter
-from vla_robot.act.watchdog import Watchdog
-from vla_robot.cli.bench_loop import EmulatedArm
+from vla_robot.bench.loop import EmulatedArm
+from vla_robot.cli.common.cli_common import EXIT_USER_ERROR
 from vla_robot.cli.main import main
-from vla_robot.cli.words import EXIT_USER_ERROR
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.embodiment import CameraSpec
 from vla_robot.core.errors import VlaError
 from vla_robot.core.robot import Tick
+from vla_robot.data.demonstration import DemonstrationBuilder
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe.limits import LimitsRecipe
-from vla_robot.record.demonstration import DemonstrationBuilder
-from vla_robot.record.lerobot_format import LeRobotWriter
-from vla_robot.serve.bridge import Bridge
-from vla_robot.serve.bridge_server import BridgeServer
+from vla_robot.safety.filter import SafetyFilter
+from vla_robot.safety.limits import limits_of
+from vla_robot.safety.watchdog import Watchdog
+from vla_robot.serve.bridge.bridge import Bridge
+from vla_robot.serve.bridge.server import BridgeServer
 from vla_robot.transport.jpeg import decode_jpeg
 from vla_robot.transport.sockets import ServerSocket
 
@@ -130,7 +130,7 @@ def test_a_dataset_of_other_cameras_is_refused(address: str, tmp_path: Path, cap
 def test_without_rerun_the_extra_is_named(
     address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("vla_robot.core.optional.installed", lambda distribution: None)
+    monkeypatch.setattr("vla_robot.core.host.optional.installed", lambda distribution: None)
     assert main(["view", address, "--port", "0", "--rerun", str(tmp_path / "seen.rrd")]) == EXIT_USER_ERROR
     assert "vla_robot[rerun]" in capsys.readouterr().err.replace("\n", "")
 
@@ -138,7 +138,7 @@ def test_without_rerun_the_extra_is_named(
 def test_what_is_seen_is_kept_for_rerun(tmp_path: Path) -> None:
     """Where the extra [rerun] is installed."""
     pytest.importorskip("rerun")
-    from vla_robot.cli.view_rerun import RerunLog
+    from vla_robot.cli.view.rerun_view import RerunLog
 
     path, arm = tmp_path / "seen.rrd", EmulatedArm(50.0)
     arm.reset(0)

@@ -16,7 +16,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.core.ports import VisibleWorld, World
 from vla_robot.recipe import dump, read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.serve.child import spawn_world
+from vla_robot.serve.world.world_process import spawn_world
 from vla_robot.world.kinds import build_world
 
 HORIZON = 6

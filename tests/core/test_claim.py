@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from vla_robot.core.claim import LOCK, Claim
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.claim import LOCK, Claim
 
 HOLD = """
 import sys
 from pathlib import Path
-from vla_robot.core.claim import Claim
+from vla_robot.core.host.claim import Claim
 claim = Claim(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
@@ -27,7 +27,7 @@ sys.stdin.read()
 FORK_AND_DIE = """
 import os, sys, time
 from pathlib import Path
-from vla_robot.core.claim import Claim
+from vla_robot.core.host.claim import Claim
 claim = Claim(Path(sys.argv[1]))
 ready, told = os.pipe()
 worker = os.fork()

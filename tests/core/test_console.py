@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 from rich.live import Live
 
-from vla_robot.core.console import DEGRADING, CheckedStream, SteadyStream, steady_output
 from vla_robot.core.errors import VlaError
+from vla_robot.core.host.console import DEGRADING, CheckedStream, SteadyStream, steady_output
 
 PIPE_BYTES = 4096
 
@@ -142,7 +142,7 @@ def test_a_signal_handler_may_print_while_a_print_goes_on(pipe: tuple[int, TextI
 def test_a_forked_child_writes_too() -> None:
     script = (
         "import os\n"
-        "from vla_robot.core.console import steady_output\n"
+        "from vla_robot.core.host.console import steady_output\n"
         "with steady_output():\n"
         "    print('parent')\n"
         "    child = os.fork()\n"
@@ -168,7 +168,7 @@ def test_another_programs_non_blocking_mode_does_no_harm(pipe: tuple[int, TextIO
 def test_the_last_words_before_a_crash_are_kept_where_output_waits() -> None:
     script = (
         "import os\n"
-        "from vla_robot.core.console import steady_output\n"
+        "from vla_robot.core.host.console import steady_output\n"
         "with steady_output(waits=True):\n"
         "    print('the last words')\n"
         "    os._exit(3)\n"
@@ -196,7 +196,7 @@ def test_closed_descriptors_are_not_given_to_an_arm(closed: str, tmp_path_factor
     seen = tmp_path_factory.mktemp("closed") / "seen"
     script = (
         "import sys, os\n"
-        "from vla_robot.core.console import steady_output\n"
+        "from vla_robot.core.host.console import steady_output\n"
         "with steady_output():\n"
         "    print('told')\n"
         "    print('told', file=sys.stderr)\n"

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from vla_robot.core import durable
-from vla_robot.core.durable import append_line, make_folder, rename, sync_tree, write_whole, writing
 from vla_robot.core.errors import DataError
+from vla_robot.core.host import durable
+from vla_robot.core.host.durable import append_line, make_folder, rename, sync_tree, write_whole, writing
 
 
 def test_a_file_is_forced_to_the_disk_before_it_gets_its_name_and_the_name_after(

@@ -18,21 +18,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.act.limits import limits_of
-from vla_robot.act.safety import SafetyFilter
-from vla_robot.act.watchdog import Watchdog
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.recipe.limits import LimitsRecipe
-from vla_robot.serve.bridge import Bridge, Execution
-from vla_robot.serve.bridge_log import BridgeLog, Recording
-from vla_robot.serve.bridge_server import ENDED, BridgeServer
-from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL, unpack_tick
-from vla_robot.serve.faults import Faults
-from vla_robot.transport.nouns import Fields, pack_action_chunk
+from vla_robot.safety.filter import SafetyFilter
+from vla_robot.safety.limits import limits_of
+from vla_robot.safety.watchdog import Watchdog
+from vla_robot.serve.bridge.bridge import Bridge, Execution
+from vla_robot.serve.bridge.faults import Faults
+from vla_robot.serve.bridge.log import BridgeLog, Recording
+from vla_robot.serve.bridge.server import ENDED, BridgeServer
+from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, unpack_tick
+from vla_robot.transport.codec import Fields, pack_action_chunk
 from vla_robot.transport.wire import Buffer, Message, decode, encode
 
 SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
@@ -342,16 +342,16 @@ def shifted() -> Callable[[Observation, int], Observation]:
 BRIDGE = """
 import dataclasses, sys
 from pathlib import Path
-from vla_robot.act.limits import limits_of
-from vla_robot.act.safety import SafetyFilter
-from vla_robot.act.watchdog import Watchdog
-from vla_robot.cli.bench_loop import EmulatedArm
+from vla_robot.safety.limits import limits_of
+from vla_robot.safety.filter import SafetyFilter
+from vla_robot.safety.watchdog import Watchdog
+from vla_robot.bench.loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.recipe.limits import LimitsRecipe
-from vla_robot.serve.bridge import Bridge
-from vla_robot.serve.bridge_log import BridgeLog, recording_process
-from vla_robot.serve.bridge_server import BridgeServer
-from vla_robot.serve.faults import Faults
+from vla_robot.serve.bridge.bridge import Bridge
+from vla_robot.serve.bridge.log import BridgeLog, recording_process
+from vla_robot.serve.bridge.server import BridgeServer
+from vla_robot.serve.bridge.faults import Faults
 from vla_robot.transport.sockets import ServerSocket
 
 class Arm(EmulatedArm):

@@ -13,9 +13,9 @@ from vla_robot.core.clock import NS_PER_S
 from vla_robot.core.errors import WorldError
 from vla_robot.core.robot import Tick
 from vla_robot.record.episode import read_episode
-from vla_robot.serve.bridge_wire import unpack_tick
-from vla_robot.serve.viewers import SILENT_S
-from vla_robot.transport.nouns import Fields
+from vla_robot.serve.bridge.viewers import SILENT_S
+from vla_robot.transport.bridge_codec import unpack_tick
+from vla_robot.transport.codec import Fields
 from vla_robot.transport.wire import Message
 
 VIEWER = b"viewer"

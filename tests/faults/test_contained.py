@@ -14,7 +14,7 @@ import pytest
 from vla_robot.core.errors import WorldError
 from vla_robot.record.episode import EpisodeStep, EpisodeWriter, read_episode
 from vla_robot.record.log_process import LogProcess
-from vla_robot.serve.bridge_log import Recording, recording_process
+from vla_robot.serve.bridge.log import Recording, recording_process
 from vla_robot.transport.wire import Message
 
 MakeStage = Callable[..., Any]

@@ -14,7 +14,7 @@ from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record.episode import read_episode
-from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL
+from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL
 
 HOLD_S, STOP_S, PERIOD_S = 0.5, 3.0, 0.1
 

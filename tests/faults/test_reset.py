@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vla_robot.core.clock import NS_PER_S
-from vla_robot.serve.bridge_wire import BRIDGE_PROTOCOL
+from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL
 from vla_robot.transport.wire import Message
 
 MakeStage = Callable[..., Any]

@@ -20,10 +20,10 @@ from vla_robot.loop import live_loop
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
-from vla_robot.policy.simple import HoldPolicy
-from vla_robot.serve import remote_robot
-from vla_robot.serve.lockstep_world import LockstepWorld
-from vla_robot.serve.remote_robot import RemoteRobot
+from vla_robot.policy.scripted.simple import HoldPolicy
+from vla_robot.serve.bridge import remote_robot
+from vla_robot.serve.bridge.remote_robot import RemoteRobot
+from vla_robot.serve.bridge.synchronous_env import LockstepWorld
 from vla_robot.transport.sockets import ClientSocket
 from vla_robot.transport.wire import Message, decode, encode
 

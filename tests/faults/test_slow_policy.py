@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.cli import run_robot
 from vla_robot.cli.bridge import BridgeArgs
 from vla_robot.cli.main import main
+from vla_robot.cli.run import run_robot
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import ActionChunk, Observation
 

@@ -23,8 +23,8 @@ import pytest
 
 from vla_robot.core.clock import NS_PER_S
 from vla_robot.record.episode import EpisodeLog, read_episode
-from vla_robot.serve.board import Board
-from vla_robot.serve.view import BridgeView
+from vla_robot.web.latest_frame import Board
+from vla_robot.web.view import BridgeView
 
 pytestmark = [
     pytest.mark.sim,

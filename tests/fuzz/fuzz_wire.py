@@ -37,7 +37,8 @@ with FUZZER.instrument_imports(include=["vla_robot", "PIL"]) if FUZZER else cont
     from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
     from vla_robot.core.errors import TransportError, WorldError
     from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
-    from vla_robot.transport import jpeg, nouns, wire
+    from vla_robot.transport import codec as nouns
+    from vla_robot.transport import jpeg, wire
 
 CORPUS = Path(__file__).parent / "corpus"
 

@@ -108,9 +108,9 @@ def png(image: Any) -> bytes:
 def images(folder: Path) -> Reader:
     import PIL.Image
 
-    from vla_robot.record.images import decode_image
-    from vla_robot.record.lerobot_video import DepthImages
-    from vla_robot.record.png import decode
+    from vla_robot.data.formats.images import decode_image
+    from vla_robot.data.formats.lerobot.video import DepthImages
+    from vla_robot.data.formats.png import decode
 
     def saved(image: Any, form: str, **options: Any) -> bytes:
         file = io.BytesIO()
@@ -172,7 +172,7 @@ def descriptions(name: str) -> list[bytes]:
 
 def rlds_info(folder: Path) -> Reader:
     from vla_robot.core.untrusted import parse_json
-    from vla_robot.record.rlds.splits import parse_info, parse_parts
+    from vla_robot.data.formats.rlds.splits import parse_info, parse_parts
 
     def read(data: bytes) -> None:
         info = parse_info(parse_json(data, "dataset_info.json"), "dataset_info.json")
@@ -184,8 +184,8 @@ def rlds_info(folder: Path) -> Reader:
 
 def rlds_samples() -> list[tuple[Any, bytes]]:
     """(features, smallest record) of each sample."""
-    from vla_robot.record.rlds.features import parse_features
-    from vla_robot.record.rlds.tfrecord import Record, walk
+    from vla_robot.data.formats.rlds.features import parse_features
+    from vla_robot.data.formats.rlds.tfrecord import Record, walk
 
     found: list[tuple[Any, bytes]] = []
     for folder in sorted(SAMPLES.glob("*/*")):
@@ -200,8 +200,8 @@ def rlds_samples() -> list[tuple[Any, bytes]]:
 
 def small_record(record: bytes, features: Any) -> bytes:
     """Two steps of an episode, so that an input costs little."""
-    from vla_robot.record.rlds.decode import count_steps
-    from vla_robot.record.rlds.example import encode
+    from vla_robot.data.formats.rlds.decode import count_steps
+    from vla_robot.data.formats.rlds.example import encode
 
     lists = lists_of(record)
     steps = count_steps(record, places_of(record), features)
@@ -217,13 +217,13 @@ def small_record(record: bytes, features: Any) -> bytes:
 
 
 def places_of(record: bytes) -> Any:
-    from vla_robot.record.rlds.example import places
+    from vla_robot.data.formats.rlds.example import places
 
     return places(record)
 
 
 def lists_of(record: bytes) -> dict[str, Any]:
-    from vla_robot.record.rlds.example import BYTES, FLOATS, byte_places, floats, ints
+    from vla_robot.data.formats.rlds.example import BYTES, FLOATS, byte_places, floats, ints
 
     lists: dict[str, Any] = {}
     for name, place in places_of(record).items():
@@ -236,7 +236,7 @@ def lists_of(record: bytes) -> dict[str, Any]:
 
 def read_record(record: bytes, features: Any) -> None:
     """As the index and the reader do, each field by itself."""
-    from vla_robot.record.rlds.decode import count_steps, decode_metadata, decode_steps
+    from vla_robot.data.formats.rlds.decode import count_steps, decode_metadata, decode_steps
 
     places = places_of(record)
     steps = count_steps(record, places, features)
@@ -265,7 +265,7 @@ def looked_at(column: Any) -> None:
 def rlds_features(folder: Path) -> Reader:
     """features.json, and a valid record read by it."""
     from vla_robot.core.untrusted import parse_json
-    from vla_robot.record.rlds.features import parse_features, to_tree
+    from vla_robot.data.formats.rlds.features import parse_features, to_tree
 
     records = [record for _, record in rlds_samples()]
 
@@ -287,7 +287,7 @@ class RldsRecord:
         self.seeds = rlds_samples()
 
     def mutate(self, seed: tuple[Any, bytes], chance: random.Random) -> tuple[Any, bytes]:
-        from vla_robot.record.rlds.example import encode
+        from vla_robot.data.formats.rlds.example import encode
 
         features, record = seed
         if chance.random() < 0.4:
@@ -326,7 +326,7 @@ class RldsRecord:
 
 def rlds_shard(folder: Path) -> Reader:
     """A TFRecord file: what is not intact is told as Damage, never raised."""
-    from vla_robot.record.rlds.tfrecord import Record, frame_record, walk
+    from vla_robot.data.formats.rlds.tfrecord import Record, frame_record, walk
 
     seeds = [b"".join(frame_record(record[:400]) for _, record in rlds_samples()) for _ in range(2)]
 
@@ -339,8 +339,8 @@ def rlds_shard(folder: Path) -> Reader:
 
 def rlds_index(folder: Path) -> Reader:
     """The file that remembers where records lie: one that is wrong is made anew, or is an error."""
-    from vla_robot.record.rlds import index
-    from vla_robot.record.rlds.reader import open_rlds
+    from vla_robot.data.formats.rlds import index
+    from vla_robot.data.formats.rlds.reader import open_rlds
 
     index.THREADS = 1  # to start more takes longer than to read so little
     sample = folder / "sample"
@@ -377,8 +377,8 @@ def rlds_index(folder: Path) -> Reader:
 def lerobot_dataset(root: Path) -> None:
     """Two tiny episodes."""
     from vla_robot.core.messages import StepResult
-    from vla_robot.record.demonstration import DemonstrationBuilder
-    from vla_robot.record.lerobot_format import LeRobotWriter
+    from vla_robot.data.demonstration import DemonstrationBuilder
+    from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 
     with LeRobotWriter(root) as writer:
         for seed in range(2):
@@ -392,7 +392,7 @@ def lerobot_dataset(root: Path) -> None:
 
 def lerobot_info(folder: Path) -> Reader:
     """info.json, with everything that is read by it."""
-    from vla_robot.record.lerobot_source import open_lerobot
+    from vla_robot.data.formats.lerobot.source import open_lerobot
 
     root = folder / "demos"
     lerobot_dataset(root)
@@ -413,7 +413,7 @@ def lerobot_info(folder: Path) -> Reader:
 
 def lerobot_lines(folder: Path) -> Reader:
     """The lists of version 2: a line for each episode, a line for each task, and info.json with them."""
-    from vla_robot.record.lerobot_source import open_lerobot
+    from vla_robot.data.formats.lerobot.source import open_lerobot
 
     root = folder / "old"
     lerobot_dataset(root)
@@ -486,7 +486,7 @@ class LeRobotTables:
         return file.getvalue()
 
     def read(self, data: tuple[str, bytes]) -> None:
-        from vla_robot.record.lerobot_source import open_lerobot
+        from vla_robot.data.formats.lerobot.source import open_lerobot
 
         name, content = data
         (self._root / name).write_bytes(content)
@@ -532,10 +532,10 @@ def notes(folder: Path) -> Reader:
     """JSON files beside a dataset: embodiment, origin, lines about episodes, questions."""
     from dataclasses import asdict
 
-    from vla_robot.record.lerobot_layout import read_embodiment, read_recording
-    from vla_robot.record.lerobot_source import _read_metadata, open_lerobot
-    from vla_robot.record.origin import describe_source, read_origin
-    from vla_robot.record.questions import read_questions
+    from vla_robot.data.formats.conversion_metadata import describe_source, read_origin
+    from vla_robot.data.formats.lerobot.layout import read_embodiment, read_recording
+    from vla_robot.data.formats.lerobot.source import _read_metadata, open_lerobot
+    from vla_robot.data.questions import read_questions
 
     root = folder / "demos"
     lerobot_dataset(root)
@@ -597,7 +597,7 @@ class Hdf5:
         return self._build(chance) if chance.random() < 0.15 else mutate.scrambled(seed, chance)
 
     def read(self, data: bytes) -> None:
-        from vla_robot.record.hdf5 import open_hdf5
+        from vla_robot.data.formats.hdf5 import open_hdf5
 
         self._path.write_bytes(data)
         source = open_hdf5(self._path, "all")
@@ -727,8 +727,8 @@ class Vlalog:
 
 
 def rest(folder: Path) -> Reader:
-    from vla_robot.serve.http_json import parse_object
-    from vla_robot.serve.rest import pack_array, read_observation
+    from vla_robot.serve.interop.rest import pack_array, read_observation
+    from vla_robot.web.http_json import parse_object
 
     single = {"image": pack_array(FRAME), "instruction": "lift", "unnorm_key": "bridge_orig"}
     several = {
@@ -755,11 +755,11 @@ def keep_peer_errors(act: Callable[[], Any]) -> None:
 
 
 def openpi(folder: Path) -> Reader:
-    from vla_robot.recipe.load import read as read_recipe
     from vla_robot.recipe.policy import PolicyRecipe
-    from vla_robot.serve.openpi_wire import pack, unpack
-    from vla_robot.serve.openpi_words import ExampleWords
-    from vla_robot.serve.peer_words import Interpreter
+    from vla_robot.recipe.reading.load import read as read_recipe
+    from vla_robot.serve.interop.mapping import Interpreter
+    from vla_robot.serve.interop.openpi_schema import ExampleWords
+    from vla_robot.serve.interop.openpi_wire import pack, unpack
 
     peer = read_recipe(PolicyRecipe, str(REPOSITORY / "policies" / "openpi_libero.toml")).peer
     assert peer is not None
@@ -797,8 +797,8 @@ def openpi(folder: Path) -> Reader:
 
 
 def groot(folder: Path) -> Reader:
-    from vla_robot.serve.groot_policy import MODALITIES, _listed, _read
-    from vla_robot.serve.groot_wire import pack
+    from vla_robot.serve.interop.groot_policy import MODALITIES, _listed, _read
+    from vla_robot.serve.interop.groot_wire import pack
 
     answer = {"action.arm": np.zeros((1, 16, 6), np.float32), "action.gripper": np.zeros((16, 1))}
     modality = {"__ModalityConfig__": True, "as_json": json.dumps({"delta_indices": [0], "modality_keys": ["front"]})}
@@ -840,8 +840,8 @@ class Toml:
         return kind, chance.choice(mutate.TEXTS) if chance.random() < 0.01 else mutate.mutated_lines(data, chance)
 
     def read(self, data: tuple[Any, bytes]) -> None:
-        from vla_robot.recipe.load import parse, read_table
-        from vla_robot.recipe.schemas import schema_for
+        from vla_robot.recipe.reading.load import parse, read_table
+        from vla_robot.recipe.reading.schemas import schema_for
 
         kind, text = data
         path = self._folder / "a.toml"
@@ -852,8 +852,8 @@ class Toml:
 
 def statistics(folder: Path) -> Reader:
     from vla_robot.core.normalise import MIN_MAX, Q99, unnormalise
-    from vla_robot.policy.openvla.config import read_json
-    from vla_robot.policy.openvla.inputs import Statistics, require_statistics
+    from vla_robot.policy.openvla.inputs.inputs import Statistics, require_statistics
+    from vla_robot.policy.openvla.network.config import read_json
 
     path = folder / "dataset_statistics.json"
 

@@ -11,14 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.act.chunk import Splice
-from vla_robot.act.limits import RangeGuard, limits_of
-from vla_robot.act.safety import SafetyFilter
-from vla_robot.act.watchdog import Watchdog
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.ports import Arm as BridgeArm
 from vla_robot.core.robot import Tick
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone, StepsLost
@@ -27,11 +24,14 @@ from vla_robot.loop.recorder import EpisodeRecorder, log_path
 from vla_robot.loop.results import EpisodeResult
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record import episode
+from vla_robot.record.corrections import demonstrations_of
 from vla_robot.record.episode import EpisodeLog, Gap, read_episode
-from vla_robot.record.from_log import demonstrations_of
-from vla_robot.serve.arm import Arm as BridgeArm
-from vla_robot.serve.arm import WorldArm
-from vla_robot.serve.bridge import Bridge, Execution
+from vla_robot.safety.chunk import Splice
+from vla_robot.safety.filter import SafetyFilter
+from vla_robot.safety.limits import RangeGuard, limits_of
+from vla_robot.safety.watchdog import Watchdog
+from vla_robot.serve.bridge.arm import WorldArm
+from vla_robot.serve.bridge.bridge import Bridge, Execution
 
 PERIOD_MS = 20
 SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
@@ -333,8 +333,8 @@ def tenth(seed: int) -> Callable[[int], bool]:
 @pytest.mark.parametrize("late", ["1", "3", "7", "jittered"])
 def test_the_dataset_is_the_arms_own_list(tmp_path: Path, late: str, rows: int, loses: bool) -> None:
     pq = pytest.importorskip("pyarrow.parquet")
-    from vla_robot.record.from_log import LogStore
-    from vla_robot.record.lerobot_format import LeRobotWriter
+    from vla_robot.data.formats.lerobot.writer import LeRobotWriter
+    from vla_robot.record.corrections import LogStore
 
     lost = tenth(int(rows) + len(late)) if loses else (lambda step: False)
     robot = Ticking(120, lost)

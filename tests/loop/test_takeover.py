@@ -16,17 +16,17 @@ from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import NoActionYetError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.teleop import Button, Driver, Teleop, TeleopCommand
+from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
+from vla_robot.data.formats.open import open_source
+from vla_robot.data.summary import summarise
+from vla_robot.evaluate.runner import run_episodes
 from vla_robot.loop.control_loop import Guard, run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.results import EpisodeResult, RunInfo
-from vla_robot.loop.runner import run_episodes
 from vla_robot.loop.takeover import Takeover
-from vla_robot.record.demos import open_demos
+from vla_robot.record.corrections import CORRECTED, LogStore
 from vla_robot.record.episode import read_episode
-from vla_robot.record.from_log import CORRECTED, LogStore
-from vla_robot.record.lerobot_format import LeRobotWriter
-from vla_robot.record.open import open_source
-from vla_robot.record.summary import summarise
 
 Make = Callable[..., Any]
 TAKE, GIVE = 3, 7

@@ -9,10 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_robot.act.chunk import Splice
-from vla_robot.act.limits import limits_of
-from vla_robot.act.safety import SafetyFilter
-from vla_robot.act.watchdog import Watchdog
 from vla_robot.core.clock import NS_PER_MS, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
@@ -25,8 +21,12 @@ from vla_robot.loop.results import EpisodeResult
 from vla_robot.loop.takeover import Takeover
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record.episode import read_episode
-from vla_robot.serve.bridge import Bridge, Execution
-from vla_robot.serve.bridge_log import BridgeLog
+from vla_robot.safety.chunk import Splice
+from vla_robot.safety.filter import SafetyFilter
+from vla_robot.safety.limits import limits_of
+from vla_robot.safety.watchdog import Watchdog
+from vla_robot.serve.bridge.bridge import Bridge, Execution
+from vla_robot.serve.bridge.log import BridgeLog
 
 TAKE, GIVE, HORIZON = 6, 14, 24
 ROWS = 8

@@ -13,13 +13,13 @@ from vla_robot.core.embodiment import ActionSpace
 from vla_robot.core.errors import PolicyError, RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.core.ports import Policy, World
-from vla_robot.policy.experts import build_expert, cube_grasp, rotation_of
-from vla_robot.policy.perturb import Perturbation, PerturbedPolicy
-from vla_robot.policy.simple import HoldPolicy
+from vla_robot.policy.scripted.experts import build_expert, cube_grasp, rotation_of
+from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
+from vla_robot.policy.scripted.simple import HoldPolicy
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.world.arm_space import embodiment_of
 from vla_robot.world.kinds import build_world
+from vla_robot.world.sim.sim_embodiment import embodiment_of
 
 SPACE: ActionSpace = embodiment_of(EnvRecipe(kind="robosuite", instruction="lift", task="Lift"), "panda").action
 LENGTH = st.floats(-0.6, 0.6)

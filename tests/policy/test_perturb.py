@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from vla_robot.core.messages import Observation
 from vla_robot.core.ports import Policy
-from vla_robot.policy.perturb import Perturbation, PerturbedPolicy
-from vla_robot.policy.simple import HoldPolicy, RandomPolicy
+from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
+from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.world.arm_space import embodiment_of
+from vla_robot.world.sim.sim_embodiment import embodiment_of
 
 SPACE = embodiment_of(EnvRecipe(kind="robosuite", instruction="lift", task="Lift"), "panda").action
 CALM = Perturbation(jitter=0.0, burst_probability=0.0)

@@ -9,8 +9,8 @@ import pytest
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import available, find, read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.recipe.load import read_table
-from vla_robot.recipe.schemas import locate, schema_for
+from vla_robot.recipe.reading.load import read_table
+from vla_robot.recipe.reading.schemas import locate, schema_for
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.limits import RANGES, DimLimitsRecipe, LimitsRecipe
-from vla_robot.recipe.load import parse
 from vla_robot.recipe.peer import PeerNumbersRecipe
+from vla_robot.recipe.reading.load import parse
 from vla_robot.recipe.robot import SetPointsRecipe
 
 TASK = {"kind": "robosuite", "task": "Lift", "instruction": "lift the red cube"}

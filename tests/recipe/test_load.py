@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe import dump, load, parse, read, read_table
-from vla_robot.recipe.load import MAX_BYTES, read_toml
+from vla_robot.recipe import dump, parse, read, read_table
 from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.reading import load
+from vla_robot.recipe.reading.load import MAX_BYTES, read_toml
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import available, find, parse, read
 from vla_robot.recipe.oxe import Columns, Constant, MixtureRecipe, Operation, SourceRecipe, parse_part
-from vla_robot.recipe.schemas import locate, schema_for
+from vla_robot.recipe.reading.schemas import locate, schema_for
 
 MIXTURE_SIZES = {
     "bridge": 1,

@@ -12,8 +12,8 @@ import pytest
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.data.demonstration import Demonstration
 from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
-from vla_robot.record.demonstration import Demonstration
 from vla_robot.record.workers import collect_in_processes
 
 EMBODIMENT = Embodiment(

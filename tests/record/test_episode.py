@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Clamp, Observation
-from vla_robot.record import episode, png
+from vla_robot.data.formats import png
+from vla_robot.record import episode
 from vla_robot.record.episode import MAGIC, EpisodeLog, EpisodeStep, EpisodeWriter, Gap, frames_of, read_episode
 
 HEADER = {"seed": 3, "instruction": "lift the cube", "recipes": {"lift.toml": "kind = 'robosuite'"}}

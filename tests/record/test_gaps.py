@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_robot.record.convert import convert
-from vla_robot.record.demonstration import Demonstration
-from vla_robot.record.demos import open_demos
-from vla_robot.record.lerobot_format import LeRobotWriter
-from vla_robot.record.mixture import Choices, members_of, open_dataset
-from vla_robot.record.open import open_source
-from vla_robot.record.origin import Options
-from vla_robot.record.source import MarksGaps
-from vla_robot.record.windows import Window
+from vla_robot.data.demonstration import Demonstration
+from vla_robot.data.formats.conversion_metadata import Options
+from vla_robot.data.formats.convert import convert
+from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
+from vla_robot.data.formats.open import open_source
+from vla_robot.data.formats.source import MarksGaps
+from vla_robot.data.pipeline.mixture import Choices, members_of, open_dataset
+from vla_robot.data.pipeline.windows import Window
 
 pytest.importorskip("pyarrow")
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.record.demonstration import Demonstration
-from vla_robot.record.demos import open_demos
-from vla_robot.record.lerobot_format import LeRobotWriter
+from vla_robot.data.demonstration import Demonstration
+from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 
 KILLS = 50
 LONGEST_S = 0.3

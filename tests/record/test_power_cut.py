@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
-from vla_robot.record.mixture import member_at, open_table_of
-from vla_robot.record.questions import QuestionWriter, read_questions
-from vla_robot.record.rlds.index import FOLDER
+from vla_robot.data.formats.rlds.index import FOLDER
+from vla_robot.data.pipeline.mixture import member_at, open_table_of
+from vla_robot.data.questions import QuestionWriter, read_questions
 
 SAMPLE = Path(__file__).parents[1] / "golden" / "rlds_samples" / "bridge_orig"
 

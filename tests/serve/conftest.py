@@ -16,7 +16,7 @@ from vla_robot.core.clock import NS_PER_MS, Clock, FakeClock, MonotonicClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import RecipeError, WorldError
 from vla_robot.core.messages import Clamp, Observation, StepResult, Vector
-from vla_robot.serve.world_server import WorldServer
+from vla_robot.serve.world.server import WorldServer
 from vla_robot.transport.sockets import ServerSocket
 
 EMBODIMENT = Embodiment(
@@ -95,7 +95,7 @@ def serve() -> Iterator[Callable[[ToyWorld], str]]:
 def toy_command() -> Callable[[str], list[str]]:
     """The command of a process that serves one of BUILDS."""
     script = (
-        "import runpy, sys; from vla_robot.serve.world_server import run_child;"
+        "import runpy, sys; from vla_robot.serve.world.server import run_child;"
         "sys.exit(run_child(runpy.run_path(sys.argv[1])['BUILDS'][sys.argv[2]]))"
     )
     return lambda build: [sys.executable, "-c", script, __file__, build]

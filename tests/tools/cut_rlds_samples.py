@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_robot.record.rlds.splits import parse_info
-from vla_robot.record.rlds.storage import LocalFolder
-from vla_robot.record.rlds.tfrecord import Record, frame_record, walk
+from vla_robot.data.formats.rlds.splits import parse_info
+from vla_robot.data.formats.rlds.storage import LocalFolder
+from vla_robot.data.formats.rlds.tfrecord import Record, frame_record, walk
 
 RECORDS_PER_SHARD = 1
 

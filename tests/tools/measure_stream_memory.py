@@ -13,9 +13,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from vla_robot.learn.stream import Batches, Encoder, MixtureStream
+from vla_robot.data.pipeline.mixture import Choices, open_mixture
 from vla_robot.policy.openvla.policy import load
-from vla_robot.record.mixture import Choices, open_mixture
+from vla_robot.train.batches.stream import Batches, Encoder, MixtureStream
 
 POLICY = Path(__file__).resolve().parents[2] / "policies" / "openvla_nano"
 BATCH = 64

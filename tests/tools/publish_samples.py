@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from publish_rlds import STEPS, Field, feature, features_tree, framed, invent_field, message, schemas
 
-from vla_robot.record.rlds.example import count, places
-from vla_robot.record.rlds.features import Leaf, parse_features
-from vla_robot.record.rlds.splits import parse_info
-from vla_robot.record.rlds.storage import LocalFolder
-from vla_robot.record.rlds.tfrecord import Record, walk
+from vla_robot.data.formats.rlds.example import count, places
+from vla_robot.data.formats.rlds.features import Leaf, parse_features
+from vla_robot.data.formats.rlds.splits import parse_info
+from vla_robot.data.formats.rlds.storage import LocalFolder
+from vla_robot.data.formats.rlds.tfrecord import Record, walk
 
 SIZE = [112, 112, 3]
 """Of the samples' frames: height, width, channels."""

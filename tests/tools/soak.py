@@ -23,9 +23,6 @@ from typing import IO, Any
 
 import numpy as np
 
-from vla_robot.act.limits import RangeGuard, limits_of
-from vla_robot.act.safety import SafetyFilter
-from vla_robot.act.watchdog import Watchdog
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import VlaError
@@ -33,10 +30,13 @@ from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.recipe.limits import LimitsRecipe
-from vla_robot.serve.bridge import Bridge
-from vla_robot.serve.bridge_server import BridgeServer
-from vla_robot.serve.remote_policy import RemotePolicy
-from vla_robot.serve.remote_robot import RemoteRobot
+from vla_robot.safety.filter import SafetyFilter
+from vla_robot.safety.limits import RangeGuard, limits_of
+from vla_robot.safety.watchdog import Watchdog
+from vla_robot.serve.bridge.bridge import Bridge
+from vla_robot.serve.bridge.remote_robot import RemoteRobot
+from vla_robot.serve.bridge.server import BridgeServer
+from vla_robot.serve.policy.client import RemotePolicy
 from vla_robot.transport.sockets import ServerSocket
 
 BRIDGES = 4
@@ -198,8 +198,8 @@ def serve_policy(policy: str, stop: threading.Event) -> dict[str, Any]:
     """The policy server of `vla serve`, with a line that a program reads; what it answered."""
     from vla_robot.cli.build import build_served_policy
     from vla_robot.recipe.policy_source import find_policy
-    from vla_robot.serve.batcher import Batcher, Line
-    from vla_robot.serve.policy_server import PolicyServer, Served, answering
+    from vla_robot.serve.policy.batcher import Batcher, Line
+    from vla_robot.serve.policy.server import PolicyServer, Served, answering
     from vla_robot.transport.wake import Wake
 
     act, embodiment = build_served_policy(find_policy(policy))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from vla_robot.core.errors import ContractError, TransportError
 from vla_robot.core.messages import Image, Observation
+from vla_robot.transport.codec import Fields, pack_observation, unpack_observation
 from vla_robot.transport.jpeg import MAX_PIXELS, decode_jpeg, encode_jpeg
-from vla_robot.transport.nouns import Fields, pack_observation, unpack_observation
 from vla_robot.transport.wire import Message, decode, encode
 
 

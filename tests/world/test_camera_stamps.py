@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vla_robot.core.clock import NS_PER_S
 from vla_robot.core.messages import Image
-from vla_robot.world.camera_stamps import DriverStamps, fault_of, moment_of
+from vla_robot.world.real.camera_stamps import DriverStamps, fault_of, moment_of
 
 pytest.importorskip("cv2")
 

@@ -22,9 +22,9 @@ from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import Clamp, StepResult, Vector
 from vla_robot.recipe import available, dump, read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.world.gym_env import WorldEnv, env_id, register_all
 from vla_robot.world.kinds import build_world
-from vla_robot.world.mujoco_world import MujocoWorld
+from vla_robot.world.sim.gym_env import WorldEnv, env_id, register_all
+from vla_robot.world.sim.mujoco_world import MujocoWorld
 
 HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 DEADLINE_S = 240.0
@@ -66,7 +66,7 @@ def test_every_recipe_is_registered_once(recwarn: pytest.WarningsRecorder) -> No
 def test_one_import_is_enough_when_the_id_names_the_module() -> None:
     script = (
         "import gymnasium\n"
-        "env = gymnasium.make('vla_robot.world.gym_env:vla_robot/Tabletop-v0')\n"
+        "env = gymnasium.make('vla_robot.world.sim.gym_env:vla_robot/Tabletop-v0')\n"
         "print(env.reset(seed=0)[0] in env.observation_space)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -185,7 +185,7 @@ def test_an_unknown_render_mode_is_refused() -> None:
 VECTOR = """
 import sys
 import gymnasium, numpy as np
-import vla_robot.world.gym_env
+import vla_robot.world.sim.gym_env
 
 def main(mode, context, drawn_before):
     if drawn_before:
@@ -252,7 +252,7 @@ def test_a_worker_that_was_forked_after_a_frame_was_drawn_says_which_context_to_
 def test_a_child_that_was_forked_after_a_frame_was_drawn_ends_by_itself() -> None:
     """No finaliser and no exit handler waits for the driver's threads, which it does not have."""
     script = (
-        "import gc, os, sys, vla_robot.world.gym_env as gym_env\n"
+        "import gc, os, sys, vla_robot.world.sim.gym_env as gym_env\n"
         "env = gym_env.make_env('tabletop')\n"
         "env.reset(seed=0)\n"
         "child = os.fork()\n"

@@ -13,10 +13,10 @@ import pytest
 
 from vla_robot.core.errors import PolicyError
 from vla_robot.core.messages import Observation, StepResult
-from vla_robot.policy.experts import build_expert
+from vla_robot.policy.scripted.experts import build_expert
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.world.robosuite_world import RobosuiteWorld
+from vla_robot.world.sim.robosuite_world import RobosuiteWorld
 
 pytestmark = pytest.mark.sim
 RECIPE = dataclasses.replace(read(EnvRecipe, "lift_colour"), cameras=())

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from vla_robot.core.errors import RecipeError, WorldError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.ports import Policy
-from vla_robot.policy.experts import build_expert
-from vla_robot.policy.simple import HoldPolicy, RandomPolicy
+from vla_robot.policy.scripted.experts import build_expert
+from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import CameraRecipe, EnvRecipe, PlacementRecipe, SuccessRecipe
 from vla_robot.world.kinds import build_world
-from vla_robot.world.mujoco_world import MujocoWorld
-from vla_robot.world.tool_ik import ToolIk, quat_of, turned
+from vla_robot.world.real.tool_ik import ToolIk, quat_of, turned
+from vla_robot.world.sim.mujoco_world import MujocoWorld
 
 HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 TABLETOP = dataclasses.replace(read(EnvRecipe, "tabletop"), cameras=())

@@ -13,9 +13,9 @@ import pytest
 from vla_robot.core.errors import ContractError, RecipeError, WorldError
 from vla_robot.recipe import read
 from vla_robot.recipe.env import CameraRecipe, EnvRecipe
-from vla_robot.world import robosuite_world
 from vla_robot.world.kinds import build_world
-from vla_robot.world.robosuite_world import ARMS, TASKS, RobosuiteWorld
+from vla_robot.world.sim import robosuite_world
+from vla_robot.world.sim.robosuite_world import ARMS, TASKS, RobosuiteWorld
 
 pytestmark = pytest.mark.sim
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.env import SuccessRecipe
-from vla_robot.world.success import TESTS, Placed, inside, lifted, near, on_top
+from vla_robot.world.sim.success import TESTS, Placed, inside, lifted, near, on_top
 
 SIDE = 0.04
 length = st.floats(-1, 1, width=32)

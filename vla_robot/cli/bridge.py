@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vla_robot.act.chunk import Splice
 from vla_robot.cli.build import build_arm, build_limits, server_security
-from vla_robot.cli.interrupt import not_suspended, stop_on_interrupt
-from vla_robot.cli.json_out import write_json
-from vla_robot.cli.punctual import MAX_PRIORITY, freeze_garbage, take_priority
-from vla_robot.cli.terminal import say
-from vla_robot.cli.words import option
+from vla_robot.cli.common.cli_common import option
+from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.realtime import MAX_PRIORITY, freeze_garbage, take_priority
+from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import DataError, RecipeError, VlaError
+from vla_robot.core.ports import Arm
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe, at_speed
-from vla_robot.serve.arm import Arm
-from vla_robot.serve.bridge import Bridge, EpisodeBegan, EpisodeOver, Execution, Listener, Ticked
-from vla_robot.serve.bridge_server import BridgeServer
-from vla_robot.serve.faults import Faults, contained
+from vla_robot.safety.chunk import Splice
+from vla_robot.serve.bridge.bridge import Bridge, EpisodeBegan, EpisodeOver, Execution, Listener, Ticked
+from vla_robot.serve.bridge.faults import Faults, contained
+from vla_robot.serve.bridge.server import BridgeServer
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
 
 if TYPE_CHECKING:
-    from vla_robot.serve.bridge_log import Recording
+    from vla_robot.serve.bridge.log import Recording
 
 LOOPBACK = "tcp://127.0.0.1:5570"
 HOLDS = "The arm holds until a controller arms it again"
@@ -205,13 +205,13 @@ def _logs(args: BridgeArgs) -> AbstractContextManager[Recording | None]:
         return nullcontext()
     if args.record.exists() and not args.record.is_dir():
         raise DataError(f"--record {args.record} is a file; a folder is needed, which gets a log for each episode.")
-    from vla_robot.serve.bridge_log import recording_process
+    from vla_robot.serve.bridge.log import recording_process
 
     return recording_process()
 
 
 def _bridge(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: Recording | None, faults: Faults) -> Bridge:
-    from vla_robot.act.watchdog import Watchdog
+    from vla_robot.safety.watchdog import Watchdog
 
     clock = MonotonicClock()
     watchdog = Watchdog(clock, hold_after_s=args.hold_after_s, stop_after_s=args.stop_after_s)
@@ -233,8 +233,8 @@ def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: Recording | N
 
 
 def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm, logs: Recording, faults: Faults) -> Listener:
-    from vla_robot.record.provenance import machine, versions
-    from vla_robot.serve.bridge_log import BridgeLog
+    from vla_robot.core.host.provenance import machine, versions
+    from vla_robot.serve.bridge.log import BridgeLog
 
     header = {
         "env": env,

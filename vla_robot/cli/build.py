@@ -22,11 +22,11 @@ from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import is_loopback, require_address
 
 if TYPE_CHECKING:
-    from vla_robot.serve.arm import Arm
-    from vla_robot.serve.batcher import Act
-    from vla_robot.serve.bridge import Filter
-    from vla_robot.serve.remote_robot import RemoteRobot
-    from vla_robot.world.lerobot_arm import LerobotArm
+    from vla_robot.core.ports import Arm
+    from vla_robot.serve.bridge.bridge import Filter
+    from vla_robot.serve.bridge.remote_robot import RemoteRobot
+    from vla_robot.serve.policy.batcher import Act
+    from vla_robot.world.real.lerobot_arm import LerobotArm
 
 
 def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[World]:
@@ -37,7 +37,7 @@ def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[Wo
         WorldError: the simulator or OpenGL cannot start.
         TransportError: the process did not answer.
     """
-    from vla_robot.serve.child import spawn_world
+    from vla_robot.serve.world.world_process import spawn_world
 
     return spawn_world(env, privileged=privileged)
 
@@ -59,13 +59,13 @@ def build_arm(
         MissingDependencyError: a simulator, or the drivers of a real arm, are not installed.
     """
     if env.kind == "robot":
-        from vla_robot.world.lerobot_arm import LerobotArm
+        from vla_robot.world.real.lerobot_arm import LerobotArm
 
         arm = LerobotArm(env, interrupted=interrupted, show=show)
         return arm if show else _streamed(arm, env)
     if show is not None:
         raise RecipeError("a dry run is for arms of metal; a simulation breaks nothing: leave out --dry-run.")
-    from vla_robot.serve.arm import WorldArm
+    from vla_robot.serve.bridge.arm import WorldArm
     from vla_robot.world.kinds import build_world
 
     return WorldArm(build_world(env))
@@ -73,9 +73,9 @@ def build_arm(
 
 def _streamed(arm: LerobotArm, env: EnvRecipe) -> Arm:
     """With set points between the steps of control, where the recipe asks for them."""
-    from vla_robot.act.smooth import MotionBounds
     from vla_robot.core.clock import MonotonicClock
-    from vla_robot.serve.set_points import SetPoints, StreamBounds, StreamedArm
+    from vla_robot.world.real.set_points import SetPoints, StreamBounds, StreamedArm
+    from vla_robot.world.real.smooth import MotionBounds
 
     wanted = None if env.robot is None else env.robot.set_points
     if wanted is None:
@@ -92,8 +92,8 @@ def build_limits(embodiment: Embodiment, env: EnvRecipe) -> Filter:
     Raises:
         ContractError: the recipe's limits do not fit the arm.
     """
-    from vla_robot.act.limits import limits_of
-    from vla_robot.act.safety import SafetyFilter
+    from vla_robot.safety.filter import SafetyFilter
+    from vla_robot.safety.limits import limits_of
 
     return SafetyFilter(embodiment, limits_of(embodiment, env.limits))
 
@@ -104,7 +104,7 @@ def connect_robot(address: str, key: str | None = None) -> RemoteRobot:
     Raises:
         TransportError: nobody answers there, or keys are missing.
     """
-    from vla_robot.serve.remote_robot import RemoteRobot
+    from vla_robot.serve.bridge.remote_robot import RemoteRobot
 
     return RemoteRobot(address, security=client_security(address, key))
 
@@ -135,7 +135,7 @@ def build_policy(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, k
         ContractError: it was made for another arm; every difference is in the message.
         TransportError: its server does not answer.
     """
-    from vla_robot.observe.select import Selecting
+    from vla_robot.policy.adapter import Selecting
 
     loaded = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
     wanted: Embodiment | None = getattr(loaded, "embodiment", None)  # only a trained policy was made for some arm
@@ -192,7 +192,7 @@ def _connect_policy(recipe: PolicyRecipe, embodiment: Embodiment, key: str | Non
         return None
     if recipe.peer is not None:
         return _connect_peer(recipe.kind, recipe.address, recipe.peer, embodiment)
-    from vla_robot.serve.remote_policy import RemotePolicy
+    from vla_robot.serve.policy.client import RemotePolicy
 
     return RemotePolicy(
         recipe.address, security=client_security(recipe.address, key), statistics_key=recipe.statistics_key
@@ -201,15 +201,15 @@ def _connect_policy(recipe: PolicyRecipe, embodiment: Embodiment, key: str | Non
 
 def _connect_peer(kind: str, address: str, peer: PeerRecipe, embodiment: Embodiment) -> Policy:
     """The client of another project's policy server."""
-    from vla_robot.serve.peer_words import Interpreter, Timeouts
+    from vla_robot.serve.interop.mapping import Interpreter, Timeouts
 
     interpreter, timeouts = Interpreter(peer, embodiment), Timeouts(answer_s=peer.answer_timeout_s)
     token = None if peer.token is None else _secret_line(peer.token)
     if kind == "openpi":
-        from vla_robot.serve.openpi_policy import OpenpiPolicy
+        from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
 
         return OpenpiPolicy(address, interpreter, prompt=peer.prompt, token=token, timeouts=timeouts)
-    from vla_robot.serve.groot_policy import GrootPolicy
+    from vla_robot.serve.interop.groot_policy import GrootPolicy
 
     assert peer.generation is not None  # PolicyRecipe requires it for this kind
     return GrootPolicy(address, interpreter, peer.generation, prompt=peer.prompt, token=token, timeouts=timeouts)
@@ -227,6 +227,6 @@ def _secret_line(path: Path) -> str:
 
 def build_guard(space: ActionSpace) -> Guard:
     """What stands between the policy and the world."""
-    from vla_robot.act.limits import RangeGuard
+    from vla_robot.safety.limits import RangeGuard
 
     return RangeGuard(space)

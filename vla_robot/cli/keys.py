@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from vla_robot.cli.json_out import write_json
-from vla_robot.cli.terminal import say
-from vla_robot.cli.words import option, short_path
+from vla_robot.cli.common.cli_common import option, short_path
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import say
 from vla_robot.core.errors import TransportError
 from vla_robot.transport.keys import KeyFolder, read_public
 

@@ -12,17 +12,17 @@ from typing import Annotated, Literal
 import tyro
 from rich.table import Table
 
-from vla_robot.cli.json_out import write_json
-from vla_robot.cli.terminal import Terminal, say
-from vla_robot.cli.words import option, short_path
+from vla_robot.cli.common.cli_common import option, short_path
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.errors import RecipeError, VlaError
-from vla_robot.core.optional import installed
+from vla_robot.core.host.optional import installed
 from vla_robot.recipe import KINDS, Kind, available, dump, find, parse, read, read_table
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.launch import LaunchRecipe
-from vla_robot.recipe.load import read_toml
 from vla_robot.recipe.policy_source import find_policy
-from vla_robot.recipe.schemas import is_bare_checkpoint, locate, schema_for
+from vla_robot.recipe.reading.load import read_toml
+from vla_robot.recipe.reading.schemas import is_bare_checkpoint, locate, schema_for
 
 
 @dataclass(frozen=True)

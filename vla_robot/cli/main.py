@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from vla_robot.cli.interrupt import interrupted_by_signals
-from vla_robot.cli.words import EXIT_INTERRUPTED, EXIT_USER_ERROR
-from vla_robot.core.console import SteadyStream, cannot_write, checked_output, steady_output
-from vla_robot.core.durable import DISK_FAILURES, refusal
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, EXIT_USER_ERROR
+from vla_robot.cli.common.interrupt import interrupted_by_signals
 from vla_robot.core.errors import VlaError, unknown
+from vla_robot.core.host.console import SteadyStream, cannot_write, checked_output, steady_output
+from vla_robot.core.host.durable import DISK_FAILURES, refusal
 from vla_robot.core.untrusted import printable
 
 DEBUG_VARIABLE = "VLA_DEBUG"
@@ -40,20 +40,20 @@ class Verb:
 
 
 VERBS: dict[str, Verb] = {
-    "run": Verb("vla_robot.cli.run", "RunArgs", goes_on=True),
+    "run": Verb("vla_robot.cli.run.run", "RunArgs", goes_on=True),
     "bridge": Verb("vla_robot.cli.bridge", "BridgeArgs", goes_on=True),
-    "view": Verb("vla_robot.cli.view", "ViewArgs", goes_on=True),
+    "view": Verb("vla_robot.cli.view.view", "ViewArgs", goes_on=True),
     "serve": Verb("vla_robot.cli.serve", "ServeArgs", goes_on=True),
-    "record": Verb("vla_robot.cli.record", "RecordArgs", goes_on=True),
-    "finetune": Verb("vla_robot.cli.finetune", "FinetuneArgs", goes_on=True),
-    "eval": Verb("vla_robot.cli.evaluate", "EvaluateArgs", goes_on=True),
+    "record": Verb("vla_robot.cli.record.record", "RecordArgs", goes_on=True),
+    "finetune": Verb("vla_robot.cli.finetune.finetune", "FinetuneArgs", goes_on=True),
+    "eval": Verb("vla_robot.cli.evaluate.evaluate", "EvaluateArgs", goes_on=True),
     "list": Verb("vla_robot.cli.list_show_check", "ListArgs", "list_recipes"),
     "show": Verb("vla_robot.cli.list_show_check", "ShowArgs", "show_recipe"),
     "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
-    "data": Verb("vla_robot.cli.data", "DataArgs"),
-    "bench": Verb("vla_robot.cli.bench", "BenchArgs"),
+    "data": Verb("vla_robot.cli.data.data", "DataArgs"),
+    "bench": Verb("vla_robot.bench.bench", "BenchArgs"),
     "keys": Verb("vla_robot.cli.keys", "KeysArgs"),
-    "doctor": Verb("vla_robot.cli.doctor", "DoctorArgs"),
+    "doctor": Verb("vla_robot.cli.doctor.doctor", "DoctorArgs"),
 }
 
 HELP = """\
@@ -136,14 +136,14 @@ def _dispatch(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0
     if arguments[0] == "--version":
-        from vla_robot.core.optional import installed
+        from vla_robot.core.host.optional import installed
 
         print(f"vla_robot {installed('vla_robot')}")
         return 0
     name, *rest = arguments
     if name not in VERBS:
         raise VlaError(unknown("command", name, VERBS, "Run `vla --help`."))
-    from vla_robot.cli.terminal import log_printably
+    from vla_robot.cli.common.terminal import log_printably
 
     log_printably()
     verb = VERBS[name]
@@ -171,7 +171,7 @@ def _explain(error: VlaError) -> None:
     """The message on stderr, wrapped for a person and left in one piece for a pipe."""
     from rich.text import Text
 
-    from vla_robot.cli.terminal import Terminal
+    from vla_robot.cli.common.terminal import Terminal
 
     console = Terminal(stderr=True)
     text = Text.assemble(("error: ", "bold red"), printable(error, lines=True))

@@ -12,19 +12,19 @@ from typing import Annotated, Any
 import tyro
 
 from vla_robot.cli.build import build_served_policy, server_security
-from vla_robot.cli.interrupt import stop_on_interrupt
-from vla_robot.cli.json_out import write_json
-from vla_robot.cli.terminal import say
-from vla_robot.cli.words import option, shown
+from vla_robot.cli.common.cli_common import option, shown
+from vla_robot.cli.common.interrupt import stop_on_interrupt
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
-from vla_robot.serve.batcher import Act, Batcher, Line
-from vla_robot.serve.openpi_server import OpenpiServer
-from vla_robot.serve.openpi_words import ExampleWords, RecipeWords, Words
-from vla_robot.serve.policy_server import PolicyServer, Served, answering
-from vla_robot.serve.rest import RestServer
+from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Words
+from vla_robot.serve.interop.openpi_server import OpenpiServer
+from vla_robot.serve.interop.rest import RestServer
+from vla_robot.serve.policy.batcher import Act, Batcher, Line
+from vla_robot.serve.policy.server import PolicyServer, Served, answering
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
 

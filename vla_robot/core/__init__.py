@@ -1,1 +1,5 @@
-"""The nouns and the ports. numpy and the standard library only."""
+"""The nouns that every room shares: observations, actions, embodiments, clocks, errors, geometry and the ports.
+
+It imports numpy and the standard library, and no room. Nothing that opens a socket, a device or a dataset belongs
+here.
+"""

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.host.provenance import row
 from vla_robot.core.stats import wilson_interval
 from vla_robot.loop.timing import TOTAL, WORLD_STEP, Latency, summarise
-from vla_robot.record.provenance import row
 
 Outcome = Literal["success", "failure", "timeout", "error", "stopped"]
 """failure: the world ended it without success; timeout: the horizon; error: no action; stopped: broken off."""

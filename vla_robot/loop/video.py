@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vla_robot.core.durable import TEMPORARY, make_folder, rename, sync_path, write_whole, writing
+from vla_robot.core.host.durable import TEMPORARY, make_folder, rename, sync_path, write_whole, writing
+from vla_robot.core.host.optional import require
 from vla_robot.core.image import resize
 from vla_robot.core.messages import Image
-from vla_robot.core.optional import require
 from vla_robot.loop.results import EpisodeResult
 from vla_robot.record.episode import EpisodeLog, frames_of
 

@@ -106,7 +106,7 @@ def _require_room(oft: OFTRecipe, embodiment: Embodiment) -> None:
 
 
 def _hold(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
-    from vla_robot.policy.simple import HoldPolicy
+    from vla_robot.policy.scripted.simple import HoldPolicy
 
     embodiment = _named(recipe, embodiment)
     if embodiment.action.kind != "eef_delta":
@@ -115,19 +115,19 @@ def _hold(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | Non
 
 
 def _random(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
-    from vla_robot.policy.simple import RandomPolicy
+    from vla_robot.policy.scripted.simple import RandomPolicy
 
     return RandomPolicy(_named(recipe, embodiment).action)
 
 
 def _reach(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
-    from vla_robot.policy.reach import ReachPolicy
+    from vla_robot.policy.scripted.waypoints import ReachPolicy
 
     return ReachPolicy(_named(recipe, embodiment), recipe.poses, recipe.relative)
 
 
 def _expert(recipe: PolicyRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
-    from vla_robot.policy.experts import build_expert
+    from vla_robot.policy.scripted.experts import build_expert
 
     return build_expert(expert, _named(recipe, embodiment).action)
 

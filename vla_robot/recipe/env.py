@@ -55,7 +55,7 @@ class SuccessRecipe:
     """A success test by name, for worlds that bring none of their own.
 
     Attributes:
-        test: which predicate; see vla_robot/world/success.py.
+        test: which predicate; see vla_robot/world/sim/success.py.
         body: the object that it is about.
         other: the second object, for every test but "lifted".
         threshold: distance or height that decides [m].
@@ -154,7 +154,7 @@ class EnvRecipe:
         robot: driver, joints and cameras, for kind "robot"; see vla_robot/recipe/robot.py.
         success: the success test, for kind "mujoco".
         placements: the objects that lie somewhere else in every episode, for kind "mujoco".
-        expert: scripted expert that can do the task; see vla_robot/policy/experts.py.
+        expert: scripted expert that can do the task; see vla_robot/policy/scripted/experts.py.
         rate_hz: control steps per second.
         horizon: control steps after which an episode is cut off.
         success_hold: steps that the success test must hold before the episode ends.

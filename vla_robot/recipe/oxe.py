@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError, unknown
-from vla_robot.recipe.find import available, find
+from vla_robot.recipe.reading.find import available, find
 
 ActionEncoding = Literal["eef_pos", "eef_r6", "joint_pos", "joint_pos_bimanual"]
 StateEncoding = Literal["none", "pos_euler", "pos_quat", "joint", "joint_bimanual"]
@@ -42,7 +42,7 @@ OPERATIONS: Mapping[str, int] = {
     "quaternion_to_euler": 0,
     "inflate": 1,
 }
-"""What a part may be put through, and how many whole numbers each takes; vla_robot/record/operations.py does it."""
+"""What a part may be put through, and how many whole numbers each takes; data/pipeline/operations.py does it."""
 
 CONSTANTS: Mapping[str, float] = {"zeros": 0.0, "ones": 1.0}
 

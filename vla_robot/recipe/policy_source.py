@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe.dump import dump
-from vla_robot.recipe.find import find
-from vla_robot.recipe.load import read
 from vla_robot.recipe.policy import ADDRESS_SCHEMES, PolicyRecipe
-from vla_robot.recipe.schemas import is_bare_checkpoint
+from vla_robot.recipe.reading.dump import dump
+from vla_robot.recipe.reading.find import find
+from vla_robot.recipe.reading.load import read
+from vla_robot.recipe.reading.schemas import is_bare_checkpoint
 
 
 @dataclass(frozen=True)

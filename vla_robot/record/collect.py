@@ -19,7 +19,7 @@ import numpy as np
 from vla_robot.core.errors import PolicyError
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy, World
-from vla_robot.record.demonstration import Demonstration, DemonstrationBuilder
+from vla_robot.data.demonstration import Demonstration, DemonstrationBuilder
 
 Keep = Literal["all", "success"]
 

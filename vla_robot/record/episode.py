@@ -31,13 +31,13 @@ from typing import IO, Any
 import msgpack
 import numpy as np
 
-from vla_robot.core.durable import make_folder, refusal, rename, sync_file, sync_folder, writing
 from vla_robot.core.errors import DataError, in_words
+from vla_robot.core.host.durable import make_folder, refusal, rename, sync_file, sync_folder, writing
 from vla_robot.core.messages import Clamp, Image, Observation, Vector
 from vla_robot.core.untrusted import malformed, read_file
-from vla_robot.record import png
-from vla_robot.record.bounds import require_bytes
-from vla_robot.record.images import picture_size
+from vla_robot.data.formats import png
+from vla_robot.data.formats.bounds import require_bytes
+from vla_robot.data.formats.images import picture_size
 
 MAGIC = b"VLALOG1\n"
 SUFFIX = ".vlalog"

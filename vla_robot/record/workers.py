@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from vla_robot.core.errors import VlaError, WorldError
+from vla_robot.data.demonstration import Demonstration
 from vla_robot.record.collect import Collector
-from vla_robot.record.demonstration import Demonstration
 
 Build = Callable[[], contextlib.AbstractContextManager[Collector]]
 """Makes a worker's world and policies. It crosses into the worker, so it must be picklable: a module's function, or an

@@ -25,8 +25,8 @@ from pathlib import Path
 import zmq
 from zmq.utils import z85
 
-from vla_robot.core.durable import make_folder, sync_file, sync_folder, write_whole
 from vla_robot.core.errors import TransportError, unknown
+from vla_robot.core.host.durable import make_folder, sync_file, sync_folder, write_whole
 
 KEYS_VARIABLE = "VLA_KEYS"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vla_robot.core.errors import RecipeError, unknown
-from vla_robot.core.optional import require
+from vla_robot.core.host.optional import require
 from vla_robot.core.ports import VisibleWorld
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.world.paced_cameras import PacedCameras
+from vla_robot.world.sim.paced_cameras import PacedCameras
 
 
 def build_world(recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> VisibleWorld:
@@ -37,17 +37,17 @@ def build_world(recipe: EnvRecipe, privileged: bool = False, warm: bool = True) 
 
 
 def _robosuite(recipe: EnvRecipe, privileged: bool, warm: bool) -> VisibleWorld:
-    from vla_robot.world.robosuite_world import RobosuiteWorld
+    from vla_robot.world.sim.robosuite_world import RobosuiteWorld
 
     return RobosuiteWorld(recipe, privileged, warm)
 
 
 def _mujoco(recipe: EnvRecipe, privileged: bool, warm: bool) -> VisibleWorld:
     require("mujoco", "sim", "a MuJoCo world")
-    from vla_robot.world.render import start_mujoco
+    from vla_robot.world.sim.render import start_mujoco
 
     start_mujoco()
-    from vla_robot.world.mujoco_world import MujocoWorld
+    from vla_robot.world.sim.mujoco_world import MujocoWorld
 
     return MujocoWorld(recipe, privileged, warm)
 

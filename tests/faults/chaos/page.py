@@ -9,7 +9,7 @@ from typing import Any
 
 from faults import FAULTS
 
-from vla_robot.record.provenance import machine
+from vla_robot.core.host.provenance import machine
 
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 RECEIVES = {

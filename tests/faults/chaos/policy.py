@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.serve.batcher import Batcher, Line
-from vla_robot.serve.policy_server import PolicyServer, Served, answering
+from vla_robot.serve.policy.batcher import Batcher, Line
+from vla_robot.serve.policy.server import PolicyServer, Served, answering
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
 

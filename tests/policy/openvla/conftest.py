@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.policy.openvla.config import OpenVLAConfig
+from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.openvla.create import create
-from vla_robot.policy.openvla.model import OpenVLA
+from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
-from vla_robot.policy.openvla.preprocess import Preprocessor
 from vla_robot.policy.openvla.weights import file_name, save_model, write_json
 from vla_robot.recipe.finetune import Architecture
-from vla_robot.record.stats import dataset_statistics
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "openvla_small"
 MEANS = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))

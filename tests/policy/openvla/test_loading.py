@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vla_robot.policy.openvla import layout
-from vla_robot.policy.openvla.config import OpenVLAConfig
+from vla_robot.policy.openvla.network import layout
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.weights import INDEX, SINGLE, load_model
 

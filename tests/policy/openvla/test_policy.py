@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import vla_robot
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.weights import load_model, save_model, unused_names
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vla_robot.policy.openvla.model import IGNORE, OpenVLA
+from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 
 

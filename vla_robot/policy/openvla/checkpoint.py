@@ -9,10 +9,10 @@ import torch
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, unknown
-from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
-from vla_robot.policy.openvla.pre_step import NONE, require_pre_step
-from vla_robot.policy.openvla.preprocess import Preprocessor
-from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
+from vla_robot.policy.openvla.inputs.image_preprocessing import NONE, require_pre_step
+from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
+from vla_robot.policy.openvla.inputs.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
+from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
 
 
 @dataclass(frozen=True)

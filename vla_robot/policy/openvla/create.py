@@ -10,10 +10,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.policy.openvla.config import OUR_BLOCK, OpenVLAConfig
-from vla_robot.policy.openvla.model import OpenVLA
-from vla_robot.policy.openvla.preprocess import Preprocessor
-from vla_robot.policy.openvla.prompt import SPACE, TEMPLATE
+from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
+from vla_robot.policy.openvla.inputs.prompt import SPACE, TEMPLATE
+from vla_robot.policy.openvla.network.config import OUR_BLOCK, OpenVLAConfig
+from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.weights import save_model, write_json
 from vla_robot.recipe.finetune import Architecture
 

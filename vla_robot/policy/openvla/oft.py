@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
-from vla_robot.policy.openvla.align import ProprioProjector
 from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_dtype
-from vla_robot.policy.openvla.inputs import (
+from vla_robot.policy.openvla.inputs.image_preprocessing import NONE
+from vla_robot.policy.openvla.inputs.inputs import (
     Batch,
     Keys,
     ObservationReader,
@@ -41,10 +41,10 @@ from vla_robot.policy.openvla.inputs import (
     require_sight,
     require_statistics,
 )
-from vla_robot.policy.openvla.model import OpenVLA
-from vla_robot.policy.openvla.pre_step import NONE
-from vla_robot.policy.openvla.reason import Decoder
-from vla_robot.policy.openvla.regress import L1Head, ParallelGenerator
+from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
+from vla_robot.policy.openvla.network.align import ProprioProjector
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
 from vla_robot.recipe.policy import OFTRecipe
 

@@ -15,11 +15,14 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
-from vla_robot.policy.openvla.action_tokens import ActionTokenizer
 from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_dtype
-from vla_robot.policy.openvla.compiled import CompiledInference
-from vla_robot.policy.openvla.generate import Generator, say
-from vla_robot.policy.openvla.inputs import (
+from vla_robot.policy.openvla.engine.compiled import CompiledInference
+from vla_robot.policy.openvla.engine.cpu_threads import threads_for
+from vla_robot.policy.openvla.engine.generate import Generator, say
+from vla_robot.policy.openvla.engine.quantise import memory_bytes, quantise, require_quantiser
+from vla_robot.policy.openvla.inputs.action_tokens import ActionTokenizer
+from vla_robot.policy.openvla.inputs.image_preprocessing import NONE
+from vla_robot.policy.openvla.inputs.inputs import (
     Batch,
     Keys,
     ObservationReader,
@@ -32,13 +35,10 @@ from vla_robot.policy.openvla.inputs import (
     require_sight,
     require_statistics,
 )
-from vla_robot.policy.openvla.model import OpenVLA
-from vla_robot.policy.openvla.pre_step import NONE
-from vla_robot.policy.openvla.preprocess import Preprocessor
-from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
-from vla_robot.policy.openvla.quantise import memory_bytes, quantise, require_quantiser
-from vla_robot.policy.openvla.reason import Decoder
-from vla_robot.policy.openvla.threads import threads_for
+from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
+from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer, finish
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import load_model, require_complete
 
 LLAMA_SPACE = 29871

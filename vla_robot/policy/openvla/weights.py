@@ -28,13 +28,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vla_robot.core.durable import make_folder, rename, sync_path, write_whole
 from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.openvla import adapters, layout
-from vla_robot.policy.openvla.config import OpenVLAConfig, read_json
-from vla_robot.policy.openvla.model import OpenVLA
-from vla_robot.policy.openvla.perceive import build_vit
-from vla_robot.policy.openvla.reason import fused_with
+from vla_robot.core.host.durable import make_folder, rename, sync_path, write_whole
+from vla_robot.policy.openvla import adapters
+from vla_robot.policy.openvla.network import layout
+from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.perceive import build_vit
+from vla_robot.policy.openvla.network.reason import fused_with
 
 _LOG = logging.getLogger(__name__)
 

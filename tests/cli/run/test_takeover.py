@@ -1,0 +1,186 @@
+"""`vla run --takeover DEVICE --record FOLDER`, in a world here and behind a bridge, with hands that follow a script."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_robot.cli.main import main
+from vla_robot.cli.record import teleop_devices as hands
+from vla_robot.cli.run import run
+from vla_robot.core.clock import MonotonicClock
+from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.teleop import Button, TeleopCommand
+from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+from vla_robot.policy.scripted.simple import HoldPolicy
+from vla_robot.recipe.limits import LimitsRecipe
+from vla_robot.record.corrections import CORRECTED
+from vla_robot.safety.filter import SafetyFilter
+from vla_robot.safety.limits import limits_of
+from vla_robot.safety.watchdog import Watchdog
+from vla_robot.serve.bridge.arm import WorldArm
+from vla_robot.serve.bridge.bridge import Bridge
+from vla_robot.serve.bridge.server import BridgeServer
+from vla_robot.transport.sockets import ServerSocket
+
+TAKE, GIVE, HORIZON = 4, 9, 15
+HAND = 0.04
+SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
+ARM = Embodiment(
+    "toy", SPACE, (Dim("x", "m", -9.0, 9.0), Dim("width", "m", 0.0, 1.0)), (CameraSpec("front", 16, 16),), 25.0
+)
+
+
+@dataclass
+class Line:
+    """A world that succeeds at its last step."""
+
+    embodiment: Embodiment = ARM
+    instruction: str = "go right"
+    x: float = 0.0
+    steps: int = 0
+
+    def reset(self, seed: int) -> Observation:
+        self.x, self.steps = 0.0, 0
+        return self._observe()
+
+    def step(self, action: Vector) -> StepResult:
+        self.x, self.steps = self.x + float(action[0]), self.steps + 1
+        done = self.steps == HORIZON
+        return StepResult(self._observe(), action, done, done, False)
+
+    def look(self) -> Observation:
+        return self._observe()
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    def _observe(self) -> Observation:
+        frame = np.full((16, 16, 3), self.steps, np.uint8)
+        return Observation({"front": frame}, np.array([self.x, 0.1]), self.instruction, time.monotonic_ns(), self.steps)
+
+
+class Script:
+    """Takes over at TAKE and gives back at GIVE, in every episode."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._said: set[Button] = set()
+        self.closed = False
+
+    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
+        self._step = observation.step
+
+    def command(self) -> TeleopCommand:
+        button: Button | None = "takeover" if self._step >= TAKE else None
+        button = "giveback" if self._step >= GIVE else button
+        new = button is not None and button not in self._said
+        self._said = {button} if button is not None else set()
+        move = HAND if TAKE <= self._step < GIVE else 0.0
+        return TeleopCommand(np.array([move, 1.0]), frozenset({button} if new and button is not None else ()))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """The hands that `open_hands` opens."""
+    script = Script()
+    monkeypatch.setattr(hands, "open_hands", lambda *arguments, **options: script)
+    return script
+
+
+@pytest.fixture
+def bridge() -> Iterator[str]:
+    """The address of a bridge with the same world behind it."""
+    with ExitStack() as stack:
+        clock, stop = MonotonicClock(), threading.Event()
+        limits = SafetyFilter(ARM, limits_of(ARM, LimitsRecipe()))
+        socket = stack.enter_context(ServerSocket())
+        server = BridgeServer(Bridge(WorldArm(Line()), limits, Watchdog(clock), clock), socket, clock)
+        thread = threading.Thread(target=server.serve, args=(stop.is_set,), daemon=True)
+        thread.start()
+        stack.callback(thread.join, timeout=60)
+        stack.callback(stop.set)
+        yield socket.address
+
+
+def corrected_steps(data: Path) -> list[int]:
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = pq.read_table(data / "data").to_pylist()
+    return [row["frame_index"] for row in rows if row["intervention"]]
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def go(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`go(*options)`: one command -> what it wrote as JSON."""
+    monkeypatch.setattr(run, "open_world", lambda *_: contextlib.closing(Line()))
+    monkeypatch.setattr(run, "build_policy", lambda *_: HoldPolicy(SPACE))
+
+    def command(*options: str) -> dict[str, Any]:
+        out = ["--record", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--json", str(tmp_path / "r.json")]
+        assert main(["run", "--policy", "hold", "--episodes", "2", "--takeover", "keyboard", *out, *options]) == 0
+        return json.loads((tmp_path / "r.json").read_text())
+
+    return command
+
+
+def test_a_correction_in_a_world_here_is_recorded_and_told(
+    go: Run, script: Script, tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = go("--env", str(repository / "envs" / "tabletop.toml"))
+    assert (told["successes"], told["successes_with_help"]) == (0, 2)
+    assert [e["interventions"] for e in told["episodes"]] == [GIVE - TAKE] * 2
+    assert corrected_steps(tmp_path / "data") == list(range(TAKE, GIVE)) * 2
+    demos = open_demos(tmp_path / "data")
+    assert [e.driver for e in demos.episodes] == ["hold" + CORRECTED] * 2 and all(e.success for e in demos.episodes)
+    assert script.closed
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "take over; G gives back" in printed and "2 episodes were added" in printed
+    assert "0 of 2 succeeded by the policy alone" in printed
+
+
+def test_a_correction_behind_a_bridge_is_recorded_too(go: Run, bridge: str, tmp_path: Path) -> None:
+    told = go("--robot", bridge)
+    assert all(e["interventions"] > 0 for e in told["episodes"]) and told["successes"] == 0
+    # A busy computer may take over a tick later; what was played then is marked, and nothing else is.
+    demos = open_demos(tmp_path / "data")
+    pq = pytest.importorskip("pyarrow.parquet")
+    marks = np.array(pq.read_table(tmp_path / "data" / "data").column("intervention").to_pylist())
+    np.testing.assert_allclose(demos.actions[marks, 0], HAND, rtol=1e-6)
+    np.testing.assert_allclose(demos.actions[~marks, 0], 0.0)
+
+
+def test_in_lockstep_behind_a_bridge_the_marks_are_exact(go: Run, bridge: str, tmp_path: Path) -> None:
+    told = go("--robot", bridge, "--lockstep")
+    assert [e["interventions"] for e in told["episodes"]] == [GIVE - TAKE] * 2
+    assert corrected_steps(tmp_path / "data") == list(range(TAKE, GIVE)) * 2
+
+
+def test_steps_that_are_missing_are_told_with_what_became_of_them(tmp_path: Path) -> None:
+    from vla_robot.cli.run.run import RunArgs
+    from vla_robot.cli.run.takeover import _stored
+    from vla_robot.record.corrections import LogStore
+
+    class Nowhere:
+        def write(self, demonstration: object) -> None: ...
+
+    args = RunArgs(record=tmp_path / "data")
+    told = _stored(args, LogStore(Nowhere(), ARM, "hold", kept=2, stored=4, missing=9, rested=3))
+    assert "9 steps are missing" in told and "4 episodes in the dataset" in told and "3 steps left out" in told
+    assert "steps are missing" not in _stored(args, LogStore(Nowhere(), ARM, "hold", kept=2, stored=2))

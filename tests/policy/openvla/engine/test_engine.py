@@ -1,0 +1,92 @@
+"""The engine beside plain timm and transformers: the same answers, the counted work, one core for little of it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vla_robot.core.messages import Observation
+from vla_robot.policy.openvla.engine import cpu_threads as threads
+from vla_robot.policy.openvla.engine.baseline import Baseline
+from vla_robot.policy.openvla.engine.compiled import CompiledInference
+from vla_robot.policy.openvla.engine.cost import costs
+from vla_robot.policy.openvla.inputs.inputs import embed
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+
+DIMS = 7
+
+
+def observations(policy: OpenVLAPolicy, instructions: list[str]) -> list[Observation]:
+    rng = np.random.default_rng(5)
+    assert policy.embodiment is not None
+    names = [camera.name for camera in policy.embodiment.cameras]
+    return [
+        Observation(
+            {name: rng.integers(0, 256, (40, 32, 3), dtype=np.uint8) for name in names}, rng.normal(size=2), text, 0, 0
+        )
+        for text in instructions
+    ]
+
+
+def test_plain_timm_and_transformers_give_the_same_tokens(tiny: OpenVLAPolicy) -> None:
+    """The vocabulary of the tiny policy is all random, so its words are silenced; the reference's rows decide."""
+    tiny.model.language_model.lm_head.weight.data[: tiny.action_tokens.first_id] = 0
+    tiny.model.language_model.lm_head.weight.data[tiny.model.config.action_vocab_end :] = 0
+    seen = observations(tiny, ["lift the red cube"] * 3)
+    batch = tiny.read(seen)
+    assert batch.state is not None
+    baseline = Baseline(tiny.model, tiny.preprocessor)
+    plain = [
+        baseline.tokens(list(o.images.values()), batch.prompts[i], batch.state[i : i + 1], DIMS).numpy()
+        for i, o in enumerate(seen)
+    ]
+    np.testing.assert_array_equal(tiny.generate(batch, DIMS), plain)
+
+
+def test_the_counted_operations_are_those_that_run(tiny: OpenVLAPolicy) -> None:
+    batch = tiny.read(observations(tiny, ["lift the red cube"] * 2))
+    # The fused attention of a CPU is not in torch's counter, its plain one is.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        embed(tiny.model, batch)
+    counted = costs(tiny.model, 2, len(batch.prompts[0]), DIMS)
+    embedding = counted["towers"].flops + counted["projector"].flops
+    proprio = 2 * 2 * (2 * 32 + 32 * 32)  # the state's projector, which no stage names
+    assert counter.get_total_flops() == pytest.approx(embedding + proprio, rel=0.01)
+
+
+def test_a_small_inference_runs_on_one_core_and_gives_the_others_back(
+    tiny: OpenVLAPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    batch = tiny.read(observations(tiny, ["lift the red cube"]))
+    with threads.threads_for(tiny.model, batch):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    monkeypatch.setattr(threads, "WORTH_SHARING_FLOPS", 1.0)
+    with threads.threads_for(tiny.model, batch):
+        assert torch.get_num_threads() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_the_compiled_graph_gives_the_same_actions_and_leaves_ragged_batches_alone(folder_of_four: Path) -> None:
+    eager, compiled = load(folder_of_four), load(folder_of_four, compiled=True)
+    even = observations(eager, ["lift the red cube", "lift the red cube"])
+    ragged = observations(eager, ["lift the red cube", "open the door and then the drawer"])
+    for seen, stage in ((even, "inference"), (ragged, "decode"), (even, "inference")):
+        for ours, expected in zip(compiled.act(seen), eager.act(seen), strict=True):
+            np.testing.assert_array_equal(ours.actions, expected.actions)
+            assert ours.actions.shape == (4, DIMS)
+            assert stage in ours.stages_ms
+
+
+def test_compiling_without_a_compiler_names_the_fix(tiny: OpenVLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(Exception, match="needs a C\\+\\+ compiler on a CPU: apt-get install g\\+\\+"):
+        CompiledInference(tiny.model, tiny._generator)

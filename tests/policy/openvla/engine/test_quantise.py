@@ -1,0 +1,115 @@
+"""Matrices of eight and of four bits: less memory, the same inference, clear refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from vla_robot.core.errors import MissingDependencyError, PolicyError, RecipeError
+from vla_robot.core.host import optional
+from vla_robot.policy.openvla.engine.int4 import BLOCK, FourBitMatrix
+from vla_robot.policy.openvla.engine.quantise import PACKAGES
+from vla_robot.policy.openvla.policy import load
+from vla_robot.recipe.policy import PolicyRecipe
+
+NANO = Path(__file__).resolve().parents[4] / "policies" / "openvla_nano"
+FRAME = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+IDS = np.array([1, 300, 301, 302])
+
+
+def way(how: str) -> Any:
+    missing = not optional.installed(PACKAGES[how])
+    return pytest.param(how, marks=pytest.mark.skipif(missing, reason="needs the extra [quantise]"))
+
+
+WAYS = [way("int8"), way("int4")]
+SHARE_OF_FP32 = {
+    ("int8", "float32"): 0.45,
+    ("int8", "bfloat16"): 0.38,
+    ("int4", "float32"): 0.3,
+    ("int4", "bfloat16"): 0.25,
+}
+FAR = {"int8": 0.05, "int4": 0.35}
+"""Relative distance of features from the plain ones'."""
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_small_weights_take_less_memory_and_features_stay_near(dtype: str, how: str) -> None:
+    plain, small = load(NANO, dtype), load(NANO, dtype, quantise=how)
+    assert small.memory_bytes() < load(NANO).memory_bytes() * SHARE_OF_FP32[how, dtype]
+    frames = [[FRAME] * plain.model.config.num_images]
+    state = np.zeros((1, plain.model.config.proprio_dim or 0))
+    assert small.generate_tokens(frames, [IDS], state).shape == (1, 7)
+    pixels = plain.preprocessor(frames).to(plain.model.projector.fc1.weight.dtype)
+    with torch.inference_mode():
+        mine, other = (p.model.projector(p.model.vision_backbone(pixels)).float() for p in (small, plain))
+    assert 0 < float((mine - other).norm() / other.norm()) < FAR[how]
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_small_weights_change_actions_little(how: str) -> None:
+    plain, small = load(NANO), load(NANO, quantise=how)
+    rng, rows = np.random.default_rng(0), 48
+    coarse = rng.integers(0, 256, (rows, plain.model.config.num_images, 7, 7, 3), dtype=np.uint8)
+    frames = [[image.repeat(16, axis=0).repeat(16, axis=1) for image in row] for row in coarse]
+    state = rng.uniform(-1.0, 1.0, (rows, plain.model.config.proprio_dim or 0))
+    mine, other = (p.generate_tokens(frames, [IDS] * rows, state) for p in (small, plain))
+    l1 = np.abs(plain.action_tokens.decode(mine) - plain.action_tokens.decode(other))  # of a range of 2
+    assert len(np.unique(other)) > 10  # else equality would say nothing
+    assert np.mean(mine != other) < {"int8": 0.1, "int4": 0.3}[how]
+    assert l1.mean() < {"int8": 0.02, "int4": 0.2}[how]
+
+
+@pytest.mark.skipif(not optional.installed("bitsandbytes"), reason="needs the extra [quantise]")
+@pytest.mark.parametrize("columns", [128, 96, 4304])
+def test_a_product_with_four_bits_is_that_with_the_levels_they_stand_for(columns: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((48, columns), (3, 5, columns), (48,))
+    plain, x, bias = (torch.randn(*shape, generator=generator) for shape in shapes)
+    small = FourBitMatrix.pack(plain)
+    codes = torch.stack([small.packed.flatten() >> 4, small.packed.flatten() & 15], dim=1).flatten().long()
+    levels = (small.state.code[codes].view(-1, BLOCK) * small.scales[:, None]).view(plain.shape)  # NF4 by hand
+    torch.testing.assert_close(small.plain(), levels)
+    torch.testing.assert_close(linear(x, small, bias), linear(x, levels, bias))
+    assert (small.shape, small.dtype, small.packed.nbytes) == (plain.shape, plain.dtype, plain.numel() // 2)
+    assert 0 < float((levels - plain).norm() / plain.norm()) < 0.12
+
+
+@pytest.mark.skipif(not optional.installed("bitsandbytes"), reason="needs the extra [quantise]")
+def test_four_bits_refuse_what_only_plain_numbers_can_do() -> None:
+    small = FourBitMatrix.pack(torch.ones(8, 64))
+    with pytest.raises(NotImplementedError, match="four bits"):
+        _ = small + 1.0
+
+
+def test_memory_of_plain_weights_is_that_of_the_parameters(tiny_folder: Path) -> None:
+    policy = load(tiny_folder)
+    parameters = sum(p.numel() * p.element_size() for p in policy.model.parameters())
+    assert parameters <= policy.memory_bytes() < 1.05 * parameters
+
+
+def test_an_unknown_way_is_refused_with_those_there_are(tiny_folder: Path) -> None:
+    with pytest.raises(PolicyError, match=r"int7.*int8"):
+        load(tiny_folder, quantise="int7")
+
+
+@pytest.mark.parametrize("how", PACKAGES)
+def test_without_its_package_the_extra_is_named(how: str, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional, "installed", lambda distribution: None)
+    with pytest.raises(MissingDependencyError, match=rf"{PACKAGES[how]}.*vla_robot\[quantise\]"):
+        load(tiny_folder, quantise=how)
+
+
+def test_a_recipe_quantises_openvla_only_and_not_compiled_ones() -> None:
+    folder = Path("somewhere")
+    assert PolicyRecipe("openvla", checkpoint=folder, quantise="int8").quantise == "int8"
+    with pytest.raises(RecipeError, match="quantise"):
+        PolicyRecipe("openvla", checkpoint=folder, quantise="int8", compiled=True)
+    with pytest.raises(RecipeError, match="quantise"):
+        PolicyRecipe("hold", quantise="int8")

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.policy.openvla.checkpoint import Checkpoint
+from vla_robot.policy.openvla.create import train_tokenizer
+from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
+from vla_robot.policy.openvla.inputs.prompt import TEMPLATE_VICUNA, PromptTokenizer
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+
+MEANS = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
+STDS = ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5))
+PROMPT = PromptTokenizer(train_tokenizer(["lift the red cube"], 320))
+
+
+def test_the_prompt_is_the_published_one() -> None:
+    assert PROMPT.text("Lift the RED cube") == "In: What action should the robot take to lift the red cube?\nOut:"
+    assert PROMPT.text("Lift it. ") == "In: What action should the robot take to lift it. ?\nOut:"  # as in training
+    v01 = PromptTokenizer(train_tokenizer(["lift"], 320), TEMPLATE_VICUNA).text("lift")
+    assert v01.endswith("USER: What action should the robot take to lift? ASSISTANT:")
+
+
+def test_ids_begin_with_bos_and_end_with_the_space() -> None:
+    ids = PROMPT("lift the red cube")
+    assert (ids[0], ids[-1]) == (PROMPT.bos, PROMPT.space)
+    np.testing.assert_array_equal(PROMPT.finish(ids), ids)
+    np.testing.assert_array_equal(PROMPT.finish(ids[:-1]), ids)
+
+
+@given(st.text(min_size=1).filter(lambda text: text.replace(".", "").strip()))
+def test_every_instruction_has_ids_within_the_text_vocabulary(text: str) -> None:
+    ids = PROMPT(text)
+    assert ((ids >= 0) & (ids < 320)).all()
+
+
+def test_different_instructions_have_different_ids() -> None:
+    assert PROMPT("lift the red cube").tolist() != PROMPT("lift the blue cube").tolist()
+
+
+@pytest.mark.parametrize("text", ["", " ", " . "])
+def test_no_instruction_is_refused(text: str) -> None:
+    with pytest.raises(ContractError, match="the instruction is empty; say what the robot should do"):
+        PROMPT(text)
+
+
+def test_a_folder_without_a_readable_tokenizer_is_told(tmp_path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing"):
+        PromptTokenizer.read(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is not a tokenizer"):
+        PromptTokenizer.read(tmp_path)
+
+
+@pytest.mark.parametrize("strategy", ["resize-naive", "letterbox", "resize-crop"])
+@given(height=st.integers(1, 90), width=st.integers(1, 90))
+def test_any_frame_becomes_a_square(strategy: str, height: int, width: int) -> None:
+    squared = Preprocessor(28, strategy, MEANS, STDS).square(np.full((height, width, 3), 7, np.uint8))
+    assert squared.shape == (28, 28, 3)
+    assert squared.dtype == np.uint8
+
+
+def test_resize_naive_is_pils_bicubic() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(Preprocessor(28, "resize-naive", MEANS, STDS).square(image), expected)
+
+
+def test_a_letterbox_fills_with_the_mean_colour() -> None:
+    squared = Preprocessor(28, "letterbox", MEANS, STDS).square(np.zeros((28, 14, 3), np.uint8))
+    np.testing.assert_array_equal(squared[:, 0], np.tile([123, 116, 103], (28, 1)))
+    np.testing.assert_array_equal(squared[:, 14], np.zeros((28, 3)))
+
+
+def test_resize_crop_keeps_the_middle() -> None:
+    image = np.zeros((28, 84, 3), np.uint8)
+    image[:, 28:56] = 255
+    np.testing.assert_array_equal(Preprocessor(28, "resize-crop", MEANS, STDS).square(image), 255)
+
+
+def test_each_tower_gets_its_own_normalisation() -> None:
+    pixels = Preprocessor(28, "resize-naive", MEANS, STDS)([[np.full((28, 28, 3), 255, np.uint8)]])
+    assert pixels.shape == (1, 1, 6, 28, 28)
+    np.testing.assert_allclose(pixels[0, 0, :, 0, 0], [*((1 - np.array(MEANS[0])) / STDS[0]), 1, 1, 1], rtol=1e-6)
+
+
+def test_the_written_preprocessor_reads_back(tiny_folder) -> None:
+    config = OpenVLAConfig.read(tiny_folder)
+    first = Preprocessor.read(tiny_folder, config)
+    assert Preprocessor.from_dict(first.to_dict(), config, "memory") == first
+
+
+def test_means_that_do_not_fit_the_towers_are_told(tiny_folder) -> None:
+    config = OpenVLAConfig.read(tiny_folder)
+    with pytest.raises(CheckpointError, match="1 means and 2 stds for 2 towers"):
+        Preprocessor.from_dict({"means": [MEANS[0]], "stds": STDS}, config, "memory")
+
+
+def test_a_checkpoint_on_vicuna_is_asked_in_vicunas_way(tiny_folder, broken) -> None:
+    for folder, expected in ((tiny_folder, "In: "), (broken(llm_backbone_id="vicuna-v15-7b"), "A chat between ")):
+        tokenizer = Checkpoint.read(folder).tokenizer
+        assert tokenizer is not None
+        assert tokenizer.text("lift the red cube").startswith(expected)

@@ -1,0 +1,132 @@
+"""Two processes train as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vla_robot.core.errors import RecipeError
+from vla_robot.recipe import dump
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.train.finetune import finetune
+from vla_robot.train.parallel.ddp import Ranks
+
+PROGRAM = """
+import json, os, sys
+from pathlib import Path
+from vla_robot.train.finetune import finetune
+from vla_robot.recipe import read
+from vla_robot.recipe.finetune import FinetuneRecipe
+
+losses, out, stop_at = [], Path(sys.argv[2]), int(sys.argv[3])
+reached = [0]
+watch = lambda p: losses.append(p.metrics["loss"]) if p.phase == "steps" else None
+
+def should_stop():
+    reached[0] += 1
+    return reached[0] == stop_at
+
+finetune(read(FinetuneRecipe, Path(sys.argv[1])), out, watch, should_stop)
+(out / f"losses_{os.environ['RANK']}.json").write_text(json.dumps(losses))
+"""
+
+
+def together(recipe: FinetuneRecipe, out: Path, processes: int, steps: int = -1) -> list[float]:
+    """Run it in several processes, connected as torchrun would, for so many steps.
+
+    Returns:
+        The first one's losses.
+    """
+    out.mkdir(exist_ok=True)
+    (out.parent / "run.toml").write_text(dump(recipe))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", PROGRAM, str(out.parent / "run.toml"), str(out), str(steps)]
+    running = [
+        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+    try:
+        assert [process.wait(timeout=1000) for process in running] == [0] * processes
+    finally:
+        for process in running:
+            process.kill()
+    assert json.loads((out / "losses_1.json").read_text()) == [], "the first speaks for all"
+    return json.loads((out / "losses_0.json").read_text())
+
+
+def alone(recipe: FinetuneRecipe, out: Path, steps: int = -1) -> list[float]:
+    """The same in this process."""
+    losses: list[float] = []
+    asked = count(1)
+    finetune(
+        recipe,
+        out,
+        lambda p: losses.append(p.metrics["loss"]) if p.phase == "steps" else None,
+        should_stop=lambda: next(asked) == steps,
+    )
+    return losses
+
+
+def assert_same_policy(one: Path, other: Path) -> None:
+    """But for the order of sums."""
+    a, b = (load_file(out / "final" / "model.safetensors") for out in (one, other))
+    assert a.keys() == b.keys()
+    for name, weight in a.items():
+        torch.testing.assert_close(b[name], weight, atol=2e-4, rtol=1e-3)
+
+
+def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, steps=20, micro_batch=2, shift_px=2)
+    one, two = alone(recipe, tmp_path / "one"), together(recipe, tmp_path / "two", 2)
+    assert two == pytest.approx(one, abs=1e-5)
+    assert_same_policy(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_model_that_two_processes_share_learns_as_a_whole_one_and_goes_on_in_one(
+    recipe: FinetuneRecipe, tmp_path: Path
+) -> None:
+    recipe = replace(recipe, steps=23, micro_batch=2)
+    one, mixed = alone(recipe, tmp_path / "one"), tmp_path / "mixed"
+    losses = together(replace(recipe, shard=True, recompute=True), mixed, 2, steps=20) + alone(recipe, mixed)
+    assert losses == pytest.approx(one, abs=1e-5)
+    assert_same_policy(tmp_path / "one", mixed)
+
+
+def test_adapters_begin_in_one_process_and_end_in_two_that_share_them(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, steps=20, lora_rank=4)
+    one, mixed = alone(recipe, tmp_path / "one"), tmp_path / "mixed"
+    losses = alone(recipe, mixed, steps=4) + together(replace(recipe, shard=True), mixed, 2)
+    assert losses == pytest.approx(one, abs=1e-5)
+    assert_same_policy(tmp_path / "one", mixed)
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:
+    assert Ranks(count=4).share(8) == 2
+    with pytest.raises(RecipeError, match="a step has 8 frames, which 3 processes cannot share equally"):
+        Ranks(count=3).share(8)
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert Ranks.here() == Ranks(0, 1, 0)
+    assert Ranks().any(True, torch.device("cpu"))
+    assert not Ranks().any(False, torch.device("cpu"))

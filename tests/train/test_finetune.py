@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from vla_robot.cli.main import main
+from vla_robot.core.errors import CheckpointError, ContractError, DataError
+from vla_robot.core.messages import Observation
+from vla_robot.policy.openvla.policy import load
+from vla_robot.recipe import dump, read
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.policy_source import find_policy
+from vla_robot.train.checkpoint import FOLDER, PREVIOUS
+from vla_robot.train.finetune import Progress, finetune
+
+
+def quiet(_: Progress) -> None:
+    pass
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "final" / "model.safetensors")
+
+
+def stop_after(step: int):
+    seen: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        if progress.phase == "steps":
+            seen.append(progress.done)
+
+    return watch, lambda: len(seen) + 1 >= step
+
+
+def test_training_teaches_what_the_image_says(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, steps=250, batch_size=32, learning_rate=3e-3, warmup_steps=20, shift_px=0, ema=0.95)
+    finetune(recipe, tmp_path, quiet)
+    policy = load(tmp_path / "final")
+    for light in (0.1, 0.4, 0.9):
+        frame = np.full((28, 28, 3), round(255 * light), np.uint8)
+        seen = Observation({"front": frame}, np.zeros(1), "go to the light", stamp_ns=0, step=0)
+        dx, gripper = policy.act([seen])[0].actions[0]
+        assert dx == pytest.approx(2 * light - 1, abs=0.3)
+        assert gripper == pytest.approx(float(light > 0.5), abs=0.1)
+
+
+def test_a_run_that_was_stopped_ends_bit_for_bit_where_an_unbroken_one_does(
+    recipe: FinetuneRecipe, tmp_path: Path
+) -> None:
+    finetune(recipe, tmp_path / "whole", quiet)
+    watch, stop = stop_after(3)
+    first = finetune(recipe, tmp_path / "broken", watch, stop)
+    assert first.steps == 3
+    assert not (tmp_path / "broken" / "final").exists()
+    second = finetune(recipe, tmp_path / "broken", quiet)
+    assert second.steps == recipe.steps
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    assert second.metrics == finetune(recipe, tmp_path / "again", quiet).metrics
+
+
+def test_another_recipe_does_not_continue_a_run(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(2)
+    finetune(recipe, tmp_path, watch, stop)
+    with pytest.raises(CheckpointError, match="was made by another recipe or from other data"):
+        finetune(replace(recipe, learning_rate=1e-4), tmp_path, quiet)
+
+
+def test_how_a_run_computes_may_change_when_it_goes_on(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(2)
+    finetune(recipe, tmp_path, watch, stop)
+    assert finetune(replace(recipe, recompute=True, shard=True), tmp_path, quiet).steps == recipe.steps
+
+
+def test_a_damaged_checkpoint_is_told(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(2)
+    finetune(recipe, tmp_path, watch, stop)
+    state = tmp_path / FOLDER / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"is damaged .* delete it to train from the start"):
+        finetune(recipe, tmp_path, quiet)
+
+
+def test_behind_a_damaged_checkpoint_stands_the_one_before(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(4)
+    finetune(recipe, tmp_path / "broken", watch, stop)
+    state = tmp_path / "broken" / FOLDER / "state.safetensors"
+    state.write_bytes(b"\0" * 100)
+    with pytest.raises(CheckpointError, match=r"delete it to go on from the one before, .*resume\.old\."):
+        finetune(recipe, tmp_path / "broken", quiet)
+    shutil.rmtree(state.parent)
+    steps: list[int] = []
+    finetune(recipe, tmp_path / "broken", lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    assert steps == [3, 4, 5, 6]
+    finetune(recipe, tmp_path / "whole", quiet)
+    whole, broken = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+
+
+def test_a_full_disk_loses_nothing_and_names_the_last_good_checkpoint(
+    recipe: FinetuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+
+    def save_once(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if written:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(1)
+        save_file(tensors, path)
+
+    with monkeypatch.context() as full:
+        full.setattr("vla_robot.train.checkpoint.save_file", save_once)
+        with pytest.raises(
+            DataError, match=r"cannot write the checkpoint of step 4: No space.* good checkpoint is .*resume"
+        ):
+            finetune(recipe, tmp_path, quiet)
+    steps: list[int] = []
+    finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    assert steps == [3, 4, 5, 6]
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from vla_robot.core.errors import VlaError
+from vla_robot.train.finetune import finetune
+from vla_robot.recipe import read
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.policy_source import find_policy
+
+out, resume = Path(sys.argv[2]), Path(sys.argv[2]) / "resume" / "state.safetensors"
+
+def watch(progress):
+    if resume.exists():  # from now on no file may be as long as a checkpoint
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resume.stat().st_size // 2,) * 2)
+
+try:
+    finetune(read(FinetuneRecipe, Path(sys.argv[1])), out, watch)
+except VlaError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_system_that_takes_no_more_bytes_leaves_the_last_good_checkpoint(
+    recipe: FinetuneRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "run.toml").write_text(dump(recipe))
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "run.toml"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "cannot write the checkpoint of step 4: File too large." in done.stderr
+    assert f"The last good checkpoint is {out / FOLDER}." in done.stderr
+    steps: list[int] = []
+    finetune(recipe, out, lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    assert steps == [3, 4, 5, 6]
+
+
+def test_a_disk_that_fills_up_before_the_policy_is_written_loses_no_step(
+    recipe: FinetuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("vla_robot.train.finetune.save_model", full)
+        with pytest.raises(DataError, match=r"cannot write .*final: No space.*good checkpoint is .*resume"):
+            finetune(recipe, tmp_path, quiet)
+    steps: list[int] = []
+    assert finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None).steps == 6
+    assert steps == []
+
+
+def test_checkpoints_and_the_trained_policy_survive_a_power_cut(
+    recipe: FinetuneRecipe, tmp_path: Path, power_cut: Any
+) -> None:
+    out = tmp_path / "out"
+    finetune(recipe, out, quiet)
+    survivors = power_cut.survivors(tmp_path)
+    written = {f"out/{path.relative_to(out)}": path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert {"out/recipe.toml", "out/metrics.jsonl", "out/resume/state.safetensors", "out/resume.old/state.json"} < set(
+        written
+    )
+    assert {"out/start/model.safetensors", "out/final/model.safetensors", "out/final/tokenizer.json"} < set(written)
+    assert {name for name, content in written.items() if survivors.get(name) != content} == set()
+
+
+def test_two_trainings_do_not_write_one_folder(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    def second(_: Progress) -> None:
+        with pytest.raises(DataError, match=rf"is being written by process {os.getpid()} "):
+            finetune(replace(recipe, seed=7), tmp_path, quiet)
+
+    finetune(replace(recipe, steps=2), tmp_path, second)
+    assert read(FinetuneRecipe, tmp_path / "recipe.toml").seed == recipe.seed
+
+
+def test_metrics_that_cannot_be_written_name_the_last_good_checkpoint(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "a disk that is gone" / "metrics.jsonl")
+    with pytest.raises(DataError, match=r"cannot write .*metrics\.jsonl: .*last good checkpoint is .*resume"):
+        finetune(recipe, tmp_path, quiet)
+
+
+def test_a_crash_between_two_renames_loses_nothing(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    watch, stop = stop_after(4)
+    finetune(recipe, tmp_path, watch, stop)
+    shutil.rmtree(tmp_path / PREVIOUS)
+    (tmp_path / FOLDER).rename(tmp_path / PREVIOUS)
+    steps: list[int] = []
+    finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    assert steps == [5, 6]
+
+
+def test_metrics_of_training_and_held_out_episodes_are_kept(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    finetune(recipe, tmp_path, quiet)
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == recipe.steps
+    assert {"loss", "token_accuracy", "l1", "held_out_loss", "held_out_token_accuracy", "held_out_l1"} <= last.keys()
+
+
+def test_a_policy_is_trained_on_with_its_own_statistics(recipe: FinetuneRecipe, make_demos, tmp_path: Path) -> None:
+    finetune(recipe, tmp_path / "one", quiet)
+    more = make_demos(tmp_path / "more", episodes=3)
+    again = replace(recipe, policy=tmp_path / "one" / "final", data=(*recipe.data, more), steps=2)
+    finetune(again, tmp_path / "two", quiet)
+    kept, new = (json.loads((tmp_path / n / "final" / "dataset_statistics.json").read_text()) for n in ("one", "two"))
+    assert kept == new
+    before, after = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert not torch.equal(before["projector.fc1.weight"], after["projector.fc1.weight"])
+
+
+def test_the_trained_policy_drives_by_the_statistics_of_its_newest_data(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    first = finetune(replace(recipe, steps=1), tmp_path / "one", quiet).policy
+    second = finetune(replace(recipe, steps=1, policy=first, dataset_name="dusk"), tmp_path / "two", quiet).policy
+    assert set(json.loads((second / "dataset_statistics.json").read_text())) == {"light", "dusk"}
+    found = find_policy(second).recipe
+    assert (found.kind, found.statistics_key) == ("openvla", "dusk")
+    assert found.checkpoint is not None
+    assert found.checkpoint.resolve() == second.resolve()
+
+
+@pytest.mark.parametrize(
+    ("field", "changed", "said"),
+    [
+        ('"rate_hz": 10.0', '"rate_hz": 5.0', "rate: the policy was trained at 5 Hz, the data runs at 10 Hz"),
+        ('"name": "front"', '"name": "fronte"', "unknown camera 'fronte'; did you mean 'front'?"),
+        ('"name": "dx"', '"name": "dz"', r"action dimensions: the policy gives dz \[m\].*the data takes dx \[m\]"),
+        ('"kind": "eef_delta"', '"kind": "joint_position"', "the policy gives 'joint_position', the data takes"),
+        ('"name": "x"', '"name": "y"', r"unknown state \[m\] 'y'"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_with_the_field_and_the_commands(
+    recipe: FinetuneRecipe, tmp_path: Path, field: str, changed: str, said: str
+) -> None:
+    policy = finetune(replace(recipe, steps=1), tmp_path / "one", quiet).policy
+    path = policy / "embodiment.json"
+    assert field in path.read_text()
+    path.write_text(path.read_text().replace(field, changed))
+    with pytest.raises(ContractError, match=said) as caught:
+        finetune(replace(recipe, policy=policy), tmp_path / "two", quiet)
+    for command in ("`vla record --env ENV --out FOLDER`", f"`vla finetune --data {recipe.data[0]} --out FOLDER`"):
+        assert command in str(caught.value)
+    assert "Choose another policy" not in str(caught.value)
+
+
+def test_a_dataset_of_another_format_is_refused_with_the_command_that_converts_it(
+    recipe: FinetuneRecipe, tmp_path: Path
+) -> None:
+    rlds = Path(__file__).parent.parent / "golden" / "rlds_samples"
+    with pytest.raises(DataError, match=r"is an RLDS dataset.*`vla data convert .* FOLDER --to lerobot`"):
+        finetune(replace(recipe, data=(rlds,)), tmp_path / "out", quiet)
+    with pytest.raises(
+        DataError, match=r"as it is: Its recipe is 'bridge_orig': --mixture bridge_orig --root \S+samples"
+    ):
+        finetune(replace(recipe, data=(rlds / "bridge_orig",)), tmp_path / "out", quiet)
+    (tmp_path / "demo.hdf5").write_bytes(b"")
+    with pytest.raises(DataError, match=r"demo.hdf5 is a robomimic file.*--to lerobot"):
+        finetune(replace(recipe, data=(tmp_path / "demo.hdf5",)), tmp_path / "out", quiet)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, steps=40, learning_rate=1e12, warmup_steps=1, clip_norm=0, checkpoint_every=1)
+    with pytest.raises(CheckpointError, match=r"the loss is nan at step \d+\. Lower learning_rate") as caught:
+        finetune(recipe, tmp_path, quiet)
+    assert f"the last good checkpoint is {tmp_path / FOLDER}" in str(caught.value)
+
+
+def test_the_command_trains_and_says_what_is_next(recipe: FinetuneRecipe, tmp_path: Path, capsys) -> None:
+    (tmp_path / "tiny.toml").write_text(dump(replace(recipe, steps=2)))
+    status = main(["finetune", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out"), "--json",
+                   str(tmp_path / "out.json")])  # fmt: skip
+    assert status == 0
+    assert "Next: `vla run --env ENV --policy" in capsys.readouterr().out
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert {"name": "steps", "value": 2.0, "unit": "1", "baseline": None, "ratio": None} in results["rows"]
+
+
+def test_the_command_without_data_says_how_to_get_some(tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty.toml").write_text('verb = "finetune"\n')
+    assert main(["finetune", str(tmp_path / "empty.toml"), "--out", str(tmp_path / "out")]) == 2
+    assert "Record some with `vla record`" in " ".join(capsys.readouterr().err.split())

@@ -1,0 +1,177 @@
+"""Smooth commands: the bounds hold for any targets, nothing overshoots, and every target is reached exactly."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vla_robot.core.errors import ContractError
+from vla_robot.core.geometry import aligned, angle_between, quat_of, rotvec_of, slerp
+from vla_robot.core.messages import Vector
+from vla_robot.world.real.smooth import MotionBounds, RotationSmoother, Smoother
+
+TOOL = MotionBounds(speed=0.5, acceleration=13.0, jerk=6500.0)
+TURN = MotionBounds(speed=2.5, acceleration=25.0, jerk=12_500.0)
+
+
+def run(smoother: Smoother | RotationSmoother, targets: np.ndarray, ticks: int, extra: int = 400) -> np.ndarray:
+    """(N, D) commands: each target for one policy step, then a pause."""
+    commands: list[Vector] = []
+    for target in targets:
+        smoother.target(target, ticks)
+        commands += [smoother.tick() for _ in range(ticks)]
+    return np.array(commands + [smoother.tick() for _ in range(extra)])
+
+
+def greatest(commands: np.ndarray, start: np.ndarray, rate_hz: float) -> tuple[float, float, float]:
+    """Greatest speed, acceleration and jerk of any dimension, by differences, from a stand."""
+    path = np.concatenate([np.tile(start, (3, 1)), commands])
+    found = [np.abs(np.diff(path, n, axis=0)).max() * rate_hz**n for n in (1, 2, 3)]
+    return found[0], found[1], found[2]
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rate_hz=st.sampled_from([100.0, 250.0, 500.0]),
+    speed=st.floats(0.1, 1.7),
+    acceleration=st.floats(2.0, 13.0),
+    jerk=st.floats(50.0, 6500.0),
+    reach=st.floats(0.001, 1.0),
+)
+def test_speed_acceleration_and_jerk_are_kept_for_any_targets(
+    seed: int, rate_hz: float, speed: float, acceleration: float, jerk: float, reach: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    start = rng.normal(size=3)
+    smoother = Smoother(start, rate_hz, MotionBounds(speed, acceleration, jerk))
+    commands = run(smoother, start + rng.normal(size=(20, 3)) * reach, ticks=round(rate_hz / 10))
+    rounding = 1e-12
+    found = greatest(commands, start, rate_hz)
+    assert found[0] <= speed + rounding * rate_hz
+    assert found[1] <= acceleration + rounding * rate_hz**2
+    assert found[2] <= jerk + rounding * rate_hz**3
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_nothing_overshoots_and_the_last_target_is_reached_exactly(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    start, targets = rng.normal(size=3), rng.normal(size=(5, 3)) * 0.2
+    commands = run(Smoother(start, 100.0, TOOL), targets, ticks=10, extra=2000)
+    low, high = np.minimum(targets.min(axis=0), start), np.maximum(targets.max(axis=0), start)
+    assert (commands >= low - 1e-12).all() and (commands <= high + 1e-12).all()
+    assert np.array_equal(commands[-1], targets[-1])
+
+
+def test_a_step_by_hand() -> None:
+    # v = 1, a = 1, j = 2 at 1 Hz: n1 = 2 and n2 = 1, a mean of two. 3 m in one tick takes three at 1 m/s.
+    smoother = Smoother([0.0], 1.0, MotionBounds(1.0, 1.0, 2.0))
+    smoother.target([3.0], ticks=1)
+    assert [float(smoother.tick()[0]) for _ in range(5)] == [0.5, 1.5, 2.5, 3.0, 3.0]
+    assert smoother.delay_s == 0.5
+
+
+def test_dimensions_stay_on_one_straight_line() -> None:
+    commands = run(Smoother([0.0, 0.0], 200.0, TOOL), np.array([[0.3, 0.1]]), ticks=20)
+    np.testing.assert_allclose(commands[:, 0], 3 * commands[:, 1], atol=1e-12)
+
+
+def test_a_path_within_the_bounds_is_followed_with_the_stated_delay() -> None:
+    smoother = Smoother([0.0], 500.0, TOOL)
+    commands = run(smoother, np.arange(1, 21)[:, None] * 0.01, ticks=50, extra=0)[:, 0]  # 0.1 m/s
+    time_s = (np.arange(len(commands)) + 1) / 500.0
+    np.testing.assert_allclose(commands[200:], 0.1 * (time_s[200:] - smoother.delay_s), atol=1e-9)
+    assert smoother.delay_s == pytest.approx(0.04, abs=0.002)  # as the module's docstring says
+
+
+def test_a_stop_comes_to_a_stand_within_the_bounds() -> None:
+    smoother = Smoother([0.0], 500.0, TOOL)
+    smoother.target([1.0], ticks=50)
+    moving = [smoother.tick() for _ in range(200)]
+    smoother.stop()
+    commands = np.array(moving + [smoother.tick() for _ in range(100)])
+    assert greatest(commands, np.zeros(1), 500.0)[1] <= TOOL.acceleration + 1e-6
+    assert np.ptp(commands[-50:]) == 0.0 and commands[-1, 0] - moving[-1][0] < 2 * smoother.delay_s * TOOL.speed
+
+
+def angular(commands: np.ndarray, start: Vector, rate_hz: float) -> tuple[float, float, float]:
+    """Greatest angular speed, acceleration and jerk, by differences of the turns from command to command."""
+    quats = [quat_of(start)] * 3
+    for command in commands:
+        quats.append(aligned(quat_of(command), quats[-1]))
+    turns = np.array([_turn(a, b) for a, b in itertools.pairwise(quats)]) * rate_hz
+    found = [np.linalg.norm(np.diff(turns, n, axis=0), axis=1).max() * rate_hz**n for n in (0, 1, 2)]
+    return found[0], found[1], found[2]
+
+
+def _turn(a: Vector, b: Vector) -> Vector:
+    """(3,) rotation from a to b in the base frame [rad]: b times the conjugate of a."""
+    w, v = a[0], -a[1:]
+    return rotvec_of(np.array([b[0] * w - b[1:] @ v, *(b[0] * v + w * b[1:] + np.cross(b[1:], v))]))
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), rate_hz=st.sampled_from([100.0, 250.0, 500.0]), reach=st.floats(0.01, 3.1))
+def test_rotations_keep_their_bounds_for_any_targets(seed: int, rate_hz: float, reach: float) -> None:
+    rng = np.random.default_rng(seed)
+    start = rng.normal(size=3)
+    targets = rng.normal(size=(10, 3)) * reach
+    found = angular(run(RotationSmoother(start, rate_hz, TURN), targets, round(rate_hz / 10), 600), start, rate_hz)
+    assert found[0] <= TURN.speed and found[1] <= TURN.acceleration
+    # Rounding of a turn, 1e-15 rad or so, is a jerk of that times the rate cubed.
+    assert found[2] <= TURN.jerk + 1e-12 * rate_hz**3
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=30)
+def test_a_rotation_reaches_its_target_whatever_came_before(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    targets = rng.normal(size=(4, 3))
+    commands = run(RotationSmoother(rng.normal(size=3), 100.0, TURN), targets, ticks=10, extra=800)
+    assert angle_between(quat_of(commands[-1]), quat_of(targets[-1])) < 1e-9
+
+
+def test_a_tool_that_points_down_does_not_turn_round_when_its_axis_changes_sign() -> None:
+    down = np.array([np.pi - 1e-3, 0.0, 0.0])
+    same = np.array([-np.pi - 1e-3, 0.0, 0.0])  # half a turn the other way: the same rotation
+    commands = run(RotationSmoother(down, 100.0, TURN), same[None], ticks=10)
+    assert max(angle_between(quat_of(c), quat_of(down)) for c in commands) < 1e-9
+
+
+def test_a_rotation_that_turns_too_far_in_one_window_is_refused() -> None:
+    with pytest.raises(ContractError, match=r"in one window, at most 1 can be smoothed\. Lower the speed"):
+        RotationSmoother(np.zeros(3), 100.0, MotionBounds(5.0, 5.0, 100.0))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, np.inf), (np.nan, 1.0, 1.0)])
+def test_bounds_that_are_none_are_refused(bounds: tuple[float, float, float]) -> None:
+    with pytest.raises(ContractError, match="above 0 and finite"):
+        MotionBounds(*bounds)
+
+
+@pytest.mark.parametrize("target", [[np.nan, 0.0], [0.0], [[0.0, 0.0]], [np.inf, 0.0]])
+def test_a_target_that_is_none_is_refused(target: object) -> None:
+    with pytest.raises(ContractError, match="a target must be"):
+        Smoother([0.0, 0.0], 100.0, TOOL).target(target, ticks=10)  # pyright: ignore[reportArgumentType]
+
+
+@given(st.lists(st.floats(-3.0, 3.0), min_size=3, max_size=3))
+def test_rotation_vectors_survive_as_quaternions(values: list[float]) -> None:
+    rotvec = np.array(values)
+    back = rotvec_of(quat_of(rotvec))
+    assert np.linalg.norm(back) <= np.pi + 1e-12
+    assert angle_between(quat_of(back), quat_of(rotvec)) < 1e-12
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.0, 1.0))
+def test_slerp_divides_the_shortest_way(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = (quat_of(rng.normal(size=3)) for _ in range(2))
+    middle, way = slerp(a, b, share), angle_between(a, b)
+    assert angle_between(a, middle) == pytest.approx(share * way, abs=1e-9)
+    assert angle_between(middle, b) == pytest.approx((1 - share) * way, abs=1e-9)

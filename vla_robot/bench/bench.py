@@ -1,0 +1,55 @@
+"""`vla bench WHAT`: one measurement, with its baseline in the same run. Each module imports what it measures late."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from vla_robot.bench import data as bench_data
+from vla_robot.bench import finetune as bench_finetune
+from vla_robot.bench import loop as bench_loop
+from vla_robot.bench import policy as bench_policy
+from vla_robot.bench import serve as bench_serve
+from vla_robot.bench import stop as bench_stop
+from vla_robot.bench import transport as bench_transport
+from vla_robot.bench.data import DataArgs
+from vla_robot.bench.finetune import FinetuneBenchArgs
+from vla_robot.bench.loop import LoopArgs
+from vla_robot.bench.policy import PolicyArgs
+from vla_robot.bench.serve import ServeBenchArgs
+from vla_robot.bench.stop import StopArgs
+from vla_robot.bench.transport import TransportArgs
+
+BenchArgs = (
+    Annotated[PolicyArgs, tyro.conf.subcommand("policy")]
+    | Annotated[ServeBenchArgs, tyro.conf.subcommand("serve")]
+    | Annotated[LoopArgs, tyro.conf.subcommand("loop")]
+    | Annotated[TransportArgs, tyro.conf.subcommand("transport")]
+    | Annotated[StopArgs, tyro.conf.subcommand("stop")]
+    | Annotated[DataArgs, tyro.conf.subcommand("data")]
+    | Annotated[FinetuneBenchArgs, tyro.conf.subcommand("finetune")]
+)
+
+
+def main(args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | StopArgs | DataArgs | FinetuneBenchArgs) -> int:
+    """Measure one of them.
+
+    Raises:
+        VlaError: what it needs is not there.
+    """
+    match args:
+        case PolicyArgs():
+            return bench_policy.main(args)
+        case ServeBenchArgs():
+            return bench_serve.main(args)
+        case LoopArgs():
+            return bench_loop.main(args)
+        case TransportArgs():
+            return bench_transport.main(args)
+        case StopArgs():
+            return bench_stop.main(args)
+        case DataArgs():
+            return bench_data.main(args)
+        case FinetuneBenchArgs():
+            return bench_finetune.main(args)

@@ -1,0 +1,349 @@
+"""`vla bench policy`: where the milliseconds of an inference go, next to plain timm and transformers in the same run.
+
+Contenders take turns, so that whatever else the computer does hits all alike:
+
+- ours, for each batch size: frames to actions, a time for each stage
+- ours in another precision, when asked for, with the share of action tokens that differ
+- plain: the same weights as the model card would use them, through transformers' `generate`, one observation at a time
+
+What the machine can do at best is measured beside them: bare matrix products at each stage's shapes, and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from rich.progress import Progress
+from rich.table import Table
+
+from vla_robot.cli.common.cli_common import option, short_path
+from vla_robot.cli.common.json_out import write_figure, write_json
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.optional import require
+from vla_robot.core.host.provenance import row
+from vla_robot.core.messages import Observation
+from vla_robot.recipe.policy_source import find_policy
+
+if TYPE_CHECKING:
+    from vla_robot.policy.openvla.engine.cost import Cost
+    from vla_robot.policy.openvla.engine.measure import Contender, Timing
+    from vla_robot.policy.openvla.policy import OpenVLAPolicy
+
+PLAIN, COMPILED = "plain", "compiled"
+FRAME_PX = 224
+SCENES = 32
+"""Each round looks at the next ones, as the number of passes over an answer depends on what is seen."""
+INSTRUCTION = "lift the red cube"
+COUNTED = ("towers", "projector", "prefill", "decode")
+"""Stages whose operations are counted."""
+
+
+@dataclass(frozen=True)
+class PolicyArgs:
+    """Latency of a policy by stage and batch size, next to plain timm and transformers on the same weights."""
+
+    policy: Annotated[str, option("NAME | FOLDER")] = "openvla_nano"
+    """a recipe of kind openvla, or a checkpoint folder"""
+    batch: Annotated[tuple[int, ...], option("N ...")] = (1, 4, 16)
+    """batch sizes"""
+    dtype: Annotated[tuple[str, ...], option("DTYPE ...")] = ("float32",)
+    """precisions; the first is the one that the others' tokens are compared with"""
+    compiled: bool = False
+    """also measure the first precision as a compiled graph; compiling takes a minute for each batch size"""
+    quantise: Annotated[tuple[str, ...], option("WAY ...")] = ()
+    """also measure the first precision with matrices of fewer bits: int8, int4"""
+    rounds: Annotated[int, option("N")] = 30
+    """inferences of each contender"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+    plot: Annotated[Path | None, option("FILE.png")] = None
+    """also draw the stages"""
+
+    def __post_init__(self) -> None:
+        if min(self.batch, default=0) < 1 or self.rounds < 1 or not self.dtype:
+            raise RecipeError("--batch and --rounds take numbers from 1 on, --dtype at least one precision.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One contender.
+
+    Attributes:
+        dtype: precision of ours, or of the weights that `plain` shares.
+        batch: observations an inference.
+        plain: the baseline instead of ours.
+        how: of ours, what else was done: "compiled", or the way of quantising.
+    """
+
+    dtype: str
+    batch: int
+    plain: bool = False
+    how: str = ""
+
+    @property
+    def name(self) -> str:
+        return PLAIN if self.plain else f"{self.variant}/batch{self.batch}"
+
+    @property
+    def variant(self) -> str:
+        """Which weights, and how they run."""
+        return f"{self.dtype}+{self.how}" if self.how else self.dtype
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured.
+
+    Attributes:
+        timings: by contender.
+        costs: batch size -> stage -> operations and bytes.
+        matmul: batch size -> stage -> operations per second of the bare matrix products.
+        memory_bytes_per_s: of a large copy, read and written.
+        weights_bytes: variant -> memory that the weights occupy.
+    """
+
+    timings: Mapping[Case, Timing]
+    costs: Mapping[int, Mapping[str, Cost]]
+    matmul: Mapping[int, Mapping[str, float]]
+    memory_bytes_per_s: float
+    weights_bytes: Mapping[str, int]
+
+    @property
+    def plain(self) -> Timing:
+        return next(timing for case, timing in self.timings.items() if case.plain)
+
+
+def main(args: PolicyArgs) -> int:
+    """Measure, and print a table.
+
+    Raises:
+        VlaError: the policy cannot be loaded, or is of another kind.
+    """
+    require("torch", "policy", "a policy's benchmark")
+    if args.plot:
+        require("matplotlib", "report", "a plot")
+    console = Terminal()
+    console.print(f"vla bench policy: {args.policy}, {args.rounds} rounds")
+    report = measure(args, console)
+    console.print(_table(report))
+    console.print(_words(report))
+    if args.json:
+        write_json(args.json, "bench policy", rows(report))
+    if args.plot:
+        _draw(report, args.plot)
+        say(f"\nDrawn in {short_path(args.plot)}.")
+    return 0
+
+
+def measure(args: PolicyArgs, console: Terminal) -> Report:
+    """All contenders in turns."""
+    from vla_robot.policy.openvla.engine.measure import memory_bytes_per_s, take_turns
+
+    policies = {(dtype, ""): _load(args.policy, dtype) for dtype in args.dtype}
+    first = policies[args.dtype[0], ""]
+    if args.compiled:
+        policies[args.dtype[0], COMPILED] = _load(args.policy, args.dtype[0], compiled=True)
+    for way in args.quantise:
+        policies[args.dtype[0], way] = _load(args.policy, args.dtype[0], quantise=way)
+    scenes = [_scene(first, index) for index in range(SCENES)]
+    contenders = _contenders(policies, scenes, args.batch)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("rounds", total=args.rounds + 1)
+        timings = take_turns({c.name: work for c, work in contenders.items()}, args.rounds, lambda: bar.advance(task))
+    costs = {n: _costs(first, n) for n in args.batch}
+    matmul = {n: _matmul(first, n) for n in args.batch}
+    weights = {Case(dtype, 1, how=how).variant: policy.memory_bytes() for (dtype, how), policy in policies.items()}
+    return Report({case: timings[case.name] for case in contenders}, costs, matmul, memory_bytes_per_s(), weights)
+
+
+def _load(name: str, dtype: str, compiled: bool = False, quantise: str | None = None) -> OpenVLAPolicy:
+    from vla_robot.policy.openvla.policy import load
+
+    recipe = find_policy(name).recipe
+    if recipe.kind != "openvla" or recipe.checkpoint is None:
+        raise RecipeError(f"'{name}' is a policy of kind '{recipe.kind}'; `vla bench policy` measures kind 'openvla'.")
+    return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key, compiled=compiled, quantise=quantise)
+
+
+def _contenders(
+    policies: Mapping[tuple[str, str], OpenVLAPolicy], scenes: Sequence[Observation], batches: Sequence[int]
+) -> dict[Case, Contender]:
+    from vla_robot.policy.openvla.engine.baseline import Baseline
+    from vla_robot.policy.openvla.engine.measure import ours, plain
+
+    (dtype, _), policy = next(iter(policies.items()))
+    baseline = Baseline(policy.model, policy.preprocessor)
+    cases: dict[Case, Contender] = {
+        Case(dtype, 1, plain=True): plain(baseline, policy, scenes, _cameras(policy), _action_dim(policy))
+    }
+    for (name, how), each in policies.items():
+        cases |= {Case(name, n, how=how): ours(each, scenes, n, _action_dim(each)) for n in batches}
+    return cases
+
+
+def _action_dim(policy: OpenVLAPolicy) -> int:
+    return len(policy.action_stats(_key(policy)))
+
+
+def _key(policy: OpenVLAPolicy) -> str:
+    return next(iter(policy.statistics))
+
+
+def _cameras(policy: OpenVLAPolicy) -> list[str]:
+    if policy.embodiment is not None:
+        return [camera.name for camera in policy.embodiment.cameras]
+    return [f"camera_{i}" for i in range(policy.model.config.num_images)]
+
+
+def _scene(policy: OpenVLAPolicy, seed: int) -> Observation:
+    """Coarse random colours. The shipped policy takes as many passes over its answers to them as in its own world."""
+    rng = np.random.default_rng(seed)
+    images = {
+        name: np.kron(rng.integers(0, 256, (7, 7, 3)), np.ones((FRAME_PX // 7, FRAME_PX // 7, 1))).astype(np.uint8)
+        for name in _cameras(policy)
+    }
+    state = np.zeros(policy.model.config.proprio_dim or 0)
+    return Observation(images, state, INSTRUCTION, stamp_ns=0, step=0)
+
+
+def _text_tokens(policy: OpenVLAPolicy) -> int:
+    return len(policy.tokenizer(INSTRUCTION))
+
+
+def _costs(policy: OpenVLAPolicy, batch: int) -> dict[str, Cost]:
+    from vla_robot.policy.openvla.engine.cost import costs
+
+    return costs(policy.model, batch, _text_tokens(policy), _action_dim(policy))
+
+
+def _matmul(policy: OpenVLAPolicy, batch: int) -> dict[str, float]:
+    from vla_robot.policy.openvla.engine.measure import matmul_flops_per_s
+
+    config = policy.model.config
+    patches = policy.model.vision_backbone.featurizer.patch_embed.num_patches
+    seen = batch * config.num_images * patches
+    prompt = batch * (_text_tokens(policy) + config.num_images * patches + (config.proprio_dim is not None))
+    guess = batch * (_action_dim(policy) - 1)
+    shapes = {"towers": seen, "projector": seen, "prefill": prompt + guess, "decode": guess}
+    return matmul_flops_per_s(policy.model, shapes)
+
+
+def rows(report: Report) -> list[dict[str, Any]]:
+    """For JSON. Ratios compare with `plain` per observation; above 1 is faster than it."""
+    plain_ms = report.plain.percentile_ms(50)
+    result = [row("plain/p50", plain_ms, "ms"), row("plain/p99", report.plain.percentile_ms(99), "ms")]
+    result += [row(f"{variant}/weights", size, "bytes") for variant, size in report.weights_bytes.items()]
+    result.append(row("memory_bandwidth", report.memory_bytes_per_s / 1e9, "GB/s"))
+    for case, timing in report.timings.items():
+        if case.plain:
+            continue
+        p50 = timing.percentile_ms(50)
+        ratio = case.batch * plain_ms / p50
+        result += [
+            row(f"{case.name}/p50", p50, "ms", plain_ms, ratio),
+            row(f"{case.name}/p99", timing.percentile_ms(99), "ms"),
+            row(f"{case.name}/inferences_per_s", 1e3 / p50, "1/s"),
+            row(f"{case.name}/actions_per_s", case.batch * 1e3 / p50, "1/s", 1e3 / plain_ms, ratio),
+            row(f"{case.name}/tokens_that_differ", _difference(report, case), "1"),
+            row(f"{case.name}/passes", timing.passes, "1"),
+        ]
+        stages_ms = timing.stages_ms()
+        for stage, ms in stages_ms.items():
+            for percent in (50, 99):
+                result.append(row(f"{case.name}/{stage}_p{percent}", float(np.percentile(ms, percent)), "ms"))
+        result += [r for stage in COUNTED if stage in stages_ms for r in _stage_rows(report, case, stage)]
+    return result
+
+
+def _stage_rows(report: Report, case: Case, stage: str) -> list[dict[str, Any]]:
+    cost = report.costs[case.batch][stage]
+    reached, best = _flops_per_s(report, case, stage), report.matmul[case.batch][stage]
+    return [
+        row(f"{case.name}/{stage}_flops", cost.flops, "flop"),
+        row(f"{case.name}/{stage}_weights", cost.weight_bytes, "bytes"),
+        row(f"{case.name}/{stage}_rate", reached / 1e9, "Gflop/s", best / 1e9, reached / best),
+    ]
+
+
+def _flops_per_s(report: Report, case: Case, stage: str) -> float:
+    timing = report.timings[case]
+    passes = timing.passes if stage == "decode" else 1.0
+    return passes * report.costs[case.batch][stage].flops / (float(np.mean(timing.stages_ms()[stage])) / 1e3)
+
+
+def _difference(report: Report, case: Case) -> float:
+    """Share of action tokens that differ: in the first precision from plain, else from ours in the first precision."""
+    first = next(c.dtype for c in report.timings)
+    if case.dtype == first and case.how in ("", COMPILED):
+        mine, other = report.timings[case].tokens, report.plain.tokens
+    else:
+        mine, other = report.timings[case].tokens, report.timings[Case(first, case.batch)].tokens
+    return float(np.mean([m[: len(o)] != o[: len(m)] for m, o in zip(mine, other, strict=True)]))
+
+
+def _table(report: Report) -> Table:
+    """A column per contender: the stages, then what they come to."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("ms, median", no_wrap=True)
+    for case in report.timings:
+        table.add_column(case.name.replace("/", "\n").replace("+", "\n"), justify="right")
+    for stage in _stages(report):
+        cells = [t.stages_ms().get(stage) for t in report.timings.values()]
+        table.add_row(f"  {stage}", *("" if ms is None else f"{np.median(ms):.1f}" for ms in cells))
+    cases = report.timings.items()
+    plain_ms = report.plain.percentile_ms(50)
+    table.add_row("an inference", *(f"{t.percentile_ms(50):.1f}" for _, t in cases))
+    table.add_row("  p99", *(f"{t.percentile_ms(99):.1f}" for _, t in cases))
+    table.add_row("inferences/s", *(f"{1e3 / t.percentile_ms(50):.1f}" for _, t in cases))
+    table.add_row("actions/s", *(f"{c.batch * 1e3 / t.percentile_ms(50):.1f}" for c, t in cases))
+    table.add_row("  to plain's", *(f"{c.batch * plain_ms / t.percentile_ms(50):.2f}x" for c, t in cases))
+    table.add_row("passes over an answer", *("" if c.plain else f"{t.passes:.1f}" for c, t in cases))
+    table.add_row("tokens that differ", *("" if c.plain else f"{_difference(report, c):.1%}" for c, _ in cases))
+    return table
+
+
+def _words(report: Report) -> str:
+    """How near each stage comes to the machine's best, for the first precision."""
+    lines = ["", "Of what bare matrix products reach here at the same shapes (Gflop/s):"]
+    for case in report.timings:
+        if COUNTED[0] in report.timings[case].stages_ms() and case.dtype == next(iter(report.timings)).dtype:
+            shares = [
+                f"{stage} {_flops_per_s(report, case, stage) / 1e9:.0f} of {report.matmul[case.batch][stage] / 1e9:.0f}"
+                for stage in COUNTED
+            ]
+            lines.append(f"  {case.name}: " + ", ".join(shares))
+    sizes = (f"{variant} {size / 1e6:.1f} MB" for variant, size in report.weights_bytes.items())
+    lines.append("Weights: " + ", ".join(sizes) + ".")
+    lines.append(f"Memory: {report.memory_bytes_per_s / 1e9:.1f} GB/s.")
+    lines.append("Tokens that differ: from plain's in the first precision, from the first precision's in another.")
+    return "\n".join(lines)
+
+
+def _stages(report: Report) -> list[str]:
+    """All stages that a contender has, in order."""
+    return list(dict.fromkeys(stage for timing in report.timings.values() for stage in timing.stages_ms()))
+
+
+def _draw(report: Report, path: Path) -> None:
+    """A bar per contender, its stages stacked, in ms an observation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.5), layout="constrained")
+    axes = figure.subplots()
+    names = [case.name for case in report.timings]
+    left = np.zeros(len(names))
+    for stage in _stages(report):
+        widths = [float(np.median(t.stages_ms().get(stage, [0.0]))) / c.batch for c, t in report.timings.items()]
+        axes.barh(names, widths, left=left, label=stage)
+        left += widths
+    index = next(i for i, case in enumerate(report.timings) if case.plain)
+    axes.barh(names[index], report.plain.percentile_ms(50), color="0.7", label="plain timm + transformers")
+    axes.invert_yaxis()
+    axes.set_xlabel("ms an observation (median)")
+    axes.legend(fontsize=8)
+    write_figure(path, figure)

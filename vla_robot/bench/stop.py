@@ -1,0 +1,321 @@
+"""`vla bench stop`: how long an operator's stop takes while strangers flood the servers.
+
+    flood, a process of its own  ====connections, garbage, requests====>  bridge | page of vla view | openpi server
+    this process  --stop, over a new connection-->  bridge or page, processes of their own; an emulated arm at 50 Hz
+
+A stop ends the episode, so that another one begins before the next stop; each goes over a connection of its own. One
+that gets no answer in UNANSWERED_S is counted as unanswered. SIGUSR1 is measured until the bridge says that the arm is
+held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from rich.table import Table
+
+from vla_robot.bench.stop_peers import BRIDGE, KEY_NAMES, OPENPI, STOPPED, TOKEN, VIEW
+from vla_robot.cli.common.cli_common import option
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.core.errors import RecipeError, TransportError, VlaError
+from vla_robot.core.host.provenance import row
+from vla_robot.serve.bridge.remote_robot import RemoteRobot
+from vla_robot.transport.keys import ClientSecurity, KeyFolder
+from vla_robot.transport.sockets import ClientSocket
+from vla_robot.transport.wire import Message, encode
+
+UNANSWERED_S = 5.0
+SPARE_S = 45.0
+"""Until a flood has made all its connections, and for the last stops."""
+
+PAUSE_S = 0.02
+"""Between two stops."""
+
+SIGNALS = 30
+QUIET = "quiet"
+
+
+@dataclass(frozen=True)
+class StopArgs:
+    """Latency of an operator's stop over a new connection, quiet and under floods of connections; SIGUSR1 to held."""
+
+    seconds: Annotated[float, option("S")] = 5.0
+    """how long stops are sent under each flood"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds <= 60:
+            raise RecipeError(f"--seconds {self.seconds:g}: more than 0, at most 60.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Attributes:
+        name: of the row.
+        stopped_at: which server the stop goes to.
+        flood: what runs beside it, one of FLOODS; None for nothing.
+        flooded: which server the flood goes to.
+        keys: whether the bridge wants keys.
+    """
+
+    name: str
+    stopped_at: str
+    flood: str | None = None
+    flooded: str = BRIDGE
+    keys: bool = False
+
+
+CASES = (
+    Case(f"bridge/{QUIET}", BRIDGE),
+    Case("bridge/idle", BRIDGE, "idle"),
+    Case("bridge/garbage", BRIDGE, "garbage"),
+    Case("bridge/hellos", BRIDGE, "hellos"),
+    Case("bridge/openpi_idle", BRIDGE, "idle", OPENPI),
+    Case(f"bridge_keys/{QUIET}", BRIDGE, keys=True),
+    Case("bridge_keys/idle", BRIDGE, "idle", keys=True),
+    Case("bridge_keys/garbage", BRIDGE, "garbage", keys=True),
+    Case(f"page/{QUIET}", VIEW),
+    Case("page/idle", VIEW, "idle", VIEW),
+    Case("page/slow_head", VIEW, "slow_head", VIEW),
+    Case("page/bridge_idle", VIEW, "idle", BRIDGE),
+    Case(f"openpi/{QUIET}", OPENPI),
+    Case("openpi/idle", OPENPI, "idle", OPENPI),
+)
+"""The first of each server is its baseline. A client of openpi cannot stop: its time is that to the metadata."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one case.
+
+    Attributes:
+        times_ms: from the new connection to the answer.
+        unanswered: got none.
+    """
+
+    times_ms: list[float]
+    unanswered: int
+
+    def percentile(self, percent: float) -> float | None:
+        return float(np.percentile(self.times_ms, percent)) if self.times_ms else None
+
+
+def main(args: StopArgs) -> int:
+    """Measure, and print a table.
+
+    Raises:
+        TransportError: a server did not start.
+    """
+    load = os.getloadavg()[0]
+    say(f"vla bench stop: {args.seconds:g} s a case, load average {load:.1f} on {os.cpu_count()} cores", flush=True)
+    results = {case: measure(case, args.seconds) for case in CASES}
+    signals = measure_signal(SIGNALS)
+    Terminal().print(_table({**{case.name: found for case, found in results.items()}, "SIGUSR1 to held": signals}))
+    if args.json:
+        write_json(args.json, "bench stop", rows(results, signals), load_average=load)
+    return 0
+
+
+def rows(results: Mapping[Case, Measured], signals: Measured) -> list[dict[str, Any]]:
+    """Quantiles of every case beside those of its server without a flood, and what was not answered."""
+    quiet = {case.name.partition("/")[0]: found for case, found in results.items() if case.flood is None}
+    made: list[dict[str, Any]] = []
+    for case, found in results.items():
+        base = quiet[case.name.partition("/")[0]]
+        for label, percent in (("p50", 50), ("p99", 99), ("max", 100)):
+            ours, theirs = found.percentile(percent), base.percentile(percent)
+            ratio = None if ours is None or not theirs else ours / theirs
+            made.append(row(f"{case.name}/{label}", ours, "ms", theirs, ratio))
+        made.append(row(f"{case.name}/answered", len(found.times_ms), "1"))
+        made.append(row(f"{case.name}/unanswered", found.unanswered, "1"))
+    made += [row(f"sigusr1/{n}", signals.percentile(p), "ms") for n, p in (("p50", 50), ("p99", 99), ("max", 100))]
+    return made
+
+
+def measure(case: Case, seconds: float) -> Measured:
+    """Start the servers, and the flood, and stop again and again."""
+    with contextlib.ExitStack() as stack:
+        servers = stack.enter_context(_servers(case))
+        ask = _asking(case, servers)
+        robot = None if case.stopped_at == OPENPI else stack.enter_context(_running_episode(servers))
+        if case.flood is not None:
+            target = servers.addresses[case.flooded].rpartition("://")[2].partition("/")[0]
+            flood = stack.enter_context(_peer(case.flood, target, str(seconds + SPARE_S)))
+            _first_line(flood, case.flood)
+        return _ask_for(ask, robot, seconds)
+
+
+def measure_signal(count: int) -> Measured:
+    """From SIGUSR1 to the line that says that the arm is held."""
+    times_ms: list[float] = []
+    case, rng = Case("signal", BRIDGE), np.random.default_rng(0)
+    with _servers(case) as servers, _running_episode(servers) as robot:
+        process = servers.processes[BRIDGE]
+        assert process.stdout is not None
+        for _ in range(count):
+            sent = time.perf_counter()
+            process.send_signal(signal.SIGUSR1)
+            while STOPPED not in (line := process.stdout.readline()):
+                if not line:
+                    return Measured(times_ms, 1)
+            times_ms.append((time.perf_counter() - sent) * 1e3)
+            _begin_again(robot)
+            time.sleep(PAUSE_S + float(rng.uniform(0, 0.05)))
+    return Measured(times_ms, 0)
+
+
+@dataclass(frozen=True)
+class _Servers:
+    """What runs for a case: name -> address, name -> process, and the keys of a client."""
+
+    addresses: Mapping[str, str]
+    processes: Mapping[str, subprocess.Popen[str]]
+    security: ClientSecurity | None
+
+
+@contextlib.contextmanager
+def _servers(case: Case) -> Generator[_Servers]:
+    """The bridge, and the page or the openpi server where the case wants one."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        keys, security = "", None
+        if case.keys:
+            keys, security = folder, _keys(KeyFolder(Path(folder)))
+        addresses: dict[str, str] = {}
+        processes: dict[str, subprocess.Popen[str]] = {}
+
+        def start(name: str, *arguments: str) -> None:
+            processes[name] = stack.enter_context(_peer(name, *arguments))
+            addresses[name] = _first_line(processes[name], name)
+
+        start(BRIDGE, keys)
+        if VIEW in (case.stopped_at, case.flooded):
+            start(VIEW, addresses[BRIDGE], keys)
+        if OPENPI in (case.stopped_at, case.flooded):
+            start(OPENPI)
+        yield _Servers(addresses, processes, security)
+
+
+def _keys(folder: KeyFolder) -> ClientSecurity:
+    robot, desk = (folder.create(name) for name in KEY_NAMES)
+    folder.allow(desk.public, desk.name)
+    return ClientSecurity(desk, robot.public)
+
+
+def _first_line(process: subprocess.Popen[str], name: str) -> str:
+    assert process.stdout is not None
+    line = process.stdout.readline().strip()
+    if not line:
+        raise TransportError(f"the {name} of the benchmark ended before it began; its reason is on stderr.")
+    return line
+
+
+@contextlib.contextmanager
+def _peer(*arguments: str) -> Generator[subprocess.Popen[str]]:
+    """A process of `bench_stop_peers` for the length of a `with` block."""
+    command = [sys.executable, "-P", "-m", "vla_robot.bench.stop_peers", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def _running_episode(servers: _Servers) -> Generator[RemoteRobot]:
+    """The arm ticks, until it is stopped."""
+    with RemoteRobot(servers.addresses[BRIDGE], security=servers.security) as robot:
+        robot.begin(seed=0)
+        yield robot
+
+
+def _begin_again(robot: RemoteRobot) -> None:
+    """A stop ends the episode: another one begins, so that the next stop has something to stop."""
+    with contextlib.suppress(VlaError):  # a flood may delay it, or deliver a stop late, in between
+        robot.arm()
+        robot.begin(seed=0)
+
+
+def _asking(case: Case, servers: _Servers) -> Callable[[], bool]:
+    """Sends one stop over a new connection; whether it was answered."""
+    address = servers.addresses[case.stopped_at]
+    if case.stopped_at == VIEW:
+        return lambda: _stop_by_page(address.partition("://")[2].rstrip("/"))
+    if case.stopped_at == OPENPI:
+        return lambda: _connect_openpi(address)
+    return lambda: _stop_bridge(address, servers.security)
+
+
+def _ask_for(ask: Callable[[], bool], robot: RemoteRobot | None, seconds: float) -> Measured:
+    times_ms: list[float] = []
+    unanswered, end = 0, time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        if ask():
+            times_ms.append((time.perf_counter() - began) * 1e3)
+        else:
+            unanswered += 1
+        if robot is not None:
+            _begin_again(robot)
+        time.sleep(PAUSE_S)
+    return Measured(times_ms, unanswered)
+
+
+def _stop_bridge(address: str, security: ClientSecurity | None) -> bool:
+    end = time.perf_counter() + UNANSWERED_S
+    with contextlib.suppress(TransportError), ClientSocket(address, security) as client:
+        client.send(encode(Message("stop", 1, {"reason": "the benchmark"})))
+        while time.perf_counter() < end:
+            if client.receive() is not None:
+                return True
+    return False
+
+
+def _stop_by_page(host: str) -> bool:
+    """As the page's button does."""
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        connection = http.client.HTTPConnection(host, timeout=UNANSWERED_S)
+        with contextlib.closing(connection):
+            connection.request("POST", "/act/stop", b"{}", {"X-VLA-Token": TOKEN})
+            answer = connection.getresponse()
+            return answer.status == 200 and bool(json.loads(answer.read())["stopped"])
+    return False
+
+
+def _connect_openpi(address: str) -> bool:
+    from websockets.exceptions import WebSocketException
+    from websockets.sync.client import connect
+
+    with (
+        contextlib.suppress(OSError, WebSocketException),
+        connect(address, open_timeout=UNANSWERED_S, proxy=None) as client,
+    ):
+        return bool(client.recv(UNANSWERED_S))
+    return False
+
+
+def _table(results: Mapping[str, Measured]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("server/flood", no_wrap=True)
+    for column in ("p50 ms", "p99 ms", "max ms", "answered", "unanswered"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, found in results.items():
+        quantiles = [found.percentile(percent) for percent in (50, 99, 100)]
+        shown = ["-" if value is None else f"{value:.1f}" for value in quantiles]
+        table.add_row(name, *shown, str(len(found.times_ms)), str(found.unanswered))
+    return table

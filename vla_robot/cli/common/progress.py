@@ -1,0 +1,52 @@
+"""A bar with the time left on a terminal; a plain line now and then in a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vla_robot.cli.common.terminal import Terminal
+
+PLAIN_LINE_EVERY_S = 10.0
+"""In a pipe."""
+
+
+class Bar:
+    """Progress of one thing that counts up. Call `update(done, total)`; use it in a `with` block."""
+
+    def __init__(self, what: str, console: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
+        """
+        Args:
+            what: is counted, e.g. "episodes".
+            console: where to draw.
+            clock: seconds since some moment.
+        """
+        self._what, self._console, self._clock = what, console, clock
+        self._next_line_s = clock() + PLAIN_LINE_EVERY_S
+        self._progress = Progress(
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task(what, total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """`done` of `total` now."""
+        self._progress.update(self._task, completed=done, total=total)
+        if not self._console.is_terminal and self._clock() >= self._next_line_s:
+            self._next_line_s = self._clock() + PLAIN_LINE_EVERY_S
+            self._console.print(f"  {done}/{total} {self._what}", soft_wrap=True)

@@ -1,0 +1,89 @@
+"""`vla data convert`: a dataset in another format."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.progress import Bar
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, option
+from vla_robot.core.errors import DataError
+from vla_robot.data.formats.convert import Format, convert
+from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.conversion_metadata import Converted, Options
+from vla_robot.core.host.provenance import row
+from vla_robot.data.formats.recognise import facts_of, recipe_line
+from vla_robot.data.formats.source import tell_left_out
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Write a dataset in another format. The same command again goes on where an interrupted one ended."""
+
+    source: Annotated[str, tyro.conf.Positional, option("SRC")]
+    """an RLDS or LeRobot folder, a robomimic HDF5 file or a folder of them, or the URL of an RLDS dataset"""
+    destination: Annotated[Path, tyro.conf.Positional, option("DST")]
+    """the new dataset's folder"""
+    to: Annotated[Format, option("{rlds,lerobot}")]
+    """its format"""
+    split: Annotated[str, option("SPLIT")] = "train"
+    """which part: train, val, train[:95%], all, ..."""
+    rate_hz: Annotated[float | None, option("HZ")] = None
+    """steps per second; LeRobot needs it, and RLDS does not say it"""
+    instruction: Annotated[str | None, option("TEXT")] = None
+    """what the robot was told to do, for a source that does not say"""
+    name: Annotated[str | None, option("NAME")] = None
+    """of the RLDS dataset; the folder's name by default"""
+    skip_corrupt: bool = False
+    """leave damaged records out instead of stopping at the first"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+
+def main(args: ConvertArgs) -> int:
+    """Convert; status 130 when Ctrl-C came.
+
+    Raises:
+        DataError: the source is damaged, the folder holds something else, or something must be said.
+    """
+    if args.rate_hz is not None and args.rate_hz <= 0:
+        raise DataError(f"--rate-hz is {args.rate_hz:g}; it must be above 0.")
+    console = Terminal()
+    started_s = time.monotonic()
+    console.print(f"vla data convert: {args.source} ({args.split}) → {args.destination}", soft_wrap=True)
+    with Bar("shards indexed", console) as bar:
+        source = open_source(args.source, args.split, skip_corrupt=args.skip_corrupt, on_progress=bar.update)
+    options = Options(args.split, args.rate_hz, args.instruction, args.name)
+    try:
+        with Bar("episodes", console) as bar:
+            converted = convert(source, args.destination, args.to, options, bar.update)
+    except KeyboardInterrupt:
+        say("\nInterrupted. The same command goes on from here.")
+        return EXIT_INTERRUPTED
+    elapsed_s = time.monotonic() - started_s
+    say(_closing(args, source, converted, elapsed_s))
+    if args.json:
+        rows = [
+            row("episodes", converted.new, "1"),
+            row("skipped", source.num_skipped, "1"),
+            row("time", elapsed_s, "s"),
+        ]
+        write_json(args.json, "data convert", rows, lost=list(converted.lost))
+    return 0
+
+
+def _closing(args: ConvertArgs, source: Source, converted: Converted, elapsed_s: float) -> str:
+    lines = [f"{converted.new} episodes in {elapsed_s:.1f} s; {args.destination} holds {converted.episodes}."]
+    unread = tell_left_out(source.left_out)  # these are among what was lost
+    lines += [note for note in source.notes if note not in unread]
+    if source.num_skipped:
+        lines.append(f"{source.num_skipped} damaged episodes were left out.")
+    lines += [f"Lost: {line}." for line in converted.lost] or ["Nothing was lost."]
+    lines.append(f"Actions and states were copied as they are. {recipe_line(facts_of(source))}")
+    return "\n".join([*lines, f"Next: vla data inspect {args.destination}"])

@@ -1,0 +1,45 @@
+"""`vla data WHAT`: look into datasets, convert them, find faults, make questions. Imports are late."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import tyro
+
+from vla_robot.cli.data import convert as data_convert
+from vla_robot.cli.data import doctor as data_doctor
+from vla_robot.cli.data import inspect as data_inspect
+from vla_robot.cli.data import questions as data_questions
+from vla_robot.cli.data import stats as data_stats
+from vla_robot.cli.data.convert import ConvertArgs
+from vla_robot.cli.data.doctor import DataDoctorArgs
+from vla_robot.cli.data.inspect import InspectArgs
+from vla_robot.cli.data.questions import QuestionsArgs
+from vla_robot.cli.data.stats import StatsArgs
+
+DataArgs = (
+    Annotated[InspectArgs, tyro.conf.subcommand("inspect")]
+    | Annotated[ConvertArgs, tyro.conf.subcommand("convert")]
+    | Annotated[StatsArgs, tyro.conf.subcommand("stats")]
+    | Annotated[DataDoctorArgs, tyro.conf.subcommand("doctor")]
+    | Annotated[QuestionsArgs, tyro.conf.subcommand("questions")]
+)
+
+
+def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs | QuestionsArgs) -> int:
+    """Do one of them.
+
+    Raises:
+        VlaError: a dataset is damaged, or something must be said.
+    """
+    match args:
+        case InspectArgs():
+            return data_inspect.main(args)
+        case ConvertArgs():
+            return data_convert.main(args)
+        case StatsArgs():
+            return data_stats.data_stats(args)
+        case DataDoctorArgs():
+            return data_doctor.data_doctor(args)
+        case QuestionsArgs():
+            return data_questions.data_questions(args)

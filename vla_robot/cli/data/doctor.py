@@ -1,0 +1,159 @@
+"""`vla data doctor`: is this dataset fit to be learned from; what to fix if not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vla_robot.cli.build import open_world
+from vla_robot.cli.data.stats import find_members
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.progress import Bar
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.common.cli_common import EXIT_FAILED, option
+from vla_robot.core.errors import DataError, unknown
+from vla_robot.core.ports import World
+from vla_robot.recipe import find
+from vla_robot.data.formats.lerobot.demo_dataset import DemoEpisode, Demos, open_demos
+from vla_robot.data.doctor import Finding, Patient, examine
+from vla_robot.data.pipeline.mixture import Member, notes_of, open_table_of
+
+SIGNS = {"problem": "[red]✗[/red]", "note": "[yellow]![/yellow]", "fine": "[green]✓[/green]"}
+REPLAYS_TO_SUCCEED = 0.9
+"""Of the episodes that succeeded when they were recorded. A simulator of another version moves some of them."""
+
+
+@dataclass(frozen=True)
+class DataDoctorArgs:
+    """Examine a dataset: no-ops, rate, outliers, gripper, frames, instructions; exit status 1 with a problem."""
+
+    what: Annotated[str, tyro.conf.Positional, option("PATH|RECIPE")]
+    """a dataset's folder, file or URL, or a recipe of a dataset or mixture"""
+    root: Annotated[Path | None, option("FOLDER")] = None
+    """the folder that holds the datasets which a recipe names"""
+    recipe: Annotated[str | None, option("RECIPE")] = None
+    """what the steps of a dataset given by its PATH are made of; by default the one published under its name"""
+    policy: Annotated[str | None, option("POLICY")] = None
+    """also compare the statistics with those that this checkpoint learned"""
+    statistics_key: Annotated[str | None, option("NAME")] = None
+    """which of the checkpoint's datasets; by default the one of the same name, or its only one"""
+    env: Annotated[str | None, option("ENV")] = None
+    """also replay recorded actions in this world, the one that the dataset was recorded in"""
+    replays: Annotated[int, option("N")] = 10
+    """how many episodes to replay"""
+    skip_corrupt: bool = False
+    """leave damaged records out instead of stopping at the first"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+
+def data_doctor(args: DataDoctorArgs) -> int:
+    """Examine; 1 when a problem was found.
+
+    Raises:
+        VlaError: an unknown recipe, or a dataset, policy or world that cannot be opened.
+    """
+    console = Terminal()
+    rows: list[dict[str, Any]] = []
+    for member in find_members(args, may_assume=True):
+        findings = [
+            *_recipe_known(member),
+            *_examine(member, args, console),
+            *(_replay(member, args, console) if args.env else ()),
+        ]
+        _print(member, findings, console)
+        rows += [{"name": f"{member.name}: {f.check}", "value": f.verdict, **asdict(f)} for f in findings]
+    problems = sum(row["verdict"] == "problem" for row in rows)
+    told = f"{problems} problem{'s' if problems != 1 else ''} found." if problems else "No problem found."
+    say(f"\n{told}\nNext: {'fix them and run this again' if problems else 'vla data stats ' + args.what}")
+    if args.json:
+        write_json(args.json, "data doctor", rows, problems=problems)
+    return EXIT_FAILED if problems else 0
+
+
+def _recipe_known(member: Member) -> list[Finding]:
+    """Without a recipe the other checks rest on an assumption, and nothing may be trained."""
+    if not member.assumed:
+        return []
+    fix = "name the right recipe with --recipe, or write one; the checks below assume what is said here"
+    return [Finding("recipe", "problem", member.assumed, fix)]
+
+
+def _examine(member: Member, args: DataDoctorArgs, console: Terminal) -> list[Finding]:
+    with Bar(f"episodes of {member.name}", console) as bar:
+        parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
+    reference = None if args.policy is None else _reference(args.policy, args.statistics_key, member.name)
+    notes = [Finding("files", "note", note) for note in notes_of(parts.values())]
+    return [*notes, *examine(Patient(member.recipe, tuple(parts.values()), table), reference)]
+
+
+def _reference(policy: str, key: str | None, name: str) -> dict[str, Any]:
+    """What a checkpoint learned: its statistics of one dataset."""
+    from vla_robot.policy.openvla.checkpoint import Checkpoint
+
+    statistics = dict(Checkpoint.read(_checkpoint_folder(policy)).config.norm_stats)
+    wanted = key or (name if name in statistics else next(iter(statistics)) if len(statistics) == 1 else name)
+    if wanted not in statistics:
+        raise DataError(unknown("statistics key", wanted, statistics, "Name one with --statistics-key."))
+    return dict(statistics[wanted])
+
+
+def _checkpoint_folder(policy: str) -> Path:
+    """A folder is its own checkpoint; a recipe names one."""
+    from vla_robot.recipe import read
+    from vla_robot.recipe.policy import PolicyRecipe
+
+    path = find("policies", policy)
+    if path.is_dir():
+        return path
+    recipe = read(PolicyRecipe, path)
+    if recipe.checkpoint is None:
+        raise DataError(f"{path} has no checkpoint, and so no statistics to compare with.")
+    return recipe.checkpoint
+
+
+def _replay(member: Member, args: DataDoctorArgs, console: Terminal) -> Iterator[Finding]:
+    """Recorded actions do in the simulator what they did: units, frame, gripper sign and rate are right."""
+    demos = open_demos(member.location)
+    episodes = [episode for episode in demos.episodes if episode.seed is not None and episode.success][: args.replays]
+    if not episodes:
+        text = "no episode says its seed and that it succeeded, so none can be replayed"
+        yield Finding("replay", "note", text, "record with `vla record`, which stores both")
+        return
+    assert args.env is not None
+    done = 0
+    with open_world(find("envs", args.env)) as world, Bar("episodes replayed", console) as bar:
+        for number, episode in enumerate(episodes, start=1):
+            done += succeeds_again(world, demos, episode)
+            bar.update(number, len(episodes))
+    text = f"{done} of {len(episodes)} episodes that succeeded succeed again from their seeds in '{args.env}'"
+    if done >= REPLAYS_TO_SUCCEED * len(episodes):
+        yield Finding("replay", "fine", text)
+    else:
+        fix = "compare units, frame, gripper sign and rate with the world's, and the simulator's version"
+        yield Finding("replay", "problem", text, fix)
+
+
+def succeeds_again(world: World, demos: Demos, episode: DemoEpisode) -> bool:
+    """Give the world what the arm was given; whether the task's success test holds at the end."""
+    actions = demos.actions if demos.executed is None else demos.executed
+    assert episode.seed is not None
+    world.reset(episode.seed)
+    for action in actions[episode.start : episode.stop]:
+        result = world.step(action)
+        if result.terminated or result.truncated:
+            return bool(result.success)
+    return False
+
+
+def _print(member: Member, findings: list[Finding], console: Terminal) -> None:
+    console.print(f"{member.name}: {member.location}", soft_wrap=True)
+    for finding in findings:
+        console.print(f"  {SIGNS[finding.verdict]} ", end="", markup=True)
+        console.print(f"{finding.check}: {finding.text}", soft_wrap=True)
+        if finding.fix:
+            console.print(f"      fix: {finding.fix}", soft_wrap=True)

@@ -1,0 +1,72 @@
+"""`vla data questions`: scenes of a world as questions with answers, so that a policy keeps its language."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from vla_robot.cli.common.progress import Bar
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.common.cli_common import option, short_path
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.image import resize
+from vla_robot.core.ports import World
+from vla_robot.core.seeds import seed_problem
+from vla_robot.data.cube_questions import ask_about_cubes
+from vla_robot.data.questions import QuestionWriter, Split
+
+
+@dataclass(frozen=True)
+class QuestionsArgs:
+    """Questions about the cubes on a world's table, answered from the simulator's truth."""
+
+    out: Annotated[Path, option("FOLDER")]
+    """a new folder: train.jsonl, held_out.jsonl and images/"""
+    env: Annotated[str, option("ENV")] = "lift_some"
+    """a world with red, green and blue cubes, by name or path"""
+    scenes: Annotated[int, option("N")] = 400
+    """scenes to learn from"""
+    held_out: Annotated[int, option("N")] = 100
+    """scenes that only measure; their seeds follow"""
+    seed: Annotated[int, option("SEED")] = 0
+    """of the first scene; the k-th has SEED + k"""
+    image_size: Annotated[int, option("PX")] = 84
+    """edge of the stored frames: the input size of the policy that will learn"""
+
+    def __post_init__(self) -> None:
+        if min(self.scenes, self.held_out, self.image_size) < 1:
+            raise RecipeError(
+                f"--scenes {self.scenes} --held-out {self.held_out} --image-size {self.image_size}: at least 1 of each."
+            )
+        if problem := seed_problem(self.seed, self.scenes + self.held_out):
+            raise RecipeError(f"--seed {self.seed}: {problem}.")
+
+
+def data_questions(args: QuestionsArgs) -> int:
+    """Make them.
+
+    Raises:
+        VlaError: the world cannot be built or has no such cubes, or the folder is taken.
+    """
+    from vla_robot.cli.build import open_world
+    from vla_robot.recipe import find
+
+    total = args.scenes + args.held_out
+    with (
+        QuestionWriter(args.out) as writer,
+        open_world(find("envs", args.env), privileged=True) as world,
+        Bar("scenes", Terminal()) as bar,
+    ):
+        for number in range(total):
+            _write_scene(writer, world, "train" if number < args.scenes else "held_out", args.seed + number, args)
+            bar.update(number + 1, total)
+    say(f"{short_path(args.out)} holds questions about {total} scenes.")
+    say('Next: a table [questions] with folder = "..." in a recipe for `vla finetune`.')
+    return 0
+
+
+def _write_scene(writer: QuestionWriter, world: World, split: Split, seed: int, args: QuestionsArgs) -> None:
+    seen = world.reset(seed)
+    images = {name: resize(image, args.image_size, args.image_size) for name, image in seen.images.items()}
+    writer.write(split, seed, images, ask_about_cubes(seed, seen.privileged))

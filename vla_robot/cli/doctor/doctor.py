@@ -1,0 +1,288 @@
+"""`vla doctor`: does this computer have what it takes, and what to do about what it lacks.
+
+Every check is one function that returns findings; add one to CHECKS. A check never raises: what it cannot find out is
+a finding too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from vla_robot.cli.common.cli_common import EXIT_FAILED, option
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.core.host.optional import installed
+
+Verdict = Literal["ok", "warn", "fail"]
+
+MIN_MEMORY_GB = 4.0
+MIN_DISK_GB = 2.0
+RENDER_TIMEOUT_S = 60.0
+
+_MARKS: dict[Verdict, str] = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]fail[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: what was looked at.
+        seen: what is there.
+        verdict: "ok"; "warn", something works less well; "fail", something will not work.
+        fix: what to do, or an empty string.
+    """
+
+    name: str
+    seen: str
+    verdict: Verdict = "ok"
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class DoctorArgs:
+    """Look at Python, packages, rendering, GPU, memory and disk; exit status 1 when something will not work."""
+
+    robot: Annotated[str | None, option("ENV")] = None
+    """look at this real arm instead, by its recipe, or at the address of its bridge; nothing is moved"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the findings to this file"""
+
+
+def main(args: DoctorArgs) -> int:
+    """Print one table and what to do next."""
+    findings = _examine(args.robot)
+    Terminal().print(_table(findings))
+    if args.json:
+        _write_json(args.json, findings)
+    failed = [f for f in findings if f.verdict == "fail"]
+    ready = (
+        f"vla bridge {args.robot} --dry-run" if args.robot and "://" not in args.robot else "vla run launch/lift.toml"
+    )
+    say(f"\n{_advice(findings, ready)}")
+    return EXIT_FAILED if failed else 0
+
+
+def _examine(robot: str | None) -> list[Finding]:
+    if robot is None:
+        return examine()
+    from vla_robot.cli.doctor.robot import examine_robot
+
+    return examine_robot(robot)
+
+
+def examine() -> list[Finding]:
+    """Every finding, in the order of CHECKS."""
+    return [finding for check in CHECKS for finding in check()]
+
+
+def check_python() -> Iterable[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    if sys.version_info[:2] == (3, 12):
+        yield Finding("Python", version)
+    else:
+        yield Finding("Python", version, "fail", "Python 3.12 is needed: `make setup` finds or explains it.")
+
+
+def check_extras() -> Iterable[Finding]:
+    """One line an extra: all there, or which package is not."""
+    for extra, packages in EXTRAS.items():
+        versions = {package: installed(package) for package in packages}
+        missing = [package for package, version in versions.items() if version is None]
+        if missing:
+            fix = f"`make setup`, or pip install 'vla_robot[{extra}]' when {EXTRA_USES[extra]} is wanted."
+            yield Finding(f"[{extra}]", f"missing: {', '.join(missing)}", "warn", fix)
+        else:
+            yield Finding(f"[{extra}]", ", ".join(f"{p} {v}" for p, v in versions.items()))
+
+
+def check_clashes() -> Iterable[Finding]:
+    """Versions that install together and then fail; each rule was met."""
+    clashes = [finding for rule in CLASHES if (finding := rule())]
+    yield from clashes or [Finding("version clashes", "none of the known ones")]
+
+
+def check_rendering() -> Iterable[Finding]:
+    """Render frames in a process of its own: a broken GL driver kills the process that touches it."""
+    if installed("mujoco") is None:
+        return
+    command = [sys.executable, "-m", "vla_robot.cli.doctor.render_probe"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=RENDER_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        yield Finding("rendering", f"no frame within {RENDER_TIMEOUT_S:g} s", "fail", _GL_FIX)
+        return
+    if done.returncode == 0:
+        backend, frame_ms = done.stdout.split()[-2:]
+        yield Finding("rendering", f"{backend}, {frame_ms} ms for a small frame")
+    else:
+        lines = done.stderr.strip().splitlines() or [f"the process ended with status {done.returncode}"]
+        yield Finding("rendering", lines[-1], "fail", _GL_FIX)
+
+
+def check_gpu() -> Iterable[Finding]:
+    """nvidia-smi rather than torch: it answers in a tenth of the time and works without torch."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        yield Finding("GPU", "none; the small policies and the simulators run on the CPU")
+        return
+    yield Finding("GPU", "; ".join(done.stdout.strip().splitlines()))
+
+
+def check_machine() -> Iterable[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    fix = "World and policy share one core; episodes take about twice as long."
+    yield Finding("CPU cores", str(cores)) if cores >= 2 else Finding("CPU cores", str(cores), "warn", fix)
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    verdict: Verdict = "ok" if memory_gb >= MIN_MEMORY_GB else "warn"
+    fix = "" if verdict == "ok" else f"At least {MIN_MEMORY_GB:g} GB are comfortable for a world and a policy."
+    yield Finding("memory", f"{memory_gb:.1f} GB", verdict, fix)
+
+
+def check_disk() -> Iterable[Finding]:
+    """`vla run` writes to ./runs."""
+    free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
+    verdict: Verdict = "ok" if free_gb >= MIN_DISK_GB else "warn"
+    fix = "" if verdict == "ok" else "Recordings and checkpoints need more; remove old folders of runs/."
+    yield Finding("free disk", f"{free_gb:.0f} GB", verdict, fix)
+    target = Path("runs") if Path("runs").is_dir() else Path.cwd()
+    try:
+        with tempfile.TemporaryFile(dir=target):
+            yield Finding("runs/ can be written", str(target.resolve()))
+    except OSError as error:
+        yield Finding("runs/ can be written", str(error), "fail", "Work in a folder of yours, or use --out FOLDER.")
+
+
+CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
+    check_python,
+    check_extras,
+    check_clashes,
+    check_rendering,
+    check_gpu,
+    check_machine,
+    check_disk,
+)
+
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "sim": ("mujoco", "robosuite", "mink", "gymnasium"),
+    "policy": ("torch", "transformers", "timm", "safetensors", "tokenizers"),
+    "data": ("lerobot", "datasets", "pyarrow"),
+    "learn": ("accelerate", "peft"),
+    "report": ("av", "matplotlib"),
+    "arm": ("lerobot", "feetech-servo-sdk", "pyserial"),
+}
+
+EXTRA_USES = {
+    "sim": "a simulator",
+    "policy": "a learned policy",
+    "data": "recording or reading datasets",
+    "learn": "fine-tuning",
+    "report": "videos and reports",
+    "arm": "a real arm",
+}
+
+_GL_FIX = (
+    "Without a display: sudo apt install libegl1 libgl1 (MUJOCO_GL=egl), or libosmesa6 and MUJOCO_GL=osmesa. "
+    "In a container, give it those libraries too."
+)
+
+
+def _clash_numpy() -> Finding | None:
+    if _version("numpy") < (2,):
+        return Finding(
+            "numpy", str(installed("numpy")), "fail", "lerobot needs numpy 2: uv pip install 'numpy>=2,<2.3'"
+        )
+    return None
+
+
+def _clash_mujoco() -> Finding | None:
+    version = _version("mujoco")
+    if installed("robosuite") and version and version[:2] != (3, 3):
+        fix = "robosuite 1.5.1 asserts on newer MuJoCo: uv pip install 'mujoco==3.3.*'"
+        return Finding("mujoco + robosuite", str(installed("mujoco")), "fail", fix)
+    return None
+
+
+def _clash_robosuite() -> Finding | None:
+    version = _version("robosuite")
+    if version and version != (1, 5, 1):
+        fix = "1.5.2 pins mink 0.0.5, which wants numpy 1: uv pip install robosuite==1.5.1"
+        return Finding("robosuite", str(installed("robosuite")), "fail", fix)
+    return None
+
+
+def _clash_mink() -> Finding | None:
+    if installed("robosuite") and _version("mink") >= (1,):
+        return Finding("mink + robosuite", str(installed("mink")), "fail", "uv pip install 'mink<1'")
+    return None
+
+
+def _clash_transformers() -> Finding | None:
+    version = _version("transformers")
+    if version and version < (5, 4):
+        fix = "uv pip install 'transformers>=5.4,<6'"
+        return Finding("transformers", str(installed("transformers")), "fail", fix)
+    return None
+
+
+def _clash_opencv() -> Finding | None:
+    builds = [f"{n} {v}" for n in ("opencv-python", "opencv-python-headless") if (v := installed(n))]
+    if len(builds) == 2:
+        fix = (
+            "Both own the folder cv2. Keep one: uv pip uninstall opencv-python, then reinstall opencv-python-headless."
+        )
+        return Finding("OpenCV twice", " and ".join(builds), "warn", fix)
+    return None
+
+
+CLASHES: tuple[Callable[[], Finding | None], ...] = (
+    _clash_numpy,
+    _clash_mujoco,
+    _clash_robosuite,
+    _clash_mink,
+    _clash_transformers,
+    _clash_opencv,
+)
+
+
+def _version(distribution: str) -> tuple[int, ...]:
+    """The leading numbers of an installed version; empty when it is absent, which is below every version."""
+    leading = re.match(r"\d+(\.\d+)*", installed(distribution) or "")
+    return tuple(int(part) for part in leading.group().split(".")) if leading else ()
+
+
+def _table(findings: Iterable[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "what", "seen", "fix"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        table.add_row(Text.from_markup(_MARKS[finding.verdict]), finding.name, finding.seen, finding.fix)
+    return table
+
+
+def _advice(findings: Iterable[Finding], ready: str) -> str:
+    counts = {v: sum(f.verdict == v for f in findings) for v in ("fail", "warn")}
+    if counts["fail"]:
+        return f"{counts['fail']} must be fixed first, {counts['warn']} to know about. Next: follow the fixes above."
+    if counts["warn"]:
+        return f"Everything needed works; {counts['warn']} to know about. Next: `{ready}`."
+    return f"All is well. Next: `{ready}`."
+
+
+def _write_json(path: Path, findings: Iterable[Finding]) -> None:
+    from vla_robot.cli.common.json_out import write_json
+
+    write_json(path, "doctor", rows=[], findings=[vars(f) for f in findings])

@@ -1,0 +1,277 @@
+"""`vla doctor --robot`: is this arm fit to move? It is looked at, and gets neither torque nor a goal.
+
+With a recipe the arm's own computer looks at its port, motors, calibration, cameras and limits; with an address, a
+bridge that runs is asked how it stands.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vla_robot.cli.build import build_limits, connect_robot
+from vla_robot.cli.doctor.doctor import Finding, Verdict
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S
+from vla_robot.core.errors import RecipeError, VlaError
+from vla_robot.recipe import find, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.robot import RobotRecipe
+
+if TYPE_CHECKING:
+    from vla_robot.world.real.arm_model import ArmModel
+    from vla_robot.world.real.camera_stamps import Frame
+    from vla_robot.world.real.lerobot_camera import LerobotCamera
+    from vla_robot.world.real.lerobot_device import LerobotDevice
+
+OLD_CALIBRATION_DAYS = 90
+CAMERA_LOOK_S = 1.0
+CAMERA_OLD_MS = 100.0
+MANY_OFFSET_MS = 5.0
+MIN_VOLTAGE_SHARE = 0.9
+WARM_SHARE = 0.85
+"""Of the temperature that stops the arm."""
+
+
+def examine_robot(robot: str) -> list[Finding]:
+    """Every finding about an arm, by its recipe or its bridge's address.
+
+    Raises:
+        RecipeError: no such recipe, or it is one of a simulation.
+    """
+    if "://" in robot:
+        return list(_safely("bridge", lambda: check_bridge(robot)))
+    path = find("envs", robot)
+    recipe = read(EnvRecipe, path)
+    if recipe.robot is None:
+        raise RecipeError(f"{path} is a simulation; `vla doctor` alone looks at what that needs.")
+    return [Finding("recipe", str(path)), *_safely("arm", lambda: _examine_arm(recipe)), *_examine_cameras(recipe)]
+
+
+def check_bridge(address: str) -> Iterator[Finding]:
+    """What a bridge that runs says of itself; it must have no controller."""
+    with connect_robot(address) as robot:
+        status, offset = robot.status(), robot.offset
+        seen = f"{status['mode']}: {status['reason']}" + (", dry run" if status.get("dry_run") else "")
+        fix = "" if status["mode"] != "stopped" else "Mend what it says; the next controller arms it."
+        yield Finding("bridge", seen, "ok" if status["mode"] != "stopped" else "fail", fix)
+        embodiment = robot.embodiment
+        cameras = ", ".join(c.name for c in embodiment.cameras) or "none"
+        yield Finding("arm", f"{embodiment.name} at {embodiment.rate_hz:g} Hz, cameras {cameras}")
+        ahead_ms, bound_ms = offset.offset_ns / NS_PER_MS, offset.bound_ns / NS_PER_MS
+        fix = "The network is slow: a cable, or the same room." if bound_ms > MANY_OFFSET_MS else ""
+        yield Finding("clock offset", f"{ahead_ms:.2f} ms, known to {bound_ms:.2f} ms", "warn" if fix else "ok", fix)
+        missed = status["counts"]["missed_ticks"]
+        yield Finding("missed ticks", str(missed), "warn" if missed else "ok", "Too much runs there." if missed else "")
+
+
+def _examine_arm(recipe: EnvRecipe) -> Iterator[Finding]:
+    from vla_robot.world.real.arm_model import ArmModel
+    from vla_robot.world.real.lerobot_device import LerobotDevice
+
+    assert recipe.robot is not None and recipe.scene is not None  # EnvRecipe requires them for this kind
+    model = ArmModel(recipe.scene)
+    yield from _safely("limits", lambda: check_limits(recipe, model))
+    device = LerobotDevice(recipe.robot, model.names, recipe.limits.max_joint_step_rad)
+    yield check_step(recipe, device)
+    yield check_calibration_file(device)
+    yield check_port(device.port)
+    try:
+        device.open_quietly()
+        yield from check_motors(recipe.robot, device)
+        yield check_calibration(device)
+        yield check_pose(model, device)
+    finally:
+        device.close()
+
+
+def check_port(port: str) -> Finding:
+    """Whether another program talks to it already: two at once garble each other's packets."""
+    users = _users_of(port)
+    if users:
+        return Finding("port", f"{port}, in use by process {', '.join(users)}", "fail", "End that program first.")
+    return Finding("port", port)
+
+
+def check_motors(robot: RobotRecipe, device: LerobotDevice) -> Iterator[Finding]:
+    health = device.health()
+    usual_v = float(np.median([h.voltage_v for h in health.values()]))
+    for name, motor in health.items():
+        seen = f"{motor.temperature_c:g} °C, {motor.voltage_v:.1f} V"
+        if motor.faults:
+            yield Finding(f"motor {name}", f"{seen}, reports: {', '.join(motor.faults)}", "fail", _MOTOR_FIX)
+        elif motor.temperature_c > robot.max_temperature_c:
+            yield Finding(f"motor {name}", seen, "fail", f"Let it cool below {robot.max_temperature_c:g} °C.")
+        elif motor.temperature_c > WARM_SHARE * robot.max_temperature_c:
+            yield Finding(f"motor {name}", seen, "warn", "Warm: let it rest between episodes.")
+        elif motor.voltage_v < MIN_VOLTAGE_SHARE * usual_v:
+            yield Finding(f"motor {name}", seen, "warn", f"The others have {usual_v:.1f} V: look at its cable.")
+        else:
+            yield Finding(f"motor {name}", seen)
+
+
+def check_calibration_file(device: LerobotDevice) -> Finding:
+    file = device.calibration_file
+    if not file.is_file():
+        return Finding("calibration", f"no file {file}", "fail", device.calibrate_command)
+    days = (time.time() - file.stat().st_mtime) / 86400
+    if days > OLD_CALIBRATION_DAYS:
+        return Finding("calibration", f"{days:.0f} days old: {file}", "warn", "Do it anew if a horn was ever loosened.")
+    return Finding("calibration", f"{days:.0f} days old: {file}")
+
+
+def check_calibration(device: LerobotDevice) -> Finding:
+    if device.matches_calibration():
+        return Finding("calibration in the motors", "as in the file")
+    return Finding("calibration in the motors", "differs from the file", "fail", device.calibrate_command)
+
+
+def check_pose(model: ArmModel, device: LerobotDevice) -> Finding:
+    """Joints far outside of the model's ranges were calibrated in another pose than the middle."""
+    joints, _ = device.read()
+    beyond = np.maximum(model.low - joints, joints - model.high)
+    worst = int(beyond.argmax())
+    seen = ", ".join(f"{n} {math.degrees(a):.0f}°" for n, a in zip(model.names, joints, strict=True))
+    if beyond[worst] > math.radians(5):
+        fix = f"{model.names[worst]} is {math.degrees(beyond[worst]):.0f}° out of range: {device.calibrate_command}"
+        return Finding("pose", seen, "fail", fix)
+    return Finding("pose", seen)
+
+
+def check_limits(recipe: EnvRecipe, model: ArmModel) -> Iterator[Finding]:
+    """What is kept, and whether home lies within it."""
+    from vla_robot.world.real.lerobot_arm import arm_embodiment, home_joints, workspace
+
+    build_limits(arm_embodiment(recipe, model), recipe)
+    limits = recipe.limits
+    low, high = workspace(recipe)
+    speed = limits.max_speed_m_s or recipe.max_step_m * recipe.rate_hz
+    fix = "" if limits.workspace_low and limits.workspace_high else "Give workspace_low and workspace_high in [limits]."
+    seen = f"workspace {_corner(low)} to {_corner(high)} m, {speed:g} m/s, {recipe.rate_hz:g} Hz"
+    yield Finding("limits", seen, "warn" if fix else "ok", fix)
+    home = home_joints(recipe, model)
+    if home is None:
+        yield Finding("home", "none: episodes begin where the arm is")
+        return
+    tool = model.pose(home)[0]
+    inside = bool(((tool >= low) & (tool <= high)).all())
+    fix = "" if inside else "Widen the workspace, or change [robot.home_deg]."
+    yield Finding("home", f"tool at {_corner(tool)} m", "ok" if inside else "fail", fix)
+
+
+def check_step(recipe: EnvRecipe, device: LerobotDevice) -> Finding:
+    ours_deg, theirs_deg = math.degrees(recipe.limits.max_joint_step_rad), device.limited_to_deg
+    agree = math.isclose(ours_deg, theirs_deg, rel_tol=1e-6)
+    seen = f"{ours_deg:.1f}° a joint, lerobot's max_relative_target {theirs_deg:.1f}°"
+    return Finding("largest step", seen, "ok" if agree else "fail", "" if agree else "They must be one number.")
+
+
+def _examine_cameras(recipe: EnvRecipe) -> Iterator[Finding]:
+    from vla_robot.world.real.lerobot_camera import camera_clock_offset_ns
+
+    assert recipe.robot is not None
+    for source in sorted({c.source for c in recipe.cameras if c.source}):
+        yield from _safely(f"camera {source}", lambda source=source: _check_camera(recipe, source))
+    if recipe.cameras:
+        offset_ms = camera_clock_offset_ns() / NS_PER_MS
+        fix = "" if abs(offset_ms) < MANY_OFFSET_MS else "Frames would be taken for too old or too new on this system."
+        yield Finding("camera clock offset", f"{offset_ms:.3f} ms from ours", "fail" if fix else "ok", fix)
+
+
+def _check_camera(recipe: EnvRecipe, source: str) -> Iterator[Finding]:
+    from vla_robot.world.real.lerobot_camera import LerobotCamera
+
+    assert recipe.robot is not None
+    camera = LerobotCamera(source, recipe.robot.cameras[source])
+    try:
+        frames = _watch(camera)
+        age_ms = (time.monotonic_ns() - frames[-1].stamp_ns) / NS_PER_MS
+        moment = camera.moment()
+    finally:
+        camera.close()
+    seen, verdict, fix = judge_camera(frames, moment, age_ms, recipe.rate_hz)
+    yield Finding(f"camera {source}", seen, verdict, fix)
+
+
+def judge_camera(frames: Sequence[Frame], moment: str, age_ms: float, needed_hz: float) -> tuple[str, Verdict, str]:
+    """What is seen, the verdict, and what to do.
+
+    Args:
+        frames: those of CAMERA_LOOK_S, and the one before them.
+        moment: what the driver's stamps stand for, in words; "" where it is not known.
+        age_ms: of the newest frame, when it was looked at.
+        needed_hz: the arm's rate.
+    """
+    height, width, _ = frames[-1].image.shape
+    rate_hz = (len(frames) - 1) / CAMERA_LOOK_S
+    seen = f"{width}x{height} at {rate_hz:.0f} Hz, {_whose_stamps(frames, moment)}, newest frame {age_ms:.0f} ms old"
+    if rate_hz < 0.8 * needed_hz:
+        return seen, "warn", f"The arm runs at {needed_hz:g} Hz: a smaller picture, fourcc MJPG, or more light."
+    if age_ms > CAMERA_OLD_MS:
+        return seen, "warn", "Frames lie in a queue: another port, or another backend."
+    if any(frame.fault for frame in frames):
+        return seen, "warn", _STAMP_FIX
+    return seen, "ok", ""
+
+
+def _watch(camera: LerobotCamera) -> list[Frame]:
+    """The frames of CAMERA_LOOK_S, in the order in which they came, and the one before them."""
+    frames = [camera.newest()]
+    end_ns = time.monotonic_ns() + round(CAMERA_LOOK_S * NS_PER_S)
+    while time.monotonic_ns() < end_ns:
+        frame = camera.newest()
+        if frame.stamp_ns != frames[-1].stamp_ns:
+            frames.append(frame)
+        time.sleep(0.002)
+    return frames
+
+
+def _whose_stamps(frames: Sequence[Frame], moment: str) -> str:
+    """And what their age leaves out."""
+    at_arrival = [frame for frame in frames if frame.stamped_by == "arrival"]
+    if at_arrival:
+        some = f"{len(at_arrival)} of {len(frames)} frames " if len(at_arrival) < len(frames) else ""
+        why = next((frame.fault for frame in at_arrival if frame.fault), "no driver tells more")
+        return f"{some}stamped at arrival, which leaves out exposure and transfer: {why}"
+    lead_ms = float(np.median([frame.arrived_ns - frame.stamp_ns for frame in frames])) / NS_PER_MS
+    when = f"{moment}, {lead_ms:.0f}" if moment else f"{lead_ms:.0f}"
+    return f"stamped by the driver {when} ms before it came"
+
+
+def _safely(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What a check cannot find out is a finding too."""
+    try:
+        yield from check()
+    except VlaError as error:
+        yield Finding(name, str(error), "fail", "See what it says.")
+
+
+def _users_of(port: str) -> list[str]:
+    """Ids of other processes that hold the port open; Linux only, empty elsewhere."""
+    target = os.path.realpath(port)
+    users: list[str] = []
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        if folder.parent.name == str(os.getpid()):
+            continue
+        try:
+            held = any(os.path.realpath(link) == target for link in folder.iterdir())
+        except OSError:  # it ended, or is somebody else's
+            continue
+        users += [folder.parent.name] if held else []
+    return users
+
+
+def _corner(point: np.ndarray) -> str:
+    return "(" + ", ".join(f"{value:.2f}" for value in point) + ")"
+
+
+_MOTOR_FIX = "Switch its supply off, free the joint, let it cool, switch it on."
+_STAMP_FIX = (
+    "With uvcvideo, clock in /sys/module/uvcvideo/parameters/ should be CLOCK_MONOTONIC, and hwtimestamps 0; then plug "
+    "the camera in again."
+)

@@ -1,0 +1,4 @@
+"""`vla eval`: success with its interval.
+
+It may import every room. What a program could want without a command line belongs to the rooms below.
+"""

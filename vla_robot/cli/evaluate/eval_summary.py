@@ -1,0 +1,67 @@
+"""What `vla eval` says: its lines, its table, and the command that goes on."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
+
+from vla_robot.cli.common.cli_common import short_path
+from vla_robot.cli.run.progress_view import episode_line
+from vla_robot.evaluate.evaluation import Comparison, Evaluation, Score, Trial
+
+if TYPE_CHECKING:
+    from vla_robot.cli.evaluate.evaluate import EvaluateArgs
+
+
+def trial_line(trial: Trial, number: int, of: int) -> Text:
+    """The line of an episode, and what the policy was told where the world says something else."""
+    line = episode_line(trial.result, number, of)
+    return line if trial.instruction == trial.task else line.append(f"  “{trial.instruction}”", style="dim")
+
+
+def score_table(evaluation: Evaluation) -> Table:
+    """A row for each policy and language; columns that would be empty are left out."""
+    scores = evaluation.scores
+    languages, errors = len(evaluation.languages) > 1 or scores[0].language != "plain", any(s.errors for s in scores)
+    misdirected = any(score.language == "wrong-object" for score in scores)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("policy", overflow="fold")
+    if languages:
+        table.add_column("language", no_wrap=True)
+    columns = ["succeeded", "rate", "95 %\ninterval", "wrong\nobject"]
+    columns += ["did as\ntold"] * misdirected + ["errors"] * errors + ["median\nsteps"]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for score in scores:
+        cells = [score.policy, *[score.language] * languages, *_numbers(score)]
+        cells += [str(score.followed) if score.language == "wrong-object" else "–"] * misdirected
+        cells += [str(score.errors)] * errors
+        table.add_row(*cells, "–" if score.median_steps is None else f"{score.median_steps:.0f}")
+    return table
+
+
+def _numbers(score: Score) -> list[str]:
+    low, high = score.interval
+    rate = "–" if score.rate is None else f"{score.rate:.0%}"
+    return [f"{score.successes} of {score.count}", rate, f"{low:.0%} to {high:.0%}", str(score.wrong)]
+
+
+def in_words(c: Comparison) -> str:
+    """A comparison as a sentence."""
+    return (
+        f"\n{c.policy} against {c.baseline}, seeds of both {c.paired}: {c.only_policy} solved by {c.policy} alone, "
+        f"{c.only_baseline} by {c.baseline} alone; McNemar's exact test p = {c.p:.2g}"
+    )
+
+
+def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
+    """The command line that goes on in this folder, or shows again what is in it."""
+    words = ["vla", "eval", "--env", args.env, "--policy", *args.policy]
+    words += ["--episodes", str(args.episodes), "--seed", str(args.seed)]
+    if args.language != ("plain",):
+        words += ["--language", *args.language]
+    return shlex.join([*words, "--out", short_path(folder)])

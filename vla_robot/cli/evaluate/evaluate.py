@@ -1,0 +1,277 @@
+"""`vla eval`: the scores of policies on the same seeds, with intervals, in plain words and in others."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Any
+
+from vla_robot.cli.build import build_guard, build_policy, open_world
+from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
+from vla_robot.cli.common.interrupt import stop_on_interrupt
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.evaluate.eval_summary import as_asked_for, in_words, score_table, trial_line
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import DataError, RecipeError
+from vla_robot.core.ports import Policy
+from vla_robot.core.seeds import seed_problem
+from vla_robot.evaluate.eval_wrappers import ReplaceableWorld
+from vla_robot.evaluate.evaluation import Evaluation, Examiner, Question, Trial, questions
+from vla_robot.evaluate.evaluation_report import write_evaluation
+from vla_robot.evaluate.instruction_variants import Language, Words, words_for
+from vla_robot.evaluate.runner import new_run_folder
+from vla_robot.evaluate.trial_log import TrialLog
+from vla_robot.evaluate.video_selection import Filming, Videos
+from vla_robot.evaluate.worker_pool import in_parallel
+from vla_robot.recipe import dump, find, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.policy_source import PolicySource, find_policy
+from vla_robot.record.collect import WithoutTruth
+from vla_robot.serve.policy.shared_policy import SharedPolicy
+
+MOST_WORKERS = 8
+"""More are used only when asked for: each holds a simulator, which grows to a gigabyte."""
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """Score policies in closed loop, all on the same seeds. The same command with the same --out goes on."""
+
+    env: Annotated[str, option("ENV")]
+    """the world, by name or path"""
+    policy: Annotated[tuple[str, ...], option("POLICY ...")]
+    """who drives, by name or path; several are compared on the same seeds, with the first as the baseline"""
+    episodes: Annotated[int, option("N")] = 50
+    """episodes of each policy in each language"""
+    seed: Annotated[int, option("SEED")] = 10_000
+    """the first episode's seed; the k-th has SEED + k. Training data should use others"""
+    language: Annotated[tuple[Language, ...], option("LANGUAGE ...")] = ("plain",)
+    """how the task is said: plain, none, paraphrase, wrong-object; docs/evaluate.md explains them"""
+    workers: Annotated[int | None, option("N")] = None
+    """worlds at once, each in a process of its own; by default one a core, at most 8"""
+    videos: Videos = "failures"
+    """which episodes are filmed; "failures" are shown with three successes beside them"""
+    out: Annotated[Path | None, option("FOLDER")] = None
+    """where report, videos and finished episodes go; by default a new folder runs/eval-<time>"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise RecipeError(f"--episodes {self.episodes}: at least 1.")
+        if problem := seed_problem(self.seed, self.episodes):
+            raise RecipeError(f"--seed {self.seed}: {problem}.")
+        if not self.policy:
+            raise RecipeError("--policy names nobody. `vla list policies` shows who there is.")
+        if self.workers is not None and self.workers < 1:
+            raise RecipeError(f"--workers is {self.workers}; at least 1 is needed.")
+        for name, values in (("--policy", self.policy), ("--language", self.language)):
+            if len(set(values)) != len(values) or not values:
+                raise RecipeError(f"{name} {' '.join(values)}: each once, and at least one.")
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.episodes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be driven, with every name resolved.
+
+    Attributes:
+        env_path: the world's recipe.
+        env: what stands in it.
+        policies: name in the report -> who.
+        words: language -> how the task is said.
+        seeds: of each policy in each language.
+        folder: of the evaluation.
+    """
+
+    env_path: Path
+    env: EnvRecipe
+    policies: dict[str, PolicySource]
+    words: dict[Language, Words]
+    seeds: range
+    folder: Path
+
+    def header(self) -> dict[str, Any]:
+        """What must be the same for a command to go on where another was stopped."""
+        return {
+            "world": {self.env_path.stem: hashlib.sha256(dump(self.env).encode()).hexdigest()[:16]},
+            "policies": {name: source.mark() for name, source in self.policies.items()},
+            "languages": list(self.words),
+            "seed": self.seeds.start,
+            "episodes": len(self.seeds),
+        }
+
+    def evaluation(self, log: TrialLog) -> Evaluation:
+        """What came of it so far."""
+        trials = tuple(log.trials.values())
+        names, languages = tuple(self.policies), tuple(self.words)
+        return Evaluation(self.env_path.stem, names, languages, self.seeds, trials, log.started_at)
+
+
+def plan(args: EvaluateArgs) -> Plan:
+    """Resolve a command line, before any process starts.
+
+    Raises:
+        RecipeError: a name leads nowhere, or the world has no words for a language.
+    """
+    env_path = find("envs", args.env)
+    env = read(EnvRecipe, env_path)
+    policies = _named([find_policy(name) for name in args.policy])
+    words: dict[Language, Words] = {language: words_for(env, language) for language in args.language}
+    folder = args.out or new_run_folder(Path("runs"), "eval-")
+    return Plan(env_path, env, policies, words, args.seeds, folder)
+
+
+def main(args: EvaluateArgs) -> int:
+    """Score; status 0 when every episode was driven to an end, whatever the score.
+
+    Raises:
+        VlaError: something is wrong with a recipe, the world, a policy or their fit; or with the folder. Finished
+            episodes are kept, and the same command goes on after them.
+    """
+    what = plan(args)
+    say(f"vla eval: {short_path(what.env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
+    with TrialLog(what.folder, what.header(), datetime.now().astimezone().isoformat(timespec="seconds")) as log:
+        filming = Filming(what.folder, args.videos, what.env.rate_hz, log.trials.values())
+        try:
+            _drive(what, log, filming, args.workers or min(MOST_WORKERS, _cores()))
+        except Exception:
+            with contextlib.suppress(DataError):  # a disk that ended the evaluation refuses its report as well
+                _report(args, what, what.evaluation(log))
+            raise
+        evaluation = what.evaluation(log)
+        _report(args, what, evaluation)
+    if evaluation.trials:
+        say(f"Next: {_next(args, what, evaluation)}")
+    return _status(evaluation)
+
+
+def _report(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> None:
+    """Print and write what came of the finished episodes."""
+    if evaluation.trials:
+        console = Terminal()
+        console.print(score_table(evaluation))
+        for comparison in evaluation.comparisons:
+            console.print(in_words(comparison), soft_wrap=True)
+        report = write_evaluation(what.folder, evaluation, as_asked_for(args, what.folder))
+        say(f"\nReport: {report}", flush=True)
+    else:
+        say("No episode was finished.")
+    if args.json:
+        write_json(args.json, "eval", **evaluation.to_dict())
+
+
+def _drive(what: Plan, log: TrialLog, filming: Filming, num_workers: int) -> None:
+    """Every question that has no answer yet. An episode that ended in an error is driven again."""
+    asked = questions(tuple(what.policies), tuple(what.words), what.seeds)
+    left = [q for q in asked if q not in log.trials or log.trials[q].result.outcome == "error"]
+    if len(left) < len(asked):
+        say(f"  {len(asked) - len(left)} of {len(asked)} episodes are done already", flush=True)
+    if not left:
+        return
+    with stop_on_interrupt() as stop, _worlds(what.env_path, min(num_workers, len(left))) as worlds:
+        session = _Session(what, log, filming, worlds, stop)
+        begun_s = time.monotonic()
+        for name in what.policies:
+            session.examine(name, [question for question in left if question.policy == name])
+        took_s = time.monotonic() - begun_s
+    say(f"\n  {session.driven} episodes in {took_s:.0f} s: {60 * session.driven / took_s:.1f} a minute\n", flush=True)
+
+
+@dataclass
+class _Session:
+    """The worlds are open; one policy after the other is examined in them."""
+
+    what: Plan
+    log: TrialLog
+    filming: Filming
+    worlds: Sequence[ReplaceableWorld]
+    stop: Event
+    driven: int = 0
+
+    def examine(self, name: str, asked: Sequence[Question]) -> None:
+        """Write every trial that comes to its end."""
+        if not asked or self.stop.is_set():
+            return
+        source, embodiment = self.what.policies[name], self.worlds[0].embodiment
+        say(f"\n  {name}: {shown(source)}; {len(self.worlds)} at once", flush=True)
+        with _policies(source, self.what.env, embodiment, len(self.worlds)) as policies:
+            workers = [self._worker(world, policy) for world, policy in zip(self.worlds, policies, strict=True)]
+            with contextlib.closing(in_parallel(workers, asked)) as trials:
+                self._keep(trials, len(asked))
+
+    def _worker(self, world: ReplaceableWorld, policy: Policy) -> Callable[[Question], Trial]:
+        guard = build_guard(world.embodiment.action)
+        examiner = Examiner(world, policy, guard, self.what.words, self.stop.is_set, self.filming.subscribers)
+        return lambda question: self.filming.develop(examiner(question))
+
+    def _keep(self, trials: Iterable[Trial], of: int) -> None:
+        console = Terminal()
+        for number, trial in enumerate(trials, start=1):
+            if not trial.result.finished:
+                return
+            self.log.add(trial)
+            self.driven += 1
+            console.print(trial_line(trial, number, of), soft_wrap=True)
+            if self.filming.failure is not None:
+                raise self.filming.failure
+
+
+@contextlib.contextmanager
+def _worlds(env: Path, count: int) -> Iterator[list[ReplaceableWorld]]:
+    """Worlds that show the simulator's truth, opened all at once: it takes seconds."""
+    worlds = [ReplaceableWorld(partial(open_world, env, privileged=True)) for _ in range(count)]
+    with contextlib.ExitStack() as stack:
+        for world in worlds:
+            stack.callback(world.close)
+        with ThreadPoolExecutor(count) as threads:
+            list(threads.map(ReplaceableWorld.open, worlds))
+        yield worlds
+
+
+@contextlib.contextmanager
+def _policies(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, count: int) -> Iterator[list[Policy]]:
+    """One for each world. Weights are loaded once and answer all worlds; what has none may remember its episode."""
+    if source.recipe.checkpoint is None:
+        policies = [build_policy(source, env, embodiment) for _ in range(count)]
+        yield policies if source.sees_the_truth else [WithoutTruth(policy) for policy in policies]
+        return
+    with SharedPolicy(WithoutTruth(build_policy(source, env, embodiment)), max_batch=count) as shared:
+        yield [shared.seat() for _ in range(count)]
+
+
+def _named(sources: Sequence[PolicySource]) -> dict[str, PolicySource]:
+    """By their names, or by their paths where names repeat: every training ends in a folder 'final'."""
+    counts = Counter(source.name for source in sources)
+    return {source.name if counts[source.name] == 1 else shown(source): source for source in sources}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _next(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> str:
+    """One thing to try."""
+    if not evaluation.complete or any(score.errors for score in evaluation.scores):
+        return f"`{as_asked_for(args, what.folder)}` goes on."
+    return f"`vla run --env {args.env} --policy {args.policy[0]} --episodes 5` shows one in detail, with its timing."
+
+
+def _status(evaluation: Evaluation) -> int:
+    if not evaluation.complete:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if any(score.errors for score in evaluation.scores) else 0

@@ -1,0 +1,183 @@
+"""`vla finetune`: train a policy on demonstrations, from scratch or from another policy. Resumes where it stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, option, short_path
+from vla_robot.cli.common.interrupt import stop_on_interrupt
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.finetune.training_rollouts import Rollouts
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.provenance import row
+from vla_robot.recipe import find, read
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.train.finetune import Progress as Standing
+from vla_robot.train.finetune import Trained, finetune
+from vla_robot.train.parallel.ddp import Ranks
+
+PLAIN_LINE_EVERY = 100
+"""Steps between progress lines where there is no terminal to draw a bar on."""
+
+
+@dataclass(frozen=True)
+class FinetuneArgs:
+    """Train a policy on demonstrations. The same command again goes on where an interrupted one ended."""
+
+    out: Annotated[Path, option("FOLDER")]
+    """the run's folder: checkpoints, metrics.jsonl and the trained policy in FOLDER/final"""
+    recipe: Annotated[str | None, tyro.conf.Positional, option("[RECIPE]")] = None
+    """a launch file with verb = "finetune", by name or path; without one, give --policy and --data or --mixture"""
+    data: Annotated[tuple[str, ...], option("FOLDER[:WEIGHT] ...")] = ()
+    """datasets instead of the recipe's, apart by spaces or commas; of a dataset of weight 2 a frame is drawn twice as
+    often as of one of 1, which is the weight of those that say none"""
+    mixture: Annotated[str | None, option("NAME")] = None
+    """instead of --data, a mixture or one dataset of datasets/, by name or path, read while training"""
+    root: Annotated[Path | None, option("FOLDER")] = None
+    """folder that holds the mixture's datasets"""
+    policy: Annotated[Path | None, option("POLICY")] = None
+    """start from this checkpoint folder instead of the recipe's"""
+    lora_rank: Annotated[int | None, option("RANK")] = None
+    """learn matrices of this rank beside the frozen weights; OpenVLA uses 32, 0 learns all weights"""
+    steps: Annotated[int | None, option("N")] = None
+    """optimiser steps instead of the recipe's"""
+    seed: Annotated[int | None, option("SEED")] = None
+    """seed instead of the recipe's"""
+    tensorboard: bool = False
+    """also write the metrics for TensorBoard, to FOLDER/tensorboard"""
+    wandb: Annotated[str | None, option("PROJECT")] = None
+    """also send the metrics to this project of Weights & Biases; needs `pip install wandb`"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+
+def main(args: FinetuneArgs) -> int:
+    """Train; status 0 when all steps were done.
+
+    Raises:
+        VlaError: the recipe, the data or the start policy is at fault. Checkpoints stay.
+    """
+    path = find("launch", args.recipe) if args.recipe else None
+    recipe = _overridden(read(FinetuneRecipe, path) if path else FinetuneRecipe(), args)
+    source = short_path(path) if path else "the command line"
+    if not recipe.data and not recipe.mixture:
+        raise RecipeError(
+            f"{source} names no data. Record some with `vla record` and give --data FOLDER; or --mixture NAME and "
+            "--root FOLDER for Open-X-Embodiment's."
+        )
+    ranks = Ranks.here()
+    console = Terminal(quiet=not ranks.first)
+    console.print(f"vla finetune: {source} → {args.out}", soft_wrap=True)
+    with _Bar(console) as bar, stop_on_interrupt() as stop:
+        trained = finetune(
+            recipe,
+            args.out,
+            bar.show,
+            should_stop=stop.is_set,
+            on_plan=lambda plan: console.print(f"  {plan}", soft_wrap=True),
+            roll_out=Rollouts(recipe.rollouts, stop.is_set) if recipe.rollouts else None,
+        )
+    if ranks.first:
+        say(_closing(trained, recipe, args.out))
+    if args.json and ranks.first:
+        write_json(args.json, "finetune", rows=_rows(trained))
+    return 0 if trained.steps == recipe.steps else EXIT_INTERRUPTED
+
+
+def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
+    """An option beats the recipe."""
+    names = ("mixture", "root", "policy", "lora_rank", "steps", "seed", "wandb")
+    chosen: dict[str, Any] = {n: v for n in names if (v := getattr(args, n)) is not None}
+    if args.data:
+        chosen |= {"mixture": None, **_datasets(args.data)}
+    if args.mixture:
+        chosen |= {"data": (), "weights": ()}
+    if args.tensorboard:
+        chosen["tensorboard"] = True
+    if args.policy:
+        chosen["policy"] = find("policies", args.policy)
+    return dataclasses.replace(recipe, **chosen)
+
+
+def _datasets(texts: Sequence[str]) -> dict[str, Any]:
+    """`A,B:2` -> data and weights of a recipe; no weights where none is said."""
+    pairs = [_dataset(part) for text in texts for part in ([text] if Path(text).exists() else text.split(","))]
+    said = any(weight is not None for _, weight in pairs)
+    return {
+        "data": tuple(folder for folder, _ in pairs),
+        "weights": tuple(1.0 if weight is None else weight for _, weight in pairs) if said else (),
+    }
+
+
+def _dataset(text: str) -> tuple[Path, float | None]:
+    """A folder and the weight that is said behind its last colon; a name with a colon in it is a name."""
+    folder, colon, weight = text.rpartition(":")
+    try:
+        return (Path(folder), float(weight)) if colon and not Path(text).exists() else (Path(text), None)
+    except ValueError:
+        raise RecipeError(f"--data {text}: '{weight}' is no weight; write --data {folder or 'FOLDER'}:2.") from None
+
+
+class _Bar:
+    """A progress bar with the newest numbers and the time left; a pipe gets a plain line now and then."""
+
+    def __init__(self, console: Terminal) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("  {task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, now: Standing) -> None:
+        """Draw where the run stands."""
+        text = _facts(now)
+        if now.phase not in self._tasks:
+            self._tasks[now.phase] = self._progress.add_task(text, total=now.total)
+        self._progress.update(self._tasks[now.phase], description=text, completed=now.done, total=now.total)
+        plain = not self._console.is_terminal and now.phase == "steps"
+        if plain and (now.done % PLAIN_LINE_EVERY == 0 or now.done == now.total):
+            self._console.print(f"  {now.done}/{now.total}  {text}", soft_wrap=True)
+
+
+def _facts(now: Standing) -> str:
+    if now.phase != "steps":
+        return "reading frames" if now.phase == "frames" else now.phase
+    m = now.metrics
+    text = f"loss {m['loss']:.3f}, tokens {m['token_accuracy']:.1%}, L1 {m['l1']:.3f}"
+    if "held_out_loss" in m:
+        text += f" | held out {m['held_out_loss']:.3f}, {m['held_out_token_accuracy']:.1%}, {m['held_out_l1']:.3f}"
+    if "question_accuracy" in m:
+        text += f" | answers {m['question_accuracy']:.1%}"
+    if "rollout_success" in m:
+        text += f" | closed loop {m['rollout_success']:.0%}"
+    return text
+
+
+def _rows(trained: Trained) -> list[dict[str, object]]:
+    values = {"steps": float(trained.steps), **trained.metrics}
+    return [row(name, value, "1") for name, value in values.items()]
+
+
+def _closing(trained: Trained, recipe: FinetuneRecipe, out: Path) -> str:
+    if trained.steps < recipe.steps:
+        return f"\nStopped after {trained.steps} of {recipe.steps} steps. Next: the same command goes on from there."
+    return (
+        f"\nThe policy is in {trained.policy}.\n"
+        f"Next: `vla run --env ENV --policy {short_path(trained.policy.resolve())} --episodes 50 --seed 10000`."
+    )

@@ -1,0 +1,50 @@
+"""The [rollouts] of a training run: episodes in closed loop, in a world of its own process, between two steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vla_robot.cli.build import build_guard, build_policy, open_world
+from vla_robot.core.errors import PolicyError
+from vla_robot.evaluate.runner import run_episodes
+from vla_robot.loop.results import RunInfo
+from vla_robot.recipe import find, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.finetune import RolloutsRecipe
+from vla_robot.recipe.policy_source import find_policy
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Drives a policy that is being trained; a `vla_robot.train.finetune.RollOut`.
+
+    Attributes:
+        recipe: where, and which episodes.
+        should_stop: True ends them early.
+    """
+
+    recipe: RolloutsRecipe
+    should_stop: Callable[[], bool]
+
+    def __call__(self, folder: Path, statistics_key: str) -> float | None:
+        """The success rate of a policy's folder; None when the episodes were ended early.
+
+        Raises:
+            VlaError: the world cannot be built, or the policy does not fit it.
+            PolicyError: the policy had no action in any episode.
+        """
+        env_path = find("envs", self.recipe.env)
+        env, source = read(EnvRecipe, env_path), find_policy(folder.resolve())
+        recipe = replace(source.recipe, statistics_key=statistics_key)
+        seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.episodes)
+        with open_world(env_path) as world:
+            policy = build_policy(replace(source, recipe=recipe), env, world.embodiment)
+            info = RunInfo(env_path.stem, source.name, env.instruction)
+            guard = build_guard(world.embodiment.action)
+            summary = run_episodes(world, policy, seeds, info=info, guard=guard, should_stop=self.should_stop)
+        errors = [episode.error for episode in summary.episodes if episode.error]
+        if errors:
+            raise PolicyError(f"{len(errors)} of {len(seeds)} rollouts had no action: {errors[0]}")
+        return None if summary.interrupted else summary.success_rate

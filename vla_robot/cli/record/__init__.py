@@ -1,0 +1,4 @@
+"""`vla record`: demonstrations by an expert, a policy or a person.
+
+It may import every room. What a program could want without a command line belongs to the rooms below.
+"""

@@ -1,0 +1,306 @@
+"""`vla record`: demonstrations by a scripted expert, plain, disturbed, or of a learner that the expert corrects."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vla_robot.cli.build import build_policy
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, option, short_path
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.common.web_options import PageArgs
+from vla_robot.cli.record import record_teleop as record_by_hand
+from vla_robot.cli.record.teleop_devices import is_hands, require_no_hands_meant
+from vla_robot.core.embodiment import ActionSpace, Embodiment
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.provenance import row
+from vla_robot.core.ports import Policy
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
+from vla_robot.recipe import find, read
+from vla_robot.recipe.dataset import DatasetRecipe, Recording
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.policy_source import find_policy
+from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
+from vla_robot.record.workers import collect_in_processes
+
+PLAIN_LINE_EVERY = 10
+"""Episodes between progress lines where there is no terminal to draw a bar on."""
+
+MOST_WORKERS = 4
+"""More are used only when asked for: each holds a simulator, and a learned driver holds its weights."""
+
+
+@dataclass(frozen=True)
+class RecordArgs:
+    """Demonstrations, as a LeRobot v3 dataset. The same command again goes on where an interrupted one ended."""
+
+    out: Annotated[Path, option("FOLDER")]
+    """the dataset's folder; one that exists is continued"""
+    recipe: Annotated[str | None, tyro.conf.Positional, option("[RECIPE]")] = None
+    """a dataset recipe, by name or path; without one, give --env"""
+    env: Annotated[str | None, option("ENV")] = None
+    """the world, by name or path"""
+    by: Annotated[str, option("POLICY|HANDS")] = "expert"
+    """who says what should be done: a policy by name or path, or you: "keyboard", "browser", "gamepad", "spacemouse", a
+    leader arm of hands/"""
+    episodes: Annotated[int, option("N")] = 50
+    """how many episodes"""
+    seed: Annotated[int, option("SEED")] = 0
+    """the first episode's seed; the k-th has SEED + k"""
+    driver: Annotated[str | None, option("POLICY")] = None
+    """who moves the arm while --by says what should have been done (DAgger); by default --by itself"""
+    noise: Annotated[float, option("0..1")] = 0.0
+    """how strongly the driver is disturbed, so that demonstrations show how to get out of mistakes (DART)"""
+    image_size: Annotated[int | None, option("PIXELS")] = None
+    """store frames at this size: the input size of the policy that will learn; by default the world's"""
+    keep: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
+    """which episodes are stored; by default all with --driver, successful ones without"""
+    workers: Annotated[int | None, option("N")] = None
+    """processes, each with its own world; by default one per core, at most 4"""
+    robot: Annotated[str | None, option("ADDRESS")] = None
+    """where you drive: record from the robot behind this bridge, in the place of --env"""
+    key: Annotated[str | None, option("NAME")] = None
+    """which of this computer's keys to show the bridge; only needed when there are several"""
+    arm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """release the bridge's e-stop first"""
+    page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+
+
+def plan(args: RecordArgs) -> DatasetRecipe:
+    """What a command line asks for.
+
+    Raises:
+        RecipeError: neither a recipe nor a world, or both, or a number out of its range.
+    """
+    if (args.recipe is None) == (args.env is None):
+        raise RecipeError(
+            "say what to record: a dataset recipe, as in `vla record datasets/mine.toml --out data/mine`, or a world, "
+            "as in `vla record --env lift --out data/lift`."
+        )
+    if args.robot is not None or args.arm or args.key:
+        raise RecipeError(
+            "--robot, --arm and --key are for a person who drives the robot behind a bridge: add --by keyboard. "
+            "A policy's own episodes are recorded with `vla run --robot ADDRESS --policy NAME --record FOLDER`."
+        )
+    if args.workers is not None and args.workers < 1:
+        raise RecipeError(f"--workers is {args.workers}; at least 1 is needed.")
+    if args.recipe is not None:
+        return read(DatasetRecipe, find("datasets", args.recipe))
+    assert args.env is not None
+    recording = Recording(args.by, args.driver, args.noise, args.episodes, args.seed, args.keep)
+    return DatasetRecipe(env=args.env, recordings=(recording,), image_size=args.image_size)
+
+
+@dataclass(frozen=True)
+class Build:
+    """Makes the world and the policies of one recording; crosses into the worker processes.
+
+    Attributes:
+        env: the world's recipe.
+        label: the policy that says what should be done.
+        driver: the policy that moves the arm; None lets the label do it.
+        noise: how strongly the driver is disturbed, 0 to 1.
+        image_size: edge of the stored frames in pixels, or None.
+        also_ask: instructions that each frame is labelled for too.
+    """
+
+    env: Path
+    label: Path
+    driver: Path | None
+    noise: float
+    image_size: int | None
+    also_ask: tuple[str, ...] = ()
+
+    @property
+    def driver_name(self) -> str:
+        """As it is stored with each episode: the same on every computer."""
+        path = self.driver or self.label
+        is_checkpoint_of_a_run = path.is_dir() and path.parent.name != "policies"  # many are called "final"
+        name = "/".join(path.parts[-2:]) if is_checkpoint_of_a_run else path.name.removesuffix(".toml")
+        return f"{name}, noise {self.noise:g}" if self.noise else name
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[Collector]:
+        from vla_robot.world.kinds import build_world
+
+        recipe = read(EnvRecipe, self.env)
+        with contextlib.closing(build_world(recipe, privileged=True)) as world:
+            label = self._policy(self.label, recipe, world.embodiment)
+            driver = label if self.driver is None else self._policy(self.driver, recipe, world.embodiment)
+            driver = self._disturbed(driver, world.embodiment.action)
+            yield Collector(world, label, driver, self.driver_name, self.image_size, also_ask=self.also_ask)
+
+    def _policy(self, path: Path, recipe: EnvRecipe, embodiment: Embodiment) -> Policy:
+        source = find_policy(path)
+        policy = build_policy(source, recipe, embodiment)
+        return policy if source.sees_the_truth else WithoutTruth(policy)
+
+    def _disturbed(self, driver: Policy, space: ActionSpace) -> Policy:
+        if not self.noise:
+            return driver
+        from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
+
+        full = Perturbation()
+        strength = Perturbation(self.noise * full.jitter, self.noise * full.burst_probability)
+        return PerturbedPolicy(driver, space, strength)
+
+
+def main(args: RecordArgs) -> int:
+    """Record; status 0 when every episode was made.
+
+    Raises:
+        VlaError: something is wrong with a recipe, a policy, the world or the folder. Finished episodes are kept.
+    """
+    if is_hands(args.by):
+        return record_by_hand.main(args)
+    require_no_hands_meant(args.by)
+    recipe = plan(args)
+    builds = [_build(recipe, recording) for recording in recipe.recordings]
+    console = Terminal()
+    source = args.recipe or short_path(builds[0].env)
+    console.print(f"vla record: {source} → {args.out}", soft_wrap=True)
+    started_s = time.monotonic()
+    with LeRobotWriter(args.out) as writer:
+        session = Session(writer, args.workers or min(MOST_WORKERS, os.cpu_count() or 1), console)
+        try:
+            for recording, build in zip(recipe.recordings, builds, strict=True):
+                session.record(recording, build)
+        finally:
+            say(_news(args.out, session, writer, time.monotonic() - started_s), flush=True)
+    elapsed_s = time.monotonic() - started_s
+    goes_on = "the same command goes on from here" if session.interrupted else "another --seed adds more"
+    say(f"Next: name it under `data` in a launch file for `vla finetune`; {goes_on}.")
+    if args.json:
+        write_json(args.json, "record", **results(session.made, elapsed_s))
+    return EXIT_INTERRUPTED if session.interrupted else 0
+
+
+class Session:
+    """What one command records.
+
+    Attributes:
+        made: every episode, in order.
+        interrupted: Ctrl-C came; nothing more is recorded.
+    """
+
+    def __init__(self, writer: LeRobotWriter, num_workers: int, console: Terminal) -> None:
+        self.made: list[Collected] = []
+        self.interrupted = False
+        self._writer = writer
+        self._num_workers = num_workers
+        self._console = console
+
+    def record(self, recording: Recording, build: Build) -> None:
+        """Make the episodes of one recording that the dataset does not hold yet."""
+        if self.interrupted:
+            return
+        seeds = [seed for seed in recording.seeds if (seed, build.driver_name) not in self._writer.recorded]
+        there = recording.episodes - len(seeds)
+        self._console.print(
+            f"  {recording.episodes} episodes from seed {recording.seed}, driven by {build.driver_name}"
+            + (f"; {there} of them are there" if there else ""),
+            soft_wrap=True,
+        )
+        if not seeds:
+            return
+        try:
+            with (
+                _Bar(recording.episodes, there, self._console) as bar,
+                contextlib.closing(collect_in_processes(build, seeds, self._num_workers)) as demonstrations,
+            ):
+                store(demonstrations, self._writer, recording.kept, lambda event: self._note(event, bar))
+        except KeyboardInterrupt:
+            self.interrupted = True
+
+    def _note(self, event: Collected, bar: _Bar) -> None:
+        self.made.append(event)
+        bar.add(event)
+
+
+class _Bar:
+    """A progress bar with the time left; a pipe gets a plain line now and then."""
+
+    def __init__(self, total: int, done: int, console: Terminal) -> None:
+        self._console = console
+        self._total = total
+        self._before = done
+        self._events: list[Collected] = []
+        self._progress = Progress(
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("starting the simulator", total=total, completed=done)
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def add(self, event: Collected) -> None:
+        """One more episode."""
+        self._events.append(event)
+        made, done = len(self._events), self._before + len(self._events)
+        steps = sum(e.steps for e in self._events) / made
+        facts = f"{sum(e.success for e in self._events)} of {made} succeeded, {steps:.0f} steps on average"
+        self._progress.update(self._task, description=facts, completed=done)
+        if not self._console.is_terminal and (done % PLAIN_LINE_EVERY == 0 or done == self._total):
+            self._console.print(f"  {done}/{self._total}  {facts}", soft_wrap=True)
+
+
+def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
+    """Every name resolved to a file, before any process starts."""
+    return Build(
+        env=find("envs", recipe.env),
+        label=find("policies", recording.by),
+        driver=None if recording.driver is None else find("policies", recording.driver),
+        noise=recording.noise,
+        image_size=recipe.image_size,
+        also_ask=recording.also_ask,
+    )
+
+
+def results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
+    """For `--json`."""
+    successes = sum(event.success for event in made)
+    numbers = [
+        ("episodes", len(made), "1"),
+        ("kept", sum(event.kept for event in made), "1"),
+        ("frames", sum(event.steps for event in made if event.kept), "1"),
+        ("time", elapsed_s, "s"),
+    ]
+    return {
+        "rows": [row(*number) for number in numbers],
+        "episodes": [{"seed": e.seed, "success": e.success, "steps": e.steps, "kept": e.kept} for e in made],
+        "successes": successes,
+        "success_rate": successes / len(made) if made else None,
+    }
+
+
+def _news(out: Path, session: Session, writer: LeRobotWriter, elapsed_s: float) -> str:
+    """What was made, and what there is now."""
+    made = session.made
+    left_out = len(made) - sum(event.kept for event in made)
+    news = f"{len(made)} episodes in {elapsed_s:.0f} s" if made else "No new episode"
+    news += f", {left_out} without success left out" if left_out else ""
+    return f"\n{news}. {out} holds {writer.num_episodes} episodes, {writer.num_frames} frames."
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(tyro.cli(RecordArgs, prog="python -m vla_robot.cli.record.record")))

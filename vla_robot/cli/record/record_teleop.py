@@ -1,0 +1,140 @@
+"""`vla record --by keyboard` and the like: a person drives, and what they keep becomes a LeRobot v3 dataset."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from vla_robot.cli.build import connect_robot
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
+from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
+from vla_robot.cli.common.terminal import say
+from vla_robot.cli.record.teleop_devices import open_hands, require_at_hand, welcome
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.seeds import seed_problem
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
+from vla_robot.recipe import find, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.record.collect import Collected
+from vla_robot.record.controlled_robot import Driven, LiveRobot, WaitingWorld
+from vla_robot.record.teleop_session import Session
+
+if TYPE_CHECKING:
+    from vla_robot.cli.record.record import RecordArgs
+
+PATIENCE_S = 120.0
+"""A recipe's horizon is made for policies; a person gets this much time of the world for one episode."""
+
+
+def record_by_hand(args: RecordArgs) -> list[Collected]:
+    """Record until so many episodes are kept, or Ctrl-C.
+
+    Raises:
+        RecipeError: an option says nothing here.
+        ContractError: hands cannot drive this arm.
+        HandError: the device is not there, or was lost. Finished episodes are kept, the arm holds.
+        TransportError: the bridge does not answer.
+        DataError: the folder holds something else, or the disk refuses.
+    """
+    _require_sense(args)
+    driver_name = f"a person, by {args.by}"
+    with (
+        stop_on_interrupt() as stop,
+        LeRobotWriter(args.out) as writer,
+        _opened(args) as arm,
+        contextlib.closing(open_hands(args.by, arm.driven.embodiment, arm.instruction, page=args.page)) as teleop,
+    ):
+        say(f"vla record: {arm.where} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
+        session = Session(
+            arm.driven,
+            teleop,
+            writer,
+            driver_name,
+            keep=args.keep or "all",
+            image_size=args.image_size,
+            on_event=_tell,
+        )
+        fresh = _fresh_seeds(args.seed, {seed for seed, driver in writer.recorded if driver == driver_name})
+        return session.record(fresh, args.episodes, stop.is_set)
+
+
+def main(args: RecordArgs) -> int:
+    """Record, and say what there is now."""
+    from vla_robot.cli.common.json_out import write_json
+    from vla_robot.cli.record.record import results
+
+    started_s = time.monotonic()
+    made = record_by_hand(args)
+    elapsed_s = time.monotonic() - started_s
+    kept = sum(event.kept for event in made)
+    say(f"\n{kept} of {len(made)} episodes were kept in {args.out}.")
+    say(f"Next: `vla data inspect {args.out}` shows them; the same command adds more.")
+    if args.json:
+        write_json(args.json, "record", **results(made, elapsed_s))
+    return 0 if kept == args.episodes else EXIT_INTERRUPTED
+
+
+class _Arm(NamedTuple):
+    """What is driven.
+
+    Attributes:
+        driven: the arm.
+        instruction: the task, until another one is typed.
+        where: a recipe's path, or an address.
+    """
+
+    driven: Driven
+    instruction: str
+    where: str
+
+
+def _require_sense(args: RecordArgs) -> None:
+    """Raise RecipeError for what says nothing where a person drives, HandError when nobody could."""
+    if args.recipe is not None or (args.env is None) == (args.robot is None):
+        raise RecipeError(
+            f"--by {args.by} needs a world and no dataset recipe: `vla record --env lift --by {args.by}`, or a robot "
+            f"behind its bridge: `--robot tcp://127.0.0.1:5570`."
+        )
+    if problem := seed_problem(args.seed, args.episodes):
+        raise RecipeError(f"--seed {args.seed}: {problem}.")
+    for name, given in (("--driver", args.driver), ("--noise", args.noise), ("--workers", args.workers)):
+        if given:
+            raise RecipeError(f"{name} says nothing where a person drives; leave it out.")
+    if args.robot is None and (args.arm or args.key):
+        raise RecipeError("--arm and --key are for a robot behind a bridge; leave them out, or add --robot ADDRESS.")
+    args.page.require_sense(args.by, "--by browser opens one")
+    require_at_hand(args.by)
+
+
+@contextlib.contextmanager
+def _opened(args: RecordArgs) -> Iterator[_Arm]:
+    """The world of a recipe here, or the robot behind a bridge; closed with the block."""
+    if args.robot is not None:
+        with not_suspended(), connect_robot(args.robot, args.key) as robot:
+            if args.arm:
+                robot.arm()
+            yield _Arm(LiveRobot(robot), robot.instruction, args.robot)
+        return
+    from vla_robot.world.kinds import build_world
+
+    assert args.env is not None  # _require_sense asks for it
+    path = find("envs", args.env)
+    with contextlib.closing(build_world(_patient(read(EnvRecipe, path)))) as world:
+        yield _Arm(WaitingWorld(world), world.instruction, str(path))
+
+
+def _patient(recipe: EnvRecipe) -> EnvRecipe:
+    return replace(recipe, horizon=max(recipe.horizon, round(PATIENCE_S * recipe.rate_hz)))
+
+
+def _fresh_seeds(first: int, used: set[int]) -> Iterator[int]:
+    return (seed for seed in itertools.count(first) if seed not in used)
+
+
+def _tell(event: Collected) -> None:
+    outcome = "success" if event.success else "no success"
+    say(f"  seed {event.seed}: {event.steps} steps, {outcome}, {'kept' if event.kept else 'forgotten'}", flush=True)

@@ -1,0 +1,127 @@
+"""Who may be at the controls, by name. The only list of a person's devices."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vla_robot.cli.common.web_options import BROWSER, PageArgs
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import RecipeError, closest, unknown
+from vla_robot.core.teleop import Teleop
+from vla_robot.recipe import available, read
+from vla_robot.recipe.reading.load import read_toml
+from vla_robot.recipe.teleoperator import HandRecipe
+
+if TYPE_CHECKING:
+    from vla_robot.teleop.motion import Motion
+
+HANDS = (BROWSER, "keyboard", "spacemouse", "gamepad")
+"""What `--by` and `--takeover` take, beside the names of recipes in hands/."""
+
+PAGE_PORT = 8572
+"""Of the page that drives."""
+
+
+def open_hands(
+    name: str, embodiment: Embodiment, instruction: str, *, page: PageArgs | None = None, draws: bool = True
+) -> Teleop:
+    """The device of that name, open; close it.
+
+    Args:
+        name: one of HANDS, or a recipe of hands/ by name or path.
+        embodiment: of the arm that is driven.
+        instruction: shown until another one is typed.
+        page: where it is served, where the device is one.
+        draws: the device may draw its keys and counters on this terminal; False where something else is drawn there.
+
+    Raises:
+        RecipeError: there is no such device.
+        ContractError: it cannot drive this arm.
+        MissingDependencyError: it needs a package that is not installed.
+        VlaError: it is not there, or not permitted; the message says what to do.
+    """
+    if name == BROWSER:
+        from vla_robot.web.browser_teleop import BrowserTeleop
+
+        return BrowserTeleop(embodiment, instruction, (page or PageArgs()).listen(PAGE_PORT))
+    if not is_hands(name):
+        raise RecipeError(unknown("device", name, [*HANDS, *available("hands")]))
+    require_at_hand(name)
+    return _at_terminal(lambda: _motion(name, embodiment), instruction, draws)
+
+
+def is_hands(name: str) -> bool:
+    """Whether a person's device has that name: one of HANDS, or a recipe of hands/ by name or path."""
+    if name in HANDS or name in available("hands"):
+        return True
+    path = Path(name).expanduser()
+    if path.suffix != ".toml" or not path.is_file():
+        return False
+    return path.parent.name == "hands" or _says_teleoperator(read_toml(path))
+
+
+def require_at_hand(name: str) -> None:
+    """Raise HandError, before anything is built or connected, when the device needs a terminal and there is none."""
+    if name != BROWSER:
+        from vla_robot.teleop.terminal import require_terminal
+
+        require_terminal()
+
+
+def require_no_hands_meant(name: str) -> None:
+    """Raise RecipeError for a name that is no policy's, and nearly a device's."""
+    hands = [*HANDS, *available("hands")]
+    if name not in available("policies") and not Path(name).exists() and closest(name, hands):
+        raise RecipeError(unknown("device", name, hands))
+
+
+def _says_teleoperator(table: Mapping[str, object]) -> bool:
+    """A policy's recipe has a kind; a device's has lerobot's name of it, or inherits one."""
+    return "kind" not in table and ("type" in table or str(table.get("base", "")) in available("hands"))
+
+
+def _motion(name: str, embodiment: Embodiment) -> Motion:
+    """What moves the tool, beside the terminal's buttons."""
+    if name == "keyboard":
+        from vla_robot.teleop.keys import KeyMotion
+
+        return KeyMotion(embodiment)
+    if name not in HANDS:
+        from vla_robot.teleop.teleoperator import open_teleoperator
+
+        return open_teleoperator(read(HandRecipe, name), embodiment)
+    from vla_robot.teleop.sticks import StickMotion
+
+    if name == "spacemouse":
+        from vla_robot.teleop.spacemouse import open_spacemouse
+
+        return StickMotion(open_spacemouse(), embodiment)
+    from vla_robot.teleop.gamepad import open_gamepad
+
+    return StickMotion(open_gamepad(), embodiment)
+
+
+def _at_terminal(open_motion: Callable[[], Motion], instruction: str, draws: bool) -> Teleop:
+    """A device beside the keys of this terminal, which is left as it was when the device cannot be opened."""
+    from vla_robot.teleop.panel import Panel
+    from vla_robot.teleop.terminal import Terminal
+    from vla_robot.teleop.terminal_teleop import TerminalTeleop
+
+    motion = open_motion()
+    panel = Panel() if draws and sys.stdout.isatty() else None
+    return TerminalTeleop(motion, instruction, Terminal(), panel)
+
+
+def welcome(teleop: Teleop) -> str:
+    """What the person must know before they can drive, for the terminal; lines without an end."""
+    from vla_robot.web.browser_teleop import BrowserTeleop
+
+    if isinstance(teleop, BrowserTeleop):
+        return (
+            f"  {teleop.url}   drives: keep it to yourself\n  {teleop.watcher_url}   shows the same\n"
+            "Open the first one, and press Start. Ctrl-C ends."
+        )
+    return "Type in this terminal: Enter starts an episode, Escape is the e-stop, Ctrl-C ends."

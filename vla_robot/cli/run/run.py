@@ -1,0 +1,229 @@
+"""`vla run`: closed-loop episodes. A policy drives a world in a process of its own; a table and a report follow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vla_robot.cli.build import build_guard, build_policy, open_world
+from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
+from vla_robot.cli.common.interrupt import stop_on_interrupt
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.common.web_options import PageArgs
+from vla_robot.cli.run.progress_view import LiveView, result_table
+from vla_robot.cli.run.takeover import dataset, require_sense, shared_control
+from vla_robot.core.errors import DataError, RecipeError
+from vla_robot.evaluate.report import REPORT
+from vla_robot.evaluate.runner import run_episodes, run_folder
+from vla_robot.loop.results import RunInfo, RunSummary
+from vla_robot.recipe import dump, find, read
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.launch import LaunchRecipe
+from vla_robot.recipe.policy_source import PolicySource, find_policy
+from vla_robot.record.episode import PART_SUFFIX
+
+_NOTHING_TO_RUN = (
+    "say what to run: a launch file, as in `vla run launch/lift.toml`, or both a world and a policy, as in "
+    "`vla run --env lift --policy openvla_nano`. `vla list` shows what there is."
+)
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """Closed-loop episodes: a policy drives a world. An option beats the launch file."""
+
+    launch: Annotated[str | None, tyro.conf.Positional, option("[LAUNCH]")] = None
+    """a launch file, by name or path; without one, give --env and --policy"""
+    env: Annotated[str | None, option("ENV")] = None
+    """the world, by name or path"""
+    policy: Annotated[str | None, option("POLICY")] = None
+    """who drives: by name, by path, or at the address of a `vla serve`, e.g. tcp://127.0.0.1:5580"""
+    robot: Annotated[str | None, option("ADDRESS")] = None
+    """drive the robot behind this bridge instead of a world here, e.g. tcp://127.0.0.1:5570; see `vla bridge`"""
+    key: Annotated[str | None, option("NAME")] = None
+    """which of this computer's keys to prove to the bridge or policy server; only needed when there are several"""
+    lockstep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """with --robot, where it is simulated: it waits for each action, as if thinking took no time"""
+    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """with --robot: show what the policy wants; refused unless the bridge runs dry too, so that nothing moves"""
+    arm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """with --robot: release its e-stop first; look why it stopped, and that nobody is near, before you say so"""
+    episodes: Annotated[int | None, option("N")] = None
+    """how many episodes"""
+    seed: Annotated[int | None, option("SEED")] = None
+    """the first episode's seed; the k-th has SEED + k"""
+    real_time: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """keep the world's control rate on the wall clock; a simulation otherwise steps as fast as it can"""
+    takeover: Annotated[str | None, option("DEVICE")] = None
+    """a person may take over while the policy drives: by browser (a page), keyboard, spacemouse or gamepad"""
+    page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
+    record: Annotated[Path | None, option("FOLDER")] = None
+    """add every episode to this LeRobot v3 dataset, with a mark on each step that a person drove"""
+    keep: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
+    """with --record: which episodes are stored, by default all"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file, for machines"""
+    out: Annotated[Path | None, option("FOLDER")] = None
+    """where the report, videos and episodes go; by default a new folder runs/<time>"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run, with every name resolved to a file.
+
+    Attributes:
+        launch: the launch file with the command line's options laid over it.
+        source: where it came from, as a person would say it.
+        env: the world's recipe.
+        policy: who drives.
+    """
+
+    launch: LaunchRecipe
+    source: str
+    env: Path
+    policy: PolicySource
+
+
+def plan(args: RunArgs) -> Plan:
+    """Resolve a command line, before any process starts.
+
+    Raises:
+        RecipeError: nothing to run, or a name that leads nowhere.
+    """
+    chosen = {
+        name: value for name in ("env", "policy", "episodes", "seed") if (value := getattr(args, name)) is not None
+    }
+    if args.real_time:
+        chosen["real_time"] = True
+    if args.launch is not None:
+        path = find("launch", args.launch)
+        launch, source = dataclasses.replace(read(LaunchRecipe, path), **chosen), str(path)
+    elif args.env is not None and args.policy is not None:
+        launch, source = LaunchRecipe(**chosen), "the command line"
+    else:
+        raise RecipeError(_NOTHING_TO_RUN)
+    return Plan(launch, source, find("envs", launch.env), find_policy(launch.policy))
+
+
+def main(args: RunArgs) -> int:
+    """Run the episodes; status 0 when all were driven to an end, whatever their score.
+
+    Raises:
+        VlaError: something is wrong with a recipe, the world, the policy or their fit. Finished episodes are reported.
+    """
+    require_sense(args)
+    if args.robot is not None:
+        from vla_robot.cli.run.run_robot import run_on_robot
+
+        return run_on_robot(args, args.robot)
+    if args.dry_run or args.arm:
+        raise RecipeError("--dry-run and --arm are for an arm behind a bridge: add --robot ADDRESS.")
+    what = plan(args)
+    env = read(EnvRecipe, what.env)
+    say(_opening(what), flush=True)
+    with run_folder(args.out) as folder, open_world(what.env, what.policy.sees_the_truth) as world:
+        print_crashed(folder)
+        policy = build_policy(what.policy, env, world.embodiment, args.key)
+        with (
+            stop_on_interrupt() as stop,
+            dataset(args, world.embodiment, what.policy.name) as on_episode,
+            shared_control(args, policy, world.embodiment, world.instruction, row_by_row=True) as (driver, seeing),
+            LiveView(what.launch.episodes) as view,
+        ):
+            summary = run_episodes(
+                world,
+                driver,
+                what.launch.seeds,
+                info=_info(what, env),
+                guard=build_guard(world.embodiment.action),
+                folder=folder,
+                subscribers=[view, *seeing],
+                rate_hz=env.rate_hz if what.launch.real_time or args.takeover else None,
+                should_stop=stop.is_set,
+                on_episode=on_episode,
+                on_failure=partial(print_finished, folder=folder, file=args.json),
+            )
+    Terminal().print(result_table(summary))
+    if args.json:
+        write_json(args.json, "run", **summary.to_dict())
+    say(_closing(what, summary, folder))
+    return exit_status(summary)
+
+
+def print_crashed(folder: Path) -> None:
+    """Say where the episodes are that an earlier run, which died, left in the same folder."""
+    if count := len(list(folder.glob(f"episodes/*{PART_SUFFIX}"))):
+        say(f"  {count} episodes of a run that died are kept in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
+
+
+def print_notes(summary: RunSummary) -> None:
+    for note in summary.notes:
+        say(note, flush=True)
+
+
+def print_finished(summary: RunSummary, folder: Path, file: Path | None) -> None:
+    """The table of a run that a failure ended, and where its finished episodes are; the same in a file for machines."""
+    if summary.episodes:
+        Terminal().print(result_table(summary))
+        print_notes(summary)
+        has_report = (folder / REPORT).exists()
+        say(f"\nReport: {folder / REPORT}" if has_report else "\nThe report could not be written.")
+        say(f"Finished episodes, safe in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)
+    if file is not None:
+        with contextlib.suppress(DataError):  # a disk that ended the run refuses this as well
+            write_json(file, "run", **summary.to_dict())
+
+
+def _opening(what: Plan) -> str:
+    launch = what.launch
+    return (
+        f"vla run: {what.source}\n"
+        f"  world {short_path(what.env)}, policy {shown(what.policy)}, "
+        f"{launch.episodes} episodes from seed {launch.seed}"
+    )
+
+
+def _info(what: Plan, env: EnvRecipe) -> RunInfo:
+    """Names and recipes for the report; the recipes as they were merged, so that a run can be repeated from it."""
+    launch = what.launch
+    recipes = {"launch.toml": dump(launch), "env.toml": dump(env)}
+    if what.policy.is_recipe:
+        recipes["policy.toml"] = dump(what.policy.recipe)
+    return RunInfo(
+        env=what.env.stem,
+        policy=what.policy.name,
+        instruction=env.instruction,
+        command=(
+            f"vla run --env {short_path(what.env)} --policy {shown(what.policy)} "
+            f"--episodes {launch.episodes} --seed {launch.seed}"
+        ),
+        recipes=recipes,
+    )
+
+
+def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
+    """The report, and one thing to try next."""
+    if not summary.episodes:
+        return "No episode was finished; nothing was written."
+    launch = what.launch
+    again = f"`vla run --env {short_path(what.env)} --policy {shown(what.policy)} --episodes 50 --seed {launch.seed}`"
+    baseline = (
+        f"`vla run --env {short_path(what.env)} --policy random --episodes {launch.episodes} --seed {launch.seed}`"
+    )
+    suggestion = (
+        f"{again} narrows the interval" if launch.episodes < 50 else f"{baseline} is the baseline to compare with"
+    )
+    return f"\nReport: {folder / REPORT}\nNext: {suggestion}."
+
+
+def exit_status(summary: RunSummary) -> int:
+    if summary.interrupted:
+        return EXIT_INTERRUPTED
+    return EXIT_FAILED if any(e.outcome == "error" for e in summary.episodes) else 0

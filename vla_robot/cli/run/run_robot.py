@@ -1,0 +1,194 @@
+"""`vla run --robot ADDRESS`: the same episodes, on the robot behind a bridge."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot
+from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.run.progress_view import LiveView, result_table
+from vla_robot.cli.run.takeover import dataset, shared_control
+from vla_robot.core.errors import ContractError, RecipeError, VlaError, WorldError
+from vla_robot.core.ports import Policy
+from vla_robot.core.robot import ReportsStatus
+from vla_robot.evaluate.report import REPORT
+from vla_robot.evaluate.runner import Drive, run_driven, run_folder
+from vla_robot.loop.control_loop import run_episode
+from vla_robot.loop.events import Event, StepDone
+from vla_robot.loop.live_loop import run_live_episode
+from vla_robot.loop.results import RunInfo
+from vla_robot.loop.warm_up import warm_up
+from vla_robot.recipe.launch import LaunchRecipe
+from vla_robot.recipe.policy_source import find_policy
+from vla_robot.serve.bridge.remote_robot import RemoteRobot
+from vla_robot.serve.bridge.synchronous_env import LockstepWorld
+
+SLOW_S = 1.0
+"""A first answer that took longer is told."""
+
+if TYPE_CHECKING:
+    from vla_robot.cli.run.run import RunArgs
+
+
+def run_on_robot(args: RunArgs, address: str) -> int:
+    """Run the episodes; status 0 when all were driven to an end, whatever their score.
+
+    Raises:
+        RecipeError: options that say nothing here, or no policy.
+        VlaError: the bridge, the policy or their fit is at fault. Finished episodes are reported.
+    """
+    launch = _launch(args, address)
+    way = "lockstep" if args.lockstep else "real time"
+    say(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
+    from vla_robot.cli.run.run import exit_status, print_crashed, print_finished, print_notes
+
+    with not_suspended(), run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
+        print_crashed(folder)
+        if args.dry_run:
+            _require_dry(robot)
+        if args.arm:
+            robot.arm()
+        _require_armed(robot)
+        policy = build_robot_policy(launch.policy, robot, args.key)
+        guard = build_guard(robot.embodiment.action)
+        with (
+            stop_on_interrupt() as stop,
+            dataset(args, robot.embodiment, find_policy(launch.policy).name) as on_episode,
+            shared_control(
+                args,
+                policy,
+                robot.embodiment,
+                robot.instruction,
+                row_by_row=args.lockstep,
+                look=robot.look,
+                on_estop=lambda: robot.stop("the person who may take over pressed e-stop"),
+            ) as (driver, seeing),
+            LiveView(launch.episodes) as view,
+        ):
+            if args.lockstep:
+                pace_hz = robot.embodiment.rate_hz if args.takeover else None  # a person needs the time of a clock
+                drive: Drive = partial(run_episode, LockstepWorld(robot), driver, rate_hz=pace_hz)
+            else:
+                drive = partial(run_live_episode, robot, driver)
+                _warm_up(policy, robot, launch.seed, view, stop.is_set)
+            drive = partial(drive, guard=guard, should_stop=stop.is_set)
+            summary = run_driven(
+                drive,
+                robot,
+                launch.seeds,
+                info=_info(args, launch, robot),
+                folder=folder,
+                subscribers=[view, *seeing, *([_Shown(robot.embodiment.action.names)] if args.dry_run else [])],
+                should_stop=stop.is_set,
+                on_episode=on_episode,
+                on_failure=partial(print_finished, folder=folder, file=args.json),
+                notes=BridgeLogWatch(robot).notes,
+            )
+    Terminal().print(result_table(summary))
+    print_notes(summary)
+    if args.json:
+        write_json(args.json, "run", **summary.to_dict())
+    if summary.episodes:
+        say(f"\nReport: {folder / REPORT}\nNext: `--lockstep` beside it tells what thinking time costs.")
+    return exit_status(summary)
+
+
+class BridgeLogWatch:
+    """Whether the bridge's own log failed since this was made. A bridge that keeps none, or is gone, tells nothing."""
+
+    def __init__(self, robot: ReportsStatus) -> None:
+        self._robot = robot
+        self._before, _ = self._failures()
+
+    def notes(self) -> Sequence[str]:
+        count, newest = self._failures()
+        if count <= self._before:
+            return ()
+        now = f" The newest: {newest}" if newest else ""
+        return (f"The bridge's own log failed for {count - self._before} episodes; the arm went on.{now}",)
+
+    def _failures(self) -> tuple[int, str]:
+        with contextlib.suppress(VlaError):
+            status = self._robot.status()
+            return int(status.get("counts", {}).get("log_failures", 0)), str(status.get("log_failure", ""))
+        return 0, ""
+
+
+class _Shown:
+    """Prints what the policy wants, some times a second."""
+
+    EVERY = 6
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._steps = 0
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, StepDone):
+            return
+        if self._steps % self.EVERY == 0 and event.wanted is not None:
+            wants = "  ".join(f"{n} {v:+.4f}" for n, v in zip(self._names, event.wanted, strict=True))
+            say(f"step {event.result.observation.step:4d}  {wants}", flush=True)
+        self._steps += 1
+
+
+def _require_armed(robot: RemoteRobot) -> None:
+    """What the first reset would say after a policy has loaded for minutes."""
+    status = robot.status()
+    if status.get("mode") == "stopped":
+        raise ContractError(
+            f"the arm is stopped: {status.get('reason')}. Look why, and then `vla run --robot {robot.address} --arm`."
+        )
+
+
+def _warm_up(policy: Policy, robot: RemoteRobot, seed: int, view: LiveView, should_stop: Callable[[], bool]) -> None:
+    """Before the arm moves: a first answer that compiles a model is slower than any watchdog allows.
+
+    Raises:
+        VlaError: the policy has no answer, or is too slow for this bridge.
+    """
+    view.say("warming the policy up, and nothing moves: its first answer may take minutes", lasting=False)
+    try:
+        warm = warm_up(
+            policy, robot.look_idle, seed, robot.time_limits, robot.embodiment.rate_hz, should_stop=should_stop
+        )
+    except WorldError as error:
+        view.say(f"the policy is not warmed up: nothing is seen before the first episode. {error}", lasting=True)
+        return
+    first = f"; its first answer took {warm.first_s:.1f} s" if warm.first_s > SLOW_S else ""
+    view.say(f"the policy answers in {warm.quick_s:.2f} s{first}", lasting=bool(first))
+
+
+def _require_dry(robot: RemoteRobot) -> None:
+    if not robot.status().get("dry_run"):
+        raise RecipeError(
+            f"the bridge at {robot.address} would move its arm: start it with `vla bridge ENV --dry-run`, or leave out "
+            "--dry-run here."
+        )
+
+
+def _launch(args: RunArgs, address: str) -> LaunchRecipe:
+    if args.launch is not None or args.env is not None:
+        raise RecipeError("with --robot, the bridge has chosen the world: leave out the launch file and --env.")
+    if args.policy is None:
+        raise RecipeError(f"say who drives the robot at {address}: --policy NAME. `vla list policies` shows them.")
+    chosen = {name: value for name in ("episodes", "seed") if (value := getattr(args, name)) is not None}
+    return LaunchRecipe(env=address, policy=args.policy, **chosen)
+
+
+def _info(args: RunArgs, launch: LaunchRecipe, robot: RemoteRobot) -> RunInfo:
+    more = " --lockstep" if args.lockstep else ""
+    return RunInfo(
+        env=robot.embodiment.name,
+        policy=find_policy(launch.policy).name,
+        instruction=robot.instruction,
+        command=(
+            f"vla run --robot {robot.address} --policy {launch.policy} --episodes {launch.episodes} "
+            f"--seed {launch.seed}{more}"
+        ),
+    )

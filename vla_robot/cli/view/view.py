@@ -1,0 +1,154 @@
+"""`vla view`: a page in the browser that shows what a bridge sees and does, with the e-stop."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vla_robot.cli.build import client_security
+from vla_robot.cli.common.cli_common import option
+from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
+from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.terminal import say
+from vla_robot.cli.common.web_options import PageArgs
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.messages import Image
+from vla_robot.transport.jpeg import encode_jpeg
+from vla_robot.web.latest_frame import Board
+from vla_robot.web.server import Access, Listen, WebServer
+from vla_robot.web.view import BridgeView, Listener, about
+
+DEFAULT_PORT = 8571
+SLICE_S = 0.2
+OVERLAY_QUALITY = 90
+"""Of its JPEG."""
+STOP_REASON = "the page of vla view"
+
+
+@dataclass(frozen=True)
+class ViewArgs:
+    """Watch a running bridge in the browser: cameras, traces, latency, limits, e-stop. It drives nothing."""
+
+    robot: Annotated[str, tyro.conf.Positional, option("ADDRESS")]
+    """where the bridge listens, e.g. tcp://127.0.0.1:5570"""
+    page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
+    read_only: bool = False
+    """no e-stop on the page: who opens it can look, and nothing else"""
+    overlay: Annotated[Path | None, option("DATASET")] = None
+    """lay the first frame of this LeRobot dataset over each live one: does the camera stand where it stood?"""
+    rerun: Annotated[Path | None, option("FILE")] = None
+    """also keep what is seen as a recording for Rerun's viewer, .rrd; needs the extra [rerun]"""
+    key: Annotated[str | None, option("NAME")] = None
+    """which of this computer's keys the bridge is shown; only needed when there are several"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """when it ends, write what was seen to this file, for machines"""
+
+
+def main(args: ViewArgs) -> int:
+    """Serve the page until Ctrl-C.
+
+    Raises:
+        TransportError: no bridge answers, or the page's port is taken.
+    """
+    listen = args.page.listen(DEFAULT_PORT)
+    board, started_s = Board(), time.monotonic()
+    with (
+        not_suspended(),  # the page's e-stop would stand still
+        _listener(args) as listener,
+        BridgeView(args.robot, board, security=client_security(args.robot, args.key), listener=listener) as view,
+        contextlib.closing(
+            serve_page(view, board, access(args.read_only, listen), listen, _overlay(args, view))
+        ) as web,
+        stop_on_interrupt() as stop,
+    ):
+        _announce(args, view, web)
+        while not stop.wait(SLICE_S):
+            pass
+    elapsed_s = time.monotonic() - started_s
+    if args.json:
+        rows = [("ticks", view.ticks, "1"), ("time", elapsed_s, "s"), ("rate", view.ticks / elapsed_s, "Hz")]
+        write_json(args.json, "view", [{"name": n, "value": v, "unit": u} for n, v, u in rows])
+    say(f"\nThe page is closed; the robot was not touched. {view.ticks} ticks were seen in {elapsed_s:.0f} s.")
+    return 0
+
+
+def access(read_only: bool, listen: Listen) -> Access:
+    """Off this computer, looking needs a token as well."""
+    fresh = Access()
+    watcher = None if listen.is_loopback else Access().operator
+    return Access(None if read_only else fresh.operator, watcher)
+
+
+def serve_page(
+    view: BridgeView, board: Board, access: Access, listen: Listen, overlay: Mapping[str, Image] | None = None
+) -> WebServer:
+    """The page of one bridge; an operator may stop.
+
+    Args:
+        view: of that bridge.
+        board: what `view` posts to.
+        access: who may do what.
+        listen: where the page is served.
+        overlay: camera -> (H, W, 3) uint8 that the page lays over the live picture.
+    """
+    pictures = {
+        name: base64.b64encode(encode_jpeg(image, OVERLAY_QUALITY)).decode() for name, image in (overlay or {}).items()
+    }
+
+    def told() -> Mapping[str, Any]:
+        return about(f"{view.embodiment.name} at {view.address}", view.embodiment, kind="view", overlay=pictures)
+
+    def stop(body: Mapping[str, Any]) -> Mapping[str, Any]:
+        view.stop(STOP_REASON)
+        return {"stopped": True}
+
+    return WebServer(board, told, {"stop": stop} if access.operator else {}, access, listen)
+
+
+def _overlay(args: ViewArgs, view: BridgeView) -> dict[str, Image]:
+    """The first frame of the dataset's cameras, as far as the robot has cameras of that name.
+
+    Raises:
+        DataError: not a LeRobot dataset.
+        RecipeError: none of its cameras is one of the robot's.
+    """
+    if args.overlay is None:
+        return {}
+    from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+
+    recorded, live = open_demos(args.overlay).images(0), [camera.name for camera in view.embodiment.cameras]
+    if not set(recorded) & set(live):
+        raise RecipeError(
+            f"--overlay {args.overlay} has the cameras {', '.join(recorded)}, and the robot has "
+            f"{', '.join(live) or 'none'}: no name is the same."
+        )
+    return {name: image for name, image in recorded.items() if name in live}
+
+
+@contextlib.contextmanager
+def _listener(args: ViewArgs) -> Iterator[Listener]:
+    if args.rerun is None:
+        yield lambda tick, embodiment: None
+        return
+    from vla_robot.cli.view.rerun_view import RerunLog
+
+    with contextlib.closing(RerunLog(args.rerun)) as log:
+        yield log
+
+
+def _announce(args: ViewArgs, view: BridgeView, web: WebServer) -> None:
+    cameras = ", ".join(camera.name for camera in view.embodiment.cameras) or "none"
+    lines = [f"vla view: {view.embodiment.name} at {args.robot}, cameras {cameras}"]
+    if web.operator_url:
+        lines.append(f"  {web.operator_url}   may stop the arm: keep it to yourself")
+    lines.append(f"  {web.watcher_url}   may look only")
+    lines.append("  Ctrl-C closes the page; the arm goes on.")
+    lines.append("Next: open one of the two in a browser." if web.operator_url else "Next: open it in a browser.")
+    say("\n".join(lines), flush=True)

@@ -1,0 +1,31 @@
+"""What wrappers of an arm share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.ports import Arm
+
+
+class WrappedArm:
+    """The Arm port over another arm: what it says of itself."""
+
+    def __init__(self, arm: Arm) -> None:
+        self._arm = arm
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._arm.embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._arm.instruction
+
+    @property
+    def can_wait(self) -> bool:
+        return self._arm.can_wait
+
+    @property
+    def camera_stamps_ns(self) -> Mapping[str, int]:
+        return self._arm.camera_stamps_ns

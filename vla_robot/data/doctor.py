@@ -1,0 +1,301 @@
+"""What is wrong with a dataset, before a policy learns it. Each finding says what was seen and what to do.
+
+The checks look at standard steps, so they see what a policy would: after the recipe, before normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.recipe.oxe import SourceRecipe
+from vla_robot.data.formats.source import EpisodeSource
+from vla_robot.data.pipeline.steps import StepTable, action_mask, is_absolute
+
+Verdict = Literal["problem", "note", "fine"]
+
+NO_OP = 1e-4
+"""Norm of a motion that is none: the rule by which LIBERO was freed of idle steps."""
+MANY_NO_OPS = 0.02
+OUTLIER_SPANS = 5.0
+"""An action so many half-spans from the middle of its 1 % to 99 % range teaches nothing but the edge bin."""
+BUSY_GRIPPER = 0.2
+"""Gripper flips per step beyond which it flutters."""
+LARGE_RATIO, SMALL_RATIO = 2.0, 0.5
+"""Between these, two datasets' ranges are of one kind; ten- or hundredfold is another unit."""
+FROZEN = 0.02
+JITTER = 0.5
+"""Share of a period by which a step may come early or late."""
+CAMERA_EPISODES = 20
+"""Episodes whose frames are compared; comparing reads them."""
+RATE_TOLERANCE = 0.1
+CAPTURE = "stamp_ns"
+STAMPS: Mapping[str, float] = {"timestamp": 1.0, CAPTURE: 1e-9}
+"""Fields that say when a step was, and their unit in seconds: by the dataset's plan, and by the camera's clock."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        check: what was looked at, e.g. "no-ops".
+        verdict: "problem" spoils training, "note" is worth knowing.
+        text: what was seen.
+        fix: what to do about it; empty when there is nothing to do.
+    """
+
+    check: str
+    verdict: Verdict
+    text: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A dataset under examination.
+
+    Attributes:
+        recipe: its recipe.
+        parts: its splits.
+        table: its standard steps.
+    """
+
+    recipe: SourceRecipe
+    parts: Sequence[EpisodeSource]
+    table: StepTable
+
+    @property
+    def motion(self) -> NDArray[np.float32]:
+        """(N, R) the relative dimensions of all actions."""
+        return self.table.actions[:, ~is_absolute(self.recipe)]
+
+    @property
+    def gripper(self) -> NDArray[np.float32] | None:
+        """(N,) the gripper's action; None for an arm without one that is normalised like the rest."""
+        return None if action_mask(self.recipe)[-1] else np.asarray(self.table.actions[:, -1])
+
+    @property
+    def is_first(self) -> NDArray[np.bool_]:
+        """(N,) the step is its episode's first."""
+        first = np.zeros(len(self.table), dtype=bool)
+        first[self.table.episodes["start"]] = True
+        return first
+
+    def where(self, row: int) -> str:
+        """Episode and step of a row of the table."""
+        number = int(np.searchsorted(self.table.episodes["start"], row, side="right")) - 1
+        return f"episode {number}, step {row - int(self.table.episodes['start'][number])}"
+
+
+def examine(patient: Patient, reference: Mapping[str, Any] | None = None) -> list[Finding]:
+    """Every check, problems first.
+
+    Args:
+        patient: the dataset.
+        reference: a checkpoint's statistics of the dataset that it learned, to compare with.
+    """
+    found = [
+        *no_ops(patient),
+        *outliers(patient),
+        *gripper(patient),
+        *rate(patient),
+        *frames(patient),
+        *instructions(patient),
+        *(() if reference is None else compare_statistics(patient.table.statistics, reference)),
+    ]
+    order: Sequence[Verdict] = ("problem", "note", "fine")
+    return sorted(found, key=lambda finding: order.index(finding.verdict))
+
+
+def no_ops(patient: Patient) -> Iterator[Finding]:
+    """Steps in which nothing is done; a policy that learns many of them stands still for ever."""
+    motion = patient.motion
+    if motion.shape[1] == 0:
+        yield Finding("no-ops", "note", "the actions are absolute positions, in which standing still has no sign")
+        return
+    still = np.linalg.norm(motion, axis=1) < NO_OP
+    if (grip := patient.gripper) is not None:
+        still &= np.diff(grip, prepend=grip[:1]) == 0
+    share = float(still.mean())
+    if share > MANY_NO_OPS:
+        text = f"{share:.1%} of the steps do nothing (motion below {NO_OP:g}, gripper as before)"
+        yield Finding("no-ops", "problem", text, "set skip_still = true in the dataset's recipe")
+    else:
+        yield Finding("no-ops", "fine", f"{share:.1%} of the steps do nothing")
+
+
+def outliers(patient: Patient) -> Iterator[Finding]:
+    """Actions far outside the range of nearly all others."""
+    block, mask = patient.table.statistics["action"], np.array(action_mask(patient.recipe))
+    low, high = np.array(block["q01"]), np.array(block["q99"])
+    half = np.where(high > low, (high - low) / 2, np.inf)
+    distance = np.abs(patient.table.actions - (low + high) / 2) / half
+    distance[:, ~mask] = 0
+    rows = np.flatnonzero(distance.max(axis=1) > OUTLIER_SPANS)
+    if len(rows) == 0:
+        yield Finding("outliers", "fine", f"no action is beyond {OUTLIER_SPANS:g} times the range of 98 % of them")
+    else:
+        worst = int(np.argmax(distance.max(axis=1)))
+        dim = int(np.argmax(distance[worst]))
+        value = float(patient.table.actions[worst, dim])
+        yield Finding(
+            "outliers",
+            "problem",
+            f"{len(rows)} actions are beyond {OUTLIER_SPANS:g} times the range of 98 % of them; the worst is "
+            f"{value:.4g} in dimension {dim} ({patient.where(worst)}), where 98 % lie in {low[dim]:.4g} to "
+            f"{high[dim]:.4g}",
+            "look at that episode and remove it if the arm jumped; statistics by quantiles bear the rest",
+        )
+    never = [str(d) for d in range(len(low)) if block["min"][d] == block["max"][d]]
+    if never:
+        text = f"dimension {', '.join(never)} of the action never changes"
+        yield Finding("outliers", "note", text, "check the recipe's action, if the arm did move in it")
+
+
+def gripper(patient: Patient) -> Iterator[Finding]:
+    """Range, sign and flutter of the gripper's action: 1 is open, 0 is closed."""
+    grip = patient.gripper
+    if grip is None:
+        return
+    low, high = float(grip.min()), float(grip.max())
+    if low < -0.01 or high > 1.01:
+        fix = "-1 open to 1 closed" if low < -0.01 else "another scale"
+        yield Finding(
+            "gripper", "problem", f"its action goes from {low:.3g} to {high:.3g} instead of 0 (closed) to 1 (open)",
+            f"that looks like {fix}: in the recipe's action write '| clip | invert' behind it, or '| clip'",
+        )  # fmt: skip
+        return
+    if low == high:
+        yield Finding("gripper", "note", f"its action is always {low:.3g}", "check the recipe's action, if it did move")
+        return
+    is_open = grip > 0.5
+    begins_open = float(is_open[patient.table.episodes["start"]].mean())
+    if begins_open < 0.5:
+        yield Finding(
+            "gripper", "problem", f"it begins closed in {1 - begins_open:.0%} of the episodes",
+            "if the arm begins with an open gripper, the sign is wrong: write '| invert' behind it in the recipe",
+        )  # fmt: skip
+    flips = (np.diff(is_open, prepend=is_open[:1]) & ~patient.is_first).sum() / len(grip)
+    if flips > BUSY_GRIPPER:
+        text = f"it flips between open and closed in {flips:.0%} of the steps"
+        yield Finding("gripper", "problem", text, "write '| binarise' behind it in the recipe, or filter the recording")
+    elif begins_open >= 0.5:
+        per_episode = flips * len(grip) / len(patient.table.episodes)
+        yield Finding("gripper", "fine", f"0 to 1, begins open, {per_episode:.1f} flips an episode")
+
+
+def rate(patient: Patient) -> Iterator[Finding]:
+    """Steps come evenly, and at the rate that the dataset says."""
+    part = patient.parts[0]
+    names = [name for name in STAMPS if name in part.fields]
+    if not names or len(part) == 0:
+        text = "the steps have no time stamps" + ("" if part.rate_hz is None else f"; said to be {part.rate_hz:g} Hz")
+        yield Finding("rate", "note", text, "train and act at one rate: ask who recorded it")
+    for name in names:
+        yield from _rate_by(part, name)
+
+
+def _rate_by(part: EpisodeSource, name: str) -> Iterator[Finding]:
+    chosen = range(0, len(part), max(1, len(part) // CAMERA_EPISODES))
+    stamps = [part.episode(i, [name]).numbers(name).ravel().astype(np.float64) * STAMPS[name] for i in chosen]
+    periods = np.concatenate([np.diff(times) for times in stamps] or [np.empty(0)])
+    if len(periods) == 0:
+        return
+    period = float(np.median(periods))
+    if period <= 0:
+        yield Finding("rate", "problem", f"'{name}' does not advance", "record the capture time of each step")
+        return
+    uneven = float((np.abs(periods - period) > JITTER * period).mean())
+    text = f"{1 / period:.3g} Hz by '{name}', {uneven:.1%} of the steps more than half a period early or late"
+    differs = part.rate_hz is not None and abs(part.rate_hz * period - 1) > RATE_TOLERANCE
+    if name == CAPTURE and (differs or uneven > FROZEN):
+        fix = "a simulator does not run in real time, so there this is nothing; on an arm, steps were late or dropped"
+        yield Finding("rate", "note", text, fix)
+    elif differs:
+        yield Finding("rate", "problem", f"{text}, but the dataset says {part.rate_hz:g} Hz", "correct fps in its info")
+    elif uneven > FROZEN:
+        yield Finding("rate", "problem", text, "steps were dropped or came late: leave those episodes out")
+    else:
+        yield Finding("rate", "fine", text)
+
+
+def frames(patient: Patient) -> Iterator[Finding]:
+    """Frames that stand still while the arm moves: a camera that was too slow, or dropped."""
+    motion = patient.motion
+    moves = np.linalg.norm(motion, axis=1) >= NO_OP if motion.shape[1] else np.ones(len(patient.table), dtype=bool)
+    episodes = patient.table.episodes
+    chosen = episodes[:: max(1, len(episodes) // CAMERA_EPISODES)]
+    for role, camera in patient.recipe.cameras.by_role().items():
+        repeated = total = 0
+        for episode in chosen:
+            part, first, length = patient.parts[episode["part"]], int(episode["first"]), int(episode["length"])
+            pixels = part.episode(int(episode["index"]), [camera]).frames(camera)
+            files = [pixels.encoded(first + step) for step in range(length)]
+            same = np.array([a == b for a, b in pairwise(files)], dtype=bool)
+            moving = moves[int(episode["start"]) : int(episode["start"]) + length - 1]
+            repeated, total = repeated + int((same & moving).sum()), total + int(moving.sum())
+        share = repeated / max(total, 1)
+        text = f"camera '{role}': {share:.1%} of the frames repeat the one before although the arm moves"
+        if share > FROZEN:
+            yield Finding("frames", "problem", text, "the camera is slower than the control: leave repeated steps out")
+        else:
+            yield Finding("frames", "fine", text)
+
+
+def instructions(patient: Patient) -> Iterator[Finding]:
+    """What the robot was told to do, in words that a policy can tell apart."""
+    counts = np.bincount(patient.table.text_of, minlength=len(patient.table.texts))
+    blank = [i for i, text in enumerate(patient.table.texts) if not text.strip()]
+    if blank:
+        share = counts[blank].sum() / len(patient.table)
+        text = f"{share:.1%} of the steps have no instruction, and are not learned from"
+        yield Finding("instructions", "problem", text, "give them one, or name the field that has it in the recipe")
+    texts = [text for text in patient.table.texts if text.strip()]
+    stops = [text for text in texts if text.rstrip().endswith(".")]
+    if stops:
+        text = (
+            f"{len(stops)} of {len(texts)} end with a full stop, e.g. '{stops[0]}', which has changed what policies do"
+        )
+        yield Finding("instructions", "note", text, "ask the policy in the same words, full stop included")
+    folded = {" ".join(text.lower().rstrip(". ").split()) for text in texts}
+    if len(folded) < len(texts):
+        text = f"{len(texts) - len(folded)} of {len(texts)} differ from another only in capitals, spaces or full stops"
+        yield Finding("instructions", "note", text, "write each task in one way")
+    short = [text for text in folded if len(text.split()) < 2]
+    if short:
+        text = f"{len(short)} have fewer than two words, e.g. '{short[0]}'"
+        yield Finding("instructions", "note", text, "say what is done with what")
+    if len(folded) == 1:
+        text = f"all episodes are told the same: '{texts[0]}'"
+        yield Finding("instructions", "note", text, "a policy will not learn to listen; add tasks if it should")
+    elif folded and not blank:
+        yield Finding("instructions", "fine", f"{len(folded)} tasks")
+
+
+def compare_statistics(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Finding]:
+    """The dataset's range of actions beside that of what a checkpoint learned."""
+    mine, other = ours["action"], theirs["action"]
+    if len(mine["q01"]) != len(other["q01"]):
+        text = f"the checkpoint's actions have {len(other['q01'])} dimensions, the dataset's {len(mine['q01'])}"
+        yield Finding("statistics", "problem", text, "choose a checkpoint of this kind of action")
+        return
+    spans = [np.array(block["q99"]) - np.array(block["q01"]) for block in (mine, other)]
+    ratio = spans[0] / np.where(spans[1] == 0, np.nan, spans[1])
+    wrong = [
+        d for d in np.flatnonzero((ratio > LARGE_RATIO) | (ratio < SMALL_RATIO)) if mine.get("mask", [True] * 99)[d]
+    ]
+    if not wrong:
+        yield Finding("statistics", "fine", "the actions' range is that of the checkpoint, within a factor of two")
+        return
+    seen = ", ".join(f"dimension {d}: {ratio[d]:.3g} times" for d in wrong)
+    yield Finding(
+        "statistics", "problem", f"the range of actions differs from the checkpoint's ({seen})",
+        "another unit or rate? Fine-tuning uses the dataset's own statistics; acting zero-shot would move too far or "
+        "too little",
+    )  # fmt: skip

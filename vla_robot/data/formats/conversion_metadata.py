@@ -1,0 +1,141 @@
+"""What a conversion is told, and what a converted dataset remembers, so that the way back gives the same dataset.
+
+One JSON file beside the data, conversion.json (LeRobot: in meta/). Only we read it; every other tool ignores it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vla_robot.core.host.durable import writing
+from vla_robot.core.errors import DataError
+from vla_robot.data.formats.hdf5 import Hdf5Dataset
+from vla_robot.data.formats.lerobot.layout import EMBODIMENT, read_json, write_json
+from vla_robot.data.formats.lerobot.source import LeRobotSource
+from vla_robot.data.formats.open import Source
+from vla_robot.data.formats.rlds.features import to_tree
+from vla_robot.data.formats.rlds.reader import RldsDataset
+
+FILE = "conversion.json"
+IN_LEROBOT = f"meta/{FILE}"
+
+OnProgress = Callable[[int, int], None]
+"""Called with episodes done and episodes in all."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the formats do not say themselves.
+
+    Attributes:
+        split: the part of the source that is being converted, as it was opened.
+        rate_hz: steps per second, for LeRobot from a source that does not say.
+        instruction: what the robot was told, for a source that does not say.
+        name: of an RLDS dataset; the folder's name by default.
+    """
+
+    split: str = "train"
+    rate_hz: float | None = None
+    instruction: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion did.
+
+    Attributes:
+        episodes: in the destination now.
+        new: of them, written by this call.
+        lost: what the destination does not hold, one line each.
+    """
+
+    episodes: int
+    new: int
+    lost: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a dataset was converted from.
+
+    Attributes:
+        kind: "rlds", "lerobot" or "hdf5".
+        name: of the source.
+        parts: split here -> which part of the source it is, and how many episodes that had.
+        names: field there -> field here.
+        added: fields here that were not there.
+        features: the source's own description of its fields: features.json, or LeRobot's features.
+        rate_hz: steps per second; None when the source did not say.
+        robot: LeRobot's robot_type.
+        embodiment: meta/embodiment.json, where a LeRobot dataset has one.
+    """
+
+    kind: str
+    name: str
+    parts: dict[str, list[Any]] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
+    added: list[str] = field(default_factory=list)
+    features: dict[str, Any] = field(default_factory=dict)
+    rate_hz: float | None = None
+    robot: str = ""
+    embodiment: dict[str, Any] | None = None
+
+
+def describe_source(source: Source) -> Origin:
+    """What to remember of a source; parts, names and additions are known later."""
+    common = {"name": source.name, "rate_hz": source.rate_hz}
+    if isinstance(source, RldsDataset):
+        return Origin("rlds", features=to_tree(source.features), **common)
+    if isinstance(source, Hdf5Dataset):
+        return Origin("hdf5", **common)
+    path = source.root / EMBODIMENT
+    embodiment = read_json(path) if path.is_file() else None
+    return Origin(
+        "lerobot", features=dict(source.lerobot_features), robot=source.robot, embodiment=embodiment, **common
+    )
+
+
+def origin_of(source: Source) -> Origin | None:
+    """Where a source itself was converted from; None when it was not, or not by us.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if isinstance(source, LeRobotSource):
+        return read_origin(source.root / IN_LEROBOT)
+    if isinstance(source, RldsDataset) and "://" not in source.location:
+        return read_origin(Path(source.location) / FILE)
+    return None
+
+
+def read_origin(path: Path) -> Origin | None:
+    """None when there is no such file. Raises DataError when it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        return Origin(**read_json(path))
+    except TypeError as error:
+        raise DataError(f"{path} is no record of a conversion: {error}.") from error
+
+
+def begin(path: Path, origin: Origin) -> None:
+    """Note the origin before the first episode; a conversion that was interrupted must be of the same source.
+
+    Raises:
+        DataError: the folder holds a conversion of something else.
+    """
+    there = read_origin(path) or origin
+    merged = replace(origin, parts={**there.parts, **origin.parts})
+    same = merged == replace(there, parts=merged.parts)
+    if not same or any(origin.parts.get(split, part) != part for split, part in there.parts.items()):
+        parts = ", ".join(f"{part} ({count} episodes) as {split}" for split, (part, count) in there.parts.items())
+        raise DataError(
+            f"{path} says that this folder holds another conversion, of {there.kind} '{there.name}', {parts}. "
+            "Choose another folder."
+        )
+    with writing(path):
+        write_json(path, asdict(merged))

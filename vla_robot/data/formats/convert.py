@@ -1,0 +1,48 @@
+"""Converts datasets between RLDS, LeRobot and (as a source) robomimic HDF5, episode by episode.
+
+    convert(open_source("bridge_orig"), Path("data/bridge"), "lerobot", Options(rate_hz=5))
+
+Frames are never encoded anew: a JPEG in an RLDS record is the same JPEG in a LeRobot table. An interrupted conversion
+goes on behind its last whole episode. What the destination cannot hold is left out and listed in the result.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from vla_robot.core.errors import DataError
+from vla_robot.data.formats.lerobot.convert import to_lerobot
+from vla_robot.data.formats.rlds.convert import to_rlds
+from vla_robot.data.formats.lerobot.source import LeRobotSource
+from vla_robot.data.formats.open import Source
+from vla_robot.data.formats.conversion_metadata import Converted, OnProgress, Options
+
+Format = Literal["rlds", "lerobot"]
+
+
+def convert(
+    source: Source,
+    destination: Path,
+    to: Format,
+    options: Options,
+    on_progress: OnProgress = lambda done, total: None,
+) -> Converted:
+    """Write a source in another format, or go on with it.
+
+    Args:
+        source: what to convert.
+        destination: the new dataset's folder.
+        to: its format.
+        options: what the formats do not say themselves.
+        on_progress: called after each episode.
+
+    Raises:
+        DataError: the folder holds something else, or something is missing that the format needs.
+    """
+    if not len(source):
+        raise DataError(f"{source.location}, {options.split}: there is no episode to convert.")
+    if isinstance(source, LeRobotSource):
+        source = source.without_nulls()
+    write = to_rlds if to == "rlds" else to_lerobot
+    return write(source, destination, options, on_progress)

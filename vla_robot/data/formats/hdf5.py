@@ -1,0 +1,636 @@
+"""Reads demonstrations of robomimic, robosuite, MimicGen, LIBERO and Isaac Lab: HDF5 files, a group per demonstration.
+
+    data/                attributes: env_args (JSON: simulator and control rate), problem_info (LIBERO: the task)
+      demo_0/            attributes: num_samples, ep_meta (robosuite 1.5: the task in its field "lang")
+        actions          (T, D)
+        rewards dones states robot_states action_dict/NAME datagen_info/NAME
+        obs/NAME         (T, ...) numbers, or (T, H, W, 3) uint8 frames
+        next_obs/        the same, one step later: not read, since obs has it
+        initial_state/   Isaac Lab: one state before the first step: not read
+        src_demo_inds    MimicGen: one value for each subtask: not read, like everything without one value a step
+    mask/NAME            robomimic's filter keys: names of demonstrations; they may overlap (optional)
+
+The masks "train" and "valid" are the splits "train" and "val", and other masks are parts that can be asked for by name.
+A folder of such files is one dataset: a LIBERO suite has ten, each with a task of its own.
+
+Fields are named as in other sources: obs/NAME is "observation/NAME", and "actions", "rewards", "dones" lose their s.
+A file with only `states` and `actions`, as robosuite's collection writes it, has no frames until robomimic's
+dataset_states_to_obs.py has rendered them; it reads as it is.
+
+Source: robomimic 0.5, docs/datasets/overview.md, utils/file_utils.py, scripts/split_train_val.py; robosuite 1.5.1,
+scripts/collect_human_demonstrations.py; MimicGen, utils/file_utils.py; LIBERO, scripts/create_dataset.py; Isaac Lab,
+utils/datasets/hdf5_dataset_file_handler.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.errors import DataError
+from vla_robot.core.host.optional import require
+from vla_robot.core.untrusted import MALFORMED, parse_json, require_links_inside, shortened
+from vla_robot.data.formats import png
+from vla_robot.data.formats.bounds import (
+    MAX_COLUMN_BYTES,
+    MAX_STEPS,
+    hdf5_attribute,
+    hdf5_datasets,
+    hdf5_find,
+    hdf5_texts,
+    require_bytes,
+    require_pixels,
+)
+from vla_robot.data.formats.hdf5_heaps import require_sound_heaps
+from vla_robot.data.formats.split_expression import episodes_of
+from vla_robot.data.formats.rlds.splits import ALL
+from vla_robot.data.formats.source import (
+    Column,
+    Episode,
+    Field,
+    find_damage,
+    require_fields,
+    require_index,
+    tell_empty,
+    tell_left_out,
+)
+
+if TYPE_CHECKING:
+    import h5py
+
+TRAIN, VAL, REST = "train", "val", "rest"
+SPLIT_OF = {"train": TRAIN, "valid": VAL, "val": VAL}
+"""robomimic's mask -> split."""
+INSTRUCTION = "language_instruction"
+OBSERVATIONS = "obs/"
+RENAMED = {"actions": "action", "rewards": "reward", "dones": "done"}
+INITIAL = "initial_state"
+LEFT_OUT = ("next_obs/", f"{INITIAL}/")
+SUFFIXES = (".hdf5", ".h5")
+UPSIDE_DOWN = (
+    'Frames are stored upside down (macros_image_convention is "opengl") and are read as they are stored; OpenVLA '
+    "turned those of LIBERO by 180 degrees before training."
+)
+BYTES_AT_ONCE = 2**20
+"""Of frames: 4 of 300 x 300."""
+MOST_NAMED = 4
+"""Demonstrations that a line names."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demonstration.
+
+    Attributes:
+        path: its file.
+        name: of its group.
+        length: its steps.
+        instruction: what the robot was told; "" when nothing says.
+    """
+
+    path: Path
+    name: str
+    length: int
+    instruction: str
+
+    @property
+    def where(self) -> str:
+        """File and group, for messages."""
+        return f"{self.path}, data/{self.name}"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What one file holds, without its numbers.
+
+    Attributes:
+        demos: in the order of their numbers; none of 0 steps.
+        num_empty: demonstrations of 0 steps.
+        masks: names of demonstrations, by mask.
+        fields: what each step has.
+        places: field -> its place in a demonstration.
+        left_out: place that is not read -> why.
+        rate_hz: steps per second; None when nothing says.
+        is_upside_down: the first row of a frame is the lowest.
+    """
+
+    demos: tuple[Demo, ...]
+    num_empty: int
+    masks: Mapping[str, Sequence[str]]
+    fields: Mapping[str, Field]
+    places: Mapping[str, str]
+    left_out: Mapping[str, str]
+    rate_hz: float | None
+    is_upside_down: bool
+
+
+@dataclass(frozen=True)
+class RawFrames:
+    """Frames that are stored as plain pixels; some that follow each other are read at once.
+
+    Attributes:
+        path: the file.
+        dataset: the frames' place in it.
+        length: how many.
+        shape: of one, (H, W, 3).
+    """
+
+    path: Path
+    dataset: str
+    length: int
+    shape: tuple[int | None, ...]
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def at_once(self) -> int:
+        """How many frames are read together."""
+        return max(BYTES_AT_ONCE // math.prod(size or 1 for size in self.shape), 1)
+
+    def encoded(self, step: int) -> bytes:
+        return png.encode(self.decode(step))
+
+    def decode(self, step: int) -> NDArray[Any]:
+        block, place = divmod(range(self.length)[step], self.at_once)
+        return _read_block(self, block, self.path.stat().st_mtime_ns if self.path.is_file() else 0)[place].copy()
+
+    def check(self) -> None:
+        for step in range(0, self.length, self.at_once):
+            self.decode(step)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_block(frames: RawFrames, block: int, changed_ns: int) -> NDArray[Any]:
+    """(up to `at_once`, H, W, 3). Opening a file takes longer than reading a frame."""
+    first = block * frames.at_once
+    with _opened(frames.path) as file:
+        return _values(_dataset(file, frames.dataset), slice(first, first + frames.at_once))
+
+
+class Hdf5Dataset:
+    """Demonstrations of a file or of a folder of files, in order. An `EpisodeSource`; open it with `open_hdf5`."""
+
+    def __init__(self, path: Path, split: str, damaged: Mapping[int, str] | None = None) -> None:
+        """
+        Args:
+            path: the file, or a folder of files.
+            split: "train" (all, unless there are masks), the name of a mask, a part of one, or "all".
+            damaged: demonstrations of the split that are left out, and why; None reads all, and a file that cannot be
+                opened is an error.
+
+        Raises:
+            DataError: no such file, not one of demonstrations, or an unknown split.
+            MissingDependencyError: the extra [data] is not installed.
+        """
+        require("h5py", "data", f"reading {path}")
+        self._path, self._split, self._damaged = path, split, damaged
+        files, self._unreadable = _read_files(path, skip_corrupt=damaged is not None)
+        self._parts = divide(files)
+        demos = [demo for file in files for demo in file.demos]
+        chosen = episodes_of(split, self._parts.splits, str(path), self._parts.subsets)
+        self._demos = [demos[number] for place, number in enumerate(chosen) if place not in (damaged or {})]
+        self._fields, self._left_out = _common_fields(files, path)
+        self._places = files[0].places
+        if any(demo.instruction for demo in demos):
+            self._fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
+        self._rate_hz = _common_rate(files, path)
+        self._is_upside_down = any(file.is_upside_down for file in files)
+        self._num_empty = sum(file.num_empty for file in files)
+        self._lengths = np.array([demo.length for demo in self._demos], dtype=np.int64)
+
+    def __reduce__(self) -> tuple[Callable[[], Hdf5Dataset], tuple[()]]:
+        return functools.partial(Hdf5Dataset, self._path, self._split, self._damaged), ()
+
+    def __len__(self) -> int:
+        return len(self._demos)
+
+    @property
+    def name(self) -> str:
+        return self._path.name if self._path.is_dir() else self._path.stem
+
+    @property
+    def location(self) -> str:
+        return str(self._path)
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        """Every split and how many demonstrations it has; each demonstration is in one of them."""
+        return {name: len(episodes) for name, episodes in self._parts.splits.items()}
+
+    @property
+    def subsets(self) -> Mapping[str, int]:
+        """Every other mask and how many demonstrations it has; they may overlap."""
+        return {name: len(episodes) for name, episodes in self._parts.subsets.items()}
+
+    @property
+    def fields(self) -> dict[str, Field]:
+        return self._fields
+
+    @property
+    def left_out(self) -> Mapping[str, str]:
+        """Field that is not read -> why."""
+        return self._left_out
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of the dataset beside damage."""
+        masks = [f"{name} {count}" for name, count in self.subsets.items()]
+        subsets = [f"Masks that are no split, and can be read by name: {', '.join(masks)}."] if masks else []
+        turned = (UPSIDE_DOWN,) if self._is_upside_down else ()
+        return (*self._parts.notes, *subsets, *turned, *tell_left_out(self._left_out), *tell_empty(self._num_empty))
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """What `skip_corrupt` left out, and why."""
+        return (*self._unreadable, *(self._damaged or {}).values())
+
+    @property
+    def num_skipped(self) -> int:
+        """How many demonstrations that are; a file that cannot be opened counts as one."""
+        return len(self.skipped)
+
+    @property
+    def metadata_fields(self) -> dict[str, Field]:
+        names = ("file", "demonstration") if self._path.is_dir() else ("demonstration",)
+        return {name: Field(name, "text", "str", ()) for name in names}
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return self._lengths
+
+    @property
+    def rate_hz(self) -> float | None:
+        return self._rate_hz
+
+    def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
+        require_index(index, len(self), "episode")
+        demo = self._demos[index]
+        names = require_fields(fields, self._fields, str(self._path), self._left_out)
+        with _opened(demo.path) as file:
+            steps = {name: self._column(file, name, demo) for name in names}
+        said = {"file": demo.path.name, "demonstration": demo.name}
+        return Episode(index, {name: said[name] for name in self.metadata_fields}, steps, demo.length, demo.where)
+
+    def encoded(self, index: int, field: str, step: int) -> bytes:
+        require_index(index, len(self), "episode")
+        demo = self._demos[index]
+        require_index(step, demo.length, "step")
+        cameras = {name: field for name, field in self._fields.items() if field.kind == "image"}
+        require_fields([field], cameras, f"{self._path}, cameras", self._left_out)
+        with _opened(demo.path) as file:
+            return png.encode(_values(_dataset(file, f"data/{demo.name}/{self._places[field]}"), step))
+
+    def _column(self, file: h5py.File, name: str, demo: Demo) -> Column:
+        if name == INSTRUCTION:
+            return (demo.instruction,) * demo.length
+        place = f"data/{demo.name}/{self._places[name]}"
+        values, field = _dataset(file, place), self._fields[name]
+        if not values.shape or len(values) != demo.length:
+            count = len(values) if values.shape else "no"
+            raise DataError(f"{demo.where}: field '{name}' has {count} values, but the episode {demo.length} steps.")
+        if _field(name, values) != field:
+            raise DataError(
+                f"{demo.where}: field '{name}' is {_field(name, values)}, in the first demonstration {field}."
+            )
+        if field.kind == "image":
+            height, width, _ = values.shape[1:]
+            require_pixels(width, height, (), f"{demo.where}: field '{name}'")
+            return RawFrames(demo.path, place, demo.length, field.shape)
+        require_bytes(values.nbytes, MAX_COLUMN_BYTES, f"{demo.where}: field '{name}'")
+        return _values(values, ...)
+
+
+def open_hdf5(path: Path | str, split: str = "train", *, skip_corrupt: bool = False) -> Hdf5Dataset:
+    """Demonstrations of one file, or of all files of a folder.
+
+    Args:
+        path: the file or folder.
+        split: "train" (all, unless there are masks), the name of a mask, a part of one, or "all".
+        skip_corrupt: read each demonstration once and leave damaged ones out, which `skipped` lists.
+
+    Raises:
+        DataError: no such file, not one of demonstrations, or an unknown split.
+        MissingDependencyError: the extra [data] is not installed.
+    """
+    if not skip_corrupt:
+        return Hdf5Dataset(Path(path), split)
+    return Hdf5Dataset(Path(path), split, find_damage(Hdf5Dataset(Path(path), split, {})))
+
+
+def hdf5_files(folder: Path) -> list[Path]:
+    """The HDF5 files in a folder, in the order of their names.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}.") from error
+
+
+@dataclass(frozen=True)
+class Parts:
+    """How the demonstrations of a dataset are divided. Numbers count over all files.
+
+    Attributes:
+        splits: every demonstration is in exactly one of them.
+        subsets: other masks, which may overlap.
+        notes: what a user should know of them.
+    """
+
+    splits: dict[str, list[int]]
+    subsets: dict[str, list[int]]
+    notes: tuple[str, ...]
+
+
+def divide(files: Sequence[Contents]) -> Parts:
+    """robomimic's masks as splits, in which each demonstration is once, and as subsets.
+
+    A file without a mask "train" trains with all that "valid" has not. A demonstration in both trains, and validates
+    nothing.
+    """
+    demos = [demo for file in files for demo in file.demos]
+    number = {(demo.path, demo.name): place for place, demo in enumerate(demos)}
+    masked: dict[str, set[int]] = {}
+    absent: list[str] = []
+    trained_without_mask: set[int] = set()
+    for file in files:
+        own = {demo.name: number[demo.path, demo.name] for demo in file.demos}
+        if TRAIN not in file.masks:
+            trained_without_mask |= set(own.values())
+        for name, entries in file.masks.items():
+            masked.setdefault(SPLIT_OF.get(name, name), set()).update(own[entry] for entry in entries if entry in own)
+            absent += [entry for entry in entries if entry not in own]
+    val = masked.pop(VAL, set())
+    in_both = masked.get(TRAIN, set()) & val
+    train = masked.pop(TRAIN, set()) | (trained_without_mask - val)
+    rest = set(range(len(demos))) - train - val
+    splits = (
+        {TRAIN: sorted(train)} | ({VAL: sorted(val - train)} if val else {}) | ({REST: sorted(rest)} if rest else {})
+    )
+    notes = (
+        *_note(
+            "in both masks train and valid; they train and do not validate", [demos[i].name for i in sorted(in_both)]
+        ),
+        *_note(f"in neither mask train nor valid; they are the split '{REST}'", [demos[i].name for i in sorted(rest)]),
+        *_note("named by a mask and not in the file", sorted(set(absent))),
+    )
+    return Parts(splits, {name: sorted(of) for name, of in masked.items() if name not in (*splits, ALL)}, notes)
+
+
+def _note(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        return ()
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return (f"Demonstrations {what}: {', '.join(names[:MOST_NAMED])}{more}.",)
+
+
+def _read_files(path: Path, skip_corrupt: bool) -> tuple[list[Contents], tuple[str, ...]]:
+    """(what each file holds, why files were left out).
+
+    Raises:
+        DataError: a file cannot be read, or none holds a demonstration.
+    """
+    paths = hdf5_files(path) if path.is_dir() else [path]
+    if path.is_dir():
+        require_links_inside(path)
+    found: list[Contents] = []
+    unreadable: list[str] = []
+    for file in paths:
+        try:
+            found.append(_read_file(file))
+        except DataError as error:
+            if not skip_corrupt or len(paths) == 1:
+                raise
+            unreadable.append(str(error))
+    if not found:
+        raise DataError(f"{path}: no file of demonstrations can be read. The first one: {unreadable[0]}")
+    return found, tuple(unreadable)
+
+
+def _read_file(path: Path) -> Contents:
+    with _opened(path) as file:
+        status = path.stat()
+        require_sound_heaps(path, status.st_size, status.st_mtime_ns)
+        names = _demonstrations(file, path)
+        lengths = {name: _length(file, name, path) for name in names}
+        if not any(lengths.values()):
+            raise DataError(f"{path}: each of its {len(names)} demonstrations has no steps (field 'actions' is empty).")
+        demos = tuple(Demo(path, name, lengths[name], _instruction(file, name)) for name in names if lengths[name])
+        fields, places, left_out = _schema(file, demos)
+        masks = {name: hdf5_texts(_dataset(file, f"mask/{name}")) for name in _names(file, "mask")}
+        return Contents(
+            demos, len(names) - len(demos), masks, fields, places, left_out, _rate_hz(file), _is_upside_down(file)
+        )
+
+
+def _schema(file: h5py.File, demos: Sequence[Demo]) -> tuple[dict[str, Field], dict[str, str], dict[str, str]]:
+    """(what each step has, field -> its place, place that is not read -> why), by the first demonstration.
+
+    One of another length shows what has as many values as the first has steps by chance.
+    """
+    first = demos[0]
+    other = next((demo for demo in demos if demo.length != first.length), None)
+    fields: dict[str, Field] = {}
+    places: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    found = dict(hdf5_datasets(hdf5_find(file, f"data/{first.name}"), LEFT_OUT))
+    elsewhere = {} if other is None else dict(hdf5_datasets(hdf5_find(file, f"data/{other.name}"), LEFT_OUT))
+    for place in sorted(found):
+        values = found[place]
+        is_constant = place in elsewhere and elsewhere[place].shape[:1] == values.shape[:1]
+        if why := _why_not(values, first.length, is_constant=is_constant):
+            left_out[place] = why
+        else:
+            name = _field_name(place)
+            fields[name], places[name] = _field(name, values), place
+    left_out |= {place: f"absent in {first.name}" for place in sorted(elsewhere) if place not in found}
+    if hdf5_find(file, f"data/{first.name}/{INITIAL}") is not None:
+        left_out[INITIAL] = "the state before the first step"
+    return fields, places, left_out
+
+
+def _why_not(values: h5py.Dataset, steps: int, *, is_constant: bool) -> str:
+    """Why a dataset of a demonstration is not read; empty when it is."""
+    if values.dtype.kind not in "biuf":
+        return "texts" if values.dtype.kind in "OSU" else f"values of type {values.dtype}"
+    if not values.shape:
+        return "one number for the whole episode"
+    if len(values) != steps or is_constant:
+        return f"{len(values)} values that do not belong to the steps"
+    return ""
+
+
+def _common_fields(files: Sequence[Contents], path: Path) -> tuple[dict[str, Field], dict[str, str]]:
+    """(fields that all files have alike, those that are not read and why).
+
+    Raises:
+        DataError: the actions differ, so that the files are no one dataset.
+    """
+    first = files[0]
+    common, left_out = dict(first.fields), {_field_name(place): why for place, why in first.left_out.items()}
+    for file in files[1:]:
+        for name in {*common, *file.fields}:
+            ours, theirs = common.get(name), file.fields.get(name)
+            if ours == theirs or name in left_out:
+                continue
+            here, there = first.demos[0].path.name, file.demos[0].path.name
+            left_out[name] = f"{ours or 'absent'} in {here} and {theirs or 'absent'} in {there}"
+            common.pop(name, None)
+    if RENAMED["actions"] in left_out:
+        raise DataError(
+            f"{path}: its files do not make one dataset: the actions are {left_out[RENAMED['actions']]}. Open them one "
+            "by one."
+        )
+    return common, left_out
+
+
+def _common_rate(files: Sequence[Contents], path: Path) -> float | None:
+    rates = {file.rate_hz: file.demos[0].path.name for file in files}
+    if len(rates) > 1:
+        told = ", ".join(f"{'unknown' if rate is None else f'{rate:g} Hz'} in {name}" for rate, name in rates.items())
+        raise DataError(f"{path}: its files do not make one dataset: the control rate is {told}. Open them one by one.")
+    return next(iter(rates))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Opened for each access: an open file does not survive a fork, and cannot be sent to another process."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.") from error
+    except (OSError, RuntimeError, *MALFORMED) as error:
+        raise DataError(f"{path} is no readable HDF5 file of demonstrations: {shortened(error)}.") from error
+
+
+def _values(values: h5py.Dataset, which: Any) -> NDArray[Any]:
+    """Some values of a dataset. Raises DataError, naming it, when what is stored is damaged."""
+    try:
+        return np.asarray(values[which])
+    except OSError as error:
+        raise DataError(f"{values.file.filename}, {values.name} is damaged: {shortened(error)}.") from error
+
+
+def _demonstrations(file: h5py.File, path: Path) -> list[str]:
+    """Their names, demo_2 before demo_10.
+
+    Raises:
+        DataError: there are none.
+    """
+    demos = [name for name in _names(file, "data") if hdf5_find(file, f"data/{name}/actions") is not None]
+    if not demos:
+        raise DataError(
+            f"{path} holds no demonstrations: there is no data/NAME/actions. It has: {', '.join(file) or 'nothing'}."
+        )
+    return sorted(demos, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+
+
+def _names(file: h5py.File, group: str) -> list[str]:
+    """What a group holds; nothing when there is no such group."""
+    found = hdf5_find(file, group)
+    return [] if found is None else list(found)
+
+
+def _field_name(place: str) -> str:
+    if place.startswith(OBSERVATIONS):
+        return "observation/" + place.removeprefix(OBSERVATIONS)
+    return RENAMED.get(place, place)
+
+
+def _field(name: str, values: h5py.Dataset) -> Field:
+    shape = tuple(values.shape[1:])
+    is_image = values.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3
+    return Field(name, "image" if is_image else "number", values.dtype.name, shape)
+
+
+def _dataset(file: h5py.File, place: str) -> Any:
+    found = hdf5_find(file, place)
+    if found is None or not hasattr(found, "dtype"):
+        raise DataError(f"{file.filename} has no {place}, although the first demonstration has it.")
+    return found
+
+
+def _length(file: h5py.File, demo: str, path: Path) -> int:
+    actions = _dataset(file, f"data/{demo}/actions")
+    length = len(actions) if actions.shape else 0
+    if length > MAX_STEPS:
+        raise DataError(f"{path}, data/{demo}: the episode has {length} steps; at most {MAX_STEPS} are read.")
+    return length
+
+
+def _rate_hz(file: h5py.File) -> float | None:
+    """robosuite's control rate, or Isaac Lab's, which is once in `decimation` steps of `dt` seconds."""
+    arguments = _json(hdf5_attribute(hdf5_find(file, "data"), "env_args"))
+    rate_hz = _positive(_part(arguments, "env_kwargs").get("control_freq"))
+    period_s, decimation = (_positive(_part(arguments, "sim_args").get(key)) for key in ("dt", "decimation"))
+    if rate_hz is None and period_s is not None and decimation is not None:
+        return 1 / (period_s * decimation)
+    return rate_hz
+
+
+def _is_upside_down(file: h5py.File) -> bool:
+    """LIBERO notes robosuite's image convention, in which "opengl" puts the first row at the bottom."""
+    return _text(hdf5_attribute(hdf5_find(file, "data"), "macros_image_convention")) == "opengl"
+
+
+def _part(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A JSON object in another; empty where there is null or something else."""
+    part = content.get(key)
+    return part if isinstance(part, dict) else {}
+
+
+def _positive(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) and value > 0 else None
+
+
+def _instruction(file: h5py.File, demo: str) -> str:
+    """Where robosuite 1.5, LIBERO and robomimic keep it, in this order; "" when it is nowhere."""
+    own, common = hdf5_find(file, f"data/{demo}"), hdf5_find(file, "data")
+    said = [
+        _json(hdf5_attribute(own, "ep_meta")).get("lang"),
+        hdf5_attribute(own, INSTRUCTION),
+        _json(hdf5_attribute(common, "problem_info")).get(INSTRUCTION),
+        hdf5_attribute(common, INSTRUCTION),
+    ]
+    return next((text for text in map(_text, said) if text), "")
+
+
+def _text(value: Any) -> str:
+    """An attribute as text: str, bytes, or a list or array of words; "" for anything else.
+
+    LIBERO's files have quotation marks around the instruction, as its task descriptions do.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.ravel().tolist()
+    if isinstance(value, (list, tuple)):
+        return " ".join(filter(None, map(_text, value)))
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    return value.strip().strip('"').strip() if isinstance(value, str) else ""
+
+
+def _json(value: Any) -> dict[str, Any]:
+    """The JSON object in an attribute; empty when there is none."""
+    entries = value.ravel().tolist() if isinstance(value, np.ndarray) else [value]
+    text = entries[0] if len(entries) == 1 else None
+    try:
+        content = parse_json(text, "an attribute") if isinstance(text, (str, bytes)) and text else {}
+    except DataError:
+        return {}
+    return content if isinstance(content, dict) else {}

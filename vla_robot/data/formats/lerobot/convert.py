@@ -1,0 +1,213 @@
+"""Any source to a LeRobot dataset.
+
+| there | here |
+|---|---|
+| observation/NAME, a camera | observation.images.NAME |
+| action, observation/state, ... | action, observation.state, ...: "." for "/" |
+| language_instruction | the task of each step |
+| timestamp | timestamp; step / rate where there is none |
+| episode metadata | meta/episode_metadata.jsonl |
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.host.durable import append_line, writing
+from vla_robot.core.errors import DataError
+from vla_robot.data.formats.lerobot.layout import COUNTERS, EMBODIMENT, IMAGES, write_json
+from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
+from vla_robot.data.formats.lerobot.tables import EpisodeTable, LeRobotTables, feature, image_feature
+from vla_robot.data.formats.open import Source
+from vla_robot.data.formats.conversion_metadata import (
+    IN_LEROBOT,
+    Converted,
+    OnProgress,
+    Options,
+    Origin,
+    begin,
+    describe_source,
+    origin_of,
+)
+from vla_robot.data.formats.source import Column, Episode, Field, Frames, instruction_text
+from vla_robot.data.pipeline.stats import count_pixels, describe_pixels
+
+SPLIT = "train"
+"""LeRobot datasets have no other."""
+MOST_DIMENSIONS = 5
+"""LeRobot has no arrays of more."""
+
+
+def to_lerobot(source: Source, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
+    """Write a LeRobot dataset, or go on with it. See `convert`."""
+    before = origin_of(source)
+    rate_hz = _rate_hz(source, before, options)
+    lost = _lost(source)
+    names = _names(source, before, lost)
+    origin = replace(describe_source(source), names=names, parts={SPLIT: [options.split, len(source)]})
+    history = before or origin  # a dataset that was LeRobot before gets back what RLDS had no place for
+    tables = LeRobotTables(destination)
+    try:
+        begin(destination / IN_LEROBOT, origin)
+        if history.embodiment is not None:
+            with writing(destination / EMBODIMENT):
+                write_json(destination / EMBODIMENT, history.embodiment)
+        described = history.features if history.kind == "lerobot" else {}
+        done = tables.num_episodes
+        for index in range(done, len(source)):
+            episode = source.episode(index)
+            table = _episode_table(episode, names, source.fields, described, options)
+            tables.write(table, rate_hz, history.robot, lambda e=episode, i=index: _note_metadata(destination, i, e))
+            on_progress(index + 1, len(source))
+        return Converted(tables.num_episodes, tables.num_episodes - done, tuple(lost.values()))
+    finally:
+        tables.close()
+
+
+def _rate_hz(source: Source, before: Origin | None, options: Options) -> float:
+    known = source.rate_hz or (before.rate_hz if before is not None else None)
+    if known is not None and options.rate_hz not in (None, known):
+        raise DataError(f"{source.location} says {known:g} steps per second, but --rate-hz is {options.rate_hz:g}.")
+    rate_hz = known or options.rate_hz
+    if rate_hz is None:
+        raise DataError(
+            f"{source.location} does not say how many steps a second it has, and LeRobot needs it. "
+            "Give it with --rate-hz."
+        )
+    return rate_hz
+
+
+def _lost(source: Source) -> dict[str, str]:
+    """Field -> why LeRobot cannot hold it."""
+    lost = {name: f"{name}: {why}" for name, field in source.fields.items() if (why := _why_not(field))}
+    unread = {name: f"{name}: {why} is not read" for name, why in source.left_out.items()}
+    return lost | _lost_bytes(source) | unread
+
+
+def _lost_bytes(source: Source) -> dict[str, str]:
+    """Fields that may hold any bytes, and whose values in the first episode are no text."""
+    steps = [name for name, field in source.fields.items() if field.dtype == "bytes" and not field.shape]
+    metadata = [name for name, field in source.metadata_fields.items() if field.dtype == "bytes"]
+    if not steps and not metadata:
+        return {}
+    first = source.episode(0, steps)
+    lost = {name: "LeRobot has no columns of bytes" for name in steps if _holds_bytes(first.steps[name])}
+    lost |= {name: "JSON has no bytes" for name in metadata if isinstance(first.metadata.get(name), bytes)}
+    return {name: f"{name}: {why}" for name, why in lost.items()}
+
+
+def _holds_bytes(values: Column) -> bool:
+    return isinstance(values, tuple) and any(isinstance(value, bytes) for value in values)
+
+
+def _why_not(field: Field) -> str:
+    if field.kind == "text" and field.shape:
+        return "LeRobot has no lists of texts"
+    if field.kind == "image" and field.dtype != "uint8":
+        return f"{field.dtype} frames are not written to LeRobot"
+    if field.kind == "number" and (field.is_ragged or 0 in field.shape or len(field.shape) > MOST_DIMENSIONS):
+        return f"LeRobot has no columns of shape {' x '.join('?' if n is None else str(n) for n in field.shape)}"
+    return ""
+
+
+def _names(source: Source, before: Origin | None, lost: Mapping[str, str]) -> dict[str, str]:
+    """Field -> column, the instruction and the time left out: LeRobot has places of their own for them."""
+    places = {instruction_text(source.fields) or INSTRUCTION, TIMESTAMP}
+    added = before.added if before is not None else ()
+    fields = {n: f for n, f in source.fields.items() if n not in lost and n not in places and n not in added}
+    if isinstance(source, LeRobotSource):
+        return {name: source.column_of(name) for name in fields}
+    there = before.names if before is not None and before.kind == "lerobot" else {}
+    back = {here: name.replace("/", ".") for name, here in there.items()}
+    return {name: back.get(name) or _column_name(field) for name, field in fields.items()}
+
+
+def _column_name(field: Field) -> str:
+    if field.kind == "image":
+        return IMAGES + field.name.removeprefix("observation/").replace("/", ".")
+    name = field.name.replace("/", ".")
+    return f"source.{name}" if name in COUNTERS else name
+
+
+def _episode_table(
+    episode: Episode,
+    names: Mapping[str, str],
+    fields: Mapping[str, Field],
+    described: Mapping[str, Any],
+    options: Options,
+) -> EpisodeTable:
+    frames = {column: episode.frames(name) for name, column in names.items() if fields[name].kind == "image"}
+    columns = {column: episode.steps[name] for name, column in names.items() if fields[name].kind != "image"}
+    for name in names:
+        if fields[name].dtype == "bytes":
+            episode.texts(name)  # raises for a field that was text in the first episode and is not in this one
+    pixels = {column: _count_pixels(film) for column, film in frames.items()}
+    features = {column: _own(image_feature(*size), described.get(column)) for column, (size, _) in pixels.items()}
+    features |= {
+        column: _own(_feature(fields[name]), described.get(column))
+        for name, column in names.items()
+        if fields[name].kind != "image"
+    }
+    has_time = TIMESTAMP in episode.steps and isinstance(episode.steps[TIMESTAMP], np.ndarray)
+    return EpisodeTable(
+        features=features,
+        columns={column: _shaped(values) for column, values in columns.items()},
+        images={column: [film.encoded(step) for step in range(len(film))] for column, film in frames.items()},
+        image_stats={column: describe_pixels(counts, len(episode)) for column, (_, counts) in pixels.items()},
+        tasks=_tasks(episode, options),
+        timestamps=episode.numbers(TIMESTAMP) if has_time else None,
+    )
+
+
+def _feature(field: Field) -> dict[str, Any]:
+    if field.kind == "text":
+        return feature("string", [1])
+    return feature(field.dtype, [size or 0 for size in field.shape] or [1])
+
+
+def _own(made: dict[str, Any], described: Mapping[str, Any] | None) -> dict[str, Any]:
+    """With the names of the dimensions that the dataset had when it was LeRobot's before."""
+    same = described is not None and list(described["shape"]) == made["shape"]
+    return {**made, "names": described["names"]} if described is not None and same else made
+
+
+def _shaped(values: Column) -> Any:
+    """LeRobot knows no difference between one number and a list of one."""
+    if isinstance(values, np.ndarray) and values.shape[1:] == (1,):
+        return values[:, 0]
+    return values
+
+
+def _tasks(episode: Episode, options: Options) -> tuple[str, ...]:
+    if options.instruction is not None:
+        return (options.instruction,) * len(episode)
+    try:
+        return episode.instructions()
+    except DataError as error:
+        raise DataError(f"{error} LeRobot needs one; give it with --instruction.") from error
+
+
+def _count_pixels(film: Frames) -> tuple[tuple[int, int], NDArray[np.int64]]:
+    """((height, width), counts) over all frames."""
+    first = film.decode(0)
+    counts = count_pixels(first)
+    for step in range(1, len(film)):
+        counts += count_pixels(film.decode(step))
+    return (first.shape[0], first.shape[1]), counts
+
+
+def _note_metadata(root: Path, index: int, episode: Episode) -> None:
+    metadata = {name: _plain(value) for name, value in episode.metadata.items() if not isinstance(value, bytes)}
+    line = json.dumps({"episode": index, "metadata": metadata}, ensure_ascii=False)
+    append_line(root / METADATA, line)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value

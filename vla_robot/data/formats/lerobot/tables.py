@@ -1,0 +1,379 @@
+"""Writes episodes of any features as a LeRobot dataset, version 3. lerobot's own LeRobotDataset opens it.
+
+Why not lerobot's own writer: it keeps its Parquet files open for the length of a recording, so that a crash leaves
+files that nothing can read, and it imports torch. Here each episode is a data file of its own and every file appears
+whole, by a rename. The row in meta/episodes comes last and counts: without it an episode does not exist, and whatever
+else a crash left of it is overwritten by the next one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.host.claim import Claim
+from vla_robot.core.host.durable import LEFT_BY_THE_KILLED, writing
+from vla_robot.core.errors import DataError
+from vla_robot.core.host.optional import require
+from vla_robot.core.untrusted import require_links_inside
+from vla_robot.data.formats.lerobot.layout import (
+    COUNTERS,
+    DATA,
+    EPISODES,
+    FILES_PER_CHUNK,
+    INFO,
+    LOCK,
+    STATS,
+    file_number,
+    is_version_2,
+    numbered_file,
+    position,
+    read_episode_rows,
+    read_info,
+    read_tasks,
+    write_json,
+    write_table,
+    write_tasks,
+)
+from vla_robot.data.pipeline.stats import Stats, describe_finite, merge
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+VERSION = "v3.0"
+ROWS_PER_FILE = 100
+"""Episodes in one file of meta/episodes: it is written anew with each episode, so it must not grow without end."""
+
+
+@dataclass(frozen=True)
+class EpisodeTable:
+    """One episode of T steps, as a LeRobot dataset stores it.
+
+    Attributes:
+        features: LeRobot's description of each column, counters left out.
+        columns: (T, ...) numbers, or T texts, by column.
+        images: T JPEG or PNG files, by column.
+        image_stats: statistics of the pixels, by column.
+        tasks: (T) what the robot was told to do.
+        timestamps: (T,) seconds since the episode began; None takes step / rate.
+    """
+
+    features: Mapping[str, Any]
+    columns: Mapping[str, NDArray[Any] | Sequence[str]]
+    images: Mapping[str, Sequence[bytes]]
+    image_stats: Mapping[str, Stats]
+    tasks: Sequence[str]
+    timestamps: NDArray[np.floating[Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+@dataclass
+class _State:
+    """What is known of the episodes that there are."""
+
+    features: Mapping[str, Any] = field(default_factory=dict)
+    tasks: list[str] = field(default_factory=list)
+    stats: dict[str, Stats] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    num_episodes: int = 0
+    num_frames: int = 0
+    data_file: int = 0
+    episodes_file: int = 0
+
+
+class LeRobotTables:
+    """Appends episodes; each is on the disk, whole, when `write` returns. A dataset that exists is continued."""
+
+    def __init__(self, root: Path) -> None:
+        """
+        Args:
+            root: the dataset's folder; made when it is missing. What its first episode looks like, all others must.
+
+        Raises:
+            DataError: the folder holds something else, is damaged, or is being written by another process.
+            MissingDependencyError: the extra [data] is not installed.
+        """
+        require("pyarrow", "data", "a LeRobot dataset")
+        _require_dataset_or_nothing(root)
+        self._root = root
+        self._state = _State()
+        self._rate_hz: float | None = None
+        self._robot = ""
+        self._claim = Claim(root, LOCK)
+        try:
+            self._take_up()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def num_episodes(self) -> int:
+        return self._state.num_episodes
+
+    @property
+    def num_frames(self) -> int:
+        return self._state.num_frames
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """LeRobot's description of each column, counters left out; empty before the first episode."""
+        return self._state.features
+
+    def write(
+        self, episode: EpisodeTable, rate_hz: float, robot: str, before_it_counts: Callable[[], None] = lambda: None
+    ) -> None:
+        """Append one episode.
+
+        Args:
+            episode: what to store.
+            rate_hz: steps per second.
+            robot: LeRobot's robot_type.
+            before_it_counts: called when the data is on disk and the episode does not exist yet.
+
+        Raises:
+            DataError: it does not fit the dataset, or the disk refuses.
+        """
+        if self._state.features and episode.features != self._state.features:
+            raise DataError(_difference(self._root, self._state.features, episode.features))
+        with writing(self._root, self._what_is_safe):
+            self._rate_hz, self._robot, self._state.features = rate_hz, robot, episode.features
+            self._write_files(episode, rate_hz, before_it_counts)
+
+    def close(self) -> None:
+        """Let another process write. May be called twice."""
+        self._claim.release()
+
+    def _what_is_safe(self) -> str:
+        return f"Its {self.num_episodes} finished episodes are safe."
+
+    def _take_up(self) -> None:
+        """Begin a dataset, or continue one where its last whole episode ended."""
+        root = self._root
+        require_links_inside(root)
+        info = read_info(root) if (root / INFO).is_file() else {}
+        if is_version_2(info):
+            raise DataError(
+                f"{root} is a LeRobot dataset of version {info['codebase_version']}; only v3.0 is written. "
+                f"Choose another folder, or convert it into one first: vla data convert {root} NEW --to lerobot."
+            )
+        rows = read_episode_rows(root)
+        for killed in (path for folder in ("meta", DATA) for path in root.glob(f"{folder}/**/{LEFT_BY_THE_KILLED}")):
+            killed.unlink()
+        if not rows:
+            return
+        self._rate_hz, self._robot = float(info["fps"]), str(info.get("robot_type") or "")
+        self._state = _State(
+            features={name: feature for name, feature in info["features"].items() if name not in COUNTERS},
+            tasks=_in_order(root, read_tasks(root, info)),
+            stats=_merged([_stats_of(row) for row in rows]),
+            num_episodes=len(rows),
+            num_frames=sum(row["length"] for row in rows),
+            data_file=1 + max(file_number(row, DATA) for row in rows),
+            episodes_file=1 + max(file_number(row, EPISODES) for row in rows),
+        )
+        if info["total_episodes"] != len(rows):  # a crash came between the episode's row and the totals
+            self._write_totals()
+
+    def _write_files(self, episode: EpisodeTable, rate_hz: float, before_it_counts: Callable[[], None]) -> None:
+        """Data, then the row that makes the episode count, then what is derived from all rows."""
+        state = self._state
+        columns = {**episode.columns, **_counters(episode, state, self._task_indices(episode.tasks), rate_hz)}
+        stats = _episode_stats(episode, columns)
+        write_table(numbered_file(self._root, DATA, state.data_file), _table(episode, columns, self._all_features))
+        if not state.num_episodes:
+            self._write_totals()  # so that a dataset with a row always has its description
+        before_it_counts()
+        if len(state.rows) == ROWS_PER_FILE:
+            state.rows, state.episodes_file = [], state.episodes_file + 1
+        row = self._row(episode, stats)
+        write_table(numbered_file(self._root, EPISODES, state.episodes_file), _rows_table([*state.rows, row]))
+        state.rows.append(row)
+        state.num_episodes += 1
+        state.num_frames += len(episode)
+        state.data_file += 1
+        state.stats = _merged([state.stats, stats] if state.stats else [stats])
+        self._write_totals()
+
+    def _task_indices(self, tasks: Sequence[str]) -> NDArray[np.int64]:
+        known = self._state.tasks
+        new = [task for task in dict.fromkeys(tasks) if task not in known]
+        if new:
+            known.extend(new)
+            write_tasks(self._root, known)
+        numbers = {task: known.index(task) for task in dict.fromkeys(tasks)}
+        return np.array([numbers[task] for task in tasks], dtype=np.int64)
+
+    def _row(self, episode: EpisodeTable, stats: Mapping[str, Stats]) -> dict[str, Any]:
+        state = self._state
+        return {
+            "episode_index": state.num_episodes,
+            "tasks": list(dict.fromkeys(episode.tasks)),
+            "length": len(episode),
+            **position(DATA, state.data_file),
+            "dataset_from_index": state.num_frames,
+            "dataset_to_index": state.num_frames + len(episode),
+            **{f"stats/{name}/{key}": value.tolist() for name, s in stats.items() for key, value in s.items()},
+            **position(EPISODES, state.episodes_file),
+        }
+
+    def _write_totals(self) -> None:
+        plain = {name: {key: value.tolist() for key, value in s.items()} for name, s in self._state.stats.items()}
+        write_json(self._root / STATS, plain)
+        write_json(self._root / INFO, self._info())
+
+    @property
+    def _all_features(self) -> dict[str, Any]:
+        return {**self._state.features, **{name: feature(dtype, [1]) for name, dtype in COUNTERS.items()}}
+
+    def _info(self) -> dict[str, Any]:
+        assert self._rate_hz is not None  # set with the first episode, before anything is written
+        state, rate_hz = self._state, self._rate_hz
+        return {
+            "codebase_version": VERSION,
+            "fps": int(rate_hz) if rate_hz == int(rate_hz) else rate_hz,
+            "features": self._all_features,
+            "total_episodes": state.num_episodes,
+            "total_frames": state.num_frames,
+            "total_tasks": len(state.tasks),
+            "chunks_size": FILES_PER_CHUNK,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "data_path": "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+            "video_path": None,
+            "robot_type": self._robot,
+            "splits": {"train": f"0:{state.num_episodes}"},
+        }
+
+
+def feature(dtype: str, shape: Sequence[int], names: Sequence[str] | None = None) -> dict[str, Any]:
+    """LeRobot's description of a column."""
+    return {"dtype": dtype, "shape": list(shape), "names": None if names is None else list(names)}
+
+
+def image_feature(height: int, width: int, channels: int = 3) -> dict[str, Any]:
+    """LeRobot's description of a camera whose frames stand in the table."""
+    return feature("image", [height, width, channels], ["height", "width", "channels"])
+
+
+def _require_dataset_or_nothing(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise DataError(f"{root} is a file; a dataset is a folder.")
+    if root.exists() and any(path.name != "meta" for path in root.iterdir()) and not (root / INFO).is_file():
+        raise DataError(f"{root} is not empty and holds no {INFO}, so it is no LeRobot dataset. Choose another folder.")
+
+
+def _in_order(root: Path, tasks: Mapping[int, str]) -> list[str]:
+    """Instructions in the order of their task_index; new ones get the numbers that follow."""
+    if sorted(tasks) != list(range(len(tasks))):
+        raise DataError(f"{root}: its tasks are not numbered 0, 1, 2, ..., so no episode can be added to it.")
+    return [tasks[index] for index in range(len(tasks))]
+
+
+def _difference(root: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    def shape(feature: Mapping[str, Any] | None) -> str:
+        return "absent" if feature is None else f"{feature['dtype']} {feature['shape']}"
+
+    different = [
+        f"{name} is {shape(there.get(name))} there and {shape(here.get(name))} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+    return (
+        f"an episode does not fit {root}: {'; '.join(different)}. Record with the same options, or to another folder."
+    )
+
+
+def _counters(
+    episode: EpisodeTable, state: _State, tasks: NDArray[np.int64], rate_hz: float
+) -> dict[str, NDArray[Any]]:
+    """The columns that every dataset has."""
+    step = np.arange(len(episode))
+    stamps = step / rate_hz if episode.timestamps is None else episode.timestamps
+    return {
+        "timestamp": stamps.astype(np.float32),
+        "frame_index": step,
+        "episode_index": np.full(len(episode), state.num_episodes),
+        "index": state.num_frames + step,
+        "task_index": tasks,
+    }
+
+
+def _table(episode: EpisodeTable, columns: Mapping[str, Any], features: Mapping[str, Any]) -> pa.Table:
+    """(T rows) with the types and the notes that lerobot's own tables have."""
+    import pyarrow as pa
+
+    arrays = {name: _image_array(files) for name, files in episode.images.items()}
+    arrays |= {name: _array(values) for name, values in columns.items()}
+    notes = {"info": {"features": {name: _hugging_face_type(feature) for name, feature in features.items()}}}
+    table = pa.table({name: arrays[name] for name in features})
+    return table.replace_schema_metadata({"huggingface": json.dumps(notes)})
+
+
+def _array(values: NDArray[Any] | Sequence[str]) -> Any:
+    """(T, ...) numbers as lists of lists of fixed size, texts as they are."""
+    import pyarrow as pa
+
+    if not isinstance(values, np.ndarray):
+        return pa.array(values, pa.string())
+    array = pa.array(values.ravel())
+    inner = values.shape[1:]
+    for size in reversed(inner):
+        # Array2D and more are lists of lists without fixed sizes in the package `datasets`.
+        array = (
+            pa.FixedSizeListArray.from_arrays(array, size)
+            if len(inner) == 1
+            else pa.ListArray.from_arrays(np.arange(0, len(array) + 1, size, dtype=np.int32), array)
+        )
+    return array
+
+
+def _image_array(files: Sequence[bytes]) -> pa.StructArray:
+    import pyarrow as pa
+
+    paths = pa.nulls(len(files), pa.string())
+    return pa.StructArray.from_arrays([pa.array(files, pa.binary()), paths], ["bytes", "path"])
+
+
+def _hugging_face_type(feature: Mapping[str, Any]) -> dict[str, Any]:
+    """How the package `datasets` names a column's type."""
+    if feature["dtype"] == "image":
+        return {"_type": "Image"}
+    number, shape = {"dtype": feature["dtype"], "_type": "Value"}, feature["shape"]
+    if shape == [1]:
+        return number
+    if len(shape) == 1:
+        return {"feature": number, "length": shape[0], "_type": "List"}
+    return {"shape": shape, "dtype": feature["dtype"], "_type": f"Array{len(shape)}D"}
+
+
+def _rows_table(rows: list[dict[str, Any]]) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(rows)
+
+
+def _episode_stats(episode: EpisodeTable, columns: Mapping[str, Any]) -> dict[str, Stats]:
+    numbers = {name: values for name, values in columns.items() if isinstance(values, np.ndarray)}
+    return {**episode.image_stats, **{name: describe_finite(values) for name, values in numbers.items()}}
+
+
+def _stats_of(row: Mapping[str, Any]) -> dict[str, Stats]:
+    """The statistics in a row of meta/episodes."""
+    stats: dict[str, Stats] = {}
+    for name, value in row.items():
+        if name.startswith("stats/"):
+            feature, _, key = name.removeprefix("stats/").rpartition("/")
+            stats.setdefault(feature, {})[key] = np.asarray(value)
+    return stats
+
+
+def _merged(parts: Sequence[Mapping[str, Stats]]) -> dict[str, Stats]:
+    return {name: merge([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,269 @@
+"""Which recipe makes the steps of a dataset standard, found by what the dataset says of itself.
+
+    facts = facts_of(open_source("data/droid"))      or facts_at("data/droid"), which reads no shard
+    known = recognise(facts)                         the recipe 'droid', since its dataset_info.json says droid_101
+    known or explain_unknown(facts)                  which recipes come near, and what would have to be assumed
+
+A dataset is trained on by a recipe that is published under its name and fits its fields, or by one that the user
+names, or, when a recording's embodiment contract says what its numbers mean, as it is. Nothing else is assumed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_robot.core.errors import DataError, RecipeError, VlaError
+from vla_robot.recipe import available, parse, read_table
+from vla_robot.recipe.oxe import ABSOLUTE_DIMS, RELATIVE_DIMS, ActionEncoding, Cameras, SourceRecipe
+from vla_robot.recipe.reading.schemas import schema_for
+from vla_robot.data.formats.lerobot.layout import EMBODIMENT
+from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.conversion_metadata import FILE, read_origin
+from vla_robot.data.formats.rlds.reader import RldsDataset, describe_rlds, is_rlds
+from vla_robot.data.formats.rlds.storage import open_storage
+from vla_robot.data.formats.source import ACTIONS, STATES, Field, instruction_text
+from vla_robot.data.pipeline.standardise import fields_of, misfits
+
+MOST_NEAR = 3
+MOST_LACKS = 2
+"""Reasons that are given for each recipe that comes near."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a dataset says of itself.
+
+    Attributes:
+        location: its path or URL.
+        name: of the dataset, as its description has it.
+        folder: what the folder of an RLDS dataset is called, its version aside; "" for other formats.
+        version: e.g. "1.0.0"; "" where the format has none.
+        fields: what each step has.
+        is_standard: an embodiment contract says what its numbers mean: `vla record` made it.
+        copy_of: the RLDS dataset that an RLDS dataset was copied from; "" where it was not, or that is not known.
+    """
+
+    location: str
+    name: str
+    folder: str
+    version: str
+    fields: Mapping[str, Field]
+    is_standard: bool = False
+    copy_of: str = ""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A dataset whose steps can be made standard.
+
+    Attributes:
+        name: the key of its statistics.
+        recipe: how.
+        why: how the recipe was found, in one sentence.
+    """
+
+    name: str
+    recipe: SourceRecipe
+    why: str
+
+
+def facts_of(source: Source) -> Facts:
+    """The facts of a dataset that is open."""
+    if isinstance(source, RldsDataset):
+        return _rlds_facts(source.location, source.name, source.version, source.fields)
+    has_contract = (Path(source.location) / EMBODIMENT).is_file()
+    return Facts(source.location, source.name, "", "", source.fields, has_contract)
+
+
+def facts_at(location: str) -> Facts:
+    """The facts of the dataset at a path or URL; of an RLDS dataset, no shard is read.
+
+    Raises:
+        DataError: there is no dataset, or its description is damaged.
+    """
+    storage = open_storage(location)
+    if storage.local is not None and (not storage.local.is_dir() or not is_rlds(storage)):
+        return facts_of(open_source(location, "all"))
+    folder, info, features = describe_rlds(location)
+    return _rlds_facts(folder, info.name, info.version, {name: leaf.field for name, leaf in features.steps.items()})
+
+
+def _rlds_facts(location: str, name: str, version: str, fields: Mapping[str, Field]) -> Facts:
+    origin = None if "://" in location else read_origin(Path(location) / FILE)
+    has_contract = origin is not None and origin.embodiment is not None
+    copy_of = origin.name if origin is not None and origin.kind == "rlds" else ""
+    return Facts(location, name, _folder_name(location), version, fields, has_contract, copy_of)
+
+
+def recognise(facts: Facts) -> Known | None:
+    """The recipe of a dataset, by its contract, its name, its folder's, or that of the dataset that it is a copy of.
+
+    Returns:
+        None when no recipe is known.
+
+    Raises:
+        DataError: the recipe of the dataset's name does not fit it.
+    """
+    if facts.is_standard:
+        why = "none is needed, since the embodiment contract of the recording says what its numbers mean"
+        return Known(facts.name, assumed_recipe(facts), why)
+    recipes = [(stem, recipe) for stem, recipe in _recipes() if recipe.published.names != ()]
+    named = [(stem, recipe) for stem, recipe in recipes if facts.name in (recipe.published.names or (stem,))]
+    placed = [(stem, recipe) for stem, recipe in recipes if facts.folder in (stem, *recipe.published.folders)]
+    copied = [(stem, recipe) for stem, recipe in recipes if facts.copy_of in (recipe.published.names or (stem,))]
+    for stem, recipe in (*named, *placed, *copied):
+        if not misfits(recipe, facts.fields):
+            return Known(stem, recipe, _why(stem, recipe, facts))
+    if named and facts.version:  # names are published for RLDS: an HDF5 suite may be called like its RLDS conversion
+        raise DataError(_misfit_told(*named[0], facts))
+    return None
+
+
+def recipe_line(facts: Facts) -> str:
+    """One sentence for a user: which recipe a dataset is read by, or that none is known."""
+    try:
+        known = recognise(facts)
+    except DataError as error:
+        return str(error)
+    return explain_unknown(facts) if known is None else f"Recipe: {known.why}."
+
+
+def advise(location: str) -> str:
+    """How to train on a dataset, for a user who gave its place where the name of a recipe is needed."""
+    try:
+        facts = facts_at(location)
+        known = recognise(facts)
+    except VlaError as error:
+        return str(error)
+    if known is None:
+        return explain_unknown(facts)
+    if facts.is_standard:
+        return "`vla record` made it or what it was converted from: give it, as a LeRobot dataset, with --data."
+    if facts.folder in (known.name, *known.recipe.published.folders):
+        folder = (
+            facts.location if facts.location.rstrip("/").endswith(facts.folder) else facts.location.rpartition("/")[0]
+        )
+        return f"Its recipe is '{known.name}': --mixture {known.name} --root {folder.rpartition('/')[0] or '.'}"
+    return (
+        f"Its recipe is '{known.name}': write datasets/mine.toml with the lines base = \"{known.name}\" and "
+        f'location = "{location}", and name it with --mixture mine.'
+    )
+
+
+def explain_unknown(facts: Facts) -> str:
+    """Which recipes come near a dataset that none is known for, and what would have to be assumed without one."""
+    unknown = f"No recipe is known for '{facts.name}' ({facts.location}), so what its actions mean is not known."
+    return f"{unknown} {_advice(facts)}"
+
+
+def _advice(facts: Facts) -> str:
+    near = "; ".join(_near(facts)) or "none"
+    try:
+        assumed = f"Without one it would have to be assumed that {_assumptions(assumed_recipe(facts))}."
+    except DataError as error:
+        assumed = f"Without one nothing can be assumed: {error}"
+    return (
+        f"Recipes that come near: {near}. {assumed} Name the right recipe with --recipe, or copy the nearest one to "
+        "datasets/mine.toml, set location there, and change what differs."
+    )
+
+
+def assumed_recipe(facts: Facts) -> SourceRecipe:
+    """The recipe of a dataset whose steps are standard already, such as `vla record` makes.
+
+    Raises:
+        DataError: they cannot be; a recipe must say what they are.
+    """
+    fields = facts.fields
+    action = next((name for name in ACTIONS if name in fields), ACTIONS[0])
+    width = fields[action].shape[-1] if action in fields and fields[action].shape else None
+    encodings: list[ActionEncoding] = [e for e in RELATIVE_DIMS if RELATIVE_DIMS[e] + ABSOLUTE_DIMS[e] == width]
+    text = instruction_text(fields)
+    if not encodings or text is None:
+        numbers = "no field 'action'" if width is None else f"an action of {width} numbers"
+        lacks = numbers if not encodings else "no instruction"
+        raise DataError(f"{facts.location} has {lacks}, so that a recipe must say what its steps are.")
+    images = sorted(name for name, f in fields.items() if f.is_colour)
+    outside = [name for name in images if "wrist" not in name]
+    wrist = [name for name in images if "wrist" in name]
+    primary, secondary = (*outside, None, None)[:2]
+    cameras = Cameras(primary, secondary, next(iter(wrist), None))
+    state = tuple(name for name in STATES if name in fields)[:1]
+    return SourceRecipe(
+        "source", (action,), action_encoding=encodings[0], state=state, instruction=text, cameras=cameras
+    )
+
+
+def _folder_name(location: str) -> str:
+    """The dataset's folder: of NAME/VERSION the name."""
+    parts = location.rstrip("/").split("/") if "://" in location else list(Path(location).resolve().parts)
+    is_version = all(part.isdigit() for part in parts[-1].split("."))
+    return parts[-2] if is_version and len(parts) > 1 else parts[-1]
+
+
+def _recipes() -> Iterator[tuple[str, SourceRecipe]]:
+    """Every recipe of a dataset that exists, the user's own first: (its bare name, the recipe).
+
+    One that cannot be read is passed over: `vla check` reports it, and it must not stop work on another dataset.
+    """
+    seen: set[str] = set()
+    for name, path in available("datasets").items():
+        stem = name.rpartition("/")[2]
+        try:
+            if stem not in seen and schema_for("datasets", path) is SourceRecipe:
+                yield stem, parse(SourceRecipe, read_table(SourceRecipe, path), path)
+                seen.add(stem)
+        except RecipeError:
+            continue
+
+
+def _why(stem: str, recipe: SourceRecipe, facts: Facts) -> str:
+    text = stem if stem == facts.name else f"{stem}, for a dataset that calls itself '{facts.name}'"
+    versions = recipe.published.versions
+    if facts.version and versions and facts.version not in versions:
+        text += f"; version {facts.version} is none of those that it was compared with ({', '.join(versions)})"
+    return text
+
+
+def _misfit_told(stem: str, recipe: SourceRecipe, facts: Facts) -> str:
+    lacking = _lacking(stem, misfits(recipe, facts.fields))
+    return f"'{facts.name}' does not fit the recipe that is known under its name: {lacking}. {_advice(facts)}"
+
+
+def _near(facts: Facts) -> list[str]:
+    """The recipes that lack least, those that use most of the fields first; each with what it lacks."""
+    ranked = sorted(
+        (len(lacks := misfits(recipe, facts.fields)), -_size(recipe), -_likeness(stem, facts), stem, lacks)
+        for stem, recipe in _recipes()
+    )
+    return [_lacking(stem, lacks) for *_, stem, lacks in ranked[:MOST_NEAR]]
+
+
+def _size(recipe: SourceRecipe) -> int:
+    """How many fields a recipe uses."""
+    return len(fields_of(recipe)) + len(recipe.cameras.by_role())
+
+
+def _likeness(stem: str, facts: Facts) -> float:
+    return max(difflib.SequenceMatcher(None, stem, name).ratio() for name in (facts.name, facts.folder))
+
+
+def _lacking(stem: str, lacks: list[str]) -> str:
+    if not lacks:
+        return f"'{stem}' (every field that it needs is there)"
+    more = f"; and {len(lacks) - MOST_LACKS} more" if len(lacks) > MOST_LACKS else ""
+    return f"'{stem}' ({'; '.join(lacks[:MOST_LACKS])}{more})"
+
+
+def _assumptions(recipe: SourceRecipe) -> str:
+    relative, absolute = RELATIVE_DIMS[recipe.action_encoding], ABSOLUTE_DIMS[recipe.action_encoding]
+    motion = f"its first {relative} numbers are changes and the last one is" if relative else "it is"
+    gripper = "the gripper, 1 = open" if absolute == 1 else f"{absolute} absolute numbers of two arms"
+    cameras = [f"{role} camera '{name}'" for role, name in recipe.cameras.by_role().items()]
+    return (
+        f"'{recipe.action[0]}' is a standard action of encoding {recipe.action_encoding}: {motion} {gripper}; the "
+        f"instruction is '{recipe.instruction}'; {', '.join(cameras) or 'there is no camera'}"
+    )

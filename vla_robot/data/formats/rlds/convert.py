@@ -1,0 +1,170 @@
+"""Any source to an RLDS dataset that TensorFlow Datasets reads.
+
+Fields keep their names; a camera's observation/images/NAME becomes observation/NAME, as Open-X-Embodiment has it, and
+each step gets is_first, is_last and is_terminal where the source has no such fields. A dataset that was RLDS before
+gets its own features.json back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_robot.core.errors import DataError
+from vla_robot.data.formats.images import image_format
+from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
+from vla_robot.data.formats.open import Source
+from vla_robot.data.formats.conversion_metadata import (
+    FILE,
+    Converted,
+    OnProgress,
+    Options,
+    Origin,
+    begin,
+    describe_source,
+    origin_of,
+    read_origin,
+)
+from vla_robot.data.formats.rlds.decode import STEP_MARKS
+from vla_robot.data.formats.rlds.features import STEPS, Features, Leaf, parse_features
+from vla_robot.data.formats.rlds.reader import RldsDataset
+from vla_robot.data.formats.rlds.writer import RldsWriter, written_splits
+from vla_robot.data.formats.source import Column, Episode, Field, MarksGaps, instruction_text
+
+VERSION = "1.0.0"
+
+
+def to_rlds(source: Source, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
+    """Write one split of an RLDS dataset, or go on with it. See `convert`."""
+    before = origin_of(source)
+    features, names, added = _features(source, before, options)
+    split = options.split.partition("[")[0].partition("+")[0].strip()
+    parts = {split: [options.split, len(source)]}
+    origin = replace(describe_source(source), names=names, added=added, parts=parts)
+    folder = destination / VERSION
+    if split in written_splits(folder) and read_origin(folder / FILE) is not None:
+        begin(folder / FILE, origin)  # the same conversion, or an error
+        return Converted(len(source), 0, tuple(_lost(source, before)))
+    with RldsWriter(destination, options.name or destination.name, features, VERSION, split) as writer:
+        begin(folder / FILE, origin)
+        done = writer.num_episodes
+        for index in range(done, len(source)):
+            goes_on = isinstance(source, MarksGaps) and source.goes_on(index)
+            writer.write(_renamed(source.episode(index), features, names, options, goes_on))
+            on_progress(index + 1, len(source))
+        writer.finish()
+        return Converted(writer.num_episodes, writer.num_episodes - done, tuple(_lost(source, before)))
+
+
+def _features(source: Source, before: Origin | None, options: Options) -> tuple[Features, dict[str, str], list[str]]:
+    """(what a record holds, field there -> field here, fields that are added)."""
+    instruction = {} if options.instruction is None else {INSTRUCTION: _step(Field(INSTRUCTION, "text", "str", ()))}
+    if isinstance(source, RldsDataset):
+        steps = {**source.features.steps, **instruction}
+        return replace(source.features, steps=steps), {name: name for name in source.fields}, []
+    if isinstance(source, LeRobotSource) and before is not None and before.kind == "rlds":
+        return _features_of_before(source, before)
+    names = _nested_names(source.fields)
+    first = source.episode(0)
+    steps = {names[name]: _leaf(names[name], field, first) for name, field in source.fields.items()}
+    steps |= instruction
+    added = [name for name in STEP_MARKS if name not in steps]
+    steps |= {name: _step(Field(name, "number", "bool", ())) for name in added}
+    metadata = {f"episode_metadata/{name}": field for name, field in source.metadata_fields.items()}
+    episode = {name: Leaf(name, replace(field, name=name), 0) for name, field in metadata.items()}
+    return Features(steps, episode), names, added
+
+
+def _features_of_before(source: LeRobotSource, before: Origin) -> tuple[Features, dict[str, str], list[str]]:
+    """A dataset that was RLDS before gets the description that it had, less what was lost on the way."""
+    described = parse_features(before.features, FILE)
+    field_of = {source.column_of(name): name for name in source.fields if name != INSTRUCTION}
+    names = {field_of[column]: name for name, column in before.names.items() if column in field_of}
+    instruction = instruction_text({name: leaf.field for name, leaf in described.steps.items()})
+    if instruction is not None:
+        names[INSTRUCTION] = instruction
+    if TIMESTAMP in described.steps:
+        names[TIMESTAMP] = TIMESTAMP
+    kept = set(names.values())
+    steps = {name: leaf for name, leaf in described.steps.items() if name in kept}
+    told = source.episode(0, []).metadata
+    episode = {name: leaf for name, leaf in described.episode.items() if leaf.field.dtype != "bytes" or name in told}
+    return Features(steps, episode), names, []
+
+
+def _nested_names(fields: Mapping[str, Field]) -> dict[str, str]:
+    """Cameras lie beside the state, as Open-X-Embodiment has them; a field below another keeps a dot instead."""
+    wanted = {
+        name: name.replace("observation/images/", "observation/", 1) if field.kind == "image" else name
+        for name, field in fields.items()
+    }
+    taken = set(wanted.values())
+    names: dict[str, str] = {}
+    for name, new in wanted.items():
+        parents = [new[:i] for i, letter in enumerate(new) if letter == "/"]
+        clash = next((parent for parent in parents if parent in taken), None)
+        names[name] = new if clash is None else f"{clash}.{new.removeprefix(clash + '/')}"
+    return names
+
+
+def _leaf(name: str, field: Field, first: Episode) -> Leaf:
+    dtype = "float32" if field.dtype == "float64" else field.dtype
+    encoding = image_format(first.frames(field.name).encoded(0)) if field.kind == "image" else "none"
+    return replace(_step(replace(field, name=name, dtype=dtype)), encoding=encoding)
+
+
+def _step(field: Field) -> Leaf:
+    return Leaf(f"{STEPS}/{field.name}", field, 1)
+
+
+def _lost(source: Source, before: Origin | None) -> list[str]:
+    unread = [f"{name}: {why} is not read" for name, why in source.left_out.items()]
+    if isinstance(source, RldsDataset):
+        return unread
+    wide = [name for name, field in source.fields.items() if field.dtype == "float64"]
+    lost = [*unread, *(f"{name}: float64 is stored as float32, which keeps 7 digits" for name in wide)]
+    if (
+        isinstance(source, LeRobotSource)
+        and (source.root / METADATA).is_file()
+        and (before is None or before.kind != "rlds")
+    ):
+        lost.append(f"{METADATA}: episode metadata whose types nothing says")
+    return lost
+
+
+def _renamed(
+    episode: Episode, features: Features, names: Mapping[str, str], options: Options, goes_on: bool
+) -> Episode:
+    """The episode with the fields of the destination; one that goes on behind a gap has no terminal step."""
+    count = len(episode)
+    steps: dict[str, Column] = {new: episode.steps[name] for name, new in names.items() if new in features.steps}
+    if options.instruction is not None and INSTRUCTION in features.steps:
+        steps[INSTRUCTION] = (options.instruction,) * count
+    index = np.arange(count)
+    is_last = index == count - 1
+    edges = {"is_first": index == 0, "is_last": is_last, "is_terminal": is_last & (not goes_on)}
+    steps |= {name: edge for name, edge in edges.items() if name in features.steps and name not in steps}
+    return replace(
+        episode,
+        steps={name: _fitted(steps[name], leaf.field) for name, leaf in features.steps.items() if name in steps},
+        metadata={name: _metadatum(episode, leaf) for name, leaf in features.episode.items()},
+    )
+
+
+def _fitted(values: Column, field: Field) -> Column:
+    """The dtype and shape of the destination: float64 to float32, and one number to a list of one."""
+    if not isinstance(values, np.ndarray):
+        return values
+    return values.astype(field.dtype).reshape(len(values), *(size or 0 for size in field.shape))
+
+
+def _metadatum(episode: Episode, leaf: Leaf) -> Any:
+    short = leaf.field.name.removeprefix("episode_metadata/")
+    value = episode.metadata.get(leaf.field.name, episode.metadata.get(short))
+    if value is None:
+        raise DataError(f"{episode.where}: the metadata '{leaf.field.name}' is missing.")
+    return np.asarray(value, leaf.field.dtype) if leaf.field.kind == "number" else value

@@ -1,0 +1,193 @@
+"""Files of a dataset: on disk, or behind a URL that fsspec knows (gs://, s3://, hf://, memory://).
+
+A file is opened for each read and closed again: a mixture has thousands of shards, more than a process may hold open,
+and what is open does not survive a fork. It costs some microseconds; decoding the frame costs hundreds.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from vla_robot.core.errors import DataError, MissingDependencyError
+from vla_robot.core.host.optional import require
+from vla_robot.core.untrusted import require_inside
+
+PLAIN_READ_BYTES = 2**20
+"""Up to this size a read is not compared with the file's first: the memory that it reserves is bounded."""
+
+
+class Stamp(NamedTuple):
+    """What a file looks like from outside; it changes when the file does.
+
+    Attributes:
+        size: in bytes.
+        token: time of the last change, or what a remote store gives in its place.
+    """
+
+    size: int
+    token: str
+
+
+class Storage(Protocol):
+    """A folder of files."""
+
+    @property
+    def location(self) -> str:
+        """Its path or URL."""
+        ...
+
+    @property
+    def local(self) -> Path | None:
+        """Its path; None when it is not on this computer's disk."""
+        ...
+
+    def files(self) -> Mapping[str, Stamp]:
+        """The files in it. Raises DataError for a symbolic link that leaves it."""
+        ...
+
+    def folders(self) -> list[str]:
+        """The names of the folders in it."""
+        ...
+
+    def inside(self, name: str) -> Storage:
+        """A folder in it."""
+        ...
+
+    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        """Bytes of a file; fewer than `size` at its end, all from `offset` on without a size.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        ...
+
+
+def open_storage(location: str | Path) -> Storage:
+    """The folder at a path or URL.
+
+    Raises:
+        MissingDependencyError: the package for this kind of URL is not installed.
+    """
+    text = str(location)
+    if "://" not in text:
+        return LocalFolder(Path(text))
+    if text.startswith("file://"):
+        return LocalFolder(Path(text.removeprefix("file://")))
+    require("fsspec", "data", f"reading {text}")
+    return RemoteFolder(text.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder on this computer's disk."""
+
+    path: Path
+
+    @property
+    def location(self) -> str:
+        return str(self.path)
+
+    @property
+    def local(self) -> Path | None:
+        return self.path
+
+    def files(self) -> dict[str, Stamp]:
+        found: dict[str, Stamp] = {}
+        for entry in self._entries():
+            if entry.is_file():
+                status = entry.stat()
+                found[entry.name] = Stamp(status.st_size, str(status.st_mtime_ns))
+        return found
+
+    def folders(self) -> list[str]:
+        return sorted(entry.name for entry in self._entries() if entry.is_dir())
+
+    def inside(self, name: str) -> LocalFolder:
+        return LocalFolder(self.path / name)
+
+    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        try:
+            descriptor = os.open(os.path.join(self.path, name), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if size is not None and size <= PLAIN_READ_BYTES:
+                    return os.pread(descriptor, size, offset)
+                left = max(os.fstat(descriptor).st_size - offset, 0)  # pread would reserve all that is asked for
+                return os.pread(descriptor, left if size is None else min(size, left), offset)
+            finally:
+                os.close(descriptor)
+        except OverflowError as error:  # an index of a stranger's making
+            raise DataError(f"cannot read {self.path / name} at byte {offset}: no file is so long.") from error
+        except OSError as error:
+            raise DataError(f"cannot read {self.path / name}: {error.strerror}.") from error
+
+    def _entries(self) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.path) as entries:
+                found = list(entries)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.path} does not exist.") from error
+        except OSError as error:
+            raise DataError(f"cannot read {self.path}: {error.strerror}.") from error
+        for entry in found:
+            if entry.is_symlink():
+                require_inside(self.path, entry.name)
+        return found
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder behind a URL."""
+
+    location: str
+
+    @property
+    def local(self) -> Path | None:
+        return None
+
+    def files(self) -> dict[str, Stamp]:
+        entries = [entry for entry in self._entries() if entry["type"] == "file"]
+        return {_name(entry): Stamp(int(entry["size"]), _token(entry)) for entry in entries}
+
+    def folders(self) -> list[str]:
+        return sorted(_name(entry) for entry in self._entries() if entry["type"] == "directory")
+
+    def inside(self, name: str) -> RemoteFolder:
+        return RemoteFolder(f"{self.location}/{name}")
+
+    def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
+        system, path = self._system()
+        try:
+            return system.cat_file(f"{path}/{name}", start=offset, end=None if size is None else offset + size)
+        except OSError as error:
+            raise DataError(f"cannot read {self.location}/{name}: {error}.") from error
+
+    def _entries(self) -> list[dict[str, Any]]:
+        system, path = self._system()
+        try:
+            return system.ls(path, detail=True)
+        except OSError as error:
+            raise DataError(f"cannot list {self.location}: {error}.") from error
+
+    def _system(self) -> tuple[Any, str]:
+        """fsspec keeps one file system per process and URL, and makes a new one after a fork."""
+        import fsspec.core
+
+        try:
+            return fsspec.core.url_to_fs(self.location)
+        except ImportError as error:  # "Please install gcsfs to access Google Storage"
+            raise MissingDependencyError(f"{self.location} cannot be opened: {error}.") from error
+        except ValueError as error:  # an unknown protocol
+            raise DataError(f"{self.location} cannot be opened: {error}.") from error
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rpartition("/")[2]
+
+
+def _token(entry: Mapping[str, Any]) -> str:
+    """Whatever of these a store gives; each changes with the file's content."""
+    return str(next((entry[k] for k in ("etag", "ETag", "md5Hash", "blob_id", "mtime", "created") if k in entry), ""))

@@ -1,0 +1,111 @@
+"""TFRecord files: records one after another, each with checksums of its length and of its content.
+
+    | length: u64 | masked crc of length: u32 | content: length bytes | masked crc of content: u32 |   little-endian
+
+Source: tensorflow/tensorflow 2.21, tensorflow/core/lib/io/record_writer.h; the mask is from
+tensorflow/core/lib/hash/crc32c.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from vla_robot.core.host.optional import require
+
+HEADER = struct.Struct("<QI")
+FOOTER = struct.Struct("<I")
+MASK_DELTA = 0xA282EAD8
+
+ReadAt = Callable[[int, int], bytes]
+"""(offset, size) -> the bytes there; fewer at the end of the file."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One intact record of a shard.
+
+    Attributes:
+        number: its place in the shard, from 0.
+        offset: where its content begins in the shard, in bytes.
+        content: what it holds.
+    """
+
+    number: int
+    offset: int
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A record that cannot be read.
+
+    Attributes:
+        number: its place in the shard, from 0.
+        offset: where it begins in the shard, in bytes.
+        reason: what is wrong.
+        ends_shard: what follows cannot be found, since the length of this record is not known.
+    """
+
+    number: int
+    offset: int
+    reason: str
+    ends_shard: bool
+
+
+def masked_crc(data: bytes) -> int:
+    """CRC-32C, rotated and shifted so that a checksum of data which holds checksums stays strong."""
+    import google_crc32c  # not at the top: writing an episode log needs no checksums
+
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + MASK_DELTA) & 0xFFFFFFFF
+
+
+def require_crc() -> None:
+    """Raise MissingDependencyError unless checksums can be computed."""
+    require("google-crc32c", "data", "an RLDS dataset")
+
+
+def frame_record(content: bytes) -> bytes:
+    """A record as it stands in a file."""
+    length = struct.pack("<Q", len(content))
+    return length + FOOTER.pack(masked_crc(length)) + content + FOOTER.pack(masked_crc(content))
+
+
+def read_record(read_at: ReadAt, offset: int, size: int) -> bytes | None:
+    """The content of a record whose place is known; None when it is not what its checksum says."""
+    stored = read_at(offset, size + FOOTER.size)  # in one read: behind a URL each is a request
+    if len(stored) != size + FOOTER.size:
+        return None
+    content = stored[:size]
+    return content if FOOTER.unpack_from(stored, size)[0] == masked_crc(content) else None
+
+
+def walk(read_at: ReadAt, size: int) -> Iterator[Record | Damage]:
+    """Every record of a shard in order, each one checked.
+
+    Args:
+        read_at: reads the shard.
+        size: of the shard, in bytes.
+    """
+    number = offset = 0
+    while offset < size:
+        header = read_at(offset, HEADER.size)
+        if len(header) < HEADER.size:
+            yield Damage(number, offset, f"the file ends after {len(header)} of {HEADER.size} header bytes", True)
+            return
+        length, crc = HEADER.unpack(header)
+        if crc != masked_crc(header[:8]):
+            yield Damage(number, offset, "the checksum of its length is wrong", True)
+            return
+        end = offset + HEADER.size + length + FOOTER.size
+        if end > size:
+            yield Damage(number, offset, f"the file ends {end - size} bytes before the record does", True)
+            return
+        content = read_record(read_at, offset + HEADER.size, length)
+        if content is None:
+            yield Damage(number, offset, "the checksum of its content is wrong", False)
+        else:
+            yield Record(number, offset + HEADER.size, content)
+        number, offset = number + 1, end

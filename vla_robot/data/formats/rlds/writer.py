@@ -1,0 +1,223 @@
+"""Writes RLDS datasets that TensorFlow Datasets, and every loader built on it, reads back.
+
+    with RldsWriter(Path("data/mine"), "mine", features) as writer:
+        writer.write(episode)
+        writer.finish()
+
+TensorFlow Datasets needs the number of shards in each file's name, which is known at the end alone. Until `finish`,
+episodes are appended to files in .partial/; after a crash, those files are read back, and writing goes on behind the
+last whole record.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from vla_robot.core.host.claim import Claim
+from vla_robot.core.host.durable import make_folder, rename, sync_file, sync_folder, writing
+from vla_robot.core.errors import DataError
+from vla_robot.data.formats.lerobot.layout import read_json, write_json
+from vla_robot.data.formats.rlds.encode import encode_episode
+from vla_robot.data.formats.rlds.features import FEATURES_FILE, Features, parse_features, to_tree
+from vla_robot.data.formats.rlds.splits import FILE_FORMAT, INFO_FILE, TEMPLATE, parse_info, shard_name
+from vla_robot.data.formats.rlds.storage import LocalFolder
+from vla_robot.data.formats.rlds.tfrecord import FOOTER, Record, frame_record, require_crc, walk
+from vla_robot.data.formats.source import Episode
+
+PARTIAL = ".partial"
+PLAN = "finish.json"
+SHARD_BYTES = 256 * 2**20
+"""A shard is closed when it has grown beyond this; TensorFlow Datasets aims at shards of about this size."""
+
+
+class RldsWriter:
+    """Writes one split of a dataset, episode by episode. Use it in a `with` block, or call `close`."""
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        features: Features,
+        version: str = "1.0.0",
+        split: str = "train",
+        shard_bytes: int = SHARD_BYTES,
+    ) -> None:
+        """
+        Args:
+            root: the dataset's folder; files go to root/version.
+            name: of the dataset.
+            features: what every episode holds.
+            version: three numbers with dots.
+            split: which split is written; others that are there stay.
+            shard_bytes: size beyond which a shard is closed.
+
+        Raises:
+            DataError: the split is there already, the features differ from what is there, another process writes to
+                the folder, or the disk refuses.
+            MissingDependencyError: the extra [data] is not installed.
+        """
+        require_crc()
+        self._folder = root / version
+        self._partial = self._folder / PARTIAL / split
+        self._name, self._version, self._split, self._features = name, version, split, features
+        self._shard_bytes = shard_bytes
+        self._file: BinaryIO | None = None
+        self._lengths: list[int] = []
+        self._claim = Claim(self._folder)
+        try:
+            with writing(self._folder):
+                self._require_place()
+                self._take_up()
+        except BaseException:
+            self._claim.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are: the folder of the version."""
+        return self._folder
+
+    @property
+    def num_episodes(self) -> int:
+        """How many are written, those before a crash included."""
+        return sum(self._lengths)
+
+    def write(self, episode: Episode) -> None:
+        """Append one episode.
+
+        Raises:
+            DataError: it does not fit the features, or the disk refuses.
+        """
+        record = frame_record(encode_episode(episode, self._features))
+        with writing(self._folder, self._what_is_safe):
+            file = self._open()
+            file.write(record)
+            file.flush()
+        self._lengths[-1] += 1
+
+    def finish(self) -> None:
+        """Give the shards their names and write what describes them. Nothing can be written afterwards.
+
+        Raises:
+            DataError: there is no episode, or the disk refuses.
+        """
+        if not self.num_episodes:
+            raise DataError(f"no episode was written to {self._folder}.")
+        with writing(self._folder, self._what_is_safe):
+            self._close_shard()
+            write_json(self._partial / PLAN, {"lengths": self._lengths})  # from here on a crash is taken up by moving
+            self._move_shards(self._lengths)
+
+    def close(self) -> None:
+        """Stop for now; opening the same split again goes on. May be called twice.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        try:
+            with writing(self._folder, self._what_is_safe):
+                self._close_shard()
+        finally:
+            self._claim.release()
+
+    def _close_shard(self) -> None:
+        """Its episodes are on the disk when this returns."""
+        if self._file is not None:
+            file, self._file = self._file, None
+            with file:
+                sync_file(file)
+
+    def _what_is_safe(self) -> str:
+        return f"Its {self.num_episodes} finished episodes are safe in {self._partial}."
+
+    def _require_place(self) -> None:
+        plan = self._partial / PLAN
+        if plan.is_file():  # a crash came while the shards were given their names
+            self._move_shards(json.loads(plan.read_text())["lengths"])
+        if self._split in written_splits(self._folder):
+            raise DataError(f"{self._folder} has the split '{self._split}' already. Choose another folder.")
+        features = self._folder / FEATURES_FILE
+        if features.is_file() and parse_features(json.loads(features.read_text()), str(features)) != self._features:
+            raise DataError(f"{features} describes other fields than those to be written. Choose another folder.")
+
+    def _take_up(self) -> None:
+        """Count the whole records that are there, and cut off one that is not."""
+        make_folder(self._partial)
+        storage = LocalFolder(self._partial)
+        for number in range(len(storage.files())):
+            path = self._part(number)
+            size, records, end = path.stat().st_size, 0, 0
+            for found in walk(lambda offset, count, p=path: storage.read(p.name, offset, count), size):
+                if not isinstance(found, Record):
+                    break
+                records, end = records + 1, found.offset + len(found.content) + FOOTER.size
+            os.truncate(path, end)
+            self._lengths.append(records)
+
+    def _open(self) -> BinaryIO:
+        """The file that the next record goes to."""
+        if self._file is not None and self._file.tell() > self._shard_bytes:
+            self._close_shard()
+            self._lengths.append(0)
+        if not self._lengths:
+            self._lengths.append(0)
+        if self._file is None:
+            self._file = self._part(len(self._lengths) - 1).open("ab")
+            sync_folder(self._partial)
+        return self._file
+
+    def _part(self, number: int) -> Path:
+        return self._partial / f"{number:05d}"
+
+    def _move_shards(self, lengths: list[int]) -> None:
+        names = [shard_name(self._name, self._split, number, len(lengths)) for number in range(len(lengths))]
+        for number, name in enumerate(names):
+            if self._part(number).exists():
+                rename(self._part(number), self._folder / name)
+        num_bytes = sum((self._folder / name).stat().st_size for name in names)
+        write_json(self._folder / FEATURES_FILE, to_tree(self._features))
+        write_json(self._folder / INFO_FILE, self._info_with(lengths, num_bytes))
+        shutil.rmtree(self._folder / PARTIAL / self._split)
+
+    def _info_with(self, lengths: list[int], num_bytes: int) -> dict[str, Any]:
+        split = {
+            "name": self._split,
+            "filepathTemplate": TEMPLATE,
+            "numBytes": str(num_bytes),  # protobuf's JSON writes 64-bit numbers as strings
+            "shardLengths": [str(length) for length in lengths],
+        }
+        info = self._info()
+        return info | {"splits": [*info["splits"], split]}
+
+    def _info(self) -> dict[str, Any]:
+        path = self._folder / INFO_FILE
+        if path.is_file():
+            return json.loads(path.read_text())
+        return {
+            "name": self._name,
+            "version": self._version,
+            "fileFormat": FILE_FORMAT,
+            "moduleName": "vla_robot",
+            "splits": [],
+        }
+
+
+def written_splits(folder: Path) -> dict[str, int]:
+    """The splits that were finished in a version's folder, and how many episodes each has."""
+    path = folder / INFO_FILE
+    if not path.is_file():
+        return {}
+    return {name: split.num_episodes for name, split in parse_info(read_json(path), str(path)).splits.items()}

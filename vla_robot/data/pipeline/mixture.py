@@ -1,0 +1,485 @@
+"""Several datasets as one endless, shuffled sequence of samples; sample n is the same in every process.
+
+    mixture = open_mixture("bridge_rt_1", Path("data/oxe"))
+    sample = mixture.sample(123_456)
+    sample.actions                  (1, 7) normalised
+    sample.frames["primary"]        one JPEG file, still encoded
+
+What happens to a step, in the reference's order: standardise (data/pipeline/standardise.py), normalise by the quantiles of the
+whole dataset, leave out what has no instruction or is out of range, cut windows, mix by transitions, shuffle. Decoding,
+resizing and augmentation follow in train/batches/stream.py.
+
+Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/dataset.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_robot.core.errors import DataError, RecipeError, unknown
+from vla_robot.recipe import find, parse, read_table
+from vla_robot.recipe.oxe import MixtureRecipe, Share, SourceRecipe
+from vla_robot.recipe.reading.schemas import schema_for
+from vla_robot.data.formats.open import open_source
+from vla_robot.data.pipeline.shuffle import Mixing, shuffled
+from vla_robot.data.formats.recognise import advise, assumed_recipe, explain_unknown, facts_at, recognise
+from vla_robot.data.formats.rlds.storage import open_storage
+from vla_robot.data.formats.source import EpisodeSource, MarksGaps
+from vla_robot.data.pipeline.steps import StepTable, is_absolute, normalised, step_table
+from vla_robot.data.pipeline.windows import Window, pad_actions
+
+ROLES = ("primary", "secondary", "wrist")
+STILL = 1e-5
+"""Normalised motion that is this close to none is none."""
+SWAP = 12
+"""Sets the random stream that exchanges cameras apart from others with the same seed."""
+ROWS = 65_536
+"""Rows that are normalised at once: a few megabytes."""
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with a dataset's name, episodes done and episodes in all, while its table is made."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is drawn, and how.
+
+    Attributes:
+        split: "val" takes the dataset's own split of that name, or the last 5 % of its episodes.
+        window: how far a sample reaches to either side of its step.
+        cameras: roles whose frames are given.
+        max_action: leave out episodes with a normalised action beyond this, in any dimension.
+        max_state: the same for the state.
+        seed: of all orders.
+        skip_corrupt: leave damaged records out.
+    """
+
+    split: Literal["train", "val"] = "train"
+    window: Window = field(default_factory=Window)
+    cameras: tuple[str, ...] = ("primary",)
+    max_action: float | None = None
+    max_state: float | None = None
+    seed: int = 0
+    skip_corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        for role in self.cameras:
+            if role not in ROLES:
+                raise DataError(unknown("camera", role, ROLES))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One step of one dataset, ready to be decoded and tokenised.
+
+    Attributes:
+        dataset: its name, which is the key of its statistics.
+        instruction: what the robot was told to do.
+        actions: (past + 1 + future, D) float32, normalised.
+        state: (past + 1, P) float32, normalised.
+        is_real: (past + 1,) False where an observation stands in for one before the episode's beginning.
+        frames: camera -> past + 1 JPEG or PNG files; empty bytes for a camera that the dataset has not.
+    """
+
+    dataset: str
+    instruction: str
+    actions: NDArray[np.float32]
+    state: NDArray[np.float32]
+    is_real: NDArray[np.bool_]
+    frames: Mapping[str, tuple[bytes, ...]]
+
+
+class Dataset:
+    """The steps of one dataset that may be drawn, numbered from 0."""
+
+    def __init__(
+        self, name: str, recipe: SourceRecipe, parts: Mapping[str, EpisodeSource], table: StepTable, choices: Choices
+    ) -> None:
+        """
+        Args:
+            name: of the dataset.
+            recipe: its recipe.
+            parts: all of it, by split.
+            table: its standard steps.
+            choices: what is drawn of it.
+
+        Raises:
+            DataError: nothing is left to draw.
+        """
+        self.name, self.recipe, self.table = name, recipe, table
+        self._parts = tuple(parts.values())
+        self._choices = choices
+        self._is_absolute = is_absolute(recipe)
+        part = tuple(parts).index(choices.split)
+        self._episodes = self._chosen(part)
+        self._ends = np.cumsum(choices.window.steps_in(self._episodes["length"], self._goes_on(part)))
+        self._kept = self._left_over()
+        if len(self) == 0:
+            raise DataError(
+                f"{name}: no step is left of {len(table)} in split '{choices.split}': {len(self._episodes)} of "
+                f"{len(table.episodes)} episodes belong to it, have an instruction and lie within the limits."
+            )
+
+    def __len__(self) -> int:
+        return self._windows if self._kept is None else len(self._kept)
+
+    @property
+    def _windows(self) -> int:
+        """Steps with a window, before single ones are left out."""
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Its block of dataset_statistics.json."""
+        return self.table.statistics
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of its files: other versions, fields and episodes left out."""
+        return notes_of(self._parts)
+
+    def sample(self, index: int, swap: bool = False) -> Sample:
+        """Step `index` of those that may be drawn.
+
+        Args:
+            index: 0 to len - 1.
+            swap: exchange the two cameras that look from outside.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        number, step = self._locate(index)
+        episode = self._episodes[number]
+        start, length = int(episode["start"]), int(episode["length"])
+        window = self._choices.window
+        action_steps, is_after_end = window.actions(step, length)
+        seen, is_real = window.observations(step)
+        actions = normalised(self.table.actions[start + action_steps], self.statistics["action"])
+        return Sample(
+            dataset=self.name,
+            instruction=self.table.texts[self.table.text_of[start + step]],
+            actions=pad_actions(actions, is_after_end, self._is_absolute),
+            state=self._state(start + seen),
+            is_real=is_real,
+            frames={role: self._frames(episode, seen, role, swap) for role in self._choices.cameras},
+        )
+
+    def _frames(self, episode: Any, steps: NDArray[np.int64], role: str, swap: bool) -> tuple[bytes, ...]:
+        if swap and self.recipe.swap_outside:
+            role = {"primary": "secondary", "secondary": "primary"}.get(role, role)
+        camera = self.recipe.cameras.by_role().get(role)
+        if camera is None:
+            return (b"",) * len(steps)
+        source, index, first = self._parts[episode["part"]], int(episode["index"]), int(episode["first"])
+        return tuple(source.encoded(index, camera, first + int(step)) for step in steps)
+
+    def _state(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        state = self.table.state[rows]
+        return normalised(state, self.statistics["proprio"]) if state.shape[1] else state
+
+    def _chosen(self, part: int) -> NDArray[Any]:
+        """(E,) episodes of the split that have an instruction and lie within the limits, in order."""
+        episodes = np.array(self.table.episodes)
+        starts = episodes["start"]
+        keep = (episodes["part"] == part) & np.logical_or.reduceat(self._has_text(), starts)
+        for limit, largest in (
+            (self._choices.max_action, self._largest_action),
+            (self._choices.max_state, self._largest_state),
+        ):
+            if limit is not None:
+                keep &= np.maximum.reduceat(largest(), starts) <= limit
+        return episodes[keep]
+
+    def _goes_on(self, part: int) -> NDArray[np.bool_] | None:
+        """(E,) the chosen episode, of the split `part`, ends at a gap; None where its source knows of no gaps."""
+        source = self._parts[part]
+        if not isinstance(source, MarksGaps):
+            return None
+        return np.array([source.goes_on(index) for index in self._episodes["index"].tolist()], dtype=np.bool_)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Which of the chosen episodes, and which of its steps."""
+        place = index if self._kept is None else int(self._kept[index])
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        return number, place - (int(self._ends[number - 1]) if number else 0)
+
+    def _left_over(self) -> NDArray[np.int64] | None:
+        """Places that are left when single steps are left out; None for all, which is the rule and takes no memory.
+
+        A step without an instruction in an episode that has one is not asked for, and with `skip_still` none that
+        does not move.
+        """
+        keep = self._has_text()
+        if self.recipe.skip_still:
+            keep &= self._moves()
+        if keep.all():
+            return None
+        counts = np.diff(self._ends, prepend=0)
+        rows = np.arange(self._windows) + np.repeat(self._episodes["start"] - (self._ends - counts), counts)
+        return np.flatnonzero(keep[rows])
+
+    def _has_text(self) -> NDArray[np.bool_]:
+        """(N,) the step has an instruction."""
+        return np.array([bool(text.strip()) for text in self.table.texts])[self.table.text_of]
+
+    def _moves(self) -> NDArray[np.bool_]:
+        """(N,) the step's motion differs from none."""
+        relative = ~self._is_absolute
+        block = self.statistics["action"]
+        none = normalised(np.zeros(len(relative), np.float32), block)
+        return self._over_rows(lambda rows: (np.abs(normalised(rows, block) - none) > STILL)[:, relative].any(axis=1))
+
+    def _largest_action(self) -> NDArray[np.float32]:
+        return self._over_rows(lambda rows: np.abs(normalised(rows, self.statistics["action"])).max(axis=1))
+
+    def _largest_state(self) -> NDArray[np.float32]:
+        if self.table.state.shape[1] == 0:
+            return np.zeros(len(self.table), np.float32)
+        block, state = self.statistics["proprio"], self.table.state
+        return self._over_rows(lambda rows: np.abs(normalised(rows, block)).max(axis=1), state)
+
+    def _over_rows(self, function: Callable[[Any], Any], values: NDArray[np.float32] | None = None) -> NDArray[Any]:
+        """A function of rows over all N of them, a few at a time."""
+        values = self.table.actions if values is None else values
+        return np.concatenate([function(values[i : i + ROWS]) for i in range(0, len(values), ROWS)])
+
+
+class Mixture:
+    """Datasets that are drawn from by weight."""
+
+    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> None:
+        """
+        Args:
+            datasets: at least one.
+            weights: how often a step of each is drawn, relative to a step of the others.
+            seed: of the order.
+        """
+        self.datasets = tuple(datasets)
+        self.weights = tuple(weights)
+        self._seed = seed
+        self._mixing = Mixing(
+            [w * d.statistics["num_transitions"] for w, d in zip(weights, datasets, strict=True)], seed
+        )
+
+    @property
+    def probabilities(self) -> dict[str, float]:
+        """Dataset -> its share of the samples."""
+        return {d.name: float(p) for d, p in zip(self.datasets, self._mixing.probabilities, strict=True)}
+
+    @property
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """The content of dataset_statistics.json."""
+        return {dataset.name: dataset.statistics for dataset in self.datasets}
+
+    @property
+    def epoch(self) -> int:
+        """Samples until every dataset of weight 1 was seen whole; of the largest weight, where none has 1."""
+        main = 1.0 if 1.0 in self.weights else max(self.weights)
+        sizes = [d.statistics["num_transitions"] for d in self.datasets]
+        shares = self._mixing.probabilities
+        return int(max(n / p for n, p, w in zip(sizes, shares, self.weights, strict=True) if w == main))
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Which dataset sample `number` is from, and which of its steps it is."""
+        which, draw = self._mixing.draw(number)
+        count = len(self.datasets[which])
+        epoch, place = divmod(draw, count)
+        return which, int(shuffled(place, count, (self._seed, which, epoch)))
+
+    def sample(self, number: int) -> Sample:
+        """Sample `number` of the endless sequence.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        which, step = self.place(number)
+        swap = np.random.default_rng([self._seed, SWAP, number]).random() > 0.5
+        return self.datasets[which].sample(step, bool(swap))
+
+
+@dataclass(frozen=True)
+class Member:
+    """A dataset of a mixture, before it is opened.
+
+    Attributes:
+        name: of the dataset.
+        recipe: how it becomes standard.
+        location: path or URL.
+        weight: in the mixture.
+        assumed: why what its actions mean is assumed and not known; "" when it is known.
+    """
+
+    name: str
+    recipe: SourceRecipe
+    location: str
+    weight: float
+    assumed: str = ""
+
+
+def members_of(name_or_path: str | Path, root: str | Path | None = None) -> tuple[Member, ...]:
+    """What a mixture is made of; a dataset by itself is a mixture of one.
+
+    Args:
+        name_or_path: of a recipe.
+        root: folder or URL that holds the datasets whose recipes do not say where they lie.
+
+    Raises:
+        RecipeError: it is neither a mixture nor a dataset that exists, or a location is missing.
+    """
+    try:
+        path = find("datasets", name_or_path)
+    except RecipeError as error:
+        if not _is_folder(name_or_path):
+            raise
+        raise RecipeError(f"'{name_or_path}' is a dataset and no recipe. {advise(str(name_or_path))}") from error
+    schema = schema_for("datasets", path)
+    if schema is SourceRecipe:
+        return (_member(Share(str(path)), root),)
+    if schema is not MixtureRecipe:
+        raise RecipeError(f"{path} is recorded with `vla record`; name a mixture or a dataset that exists already.")
+    mixture = parse(MixtureRecipe, read_table(MixtureRecipe, path), path)
+    return tuple(_member(share, root) for share in mixture.datasets)
+
+
+def member_at(location: str, recipe: str | Path | None = None, *, may_assume: bool = False) -> Member:
+    """A dataset by its place. Its recipe is the one that is named, or the one that is published under its name.
+
+    Args:
+        location: path or URL.
+        recipe: the one to use, by name or path.
+        may_assume: without a recipe, take the actions for standard ones: to look at the dataset, never to train on it.
+
+    Raises:
+        RecipeError: the named recipe is none of a dataset.
+        DataError: there is no dataset, or no recipe is known for it.
+    """
+    if recipe is None:
+        facts = facts_at(location)
+        known = recognise(facts)
+        if known is not None:
+            return Member(known.name, known.recipe, location, 1.0)
+        if not may_assume:
+            raise DataError(explain_unknown(facts))
+        return Member(facts.name, assumed_recipe(facts), location, 1.0, explain_unknown(facts))
+    path = find("datasets", str(recipe))
+    if schema_for("datasets", path) is not SourceRecipe:
+        raise RecipeError(f"{path} is not the recipe of a dataset that exists already.")
+    return Member(path.stem, parse(SourceRecipe, read_table(SourceRecipe, path), path), location, 1.0)
+
+
+def open_mixture(
+    name_or_path: str | Path,
+    root: str | Path | None = None,
+    choices: Choices | None = None,
+    cache: Path | None = None,
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> Mixture:
+    """A mixture, or a single dataset, ready to be drawn from. The first time, each dataset is read through once.
+
+    Args:
+        name_or_path: of a recipe.
+        root: folder or URL that holds the datasets whose recipes do not say where they lie.
+        choices: what is drawn.
+        cache: folder for the tables of steps; None takes the user's cache folder.
+        on_progress: called while a table is made.
+
+    Raises:
+        RecipeError: an unknown name.
+        DataError: a dataset is absent, damaged or does not fit its recipe.
+    """
+    chosen = choices or Choices()
+    members = members_of(name_or_path, root)
+    datasets = [open_dataset(member, chosen, cache, on_progress) for member in members]
+    return Mixture(datasets, [member.weight for member in members], chosen.seed)
+
+
+def open_dataset(
+    member: Member,
+    choices: Choices,
+    cache: Path | None = None,
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> Dataset:
+    """One dataset of a mixture; see `open_mixture`."""
+    parts, table = open_table_of(member, choices.skip_corrupt, cache, on_progress)
+    return Dataset(member.name, member.recipe, parts, table, choices)
+
+
+def open_table_of(
+    member: Member,
+    skip_corrupt: bool = False,
+    cache: Path | None = None,
+    on_progress: OnProgress = lambda name, done, total: None,
+) -> tuple[dict[str, EpisodeSource], StepTable]:
+    """All of a dataset by split, and the table of its standard steps; see `open_mixture`."""
+    parts = open_parts(member.location, skip_corrupt)
+    progress = _progress_of(member.name, on_progress)
+    return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress)
+
+
+def notes_of(parts: Iterable[EpisodeSource]) -> tuple[str, ...]:
+    """What the splits of a dataset have to say beside damage, each note once."""
+    return tuple(dict.fromkeys(note for part in parts for note in part.notes))
+
+
+def open_parts(location: str, skip_corrupt: bool = False) -> dict[str, EpisodeSource]:
+    """All of a dataset by split; "val" is the last 5 % of "train" where the dataset has none of its own.
+
+    Raises:
+        DataError: there is no dataset, or it is damaged.
+    """
+    splits = open_source(location, "all[:0]", skip_corrupt=skip_corrupt).splits  # no episode is looked through for it
+    ranges = {name: name for name in splits}
+    if "val" not in splits:
+        ranges |= {"train": "train[:95%]", "val": "train[95%:]"}
+    return {name: open_source(location, part, skip_corrupt=skip_corrupt) for name, part in ranges.items()}
+
+
+def _is_folder(name_or_path: str | Path) -> bool:
+    return Path(name_or_path).expanduser().is_dir()
+
+
+def _progress_of(name: str, on_progress: OnProgress) -> Callable[[int, int], None]:
+    return lambda done, total: on_progress(name, done, total)
+
+
+def _member(share: Share, root: str | Path | None) -> Member:
+    path = find("datasets", share.name)
+    if schema_for("datasets", path) is not SourceRecipe:
+        raise RecipeError(f"{path} is not a dataset that exists already, so it cannot stand in a mixture.")
+    recipe = parse(SourceRecipe, read_table(SourceRecipe, path), path)
+    return Member(path.stem, recipe, _location(path, recipe, root), share.weight)
+
+
+def _location(path: Path, recipe: SourceRecipe, root: str | Path | None) -> str:
+    if recipe.location is not None:
+        is_whole = "://" in recipe.location or Path(recipe.location).is_absolute()
+        folder = recipe.location if is_whole else str(path.parent / recipe.location)
+    elif root is not None:
+        folder = f"{root}/{_folder_in(root, path.stem, recipe)}"
+    else:
+        raise RecipeError(
+            f"{path} does not say where the dataset lies; set location there, or name a folder with --root."
+        )
+    return f"{folder}/{recipe.version}" if recipe.version else folder
+
+
+def _folder_in(root: str | Path, name: str, recipe: SourceRecipe) -> str:
+    """The dataset's folder in `root`: the recipe's name, or else the name that it is published under.
+
+    Raises:
+        DataError: several may be meant, and none is there.
+    """
+    names = (name, *recipe.published.folders)
+    if len(names) == 1:
+        return name
+    there = open_storage(root).folders()
+    found = next((candidate for candidate in names if candidate in there), None)
+    if found is None:
+        raise DataError(f"{root} holds none of the folders that '{name}' may lie in: {', '.join(names)}.")
+    return found

@@ -1,0 +1,259 @@
+"""All standard steps of a dataset in one table on disk: made once, mapped into memory, shared by all processes.
+
+    HASH/actions.npy         (N, D) float32, in units
+    HASH/state.npy           (N, P) float32
+    HASH/instructions.npy    (N,) int32, which of the texts
+    HASH/episodes.npy        (E,) where the steps of each episode are
+    HASH/about.json          texts, and the statistics in the schema of dataset_statistics.json
+
+The numbers of a step take some 60 bytes; frames stay where they are. HASH is made of the recipe and of the names, sizes
+and times of the dataset's files, so that a change of either makes a new table and an old one is never mistaken for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from vla_robot.core.host.durable import make_folder, rename, sync_tree, writing
+from vla_robot.core.errors import DataError
+from vla_robot.core.normalise import QuantileStats, normalise
+from vla_robot.recipe.oxe import ABSOLUTE_DIMS, RELATIVE_DIMS, SourceRecipe
+from vla_robot.data.formats.source import EpisodeSource
+from vla_robot.data.pipeline.standardise import Trajectory, fields_of, require_fit, standardise
+from vla_robot.data.pipeline.stats import dataset_statistics
+
+FORMAT = 1
+ABOUT = "about.json"
+NOT_IN_STEPS = ("description", "published")
+"""What a recipe says that changes no step."""
+
+EPISODE = np.dtype([("part", "<i4"), ("index", "<i8"), ("first", "<i4"), ("start", "<i8"), ("length", "<i8")])
+"""Which part of the dataset and which of its episodes; raw step of step 0; first row and number of rows."""
+
+OnProgress = Callable[[int, int], None]
+"""Called with episodes done and episodes in all."""
+
+
+@dataclass(frozen=True)
+class StepTable:
+    """N standard steps of E episodes.
+
+    Attributes:
+        folder: where it lies.
+        actions: (N, D) float32.
+        state: (N, P) float32.
+        text_of: (N,) int32, index into `texts`.
+        texts: every instruction, each once.
+        episodes: (E,) EPISODE; those without a step are not among them.
+        statistics: this dataset's block of dataset_statistics.json.
+    """
+
+    folder: Path
+    actions: NDArray[np.float32]
+    state: NDArray[np.float32]
+    text_of: NDArray[np.int32]
+    texts: tuple[str, ...]
+    episodes: NDArray[Any]
+    statistics: dict[str, Any]
+
+    def __reduce__(self) -> tuple[Callable[[Path], StepTable], tuple[Path]]:
+        """Another process maps the same files; numpy would send it a copy."""
+        return open_table, (self.folder,)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+def step_table(
+    name: str,
+    recipe: SourceRecipe,
+    parts: Sequence[EpisodeSource],
+    cache: Path | None = None,
+    on_progress: OnProgress = lambda done, total: None,
+) -> StepTable:
+    """The table of a dataset, made if it is not there yet.
+
+    Args:
+        name: of the dataset.
+        recipe: how its steps become standard.
+        parts: all of it, e.g. its splits: statistics cover what trains and what validates.
+        cache: folder for tables; None takes the user's cache folder.
+        on_progress: called while it is made.
+
+    Raises:
+        DataError: the dataset does not fit the recipe, is damaged, or has no step at all.
+    """
+    folder = (cache or usual_cache()) / fingerprint(name, recipe, parts)
+    if not (folder / ABOUT).is_file():
+        for part in parts:
+            require_fit(recipe, part.fields, part.location)
+        _make(folder, name, recipe, parts, on_progress)
+    return open_table(folder)
+
+
+def open_table(folder: Path) -> StepTable:
+    """A table that was made.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS]
+        actions, state, text_of, episodes = arrays
+        return StepTable(folder, actions, state, text_of, tuple(about["texts"]), episodes, about["statistics"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"the table {folder} is damaged ({error}). Remove that folder; it is made anew.") from error
+
+
+def normalised(values: NDArray[np.float32], block: dict[str, Any]) -> NDArray[np.float32]:
+    """(..., D) in units -> normalised by a block of the statistics; a dimension that never changes becomes 0.
+
+    The reference sets such a dimension to 0 also where the mask says that it is left alone.
+    """
+    never_changes = np.asarray(block["min"]) == np.asarray(block["max"])
+    return np.where(never_changes, 0, normalise(values, QuantileStats.from_dict(block))).astype(np.float32)
+
+
+def is_absolute(recipe: SourceRecipe) -> NDArray[np.bool_]:
+    """(D,) which dimensions of an action are absolute."""
+    encoding = recipe.action_encoding
+    return np.arange(recipe.action_dim) >= RELATIVE_DIMS[encoding]
+
+
+def action_mask(recipe: SourceRecipe) -> list[bool]:
+    """(D,) which dimensions are normalised: all but a gripper that is open or closed."""
+    encoding = recipe.action_encoding
+    if RELATIVE_DIMS[encoding] == 0:
+        return [True] * ABSOLUTE_DIMS[encoding]
+    return [True] * RELATIVE_DIMS[encoding] + [False] * ABSOLUTE_DIMS[encoding]
+
+
+def fingerprint(name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource]) -> str:
+    """Changes with the recipe and with the dataset's files, and with nothing else: a dataset may be moved."""
+    content = {
+        "format": FORMAT,
+        "name": name,
+        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key not in NOT_IN_STEPS},
+        "parts": [[part.name, hashlib.sha256(part.lengths.tobytes()).hexdigest()] for part in parts],
+        "files": [_stamps(location) for location in dict.fromkeys(part.location for part in parts)],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def usual_cache() -> Path:
+    """Where a user's caches are."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_robot" / "steps"
+
+
+_ARRAYS = ("actions", "state", "instructions", "episodes")
+
+
+def _stamps(location: str) -> list[list[Any]]:
+    """Names, sizes and times of the files of a dataset; what stands behind a URL is told apart by its lengths alone."""
+    root = Path(location)
+    if "://" in location or not root.exists():
+        return []
+    files = [root] if root.is_file() else sorted(path for path in root.rglob("*") if path.is_file())
+    visible = [path for path in files if not any(p.startswith(".") for p in path.relative_to(root).parts)]
+    return [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in visible]
+
+
+def _make(
+    folder: Path, name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource], on_progress: OnProgress
+) -> None:
+    """Write a table; it appears whole or not at all, also when several processes make it at once."""
+    try:
+        make_folder(folder.parent)
+        building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise DataError(f"cannot write below {folder.parent}: {error.strerror}. Set XDG_CACHE_HOME.") from error
+    try:
+        with writing(building):
+            _Writer(building, name, recipe, parts).write(on_progress)
+            sync_tree(building)
+            try:
+                rename(building, folder)
+            except OSError:  # another process was faster; its table is the same
+                if not (folder / ABOUT).is_file():
+                    raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+class _Writer:
+    """Fills the arrays of a table, one episode after the other."""
+
+    def __init__(self, folder: Path, name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource]) -> None:
+        self._folder, self._name, self._recipe, self._parts = folder, name, recipe, parts
+        lost = recipe.skip_first + recipe.skip_last
+        self._total = sum(int(np.maximum(part.lengths - lost, 0).sum()) for part in parts)
+        if self._total == 0:
+            places = ", ".join(dict.fromkeys(part.location for part in parts))
+            raise DataError(f"{places}: the dataset has no step that could be learned from.")
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._texts: dict[str, int] = {}
+        self._episodes: list[tuple[int, int, int, int, int]] = []
+
+    def write(self, on_progress: OnProgress) -> None:
+        start = 0
+        for part, index, trajectory in self._trajectories(on_progress):
+            rows = slice(start, start + len(trajectory))
+            self._array("actions", trajectory.actions)[rows] = trajectory.actions
+            self._array("state", trajectory.state)[rows] = trajectory.state
+            codes = [self._texts.setdefault(text, len(self._texts)) for text in trajectory.instructions]
+            self._array("instructions", np.empty(0, np.int32))[rows] = codes
+            self._episodes.append((part, index, trajectory.first, start, len(trajectory)))
+            start = rows.stop
+        np.save(self._folder / "episodes.npy", np.array(self._episodes, dtype=EPISODE))
+        self._write_about()
+
+    def _trajectories(self, on_progress: OnProgress) -> Iterator[tuple[int, int, Trajectory]]:
+        """Part, episode and steps of every episode that has a step."""
+        done, total = 0, sum(len(part) for part in self._parts)
+        wanted = fields_of(self._recipe)
+        for number, part in enumerate(self._parts):
+            for index in range(len(part)):
+                trajectory = standardise(self._recipe, part.episode(index, wanted))
+                if len(trajectory):
+                    yield number, index, trajectory
+                done += 1
+                on_progress(done, total)
+
+    def _array(self, name: str, like: NDArray[Any]) -> NDArray[Any]:
+        if name not in self._arrays:
+            shape = (self._total, *like.shape[1:])
+            path = self._folder / f"{name}.npy"
+            self._arrays[name] = open_memmap(path, mode="w+", dtype=like.dtype, shape=shape)
+            _allocate(path)
+        return self._arrays[name]
+
+    def _write_about(self) -> None:
+        actions, state = self._arrays["actions"], self._arrays["state"]
+        # The reference writes zeros, one for each dimension of the action, where there is no state.
+        proprio = state if state.shape[1] else np.broadcast_to(np.float32(0), actions.shape)
+        mask = action_mask(self._recipe)
+        statistics = dataset_statistics(self._name, actions, proprio, len(self._episodes), mask)
+        about = {"texts": list(self._texts), "statistics": statistics[self._name]}
+        for array in self._arrays.values():
+            array.flush()  # type: ignore[attr-defined]
+        (self._folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+
+
+def _allocate(path: Path) -> None:
+    """Take the room of a sparse file now, as an OSError where there is none: a write by its mapping would be SIGBUS."""
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

@@ -1,0 +1,214 @@
+"""An evaluation as one page: report.html opens from the disk, videos lie beside it; summary.json is for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from vla_robot.core.host.provenance import document
+from vla_robot.evaluate.evaluation import Comparison, Evaluation, Score, Trial
+from vla_robot.evaluate.report_parts import (
+    STYLE,
+    badge,
+    definitions,
+    folded,
+    interval_bar,
+    percent,
+    video_element,
+    write_text,
+)
+from vla_robot.evaluate.video_selection import film_path
+
+TEMPLATE = Path(__file__).with_name("evaluation_report.html")
+
+KEY = {
+    "success": "success",
+    "failure": "failure: the world ended it, such as when a wrong object was raised",
+    "timeout": "timeout",
+    "error": "error: no action, or the world died",
+}
+
+
+def write_evaluation(folder: Path, evaluation: Evaluation, command: str) -> Path:
+    """Write summary.json and report.html, and return the latter.
+
+    Args:
+        folder: of the evaluation; its videos are linked where they exist.
+        evaluation: at least one trial.
+        command: the command line that goes on, or shows it again.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    summary = document("eval", **evaluation.to_dict())
+    write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    report = folder / "report.html"
+    fields = _fields(folder, evaluation, command, summary)
+    write_text(report, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(fields))
+    return report
+
+
+def _fields(folder: Path, evaluation: Evaluation, command: str, summary: dict[str, Any]) -> dict[str, str]:
+    scores = evaluation.scores
+    return {
+        "style": STYLE,
+        "title": escape(f"{evaluation.env} evaluated: {', '.join(evaluation.policies)}"),
+        "env": escape(evaluation.env),
+        "count": str(len(evaluation.seeds)),
+        "first": str(evaluation.seeds.start),
+        "when": f"{datetime.fromisoformat(evaluation.started_at):%d %B %Y, %H:%M}",
+        "notice": _notice(evaluation),
+        "legend": _legend(scores),
+        "scores": _score_table(scores),
+        "seeds": "".join(_seed_row(folder, score) for score in scores),
+        "key": "".join(f'<span><i class="{outcome}"></i>{text}</span>' for outcome, text in KEY.items()),
+        "comparisons": _comparisons(evaluation.comparisons),
+        "tasks": _tasks(scores),
+        "episodes": _episodes(folder, scores),
+        "provenance": folded(
+            [
+                ("Command", f"<pre>{escape(command)}</pre>"),
+                ("Machine", definitions(summary["machine"])),
+                ("Versions", definitions(summary["versions"])),
+            ]
+        ),
+    }
+
+
+def _notice(evaluation: Evaluation) -> str:
+    if evaluation.complete:
+        return ""
+    driven = sum(score.count for score in evaluation.scores)
+    return f'<p class="notice">Not finished: {driven} of {evaluation.planned} episodes are shown.</p>'
+
+
+def _legend(scores: Iterable[Score]) -> str:
+    """What a column means that only some evaluations have."""
+    if not any(score.language == "wrong-object" for score in scores):
+        return ""
+    return (
+        " In the rows “wrong-object” the instruction names another object than the scene's task is about: success is "
+        "judged by the task, and “did as told” counts the episodes in which the policy raised what it was told to."
+    )
+
+
+def _score_table(scores: Sequence[Score]) -> str:
+    """A row a score; columns that would be empty are left out."""
+    columns: dict[str, Callable[[Score], str]] = {
+        "policy": lambda s: escape(s.policy),
+        "wording": lambda s: s.language,
+        "rate": lambda s: interval_bar(s.rate or 0.0, s.interval),
+        "": lambda s: f'<span class="rate">{percent(s.rate or 0.0)}</span>',
+        "95 %": lambda s: " to ".join(map(percent, s.interval)),
+        "succeeded": lambda s: f"{s.successes} of {s.count}",
+        "wrong object": lambda s: str(s.wrong),
+        "did as told": lambda s: str(s.followed) if s.language == "wrong-object" else "–",
+        "errors": lambda s: str(s.errors),
+        "median steps": lambda s: "–" if s.median_steps is None else f"{s.median_steps:.0f}",
+    }  # fmt: skip
+    if not any(score.language == "wrong-object" for score in scores):
+        del columns["did as told"]
+    if not any(score.errors for score in scores):
+        del columns["errors"]
+    return _table(columns, [[cell(score) for cell in columns.values()] for score in scores])
+
+
+def _seed_row(folder: Path, score: Score) -> str:
+    marks = "".join(_seed_mark(folder, trial) for trial in score.trials)
+    return f'<div class="seedrow"><span>{escape(score.name)}</span><div class="seeds">{marks}</div></div>'
+
+
+def _seed_mark(folder: Path, trial: Trial) -> str:
+    label = escape(f"seed {trial.question.seed}: {trial.result.outcome}, told “{trial.instruction}”")
+    place = f'class="{trial.result.outcome}" title="{label}"'
+    if film_path(folder, trial.question).is_file():
+        return f'<a {place} href="#{_anchor(trial)}" aria-label="{label}"></a>'
+    return f'<i {place} role="img" aria-label="{label}"></i>'
+
+
+def _comparisons(comparisons: Iterable[Comparison]) -> str:
+    rows = [
+        [escape(c.policy), escape(c.baseline), str(c.paired), str(c.only_policy), str(c.only_baseline), f"{c.p:.2g}"]
+        for c in comparisons
+    ]
+    if not rows:
+        return ""
+    head = ("row", "against", "seeds of both", "only the row solved", "only the other solved", "p")
+    return (
+        '<h2>Compared seed by seed</h2><p class="lead">McNemar\'s exact test: p is how likely a split as uneven as '
+        "this would be if both were equally good. Seeds that both solve, or neither, say nothing.</p>"
+        f'<section class="card scroll"><table class="num left">{_table(head, rows)}</table></section>'
+    )
+
+
+def _tasks(scores: Sequence[Score]) -> str:
+    """Successes by what the world asked for; nothing where it always asks the same."""
+    tasks = sorted({task for score in scores for task in score.by_task})
+    if len(tasks) < 2:
+        return ""
+    rows = [[escape(s.policy), s.language, *(_solved(s, task) for task in tasks)] for s in scores]
+    table = _table(["policy", "wording", *map(escape, tasks)], rows)
+    return (
+        '<h2>By task</h2><p class="lead">Successes by what the scene asks for, whatever the words were.</p>'
+        f'<section class="card scroll"><table class="num left">{table}</table></section>'
+    )
+
+
+def _solved(score: Score, task: str) -> str:
+    solved, asked = score.by_task.get(task, (0, 0))
+    return f"{solved} of {asked}" if asked else "–"
+
+
+def _episodes(folder: Path, scores: Iterable[Score]) -> str:
+    """Videos, those that did not succeed first."""
+    sections = "".join(_film_section(folder, score) for score in scores)
+    return f"<h2>Videos</h2>{sections}" if sections else ""
+
+
+def _film_section(folder: Path, score: Score) -> str:
+    filmed = [trial for trial in score.trials if film_path(folder, trial.question).is_file()]
+    if not filmed:
+        return ""
+    cards = "".join(_card(folder, trial) for trial in sorted(filmed, key=lambda trial: trial.result.success))
+    failed = sum(not trial.result.success for trial in filmed)
+    shown = [f"{failed} that did not succeed"] * bool(failed)
+    shown += [f"{len(filmed) - failed} that succeeded"] * (len(filmed) > failed)
+    return (
+        f'<h3 class="rowname">{escape(score.name)} <span>{", then ".join(shown)}</span></h3>'
+        f'<section class="episodes">{cards}</section>'
+    )
+
+
+def _card(folder: Path, trial: Trial) -> str:
+    video = video_element(folder, film_path(folder, trial.question))
+    facts = [f"{trial.result.steps} steps"]
+    if trial.raised is not None:
+        facts.append(f"raised: {escape(trial.raised)}")
+    if trial.instruction != trial.task:
+        facts.append(f"the task: {escape(trial.task)}")
+    error = f'<p class="error">{escape(trial.result.error)}</p>' if trial.result.error else ""
+    return (
+        f'<article class="episode card" id="{_anchor(trial)}">{video}'
+        f'<div class="text"><h3>seed {trial.question.seed} {badge(trial.result.outcome)}</h3>'
+        f'<p class="facts num">{" · ".join(facts)}</p>{error}</div></article>'
+    )
+
+
+def _anchor(trial: Trial) -> str:
+    question = trial.question
+    return escape(f"{question.policy}-{question.language}-{question.seed}".replace(" ", "_"))
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """The inside of a table."""
+    body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in rows)
+    return f"<thead><tr>{_cells('th', head)}</tr></thead><tbody>{body}</tbody>"
+
+
+def _cells(tag: str, contents: Iterable[str]) -> str:
+    return "".join(f"<{tag}>{content}</{tag}>" for content in contents)

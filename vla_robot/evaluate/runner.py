@@ -1,0 +1,232 @@
+"""Many episodes in a row, their logs and videos, and the report at the end, whatever the end was."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from vla_robot.core.clock import Clock
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import DataError, VlaError, in_words
+from vla_robot.core.host.claim import Claim
+from vla_robot.core.host.durable import make_folder, writing
+from vla_robot.core.host.optional import require
+from vla_robot.core.host.provenance import machine, versions
+from vla_robot.core.ports import Policy, World
+from vla_robot.evaluate.report import REPORT, write_report
+from vla_robot.evaluate.report_parts import video_path
+from vla_robot.loop.control_loop import Guard, never, run_episode
+from vla_robot.loop.events import Subscriber
+from vla_robot.loop.recorder import EpisodeRecorder, log_path
+from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
+from vla_robot.loop.video import write_video
+from vla_robot.record.episode import EpisodeLog, read_episode
+
+
+def new_run_folder(root: Path, prefix: str = "") -> Path:
+    """Make a folder below `root` that is named by the time, after the prefix; no other process gets the same.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    stamp = prefix + datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for count in itertools.count(1):
+        folder = root / (stamp if count == 1 else f"{stamp}_{count}")
+        with writing(folder):
+            make_folder(root)
+            try:
+                make_folder(folder, exist_ok=False)
+            except (FileExistsError, FileNotFoundError):  # another run has it, or took its own empty `root` away
+                continue
+        return folder
+    raise AssertionError("count has no end")
+
+
+@contextmanager
+def run_folder(out: Path | None, root: Path = Path("runs")) -> Iterator[Path]:
+    """The folder of a run, which no other process writes during the block: `out`, or a new one below `root`.
+
+    One that is made here and stays empty is removed, and so is `root`.
+
+    Raises:
+        DataError: another process writes to it, or it cannot be made.
+    """
+    made_root = () if root.exists() else (root,)
+    folder = new_run_folder(root) if out is None else out
+    with Claim(folder, made=() if out is not None else (folder, *made_root)):
+        yield folder
+
+
+class Drive(Protocol):
+    """Drives one episode."""
+
+    def __call__(self, seed: int, *, subscribers: Sequence[Subscriber]) -> EpisodeResult: ...
+
+
+OnFailure = Callable[[RunSummary], None]
+"""Told of the finished episodes of a run that a failure ended, before the failure is raised."""
+
+OnEpisode = Callable[[EpisodeResult, EpisodeLog], None]
+"""Told of a finished episode and its log, as it stands on the disk; between episodes, so it may take its time."""
+
+
+def keep_nothing(result: EpisodeResult, log: EpisodeLog) -> None:
+    """For runs that leave no dataset."""
+
+
+class HasEmbodiment(Protocol):
+    """A world, or a robot that keeps a clock of its own."""
+
+    @property
+    def embodiment(self) -> Embodiment: ...
+
+
+def run_episodes(
+    world: World,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    info: RunInfo,
+    guard: Guard,
+    folder: Path | None = None,
+    subscribers: Sequence[Subscriber] = (),
+    clock: Clock | None = None,
+    rate_hz: float | None = None,
+    should_stop: Callable[[], bool] = never,
+    video: bool = True,
+    on_episode: OnEpisode = keep_nothing,
+    on_failure: OnFailure = lambda summary: None,
+) -> RunSummary:
+    """One episode a seed. Ctrl-C and the stop flag end the run early; its finished episodes are kept and reported.
+
+    Args:
+        world: where.
+        policy: who.
+        seeds: one an episode.
+        info: names and recipes for the report.
+        guard: limits the actions.
+        folder: gets report.html, summary.json, episodes/ and videos/; None keeps nothing on the disk.
+        subscribers: are told every event.
+        clock: see `run_episode`, as for `rate_hz` and `should_stop`.
+        rate_hz: steps per second, None for as fast as it goes.
+        should_stop: True ends the run.
+        video: a video of each episode; made between episodes, so that it costs the control loop nothing.
+        on_episode: gets the log of each episode, where there is a folder.
+        on_failure: is told of the finished episodes before a failure is raised.
+
+    Raises:
+        VlaError: the world or the recording failed. The report on the finished episodes is written before.
+        DataError: the folder holds another run's report already.
+    """
+    drive = partial(run_episode, world, policy, guard=guard, clock=clock, rate_hz=rate_hz, should_stop=should_stop)
+    return run_driven(
+        drive,
+        world,
+        seeds,
+        info=info,
+        folder=folder,
+        subscribers=subscribers,
+        should_stop=should_stop,
+        video=video,
+        on_episode=on_episode,
+        on_failure=on_failure,
+    )
+
+
+def run_driven(
+    drive: Drive,
+    driven: HasEmbodiment,
+    seeds: Sequence[int],
+    *,
+    info: RunInfo,
+    folder: Path | None = None,
+    subscribers: Sequence[Subscriber] = (),
+    should_stop: Callable[[], bool] = never,
+    video: bool = True,
+    on_episode: OnEpisode = keep_nothing,
+    on_failure: OnFailure = lambda summary: None,
+    notes: Callable[[], Sequence[str]] = lambda: (),
+) -> RunSummary:
+    """`run_episodes` for whatever can be driven; see there.
+
+    Args:
+        drive: one episode of a seed, told to subscribers.
+        driven: what is driven.
+        seeds: one an episode.
+        info: names and recipes for the report.
+        folder: as in `run_episodes`, like everything below.
+        subscribers: are told every event.
+        should_stop: True ends the run.
+        video: a video of each episode.
+        on_episode: gets the log of each episode.
+        on_failure: is told of the finished episodes before a failure is raised.
+        notes: asked at the end, for `RunSummary.notes`.
+
+    Raises:
+        VlaError: the world or the recording failed. The report on the finished episodes is written before.
+        DataError: the folder holds another run's report already.
+    """
+    if folder is not None:
+        _check_folder(folder, video)
+    started_at = datetime.now().astimezone().isoformat(timespec="seconds")
+    recorders = [] if folder is None else [EpisodeRecorder(folder, _header(driven, info, started_at))]
+    episodes: list[EpisodeResult] = []
+    failure: Exception | None = None
+    try:
+        for seed in seeds:
+            if should_stop():
+                break
+            episode = drive(seed, subscribers=(*recorders, *subscribers))
+            if not episode.finished:
+                break
+            episodes.append(episode)
+            if folder is not None and (video or on_episode is not keep_nothing):
+                log = read_episode(log_path(folder, seed))
+                on_episode(episode, log)
+                if video:
+                    write_video(log, episode, video_path(folder, seed), driven.embodiment.rate_hz)
+    except KeyboardInterrupt:
+        pass  # the summary says so: fewer episodes than planned
+    except Exception as error:  # a bug, too, costs none of the finished episodes their report
+        failure = error
+    told = None if failure is None else _told(failure)
+    summary = RunSummary(info, tuple(episodes), len(seeds), started_at, told, tuple(notes()))
+    if folder is not None and episodes:
+        try:
+            write_report(folder, summary)
+        except DataError as error:  # the disk that ended the run refuses its report as well
+            failure = failure or error
+    if failure is not None:
+        on_failure(summary)
+        raise failure
+    return summary
+
+
+def _told(failure: Exception) -> str:
+    return str(failure) if isinstance(failure, VlaError) else in_words(failure)
+
+
+def _check_folder(folder: Path, video: bool) -> None:
+    """What would fail after the episodes fails before them."""
+    if (folder / REPORT).exists():
+        raise DataError(f"{folder} holds the report of another run, which is never overwritten. Choose another folder.")
+    if video:
+        require("av", "report", "the report's videos")
+
+
+def _header(driven: HasEmbodiment, info: RunInfo, started_at: str) -> dict[str, Any]:
+    """What all episodes of a run share."""
+    return {
+        "env": info.env,
+        "policy": info.policy,
+        "recipes": dict(info.recipes),
+        "embodiment": driven.embodiment.to_dict(),
+        "versions": versions(),
+        "machine": machine(),
+        "run_started_at": started_at,
+    }

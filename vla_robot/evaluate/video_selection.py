@@ -1,0 +1,93 @@
+"""Videos of an evaluation: each episode is logged while it runs, filmed from its log if it is worth a look, and the
+log is deleted.
+
+    DIR/POLICY/LANGUAGE/videos/seed_N.mp4
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from vla_robot.core.errors import DataError
+from vla_robot.core.host.optional import require
+from vla_robot.evaluate.evaluation import Question, Trial
+from vla_robot.evaluate.report_parts import video_path
+from vla_robot.loop.events import Subscriber
+from vla_robot.loop.recorder import EpisodeRecorder, log_path
+from vla_robot.loop.video import write_video
+from vla_robot.record.episode import read_episode
+
+Videos = Literal["all", "failures", "none"]
+"""failures: and a few successes, to see what they look like."""
+
+SUCCESSES = 3
+"""Of each policy in each language, beside the failures."""
+
+
+def film_path(folder: Path, question: Question) -> Path:
+    """Where the video of a trial lies in the folder of its evaluation; the poster is the .jpg beside it."""
+    return video_path(_row_folder(folder, question), question.seed)
+
+
+class Filming:
+    """Shared by the threads of an evaluation.
+
+    Attributes:
+        failure: why a video could not be written, as on a full disk; its trial is finished all the same.
+    """
+
+    def __init__(self, folder: Path, videos: Videos, rate_hz: float, trials: Iterable[Trial] = ()) -> None:
+        """
+        Args:
+            folder: of the evaluation.
+            videos: which trials.
+            rate_hz: control steps per second of the robot's own time.
+            trials: those of an earlier command in the same folder.
+
+        Raises:
+            MissingDependencyError: PyAV is not installed, and videos are wanted.
+        """
+        if videos != "none":
+            require("av", "report", "the report's videos (--videos none goes without)")
+        self._folder = folder
+        self._videos = videos
+        self._rate_hz = rate_hz
+        self._lock = threading.Lock()
+        self.failure: DataError | None = None
+        filmed = (t for t in trials if t.result.success and film_path(folder, t.question).is_file())
+        self._successes = Counter(_row_folder(folder, trial.question) for trial in filmed)
+
+    def subscribers(self, question: Question) -> Sequence[Subscriber]:
+        """Who must be told the events of the coming trial. What an earlier attempt at it left is deleted."""
+        path, log = film_path(self._folder, question), log_path(_row_folder(self._folder, question), question.seed)
+        for stale in (path, path.with_suffix(".jpg"), log):
+            stale.unlink(missing_ok=True)
+        return [] if self._videos == "none" else [EpisodeRecorder(_row_folder(self._folder, question), {})]
+
+    def develop(self, trial: Trial) -> Trial:
+        """Film a trial that has ended, if it is to be; and hand it on."""
+        row = _row_folder(self._folder, trial.question)
+        log = log_path(row, trial.question.seed)
+        try:
+            if log.is_file() and self._is_wanted(trial, row):
+                write_video(read_episode(log), trial.result, film_path(self._folder, trial.question), self._rate_hz)
+        except DataError as error:
+            self.failure = error
+        log.unlink(missing_ok=True)
+        return trial
+
+    def _is_wanted(self, trial: Trial, row: Path) -> bool:
+        if self._videos == "all" or not trial.result.success:
+            return True
+        with self._lock:
+            self._successes[row] += 1
+            return self._successes[row] <= SUCCESSES
+
+
+def _row_folder(folder: Path, question: Question) -> Path:
+    return folder / re.sub(r"[^\w.-]+", "_", question.policy).strip("_.") / question.language

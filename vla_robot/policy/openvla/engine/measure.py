@@ -1,0 +1,165 @@
+"""How long inference takes, by stage, and what the machine could do at best. Used by `vla bench policy`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from vla_robot.core.messages import Observation
+from vla_robot.policy.openvla.engine.baseline import Baseline
+from vla_robot.policy.openvla.inputs.inputs import Stages
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.policy import OpenVLAPolicy
+
+BANDWIDTH_BYTES = 256 * 2**20
+
+
+@dataclass
+class Timing:
+    """Times of one contender at one batch size.
+
+    Attributes:
+        total_ms: one number an inference.
+        stages: one an inference; of a contender that is not ours, without any stage.
+        tokens: (B, action_dim), one answer an inference.
+    """
+
+    total_ms: list[float] = field(default_factory=list[float])
+    stages: list[Stages] = field(default_factory=list[Stages])
+    tokens: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
+
+    def stages_ms(self) -> dict[str, list[float]]:
+        """Stage -> one number an inference; empty for a contender that is not ours."""
+        names = dict.fromkeys(name for stages in self.stages for name in stages.ms)
+        return {name: [stages.ms[name] for stages in self.stages] for name in names}
+
+    @property
+    def passes(self) -> float:
+        """Mean number of passes over an answer, beside the one that read the prompt."""
+        return float(np.mean([stages.passes for stages in self.stages]))
+
+    def percentile_ms(self, percent: float) -> float:
+        """Of the whole inference."""
+        return float(np.percentile(self.total_ms, percent))
+
+    def book(self, total_ms: float, stages: Stages, tokens: NDArray[np.int64]) -> None:
+        """One more inference."""
+        self.total_ms.append(total_ms)
+        self.stages.append(stages)
+        self.tokens.append(tokens)
+
+
+Contender = Callable[[int], tuple[NDArray[np.int64], Stages]]
+"""The inference of a round: (B, action_dim) tokens and where the time went."""
+
+
+def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, action_dim: int) -> Contender:
+    """Our engine on a batch, from frames to actions in units."""
+
+    def infer(number: int) -> tuple[NDArray[np.int64], Stages]:
+        stages = Stages()
+        batch = policy.read(_window(scenes, number, batch_size))
+        stages.done("preprocess")
+        tokens = policy.generate(batch, action_dim, stages)
+        policy.action_tokens.decode(tokens)
+        stages.done("detokenise")
+        return tokens, stages
+
+    return infer
+
+
+def plain(
+    baseline: Baseline, policy: OpenVLAPolicy, scenes: Sequence[Observation], cameras: Sequence[str], dims: int
+) -> Contender:
+    """The baseline on one observation, from frames to tokens; its prompt and its state are made beforehand."""
+    batch = policy.read(scenes)
+
+    def infer(number: int) -> tuple[NDArray[np.int64], Stages]:
+        index = number % len(scenes)
+        images = [scenes[index].images[name] for name in cameras]
+        state = None if batch.state is None else batch.state[index : index + 1]
+        tokens = baseline.tokens(images, batch.prompts[index], state, dims)
+        return tokens[None].cpu().numpy(), Stages()
+
+    return infer
+
+
+def _window(scenes: Sequence[Observation], number: int, size: int) -> list[Observation]:
+    """The scenes of a round: the first is the same for every size."""
+    return [scenes[(number + row) % len(scenes)] for row in range(size)]
+
+
+def take_turns(contenders: Mapping[str, Contender], rounds: int, on_round: Callable[[], None]) -> dict[str, Timing]:
+    """Every contender once a round, so that what else the machine does hits all alike; a first round is not counted.
+
+    Their order is another one each round: whoever comes after a large batch finds its weights out of the caches.
+    """
+    timings = {name: Timing() for name in contenders}
+    order, rng = list(contenders), np.random.default_rng(0)
+    for number in range(-1, rounds):
+        rng.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            tokens, stages = contenders[name](max(number, 0))
+            elapsed_ms = (time.perf_counter() - start) * 1e3
+            if number >= 0:
+                timings[name].book(elapsed_ms, stages, tokens)
+        on_round()
+    return timings
+
+
+@torch.inference_mode()
+def matmul_flops_per_s(model: OpenVLA, tokens: Mapping[str, int], repeats: int = 5) -> dict[str, float]:
+    """What the bare matrix products of a stage reach on this machine at the stage's own shapes.
+
+    Args:
+        model: its linear layers are multiplied with noise.
+        tokens: stage -> rows of each product.
+        repeats: the best of so many.
+
+    Returns:
+        Stage -> operations per second.
+    """
+    parts: dict[str, nn.Module] = {
+        "towers": model.vision_backbone,
+        "projector": model.projector,
+        "prefill": model.language_model.model.layers,
+        "decode": model.language_model.model.layers,
+    }
+    return {stage: _rate(parts[stage], rows, repeats) for stage, rows in tokens.items()}
+
+
+def _rate(module: nn.Module, rows: int, repeats: int) -> float:
+    weights = [m.weight for m in module.modules() if isinstance(m, nn.Linear)]
+    inputs = {w.shape[1]: torch.randn(rows, w.shape[1]).to(w) for w in weights}
+    flops = sum(2.0 * rows * w.numel() for w in weights)
+
+    def once() -> None:
+        for weight in weights:
+            torch.mm(inputs[weight.shape[1]], weight.T)
+
+    return flops / _best_s(once, repeats)
+
+
+def memory_bytes_per_s(repeats: int = 5) -> float:
+    """Reading and writing a block that no cache holds."""
+    block = torch.zeros(BANDWIDTH_BYTES, dtype=torch.uint8)
+    target = torch.empty_like(block)
+    return 2 * BANDWIDTH_BYTES / _best_s(lambda: target.copy_(block), repeats)
+
+
+def _best_s(work: Callable[[], object], repeats: int) -> float:
+    times: list[float] = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

@@ -1,0 +1,93 @@
+"""Weight-only int8 and int4: a quarter and an eighth of fp32's memory for the matrices, tokens that may differ.
+
+int8 (torchao) keeps one scale for each row of a matrix, int4 (bitsandbytes' NF4) one for each 64 numbers; activations
+stay in the policy's precision. What is read by index (embeddings, the action rows) and what is small (norms, biases) is
+left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from vla_robot.core.errors import PolicyError, unknown
+from vla_robot.core.host.optional import require
+from vla_robot.policy.openvla.engine.int4 import BLOCK, FourBitMatrix
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.reason import Decoder
+
+PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
+"""How weights can be kept -> the package that does it."""
+
+
+def require_quantiser(how: str) -> None:
+    """Raise unless weights can be quantised this way here.
+
+    Raises:
+        PolicyError: the way is unknown.
+        MissingDependencyError: its package is absent.
+    """
+    if how not in PACKAGES:
+        raise PolicyError(unknown("quantisation", how, list(PACKAGES)))
+    require(PACKAGES[how], "quantise", f"quantise = '{how}'")
+
+
+def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
+    """Replace the matrices of the towers, the projectors and the decoder, in place.
+
+    Afterwards the model acts, and neither trains nor can be saved: the language model's own matrices are gone.
+
+    Raises:
+        PolicyError, MissingDependencyError: as `require_quantiser`.
+    """
+    require_quantiser(how)
+    convert: Callable[[Tensor], Tensor] = _int4 if how == "int4" else _int8
+    for part in (model.vision_backbone, model.projector, model.proprio_projector):
+        for module in _linears(part):
+            module.weight = _fixed(convert(module.weight))
+    for module in _linears(model.language_model.model.layers):
+        # Its shape is still asked for, its numbers live on in the decoder.
+        module.weight = _fixed(module.weight.detach().to("meta"))
+    decoder.convert(convert)
+
+
+def _linears(part: nn.Module | None) -> list[nn.Linear]:
+    return [module for module in part.modules() if isinstance(module, nn.Linear)] if part is not None else []
+
+
+def _fixed(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
+
+
+def _int4(matrix: Tensor) -> Tensor:
+    return matrix if matrix.numel() % BLOCK else FourBitMatrix.pack(matrix)
+
+
+def _int8(matrix: Tensor) -> Tensor:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
+
+    holder = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
+    holder.weight = _fixed(matrix.detach())
+    quantize_(holder, Int8WeightOnlyConfig())
+    return holder.weight.detach()
+
+
+def memory_bytes(model: OpenVLA, decoder: Decoder) -> int:
+    """Bytes that the weights occupy, each memory counted once."""
+    seen: dict[int, int] = {}
+    for tensor in (*model.parameters(), *model.buffers(), *decoder.matrices()):
+        for part in _parts(tensor):
+            if part.device.type != "meta":
+                storage = part.untyped_storage()
+                seen[storage.data_ptr()] = storage.nbytes()
+    return sum(seen.values())
+
+
+def _parts(tensor: Any) -> list[Tensor]:
+    """The plain tensors that a quantised one consists of."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _parts(getattr(tensor, name))]

@@ -1,0 +1,364 @@
+"""Inputs: observations -> what the model reads. The same for every way to generate.
+
+Observation  --frames by camera name-->  pixels (B, N, C, S, S)  --+
+             --instruction----------->   prompts, ragged ids     --+--embed-->  (B, S, D), (B,) lengths
+             --state, normalised----->   state (B, P) or None    --+
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, unknown
+from vla_robot.core.messages import ActionChunk, Image, Observation
+from vla_robot.core.normalise import Q99, Bounds, QuantileStats, normalise
+from vla_robot.policy.openvla.inputs.action_tokens import ActionTokenizer
+from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
+from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.model import OpenVLA
+
+
+@dataclass
+class Stages:
+    """Where the time of one inference went.
+
+    Attributes:
+        ms: wall time of consecutive stages [ms].
+        passes: over tokens of the answer, beside the one that read the prompt.
+    """
+
+    ms: dict[str, float] = field(default_factory=dict[str, float])
+    passes: int = 0
+    _last: float = field(default_factory=time.perf_counter)
+
+    def done(self, name: str) -> None:
+        """Book the time since the last stage under `name`."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.ms[name] = self.ms.get(name, 0.0) + (now - self._last) * 1e3
+        self._last = now
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the model reads.
+
+    Attributes:
+        pixels: (B, N, C, S, S) float32, squared and normalised.
+        prompts: B arrays of int64 ids of any lengths, BOS first.
+        state: (B, proprio_dim) float32 in [-1, 1], or None for a policy without proprioception.
+    """
+
+    pixels: Tensor
+    prompts: Sequence[NDArray[np.int64]]
+    state: Tensor | None = None
+
+
+Keys = Sequence[str | None]
+"""Per row of a batch, the dataset whose statistics it uses; None for the policy's own."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Which numbers turn normalised actions into units.
+
+    Attributes:
+        datasets: dataset name -> content of its block in dataset_statistics.json.
+        key: the dataset to use, or None for "the only one".
+        bounds: which two of a block's rows are -1 and +1.
+    """
+
+    datasets: Mapping[str, Mapping[str, Any]]
+    key: str | None = None
+    bounds: Bounds = Q99
+
+    def resolve(self, key: str | None) -> str:
+        """`key`, or the only dataset's.
+
+        Raises:
+            ContractError: unknown or ambiguous.
+        """
+        if key is None:
+            if len(self.datasets) == 1:
+                return next(iter(self.datasets))
+            raise ContractError(
+                f"the checkpoint holds statistics of {len(self.datasets)} datasets; name one with statistics_key: "
+                f"{', '.join(sorted(self.datasets)) or 'none are there'}."
+            )
+        if key not in self.datasets:
+            raise ContractError(unknown("statistics key", key, self.datasets))
+        return key
+
+    def of(self, what: str, key: str | None = None) -> QuantileStats:
+        """Bounds of "action" or "proprio" for a dataset, by default for this object's own.
+
+        Raises:
+            ContractError: the dataset is unknown, or its block lacks these statistics.
+        """
+        name = self.resolve(key or self.key)
+        block = self.datasets[name]
+        if not isinstance(block, Mapping) or not isinstance(block.get(what, {}), Mapping):
+            raise ContractError(f"the statistics of '{name}' must be a table with '{what}', got {block!r:.80}.")
+        if what not in block:
+            raise ContractError(f"the statistics of '{name}' have no '{what}', only: {', '.join(sorted(block))}.")
+        return QuantileStats.from_dict(block[what], self.bounds)
+
+    def rows(self, what: str, count: int, keys: Keys | None) -> list[QuantileStats]:
+        """`of` for every row of a batch; without keys, this object's own dataset for all."""
+        if keys is None:
+            return [self.of(what)] * count
+        if len(keys) != count:
+            raise ContractError(f"a batch needs one statistics key per observation, got {len(keys)} for {count}.")
+        return [self.of(what, key) for key in keys]
+
+
+def require_statistics(statistics: Statistics) -> None:
+    """Raise ContractError unless the named dataset, or every one where none is named, can un-normalise actions."""
+    names = [statistics.key] if statistics.key is not None else list(statistics.datasets)
+    if not names:
+        raise ContractError("the checkpoint holds statistics of no dataset, so its actions have no units.")
+    for name in names:
+        statistics.of("action", name)
+
+
+def require_observations(observations: object) -> None:
+    """Raise ContractError unless this is a list of at least one observation, each with an instruction in words."""
+    if not isinstance(observations, Sequence):
+        raise ContractError(
+            f"act takes a list of observations, got {type(observations).__name__}: act([observation]) for one."
+        )
+    if not observations:
+        raise ContractError("a batch needs at least one observation.")
+    for each in observations:
+        if not isinstance(each, Observation):
+            raise ContractError(f"act takes vla_robot.core.messages.Observation, got {type(each).__name__}.")
+        if not isinstance(each.instruction, str):
+            raise ContractError(f"an instruction is text, got {type(each.instruction).__name__}.")
+
+
+class ObservationReader:
+    """Makes batches of observations."""
+
+    def __init__(
+        self,
+        config: OpenVLAConfig,
+        preprocessor: Preprocessor,
+        tokenizer: PromptTokenizer | None,
+        statistics: Statistics,
+        cameras: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            config: how many cameras and state numbers the model takes.
+            preprocessor: frames to tower inputs.
+            tokenizer: instructions to ids, or None for a checkpoint that came without.
+            statistics: normalise the state.
+            cameras: names in the order of the model's images; empty: all of an observation, by name.
+        """
+        self._config = config
+        self._preprocessor = preprocessor
+        self._tokenizer = tokenizer
+        self._statistics = statistics
+        self._cameras = tuple(cameras)
+
+    @property
+    def tokenizer(self) -> PromptTokenizer:
+        """Instructions to ids. Raises CheckpointError when the folder came without a tokenizer."""
+        if self._tokenizer is None:
+            raise CheckpointError("this checkpoint has no tokenizer.json, so it cannot read instructions.")
+        return self._tokenizer
+
+    def __call__(self, observations: Sequence[Observation], keys: Keys | None = None) -> Batch:
+        """One row per observation.
+
+        Args:
+            observations: of any instructions.
+            keys: per row, whose statistics normalise the state.
+
+        Raises:
+            ContractError: there is none, or a camera, the state or the instruction does not fit.
+        """
+        require_observations(observations)
+        images = [self.images(o.images) for o in observations]
+        prompts = [self.tokenizer(o.instruction) for o in observations]
+        return Batch(self._preprocessor(images), prompts, self._state(observations, keys))
+
+    def images(self, seen: Mapping[str, Image]) -> list[Image]:
+        """Frames by camera name -> those that the model looks at, in its order.
+
+        Raises:
+            ContractError: one is missing, or there are too many.
+        """
+        wanted = self._cameras or sorted(seen)
+        missing = [name for name in wanted if name not in seen]
+        if missing:
+            raise ContractError(unknown("camera", missing[0], seen))
+        if len(wanted) != self._config.num_images:
+            raise ContractError(
+                f"the policy reads {self._config.num_images} camera(s), the observation has {len(wanted)}: "
+                f"{', '.join(wanted)}."
+            )
+        return [seen[name] for name in wanted]
+
+    def _state(self, observations: Sequence[Observation], keys: Keys | None) -> Tensor | None:
+        """(B, proprio_dim) float32, normalised and clipped, or None."""
+        dim = self._config.proprio_dim
+        if dim is None:
+            return None
+        for shape in (np.shape(o.state) for o in observations):
+            if shape != (dim,):
+                seen = f"{shape[0]}" if len(shape) == 1 else f"an array of shape {shape}"
+                raise ContractError(f"the policy reads {dim} state dimensions, the observation has {seen}.")
+        state = np.stack([o.state for o in observations])
+        if not np.isfinite(state).all():
+            raise ContractError("the arm's state holds numbers that are not finite; check the driver.")
+        stats = self._statistics.rows("proprio", len(state), keys)
+        normalised = [normalise(row, s) for row, s in zip(state, stats, strict=True)]
+        return torch.from_numpy(np.stack(normalised).astype(np.float32))
+
+
+def embed(model: OpenVLA, batch: Batch, stages: Stages | None = None) -> tuple[Tensor, Tensor]:
+    """Perceive and align.
+
+    Returns:
+        (B, S, D) embeddings padded at the right, (B,) int64 real tokens per row.
+
+    Raises:
+        ContractError: the batch does not fit the model.
+    """
+    stages = stages or Stages()
+    pixels, ids, state, text_lengths = tensors_of(model, batch)
+    features = model.vision_backbone(pixels)
+    stages.done("towers")
+    embeds = model.align(features, ids, state)
+    stages.done("projector")
+    return embeds, text_lengths + embeds.shape[1] - ids.shape[1]
+
+
+def tensors_of(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """A batch on the model's device and in its precision.
+
+    Returns:
+        (B, N, C, S, S) pixels, (B, L) ids padded at the right, (B, P) state or None, (B,) real ids per row.
+
+    Raises:
+        ContractError: the batch does not fit the model.
+    """
+    _require_fit(batch, model.config)
+    weight = model.projector.fc1.weight
+    ids, lengths = _pad(batch.prompts, model.config.pad_token_id)
+    state = None if batch.state is None else batch.state.to(weight)
+    return batch.pixels.to(weight), ids.to(weight.device), state, lengths.to(weight.device)
+
+
+def committed_tokens(
+    observation: Observation, stats: QuantileStats, chunk: int, tokens: ActionTokenizer
+) -> NDArray[np.int64]:
+    """What a policy of several actions must begin with: the actions that the arm executes anyway, as tokens.
+
+    Args:
+        observation: with `committed` (n, D) in units, or without.
+        stats: normalise the actions.
+        chunk: K, actions of an answer; at least one stays the policy's own.
+        tokens: actions to ids.
+
+    Returns:
+        (min(n, K - 1) * D,) int64 ids; none where nothing is committed.
+
+    Raises:
+        ContractError: they have another number of dimensions, or are not finite.
+    """
+    committed = observation.committed
+    if committed is None or chunk == 1 or not len(committed):
+        return np.empty(0, np.int64)
+    if committed.shape[1] != len(stats):
+        raise ContractError(
+            f"the arm has committed to actions of {committed.shape[1]} numbers, the policy's have {len(stats)}."
+        )
+    return tokens.encode(normalise(committed[: chunk - 1], stats)).reshape(-1)
+
+
+def chunks_of(
+    actions: Sequence[NDArray[np.float64]],
+    observations: Sequence[Observation],
+    stages: Stages,
+    conditions: bool = False,
+) -> list[ActionChunk]:
+    """Per row (K, D) in units, and the observation that caused it -> one chunk per row.
+
+    `conditions`: the actions were chosen given those that the observation says are committed.
+    """
+    return [
+        ActionChunk(
+            actions=rows,
+            stamp_ns=o.stamp_ns,
+            step=o.step,
+            stages_ms=stages.ms,
+            conditioned=conditions and o.committed is not None,
+        )
+        for rows, o in zip(actions, observations, strict=True)
+    ]
+
+
+def require_sight(config: OpenVLAConfig, preprocessor: Preprocessor, answer: Callable[[Batch], Tensor]) -> None:
+    """Raise CheckpointError unless a black and a white image give different answers.
+
+    A model that ignores its image repeats one action for ever; the arm then moves without looking.
+
+    Args:
+        config: of the model.
+        preprocessor: frames to tower inputs.
+        answer: a batch of two rows -> (2, ...), logits or actions.
+    """
+    black = np.zeros((config.image_size, config.image_size, 3), dtype=np.uint8)
+    ids = np.array([1, 2, 3], dtype=np.int64)
+    frames = [[black] * config.num_images, [black + 255] * config.num_images]
+    state = None if config.proprio_dim is None else torch.zeros(2, config.proprio_dim)
+    try:
+        with torch.inference_mode():
+            dark, bright = answer(Batch(preprocessor(frames), [ids, ids], state))
+    except PolicyError as error:
+        raise CheckpointError(f"self-test failed: {error}") from error
+    if torch.equal(dark, bright):
+        raise CheckpointError(
+            "self-test failed: a black and a white image give the same answer, so the model does not look at its "
+            "image. The weights or the preprocessor do not belong to this architecture."
+        )
+
+
+def _require_fit(batch: Batch, config: OpenVLAConfig) -> None:
+    """Raise ContractError for a batch that would end in an error of torch's, or in an action made of nonsense."""
+    rows, cameras = batch.pixels.shape[:2]
+    if rows != len(batch.prompts):
+        raise ContractError(f"a batch needs as many prompts as images, got {len(batch.prompts)} and {rows}.")
+    if cameras != config.num_images:
+        raise ContractError(f"the policy reads {config.num_images} camera(s), the batch has {cameras}.")
+    vocabulary = int(config.text_config["vocab_size"])
+    for prompt in batch.prompts:
+        if prompt.min() < 0 or prompt.max() >= vocabulary:
+            raise ContractError(f"prompt ids must lie in [0, {vocabulary}), got {prompt.tolist()}.")
+    wanted = None if config.proprio_dim is None else (rows, config.proprio_dim)
+    seen = None if batch.state is None else tuple(batch.state.shape)
+    if seen != wanted:
+        raise ContractError(f"the policy reads a state of shape {wanted}, the batch has {seen}.")
+    if batch.state is not None and not torch.isfinite(batch.state).all():
+        raise ContractError("the state holds numbers that are not finite.")
+
+
+def _pad(prompts: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts of different lengths -> (B, L) int64 padded at the right, (B,) lengths."""
+    lengths = torch.tensor([len(p) for p in prompts])
+    padded = np.full((len(prompts), int(lengths.max())), pad_id, dtype=np.int64)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return torch.from_numpy(padded), lengths

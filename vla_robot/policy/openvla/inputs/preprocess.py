@@ -1,0 +1,152 @@
+"""Frames -> the towers' input, pixel for pixel as the reference does it.
+
+    (H, W, 3) uint8 --pre-step, square by strategy--> (S, S, 3) uint8
+                    --/255, normalise by tower-->     (3 * towers, S, S) float32
+
+Means and standard deviations come from preprocessor_config.json and are never assumed: the published ones are rounded
+to bfloat16.
+
+Source: openvla/openvla @c8f03f48, prismatic/extern/hf/processing_prismatic.py (PrismaticImageProcessor).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.core.image import check_image, resize
+from vla_robot.core.messages import Image
+from vla_robot.policy.openvla.inputs.image_preprocessing import NONE, pre_step
+from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
+
+
+@dataclass(frozen=True)
+class Preprocessor:
+    """Squares and normalises frames.
+
+    Attributes:
+        size: edge of the tower input in pixels.
+        strategy: "resize-naive" ignores the aspect ratio, "letterbox" pads to a square first, "resize-crop" resizes
+            the short side and crops the middle.
+        means: per tower, per RGB channel, in [0, 1].
+        stds: per tower, per RGB channel, in [0, 1].
+        pre_step: what happens to a frame before it is squared; one of `pre_step.PRE_STEPS`.
+    """
+
+    size: int
+    strategy: str
+    means: tuple[tuple[float, float, float], ...]
+    stds: tuple[tuple[float, float, float], ...]
+    pre_step: str = NONE
+
+    @classmethod
+    def read(cls, folder: Path, config: OpenVLAConfig) -> Preprocessor:
+        """From `folder/preprocessor_config.json`.
+
+        Raises:
+            CheckpointError: the file is missing or does not fit config.json.
+        """
+        path = folder / "preprocessor_config.json"
+        return cls.from_dict(read_json(path), config, str(path))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], config: OpenVLAConfig, source: str) -> Preprocessor:
+        try:
+            means = tuple((float(r), float(g), float(b)) for r, g, b in data["means"])
+            stds = tuple((float(r), float(g), float(b)) for r, g, b in data["stds"])
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{source}: means and stds must be lists of RGB triples: {error}.") from error
+        towers = len(config.timm_model_ids)
+        if len(means) != towers or len(stds) != towers:
+            raise CheckpointError(f"{source}: {len(means)} means and {len(stds)} stds for {towers} towers.")
+        strategy = data.get("image_resize_strategy", config.image_resize_strategy)
+        return cls(size=config.image_size, strategy=strategy, means=means, stds=stds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json, with every field that the reference's processor reads."""
+        towers = range(len(self.means))
+        shape = [3, self.size, self.size]
+        return {
+            "image_processor_type": "PrismaticImageProcessor",
+            "processor_class": "PrismaticProcessor",
+            "use_fused_vision_backbone": len(self.means) == 2,
+            "image_resize_strategy": self.strategy,
+            "input_sizes": [shape for _ in towers],
+            "interpolations": ["bicubic" for _ in towers],
+            "means": [list(mean) for mean in self.means],
+            "stds": [list(std) for std in self.stds],
+            "tvf_crop_params": [{"output_size": [self.size, self.size]} for _ in towers],
+            "tvf_do_letterbox": self.strategy == "letterbox",
+            "tvf_letterbox_fill": list(_letterbox_fill(self.means[0])) if self.strategy == "letterbox" else None,
+            "tvf_normalize_params": [
+                {"inplace": False, "mean": list(mean), "std": list(std)}
+                for mean, std in zip(self.means, self.stds, strict=True)
+            ],
+            "tvf_resize_params": [
+                {"antialias": True, "interpolation": 3, "max_size": None, "size": self._resize_size()} for _ in towers
+            ],
+        }
+
+    def _resize_size(self) -> int | list[int]:
+        return self.size if self.strategy == "resize-crop" else [self.size, self.size]
+
+    def square(self, image: Image) -> Image:
+        """(H, W, 3) uint8 -> (size, size, 3) uint8."""
+        check_image(image)
+        image = pre_step(image, self.size, self.pre_step)
+        if self.strategy == "letterbox":
+            image = _letterbox(image, _letterbox_fill(self.means[0]))
+        elif self.strategy == "resize-crop":
+            return _resize_crop(image, self.size)
+        return resize(image, self.size, self.size)
+
+    def normalise(self, squares: Tensor) -> Tensor:
+        """(..., S, S, 3) uint8 on the CPU -> (..., 3 * towers, S, S) float32.
+
+        In numpy, which stays on one core: torch shares even this among its threads, and where another program has one
+        of the cores, three operations of 0.1 ms each then waited 6 ms for their other half.
+        """
+        x = np.ascontiguousarray(squares.movedim(-1, -3).numpy()).astype(np.float32)  # (..., 3, S, S)
+        x /= np.float32(255)
+        y = x[..., None, :, :, :] - np.array(self.means, np.float32)[..., None, None]  # (..., towers, 3, S, S)
+        y /= np.array(self.stds, np.float32)[..., None, None]
+        return torch.from_numpy(y).flatten(-4, -3)
+
+    def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
+        """Per row, per camera frames -> (B, N, 3 * towers, S, S) float32."""
+        squares = np.stack([np.stack([self.square(image) for image in row]) for row in images])
+        return self.normalise(torch.from_numpy(squares))
+
+
+def _letterbox_fill(mean: tuple[float, float, float]) -> tuple[int, int, int]:
+    red, green, blue = (int(value * 255) for value in mean)
+    return red, green, blue
+
+
+def _letterbox(image: Image, fill: tuple[int, int, int]) -> Image:
+    """Pad to a square with `fill`; an odd pixel is shared as the reference shares it (floor on both sides)."""
+    height, width, _ = image.shape
+    edge = max(height, width)
+    rows, columns = (edge - height) // 2, (edge - width) // 2
+    canvas = np.empty((height + 2 * rows, width + 2 * columns, 3), dtype=np.uint8)
+    canvas[:] = fill
+    canvas[rows : rows + height, columns : columns + width] = image
+    return canvas
+
+
+def _resize_crop(image: Image, size: int) -> Image:
+    """Short side to `size`, then the middle."""
+    height, width, _ = image.shape
+    if height <= width:
+        image = resize(image, size, int(size * width / height))
+    else:
+        image = resize(image, int(size * height / width), size)
+    top, left = (round((length - size) / 2) for length in image.shape[:2])
+    return np.ascontiguousarray(image[top : top + size, left : left + size])

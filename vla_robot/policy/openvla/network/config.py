@@ -1,0 +1,158 @@
+"""What a checkpoint's config.json says, read strictly.
+
+The published keys keep their published meaning. What this project adds (small towers, several cameras, the arm's own
+state) stands in one block named "vla_robot", which the reference ignores.
+
+Source of the layout: openvla/openvla @c8f03f48, prismatic/extern/hf/configuration_prismatic.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vla_robot.core.errors import CheckpointError, unknown
+from vla_robot.core.untrusted import read_file
+from vla_robot.policy.openvla.network import config_limits as limits
+
+RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
+OUR_BLOCK = "vla_robot"
+MAX_JSON_BYTES = 64 * 1024**2
+"""Of a JSON file of a checkpoint; openvla-7b's statistics of 25 datasets take 0.1 MB."""
+
+
+@dataclass(frozen=True)
+class OpenVLAConfig:
+    """The architecture of one checkpoint.
+
+    Attributes:
+        timm_model_ids: towers in channel order; OpenVLA: DINOv2 then SigLIP.
+        timm_override_act_layers: activation by tower, None for timm's own (exact GELU).
+        image_size: edge of the square tower input, in pixels.
+        image_resize_strategy: how a frame becomes square; one of RESIZE_STRATEGIES.
+        text_config: keyword arguments of transformers' LlamaConfig; what is absent takes transformers' default, which
+            makes rms_norm_eps 1e-6 and not Meta's 1e-5.
+        pad_to_multiple_of: padding rows of the vocabulary; action ids end at vocab_size - pad_to_multiple_of.
+        pad_token_id: right padding of training text.
+        n_action_bins: 256.
+        norm_stats: dataset name -> statistics, as in dataset_statistics.json.
+        tower_overrides: keyword arguments over timm's own by tower; empty for the published sizes.
+        num_images: cameras per observation; their patches follow each other in the sequence, as in OpenVLA-OFT.
+        proprio_dim: length of the state vector that follows the patches as one token, or None, as in OpenVLA-OFT.
+        chunk: K, consecutive actions of one answer, token by token; 1 for every published OpenVLA.
+    """
+
+    timm_model_ids: tuple[str, ...]
+    text_config: Mapping[str, Any]
+    image_size: int = 224
+    image_resize_strategy: str = "resize-naive"
+    timm_override_act_layers: tuple[str | None, ...] = (None, None)
+    pad_to_multiple_of: int = 64
+    pad_token_id: int = 32000
+    n_action_bins: int = 256
+    norm_stats: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tower_overrides: tuple[Mapping[str, Any], ...] = ()
+    num_images: int = 1
+    proprio_dim: int | None = None
+    chunk: int = 1
+    published: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+
+    def __post_init__(self) -> None:
+        if self.image_resize_strategy not in RESIZE_STRATEGIES:
+            raise CheckpointError(unknown("image_resize_strategy", self.image_resize_strategy, RESIZE_STRATEGIES))
+        if len(self.timm_model_ids) not in (1, 2):
+            raise CheckpointError(f"timm_model_ids must name one or two towers, got {list(self.timm_model_ids)}.")
+        if self.chunk < 1:
+            raise CheckpointError(f"chunk is {self.chunk}; an answer has at least 1 action.")
+
+    @property
+    def action_vocab_end(self) -> int:
+        """One past the last action token id."""
+        return int(self.text_config["vocab_size"]) - self.pad_to_multiple_of
+
+    @property
+    def num_words(self) -> int:
+        """Rows of the vocabulary before the first action: what a text is said in. Llama's 256 rarest are actions."""
+        return self.action_vocab_end - self.n_action_bins
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str) -> OpenVLAConfig:
+        """From the content of config.json.
+
+        Raises:
+            CheckpointError: not an OpenVLA configuration, or a field is missing or impossible.
+        """
+        kind = data.get("model_type")
+        if kind != "openvla":
+            raise CheckpointError(f"{source}: model_type is {kind!r}, expected 'openvla'.")
+        towers = limits.tower_names(source, data.get("timm_model_ids"))
+        text = limits.text_config(source, data.get("text_config"))
+        vocab = text["vocab_size"]
+        ours, stats = _table(source, data, OUR_BLOCK), _table(source, data, "norm_stats")
+
+        def size(key: str, default: int, largest: int, smallest: int = 1, table: Mapping[str, Any] = data) -> int:
+            return limits.whole(source, key, table.get(key, default), largest, smallest)
+
+        return cls(
+            timm_model_ids=towers,
+            text_config=text,
+            image_size=_image_size(source, data.get("image_sizes")),
+            image_resize_strategy=data.get("image_resize_strategy", "letterbox"),
+            timm_override_act_layers=limits.activations(source, data.get("timm_override_act_layers"), len(towers)),
+            pad_to_multiple_of=size("pad_to_multiple_of", 64, vocab - 1, smallest=0),
+            pad_token_id=size("pad_token_id", 32000, vocab - 1, smallest=0),
+            n_action_bins=size("n_action_bins", 256, vocab - 1, smallest=2),
+            norm_stats=stats,
+            tower_overrides=limits.tower_overrides(source, ours.get("tower_overrides"), len(towers)),
+            num_images=size("num_images", 1, 16, table=ours),
+            proprio_dim=None if ours.get("proprio_dim") is None else size("proprio_dim", 1, 1024, table=ours),
+            chunk=size("chunk", 1, 1000, table=ours),
+            published=dict(data),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> OpenVLAConfig:
+        """From `folder/config.json`."""
+        return cls.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of config.json: what was read, with the statistics of today."""
+        return {**self.published, "norm_stats": dict(self.norm_stats)}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint file.
+
+    Raises:
+        CheckpointError: the file is absent, no regular file, too large, is not JSON, or is not an object.
+    """
+    try:
+        data = json.loads(read_file(path, MAX_JSON_BYTES, CheckpointError).decode())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it.") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}.") from error
+    # ValueError: also bytes that are not UTF-8, and a number of thousands of digits; RecursionError: as many brackets.
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a {type(data).__name__}, expected an object.")
+    return data
+
+
+def _image_size(source: str, sizes: object) -> int:
+    if not isinstance(sizes, list) or not 1 <= len(sizes) <= 2:
+        raise CheckpointError(f"{source}: image_sizes must be a list of one size in pixels for each tower.")
+    if sizes[0] != sizes[-1]:
+        raise CheckpointError(f"{source}: image_sizes {sizes} differ; square inputs of one size are needed.")
+    return limits.whole(source, "image_sizes", sizes[0], 2048)
+
+
+def _table(source: str, data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    table = data.get(key) or {}
+    if not isinstance(table, dict):
+        raise CheckpointError(f"{source}: {key} must be an object, got a {type(table).__name__}.")
+    return table

@@ -1,0 +1,107 @@
+"""Perceive: frames -> patch features.
+
+    pixels (B, 3 per tower, S, S) --DINOv2--> (B, P, 1024) --+
+                                  --SigLIP--> (B, P, 1152) --+--concat--> (B, P, 2176)
+
+Features are the output of the second-to-last block: no final norm, class and register tokens dropped. The last block,
+the final norm and SigLIP's pooling head do no work, so they are neither built nor held in memory.
+
+Source: openvla/openvla @c8f03f48, prismatic/extern/hf/modeling_prismatic.py (PrismaticVisionBackbone).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+
+
+class Tower(nn.Module):
+    """One vision transformer, cut after its second-to-last block.
+
+    Parameter names are timm's own, so that they match the published files.
+    """
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        self.cls_token = vit.cls_token
+        self.reg_token = vit.reg_token
+        self.pos_embed = vit.pos_embed
+        self.patch_embed = vit.patch_embed
+        self.blocks = vit.blocks[:-1]
+        self.dim: int = vit.embed_dim
+        self._no_embed_class: bool = vit.no_embed_class
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, P, dim)."""
+        x = self._embed_patches(pixels)
+        prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        if self._no_embed_class:  # DINOv2 with registers, SigLIP: only patches have a position
+            x = torch.cat([*prefix, x + self.pos_embed], dim=1)
+        else:
+            x = torch.cat([*prefix, x], dim=1) + self.pos_embed
+        x = self.blocks(x)
+        return x[:, sum(t.shape[1] for t in prefix) :]
+
+    def _embed_patches(self, pixels: Tensor) -> Tensor:
+        """(B, 3, S, S) -> (B, P, dim). A convolution whose stride is its kernel is a matrix product, faster as one."""
+        weight, bias = self.patch_embed.proj.weight, self.patch_embed.proj.bias  # (dim, 3, p, p), (dim,)
+        B, _, S, _ = pixels.shape
+        p = weight.shape[-1]
+        patches = pixels.reshape(B, 3, S // p, p, S // p, p).permute(0, 2, 4, 1, 3, 5).reshape(B, (S // p) ** 2, -1)
+        return linear(patches, weight.flatten(1), bias)
+
+
+class VisionBackbone(nn.Module):
+    """One tower, or two fused by channel. Submodule names are those of the published files."""
+
+    def __init__(self, config: OpenVLAConfig) -> None:
+        super().__init__()
+        towers = [Tower(build_vit(config, i)) for i in range(len(config.timm_model_ids))]
+        self.featurizer = towers[0]
+        self.fused_featurizer = towers[1] if len(towers) == 2 else None
+        self.dim = sum(t.dim for t in towers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Frames to fused patch features.
+
+        Args:
+            pixels: (B, N, 3 * towers, S, S): N cameras, channels stacked by tower.
+
+        Returns:
+            (B, N * P, dim): the patches of camera 0, then of camera 1, ...
+        """
+        B, N = pixels.shape[:2]
+        frames = pixels.flatten(0, 1)  # (B*N, 3 * towers, S, S)
+        if self.fused_featurizer is None:
+            features = self.featurizer(frames)
+        else:
+            features = torch.cat([self.featurizer(frames[:, :3]), self.fused_featurizer(frames[:, 3:])], dim=2)
+        return features.reshape(B, N * features.shape[1], self.dim)
+
+
+def build_vit(config: OpenVLAConfig, index: int) -> Any:
+    """The timm VisionTransformer of one tower, randomly initialised; untyped, since timm's attributes are unions.
+
+    Raises:
+        CheckpointError: timm does not know the name or the overrides.
+    """
+    overrides: Mapping[str, Any] = config.tower_overrides[index] if config.tower_overrides else {}  # sizes alone
+    act_layer = config.timm_override_act_layers[index]
+    extra = {"act_layer": act_layer} if act_layer else {}
+    name = config.timm_model_ids[index]
+    try:
+        vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=config.image_size, **extra, **overrides)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"timm cannot build the tower '{name}' with {dict(overrides)}: {error}.") from error
+    if not isinstance(vit, VisionTransformer):
+        raise CheckpointError(f"the tower '{name}' is a {type(vit).__name__}, expected a vision transformer.")
+    return vit

@@ -1,0 +1,308 @@
+"""Reason: a Llama decoder over image, state and text tokens in one sequence.
+
+Training runs transformers' own forward pass. Acting runs `Decoder`, the same weights without what acting does not
+need. One observation's life in it:
+
+    slots   0 .. S-1                            S .. S+n-1
+            [pad][BOS][patches][state][text]    [n tokens of an answer]
+    read    the next tokens of every row: the layers write their keys and values, the last tokens leave the last layer
+
+`filled` slots stay. What is read beyond them is a draft: it may be read again, with other tokens in the same slots.
+
+Parallel decoding (OpenVLA-OFT) is one `bidirectional` pass instead: no cache, no steps, every token sees every other.
+
+Rows of a batch may have texts of different lengths. They are padded at the left, so that all rows end in one slot and
+go on in the same ones; a mask hides the padding, and positions count from BOS. What is exact: each row sees the same
+numbers as alone. What is not: the order of a floating-point sum inside a matrix product may follow the batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from transformers.models.llama import LlamaConfig, LlamaForCausalLM
+
+from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+
+
+def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
+    """transformers' Llama of the configured size, randomly initialised.
+
+    Raises:
+        CheckpointError: the text configuration is impossible.
+    """
+    try:
+        return LlamaForCausalLM(LlamaConfig(**config.text_config))
+    except Exception as error:  # transformers validates in many ways
+        raise CheckpointError(f"text_config {config.text_config} does not make a Llama: {error}.") from error
+
+
+FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
+"""Matrices of a layer that one product takes together, in their order."""
+
+
+def fused_with(name: str) -> list[str]:
+    """A parameter's name -> the names of all that lie in one matrix with it, itself included."""
+    for group in FUSED:
+        for member in group:
+            if name.endswith(f".{member}.weight"):
+                return [name.replace(member, other) for other in group]
+    return [name]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Weights of one decoder layer; `qkv` and `gate_up` are fused so that one product does the work of two or three."""
+
+    qkv: Tensor  # (q + 2 kv, D)
+    out: Tensor  # (D, q)
+    gate_up: Tensor  # (2 F, D)
+    down: Tensor  # (D, F)
+    norm_attention: Tensor  # (D,)
+    norm_mlp: Tensor  # (D,)
+
+
+@dataclass
+class Cache:
+    """Keys and values of one batch, preallocated for the prompt and the whole answer.
+
+    Attributes:
+        keys, values: one (B, Hkv, slots, hd) per layer.
+        visible: (slots, slots) bool, or (B, 1, slots, slots) where rows are padded: whether a query sees a key.
+        padding: (B,) int64 slots at the left that hold no token, or None when no row is padded.
+        filled: slots whose keys and values stay.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    visible: Tensor
+    padding: Tensor | None
+    filled: int = 0
+
+
+class Decoder:
+    """The Llama decoder, for acting only."""
+
+    def __init__(self, llama: LlamaForCausalLM) -> None:
+        """Takes over the weights of `llama`; its q, k, v and gate, up become views into fused matrices."""
+        config: Any = llama.config
+        self._heads: int = config.num_attention_heads
+        self._kv_heads: int = config.num_key_value_heads
+        self._head_dim: int = config.head_dim or config.hidden_size // config.num_attention_heads
+        self._layers = [_fuse_layer(layer) for layer in llama.model.layers]
+        self._norm: Tensor = llama.model.norm.weight.detach()
+        self._eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device=self._norm.device)
+        self._cos, self._sin = _rope_tables(config, self._head_dim, self._norm.device)
+
+    def convert(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Replace every matrix by another form of it, which `linear` must take; layer by layer, to spare memory."""
+        for index, layer in enumerate(self._layers):
+            self._layers[index] = replace(
+                layer,
+                qkv=change(layer.qkv),
+                out=change(layer.out),
+                gate_up=change(layer.gate_up),
+                down=change(layer.down),
+            )
+
+    def matrices(self) -> list[Tensor]:
+        """All matrices of all layers, in the form that they have now."""
+        return [matrix for w in self._layers for matrix in (w.qkv, w.out, w.gate_up, w.down)]
+
+    def start(self, embeds: Tensor, padding: Tensor | None, slots: int) -> Cache:
+        """An empty cache.
+
+        Args:
+            embeds: (B, S, D) that will be read first; batch, precision and device are theirs.
+            padding: (B,) int64 slots at the left of each row that hold no token; None says that no row is padded.
+            slots: for prompt and answer together.
+
+        Raises:
+            ContractError: these are more than the positions that the model knows.
+        """
+        self._require_positions(slots)
+        shape = (len(embeds), self._kv_heads, slots, self._head_dim)
+        return Cache(
+            keys=[embeds.new_empty(shape) for _ in self._layers],
+            values=[embeds.new_empty(shape) for _ in self._layers],
+            visible=_visible(slots, padding, embeds.device),
+            padding=padding,
+        )
+
+    def read(self, embeds: Tensor, cache: Cache, keep: int) -> Tensor:
+        """The next n tokens of every row, into the slots behind `cache.filled`.
+
+        Args:
+            embeds: (B, n, D).
+            cache: of what was read before; `filled` is left as it is.
+            keep: tokens at the end whose hidden states are wanted, 1 to n.
+
+        Returns:
+            (B, keep, D) normed hidden states.
+        """
+        n, start = embeds.shape[1], cache.filled
+        end = start + n
+        cos, sin = self._tables(cache.padding, start, end)
+        visible = cache.visible[..., start:end, :end]
+        whole = start == 0 and cache.padding is None  # then plain causal attention needs no mask
+        x = embeds
+        for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
+            q, k, v = self._qkv(layer, x, cos, sin)
+            keys[:, :, start:end], values[:, :, start:end] = k, v
+            if layer is self._layers[-1] and keep < n:  # only what is wanted leaves it
+                q, x, visible, whole = q[:, :, -keep:], x[:, -keep:], visible[..., -keep:, :], False
+            mask = None if whole else visible
+            x = self._finish(layer, x, self._attend(q, keys[:, :, :end], values[:, :, :end], mask, causal=whole))
+        return _rms_norm(x, self._norm, self._eps)
+
+    def bidirectional(self, embeds: Tensor, lengths: Tensor) -> Tensor:
+        """Read a sequence in which every token sees every other; only padding is hidden.
+
+        Args:
+            embeds: (B, S, D), padded at the right.
+            lengths: (B,) int64 real tokens per row, at most S.
+
+        Returns:
+            (B, S, D) normed hidden states; those of padding mean nothing.
+
+        Raises:
+            ContractError: the sequence is longer than the positions that the model knows.
+        """
+        S = embeds.shape[1]
+        self._require_positions(S)
+        cos, sin = self._cos[:S], self._sin[:S]
+        visible = None
+        if int(lengths.min()) < S:
+            visible = (torch.arange(S, device=embeds.device) < lengths[:, None])[:, None, None]  # (B, 1, 1, S)
+        x = embeds
+        for layer in self._layers:
+            x = self._finish(layer, x, self._attend(*self._qkv(layer, x, cos, sin), mask=visible))
+        return _rms_norm(x, self._norm, self._eps)
+
+    def _require_positions(self, tokens: int) -> None:
+        if tokens > len(self._cos):
+            raise ContractError(
+                f"the sequence has {tokens} tokens, the language model knows {len(self._cos)} positions; "
+                "use a shorter instruction or fewer cameras."
+            )
+
+    def _tables(self, padding: Tensor | None, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of slots, (n, hd) or, where rows are padded, (B, 1, n, hd)."""
+        if padding is None:
+            return self._cos[start:end], self._sin[start:end]
+        slots = torch.arange(start, end, device=padding.device)
+        positions = (slots - padding[:, None]).clamp(min=0)[:, None]  # (B, 1, n)
+        return self._cos[positions], self._sin[positions]
+
+    def _qkv(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, D) -> rotated q (B, H, S, hd), rotated k and plain v (B, Hkv, S, hd)."""
+        B, S, _ = x.shape
+        normed = _rms_norm(x, layer.norm_attention, self._eps)
+        heads = linear(normed, layer.qkv).view(B, S, -1, self._head_dim).transpose(1, 2)  # (B, H + 2 Hkv, S, hd)
+        rotated = heads[:, : self._heads + self._kv_heads]
+        rotated = _rotate(rotated, cos, sin)
+        return rotated[:, : self._heads], rotated[:, self._heads :], heads[:, self._heads + self._kv_heads :]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """(B, H, Sq, hd) -> (B, Sq, H * hd)."""
+        grouped = self._kv_heads != self._heads
+        y = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+        return y.transpose(1, 2).flatten(2)
+
+    def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
+        """Output projection, then the gated MLP, each with its residual: (B, S, D) -> (B, S, D)."""
+        x = x + linear(attended, layer.out)
+        gate, up = linear(_rms_norm(x, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
+        return x + linear(silu(gate) * up, layer.down)
+
+
+def pad_left(embeds: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(B, S, D) padded at the right, (B,) real tokens per row -> padded at the left, (B,) padding or None for none."""
+    S = embeds.shape[1]
+    padding = S - lengths
+    if not padding.any():
+        return embeds, None
+    source = (torch.arange(S, device=embeds.device) - padding[:, None]).clamp(min=0)  # (B, S)
+    return embeds[torch.arange(len(embeds), device=embeds.device)[:, None], source], padding
+
+
+def _visible(slots: int, padding: Tensor | None, device: torch.device) -> Tensor:
+    """The mask of `Cache`. Padding sees itself, as a softmax over nothing is not a number."""
+    slot = torch.arange(slots, device=device)
+    causal = slot <= slot[:, None]
+    if padding is None:
+        return causal
+    return (causal & (slot >= padding[:, None, None]) | (slot == slot[:, None]))[:, None]
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """Root mean square norm, the mean in fp32 whatever the precision, as Llama has it; in the fewest operations."""
+    x32 = x.float()
+    norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
+    scale = torch.rsqrt(torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]))  # 1 / sqrt(mean(x^2) + eps)
+    return weight * (x32 * scale).to(x.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in fp32 whatever the weights' precision: bf16 tables changed about 1 % of actions."""
+    x32 = x.float()
+    first, second = x32.chunk(2, dim=-1)
+    return torch.addcmul(x32 * cos, torch.cat([second, first], dim=-1), sin).to(x.dtype)
+
+
+def _rope_tables(config: Any, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(max positions, hd) fp32 cosines and sines; the first half of the sines is negative, as `_rotate` needs it."""
+    parameters = config.rope_parameters
+    if parameters.get("rope_type", "default") != "default":
+        raise CheckpointError(f"rope_type {parameters['rope_type']!r} is not supported; Llama-2 uses 'default'.")
+    theta = float(parameters["rope_theta"])
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    inverse_frequencies = torch.exp(-math.log(theta) * exponents)
+    positions = torch.arange(config.max_position_embeddings, dtype=torch.float32, device=device)
+    angles = torch.outer(positions, inverse_frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
+
+
+def _fuse_layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        qkv=_fuse(attention.q_proj, attention.k_proj, attention.v_proj),
+        out=attention.o_proj.weight.detach(),
+        gate_up=_fuse(mlp.gate_proj, mlp.up_proj),
+        down=mlp.down_proj.weight.detach(),
+        norm_attention=layer.input_layernorm.weight.detach(),
+        norm_mlp=layer.post_attention_layernorm.weight.detach(),
+    )
+
+
+def _fuse(*projections: torch.nn.Linear) -> Tensor:
+    """One matrix of several, which share its memory; nothing is copied where they lie one after another already."""
+    weights = [p.weight.detach() for p in projections]
+    rows = [len(weight) for weight in weights]
+    first = weights[0]
+    if _adjacent(weights):
+        return first.as_strided((sum(rows), first.shape[1]), first.stride(), first.storage_offset())
+    fused = torch.cat(weights)
+    for projection, part in zip(projections, fused.split(rows), strict=True):
+        projection.weight.data = part
+    return fused
+
+
+def _adjacent(weights: list[Tensor]) -> bool:
+    """Whether the rows of each matrix follow those of the one before it, in one memory."""
+    first = weights[0]
+    place = first.data_ptr()
+    for weight in weights:
+        same = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and weight.stride() == first.stride() and weight.data_ptr() == place):
+            return False
+        place += len(weight) * weight.stride(0) * weight.element_size()
+    return True

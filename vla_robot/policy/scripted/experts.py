@@ -1,0 +1,258 @@
+"""Scripted experts: they see the simulator's truth and show how a task is done.
+
+Each is a function of the present observation alone. It therefore recovers from any state, wherever a perturbation or a
+learner has brought the arm, and can label a learner's own episodes (DAgger).
+
+Positions are in the base frame [m]; actions are tool deltas in the base frame and an absolute gripper, 1 = open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, ActionSpace
+from vla_robot.core.errors import PolicyError, RecipeError, unknown
+from vla_robot.core.messages import ActionChunk, Observation, Vector
+from vla_robot.policy.scripted.simple import single
+
+GAIN = 2.0
+"""An operational-space controller covers about half of a commanded step before the next one comes at 10 Hz."""
+
+UP = np.array([0.0, 0.0, 0.05])
+TOOL_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+"""The Panda's tool pointing straight down with its fingers apart along the base's y axis."""
+
+HELD_SLACK = 0.003
+"""The fingers have met an object when they are this close to its width [m]."""
+
+LIFT_CUBE, STACK_CUBE, CAN_WIDTH = 0.042, 0.040, 0.060
+"""Edges of the cubes, and below which opening the can is held [m]."""
+
+STACKED_HEIGHT = 0.045
+"""From the centre of cube B to the centre of cube A on top of it [m]."""
+
+
+class ScriptedExpert:
+    """A Policy made of a function from truth to a tool motion, (3,) [m] or (6,) [m, rad], and a gripper."""
+
+    def __init__(self, plan: Callable[[Observation], tuple[Vector, float]], space: ActionSpace) -> None:
+        self._plan = plan
+        self._space = space
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return [single(self._action(observation), observation) for observation in observations]
+
+    def _action(self, observation: Observation) -> Vector:
+        if not observation.privileged:
+            raise PolicyError("a scripted expert needs the simulator's truth: build the world with privileged=True.")
+        move, gripper = self._plan(observation)
+        action = np.zeros(len(self._space))
+        action[: len(move)] = move
+        action[-1] = gripper
+        return np.clip(action, self._space.low, self._space.high)
+
+
+@dataclass(frozen=True)
+class Grasp:
+    """How the Panda's parallel gripper picks a small cube from above. Lengths in m.
+
+    Attributes:
+        hover: height over the object from which the tool comes down.
+        funnel: horizontal error at which the tool may start to come down.
+        reach_xy: horizontal error within which the fingers may close.
+        reach_z: vertical error within which the fingers may close.
+        open_width: the gripper counts as open above this.
+        held_width: the fingers have met the object below this.
+    """
+
+    hover: float = 0.08
+    funnel: float = 0.012
+    reach_xy: float = 0.016
+    reach_z: float = 0.012
+    open_width: float = 0.070
+    held_width: float = 0.052
+
+
+def pick(tool: Vector, width: float, target: Vector, grasp: Grasp) -> tuple[Vector, float, bool]:
+    """One step of a grasp from above.
+
+    Returns:
+        (3,) tool motion [m], gripper command, and whether the object is held now.
+    """
+    error = target - tool
+    off_axis = float(np.hypot(error[0], error[1]))
+    in_reach = off_axis < grasp.reach_xy and abs(error[2]) < grasp.reach_z
+    if in_reach:
+        return GAIN * error, GRIPPER_CLOSED, width < grasp.held_width
+    is_open = width > grasp.open_width
+    height = grasp.hover if not is_open else float(np.clip(3 * (off_axis - grasp.funnel), 0, grasp.hover))
+    error[2] += height
+    if error[2] > 0.02:  # below the funnel: rise before moving sideways, so that the object is not pushed
+        error[:2] *= 0.25
+    return GAIN * error, GRIPPER_OPEN, False
+
+
+def cube_grasp(cube_mat: Vector, side: float) -> Grasp:
+    """The grasp of a cube at any yaw.
+
+    The fingers close along the base's y axis, so that they stop at the side of a straight cube and at the diagonal of
+    one that is turned by 45 degrees. One fixed width would take the second for an object that is not held yet.
+
+    Args:
+        cube_mat: (9,) rotation of the cube in the base frame, row by row.
+        side: edge of the cube [m].
+    """
+    across = side * float(abs(cube_mat[3]) + abs(cube_mat[4]))
+    return Grasp(held_width=across + HELD_SLACK)
+
+
+def carry(error: Vector, clearance: float, funnel: float) -> Vector:
+    """(3,) motion that brings a held object over its goal at a clearance, then down onto it. Lengths in m."""
+    off_axis = float(np.hypot(error[0], error[1]))
+    rise = error[2] + float(np.clip(3 * (off_axis - funnel), 0, clearance))
+    sideways = 0.25 if rise > 0.02 else 1.0  # first up, so that nothing is swept away
+    return GAIN * np.array([sideways * error[0], sideways * error[1], rise])
+
+
+def lift(observation: Observation) -> tuple[Vector, float]:
+    """Pick the cube and go straight up."""
+    return _lift(observation, "cube")
+
+
+def lift_named(observation: Observation) -> tuple[Vector, float]:
+    """Pick the cube whose colour stands in the instruction and go straight up."""
+    for word in observation.instruction.split():
+        if f"{word}_pos" in observation.privileged:
+            return _lift(observation, word)
+    raise PolicyError(f"no object of this world is named in '{observation.instruction}'.")
+
+
+def _lift(observation: Observation, cube: str) -> tuple[Vector, float]:
+    truth = observation.privileged
+    grasp = cube_grasp(truth[f"{cube}_mat"], LIFT_CUBE)
+    move, gripper, held = pick(truth["eef_pos"], truth["gripper_width"][0], truth[f"{cube}_pos"], grasp)
+    return (UP, GRIPPER_CLOSED) if held else (move, gripper)
+
+
+def stack(observation: Observation) -> tuple[Vector, float]:
+    """Put the small cube A on the large cube B, let go and leave upwards."""
+    truth = observation.privileged
+    width = truth["gripper_width"][0]
+    to_goal = truth["cubeB_pos"] + np.array([0.0, 0.0, STACKED_HEIGHT]) - truth["cubeA_pos"]
+    if np.hypot(to_goal[0], to_goal[1]) < 0.018 and abs(to_goal[2]) < 0.008:
+        return (UP if width > Grasp.open_width else np.zeros(3)), GRIPPER_OPEN
+    grasp = cube_grasp(truth["cubeA_mat"], STACK_CUBE)
+    move, gripper, held = pick(truth["eef_pos"], width, truth["cubeA_pos"], grasp)
+    return (carry(to_goal, clearance=0.06, funnel=0.01), GRIPPER_CLOSED) if held else (move, gripper)
+
+
+def pick_place_can(observation: Observation) -> tuple[Vector, float]:
+    """Bring the can over the wall into its compartment and let it drop the last centimetres."""
+    truth = observation.privileged
+    width = truth["gripper_width"][0]
+    to_goal = truth["Can_goal_pos"] + np.array([0.0, 0.0, 0.07]) - truth["Can_pos"]
+    if np.hypot(to_goal[0], to_goal[1]) < 0.05 and to_goal[2] > -0.03:
+        return (UP if width > CAN_WIDTH else np.zeros(3)), GRIPPER_OPEN
+    above_centre = truth["Can_pos"] + np.array([0.0, 0.0, 0.02])
+    move, gripper, held = pick(truth["eef_pos"], width, above_centre, Grasp(held_width=CAN_WIDTH))
+    return (carry(to_goal, clearance=0.2, funnel=0.03), GRIPPER_CLOSED) if held else (move, gripper)
+
+
+@dataclass(frozen=True)
+class Lever:
+    """How the Panda opens robosuite's door by its lever. Lengths in m, angles in rad.
+
+    Attributes:
+        tilt: the hand leans away from the door by this; upright, its 20 cm body meets the panel before the lever.
+        reach: distance from the lever's centre within which closed fingers have it between them.
+        held_width: the fingers have met the lever below this.
+        press: length of one pressing step; the guard cuts it to the largest allowed.
+        pressed: latch angle at which the lever is far enough down.
+        free: latch angle from which the door may be pulled.
+        ajar: hinge angle from which the latch no longer matters.
+    """
+
+    tilt: float = 0.5
+    reach: float = 0.04
+    held_width: float = 0.055
+    press: float = 0.07
+    pressed: float = 1.2
+    free: float = 0.85
+    ajar: float = 0.03
+
+
+def door(observation: Observation) -> tuple[Vector, float]:
+    """Take the lever from above, press it along its arc, and pull the door open."""
+    truth, lever = observation.privileged, Lever()
+    error = truth["handle_pos"] - truth["eef_pos"]
+    width = truth["gripper_width"][0]
+    off_axis, distance = float(np.hypot(error[0], error[1])), float(np.linalg.norm(error))
+    turn = _turn_to(rotation_of(np.array([-lever.tilt, 0.0, 0.0])) @ TOOL_DOWN, truth["eef_rot"])
+    if distance < lever.reach and width < lever.held_width:
+        move, gripper = _work_lever(truth["hinge_angle"][0], truth["latch_angle"][0], error, lever), GRIPPER_CLOSED
+    elif off_axis < 0.02 and abs(error[2]) < 0.015:
+        move, gripper = GAIN * error, GRIPPER_CLOSED
+    elif width < Grasp.open_width and distance < lever.reach:
+        move, gripper = np.zeros(3), GRIPPER_CLOSED if off_axis < 0.03 else GRIPPER_OPEN
+    else:
+        move, gripper = carry(error, clearance=0.09, funnel=0.012), GRIPPER_OPEN
+    return np.concatenate([move, turn]), gripper
+
+
+def _work_lever(hinge_angle: float, latch_angle: float, error: Vector, lever: Lever) -> Vector:
+    """(3,) motion of fingers around the lever: along its arc until it is down, towards +y once the latch is free."""
+    move = 2.5 * error  # the lever's end leaves slow fingers behind
+    ajar = hinge_angle > lever.ajar
+    if not ajar and latch_angle < lever.pressed:
+        move = move + lever.press * np.array([np.sin(latch_angle), 0.0, -np.cos(latch_angle)])
+    if ajar or latch_angle > lever.free:
+        move = move + np.array([-0.01, 0.05, 0.0])
+    return move
+
+
+def _turn_to(wanted: np.ndarray, tool_rot: Vector) -> Vector:
+    """(3,) rotation step [rad] in the base frame from the tool's axis-angle towards a (3, 3) rotation."""
+    R = wanted @ rotation_of(tool_rot).T
+    twice_sine = np.array([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
+    norm = float(np.linalg.norm(twice_sine))
+    if norm < 1e-9:
+        return np.zeros(3)
+    return np.clip(twice_sine / norm * np.arctan2(norm, np.trace(R) - 1), -0.3, 0.3)
+
+
+def rotation_of(axis_angle: Vector) -> np.ndarray:
+    """(3,) axis times angle [rad] -> (3, 3) rotation matrix. Source: Rodrigues' formula."""
+    angle = float(np.linalg.norm(axis_angle))
+    if angle < 1e-9:
+        return np.eye(3)
+    x, y, z = axis_angle / angle
+    K = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * K @ K
+
+
+_PLANS: dict[str, Callable[[Observation], tuple[Vector, float]]] = {
+    "lift": lift,
+    "lift_named": lift_named,
+    "stack": stack,
+    "pick_place_can": pick_place_can,
+    "door": door,
+}
+
+
+def build_expert(name: str | None, space: ActionSpace) -> ScriptedExpert:
+    """The expert that an environment recipe names.
+
+    Raises:
+        RecipeError: the recipe names none, or one that does not exist.
+    """
+    if name is None:
+        raise RecipeError(f'this environment names no expert. Available: expert = "{", ".join(sorted(_PLANS))}".')
+    if name not in _PLANS:
+        raise RecipeError(unknown("expert", name, _PLANS))
+    return ScriptedExpert(_PLANS[name], space)

@@ -1,0 +1,99 @@
+"""Goes from pose to pose, by what the arm says of itself: a first motion, a check of reach, a demonstration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import ContractError
+from vla_robot.core.messages import ActionChunk, Observation, Vector
+from vla_robot.policy.scripted.experts import rotation_of
+from vla_robot.policy.scripted.simple import single
+
+GAIN = 0.15
+"""Share of what is left that one step covers: an arm that lags a fifth of a second does not overshoot."""
+
+NEAR_M = 0.003
+NEAR_RAD = 0.03
+DWELL_STEPS = 10
+"""A pose is reached when the tool was this near for so many steps."""
+
+TOOL = ("x", "y", "z", "rx", "ry", "rz")
+
+
+class ReachPolicy:
+    """Proportional control of the tool, one pose after the other; the last one is held."""
+
+    def __init__(self, embodiment: Embodiment, poses: Sequence[Sequence[float]], relative: bool = False) -> None:
+        """
+        Args:
+            embodiment: of an arm that is moved by deltas and tells its tool's pose.
+            poses: x, y, z [m], axis times angle [rad], gripper 0 to 1; in the base frame.
+            relative: position and turn are from where the tool is when the episode begins.
+
+        Raises:
+            ContractError: the arm does not fit.
+        """
+        names = [d.name for d in embodiment.state]
+        if embodiment.action.kind != "eef_delta" or len(embodiment.action) != 7:
+            raise ContractError(f"'reach' moves a tool by deltas; '{embodiment.name}' takes {embodiment.action.kind}.")
+        if missing := [name for name in TOOL if name not in names]:
+            raise ContractError(
+                f"'reach' needs the tool's pose; '{embodiment.name}' does not tell {', '.join(missing)}."
+            )
+        self._space = embodiment.action
+        self._tool = [names.index(name) for name in TOOL]
+        self._poses = np.array(poses, dtype=np.float64)
+        self._relative = relative
+        self._start: Vector | None = None
+        self.reset(0)
+
+    @property
+    def reached(self) -> int:
+        """How many poses are done."""
+        return self._index
+
+    def reset(self, seed: int) -> None:
+        self._index = self._near = 0
+        self._start = None
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return [single(self._step(o.state[self._tool]), o) for o in observations]
+
+    def _step(self, tool: Vector) -> Vector:
+        if self._start is None:
+            self._start = tool
+        pose = self._poses[min(self._index, len(self._poses) - 1)]
+        moved = self._goal_position(pose) - tool[:3]
+        turn = turn_between(rotation_of(tool[3:]), self._goal_rotation(pose))
+        self._note(float(np.linalg.norm(moved)), float(np.linalg.norm(turn)))
+        action = np.append(GAIN * np.concatenate([moved, turn]), pose[6])
+        return np.clip(action, self._space.low, self._space.high)
+
+    def _note(self, left_m: float, left_rad: float) -> None:
+        near = left_m < NEAR_M and left_rad < NEAR_RAD
+        self._near = self._near + 1 if near else 0
+        if self._near >= DWELL_STEPS and self._index < len(self._poses):
+            self._index, self._near = self._index + 1, 0
+
+    def _goal_position(self, pose: Vector) -> Vector:
+        assert self._start is not None
+        return self._start[:3] + pose[:3] if self._relative else pose[:3]
+
+    def _goal_rotation(self, pose: Vector) -> np.ndarray:
+        assert self._start is not None
+        turn = rotation_of(pose[3:6])
+        return turn @ rotation_of(self._start[3:]) if self._relative else turn
+
+
+def turn_between(start: np.ndarray, end: np.ndarray) -> Vector:
+    """(3,) axis times angle [rad], angle in [0, pi], that turns one (3, 3) rotation into another, in their frame."""
+    turn = end @ start.T
+    axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
+    sine = float(np.linalg.norm(axis)) / 2
+    angle = float(np.arctan2(sine, (np.trace(turn) - 1) / 2))
+    if sine < 1e-6:  # no turn, or half a turn, of which any step but this one shows the axis
+        return np.zeros(3) if angle < 1 else np.array([angle, 0.0, 0.0])
+    return axis * (angle / (2 * sine))

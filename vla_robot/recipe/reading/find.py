@@ -1,0 +1,98 @@
+"""Where recipes lie: the user's own folder first, then the checkout, then the copy inside the installed package.
+
+    "lift", "lift.toml", "envs/lift.toml", "/abs/lift.toml"   all name   envs/lift.toml
+
+A policy may also be a folder that holds `recipe.toml` or `config.json` beside its weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_args
+
+from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.untrusted import shortened
+
+Kind = Literal["envs", "policies", "datasets", "launch", "hands"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+POLICY_FILES = ("recipe.toml", "config.json")
+"""Either one makes a folder a policy."""
+
+FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "oxe_published", "mixtures")}
+"""Folders below a kind's own whose recipes have bare names too; the first that has a name wins."""
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+_NOUNS: dict[Kind, str] = {
+    "envs": "env",
+    "policies": "policy",
+    "datasets": "dataset",
+    "launch": "launch file",
+    "hands": "device",
+}
+
+
+def roots() -> tuple[Path, ...]:
+    """Folders that may hold those of KINDS, in the order they are searched."""
+    candidates = (Path.cwd(), _PACKAGE.parent, _PACKAGE / "_recipes")
+    # An installed package's parent is site-packages, where a folder named `datasets` is Hugging Face's code.
+    kept = [root for root in candidates if root != _PACKAGE.parent or (root / "pyproject.toml").is_file()]
+    return tuple(dict.fromkeys(kept))
+
+
+def find(kind: Kind, name_or_path: str | Path) -> Path:
+    """The absolute path of a recipe: a file, or a policy's folder.
+
+    Raises:
+        RecipeError: nothing of that name exists; the message lists what does and names the nearest.
+    """
+    try:
+        wanted = Path(name_or_path).expanduser()
+        for candidate in _candidates(kind, wanted):
+            if _is_recipe(kind, candidate):
+                return candidate.resolve()
+        message = _not_found(kind, wanted)
+    except (OSError, RuntimeError, ValueError) as error:  # too long, "~nobody/", empty, a zero byte
+        raise RecipeError(f"'{shortened(name_or_path)}' is no name or path of a recipe: {shortened(error)}.") from error
+    raise RecipeError(message)
+
+
+def available(kind: Kind) -> dict[str, Path]:
+    """Every recipe of one kind, name -> path; the first place searched wins. "oxe/NAME" is found as NAME too."""
+    found: dict[str, Path] = {}
+    for root in roots():
+        for folder in ("", *FOLDERS_IN.get(kind, ())):
+            for path in sorted((root / kind / folder).glob("*")):
+                if _is_recipe(kind, path):
+                    found.setdefault(f"{folder}/{_name(path)}".lstrip("/"), path.resolve())
+    return dict(sorted(found.items(), key=lambda item: ("/" in item[0], item[0])))
+
+
+def _candidates(kind: Kind, wanted: Path) -> Iterator[Path]:
+    spellings = [wanted] if wanted.suffix == ".toml" else [wanted, wanted.with_name(wanted.name + ".toml")]
+    yield from spellings
+    if not wanted.is_absolute():
+        for root in roots():
+            yield from (root / spelling for spelling in spellings)
+            for folder in ("", *FOLDERS_IN.get(kind, ())):
+                yield from (root / kind / folder / spelling for spelling in spellings)
+
+
+def _is_recipe(kind: Kind, path: Path) -> bool:
+    if path.is_dir():
+        return kind == "policies" and any((path / name).is_file() for name in POLICY_FILES)
+    return path.suffix == ".toml" and path.is_file()
+
+
+def _name(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
+def _not_found(kind: Kind, wanted: Path) -> str:
+    searched = ", ".join(str(root / kind) for root in roots() if (root / kind).is_dir()) or "no folder of that kind"
+    hint = f"Searched {searched}. Run `vla list {kind}`."
+    if kind == "policies" and wanted.is_dir():
+        return f"the folder '{wanted}' is not a policy: it holds neither {' nor '.join(POLICY_FILES)}. {hint}"
+    name = wanted.name.removesuffix(".toml") or str(wanted)
+    return unknown(_NOUNS[kind], name, available(kind), hint)

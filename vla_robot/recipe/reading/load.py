@@ -1,0 +1,331 @@
+"""TOML -> frozen dataclass. The annotations are the schema; nothing in a recipe is ever executed.
+
+    @dataclass(frozen=True)
+    class Camera:                       [[cameras]]
+        name: str                       name = "front"
+        width: int = 224                widht = 112
+
+    envs/lift.toml: cameras[0].widht: unknown key 'widht'; did you mean 'width'? Available: name, width.
+
+Accepted annotations: bool, int, float (an int is taken), str, Path (relative to the recipe's folder), Literal,
+`X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, and dataclasses of these. A rule beyond types stands in the
+dataclass's `__post_init__`, which raises RecipeError; its message is reported with the others.
+
+One level of inheritance: a recipe with `base = "NAME"` is laid over NAME, table by table; NAME must have no base.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+
+from vla_robot.core.errors import RecipeError, closest, unknown
+from vla_robot.core.untrusted import malformed, read_file, shortened
+from vla_robot.recipe.reading.find import Kind, find
+
+BASE_KEY = "base"
+MAX_BYTES = 2**20
+"""Of one recipe; ours have up to 3 kB."""
+MAX_INTEGER = 2**63 - 1
+MAX_DEPTH = 32
+"""Tables and arrays within each other."""
+
+_FOLDERS: dict[str, Kind] = {
+    "EnvRecipe": "envs",
+    "PolicyRecipe": "policies",
+    "DatasetRecipe": "datasets",
+    "SourceRecipe": "datasets",
+    "MixtureRecipe": "datasets",
+    "LaunchRecipe": "launch",
+    "FinetuneRecipe": "launch",
+    "HandRecipe": "hands",
+}
+
+_TYPE_WORDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "a table",
+}
+
+
+def kind_of(schema: type) -> Kind:
+    """The folder that holds recipes of a schema."""
+    return _FOLDERS[schema.__name__]
+
+
+def read[T](schema: type[T], name_or_path: str | Path) -> T:
+    """The recipe of that name or path, checked.
+
+    Raises:
+        RecipeError: it does not exist, is not TOML, or breaks the schema; every problem is in the message.
+    """
+    path = find(kind_of(schema), name_or_path)
+    return parse(schema, read_table(schema, path), path)
+
+
+def read_table(schema: type, path: Path) -> dict[str, Any]:
+    """The raw table of one recipe, its base merged in."""
+    table = read_toml(path)
+    if BASE_KEY not in table or BASE_KEY in {f.name for f in dataclasses.fields(schema)}:
+        return table
+    base_path = find_base(path, table.pop(BASE_KEY), schema)
+    base = read_toml(base_path)
+    if BASE_KEY in base:
+        raise RecipeError(
+            f"{path}: base: '{base_path}' has itself the base '{base[BASE_KEY]}'; only one level is allowed. "
+            f"Name '{base[BASE_KEY]}' directly, or copy the keys."
+        )
+    return _merged(_anchored(schema, base, base_path.parent), table)
+
+
+def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T:
+    """An instance of `schema` from plain data.
+
+    Args:
+        schema: a frozen dataclass.
+        table: what TOML gave.
+        source: named in messages; when it is a path, `Path` fields are relative to its folder (or to it, if it is one).
+
+    Raises:
+        RecipeError: with every problem, one a line.
+    """
+    reader = _Reader(folder=_folder_of(source) if isinstance(source, Path) else Path())
+    instance = reader.dataclass(schema, table, "")
+    if reader.problems:
+        raise RecipeError("\n".join(f"{source}: {problem}" for problem in reader.problems))
+    return instance
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The raw table of one TOML file; a policy folder's is in its recipe.toml.
+
+    Raises:
+        RecipeError: it cannot be read, or is not TOML; the message gives line and column.
+    """
+    path = path / "recipe.toml" if path.is_dir() else path
+    try:
+        table = tomllib.loads(read_file(path, MAX_BYTES, RecipeError).decode())
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}.") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: not valid TOML: its arrays or tables are nested too deeply.") from error
+    except ValueError as error:  # TOMLDecodeError is one; so is a number of more than 4300 digits
+        raise RecipeError(f"{path}: not valid TOML: {error}. Strings need quotes, tables look like [name].") from error
+    if not _is_shallow(table):
+        raise RecipeError(f"{path}: its arrays or tables are nested more than {MAX_DEPTH} deep.")
+    return table
+
+
+def find_base(path: Path, base: Any, among: type | Kind) -> Path:
+    """The recipe that `path` is laid over: a neighbour of that name, or what `find` finds by it.
+
+    Args:
+        path: of the heir.
+        base: what it names.
+        among: the kind of recipe, or a schema of that kind.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: base: expected the name of another recipe, got {base!r}.")
+    neighbour = path.parent / f"{base.removesuffix('.toml')}.toml"
+    with malformed(f"{path}: base", RecipeError, also=(OSError,)):
+        if neighbour.is_file():
+            return neighbour
+    return find(kind_of(among) if isinstance(among, type) else among, base)
+
+
+def _is_shallow(value: Any) -> bool:
+    """At most MAX_DEPTH tables and arrays lie within each other, so that what walks them needs no guard of its own."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [item for outer in level for item in _items(outer)]
+        if not level:
+            return True
+    return False
+
+
+def _items(value: Any) -> Sequence[Any]:
+    if _is_table(value):
+        return list(value.values())
+    return value if _is_array(value) else ()
+
+
+def _folder_of(recipe: Path) -> Path:
+    return recipe if recipe.is_dir() else recipe.parent
+
+
+def _anchored(hint: Any, value: Any, folder: Path) -> Any:
+    """The same plain data, its paths made absolute: a base's paths are relative to the base, wherever the heir lies."""
+    if hint is Path and isinstance(value, str):
+        with malformed(f"{folder}: the path '{shortened(value)}'", RecipeError, also=(RuntimeError,)):
+            return str(folder / Path(value).expanduser())
+    if dataclasses.is_dataclass(hint) and _is_table(value):
+        hints = get_type_hints(hint)
+        return {name: _anchored(hints.get(name), below, folder) for name, below in value.items()}
+    # `X | None`, `tuple[X, ...]` and `dict[str, X]`: whatever X is, it is the one argument that may hold a path.
+    for inner in get_args(hint):
+        if _is_array(value):
+            value = [_anchored(inner, item, folder) for item in value]
+        elif get_origin(hint) in (dict, Mapping) and _is_table(value):
+            value = {name: _anchored(inner, below, folder) for name, below in value.items()}
+        else:
+            value = _anchored(inner, value, folder)
+    return value
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key, everything else is replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = _merged(below, value) if _is_table(below) and _is_table(value) else value
+    return result
+
+
+class _Reader:
+    """Walks plain data beside annotations and collects every problem on the way.
+
+    A value that has a problem is returned as None; it is never used, because `parse` raises.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problems: list[str] = []
+
+    def dataclass(self, schema: type, value: Any, key: str) -> Any:
+        if not _is_table(value):
+            return self._problem(key, f"expected a table, got {_seen(value)}")
+        before = len(self.problems)
+        hints = get_type_hints(schema)
+        fields = {f.name: f for f in dataclasses.fields(schema) if f.init}
+        for name in value:
+            if name not in fields:
+                self._problem(_join(key, name), unknown("key", name, fields).rstrip("."))
+        for name, field in fields.items():
+            if name not in value and _is_required(field):
+                self._problem(_join(key, name), f"this key is missing; it must be {_describe(hints[name])}")
+        arguments = {n: self.value(hints[n], value[n], _join(key, n)) for n in fields if n in value}
+        if len(self.problems) > before:
+            return None
+        try:
+            return schema(**arguments)
+        except RecipeError as error:
+            return self._problem(key, str(error).rstrip("."))
+
+    def value(self, hint: Any, value: Any, key: str) -> Any:
+        origin = get_origin(hint)
+        if dataclasses.is_dataclass(hint):
+            return self.dataclass(hint, value, key)  # pyright: ignore[reportArgumentType]
+        if origin is Literal:
+            return self._literal(get_args(hint), value, key)
+        if origin in (Union, types.UnionType):
+            return self._union(get_args(hint), value, key)
+        if origin is tuple:
+            return self._tuple(get_args(hint), value, key)
+        if origin in (dict, Mapping):
+            return self._dict(get_args(hint)[1], value, key)
+        return self._scalar(hint, value, key)
+
+    def _scalar(self, hint: Any, value: Any, key: str) -> Any:
+        if hint is Any:
+            return value
+        if hint is Path and isinstance(value, str):
+            try:
+                return self.folder / Path(value).expanduser()
+            except RuntimeError as error:  # "~nobody/"
+                return self._problem(key, str(error).rstrip("."))
+        if type(value) is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
+            return self._problem(key, f"expected a number of up to 64 bits, got {_seen(value)}")
+        if hint is float and type(value) in (int, float):
+            return float(value) if math.isfinite(value) else self._problem(key, f"expected a number, got {value}")
+        # `type(...) is`, because True is an int to Python and a mistake in a recipe.
+        if type(value) is hint:
+            return value
+        return self._problem(key, f"expected {_describe(hint)}, got {_seen(value)}")
+
+    def _literal(self, options: tuple[Any, ...], value: Any, key: str) -> Any:
+        for option in options:
+            if type(option) is type(value) and option == value:
+                return value
+        near = closest(str(value), [str(o) for o in options]) or ";"
+        return self._problem(key, f"unknown value {value!r}{near} expected one of: {', '.join(map(str, options))}")
+
+    def _union(self, options: tuple[Any, ...], value: Any, key: str) -> Any:
+        # TOML has no null, so `X | None` is X wherever the key is present.
+        options = tuple(o for o in options if o is not type(None))
+        if len(options) == 1:
+            return self.value(options[0], value, key)
+        for option in options:
+            trial = _Reader(self.folder)
+            result = trial.value(option, value, key)
+            if not trial.problems:
+                return result
+        return self._problem(key, f"expected {' or '.join(map(_describe, options))}, got {_seen(value)}")
+
+    def _tuple(self, items: tuple[Any, ...], value: Any, key: str) -> Any:
+        if not _is_array(value):
+            return self._problem(key, f"expected an array, got {_seen(value)}")
+        if len(items) == 2 and items[1] is Ellipsis:
+            items = (items[0],) * len(value)
+        if len(items) != len(value):
+            return self._problem(key, f"expected an array of {len(items)} values, got {len(value)}")
+        return tuple(self.value(hint, v, f"{key}[{i}]") for i, (hint, v) in enumerate(zip(items, value, strict=True)))
+
+    def _dict(self, item: Any, value: Any, key: str) -> Any:
+        if not _is_table(value):
+            return self._problem(key, f"expected a table, got {_seen(value)}")
+        return {name: self.value(item, v, _join(key, name)) for name, v in value.items()}
+
+    def _problem(self, key: str, text: str) -> None:
+        self.problems.append(f"{key}: {text}." if key else f"{text}.")
+
+
+def _join(key: str, name: str) -> str:
+    return f"{key}.{name}" if key else name
+
+
+def _is_table(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def _is_array(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _seen(value: Any) -> str:
+    """The value and its type, short enough for a sentence."""
+    text = repr(value)
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    return f"{shown} ({_TYPE_WORDS.get(value.__class__, value.__class__.__name__)})"
+
+
+def _describe(hint: Any) -> str:
+    """An annotation in plain words."""
+    origin = get_origin(hint)
+    describers: dict[Any, Callable[[], str]] = {
+        Literal: lambda: "one of " + ", ".join(map(str, get_args(hint))),
+        tuple: lambda: "an array",
+        dict: lambda: "a table",
+        Mapping: lambda: "a table",
+    }
+    if origin in describers:
+        return describers[origin]()
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(o) for o in get_args(hint) if o is not type(None))
+    if hint is Path:
+        return "a path in quotes"
+    return "a table" if dataclasses.is_dataclass(hint) else _TYPE_WORDS.get(hint, str(hint))

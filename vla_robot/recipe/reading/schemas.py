@@ -1,0 +1,99 @@
+"""Which schema reads which file. The only list of recipe kinds."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.recipe.reading.find import KINDS, POLICY_FILES, Kind, available, find
+from vla_robot.recipe.reading.load import BASE_KEY, find_base, read_toml
+
+_SCHEMAS: dict[str, tuple[str, str]] = {
+    "envs": ("vla_robot.recipe.env", "EnvRecipe"),
+    "policies": ("vla_robot.recipe.policy", "PolicyRecipe"),
+    "datasets.recording": ("vla_robot.recipe.dataset", "DatasetRecipe"),
+    "datasets.source": ("vla_robot.recipe.oxe", "SourceRecipe"),
+    "datasets.mixture": ("vla_robot.recipe.oxe", "MixtureRecipe"),
+    "hands": ("vla_robot.recipe.teleoperator", "HandRecipe"),
+    "launch.run": ("vla_robot.recipe.launch", "LaunchRecipe"),
+    "launch.finetune": ("vla_robot.recipe.finetune", "FinetuneRecipe"),
+}
+
+
+_CHOICES: dict[Kind, tuple[str, str]] = {"launch": ("verb", "run"), "datasets": ("kind", "recording")}
+"""The key by which a file says which of several schemas it follows, and what its absence means."""
+
+
+def schema_for(kind: Kind, path: Path) -> type:
+    """The dataclass that a recipe file must satisfy. A launch file says by `verb` which command it is for, a dataset
+    by `kind` whether it is to be recorded, exists already, or is a mixture.
+
+    Raises:
+        RecipeError: the file cannot be read, or its verb or kind is unknown.
+    """
+    module, name = _SCHEMAS[f"{kind}.{_choice(kind, path)}" if kind in _CHOICES else kind]
+    return getattr(import_module(module), name)
+
+
+def is_bare_checkpoint(path: Path) -> bool:
+    """A policy folder without recipe.toml: its config.json is the whole description."""
+    return path.is_dir() and not (path / POLICY_FILES[0]).is_file()
+
+
+def locate(name_or_path: str, kind: Kind | None = None) -> tuple[Kind, Path]:
+    """Any recipe by name or path, whatever its kind.
+
+    Raises:
+        RecipeError: nothing has that name, or several kinds do; the message lists them.
+    """
+    kinds: list[Kind] = [kind] if kind else _kinds_of(name_or_path)
+    found: dict[Kind, Path] = {k: path for k in kinds if (path := _try_find(k, name_or_path))}
+    if len(found) == 1:
+        return next(iter(found.items()))
+    if found:
+        choices = " or ".join(f"`{k}/{Path(name_or_path).name}`" for k in found)
+        raise RecipeError(f"'{name_or_path}' names {len(found)} recipes. Say which one: {choices}.")
+    everything = {f"{k}/{name}" for k in KINDS for name in available(k)} | {
+        name for k in KINDS for name in available(k)
+    }
+    raise RecipeError(_nothing_found(name_or_path, kinds, everything))
+
+
+def _choice(kind: Kind, path: Path) -> str:
+    key, default = _CHOICES[kind]
+    choices = [schema.partition(".")[2] for schema in _SCHEMAS if schema.startswith(f"{kind}.")]
+    table = read_toml(path)
+    if key not in table and BASE_KEY in table:
+        table = read_toml(find_base(path, table[BASE_KEY], kind))
+    choice = table.get(key, default)
+    if choice not in choices:
+        raise RecipeError(f"{path}: {key}: {unknown(key, str(choice), choices)}")
+    return choice
+
+
+def _kinds_of(name_or_path: str) -> list[Kind]:
+    """A path inside envs/, policies/, datasets/, launch/ or hands/ says its kind; a bare name may be any."""
+    for parent in reversed(Path(name_or_path).expanduser().parts[:-1]):
+        for kind in KINDS:
+            if parent == kind:
+                return [kind]
+    return list(KINDS)
+
+
+def _try_find(kind: Kind, name_or_path: str) -> Path | None:
+    try:
+        return find(kind, name_or_path)
+    except RecipeError:
+        return None
+
+
+def _nothing_found(name_or_path: str, kinds: list[Kind], everything: set[str]) -> str:
+    if len(kinds) == 1:
+        try:
+            find(kinds[0], name_or_path)
+        except RecipeError as error:
+            return str(error)
+    names = sorted(name for name in everything if "/" in name)
+    near = unknown("recipe", name_or_path, everything).partition(" Available:")[0]
+    return f"{near} Available: {', '.join(names) or 'none'}. Run `vla list`."

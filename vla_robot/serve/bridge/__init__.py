@@ -1,0 +1,4 @@
+"""The robot's side, which owns the arm, its clock, limits and watchdog; and the controller's client.
+
+It may import core, transport, safety, record and data. Nothing here may wait for a person, a disk or a network.
+"""

@@ -1,0 +1,93 @@
+"""A simulated world as an arm behind the bridge: one control step a tick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Dim, Embodiment
+from vla_robot.core.errors import ContractError, WorldError
+from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.ports import VisibleWorld
+from vla_robot.serve.bridge.camera_frames import stamps_of
+
+
+class WorldArm:
+    """A world as an arm: one control step a tick."""
+
+    can_wait = True
+
+    def __init__(self, world: VisibleWorld) -> None:
+        self._world = world
+        self._holding: Vector | None = None
+        self._stamps_ns: dict[str, int] = {}
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._world.embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._world.instruction
+
+    @property
+    def camera_stamps_ns(self) -> Mapping[str, int]:
+        return self._stamps_ns
+
+    def reset(self, seed: int) -> Observation:
+        observation = self._world.reset(seed)
+        self._seen(observation, after=None)
+        return observation
+
+    def command(self, action: Vector) -> StepResult:
+        result = self._world.step(action)
+        self._seen(result.observation, after=action)
+        return result
+
+    def hold(self) -> StepResult:
+        """The pose is that after the last command: holding does not follow an arm that sags."""
+        if self._holding is None:
+            raise WorldError("an arm that was never reset has no pose to hold.")
+        result = self._world.step(self._holding)
+        self._stamps_ns = stamps_of(result.observation)
+        return result
+
+    def look(self) -> Observation:
+        observation = self._world.look()
+        self._stamps_ns = stamps_of(observation)
+        return observation
+
+    def stop(self) -> None:
+        """A simulation that is not stepped stands still in its pose."""
+
+    def close(self) -> None:
+        self._world.close()
+
+    def _seen(self, observation: Observation, after: Vector | None) -> None:
+        self._stamps_ns = stamps_of(observation)
+        self._holding = holding(self.embodiment.action, self.embodiment.state, observation.state, after)
+
+
+def holding(space: ActionSpace, state: tuple[Dim, ...], at: Vector, after: Vector | None = None) -> Vector:
+    """(D,) the action that keeps the pose and the grip.
+
+    Args:
+        space: of the action.
+        state: what `at` means.
+        at: (S,) where the arm is.
+        after: (D,) the last action; None before the first, when the gripper is open.
+
+    Raises:
+        ContractError: the arm is moved by positions that its state does not tell.
+    """
+    grip = GRIPPER_OPEN if after is None else float(after[-1])
+    if space.kind == "eef_delta":
+        return np.append(np.zeros(len(space) - 1), grip)
+    measured = {dim.name: float(value) for dim, value in zip(state, at, strict=True)}
+    missing = [name for name in space.names[:-1] if name not in measured]
+    if missing:
+        raise ContractError(
+            f"the arm cannot be held: it takes positions, and its state does not tell {', '.join(missing)}."
+        )
+    return np.array([*(measured[name] for name in space.names[:-1]), grip])

@@ -1,0 +1,485 @@
+"""The robot's side, without its sockets: what the arm does at each tick of the control clock.
+
+    chunk --> accept --> due row --> age --> limits --> arm.command      mode "run"
+                            '- none, or refused ------> arm.hold         mode "hold"
+              watchdog says stop, or e-stop --brake---> arm.stop         mode "stopped", until armed again
+
+Whatever arrives, only what this module lets through reaches the arm, and a tick always ends in one of the three.
+
+A stop is supported: from the next command on, the speed goes down as fast as the acceleration limits allow, and no
+faster; then the pose is held with power on, the grip kept. In terms of IEC 60204-1 that is category 2. It replaces no
+switch that takes the power away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock
+from vla_robot.core.errors import ContractError, PolicyError, VlaError, WorldError
+from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+from vla_robot.core.ports import Arm, Streamed
+from vla_robot.core.robot import Tick, TimeLimits
+from vla_robot.safety.chunk import ChunkBuffer, Splice
+from vla_robot.safety.delay import DelayEstimator
+from vla_robot.safety.filter import LimitStopError
+from vla_robot.safety.limits import require_action
+from vla_robot.safety.watchdog import Verdict, Watchdog
+from vla_robot.serve.bridge.faults import Faults, contained, contained_listener
+
+NOTHING_SETTLED = -1
+
+MAX_BRAKE_S = 1.0
+"""A ramp to rest that would take longer, as limits of a recipe may ask, is cut short by `Arm.stop`."""
+
+STOP_TRIES = 2
+"""One answer that is lost on a bus must not leave an arm on its way."""
+
+MAX_ROWS = 1000
+"""Of one chunk: 20 s at 50 Hz, far more than any policy can foresee."""
+
+
+class Filter(Protocol):
+    """Decides what may reach the arm; `vla_robot.safety.filter.SafetyFilter` is one."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether the last action that was let through leaves the arm with some speed."""
+        ...
+
+    def reset(self, state: Vector) -> None:
+        """The arm is at rest here."""
+        ...
+
+    def brake(self, state: Vector) -> Vector:
+        """The next action of a ramp to rest, the grip kept."""
+        ...
+
+    def check(self, action: Vector, state: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
+        """The action that may be sent from here, and every limit that changed it. Raises PolicyError when none may."""
+        ...
+
+
+@dataclass(frozen=True)
+class EpisodeBegan:
+    """The arm is where the episode begins."""
+
+    episode: int
+    seed: int
+    observation: Observation
+
+
+@dataclass(frozen=True)
+class Ticked:
+    """The arm did something.
+
+    Attributes:
+        before: what the cameras saw before it.
+        wanted: (D,) the action that was due; None when the pose was held.
+        tick: what was done.
+        released_ns: when the bridge let go of the command.
+    """
+
+    before: Observation
+    wanted: Vector | None
+    tick: Tick
+    released_ns: int
+
+
+@dataclass(frozen=True)
+class EpisodeOver:
+    """The episode ended, or was broken off.
+
+    Attributes:
+        last: the newest observation.
+        outcome: "success", "failure", "timeout", or "stopped" for whatever the world did not decide.
+        reason: for "stopped".
+    """
+
+    last: Observation
+    outcome: str
+    reason: str
+
+
+type Listener = Callable[[EpisodeBegan | Ticked | EpisodeOver], None]
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a bridge plays actions.
+
+    Attributes:
+        max_age_s: an action is not played when the oldest frame that caused it is older than planned by this [s].
+        splice: what is played where two chunks meet; see `vla_robot.safety.chunk`.
+    """
+
+    max_age_s: float = 0.5
+    splice: Splice = "drop"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_age_s <= 10:
+            raise ContractError(f"max_age_s is {self.max_age_s:g}; more than 0, and 10 s at most.")
+
+
+class Bridge:
+    """One arm and its clock's work. Single-threaded: the server calls it between messages."""
+
+    def __init__(
+        self,
+        arm: Arm,
+        limits: Filter,
+        watchdog: Watchdog,
+        clock: Clock,
+        execution: Execution | None = None,
+        listener: Listener = lambda _: None,
+        faults: Faults | None = None,
+    ) -> None:
+        """
+        Args:
+            arm: reset, commanded and held here; closing it is the caller's part. Whatever it raises stops it.
+            limits: every action passes it.
+            watchdog: decides on hold and stop; whoever receives heartbeats tells it.
+            clock: the one that stamps the arm's frames.
+            execution: how old an action may be, and what is played where two chunks meet.
+            listener: is told what happens, in this thread: it must return at once. Its failures are counted, no more.
+            faults: count what failed.
+        """
+        self.faults = faults or Faults()
+        self._arm = contained(arm, self.faults)
+        self._limits = limits
+        self._clock = clock
+        self._execution = execution or Execution()
+        self._plan = ChunkBuffer(self._execution.splice, len(arm.embodiment.action))
+        self._delay = DelayEstimator()
+        self._listener = contained_listener(listener, self.faults)
+        self._observation: Observation | None = None
+        self._chunk: ActionChunk | None = None
+        self._settled = NOTHING_SETTLED
+        self._lockstep = False
+        self._refusal = ""
+        self._ramp: list[Tick] = []
+        self._commanded_ns = clock.now_ns()
+        self.watchdog = watchdog
+        self.episode = 0
+        self.running = False
+        self.late = 0
+        self.refused = 0
+        """Actions that were too old or not fit to be sent, over all episodes."""
+        self.unstopped = ""
+        """Why the arm did not take its last stop, in words; empty when it did."""
+
+    @property
+    def arm(self) -> Arm:
+        return self._arm
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether the running episode waits for each action."""
+        return self._lockstep
+
+    @property
+    def observation(self) -> Observation | None:
+        return self._observation
+
+    @property
+    def time_limits(self) -> TimeLimits:
+        """What an action's age and the silence between actions may be."""
+        return TimeLimits(self._execution.max_age_s, self.watchdog.hold_after_s, self.watchdog.stop_after_s)
+
+    def begin(self, episode: int, seed: int, lockstep: bool = False) -> Observation:
+        """Begin an episode, breaking off one that runs.
+
+        Raises:
+            ContractError: the arm is stopped and was not armed again, or cannot wait.
+            VlaError: the arm could not be reset, or was stopped on its way; it is stopped.
+        """
+        if lockstep and not self._arm.can_wait:
+            raise ContractError("lockstep is for simulations: this arm's time does not stand still between commands.")
+        if self.watchdog.stopped_by:
+            raise ContractError(
+                f"the arm is stopped: {self.watchdog.stopped_by}. `arm` it first: `vla run --robot ADDRESS --arm`, "
+                "once you have looked why."
+            )
+        self.end("another episode began")
+        self._observation = self._reset(seed)
+        self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0
+        self._plan.clear()
+        self._ramp.clear()
+        self._commanded_ns = self._clock.now_ns()
+        self.watchdog.start()
+        self._listener(EpisodeBegan(episode, seed, self._observation))
+        self.episode, self.running = episode, True
+        return self._observation
+
+    def put(self, chunk: ActionChunk) -> int:
+        """Take over actions; the newest chunk wins.
+
+        Returns:
+            Rows whose tick has passed: they are skipped.
+
+        Raises:
+            PolicyError: the chunk holds something that may never be sent. All of it is refused.
+            ContractError: no episode began, or the chunk is for a tick that was not seen yet.
+        """
+        if self._observation is None:
+            raise ContractError("no episode began here; `reset` begins one.")
+        now = self._observation.step
+        if chunk.step > now:
+            raise ContractError(f"a chunk for tick {chunk.step} came at tick {now}: nobody has seen that tick yet.")
+        if not self.running or chunk.step <= self._settled:
+            # On its way while the episode ended, or while a newer one came.
+            self.late += len(chunk.actions)
+            return len(chunk.actions)
+        try:
+            self._require_sendable(chunk)
+        except PolicyError as error:
+            self._refuse(chunk.step, str(error))
+            raise
+        if chunk.intervention or (self._chunk is not None and self._chunk.intervention):
+            self._plan.clear()  # what one driver had planned is nothing that the other one's actions blend with
+        else:
+            self._delay.add(self._clock.now_ns() - chunk.stamp_ns)
+        # A single action is meant for the moment it arrives; whether it is too old then is told by its stamp.
+        skipped = self._plan.put(replace(chunk, step=now) if len(chunk.actions) == 1 else chunk, now)
+        self.late += skipped
+        if skipped < len(chunk.actions):  # of one that is late as a whole, no row is ever the cause of a motion
+            self._chunk = chunk
+        self.watchdog.accepted()
+        return skipped
+
+    def tick(self) -> Tick:
+        """One period: play what is due, or hold, or stop. The episode must be running."""
+        before = self._observation
+        assert before is not None and self.running
+        verdict = self._verdict()
+        wanted, clamps, cause_ns, cause_step, intervention = None, (), 0, NOTHING_SETTLED, False
+        if verdict.mode == "stopped":
+            return self._stopped(verdict)
+        chunk, row = self._due(before.step, verdict)
+        allowed = None
+        if chunk is not None and row is not None:
+            allowed, clamps = self._allowed(chunk, row, before.state)
+        released_ns = self._clock.now_ns()
+        if chunk is None or row is None or allowed is None:
+            result, mode, reason = self._held(before), "hold", self._why_held(verdict)
+        else:
+            wanted, cause_ns, cause_step, intervention = row, chunk.stamp_ns, chunk.step, chunk.intervention
+            result, mode, reason = self._arm.command(allowed), "run", ""
+            self._settled, self._refusal = max(self._settled, chunk.step), ""
+        result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
+        result = replace(result, observation=self._promised(result.observation))
+        self._observation, self._commanded_ns = result.observation, released_ns
+        tick = Tick(result, mode, reason, self._settled, cause_ns, self.late, intervention, cause_step, wanted)
+        self._listener(Ticked(before, wanted, tick, released_ns))
+        if tick.over:
+            self._finish(_outcome(result), "")
+            if not self._arm.can_wait:
+                self._stop_arm()  # the last action may have been a motion, and no tick follows that would end it
+        return tick
+
+    def take_ramp(self) -> list[Tick]:
+        """Ticks in which the arm was brought to rest since the last call: `tick` returns only the one after them."""
+        ramp, self._ramp = self._ramp, []
+        return ramp
+
+    def emergency_stop(self, cause: str) -> None:
+        """Latch the e-stop; from the next tick on the arm rests, until the watchdog is armed again."""
+        self.watchdog.trip(cause)
+        self.watchdog.release(cause)  # a moment, not a button that stays pressed
+
+    def fail(self, error: Exception) -> str:
+        """The arm, or the code that drives it, raised this: latch a stop, as `emergency_stop` does.
+
+        Returns:
+            The error in words.
+        """
+        told = self.faults.add("arm", error)
+        self.emergency_stop(f"a failure of the arm: {told}")
+        return told
+
+    def end(self, reason: str) -> None:
+        """Break the running episode off; the arm comes to rest and holds."""
+        if self.running:
+            self._come_to_rest(reason)
+            self._finish("stopped", reason)
+
+    def _reset(self, seed: int) -> Observation:
+        """The arm where an episode begins; an arm that fails on its way there is stopped."""
+        try:
+            observation = self._arm.reset(seed)
+        except ContractError:
+            raise  # it does not take this seed: nothing moved
+        except VlaError as error:
+            self._fail_to_begin(error)
+            raise
+        try:
+            self._limits.reset(observation.state)
+        except Exception as error:
+            told = self._fail_to_begin(error)
+            raise WorldError(f"the arm was reset, and its state cannot be used: {told}") from error
+        if self.watchdog.stopped_by:
+            self._stop_arm()
+            raise WorldError(f"the arm was stopped while it was reset: {self.watchdog.stopped_by}.")
+        return observation
+
+    def _fail_to_begin(self, error: Exception) -> str:
+        told = self.fail(error)
+        self._stop_arm()
+        return told
+
+    def _held(self, before: Observation) -> StepResult:
+        """Come to rest as gently as the limits ask, then keep the pose."""
+        if self._limits.moving:
+            return self._arm.command(self._limits.brake(before.state))
+        result = self._arm.hold()
+        self._limits.reset(result.observation.state)
+        return result
+
+    def _verdict(self) -> Verdict:
+        """In lockstep nobody is late, but a stop is a stop."""
+        if not self._lockstep:
+            return self.watchdog.check()
+        stopped_by = self.watchdog.stopped_by
+        return Verdict("stopped", stopped_by) if stopped_by else Verdict("run")
+
+    def _stopped(self, verdict: Verdict) -> Tick:
+        self._come_to_rest(verdict.reason)
+        before = self._observation
+        assert before is not None
+        nothing = StepResult(before, None, False, False, False)
+        reason = "; ".join(filter(None, (verdict.reason, self.unstopped)))
+        tick = Tick(nothing, "stopped", reason, self._settled, 0, self.late)
+        self._finish("stopped", reason)
+        return tick
+
+    def _come_to_rest(self, reason: str) -> None:
+        """Brake on the clock of the commands, then keep the pose. Nobody is answered meanwhile."""
+        if not isinstance(self._arm, Streamed):  # one that gets set points ramps down by them, in `stop`
+            try:
+                self._ramp_down(reason)
+            except Exception as error:  # an arm that fails on the way is left to its own `stop`
+                self.fail(error)
+        self._stop_arm()
+
+    def stop_again(self) -> None:
+        """Between episodes, for an arm that did not take its last stop."""
+        if self.unstopped and not self.running:
+            self._stop_arm()
+
+    def _stop_arm(self) -> None:
+        """The arm's own stop. That it was not taken is told until one is."""
+        for _ in range(STOP_TRIES):
+            try:
+                self._arm.stop()
+                self.unstopped = ""
+                return
+            except VlaError as error:
+                self.unstopped = f"the arm did not take its stop: {self.fail(error)} Use its own switch"
+
+    def _ramp_down(self, reason: str) -> None:
+        rate_hz = self._arm.embodiment.rate_hz
+        for _ in range(max(round(MAX_BRAKE_S * rate_hz), 1)):
+            if not self._limits.moving:
+                return
+            self._await_next(round(NS_PER_S / rate_hz))
+            self._brake(reason)
+
+    def _await_next(self, period_ns: int) -> None:
+        """A period after the last command, which is still on its way: one that came early would brake too hard."""
+        now_ns = self._clock.now_ns()
+        if not self._lockstep:
+            # Never longer than a period, should the clock have gone back.
+            self._clock.sleep_until_ns(min(self._commanded_ns, now_ns) + period_ns)
+
+    def _brake(self, reason: str) -> None:
+        """One command of the ramp to rest."""
+        before = self._observation
+        assert before is not None
+        released_ns = self._clock.now_ns()
+        result = self._arm.command(self._limits.brake(before.state))
+        result = replace(result, command_ns=result.command_ns or released_ns)
+        self._observation, self._commanded_ns = result.observation, released_ns
+        tick = Tick(result, "hold", f"braking: {reason}", self._settled, 0, self.late)
+        self._ramp.append(tick)
+        self._listener(Ticked(before, None, tick, released_ns))
+
+    def _promised(self, observation: Observation) -> Observation:
+        """With the actions that will be executed before an answer to it can come, for a policy that heeds them."""
+        if self._execution.splice != "rtc":
+            return observation
+        steps = self._delay.steps(self._arm.embodiment.rate_hz)
+        return replace(observation, committed=self._plan.commit(observation.step, steps))
+
+    def _finish(self, outcome: str, reason: str) -> None:
+        assert self._observation is not None
+        self.running, self._chunk = False, None
+        self._listener(EpisodeOver(self._observation, outcome, reason))
+
+    def _require_sendable(self, chunk: ActionChunk) -> None:
+        if not 1 <= len(chunk.actions) <= MAX_ROWS:
+            raise PolicyError(f"a chunk holds {len(chunk.actions)} actions; 1 to {MAX_ROWS} are allowed.")
+        ahead_s = (chunk.stamp_ns - self._clock.now_ns()) / NS_PER_S
+        if ahead_s > 0:
+            raise PolicyError(
+                f"the frames that caused an action were captured {ahead_s:.3g} s from now: the clock went back, or the "
+                "stamp is none of this bridge's. Nobody knows how old the action is."
+            )
+        for row in chunk.actions:
+            require_action(row, self._arm.embodiment.action, PolicyError)
+
+    def _due(self, step: int, verdict: Verdict) -> tuple[ActionChunk, Vector] | tuple[None, None]:
+        """The action of this tick, and the chunk that had the last word on it."""
+        if verdict.mode != "run" or self._chunk is None:
+            self._plan.clear()
+            return None, None
+        row = self._plan.take(step)
+        return (None, None) if row is None else (self._chunk, row)
+
+    def _allowed(
+        self, chunk: ActionChunk, row: Vector, state: Vector
+    ) -> tuple[Vector, tuple[Clamp, ...]] | tuple[None, tuple[()]]:
+        """The action as it may be sent; None when it is too old or may not be sent at all."""
+        try:
+            self._require_young(chunk)
+            return self._limits.check(row, state)
+        except LimitStopError as error:
+            self._refuse(chunk.step, str(error))
+            self.emergency_stop(f"a limit: {error}")
+            return None, ()
+        except PolicyError as error:
+            self._refuse(chunk.step, str(error))
+            return None, ()
+
+    def _require_young(self, chunk: ActionChunk) -> None:
+        """In lockstep, thinking takes no time; in real time the world has moved on since."""
+        horizon_steps = 0 if self._observation is None else max(self._observation.step - chunk.step, 0)
+        planned_s = 0.0 if len(chunk.actions) == 1 else horizon_steps / self._arm.embodiment.rate_hz
+        age_s = (self._clock.now_ns() - chunk.stamp_ns) / NS_PER_S - planned_s
+        if not self._lockstep and age_s > self._execution.max_age_s:
+            self.late += 1
+            raise PolicyError(
+                f"an action was {age_s * 1000:.0f} ms late, {self._execution.max_age_s * 1000:.0f} ms are allowed"
+                f"{self._stopped_cameras()}"
+            )
+
+    def _stopped_cameras(self) -> str:
+        """Names the cameras that stopped, if any: they are why an action is old."""
+        now_ns, limit_ns = self._clock.now_ns(), self._execution.max_age_s * NS_PER_S
+        old = {n: now_ns - at for n, at in self._arm.camera_stamps_ns.items() if now_ns - at > limit_ns}
+        return "".join(f"; camera '{name}' gave its last frame {age // NS_PER_MS} ms ago" for name, age in old.items())
+
+    def _refuse(self, step: int, why: str) -> None:
+        self.refused += 1
+        self._settled = max(self._settled, step)
+        self._refusal = why
+
+    def _why_held(self, verdict: Verdict) -> str:
+        return self._refusal or verdict.reason or "no action is due yet"
+
+
+def _outcome(result: StepResult) -> str:
+    if result.terminated:
+        return "success" if result.success else "failure"
+    return "timeout"

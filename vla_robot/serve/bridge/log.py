@@ -1,0 +1,194 @@
+"""The bridge's own record of an episode, on the robot's disk: complete to the fault, whatever became of the network."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from vla_robot.core.clock import NS_PER_MS
+from vla_robot.core.messages import Observation
+from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter
+from vla_robot.record.log_process import LogProcess
+from vla_robot.serve.bridge.bridge import EpisodeBegan, EpisodeOver, Ticked
+from vla_robot.serve.bridge.faults import Faults
+
+CLOSE_TIMEOUT_S = 10.0
+"""For the ends of logs that are still being written when the bridge ends."""
+
+
+class Log(Protocol):
+    """Writes one episode; `EpisodeWriter` is one."""
+
+    def add(self, step: EpisodeStep) -> None:
+        """Returns at once. Raises DataError when it is known that nothing more can be written."""
+        ...
+
+    def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:
+        """Write the end. Raises DataError when the log is not whole on the disk."""
+        ...
+
+    def abandon(self) -> None:
+        """Leave the log without an end."""
+        ...
+
+
+type Job = Callable[[], object]
+
+
+def _at_once(job: Job) -> None:
+    job()
+
+
+class Background:
+    """A thread for what may take long: the disk's work at the end of a log. Use it in a `with` block."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="ends of logs", daemon=True)
+
+    def __call__(self, job: Job) -> None:
+        """Run it later, after those before it; returns at once. It tells its failures itself."""
+        self._jobs.put(job)
+
+    def settle(self) -> None:
+        """Wait until all is done, CLOSE_TIMEOUT_S at most."""
+        done = threading.Event()
+        self._jobs.put(done.set)
+        done.wait(CLOSE_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._jobs.put(None)
+        self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            with contextlib.suppress(Exception):  # a job tells its failures itself; the ones after it are still run
+                job()
+
+
+type OpenLog = Callable[[Path, Mapping[str, Any]], Log]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a `BridgeLog` needs to keep all work with the disk out of the control thread.
+
+    Attributes:
+        open_log: path and header -> who writes.
+        later: runs what waits for the disk.
+        settle: waits for that.
+    """
+
+    open_log: OpenLog = EpisodeWriter
+    later: Callable[[Job], None] = _at_once
+    settle: Callable[[], None] = lambda: None
+
+
+@contextlib.contextmanager
+def recording_process() -> Iterator[Recording]:
+    """A process that writes logs, and a thread that waits for it; leaving waits for what is still being written."""
+    with Background() as later, LogProcess() as logs:
+        try:
+            yield Recording(logs.open, later, later.settle)
+        finally:
+            later.settle()
+
+
+class BridgeLog:
+    """A listener of a Bridge. Every episode is kept, however it ended; a held tick has no commanded action (None).
+
+    A log that fails is given up, and the next episode gets a new one.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        header: Mapping[str, Any],
+        recording: Recording | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        """
+        Args:
+            folder: gets one .vlalog an episode.
+            header: what all episodes share: recipe, embodiment, versions. Plain data.
+            recording: who writes, by default this process in the caller's thread.
+            faults: the bridge's; are told of what fails when nobody waits for it.
+        """
+        self._folder = folder
+        self._recording = recording or Recording()
+        self._faults = faults or Faults()
+        self._header = header
+        self._writer: Log | None = None
+        self._steps = 0
+
+    def __call__(self, event: EpisodeBegan | Ticked | EpisodeOver) -> None:
+        """
+        Raises:
+            DataError: the episode's log cannot be written; said once an episode.
+        """
+        match event:
+            case EpisodeBegan():
+                self._begin(event)
+            case Ticked() if self._writer is not None:
+                self._add(self._writer, event)
+            case EpisodeOver() if self._writer is not None:
+                writer, self._writer = self._writer, None
+                summary = {"outcome": event.outcome, "error": event.reason or None, "steps": self._steps}
+                self._recording.later(lambda: self._finish(writer, event.last, summary))
+            case _:
+                pass  # the log of this episode was given up
+
+    def _begin(self, event: EpisodeBegan) -> None:
+        self._give_up()
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+        header = {**self._header, "seed": event.seed, "instruction": event.observation.instruction}
+        self._writer = self._recording.open_log(self._folder / f"{stamp}_seed_{event.seed}{SUFFIX}", header)
+        self._steps = 0
+
+    def _add(self, writer: Log, event: Ticked) -> None:
+        try:
+            writer.add(_step(event))
+            self._steps += 1
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """What was written of the log stays in its .part file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._recording.later(writer.abandon)
+
+    def _finish(self, writer: Log, last: Observation, summary: Mapping[str, Any]) -> None:
+        try:
+            writer.finish(last, summary)
+            self._faults.clear("log")
+        except Exception as error:
+            self._faults.add("log", error)
+
+
+def _step(event: Ticked) -> EpisodeStep:
+    result, cause_ns = event.tick.result, event.tick.cause_ns
+    stages_ms = {"capture_to_command": (result.command_ns - cause_ns) / NS_PER_MS} if cause_ns else {}
+    return EpisodeStep(
+        observation=event.before,
+        commanded=event.wanted,
+        executed=result.executed,
+        command_ns=result.command_ns,
+        success=result.success,
+        clamps=result.clamps,
+        stages_ms=stages_ms,
+        intervention=event.tick.intervention,
+        held=event.wanted is None,
+        wanted=event.wanted,
+    )

@@ -1,0 +1,54 @@
+"""A simulated robot behind a bridge as a World: it waits for each action, so that thinking takes no time there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import WorldError
+from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.serve.bridge.remote_robot import RemoteRobot
+
+
+class LockstepWorld:
+    """The World port over a RemoteRobot, which stays the caller's to close."""
+
+    def __init__(self, robot: RemoteRobot) -> None:
+        self._robot = robot
+        self._observation: Observation | None = None
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._robot.embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._robot.instruction
+
+    @property
+    def last_stages_ms(self) -> Mapping[str, float]:
+        return self._robot.last_stages_ms
+
+    def reset(self, seed: int) -> Observation:
+        self._observation = self._robot.begin(seed, lockstep=True)
+        return self._observation
+
+    def step(self, action: Vector) -> StepResult:
+        """One control step.
+
+        Raises:
+            WorldError: the bridge stopped the arm; the message says why. Or there was no reset.
+            PolicyError: the action may not be sent; nothing moved.
+            TransportError: no answer in time. Whether the arm moved is unknown: reset before the next step.
+        """
+        if self._observation is None:
+            raise WorldError("this robot's last step did not come to an end, or there was none; reset it first.")
+        before, self._observation = self._observation, None
+        tick = self._robot.play(ActionChunk(action[None], before.stamp_ns, before.step))
+        if tick.mode == "stopped":
+            raise WorldError(f"the bridge stopped the arm: {tick.reason}")
+        self._observation = tick.result.observation
+        return tick.result
+
+    def close(self) -> None:
+        self._robot.close()

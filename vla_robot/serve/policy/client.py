@@ -1,0 +1,212 @@
+"""A policy behind a socket that looks like any other policy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import numpy as np
+
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.embodiment import Embodiment, require_fit
+from vla_robot.core.errors import ContractError, PolicyError, TransportError
+from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.serve.policy.server import MAX_ROWS, POLICY_PROTOCOL, UNNUMBERED
+from vla_robot.transport.codec import (
+    Fields,
+    pack_observation,
+    unpack_action_chunk,
+    unpack_embodiment,
+    unpack_error,
+)
+from vla_robot.transport.keys import ClientSecurity
+from vla_robot.transport.sockets import ClientSocket
+from vla_robot.transport.wire import Message, decode, encode
+
+CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 10.0
+
+
+class RemotePolicy:
+    """The Policy port over ZeroMQ. Errors of the policy are raised here as they were there."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        security: ClientSecurity | None = None,
+        statistics_key: str | None = None,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        clock: Clock | None = None,
+    ) -> None:
+        """Connect and learn what policy it is.
+
+        Args:
+            address: where a `vla serve` listens, e.g. "tcp://127.0.0.1:5580".
+            security: this computer's key and the server's; needed off loopback.
+            statistics_key: whose statistics un-normalise; None for the server's own choice.
+            answer_timeout_s: how long an answer may take; the server does not begin what nobody waits for.
+            connect_timeout_s: how long the server may take to answer the first request.
+            clock: times the stages.
+
+        Raises:
+            TransportError: nobody answers, or the server speaks another version.
+        """
+        self._address = address
+        self._key = statistics_key
+        self._answer_timeout_s = answer_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._clock = clock or MonotonicClock()
+        self._seq = UNNUMBERED
+        self._socket: ClientSocket | None = ClientSocket(address, security)
+        try:
+            self._hello()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def embodiment(self) -> Embodiment | None:
+        """What it was trained to drive; None for a published checkpoint, which does not say."""
+        return self._embodiment
+
+    @property
+    def name(self) -> str:
+        """The policy's name on the server."""
+        return self._name
+
+    @property
+    def max_batch(self) -> int:
+        """Rows that one inference of the server takes."""
+        return self._max_batch
+
+    def reset(self, seed: int) -> None:
+        """Look whether the server is there and holds the same policy. A served policy remembers nothing, so there is
+        nothing to forget.
+
+        Raises:
+            TransportError: nobody answers.
+            ContractError: the server was started anew with a policy for another arm.
+        """
+        before = self._embodiment
+        self._hello()
+        if before is not None:
+            if self._embodiment is None:
+                raise ContractError(f"the server at {self._address} holds another policy now, '{self._name}'.")
+            require_fit(self._embodiment, before)
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """One chunk per observation, answered in one batch where the server has room.
+
+        Raises:
+            ContractError: an observation does not fit the policy.
+            PolicyError: no valid action exists, or none came in time.
+        """
+        if not 0 < len(observations) <= MAX_ROWS:
+            raise ContractError(f"one request holds 1 to {MAX_ROWS} observations, got {len(observations)}.")
+        sent_ns = self._clock.now_ns()
+        rows = {self._send_row(row, observation): row for row, observation in enumerate(observations)}
+        chunks: list[ActionChunk | None] = [None] * len(observations)
+        while rows:
+            answer = self._await_answer(rows, sent_ns)
+            chunks[rows.pop(answer.seq)] = self._chunk(answer, sent_ns)
+        return [self._of(chunk, o) for chunk, o in zip(chunks, observations, strict=True) if chunk is not None]
+
+    def status(self) -> Mapping[str, Any]:
+        """Counts and quantiles of the server; it answers at once, whatever the model does.
+
+        Raises:
+            TransportError: nobody answers.
+        """
+        return self._request("status", {}).body
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hello(self) -> None:
+        answer = self._request("hello", {"protocol": POLICY_PROTOCOL})
+        fields = Fields(answer.body, "hello")
+        self._session = fields.text("session")
+        self._name = fields.text("name")
+        self._max_batch = max(fields.integer("max_batch"), 1)
+        embodiment = fields.table("embodiment")
+        self._embodiment = unpack_embodiment(embodiment) if embodiment.names() else None
+
+    def _send_row(self, row: int, observation: Observation) -> int:
+        """The number of the request."""
+        # The simulator's truth is never shown to a policy that learned, here or elsewhere.
+        body = {
+            "session": self._session,
+            "row": row,
+            "key": self._key or "",
+            "budget_ms": self._answer_timeout_s * 1e3,
+            "observation": pack_observation(replace(observation, privileged={})),
+        }
+        return self._send("act", body)
+
+    def _send(self, kind: str, body: Mapping[str, Any]) -> int:
+        if self._socket is None:
+            raise TransportError(f"the connection to the policy at {self._address} is closed.")
+        self._seq += 1
+        self._socket.send(encode(Message(kind, self._seq, body)))
+        return self._seq
+
+    def _request(self, kind: str, body: Mapping[str, Any]) -> Message:
+        seq = self._send(kind, body)
+        deadline_ns = self._clock.now_ns() + round(self._connect_timeout_s * NS_PER_S)
+        while (answer := self._receive()) is None or answer.seq != seq:
+            if self._clock.now_ns() > deadline_ns:
+                raise TransportError(
+                    f"no policy server answers at {self._address}. Start one with `vla serve openvla_nano --bind "
+                    f"{self._address}`; or is it busy starting?"
+                )
+        if answer.kind == "error":
+            raise unpack_error(Fields(answer.body, kind))
+        return answer
+
+    def _await_answer(self, rows: Mapping[int, int], sent_ns: int) -> Message:
+        """The next answer to one of these requests; late ones to older requests are passed over."""
+        deadline_ns = sent_ns + round(self._answer_timeout_s * NS_PER_S)
+        while (answer := self._receive()) is None or answer.seq not in rows:
+            if self._clock.now_ns() > deadline_ns:
+                raise PolicyError(
+                    f"the policy server at {self._address} did not answer within {self._answer_timeout_s:g} s. "
+                    "There is no action of this answer."
+                )
+        return answer
+
+    def _receive(self) -> Message | None:
+        assert self._socket is not None  # `_send` came before
+        frames = self._socket.receive()
+        return None if frames is None else decode(frames)
+
+    def _chunk(self, answer: Message, sent_ns: int) -> ActionChunk:
+        """The answer, with the time on the wire beside the server's own stages."""
+        fields = Fields(answer.body, "act")
+        if answer.kind == "error":
+            raise unpack_error(fields)
+        try:
+            chunk = unpack_action_chunk(fields.table("chunk"))
+        except TransportError as error:
+            raise PolicyError(f"the policy server at {self._address} sent no valid chunk: {error}") from error
+        if not np.isfinite(chunk.actions).all():
+            raise PolicyError(f"the policy server at {self._address} sent an action that is not finite.")
+        total_ms = (self._clock.now_ns() - sent_ns) / NS_PER_MS
+        wire_ms = max(total_ms - sum(chunk.stages_ms.values()), 0.0)
+        return replace(chunk, stages_ms={**chunk.stages_ms, "transport": wire_ms})
+
+    def _of(self, chunk: ActionChunk, observation: Observation) -> ActionChunk:
+        """The chunk, when it answers this observation."""
+        if (chunk.stamp_ns, chunk.step) != (observation.stamp_ns, observation.step):
+            raise PolicyError(f"the policy server at {self._address} answered another observation.")
+        return chunk

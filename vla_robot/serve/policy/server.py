@@ -1,0 +1,190 @@
+"""Serves one policy to many clients. `RemotePolicy` is the other side, `vla serve` the program.
+
+    request   hello {protocol}                                   answer   ok {protocol, session, name, embodiment, ...}
+              act {session, row, observation, key, budget_ms}             ok {chunk}
+              status {}                                                   ok {waiting, counts, batches, ...}
+                                                                    or    error {error: class name, message}
+
+An answer bears the number of its request, and answers may overtake each other: one batch holds what many clients ask.
+`row` tells apart what one client asks at once; of the same row, the newest request wins. `budget_ms` says how long the
+client will wait, from the arrival on, so that the clocks of two computers need not agree.
+
+One thread talks to the network and one runs the model. What a slow client does not fetch is dropped at its own
+connection, and costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import PolicyError, SessionError, TransportError, VlaError, in_words, unknown
+from vla_robot.serve.policy.batcher import Answer, Batcher, Request
+from vla_robot.transport.codec import (
+    Fields,
+    pack_action_chunk,
+    pack_embodiment,
+    pack_error,
+    unpack_observation,
+)
+from vla_robot.transport.limits import RateLimit
+from vla_robot.transport.sockets import ServerSocket
+from vla_robot.transport.wake import Wake
+from vla_robot.transport.wire import Buffer, Message, decode, encode
+
+POLICY_PROTOCOL = 1
+
+UNNUMBERED = 0
+"""Number of an answer to something that could not be read; requests begin at 1."""
+
+MAX_ROWS = 64
+"""Observations that one client may ask at once."""
+
+_LOG = logging.getLogger(__name__)
+
+REQUESTS_PER_S, BURST = 2000.0, 256
+"""Of one client: far above what a robot asks, far below what would keep the network's thread busy."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server tells about its policy.
+
+    Attributes:
+        name: for tables and reports.
+        embodiment: what it was trained to drive; None for a published checkpoint, which does not say.
+        max_batch: rows that one inference takes.
+    """
+
+    name: str
+    embodiment: Embodiment | None
+    max_batch: int
+
+
+class PolicyServer:
+    """Carries requests to a batcher and its answers back, in the thread that calls `serve`."""
+
+    def __init__(
+        self, served: Served, batcher: Batcher, socket: ServerSocket, wake: Wake, clock: Clock | None = None
+    ) -> None:
+        """
+        Args:
+            served: what the policy is.
+            batcher: answers; its `run` is the caller's to start and to end.
+            socket: bound with `wake`, and the caller's to close.
+            wake: rings when an answer is ready.
+            clock: the batcher's.
+        """
+        self._served = served
+        self._batcher = batcher
+        self._socket = socket
+        self._wake = wake
+        self._clock = clock or MonotonicClock()
+        self._limit = RateLimit(REQUESTS_PER_S, BURST, self._clock)
+        # A server that was started anew may hold another policy: its clients must look again.
+        self._session = secrets.token_hex(8)
+        self._outgoing: deque[tuple[bytes, int, Answer]] = deque()
+        self._handlers: dict[str, Callable[[Fields], dict[str, Any]]] = {"hello": self._hello, "status": self._status}
+
+    def serve(self, should_stop: Callable[[], bool]) -> None:
+        """Answer until `should_stop`, which is asked at least twenty times a second."""
+        while not should_stop():
+            received = self._socket.receive()
+            if received is not None:
+                peer, frames = received
+                answer = self._answer(peer, frames)
+                if answer is not None:
+                    self._socket.send(peer, answer)
+            self._send_answers()
+
+    def _answer(self, peer: bytes, frames: Sequence[Buffer]) -> list[Buffer] | None:
+        """What is known at once; None for what the model must answer."""
+        seq = UNNUMBERED
+        try:
+            request = decode(frames)
+            seq = request.seq
+            self._limit.admit(self._socket.user_of(peer) or peer.hex(), request.kind)
+            fields = Fields(request.body, request.kind)
+            if request.kind == "act":
+                self._submit(peer, seq, fields)
+                return None
+            if request.kind not in self._handlers:
+                raise TransportError(unknown("request", request.kind, ["act", *self._handlers]))
+            return encode(Message("ok", seq, self._handlers[request.kind](fields)))
+        except VlaError as error:
+            return encode(Message("error", seq, pack_error(error)))
+        except Exception as error:  # one odd request must not end the server for all robots
+            _LOG.exception("a request could not be answered")
+            return encode(Message("error", seq, pack_error(PolicyError(f"the server failed: {in_words(error)}."))))
+
+    def _submit(self, peer: bytes, seq: int, fields: Fields) -> None:
+        if fields.text("session") != self._session:
+            raise SessionError("the policy server was started anew in the midst of an episode.")
+        row, budget_ms, key = fields.integer("row"), fields.number("budget_ms"), fields.text("key")
+        if not 0 <= row < MAX_ROWS:
+            raise TransportError(f"row {row} is outside of 0 to {MAX_ROWS - 1}, what one client may ask at once.")
+        if not 0 < budget_ms <= 1e7:
+            raise TransportError(f"budget_ms {budget_ms:g} is no time to wait; send milliseconds, above 0.")
+        self._batcher.submit(
+            Request(
+                client=(peer, row),
+                observation=unpack_observation(fields.table("observation")),
+                answer=partial(self._answered, peer, seq),
+                statistics_key=key or None,
+                deadline_ns=self._clock.now_ns() + round(budget_ms * NS_PER_MS),
+            )
+        )
+
+    def _answered(self, peer: bytes, seq: int, answer: Answer) -> None:
+        """From any thread."""
+        self._outgoing.append((peer, seq, answer))
+        self._wake.ring()
+
+    def _send_answers(self) -> None:
+        while self._outgoing:
+            peer, seq, answer = self._outgoing.popleft()
+            self._socket.send(peer, _packed(seq, answer))
+
+    def _hello(self, fields: Fields) -> dict[str, Any]:
+        protocol = fields.integer("protocol")
+        if protocol != POLICY_PROTOCOL:
+            raise TransportError(
+                f"the client speaks protocol {protocol}, the policy server {POLICY_PROTOCOL}. Install the same version "
+                "of vla_robot on both sides."
+            )
+        embodiment = self._served.embodiment
+        return {
+            "protocol": POLICY_PROTOCOL,
+            "session": self._session,
+            "name": self._served.name,
+            "embodiment": {} if embodiment is None else pack_embodiment(embodiment),
+            "max_batch": self._served.max_batch,
+        }
+
+    def _status(self, _: Fields) -> dict[str, Any]:
+        return self._batcher.status()
+
+
+def answering(batcher: Batcher) -> threading.Thread:
+    """The thread that runs the model, started; `batcher.close` ends it."""
+    thread = threading.Thread(target=batcher.run, name="inference", daemon=True)
+    thread.start()
+    return thread
+
+
+def _packed(seq: int, answer: Answer) -> list[Buffer]:
+    """An answer that cannot travel becomes an error that can."""
+    if not isinstance(answer, VlaError):
+        try:
+            return encode(Message("ok", seq, {"chunk": pack_action_chunk(answer)}))
+        except TransportError as error:
+            answer = PolicyError(f"the policy's answer cannot be sent: {error}")
+    return encode(Message("error", seq, pack_error(answer)))

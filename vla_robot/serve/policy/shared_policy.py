@@ -1,0 +1,60 @@
+"""One policy in this process for several worlds: whatever observations are ready go through it as one batch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Self
+
+from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.ports import Policy
+from vla_robot.serve.policy.batcher import Batcher, Line
+
+ANSWER_TIMEOUT_S = 3600.0
+"""Nothing moves while a world waits, so an answer may take as long as a large model needs on a slow computer."""
+
+
+class SharedPolicy:
+    """Owns the thread in which the policy thinks; use it in a `with` block.
+
+    >>> with SharedPolicy(policy, max_batch=4) as shared:                                        # doctest: +SKIP
+    ...     policies = [shared.seat() for _ in worlds]
+    """
+
+    def __init__(self, policy: Policy, max_batch: int) -> None:
+        """
+        Args:
+            policy: remembers nothing of an observation that it has answered, as it sees those of all worlds.
+            max_batch: the most rows at once.
+        """
+        # No waiting for company: what comes in while the model computes is the next batch.
+        self._batcher = Batcher(lambda observations, _keys: policy.act(observations), Line(max_batch, max_wait_ns=0))
+        self._thread = threading.Thread(target=self._batcher.run, name="policy", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batcher.close()
+        self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Worlds whose observations are not taken into a batch yet."""
+        return self._batcher.status()["waiting"]
+
+    def seat(self) -> Policy:
+        """A policy for one world."""
+        return _Seat(self._batcher)
+
+
+class _Seat:
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+
+    def reset(self, seed: int) -> None:
+        """Nothing to forget: see `SharedPolicy`."""
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return [self._batcher.ask(o, timeout_s=ANSWER_TIMEOUT_S, client=self) for o in observations]

@@ -1,0 +1,224 @@
+"""Serves one world over a socket, to one client at a time. As a program: the child process of `spawn_world`.
+
+    request   hello {protocol}           answer   ok {protocol, embodiment, instruction}
+              reset {seed}                        ok {observation, returned_ns}
+              step {action}                       ok {result, returned_ns}
+              close {}                            ok {}
+                                         or       error {error: class name, message}
+
+An answer bears the number of its request. Numbers of one client only grow: a request that was replayed or came out of
+order is refused, and the world does not move. Whatever arrives, the server answers and stays; `close` makes it free for
+the next client.
+
+Simulated time moves only inside of reset and step, so a slow client changes nothing in a simulation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from vla_robot.core.clock import Clock, MonotonicClock
+from vla_robot.core.errors import TransportError, VlaError, WorldError, in_words, unknown
+from vla_robot.core.host.console import steady_output
+from vla_robot.core.ports import World
+from vla_robot.safety.limits import require_action
+from vla_robot.transport.codec import (
+    Fields,
+    pack_embodiment,
+    pack_error,
+    pack_observation,
+    pack_step_result,
+)
+from vla_robot.transport.sockets import ANY_PORT, ServerSocket
+from vla_robot.transport.wire import Buffer, Message, decode, encode
+
+PROTOCOL = 1
+"""Of requests and answers; the wire format below has a version of its own."""
+
+UNNUMBERED = 0
+"""Number of an answer to something that could not be read; requests begin at 1."""
+
+GRACE_S = 1.0
+"""How long the world has to close after its parent has gone."""
+
+EXIT_NOT_BUILT = 2
+
+_LOG = logging.getLogger(__name__)
+
+
+class WorldServer:
+    """Answers the requests of one client, in the thread that calls `serve`."""
+
+    def __init__(self, world: World, socket: ServerSocket, clock: Clock | None = None) -> None:
+        """
+        Args:
+            world: what is served; closing it is the caller's part.
+            socket: bound, and the caller's to close.
+            clock: the one that the world stamps with.
+        """
+        self._world = world
+        self._socket = socket
+        self._clock = clock or MonotonicClock()
+        self._owner: bytes | None = None
+        self._last_seq = UNNUMBERED
+        self._handlers: dict[str, Callable[[Fields], dict[str, Any]]] = {
+            "reset": self._reset,
+            "step": self._step,
+            "close": self._close,
+        }
+
+    def serve(self, should_stop: Callable[[], bool]) -> None:
+        """Answer until `should_stop`, which is asked at least twenty times a second between requests."""
+        while not should_stop():
+            received = self._socket.receive()
+            if received is not None:
+                peer, frames = received
+                self._socket.send(peer, self._answer(peer, frames))
+
+    def _answer(self, peer: bytes, frames: Sequence[Buffer]) -> list[Buffer]:
+        seq = UNNUMBERED
+        try:
+            request = decode(frames)
+            seq = request.seq
+            return encode(Message("ok", seq, self._handle(peer, request)))
+        except VlaError as error:
+            return encode(Message("error", seq, pack_error(error)))
+        except Exception as error:  # a bug in a world must reach the person who runs it, and not end the server
+            _LOG.exception("a request failed")
+            return encode(Message("error", seq, pack_error(WorldError(f"the world failed with {in_words(error)}."))))
+
+    def _handle(self, peer: bytes, request: Message) -> dict[str, Any]:
+        fields = Fields(request.body, request.kind)
+        if request.kind == "hello":
+            return self._hello(peer, request.seq, fields)
+        if peer != self._owner:
+            raise TransportError("this connection is not the one that the world obeys; say hello first.")
+        if request.kind not in self._handlers:
+            raise TransportError(unknown("request", request.kind, ["hello", *self._handlers]))
+        if request.seq <= self._last_seq:
+            raise TransportError(
+                f"request {request.seq} came after request {self._last_seq}: it is replayed or out of order, and was "
+                "refused. The world did not move."
+            )
+        self._last_seq = request.seq
+        return self._handlers[request.kind](fields)
+
+    def _hello(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+        protocol = fields.integer("protocol")
+        if protocol != PROTOCOL:
+            raise TransportError(
+                f"the client speaks protocol {protocol}, the world's server {PROTOCOL}. Install the same version of "
+                "vla_robot on both sides."
+            )
+        if self._owner not in (None, peer) and self._is_there(self._owner):
+            raise TransportError(
+                "the world has a client already, and obeys one at a time. Close that one, or start a second world."
+            )
+        self._owner, self._last_seq = peer, seq
+        return {
+            "protocol": PROTOCOL,
+            "embodiment": pack_embodiment(self._world.embodiment),
+            "instruction": self._world.instruction,
+        }
+
+    def _is_there(self, peer: bytes) -> bool:
+        """Whether a client's connection still stands. An answer that it never asked for finds out; it ignores that."""
+        return self._socket.send(peer, encode(Message("probe", UNNUMBERED, {})))
+
+    def _reset(self, fields: Fields) -> dict[str, Any]:
+        observation = self._world.reset(fields.integer("seed"))
+        return {"observation": pack_observation(observation), "returned_ns": self._clock.now_ns()}
+
+    def _step(self, fields: Fields) -> dict[str, Any]:
+        action = require_action(fields.array("action", np.float64, ndim=1), self._world.embodiment.action)
+        command_ns = self._clock.now_ns()
+        result = self._world.step(action)
+        stamped = replace(result, command_ns=result.command_ns or command_ns)
+        return {"result": pack_step_result(stamped), "returned_ns": self._clock.now_ns()}
+
+    def _close(self, _: Fields) -> dict[str, Any]:
+        self._owner = None
+        return {}
+
+
+def run_child(build: Callable[[], World]) -> int:
+    """Build a world and serve it until the parent process lets go; the exit status.
+
+    The first line on stdout is JSON: {"address"} when the world stands, or {"error", "message"} when it cannot. The
+    parent holds the other end of stdin and never writes: its end means that the parent closed it, or died.
+    """
+    announcements = _claim_stdout()
+    stop = threading.Event()
+    # The parent decides when Ctrl-C or a hang-up ends the world; the terminal sends them to both.
+    for each in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    threading.Thread(target=_watch_parent, args=(stop,), name="parent watch", daemon=True).start()
+    try:
+        world = build()
+    except VlaError as error:
+        _announce(announcements, pack_error(error))
+        return EXIT_NOT_BUILT
+    try:
+        with steady_output(waits=True), ServerSocket(ANY_PORT) as socket:  # a library's print must end no episode
+            _announce(announcements, {"address": socket.address})
+            WorldServer(world, socket).serve(stop.is_set)
+    finally:
+        world.close()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program: serve the world of one recipe."""
+    parser = argparse.ArgumentParser(prog="python -m vla_robot.serve.world.server", description=main.__doc__)
+    parser.add_argument("env", type=Path, help="recipe of the world")
+    parser.add_argument("--privileged", action="store_true", help="tell the simulator's truth")
+    arguments = parser.parse_args(argv)
+    return run_child(lambda: _build(arguments.env, arguments.privileged))
+
+
+def _build(env: Path, privileged: bool) -> World:
+    from vla_robot.recipe import read
+    from vla_robot.recipe.env import EnvRecipe
+    from vla_robot.world.kinds import build_world
+
+    return build_world(read(EnvRecipe, env), privileged)
+
+
+def _claim_stdout() -> TextIO:
+    """The parent's pipe for announcements only; whatever libraries print goes to stderr from here on."""
+    pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return pipe
+
+
+def _announce(pipe: TextIO, what: Mapping[str, str]) -> None:
+    with pipe:
+        pipe.write(json.dumps(what) + "\n")
+
+
+def _watch_parent(stop: threading.Event) -> None:
+    """Ask the server to stop when stdin ends, and end the process when it cannot: while a world is being built."""
+    stdin = 0  # sys.stdin would hold a lock that the interpreter wants at exit
+    while os.read(stdin, 4096):
+        pass
+    stop.set()
+    time.sleep(GRACE_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""A world in a process of its own, which ends when its user does, however that comes about.
+
+parent  --stdin, held open-->   child    its end tells the child that the parent let go, or died
+        <--one line of JSON--            address, or why the world could not be built
+        <--stderr, to a file--           shown only if the child dies unexpectedly
+        <====== ZeroMQ ======>
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import selectors
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
+
+from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.errors import WorldError
+from vla_robot.recipe import find
+from vla_robot.serve.world.client import RemoteWorld
+from vla_robot.transport.codec import Fields, unpack_error
+from vla_robot.transport.sockets import SLICE_S
+
+START_TIMEOUT_S = 180.0
+"""Importing a simulator and compiling its kernels for the first time takes a minute on a slow computer."""
+
+STOP_TIMEOUT_S = 1.4
+"""A child that has not ended by then is killed; it has GRACE_S of it to close its world."""
+
+TAIL_LINES = 8
+
+
+@contextlib.contextmanager
+def spawn_world(env: str | Path, privileged: bool = False) -> Iterator[RemoteWorld]:
+    """The world of a recipe in a process of its own, for the length of a `with` block.
+
+    Args:
+        env: name or path of the recipe.
+        privileged: give the simulator's truth in `Observation.privileged`, for scripted experts and labels.
+
+    Raises:
+        RecipeError: the recipe does not exist, or names something that does not.
+        WorldError: the world cannot be built, or its process died.
+    """
+    path = find("envs", env)
+    command = [sys.executable, "-P", "-m", "vla_robot.serve.world.server", str(path)]
+    with connected(command + ["--privileged"] * privileged) as world:
+        yield world
+
+
+@contextlib.contextmanager
+def connected(command: Sequence[str]) -> Iterator[RemoteWorld]:
+    """The world that a program serves which calls `run_child`, for the length of a `with` block."""
+    with (
+        WorldProcess(command) as process,
+        RemoteWorld(process.await_address(), check_peer=process.require_alive) as world,
+    ):
+        yield world
+
+
+class WorldProcess:
+    """The child process; leaving its `with` block ends it in less than two seconds."""
+
+    def __init__(self, command: Sequence[str], clock: Clock | None = None) -> None:
+        self._clock = clock or MonotonicClock()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            # Ctrl-C in a terminal goes to the whole group: the parent decides what it means for the world.
+            process_group=0,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def await_address(self, timeout_s: float = START_TIMEOUT_S) -> str:
+        """Where the world listens, once it has been built.
+
+        Raises:
+            VlaError: the one that building the world raised in the child.
+            WorldError: the child died, or took too long.
+        """
+        line = self._first_line(timeout_s)
+        if not line:
+            self._process.wait()
+            raise self._died("while it started")
+        announced: dict[str, Any] = json.loads(line)
+        fields = Fields(announced, "announcement")
+        if "error" in announced:
+            raise unpack_error(fields)
+        return fields.text("address")
+
+    def require_alive(self) -> None:
+        """Raise WorldError if the child has died."""
+        if self._process.poll() is not None:
+            raise self._died("unexpectedly")
+
+    def stop(self) -> None:
+        """End the child: politely, then by force. May be called twice."""
+        with contextlib.suppress(BrokenPipeError):
+            _pipe(self._process.stdin).close()
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except BaseException as error:
+            self._process.kill()
+            self._process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+        _pipe(self._process.stdout).close()
+        self._stderr.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _first_line(self, timeout_s: float) -> bytes:
+        """Of the child's stdout; empty when the child closed it. Waits in slices, so that Ctrl-C gets through."""
+        pipe = _pipe(self._process.stdout)
+        deadline_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
+        with selectors.DefaultSelector() as selector:
+            selector.register(pipe, selectors.EVENT_READ)
+            while self._clock.now_ns() < deadline_ns:
+                if selector.select(SLICE_S):
+                    return pipe.readline()
+        raise WorldError(f"the world was not ready within {timeout_s:g} s.{self._tail()}")
+
+    def _died(self, when: str) -> WorldError:
+        return WorldError(
+            f"the world's process died {when} ({_fate(self._process.returncode)}).{self._tail()} "
+            "`vla doctor` checks what a world needs."
+        )
+
+    def _tail(self) -> str:
+        """What the child last said on stderr."""
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return " It said last: " + " | ".join(line.strip() for line in lines[-TAIL_LINES:]) + "." if lines else ""
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None  # Popen was asked for it
+    return pipe
+
+
+def _fate(status: int) -> str:
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"

@@ -1,0 +1,177 @@
+"""A gamepad through Linux's joystick interface: no library, no display, over SSH when it is plugged in there.
+
+    /dev/input/js0    8 bytes an event:  u32 ms | s16 value | u8 type | u8 number      little endian
+
+The numbers differ from pad to pad; which axis and which button each one is, the kernel tells by two ioctls.
+
+Source: Linux, Documentation/input/joydev/joystick-api.rst, include/uapi/linux/joystick.h, input-event-codes.h.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import fcntl
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vla_robot.core.errors import HandError
+from vla_robot.teleop.sticks import Held, Pressed
+
+EVENT = struct.Struct("<IhBB")
+BUTTON_EVENT, AXIS_EVENT, INITIAL = 0x01, 0x02, 0x80
+FULL = 32767
+
+JSIOCGAXES, JSIOCGBUTTONS = 0x80016A11, 0x80016A12
+JSIOCGAXMAP, JSIOCGBTNMAP = 0x80406A32, 0x84006A34
+MAX_AXES, MAX_BUTTONS = 64, 512
+
+LEFT_X, LEFT_Y, LEFT_TRIGGER, RIGHT_X, RIGHT_Y, RIGHT_TRIGGER, HAT_X, HAT_Y = 0, 1, 2, 3, 4, 5, 16, 17
+SOUTH, EAST, NORTH, WEST, LEFT_SHOULDER, RIGHT_SHOULDER, SELECT, START = (
+    0x130,
+    0x131,
+    0x133,
+    0x134,
+    0x136,
+    0x137,
+    0x13A,
+    0x13B,
+)
+
+PRESSES: Mapping[int, Pressed] = {
+    SOUTH: "grip",
+    EAST: "discard",
+    NORTH: "success",
+    WEST: "success",
+    SELECT: "stop",
+    START: "start",
+}
+"""Drivers do not agree on which of the upper and the left button is NORTH: both mean the same, and neither forgets."""
+
+READ_EVENTS = 256
+UDEV_FIX = "`sudo usermod -aG input $USER` and log in again, or once only: `sudo chmod a+r {path}`"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which axis and button each number of the joystick interface is.
+
+    Attributes:
+        axes: code of each axis, by number.
+        buttons: code of each button, by number.
+    """
+
+    axes: Sequence[int]
+    buttons: Sequence[int]
+
+
+class Gamepad:
+    """A pad that is plugged in; implements Sticks."""
+
+    help = (
+        ("left stick", "x, y"),
+        ("right stick", "up, down, turn"),
+        ("shoulders", "roll"),
+        ("cross", "tilt"),
+        ("A", "gripper"),
+        ("start", "start"),
+        ("X Y", "success"),
+        ("back", "stop, keep"),
+        ("B", "discard"),
+    )
+
+    def __init__(self, fd: int, layout: Layout, path: str = "the gamepad") -> None:
+        """
+        Args:
+            fd: gives events; closed with this.
+            layout: of the pad.
+            path: named in messages.
+        """
+        self._fd: int | None = fd
+        os.set_blocking(fd, False)
+        self._layout = layout
+        self._path = path
+        self._left = b""
+        self._axes: dict[int, float] = {}
+        self._down: set[int] = set()
+
+    def read(self) -> Held:
+        fresh: set[int] = set()
+        for value, kind, number in self._events():
+            if kind & ~INITIAL == AXIS_EVENT and number < len(self._layout.axes):
+                self._axes[self._layout.axes[number]] = max(-1.0, value / FULL)
+            elif kind & ~INITIAL == BUTTON_EVENT and number < len(self._layout.buttons):
+                code = self._layout.buttons[number]
+                # What is down already when the pad is opened was not pressed for us.
+                fresh |= {code} if value and not kind & INITIAL else set()
+                self._down = self._down | {code} if value else self._down - {code}
+        return Held(self._hand(), frozenset(PRESSES[code] for code in fresh if code in PRESSES))
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _hand(self) -> tuple[float, ...]:
+        """Sticks point right and down; the hand's x is to the front and y to the left."""
+        axis = self._axes
+        roll = float(RIGHT_SHOULDER in self._down) - float(LEFT_SHOULDER in self._down)
+        sticks = [axis.get(code, 0.0) for code in (LEFT_Y, LEFT_X, RIGHT_Y, HAT_Y, RIGHT_X)]
+        x, y, z, tilt, turn = (-value if value else 0.0 for value in sticks)
+        return x, y, z, roll, tilt, turn
+
+    def _events(self) -> list[tuple[int, int, int]]:
+        if self._fd is None:
+            raise HandError(f"{self._path} was closed.")
+        data = self._left
+        with contextlib.suppress(BlockingIOError):
+            try:
+                while more := os.read(self._fd, READ_EVENTS * EVENT.size):
+                    data += more
+            except BlockingIOError:
+                raise
+            except OSError as error:
+                raise HandError(f"{self._path} is gone: {error.strerror}. Plug it in again.") from error
+        whole = len(data) // EVENT.size * EVENT.size
+        self._left = data[whole:]
+        return [(value, kind, number) for _, value, kind, number in EVENT.iter_unpack(data[:whole])]
+
+
+def open_gamepad(folder: Path = Path("/dev/input")) -> Gamepad:
+    """The first gamepad of this computer.
+
+    Raises:
+        HandError: there is none, or it may not be read.
+    """
+    found = sorted(folder.glob("js*"))
+    if not found:
+        raise HandError(
+            f"there is no gamepad: {folder} has no js0. Plug one in, or pair it; `sudo modprobe joydev` where the "
+            "kernel lacks the joystick interface. A page takes the gamepad of the computer it is opened on: "
+            "`--by browser`."
+        )
+    path = found[0]
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        fix = UDEV_FIX.format(path=path)
+        raise HandError(f"the gamepad {path} cannot be opened: {error.strerror}. {fix}.") from error
+    try:
+        return Gamepad(fd, _layout(fd), str(path))
+    except OSError as error:
+        os.close(fd)
+        raise HandError(f"{path} is no joystick: {error.strerror}.") from error
+
+
+def _layout(fd: int) -> Layout:
+    """Raises OSError when the kernel does not know this file as a joystick."""
+    axes, buttons = array.array("B", bytes(MAX_AXES)), array.array("H", bytes(2 * MAX_BUTTONS))
+    fcntl.ioctl(fd, JSIOCGAXMAP, axes)
+    fcntl.ioctl(fd, JSIOCGBTNMAP, buttons)
+    counts = [array.array("B", [0]), array.array("B", [0])]
+    for request, count in zip((JSIOCGAXES, JSIOCGBUTTONS), counts, strict=True):
+        fcntl.ioctl(fd, request, count)
+    return Layout(axes.tolist()[: counts[0][0]], buttons.tolist()[: counts[1][0]])

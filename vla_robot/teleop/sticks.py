@@ -1,0 +1,131 @@
+"""The arm driven by something that springs back to its middle: a gamepad's sticks, a SpaceMouse's cap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.messages import Observation
+from vla_robot.core.teleop import Button
+from vla_robot.core.teleop_device import action_of, is_closed, require_drivable
+from vla_robot.teleop.keys import FIRST_SPEED, FULL_SPEED, GRIP_S, SPEEDS
+from vla_robot.teleop.motion import Moved
+
+DEAD_ZONE = 0.12
+"""Of an axis' way: below it the middle is not exact."""
+
+LINGER_S = 0.3
+"""A stick that passes its middle is not let go of."""
+
+Pressed = Button | Literal["grip"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What such a device says.
+
+    Attributes:
+        axes: one for each axis of the hand, -1 to 1; x to the front of the arm's base, y to its left, z up.
+        pressed: buttons that went down since the last time.
+        opening: of the gripper, 0 closed to 1 open, where the device says so; None leaves it.
+    """
+
+    axes: tuple[float, ...]
+    pressed: frozenset[Pressed] = frozenset()
+    opening: float | None = None
+
+
+class Sticks(Protocol):
+    """Such a device."""
+
+    @property
+    def help(self) -> tuple[tuple[str, str], ...]:
+        """(what is moved or pressed, what it does)."""
+        ...
+
+    def read(self) -> Held:
+        """How it is held now; returns at once.
+
+        Raises:
+            HandError: it is gone.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of it. May be called twice."""
+        ...
+
+
+class StickMotion:
+    """The Motion port over sticks."""
+
+    def __init__(self, sticks: Sticks, embodiment: Embodiment) -> None:
+        """Raises ContractError when a hand cannot drive this arm."""
+        require_drivable(embodiment.action)
+        self._sticks = sticks
+        self._space = embodiment.action
+        self._linger = max(1, round(LINGER_S * embodiment.rate_hz))
+        self._grip_ticks = max(1, round(GRIP_S * embodiment.rate_hz))
+        self._speed = FIRST_SPEED
+        self._closed = False
+        self._goes_on = 0
+        self._let_go = False
+
+    @property
+    def help(self) -> tuple[tuple[str, str], ...]:
+        return (*self._sticks.help, ("1 … 9", "speed"), ("space", "gripper"))
+
+    @property
+    def standing(self) -> str:
+        return f"speed {self._speed} of {FULL_SPEED}, gripper {'closed' if self._closed else 'open'}"
+
+    def press(self, key: str) -> bool:
+        if key in SPEEDS:
+            self._speed = int(key)
+        elif key == "space":
+            self._toggle()
+        else:
+            return False
+        return True
+
+    def see(self, observation: Observation) -> None:
+        if observation.step == 0:
+            self._closed = False
+
+    def move(self) -> Moved:
+        held = self._sticks.read()
+        if "grip" in held.pressed or (held.opening is not None and self._closed != is_closed(held.opening)):
+            self._toggle()
+        buttons: frozenset[Button] = frozenset(b for b in held.pressed if b != "grip")
+        axes = [freed(axis) for axis in held.axes]
+        if any(axes) and not self._let_go:
+            self._goes_on = max(self._goes_on, self._linger)
+        elif not any(axes):
+            self._let_go = False
+        if not self._goes_on:
+            return Moved(None, buttons)
+        self._goes_on -= 1
+        shares = [0.0 if self._let_go else axis * self._speed / FULL_SPEED for axis in axes]
+        return Moved(action_of(self._space, shares, self._closed), buttons)
+
+    def rest(self) -> None:
+        """A stick that is held over counts again once it was in its middle."""
+        self._let_go, self._goes_on = True, 0
+
+    def wake(self) -> None: ...
+
+    def grip(self, opening: float) -> None:
+        self._closed = is_closed(opening)
+
+    def close(self) -> None:
+        self._sticks.close()
+
+    def _toggle(self) -> None:
+        self._closed, self._goes_on = not self._closed, self._grip_ticks
+
+
+def freed(axis: float) -> float:
+    """Without the dead zone: 0 in it, and from there on evenly up to 1."""
+    beyond = (min(abs(axis), 1.0) - DEAD_ZONE) / (1 - DEAD_ZONE)
+    return 0.0 if beyond <= 0 else beyond if axis > 0 else -beyond

@@ -1,0 +1,68 @@
+"""lerobot's teleoperators as motions: a leader arm by its scene, a device that tells motions by its axes."""
+
+from __future__ import annotations
+
+from vla_robot.core.clock import Clock
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.teleop_device import AXES, require_drivable
+from vla_robot.recipe.teleoperator import HandRecipe
+from vla_robot.teleop.leader import LeaderMotion
+from vla_robot.teleop.motion import Motion
+from vla_robot.teleop.sticks import Held, StickMotion
+from vla_robot.world.real.arm_model import ArmModel
+from vla_robot.world.real.lerobot_leader import Leader, LerobotTeleoperator, opening_of
+
+
+class ToldAxes:
+    """Sticks over a device that tells motions from -1 to 1."""
+
+    help = (("device", "moves the tool"),)
+
+    def __init__(self, device: LerobotTeleoperator) -> None:
+        """Raises RecipeError when the recipe names something that the device does not tell."""
+        recipe = device.recipe
+        for name in recipe.axes.values():
+            if name not in device.names:
+                raise RecipeError(unknown("value of the device", name, device.names, "See [axes]."))
+        self._device, self._recipe = device, recipe
+
+    def read(self) -> Held:
+        values = self._device.read()
+        axes = tuple(values[self._recipe.axes[axis]] if axis in self._recipe.axes else 0.0 for axis in AXES)
+        grip = values.get(self._recipe.gripper, self._recipe.gripper_keeps)
+        if grip is None or grip == self._recipe.gripper_keeps:
+            return Held(axes)
+        return Held(axes, opening=opening_of(grip, self._recipe))
+
+    def close(self) -> None:
+        self._device.close()
+
+
+def open_teleoperator(recipe: HandRecipe, embodiment: Embodiment, clock: Clock | None = None) -> Motion:
+    """Connect to the device of a recipe.
+
+    Args:
+        recipe: which one.
+        embodiment: of the arm that is driven.
+        clock: tells of pauses.
+
+    Raises:
+        RecipeError: the recipe names something that lerobot, the device or the scene lacks.
+        ContractError: a hand cannot drive this arm.
+        HandError: no such port, no permission, no answer, or not calibrated.
+        MissingDependencyError: the extra [arm] is not installed.
+    """
+    require_drivable(embodiment.action)
+    device = LerobotTeleoperator(recipe)
+    motion = _motion(device, recipe, embodiment, clock)
+    device.connect()
+    return motion
+
+
+def _motion(device: LerobotTeleoperator, recipe: HandRecipe, embodiment: Embodiment, clock: Clock | None) -> Motion:
+    if recipe.scene is None:
+        return StickMotion(ToldAxes(device), embodiment)
+    model = ArmModel(recipe.scene)
+    leader = Leader(device, model.names)
+    return LeaderMotion(leader, model, embodiment, scale=recipe.scale, turn_deg=recipe.turn_deg, clock=clock)

@@ -1,0 +1,189 @@
+"""The Teleop port in a terminal: its keys begin, end, keep and stop; what moves the tool is a Motion beside them.
+
+    terminal --keys--> buttons, instruction ---.
+                  '--> Motion: keys, sticks, a leader arm --> TeleopCommand
+
+It works over SSH and without a display. Every key is read when the loop asks, at its rate; no thread, nothing waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.teleop import Button, Driver, TeleopCommand
+from vla_robot.teleop.motion import Motion
+from vla_robot.teleop.panel import Panel, Status
+from vla_robot.teleop.terminal import Terminal
+
+BUTTONS: dict[str, Button] = {
+    "enter": "start",
+    "y": "success",
+    "f1": "success",
+    "n": "stop",
+    "f2": "stop",
+    "x": "discard",
+    "f3": "discard",
+    "r": "rerecord",
+    "f4": "rerecord",
+    "escape": "estop",
+    "t": "takeover",
+    "g": "giveback",
+}
+"""As on the page, and letters beside F1 to F4, as some terminals keep those to themselves."""
+
+HELP = (
+    ("any other key", "rest: nothing moves"),
+    ("enter", "start"),
+    ("y", "success"),
+    ("n", "end, keep"),
+    ("x", "discard"),
+    ("r", "again"),
+    ("i", "new instruction"),
+    ("esc", "E-STOP"),
+    ("ctrl-c", "end"),
+)
+SHARING_HELP = (("t", "take over"), ("g", "give back"))
+
+STALE_NS = 500 * NS_PER_MS
+"""Keys that were typed while nobody looked for this long, as during a reset, move nothing."""
+
+DRAW_EVERY_NS = NS_PER_S // 8
+SHOWN_KEYS = 8
+MAX_INSTRUCTION_CHARS = 200
+STOPPED = "stopped: nothing moves until you press enter"
+
+
+class TerminalTeleop:
+    """A person at a terminal."""
+
+    def __init__(
+        self,
+        motion: Motion,
+        instruction: str,
+        terminal: Terminal,
+        panel: Panel | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """
+        Args:
+            motion: what moves the tool; closed with this.
+            instruction: shown until another one is typed.
+            terminal: whose keys are read; closed with this.
+            panel: where the status is drawn; None where something else is drawn on that terminal.
+            clock: tells how old keys are.
+        """
+        self._motion = motion
+        self._instruction = instruction
+        self._terminal = terminal
+        self._panel = panel
+        self._clock = clock or MonotonicClock()
+        self._looked_ns: int | None = None
+        self._drawn_ns: int | None = None
+        self._drawn: Status | None = None
+        self._editing: str | None = None
+        self._typed: str | None = None
+        self._stopped = False
+        self._driver: Driver | None = None
+        self._keys: deque[str] = deque(maxlen=SHOWN_KEYS)
+        self._buttons: set[Button] = set()
+
+    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
+        """Draw where things stand, some times a second and when it changed; returns at once."""
+        self._motion.see(observation)
+        now_ns = self._clock.now_ns()
+        if self._panel is None or (self._drawn_ns is not None and now_ns - self._drawn_ns < DRAW_EVERY_NS):
+            return
+        status = self._status(observation, counters)
+        if status != self._drawn:  # a slow line is not for the same lines again
+            self._drawn_ns, self._drawn = now_ns, status
+            self._panel.draw(status)
+
+    def command(self) -> TeleopCommand:
+        """What was typed since the last time, and how the tool is to move.
+
+        Raises:
+            HandError: the terminal or the device is gone.
+        """
+        now_ns = self._clock.now_ns()
+        fresh = self._looked_ns is None or now_ns - self._looked_ns < STALE_NS
+        self._looked_ns = now_ns
+        for key in self._terminal.typed():
+            self._press(key, fresh)
+        moved = self._motion.move()
+        buttons, self._buttons = frozenset(self._buttons | moved.buttons), set()
+        typed, self._typed = self._typed, None
+        self._heed(buttons)
+        rests = self._stopped or self._editing is not None
+        return TeleopCommand(None if rests else moved.action, buttons, typed)
+
+    def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
+        """Who drives, where a policy does too; the person begins with the arm's own grip."""
+        if driver != self._driver:
+            self._motion.rest()
+        if driver == "person" != self._driver:
+            self._motion.wake()
+        self._driver = driver
+        if driver == "policy" and executed is not None:
+            self._motion.grip(float(executed[-1]))
+
+    def close(self) -> None:
+        """Put the terminal back as it was, and let go of the device. May be called twice."""
+        try:
+            self._motion.close()
+        finally:
+            try:
+                if self._panel is not None:
+                    self._panel.close()
+            finally:
+                self._terminal.close()
+
+    def _heed(self, buttons: frozenset[Button]) -> None:
+        """A stop holds until somebody starts; every start is from rest."""
+        if "estop" in buttons:
+            self._stopped = True
+        elif buttons & {"start", "takeover"}:
+            self._stopped = False
+        if buttons:
+            self._motion.rest()
+        if buttons & {"start", "takeover"}:
+            self._motion.wake()
+
+    def _press(self, key: str, fresh: bool) -> None:
+        self._keys.append(key)
+        if self._editing is not None:
+            self._edit(self._editing, key)
+        elif key in BUTTONS:
+            self._buttons.add(BUTTONS[key])
+        elif key == "i":
+            self._editing = ""
+            self._motion.rest()
+        elif not fresh or not self._motion.press(key):
+            self._motion.rest()
+
+    def _edit(self, text: str, key: str) -> None:
+        """One more key of an instruction; Escape forgets it, and still stops an arm that a policy moves meanwhile."""
+        if key == "escape" and self._driver == "policy":
+            self._buttons.add("estop")
+        if key in ("enter", "escape"):
+            self._editing = None
+            if key == "enter" and text.strip():
+                self._typed = self._instruction = text.strip()
+        elif key == "backspace":
+            self._editing = text[:-1]
+        elif key == "space" or len(key) == 1:
+            self._editing = (text + (" " if key == "space" else key))[:MAX_INSTRUCTION_CHARS]
+
+    def _status(self, observation: Observation, counters: Mapping[str, str]) -> Status:
+        driver = {} if self._driver is None else {"drives": "you" if self._driver == "person" else "the policy"}
+        return Status(
+            instruction=observation.instruction or self._instruction,
+            counters={**counters, **driver},
+            standing=self._motion.standing,
+            last_keys=tuple(self._keys),
+            editing=self._editing,
+            note=STOPPED if self._stopped else "",
+            help=(*self._motion.help, *HELP, *(SHARING_HELP if self._driver else ())),
+        )

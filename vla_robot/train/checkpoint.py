@@ -1,0 +1,209 @@
+"""Training checkpoints that a run resumes from exactly: weights that learn, optimiser moments, averaged weights, step.
+
+Everything random in training is a function of the seed and the step, so there is nothing else to keep. Tensors are
+stored whole, however many processes share them, as safetensors; nothing here is ever unpickled.
+
+    OUT/resume/state.safetensors    model.NAME  average.NAME  exp_avg.NAME  exp_avg_sq.NAME
+    OUT/resume/state.json           {"step": 1500, "fingerprint": "..."}
+    OUT/resume.old/                 the one before it, should the newest be damaged
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vla_robot.core.errors import CheckpointError, DataError
+from vla_robot.core.host import durable
+from vla_robot.core.host.durable import make_folder, rename, sync_tree
+from vla_robot.policy.openvla.network.config import read_json
+from vla_robot.policy.openvla.weights import write_json
+from vla_robot.train.parallel.fsdp import collected, local, put
+
+FOLDER = "resume"
+PREVIOUS = "resume.old"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def learning(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter, of those that learn."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+class Average:
+    """Exponential moving average of a model's weights, which act better than the last step's.
+
+    The decay warms up, so that the average does not remember the random start.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self.weights = {name: p.detach().clone() for name, p in learning(model).items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after `step`."""
+        decay = min(self._decay, (1 + step) / (10 + step))
+        for name, p in learning(model).items():
+            local(self.weights[name]).lerp_(local(p), 1 - decay)
+
+
+def tensors(model: nn.Module, average: Average, optimizer: torch.optim.AdamW, keep: bool = True) -> dict[str, Tensor]:
+    """All that a run must keep, whole. Where ranks share the model, every one of them must ask.
+
+    Args:
+        model: that learns.
+        average: of its weights.
+        optimizer: whose moments are kept.
+        keep: False at a rank that only takes part, and gets nothing.
+    """
+    return collected(_named(model, average, optimizer), keep)
+
+
+def _named(model: nn.Module, average: Average, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
+    for name, p in learning(model).items():
+        yield f"model.{name}", p.detach()
+        yield f"average.{name}", average.weights[name]
+        if p in optimizer.state:
+            yield from ((f"{moment}.{name}", optimizer.state[p][moment]) for moment in MOMENTS)
+
+
+def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) -> None:
+    """Write `OUT/resume`, which is on the disk when this returns; the one that was there stays as `OUT/resume.old`.
+
+    Raises:
+        DataError: it cannot be written, as on a full disk. What was there is untouched.
+    """
+    partial = out / f"{FOLDER}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing(f"the checkpoint of step {step}", out):
+            make_folder(partial)
+            save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial / "state.safetensors")
+            write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
+            sync_tree(partial)  # before the previous one gives up its name
+    except DataError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    with writing(f"the checkpoint of step {step}", out):
+        if (out / FOLDER).exists():
+            shutil.rmtree(out / PREVIOUS, ignore_errors=True)
+            rename(out / FOLDER, out / PREVIOUS)
+        rename(partial, out / FOLDER)
+
+
+@contextmanager
+def writing(what: str, out: Path) -> Generator[None]:
+    """`vla_robot.core.host.durable.writing` for a run, also around what safetensors writes.
+
+    Args:
+        what: is written.
+        out: folder of the run.
+
+    Raises:
+        DataError: the disk refuses; the last good checkpoint is named.
+    """
+    good = newest(out)
+    with durable.writing(what, f"{good[0].upper()}{good[1:]}."):
+        try:
+            yield
+        except SafetensorError as error:
+            raise _system_error(error) from error
+
+
+@contextmanager
+def replacing(folder: Path, out: Path) -> Generator[Path]:
+    """A folder of a run gets new content, all at once: it is on the disk, under its name, when the block ends.
+
+    Args:
+        folder: that is replaced; it need not exist.
+        out: folder of the run.
+
+    Yields:
+        Where the block makes the new folder, which is not there yet. A crash leaves it under this name.
+
+    Raises:
+        DataError: the disk refuses.
+    """
+    partial = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(partial, ignore_errors=True)
+    with writing(str(folder), out):
+        yield partial
+        sync_tree(partial)
+        shutil.rmtree(folder, ignore_errors=True)
+        rename(partial, folder)
+
+
+def _system_error(error: SafetensorError) -> OSError:
+    """The error of the system that safetensors quotes: 'I/O error: No space left on device (os error 28)'."""
+    found = re.search(r"(?:os error|code:) (\d+)", str(error))
+    number = int(found.group(1)) if found else 0
+    return OSError(number, os.strerror(number)) if number else OSError(str(error))
+
+
+def newest(out: Path) -> str:
+    """The last good checkpoint, in words."""
+    folder = out / FOLDER
+    return f"the last good checkpoint is {folder}" if folder.exists() else "no checkpoint was written yet"
+
+
+def exists(out: Path) -> bool:
+    """Whether there is something to resume."""
+    _restore_previous(out)
+    return (out / FOLDER / "state.json").is_file()
+
+
+@torch.no_grad()
+def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, fingerprint: str) -> int:
+    """Put a run back where it was.
+
+    Returns:
+        The number of steps done.
+
+    Raises:
+        CheckpointError: damaged, or made by another recipe or from other data.
+    """
+    folder = out / FOLDER
+    note = read_json(folder / "state.json")
+    if note.get("fingerprint") != fingerprint:
+        raise CheckpointError(
+            f"{folder} was made by another recipe or from other data. Choose another --out, or delete {out}."
+        )
+    try:
+        step = int(note["step"])
+        with safe_open(folder / "state.safetensors", framework="pt") as stored:
+            there = set(stored.keys())
+            for name, p in learning(model).items():
+                put(p, stored.get_tensor(f"model.{name}"))
+                put(average.weights[name], stored.get_tensor(f"average.{name}"))
+                if f"{MOMENTS[0]}.{name}" in there:
+                    read = {moment: stored.get_tensor(f"{moment}.{name}") for moment in MOMENTS}
+                    optimizer.state[p] = _moments(read, p, step)
+    except (SafetensorError, KeyError, RuntimeError, OSError, ValueError) as error:
+        before = out / PREVIOUS
+        then = f"go on from the one before, {before}" if before.exists() else "train from the start"
+        raise CheckpointError(f"{folder} is damaged ({error}); delete it to {then}.") from error
+    return step
+
+
+def _moments(stored: Mapping[str, Tensor], parameter: Tensor, step: int) -> dict[str, Tensor]:
+    moments = {moment: torch.zeros_like(parameter) for moment in stored}
+    for moment, tensor in stored.items():
+        put(moments[moment], tensor)
+    return {"step": torch.tensor(float(step), device=parameter.device)} | moments
+
+
+def _restore_previous(out: Path) -> None:
+    """A crash between the two renames leaves only the old checkpoint, under its other name; so does who deletes one."""
+    previous = out / PREVIOUS
+    if previous.exists() and not (out / FOLDER).exists():
+        rename(previous, out / FOLDER)

@@ -1,0 +1,97 @@
+"""Which numbers of a model learn: all, those of some of its parts, or small matrices beside frozen ones (LoRA).
+
+Source of LoRA's settings: OpenVLA's `vla-scripts/finetune.py`: rank 32, alpha 16, every linear layer but the head,
+Gaussian start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.weights import load_model
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.train.checkpoint import learning
+from vla_robot.train.parallel.fsdp import is_sharded
+
+PARTS = {
+    "vision": ("vision_backbone.",),
+    "projector": ("projector.", "proprio_projector."),
+    "decoder": ("language_model.",),
+}
+"""Part of the model -> how the names of its parameters begin."""
+
+HEAD = "language_model.lm_head"
+ADAPTER = "default"
+
+
+def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
+    """Let the parts that the recipe names learn, with matrices of low rank when it says so; the rest is frozen."""
+    prefixes = tuple(prefix for part in recipe.train for prefix in PARTS[part])
+    model.requires_grad_(False).train()
+    if recipe.lora_rank:
+        from peft import LoraConfig, inject_adapter_in_model  # only adapters need it, and its import takes time
+
+        torch.manual_seed(recipe.seed)
+        alpha = min(recipe.lora_rank, 16)
+        targets = [name for name, m in model.named_modules() if _is_target(name, m, prefixes)]
+        config = LoraConfig(
+            r=recipe.lora_rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian", lora_dropout=0.0
+        )
+        inject_adapter_in_model(config, model, ADAPTER)
+        return model
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+    return model
+
+
+@torch.no_grad()
+def merged(model: OpenVLA, start: Path, learned: Mapping[str, Tensor] | None = None) -> OpenVLA:
+    """The model as one without adapters, whole: itself, or the start's weights with what was learned put in.
+
+    Args:
+        model: what `adapt` made.
+        start: folder of the policy that it was before.
+        learned: its weights that learn, whole; those of the model itself, unless it is sharded.
+
+    Raises:
+        CheckpointError: the start policy is damaged.
+    """
+    learned = learned or dict(learning(model))
+    sharded = is_sharded(model.parameters())
+    if not sharded and not any("lora_" in name for name in learned):
+        return model
+    weight = next(iter(model.parameters()))
+    device = torch.device("cpu") if sharded else weight.device
+    plain = load_model(start, OpenVLAConfig.read(start), weight.dtype, device)
+    for name, tensor in learned.items():
+        before, adapter, _ = name.partition(f".lora_B.{ADAPTER}")
+        if adapter:
+            delta = tensor @ learned[f"{before}.lora_A.{ADAPTER}.weight"]
+            _linear(plain, before, start).weight.add_(delta * _scaling(model, before))
+        elif "lora_" not in name:
+            plain.get_parameter(name).copy_(tensor)
+    return plain
+
+
+def _linear(plain: OpenVLA, name: str, start: Path) -> nn.Linear:
+    linear = plain.get_submodule(name)
+    if not isinstance(linear, nn.Linear):
+        raise CheckpointError(f"'{name}' of {start} is no linear layer, and cannot take its adapter.")
+    return linear
+
+
+def _scaling(model: OpenVLA, name: str) -> float:
+    adapted: Any = model.get_submodule(name)
+    return adapted.scaling[ADAPTER]
+
+
+def _is_target(name: str, module: nn.Module, prefixes: tuple[str, ...]) -> bool:
+    return isinstance(module, nn.Linear) and name.startswith(prefixes) and name != HEAD

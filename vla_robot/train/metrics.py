@@ -1,0 +1,169 @@
+"""What is measured, line by line, and who else is told: TensorBoard and Weights & Biases, where a run asks for them.
+
+    OUT/metrics.jsonl    {"step": 50, "loss": 1.23, ...}
+    OUT/tensorboard/     the same lines for TensorBoard; written again from metrics.jsonl whenever the run goes on
+    OUT/wandb.json       {"id": "...", "step": 50}: which run of W&B this is, and the last line that it has
+
+A run that goes on forgets what it measured beyond its checkpoint, and measures it again, the same bit for bit. So that
+no point is there twice, TensorBoard's files are made anew, and W&B is told only steps that it does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from vla_robot.core.errors import MissingDependencyError
+from vla_robot.core.host.durable import append_line, write_whole
+from vla_robot.core.host.optional import installed, require
+from vla_robot.policy.openvla.network.config import read_json
+from vla_robot.policy.openvla.weights import write_json
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.train.checkpoint import writing
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+WANDB = "wandb.json"
+
+Line = Mapping[str, float]
+"""One measurement: "step" and what was measured after it."""
+
+
+class Tracker(Protocol):
+    """Somebody who is told every line."""
+
+    def tell(self, line: Line) -> None:
+        """One more measurement."""
+        ...
+
+    def close(self) -> None:
+        """No more will come."""
+        ...
+
+
+class Metrics:
+    """The lines of a run."""
+
+    def __init__(self, recipe: FinetuneRecipe, out: Path) -> None:
+        """
+        Args:
+            recipe: says who is told.
+            out: folder of the run.
+        """
+        self._recipe = recipe
+        self._out = out
+        self._trackers: list[Tracker] = []
+
+    def go_on_from(self, step: int) -> None:
+        """Forget what was measured later, and tell the trackers what is left."""
+        lines = self._forget_after(step)
+        if self._recipe.tensorboard:
+            self._trackers.append(_TensorBoard(self._out / TENSORBOARD, lines))
+        if self._recipe.wandb:
+            self._trackers.append(_WandB(self._recipe, self._out, lines))
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a line.
+
+        Raises:
+            DataError: the disk refuses.
+        """
+        line = {"step": step, **metrics}
+        path = self._out / METRICS
+        with writing(str(path), self._out):
+            append_line(path, json.dumps(line))
+        for tracker in self._trackers:
+            tracker.tell(line)
+
+    def close(self) -> None:
+        """Once the run ends or stops."""
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers.clear()
+
+    def _forget_after(self, step: int) -> list[dict[str, float]]:
+        """What was measured beyond the checkpoint is measured again; a killed run may leave half a line."""
+        path = self._out / METRICS
+        if not path.exists():
+            return []
+        texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = [json.loads(text) for text in texts if step and text.endswith("\n")]
+        kept = [line for line in lines if line["step"] <= step]
+        with writing(str(path), self._out):
+            write_whole(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        return kept
+
+
+def require_trackers(recipe: FinetuneRecipe) -> None:
+    """Told before hours of training.
+
+    Raises:
+        MissingDependencyError: a tracker that the recipe asks for is not installed.
+    """
+    if recipe.tensorboard:
+        require("tensorboard", "learn", "tensorboard = true")
+    if recipe.wandb and installed("wandb") is None:
+        raise MissingDependencyError(
+            f"wandb = \"{recipe.wandb}\" needs the package 'wandb', which is not installed and comes with no extra. "
+            "Install it with `pip install wandb` and log in with `wandb login`, or leave it out: metrics.jsonl and "
+            "--tensorboard hold the same numbers."
+        )
+
+
+class _TensorBoard:
+    """Event files, one curve a metric."""
+
+    def __init__(self, folder: Path, lines: Sequence[Line]) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # its import takes time
+
+        shutil.rmtree(folder, ignore_errors=True)
+        self._writer = SummaryWriter(str(folder))
+        for line in lines:
+            self.tell(line)
+
+    def tell(self, line: Line) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, int(line["step"]))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """A run of Weights & Biases; the same one when the training goes on."""
+
+    def __init__(self, recipe: FinetuneRecipe, out: Path, lines: Sequence[Line]) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self._path = out / WANDB
+        note = read_json(self._path) if self._path.exists() else {}
+        self._id = str(note.get("id") or uuid.uuid4().hex[:12])
+        self._step = int(note.get("step", -1))
+        self._run: Any = wandb.init(
+            project=recipe.wandb,
+            id=self._id,
+            name=out.name,
+            resume="allow",
+            dir=str(out),
+            config=json.loads(json.dumps(asdict(recipe), default=str)),
+        )
+        for line in lines:
+            self.tell(line)
+
+    def tell(self, line: Line) -> None:
+        step = int(line["step"])
+        if step <= self._step:
+            return
+        self._run.log({name: value for name, value in line.items() if name != "step"}, step=step)
+        self._step = step
+        write_json(self._path, {"id": self._id, "step": step})
+
+    def close(self) -> None:
+        self._run.finish()

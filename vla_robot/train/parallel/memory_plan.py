@@ -1,0 +1,162 @@
+"""What a run will need, said before it starts: counted from the model, and measured on one frame.
+
+weights        bytes of all parameters
+gradients      bytes of those that learn
+moments        two of AdamW for each number that learns
+average        one more, with `ema`
+activations    what autograd keeps of one frame, times the frames that go through at once; with `recompute` the inputs
+               of blocks and one block's own
+With `shard` each rank has its part of all but the activations, and for a moment one block's weights whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.train.checkpoint import learning
+from vla_robot.train.parallel.activation_checkpointing import blocks, recomputed
+
+PROMPT, ANSWER = 32, 8
+"""Tokens of the frame that is measured: an ordinary instruction and one action of seven numbers."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on the device that trains; frames that wait in main memory are not among them.
+
+    Attributes:
+        parts: name -> bytes.
+        available: of the device, before the model was loaded.
+        device: its name.
+    """
+
+    parts: dict[str, int]
+    available: int
+    device: str
+
+    @property
+    def needed(self) -> int:
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {_amount(size)}" for name, size in self.parts.items())
+        return f"needs about {_amount(self.needed)} ({parts}); {self.device} has {_amount(self.available)}"
+
+
+def plan_memory(
+    model: OpenVLA, recipe: FinetuneRecipe, device: torch.device | None = None, count: int = 1
+) -> MemoryPlan:
+    """For a model with `requires_grad` where it learns, before it is changed for `recompute` or sharded.
+
+    Args:
+        model: all of it, on its device, or in main memory where it will be sharded.
+        recipe: how it will be trained.
+        device: where it will be; by default where it is.
+        count: of ranks that will share it.
+    """
+    here = next(model.parameters()).device
+    learned = sum(p.nbytes for p in learning(model).values())
+    at_once = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
+    parts = {
+        "weights": sum(p.nbytes for p in model.parameters()) // count + (_largest_gathered(model) if count > 1 else 0),
+        "gradients": learned // count,
+        "moments": 2 * learned // count,
+        "average": learned // count,  # kept with ema = 0 too
+        "activations": at_once * _Kept.of_one_frame(model, recipe, here).bytes(recipe.recompute),
+    }
+    return MemoryPlan(parts, _available(device or here), _name(device or here))
+
+
+def _largest_gathered(model: OpenVLA) -> int:
+    """Bytes of what is whole for a moment where ranks share a model: one block, and what lies outside all blocks."""
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks(model)]
+    return max(sizes) + sum(p.nbytes for p in model.parameters()) - sum(sizes)
+
+
+class _Kept:
+    """What autograd keeps of one frame for the backward pass, each storage counted once."""
+
+    def __init__(self, model: OpenVLA) -> None:
+        self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self._block: int | None = None
+        self._owner: dict[int, int | None] = {}
+        self._tensors: dict[int, Tensor] = {}  # holding them keeps an address from being given to another
+        self._inputs: set[int] = set()
+
+    @classmethod
+    def of_one_frame(cls, model: OpenVLA, recipe: FinetuneRecipe, device: torch.device) -> _Kept:
+        kept = cls(model)
+        hooks = [hook for number, block in enumerate(recomputed(model)) for hook in kept._watch(number, block)]
+        counted = torch.autograd.graph.saved_tensors_hooks(kept._note, lambda tensor: tensor)
+        with counted, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
+            model(*_one_frame(model, recipe, device), recipe.bin_smoothing)
+        for hook in hooks:
+            hook.remove()
+        return kept
+
+    def bytes(self, recompute: bool) -> int:
+        """All of it; with `recompute` the inputs of blocks, what lies outside them, and the largest block's."""
+        by_block: dict[int | None, int] = defaultdict(int)
+        for address, tensor in self._tensors.items():
+            is_input = recompute and address in self._inputs
+            by_block[None if is_input else self._owner[address]] += tensor.untyped_storage().nbytes()
+        outside = by_block.pop(None, 0)
+        return outside + (max(by_block.values(), default=0) if recompute else sum(by_block.values()))
+
+    def _watch(self, number: int, block: nn.Module) -> Iterator[RemovableHandle]:
+        def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
+            self._block = number
+            if args[0].requires_grad:  # a block without a gradient below it is not run again
+                self._tensors[args[0].untyped_storage().data_ptr()] = args[0]
+                self._owner.setdefault(args[0].untyped_storage().data_ptr(), None)
+                self._inputs.add(args[0].untyped_storage().data_ptr())
+
+        def leave(*_: Any) -> None:
+            self._block = None
+
+        yield block.register_forward_pre_hook(enter)
+        yield block.register_forward_hook(leave)
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in self._weights:
+            self._tensors[address] = tensor
+            self._owner.setdefault(address, self._block)
+        return tensor
+
+
+def _one_frame(
+    model: OpenVLA, recipe: FinetuneRecipe, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    config = model.config
+    pixels = torch.zeros(1, config.num_images, 3 * len(config.timm_model_ids), config.image_size, config.image_size)
+    answer = (ANSWER - 1) * config.chunk + 1
+    ids = torch.full((1, PROMPT + answer), config.action_vocab_end - 1)
+    labels = ids.clone()
+    labels[:, :PROMPT] = IGNORE
+    state = None if config.proprio_dim is None else torch.zeros(1, config.proprio_dim, device=device)
+    return pixels.to(device), ids.to(device), labels.to(device), state
+
+
+def _available(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "this computer"
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,190 @@
+"""Where a run begins: a policy's folder, what it learns from, and how it knows both again when it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vla_robot.core.embodiment import Embodiment, misfits
+from vla_robot.core.errors import ContractError, DataError, RecipeError
+from vla_robot.data.formats.lerobot.demo_dataset import Demos, open_demos
+from vla_robot.data.formats.recognise import advise
+from vla_robot.data.pipeline.stats import dataset_statistics
+from vla_robot.policy.openvla.checkpoint import Checkpoint
+from vla_robot.policy.openvla.create import create
+from vla_robot.policy.openvla.network.config import OUR_BLOCK, read_json
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.openvla.weights import write_json
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.train.batches.data import DemoData, MixtureData, TrainingData, open_recipe_mixture
+from vla_robot.train.batches.questions import QuestionData
+from vla_robot.train.checkpoint import replacing
+from vla_robot.train.parallel.ddp import Ranks
+from vla_robot.train.trainer import OnProgress, Progress
+
+SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
+"""Fields that recipes did not always have, and what runs did without them: those go on."""
+
+NOT_LEARNED = ("recompute", "shard", "tensorboard", "wandb")
+"""Fields that change how a run computes or who is told, and not what is learned."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where a run begins.
+
+    Attributes:
+        start: folder of the policy before training.
+        key: the dataset whose statistics it uses.
+        policy: that policy, loaded.
+        data: what it learns from.
+        questions: what else.
+        drives_by: the dataset whose statistics the trained policy drives by; None where it learned from several.
+        notes: what a user should know of the datasets of a mixture, one line each.
+    """
+
+    start: Path
+    key: str
+    policy: OpenVLAPolicy
+    data: TrainingData
+    questions: QuestionData | None
+    drives_by: str | None
+    notes: tuple[str, ...] = ()
+
+
+def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
+    """A run's policy and data.
+
+    Raises:
+        DataError: the demonstrations or the questions cannot be read, or do not fit the policy.
+        RecipeError: the ranks cannot share a step's frames equally.
+    """
+    ranks.share(recipe.batch_size)  # refuses before frames are decoded
+    return (_from_mixture if recipe.mixture else _from_demos)(recipe, out, ranks, on_progress)
+
+
+def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
+    demos = _open(recipe)
+    start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
+    policy = load(start, statistics_key=recipe.dataset_name, trainable=True)
+    data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
+    name = recipe.dataset_name
+    return Prepared(start, name, policy, data, _questions(recipe, policy, ranks), drives_by=name)
+
+
+def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
+    def indexing(name: str, done: int, total: int) -> None:
+        on_progress(Progress(f"indexing {name}", done, total, {}))
+
+    folder = recipe.policy
+    assert folder is not None  # FinetuneRecipe requires it for a mixture
+    mixture = open_recipe_mixture(recipe, "train", indexing, recipe.chunk or Checkpoint.read(folder).config.chunk)
+    # The mixture's statistics take the place of those of the same name, as in the reference.
+    start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
+    key = next(iter(mixture.statistics))
+    policy = load(start, statistics_key=key, trainable=True)
+    data = MixtureData(recipe, mixture, policy, ranks, indexing)
+    only = key if len(mixture.statistics) == 1 else None
+    notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)
+    return Prepared(start, key, policy, data, _questions(recipe, policy, ranks), drives_by=only, notes=notes)
+
+
+def _questions(recipe: FinetuneRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> QuestionData | None:
+    return None if recipe.questions is None else QuestionData(recipe, recipe.questions, policy, ranks)
+
+
+def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
+    """`OUT/start`, written unless it is there; a crash leaves nothing that looks whole."""
+    start = out / "start"
+    if not (start / "config.json").is_file():
+        with replacing(start, out) as partial:
+            write(partial)
+    return start
+
+
+def _copy_policy(policy: Path, folder: Path, statistics: Mapping[str, Any], chunk: int | None) -> None:
+    """The policy's folder, with these statistics beside its own or in place of them, and its answers of this length."""
+    shutil.copytree(policy, folder)
+    write_json(folder / "dataset_statistics.json", {**Checkpoint.read(policy).config.norm_stats, **statistics})
+    _set_chunk(folder, chunk)
+
+
+def _set_chunk(folder: Path, chunk: int | None) -> None:
+    """Note in a policy's folder how many actions it says in an answer; None leaves it as it is."""
+    if chunk is not None:
+        config = read_json(folder / "config.json")
+        write_json(folder / "config.json", {**config, OUR_BLOCK: {**config.get(OUR_BLOCK, {}), "chunk": chunk}})
+
+
+def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
+    """A copy of the recipe's policy, or a new one of its architecture.
+
+    Statistics of a dataset that the policy already knows are kept: its weights mean those units. A new dataset's are
+    computed from all its transitions.
+    """
+    statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
+    if recipe.policy is None:
+        create(folder, recipe.architecture, demos.embodiment, statistics, demos.texts, recipe.seed)
+        _set_chunk(folder, recipe.chunk)
+        return
+    policy = Checkpoint.read(recipe.policy)
+    if policy.embodiment is None:
+        raise RecipeError(f"{recipe.policy} does not say what it drives (no embodiment.json).")
+    _require_fit(policy.embodiment, demos.embodiment, recipe)
+    new = {} if recipe.dataset_name in policy.config.norm_stats else statistics
+    _copy_policy(recipe.policy, folder, new, recipe.chunk)
+
+
+def _require_fit(wanted: Embodiment, recorded: Embodiment, recipe: FinetuneRecipe) -> None:
+    """Raise ContractError, with every field that differs and the commands that help, unless data fit the policy."""
+    problems = [text.rstrip(".") for text in misfits(wanted, recorded, "the data")]
+    if not problems:
+        return
+    data = ",".join(map(str, recipe.data))
+    cameras = ", ".join(camera.name for camera in wanted.cameras)
+    raise ContractError(
+        f"{data} was recorded with '{recorded.name}' and does not fit {recipe.policy}, which was made for "
+        f"'{wanted.name}': {'; '.join(problems)}. No conversion changes what an arm did: record again with "
+        f"`vla record --env ENV --out FOLDER`, ENV being a world of {wanted.rate_hz:g} Hz with the camera(s) {cameras} "
+        "(`vla list envs`); or train a new policy for this data, without --policy: "
+        f"`vla finetune --data {data} --out FOLDER`."
+    )
+
+
+def _open(recipe: FinetuneRecipe) -> Demos:
+    """The recipe's datasets; of one in another format, how to read it."""
+    try:
+        return open_demos(recipe.data)
+    except DataError as error:
+        for root in recipe.data:
+            if kind := _other_format(root):
+                raise DataError(
+                    f"{root} is {kind}, and data takes LeRobot datasets: `vla data convert {root} FOLDER --to lerobot` "
+                    "makes one, which then needs the meta/embodiment.json of a recording of the same arm, cameras and "
+                    f"units. Or train on it as it is: {advise(str(root))}"
+                ) from error
+        raise
+
+
+def _other_format(root: Path) -> str | None:
+    if root.is_dir() and (any(root.rglob("dataset_info.json")) or any(root.rglob("*.tfrecord*"))):
+        return "an RLDS dataset"
+    return "a robomimic file" if root.suffix in (".hdf5", ".h5") and root.is_file() else None
+
+
+def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:
+    """Changes when another recipe or other data would make a resumed run a different one."""
+    same = replace(recipe, description="", workers=0, device="auto", rollouts=None)  # none changes what is learned
+    facts = json.dumps(_said(same), default=str, sort_keys=True).encode()
+    asked = prepared.questions.fingerprint() if prepared.questions else b""
+    return hashlib.sha256(facts + prepared.data.fingerprint() + asked).hexdigest()[:16]
+
+
+def _said(recipe: FinetuneRecipe) -> dict[str, Any]:
+    fields = {name: value for name, value in asdict(recipe).items() if name not in NOT_LEARNED}
+    return {name: value for name, value in fields.items() if name not in SINCE or value != SINCE[name]}

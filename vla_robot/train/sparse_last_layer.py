@@ -1,0 +1,93 @@
+"""The decoder's last layer computes what the loss looks at, and nothing else.
+
+    sequence       [BOS][patches][state][instruction      ] | a0 a1 ... a6 [EOS]   padding
+    keys, values     *    *  *  *   *      *   *   *   *      *  *  ...  *   *        *
+    the rest         -    -  -  -   -      -   -   -   *      *  *  ...  *   -        -
+
+Of a row of a hundred tokens the loss reads eight, and what the last layer makes of the others goes nowhere. Positions
+from the first that is read to the last, over all rows of a batch, are computed; zeros stand for the others.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers.models.llama.modeling_llama import rotate_half
+
+from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
+
+
+def only_what_is_read(model: OpenVLA) -> None:
+    """Have a model's last layer do so whenever it is given labels; loss and gradients stay, but for rounding."""
+    layer: Any = model.language_model.model.layers[-1]
+    plain = layer.forward
+    read = _Read()
+    model.register_forward_pre_hook(read.enter)
+    model.register_forward_hook(read.leave, always_call=True)
+    layer.forward = partial(_forward, layer, plain, read)
+
+
+class _Read:
+    """Which positions of the text the loss of the batch in hand reads: its first, counted from the end, and how many.
+
+    Attributes:
+        before_end: from the first one to the end of the sequence, which is the end of the text; None without labels.
+        count: from the first to the last.
+    """
+
+    def __init__(self) -> None:
+        self.before_end: int | None = None
+        self.count = 0
+
+    def enter(self, _: nn.Module, args: tuple[Any, ...]) -> None:
+        labels: Tensor = args[2]  # (B, L)
+        columns = torch.nonzero((labels[:, 1:] != IGNORE).any(dim=0)).squeeze(1)  # a label is read one position earlier
+        if len(columns):
+            first, last = columns[[0, -1]].tolist()
+            self.before_end, self.count = labels.shape[1] - first, last - first + 1
+
+    def leave(self, *_: Any) -> None:
+        self.before_end = None
+
+
+def _forward(layer: Any, plain: Any, read: _Read, hidden: Tensor, **others: Any) -> Tensor:
+    """transformers' layer for some positions: (B, S, D) -> (B, S, D), zeros at the others."""
+    if read.before_end is None:
+        return plain(hidden, **others)
+    S = hidden.shape[1]
+    start = S - read.before_end
+    stop = start + read.count
+    x = hidden[:, start:stop]
+    x = x + _attend(layer.self_attn, layer.input_layernorm(hidden), start, stop, *others["position_embeddings"])
+    x = x + layer.mlp(layer.post_attention_layernorm(x))
+    return pad(x, (0, 0, start, S - stop))
+
+
+def _attend(attention: Any, normed: Tensor, start: int, stop: int, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, S, D) -> (B, stop - start, D): those positions look at themselves and all before them."""
+    B = len(normed)
+    q = _heads(attention.q_proj(normed[:, start:stop]), attention.head_dim)
+    k, v = (_heads(project(normed[:, :stop]), attention.head_dim) for project in (attention.k_proj, attention.v_proj))
+    q, k = _rotated(q, cos[:, start:stop], sin[:, start:stop]), _rotated(k, cos[:, :stop], sin[:, :stop])
+    positions = torch.arange(stop, device=normed.device)
+    visible = positions <= positions[start:, None]  # (K, stop)
+    dropout = attention.attention_dropout if attention.training else 0.0
+    is_grouped = attention.num_key_value_groups > 1
+    out = scaled_dot_product_attention(
+        q, k, v, attn_mask=visible, dropout_p=dropout, scale=attention.scaling, enable_gqa=is_grouped
+    )
+    return attention.o_proj(out.transpose(1, 2).reshape(B, stop - start, -1))
+
+
+def _heads(x: Tensor, head_dim: int) -> Tensor:
+    """(B, S, H * hd) -> (B, H, S, hd)."""
+    return x.view(*x.shape[:2], -1, head_dim).transpose(1, 2)
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """(B, H, S, hd), turned by (1, S, hd)."""
+    return x * cos[:, None] + rotate_half(x) * sin[:, None]

@@ -1,0 +1,301 @@
+"""One training run in memory: steps, measurements, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.network.model import OpenVLA, TrainingOutput
+from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.train import checkpoint
+from vla_robot.train.batches.data import TrainingData
+from vla_robot.train.batches.frames import Batch
+from vla_robot.train.batches.questions import QuestionData
+from vla_robot.train.checkpoint import Average, learning
+from vla_robot.train.metrics import Metrics
+from vla_robot.train.parallel.ddp import Ranks
+from vla_robot.train.parallel.fsdp import is_sharded, local, whole
+
+METRICS_EVERY = 50
+"""Steps between lines of metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        phase: "frames" while demonstrations are decoded, "indexing NAME" while a dataset's shards are read for the
+            first time, "steps" while the model learns.
+        done: frames or steps so far.
+        total: frames or steps in all.
+        metrics: newest numbers: loss, token_accuracy, l1, held_out_loss, question_accuracy, rollout_success, ...
+    """
+
+    phase: str
+    done: int
+    total: int
+    metrics: dict[str, float]
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of a step that go through the model at once.
+
+    Attributes:
+        batch: these rows.
+        share: of the mean over all rows of their kind.
+        weight: of their kind in the step's loss.
+        metrics: field of the output -> what it is called among the metrics.
+    """
+
+    batch: Batch
+    share: float
+    weight: float
+    metrics: Mapping[str, str]
+
+
+ROBOT = {"loss": "loss", "token_accuracy": "token_accuracy", "l1": "l1"}
+QUESTIONS = {"loss": "question_loss"}
+"""Metrics of a step by the kind of its rows."""
+
+
+class Run:
+    """One training run in memory."""
+
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        out: Path,
+        model: OpenVLA,
+        data: TrainingData,
+        ranks: Ranks,
+        questions: QuestionData | None = None,
+    ) -> None:
+        """
+        Args:
+            recipe: how.
+            out: folder of the run.
+            model: on its device, with `requires_grad` where it learns; this rank's part of it, if it is sharded.
+            data: what it learns from: this rank's share.
+            ranks: which of the processes that train it this is.
+            questions: what it learns besides, or is only asked.
+        """
+        self.recipe = recipe
+        self.out = out
+        self.model = model
+        self.average = Average(model, recipe.ema)
+        self.step = 0
+        self._data = data
+        self._questions = questions
+        self._ranks = ranks
+        self._rollouts: tuple[int, Callable[[Run], float | None]] | None = None
+        copied = ranks.count > 1 and not is_sharded(model.parameters())
+        self._parallel = DistributedDataParallel(model) if copied else None
+        self._device = next(model.parameters()).device
+        self._optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
+        self._metrics = Metrics(recipe, out)
+        self._fingerprint = ""
+
+    def resume(self, fingerprint: str) -> None:
+        """Go on from `OUT/resume` when it is there."""
+        self._fingerprint = fingerprint
+        if checkpoint.exists(self.out):
+            self.step = checkpoint.load(self.out, self.model, self.average, self._optimizer, fingerprint)
+        if self._ranks.first:
+            self._metrics.go_on_from(self.step)
+
+    def drives(self, every: int, measure: Callable[[Run], float | None]) -> None:
+        """Measure the success rate in closed loop before the first step, and then every so many."""
+        self._rollouts = every, measure
+
+    def train(self, on_progress: OnProgress, should_stop: Callable[[], bool]) -> dict[str, float]:
+        """All steps that are left; the last metrics."""
+        metrics = self._before_the_first_step()
+        while self.step < self.recipe.steps:
+            now = self.advance()
+            if self._due(self.recipe.evaluate_every):
+                now |= self.held_out()
+            now |= self._rolled_out()
+            if self._due(METRICS_EVERY) and self._ranks.first:
+                self._metrics.add(self.step, now)
+            metrics |= now
+            stop = self._ranks.any(should_stop(), self._device)
+            if stop or self._due(self.recipe.checkpoint_every):
+                self._save()
+            on_progress(Progress("steps", self.step, self.recipe.steps, metrics))
+            if stop:
+                break
+        return metrics
+
+    def close(self) -> None:
+        """No more steps will come."""
+        self._metrics.close()
+
+    def advance(self) -> dict[str, float]:
+        """One step; its metrics, over all ranks.
+
+        Raises:
+            CheckpointError: the loss is not finite.
+        """
+        outputs, norm = self._learn()
+        self.step += 1
+        return {"learning_rate": self._rate(), "gradient_norm": norm, **self._of_all_ranks(outputs)}
+
+    @torch.no_grad()
+    def held_out(self) -> dict[str, float]:
+        """Loss, token accuracy and L1 of the averaged weights on episodes that never train; share of right answers."""
+        outputs: list[dict[str, float]] = []
+        sizes: list[int] = []
+        answers: dict[str, float] = {}
+        with self.averaged():
+            if self._questions is not None:
+                answers["question_accuracy"] = self._questions.accuracy(self._says)
+            for batch in self._data.held_out():
+                outputs.append(_numbers(self._forward(batch)))
+                sizes.append(len(batch.pixels))
+        names = outputs[0] if outputs else ()
+        means = {f"held_out_{n}": float(np.average([o[n] for o in outputs], weights=sizes)) for n in names}
+        return means | answers
+
+    def averaged(self) -> _Swapped:
+        """A `with` block in which the model holds the averaged weights."""
+        return _Swapped(self.model, self.average if self.recipe.ema > 0 else None)
+
+    def _before_the_first_step(self) -> dict[str, float]:
+        """Where the policy starts; a world that cannot be built or does not fit is told before hours of training."""
+        metrics = {} if self.step > 0 else self._rolled_out()
+        if metrics and self._ranks.first:
+            self._metrics.add(self.step, metrics)
+        return metrics
+
+    def _save(self) -> None:
+        tensors = checkpoint.tensors(self.model, self.average, self._optimizer, self._ranks.first)
+        if self._ranks.first:
+            checkpoint.save(self.out, tensors, self.step, self._fingerprint)
+
+    def _rolled_out(self) -> dict[str, float]:
+        if self._rollouts is None or not self._due(self._rollouts[0]):
+            return {}
+        rate = self._rollouts[1](self)
+        return {} if rate is None else {"rollout_success": rate}
+
+    def _learn(self) -> tuple[dict[str, Tensor], float]:
+        rate = self._rate()
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        outputs = self._backward(self._parts())
+        limit = self.recipe.clip_norm or math.inf
+        norm = whole(torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit))
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.average.update(self.model, self.step)
+        return outputs, float(norm)
+
+    def _parts(self) -> list[_Part]:
+        """A step's rows, in parts where they are many: the robot's, then questions."""
+        r, robot = self.recipe, self._data.batch(self.step)
+        # Every row of a robot's has as many labels, so means of parts add up by their rows.
+        shares = [(part, len(part.pixels) / len(robot.pixels)) for part in robot.split(r.micro_batch)]
+        asked = self._questions.parts(self.step) if self._questions else []
+        weight = r.question_rows / r.batch_size
+        robots = [_Part(part, share, 1 - weight, ROBOT) for part, share in shares]
+        return robots + [_Part(part, share, weight, QUESTIONS) for part, share in asked]
+
+    def _backward(self, parts: Sequence[_Part]) -> dict[str, Tensor]:
+        """Gradients of a step; mean loss and metrics of each kind of rows."""
+        sums: dict[str, Tensor] = {}
+        for number, part in enumerate(parts):
+            with self._apart(number < len(parts) - 1):
+                output = self._forward(part.batch, self._parallel)
+                if not torch.isfinite(output.loss):
+                    raise CheckpointError(self._not_finite(output.loss))
+                (output.loss * (part.share * part.weight)).backward()
+            for field, name in part.metrics.items():
+                sums[name] = sums.get(name, 0.0) + getattr(output, field).detach() * part.share
+        return sums
+
+    def _apart(self, is_apart: bool) -> AbstractContextManager[None]:
+        """While gradients of a batch's parts add up, ranks need not exchange them; they do with the last part.
+
+        Ranks that share the model exchange them each time: the gradients of all of it would not fit.
+        """
+        return self._parallel.no_sync() if is_apart and self._parallel is not None else nullcontext()
+
+    def _forward(self, batch: Batch, parallel: DistributedDataParallel | None = None) -> TrainingOutput:
+        b = batch.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            return (parallel or self.model)(b.pixels, b.input_ids, b.labels, b.state, self.recipe.bin_smoothing)
+
+    def _says(self, batch: Batch) -> Tensor:
+        b = batch.to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
+            return self.model.says(b.pixels, b.input_ids, b.labels, b.state)
+
+    def _of_all_ranks(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        values = self._ranks.mean(torch.stack([value.float() for value in outputs.values()]))
+        return dict(zip(outputs, values.tolist(), strict=True))
+
+    def _not_finite(self, loss: Tensor) -> str:
+        return f"the loss is {loss.item()} at step {self.step}. Lower learning_rate; {checkpoint.newest(self.out)}."
+
+    def _rate(self) -> float:
+        """Linear warm-up, then a cosine down to `final_rate` of the peak."""
+        r = self.recipe
+        if self.step < r.warmup_steps:
+            return r.learning_rate * (self.step + 1) / r.warmup_steps
+        progress = (self.step - r.warmup_steps) / max(1, r.steps - r.warmup_steps)
+        return r.learning_rate * (r.final_rate + (1 - r.final_rate) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.recipe.steps
+
+
+class _Swapped:
+    """Exchanges a model's weights with its average, and back."""
+
+    def __init__(self, model: OpenVLA, average: Average | None) -> None:
+        self._model = model
+        self._average = average
+
+    def __enter__(self) -> None:
+        self._exchange()
+
+    def __exit__(self, *_: object) -> None:
+        self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        if self._average is None:
+            return
+        for name, p in learning(self._model).items():
+            now, average = local(p), local(self._average.weights[name])
+            kept = now.detach().clone()
+            now.copy_(average)
+            average.copy_(kept)
+
+
+def _groups(model: OpenVLA, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices, not biases, norms or positions."""
+    parameters = learning(model).values()
+    matrices = [p for p in parameters if p.ndim >= 2 and 1 not in p.shape]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in parameters if id(p) not in chosen]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def _numbers(output: TrainingOutput) -> dict[str, float]:
+    return {name: float(value.detach()) for name, value in vars(output).items()}

@@ -1,0 +1,74 @@
+"""Ticks <-> message bodies, and the protocol's version. The protocol stands in docs/bridge.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, cast, get_args
+
+import numpy as np
+
+from vla_robot.core.errors import TransportError, unknown
+from vla_robot.core.robot import Mode, Tick, TimeLimits
+from vla_robot.transport.codec import Fields, pack_observation, pack_step_result, unpack_step_result
+
+BRIDGE_PROTOCOL = 2
+"""Of requests and answers between a controller and a bridge; the wire format below has a version of its own."""
+
+
+def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> dict[str, Any]:
+    """
+    Args:
+        tick: what travels.
+        jpeg_quality: camera -> quality of the frames that travel as JPEG; the others stay exact.
+        returned_ns: now, on the clock that stamps the frames.
+    """
+    result = pack_step_result(tick.result)
+    if jpeg_quality:
+        result["observation"] = pack_observation(tick.result.observation, jpeg_quality)
+    return {
+        "result": result,
+        "mode": tick.mode,
+        "reason": tick.reason,
+        "settled": tick.settled,
+        "cause_ns": tick.cause_ns,
+        "cause_step": tick.cause_step,
+        "wanted": tick.wanted,
+        "late": tick.late,
+        "returned_ns": returned_ns,
+        **({"intervention": True} if tick.intervention else {}),
+    }
+
+
+def no_answer(address: str, kind: str, timeout_s: float) -> TransportError:
+    """For a request that got no answer. What that means for the arm is said as far as it is known."""
+    unknown_stop = "Whether the arm stopped is not known: use its own switch."
+    return TransportError(
+        f"the bridge at {address} did not answer '{kind}' within {timeout_s:g} s. "
+        + (unknown_stop if kind == "stop" else "Is `vla bridge` running there?")
+    )
+
+
+def pack_time_limits(limits: TimeLimits) -> dict[str, Any]:
+    return {name: float(value) for name, value in asdict(limits).items()}
+
+
+def unpack_time_limits(fields: Fields) -> TimeLimits:
+    return TimeLimits(*(fields.number(name) for name in ("max_age_s", "hold_after_s", "stop_after_s")))
+
+
+def unpack_tick(fields: Fields) -> Tick:
+    mode = fields.text("mode")
+    if mode not in get_args(Mode):
+        raise TransportError(unknown("mode", mode, get_args(Mode)))
+    return Tick(
+        result=unpack_step_result(fields.table("result")),
+        mode=cast(Mode, mode),
+        reason=fields.text("reason"),
+        settled=fields.integer("settled"),
+        cause_ns=fields.integer("cause_ns"),
+        late=fields.integer("late"),
+        cause_step=fields.integer("cause_step"),
+        wanted=fields.array_or_none("wanted", np.float64, ndim=1),
+        intervention="intervention" in fields.names() and fields.flag("intervention"),
+    )

@@ -1,0 +1,402 @@
+"""Watches a bridge for a page: a viewer that commands nothing, and may stop the arm where it is allowed to.
+
+    watching thread   --view, status, clock-->  bridge
+                      <------- tick ----------           --post--> Board --> pages
+    page's thread     --stop, over StopLine--->  bridge
+
+The bridge sends the newest tick only when the last one has arrived here, so that a slow viewer delays nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import TransportError, VlaError, in_words
+from vla_robot.core.robot import Tick
+from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, no_answer, unpack_tick
+from vla_robot.transport.clock_sync import ClockSample, ClockSync
+from vla_robot.transport.codec import Fields, unpack_embodiment, unpack_error
+from vla_robot.transport.keys import ClientSecurity
+from vla_robot.transport.sockets import ClientSocket
+from vla_robot.transport.wire import Message, decode, encode
+from vla_robot.web.latest_frame import Board
+
+CONNECT_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 3.0
+WARM_TIMEOUT_S = 0.3
+"""Without an answer over the open connection for this long, a stop is sent over a new one."""
+
+WARM_EVERY_S = 1.0
+"""How often the open connection is used, so that the bridge keeps it and its loss is noticed."""
+
+TRY_TIMEOUT_S = 0.5
+"""A stop that may have been lost is sent again after this long; twice stopped is stopped."""
+
+SLICE_S = 0.02
+VIEW_EVERY_S = 0.1
+ASK_EVERY_S = 0.25
+LOST_AFTER_S = 1.5
+"""Without a word from the bridge for this long, the page says that what it shows is old."""
+
+RATE_TICKS = 40
+"""The shown rate is the mean over so many ticks."""
+
+_LOG = logging.getLogger(__name__)
+
+type Listener = Callable[[Tick, Embodiment], None]
+
+
+class BridgeView:
+    """Attaches to a running bridge, and posts what it tells."""
+
+    def __init__(
+        self,
+        address: str,
+        board: Board,
+        *,
+        security: ClientSecurity | None = None,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        clock: Clock | None = None,
+        listener: Listener = lambda tick, embodiment: None,
+    ) -> None:
+        """
+        Args:
+            address: where a bridge listens.
+            board: gets every scene.
+            security: who we are, and whose key the bridge must own; None on this computer.
+            connect_timeout_s: how long the bridge may take to answer.
+            clock: dates what arrives.
+            listener: is told of every tick that arrives, in the watching thread.
+
+        Raises:
+            TransportError: nobody answers, or the bridge speaks another version.
+        """
+        self.address = address
+        self.ticks = 0
+        """That arrived so far."""
+        self._board = board
+        self._security = security
+        self._clock = clock or MonotonicClock()
+        self._listener = listener
+        self._over = threading.Event()
+        with ClientSocket(address, security) as socket:
+            self._take_about(_exchange(socket, Message("about", 0, {}), connect_timeout_s, self._clock, address))
+        self._stop_line = StopLine(address, security, self._clock)
+        self._link = _Link(self._clock.now_ns())
+        self._thread = threading.Thread(target=self._run, name="view", daemon=True)
+        self._thread.start()
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._instruction
+
+    def stop(self, reason: str) -> None:
+        """E-stop; latched at the bridge until its controller arms it.
+
+        Raises:
+            TransportError: the bridge did not say that it stopped: go to the arm's own button.
+        """
+        self._stop_line.stop(reason)
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._stop_line.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take_about(self, answer: Message) -> None:
+        fields = Fields(answer.body, "answer to about")
+        if (protocol := fields.integer("protocol")) != BRIDGE_PROTOCOL:
+            raise TransportError(
+                f"the bridge at {self.address} speaks protocol {protocol}, this side {BRIDGE_PROTOCOL}. Install the "
+                "same version of vla_robot on both sides."
+            )
+        self._embodiment = unpack_embodiment(fields.table("embodiment"))
+        self._instruction = fields.text("instruction")
+
+    def _run(self) -> None:
+        """Nothing that arrives ends this thread: the page would show an old picture, and not say so."""
+        with ClientSocket(self.address, self._security) as socket:
+            while not self._over.is_set():
+                try:
+                    self._turn(socket)
+                    self._stop_line.keep_warm()
+                except VlaError as error:
+                    self._tell_trouble(str(error))
+                except Exception as error:
+                    _LOG.exception("the view failed; it goes on")
+                    self._tell_trouble(f"the view failed: {in_words(error)}")
+
+    def _tell_trouble(self, trouble: str) -> None:
+        self._link.trouble = trouble
+        with contextlib.suppress(Exception):  # it may be what failed
+            self._post()
+        self._over.wait(ASK_EVERY_S)
+
+    def _turn(self, socket: ClientSocket) -> None:
+        """Ask what is due to be asked, and take one answer."""
+        now_ns = self._clock.now_ns()
+        for message in self._link.due(now_ns):
+            socket.send(encode(message))
+        frames = socket.receive(SLICE_S)
+        if frames is not None:
+            self._take(decode(frames))
+        elif self._link.newly_lost(now_ns):
+            self._post()
+
+    def _take(self, message: Message) -> None:
+        link, now_ns = self._link, self._clock.now_ns()
+        link.heard_ns, link.trouble = now_ns, ""
+        if message.kind == "error":
+            link.trouble = str(unpack_error(Fields(message.body, "answer to a viewer")))
+        elif message.kind == "tick":
+            self._take_tick(message, now_ns)
+        elif "mode" in message.body:
+            link.status = message.body
+            self._post()
+        elif "received_ns" in message.body:
+            link.take_stamps(Fields(message.body, "answer to clock"), message.seq, now_ns)
+        elif "embodiment" in message.body:
+            self._take_about(message)
+
+    def _take_tick(self, message: Message, now_ns: int) -> None:
+        fields = Fields(message.body, "tick")
+        tick = unpack_tick(fields.table("tick"))
+        self._embodiment.check(tick.result.observation)
+        self._link.take_tick(fields.integer("number"), fields.integer("episode"), tick, now_ns)
+        self.ticks += 1
+        self._listener(tick, self._embodiment)
+        self._post()
+
+    def _post(self) -> None:
+        link = self._link
+        facts, images = link.facts(self._clock.now_ns()), {}
+        if link.tick is not None:
+            images = link.tick.result.observation.images
+        self._board.post({**facts, "instruction": self._shown_instruction()}, images)
+
+    def _shown_instruction(self) -> str:
+        tick = self._link.tick
+        return self._instruction if tick is None else tick.result.observation.instruction
+
+
+class _Link:
+    """What is known of the bridge, and what is to be asked next."""
+
+    def __init__(self, now_ns: int) -> None:
+        self.heard_ns = now_ns
+        self.status: Mapping[str, Any] = {}
+        self.tick: Tick | None = None
+        self.trouble = ""
+        self._number = self._episode = self._seq = 0
+        self._view_ns = self._ask_ns = 0
+        self._asked_at: dict[int, int] = {}
+        self._sync = ClockSync()
+        self._arrivals_ns: deque[int] = deque(maxlen=RATE_TICKS)
+        self._lost = False
+
+    def due(self, now_ns: int) -> list[Message]:
+        """Requests to send now. After a silence, also who is there: it may be another robot by now."""
+        messages: list[Message] = []
+        if now_ns >= self._view_ns:
+            messages.append(self._message("view", {"seen": self._number}))
+            self._view_ns = now_ns + round(VIEW_EVERY_S * NS_PER_S)
+        if now_ns >= self._ask_ns:
+            messages += [self._message("status", {}), self._message("clock", {})]
+            self._asked_at = {messages[-1].seq: now_ns}
+            self._ask_ns = now_ns + round(ASK_EVERY_S * NS_PER_S)
+            messages += [self._message("about", {})] if self._lost else []
+        return messages
+
+    def take_tick(self, number: int, episode: int, tick: Tick, now_ns: int) -> None:
+        self._number, self._episode, self.tick = number, episode, tick
+        self._arrivals_ns.append(now_ns)
+        self._view_ns = now_ns  # say so at once: the next tick waits for it
+
+    def take_stamps(self, fields: Fields, seq: int, now_ns: int) -> None:
+        sent_ns = self._asked_at.pop(seq, None)
+        if sent_ns is not None:
+            stamps = fields.integer("received_ns"), fields.integer("answered_ns")
+            self._sync.add(ClockSample(sent_ns, *stamps, now_ns))
+
+    def newly_lost(self, now_ns: int) -> bool:
+        """Whether the page must be told that nobody answers any more; once a second, as it goes on."""
+        before, self._lost = self._lost, now_ns - self.heard_ns > LOST_AFTER_S * NS_PER_S
+        if self._lost and not before:
+            # It may be started anew, and count from 1 again.
+            self._number = 0
+        return self._lost and not before
+
+    def facts(self, now_ns: int) -> dict[str, Any]:
+        """One moment as plain data for the page."""
+        silent_s = (now_ns - self.heard_ns) / NS_PER_S
+        link = {"silent_s": silent_s if silent_s > LOST_AFTER_S else 0.0, "trouble": self.trouble}
+        return {
+            "link": link,
+            "mode": self.status.get("mode", "hold"),
+            "reason": self.status.get("reason", ""),
+            "counts": self.status.get("counts", {}),
+            "cuts": self.status.get("cuts", []),
+            "dry_run": self.status.get("dry_run", False),
+            "running": self.status.get("running", False),
+            "last_refusal": self.status.get("last_refusal", ""),
+            "log_failure": self.status.get("log_failure", ""),
+            "shown_hz": self._rate_hz(),
+            **({} if self.tick is None else self._of_tick(self.tick, now_ns)),
+        }
+
+    def _of_tick(self, tick: Tick, now_ns: int) -> dict[str, Any]:
+        result, observation = tick.result, tick.result.observation
+        told: dict[str, Any] = {
+            "tick": self._number,
+            "episode": self._episode,
+            "step": observation.step,
+            "state": observation.state,
+            "executed": result.executed,
+            "success": result.success,
+            "late": tick.late,
+            "clamps": [
+                {"dim": c.dim, "cause": c.cause, "wanted": c.wanted, "allowed": c.allowed} for c in result.clamps
+            ],
+            "capture_to_command_ms": (result.command_ns - tick.cause_ns) / NS_PER_MS if tick.cause_ns else None,
+            "picture_age_ms": self._age_ms(observation.stamp_ns, now_ns),
+        }
+        # The status is a moment older than a tick, unless the arm was stopped: that outlives the last tick.
+        if self.status.get("running") and self.status.get("mode") != "stopped":
+            told |= {"mode": tick.mode, "reason": tick.reason}
+        return told
+
+    def _age_ms(self, stamp_ns: int, now_ns: int) -> float | None:
+        with contextlib.suppress(TransportError):
+            return (now_ns + self._sync.offset(now_ns).offset_ns - stamp_ns) / NS_PER_MS
+        return None
+
+    def _rate_hz(self) -> float:
+        if len(self._arrivals_ns) < 2:
+            return 0.0
+        return (len(self._arrivals_ns) - 1) * NS_PER_S / max(self._arrivals_ns[-1] - self._arrivals_ns[0], 1)
+
+    def _message(self, kind: str, body: Mapping[str, Any]) -> Message:
+        self._seq += 1
+        return Message(kind, self._seq, body)
+
+
+def about(title: str, embodiment: Embodiment, **more: Any) -> dict[str, Any]:
+    """What a page is told once.
+
+    Args:
+        title: of the page.
+        embodiment: names and units of what is drawn.
+        more: anything else the page knows what to do with.
+    """
+    return {
+        "title": title,
+        "robot": embodiment.name,
+        "rate_hz": embodiment.rate_hz,
+        "cameras": [camera.name for camera in embodiment.cameras],
+        "state": [{"name": dim.name, "unit": dim.unit} for dim in embodiment.state],
+        "action": [{"name": dim.name, "unit": dim.unit} for dim in embodiment.action.dims],
+        **more,
+    }
+
+
+class StopLine:
+    """A connection to a bridge that is kept open for the e-stop, so that no flood of new ones delays it.
+
+    A stop that is not answered over it goes out once more over a new connection.
+    """
+
+    def __init__(self, address: str, security: ClientSecurity | None, clock: Clock) -> None:
+        """
+        Args:
+            address: of the bridge.
+            security: as for `ClientSocket`.
+            clock: times the answers.
+
+        Raises:
+            TransportError: the address is malformed, or off loopback without keys.
+        """
+        self._address, self._security, self._clock = address, security, clock
+        self._socket = ClientSocket(address, security)
+        self._seq = 0
+        self._used_ns = 0
+        self._lock = threading.Lock()
+
+    def stop(self, reason: str) -> None:
+        """
+        Raises:
+            TransportError: the bridge did not say that it stopped.
+        """
+        with self._lock:
+            try:
+                self._ask(reason, WARM_TIMEOUT_S)
+            except TransportError:
+                self._renew()
+                self._ask(reason, STOP_TIMEOUT_S)
+
+    def keep_warm(self) -> None:
+        """Use the connection, should it be due; returns at once. A connection that was refused is made anew."""
+        now_ns = self._clock.now_ns()
+        if now_ns - self._used_ns < WARM_EVERY_S * NS_PER_S or not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._used_ns = now_ns
+            self._seq += 1
+            self._socket.send(encode(Message("clock", self._seq, {})))
+            while self._socket.receive(0) is not None:
+                pass
+        except TransportError:
+            self._renew()
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        with self._lock:
+            self._socket.close()
+
+    def _ask(self, reason: str, timeout_s: float) -> None:
+        self._seq += 1
+        request = Message("stop", self._seq, {"reason": reason})
+        _exchange(self._socket, request, timeout_s, self._clock, self._address)
+
+    def _renew(self) -> None:
+        self._socket.close()
+        self._socket = ClientSocket(self._address, self._security)
+
+
+def _exchange(socket: ClientSocket, request: Message, timeout_s: float, clock: Clock, address: str) -> Message:
+    """One request, sent until it is answered; what it asks for must do no harm when it comes twice.
+
+    Raises:
+        VlaError: what the bridge reports, or TransportError when it does not answer.
+    """
+    end_ns, try_ns = clock.now_ns() + round(timeout_s * NS_PER_S), 0
+    while (now_ns := clock.now_ns()) < end_ns:
+        if now_ns >= try_ns:
+            try_ns = now_ns + round(TRY_TIMEOUT_S * NS_PER_S)
+            socket.send(encode(request))
+        if (frames := socket.receive(SLICE_S)) is None:
+            continue
+        answer = decode(frames)
+        if answer.seq != request.seq:
+            continue  # to an older request on the same connection
+        if answer.kind == "error":
+            raise unpack_error(Fields(answer.body, f"answer to {request.kind}"))
+        return answer
+    raise no_answer(address, request.kind, timeout_s)

@@ -1,0 +1,127 @@
+"""An arm's joints and lengths, read from MJCF: where its tool is, and which joints bring it somewhere else.
+
+What the file must name: body "base", the frame of poses; site "tool"; hinges between the two, which are the arm's
+joints. No physics is run and nothing is drawn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.messages import Vector
+from vla_robot.world.sim.render import start_mujoco
+from vla_robot.world.sim.workspace import reach_m
+
+RADIAN_M = 0.03
+"""An orientation that is off by a radian counts as much as a position that is off by this: where an arm of five joints
+cannot have both, the tool goes where it is sent, to a millimetre or two."""
+
+
+class ArmModel:
+    """Forward and inverse kinematics of one arm; poses are in its base frame."""
+
+    def __init__(self, scene: Path) -> None:
+        """
+        Args:
+            scene: MJCF file.
+
+        Raises:
+            RecipeError: it cannot be read, or does not name what is needed.
+        """
+        start_mujoco()
+        import mujoco
+
+        from vla_robot.world.real.tool_ik import ToolIk
+
+        self._mujoco = mujoco
+        self._model = model = _load(scene)
+        self._data = mujoco.MjData(model)
+        self._base, self._tool = _id(model, "body", "base", scene), _id(model, "site", "tool", scene)
+        joints = _chain(model, self._base, self._tool)
+        if not joints:
+            raise RecipeError(f"{scene}: no joint lies between body 'base' and site 'tool'.")
+        self.names = tuple(model.joint(j).name for j in joints)
+        self.low, self.high = model.jnt_range[joints, 0].copy(), model.jnt_range[joints, 1].copy()
+        self.reach_m = reach_m(model, self._base, self._tool)
+        self._qpos = model.jnt_qposadr[joints]
+        self._ik = ToolIk(model, self._tool, joints, radian_m=RADIAN_M)
+
+    def pose(self, joints: Vector) -> tuple[Vector, Vector]:
+        """Where the tool is.
+
+        Args:
+            joints: (J,) [rad].
+
+        Returns:
+            (3,) position [m] and (4,) unit quaternion, w first.
+        """
+        self._place(joints)
+        R_base = self._data.xmat[self._base].reshape(3, 3)
+        position = R_base.T @ (self._data.site_xpos[self._tool] - self._data.xpos[self._base])
+        quat = np.empty(4)
+        rotation = np.ascontiguousarray(R_base.T @ self._data.site_xmat[self._tool].reshape(3, 3))
+        self._mujoco.mju_mat2Quat(quat, rotation.reshape(9))
+        return position, quat
+
+    def rotation(self, joints: Vector) -> np.ndarray:
+        """(3, 3) orientation of the tool."""
+        self._place(joints)
+        R_base = self._data.xmat[self._base].reshape(3, 3)
+        return R_base.T @ self._data.site_xmat[self._tool].reshape(3, 3)
+
+    def solve(self, joints: Vector, position: Vector, quat: Vector) -> Vector:
+        """(J,) joints within their ranges that bring the tool as near to a pose as they can; position goes first.
+
+        Args:
+            joints: (J,) where the search begins [rad].
+            position: (3,) [m].
+            quat: (4,) unit quaternion, w first.
+        """
+        self._place(joints)
+        R_base = self._data.xmat[self._base].reshape(3, 3)
+        base = np.empty(4)
+        self._mujoco.mju_mat2Quat(base, np.ascontiguousarray(R_base).reshape(9))
+        in_world = np.empty(4)
+        self._mujoco.mju_mulQuat(in_world, base, quat)
+        return self._ik.solve(self._data.qpos, self._data.xpos[self._base] + R_base @ position, in_world)
+
+    def _place(self, joints: Vector) -> None:
+        self._data.qpos[self._qpos] = joints
+        self._mujoco.mj_kinematics(self._model, self._data)
+
+
+def _load(scene: Path):
+    import mujoco
+
+    if not scene.is_file():
+        raise RecipeError(f"the scene '{scene}' does not exist. Paths are relative to the recipe's folder.")
+    try:
+        return mujoco.MjModel.from_xml_path(str(scene))
+    except ValueError as error:
+        raise RecipeError(f"the scene '{scene}' is not valid MJCF: {error}.") from error
+
+
+def _id(model, kind: str, name: str, scene: Path) -> int:
+    import mujoco
+
+    kinds = {"body": (mujoco.mjtObj.mjOBJ_BODY, model.nbody), "site": (mujoco.mjtObj.mjOBJ_SITE, model.nsite)}
+    code, count = kinds[kind]
+    found = mujoco.mj_name2id(model, code, name)
+    if found < 0:
+        names = [mujoco.mj_id2name(model, code, i) or "" for i in range(count)]
+        raise RecipeError(f"{scene}: {unknown(kind, name, names)}")
+    return found
+
+
+def _chain(model, base: int, tool: int) -> list[int]:
+    """Ids of the joints from base to tool."""
+    joints: list[int] = []
+    body = int(model.site_bodyid[tool])
+    while body not in (base, 0):
+        first = int(model.body_jntadr[body])
+        joints = [*range(first, first + int(model.body_jntnum[body])), *joints]
+        body = int(model.body_parentid[body])
+    return joints

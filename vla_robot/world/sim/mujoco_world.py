@@ -1,0 +1,336 @@
+"""Scenes of our own as worlds: an MJCF file with an arm, its gripper and some objects.
+
+What the scene must name, and nothing else is assumed:
+
+    body "base"         the frame of actions and state
+    site "tool"         the point and frame that actions move; its z axis points out of the hand
+    actuator "gripper"  a position servo whose length is the opening [m] and whose control range is closed .. open
+    other actuators     position servos, one for each joint of the arm, between base and tool
+    keyframe "home"     where an episode begins, objects included
+
+A translation starts from where the tool is, as robosuite's controller does it, so that pushing against a table builds
+up nothing. A rotation starts from where the tool was told to be: an arm that lags a little behind would otherwise tilt
+more with every step in which it is only moved.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import mujoco
+import numpy as np
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.core.messages import Image, Observation, StepResult, Vector
+from vla_robot.core.seeds import require_seed
+from vla_robot.recipe.env import EnvRecipe, PlacementRecipe
+from vla_robot.world.real.tool_ik import ToolIk, quat_of, turned
+from vla_robot.world.sim.render import Renderer, choose_gl_backend
+from vla_robot.world.sim.sim_embodiment import axis_angle, check_action, embodiment_of
+from vla_robot.world.sim.success import TESTS, Placed
+from vla_robot.world.sim.workspace import reach_m
+
+GRIPPER = "gripper"
+SETTLE_S = 0.2
+"""Simulated time after a reset in which placed objects come to rest."""
+
+PLACEMENT_TRIES = 100
+"""Draws before objects that overlap are taken for a recipe whose areas are too small."""
+
+
+class MujocoWorld:
+    """One MJCF scene behind the World port."""
+
+    def __init__(self, recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> None:
+        """
+        Args:
+            recipe: of kind "mujoco".
+            privileged: give positions and orientations of everything that moves in `Observation.privileged`.
+            warm: draw a frame now: OpenGL takes a second to start, and may fail. Otherwise the first reset does.
+
+        Raises:
+            RecipeError: the scene cannot be read, or lacks something that it or the recipe must name.
+            WorldError: OpenGL cannot start.
+        """
+        choose_gl_backend()
+        self._recipe = recipe
+        self._privileged = privileged
+        self._model = _load(recipe)
+        self._data = mujoco.MjData(self._model)
+        self._rig = _find_rig(self._model, recipe)
+        self._ik = ToolIk(self._model, self._rig.tool, self._rig.joints)
+        self._objects = _free_bodies(self._model)
+        self._embodiment = embodiment_of(
+            recipe, recipe.arm.lower(), reach_m(self._model, self._rig.base, self._rig.tool)
+        )
+        self._renderer = Renderer(self._model, recipe.shadows)
+        self._open = True
+        self._step = self._held = 0
+        self._goal_quat = np.empty(4)
+        self._start: dict[str, Vector] = {}
+        self._begin(0)
+        if warm:
+            self._frames()
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._embodiment
+
+    @property
+    def instruction(self) -> str:
+        return self._recipe.instruction
+
+    def reset(self, seed: int) -> Observation:
+        """Begin an episode: the arm at home, the objects placed and at rest. Same seed, same state."""
+        self._require_open()
+        self._begin(require_seed(seed, largest=None))
+        return self._observe()
+
+    def _begin(self, seed: int) -> None:
+        mujoco.mj_resetDataKeyframe(self._model, self._data, self._rig.home)
+        self._place_objects(np.random.default_rng(seed))
+        self._advance(SETTLE_S)
+        self._goal_quat = quat_of(self._data.site_xmat[self._rig.tool])
+        self._start = {name: self._box(name)[0] for name in self._success_bodies()}
+        self._step = self._held = 0
+
+    def step(self, action: Vector) -> StepResult:
+        self._require_open()
+        values = check_action(action, self._embodiment.action)
+        command_ns = time.monotonic_ns()
+        self._command(values)
+        self._advance(1 / self._recipe.rate_hz)
+        self._step += 1
+        success = self._succeeds()
+        self._held = self._held + 1 if success else 0
+        return StepResult(
+            observation=self._observe(),
+            executed=values,
+            success=success,
+            terminated=self._held >= self._recipe.success_hold,
+            truncated=self._step >= self._recipe.horizon,
+            command_ns=command_ns,
+        )
+
+    def look(self) -> Observation:
+        self._require_open()
+        return self._observe()
+
+    def close(self) -> None:
+        self._open = False
+        self._renderer.close()
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise WorldError("this world was closed; build a new one.")
+
+    def _place_objects(self, rng: np.random.Generator) -> None:
+        """Draw each object's place, again while it would overlap one placed before it."""
+        taken: list[tuple[Vector, float]] = []
+        for placement in self._recipe.placements:
+            body = self._objects[placement.body]
+            radius = float(np.linalg.norm(self._box_in_body(placement.body)[1][:2]))
+            spot = _free_spot(placement, radius, taken, rng)
+            yaw = np.radians(rng.uniform(*placement.yaw_deg))
+            pose = self._data.qpos[body.qpos : body.qpos + 7]
+            pose[:2] = spot
+            pose[3:] = turned(pose[3:].copy(), np.array([0.0, 0.0, yaw]))
+            taken.append((spot, radius))
+
+    def _command(self, action: Vector) -> None:
+        """Set the servos' targets: metres, radians in the base frame and 1 = open."""
+        R_base = self._base_rotation()
+        position = self._data.site_xpos[self._rig.tool] + R_base @ action[:3]
+        self._goal_quat = turned(self._goal_quat, R_base @ action[3:6])
+        self._data.ctrl[self._rig.actuators] = self._ik.solve(self._data.qpos, position, self._goal_quat)
+        closed, opened = self._model.actuator_ctrlrange[self._rig.gripper]
+        self._data.ctrl[self._rig.gripper] = closed + action[-1] * (opened - closed)
+
+    def _advance(self, duration_s: float) -> None:
+        """Let simulated time pass, and leave everything that is derived from the state up to date with it."""
+        mujoco.mj_step(self._model, self._data, nstep=round(duration_s / self._model.opt.timestep))
+        mujoco.mj_forward(self._model, self._data)
+
+    def _succeeds(self) -> bool:
+        success = self._recipe.success
+        assert success is not None  # EnvRecipe refuses kind "mujoco" without it
+        other = success.other or success.body
+        return TESTS[success.test](self._placed(success.body), self._placed(other), success.threshold)
+
+    def _success_bodies(self) -> set[str]:
+        success = self._recipe.success
+        assert success is not None
+        return {success.body, success.other or success.body}
+
+    def _placed(self, name: str) -> Placed:
+        centre, half_size = self._box(name)
+        return Placed(centre, half_size, self._start[name])
+
+    def _box(self, name: str) -> tuple[Vector, Vector]:
+        """Centre and half edges of a body's bounding box along the world's axes, (3,) each [m]."""
+        centre, half_size = self._box_in_body(name)
+        body = self._data.body(name)
+        R = body.xmat.reshape(3, 3)
+        return body.xpos + R @ centre, np.abs(R) @ half_size
+
+    def _box_in_body(self, name: str) -> tuple[Vector, Vector]:
+        """The same in the body's own frame, which does not change."""
+        low, high = np.full(3, np.inf), np.full(3, -np.inf)
+        model, R = self._model, np.empty(9)
+        for geom in np.flatnonzero(model.geom_bodyid == model.body(name).id):
+            mujoco.mju_quat2Mat(R, model.geom_quat[geom])
+            aabb = model.geom_aabb[geom]
+            centre = model.geom_pos[geom] + R.reshape(3, 3) @ aabb[:3]
+            half_size = np.abs(R.reshape(3, 3)) @ aabb[3:]
+            low, high = np.minimum(low, centre - half_size), np.maximum(high, centre + half_size)
+        return (low + high) / 2, (high - low) / 2
+
+    def _observe(self) -> Observation:
+        stamp_ns = time.monotonic_ns()
+        state = self._state()
+        return Observation(
+            images=self._frames(),
+            state=state,
+            instruction=self._recipe.instruction,
+            stamp_ns=stamp_ns,
+            step=self._step,
+            privileged=self._truth(state) if self._privileged else {},
+        )
+
+    def _frames(self) -> dict[str, Image]:
+        return {camera.name: self._renderer.frame(self._data, camera) for camera in self._recipe.cameras}
+
+    def _state(self) -> Vector:
+        """Tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
+        R_base = self._base_rotation()
+        position = R_base.T @ (self._data.site_xpos[self._rig.tool] - self._data.xpos[self._rig.base])
+        rotation = R_base.T @ self._data.site_xmat[self._rig.tool].reshape(3, 3)
+        # Contacts are soft: fingers that are pressed together overlap by some micrometres.
+        opening = max(0.0, float(self._data.actuator_length[self._rig.gripper]))
+        return np.concatenate([position, axis_angle(rotation), [opening]])
+
+    def _base_rotation(self) -> np.ndarray:
+        return self._data.xmat[self._rig.base].reshape(3, 3)
+
+    def _truth(self, state: Vector) -> dict[str, Vector]:
+        """Tool pose, gripper width and pose of every free body, in the base frame; the keys that robosuite's have."""
+        truth = {"eef_pos": state[:3].copy(), "eef_rot": state[3:6].copy(), "gripper_width": state[6:7].copy()}
+        R_base, base = self._base_rotation(), self._data.xpos[self._rig.base]
+        for name, body in self._objects.items():
+            truth[f"{name}_pos"] = R_base.T @ (self._data.xpos[body.id] - base)
+            truth[f"{name}_mat"] = (R_base.T @ self._data.xmat[body.id].reshape(3, 3)).ravel()
+        return truth
+
+
+@dataclass(frozen=True)
+class _Rig:
+    """Ids in the model of what the world moves and reads.
+
+    Attributes:
+        base: body that is the base frame.
+        tool: site that actions move.
+        home: keyframe of the start.
+        gripper: actuator of the fingers.
+        actuators: actuators of the arm's joints.
+        joints: those joints, in the same order.
+    """
+
+    base: int
+    tool: int
+    home: int
+    gripper: int
+    actuators: list[int]
+    joints: list[int]
+
+
+@dataclass(frozen=True)
+class _FreeBody:
+    """A body that lies loose in the scene: its id, and where its pose begins in qpos."""
+
+    id: int
+    qpos: int
+
+
+def _load(recipe: EnvRecipe) -> mujoco.MjModel:
+    assert recipe.scene is not None  # EnvRecipe refuses kind "mujoco" without it
+    if not recipe.scene.is_file():
+        raise RecipeError(f"the scene '{recipe.scene}' does not exist. Paths are relative to the recipe's folder.")
+    try:
+        return mujoco.MjModel.from_xml_path(str(recipe.scene))
+    except ValueError as error:
+        raise RecipeError(f"the scene '{recipe.scene}' is not valid MJCF: {error}.") from error
+
+
+def _find_rig(model: mujoco.MjModel, recipe: EnvRecipe) -> _Rig:
+    """Everything that the scene and the recipe name.
+
+    Raises:
+        RecipeError: something is missing; all of it is listed at once.
+    """
+    kinds = mujoco.mjtObj
+    wanted = [("body", kinds.mjOBJ_BODY, "base"), ("site", kinds.mjOBJ_SITE, "tool")]
+    wanted += [("keyframe", kinds.mjOBJ_KEY, "home"), ("actuator", kinds.mjOBJ_ACTUATOR, GRIPPER)]
+    success = recipe.success
+    names = [success.body, success.other] if success else []
+    wanted += [("body", kinds.mjOBJ_BODY, name) for name in names if name is not None]
+    wanted += [("camera", kinds.mjOBJ_CAMERA, c.source) for c in recipe.cameras if c.source is not None]
+    problems = [
+        unknown(noun, name, _names(model, kind)) for noun, kind, name in wanted if name not in _names(model, kind)
+    ]
+    loose = _free_bodies(model)
+    problems += [unknown("body with a free joint", p.body, loose) for p in recipe.placements if p.body not in loose]
+    problems += _rate_problems(recipe.rate_hz, model.opt.timestep)
+    if problems:
+        raise RecipeError(f"{recipe.scene}: " + " ".join(problems))
+    actuators = [a for a in range(model.nu) if model.actuator(a).name != GRIPPER]
+    return _Rig(
+        base=model.body("base").id,
+        tool=model.site("tool").id,
+        home=model.key("home").id,
+        gripper=model.actuator(GRIPPER).id,
+        actuators=actuators,
+        joints=[int(model.actuator_trnid[a, 0]) for a in actuators],
+    )
+
+
+def _rate_problems(rate_hz: float, timestep_s: float) -> list[str]:
+    steps = 1 / (rate_hz * timestep_s)
+    if round(steps) >= 1 and abs(steps - round(steps)) < 1e-6:
+        return []
+    return [f"rate_hz {rate_hz:g} is not a whole number of the scene's physics steps of {timestep_s:g} s."]
+
+
+def _free_bodies(model: mujoco.MjModel) -> dict[str, _FreeBody]:
+    """Name -> body, for every body with a free joint."""
+    free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
+    bodies = [_FreeBody(int(model.jnt_bodyid[j]), int(model.jnt_qposadr[j])) for j in free]
+    return {model.body(body.id).name: body for body in bodies}
+
+
+def _names(model: mujoco.MjModel, kind: mujoco.mjtObj) -> list[str]:
+    counts = {
+        mujoco.mjtObj.mjOBJ_BODY: model.nbody,
+        mujoco.mjtObj.mjOBJ_SITE: model.nsite,
+        mujoco.mjtObj.mjOBJ_KEY: model.nkey,
+        mujoco.mjtObj.mjOBJ_ACTUATOR: model.nu,
+        mujoco.mjtObj.mjOBJ_CAMERA: model.ncam,
+    }
+    names = [mujoco.mj_id2name(model, kind, i) for i in range(counts[kind])]
+    return [name for name in names if name]
+
+
+def _free_spot(
+    placement: PlacementRecipe, radius: float, taken: list[tuple[Vector, float]], rng: np.random.Generator
+) -> Vector:
+    """(2,) place in the world frame [m] at which a round object of that radius overlaps none that lies there."""
+    low, high = np.transpose([placement.x, placement.y])
+    for _ in range(PLACEMENT_TRIES):
+        spot = rng.uniform(low, high)
+        if all(np.linalg.norm(spot - other) > radius + reach for other, reach in taken):
+            return spot
+    raise WorldError(
+        f"no free place for '{placement.body}' in x {low[0]:g} to {high[0]:g} m, y {low[1]:g} to {high[1]:g} m after "
+        f"{PLACEMENT_TRIES} draws. Make its area in the recipe larger."
+    )

@@ -1,0 +1,379 @@
+"""robosuite's single-arm tasks as worlds.
+
+Differences from robosuite that a user should know:
+- Actions are in metres and radians in the base frame and the gripper is 1 = open, 0 = closed. robosuite's own action
+  is a fraction of its controller's output range, and its gripper is -1 = open, +1 = closed.
+- Resets are soft (3 ms instead of 2.6 s) and repeatable: the same seed gives the same state, whatever ran before.
+- Images are upright; robosuite's own are upside down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import random
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.core.host.optional import require
+from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.seeds import require_seed
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
+from vla_robot.world.sim.sim_embodiment import MAX_OPENING_M, axis_angle, check_action, embodiment_of
+from vla_robot.world.sim.workspace import reach_m
+
+BUILD_SEED = 0
+"""robosuite draws object sizes while it builds the model; a fixed seed makes every process build the same one."""
+
+SETTLE_STEPS = 10
+"""Control steps after a reset with the gripper opening: ten take it from closed to open."""
+
+TASKS = ("Lift", "Stack", "NutAssembly", "NutAssemblySquare", "NutAssemblyRound", "PickPlace", "PickPlaceSingle",
+         "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Door", "ToolHang")  # fmt: skip
+"""robosuite's tasks for one arm with a gripper. Each is built by a test."""
+
+ARMS = ("Panda", "UR5e", "IIWA", "Kinova3")
+"""robosuite's arms on a fixed base whose gripper has two fingers. Each is built by a test."""
+
+MAX_PADS_M = 0.15
+"""Between the pads of a gripper with turning fingers; Robotiq's 140 opens to 0.125."""
+FAR_M = 1.0
+"""MuJoCo looks no further for the other pad."""
+
+OUR_TASKS = {"LiftColour": "vla_robot.world.sim.lift_colour", "LiftSome": "vla_robot.world.sim.lift_colour"}
+"""Tasks of ours for robosuite, and the module whose import registers them."""
+
+ACTION_DIM = 7
+"""Of an arm with a gripper: a translation, a rotation and the fingers."""
+SLIDE = 2
+"""mujoco.mjtJoint.mjJNT_SLIDE; mujoco is imported by `start_mujoco` only."""
+
+
+class RobosuiteWorld:
+    """One robosuite task behind the World port."""
+
+    def __init__(self, recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> None:
+        """
+        Args:
+            recipe: of kind "robosuite".
+            privileged: give the simulator's truth in `Observation.privileged`.
+            warm: draw a frame now: OpenGL takes a second to start, and may fail. Otherwise the first reset does.
+
+        Raises:
+            RecipeError: robosuite has no such task, arm or camera, or it does not fit an arm with a gripper.
+            WorldError: OpenGL cannot start.
+        """
+        self._recipe = recipe
+        self._privileged = privileged
+        self._env: Any = _make(recipe)
+        self._robot: Any = self._env.robots[0]
+        self._mujoco: Any = import_module("mujoco")
+        self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
+        self._check_cameras()
+        self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
+        self._pads = _pads(self._model, self._robot.gripper[self._arm])
+        opening_m = MAX_OPENING_M if self._pads is None else MAX_PADS_M
+        self._embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m(), opening_m)
+        self._scale = _controller_scale(self._robot)
+        self._instruction = recipe.instruction
+        self._step = 0
+        self._held = 0
+        self._open = True
+        self._begin(0)  # the first step compiles, which takes seconds: now and not in an episode
+        if warm:
+            self._observe()
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._embodiment
+
+    @property
+    def instruction(self) -> str:
+        """Of the present episode, where the task draws one."""
+        return self._instruction
+
+    def reset(self, seed: int) -> Observation:
+        """Begin an episode: place the objects, let them fall, open the gripper. Same seed, same state."""
+        self._require_open()
+        self._begin(require_seed(seed, largest=None))
+        return self._observe()
+
+    def _begin(self, seed: int) -> None:
+        if hasattr(self._env, "choose_target"):
+            self._instruction = self._recipe.instruction.format(target=self._env.choose_target(seed))
+        with _seeded(seed):
+            self._env.reset()
+        self._robot.gripper[self._arm].current_action = np.zeros(self._robot.gripper[self._arm].dof)
+        self._data.qacc_warmstart[:] = 0
+        still = np.zeros(len(self._embodiment.action))
+        still[-1] = 1.0
+        for _ in range(SETTLE_STEPS):
+            self._env.step(self._to_robosuite(still))
+        self._step = self._held = 0
+
+    def step(self, action: Vector) -> StepResult:
+        self._require_open()
+        values = check_action(action, self._embodiment.action)
+        command_ns = time.monotonic_ns()
+        self._env.step(self._to_robosuite(values))
+        self._step += 1
+        success = bool(self._env._check_success())
+        self._held = self._held + 1 if success else 0
+        return StepResult(
+            observation=self._observe(),
+            executed=values,
+            success=success,
+            terminated=self._held >= self._recipe.success_hold or self._failed(),
+            truncated=self._step >= self._recipe.horizon,
+            command_ns=command_ns,
+        )
+
+    def look(self) -> Observation:
+        self._require_open()
+        return self._observe()
+
+    def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._renderer.close()
+            self._env.close()
+
+    @property
+    def _arm(self) -> str:
+        return self._robot.arms[0]
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise WorldError("this world was closed; build a new one.")
+
+    def _check_cameras(self) -> None:
+        known = [self._model.cam(i).name for i in range(self._model.ncam)]
+        for camera in self._recipe.cameras:
+            if camera.source is not None and camera.source not in known:
+                raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
+
+    def _failed(self) -> bool:
+        """Whether something happened that cannot be undone."""
+        return hasattr(self._env, "failed") and self._env.failed()
+
+    def _to_robosuite(self, action: Vector) -> Vector:
+        """Metres, radians and 1 = open -> fractions of the controller's range and +1 = closed."""
+        gripper = 1.0 - 2.0 * action[-1]
+        return np.append(np.clip(action[:-1] / self._scale, -1, 1), gripper)
+
+    def _observe(self) -> Observation:
+        stamp_ns = time.monotonic_ns()
+        images = {c.name: self._renderer.frame(self._data, c) for c in self._recipe.cameras}
+        state = self._state()
+        return Observation(
+            images=images,
+            state=state,
+            instruction=self._instruction,
+            stamp_ns=stamp_ns,
+            step=self._step,
+            privileged=self._truth(state) if self._privileged else {},
+        )
+
+    def _state(self) -> Vector:
+        """Tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
+        position, rotation = self._tool_in_base()
+        return np.concatenate([position, axis_angle(rotation), [self._opening()]])
+
+    def _tool_in_base(self) -> tuple[Vector, np.ndarray]:
+        site = self._robot.eef_site_id[self._arm]
+        R_base = self._base_rotation()
+        position = R_base.T @ (self._data.site_xpos[site] - self._base_position())
+        return position, R_base.T @ self._data.site_xmat[site].reshape(3, 3)
+
+    def _opening(self) -> float:
+        """How far the fingers are apart [m]: the way of sliding ones, the gap between the pads of turning ones."""
+        if self._pads is None:
+            joints = self._robot._ref_gripper_joint_pos_indexes[self._arm]
+            return float(np.abs(self._data.qpos[joints]).sum())
+        # Contacts are soft: pads that are pressed together overlap by some micrometres.
+        return max(0.0, float(self._mujoco.mj_geomDistance(self._model, self._data, *self._pads, FAR_M, None)))
+
+    def _reach_m(self) -> float:
+        base = self._data.body(self._robot.robot_model.root_body).id
+        return reach_m(self._model, base, self._robot.eef_site_id[self._arm])
+
+    def _base_position(self) -> Vector:
+        return self._data.body(self._robot.robot_model.root_body).xpos
+
+    def _base_rotation(self) -> np.ndarray:
+        return self._data.body(self._robot.robot_model.root_body).xmat.reshape(3, 3)
+
+    def _truth(self, state: Vector) -> dict[str, Vector]:
+        """What scripted experts see: tool, every movable object and the goal, positions in the base frame [m]."""
+        truth = {"eef_pos": state[:3], "eef_rot": state[3:6], "gripper_width": state[6:7]}
+        R_base, base = self._base_rotation(), self._base_position()
+        for name, body in self._movable_bodies().items():
+            truth[f"{name}_pos"] = R_base.T @ (self._data.xpos[body] - base)
+            truth[f"{name}_mat"] = (R_base.T @ self._data.xmat[body].reshape(3, 3)).ravel()
+        for name, point in self._landmarks().items():
+            truth[name] = R_base.T @ (point - base)
+        for name, joint in self._mechanism().items():
+            truth[name] = self._data.qpos[joint : joint + 1].copy()
+        return truth
+
+    def _landmarks(self) -> dict[str, Vector]:
+        """Points that a task is about besides its objects' centres, world frame [m]."""
+        points: dict[str, Vector] = {}
+        if hasattr(self._env, "target_bin_placements"):
+            points |= {
+                f"{o.name}_goal_pos": goal
+                for o, goal in zip(self._env.objects, self._env.target_bin_placements, strict=True)
+            }
+        if hasattr(self._env, "door_handle_site_id"):
+            points["handle_pos"] = self._data.site_xpos[self._env.door_handle_site_id]
+        return points
+
+    def _mechanism(self) -> dict[str, int]:
+        """Name -> index in qpos of the joints that a task is about [rad]."""
+        names = {"hinge_angle": "hinge_qpos_addr", "latch_angle": "handle_qpos_addr"}
+        return {name: getattr(self._env, address) for name, address in names.items() if hasattr(self._env, address)}
+
+    def _movable_bodies(self) -> dict[str, int]:
+        """Object name -> body id, for every object of the task that has joints."""
+        objects = self._env.model.mujoco_objects
+        return {o.name: self._env.sim.model.body_name2id(o.root_body) for o in objects if o.joints}
+
+
+def _make(recipe: EnvRecipe) -> Any:
+    require("robosuite", "sim", "a robosuite world")
+    start_mujoco()
+    with _quiet():
+        import robosuite
+        from robosuite.controllers import load_composite_controller_config
+        from robosuite.robots import ROBOT_CLASS_MAPPING
+
+        if recipe.task in OUR_TASKS:
+            import_module(OUR_TASKS[recipe.task])
+        else:
+            _require_offered("task", str(recipe.task), TASKS, robosuite.ALL_ENVIRONMENTS, OUR_TASKS)
+        _require_offered("arm", recipe.arm, ARMS, ROBOT_CLASS_MAPPING)
+        config: Any = load_composite_controller_config(controller="BASIC")
+        limits = [recipe.max_step_m] * 3 + [recipe.max_step_rad] * 3
+        for part in config["body_parts"].values():
+            if part.get("type") == "OSC_POSE":
+                part |= {"output_max": limits, "output_min": [-limit for limit in limits]}
+        with _seeded(BUILD_SEED), _told_by_robosuite(recipe):
+            env = robosuite.make(
+                recipe.task,
+                robots=recipe.arm,
+                controller_configs=config,
+                has_renderer=False,
+                has_offscreen_renderer=False,
+                use_camera_obs=False,
+                control_freq=recipe.rate_hz,
+                ignore_done=True,
+                hard_reset=False,
+            )
+    _require_one_arm(recipe, env)
+    # robosuite updates some forty observables in every physics step; all that is needed is read from the simulator.
+    # The dictionary itself stays, because PickPlace switches its entries at every reset.
+    env._update_observables = lambda force=False: None
+    env._get_observations = lambda force_update=False: OrderedDict()
+    return env
+
+
+def _require_offered(
+    what: str, name: str, offered: Sequence[str], known: Iterable[str], more: Iterable[str] = ()
+) -> None:
+    """Raise RecipeError unless robosuite's task or arm is one that a test has built."""
+    if name in offered:
+        return
+    available = [*offered, *more]
+    if name in known:
+        raise RecipeError(
+            f"robosuite's {what} '{name}' is not supported: a world has one arm on a fixed base with a gripper of two "
+            f"fingers. Available: {', '.join(sorted(available))}."
+        )
+    raise RecipeError(unknown(f"robosuite {what}", name, available))
+
+
+@contextlib.contextmanager
+def _told_by_robosuite(recipe: EnvRecipe) -> Iterator[None]:
+    """Whatever robosuite raises while it builds, in one sentence."""
+    try:
+        yield
+    except Exception as error:  # assertions, MuJoCo's errors about a model, key errors: it has no errors of its own
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RecipeError(f"robosuite cannot build task '{recipe.task}' with arm '{recipe.arm}': {said}.") from error
+
+
+def _require_one_arm(recipe: EnvRecipe, env: Any) -> None:
+    """Raise RecipeError unless what was built takes this world's actions: six numbers for the tool, one for fingers."""
+    arms = [arm for robot in env.robots for arm in robot.arms]
+    if len(arms) == 1 and env.action_dim == ACTION_DIM:
+        return
+    env.close()
+    raise RecipeError(
+        f"robosuite's task '{recipe.task}' with arm '{recipe.arm}' has {len(arms)} arm(s) and takes {env.action_dim} "
+        f"numbers an action; a world has one arm with a gripper, which is {ACTION_DIM}."
+    )
+
+
+def _pads(model: Any, gripper: Any) -> tuple[int, int] | None:
+    """Ids of the geoms whose gap is the opening; None where the fingers slide, so that their way is."""
+    if all(model.joint(name).type[0] == SLIDE for name in gripper.joints):
+        return None
+    left, right = (model.geom(gripper.important_geoms[f"{side}_fingerpad"][0]).id for side in ("left", "right"))
+    return left, right
+
+
+def _controller_scale(robot: Any) -> Vector:
+    """(6,) largest step of the controller, [m] and [rad]."""
+    return np.asarray(robot.part_controllers[robot.arms[0]].output_max, dtype=np.float64)
+
+
+def _words(seed: int) -> int | list[int]:
+    """As numpy's global generator takes a seed: itself up to 32 bits, words of 32 bits of a larger one."""
+    if seed < 1 << 32:
+        return seed
+    return [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """robosuite 1.5.1 draws from the global generators of numpy and, where a task chooses among objects, of Python.
+
+    Both are seeded here and left as the caller had them.
+    """
+    words = _words(seed)
+    state, python_state = np.random.get_state(), random.getstate()
+    np.random.seed(words)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+        random.setstate(python_state)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """robosuite greets every import with warnings about private macros and packages that are not needed."""
+    logger = logging.getLogger("robosuite_logs")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
