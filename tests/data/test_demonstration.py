@@ -11,8 +11,8 @@ from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.data import demonstration
-from vla_robot.data.formats import png
 from vla_robot.data.demonstration import DemonstrationBuilder
+from vla_robot.data.formats import png
 
 SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
 TOY = Embodiment("toy", SPACE, (Dim("x", "m", -1, 1),), (CameraSpec("front", 8, 8),), rate_hz=10.0)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vla_robot.recipe.oxe import Cameras, SourceRecipe
 from vla_robot.data import doctor
 from vla_robot.data.doctor import Finding, Patient
 from vla_robot.data.formats.source import EncodedFrames, Episode, Field, require_fields
 from vla_robot.data.pipeline.steps import step_table
+from vla_robot.recipe.oxe import Cameras, SourceRecipe
 
 STEPS, EPISODES = 30, 6
 CAMERA, TEXT = "observation/image", "language_instruction"
@@ -24,6 +24,8 @@ class Recording:
     """A dataset in memory that a test may spoil."""
 
     name, location, metadata_fields, splits = "mine", "memory", {}, {"train": EPISODES}
+    left_out: Mapping[str, str] = {}
+    notes, skipped, num_skipped = (), (), 0
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)

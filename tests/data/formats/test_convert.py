@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats.convert import Converted, convert
 from vla_robot.data.demonstration import Demonstration
-from vla_robot.data.formats.lerobot.demo_dataset import open_demos
-from vla_robot.data.formats.lerobot.writer import LeRobotWriter
-from vla_robot.data.formats.lerobot.layout import read_json
-from vla_robot.data.formats.open import Source, open_source
 from vla_robot.data.formats.conversion_metadata import Options
+from vla_robot.data.formats.convert import Converted, convert
+from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+from vla_robot.data.formats.lerobot.layout import read_json
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
+from vla_robot.data.formats.open import Source, open_source
 from vla_robot.data.formats.rlds.features import Features, Leaf
 from vla_robot.data.formats.rlds.reader import RldsDataset
 from vla_robot.data.formats.rlds.writer import RldsWriter

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
-from vla_robot.recipe.oxe import Cameras, SourceRecipe
+from vla_robot.data.formats.conversion_metadata import Options
 from vla_robot.data.formats.convert import convert
 from vla_robot.data.formats.hdf5 import open_hdf5
-from vla_robot.data.pipeline.mixture import Member, notes_of, open_parts, open_table_of
 from vla_robot.data.formats.open import open_source
-from vla_robot.data.formats.conversion_metadata import Options
 from vla_robot.data.formats.recognise import explain_unknown, facts_at, recognise
+from vla_robot.data.pipeline.mixture import Member, notes_of, open_parts, open_table_of
+from vla_robot.recipe.oxe import Cameras, SourceRecipe
 
 ROBOMIMIC_ENV = {"env_name": "Lift", "type": 1, "env_version": "1.5.1", "env_kwargs": {"control_freq": 20}}
 RECIPE = SourceRecipe(

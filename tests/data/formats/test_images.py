@@ -13,8 +13,7 @@ import PIL.Image
 import pytest
 
 from vla_robot.core.errors import DataError, MissingDependencyError
-from vla_robot.data.formats import images
-from vla_robot.data.formats import png
+from vla_robot.data.formats import images, png
 from vla_robot.data.formats.bounds import MAX_PIXELS
 from vla_robot.data.formats.images import MAX_TIFF_ENTRIES, decode_image, image_format, picture_size, tiff_size
 from vla_robot.data.formats.lerobot.video import DepthImages

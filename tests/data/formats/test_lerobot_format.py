@@ -20,13 +20,21 @@ from hypothesis import strategies as st
 from vla_robot.core.embodiment import CameraSpec
 from vla_robot.core.errors import DataError
 from vla_robot.core.image import resize
-from vla_robot.data.formats.lerobot import writer as lerobot_format
-from vla_robot.data.formats.lerobot import tables as lerobot_tables
-from vla_robot.data.formats import png
 from vla_robot.data.demonstration import Corrections, Demonstration
+from vla_robot.data.formats import png
+from vla_robot.data.formats.lerobot import tables as lerobot_tables
+from vla_robot.data.formats.lerobot import writer as lerobot_format
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
+from vla_robot.data.formats.lerobot.layout import (
+    EMBODIMENT,
+    INFO,
+    RECORDING,
+    STATS,
+    file_number,
+    numbered_file,
+    position,
+)
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
-from vla_robot.data.formats.lerobot.layout import EMBODIMENT, INFO, RECORDING, STATS, file_number, numbered_file, position
 
 MakeDemo = Callable[..., Demonstration]
 

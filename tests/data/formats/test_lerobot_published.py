@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats.lerobot import video as lerobot_video
-from vla_robot.data.formats.convert import convert
 from vla_robot.data.demonstration import Demonstration
+from vla_robot.data.formats.conversion_metadata import Options
+from vla_robot.data.formats.convert import convert
+from vla_robot.data.formats.lerobot import video as lerobot_video
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
-from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.data.formats.lerobot.layout import EMBODIMENT, INFO, TASKS, write_json
 from vla_robot.data.formats.lerobot.source import open_lerobot
-from vla_robot.data.pipeline.mixture import open_parts
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.data.formats.open import open_source
-from vla_robot.data.formats.conversion_metadata import Options
 from vla_robot.data.formats.recognise import assumed_recipe, facts_of
+from vla_robot.data.pipeline.mixture import open_parts
 
 from ..conftest import EMBODIMENT as TOY
 from ..conftest import MakeDemo

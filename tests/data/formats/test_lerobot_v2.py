@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 from vla_robot.core.errors import DataError
+from vla_robot.data.formats.conversion_metadata import Options
 from vla_robot.data.formats.convert import convert
 from vla_robot.data.formats.lerobot.source import LeRobotSource
 from vla_robot.data.formats.lerobot.tables import LeRobotTables
 from vla_robot.data.formats.open import Source, open_source
-from vla_robot.data.formats.conversion_metadata import Options
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats.lerobot import video as lerobot_video
-from vla_robot.data.formats.convert import convert
 from vla_robot.data.demonstration import Demonstration
-from vla_robot.data.formats.hdf5 import Hdf5Dataset, open_hdf5
-from vla_robot.data.formats.lerobot.writer import LeRobotWriter
-from vla_robot.data.formats.lerobot.source import LeRobotSource, open_lerobot
-from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.conversion_metadata import Options
+from vla_robot.data.formats.convert import convert
+from vla_robot.data.formats.hdf5 import Hdf5Dataset, open_hdf5
+from vla_robot.data.formats.lerobot import video as lerobot_video
+from vla_robot.data.formats.lerobot.source import LeRobotSource, open_lerobot
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
+from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.png import decode
 from vla_robot.data.formats.rlds.reader import RldsDataset
 

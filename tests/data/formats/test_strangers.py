@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats import bounds
-from vla_robot.data.formats.lerobot import video as lerobot_video
-from vla_robot.data.formats.bounds import MAX_STEPS
 from vla_robot.data.demonstration import Demonstration
+from vla_robot.data.formats import bounds
+from vla_robot.data.formats.bounds import MAX_STEPS
 from vla_robot.data.formats.hdf5 import open_hdf5
-from vla_robot.data.formats.lerobot.writer import LeRobotWriter
+from vla_robot.data.formats.lerobot import video as lerobot_video
 from vla_robot.data.formats.lerobot.layout import read_table
 from vla_robot.data.formats.lerobot.source import open_lerobot
 from vla_robot.data.formats.lerobot.video import VideoFrames
+from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 
 from ..conftest import traced
 

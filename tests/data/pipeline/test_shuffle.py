@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla_robot.data.pipeline.shuffle import BLOCK, Mixing, shares_of, shuffled
 from vla_robot.recipe import read
 from vla_robot.recipe.oxe import MixtureRecipe
-from vla_robot.data.pipeline.shuffle import BLOCK, Mixing, shares_of, shuffled
 
 WEIGHTS = st.lists(st.floats(0.001, 10), min_size=1, max_size=12)
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from vla_robot.core.errors import DataError
-from vla_robot.recipe import parse, read
-from vla_robot.recipe.oxe import Columns, SourceRecipe
 from vla_robot.data.formats.source import Episode, Field
 from vla_robot.data.pipeline.standardise import fields_of, misfits, require_fit, standardise
+from vla_robot.recipe import parse, read
+from vla_robot.recipe.oxe import Columns, SourceRecipe
 
 GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "oxe" / "standardised.npz")
 DATASETS = sorted({key.partition("|")[0] for key in GOLDEN})

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla_robot.core.normalise import QuantileStats
-from vla_robot.data.pipeline.stats import count_pixels, dataset_statistics, describe, describe_finite, describe_pixels, merge
+from vla_robot.data.pipeline.stats import (
+    count_pixels,
+    dataset_statistics,
+    describe,
+    describe_finite,
+    describe_pixels,
+    merge,
+)
 
 VALUES = hnp.arrays(np.float64, st.tuples(st.integers(1, 20), st.just(3)), elements=st.floats(-10, 10))
 

@@ -23,16 +23,16 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from vla_robot.core.errors import DataError, RecipeError
-from vla_robot.recipe import available, read
-from vla_robot.recipe.oxe import MixtureRecipe, SourceRecipe
-from vla_robot.data.formats.convert import convert
-from vla_robot.data.pipeline.mixture import Choices, Dataset, member_at, members_of, open_dataset, open_mixture
-from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.conversion_metadata import Options
+from vla_robot.data.formats.convert import convert
+from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.recognise import advise, facts_of, recipe_line
 from vla_robot.data.formats.rlds.features import to_tree
 from vla_robot.data.formats.rlds.reader import RldsDataset, open_rlds
+from vla_robot.data.pipeline.mixture import Choices, Dataset, member_at, members_of, open_dataset, open_mixture
 from vla_robot.data.summary import contact_sheet, summarise
+from vla_robot.recipe import available, read
+from vla_robot.recipe.oxe import MixtureRecipe, SourceRecipe
 
 sys.path.append(str(Path(__file__).parents[3] / "tools"))
 tool: Any = importlib.import_module("publish_rlds")
