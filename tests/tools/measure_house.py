@@ -1,0 +1,223 @@
+"""Measures how the code is built: files and lines by room, folders, cycles, ports, functions.
+
+    python tests/tools/measure_house.py                 of this checkout
+    python tests/tools/measure_house.py 37a059b HEAD    of two commits, side by side
+
+A cycle is counted over all imports of modules of the package, those inside functions included; imports under
+TYPE_CHECKING are left out. Only what git tracks is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import io
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+PACKAGE = "vla_robot"
+MAX_FILES = 15
+PERCENTILES = (50, 90, 99, 100)
+
+Sources = dict[PurePosixPath, str]
+"""Path from the repository's root -> text."""
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function or method.
+
+    Attributes:
+        lines: from `def` to its end, without its docstring.
+        is_annotated: whether each of its arguments, and what it returns, has a type.
+    """
+
+    lines: int
+    is_annotated: bool
+
+
+def sources_of(commit: str) -> Sources:
+    """Every Python file of a commit."""
+    archive = subprocess.run(["git", "archive", commit], capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        paths = [member for member in files.getmembers() if member.isfile() and member.name.endswith(".py")]
+        return {PurePosixPath(m.name): _read(files, m) for m in paths}
+
+
+def _read(files: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    file = files.extractfile(member)
+    assert file is not None
+    return file.read().decode()
+
+
+def inside(sources: Sources, folder: str) -> Sources:
+    return {path: text for path, text in sources.items() if path.parts[0] == folder}
+
+
+def rooms(package: Sources) -> dict[str, tuple[int, int]]:
+    """Room -> its files and lines."""
+    files, lines = Counter[str](), Counter[str]()
+    for path, text in package.items():
+        room = path.parts[1] if len(path.parts) > 2 else "(top)"
+        files[room] += 1
+        lines[room] += text.count("\n")
+    return {room: (files[room], lines[room]) for room in sorted(files)}
+
+
+def full_folders(sources: Sources) -> dict[str, int]:
+    """Folders of more than MAX_FILES Python files, beside `__init__` and `conftest`."""
+    counts = Counter(str(path.parent) for path in sources if path.stem not in ("__init__", "conftest"))
+    return {folder: count for folder, count in counts.most_common() if count > MAX_FILES}
+
+
+def functions(package: Sources) -> list[Function]:
+    return [
+        _function(node)
+        for text in package.values()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def _function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Function:
+    assert node.end_lineno is not None
+    lines = node.end_lineno - node.lineno + 1
+    if ast.get_docstring(node) is not None:
+        told = node.body[0]
+        assert told.end_lineno is not None
+        lines -= told.end_lineno - told.lineno + 1
+    named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+    typed = all(each.annotation is not None or each.arg in ("self", "cls") for each in named)
+    return Function(lines, typed and node.returns is not None)
+
+
+def ports(package: Sources) -> Counter[str]:
+    """File -> how many Protocols it defines whose name begins without an underscore."""
+    return Counter(
+        str(path)
+        for path, text in package.items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and _is_protocol(node)
+    )
+
+
+def _is_protocol(node: ast.ClassDef) -> bool:
+    names = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
+    return any(isinstance(name, ast.Name) and name.id == "Protocol" for name in names)
+
+
+def cycles(package: Sources) -> list[list[str]]:
+    """Groups of modules that import each other, by whatever way round."""
+    modules = {_module(path): (path, text) for path, text in package.items()}
+    graph = {name: set(_imports(name, path, text, modules)) for name, (path, text) in modules.items()}
+    return sorted(group for group in _components(graph) if len(group) > 1)
+
+
+def _module(path: PurePosixPath) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def _imports(module: str, path: PurePosixPath, text: str, known: object) -> Iterator[str]:
+    assert isinstance(known, dict)
+    package = module if path.stem == "__init__" else module.rpartition(".")[0]
+    for node in _reached(ast.parse(text)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            inner = [f"{base}.{alias.name}" for alias in node.names]
+            names = [name if name in known else base for name in inner]
+        yield from (name for name in names if name in known and name != module)
+
+
+def _reached(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _reached(node)
+
+
+def _components(graph: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Strongly connected components, as Tarjan finds them."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    path: list[str] = []
+
+    def visit(name: str) -> Iterator[list[str]]:
+        number[name] = low[name] = len(number)
+        path.append(name)
+        for other in sorted(graph[name]):
+            if other not in number:
+                yield from visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in path:
+                low[name] = min(low[name], number[other])
+        if low[name] == number[name]:
+            start = path.index(name)
+            yield sorted(path[start:])
+            del path[start:]
+
+    for name in sorted(graph):
+        if name not in number:
+            yield from visit(name)
+
+
+def measures(commit: str) -> dict[str, str]:
+    """What is measured -> its value at a commit."""
+    sources = sources_of(commit)
+    package, tests = inside(sources, PACKAGE), inside(sources, "tests")
+    made = functions(package)
+    lengths = np.array([each.lines for each in made])
+    files = np.array([text.count("\n") for text in package.values()])
+    full = full_folders(package) | full_folders(tests)
+    groups = cycles(package)
+    found = {
+        f"{PACKAGE}: files, lines": f"{len(package)}, {sum(files)}",
+        "tests: files, lines": f"{len(tests)}, {sum(text.count(chr(10)) for text in tests.values())}",
+        "benchmarks outside of the package: lines": str(_lines(inside(sources, "benchmarks"))),
+        f"folders of more than {MAX_FILES} files": ", ".join(f"{f} {n}" for f, n in full.items()) or "none",
+        "cycles, lazy imports counted": "; ".join(", ".join(group) for group in groups) or "none",
+        "files with ports": ", ".join(f"{path.removeprefix(PACKAGE + '/')} {n}" for path, n in ports(package).items()),
+        f"lines of a function, {_named()}": _percentiles(lengths),
+        f"lines of a file, {_named()}": _percentiles(files),
+        "functions, of them annotated": f"{len(made)}, {np.mean([each.is_annotated for each in made]):.1%}",
+    }
+    return found | {f"room {room}: files, lines": f"{n}, {lines}" for room, (n, lines) in rooms(package).items()}
+
+
+def _lines(sources: Sources) -> int:
+    return sum(text.count("\n") for text in sources.values())
+
+
+def _named() -> str:
+    return " / ".join("largest" if p == 100 else f"p{p}" for p in PERCENTILES)
+
+
+def _percentiles(values: np.ndarray) -> str:
+    return " / ".join(str(int(value)) for value in np.percentile(values, PERCENTILES, method="inverted_cdf"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commits", nargs="*", default=["HEAD"], help="HEAD by default")
+    commits = parser.parse_args().commits
+    columns = [measures(commit) for commit in commits]
+    print("| |" + "|".join(commits) + "|")
+    print("|---|" + "---|" * len(commits))
+    for name in dict.fromkeys(name for column in columns for name in column):
+        print(f"| {name} | " + " | ".join(column.get(name, "-") for column in columns) + " |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
