@@ -20,7 +20,7 @@ import pytest
 from vla_robot.cli.main import main
 from vla_robot.cli.record.teleop_devices import is_hands, open_hands
 from vla_robot.core.clock import NS_PER_S, FakeClock
-from vla_robot.core.errors import HandError, RecipeError
+from vla_robot.core.errors import RecipeError, TeleopError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.ports import World
 from vla_robot.core.teleop import TeleopCommand
@@ -28,11 +28,11 @@ from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.recipe.teleoperator import HandRecipe
+from vla_robot.recipe.teleoperator import TeleoperatorRecipe
 from vla_robot.record.controlled_robot import WaitingWorld
 from vla_robot.record.teleop_session import Session
 from vla_robot.teleop.leader import LeaderMotion
-from vla_robot.teleop.motion import Motion
+from vla_robot.teleop.motion import TeleopDevice
 from vla_robot.teleop.teleoperator import open_teleoperator
 from vla_robot.teleop.terminal import Terminal
 from vla_robot.teleop.terminal_teleop import TerminalTeleop
@@ -49,21 +49,21 @@ BEGIN, LEAD, END = 2, 30, 45
 WAY_DEG = {1: 18.0, 2: 25.0, 3: -15.0, 4: -10.0, 5: 20.0, 6: -40.0}
 """How far each joint of the leader is led."""
 
-MakeRecipe = Callable[..., HandRecipe]
+MakeRecipe = Callable[..., TeleoperatorRecipe]
 
 
 @pytest.fixture
 def leader(tmp_path: Path, repository: Path) -> MakeRecipe:
     """The shipped recipe with the emulated port."""
 
-    def make(more: str = "", port: Path | None = None) -> HandRecipe:
+    def make(more: str = "", port: Path | None = None) -> TeleoperatorRecipe:
         path = tmp_path / "hands" / "leader.toml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(
             f'base = "so101_leader"\nid = "desk"\ncalibration_dir = "{tmp_path}/calibration"\n{more}\n'
             f'[fields]\nport = "{port or tmp_path / "port"}"\n'
         )
-        return read(HandRecipe, path)
+        return read(TeleoperatorRecipe, path)
 
     return make
 
@@ -163,12 +163,14 @@ def test_a_leader_that_was_never_calibrated_says_how(
 ) -> None:
     recipe = leader()
     recipe.calibration_dir.joinpath("desk.json").unlink()  # pyright: ignore[reportOptionalMemberAccess]
-    with pytest.raises(HandError, match=r"no calibration.*lerobot-calibrate --teleop.type=so101_leader --teleop.port="):
+    with pytest.raises(
+        TeleopError, match=r"no calibration.*lerobot-calibrate --teleop.type=so101_leader --teleop.port="
+    ):
         open_teleoperator(recipe, world.embodiment)
 
 
 def test_a_leader_that_is_not_plugged_in_says_what_is(leader: MakeRecipe, tmp_path: Path, world: World) -> None:
-    with pytest.raises(HandError, match=r"no port .*nowhere.*lerobot-find-port"):
+    with pytest.raises(TeleopError, match=r"no port .*nowhere.*lerobot-find-port"):
         open_teleoperator(leader(port=tmp_path / "nowhere"), world.embodiment)
 
 
@@ -177,12 +179,12 @@ def test_a_leader_whose_cable_comes_out_is_told(leader: MakeRecipe, bus: Any, wo
     motion.wake()
     assert motion.move().action is not None
     bus.unplug()
-    with pytest.raises(HandError, match="does not answer"):
+    with pytest.raises(TeleopError, match="does not answer"):
         read_until_it_raises(motion)
     motion.close()
 
 
-def read_until_it_raises(motion: Motion) -> None:
+def read_until_it_raises(motion: TeleopDevice) -> None:
     for _ in range(100):
         motion.move()
 
@@ -251,7 +253,7 @@ def test_a_teleoperator_that_tells_motions_drives_by_its_axes(world: World, monk
     monkeypatch.setattr(config.TeleoperatorConfig, "get_known_choices", lambda: known | {"nudger": NudgerConfig})
     monkeypatch.setattr(utils, "make_teleoperator_from_config", lambda _: nudger)
     grip = {"gripper": "gripper", "gripper_closed": 0.0, "gripper_open": 2.0, "gripper_keeps": 1.0}
-    recipe = HandRecipe(type="nudger", id="left", axes={"dx": "delta_x", "dz": "delta_z"}, **grip)  # pyright: ignore
+    recipe = TeleoperatorRecipe(type="nudger", id="left", axes={"dx": "delta_x", "dz": "delta_z"}, **grip)  # pyright: ignore
     motion = open_teleoperator(recipe, world.embodiment)
     assert nudger.is_connected and motion.move().action is None
     nudger.says |= {"delta_x": 1.0, "delta_y": 1.0, "delta_z": -1.0}
@@ -267,7 +269,9 @@ def test_a_teleoperator_that_tells_motions_drives_by_its_axes(world: World, monk
 def test_axes_that_a_device_does_not_tell_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from vla_robot.teleop.teleoperator import ToldAxes
 
-    device: Any = type("Device", (), {"names": ("delta_x",), "recipe": HandRecipe("n", "n", axes={"dx": "delta_z"})})
+    device: Any = type(
+        "Device", (), {"names": ("delta_x",), "recipe": TeleoperatorRecipe("n", "n", axes={"dx": "delta_z"})}
+    )
     with pytest.raises(RecipeError, match="did you mean 'delta_x'"):
         ToldAxes(device)
 

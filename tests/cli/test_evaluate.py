@@ -22,7 +22,7 @@ from vla_robot.cli.main import main
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
-from vla_robot.evaluate import video_selection as filming
+from vla_robot.evaluate import video_selection
 
 EMBODIMENT = Embodiment(
     name="pointer",
@@ -370,7 +370,7 @@ def test_a_video_that_cannot_be_written_does_not_lose_its_episode(
     def full(*_: object) -> None:
         raise DataError("cannot write seed_6.mp4: No space left on device.")
 
-    monkeypatch.setattr(filming, "write_video", full)
+    monkeypatch.setattr(video_selection, "write_video", full)
     assert run("--workers", "1", "--videos", "all") == EXIT_USER_ERROR
     assert "cannot write seed_6.mp4" in capsys.readouterr().err
     assert len(Path("e/trials.jsonl").read_text().splitlines()) == 2  # what is evaluated, and the episode

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from vla_robot.cli.common.terminal import PrintableFormatter, Terminal, say
 from vla_robot.cli.main import main
-from vla_robot.transport.codec import Fields, unpack_error
+from vla_robot.transport.codec import MessageReader, unpack_error
 
 EVIL = "\x1b]0;owned\x07open\x1b[2J\u202e"
 SHOWN = r"\x1b]0;owned\x07open\x1b[2J\u202e"
@@ -81,7 +81,7 @@ def test_an_error_of_a_peer_is_shown_escaped(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(arguments: list[str]) -> int:
-        raise unpack_error(Fields({"error": "WorldError", "message": EVIL}, "answer"))
+        raise unpack_error(MessageReader({"error": "WorldError", "message": EVIL}, "answer"))
 
     monkeypatch.setattr("vla_robot.cli.main._dispatch", fail)
     assert main(["run"]) == 2

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
-from vla_robot.evaluate.worker_pool import in_parallel
+from vla_robot.evaluate.worker_pool import run_in_pool
 
 
 def test_every_job_is_done_once() -> None:
     workers: list[Callable[[int], int]] = [lambda job: job * job] * 3
-    assert sorted(in_parallel(workers, range(20))) == [k * k for k in range(20)]
+    assert sorted(run_in_pool(workers, range(20))) == [k * k for k in range(20)]
 
 
 def test_all_workers_work_at_once_and_none_does_two_jobs_at_once() -> None:
@@ -29,7 +29,7 @@ def test_all_workers_work_at_once_and_none_does_two_jobs_at_once() -> None:
             self.busy.release()
             return job
 
-    assert sorted(in_parallel([Worker() for _ in range(3)], range(9))) == list(range(9))
+    assert sorted(run_in_pool([Worker() for _ in range(3)], range(9))) == list(range(9))
 
 
 def test_an_error_reaches_the_caller() -> None:
@@ -39,7 +39,7 @@ def test_an_error_reaches_the_caller() -> None:
         return job
 
     with pytest.raises(ValueError, match="the third"):
-        list(in_parallel([work], range(4)))
+        list(run_in_pool([work], range(4)))
 
 
 def test_closing_it_lets_the_running_job_come_to_its_end() -> None:
@@ -53,7 +53,7 @@ def test_closing_it_lets_the_running_job_come_to_its_end() -> None:
         ended.append(job)
         return job
 
-    with contextlib.closing(in_parallel([work], range(9))) as results:
+    with contextlib.closing(run_in_pool([work], range(9))) as results:
         assert next(results) == 0
         go_on.set()
     assert begun == ended

@@ -27,12 +27,12 @@ from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.safety.filter import SafetyFilter
 from vla_robot.safety.limits import limits_of
 from vla_robot.safety.watchdog import Watchdog
-from vla_robot.serve.bridge.bridge import Bridge, Execution
+from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.faults import Faults
 from vla_robot.serve.bridge.log import BridgeLog, Recording
 from vla_robot.serve.bridge.server import ENDED, BridgeServer
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, unpack_tick
-from vla_robot.transport.codec import Fields, pack_action_chunk
+from vla_robot.transport.codec import MessageReader, pack_action_chunk
 from vla_robot.transport.wire import Buffer, Message, decode, encode
 
 SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
@@ -222,7 +222,7 @@ class Controller:
         if not self.alive:
             return
         if message.kind == "tick":
-            self._see(Fields(message.body, "tick"))
+            self._see(MessageReader(message.body, "tick"))
         elif message.kind == "error":
             self.errors.append(message.body["message"])
         else:
@@ -234,12 +234,12 @@ class Controller:
             self.network.post(STREAM, Message("watch", 1, {"session": self.session, "seen": self.seen}))
             self.network.call(self.beat, BEAT_MS)
 
-    def _see(self, fields: Fields) -> None:
-        number = fields.integer("number")
+    def _see(self, reader: MessageReader) -> None:
+        number = reader.integer("number")
         if number <= self.seen:
             return
         self.seen = number
-        tick = unpack_tick(fields.table("tick"))
+        tick = unpack_tick(reader.table("tick"))
         self.ticks.append(tick)
         if self.policy_alive and not self._thinking and not tick.over:
             self._thinking = True
@@ -324,7 +324,7 @@ def make_stage(tmp_path: Path) -> Callable[..., Stage]:
         safety = SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, limits or LimitsRecipe()))
         faults = Faults()
         log = BridgeLog(tmp_path / "logs", {"env": "toy"}, recording, faults)
-        bridge = Bridge(arm, safety, Watchdog(clock), clock, Execution(max_age_s), log, faults)
+        bridge = Bridge(arm, safety, Watchdog(clock), clock, ExecutionConfig(max_age_s), log, faults)
         server = BridgeServer(bridge, network, clock)
         driver = Controller(network, think or (lambda o: chunk_of(o, (0.01, 1.0))), **controller)
         network.on_message = driver.hear

@@ -15,7 +15,7 @@ from vla_robot.core.robot import Tick
 from vla_robot.record.episode import read_episode
 from vla_robot.serve.bridge.viewers import SILENT_S
 from vla_robot.transport.bridge_codec import unpack_tick
-from vla_robot.transport.codec import Fields
+from vla_robot.transport.codec import MessageReader
 from vla_robot.transport.wire import Message
 
 VIEWER = b"viewer"
@@ -40,9 +40,9 @@ class Viewer:
         if peer != VIEWER:
             self._hear_others(peer, message)
         elif self.here:
-            fields = Fields(message.body, "tick")
-            self._seen = fields.integer("number")
-            self.ticks.append(unpack_tick(fields.table("tick")))
+            reader = MessageReader(message.body, "tick")
+            self._seen = reader.integer("number")
+            self.ticks.append(unpack_tick(reader.table("tick")))
             self._say()
 
     def _beat(self) -> None:

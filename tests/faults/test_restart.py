@@ -23,7 +23,7 @@ from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.policy.scripted.simple import HoldPolicy
 from vla_robot.serve.bridge import remote_robot
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
-from vla_robot.serve.bridge.synchronous_env import LockstepWorld
+from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
 from vla_robot.transport.sockets import ClientSocket
 from vla_robot.transport.wire import Message, decode, encode
 
@@ -62,7 +62,7 @@ def test_the_episode_in_which_the_bridge_was_restarted_is_an_error_and_the_next_
 
 def test_in_lockstep_too(bridges: Any) -> None:
     with RemoteRobot(bridges.address) as robot:
-        world = LockstepWorld(robot)
+        world = SynchronousEnv(robot)
         restart = at_step(10, bridges.restart)
         first, *others = (
             run_episode(world, HoldPolicy(robot.embodiment.action), seed, guard=Free(), subscribers=[restart])

@@ -23,7 +23,7 @@ import pytest
 
 from vla_robot.core.clock import NS_PER_S
 from vla_robot.record.episode import EpisodeLog, read_episode
-from vla_robot.web.latest_frame import Board
+from vla_robot.web.latest_frame import LatestFrameBuffer
 from vla_robot.web.view import BridgeView
 
 pytestmark = [
@@ -142,12 +142,12 @@ def eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def facts_of(board: Board) -> dict[str, object]:
+def facts_of(board: LatestFrameBuffer) -> dict[str, object]:
     scene = board.next(0, timeout_s=1.0)
     return {} if scene is None else dict(scene.facts)
 
 
-def drives(board: Board, step: int = 3) -> bool:
+def drives(board: LatestFrameBuffer, step: int = 3) -> bool:
     facts = facts_of(board)
     return facts.get("mode") == "run" and int(str(facts.get("step", 0))) >= step
 
@@ -171,7 +171,7 @@ def test_the_shipped_policy_lifts_the_cube_through_three_processes(lab: Lab) -> 
 
 
 def test_a_killed_policy_server_holds_the_arm_and_a_new_one_goes_on_without_a_new_bridge(lab: Lab) -> None:
-    board = Board()
+    board = LatestFrameBuffer()
     with BridgeView(lab.robot_address, board):
         run = lab.run("broken")
         eventually(lambda: drives(board))
@@ -192,7 +192,7 @@ def test_a_killed_policy_server_holds_the_arm_and_a_new_one_goes_on_without_a_ne
 
 
 def test_a_killed_loop_holds_the_arm_and_the_next_one_takes_over(lab: Lab) -> None:
-    board = Board()
+    board = LatestFrameBuffer()
     with BridgeView(lab.robot_address, board):
         run = lab.run("killed")
         eventually(lambda: drives(board))

@@ -101,12 +101,12 @@ def outcome(data: bytes) -> tuple[str, ...]:
         return (str(error),)
     if sum(array.nbytes for array in arrays_in(message.body)) > len(data):
         raise AssertionError("the arrays of a message are larger than the message")
-    return tuple(refusal(unpack, nouns.Fields(message.body, "fuzz")) for unpack in UNPACKERS)
+    return tuple(refusal(unpack, nouns.MessageReader(message.body, "fuzz")) for unpack in UNPACKERS)
 
 
-def refusal(unpack: Callable[[nouns.Fields], Any], fields: nouns.Fields) -> str:
+def refusal(unpack: Callable[[nouns.MessageReader], Any], reader: nouns.MessageReader) -> str:
     try:
-        noun = unpack(fields)
+        noun = unpack(reader)
     except TransportError as error:
         return str(error)
     if sum(array.nbytes for array in arrays_in(vars(noun))) > MAX_NOUN_BYTES:

@@ -757,7 +757,7 @@ def keep_peer_errors(act: Callable[[], Any]) -> None:
 def openpi(folder: Path) -> Reader:
     from vla_robot.recipe.policy import PolicyRecipe
     from vla_robot.recipe.reading.load import read as read_recipe
-    from vla_robot.serve.interop.mapping import Interpreter
+    from vla_robot.serve.interop.mapping import PeerMapping
     from vla_robot.serve.interop.openpi_schema import ExampleWords
     from vla_robot.serve.interop.openpi_wire import pack, unpack
 
@@ -772,7 +772,7 @@ def openpi(folder: Path) -> Reader:
         tuple(CameraSpec(entry.camera, 8, 8) for entry in peer.images),
         peer.rate_hz,
     )
-    interpreter = Interpreter(peer, arm)
+    mapping = PeerMapping(peer, arm)
     observation = Observation({}, np.zeros(len(arm.state)), "lift", 0, 0)
     words = ExampleWords(("front", "wrist"), ARM)
     request = {
@@ -791,7 +791,7 @@ def openpi(folder: Path) -> Reader:
     def read(data: bytes) -> None:
         value = unpack(data)
         keep_peer_errors(lambda: words.read(value))
-        interpreter.chunk(value, observation, {})
+        mapping.chunk(value, observation, {})
 
     return Simple("openpi", [pack(message) for message in (request, aloha, answer)], mutate.mutated_msgpack, read)
 

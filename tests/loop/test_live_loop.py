@@ -26,12 +26,12 @@ from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record import episode
 from vla_robot.record.corrections import demonstrations_of
 from vla_robot.record.episode import EpisodeLog, Gap, read_episode
-from vla_robot.safety.chunk import Splice
+from vla_robot.safety.chunk import ChunkMerge
 from vla_robot.safety.filter import SafetyFilter
 from vla_robot.safety.limits import RangeGuard, limits_of
 from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge.arm import WorldArm
-from vla_robot.serve.bridge.bridge import Bridge, Execution
+from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 
 PERIOD_MS = 20
 SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
@@ -111,12 +111,14 @@ class Arm:
 class Ticking:
     """The Robot port straight on a bridge. Its clock goes on while the policy thinks; ticks may be lost on the way."""
 
-    def __init__(self, horizon: int, lost: Callable[[int], bool] = lambda step: False, splice: Splice = "drop") -> None:
+    def __init__(
+        self, horizon: int, lost: Callable[[int], bool] = lambda step: False, splice: ChunkMerge = "drop"
+    ) -> None:
         """
         Args:
             horizon: of the episode.
             lost: whether the tick with this number never arrives. The last one does: a bridge sends it again.
-            splice: see `Execution`.
+            splice: see `ExecutionConfig`.
         """
         self.clock = FakeClock(start_ns=10**12)
         self.arm = Arm(self.clock, horizon)
@@ -125,10 +127,10 @@ class Ticking:
         self._arrived: list[Tick] = []
         self.newest_step = 0
 
-    def _serve(self, arm: BridgeArm, splice: Splice) -> None:
+    def _serve(self, arm: BridgeArm, splice: ChunkMerge) -> None:
         self.embodiment, self.instruction = arm.embodiment, arm.instruction
         limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
-        self.bridge = Bridge(arm, limits, Watchdog(self.clock), self.clock, Execution(max_age_s=5, splice=splice))
+        self.bridge = Bridge(arm, limits, Watchdog(self.clock), self.clock, ExecutionConfig(max_age_s=5, splice=splice))
         self._period_ns = round(NS_PER_S / arm.embodiment.rate_hz)
 
     def begin(self, seed: int) -> Observation:
@@ -240,7 +242,7 @@ def test_each_row_of_a_chunk_stands_beside_the_tick_that_played_it(late: int) ->
 
 
 @pytest.mark.parametrize("splice", ["blend", "ensemble"])
-def test_where_chunks_are_spliced_the_mean_is_what_was_wanted(splice: Splice) -> None:
+def test_where_chunks_are_spliced_the_mean_is_what_was_wanted(splice: ChunkMerge) -> None:
     robot = Ticking(horizon=30, splice=splice)
     _, events = drive(robot, Slow(robot, lambda: 2, rows=8))
     for step in steps_of(events):

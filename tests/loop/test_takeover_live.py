@@ -21,11 +21,11 @@ from vla_robot.loop.results import EpisodeResult
 from vla_robot.loop.takeover import Takeover
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record.episode import read_episode
-from vla_robot.safety.chunk import Splice
+from vla_robot.safety.chunk import ChunkMerge
 from vla_robot.safety.filter import SafetyFilter
 from vla_robot.safety.limits import limits_of
 from vla_robot.safety.watchdog import Watchdog
-from vla_robot.serve.bridge.bridge import Bridge, Execution
+from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.log import BridgeLog
 
 TAKE, GIVE, HORIZON = 6, 14, 24
@@ -151,7 +151,7 @@ def drive(tmp_path: Path, guard: Guard) -> Drive:
     """One episode behind a bridge that keeps its log below tmp_path."""
 
     def go(
-        policy: Plans, hands: Script, splice: Splice = "drop", horizon: int = HORIZON
+        policy: Plans, hands: Script, splice: ChunkMerge = "drop", horizon: int = HORIZON
     ) -> tuple[EpisodeResult, list[StepDone]]:
         clock, steps = FakeClock(start_ns=10**12), list[StepDone]()
         arm = Arm(clock, horizon=horizon)
@@ -160,7 +160,7 @@ def drive(tmp_path: Path, guard: Guard) -> Drive:
             SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe())),
             Watchdog(clock),
             clock,
-            Execution(splice=splice),
+            ExecutionConfig(splice=splice),
             BridgeLog(tmp_path / "log", {}),
         )
 
@@ -186,7 +186,7 @@ def moved(step: StepDone) -> float:
 @pytest.mark.parametrize("splice", ["drop", "blend", "ensemble", "rtc"])
 @pytest.mark.parametrize("rows", [1, ROWS])
 def test_every_tick_between_takeover_and_give_back_is_the_persons_alone(
-    drive: Drive, rows: int, splice: Splice
+    drive: Drive, rows: int, splice: ChunkMerge
 ) -> None:
     result, steps = drive(Plans(rows), Script(), splice)
     assert [s.observation.step for s in steps if s.intervention] == list(range(TAKE, GIVE))

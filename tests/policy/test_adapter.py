@@ -8,7 +8,7 @@ import pytest
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.policy.adapter import Selecting
+from vla_robot.policy.adapter import ObservationAdapter
 
 
 def embodiment(cameras: Sequence[str], state: Sequence[str], rate_hz: float = 10.0, gripper: str = "1") -> Embodiment:
@@ -41,7 +41,7 @@ SEEN = Observation(FRAMES, np.array([1.0, 2.0, 3.0]), "go", stamp_ns=7, step=3)
 
 def test_a_policy_sees_its_own_cameras_and_state_in_its_own_order() -> None:
     spy = Spy()
-    policy = Selecting(spy, embodiment(["wrist", "front"], ["width", "x"]), OFFERED)
+    policy = ObservationAdapter(spy, embodiment(["wrist", "front"], ["width", "x"]), OFFERED)
     policy.reset(5)
     (chunk,) = policy.act([SEEN])
     assert list(spy.seen[0].images) == ["wrist", "front"]
@@ -60,10 +60,10 @@ def test_a_policy_sees_its_own_cameras_and_state_in_its_own_order() -> None:
 )
 def test_a_policy_for_another_arm_is_refused_with_the_difference(wanted: Embodiment, reason: str) -> None:
     with pytest.raises(ContractError, match=reason):
-        Selecting(Spy(), wanted, OFFERED)
+        ObservationAdapter(Spy(), wanted, OFFERED)
 
 
 def test_all_differences_are_told_at_once() -> None:
     with pytest.raises(ContractError) as caught:
-        Selecting(Spy(), embodiment(["top"], ["q"], rate_hz=50), OFFERED)
+        ObservationAdapter(Spy(), embodiment(["top"], ["q"], rate_hz=50), OFFERED)
     assert all(word in str(caught.value) for word in ("rate", "camera 'top'", "'q'"))

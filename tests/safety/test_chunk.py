@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.core.messages import ActionChunk
-from vla_robot.safety.chunk import ChunkBuffer, Splice
+from vla_robot.safety.chunk import ChunkBuffer, ChunkMerge
 from vla_robot.safety.delay import DelayEstimator
 from vla_robot.safety.splice import blend_weights, ensemble, rtc_weights
 
-SPLICES: tuple[Splice, ...] = ("drop", "blend", "ensemble", "rtc")
+SPLICES: tuple[ChunkMerge, ...] = ("drop", "blend", "ensemble", "rtc")
 
 
 def chunk(step: int, *values: float) -> ActionChunk:
@@ -29,7 +29,7 @@ def executed(buffer: ChunkBuffer, first: int, count: int) -> list[float | None]:
 
 
 @pytest.mark.parametrize("splice", SPLICES)
-def test_a_single_chunk_is_executed_as_it_is_and_then_nothing(splice: Splice) -> None:
+def test_a_single_chunk_is_executed_as_it_is_and_then_nothing(splice: ChunkMerge) -> None:
     buffer = ChunkBuffer(splice, dims=1)
     assert buffer.put(chunk(0, 1, 2, 3), due_step=0) == 0
     assert buffer.left(0) == 3
@@ -37,7 +37,7 @@ def test_a_single_chunk_is_executed_as_it_is_and_then_nothing(splice: Splice) ->
 
 
 @pytest.mark.parametrize("splice", SPLICES)
-def test_late_actions_are_skipped_and_counted(splice: Splice) -> None:
+def test_late_actions_are_skipped_and_counted(splice: ChunkMerge) -> None:
     buffer = ChunkBuffer(splice, dims=1)
     assert buffer.put(chunk(10, 0, 1, 2, 3), due_step=12) == 2
     assert executed(buffer, 12, 2) == [2, 3]
@@ -111,7 +111,7 @@ def test_what_is_committed_ends_where_the_plan_ends() -> None:
 
 
 @pytest.mark.parametrize("splice", SPLICES)
-def test_a_chunk_that_was_overtaken_is_late_as_a_whole(splice: Splice) -> None:
+def test_a_chunk_that_was_overtaken_is_late_as_a_whole(splice: ChunkMerge) -> None:
     buffer = ChunkBuffer(splice, dims=1)
     buffer.put(chunk(5, 1, 2, 3), due_step=5)
     assert buffer.put(chunk(4, 9, 9, 9, 9, 9), due_step=5) == 5
@@ -156,7 +156,7 @@ def test_an_unknown_splice_is_told_with_the_nearest_one() -> None:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_every_executed_action_lies_between_predictions_that_were_made_for_its_step(
-    splice: Splice, conditioned: bool, length: int, delays: list[int], seed: int
+    splice: ChunkMerge, conditioned: bool, length: int, delays: list[int], seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     buffer = ChunkBuffer(splice, dims=2)

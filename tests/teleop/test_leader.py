@@ -11,7 +11,7 @@ import pytest
 
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.embodiment import Dim
-from vla_robot.core.errors import ContractError, HandError
+from vla_robot.core.errors import ContractError, TeleopError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.teleop.leader import GAP_NS, LAG_S, LOST_READS, LeaderMotion
 from vla_robot.world.real.tool_ik import turn_between, turned
@@ -30,7 +30,7 @@ class Held:
     def read(self) -> tuple[Vector, float]:
         if self.fails:
             self.fails -= 1
-            raise HandError("the leader does not answer")
+            raise TeleopError("the leader does not answer")
         return self.joints.copy(), self.opening
 
     def close(self) -> None:
@@ -259,7 +259,7 @@ def test_one_lost_answer_lets_the_arm_rest_and_many_are_told(
     assert motion.move().action is None
     assert motion.move().action is not None
     held.fails = LOST_READS
-    with pytest.raises(HandError, match="does not answer"):
+    with pytest.raises(TeleopError, match="does not answer"):
         for _ in range(LOST_READS):
             motion.move()
 

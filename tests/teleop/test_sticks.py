@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.core.errors import HandError
+from vla_robot.core.errors import TeleopError
 from vla_robot.teleop.gamepad import EAST, NORTH, SOUTH, START, WEST, Gamepad, Layout, open_gamepad
 from vla_robot.teleop.spacemouse import SpaceMouse, open_spacemouse
-from vla_robot.teleop.sticks import LINGER_S, Held, StickMotion, freed
+from vla_robot.teleop.sticks import LINGER_S, DeviceState, StickMotion, freed
 
 conftest: Any = sys.modules[next(n for n in sys.modules if n.endswith("teleop.conftest"))]
 XPAD = Layout([0, 1, 2, 3, 4, 5, 16, 17], [SOUTH, EAST, NORTH, WEST, 0x136, 0x137, 0x13A, START])
@@ -44,7 +44,7 @@ def packets() -> Iterator[tuple[int, int]]:
 
 def test_a_gamepads_events_move_the_hand(pipe: tuple[int, int]) -> None:
     pad = Gamepad(pipe[0], XPAD)
-    assert pad.read() == Held((0.0,) * 6)
+    assert pad.read() == DeviceState((0.0,) * 6)
     # 8 bytes: time 0x11 ms, value -32767, an axis, number 1: the left stick pushed to the front.
     os.write(pipe[1], bytes.fromhex("11000000 0180 02 01".replace(" ", "")))
     # value +32767, number 0: the left stick to the right; number 7, -32767: the cross up.
@@ -82,13 +82,13 @@ def test_an_event_cut_in_two_is_one_event(pipe: tuple[int, int]) -> None:
 
 
 def test_a_missing_gamepad_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(HandError, match=r"no gamepad.*modprobe joydev.*--by browser"):
+    with pytest.raises(TeleopError, match=r"no gamepad.*modprobe joydev.*--by browser"):
         open_gamepad(tmp_path)
 
 
 def test_a_file_that_is_no_joystick_is_refused(tmp_path: Path) -> None:
     (tmp_path / "js0").write_bytes(b"")
-    with pytest.raises(HandError, match="is no joystick"):
+    with pytest.raises(TeleopError, match="is no joystick"):
         open_gamepad(tmp_path)
 
 
@@ -126,14 +126,14 @@ def test_reports_of_other_kinds_and_short_ones_are_ignored(packets: tuple[int, i
     mouse = SpaceMouse(packets[0])
     os.write(packets[1], bytes.fromhex("1764"))  # a battery
     os.write(packets[1], bytes.fromhex("01ffff"))
-    assert mouse.read() == Held((0.0,) * 6)
+    assert mouse.read() == DeviceState((0.0,) * 6)
     mouse.close()
 
 
 def test_a_spacemouse_that_is_unplugged_is_told(packets: tuple[int, int]) -> None:
     mouse = SpaceMouse(packets[0])
     socket.socket(fileno=os.dup(packets[1])).shutdown(socket.SHUT_RDWR)
-    with pytest.raises(HandError, match="is gone"):
+    with pytest.raises(TeleopError, match="is gone"):
         mouse.read()
     mouse.close()
 
@@ -152,7 +152,7 @@ def test_a_spacemouse_is_known_by_its_numbers(tmp_path: Path, hid_id: str, found
     entry.mkdir(parents=True)
     (entry / "uevent").write_text(f"DRIVER=hid-generic\nHID_ID={hid_id}\n")
     # Its file is missing in either case: what is told is whether it was looked for.
-    with pytest.raises(HandError, match=r"udev/rules\.d" if found else "there is no SpaceMouse"):
+    with pytest.raises(TeleopError, match=r"udev/rules\.d" if found else "there is no SpaceMouse"):
         open_spacemouse(tmp_path / "sys", tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_a_spacemouse_that_is_there_is_opened(tmp_path: Path) -> None:
     mouse.close()
     mouse.close()
     os.close(writer)
-    with pytest.raises(HandError, match="was closed"):
+    with pytest.raises(TeleopError, match="was closed"):
         mouse.read()
 
 
@@ -179,10 +179,10 @@ class Stub:
     help = ()
 
     def __init__(self) -> None:
-        self.held = Held((0.0,) * 6)
+        self.held = DeviceState((0.0,) * 6)
 
-    def read(self) -> Held:
-        held, self.held = self.held, Held(self.held.axes)
+    def read(self) -> DeviceState:
+        held, self.held = self.held, DeviceState(self.held.axes)
         return held
 
     def close(self) -> None: ...
@@ -192,10 +192,10 @@ def test_a_stick_moves_while_it_is_held_and_a_moment_longer() -> None:
     stub = Stub()
     motion = StickMotion(stub, conftest.embodiment(10.0))
     assert motion.move().action is None
-    stub.held = Held((1.0, 0, 0, 0, 0, 0))
+    stub.held = DeviceState((1.0, 0, 0, 0, 0, 0))
     action = motion.move().action
     assert action is not None and action[0] == pytest.approx(5 / 9 * conftest.STEP_M)
-    stub.held = Held((0.0,) * 6)
+    stub.held = DeviceState((0.0,) * 6)
     after = [motion.move().action for _ in range(4)]
     assert sum(a is not None for a in after) == round(LINGER_S * 10) - 1
     assert all(not a[:-1].any() for a in after if a is not None)
@@ -204,19 +204,19 @@ def test_a_stick_moves_while_it_is_held_and_a_moment_longer() -> None:
 def test_a_stick_that_is_held_over_a_rest_counts_again_after_its_middle() -> None:
     stub = Stub()
     motion = StickMotion(stub, conftest.embodiment(10.0))
-    stub.held = Held((1.0, 0, 0, 0, 0, 0))
+    stub.held = DeviceState((1.0, 0, 0, 0, 0, 0))
     motion.rest()
     assert motion.move().action is None
-    stub.held = Held((0.0,) * 6)
+    stub.held = DeviceState((0.0,) * 6)
     motion.move()
-    stub.held = Held((1.0, 0, 0, 0, 0, 0))
+    stub.held = DeviceState((1.0, 0, 0, 0, 0, 0))
     assert motion.move().action is not None
 
 
 def test_the_grip_button_toggles_and_buttons_pass() -> None:
     stub = Stub()
     motion = StickMotion(stub, conftest.embodiment(10.0))
-    stub.held = Held((0.0,) * 6, frozenset({"grip", "success"}))
+    stub.held = DeviceState((0.0,) * 6, frozenset({"grip", "success"}))
     moved = motion.move()
     assert moved.buttons == {"success"} and moved.action is not None and moved.action[-1] == 0.0
 

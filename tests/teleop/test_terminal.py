@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vla_robot.core.errors import HandError
+from vla_robot.core.errors import TeleopError
 from vla_robot.teleop.terminal import KeyParser, Terminal, require_terminal
 
 LINE_MODES = termios.ICANON | termios.ECHO
@@ -60,14 +60,14 @@ def test_a_program_that_ends_without_closing_leaves_the_terminal_as_it_was(pty: 
 def test_a_broken_connection_is_told(pty: Any) -> None:
     terminal = Terminal(pty.fd)
     pty.hang_up()
-    with pytest.raises(HandError, match="Nobody can drive from it any more"):
+    with pytest.raises(TeleopError, match="Nobody can drive from it any more"):
         terminal.typed()
     terminal.close()
 
 
 def test_what_is_no_terminal_is_refused_with_what_to_do() -> None:
     read, write = os.pipe()
-    with pytest.raises(HandError, match=r"standard input is no terminal.*`ssh -t`.*--by browser"):
+    with pytest.raises(TeleopError, match=r"standard input is no terminal.*`ssh -t`.*--by browser"):
         require_terminal(read)
     os.close(read)
     os.close(write)

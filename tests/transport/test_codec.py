@@ -17,7 +17,7 @@ from vla_robot.core.errors import RecipeError, TransportError, VlaError, WorldEr
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
 from vla_robot.transport.codec import (
     ERRORS,
-    Fields,
+    MessageReader,
     pack_action_chunk,
     pack_embodiment,
     pack_error,
@@ -76,8 +76,8 @@ chunks = st.builds(
 )
 
 
-def carried(body: dict[str, Any]) -> Fields:
-    return Fields(decode([bytes(frame) for frame in encode(Message("test", 1, body))]).body, "test")
+def carried(body: dict[str, Any]) -> MessageReader:
+    return MessageReader(decode([bytes(frame) for frame in encode(Message("test", 1, body))]).body, "test")
 
 
 @given(observations)
@@ -188,7 +188,7 @@ junk = st.recursive(
 )
 @given(data=st.data())
 def test_whatever_a_peer_sends_only_transport_error_comes_of_it(
-    unpack: Callable[[Fields], object], data: st.DataObject
+    unpack: Callable[[MessageReader], object], data: st.DataObject
 ) -> None:
     body: dict[str, Any] = {
         **pack_step_result(StepResult(OBSERVATION, np.zeros(2), False, False, False)),
@@ -218,7 +218,7 @@ def test_whatever_a_peer_sends_only_transport_error_comes_of_it(
 def test_times_that_could_not_be_summed_or_shown_are_refused(stages_ms: dict[str, float]) -> None:
     packed = pack_action_chunk(ActionChunk(np.zeros((1, 2)), 1, 0, stages_ms))
     with pytest.raises(TransportError, match="stages_ms"):
-        unpack_action_chunk(Fields(packed, "chunk"))
+        unpack_action_chunk(MessageReader(packed, "chunk"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -227,4 +227,4 @@ def test_a_clamp_of_no_number_is_refused(value: float) -> None:
     clamps = (Clamp("dx", "range", value, 0.1),)
     packed = pack_step_result(StepResult(seen, np.zeros(2), False, False, False, clamps))
     with pytest.raises(TransportError, match="'wanted' must be a number"):
-        unpack_step_result(Fields(packed, "result"))
+        unpack_step_result(MessageReader(packed, "result"))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vla_robot.core.errors import ContractError, TransportError
 from vla_robot.core.messages import Image, Observation
-from vla_robot.transport.codec import Fields, pack_observation, unpack_observation
+from vla_robot.transport.codec import MessageReader, pack_observation, unpack_observation
 from vla_robot.transport.jpeg import MAX_PIXELS, decode_jpeg, encode_jpeg
 from vla_robot.transport.wire import Message, decode, encode
 
@@ -32,7 +32,7 @@ def file_of(image: PIL.Image.Image, **options: object) -> np.ndarray:
 
 def carried(observation: Observation, jpeg_quality: dict[str, int]) -> Observation:
     frames = encode(Message("x", 1, pack_observation(observation, jpeg_quality)))
-    return unpack_observation(Fields(decode([bytes(f) for f in frames]).body, "x"))
+    return unpack_observation(MessageReader(decode([bytes(f) for f in frames]).body, "x"))
 
 
 def test_a_frame_arrives_close_to_what_it_was() -> None:
@@ -77,7 +77,7 @@ def test_many_frames_share_one_bound() -> None:
     images = {"a": data, "b": data.copy()}
     body = {"images": images, "state": np.zeros(1), "instruction": "", "stamp_ns": 1, "step": 0, "privileged": {}}
     with pytest.raises(TransportError, match=f"4000x3000 pixels is more than the {MAX_PIXELS - 12_000_000} pixels"):
-        unpack_observation(Fields(body, "x"))
+        unpack_observation(MessageReader(body, "x"))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from vla_robot.serve.bridge.server import BridgeServer
 from vla_robot.transport.keys import KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import ClientSocket, ServerSocket
 from vla_robot.transport.wire import Message, decode, encode
-from vla_robot.web.latest_frame import Board, Scene
+from vla_robot.web.latest_frame import LatestFrameBuffer, Scene
 from vla_robot.web.server import Listen
 from vla_robot.web.view import BridgeView
 
@@ -80,11 +80,11 @@ def served() -> Iterator[Served]:
 
 
 @pytest.fixture
-def watch(served: Served) -> Iterator[Callable[[], tuple[BridgeView, Board]]]:
+def watch(served: Served) -> Iterator[Callable[[], tuple[BridgeView, LatestFrameBuffer]]]:
     with ExitStack() as stack:
 
-        def attach() -> tuple[BridgeView, Board]:
-            board = Board()
+        def attach() -> tuple[BridgeView, LatestFrameBuffer]:
+            board = LatestFrameBuffer()
             return stack.enter_context(BridgeView(served.address, board)), board
 
         yield attach
@@ -117,7 +117,7 @@ def overlay() -> dict[str, Image]:
 def open_page(driven: Served, browser: Browser, overlay: dict[str, Image]) -> Iterator[Callable[..., Page]]:
     """Opens the page of `vla view` on the driven arm; complaints of the browser fail the test."""
     driven.arm.frame[:] = PATTERN
-    listen, board, complaints = Listen(), Board(), []
+    listen, board, complaints = Listen(), LatestFrameBuffer(), []
     with (
         BridgeView(driven.address, board) as view,
         contextlib.closing(serve_page(view, board, access(read_only=False, listen=listen), listen, overlay)) as web,
@@ -153,7 +153,7 @@ def comes_true(page: Page, expression: str) -> bool:
     return eventually(lambda: page.evaluate(expression))
 
 
-def scene_with(board: Board, wanted: Callable[[dict[str, Any]], bool]) -> Scene:
+def scene_with(board: LatestFrameBuffer, wanted: Callable[[dict[str, Any]], bool]) -> Scene:
     """The first scene from now on with facts as wanted."""
     seen, end = 0, time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
@@ -178,7 +178,7 @@ def drive(robot: RemoteRobot, ticks: int) -> None:
 
 
 def test_a_viewer_sees_frames_state_latency_and_what_was_cut(
-    driven: Served, watch: Callable[[], tuple[BridgeView, Board]]
+    driven: Served, watch: Callable[[], tuple[BridgeView, LatestFrameBuffer]]
 ) -> None:
     _, board = watch()
     scene = scene_with(board, lambda facts: bool(facts["cuts"] and facts.get("capture_to_command_ms")))
@@ -189,14 +189,14 @@ def test_a_viewer_sees_frames_state_latency_and_what_was_cut(
     assert cut["dim"] == "dx" and cut["times"] >= 1 and cut["allowed"] < cut["wanted"]
 
 
-def test_a_log_that_fails_is_shown(driven: Served, watch: Callable[[], tuple[BridgeView, Board]]) -> None:
+def test_a_log_that_fails_is_shown(driven: Served, watch: Callable[[], tuple[BridgeView, LatestFrameBuffer]]) -> None:
     driven.server._bridge.faults.add("log", DataError("the disk is full."))
     _, board = watch()
     scene = scene_with(board, lambda facts: bool(facts["log_failure"]))
     assert scene.facts["log_failure"] == "the disk is full." and scene.facts["counts"]["log_failures"] == 1
 
 
-def test_before_any_episode_the_page_says_so(watch: Callable[[], tuple[BridgeView, Board]]) -> None:
+def test_before_any_episode_the_page_says_so(watch: Callable[[], tuple[BridgeView, LatestFrameBuffer]]) -> None:
     view, board = watch()
     scene = scene_with(board, lambda facts: facts["reason"] == "no episode is running")
     assert not scene.facts["running"] and scene.facts.get("episode", 0) == 0
@@ -204,7 +204,7 @@ def test_before_any_episode_the_page_says_so(watch: Callable[[], tuple[BridgeVie
 
 
 def test_between_episodes_a_viewer_sees_fresh_frames_and_the_arm_is_told_nothing(
-    served: Served, watch: Callable[[], tuple[BridgeView, Board]]
+    served: Served, watch: Callable[[], tuple[BridgeView, LatestFrameBuffer]]
 ) -> None:
     view, board = watch()
     scene = scene_with(board, lambda facts: facts.get("tick", 0) > 3)
@@ -222,7 +222,9 @@ def test_between_episodes_a_viewer_sees_fresh_frames_and_the_arm_is_told_nothing
     assert len(served.arm.told_ns) == told
 
 
-def test_a_viewer_takes_the_arm_from_nobody(served: Served, watch: Callable[[], tuple[BridgeView, Board]]) -> None:
+def test_a_viewer_takes_the_arm_from_nobody(
+    served: Served, watch: Callable[[], tuple[BridgeView, LatestFrameBuffer]]
+) -> None:
     watch()
     with RemoteRobot(served.address) as robot:
         robot.begin(seed=0)
@@ -250,7 +252,7 @@ def test_a_viewer_commands_nothing(served: Served, kind: str) -> None:
 
 
 def test_the_e_stop_of_a_viewer_stops_the_arm_and_latches(
-    served: Served, watch: Callable[[], tuple[BridgeView, Board]]
+    served: Served, watch: Callable[[], tuple[BridgeView, LatestFrameBuffer]]
 ) -> None:
     view, board = watch()
     with RemoteRobot(served.address) as robot:
@@ -273,7 +275,7 @@ def test_a_viewer_that_takes_nothing_delays_nobody(served: Served) -> None:
 
 
 def test_a_bridge_that_ends_is_told_and_one_that_comes_back_is_shown_again() -> None:
-    first, board = Served(), Board()
+    first, board = Served(), LatestFrameBuffer()
     with BridgeView(first.address, board):
         scene_with(board, lambda facts: facts["link"]["silent_s"] == 0)
         first.close()
@@ -285,7 +287,7 @@ def test_a_bridge_that_ends_is_told_and_one_that_comes_back_is_shown_again() -> 
 
 def test_nobody_there_is_told_in_words() -> None:
     with pytest.raises(TransportError, match="Is `vla bridge` running there"):
-        BridgeView("tcp://127.0.0.1:9", Board(), connect_timeout_s=0.2)
+        BridgeView("tcp://127.0.0.1:9", LatestFrameBuffer(), connect_timeout_s=0.2)
 
 
 def test_a_viewer_whose_key_is_revoked_gets_no_tick_more(tmp_path: Path) -> None:
@@ -298,7 +300,7 @@ def test_a_viewer_whose_key_is_revoked_gets_no_tick_more(tmp_path: Path) -> None
         desk_keys, lab_keys = (desk.client_security(served.address, name) for name in ("desk", "lab"))
         with (
             RemoteRobot(served.address, security=desk_keys) as controller,
-            BridgeView(served.address, Board(), security=lab_keys) as view,
+            BridgeView(served.address, LatestFrameBuffer(), security=lab_keys) as view,
         ):
             controller.begin(seed=0)
             assert eventually(lambda: view.ticks > 3)
@@ -318,7 +320,7 @@ def test_a_viewer_whose_key_is_revoked_gets_no_tick_more(tmp_path: Path) -> None
 
 def test_a_stop_needs_no_new_connection(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """One is kept open for it: a flood of connections may delay the next one."""
-    with BridgeView(served.address, Board()) as view:
+    with BridgeView(served.address, LatestFrameBuffer()) as view:
         assert eventually(lambda: bool(view._link.status))  # pyright: ignore[reportPrivateUsage]
 
         def refused(*_: object) -> None:
@@ -333,13 +335,13 @@ def test_a_stop_that_gets_no_answer_over_the_open_connection_takes_a_new_one(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vla_robot.web.view.WARM_TIMEOUT_S", 0.0)
-    with BridgeView(served.address, Board()) as view:
+    with BridgeView(served.address, LatestFrameBuffer()) as view:
         view.stop("the page")
         assert served.server.status()["reason"] == "emergency stop by the page"
 
 
 def test_a_view_goes_on_after_something_odd(
-    served: Served, monkeypatch: pytest.MonkeyPatch, watch: Callable[[], tuple[BridgeView, Board]]
+    served: Served, monkeypatch: pytest.MonkeyPatch, watch: Callable[[], tuple[BridgeView, LatestFrameBuffer]]
 ) -> None:
     odd = [RuntimeError("a library's bug"), ZeroDivisionError()]
     take_tick = BridgeView._take_tick  # pyright: ignore[reportPrivateUsage]
@@ -358,13 +360,15 @@ def test_a_view_goes_on_after_something_odd(
 
 def test_a_stop_that_is_not_answered_is_no_stop(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vla_robot.web.view.STOP_TIMEOUT_S", 0.2)
-    with BridgeView(served.address, Board()) as view:
+    with BridgeView(served.address, LatestFrameBuffer()) as view:
         served.close()
         with pytest.raises(TransportError, match="did not answer 'stop'"):
             view.stop("the page")
 
 
-def test_a_read_only_page_has_no_stop(served: Served, watch: Callable[[], tuple[BridgeView, Board]]) -> None:
+def test_a_read_only_page_has_no_stop(
+    served: Served, watch: Callable[[], tuple[BridgeView, LatestFrameBuffer]]
+) -> None:
     view, board = watch()
     granted = access(read_only=True, listen=Listen())
     assert granted.operator is None
@@ -402,7 +406,7 @@ def test_without_recorded_frames_there_is_no_slider(open_page: Callable[..., Pag
 
 
 def test_the_page_shows_fresh_frames_while_no_episode_runs(served: Served, browser: Browser) -> None:
-    listen, board = Listen(), Board()
+    listen, board = Listen(), LatestFrameBuffer()
     with (
         BridgeView(served.address, board) as view,
         contextlib.closing(serve_page(view, board, access(read_only=True, listen=listen), listen)) as web,

@@ -21,7 +21,7 @@ from vla_robot.core.errors import TransportError
 from vla_robot.transport import listener
 from vla_robot.transport.listener import ROOM
 from vla_robot.web.http_json import BoundedServer, JsonHandler
-from vla_robot.web.latest_frame import Board
+from vla_robot.web.latest_frame import LatestFrameBuffer
 from vla_robot.web.server import ASSETS, MAX_BODY_BYTES, TOKEN_HEADER, Access, Listen, WebServer
 
 SECRET = "operator-token"
@@ -35,7 +35,7 @@ class Site:
     """A server, and what was done through it."""
 
     def __init__(self, access: Access) -> None:
-        self.board = Board()
+        self.board = LatestFrameBuffer()
         self.done: list[Mapping[str, Any]] = []
         self.web = WebServer(self.board, lambda: {"title": "toy"}, {"stop": self._stop}, access)
         self.host = self.web.url.removeprefix("http://").rstrip("/")
@@ -282,7 +282,7 @@ def test_a_site_that_is_closed_at_once_is_closed() -> None:
 def test_a_taken_port_is_told(open_site: Callable[..., Site]) -> None:
     port = int(open_site().host.rpartition(":")[2])
     with pytest.raises(TransportError, match="Choose another --port"):
-        WebServer(Board(), dict, {}, Access(), Listen(port))
+        WebServer(LatestFrameBuffer(), dict, {}, Access(), Listen(port))
 
 
 def test_off_this_computer_a_certificate_is_needed() -> None:
@@ -295,7 +295,7 @@ def test_off_this_computer_a_certificate_is_needed() -> None:
 def test_a_certificate_that_is_none_is_told(tmp_path: Path) -> None:
     (tmp_path / "cert.pem").write_text("no certificate")
     with pytest.raises(TransportError, match="cannot serve the page"):
-        WebServer(Board(), dict, {}, Access(), Listen(0, "127.0.0.1", tmp_path / "cert.pem"))
+        WebServer(LatestFrameBuffer(), dict, {}, Access(), Listen(0, "127.0.0.1", tmp_path / "cert.pem"))
 
 
 def test_with_a_certificate_the_page_is_encrypted(tmp_path: Path, silent: Connections) -> None:
@@ -308,7 +308,7 @@ def test_with_a_certificate_the_page_is_encrypted(tmp_path: Path, silent: Connec
     subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     subprocess.run([*make, *subject, "-keyout", key, "-out", cert], check=True, capture_output=True)
-    board = Board()
+    board = LatestFrameBuffer()
     with contextlib.closing(WebServer(board, dict, {}, Access(SECRET), Listen(0, "127.0.0.1", cert, key))) as web:
         host = web.url.removeprefix("https://").rstrip("/")
         context = ssl.create_default_context(cafile=cert)

@@ -73,11 +73,11 @@ def bridge(folder: str = "") -> None:
 def view(address: str, folder: str = "") -> None:
     """The page of `vla view` on that bridge, until the process is ended."""
     from vla_robot.cli.view.view import serve_page
-    from vla_robot.web.latest_frame import Board
+    from vla_robot.web.latest_frame import LatestFrameBuffer
     from vla_robot.web.server import Access, Listen
     from vla_robot.web.view import BridgeView
 
-    board = Board()
+    board = LatestFrameBuffer()
     with BridgeView(address, board, security=_desk(folder)) as watched:
         web = serve_page(watched, board, Access(TOKEN), Listen())
         print(web.url, flush=True)

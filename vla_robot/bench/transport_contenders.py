@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import TransportError
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import Image, Observation
-from vla_robot.transport.codec import Fields, pack_observation, unpack_observation
+from vla_robot.transport.codec import MessageReader, pack_observation, unpack_observation
 from vla_robot.transport.jpeg import decode_jpeg, encode_jpeg
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, host_of
 from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket
@@ -191,7 +191,7 @@ def _answer(socket: ServerSocket, announce: Announce) -> None:
             continue
         peer, frames = received
         message = decode(frames)
-        observation = unpack_observation(Fields(message.body, message.kind))
+        observation = unpack_observation(MessageReader(message.body, message.kind))
         socket.send(peer, encode(Message("ok", message.seq, {"count": count(observation.images)})))
 
 

@@ -26,8 +26,8 @@ from vla_robot.core.errors import DataError, RecipeError, VlaError
 from vla_robot.core.ports import Arm
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe, at_speed
-from vla_robot.safety.chunk import Splice
-from vla_robot.serve.bridge.bridge import Bridge, EpisodeBegan, EpisodeOver, Execution, Listener, Ticked
+from vla_robot.safety.chunk import ChunkMerge
+from vla_robot.serve.bridge.bridge import Bridge, EpisodeBegan, EpisodeOver, ExecutionConfig, Listener, Ticked
 from vla_robot.serve.bridge.faults import Faults, contained
 from vla_robot.serve.bridge.server import BridgeServer
 from vla_robot.transport.sockets import ServerSocket
@@ -57,7 +57,7 @@ class BridgeArgs:
     """send frames as JPEG of this quality; by default they travel exact"""
     max_age_s: Annotated[float, option("S")] = 0.5
     """an action is refused when the oldest frame that caused it is older"""
-    splice: Splice = "drop"
+    splice: ChunkMerge = "drop"
     """what is played where two chunks meet: the newest, a blend, ACT's ensemble, or real-time chunking"""
     hold_after_s: Annotated[float, option("S")] = 0.5
     """hold the pose when no action or heartbeat came for this long"""
@@ -177,7 +177,7 @@ def main(args: BridgeArgs) -> int:
             _announce(socket.address, arm, args, e_stop)
             server.serve(until_stopped(stop.is_set, e_stop, server))
         finally:
-            _let_go(arm, faults)
+            _release(arm, faults)
         socket.settle()  # Ctrl-C may have ended the controller at the same time
     status = server.status()
     if args.json:
@@ -187,7 +187,7 @@ def main(args: BridgeArgs) -> int:
     return 0
 
 
-def _let_go(arm: Arm, faults: Faults) -> None:
+def _release(arm: Arm, faults: Faults) -> None:
     """An arm that fails now was held before; the rest still comes to its end."""
     try:
         contained(arm, faults).close()
@@ -217,7 +217,7 @@ def _bridge(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: Recording | Non
     watchdog = Watchdog(clock, hold_after_s=args.hold_after_s, stop_after_s=args.stop_after_s)
     limits = build_limits(arm.embodiment, recipe)
     listener = _listener(args, recipe, arm, logs, faults)
-    return Bridge(arm, limits, watchdog, clock, Execution(args.max_age_s, args.splice), listener, faults)
+    return Bridge(arm, limits, watchdog, clock, ExecutionConfig(args.max_age_s, args.splice), listener, faults)
 
 
 def _listener(args: BridgeArgs, recipe: EnvRecipe, arm: Arm, logs: Recording | None, faults: Faults) -> Listener:

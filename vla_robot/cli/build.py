@@ -135,11 +135,11 @@ def build_policy(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, k
         ContractError: it was made for another arm; every difference is in the message.
         TransportError: its server does not answer.
     """
-    from vla_robot.policy.adapter import Selecting
+    from vla_robot.policy.adapter import ObservationAdapter
 
     loaded = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
     wanted: Embodiment | None = getattr(loaded, "embodiment", None)  # only a trained policy was made for some arm
-    return loaded if wanted is None else Selecting(loaded, wanted, embodiment)
+    return loaded if wanted is None else ObservationAdapter(loaded, wanted, embodiment)
 
 
 def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
@@ -170,7 +170,7 @@ def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None) 
         VlaError: as `build_policy`.
     """
     source = find_policy(policy)
-    if source.sees_the_truth:
+    if source.is_privileged:
         raise ContractError(
             f"policy '{source.name}' needs to know where the objects are, and a robot tells what it sees and feels "
             "only. Choose one that sees: `vla list policies`."
@@ -201,18 +201,18 @@ def _connect_policy(recipe: PolicyRecipe, embodiment: Embodiment, key: str | Non
 
 def _connect_peer(kind: str, address: str, peer: PeerRecipe, embodiment: Embodiment) -> Policy:
     """The client of another project's policy server."""
-    from vla_robot.serve.interop.mapping import Interpreter, Timeouts
+    from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
 
-    interpreter, timeouts = Interpreter(peer, embodiment), Timeouts(answer_s=peer.answer_timeout_s)
+    mapping, timeouts = PeerMapping(peer, embodiment), Timeouts(answer_s=peer.answer_timeout_s)
     token = None if peer.token is None else _secret_line(peer.token)
     if kind == "openpi":
         from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
 
-        return OpenpiPolicy(address, interpreter, prompt=peer.prompt, token=token, timeouts=timeouts)
+        return OpenpiPolicy(address, mapping, prompt=peer.prompt, token=token, timeouts=timeouts)
     from vla_robot.serve.interop.groot_policy import GrootPolicy
 
     assert peer.generation is not None  # PolicyRecipe requires it for this kind
-    return GrootPolicy(address, interpreter, peer.generation, prompt=peer.prompt, token=token, timeouts=timeouts)
+    return GrootPolicy(address, mapping, peer.generation, prompt=peer.prompt, token=token, timeouts=timeouts)
 
 
 def _secret_line(path: Path) -> str:

@@ -64,7 +64,7 @@ class WorldError(VlaError):
     """A world could not be built, reset or stepped."""
 
 
-class HandError(VlaError):
+class TeleopError(VlaError):
     """A person's device is absent, not permitted, or stopped answering."""
 
 

@@ -17,7 +17,7 @@ RAISED_M = 0.015
 """An object counts as raised above this; robosuite calls a cube of 4 cm lifted 19 mm above where it lay."""
 
 
-class ExaminedWorld:
+class InstructedWorld:
     """One episode of a world, asked in other words. It notes which object is raised, where the world tells the truth.
 
     Attributes:

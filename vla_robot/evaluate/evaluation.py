@@ -14,9 +14,9 @@ from vla_robot.core.errors import TransportError, WorldError
 from vla_robot.core.host.provenance import row
 from vla_robot.core.ports import Policy, World
 from vla_robot.core.stats import mcnemar_p, wilson_interval
-from vla_robot.evaluate.eval_wrappers import ExaminedWorld
+from vla_robot.evaluate.eval_wrappers import InstructedWorld
 from vla_robot.evaluate.instruction_variants import Language, Words
-from vla_robot.loop.control_loop import Guard, never, run_episode
+from vla_robot.loop.control_loop import Guard, always_false, run_episode
 from vla_robot.loop.events import EpisodeEnded, Event, Subscriber
 from vla_robot.loop.results import EpisodeResult
 
@@ -104,7 +104,7 @@ class Examiner:
     policy: Policy
     guard: Guard
     words: Mapping[Language, Words]
-    should_stop: Callable[[], bool] = never
+    should_stop: Callable[[], bool] = always_false
     subscribers: Callable[[Question], Sequence[Subscriber]] = lambda question: ()
 
     def __call__(self, question: Question) -> Trial:
@@ -113,7 +113,7 @@ class Examiner:
         Raises:
             VlaError: anything else: it would be the same in every episode.
         """
-        world = ExaminedWorld(self.world, self.words[question.language])
+        world = InstructedWorld(self.world, self.words[question.language])
         result = EpisodeResult(question.seed, "error", 0, 0.0)
 
         def note(event: Event) -> None:

@@ -20,7 +20,7 @@ from vla_robot.core.host.provenance import machine, versions
 from vla_robot.core.ports import Policy, World
 from vla_robot.evaluate.report import REPORT, write_report
 from vla_robot.evaluate.report_parts import video_path
-from vla_robot.loop.control_loop import Guard, never, run_episode
+from vla_robot.loop.control_loop import Guard, always_false, run_episode
 from vla_robot.loop.events import Subscriber
 from vla_robot.loop.recorder import EpisodeRecorder, log_path
 from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
@@ -75,7 +75,7 @@ OnEpisode = Callable[[EpisodeResult, EpisodeLog], None]
 """Told of a finished episode and its log, as it stands on the disk; between episodes, so it may take its time."""
 
 
-def keep_nothing(result: EpisodeResult, log: EpisodeLog) -> None:
+def noop(result: EpisodeResult, log: EpisodeLog) -> None:
     """For runs that leave no dataset."""
 
 
@@ -97,9 +97,9 @@ def run_episodes(
     subscribers: Sequence[Subscriber] = (),
     clock: Clock | None = None,
     rate_hz: float | None = None,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = always_false,
     video: bool = True,
-    on_episode: OnEpisode = keep_nothing,
+    on_episode: OnEpisode = noop,
     on_failure: OnFailure = lambda summary: None,
 ) -> RunSummary:
     """One episode a seed. Ctrl-C and the stop flag end the run early; its finished episodes are kept and reported.
@@ -146,9 +146,9 @@ def run_driven(
     info: RunInfo,
     folder: Path | None = None,
     subscribers: Sequence[Subscriber] = (),
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = always_false,
     video: bool = True,
-    on_episode: OnEpisode = keep_nothing,
+    on_episode: OnEpisode = noop,
     on_failure: OnFailure = lambda summary: None,
     notes: Callable[[], Sequence[str]] = lambda: (),
 ) -> RunSummary:
@@ -185,7 +185,7 @@ def run_driven(
             if not episode.finished:
                 break
             episodes.append(episode)
-            if folder is not None and (video or on_episode is not keep_nothing):
+            if folder is not None and (video or on_episode is not noop):
                 log = read_episode(log_path(folder, seed))
                 on_episode(episode, log)
                 if video:

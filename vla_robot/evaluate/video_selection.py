@@ -34,7 +34,7 @@ def film_path(folder: Path, question: Question) -> Path:
     return video_path(_row_folder(folder, question), question.seed)
 
 
-class Filming:
+class VideoSelection:
     """Shared by the threads of an evaluation.
 
     Attributes:

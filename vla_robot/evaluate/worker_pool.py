@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
 
 
-def in_parallel[Job, Result](workers: Sequence[Callable[[Job], Result]], jobs: Iterable[Job]) -> Generator[Result]:
+def run_in_pool[Job, Result](workers: Sequence[Callable[[Job], Result]], jobs: Iterable[Job]) -> Generator[Result]:
     """One result per job, in the order in which they are done.
 
     Closing the iteration, or an error of a worker, lets the running jobs come to their end and begins no other.

@@ -42,7 +42,7 @@ PAUSE_S = 0.02
 """Between two questions where nobody had an action; the world waits meanwhile."""
 
 
-def never() -> bool:
+def always_false() -> bool:
     """The stop flag of a run that nobody stops."""
     return False
 
@@ -56,7 +56,7 @@ def run_episode(
     subscribers: Sequence[Subscriber] = (),
     clock: Clock | None = None,
     rate_hz: float | None = None,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = always_false,
 ) -> EpisodeResult:
     """Drive the world with the policy until the world ends the episode.
 
@@ -79,7 +79,7 @@ def run_episode(
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = world.reset(seed)
-    tally = _Tally(clock, rate_hz)
+    tally = _EpisodeStats(clock, rate_hz)
     tally.watch.received(observation, world)
     tell(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
@@ -118,7 +118,7 @@ def run_episode(
 
 
 @dataclass
-class _Tally:
+class _EpisodeStats:
     """The episode's book-keeping, kept out of the loop's paragraph."""
 
     clock: Clock

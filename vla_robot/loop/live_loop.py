@@ -30,9 +30,9 @@ from vla_robot.loop.control_loop import (
     EndedByPersonError,
     Guard,
     Interventions,
+    always_false,
     ask,
     marks_of,
-    never,
     outcome_of,
     tell,
 )
@@ -59,7 +59,7 @@ def run_live_episode(
     guard: Guard,
     subscribers: Sequence[Subscriber] = (),
     clock: Clock | None = None,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = always_false,
 ) -> EpisodeResult:
     """Drive the robot with the policy until the robot ends the episode.
 
@@ -79,7 +79,7 @@ def run_live_episode(
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = robot.begin(seed)
-    tally = _Tally(clock)
+    tally = _EpisodeStats(clock)
     tell(subscribers, EpisodeStarted(seed, observation))
     pairing = _Pairing(observation, guard, clock)
     course = _Course(pairing, tally, subscribers)
@@ -102,7 +102,7 @@ def run_live_episode(
         ended = tally.result(seed, course.outcome or "stopped", course.error)
         tell(subscribers, EpisodeEnded(ended, pairing.newest))
         if ended_here:
-            _let_go(robot)
+            _release(robot)
     return ended
 
 
@@ -111,7 +111,7 @@ class _Course:
     """How far the episode is, and how it ended."""
 
     pairing: _Pairing
-    tally: _Tally
+    tally: _EpisodeStats
     subscribers: Sequence[Subscriber]
     outcome: Outcome | None = None
     error: str | None = None
@@ -265,7 +265,7 @@ class _Pairing:
 
 
 @dataclass
-class _Tally:
+class _EpisodeStats:
     """The episode's book-keeping."""
 
     clock: Clock
@@ -329,7 +329,7 @@ def _known_of(robot: Robot) -> str:
     )
 
 
-def _let_go(robot: Robot) -> None:
+def _release(robot: Robot) -> None:
     """A bridge that runs holds the arm without being told, only later."""
     with contextlib.suppress(VlaError):
         robot.end()

@@ -14,7 +14,7 @@ from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.core.messages import Observation
 from vla_robot.core.ports import Policy
 from vla_robot.core.robot import TimeLimits
-from vla_robot.loop.control_loop import ask, never
+from vla_robot.loop.control_loop import always_false, ask
 
 TRIES = 3
 """Answers after the first that may be too slow before the policy is: the computer may be busy with something else."""
@@ -49,7 +49,7 @@ def warm_up(
     rate_hz: float,
     *,
     clock: Clock | None = None,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = always_false,
 ) -> Warm:
     """Have a policy answer what the cameras see now, until it is quick; the answers go nowhere.
 

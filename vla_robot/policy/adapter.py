@@ -10,7 +10,7 @@ from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Policy
 
 
-class Selecting:
+class ObservationAdapter:
     """Wraps a policy and is a policy. A world may offer more cameras and state than the policy knows."""
 
     def __init__(self, policy: Policy, wanted: Embodiment, offered: Embodiment) -> None:

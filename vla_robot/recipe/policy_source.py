@@ -32,7 +32,7 @@ class PolicySource:
         return self.path.stem if self.path else str(self.recipe.address)
 
     @property
-    def sees_the_truth(self) -> bool:
+    def is_privileged(self) -> bool:
         """Whether it works from the simulator's truth; every other one gets cameras and the arm's own state only."""
         return self.recipe.kind == "expert"
 

@@ -1,4 +1,4 @@
-"""HandRecipe: a leader arm, or another of lerobot's teleoperators, as data."""
+"""TeleoperatorRecipe: a leader arm, or another of lerobot's teleoperators, as data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LeaderJointRecipe:
 
 
 @dataclass(frozen=True)
-class HandRecipe:
+class TeleoperatorRecipe:
     """What a person holds while the arm moves: a leader arm (scene), or a device that tells motions itself (axes).
 
     Attributes:

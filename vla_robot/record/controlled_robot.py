@@ -32,7 +32,7 @@ STILL = 1e-9
 
 
 @dataclass(frozen=True)
-class Row:
+class Transition:
     """One control step to be recorded.
 
     Attributes:
@@ -59,11 +59,11 @@ class Advance:
     """
 
     observation: Observation
-    rows: tuple[Row, ...] = ()
+    rows: tuple[Transition, ...] = ()
     over: bool = False
 
 
-class Driven(Protocol):
+class Controllable(Protocol):
     """An arm in a person's hands."""
 
     @property
@@ -149,7 +149,7 @@ class WaitingWorld:
         if action is None:
             return Advance(observation)
         result = self._world.step(action)
-        row = Row(observation, action, result)
+        row = Transition(observation, action, result)
         return Advance(result.observation, (row,), result.terminated or result.truncated)
 
     def pace(self) -> None:
@@ -199,8 +199,9 @@ class LiveRobot:
 
     @property
     def facts(self) -> Mapping[str, float]:
-        """dropped_frames: steps that are missing, see `Row.after_gap`. held_ticks: in which the bridge had no action.
-        rested_ticks: in which the person asked for nothing, and which are not recorded. late_actions: after their tick.
+        """dropped_frames: steps that are missing, see `Transition.after_gap`. held_ticks: in which the bridge had no
+        action. rested_ticks: in which the person asked for nothing, and which are not recorded. late_actions: after
+        their tick.
         """
         return {
             "dropped_frames": self._dropped,
@@ -236,7 +237,7 @@ class LiveRobot:
             raise WorldError(
                 f"the bridge stopped the arm: {ticks[-1].reason}. Look why; then the same command with --arm."
             )
-        rows: list[Row] = []
+        rows: list[Transition] = []
         for tick in ticks:
             rows += self._rows(observation, tick)
             observation = replace(tick.result.observation, instruction=observation.instruction)
@@ -268,7 +269,7 @@ class LiveRobot:
         told = self._stay(self._grip) if action is None else action
         self._robot.send(ActionChunk(told[None], before.stamp_ns, before.step))
 
-    def _rows(self, before: Observation, tick: Tick) -> list[Row]:
+    def _rows(self, before: Observation, tick: Tick) -> list[Transition]:
         """The row of one tick, if it is to be recorded."""
         self._late = tick.late
         self._held += tick.mode == "hold"
@@ -280,7 +281,7 @@ class LiveRobot:
         action = self._recorded_action(tick)
         if action is None:
             return []
-        row = Row(before, action, tick.result, self._is_gap)
+        row = Transition(before, action, tick.result, self._is_gap)
         self._is_gap = False
         return [row]
 

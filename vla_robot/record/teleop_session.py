@@ -23,7 +23,7 @@ from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.teleop import Teleop, TeleopCommand
 from vla_robot.data.demonstration import Demonstration, DemonstrationBuilder
 from vla_robot.record.collect import Collected, Keep, Writer
-from vla_robot.record.controlled_robot import Driven, Row
+from vla_robot.record.controlled_robot import Controllable, Transition
 
 End = Literal["kept", "discarded", "again", "interrupted"]
 
@@ -54,7 +54,7 @@ class Session:
         on_event: told of each episode that ended.
     """
 
-    driven: Driven
+    driven: Controllable
     teleop: Teleop
     writer: Writer
     driver_name: str
@@ -73,7 +73,7 @@ class Session:
 
         Raises:
             DataError: an episode does not fit the dataset, or the disk refuses. What was written stays.
-            HandError: the device is gone. The arm holds, and finished episodes stay.
+            TeleopError: the device is gone. The arm holds, and finished episodes stay.
             WorldError: the arm fails, or was stopped.
             TransportError: the robot is silent.
         """
@@ -180,7 +180,7 @@ class _Take:
         space = self._session.driven.embodiment.action
         return None if said.action is None else np.clip(said.action, space.low, space.high)
 
-    def _add(self, rows: Sequence[Row]) -> None:
+    def _add(self, rows: Sequence[Transition]) -> None:
         if not rows:
             self._lately_ns.clear()
         for row in rows:

@@ -35,7 +35,7 @@ from vla_robot.core.errors import ContractError, PolicyError, unknown
 from vla_robot.core.messages import ActionChunk, Vector
 from vla_robot.safety.splice import BLEND_STEPS, ENSEMBLE_M, blend_weights, ensemble, mix, rtc_weights
 
-Splice = Literal["drop", "blend", "ensemble", "rtc"]
+ChunkMerge = Literal["drop", "blend", "ensemble", "rtc"]
 
 OldShare = Callable[[int, int, int], Vector]
 """(frozen, late, overlap) -> (overlap,) share of the old plan in the steps that both have and that are still to come.
@@ -49,7 +49,7 @@ class ChunkBuffer:
 
     def __init__(
         self,
-        splice: Splice,
+        splice: ChunkMerge,
         dims: int,
         *,
         blend_steps: int = BLEND_STEPS,
@@ -72,7 +72,7 @@ class ChunkBuffer:
             "rtc": _committed_then_falling,
         }
         if splice not in old_shares:
-            raise ContractError(unknown("splice", splice, get_args(Splice)))
+            raise ContractError(unknown("splice", splice, get_args(ChunkMerge)))
         self._old_share = old_shares[splice]
         self._is_rtc = splice == "rtc"
         self._dims = dims

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vla_robot.core.errors import HandError
-from vla_robot.teleop.sticks import Held, Pressed
+from vla_robot.core.errors import TeleopError
+from vla_robot.teleop.sticks import DeviceState, Pressed
 
 EVENT = struct.Struct("<IhBB")
 BUTTON_EVENT, AXIS_EVENT, INITIAL = 0x01, 0x02, 0x80
@@ -98,7 +98,7 @@ class Gamepad:
         self._axes: dict[int, float] = {}
         self._down: set[int] = set()
 
-    def read(self) -> Held:
+    def read(self) -> DeviceState:
         fresh: set[int] = set()
         for value, kind, number in self._events():
             if kind & ~INITIAL == AXIS_EVENT and number < len(self._layout.axes):
@@ -108,7 +108,7 @@ class Gamepad:
                 # What is down already when the pad is opened was not pressed for us.
                 fresh |= {code} if value and not kind & INITIAL else set()
                 self._down = self._down | {code} if value else self._down - {code}
-        return Held(self._hand(), frozenset(PRESSES[code] for code in fresh if code in PRESSES))
+        return DeviceState(self._hand(), frozenset(PRESSES[code] for code in fresh if code in PRESSES))
 
     def close(self) -> None:
         fd, self._fd = self._fd, None
@@ -125,7 +125,7 @@ class Gamepad:
 
     def _events(self) -> list[tuple[int, int, int]]:
         if self._fd is None:
-            raise HandError(f"{self._path} was closed.")
+            raise TeleopError(f"{self._path} was closed.")
         data = self._left
         with contextlib.suppress(BlockingIOError):
             try:
@@ -134,7 +134,7 @@ class Gamepad:
             except BlockingIOError:
                 raise
             except OSError as error:
-                raise HandError(f"{self._path} is gone: {error.strerror}. Plug it in again.") from error
+                raise TeleopError(f"{self._path} is gone: {error.strerror}. Plug it in again.") from error
         whole = len(data) // EVENT.size * EVENT.size
         self._left = data[whole:]
         return [(value, kind, number) for _, value, kind, number in EVENT.iter_unpack(data[:whole])]
@@ -144,11 +144,11 @@ def open_gamepad(folder: Path = Path("/dev/input")) -> Gamepad:
     """The first gamepad of this computer.
 
     Raises:
-        HandError: there is none, or it may not be read.
+        TeleopError: there is none, or it may not be read.
     """
     found = sorted(folder.glob("js*"))
     if not found:
-        raise HandError(
+        raise TeleopError(
             f"there is no gamepad: {folder} has no js0. Plug one in, or pair it; `sudo modprobe joydev` where the "
             "kernel lacks the joystick interface. A page takes the gamepad of the computer it is opened on: "
             "`--by browser`."
@@ -158,12 +158,12 @@ def open_gamepad(folder: Path = Path("/dev/input")) -> Gamepad:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         fix = UDEV_FIX.format(path=path)
-        raise HandError(f"the gamepad {path} cannot be opened: {error.strerror}. {fix}.") from error
+        raise TeleopError(f"the gamepad {path} cannot be opened: {error.strerror}. {fix}.") from error
     try:
         return Gamepad(fd, _layout(fd), str(path))
     except OSError as error:
         os.close(fd)
-        raise HandError(f"{path} is no joystick: {error.strerror}.") from error
+        raise TeleopError(f"{path} is no joystick: {error.strerror}.") from error
 
 
 def _layout(fd: int) -> Layout:

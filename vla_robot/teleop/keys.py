@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import Observation
 from vla_robot.core.teleop_device import AXES, action_of, is_closed, require_drivable
-from vla_robot.teleop.motion import Moved
+from vla_robot.teleop.motion import MotionCommand
 
 NUDGE_S = 0.2
 """Longer than the slowest repeats, 92 ms on the Linux console, and their jitter over a network."""
@@ -67,7 +67,7 @@ class Jog:
 
 
 class KeyMotion:
-    """The Motion port over the terminal's own keys."""
+    """The TeleopDevice port over the terminal's own keys."""
 
     help = (
         ("w s", "forward, back"),
@@ -117,13 +117,13 @@ class KeyMotion:
         if observation.step == 0:
             self._closed = False  # a new episode begins with an open gripper, as on the page
 
-    def move(self) -> Moved:
+    def move(self) -> MotionCommand:
         if not self._jogs and not self._goes_on:
-            return Moved(None)
+            return MotionCommand(None)
         axes = [self._jogs[k].share if k in self._jogs else 0.0 for k in range(len(AXES))]
         self._jogs = {k: Jog(jog.share, jog.ticks - 1) for k, jog in self._jogs.items() if jog.ticks > 1}
         self._goes_on = max(self._goes_on - 1, 0)
-        return Moved(action_of(self._space, axes, self._closed))
+        return MotionCommand(action_of(self._space, axes, self._closed))
 
     def rest(self) -> None:
         self._jogs.clear()

@@ -24,10 +24,10 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Embodiment
-from vla_robot.core.errors import HandError
+from vla_robot.core.errors import TeleopError
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.teleop_device import AXES, require_drivable
-from vla_robot.teleop.motion import Moved
+from vla_robot.teleop.motion import MotionCommand
 from vla_robot.world.real.tool_ik import turn_between, turned
 
 LAG_S = 1.0
@@ -56,7 +56,7 @@ class LeaderArm(Protocol):
     """`vla_robot.world.real.lerobot_leader.Leader` is one."""
 
     def read(self) -> tuple[Vector, float]:
-        """(J,) joints [rad], and the gripper's opening, 0 to 1. Raises HandError when it does not answer."""
+        """(J,) joints [rad], and the gripper's opening, 0 to 1. Raises TeleopError when it does not answer."""
         ...
 
     def close(self) -> None: ...
@@ -100,7 +100,7 @@ class Anchor:
 
 
 class LeaderMotion:
-    """The Motion port over a leader arm."""
+    """The TeleopDevice port over a leader arm."""
 
     help = (("leader arm", "leads the tool and the gripper"), ("c", "clutch: move the leader alone"))
 
@@ -162,18 +162,18 @@ class LeaderMotion:
             pose = observation.state[self._pose_at]
             self._slip = self._slipped(self._anchor, pose[:3], turned(STILL, pose[3:]))
 
-    def move(self) -> Moved:
+    def move(self) -> MotionCommand:
         now_ns, before_ns = self._clock.now_ns(), self._moved_ns
         self._moved_ns = now_ns
         reading = self._read()
         if not self._engaged or reading is None:
             self._anchor = None
-            return Moved(None)
+            return MotionCommand(None)
         joints, opening = reading
         position, quat = self._model.pose(joints)
         if self._anchor is None or now_ns - before_ns >= GAP_NS:
             self._anchor, self._slip = Anchor(position, quat, opening), np.zeros(6)
-        return Moved(self._step(self._anchor, position, quat, opening))
+        return MotionCommand(self._step(self._anchor, position, quat, opening))
 
     def rest(self) -> None:
         self._engaged, self._anchor = False, None
@@ -190,7 +190,7 @@ class LeaderMotion:
     def _read(self) -> tuple[Vector, float] | None:
         try:
             reading = self._leader.read()
-        except HandError:
+        except TeleopError:
             self._lost += 1
             if self._lost >= LOST_READS:
                 raise

@@ -8,7 +8,7 @@ from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.teleop import Button
 
 
-class Moved(NamedTuple):
+class MotionCommand(NamedTuple):
     """What a device says at one moment.
 
     Attributes:
@@ -20,7 +20,7 @@ class Moved(NamedTuple):
     buttons: frozenset[Button] = frozenset()
 
 
-class Motion(Protocol):
+class TeleopDevice(Protocol):
     """A device without the terminal's buttons."""
 
     @property
@@ -41,11 +41,11 @@ class Motion(Protocol):
         """The newest of the arm."""
         ...
 
-    def move(self) -> Moved:
+    def move(self) -> MotionCommand:
         """What is asked for in this period of the control; called once in each.
 
         Raises:
-            HandError: the device is gone.
+            TeleopError: the device is gone.
         """
         ...
 

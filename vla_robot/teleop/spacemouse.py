@@ -17,8 +17,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from vla_robot.core.errors import HandError
-from vla_robot.teleop.sticks import Held, Pressed
+from vla_robot.core.errors import TeleopError
+from vla_robot.teleop.sticks import DeviceState, Pressed
 
 TRANSLATION, ROTATION, BUTTONS = 1, 2, 3
 FULL = 350.0
@@ -59,11 +59,11 @@ class SpaceMouse:
         self._counts = [0] * 6
         self._bits = 0
 
-    def read(self) -> Held:
+    def read(self) -> DeviceState:
         pressed: set[Pressed] = set()
         for report in self._reports():
             pressed |= self._take(report)
-        return Held(hand_of(self._counts), frozenset(pressed))
+        return DeviceState(hand_of(self._counts), frozenset(pressed))
 
     def close(self) -> None:
         fd, self._fd = self._fd, None
@@ -86,16 +86,16 @@ class SpaceMouse:
 
     def _reports(self) -> Iterator[bytes]:
         if self._fd is None:
-            raise HandError(f"{self._path} was closed.")
+            raise TeleopError(f"{self._path} was closed.")
         while True:
             try:
                 report = os.read(self._fd, READ_BYTES)
             except BlockingIOError:
                 return
             except OSError as error:
-                raise HandError(f"{self._path} is gone: {error.strerror}. Plug it in again.") from error
+                raise TeleopError(f"{self._path} is gone: {error.strerror}. Plug it in again.") from error
             if not report:
-                raise HandError(f"{self._path} is gone. Plug it in again.")
+                raise TeleopError(f"{self._path} is gone. Plug it in again.")
             yield report
 
 
@@ -109,11 +109,11 @@ def open_spacemouse(sysfs: Path = Path("/sys/class/hidraw"), devices: Path = Pat
     """The first SpaceMouse of this computer.
 
     Raises:
-        HandError: there is none, or it may not be read.
+        TeleopError: there is none, or it may not be read.
     """
     names = [entry.name for entry in sorted(sysfs.glob("hidraw*")) if _is_spacemouse(entry)]
     if not names:
-        raise HandError(
+        raise TeleopError(
             f"there is no SpaceMouse among the devices in {sysfs}. Plug it in; it must be on the computer that "
             "`vla` runs on. Keys need no device: `--by keyboard`."
         )
@@ -121,7 +121,7 @@ def open_spacemouse(sysfs: Path = Path("/sys/class/hidraw"), devices: Path = Pat
     try:
         return SpaceMouse(os.open(path, os.O_RDONLY | os.O_NONBLOCK), str(path))
     except OSError as error:
-        raise HandError(
+        raise TeleopError(
             f"the SpaceMouse {path} cannot be opened: {error.strerror}. Write the lines {' and '.join(UDEV_RULE)} to "
             "/etc/udev/rules.d/70-spacemouse.rules, then `sudo udevadm control --reload && sudo udevadm trigger`, "
             f"or once only: `sudo chmod a+r {path}`."

@@ -10,7 +10,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import Button
 from vla_robot.core.teleop_device import action_of, is_closed, require_drivable
 from vla_robot.teleop.keys import FIRST_SPEED, FULL_SPEED, GRIP_S, SPEEDS
-from vla_robot.teleop.motion import Moved
+from vla_robot.teleop.motion import MotionCommand
 
 DEAD_ZONE = 0.12
 """Of an axis' way: below it the middle is not exact."""
@@ -22,7 +22,7 @@ Pressed = Button | Literal["grip"]
 
 
 @dataclass(frozen=True)
-class Held:
+class DeviceState:
     """What such a device says.
 
     Attributes:
@@ -44,11 +44,11 @@ class Sticks(Protocol):
         """(what is moved or pressed, what it does)."""
         ...
 
-    def read(self) -> Held:
+    def read(self) -> DeviceState:
         """How it is held now; returns at once.
 
         Raises:
-            HandError: it is gone.
+            TeleopError: it is gone.
         """
         ...
 
@@ -58,7 +58,7 @@ class Sticks(Protocol):
 
 
 class StickMotion:
-    """The Motion port over sticks."""
+    """The TeleopDevice port over sticks."""
 
     def __init__(self, sticks: Sticks, embodiment: Embodiment) -> None:
         """Raises ContractError when a hand cannot drive this arm."""
@@ -93,7 +93,7 @@ class StickMotion:
         if observation.step == 0:
             self._closed = False
 
-    def move(self) -> Moved:
+    def move(self) -> MotionCommand:
         held = self._sticks.read()
         if "grip" in held.pressed or (held.opening is not None and self._closed != is_closed(held.opening)):
             self._toggle()
@@ -104,10 +104,10 @@ class StickMotion:
         elif not any(axes):
             self._let_go = False
         if not self._goes_on:
-            return Moved(None, buttons)
+            return MotionCommand(None, buttons)
         self._goes_on -= 1
         shares = [0.0 if self._let_go else axis * self._speed / FULL_SPEED for axis in axes]
-        return Moved(action_of(self._space, shares, self._closed), buttons)
+        return MotionCommand(action_of(self._space, shares, self._closed), buttons)
 
     def rest(self) -> None:
         """A stick that is held over counts again once it was in its middle."""

@@ -6,10 +6,10 @@ from vla_robot.core.clock import Clock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.teleop_device import AXES, require_drivable
-from vla_robot.recipe.teleoperator import HandRecipe
+from vla_robot.recipe.teleoperator import TeleoperatorRecipe
 from vla_robot.teleop.leader import LeaderMotion
-from vla_robot.teleop.motion import Motion
-from vla_robot.teleop.sticks import Held, StickMotion
+from vla_robot.teleop.motion import TeleopDevice
+from vla_robot.teleop.sticks import DeviceState, StickMotion
 from vla_robot.world.real.arm_model import ArmModel
 from vla_robot.world.real.lerobot_leader import Leader, LerobotTeleoperator, opening_of
 
@@ -27,19 +27,19 @@ class ToldAxes:
                 raise RecipeError(unknown("value of the device", name, device.names, "See [axes]."))
         self._device, self._recipe = device, recipe
 
-    def read(self) -> Held:
+    def read(self) -> DeviceState:
         values = self._device.read()
         axes = tuple(values[self._recipe.axes[axis]] if axis in self._recipe.axes else 0.0 for axis in AXES)
         grip = values.get(self._recipe.gripper, self._recipe.gripper_keeps)
         if grip is None or grip == self._recipe.gripper_keeps:
-            return Held(axes)
-        return Held(axes, opening=opening_of(grip, self._recipe))
+            return DeviceState(axes)
+        return DeviceState(axes, opening=opening_of(grip, self._recipe))
 
     def close(self) -> None:
         self._device.close()
 
 
-def open_teleoperator(recipe: HandRecipe, embodiment: Embodiment, clock: Clock | None = None) -> Motion:
+def open_teleoperator(recipe: TeleoperatorRecipe, embodiment: Embodiment, clock: Clock | None = None) -> TeleopDevice:
     """Connect to the device of a recipe.
 
     Args:
@@ -50,7 +50,7 @@ def open_teleoperator(recipe: HandRecipe, embodiment: Embodiment, clock: Clock |
     Raises:
         RecipeError: the recipe names something that lerobot, the device or the scene lacks.
         ContractError: a hand cannot drive this arm.
-        HandError: no such port, no permission, no answer, or not calibrated.
+        TeleopError: no such port, no permission, no answer, or not calibrated.
         MissingDependencyError: the extra [arm] is not installed.
     """
     require_drivable(embodiment.action)
@@ -60,7 +60,9 @@ def open_teleoperator(recipe: HandRecipe, embodiment: Embodiment, clock: Clock |
     return motion
 
 
-def _motion(device: LerobotTeleoperator, recipe: HandRecipe, embodiment: Embodiment, clock: Clock | None) -> Motion:
+def _motion(
+    device: LerobotTeleoperator, recipe: TeleoperatorRecipe, embodiment: Embodiment, clock: Clock | None
+) -> TeleopDevice:
     if recipe.scene is None:
         return StickMotion(ToldAxes(device), embodiment)
     model = ArmModel(recipe.scene)

@@ -17,7 +17,7 @@ import sys
 import termios
 from typing import Any
 
-from vla_robot.core.errors import HandError
+from vla_robot.core.errors import TeleopError
 
 ESCAPE = "\x1b"
 
@@ -92,7 +92,7 @@ class Terminal:
             fd: of the terminal; standard input when None.
 
         Raises:
-            HandError: it is no terminal.
+            TeleopError: it is no terminal.
         """
         self._fd = require_terminal(fd)
         self._parser = KeyParser()
@@ -104,7 +104,7 @@ class Terminal:
         """What was typed since the last time, oldest first.
 
         Raises:
-            HandError: the terminal is gone, as when a connection broke.
+            TeleopError: the terminal is gone, as when a connection broke.
         """
         return self._parser.feed(self._read())
 
@@ -124,11 +124,11 @@ class Terminal:
         try:
             data = os.read(self._fd, READ_BYTES)
         except OSError as error:
-            raise HandError(
+            raise TeleopError(
                 f"the terminal is gone, or belongs to another program now: {error.strerror}. Nobody can drive from it."
             ) from error
         if not data:
-            raise HandError("the terminal was closed. Nobody can drive from it any more.")
+            raise TeleopError("the terminal was closed. Nobody can drive from it any more.")
         return data
 
 
@@ -142,16 +142,16 @@ def require_terminal(fd: int | None = None) -> int:
     """The descriptor, standard input's when None.
 
     Raises:
-        HandError: it is no terminal.
+        TeleopError: it is no terminal.
     """
     fd = _stdin() if fd is None else fd
     if fd < 0 or not os.isatty(fd):
-        raise HandError(
+        raise TeleopError(
             "standard input is no terminal, and keys are typed in one. Start this in a terminal, over SSH with "
             "`ssh -t`, in a container with `docker run -it`; or drive from a page: `--by browser`."
         )
     if _is_in_background(fd):
-        raise HandError(
+        raise TeleopError(
             "this runs in the background of its terminal, and the keys are another program's. Start it without `&`, "
             "or bring it to the foreground with `fg`; or drive from a page: `--by browser`."
         )

@@ -1,7 +1,7 @@
-"""The Teleop port in a terminal: its keys begin, end, keep and stop; what moves the tool is a Motion beside them.
+"""The Teleop port in a terminal: its keys begin, end, keep and stop; what moves the tool is a TeleopDevice beside them.
 
     terminal --keys--> buttons, instruction ---.
-                  '--> Motion: keys, sticks, a leader arm --> TeleopCommand
+                  '--> TeleopDevice: keys, sticks, a leader arm --> TeleopCommand
 
 It works over SSH and without a display. Every key is read when the loop asks, at its rate; no thread, nothing waits.
 """
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.teleop import Button, Driver, TeleopCommand
-from vla_robot.teleop.motion import Motion
+from vla_robot.teleop.motion import TeleopDevice
 from vla_robot.teleop.panel import Panel, Status
 from vla_robot.teleop.terminal import Terminal
 
@@ -61,7 +61,7 @@ class TerminalTeleop:
 
     def __init__(
         self,
-        motion: Motion,
+        motion: TeleopDevice,
         instruction: str,
         terminal: Terminal,
         panel: Panel | None = None,
@@ -105,7 +105,7 @@ class TerminalTeleop:
         """What was typed since the last time, and how the tool is to move.
 
         Raises:
-            HandError: the terminal or the device is gone.
+            TeleopError: the terminal or the device is gone.
         """
         now_ns = self._clock.now_ns()
         fresh = self._looked_ns is None or now_ns - self._looked_ns < STALE_NS

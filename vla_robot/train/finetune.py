@@ -36,7 +36,7 @@ from vla_robot.train.parallel.fsdp import collected, shard
 from vla_robot.train.parallel.memory_plan import MemoryPlan, plan_memory
 from vla_robot.train.prepare import Prepared, fingerprint_of, prepare
 from vla_robot.train.sparse_last_layer import only_what_is_read
-from vla_robot.train.trainer import OnProgress, Progress, Run
+from vla_robot.train.trainer import OnProgress, Progress, Trainer
 
 __all__ = ["OnProgress", "Progress", "RollOut", "Trained", "finetune", "open_run"]
 
@@ -115,7 +115,7 @@ def open_run(
     ranks: Ranks,
     on_progress: OnProgress = lambda progress: None,
     on_plan: Callable[[MemoryPlan | str], None] = lambda plan: None,
-) -> tuple[Run, Prepared]:
+) -> tuple[Trainer, Prepared]:
     """A run where it begins or goes on, and what it began with. Raises as `finetune`."""
     with ranks.one_first():
         prepared = prepare(recipe, out, ranks, on_progress)
@@ -123,10 +123,10 @@ def open_run(
         on_plan(note)
     device = ranks.device(recipe.device)
     model = _on_device(adapt(prepared.policy.model, recipe), recipe, ranks, device, on_plan)
-    run = Run(recipe, out, model, prepared.data, ranks, prepared.questions)
+    trainer = Trainer(recipe, out, model, prepared.data, ranks, prepared.questions)
     with ranks.one_first():
-        run.resume(fingerprint_of(recipe, prepared))
-    return run, prepared
+        trainer.resume(fingerprint_of(recipe, prepared))
+    return trainer, prepared
 
 
 def _keep_recipe(recipe: FinetuneRecipe, out: Path) -> None:
@@ -162,13 +162,13 @@ def _on_device(
 
 def _closed_loop(
     roll_out: RollOut | None, prepared: Prepared, folder: Path, ranks: Ranks
-) -> Callable[[Run], float | None]:
+) -> Callable[[Trainer], float | None]:
     """Writes a run's averaged weights to a folder and lets them drive; no chance of the training is drawn meanwhile."""
     if roll_out is None:
         raise RecipeError("the recipe asks for [rollouts], which only `vla finetune` can drive; leave the table out.")
 
-    def measure(run: Run) -> float | None:
-        save_policy(run, prepared, folder, ranks)
+    def measure(trainer: Trainer) -> float | None:
+        save_policy(trainer, prepared, folder, ranks)
         if not ranks.first:
             return None
         with torch.random.fork_rng():
@@ -177,7 +177,7 @@ def _closed_loop(
     return measure
 
 
-def save_policy(run: Run, prepared: Prepared, folder: Path, ranks: Ranks) -> None:
+def save_policy(trainer: Trainer, prepared: Prepared, folder: Path, ranks: Ranks) -> None:
     """Write the averaged weights as a policy folder, with the files that belong to them. Every rank must ask.
 
     The folder appears whole, in place of one that was there, and is on the disk when this returns.
@@ -187,12 +187,12 @@ def save_policy(run: Run, prepared: Prepared, folder: Path, ranks: Ranks) -> Non
         CheckpointError: the start policy is damaged.
     """
     start = prepared.start
-    with run.averaged():
-        learned = collected(learning(run.model).items(), keep=ranks.first)
+    with trainer.averaged():
+        learned = collected(learning(trainer.model).items(), keep=ranks.first)
         if not ranks.first:
             return
-        plain = merged(run.model, start, learned)
-        with replacing(folder, run.out) as partial:
+        plain = merged(trainer.model, start, learned)
+        with replacing(folder, trainer.out) as partial:
             save_model(plain, partial, carry_from=start)
             for name in SIDE_FILES:
                 if (start / name).is_file():

@@ -73,7 +73,7 @@ QUESTIONS = {"loss": "question_loss"}
 """Metrics of a step by the kind of its rows."""
 
 
-class Run:
+class Trainer:
     """One training run in memory."""
 
     def __init__(
@@ -102,7 +102,7 @@ class Run:
         self._data = data
         self._questions = questions
         self._ranks = ranks
-        self._rollouts: tuple[int, Callable[[Run], float | None]] | None = None
+        self._rollouts: tuple[int, Callable[[Trainer], float | None]] | None = None
         copied = ranks.count > 1 and not is_sharded(model.parameters())
         self._parallel = DistributedDataParallel(model) if copied else None
         self._device = next(model.parameters()).device
@@ -118,7 +118,7 @@ class Run:
         if self._ranks.first:
             self._metrics.go_on_from(self.step)
 
-    def drives(self, every: int, measure: Callable[[Run], float | None]) -> None:
+    def drives(self, every: int, measure: Callable[[Trainer], float | None]) -> None:
         """Measure the success rate in closed loop before the first step, and then every so many."""
         self._rollouts = every, measure
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vla_robot.core.errors import TransportError, unknown
 from vla_robot.core.robot import Mode, Tick, TimeLimits
-from vla_robot.transport.codec import Fields, pack_observation, pack_step_result, unpack_step_result
+from vla_robot.transport.codec import MessageReader, pack_observation, pack_step_result, unpack_step_result
 
 BRIDGE_PROTOCOL = 2
 """Of requests and answers between a controller and a bridge; the wire format below has a version of its own."""
@@ -53,22 +53,22 @@ def pack_time_limits(limits: TimeLimits) -> dict[str, Any]:
     return {name: float(value) for name, value in asdict(limits).items()}
 
 
-def unpack_time_limits(fields: Fields) -> TimeLimits:
-    return TimeLimits(*(fields.number(name) for name in ("max_age_s", "hold_after_s", "stop_after_s")))
+def unpack_time_limits(reader: MessageReader) -> TimeLimits:
+    return TimeLimits(*(reader.number(name) for name in ("max_age_s", "hold_after_s", "stop_after_s")))
 
 
-def unpack_tick(fields: Fields) -> Tick:
-    mode = fields.text("mode")
+def unpack_tick(reader: MessageReader) -> Tick:
+    mode = reader.text("mode")
     if mode not in get_args(Mode):
         raise TransportError(unknown("mode", mode, get_args(Mode)))
     return Tick(
-        result=unpack_step_result(fields.table("result")),
+        result=unpack_step_result(reader.table("result")),
         mode=cast(Mode, mode),
-        reason=fields.text("reason"),
-        settled=fields.integer("settled"),
-        cause_ns=fields.integer("cause_ns"),
-        late=fields.integer("late"),
-        cause_step=fields.integer("cause_step"),
-        wanted=fields.array_or_none("wanted", np.float64, ndim=1),
-        intervention="intervention" in fields.names() and fields.flag("intervention"),
+        reason=reader.text("reason"),
+        settled=reader.integer("settled"),
+        cause_ns=reader.integer("cause_ns"),
+        late=reader.integer("late"),
+        cause_step=reader.integer("cause_step"),
+        wanted=reader.array_or_none("wanted", np.float64, ndim=1),
+        intervention="intervention" in reader.names() and reader.flag("intervention"),
     )

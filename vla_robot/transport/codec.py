@@ -15,7 +15,6 @@ from vla_robot.core.errors import (
     CheckpointError,
     ContractError,
     DataError,
-    HandError,
     MissingDependencyError,
     NoActionYetError,
     OverdueError,
@@ -23,6 +22,7 @@ from vla_robot.core.errors import (
     RecipeError,
     SessionError,
     SupersededError,
+    TeleopError,
     TransportError,
     VlaError,
     WorldError,
@@ -45,7 +45,7 @@ ERRORS: dict[str, type[VlaError]] = {
     "OverdueError": OverdueError,
     "SupersededError": SupersededError,
     "WorldError": WorldError,
-    "HandError": HandError,
+    "TeleopError": TeleopError,
     "MissingDependencyError": MissingDependencyError,
 }
 """What may be raised here because a peer says so."""
@@ -60,7 +60,7 @@ SHOWN_FIELDS, SHOWN_CHARS = 20, 40
 """Of a peer's making, in our error messages."""
 
 
-class Fields:
+class MessageReader:
     """A message body, read field by field; what is missing or of the wrong type raises TransportError."""
 
     def __init__(self, body: Mapping[str, Any], of: str) -> None:
@@ -128,15 +128,15 @@ class Fields:
         value = self._get(key)
         return cast(Array, value).ndim if isinstance(value, np.ndarray) else None
 
-    def table(self, key: str) -> Fields:
-        return Fields(cast(Mapping[str, Any], self._typed(key, dict)), f"{self._of}.{key}")
+    def table(self, key: str) -> MessageReader:
+        return MessageReader(cast(Mapping[str, Any], self._typed(key, dict)), f"{self._of}.{key}")
 
-    def tables(self, key: str) -> list[Fields]:
+    def tables(self, key: str) -> list[MessageReader]:
         """A list of tables."""
         items = cast(list[Any], self._typed(key, list))
         if not all(isinstance(item, dict) for item in items):
             raise TransportError(f"{self._of}: '{key}' must be a list of maps.")
-        return [Fields(cast(Mapping[str, Any], item), f"{self._of}.{key}") for item in items]
+        return [MessageReader(cast(Mapping[str, Any], item), f"{self._of}.{key}") for item in items]
 
     def names(self) -> list[str]:
         return list(self._body)
@@ -177,17 +177,17 @@ def pack_observation(observation: Observation, jpeg_quality: Mapping[str, int] |
     }
 
 
-def unpack_observation(fields: Fields) -> Observation:
-    images, privileged = fields.table("images"), fields.table("privileged")
+def unpack_observation(reader: MessageReader) -> Observation:
+    images, privileged = reader.table("images"), reader.table("privileged")
     return Observation(
         images=_unpack_frames(images),
-        state=fields.array("state", np.float64, ndim=1),
-        instruction=fields.text("instruction"),
-        stamp_ns=fields.integer("stamp_ns"),
-        step=fields.integer("step"),
+        state=reader.array("state", np.float64, ndim=1),
+        instruction=reader.text("instruction"),
+        stamp_ns=reader.integer("stamp_ns"),
+        step=reader.integer("step"),
         privileged={name: privileged.array(name, np.float64, ndim=1) for name in privileged.names()},
-        committed=fields.array("committed", np.float64, ndim=2) if "committed" in fields.names() else None,
-        stamps_ns=fields.table("stamps_ns").integers() if "stamps_ns" in fields.names() else {},
+        committed=reader.array("committed", np.float64, ndim=2) if "committed" in reader.names() else None,
+        stamps_ns=reader.table("stamps_ns").integers() if "stamps_ns" in reader.names() else {},
     )
 
 
@@ -203,18 +203,18 @@ def pack_step_result(result: StepResult) -> dict[str, Any]:
     }
 
 
-def unpack_step_result(fields: Fields) -> StepResult:
+def unpack_step_result(reader: MessageReader) -> StepResult:
     return StepResult(
-        observation=unpack_observation(fields.table("observation")),
-        executed=fields.array_or_none("executed", np.float64, ndim=1),
-        success=fields.flag("success"),
-        terminated=fields.flag("terminated"),
-        truncated=fields.flag("truncated"),
+        observation=unpack_observation(reader.table("observation")),
+        executed=reader.array_or_none("executed", np.float64, ndim=1),
+        success=reader.flag("success"),
+        terminated=reader.flag("terminated"),
+        truncated=reader.flag("truncated"),
         clamps=tuple(
             Clamp(c.text("dim"), c.text("cause"), c.finite("wanted"), c.finite("allowed"))
-            for c in fields.tables("clamps")
+            for c in reader.tables("clamps")
         ),
-        command_ns=fields.integer("command_ns"),
+        command_ns=reader.integer("command_ns"),
     )
 
 
@@ -229,42 +229,42 @@ def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
     }
 
 
-def unpack_action_chunk(fields: Fields) -> ActionChunk:
+def unpack_action_chunk(reader: MessageReader) -> ActionChunk:
     return ActionChunk(
-        actions=fields.array("actions", np.float64, ndim=2),
-        stamp_ns=fields.integer("stamp_ns"),
-        step=fields.integer("step"),
-        stages_ms=_stages_ms(fields.table("stages_ms")),
-        intervention="intervention" in fields.names() and fields.flag("intervention"),
-        conditioned="conditioned" in fields.names() and fields.flag("conditioned"),
+        actions=reader.array("actions", np.float64, ndim=2),
+        stamp_ns=reader.integer("stamp_ns"),
+        step=reader.integer("step"),
+        stages_ms=_stages_ms(reader.table("stages_ms")),
+        intervention="intervention" in reader.names() and reader.flag("intervention"),
+        conditioned="conditioned" in reader.names() and reader.flag("conditioned"),
     )
 
 
-def _stages_ms(fields: Fields) -> dict[str, float]:
+def _stages_ms(reader: MessageReader) -> dict[str, float]:
     """They are summed, averaged and drawn: one NaN would end the report of a whole run."""
-    names = fields.names()
+    names = reader.names()
     if len(names) > MAX_STAGES or any(len(name) > SHOWN_CHARS for name in names):
         raise TransportError(f"stages_ms: at most {MAX_STAGES} stages with names of {SHOWN_CHARS} characters.")
-    return {name: fields.finite(name, 0.0, MAX_STAGE_MS) for name in names}
+    return {name: reader.finite(name, 0.0, MAX_STAGE_MS) for name in names}
 
 
 def pack_embodiment(embodiment: Embodiment) -> dict[str, Any]:
     return embodiment.to_dict()
 
 
-def unpack_embodiment(fields: Fields) -> Embodiment:
-    action = fields.table("action")
+def unpack_embodiment(reader: MessageReader) -> Embodiment:
+    action = reader.table("action")
     kind = action.text("kind")
     if kind not in ACTION_KINDS:
         raise TransportError(unknown("kind of action", kind, ACTION_KINDS))
     return Embodiment(
-        name=fields.text("name"),
+        name=reader.text("name"),
         action=ActionSpace(kind=kind, frame=action.text("frame"), dims=_dims(action.tables("dims"))),
-        state=_dims(fields.tables("state")),
+        state=_dims(reader.tables("state")),
         cameras=tuple(
-            CameraSpec(c.text("name"), c.integer("height"), c.integer("width")) for c in fields.tables("cameras")
+            CameraSpec(c.text("name"), c.integer("height"), c.integer("width")) for c in reader.tables("cameras")
         ),
-        rate_hz=fields.finite("rate_hz", MIN_RATE_HZ, MAX_RATE_HZ),
+        rate_hz=reader.finite("rate_hz", MIN_RATE_HZ, MAX_RATE_HZ),
     )
 
 
@@ -274,9 +274,9 @@ def pack_error(error: VlaError) -> dict[str, str]:
     return {"error": name, "message": str(error)[:MAX_ERROR_CHARS]}
 
 
-def unpack_error(fields: Fields) -> VlaError:
+def unpack_error(reader: MessageReader) -> VlaError:
     """The error that a peer reported, to be raised here."""
-    name, message = fields.text("error"), fields.text("message")
+    name, message = reader.text("error"), reader.text("message")
     return ERRORS[name](message) if name in ERRORS else TransportError(f"the peer reported {name}: {message}")
 
 
@@ -285,7 +285,7 @@ def _pack_frame(image: Image, quality: int | None) -> NDArray[np.uint8]:
     return image if quality is None else encode_jpeg(image, quality)
 
 
-def _unpack_frames(images: Fields) -> dict[str, Image]:
+def _unpack_frames(images: MessageReader) -> dict[str, Image]:
     """An array of one dimension is a JPEG file; all of them together may hold MAX_PIXELS."""
     frames: dict[str, Image] = {}
     pixels = 0
@@ -298,5 +298,5 @@ def _unpack_frames(images: Fields) -> dict[str, Image]:
     return frames
 
 
-def _dims(tables: list[Fields]) -> tuple[Dim, ...]:
+def _dims(tables: list[MessageReader]) -> tuple[Dim, ...]:
     return tuple(Dim(t.text("name"), t.text("unit"), t.number("low"), t.number("high")) for t in tables)

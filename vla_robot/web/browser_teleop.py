@@ -19,7 +19,7 @@ from vla_robot.core.errors import TransportError, unknown
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.teleop import Button, Driver, TeleopCommand
 from vla_robot.core.teleop_device import AXES, action_of, require_drivable
-from vla_robot.web.latest_frame import Board
+from vla_robot.web.latest_frame import LatestFrameBuffer
 from vla_robot.web.server import Access, Listen, WebServer
 from vla_robot.web.view import about
 
@@ -69,7 +69,7 @@ class BrowserTeleop:
         self._shown = 0
         self._driver: Driver | None = None
         self._executed: Vector | None = None
-        self._board = Board()
+        self._board = LatestFrameBuffer()
         listen, access = listen or Listen(), access or Access()
         self._web = WebServer(self._board, self._about, {"drive": self._drive, "stop": self._stop}, access, listen)
 

@@ -1,6 +1,6 @@
 """What a page shows: the newest scene, for whoever asks, as fast as they ask.
 
-    control or network thread --post--> Board <--next-- one HTTP thread per page
+    control or network thread --post--> LatestFrameBuffer <--next-- one HTTP thread per page
 
 Nothing queues up: a page that asks late gets the newest scene, and delays nobody.
 """
@@ -50,7 +50,7 @@ class Scene:
         return b"".join([_LENGTH.pack(len(text)), text, *files.values()])
 
 
-class Board:
+class LatestFrameBuffer:
     """Holds the newest scene. Any thread may call any method."""
 
     def __init__(self) -> None:

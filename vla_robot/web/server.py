@@ -32,7 +32,7 @@ from vla_robot.core.errors import TransportError, VlaError, unknown
 from vla_robot.transport.listener import GUEST, OPERATOR
 from vla_robot.transport.sockets import is_loopback
 from vla_robot.web.http_json import BoundedServer, JsonHandler, Serving
-from vla_robot.web.latest_frame import Board
+from vla_robot.web.latest_frame import LatestFrameBuffer
 
 LOOPBACK = "127.0.0.1"
 
@@ -127,7 +127,7 @@ class WebServer:
 
     def __init__(
         self,
-        board: Board,
+        board: LatestFrameBuffer,
         about: Callable[[], Mapping[str, Any]],
         actions: Mapping[str, Action],
         access: Access,
@@ -177,7 +177,7 @@ class WebServer:
 class _Server(BoundedServer):
     def __init__(
         self,
-        board: Board,
+        board: LatestFrameBuffer,
         about: Callable[[], Mapping[str, Any]],
         actions: Mapping[str, Action],
         access: Access,

@@ -1,7 +1,7 @@
 """Watches a bridge for a page: a viewer that commands nothing, and may stop the arm where it is allowed to.
 
     watching thread   --view, status, clock-->  bridge
-                      <------- tick ----------           --post--> Board --> pages
+                      <------- tick ----------           --post--> LatestFrameBuffer --> pages
     page's thread     --stop, over StopLine--->  bridge
 
 The bridge sends the newest tick only when the last one has arrived here, so that a slow viewer delays nobody.
@@ -22,11 +22,11 @@ from vla_robot.core.errors import TransportError, VlaError, in_words
 from vla_robot.core.robot import Tick
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, no_answer, unpack_tick
 from vla_robot.transport.clock_sync import ClockSample, ClockSync
-from vla_robot.transport.codec import Fields, unpack_embodiment, unpack_error
+from vla_robot.transport.codec import MessageReader, unpack_embodiment, unpack_error
 from vla_robot.transport.keys import ClientSecurity
 from vla_robot.transport.sockets import ClientSocket
 from vla_robot.transport.wire import Message, decode, encode
-from vla_robot.web.latest_frame import Board
+from vla_robot.web.latest_frame import LatestFrameBuffer
 
 CONNECT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 3.0
@@ -59,7 +59,7 @@ class BridgeView:
     def __init__(
         self,
         address: str,
-        board: Board,
+        board: LatestFrameBuffer,
         *,
         security: ClientSecurity | None = None,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
@@ -121,14 +121,14 @@ class BridgeView:
         self.close()
 
     def _take_about(self, answer: Message) -> None:
-        fields = Fields(answer.body, "answer to about")
-        if (protocol := fields.integer("protocol")) != BRIDGE_PROTOCOL:
+        reader = MessageReader(answer.body, "answer to about")
+        if (protocol := reader.integer("protocol")) != BRIDGE_PROTOCOL:
             raise TransportError(
                 f"the bridge at {self.address} speaks protocol {protocol}, this side {BRIDGE_PROTOCOL}. Install the "
                 "same version of vla_robot on both sides."
             )
-        self._embodiment = unpack_embodiment(fields.table("embodiment"))
-        self._instruction = fields.text("instruction")
+        self._embodiment = unpack_embodiment(reader.table("embodiment"))
+        self._instruction = reader.text("instruction")
 
     def _run(self) -> None:
         """Nothing that arrives ends this thread: the page would show an old picture, and not say so."""
@@ -164,22 +164,22 @@ class BridgeView:
         link, now_ns = self._link, self._clock.now_ns()
         link.heard_ns, link.trouble = now_ns, ""
         if message.kind == "error":
-            link.trouble = str(unpack_error(Fields(message.body, "answer to a viewer")))
+            link.trouble = str(unpack_error(MessageReader(message.body, "answer to a viewer")))
         elif message.kind == "tick":
             self._take_tick(message, now_ns)
         elif "mode" in message.body:
             link.status = message.body
             self._post()
         elif "received_ns" in message.body:
-            link.take_stamps(Fields(message.body, "answer to clock"), message.seq, now_ns)
+            link.take_stamps(MessageReader(message.body, "answer to clock"), message.seq, now_ns)
         elif "embodiment" in message.body:
             self._take_about(message)
 
     def _take_tick(self, message: Message, now_ns: int) -> None:
-        fields = Fields(message.body, "tick")
-        tick = unpack_tick(fields.table("tick"))
+        reader = MessageReader(message.body, "tick")
+        tick = unpack_tick(reader.table("tick"))
         self._embodiment.check(tick.result.observation)
-        self._link.take_tick(fields.integer("number"), fields.integer("episode"), tick, now_ns)
+        self._link.take_tick(reader.integer("number"), reader.integer("episode"), tick, now_ns)
         self.ticks += 1
         self._listener(tick, self._embodiment)
         self._post()
@@ -229,10 +229,10 @@ class _Link:
         self._arrivals_ns.append(now_ns)
         self._view_ns = now_ns  # say so at once: the next tick waits for it
 
-    def take_stamps(self, fields: Fields, seq: int, now_ns: int) -> None:
+    def take_stamps(self, reader: MessageReader, seq: int, now_ns: int) -> None:
         sent_ns = self._asked_at.pop(seq, None)
         if sent_ns is not None:
-            stamps = fields.integer("received_ns"), fields.integer("answered_ns")
+            stamps = reader.integer("received_ns"), reader.integer("answered_ns")
             self._sync.add(ClockSample(sent_ns, *stamps, now_ns))
 
     def newly_lost(self, now_ns: int) -> bool:
@@ -397,6 +397,6 @@ def _exchange(socket: ClientSocket, request: Message, timeout_s: float, clock: C
         if answer.seq != request.seq:
             continue  # to an older request on the same connection
         if answer.kind == "error":
-            raise unpack_error(Fields(answer.body, f"answer to {request.kind}"))
+            raise unpack_error(MessageReader(answer.body, f"answer to {request.kind}"))
         return answer
     raise no_answer(address, request.kind, timeout_s)

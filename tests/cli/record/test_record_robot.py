@@ -19,7 +19,7 @@ import pytest
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
 from vla_robot.cli.main import main
 from vla_robot.cli.record import record_teleop as record_by_hand
-from vla_robot.core.errors import HandError
+from vla_robot.core.errors import TeleopError
 from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import TeleopCommand
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
@@ -141,7 +141,7 @@ def test_when_a_device_is_lost_the_arm_holds_and_finished_episodes_stay(
     class Lost(Scripted):
         def command(self) -> TeleopCommand:
             if not self.said:
-                raise HandError("the terminal is gone: nobody can drive from it any more.")
+                raise TeleopError("the terminal is gone: nobody can drive from it any more.")
             return super().command()
 
     person, out = Lost(episodes=2), tmp_path / "demos"

@@ -27,10 +27,10 @@ from vla_robot.safety.filter import SafetyFilter
 from vla_robot.safety.limits import limits_of
 from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge import remote_robot
-from vla_robot.serve.bridge.bridge import Bridge, Execution
+from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
 from vla_robot.serve.bridge.server import BridgeServer, Stream
-from vla_robot.serve.bridge.synchronous_env import LockstepWorld
+from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL
 from vla_robot.transport.clock_sync import ClockSample, ClockSync
 from vla_robot.transport.sockets import ClientSocket, ServerSocket
@@ -55,7 +55,7 @@ def serve() -> Iterator[Callable[..., Served]]:
             watchdog = (
                 Watchdog(clock, hold_after_s=30, stop_after_s=100, beat_after_s=30) if patient else Watchdog(clock)
             )
-            execution = Execution(max_age_s=10) if patient else Execution()
+            execution = ExecutionConfig(max_age_s=10) if patient else ExecutionConfig()
             server = BridgeServer(Bridge(arm, limits, watchdog, clock, execution), socket, clock)
             thread = threading.Thread(target=server.serve, args=(stop.is_set,), daemon=True)
             thread.start()
@@ -272,7 +272,7 @@ def test_lockstep_is_refused_by_an_arm_whose_time_cannot_stand_still(serve: Call
 def test_in_lockstep_nothing_moves_but_by_a_step(serve: Callable[..., Served]) -> None:
     address, arm, _ = serve(can_wait=True)
     with RemoteRobot(address) as robot:
-        world = LockstepWorld(robot)
+        world = SynchronousEnv(robot)
         assert world.reset(0).step == 0
         for k in range(5):
             result = world.step(np.array([0.01, 0.0, 0.0, 1.0]))

@@ -23,7 +23,7 @@ from vla_robot.serve.bridge.bridge import Bridge
 from vla_robot.serve.bridge.camera_frames import NewestFrames
 from vla_robot.serve.bridge.server import CREDIT, BridgeServer
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, unpack_tick
-from vla_robot.transport.codec import Fields
+from vla_robot.transport.codec import MessageReader
 from vla_robot.transport.wire import Buffer, Message, decode, encode
 from vla_robot.world.sim.paced_cameras import PacedCameras
 
@@ -115,7 +115,7 @@ class Wire:
         return ""
 
     def _take(self, message: Message) -> None:
-        tick = unpack_tick(Fields(message.body["tick"], "tick"))
+        tick = unpack_tick(MessageReader(message.body["tick"], "tick"))
         observation = self._newest.complete(message.body["episode"], tick.result.observation)
         if observation is not None and message.body["number"] > self._number:
             self._number = message.body["number"]

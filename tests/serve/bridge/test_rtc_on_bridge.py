@@ -17,9 +17,9 @@ from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.safety.filter import SafetyFilter
 from vla_robot.safety.limits import limits_of
 from vla_robot.safety.watchdog import Watchdog
-from vla_robot.serve.bridge.bridge import Bridge, Execution, Ticked
+from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig, Ticked
 from vla_robot.transport.bridge_codec import pack_tick, unpack_tick
-from vla_robot.transport.codec import Fields, pack_action_chunk, unpack_action_chunk
+from vla_robot.transport.codec import MessageReader, pack_action_chunk, unpack_action_chunk
 
 PERIOD_MS = 20
 ROWS = 8
@@ -83,7 +83,7 @@ def bridge(clock: FakeClock, wanted: list[float]) -> Bridge:
             wanted.append(float(event.wanted[0]))
 
     limits = SafetyFilter(ARM, limits_of(ARM, LimitsRecipe()))
-    return Bridge(Still(clock), limits, Watchdog(clock), clock, Execution(splice="rtc"), note)
+    return Bridge(Still(clock), limits, Watchdog(clock), clock, ExecutionConfig(splice="rtc"), note)
 
 
 def ticks(bridge: Bridge, clock: FakeClock, count: int) -> list[Tick]:
@@ -96,13 +96,13 @@ def ticks(bridge: Bridge, clock: FakeClock, count: int) -> list[Tick]:
 
 
 def over_the_wire(tick: Tick) -> Observation:
-    return unpack_tick(Fields(pack_tick(tick, {}, 0), "tick")).result.observation
+    return unpack_tick(MessageReader(pack_tick(tick, {}, 0), "tick")).result.observation
 
 
 def chunk_of(observation: Observation, values: Any, conditioned: bool) -> ActionChunk:
     rows = np.stack([np.asarray(values, dtype=np.float64), np.ones(len(values))], axis=1)
     chunk = ActionChunk(rows, observation.stamp_ns, observation.step, conditioned=conditioned)
-    return unpack_action_chunk(Fields(pack_action_chunk(chunk), "chunk"))
+    return unpack_action_chunk(MessageReader(pack_action_chunk(chunk), "chunk"))
 
 
 @pytest.mark.parametrize("conditioned", [True, False])
@@ -131,6 +131,6 @@ def test_a_conditioned_chunk_is_played_as_it_is_and_any_other_is_laid_over_the_p
 
 def test_what_is_committed_and_the_mark_survive_the_wire(clock: FakeClock) -> None:
     chunk = ActionChunk(np.zeros((2, 2)), 5, 1, conditioned=True)
-    assert unpack_action_chunk(Fields(pack_action_chunk(chunk), "chunk")).conditioned
+    assert unpack_action_chunk(MessageReader(pack_action_chunk(chunk), "chunk")).conditioned
     plain = replace(chunk, conditioned=False)
     assert "conditioned" not in pack_action_chunk(plain)

@@ -28,7 +28,7 @@ from vla_robot.recipe.policy_source import PolicySource
 from vla_robot.safety.limits import RangeGuard
 from vla_robot.serve.interop.groot_policy import Generation, GrootPolicy
 from vla_robot.serve.interop.groot_wire import unpack
-from vla_robot.serve.interop.mapping import Interpreter, Timeouts
+from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
 
 ARM = Embodiment(
     name="toy",
@@ -169,7 +169,7 @@ def connect() -> Iterator[Callable[..., GrootPolicy]]:
 
         def start(address: str, generation: Generation, **options: Any) -> GrootPolicy:
             peer = PEERS[generation]
-            policy = GrootPolicy(address, Interpreter(peer, ARM), generation, prompt=peer.prompt, **options)
+            policy = GrootPolicy(address, PeerMapping(peer, ARM), generation, prompt=peer.prompt, **options)
             return stack.enter_context(policy)
 
         yield start

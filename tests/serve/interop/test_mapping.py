@@ -14,7 +14,7 @@ from vla_robot.core.errors import ContractError, PolicyError, RecipeError
 from vla_robot.core.geometry import quat_of
 from vla_robot.core.messages import Observation
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
-from vla_robot.serve.interop.mapping import Interpreter, ToolTurn, nested, resize_with_pad
+from vla_robot.serve.interop.mapping import PeerMapping, ToolTurn, nested, resize_with_pad
 
 ARM = Embodiment(
     name="toy",
@@ -33,30 +33,30 @@ SEEN = Observation({"front": np.full((6, 8, 3), 200, np.uint8)}, np.array([0.3, 
 
 
 def test_the_state_is_told_in_the_servers_order_and_units() -> None:
-    state = Interpreter(PEER, ARM).state(SEEN)
+    state = PeerMapping(PEER, ARM).state(SEEN)
     np.testing.assert_allclose(state["state"], [0.3, 0.04, -0.04])
 
 
 def test_an_answer_becomes_the_arms_units() -> None:
-    chunk = Interpreter(PEER, ARM).chunk({"actions": np.array([[1.0, -1.0], [-0.5, 1.0]])}, SEEN, {"server": 5.0})
+    chunk = PeerMapping(PEER, ARM).chunk({"actions": np.array([[1.0, -1.0], [-0.5, 1.0]])}, SEEN, {"server": 5.0})
     np.testing.assert_allclose(chunk.actions, [[0.05, 1.0], [-0.025, 0.0]])
     assert (chunk.stamp_ns, chunk.step, chunk.stages_ms) == (7, 3, {"server": 5.0})
 
 
 def test_only_so_many_actions_are_used_as_the_recipe_says() -> None:
-    chunk = Interpreter(replace(PEER, rows=4), ARM).chunk({"actions": np.zeros((10, 2))}, SEEN, {})
+    chunk = PeerMapping(replace(PEER, rows=4), ARM).chunk({"actions": np.zeros((10, 2))}, SEEN, {})
     assert chunk.actions.shape == (4, 2)
 
 
 def test_an_action_may_come_in_parts_and_a_single_number_as_a_row() -> None:
     parts = (PeerNumbersRecipe("grip", ("gripper",)), PeerNumbersRecipe("arm", ("dx",)))
     answer = {"arm": np.array([[0.01], [0.02]], np.float32), "grip": np.array([1.0, 0.0]), "other": "ignored"}
-    chunk = Interpreter(replace(PEER, action=parts), ARM).chunk(answer, SEEN, {})
+    chunk = PeerMapping(replace(PEER, action=parts), ARM).chunk(answer, SEEN, {})
     np.testing.assert_allclose(chunk.actions, [[0.01, 1.0], [0.02, 0.0]])
 
 
 def test_a_single_action_needs_no_axis_of_time() -> None:
-    assert Interpreter(PEER, ARM).chunk({"actions": np.array([0.0, 1.0])}, SEEN, {}).actions.shape == (1, 2)
+    assert PeerMapping(PEER, ARM).chunk({"actions": np.array([0.0, 1.0])}, SEEN, {}).actions.shape == (1, 2)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_a_single_action_needs_no_axis_of_time() -> None:
 )
 def test_an_answer_that_is_none_moves_nothing(answer: dict[str, object], says: str) -> None:
     with pytest.raises(PolicyError, match=says):
-        Interpreter(PEER, ARM).chunk(answer, SEEN, {})
+        PeerMapping(PEER, ARM).chunk(answer, SEEN, {})
 
 
 def test_parts_of_different_length_move_nothing() -> None:
     parts = (PeerNumbersRecipe("grip", ("gripper",)), PeerNumbersRecipe("arm", ("dx",)))
     with pytest.raises(PolicyError, match="holds 1 and 2 actions"):
-        Interpreter(replace(PEER, action=parts), ARM).chunk({"arm": np.zeros(2), "grip": np.zeros(1)}, SEEN, {})
+        PeerMapping(replace(PEER, action=parts), ARM).chunk({"arm": np.zeros(2), "grip": np.zeros(1)}, SEEN, {})
 
 
 def test_every_difference_to_the_arm_is_told_at_once() -> None:
@@ -90,7 +90,7 @@ def test_every_difference_to_the_arm_is_told_at_once() -> None:
         action=(PeerNumbersRecipe("actions", ("dx", "dz")),),
     )
     with pytest.raises(ContractError) as refused:
-        Interpreter(peer, ARM)
+        PeerMapping(peer, ARM)
     for part in (
         "are for 15 Hz, the world runs at 20 Hz",
         "unknown camera 'frontt'; did you mean 'front'?",
@@ -103,7 +103,7 @@ def test_every_difference_to_the_arm_is_told_at_once() -> None:
 
 def test_frames_go_with_channels_first_where_the_recipe_says_so() -> None:
     peer = replace(PEER, images=(PeerImageRecipe("images.cam_high", "front", channels="first"),))
-    frames = nested(Interpreter(peer, ARM).images(SEEN))
+    frames = nested(PeerMapping(peer, ARM).images(SEEN))
     assert frames["images"]["cam_high"].shape == (3, 6, 8)
 
 
@@ -152,13 +152,13 @@ def test_a_tool_that_the_server_holds_otherwise_is_turned_as_robosuites_hand_is(
     # Both of one pose of robosuite 1.5.1's Panda: its grip site as our worlds write it, its hand as LIBERO does.
     peer = replace(PEER, tool_turn_deg=90.0, state=(PeerNumbersRecipe("state", ("rx", "ry", "rz")),))
     seen = replace(SEEN, state=np.array([0.3, 2.20988579, 2.12370981, 0.11791472]))
-    turned = Interpreter(peer, POSED).state(seen)["state"]
+    turned = PeerMapping(peer, POSED).state(seen)["state"]
     np.testing.assert_allclose(turned, [3.13820681, -0.062405, 0.16805809], atol=1e-5)
 
 
 def test_an_arm_whose_state_has_no_rotation_cannot_be_turned() -> None:
     with pytest.raises(ContractError, match="turns rx, ry and rz, and the arm's state has none"):
-        Interpreter(replace(PEER, tool_turn_deg=90.0), ARM)
+        PeerMapping(replace(PEER, tool_turn_deg=90.0), ARM)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.floats(0.1, 3.0), st.floats(-180, 180))

@@ -26,7 +26,7 @@ from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 from vla_robot.recipe.policy import PolicyRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.safety.limits import RangeGuard
-from vla_robot.serve.interop.mapping import Interpreter, Timeouts
+from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
 from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
 from vla_robot.serve.interop.openpi_wire import pack, unpack
 
@@ -93,7 +93,7 @@ def serving() -> Iterator[Callable[..., PeerServer]]:
 @pytest.fixture
 def connect() -> Iterator[Callable[..., OpenpiPolicy]]:
     with ExitStack() as stack:
-        yield lambda address, **options: stack.enter_context(OpenpiPolicy(address, Interpreter(PEER, ARM), **options))
+        yield lambda address, **options: stack.enter_context(OpenpiPolicy(address, PeerMapping(PEER, ARM), **options))
 
 
 def test_an_observation_arrives_in_the_servers_words(serving: Any, connect: Any) -> None:
@@ -204,7 +204,7 @@ def test_an_answer_that_is_none_is_an_error(serving: Any, connect: Any, answer: 
 def test_a_server_that_does_not_introduce_itself_is_told_at_the_start(serving: Any, metadata: Any) -> None:
     server = serving(lambda _: AHEAD, metadata=metadata)
     with pytest.raises(TransportError, match="no openpi server answers"):
-        OpenpiPolicy(server.address, Interpreter(PEER, ARM))
+        OpenpiPolicy(server.address, PeerMapping(PEER, ARM))
 
 
 @pytest.mark.parametrize(
@@ -223,12 +223,12 @@ def test_a_server_that_does_not_introduce_itself_is_told_at_the_start(serving: A
 )
 def test_only_this_computer_is_asked(address: str, says: str) -> None:
     with pytest.raises(TransportError, match=says):
-        OpenpiPolicy(address, Interpreter(PEER, ARM))
+        OpenpiPolicy(address, PeerMapping(PEER, ARM))
 
 
 def test_nobody_there_is_told_with_what_to_start() -> None:
     with pytest.raises(TransportError, match=r"no openpi server answers at ws://127\.0\.0\.1:9: .*serve_policy\.py"):
-        OpenpiPolicy("ws://127.0.0.1:9", Interpreter(PEER, ARM))
+        OpenpiPolicy("ws://127.0.0.1:9", PeerMapping(PEER, ARM))
 
 
 def test_a_redirection_is_not_followed() -> None:
@@ -241,14 +241,14 @@ def test_a_redirection_is_not_followed() -> None:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         port = server.socket.getsockname()[1]
         with pytest.raises(TransportError, match="cannot follow redirect"):
-            OpenpiPolicy(f"ws://127.0.0.1:{port}", Interpreter(PEER, ARM))
+            OpenpiPolicy(f"ws://127.0.0.1:{port}", PeerMapping(PEER, ARM))
 
 
 def test_a_web_server_is_not_mistaken_for_a_policy() -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as web:
         threading.Thread(target=web.serve_forever, daemon=True).start()
         with pytest.raises(TransportError, match="no openpi server answers"):
-            OpenpiPolicy(f"ws://127.0.0.1:{web.server_port}", Interpreter(PEER, ARM))
+            OpenpiPolicy(f"ws://127.0.0.1:{web.server_port}", PeerMapping(PEER, ARM))
         web.shutdown()
 
 

@@ -26,7 +26,7 @@ from vla_robot.core.errors import ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 from vla_robot.serve.interop import openpi_server
-from vla_robot.serve.interop.mapping import Interpreter
+from vla_robot.serve.interop.mapping import PeerMapping
 from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
 from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Words
 from vla_robot.serve.interop.openpi_server import OpenpiServer
@@ -390,7 +390,7 @@ def test_a_recipe_read_backwards_answers_in_the_clients_own_units(serving: Start
 @given(st.lists(st.floats(-1, 1), min_size=2, max_size=2), st.floats(-1, 1))
 def test_both_ends_of_a_recipe_undo_each_other(action: list[float], x: float) -> None:
     seen = Observation({"front": IMAGE, "wrist": IMAGE}, np.array([x]), "lift", stamp_ns=7, step=3)
-    robot, policy = Interpreter(PEER, ARM), RecipeWords(PEER, ARM)
+    robot, policy = PeerMapping(PEER, ARM), RecipeWords(PEER, ARM)
     arrived = policy.read({**robot.images(seen), **robot.state(seen), PEER.prompt: seen.instruction})
     np.testing.assert_allclose(arrived.state, seen.state, atol=1e-12)
     answer = policy.write(ActionChunk(np.array([action]), 7, 3))
@@ -435,7 +435,7 @@ def test_our_own_client_gets_what_our_server_gives(serving: Start) -> None:
     )
     policy = Policy()
     seen = Observation({"front": IMAGE, "wrist": IMAGE}, np.array([0.5]), "lift", stamp_ns=7, step=3)
-    with OpenpiPolicy(serving(policy), Interpreter(peer, ARM)) as client:
+    with OpenpiPolicy(serving(policy), PeerMapping(peer, ARM)) as client:
         assert client.metadata["policy"] == "toy_policy"
         with pytest.raises(PolicyError, match=r"shape \[2, 7\], and the recipe names 2 numbers"):
             client.act([seen])

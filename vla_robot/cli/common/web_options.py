@@ -44,7 +44,7 @@ class PageArgs:
         port = default_port if self.port is None else self.port
         return Listen(port, self.host or LOOPBACK, self.certificate, self.certificate_key)
 
-    def require_sense(self, device: str | None, hint: str) -> None:
+    def validate_options(self, device: str | None, hint: str) -> None:
         """Before anything is built: raise RecipeError where they were given and there is no page, and as `listen`."""
         if device == BROWSER:
             self.listen(0)

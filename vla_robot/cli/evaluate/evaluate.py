@@ -32,8 +32,8 @@ from vla_robot.evaluate.evaluation_report import write_evaluation
 from vla_robot.evaluate.instruction_variants import Language, Words, words_for
 from vla_robot.evaluate.runner import new_run_folder
 from vla_robot.evaluate.trial_log import TrialLog
-from vla_robot.evaluate.video_selection import Filming, Videos
-from vla_robot.evaluate.worker_pool import in_parallel
+from vla_robot.evaluate.video_selection import Videos, VideoSelection
+from vla_robot.evaluate.worker_pool import run_in_pool
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
@@ -146,9 +146,9 @@ def main(args: EvaluateArgs) -> int:
     what = plan(args)
     say(f"vla eval: {short_path(what.env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
     with TrialLog(what.folder, what.header(), datetime.now().astimezone().isoformat(timespec="seconds")) as log:
-        filming = Filming(what.folder, args.videos, what.env.rate_hz, log.trials.values())
+        videos = VideoSelection(what.folder, args.videos, what.env.rate_hz, log.trials.values())
         try:
-            _drive(what, log, filming, args.workers or min(MOST_WORKERS, _cores()))
+            _drive(what, log, videos, args.workers or min(MOST_WORKERS, _cores()))
         except Exception:
             with contextlib.suppress(DataError):  # a disk that ended the evaluation refuses its report as well
                 _report(args, what, what.evaluation(log))
@@ -175,7 +175,7 @@ def _report(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> None:
         write_json(args.json, "eval", **evaluation.to_dict())
 
 
-def _drive(what: Plan, log: TrialLog, filming: Filming, num_workers: int) -> None:
+def _drive(what: Plan, log: TrialLog, videos: VideoSelection, num_workers: int) -> None:
     """Every question that has no answer yet. An episode that ended in an error is driven again."""
     asked = questions(tuple(what.policies), tuple(what.words), what.seeds)
     left = [q for q in asked if q not in log.trials or log.trials[q].result.outcome == "error"]
@@ -184,7 +184,7 @@ def _drive(what: Plan, log: TrialLog, filming: Filming, num_workers: int) -> Non
     if not left:
         return
     with stop_on_interrupt() as stop, _worlds(what.env_path, min(num_workers, len(left))) as worlds:
-        session = _Session(what, log, filming, worlds, stop)
+        session = _Session(what, log, videos, worlds, stop)
         begun_s = time.monotonic()
         for name in what.policies:
             session.examine(name, [question for question in left if question.policy == name])
@@ -198,7 +198,7 @@ class _Session:
 
     what: Plan
     log: TrialLog
-    filming: Filming
+    videos: VideoSelection
     worlds: Sequence[ReplaceableWorld]
     stop: Event
     driven: int = 0
@@ -211,13 +211,13 @@ class _Session:
         say(f"\n  {name}: {shown(source)}; {len(self.worlds)} at once", flush=True)
         with _policies(source, self.what.env, embodiment, len(self.worlds)) as policies:
             workers = [self._worker(world, policy) for world, policy in zip(self.worlds, policies, strict=True)]
-            with contextlib.closing(in_parallel(workers, asked)) as trials:
+            with contextlib.closing(run_in_pool(workers, asked)) as trials:
                 self._keep(trials, len(asked))
 
     def _worker(self, world: ReplaceableWorld, policy: Policy) -> Callable[[Question], Trial]:
         guard = build_guard(world.embodiment.action)
-        examiner = Examiner(world, policy, guard, self.what.words, self.stop.is_set, self.filming.subscribers)
-        return lambda question: self.filming.develop(examiner(question))
+        examiner = Examiner(world, policy, guard, self.what.words, self.stop.is_set, self.videos.subscribers)
+        return lambda question: self.videos.develop(examiner(question))
 
     def _keep(self, trials: Iterable[Trial], of: int) -> None:
         console = Terminal()
@@ -227,8 +227,8 @@ class _Session:
             self.log.add(trial)
             self.driven += 1
             console.print(trial_line(trial, number, of), soft_wrap=True)
-            if self.filming.failure is not None:
-                raise self.filming.failure
+            if self.videos.failure is not None:
+                raise self.videos.failure
 
 
 @contextlib.contextmanager
@@ -248,7 +248,7 @@ def _policies(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, coun
     """One for each world. Weights are loaded once and answer all worlds; what has none may remember its episode."""
     if source.recipe.checkpoint is None:
         policies = [build_policy(source, env, embodiment) for _ in range(count)]
-        yield policies if source.sees_the_truth else [WithoutTruth(policy) for policy in policies]
+        yield policies if source.is_privileged else [WithoutTruth(policy) for policy in policies]
         return
     with SharedPolicy(WithoutTruth(build_policy(source, env, embodiment)), max_batch=count) as shared:
         yield [shared.seat() for _ in range(count)]

@@ -144,7 +144,7 @@ class Build:
     def _policy(self, path: Path, recipe: EnvRecipe, embodiment: Embodiment) -> Policy:
         source = find_policy(path)
         policy = build_policy(source, recipe, embodiment)
-        return policy if source.sees_the_truth else WithoutTruth(policy)
+        return policy if source.is_privileged else WithoutTruth(policy)
 
     def _disturbed(self, driver: Policy, space: ActionSpace) -> Policy:
         if not self.noise:

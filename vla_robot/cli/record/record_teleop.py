@@ -20,7 +20,7 @@ from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.record.collect import Collected
-from vla_robot.record.controlled_robot import Driven, LiveRobot, WaitingWorld
+from vla_robot.record.controlled_robot import Controllable, LiveRobot, WaitingWorld
 from vla_robot.record.teleop_session import Session
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
     Raises:
         RecipeError: an option says nothing here.
         ContractError: hands cannot drive this arm.
-        HandError: the device is not there, or was lost. Finished episodes are kept, the arm holds.
+        TeleopError: the device is not there, or was lost. Finished episodes are kept, the arm holds.
         TransportError: the bridge does not answer.
         DataError: the folder holds something else, or the disk refuses.
     """
@@ -87,13 +87,13 @@ class _Arm(NamedTuple):
         where: a recipe's path, or an address.
     """
 
-    driven: Driven
+    driven: Controllable
     instruction: str
     where: str
 
 
 def _require_sense(args: RecordArgs) -> None:
-    """Raise RecipeError for what says nothing where a person drives, HandError when nobody could."""
+    """Raise RecipeError for what says nothing where a person drives, TeleopError when nobody could."""
     if args.recipe is not None or (args.env is None) == (args.robot is None):
         raise RecipeError(
             f"--by {args.by} needs a world and no dataset recipe: `vla record --env lift --by {args.by}`, or a robot "
@@ -106,7 +106,7 @@ def _require_sense(args: RecordArgs) -> None:
             raise RecipeError(f"{name} says nothing where a person drives; leave it out.")
     if args.robot is None and (args.arm or args.key):
         raise RecipeError("--arm and --key are for a robot behind a bridge; leave them out, or add --robot ADDRESS.")
-    args.page.require_sense(args.by, "--by browser opens one")
+    args.page.validate_options(args.by, "--by browser opens one")
     require_at_hand(args.by)
 
 

@@ -13,10 +13,10 @@ from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.core.teleop import Teleop
 from vla_robot.recipe import available, read
 from vla_robot.recipe.reading.load import read_toml
-from vla_robot.recipe.teleoperator import HandRecipe
+from vla_robot.recipe.teleoperator import TeleoperatorRecipe
 
 if TYPE_CHECKING:
-    from vla_robot.teleop.motion import Motion
+    from vla_robot.teleop.motion import TeleopDevice
 
 HANDS = (BROWSER, "keyboard", "spacemouse", "gamepad")
 """What `--by` and `--takeover` take, beside the names of recipes in hands/."""
@@ -64,7 +64,7 @@ def is_hands(name: str) -> bool:
 
 
 def require_at_hand(name: str) -> None:
-    """Raise HandError, before anything is built or connected, when the device needs a terminal and there is none."""
+    """Raise TeleopError, before anything is built or connected, when the device needs a terminal and there is none."""
     if name != BROWSER:
         from vla_robot.teleop.terminal import require_terminal
 
@@ -83,7 +83,7 @@ def _says_teleoperator(table: Mapping[str, object]) -> bool:
     return "kind" not in table and ("type" in table or str(table.get("base", "")) in available("hands"))
 
 
-def _motion(name: str, embodiment: Embodiment) -> Motion:
+def _motion(name: str, embodiment: Embodiment) -> TeleopDevice:
     """What moves the tool, beside the terminal's buttons."""
     if name == "keyboard":
         from vla_robot.teleop.keys import KeyMotion
@@ -92,7 +92,7 @@ def _motion(name: str, embodiment: Embodiment) -> Motion:
     if name not in HANDS:
         from vla_robot.teleop.teleoperator import open_teleoperator
 
-        return open_teleoperator(read(HandRecipe, name), embodiment)
+        return open_teleoperator(read(TeleoperatorRecipe, name), embodiment)
     from vla_robot.teleop.sticks import StickMotion
 
     if name == "spacemouse":
@@ -104,7 +104,7 @@ def _motion(name: str, embodiment: Embodiment) -> Motion:
     return StickMotion(open_gamepad(), embodiment)
 
 
-def _at_terminal(open_motion: Callable[[], Motion], instruction: str, draws: bool) -> Teleop:
+def _at_terminal(open_motion: Callable[[], TeleopDevice], instruction: str, draws: bool) -> Teleop:
     """A device beside the keys of this terminal, which is left as it was when the device cannot be opened."""
     from vla_robot.teleop.panel import Panel
     from vla_robot.teleop.terminal import Terminal

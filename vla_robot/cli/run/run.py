@@ -18,7 +18,7 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.common.web_options import PageArgs
 from vla_robot.cli.run.progress_view import LiveView, result_table
-from vla_robot.cli.run.takeover import dataset, require_sense, shared_control
+from vla_robot.cli.run.takeover import dataset, shared_control, validate_options
 from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.evaluate.report import REPORT
 from vla_robot.evaluate.runner import run_episodes, run_folder
@@ -118,7 +118,7 @@ def main(args: RunArgs) -> int:
     Raises:
         VlaError: something is wrong with a recipe, the world, the policy or their fit. Finished episodes are reported.
     """
-    require_sense(args)
+    validate_options(args)
     if args.robot is not None:
         from vla_robot.cli.run.run_robot import run_on_robot
 
@@ -128,7 +128,7 @@ def main(args: RunArgs) -> int:
     what = plan(args)
     env = read(EnvRecipe, what.env)
     say(_opening(what), flush=True)
-    with run_folder(args.out) as folder, open_world(what.env, what.policy.sees_the_truth) as world:
+    with run_folder(args.out) as folder, open_world(what.env, what.policy.is_privileged) as world:
         print_crashed(folder)
         policy = build_policy(what.policy, env, world.embodiment, args.key)
         with (

@@ -26,7 +26,7 @@ from vla_robot.loop.warm_up import warm_up
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
-from vla_robot.serve.bridge.synchronous_env import LockstepWorld
+from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
 
 SLOW_S = 1.0
 """A first answer that took longer is told."""
@@ -72,7 +72,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
         ):
             if args.lockstep:
                 pace_hz = robot.embodiment.rate_hz if args.takeover else None  # a person needs the time of a clock
-                drive: Drive = partial(run_episode, LockstepWorld(robot), driver, rate_hz=pace_hz)
+                drive: Drive = partial(run_episode, SynchronousEnv(robot), driver, rate_hz=pace_hz)
             else:
                 drive = partial(run_live_episode, robot, driver)
                 _warm_up(policy, robot, launch.seed, view, stop.is_set)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vla_robot.cli.common.terminal import say
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.ports import Policy
-from vla_robot.evaluate.runner import OnEpisode, keep_nothing
+from vla_robot.evaluate.runner import OnEpisode, noop
 from vla_robot.loop.events import Subscriber
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from vla_robot.record.corrections import LogStore
 
 
-def require_sense(args: RunArgs) -> None:
+def validate_options(args: RunArgs) -> None:
     """Raise RecipeError for options that say nothing here."""
     if args.keep is not None and args.record is None:
         raise RecipeError("--keep says which episodes --record stores: add --record FOLDER, or leave it out.")
-    args.page.require_sense(args.takeover, "--takeover browser opens one")
+    args.page.validate_options(args.takeover, "--takeover browser opens one")
 
 
 @contextlib.contextmanager
@@ -77,7 +77,7 @@ def dataset(args: RunArgs, embodiment: Embodiment, policy_name: str) -> Iterator
         MissingDependencyError: the extra [data] is not installed.
     """
     if args.record is None:
-        yield keep_nothing
+        yield noop
         return
     from vla_robot.data.formats.lerobot.writer import LeRobotWriter
     from vla_robot.record.corrections import LogStore

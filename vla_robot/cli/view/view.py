@@ -21,7 +21,7 @@ from vla_robot.cli.common.web_options import PageArgs
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Image
 from vla_robot.transport.jpeg import encode_jpeg
-from vla_robot.web.latest_frame import Board
+from vla_robot.web.latest_frame import LatestFrameBuffer
 from vla_robot.web.server import Access, Listen, WebServer
 from vla_robot.web.view import BridgeView, Listener, about
 
@@ -58,7 +58,7 @@ def main(args: ViewArgs) -> int:
         TransportError: no bridge answers, or the page's port is taken.
     """
     listen = args.page.listen(DEFAULT_PORT)
-    board, started_s = Board(), time.monotonic()
+    board, started_s = LatestFrameBuffer(), time.monotonic()
     with (
         not_suspended(),  # the page's e-stop would stand still
         _listener(args) as listener,
@@ -87,7 +87,11 @@ def access(read_only: bool, listen: Listen) -> Access:
 
 
 def serve_page(
-    view: BridgeView, board: Board, access: Access, listen: Listen, overlay: Mapping[str, Image] | None = None
+    view: BridgeView,
+    board: LatestFrameBuffer,
+    access: Access,
+    listen: Listen,
+    overlay: Mapping[str, Image] | None = None,
 ) -> WebServer:
     """The page of one bridge; an operator may stop.
 

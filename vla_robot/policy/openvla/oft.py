@@ -33,12 +33,12 @@ from vla_robot.policy.openvla.inputs.inputs import (
     Batch,
     Keys,
     ObservationReader,
-    Stages,
+    StageTimer,
     Statistics,
+    check_image_sensitivity,
     chunks_of,
     embed,
     require_observations,
-    require_sight,
     require_statistics,
 )
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
@@ -112,7 +112,7 @@ class OFTPolicy:
             ContractError: a camera, the state, the instruction or the statistics do not fit.
             PolicyError: the model's output is not finite.
         """
-        stages = Stages()
+        stages = StageTimer()
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         for sizes in stats:
@@ -128,15 +128,15 @@ class OFTPolicy:
         return chunks_of(actions, observations, stages)
 
     @torch.inference_mode()
-    def predict(self, batch: Batch, stages: Stages | None = None) -> NDArray[np.float64]:
+    def predict(self, batch: Batch, stages: StageTimer | None = None) -> NDArray[np.float64]:
         """The bare model, for those who check us: a batch of plain prompts -> (B, K, D) normalised actions."""
-        return self._predict(batch, stages or Stages()).double().cpu().numpy()
+        return self._predict(batch, stages or StageTimer()).double().cpu().numpy()
 
     def self_test(self) -> None:
         """Raise CheckpointError when the model is blind or its actions are not finite."""
-        require_sight(self.model.config, self._preprocessor, lambda batch: self._predict(batch, Stages()))
+        check_image_sensitivity(self.model.config, self._preprocessor, lambda batch: self._predict(batch, StageTimer()))
 
-    def _predict(self, batch: Batch, stages: Stages) -> Tensor:
+    def _predict(self, batch: Batch, stages: StageTimer) -> Tensor:
         completed = [self._generator.complete(prompt) for prompt in batch.prompts]
         embeds, lengths = embed(self.model, replace(batch, prompts=completed), stages)
         actions = self._generator.actions(embeds, lengths)

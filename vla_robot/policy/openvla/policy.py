@@ -26,13 +26,13 @@ from vla_robot.policy.openvla.inputs.inputs import (
     Batch,
     Keys,
     ObservationReader,
-    Stages,
+    StageTimer,
     Statistics,
+    check_image_sensitivity,
     chunks_of,
     committed_tokens,
     embed,
     require_observations,
-    require_sight,
     require_statistics,
 )
 from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
@@ -119,7 +119,7 @@ class OpenVLAPolicy:
             ContractError: a camera, the state, the instruction, a key or a committed action does not fit.
             PolicyError: the model's output is not finite.
         """
-        stages = Stages()
+        stages = StageTimer()
         chunk = self.model.config.chunk
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
@@ -138,7 +138,7 @@ class OpenVLAPolicy:
         self,
         batch: Batch,
         action_dim: int,
-        stages: Stages | None = None,
+        stages: StageTimer | None = None,
         prefixes: Sequence[NDArray[np.int64]] | None = None,
     ) -> NDArray[np.int64]:
         """A batch as `read` makes it -> (B, action_dim) token ids; the time of each stage is booked in `stages`.
@@ -151,7 +151,7 @@ class OpenVLAPolicy:
                 forced = [torch.from_numpy(prefix).to(embeds.device) for prefix in prefixes]
                 tokens = self._generator.continued(embeds, lengths, forced, action_dim, stages)
             elif self._compiled is not None and self._compiled.takes(batch):
-                tokens = self._compiled(batch, action_dim, stages or Stages())
+                tokens = self._compiled(batch, action_dim, stages or StageTimer())
             else:
                 embeds, lengths = embed(self.model, batch, stages)
                 tokens = self._generator.tokens(embeds, lengths, action_dim, stages)
@@ -233,7 +233,7 @@ class OpenVLAPolicy:
 
     def self_test(self) -> None:
         """Raise CheckpointError when the model is blind or its logits are not finite."""
-        require_sight(self.model.config, self.preprocessor, self._first_logits)
+        check_image_sensitivity(self.model.config, self.preprocessor, self._first_logits)
 
 
 def load(

@@ -43,7 +43,7 @@ _FOLDERS: dict[str, Kind] = {
     "MixtureRecipe": "datasets",
     "LaunchRecipe": "launch",
     "FinetuneRecipe": "launch",
-    "HandRecipe": "hands",
+    "TeleoperatorRecipe": "hands",
 }
 
 _TYPE_WORDS: dict[type, str] = {

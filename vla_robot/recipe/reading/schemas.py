@@ -15,7 +15,7 @@ _SCHEMAS: dict[str, tuple[str, str]] = {
     "datasets.recording": ("vla_robot.recipe.dataset", "DatasetRecipe"),
     "datasets.source": ("vla_robot.recipe.oxe", "SourceRecipe"),
     "datasets.mixture": ("vla_robot.recipe.oxe", "MixtureRecipe"),
-    "hands": ("vla_robot.recipe.teleoperator", "HandRecipe"),
+    "hands": ("vla_robot.recipe.teleoperator", "TeleoperatorRecipe"),
     "launch.run": ("vla_robot.recipe.launch", "LaunchRecipe"),
     "launch.finetune": ("vla_robot.recipe.finetune", "FinetuneRecipe"),
 }

@@ -22,7 +22,7 @@ from vla_robot.core.errors import ContractError, PolicyError, VlaError, WorldErr
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.core.ports import Arm, Streamed
 from vla_robot.core.robot import Tick, TimeLimits
-from vla_robot.safety.chunk import ChunkBuffer, Splice
+from vla_robot.safety.chunk import ChunkBuffer, ChunkMerge
 from vla_robot.safety.delay import DelayEstimator
 from vla_robot.safety.filter import LimitStopError
 from vla_robot.safety.limits import require_action
@@ -107,7 +107,7 @@ type Listener = Callable[[EpisodeBegan | Ticked | EpisodeOver], None]
 
 
 @dataclass(frozen=True)
-class Execution:
+class ExecutionConfig:
     """How a bridge plays actions.
 
     Attributes:
@@ -116,7 +116,7 @@ class Execution:
     """
 
     max_age_s: float = 0.5
-    splice: Splice = "drop"
+    splice: ChunkMerge = "drop"
 
     def __post_init__(self) -> None:
         if not 0 < self.max_age_s <= 10:
@@ -132,7 +132,7 @@ class Bridge:
         limits: Filter,
         watchdog: Watchdog,
         clock: Clock,
-        execution: Execution | None = None,
+        execution: ExecutionConfig | None = None,
         listener: Listener = lambda _: None,
         faults: Faults | None = None,
     ) -> None:
@@ -150,7 +150,7 @@ class Bridge:
         self._arm = contained(arm, self.faults)
         self._limits = limits
         self._clock = clock
-        self._execution = execution or Execution()
+        self._execution = execution or ExecutionConfig()
         self._plan = ChunkBuffer(self._execution.splice, len(arm.embodiment.action))
         self._delay = DelayEstimator()
         self._listener = contained_listener(listener, self.faults)

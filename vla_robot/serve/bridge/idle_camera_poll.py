@@ -17,7 +17,7 @@ from vla_robot.core.ports import Arm
 _LOG = logging.getLogger(__name__)
 
 
-class Lookout:
+class IdleCameraPoll:
     """Says when it is time to look, and looks; at absolute deadlines, as the arm ticks."""
 
     def __init__(self, arm: Arm, clock: Clock, period_ns: int) -> None:

@@ -29,7 +29,7 @@ from vla_robot.serve.bridge.camera_frames import NewestFrames
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, no_answer, unpack_tick, unpack_time_limits
 from vla_robot.transport.clock_sync import ClockSample, ClockSync, Offset
 from vla_robot.transport.codec import (
-    Fields,
+    MessageReader,
     pack_action_chunk,
     pack_embodiment,
     unpack_embodiment,
@@ -64,7 +64,7 @@ SYNC_EVERY_S = 1.0
 
 
 class RemoteRobot:
-    """The Robot port over ZeroMQ; `LockstepWorld` makes a World of it where the robot is simulated."""
+    """The Robot port over ZeroMQ; `SynchronousEnv` makes a World of it where the robot is simulated."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class RemoteRobot:
 
     def _hello(self, wanted: Embodiment | None, timeout_s: float) -> None:
         body = {"protocol": BRIDGE_PROTOCOL, "wanted": pack_embodiment(wanted) if wanted else {}}
-        answer = Fields(self._seat(body, timeout_s).body, "answer to hello")
+        answer = MessageReader(self._seat(body, timeout_s).body, "answer to hello")
         self._embodiment = unpack_embodiment(answer.table("embodiment"))
         self._instruction = answer.text("instruction")
         self._can_wait = answer.flag("can_wait")
@@ -294,7 +294,7 @@ class RemoteRobot:
     def _synchronise(self) -> None:
         for _ in range(SYNC_EXCHANGES):
             sent_ns = self._clock.now_ns()
-            answer = Fields(self._exchange("clock", {}, ANSWER_TIMEOUT_S).body, "answer to clock")
+            answer = MessageReader(self._exchange("clock", {}, ANSWER_TIMEOUT_S).body, "answer to clock")
             stamps = answer.integer("received_ns"), answer.integer("answered_ns")
             self._learn_clocks(ClockSample(sent_ns, *stamps, self._clock.now_ns()))
 
@@ -332,11 +332,11 @@ class RemoteRobot:
         }
         return arrived.tick
 
-    def _command(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> Fields:
+    def _command(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> MessageReader:
         """Raises SessionError as soon as the stream is told that our session is over: no answer need come then."""
         require = self._connected_stream().require_open
         answer = self._exchange(kind, {"session": self._session, **body}, timeout_s, require)
-        return Fields(answer.body, f"answer to {kind}")
+        return MessageReader(answer.body, f"answer to {kind}")
 
     def _exchange(
         self, kind: str, body: Mapping[str, Any], timeout_s: float, require: Callable[[], None] = lambda: None
@@ -360,7 +360,7 @@ class RemoteRobot:
             if answer.seq < first:
                 self._note(answer)
             elif answer.kind == "error":
-                raise unpack_error(Fields(answer.body, f"answer to {kind}"))
+                raise unpack_error(MessageReader(answer.body, f"answer to {kind}"))
             elif answer.kind == "wait":  # the bridge is still at it
                 end_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
             else:
@@ -380,7 +380,7 @@ class RemoteRobot:
 
     def _note(self, answer: Message) -> None:
         if answer.kind == "error":
-            self._refusals.append(unpack_error(Fields(answer.body, "refusal")))
+            self._refusals.append(unpack_error(MessageReader(answer.body, "refusal")))
 
     def _receive(self, timeout_s: float) -> Message | None:
         assert self._socket is not None
@@ -535,13 +535,13 @@ class _Stream:
             socket.send(encode(Message("watch", self._seq, {**body, "sent_ns": self._clock.now_ns()})))
 
     def _take(self, message: Message) -> None:
-        fields = Fields(message.body, message.kind)
+        reader = MessageReader(message.body, message.kind)
         if message.kind == "error":
-            raise unpack_error(fields)
-        number, packed = fields.integer("number"), fields.table("tick")
+            raise unpack_error(reader)
+        number, packed = reader.integer("number"), reader.table("tick")
         if self._newest is not None and number <= self._newest.number:
             return
-        episode, tick = fields.integer("episode"), unpack_tick(packed)
+        episode, tick = reader.integer("episode"), unpack_tick(packed)
         num_bytes = NUMBERS_BYTES + sum(image.nbytes for image in tick.result.observation.images.values())
         observation = self._frames.complete(episode, tick.result.observation)
         if observation is None:
@@ -549,8 +549,8 @@ class _Stream:
         tick = replace(tick, result=replace(tick.result, observation=observation))
         returned_ns, at_ns = packed.integer("returned_ns"), self._clock.now_ns()
         clocks = None if self._newest is None else self._newest.clocks
-        if "heard" in fields.names():
-            heard = fields.table("heard")
+        if "heard" in reader.names():
+            heard = reader.table("heard")
             clocks = ClockSample(heard.integer("sent_ns"), heard.integer("received_ns"), returned_ns, at_ns)
         arrived = Arrived(number, episode, tick, returned_ns, at_ns, clocks, num_bytes)
         with self._changed:

@@ -29,11 +29,11 @@ from vla_robot.core.robot import Mode, Tick
 from vla_robot.core.seeds import require_seed
 from vla_robot.serve.bridge.bridge import NOTHING_SETTLED, Bridge
 from vla_robot.serve.bridge.camera_frames import FramesUnderWay
-from vla_robot.serve.bridge.idle_camera_poll import Lookout
+from vla_robot.serve.bridge.idle_camera_poll import IdleCameraPoll
 from vla_robot.serve.bridge.viewers import Viewers
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, pack_tick, pack_time_limits
 from vla_robot.transport.codec import (
-    Fields,
+    MessageReader,
     pack_embodiment,
     pack_error,
     pack_observation,
@@ -210,7 +210,7 @@ class BridgeServer:
         self._guard = SequenceGuard()
         self._controller = Controller()
         self._viewers = Viewers(self._clock)
-        self._lookout = Lookout(bridge.arm, self._clock, self._period_ns)
+        self._idle_cameras = IdleCameraPoll(bridge.arm, self._clock, self._period_ns)
         self._ticker: Pace | None = None
         self._listened_ns = self._clock.now_ns()
         self._should_stop: Callable[[], bool] = lambda: False
@@ -218,7 +218,7 @@ class BridgeServer:
         self._put_off: list[tuple[bytes, Message]] = []
         self._missed = 0
         self._last_refusal = ""
-        self._anybody: dict[str, Callable[[bytes, int, Fields], dict[str, Any] | None]] = {
+        self._anybody: dict[str, Callable[[bytes, int, MessageReader], dict[str, Any] | None]] = {
             "hello": self._hello,
             "status": lambda peer, seq, fields: self.status(),
             "stop": self._stop,
@@ -227,7 +227,7 @@ class BridgeServer:
             "about": self._about,
             "view": self._view,
         }
-        self._commands: dict[str, Callable[[Fields], dict[str, Any]]] = {
+        self._commands: dict[str, Callable[[MessageReader], dict[str, Any]]] = {
             "reset": self._reset,
             "chunk": self._chunk,
             "end": self._end,
@@ -323,15 +323,15 @@ class BridgeServer:
             return newest.mode, newest.reason
         idle = "the arm is being reset" if self._resetting else "no episode is running"
         mode, reason = ("stopped", stopped_by) if stopped_by else ("hold", idle)
-        unseen = self._lookout.trouble if self._viewers else ""  # while nobody watches, nobody looks
+        unseen = self._idle_cameras.trouble if self._viewers else ""  # while nobody watches, nobody looks
         return mode, "; ".join(filter(None, (reason, self._bridge.unstopped, unseen)))
 
     def _rest(self) -> None:
         """No episode runs. Whoever asks is answered first; while nobody does, those who watch see what the arm sees."""
-        wait_s = min(IDLE_S, self._lookout.due_in_s) if self._viewers else IDLE_S
-        if self._answer_for(wait_s) or not self._viewers or self._lookout.due_in_s > 0:
+        wait_s = min(IDLE_S, self._idle_cameras.due_in_s) if self._viewers else IDLE_S
+        if self._answer_for(wait_s) or not self._viewers or self._idle_cameras.due_in_s > 0:
             return
-        observation = self._lookout.look()
+        observation = self._idle_cameras.look()
         if observation is not None:
             self._viewers.push(self._idle_tick(observation))
 
@@ -456,16 +456,16 @@ class BridgeServer:
         self._limit.admit(self._socket.user_of(peer) or peer.hex(), request.kind)
         if self._resetting and request.kind not in WHILE_RESETTING:
             return self._wait_for_reset(peer, request)
-        fields = Fields(request.body, request.kind)
+        reader = MessageReader(request.body, request.kind)
         if request.kind in self._anybody:
-            return self._anybody[request.kind](peer, request.seq, fields)
+            return self._anybody[request.kind](peer, request.seq, reader)
         if request.kind not in self._commands:
             raise TransportError(unknown("request", request.kind, [*self._anybody, *self._commands]))
         if peer != self._controller.peer:
             raise SessionError(f"this connection does not command the arm: {NO_SESSION}")
-        self._guard.admit(fields.text("session"), request.seq)
+        self._guard.admit(reader.text("session"), request.seq)
         self._hear()
-        return self._commands[request.kind](fields)
+        return self._commands[request.kind](reader)
 
     def _wait_for_reset(self, peer: bytes, request: Message) -> None:
         """While the arm is being reset, its controller may give up; others are told to come back."""
@@ -476,14 +476,14 @@ class BridgeServer:
         elif request.kind == "reset":  # sent again, as it was not answered yet: whoever waits may go on waiting
             self._socket.send(peer, encode(Message("wait", request.seq, {})))
 
-    def _hello(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
-        protocol = fields.integer("protocol")
+    def _hello(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
+        protocol = reader.integer("protocol")
         if protocol != BRIDGE_PROTOCOL:
             raise TransportError(
                 f"the controller speaks protocol {protocol}, the bridge {BRIDGE_PROTOCOL}. Install the same version "
                 "of vla_robot on both sides."
             )
-        wanted = fields.table("wanted")
+        wanted = reader.table("wanted")
         if wanted.names():
             require_fit(unpack_embodiment(wanted), self._bridge.arm.embodiment)
         silent_s = (self._clock.now_ns() - self._controller.heard_ns) / NS_PER_S
@@ -499,9 +499,9 @@ class BridgeServer:
             # Said twice on one connection, it was sent again because the answer took long: both answers must hold.
             self._controller = Controller(peer, session=self._guard.open())
         self._hear()
-        return {"session": self._controller.session, **self._about(peer, seq, fields)}
+        return {"session": self._controller.session, **self._about(peer, seq, reader)}
 
-    def _about(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+    def _about(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
         """What there is to know without commanding the arm."""
         return {
             "protocol": BRIDGE_PROTOCOL,
@@ -511,10 +511,10 @@ class BridgeServer:
             "time_limits": pack_time_limits(self._bridge.time_limits),
         }
 
-    def _view(self, peer: bytes, seq: int, fields: Fields) -> None:
-        self._viewers.hear(peer, fields.integer("seen"))
+    def _view(self, peer: bytes, seq: int, reader: MessageReader) -> None:
+        self._viewers.hear(peer, reader.integer("seen"))
 
-    def _stop(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+    def _stop(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
         """A stop stops, whatever its reason looks like.
 
         Raises:
@@ -522,37 +522,37 @@ class BridgeServer:
         """
         reason = ""
         with contextlib.suppress(TransportError):
-            reason = fields.text("reason")[:SHOWN_CHARS]
+            reason = reader.text("reason")[:SHOWN_CHARS]
         self.emergency_stop(reason or "the network")
         if self._bridge.unstopped:
             raise WorldError(f"{self._bridge.unstopped}.")
         return {}
 
-    def _stamps(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
+    def _stamps(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
         received_ns = self._clock.now_ns()
         return {"received_ns": received_ns, "answered_ns": self._clock.now_ns()}
 
-    def _watch(self, peer: bytes, seq: int, fields: Fields) -> None:
-        if not hmac.compare_digest(fields.text("session").encode(), self._controller.session.encode()):
+    def _watch(self, peer: bytes, seq: int, reader: MessageReader) -> None:
+        if not hmac.compare_digest(reader.text("session").encode(), self._controller.session.encode()):
             raise SessionError(f"this stream belongs to no session that is open here: {NO_SESSION}")
         stream = self._controller.stream
-        stream.peer, stream.seen = peer, min(max(stream.seen, fields.integer("seen")), stream.number)
-        if "sent_ns" in fields.names():
-            stream.heard = {"sent_ns": fields.integer("sent_ns"), "received_ns": self._clock.now_ns()}
-        stream.frames.hear(stream.seen, fields.table("frames").integers() if "frames" in fields.names() else None)
+        stream.peer, stream.seen = peer, min(max(stream.seen, reader.integer("seen")), stream.number)
+        if "sent_ns" in reader.names():
+            stream.heard = {"sent_ns": reader.integer("sent_ns"), "received_ns": self._clock.now_ns()}
+        stream.frames.hear(stream.seen, reader.table("frames").integers() if "frames" in reader.names() else None)
         self._hear()
 
     def _hear(self) -> None:
         self._controller.heard_ns = self._clock.now_ns()
         self._bridge.watchdog.beat()
 
-    def _reset(self, fields: Fields) -> dict[str, Any]:
+    def _reset(self, reader: MessageReader) -> dict[str, Any]:
         """An episode that runs already is one whose answer was lost: nothing moves."""
-        episode = fields.integer("episode")
+        episode = reader.integer("episode")
         if self._bridge.running and episode == self._bridge.episode:
             return {"number": self._controller.stream.number}
-        seed = require_seed(fields.integer("seed"))
-        observation = self._begin(episode, seed, fields.flag("lockstep"))
+        seed = require_seed(reader.integer("seed"))
+        observation = self._begin(episode, seed, reader.flag("lockstep"))
         if self._ticker is not None:
             self._missed += self._ticker.missed
         self._ticker = self._pace(self._clock, self._period_ns)
@@ -571,27 +571,27 @@ class BridgeServer:
         result = StepResult(observation, None, success=False, terminated=False, truncated=False)
         return Tick(result, "hold", "the episode begins", NOTHING_SETTLED, 0, 0)
 
-    def _chunk(self, fields: Fields) -> dict[str, Any]:
-        late = self._bridge.put(unpack_action_chunk(fields.table("chunk")))
+    def _chunk(self, reader: MessageReader) -> dict[str, Any]:
+        late = self._bridge.put(unpack_action_chunk(reader.table("chunk")))
         if self._bridge.lockstep:
             self._tick()
         return {"late": late}
 
-    def _end(self, fields: Fields) -> dict[str, Any]:
+    def _end(self, reader: MessageReader) -> dict[str, Any]:
         self._bridge.end("the controller ended it")
         return {}
 
-    def _arm(self, fields: Fields) -> dict[str, Any]:
+    def _arm(self, reader: MessageReader) -> dict[str, Any]:
         self._bridge.watchdog.arm()
         return {}
 
-    def _look(self, fields: Fields) -> dict[str, Any]:
+    def _look(self, reader: MessageReader) -> dict[str, Any]:
         """What the cameras see between episodes, for a policy that is warmed up before it drives. Nothing moves."""
         if self._bridge.running:
             raise ContractError("an episode is running: its ticks tell what the cameras see.")
         return {"observation": pack_observation(self._bridge.arm.look(), self._jpeg_quality)}
 
-    def _close(self, fields: Fields) -> dict[str, Any]:
+    def _close(self, reader: MessageReader) -> dict[str, Any]:
         self._bridge.end("the controller closed the connection")
         self._guard.close()
         self._controller = Controller()

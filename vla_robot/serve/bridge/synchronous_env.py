@@ -10,7 +10,7 @@ from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
 
 
-class LockstepWorld:
+class SynchronousEnv:
     """The World port over a RemoteRobot, which stays the caller's to close."""
 
     def __init__(self, robot: RemoteRobot) -> None:

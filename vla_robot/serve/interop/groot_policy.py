@@ -22,7 +22,7 @@ from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import ContractError, PolicyError, TransportError, VlaError, unknown
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.interop.groot_wire import Dialect, pack, unpack
-from vla_robot.serve.interop.mapping import Interpreter, Timeouts, nested
+from vla_robot.serve.interop.mapping import PeerMapping, Timeouts, nested
 from vla_robot.serve.interop.msgpack_safe import not_this_computers
 from vla_robot.transport.sockets import ClientSocket, is_loopback, require_address
 
@@ -42,7 +42,7 @@ class GrootPolicy:
     def __init__(
         self,
         address: str,
-        interpreter: Interpreter,
+        mapping: PeerMapping,
         generation: Generation,
         *,
         prompt: str,
@@ -54,7 +54,7 @@ class GrootPolicy:
 
         Args:
             address: e.g. "tcp://127.0.0.1:5555".
-            interpreter: the server's words. From N1.6 on, a key "video.cam" is sent as the entry "cam" of "video".
+            mapping: the server's words. From N1.6 on, a key "video.cam" is sent as the entry "cam" of "video".
             generation: of the server.
             prompt: what it calls the instruction, e.g. "annotation.human.task_description" (N1.5) or
                 "language.annotation.human.task_description".
@@ -68,7 +68,7 @@ class GrootPolicy:
         """
         _require_loopback(address)
         self._address = address
-        self._interpreter = interpreter
+        self._mapping = mapping
         self._is_flat = generation == "n1.5"
         self._dialect: Dialect = DIALECTS[generation]
         self._prompt = prompt
@@ -124,10 +124,10 @@ class GrootPolicy:
         sent_ns = self._clock.now_ns()
         answer = self._ask("get_action", self._request(observation), self._timeouts.answer_s)
         total_ms = (self._clock.now_ns() - sent_ns) / NS_PER_MS
-        return self._interpreter.chunk(self._actions(answer), observation, {"server": total_ms})
+        return self._mapping.chunk(self._actions(answer), observation, {"server": total_ms})
 
     def _request(self, observation: Observation) -> dict[str, Any]:
-        images, state = self._interpreter.images(observation), self._interpreter.state(observation)
+        images, state = self._mapping.images(observation), self._mapping.state(observation)
         if self._is_flat:
             flat = {key: value[None] for key, value in {**images, **state}.items()}
             return {**flat, self._prompt: [observation.instruction]}
@@ -192,12 +192,12 @@ class GrootPolicy:
         """Raise ContractError unless the recipe names all that the server wants, and nothing that it does not give."""
         if not isinstance(config, dict):
             raise TransportError(f"the GR00T server at {self._address} does not say what it wants.")
-        sent = [*self._interpreter.sent_keys, self._prompt]
+        sent = [*self._mapping.sent_keys, self._prompt]
         wanted = [key for modality in MODALITIES for key in self._keys(config, modality)]
         problems = [unknown("key", key, wanted).rstrip(".") for key in sent if key not in wanted]
         problems += [f"nothing is sent as '{key}'" for key in wanted if key not in sent]
         given = self._keys(config, "action", "action." if self._is_flat else "")
-        problems += [unknown("action", k, given).rstrip(".") for k in self._interpreter.action_keys if k not in given]
+        problems += [unknown("action", k, given).rstrip(".") for k in self._mapping.action_keys if k not in given]
         problems += [
             f"it wants {steps} moments of {modality}, and only the newest is sent"
             for modality in MODALITIES

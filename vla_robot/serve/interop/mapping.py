@@ -37,7 +37,7 @@ class Timeouts:
     answer_s: float = 10.0
 
 
-class Interpreter:
+class PeerMapping:
     """Knows one server's words and one arm."""
 
     def __init__(self, peer: PeerRecipe, arm: Embodiment) -> None:

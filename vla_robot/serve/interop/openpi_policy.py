@@ -22,7 +22,7 @@ from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.errors import PolicyError, TransportError, VlaError
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.serve.interop.mapping import Interpreter, Timeouts, nested
+from vla_robot.serve.interop.mapping import PeerMapping, Timeouts, nested
 from vla_robot.serve.interop.msgpack_safe import MAX_MESSAGE_BYTES, limit_sending, not_this_computers
 from vla_robot.serve.interop.openpi_wire import pack, unpack
 from vla_robot.transport.sockets import is_loopback
@@ -41,7 +41,7 @@ class OpenpiPolicy:
     def __init__(
         self,
         address: str,
-        interpreter: Interpreter,
+        mapping: PeerMapping,
         *,
         prompt: str = "prompt",
         token: str | None = None,
@@ -52,7 +52,7 @@ class OpenpiPolicy:
 
         Args:
             address: e.g. "ws://127.0.0.1:8000".
-            interpreter: the server's words.
+            mapping: the server's words.
             prompt: what it calls the instruction.
             token: sent as an API key, where the server wants one.
             timeouts: how long it may take.
@@ -65,7 +65,7 @@ class OpenpiPolicy:
         require("websockets", "serve", "asking a server of openpi")
         self._host, self._port = _host_and_port(address)
         self._address = address
-        self._interpreter = interpreter
+        self._mapping = mapping
         self._prompt = prompt
         self._token = token
         self._timeouts = timeouts or Timeouts()
@@ -138,14 +138,14 @@ class OpenpiPolicy:
         )
 
     def _act(self, observation: Observation) -> ActionChunk:
-        images, state = self._interpreter.images(observation), self._interpreter.state(observation)
+        images, state = self._mapping.images(observation), self._mapping.state(observation)
         request = nested({**images, **state, self._prompt: observation.instruction})
         with self._giving_up() as connection:
             sent_ns = self._clock.now_ns()
             connection.send(pack(request))
             answer = unpack(_binary(connection.recv(self._timeouts.answer_s)))
             total_ms = (self._clock.now_ns() - sent_ns) / NS_PER_MS
-            return self._interpreter.chunk(answer, observation, _stages_ms(answer, total_ms))
+            return self._mapping.chunk(answer, observation, _stages_ms(answer, total_ms))
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[ClientConnection]:

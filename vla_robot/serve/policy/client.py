@@ -14,7 +14,7 @@ from vla_robot.core.errors import ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.policy.server import MAX_ROWS, POLICY_PROTOCOL, UNNUMBERED
 from vla_robot.transport.codec import (
-    Fields,
+    MessageReader,
     pack_observation,
     unpack_action_chunk,
     unpack_embodiment,
@@ -135,11 +135,11 @@ class RemotePolicy:
 
     def _hello(self) -> None:
         answer = self._request("hello", {"protocol": POLICY_PROTOCOL})
-        fields = Fields(answer.body, "hello")
-        self._session = fields.text("session")
-        self._name = fields.text("name")
-        self._max_batch = max(fields.integer("max_batch"), 1)
-        embodiment = fields.table("embodiment")
+        reader = MessageReader(answer.body, "hello")
+        self._session = reader.text("session")
+        self._name = reader.text("name")
+        self._max_batch = max(reader.integer("max_batch"), 1)
+        embodiment = reader.table("embodiment")
         self._embodiment = unpack_embodiment(embodiment) if embodiment.names() else None
 
     def _send_row(self, row: int, observation: Observation) -> int:
@@ -171,7 +171,7 @@ class RemotePolicy:
                     f"{self._address}`; or is it busy starting?"
                 )
         if answer.kind == "error":
-            raise unpack_error(Fields(answer.body, kind))
+            raise unpack_error(MessageReader(answer.body, kind))
         return answer
 
     def _await_answer(self, rows: Mapping[int, int], sent_ns: int) -> Message:
@@ -192,11 +192,11 @@ class RemotePolicy:
 
     def _chunk(self, answer: Message, sent_ns: int) -> ActionChunk:
         """The answer, with the time on the wire beside the server's own stages."""
-        fields = Fields(answer.body, "act")
+        reader = MessageReader(answer.body, "act")
         if answer.kind == "error":
-            raise unpack_error(fields)
+            raise unpack_error(reader)
         try:
-            chunk = unpack_action_chunk(fields.table("chunk"))
+            chunk = unpack_action_chunk(reader.table("chunk"))
         except TransportError as error:
             raise PolicyError(f"the policy server at {self._address} sent no valid chunk: {error}") from error
         if not np.isfinite(chunk.actions).all():

@@ -29,7 +29,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, SessionError, TransportError, VlaError, in_words, unknown
 from vla_robot.serve.policy.batcher import Answer, Batcher, Request
 from vla_robot.transport.codec import (
-    Fields,
+    MessageReader,
     pack_action_chunk,
     pack_embodiment,
     pack_error,
@@ -92,7 +92,10 @@ class PolicyServer:
         # A server that was started anew may hold another policy: its clients must look again.
         self._session = secrets.token_hex(8)
         self._outgoing: deque[tuple[bytes, int, Answer]] = deque()
-        self._handlers: dict[str, Callable[[Fields], dict[str, Any]]] = {"hello": self._hello, "status": self._status}
+        self._handlers: dict[str, Callable[[MessageReader], dict[str, Any]]] = {
+            "hello": self._hello,
+            "status": self._status,
+        }
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
         """Answer until `should_stop`, which is asked at least twenty times a second."""
@@ -112,23 +115,23 @@ class PolicyServer:
             request = decode(frames)
             seq = request.seq
             self._limit.admit(self._socket.user_of(peer) or peer.hex(), request.kind)
-            fields = Fields(request.body, request.kind)
+            reader = MessageReader(request.body, request.kind)
             if request.kind == "act":
-                self._submit(peer, seq, fields)
+                self._submit(peer, seq, reader)
                 return None
             if request.kind not in self._handlers:
                 raise TransportError(unknown("request", request.kind, ["act", *self._handlers]))
-            return encode(Message("ok", seq, self._handlers[request.kind](fields)))
+            return encode(Message("ok", seq, self._handlers[request.kind](reader)))
         except VlaError as error:
             return encode(Message("error", seq, pack_error(error)))
         except Exception as error:  # one odd request must not end the server for all robots
             _LOG.exception("a request could not be answered")
             return encode(Message("error", seq, pack_error(PolicyError(f"the server failed: {in_words(error)}."))))
 
-    def _submit(self, peer: bytes, seq: int, fields: Fields) -> None:
-        if fields.text("session") != self._session:
+    def _submit(self, peer: bytes, seq: int, reader: MessageReader) -> None:
+        if reader.text("session") != self._session:
             raise SessionError("the policy server was started anew in the midst of an episode.")
-        row, budget_ms, key = fields.integer("row"), fields.number("budget_ms"), fields.text("key")
+        row, budget_ms, key = reader.integer("row"), reader.number("budget_ms"), reader.text("key")
         if not 0 <= row < MAX_ROWS:
             raise TransportError(f"row {row} is outside of 0 to {MAX_ROWS - 1}, what one client may ask at once.")
         if not 0 < budget_ms <= 1e7:
@@ -136,7 +139,7 @@ class PolicyServer:
         self._batcher.submit(
             Request(
                 client=(peer, row),
-                observation=unpack_observation(fields.table("observation")),
+                observation=unpack_observation(reader.table("observation")),
                 answer=partial(self._answered, peer, seq),
                 statistics_key=key or None,
                 deadline_ns=self._clock.now_ns() + round(budget_ms * NS_PER_MS),
@@ -153,8 +156,8 @@ class PolicyServer:
             peer, seq, answer = self._outgoing.popleft()
             self._socket.send(peer, _packed(seq, answer))
 
-    def _hello(self, fields: Fields) -> dict[str, Any]:
-        protocol = fields.integer("protocol")
+    def _hello(self, reader: MessageReader) -> dict[str, Any]:
+        protocol = reader.integer("protocol")
         if protocol != POLICY_PROTOCOL:
             raise TransportError(
                 f"the client speaks protocol {protocol}, the policy server {POLICY_PROTOCOL}. Install the same version "
@@ -169,7 +172,7 @@ class PolicyServer:
             "max_batch": self._served.max_batch,
         }
 
-    def _status(self, _: Fields) -> dict[str, Any]:
+    def _status(self, _: MessageReader) -> dict[str, Any]:
         return self._batcher.status()
 
 

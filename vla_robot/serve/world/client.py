@@ -14,7 +14,7 @@ from vla_robot.core.seeds import require_seed
 from vla_robot.safety.limits import require_action
 from vla_robot.serve.world.server import PROTOCOL, UNNUMBERED
 from vla_robot.transport.codec import (
-    Fields,
+    MessageReader,
     unpack_embodiment,
     unpack_error,
     unpack_observation,
@@ -140,7 +140,7 @@ class RemoteWorld:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _request(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> Fields:
+    def _request(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> MessageReader:
         """The body of the answer. Raises what the server reports, or TransportError when it does not answer."""
         return _result(self._exchange(kind, body, timeout_s), kind)
 
@@ -184,8 +184,8 @@ class RemoteWorld:
             self._socket = None
 
 
-def _result(answer: Message, kind: str) -> Fields:
-    fields = Fields(answer.body, f"answer to {kind}")
+def _result(answer: Message, kind: str) -> MessageReader:
+    reader = MessageReader(answer.body, f"answer to {kind}")
     if answer.kind == "error":
-        raise unpack_error(fields)
-    return fields
+        raise unpack_error(reader)
+    return reader

@@ -36,7 +36,7 @@ from vla_robot.core.host.console import steady_output
 from vla_robot.core.ports import World
 from vla_robot.safety.limits import require_action
 from vla_robot.transport.codec import (
-    Fields,
+    MessageReader,
     pack_embodiment,
     pack_error,
     pack_observation,
@@ -74,7 +74,7 @@ class WorldServer:
         self._clock = clock or MonotonicClock()
         self._owner: bytes | None = None
         self._last_seq = UNNUMBERED
-        self._handlers: dict[str, Callable[[Fields], dict[str, Any]]] = {
+        self._handlers: dict[str, Callable[[MessageReader], dict[str, Any]]] = {
             "reset": self._reset,
             "step": self._step,
             "close": self._close,
@@ -101,9 +101,9 @@ class WorldServer:
             return encode(Message("error", seq, pack_error(WorldError(f"the world failed with {in_words(error)}."))))
 
     def _handle(self, peer: bytes, request: Message) -> dict[str, Any]:
-        fields = Fields(request.body, request.kind)
+        reader = MessageReader(request.body, request.kind)
         if request.kind == "hello":
-            return self._hello(peer, request.seq, fields)
+            return self._hello(peer, request.seq, reader)
         if peer != self._owner:
             raise TransportError("this connection is not the one that the world obeys; say hello first.")
         if request.kind not in self._handlers:
@@ -114,10 +114,10 @@ class WorldServer:
                 "refused. The world did not move."
             )
         self._last_seq = request.seq
-        return self._handlers[request.kind](fields)
+        return self._handlers[request.kind](reader)
 
-    def _hello(self, peer: bytes, seq: int, fields: Fields) -> dict[str, Any]:
-        protocol = fields.integer("protocol")
+    def _hello(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
+        protocol = reader.integer("protocol")
         if protocol != PROTOCOL:
             raise TransportError(
                 f"the client speaks protocol {protocol}, the world's server {PROTOCOL}. Install the same version of "
@@ -138,18 +138,18 @@ class WorldServer:
         """Whether a client's connection still stands. An answer that it never asked for finds out; it ignores that."""
         return self._socket.send(peer, encode(Message("probe", UNNUMBERED, {})))
 
-    def _reset(self, fields: Fields) -> dict[str, Any]:
-        observation = self._world.reset(fields.integer("seed"))
+    def _reset(self, reader: MessageReader) -> dict[str, Any]:
+        observation = self._world.reset(reader.integer("seed"))
         return {"observation": pack_observation(observation), "returned_ns": self._clock.now_ns()}
 
-    def _step(self, fields: Fields) -> dict[str, Any]:
-        action = require_action(fields.array("action", np.float64, ndim=1), self._world.embodiment.action)
+    def _step(self, reader: MessageReader) -> dict[str, Any]:
+        action = require_action(reader.array("action", np.float64, ndim=1), self._world.embodiment.action)
         command_ns = self._clock.now_ns()
         result = self._world.step(action)
         stamped = replace(result, command_ns=result.command_ns or command_ns)
         return {"result": pack_step_result(stamped), "returned_ns": self._clock.now_ns()}
 
-    def _close(self, _: Fields) -> dict[str, Any]:
+    def _close(self, _: MessageReader) -> dict[str, Any]:
         self._owner = None
         return {}
 

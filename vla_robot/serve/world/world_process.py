@@ -22,7 +22,7 @@ from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import WorldError
 from vla_robot.recipe import find
 from vla_robot.serve.world.client import RemoteWorld
-from vla_robot.transport.codec import Fields, unpack_error
+from vla_robot.transport.codec import MessageReader, unpack_error
 from vla_robot.transport.sockets import SLICE_S
 
 START_TIMEOUT_S = 180.0
@@ -93,10 +93,10 @@ class WorldProcess:
             self._process.wait()
             raise self._died("while it started")
         announced: dict[str, Any] = json.loads(line)
-        fields = Fields(announced, "announcement")
+        reader = MessageReader(announced, "announcement")
         if "error" in announced:
-            raise unpack_error(fields)
-        return fields.text("address")
+            raise unpack_error(reader)
+        return reader.text("address")
 
     def require_alive(self) -> None:
         """Raise WorldError if the child has died."""

@@ -64,7 +64,7 @@ HEALTH_EVERY_TICKS = 5
 """One register of the motors is looked at: each of three, twice a second at 30 Hz."""
 
 
-def never() -> bool:
+def always_false() -> bool:
     """Nobody interrupts."""
     return False
 
@@ -78,7 +78,7 @@ class LerobotArm:
         self,
         recipe: EnvRecipe,
         clock: Clock | None = None,
-        interrupted: Callable[[], bool] = never,
+        interrupted: Callable[[], bool] = always_false,
         show: Callable[[str], None] | None = None,
     ) -> None:
         """Connect. The torque goes on; nothing moves before `reset`.
@@ -189,7 +189,7 @@ class LerobotArm:
         """
         values = check_action(action, self._embodiment.action)
         self._require_link()
-        goal, clamps = self._plan(values)
+        goal, clamps = self._solve_targets(values)
         before = self._model.pose(self._goal)
         clamps += self._follow(goal)
         return dataclasses.replace(self._tick(self._motion_since(before)), clamps=clamps)
@@ -201,7 +201,7 @@ class LerobotArm:
         position, quat = self._model.pose(self._goal)
         return np.array([*(position - before[0]), *turn_between(before[1], quat), self._opening_goal])
 
-    def _plan(self, action: Vector) -> tuple[Goal, tuple[Clamp, ...]]:
+    def _solve_targets(self, action: Vector) -> tuple[Goal, tuple[Clamp, ...]]:
         """What an action makes of the goals, and what was cut."""
         tool, tool_quat = self._tool
         near = np.clip(self._target + action[:3], tool - self._robot.max_lead_m, tool + self._robot.max_lead_m)
@@ -211,7 +211,7 @@ class LerobotArm:
             for i, (name, step) in enumerate(zip(("dx", "dy", "dz"), position - self._target, strict=True))
             if abs(step - action[i]) > TOLERANCE
         ]
-        quat = _leashed(turned(self._target_quat, action[3:6]), tool_quat, self._robot.max_lead_rad)
+        quat = _limit_rotation_lead(turned(self._target_quat, action[3:6]), tool_quat, self._robot.max_lead_rad)
         clamps += clamps_of(TURNS, LEAD, action[3:6], turn_between(self._target_quat, quat), TOLERANCE)
         joints = self._model.solve(self._goal, position, quat)
         allowed = self._joints + np.clip(joints - self._joints, -self._max_step, self._max_step)
@@ -243,11 +243,11 @@ class LerobotArm:
         """
         for _ in range(STOP_TRIES if not self._broken else 0):
             with contextlib.suppress(WorldError):
-                return self._take_back()
+                return self._cancel_goal()
         self._broken = True
         raise WorldError("the arm does not answer; each motor goes to the last goal that reached it, and holds that.")
 
-    def _take_back(self) -> None:
+    def _cancel_goal(self) -> None:
         self._sense()
         near = np.clip(self._goal - self._joints, -STOP_SLACK_RAD, STOP_SLACK_RAD)
         self.motors.send(self._joints + near, self._opening_goal)
@@ -492,7 +492,7 @@ def home_joints(recipe: EnvRecipe, model: ArmModel) -> Vector | None:
     return joints
 
 
-def _leashed(wanted: Vector, measured: Vector, lead_rad: float) -> Vector:
+def _limit_rotation_lead(wanted: Vector, measured: Vector, lead_rad: float) -> Vector:
     """(4,) the orientation on the way from the measured to the wanted one, at most `lead_rad` from the first."""
     turn = turn_between(measured, wanted)
     angle = float(np.linalg.norm(turn))

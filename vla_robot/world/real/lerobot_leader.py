@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from vla_robot.core.errors import HandError, RecipeError, VlaError, unknown
+from vla_robot.core.errors import RecipeError, TeleopError, VlaError, unknown
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import Vector
-from vla_robot.recipe.teleoperator import HandRecipe, LeaderJointRecipe
+from vla_robot.recipe.teleoperator import LeaderJointRecipe, TeleoperatorRecipe
 from vla_robot.world.real.lerobot_common import (
     DEVICE_FAULTS,
     choice,
@@ -43,7 +43,7 @@ CONNECT_TRIES = 3
 class LerobotTeleoperator:
     """One of lerobot's teleoperators: the numbers that it tells, by the names that it has for them."""
 
-    def __init__(self, recipe: HandRecipe) -> None:
+    def __init__(self, recipe: TeleoperatorRecipe) -> None:
         """
         Args:
             recipe: which one, and its fields.
@@ -70,25 +70,25 @@ class LerobotTeleoperator:
         """Open it. A leader arm has no torque: it can be moved by hand.
 
         Raises:
-            HandError: no such port, no permission, no answer, or not calibrated.
+            TeleopError: no such port, no permission, no answer, or not calibrated.
         """
         try:
             require_port(self.recipe.fields.get("port"), "[fields]")
         except VlaError as error:
-            raise HandError(str(error)) from error
+            raise TeleopError(str(error)) from error
         if self._is_arm and not self._device.calibration:
-            raise HandError(self._uncalibrated(f"has no calibration at {self.calibration_file}"))
+            raise TeleopError(self._uncalibrated(f"has no calibration at {self.calibration_file}"))
         with self._explained("cannot be connected"):
             self._patiently()
         if self._is_arm and not self._device.is_calibrated:
             self.close()
-            raise HandError(self._uncalibrated("is calibrated differently from its file"))
+            raise TeleopError(self._uncalibrated("is calibrated differently from its file"))
 
     def read(self) -> Mapping[str, float]:
         """What it tells now.
 
         Raises:
-            HandError: it does not answer.
+            TeleopError: it does not answer.
         """
         with self._explained("does not answer"):
             return {name: float(value) for name, value in self._device.get_action().items()}
@@ -137,7 +137,7 @@ class LerobotTeleoperator:
         try:
             yield
         except DEVICE_FAULTS as error:
-            raise HandError(f"{self._named()} {what}: {in_one_line(error)} Look at cable and supply.") from error
+            raise TeleopError(f"{self._named()} {what}: {in_one_line(error)} Look at cable and supply.") from error
 
 
 class Leader:
@@ -169,7 +169,7 @@ class Leader:
         """(J,) joints [rad], and the gripper's opening, 0 to 1.
 
         Raises:
-            HandError: it does not answer.
+            TeleopError: it does not answer.
         """
         values = self._device.read()
         told = np.array([values[key] for key in self._keys])
@@ -180,13 +180,13 @@ class Leader:
         self._device.close()
 
 
-def opening_of(value: float, recipe: HandRecipe) -> float:
+def opening_of(value: float, recipe: TeleoperatorRecipe) -> float:
     """What a driver tells of its gripper, as 0 closed to 1 open."""
     share = (value - recipe.gripper_closed) / (recipe.gripper_open - recipe.gripper_closed)
     return min(max(share, 0.0), 1.0)
 
 
-def _make(recipe: HandRecipe) -> Any:
+def _make(recipe: TeleoperatorRecipe) -> Any:
     """lerobot's teleoperator of that type, not connected yet."""
     from lerobot.teleoperators.config import TeleoperatorConfig
     from lerobot.teleoperators.utils import make_teleoperator_from_config

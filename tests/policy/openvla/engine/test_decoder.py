@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
 from vla_robot.policy.openvla.engine.generate import Draft, Generator
-from vla_robot.policy.openvla.inputs.inputs import Stages
+from vla_robot.policy.openvla.inputs.inputs import StageTimer
 from vla_robot.policy.openvla.network.reason import Decoder, pad_left
 
 
@@ -115,7 +115,7 @@ def test_guessing_gives_the_tokens_of_greedy_decoding_one_by_one(
     embeds = torch.randn(len(lengths), max(lengths), 64, generator=torch.Generator().manual_seed(seed))
     expected = [by_transformers(model, embeds[row, :length], count, 100, 356) for row, length in enumerate(lengths)]
     assume(min(lead for _, lead in expected) > 1e-5)  # nearer ones are decided by the order of a sum
-    stages = Stages()
+    stages = StageTimer()
     said = generator_of(model, chunk).tokens(embeds, torch.tensor(lengths), count, stages)
     assert said.tolist() == [tokens for tokens, _ in expected]
     assert stages.passes < count
@@ -128,7 +128,7 @@ def test_what_repeats_itself_is_not_read_token_by_token() -> None:
     model.model.embed_tokens.weight[100:356] = 0.0
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[:] = 0.0  # each token sees itself alone
-    stages = Stages()
+    stages = StageTimer()
     said = generator_of(model, chunk=3).tokens(torch.ones(1, 5, 64), torch.tensor([5]), 21, stages)
     assert said.shape == (1, 21)
     assert stages.passes <= 4
@@ -136,7 +136,7 @@ def test_what_repeats_itself_is_not_read_token_by_token() -> None:
 
 def test_a_device_that_rounds_differently_each_time_cannot_keep_an_answer_from_ending() -> None:
     generator = generator_of(llama())
-    stages = Stages()
+    stages = StageTimer()
     draft = generator.begin(torch.randn(1, 5, 64), None, 7, 7)
     never = itertools.count()
 

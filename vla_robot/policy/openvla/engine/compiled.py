@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vla_robot.core.errors import PolicyError
 from vla_robot.policy.openvla.engine.generate import Draft, Generator
-from vla_robot.policy.openvla.inputs.inputs import Batch, Stages, tensors_of
+from vla_robot.policy.openvla.inputs.inputs import Batch, StageTimer, tensors_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 
 
@@ -42,7 +42,7 @@ class CompiledInference:
         """Whether no row needs padding; prompts of different length run uncompiled."""
         return len({len(prompt) for prompt in batch.prompts}) == 1
 
-    def __call__(self, batch: Batch, count: int, stages: Stages) -> Tensor:
+    def __call__(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
         """(B, count) int64 token ids.
 
         Raises:

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.openvla.inputs.inputs import Stages
+from vla_robot.policy.openvla.inputs.inputs import StageTimer
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Cache, Decoder, pad_left
 
@@ -79,16 +79,16 @@ class Generator:
         self._head = head[first_id:vocab_end]
         self._chunk = chunk
 
-    def tokens(self, embeds: Tensor, lengths: Tensor, count: int, stages: Stages | None = None) -> Tensor:
+    def tokens(self, embeds: Tensor, lengths: Tensor, count: int, stages: StageTimer | None = None) -> Tensor:
         """(B, S, D) prompt embeddings, (B,) lengths -> (B, count) int64 token ids.
 
         Raises:
             PolicyError: a logit is not finite.
         """
-        return self._greedy(embeds, lengths, count, self.action_dim(count), stages or Stages())
+        return self._greedy(embeds, lengths, count, self.action_dim(count), stages or StageTimer())
 
     def continued(
-        self, embeds: Tensor, lengths: Tensor, prefixes: Sequence[Tensor], count: int, stages: Stages | None = None
+        self, embeds: Tensor, lengths: Tensor, prefixes: Sequence[Tensor], count: int, stages: StageTimer | None = None
     ) -> Tensor:
         """`tokens` of answers that must begin with given ids, each row with its own.
 
@@ -113,11 +113,11 @@ class Generator:
             end = int(lengths[row])
             longer[row, end : end + len(prefix)] = self._embeddings[prefix - self._first_id]
         left = count - int(counts.min())
-        said = self._greedy(longer, lengths + counts, left, self.action_dim(count), stages or Stages())
+        said = self._greedy(longer, lengths + counts, left, self.action_dim(count), stages or StageTimer())
         # A row whose prefix is longer says more than it needs to.
         return torch.stack([torch.cat([p, row])[:count] for p, row in zip(prefixes, said, strict=True)])
 
-    def _greedy(self, embeds: Tensor, lengths: Tensor, count: int, action_dim: int, stages: Stages) -> Tensor:
+    def _greedy(self, embeds: Tensor, lengths: Tensor, count: int, action_dim: int, stages: StageTimer) -> Tensor:
         embeds, padding = pad_left(embeds, lengths)
         draft = self.begin(embeds, padding, count, min(action_dim, count))
         stages.done("prefill")
@@ -151,7 +151,7 @@ class Generator:
         return Draft(guess, torch.cat([draft.said[:, :1], said], dim=1), draft.finite & finite, cache)
 
     def complete(
-        self, draft: Draft, count: int, action_dim: int, stages: Stages, correct: Corrects | None = None
+        self, draft: Draft, count: int, action_dim: int, stages: StageTimer, correct: Corrects | None = None
     ) -> Tensor:
         """Correct an action until it is settled, and go on with the next one.
 
@@ -176,7 +176,7 @@ class Generator:
             actions.append(self._settle(draft, stages, self.correct))
         return torch.cat(actions, dim=1) + self._first_id
 
-    def _settle(self, draft: Draft, stages: Stages, correct: Corrects) -> Tensor:
+    def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects) -> Tensor:
         for _ in range(draft.guess.shape[1]):  # after so many passes all tokens are right, whatever a device rounds
             if draft.settled:
                 break

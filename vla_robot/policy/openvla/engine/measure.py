@@ -13,7 +13,7 @@ from torch import nn
 
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.engine.baseline import Baseline
-from vla_robot.policy.openvla.inputs.inputs import Stages
+from vla_robot.policy.openvla.inputs.inputs import StageTimer
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 
@@ -31,7 +31,7 @@ class Timing:
     """
 
     total_ms: list[float] = field(default_factory=list[float])
-    stages: list[Stages] = field(default_factory=list[Stages])
+    stages: list[StageTimer] = field(default_factory=list[StageTimer])
     tokens: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
 
     def stages_ms(self) -> dict[str, list[float]]:
@@ -48,22 +48,22 @@ class Timing:
         """Of the whole inference."""
         return float(np.percentile(self.total_ms, percent))
 
-    def book(self, total_ms: float, stages: Stages, tokens: NDArray[np.int64]) -> None:
+    def book(self, total_ms: float, stages: StageTimer, tokens: NDArray[np.int64]) -> None:
         """One more inference."""
         self.total_ms.append(total_ms)
         self.stages.append(stages)
         self.tokens.append(tokens)
 
 
-Contender = Callable[[int], tuple[NDArray[np.int64], Stages]]
+Contender = Callable[[int], tuple[NDArray[np.int64], StageTimer]]
 """The inference of a round: (B, action_dim) tokens and where the time went."""
 
 
 def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, action_dim: int) -> Contender:
     """Our engine on a batch, from frames to actions in units."""
 
-    def infer(number: int) -> tuple[NDArray[np.int64], Stages]:
-        stages = Stages()
+    def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
+        stages = StageTimer()
         batch = policy.read(_window(scenes, number, batch_size))
         stages.done("preprocess")
         tokens = policy.generate(batch, action_dim, stages)
@@ -80,12 +80,12 @@ def plain(
     """The baseline on one observation, from frames to tokens; its prompt and its state are made beforehand."""
     batch = policy.read(scenes)
 
-    def infer(number: int) -> tuple[NDArray[np.int64], Stages]:
+    def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
         index = number % len(scenes)
         images = [scenes[index].images[name] for name in cameras]
         state = None if batch.state is None else batch.state[index : index + 1]
         tokens = baseline.tokens(images, batch.prompts[index], state, dims)
-        return tokens[None].cpu().numpy(), Stages()
+        return tokens[None].cpu().numpy(), StageTimer()
 
     return infer
 

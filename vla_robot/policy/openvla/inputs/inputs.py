@@ -28,7 +28,7 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 
 
 @dataclass
-class Stages:
+class StageTimer:
     """Where the time of one inference went.
 
     Attributes:
@@ -227,7 +227,7 @@ class ObservationReader:
         return torch.from_numpy(np.stack(normalised).astype(np.float32))
 
 
-def embed(model: OpenVLA, batch: Batch, stages: Stages | None = None) -> tuple[Tensor, Tensor]:
+def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> tuple[Tensor, Tensor]:
     """Perceive and align.
 
     Returns:
@@ -236,7 +236,7 @@ def embed(model: OpenVLA, batch: Batch, stages: Stages | None = None) -> tuple[T
     Raises:
         ContractError: the batch does not fit the model.
     """
-    stages = stages or Stages()
+    stages = stages or StageTimer()
     pixels, ids, state, text_lengths = tensors_of(model, batch)
     features = model.vision_backbone(pixels)
     stages.done("towers")
@@ -291,7 +291,7 @@ def committed_tokens(
 def chunks_of(
     actions: Sequence[NDArray[np.float64]],
     observations: Sequence[Observation],
-    stages: Stages,
+    stages: StageTimer,
     conditions: bool = False,
 ) -> list[ActionChunk]:
     """Per row (K, D) in units, and the observation that caused it -> one chunk per row.
@@ -310,7 +310,9 @@ def chunks_of(
     ]
 
 
-def require_sight(config: OpenVLAConfig, preprocessor: Preprocessor, answer: Callable[[Batch], Tensor]) -> None:
+def check_image_sensitivity(
+    config: OpenVLAConfig, preprocessor: Preprocessor, answer: Callable[[Batch], Tensor]
+) -> None:
     """Raise CheckpointError unless a black and a white image give different answers.
 
     A model that ignores its image repeats one action for ever; the arm then moves without looking.
