@@ -286,7 +286,7 @@ def test_a_taken_port_is_told(open_site: Callable[..., Site]) -> None:
 
 
 def test_off_this_computer_a_certificate_is_needed() -> None:
-    with pytest.raises(TransportError, match=r"without a certificate anybody on the way"):
+    with pytest.raises(TransportError, match=r"without a certificate each one between"):
         Listen(0, "192.168.1.20")
     with pytest.raises(TransportError, match="no address that a browser could be given"):
         Listen(0, "0.0.0.0", Path("cert.pem"))

@@ -102,7 +102,7 @@ def connect_robot(address: str, key: str | None = None) -> RemoteRobot:
     """The robot behind a bridge.
 
     Raises:
-        TransportError: nobody answers there, or keys are missing.
+        TransportError: no server answers there, or keys are missing.
     """
     from vla_robot.serve.bridge.remote_robot import RemoteRobot
 

@@ -38,7 +38,7 @@ class MonotonicClock:
 
 
 class FakeClock:
-    """A clock that moves only when told, or when somebody sleeps on it."""
+    """A clock that moves only when told, or when a thread sleeps on it."""
 
     def __init__(self, start_ns: int = 0) -> None:
         self._now_ns = start_ns
@@ -79,7 +79,7 @@ class Ticker:
         self.clock.sleep_until_ns(self.next_ns())
 
     def next_ns(self) -> int:
-        """The next deadline that still lies ahead, for whoever has something else to do until then."""
+        """The next deadline that still lies ahead, for a caller that has other work until then."""
         self._deadline_ns += self.period_ns
         late_ns = self.clock.now_ns() - self._deadline_ns
         if late_ns > 0:

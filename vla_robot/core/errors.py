@@ -41,7 +41,7 @@ class SessionError(TransportError):
 
 
 class BusyError(TransportError):
-    """A peer serves somebody else at this moment; asked again in a while, it may not."""
+    """A peer serves another client at this moment; a later request may succeed."""
 
 
 class PolicyError(VlaError):
@@ -49,11 +49,11 @@ class PolicyError(VlaError):
 
 
 class NoActionYetError(PolicyError):
-    """Nobody says what to do at this moment: a loop that knows this one asks again with what it sees next."""
+    """No action is available at this moment: a loop that knows this error asks again with the next observation."""
 
 
 class OverdueError(PolicyError):
-    """Nobody waits for the answer any more: its deadline has passed."""
+    """The request's deadline expired before inference."""
 
 
 class SupersededError(PolicyError):
@@ -73,7 +73,7 @@ class MissingDependencyError(VlaError):
 
 
 def in_words(error: BaseException) -> str:
-    """Somebody's bug as a part of a sentence: what it was, and where."""
+    """An unexpected exception as a part of a sentence: what it was, and where it was raised."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 

@@ -59,7 +59,7 @@ class ActionChunk:
         stages_ms: where the policy spent its time, stage name -> milliseconds.
         intervention: a person took over: the actions are theirs.
         conditioned: the chunk begins with `Observation.committed`, and its other rows were chosen given those.
-        rests: nobody says anything, and the action only keeps the arm where it is: nothing to learn from. Stays here,
+        rests: no command came, and the action only keeps the arm where it is: nothing to learn from. Stays here,
             as does policy_actions: they never cross the wire.
         policy_actions: (T, D) what the policy would have done in their place, where it was asked.
     """

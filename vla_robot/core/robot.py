@@ -1,4 +1,4 @@
-"""The port of a robot that moves on its own clock, whether or not anybody answers in time.
+"""The port of a robot that moves on its own clock, whether or not an answer comes in time.
 
 A World waits for its next action; a Robot does not. It ticks at its rate, plays what is due, and holds otherwise.
 """
@@ -13,7 +13,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 
 Mode = Literal["run", "hold", "stopped"]
-"""run: an action was played; hold: the pose was held, the next action goes on; stopped: until somebody arms it."""
+"""run: an action was played; hold: the pose was held, the next action goes on; stopped: until it is armed."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Tick:
         wanted: (D,) the action that was due, before the limits of the robot's side and after the splice of chunks; None
             when none was.
         late: rows of chunks skipped in this episode because their tick had passed, or because they were too old.
-        intervention: the action that was played was a person's, who took over from the policy.
+        intervention: the action that was played came from a person who took over from the policy.
     """
 
     result: StepResult

@@ -28,7 +28,7 @@ class TeleopCommand:
     """What a person says at one moment.
 
     Attributes:
-        action: (D,) float64 in the units of the embodiment's action space; None when nobody is at the controls, or was
+        action: (D,) float64 in the units of the embodiment's action space; None when no person is there, or was
             heard of too long ago. Then the arm holds.
         buttons: pressed since the last time; one that is held counts once.
         instruction: what the person newly typed; None when nothing.
@@ -62,13 +62,13 @@ class Teleop(Protocol):
 
 @runtime_checkable
 class SharesControl(Protocol):
-    """Hands beside a policy: told who drives, so that the person sees it and begins with the arm's own grip."""
+    """A teleoperator beside a policy: it is told which of the two drives, shows that, and follows the arm's grip."""
 
     def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
         """Returns at once.
 
         Args:
-            driver: who drives now.
+            driver: which of the two drives now.
             executed: (D,) the newest action of the arm; None before the first.
         """
         ...

@@ -27,7 +27,7 @@ class Guard(Protocol):
 
 
 class EndedByPersonError(PolicyError):
-    """A person says that the episode is over. Where no success test exists, nobody else can.
+    """A person ended the episode. Where no success test exists, only a person can.
 
     Attributes:
         outcome: what they call it.
@@ -39,11 +39,11 @@ class EndedByPersonError(PolicyError):
 
 
 PAUSE_S = 0.02
-"""Between two questions where nobody had an action; the world waits meanwhile."""
+"""Between two questions where no action was available [s]; the world waits meanwhile."""
 
 
 def always_false() -> bool:
-    """The stop flag of a run that nobody stops."""
+    """The stop flag of a run that is never stopped."""
     return False
 
 
@@ -68,7 +68,7 @@ def run_episode(
 
     Args:
         world: where it happens; it also decides on success and on the horizon.
-        policy: who decides.
+        policy: gives the actions.
         seed: of both.
         guard: limits the actions.
         subscribers: are told every event, in the loop's thread.
@@ -140,7 +140,7 @@ class _EpisodeStats:
             self.watch.lap("wait")
 
     def pause(self) -> None:
-        """Nobody had an action: ask again in a moment."""
+        """No action was available: ask again in a moment."""
         self.clock.sleep_until_ns(self.clock.now_ns() + round(PAUSE_S * NS_PER_S))
 
     @property
@@ -178,12 +178,12 @@ class Interventions:
     def add(self, step: StepDone) -> None:
         self.steps += step.intervention and not step.held
         self.takeovers += step.intervention and not self._running
-        # A tick that was held tells nothing of who drives.
+        # A tick that was held does not tell which of the two drives.
         self._running = self._running if step.held else step.intervention
 
 
 def marks_of(chunk: ActionChunk, row: int) -> dict[str, Any]:
-    """Who drove, as the fields of a StepDone."""
+    """Which of policy and person drove, as the fields of a StepDone."""
     beside = chunk.policy_actions
     return {
         "intervention": chunk.intervention,

@@ -1,4 +1,4 @@
-"""What the control loop tells whoever listens: recording, live view, tests. The loop never learns who they are."""
+"""The events of the control loop for its subscribers: recording, live view, tests. The loop does not know them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StepDone:
 
     Attributes:
         observation: what was seen right before this step. The policy may have decided on an older one.
-        wanted: (D,) the action of whoever drove, before any limit, in the units of the action space; None when no
+        wanted: (D,) the driver's action, before any limit, in the units of the action space; None when no
             action was due and the pose was held.
         commanded: (D,) what the guard let through to the world or robot; None when no action was due.
         clamps: every limit that changed the action, the guard's and the world's.
@@ -36,7 +36,7 @@ class StepDone:
         stages_ms: where the time from capture to command went; see `vla_robot.loop.timing`.
         elapsed_s: since the episode began.
         intervention: a person took over: `wanted` is theirs.
-        held: nobody had an action, and the arm held its pose.
+        held: no action was available, and the arm held its pose.
         policy_action: (D,) what the policy would have done in the person's place, where it was asked.
     """
 

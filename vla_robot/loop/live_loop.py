@@ -68,7 +68,7 @@ def run_live_episode(
 
     Args:
         robot: keeps the clock.
-        policy: who decides, always on the newest observation.
+        policy: is asked with the newest observation.
         seed: of both.
         guard: limits the actions here, before they are sent; the bridge has limits of its own.
         subscribers: are told every event, in the loop's thread. Each tick is one StepDone, also those that passed while

@@ -59,7 +59,7 @@ class EpisodeResult:
 
     @property
     def finished(self) -> bool:
-        """It counts: nobody broke it off."""
+        """It counts: it was not interrupted."""
         return self.outcome != "stopped"
 
     @property

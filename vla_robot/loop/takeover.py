@@ -64,7 +64,7 @@ class Takeover:
     ) -> None:
         """
         Args:
-            policy: drives until somebody takes over.
+            policy: drives until a person takes over.
             teleop: the person; stays the caller's to close.
             embodiment: of the arm.
             row_by_row: give out a policy's chunk one action at a time, for a loop that asks again only when a chunk is
@@ -96,13 +96,13 @@ class Takeover:
         return self._hands.driver
 
     def reset(self, seed: int) -> None:
-        """The policy drives first, whoever drove last."""
+        """The policy drives first, also where a person drove last."""
         self._pending = self._chunk = None
         self._worker.submit(self._policy.reset, seed).result()
         self._hands.reset()
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """One chunk of whoever drives.
+        """One chunk of the driver.
 
         Raises:
             NoActionYetError: the person drives and is not at the controls, or took over while the policy thought.
@@ -150,7 +150,7 @@ class Takeover:
         """What keeps a robot where it is. Raises NoActionYetError where nothing is needed for that, or nothing can."""
         stay = None if self._row_by_row else self._hands.stay()
         if stay is None:
-            raise NoActionYetError("a person has taken over, and nobody is at the controls.")
+            raise NoActionYetError("a person has taken over, and no person is at the controls.")
         return ActionChunk(stay[None], observation.stamp_ns, observation.step, intervention=True, rests=True)
 
     def _beside(self, observation: Observation) -> Vector | None:
@@ -193,7 +193,7 @@ class Takeover:
         return answer.result()
 
     def _is_free(self) -> bool:
-        """Whether nothing is being thought of; an answer that nobody waits for any more is dropped."""
+        """Whether no inference runs; an answer that is not waited for any more is dropped."""
         if self._pending is not None and self._pending.done():
             self._pending = None
         return self._pending is None
@@ -260,9 +260,9 @@ class _Hands:
         return said.buttons
 
     def action(self) -> Vector | None:
-        """(D,) what the hands say; None when nobody is at the controls.
+        """(D,) what the hands say; None when no person is at the controls.
 
-        The grip stays as the arm's was at the takeover until the hands change theirs: nobody wants to drop what the
+        The grip stays as the arm's was at the takeover until the person changes it: a takeover must not drop what the
         policy held.
         """
         if self._said.action is None:

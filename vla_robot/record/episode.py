@@ -66,7 +66,7 @@ class EpisodeStep:
         clamps: every limit that changed the action.
         stages_ms: where the time from capture to command went.
         intervention: a person took over: `commanded` is theirs.
-        held: nobody had an action: the arm held its pose.
+        held: no action was available, and the arm held its pose.
         policy_action: (D,) what the policy would have done in the person's place, where it was asked.
         wanted: (D,) the action of whoever drove, before the guard of the control loop cut it to `commanded`; None when
             no action was due, and in logs that do not say.

@@ -5,7 +5,7 @@
                         '----rerecord----> forgotten, the same again
                         '----estop-------> forgotten, the same again after start
 
-While nobody is at the controls the arm rests, and such a pause is not recorded.
+While no person is at the controls the arm rests, and such a pause is not recorded.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class _Take:
             advance = self._session.driven.advance(observation, self._wanted(said))
             observation = advance.observation
             self._add(advance.rows)
-            self._show(observation, "recording" if said.action is not None else "paused: nobody is at the controls")
+            self._show(observation, "recording" if said.action is not None else "paused: no person is at the controls")
             if advance.over:
                 return "kept"
             self._session.driven.pace()

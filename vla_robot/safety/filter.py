@@ -68,7 +68,7 @@ class SafetyFilter:
     def reset(self, state: ArrayLike) -> None:
         """The arm stands still where it is measured: an episode begins, or a hold ended.
 
-        A position that nobody measures, such as a gripper's opening, is unknown until the first command.
+        A position that is not measured, such as a gripper's opening, is unknown until the first command.
 
         Raises:
             PolicyError: the state has the wrong shape or is not finite.
@@ -157,7 +157,7 @@ class _Axis:
     Attributes:
         name: of the dimension.
         is_delta: its values are steps from where the arm is measured; otherwise they are positions.
-        state_index: where the state has its position; None when nobody measures it.
+        state_index: where the state has its position; None when it is not measured.
         range: of the action space.
         box: of positions.
         max_step: furthest from the measured position, in the dimension's unit.

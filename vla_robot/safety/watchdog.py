@@ -2,14 +2,14 @@
 
     RUN      actions and heartbeat are fresh
     HOLD     one is late, or the clock jumped: keep the pose. Over by itself as soon as both are fresh again
-    STOPPED  silence went on, or an emergency stop was tripped: latched until somebody arms the robot on purpose
+    STOPPED  silence went on, or an emergency stop was tripped: latched until a person arms the robot on purpose
 
                  silent                 silent for longer, or tripped
        RUN  <------------>  HOLD  ------------------------------------>  STOPPED
                  fresh        ^                                             |
                               +----------------- arm -----------------------+
 
-It only judges. Whoever owns the arm asks on every tick, and brakes to a supported stand (`SafetyFilter.brake`) as long
+It only judges. The arm's owner asks it on every tick, and brakes to a supported stand (`SafetyFilter.brake`) as long
 as the answer is not RUN.
 """
 
@@ -24,7 +24,7 @@ from vla_robot.core.errors import ContractError
 Mode = Literal["run", "hold", "stopped"]
 
 SILENCE = "silence"
-"""Cause of a stop: neither key, signal nor network, but nobody who drives."""
+"""Cause of a stop: no command came. It was neither key, signal nor network."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Watchdog:
         self._beat_ns: int | None = None
         self._held_ns: int | None = None
         self._waits_for = "the first action"
-        self._idle = True  # nobody drives yet: it is held without a limit
+        self._idle = True  # no command came yet: it is held without a limit
 
     @property
     def stopped_by(self) -> str:

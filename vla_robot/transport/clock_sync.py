@@ -78,7 +78,7 @@ class Offset:
 
 
 class ClockSync:
-    """The offset of one peer's clock. Pure: whoever owns the sockets brings the stamps."""
+    """The offset of one peer's clock. Pure: the owner of the sockets brings the stamps."""
 
     def __init__(self, max_drift_ppm: int = MAX_DRIFT_PPM, window: int = WINDOW) -> None:
         """

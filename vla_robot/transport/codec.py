@@ -219,7 +219,7 @@ def unpack_step_result(reader: MessageReader) -> StepResult:
 
 
 def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
-    """Marks travel only where they are true: who knows nothing of them understands all other chunks."""
+    """Marks travel only where they are true: an older peer understands all other chunks."""
     return {
         "actions": chunk.actions,
         "stamp_ns": chunk.stamp_ns,
@@ -269,7 +269,7 @@ def unpack_embodiment(reader: MessageReader) -> Embodiment:
 
 
 def pack_error(error: VlaError) -> dict[str, str]:
-    """By the name of its class; a class of somebody else's making travels as the nearest one of ours."""
+    """By the name of its class; a class from outside of this package travels as its nearest base class of ours."""
     name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in ERRORS), "TransportError")
     return {"error": name, "message": str(error)[:MAX_ERROR_CHARS]}
 

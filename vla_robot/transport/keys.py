@@ -1,9 +1,9 @@
-"""Who may talk to whom: CURVE keys, the clients a server allows, and the servers a client trusts, as small files.
+"""CURVE keys, the clients that a server allows, and the servers that a client trusts, as small files.
 
     ~/.config/vla_robot/keys/      or the folder that VLA_KEYS names; only its owner may enter
         NAME.key                   secret key of this computer, mode 0600; never leaves it
         NAME.pub                   public key, to give away: one line, "KEY NAME"
-        allowed_clients            lines "KEY NAME": who may connect to servers on this computer
+        allowed_clients            lines "KEY NAME": clients that may connect to servers on this computer
         pinned_servers             lines "KEY HOST": the one key that a server on that host must prove to own
 
 A key is written as 64 hexadecimal digits: no character of it means anything to a shell. An allow-list is read again
@@ -57,7 +57,7 @@ class KeyPair:
     Attributes:
         name: of its files.
         public: 64 hexadecimal digits, to give away.
-        secret: 64 hexadecimal digits; whoever has them is this computer.
+        secret: 64 hexadecimal digits; they prove to be this computer.
     """
 
     name: str
@@ -67,7 +67,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class ServerSecurity:
-    """What a server needs to prove who it is, and to know who may come in."""
+    """What a server needs to prove its identity, and to know its clients."""
 
     keys: KeyPair
     allowed: KeyList
@@ -75,7 +75,7 @@ class ServerSecurity:
 
 @dataclass(frozen=True)
 class ClientSecurity:
-    """What a client needs to prove who it is, and to be sure whom it talks to.
+    """What a client needs to prove its identity, and to be sure of the server's.
 
     Attributes:
         keys: the client's own.
@@ -89,7 +89,7 @@ class ClientSecurity:
 class KeyList:
     """A file of lines "KEY NAME", read again when it changes. Each name stands in it once at most.
 
-    A list that other users may write, itself or through its folder, is refused: whoever writes it decides who may
+    A list that other users may write, itself or through its folder, is refused: its writer decides which clients may
     command the arm. Changes of several processes wait for each other, so that none undoes another's.
     """
 
@@ -419,7 +419,7 @@ def _require_private(path: Path) -> None:
     if mode & 0o077:
         raise TransportError(
             f"{path} can be read by others (mode {mode:04o}), so the key may be known to them. Make a new one, or, if "
-            f"you are sure that nobody read it: chmod 600 {path}"
+            f"you are sure that no other user read it: chmod 600 {path}"
         )
 
 

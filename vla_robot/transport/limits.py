@@ -43,10 +43,10 @@ class RateLimit:
             exempt: kinds of request that are always admitted.
 
         Raises:
-            TransportError: a limit that would let nobody through.
+            TransportError: a limit that would let no request through.
         """
         if not rate_hz > 0 or burst < 1:
-            raise TransportError(f"a limit of {rate_hz:g} requests a second and bursts of {burst} lets nobody through.")
+            raise TransportError(f"a limit of {rate_hz:g} requests a second and bursts of {burst} lets none through.")
         self._rate_hz = rate_hz
         self._burst = burst
         self._clock = clock
@@ -59,7 +59,7 @@ class RateLimit:
         """Return if the request may be served.
 
         Args:
-            client: who asks: the name on the allow-list, or of the connection where there are no keys.
+            client: its name on the allow-list, or of the connection where there are no keys.
             kind: of request.
 
         Raises:

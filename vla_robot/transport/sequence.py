@@ -1,6 +1,6 @@
 """Commands are obeyed once, in the order they were given, and only within the session they were given in.
 
-    client --hello-->  server        server: open() -> session, a random number nobody can guess
+    client --hello-->  server        server: open() -> session, a random number that cannot be guessed
            <-session--
            --command, session, seq-->        admit(session, seq): seq must be higher than any before
 
@@ -42,7 +42,7 @@ class SequenceGuard:
         """Begin a session and end the one before; commands of that one are refused from now on.
 
         Returns:
-            The session: 32 hexadecimal digits to hand to the client, and to nobody else.
+            The session: 32 hexadecimal digits to hand to this client alone.
         """
         self._session, self._highest, self._came = secrets.token_hex(SESSION_BYTES), 0, 1
         return self._session

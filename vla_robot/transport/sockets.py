@@ -35,7 +35,7 @@ SLICE_S = 0.05
 """Waits are cut into slices, so that a signal, a dead peer or a stop flag is noticed soon."""
 
 QUEUED_MESSAGES = 64
-"""Per connection and direction. What is older than that many messages of a control loop is of no use to anybody."""
+"""Per connection and direction. What is older than that many messages of a control loop is of no use."""
 
 COPIED_BYTES = 1 << 18
 """Frames up to this size are copied on the way out: handing over the memory itself costs a thread switch, which is
@@ -79,7 +79,7 @@ def require_address(address: str, *, keys: bool) -> None:
     require_port(port, address)
     if not keys and not is_loopback(address):
         raise TransportError(
-            f"'{address}' is reachable from other computers, and without keys anybody there could read what is sent "
+            f"'{address}' is reachable from other computers, and without keys each of them could read what is sent "
             "and command the arm. `vla keys new NAME` makes a key, docs/security.md says the rest; or stay on "
             "tcp://127.0.0.1:PORT, with an SSH tunnel between computers."
         )
@@ -233,13 +233,13 @@ class _User:
 
 
 class ClientSocket:
-    """One connection to a server. Connecting succeeds at once, whether or not anybody listens."""
+    """One connection to a server. Connecting succeeds at once, whether or not a server listens."""
 
     def __init__(self, address: str, security: ClientSecurity | None = None) -> None:
         """
         Args:
             address: of the server.
-            security: who this client is, and the key that the server must prove to own. None: a server of this
+            security: this client's key, and the key that the server must prove to own. None: a server of this
                 computer, in the clear.
 
         Raises:
@@ -348,11 +348,11 @@ def is_loopback(address: str) -> bool:
 
 
 def _guard(socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]], security: ServerSecurity) -> None:
-    """Let in nobody but the clients on the allow-list."""
+    """Let in only the clients on the allow-list."""
     Doorkeeper(context, security.allowed)
     socket.setsockopt(zmq.CURVE_SERVER, 1)
     socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
-    # Without it, libzmq lets everybody in when nobody keeps the door.
+    # Without it, libzmq lets every client in when no ZAP handler runs.
     socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     _identify(socket, security.keys)
 

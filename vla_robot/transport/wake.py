@@ -7,7 +7,7 @@ import socket
 
 
 class Wake:
-    """A bell: `ring` from any thread, heard by whoever polls `fileno`. Ringing twice is ringing once."""
+    """A wake-up call: `ring` from any thread makes `fileno` readable. Ringing twice is ringing once."""
 
     def __init__(self) -> None:
         self._heard, self._rung = socket.socketpair()
@@ -15,7 +15,7 @@ class Wake:
         self._rung.setblocking(False)
 
     def ring(self) -> None:
-        # Full: it rings already. Closed: nobody listens any more.
+        # Full: it rings already. Closed: it is not polled any more.
         with contextlib.suppress(BlockingIOError, OSError):
             self._rung.send(b"\0")
 

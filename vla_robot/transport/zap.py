@@ -3,7 +3,7 @@
     libzmq (handshake) --inproc--> Doorkeeper: 200 and the key as "User-Id", or 400
 
 Source: ZeroMQ RFC 27/ZAP 1.0. libzmq holds the connection back until it is answered, so that a doorkeeper that died
-lets nobody in.
+lets no client in.
 """
 
 from __future__ import annotations

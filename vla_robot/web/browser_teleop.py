@@ -24,7 +24,7 @@ from vla_robot.web.server import Access, Listen, WebServer
 from vla_robot.web.view import about
 
 SILENT_AFTER_S = 0.4
-"""A page says something every 50 ms. After this long without a word, nobody is at the controls."""
+"""A page sends a message every 50 ms. After this long without one, no person is at the controls."""
 
 SEAT_S = 1.5
 """After this long without a word, another page may drive."""
@@ -80,7 +80,7 @@ class BrowserTeleop:
 
     @property
     def watcher_url(self) -> str:
-        """The same page for those who look on."""
+        """The same page for viewers."""
         return self._web.watcher_url
 
     def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
@@ -111,7 +111,7 @@ class BrowserTeleop:
             return TeleopCommand(self._action.copy() if alive else None, buttons, typed)
 
     def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
-        """Beside a policy: the page says who drives, and its grip follows the arm's while the policy does."""
+        """Beside a policy: the page shows which of the two drives; its grip follows the arm's meanwhile."""
         with self._lock:
             self._driver, self._executed = driver, executed
 
@@ -159,7 +159,7 @@ class BrowserTeleop:
         if self._driver == "policy":
             return "run", "the policy drives"
         if not self._is_heard(SILENT_AFTER_S):
-            return "hold", "nobody is at the controls"
+            return "hold", "no person is at the controls"
         return "run", ""
 
     def _is_heard(self, within_s: float) -> bool:

@@ -70,7 +70,7 @@ class BoundedServer(ThreadingHTTPServer):
             self.listener.leave(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up in the midst of an answer is no event; anything else is a fault of ours."""
+        """Ignores a client that hangs up while an answer is sent; anything else is a fault of ours."""
         if isinstance(sys.exception(), OSError):
             _LOG.debug("a connection broke", exc_info=True)
         else:
@@ -153,7 +153,7 @@ class JsonHandler(BaseHTTPRequestHandler):
         if "Host" not in self.headers:  # it broke off in its head, which the standard library takes for the end of one
             self.close_connection = True
             return False
-        # One that was hung up on in the midst of its head looks like one whose head ended there.
+        # A request whose head was cut off by a hang-up looks like one whose head ended there.
         is_open = self.server.listener.hear(self.connection, self.rank(), self.request_s, self.answers_long)
         self.close_connection = self.close_connection or not is_open
         return is_open

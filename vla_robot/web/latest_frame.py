@@ -1,8 +1,8 @@
-"""What a page shows: the newest scene, for whoever asks, as fast as they ask.
+"""What a page shows: the newest scene, for each client as fast as it asks.
 
     control or network thread --post--> LatestFrameBuffer <--next-- one HTTP thread per page
 
-Nothing queues up: a page that asks late gets the newest scene, and delays nobody.
+Nothing queues up: a page that asks late gets the newest scene, and delays no other.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class LatestFrameBuffer:
         self._closed = False
 
     def post(self, facts: Mapping[str, Any], images: Mapping[str, Image]) -> None:
-        """Show this from now on; returns at once. The pictures are encoded by whoever asks for them."""
+        """Show this from now on; returns at once. The thread that asks for a picture encodes it."""
         with self._changed:
             number = 1 if self._scene is None else self._scene.number + 1
             self._scene = Scene(number, facts, images)
@@ -72,7 +72,7 @@ class LatestFrameBuffer:
             return self._scene if self._differs(seen) else None
 
     def close(self) -> None:
-        """Let everybody who waits go."""
+        """Release every thread that waits."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -1,12 +1,12 @@
 """The page's server: plain HTTP from the standard library, one thread a connection.
 
     GET  /                  the page; /page.css and the scripts beside it
-    GET  /about             what there is to see, and what whoever asks may do: {"title", ..., "may": [NAME, ..]}
+    GET  /about             what there is to see, and what the client may do: {"title", ..., "may": [NAME, ..]}
     GET  /next?seen=N       the newest scene once it is not number N, as `Scene.packed` has it; 204 after a second
     POST /act/NAME          do something: a JSON object in, a JSON object out; needs the operator's token
 
 It listens on this computer only, unless it is given a certificate. Then looking needs a token as well. A token stands
-behind the # of the page's address, which a browser sends to nobody; the page sends it in the header X-VLA-Token.
+behind the # of the page's address, which a browser does not send; the page sends it in the header X-VLA-Token.
 
 Another site that is open in the same browser can do nothing here: a request that names another Host (DNS rebinding) or
 another Origin is refused, the token's header would need a permission that is never given, and the page may load and
@@ -71,11 +71,11 @@ type Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Access:
-    """Who may do what. Whoever may act may look.
+    """Which token allows what. The token for acting allows looking too.
 
     Attributes:
-        operator: token that acting needs; None lets nobody act.
-        watcher: token that looking needs; None lets everybody look who can connect.
+        operator: token that acting needs; with None no client may act.
+        watcher: token that looking needs; with None every client that can connect may look.
     """
 
     operator: str | None = field(default_factory=lambda: secrets.token_urlsafe(16))
@@ -111,7 +111,7 @@ class Listen:
     def __post_init__(self) -> None:
         if self.certificate is None and not self.is_loopback:
             raise TransportError(
-                f"'{self.host}' is reachable from other computers, and without a certificate anybody on the way could "
+                f"'{self.host}' is reachable from other computers; without a certificate each one between could "
                 "read the token that stops the arm, and use it. Give one, see docs/bridge.md, or stay on "
                 f"{LOOPBACK}, with an SSH tunnel between computers."
             )
@@ -138,7 +138,7 @@ class WebServer:
             board: what is shown.
             about: what a page is told once.
             actions: what an operator may do, by name.
-            access: who is let in.
+            access: which token allows what.
             listen: where; by default any free port of this computer.
 
         Raises:
@@ -160,12 +160,12 @@ class WebServer:
 
     @property
     def operator_url(self) -> str | None:
-        """The page for whoever may act; None where nobody may."""
+        """The address of the page that may act; None where none may."""
         return None if self._access.operator is None else f"{self.url}#{self._access.operator}"
 
     @property
     def watcher_url(self) -> str:
-        """The page for everybody else."""
+        """The address of the page that may only look."""
         return self.url if self._access.watcher is None else f"{self.url}#{self._access.watcher}"
 
     def close(self) -> None:
@@ -237,7 +237,7 @@ class _Handler(JsonHandler):
         try:
             body = self.read_object(MAX_BODY_BYTES)
             if not self.server.access.may_act(self._token):
-                self._fail(403, "this page may look only. Whoever started it has the address of the page that may act.")
+                self._fail(403, "this page may look only. The terminal that started it shows the address that may act.")
                 return
             if name not in self.server.actions:
                 raise TransportError(unknown("action", name[:40], self.server.actions))

@@ -4,7 +4,7 @@
                       <------- tick ----------           --post--> LatestFrameBuffer --> pages
     page's thread     --stop, over StopLine--->  bridge
 
-The bridge sends the newest tick only when the last one has arrived here, so that a slow viewer delays nobody.
+The bridge sends the newest tick only when the last one has arrived here, so that a slow viewer delays no other.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class BridgeView:
         Args:
             address: where a bridge listens.
             board: gets every scene.
-            security: who we are, and whose key the bridge must own; None on this computer.
+            security: this client's key, and the key that the bridge must own; None on this computer.
             connect_timeout_s: how long the bridge may take to answer.
             clock: dates what arrives.
             listener: is told of every tick that arrives, in the watching thread.
 
         Raises:
-            TransportError: nobody answers, or the bridge speaks another version.
+            TransportError: no answer came in time, or the bridge speaks another version.
         """
         self.address = address
         self.ticks = 0
@@ -212,7 +212,7 @@ class _Link:
         self._lost = False
 
     def due(self, now_ns: int) -> list[Message]:
-        """Requests to send now. After a silence, also who is there: it may be another robot by now."""
+        """Requests to send now. After a silence, also the robot's name: it may be another one by now."""
         messages: list[Message] = []
         if now_ns >= self._view_ns:
             messages.append(self._message("view", {"seen": self._number}))
@@ -236,7 +236,7 @@ class _Link:
             self._sync.add(ClockSample(sent_ns, *stamps, now_ns))
 
     def newly_lost(self, now_ns: int) -> bool:
-        """Whether the page must be told that nobody answers any more; once a second, as it goes on."""
+        """Whether the page must be told that the bridge does not answer any more; once a second, as it goes on."""
         before, self._lost = self._lost, now_ns - self.heard_ns > LOST_AFTER_S * NS_PER_S
         if self._lost and not before:
             # It may be started anew, and count from 1 again.

@@ -42,7 +42,7 @@ def shared_control(
 
     Args:
         args: of the command line.
-        policy: drives until somebody takes over.
+        policy: drives until a person takes over.
         embodiment: of the arm.
         instruction: of the task.
         row_by_row: see `Takeover`.

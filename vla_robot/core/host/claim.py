@@ -28,7 +28,7 @@ LOCK = ".lock"
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _HOLDER = re.compile(r"process (\d{1,10}) \([\w. /-]{1,80}\) on ([\w.-]{1,80})")
-"""What a lock file says; it may be anybody's, so an error message shows nothing else."""
+"""What a lock file says. Any user may have written it, so an error message shows nothing else of it."""
 
 _held: weakref.WeakSet[Claim] = weakref.WeakSet()
 
@@ -127,7 +127,7 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's
+    except OSError:  # another user's
         return True
     return True
 

@@ -2,7 +2,7 @@
 
     print, rich, logging --> SteadyStream.write --> bounded queue --> a thread --> terminal, pipe or file
 
-A closed pipe, a pipe that nobody reads, a full disk, a terminal that hung up and an encoding without the character must
+A closed pipe, a pipe without a reader, a full disk, a terminal that hung up and an encoding without the character must
 not end or delay a control loop. `steady_output` replaces `sys.stdout` and `sys.stderr` for a whole process, so that no
 call has to remember it: libraries, warnings and rich's live lines included.
 """
@@ -136,7 +136,7 @@ class SteadyStream(_Stream):
         self.failure: OSError | None = None
         self._max_queued_bytes = max_queued_bytes
         self._pid = os.getpid()
-        # Reentrant: a signal handler may print while the same thread is in the midst of a write.
+        # Reentrant: a signal handler may print while the same thread is writing.
         self._changed = threading.Condition(threading.RLock())
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0

@@ -140,7 +140,7 @@ class Bridge:
         Args:
             arm: reset, commanded and held here; closing it is the caller's part. Whatever it raises stops it.
             limits: every action passes it.
-            watchdog: decides on hold and stop; whoever receives heartbeats tells it.
+            watchdog: decides on hold and stop; the receiver of heartbeats notifies it.
             clock: the one that stamps the arm's frames.
             execution: how old an action may be, and what is played where two chunks meet.
             listener: is told what happens, in this thread: it must return at once. Its failures are counted, no more.
@@ -227,7 +227,7 @@ class Bridge:
             raise ContractError("no episode began here; `reset` begins one.")
         now = self._observation.step
         if chunk.step > now:
-            raise ContractError(f"a chunk for tick {chunk.step} came at tick {now}: nobody has seen that tick yet.")
+            raise ContractError(f"a chunk for tick {chunk.step} came at tick {now}: that tick was not sent yet.")
         if not self.running or chunk.step <= self._settled:
             # On its way while the episode ended, or while a newer one came.
             self.late += len(chunk.actions)
@@ -338,7 +338,7 @@ class Bridge:
         return result
 
     def _verdict(self) -> Verdict:
-        """In lockstep nobody is late, but a stop is a stop."""
+        """In lockstep no command is late, but a stop is a stop."""
         if not self._lockstep:
             return self.watchdog.check()
         stopped_by = self.watchdog.stopped_by
@@ -355,7 +355,7 @@ class Bridge:
         return tick
 
     def _come_to_rest(self, reason: str) -> None:
-        """Brake on the clock of the commands, then keep the pose. Nobody is answered meanwhile."""
+        """Brake on the clock of the commands, then keep the pose. No request is answered meanwhile."""
         if not isinstance(self._arm, Streamed):  # one that gets set points ramps down by them, in `stop`
             try:
                 self._ramp_down(reason)
@@ -424,7 +424,7 @@ class Bridge:
         if ahead_s > 0:
             raise PolicyError(
                 f"the frames that caused an action were captured {ahead_s:.3g} s from now: the clock went back, or the "
-                "stamp is none of this bridge's. Nobody knows how old the action is."
+                "stamp is none of this bridge's. The age of the action is unknown."
             )
         for row in chunk.actions:
             require_action(row, self._arm.embodiment.action, PolicyError)

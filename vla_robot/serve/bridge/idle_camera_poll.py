@@ -23,7 +23,7 @@ class IdleCameraPoll:
     def __init__(self, arm: Arm, clock: Clock, period_ns: int) -> None:
         """
         Args:
-            arm: stands still, and is nobody's while it is looked at.
+            arm: stands still, and is not commanded while it is looked at.
             clock: the one that stamps the arm's frames.
             period_ns: from one look to the next.
         """

@@ -84,7 +84,7 @@ class Recording:
     """What a `BridgeLog` needs to keep all work with the disk out of the control thread.
 
     Attributes:
-        open_log: path and header -> who writes.
+        open_log: path and header -> the writer.
         later: runs what waits for the disk.
         settle: waits for that.
     """
@@ -121,8 +121,8 @@ class BridgeLog:
         Args:
             folder: gets one .vlalog an episode.
             header: what all episodes share: recipe, embodiment, versions. Plain data.
-            recording: who writes, by default this process in the caller's thread.
-            faults: the bridge's; are told of what fails when nobody waits for it.
+            recording: the writer, by default this process in the caller's thread.
+            faults: the bridge's; are told of failures that no caller waits for.
         """
         self._folder = folder
         self._recording = recording or Recording()

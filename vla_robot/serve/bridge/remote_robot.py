@@ -53,7 +53,7 @@ SEAT_EVERY_S = 0.25
 """An arm that has another controller is asked for again this often."""
 
 BACKLOG_BYTES = 256 << 20
-"""Of frames of ticks that nobody took yet: 17 s of two raw cameras of 224 x 224 at 50 Hz."""
+"""Of frames of ticks that were not taken yet: 17 s of two raw cameras of 224 x 224 at 50 Hz."""
 NUMBERS_BYTES = 2048
 """What a tick holds beside its frames, about."""
 
@@ -79,13 +79,13 @@ class RemoteRobot:
 
         Args:
             address: where a bridge listens, e.g. "tcp://127.0.0.1:5570".
-            security: who we are, and whose key the bridge must own; None on this computer.
+            security: this client's key, and the key that the bridge must own; None on this computer.
             wanted: what the policy was made for; the bridge refuses what does not fit.
             connect_timeout_s: how long the bridge may take to answer.
             clock: times the stages.
 
         Raises:
-            TransportError: nobody answers, or the bridge speaks another version or has a controller already.
+            TransportError: no answer came, or the bridge speaks another version or has a controller already.
             ContractError: the policy does not fit the robot; every difference is in the message.
         """
         self.address = address
@@ -196,7 +196,7 @@ class RemoteRobot:
         return None if arrived is None else self._taken(arrived)
 
     def look(self) -> Observation | None:
-        """The newest observation of this episode, for whoever only looks; from any thread."""
+        """The newest observation of this episode, without taking its tick; from any thread."""
         stream = self._stream
         arrived = None if stream is None else stream.await_tick(lambda a: a.episode == self._episode, 0.0)
         return None if arrived is None else arrived.tick.result.observation
@@ -491,7 +491,7 @@ class _Stream:
         return arrived
 
     def _keep(self, arrived: Arrived) -> None:
-        """Bounded: the oldest ticks give way, and whoever takes the others sees by their numbers that some are gone."""
+        """Bounded: the oldest ticks give way; the numbers of the others show that some are gone."""
         self._untaken.append(arrived)
         self._untaken_bytes += arrived.num_bytes
         while self._untaken_bytes > BACKLOG_BYTES and len(self._untaken) > 1:

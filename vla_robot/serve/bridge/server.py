@@ -3,7 +3,7 @@
     |<------------- period ------------->|
     tick  publish   messages ...   sleep  tick
 
-Between episodes no deadline has to be kept: who asks is answered first, and who watches gets to see the arm.
+Between episodes no deadline has to be kept: requests are answered first, and viewers get to see the arm.
 
 The protocol stands in docs/bridge.md. Everything happens in the thread that calls `serve`.
 """
@@ -169,7 +169,7 @@ class Stream:
 
 @dataclass
 class Controller:
-    """Who commands the arm."""
+    """The client that commands the arm."""
 
     peer: bytes | None = None
     session: str = ""
@@ -178,7 +178,7 @@ class Controller:
 
 
 class BridgeServer:
-    """Serves one bridge to one controller, and its state to everybody who is let in."""
+    """Serves one bridge to one controller, and its state to every client that is let in."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class BridgeServer:
             clock: the one that stamps the arm's frames.
             jpeg_quality: camera -> quality of the frames that travel as JPEG; the others stay exact.
             pace: makes the control clock of an episode from a clock and a period [ns].
-            dry_run: the arm is told nothing, and whoever asks for the status learns that.
+            dry_run: the arm is told nothing, and the status says so.
         """
         self._pace = pace
         self._dry_run = dry_run
@@ -218,7 +218,7 @@ class BridgeServer:
         self._put_off: list[tuple[bytes, Message]] = []
         self._missed = 0
         self._last_refusal = ""
-        self._anybody: dict[str, Callable[[bytes, int, MessageReader], dict[str, Any] | None]] = {
+        self._open_requests: dict[str, Callable[[bytes, int, MessageReader], dict[str, Any] | None]] = {
             "hello": self._hello,
             "status": lambda peer, seq, fields: self.status(),
             "stop": self._stop,
@@ -243,7 +243,7 @@ class BridgeServer:
             while not should_stop():
                 try:
                     self._turn()
-                except Exception as error:  # a bug of ours: the arm is stopped, and whoever asks is still answered
+                except Exception as error:  # a bug of ours: the arm is stopped, and requests are still answered
                     self._fail(error)
         finally:
             self._bridge.end(ENDED)
@@ -267,7 +267,7 @@ class BridgeServer:
         return told
 
     def emergency_stop(self, cause: str) -> None:
-        """Stop the arm now, in the serving thread; it stays stopped until somebody arms it."""
+        """Stop the arm now, in the serving thread; it stays stopped until it is armed."""
         self._bridge.stop_again()
         self._bridge.emergency_stop(cause)
         self._tick()
@@ -280,7 +280,7 @@ class BridgeServer:
     def interrupted(self) -> bool:
         """Whether an arm that is being reset shall stay where it is: for a stop, or as its controller gave up.
 
-        To be asked by the arm some times a second. Meanwhile whoever only asks is answered, and a stop is obeyed.
+        To be asked by the arm some times a second. Meanwhile requests that command nothing are answered; so is a stop.
         """
         try:
             for _ in range(ASKED_AT_ONCE):
@@ -323,11 +323,11 @@ class BridgeServer:
             return newest.mode, newest.reason
         idle = "the arm is being reset" if self._resetting else "no episode is running"
         mode, reason = ("stopped", stopped_by) if stopped_by else ("hold", idle)
-        unseen = self._idle_cameras.trouble if self._viewers else ""  # while nobody watches, nobody looks
+        unseen = self._idle_cameras.trouble if self._viewers else ""  # without a viewer the cameras are not read
         return mode, "; ".join(filter(None, (reason, self._bridge.unstopped, unseen)))
 
     def _rest(self) -> None:
-        """No episode runs. Whoever asks is answered first; while nobody does, those who watch see what the arm sees."""
+        """No episode runs. Requests are answered first; while none comes, viewers see what the arm sees."""
         wait_s = min(IDLE_S, self._idle_cameras.due_in_s) if self._viewers else IDLE_S
         if self._answer_for(wait_s) or not self._viewers or self._idle_cameras.due_in_s > 0:
             return
@@ -443,7 +443,7 @@ class BridgeServer:
                 self._socket.send(peer, encode(Message("ok", request.seq, body)))
         except VlaError as error:
             self._send_error(peer, request.seq, error)
-        except Exception as error:  # a bug of ours: who asked is answered, and nothing moves on
+        except Exception as error:  # a bug of ours: the client is answered, and nothing moves on
             told = f"the bridge failed at this request: {self._fail(error)}"
             self._send_error(peer, request.seq, TransportError(told))
 
@@ -457,10 +457,10 @@ class BridgeServer:
         if self._resetting and request.kind not in WHILE_RESETTING:
             return self._wait_for_reset(peer, request)
         reader = MessageReader(request.body, request.kind)
-        if request.kind in self._anybody:
-            return self._anybody[request.kind](peer, request.seq, reader)
+        if request.kind in self._open_requests:
+            return self._open_requests[request.kind](peer, request.seq, reader)
         if request.kind not in self._commands:
-            raise TransportError(unknown("request", request.kind, [*self._anybody, *self._commands]))
+            raise TransportError(unknown("request", request.kind, [*self._open_requests, *self._commands]))
         if peer != self._controller.peer:
             raise SessionError(f"this connection does not command the arm: {NO_SESSION}")
         self._guard.admit(reader.text("session"), request.seq)
@@ -473,7 +473,7 @@ class BridgeServer:
             raise BusyError("the arm is being reset for its controller; ask again when it is there.")
         if request.kind in ("end", "close") and len(self._put_off) < ASKED_AT_ONCE:
             self._put_off.append((peer, request))
-        elif request.kind == "reset":  # sent again, as it was not answered yet: whoever waits may go on waiting
+        elif request.kind == "reset":  # sent again, as it was not answered yet: the client may go on waiting
             self._socket.send(peer, encode(Message("wait", request.seq, {})))
 
     def _hello(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:

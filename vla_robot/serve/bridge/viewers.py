@@ -1,9 +1,9 @@
-"""Those who watch a bridge and command nothing: the newest tick for each, as fast as each takes it.
+"""Viewers watch a bridge and command nothing: each gets the newest tick as fast as it takes it.
 
     viewer  --view {seen}-->  bridge     what arrived; ten times a second, or as soon as a tick came
             <----- tick ----
 
-One tick at most is on its way to a viewer, so that a slow one gets fewer of them and delays nobody.
+One tick at most is on its way to a viewer, so that a slow one gets fewer of them and delays no other.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Cut:
 
 
 class Viewers:
-    """Who watches, and what each has seen."""
+    """The viewers, and what each has seen."""
 
     def __init__(self, clock: Clock) -> None:
         """
@@ -57,7 +57,7 @@ class Viewers:
         self._clock = clock
         self._of: dict[bytes, _Viewer] = {}
         self.number = 0
-        """Of the newest tick; it only grows, whoever drives."""
+        """Of the newest tick; it only grows, over all controllers."""
         self.newest: Tick | None = None
         self._cuts: dict[tuple[str, str], _Cut] = {}
 

@@ -63,7 +63,7 @@ class GrootPolicy:
             clock: times the stages.
 
         Raises:
-            TransportError: nobody answers there, or it is another computer's address.
+            TransportError: no server answers there, or it is another computer's address.
             ContractError: the server was trained on other cameras, state or actions than the recipe names.
         """
         _require_loopback(address)
@@ -91,7 +91,7 @@ class GrootPolicy:
         """Look whether the server is there; from N1.6 on, it is told that an episode begins.
 
         Raises:
-            TransportError: nobody answers.
+            TransportError: no answer came in time.
         """
         try:
             if self._is_flat:

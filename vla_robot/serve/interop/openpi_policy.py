@@ -59,7 +59,7 @@ class OpenpiPolicy:
             clock: times the stages.
 
         Raises:
-            TransportError: nobody answers there, it is no openpi server, or it is another computer's address.
+            TransportError: no server answers there, it is no openpi server, or it is another computer's address.
             MissingDependencyError: the package websockets is not installed.
         """
         require("websockets", "serve", "asking a server of openpi")
@@ -83,7 +83,7 @@ class OpenpiPolicy:
         """Begin anew on a connection of this episode's own; the protocol has no other way to say so.
 
         Raises:
-            TransportError: nobody answers.
+            TransportError: no answer came in time.
         """
         self._connect()
 

@@ -90,7 +90,7 @@ class OpenpiServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Hang up on everybody. An answer that is being made is waited for."""
+        """Close every connection. An answer that is being made is waited for."""
         self._over.set()
         self._server.shutdown()
         self._thread.join()

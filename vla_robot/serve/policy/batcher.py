@@ -2,13 +2,13 @@
 
     clients --submit--> Line (at most one request each, oldest first) --batch--> act --answer--> each client
 
-A batch goes off when it is full, when its oldest request has waited long enough for company while the model was free,
-or when everybody who asked lately is waiting already: one robot alone never waits for others. The newest request of a
-client takes the place of its older one, which is told so. What nobody waits for any more is dropped, and a row that
+A batch begins when it is full, when its oldest request has waited its time while the model was free, or when every
+client that asked lately is waiting already: one robot alone never waits for others. The newest request of a client
+replaces its older one, which is answered with an error. A request whose client has gone is dropped, and a row that
 cannot be answered fails alone.
 
 >>> line = Line(max_batch=2, max_wait_ns=5_000_000)
->>> line.due_ns(now_ns=0) is None                                        # nobody waits
+>>> line.due_ns(now_ns=0) is None                                        # no request waits
 True
 """
 
@@ -39,7 +39,7 @@ MAX_PIXELS = 1 << 24
 """Of all images of an observation: two cameras of 4K video."""
 
 RECENT_NS = NS_PER_S
-"""Whoever asked within this time is expected to ask again."""
+"""A client that asked within this time is expected to ask again."""
 
 REMEMBERED = 2000
 """Requests whose times are kept for the quantiles."""
@@ -52,7 +52,7 @@ class Request:
     """One observation that wants an action.
 
     Attributes:
-        client: who asks; a newer request of the same client takes the place of this one.
+        client: its name; a newer request of the same client takes the place of this one.
         observation: what it sees.
         answer: is given the chunk or the error, once, in whichever thread found out; it must not block.
         statistics_key: whose statistics un-normalise; None for the policy's own.
@@ -69,7 +69,7 @@ class Request:
 
 
 class Line:
-    """Who waits. Knows the time only from what it is told."""
+    """The requests that wait. It knows the time only from what it is told."""
 
     def __init__(self, max_batch: int, max_wait_ns: int, max_waiting: int = 256) -> None:
         """
@@ -109,7 +109,7 @@ class Line:
         return older
 
     def due_ns(self, now_ns: int) -> int | None:
-        """When the next batch goes off; not later than `now_ns` when it may at once, None when nobody waits."""
+        """When the next batch goes off; not later than `now_ns` when it may at once, None when no request waits."""
         if not self._waiting:
             return None
         self._forget(now_ns)
@@ -132,7 +132,7 @@ class Line:
         return batch, overdue
 
     def drain(self) -> list[Request]:
-        """Everybody; the line is empty afterwards."""
+        """Every request; the line is empty afterwards."""
         rest = list(self._waiting.values())
         self._waiting.clear()
         return rest
@@ -142,7 +142,7 @@ class Line:
         self._asked_ns.move_to_end(client)
 
     def _forget(self, now_ns: int) -> None:
-        """Those who asked long ago, unless they wait still."""
+        """The clients that asked long ago, unless they wait still."""
         for client, asked_ns in list(self._asked_ns.items()):
             if now_ns - asked_ns <= RECENT_NS:
                 break
@@ -198,7 +198,7 @@ class Batcher:
             observation: what the client sees.
             statistics_key: whose statistics un-normalise.
             timeout_s: how long to wait.
-            client: who asks; without it, somebody who is expected to ask only once.
+            client: its name; without it, a client that is expected to ask only once.
 
         Raises:
             VlaError: what the policy says, or OverdueError after `timeout_s`.
@@ -243,7 +243,7 @@ class Batcher:
             self._line.free(self._clock.now_ns())
 
     def close(self) -> None:
-        """End `run` after its batch; who waits still is told."""
+        """End `run` after its batch; requests that still wait are answered with an error."""
         with self._changed:
             self._closed = True
             rest = self._line.drain()

@@ -47,12 +47,12 @@ class RemotePolicy:
             address: where a `vla serve` listens, e.g. "tcp://127.0.0.1:5580".
             security: this computer's key and the server's; needed off loopback.
             statistics_key: whose statistics un-normalise; None for the server's own choice.
-            answer_timeout_s: how long an answer may take; the server does not begin what nobody waits for.
+            answer_timeout_s: how long an answer may take; the server drops a request whose deadline has passed.
             connect_timeout_s: how long the server may take to answer the first request.
             clock: times the stages.
 
         Raises:
-            TransportError: nobody answers, or the server speaks another version.
+            TransportError: no answer came in time, or the server speaks another version.
         """
         self._address = address
         self._key = statistics_key
@@ -87,7 +87,7 @@ class RemotePolicy:
         nothing to forget.
 
         Raises:
-            TransportError: nobody answers.
+            TransportError: no answer came in time.
             ContractError: the server was started anew with a policy for another arm.
         """
         before = self._embodiment
@@ -118,7 +118,7 @@ class RemotePolicy:
         """Counts and quantiles of the server; it answers at once, whatever the model does.
 
         Raises:
-            TransportError: nobody answers.
+            TransportError: no answer came in time.
         """
         return self._request("status", {}).body
 

@@ -130,7 +130,7 @@ class PolicyServer:
 
     def _submit(self, peer: bytes, seq: int, reader: MessageReader) -> None:
         if reader.text("session") != self._session:
-            raise SessionError("the policy server was started anew in the midst of an episode.")
+            raise SessionError("the policy server was started anew during an episode.")
         row, budget_ms, key = reader.integer("row"), reader.number("budget_ms"), reader.text("key")
         if not 0 <= row < MAX_ROWS:
             raise TransportError(f"row {row} is outside of 0 to {MAX_ROWS - 1}, what one client may ask at once.")

@@ -54,7 +54,7 @@ class RemoteWorld:
             clock: times the stages.
 
         Raises:
-            TransportError: nobody answers, or the server speaks another version or has a client already.
+            TransportError: no answer came in time, or the server speaks another version or has a client already.
         """
         self._address = address
         self._check_peer = check_peer

@@ -96,7 +96,7 @@ class WorldServer:
             return encode(Message("ok", seq, self._handle(peer, request)))
         except VlaError as error:
             return encode(Message("error", seq, pack_error(error)))
-        except Exception as error:  # a bug in a world must reach the person who runs it, and not end the server
+        except Exception as error:  # a bug in a world must be reported to the client, and not end the server
             _LOG.exception("a request failed")
             return encode(Message("error", seq, pack_error(WorldError(f"the world failed with {in_words(error)}."))))
 
