@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,3 +48,9 @@ def test_the_constraints_hold_no_address(repository: Path) -> None:
 
 def test_the_package_is_marked_as_typed(repository: Path) -> None:
     assert (repository / "vla_robot" / "py.typed").is_file()
+
+
+def test_processes_of_tests_keep_their_bytecode() -> None:
+    ask = [sys.executable, "-c", "import sys; print(sys.dont_write_bytecode)"]
+    assert not sys.dont_write_bytecode
+    assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout == "False\n"
