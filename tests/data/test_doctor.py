@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import Episode, Field
 from vla_robot.data import doctor
 from vla_robot.data.doctor import Finding, Patient
-from vla_robot.data.formats.source import EncodedFrames, Episode, Field, require_fields
+from vla_robot.data.formats.source import EncodedFrames, require_fields
 from vla_robot.data.pipeline.steps import step_table
 from vla_robot.recipe.oxe import Cameras, SourceRecipe
 

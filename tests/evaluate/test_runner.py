@@ -15,8 +15,8 @@ import pytest
 
 from vla_robot.core.clock import FakeClock
 from vla_robot.core.errors import DataError, PolicyError, WorldError
+from vla_robot.core.ports import Guard
 from vla_robot.evaluate.runner import new_run_folder, run_episodes, run_folder
-from vla_robot.loop.control_loop import Guard
 from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
 from vla_robot.record.episode import read_episode
 

@@ -10,7 +10,8 @@ import pytest
 
 from vla_robot.core.clock import NS_PER_MS, FakeClock
 from vla_robot.core.errors import PolicyError, SessionError, WorldError
-from vla_robot.loop.control_loop import Guard, run_episode
+from vla_robot.core.ports import Guard
+from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost, Subscriber
 from vla_robot.loop.timing import TOTAL, WORLD_STEP
 

@@ -15,13 +15,14 @@ from vla_robot.core.clock import FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import NoActionYetError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation, Vector
-from vla_robot.core.teleop import Button, Driver, Teleop, TeleopCommand
+from vla_robot.core.ports import Guard, Teleoperator
+from vla_robot.core.teleop import Button, Driver, TeleopCommand
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.data.formats.open import open_source
 from vla_robot.data.summary import summarise
 from vla_robot.evaluate.runner import run_episodes
-from vla_robot.loop.control_loop import Guard, run_episode
+from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.results import EpisodeResult, RunInfo
 from vla_robot.loop.takeover import Takeover
@@ -75,7 +76,7 @@ def still(x: float = 0.0, gripper: float = 1.0) -> Vector:
 def drive(clock: FakeClock, guard: Guard, make_world: Make) -> Make:
     """`drive(policy, hands)`: one episode in lock-step -> its result and its steps."""
 
-    def go(policy: Any, hands: Teleop, **options: Any) -> tuple[EpisodeResult, list[StepDone]]:
+    def go(policy: Any, hands: Teleoperator, **options: Any) -> tuple[EpisodeResult, list[StepDone]]:
         steps: list[StepDone] = []
         world = make_world(**{"succeed_at": HORIZON, "horizon": HORIZON + 1, **options})
         with Takeover(policy, hands, EMBODIMENT, row_by_row=True, clock=clock) as driver:
@@ -291,7 +292,7 @@ def test_the_person_is_told_who_drives_and_how_the_arm_grips(make_policy: Make, 
 def run(clock: FakeClock, guard: Guard, make_world: Make, make_policy: Make, tmp_path: Path) -> Make:
     """`run(hands)`: two episodes with a folder and a dataset -> their summary."""
 
-    def go(hands: Teleop, **options: Any) -> Any:
+    def go(hands: Teleoperator, **options: Any) -> Any:
         with (
             LeRobotWriter(tmp_path / "data") as writer,
             Takeover(make_policy(think_ms=5), hands, EMBODIMENT, row_by_row=True, clock=clock) as driver,

@@ -12,9 +12,9 @@ import pytest
 from vla_robot.core.clock import NS_PER_MS, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.ports import Guard
 from vla_robot.core.robot import Tick
 from vla_robot.core.teleop import Button, TeleopCommand
-from vla_robot.loop.control_loop import Guard
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.loop.results import EpisodeResult

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vla_robot.core.ports import MarksGaps
 from vla_robot.data.demonstration import Demonstration
 from vla_robot.data.formats.conversion_metadata import Options
 from vla_robot.data.formats.convert import convert
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.data.formats.open import open_source
-from vla_robot.data.formats.source import MarksGaps
 from vla_robot.data.pipeline.mixture import Choices, members_of, open_dataset
 from vla_robot.data.pipeline.windows import Window
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from vla_robot.core.clock import NS_PER_S, FakeClock
-from vla_robot.core.teleop import Teleop
+from vla_robot.core.ports import Teleoperator
 from vla_robot.teleop.keys import KeyMotion
 from vla_robot.teleop.panel import Panel, Status, rendered
 from vla_robot.teleop.terminal import Terminal
@@ -46,7 +46,7 @@ def says(pty: Any, teleop: TerminalTeleop) -> Callable[[bytes], Any]:
 
 
 def test_it_is_a_teleop(teleop: TerminalTeleop) -> None:
-    port: Teleop = teleop
+    port: Teleoperator = teleop
     assert port.command().action is None
 
 

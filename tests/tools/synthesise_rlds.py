@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from vla_robot.core.episode import Episode, Field
 from vla_robot.data.formats.rlds.features import parse_features
 from vla_robot.data.formats.rlds.writer import RldsWriter
-from vla_robot.data.formats.source import EncodedFrames, Episode, Field
+from vla_robot.data.formats.source import EncodedFrames
 
 EPISODE_STEPS = 200
 SIZE_PX = 128

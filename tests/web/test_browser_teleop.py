@@ -19,7 +19,8 @@ from vla_robot.core.clock import NS_PER_MS, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Observation
-from vla_robot.core.teleop import Teleop, TeleopCommand
+from vla_robot.core.ports import Teleoperator
+from vla_robot.core.teleop import TeleopCommand
 from vla_robot.web.browser_teleop import SEAT_S, SILENT_AFTER_S, BrowserTeleop
 from vla_robot.web.server import Access
 
@@ -87,7 +88,7 @@ def hands(teleop: BrowserTeleop) -> Hands:
 
 
 def test_it_is_a_teleop(teleop: BrowserTeleop) -> None:
-    port: Teleop = teleop
+    port: Teleoperator = teleop
     assert port.command() == TeleopCommand(None)
 
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
-from vla_robot.core.ports import Policy, World
-from vla_robot.loop.control_loop import Guard
+from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import PolicyRecipe
@@ -22,8 +21,7 @@ from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import is_loopback, require_address
 
 if TYPE_CHECKING:
-    from vla_robot.core.ports import Arm
-    from vla_robot.serve.bridge.bridge import Filter
+    from vla_robot.core.ports import ActionFilter, Arm
     from vla_robot.serve.bridge.remote_robot import RemoteRobot
     from vla_robot.serve.policy.batcher import Act
     from vla_robot.world.real.lerobot_arm import LerobotArm
@@ -86,7 +84,7 @@ def _streamed(arm: LerobotArm, env: EnvRecipe) -> Arm:
     return StreamedArm(arm, arm.motors)
 
 
-def build_limits(embodiment: Embodiment, env: EnvRecipe) -> Filter:
+def build_limits(embodiment: Embodiment, env: EnvRecipe) -> ActionFilter:
     """What stands between a bridge and its arm.
 
     Raises:

@@ -1,16 +1,11 @@
-"""The port of a robot that moves on its own clock, whether or not an answer comes in time.
-
-A World waits for its next action; a Robot does not. It ticks at its rate, plays what is due, and holds otherwise.
-"""
+"""What a robot with a clock of its own says of each period: the nouns of the port `Robot`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal
 
-from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.messages import StepResult, Vector
 
 Mode = Literal["run", "hold", "stopped"]
 """run: an action was played; hold: the pose was held, the next action goes on; stopped: until it is armed."""
@@ -69,69 +64,3 @@ class TimeLimits:
     def stop_s(self) -> float:
         """The arm is stopped when no action came for this long."""
         return self.hold_after_s + self.stop_after_s
-
-
-class Robot(Protocol):
-    """An arm with a clock of its own, here or behind a bridge."""
-
-    @property
-    def embodiment(self) -> Embodiment:
-        """What actions, state and cameras mean here."""
-        ...
-
-    @property
-    def instruction(self) -> str:
-        """The task in plain words."""
-        ...
-
-    def begin(self, seed: int) -> Observation:
-        """Begin an episode; the clock starts. What is seen before the first tick, unless that was lost on the way."""
-        ...
-
-    def send(self, chunk: ActionChunk) -> None:
-        """Hand over actions; returns at once.
-
-        Raises:
-            PolicyError: an earlier chunk was refused.
-        """
-        ...
-
-    def ticks(self, timeout_s: float) -> list[Tick]:
-        """Every tick of this episode that arrived since the last call, in order; waits for one when there is none.
-
-        Ticks are numbered by `result.observation.step`, which grows by one a tick; the tick that stops the arm has the
-        number of the one before it. Where the numbers jump, ticks were lost on the way, or arrived faster than they
-        were taken. A recorder must not join the ticks on both sides of such a gap.
-
-        Args:
-            timeout_s: how long to wait for the first one; 0 returns at once.
-
-        Returns:
-            Oldest first; empty when none came in time.
-        """
-        ...
-
-    def end(self) -> None:
-        """Break the episode off; the arm holds."""
-        ...
-
-
-@runtime_checkable
-class ReportsStatus(Protocol):
-    """A robot whose bridge can be asked how it stands, beside its ticks."""
-
-    def status(self) -> Mapping[str, Any]:
-        """With `mode` and `reason`, in words. Raises TransportError when no answer comes."""
-        ...
-
-
-class Motors(Protocol):
-    """Joints and a gripper that are told positions."""
-
-    def read(self) -> tuple[Vector, float]:
-        """(J,) measured joints [rad], and the gripper's opening, 0 to 1."""
-        ...
-
-    def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
-        """Go there; what was really sent."""
-        ...

@@ -1,18 +1,11 @@
-"""The port of a person's hands: keys, a page in the browser, a leader arm.
-
-    loop  --show(observation, counters)-->  Teleop      the person sees
-          <------- command() -----------                what the hands and the buttons say now
-
-Nothing here waits: a loop asks at its own rate, and gets the newest.
-"""
+"""What a person at the controls says: the nouns of the port `Teleoperator`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
-from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.messages import Vector
 
 Button = Literal["start", "stop", "success", "discard", "rerecord", "estop", "takeover", "giveback"]
 """start: begin an episode; stop: end it, and keep it; success: the same, as a success; discard: end it, and forget it;
@@ -37,38 +30,3 @@ class TeleopCommand:
     action: Vector | None
     buttons: frozenset[Button] = frozenset()
     instruction: str | None = None
-
-
-class Teleop(Protocol):
-    """A person, or a device that a person holds."""
-
-    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
-        """Let the person see this; returns at once.
-
-        Args:
-            observation: the newest.
-            counters: name -> text to be shown beside it, such as {"episode": "3 of 50"}.
-        """
-        ...
-
-    def command(self) -> TeleopCommand:
-        """What is asked for now; returns at once."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the device. May be called twice."""
-        ...
-
-
-@runtime_checkable
-class SharesControl(Protocol):
-    """A teleoperator beside a policy: it is told which of the two drives, shows that, and follows the arm's grip."""
-
-    def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
-        """Returns at once.
-
-        Args:
-            driver: which of the two drives now.
-            executed: (D,) the newest action of the arm; None before the first.
-        """
-        ...

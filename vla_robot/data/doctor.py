@@ -13,9 +13,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.recipe.oxe import SourceRecipe
-from vla_robot.data.formats.source import EpisodeSource
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.pipeline.steps import StepTable, action_mask, is_absolute
+from vla_robot.recipe.oxe import SourceRecipe
 
 Verdict = Literal["problem", "note", "fine"]
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from vla_robot.core.errors import DataError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import make_folder, sync_tree, write_whole, writing
-from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Image
 from vla_robot.core.untrusted import parse_json, read_file, require_inside
 from vla_robot.data.formats.images import decode_image

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import INSTRUCTIONS, Field
 from vla_robot.core.errors import DataError
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.lerobot.layout import INTERVENTION
-from vla_robot.data.formats.source import ACTIONS, INSTRUCTIONS, EpisodeSource, Field
+from vla_robot.data.formats.source import ACTIONS
 
 ACTION = "action"
 BINS = 24

@@ -9,9 +9,8 @@ from dataclasses import replace
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError, WorldError
 from vla_robot.core.messages import Observation, StepResult, Vector
-from vla_robot.core.ports import World
+from vla_robot.core.ports import ReportsStages, World
 from vla_robot.evaluate.instruction_variants import Words
-from vla_robot.loop.timing import ReportsStages
 
 RAISED_M = 0.015
 """An object counts as raised above this; robosuite calls a cube of 4 cm lifted 19 mm above where it lay."""

@@ -12,11 +12,11 @@ import numpy as np
 
 from vla_robot.core.errors import TransportError, WorldError
 from vla_robot.core.host.provenance import row
-from vla_robot.core.ports import Policy, World
+from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.core.stats import mcnemar_p, wilson_interval
 from vla_robot.evaluate.eval_wrappers import InstructedWorld
 from vla_robot.evaluate.instruction_variants import Language, Words
-from vla_robot.loop.control_loop import Guard, always_false, run_episode
+from vla_robot.loop.control_loop import always_false, run_episode
 from vla_robot.loop.events import EpisodeEnded, Event, Subscriber
 from vla_robot.loop.results import EpisodeResult
 

@@ -17,10 +17,10 @@ from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import make_folder, writing
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import machine, versions
-from vla_robot.core.ports import Policy, World
+from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.evaluate.report import REPORT, write_report
 from vla_robot.evaluate.report_parts import video_path
-from vla_robot.loop.control_loop import Guard, always_false, run_episode
+from vla_robot.loop.control_loop import always_false, run_episode
 from vla_robot.loop.events import Subscriber
 from vla_robot.loop.recorder import EpisodeRecorder, log_path
 from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary

@@ -7,23 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.errors import NoActionYetError, PolicyError, SessionError
-from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
-from vla_robot.core.ports import Policy, World
+from vla_robot.core.messages import ActionChunk, Observation, StepResult
+from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, Subscriber
 from vla_robot.loop.results import EpisodeResult, Outcome
 from vla_robot.loop.timing import Stopwatch, by_stage
-
-
-class Guard(Protocol):
-    """Stands between the policy and the arm."""
-
-    def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        """The action that may be sent, and every limit that changed it. Raises PolicyError when none may."""
-        ...
 
 
 class EndedByPersonError(PolicyError):

@@ -24,21 +24,12 @@ from numpy.typing import NDArray
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import NoActionYetError, PolicyError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
-from vla_robot.core.ports import Policy
-from vla_robot.core.robot import ReportsStatus, Robot, Tick
-from vla_robot.loop.control_loop import (
-    EndedByPersonError,
-    Guard,
-    Interventions,
-    always_false,
-    ask,
-    marks_of,
-    outcome_of,
-    tell,
-)
+from vla_robot.core.ports import Guard, Policy, ReportsStages, ReportsStatus, Robot
+from vla_robot.core.robot import Tick
+from vla_robot.loop.control_loop import EndedByPersonError, Interventions, always_false, ask, marks_of, outcome_of, tell
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, StepsLost, Subscriber
 from vla_robot.loop.results import EpisodeResult, Outcome
-from vla_robot.loop.timing import TOTAL, ReportsStages, by_stage
+from vla_robot.loop.timing import TOTAL, by_stage
 
 PATIENCE_TICKS = 3
 """An action that does not show after so many ticks was lost on the way: the policy is asked anew."""

@@ -27,8 +27,8 @@ from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import NoActionYetError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation, Vector
-from vla_robot.core.ports import Policy
-from vla_robot.core.teleop import Button, Driver, SharesControl, Teleop, TeleopCommand
+from vla_robot.core.ports import Policy, SharesControl, Teleoperator
+from vla_robot.core.teleop import Button, Driver, TeleopCommand
 from vla_robot.loop.control_loop import EndedByPersonError
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
 from vla_robot.loop.results import Outcome
@@ -54,7 +54,7 @@ class Takeover:
     def __init__(
         self,
         policy: Policy,
-        teleop: Teleop,
+        teleop: Teleoperator,
         embodiment: Embodiment,
         *,
         row_by_row: bool,
@@ -219,7 +219,7 @@ class _Shown:
 class _Hands:
     """A person's hands, and whether they drive."""
 
-    def __init__(self, teleop: Teleop, embodiment: Embodiment) -> None:
+    def __init__(self, teleop: Teleoperator, embodiment: Embodiment) -> None:
         space = embodiment.action
         self._teleop = teleop
         self._has_gripper = space.names[-1] == GRIPPER

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vla_robot.core.clock import NS_PER_MS, Clock
 from vla_robot.core.messages import Observation, StepResult
-from vla_robot.core.ports import World
+from vla_robot.core.ports import ReportsStages, World
 
 TOTAL = "capture_to_command"
 WORLD_STEP = "world_step"
@@ -31,16 +30,6 @@ REST = "_rest"
 
 RECEIVE_PARTS = ("render", "transport_back")
 """Those of a world's own stages that lie between a capture and its arrival in the loop."""
-
-
-@runtime_checkable
-class ReportsStages(Protocol):
-    """A world that knows where its time went."""
-
-    @property
-    def last_stages_ms(self) -> Mapping[str, float]:
-        """Stage name -> milliseconds, of the last reset or step."""
-        ...
 
 
 class Stopwatch:

@@ -19,8 +19,8 @@ from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
-from vla_robot.core.ports import World
-from vla_robot.core.robot import Robot, Tick
+from vla_robot.core.ports import StoppableRobot, World
+from vla_robot.core.robot import Tick
 
 PATIENCE_PERIODS = 2.0
 """A tick is waited for as long as this, so that the person is asked once for each."""
@@ -161,18 +161,6 @@ class WaitingWorld:
 
     def _fresh_ticker(self) -> Ticker:
         return Ticker(self._clock, round(NS_PER_S / self._world.embodiment.rate_hz))
-
-
-class StoppableRobot(Robot, Protocol):
-    """A robot whose e-stop can be pressed and released from here."""
-
-    def stop(self, reason: str) -> None:
-        """E-stop, latched."""
-        ...
-
-    def arm(self) -> None:
-        """Release it."""
-        ...
 
 
 class LiveRobot:

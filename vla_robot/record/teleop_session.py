@@ -1,4 +1,4 @@
-"""Demonstrations by a person: who holds the Teleop port starts, ends, keeps, forgets and repeats episodes.
+"""Demonstrations by a person: who holds the Teleoperator port starts, ends, keeps, forgets and repeats episodes.
 
     ready --start--> running --success, stop, or the world ends it--> kept, next
                         '----discard-----> forgotten, next
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.messages import Observation, Vector
-from vla_robot.core.teleop import Teleop, TeleopCommand
+from vla_robot.core.ports import Teleoperator
+from vla_robot.core.teleop import TeleopCommand
 from vla_robot.data.demonstration import Demonstration, DemonstrationBuilder
 from vla_robot.record.collect import Collected, Keep, Writer
 from vla_robot.record.controlled_robot import Controllable, Transition
@@ -55,7 +56,7 @@ class Session:
     """
 
     driven: Controllable
-    teleop: Teleop
+    teleop: Teleoperator
     writer: Writer
     driver_name: str
     keep: Keep = "all"

@@ -18,7 +18,6 @@ leader back to where it is comfortable, as one lifts a mouse; engaging it sets t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Embodiment
 from vla_robot.core.errors import TeleopError
 from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.ports import Kinematics, LeaderArm
 from vla_robot.core.teleop_device import AXES, require_drivable
 from vla_robot.teleop.motion import MotionCommand
 from vla_robot.world.real.tool_ik import turn_between, turned
@@ -50,24 +50,6 @@ LOST_READS = 10
 
 STILL = np.array([1.0, 0.0, 0.0, 0.0])
 """No turn, as a quaternion."""
-
-
-class LeaderArm(Protocol):
-    """`vla_robot.world.real.lerobot_leader.Leader` is one."""
-
-    def read(self) -> tuple[Vector, float]:
-        """(J,) joints [rad], and the gripper's opening, 0 to 1. Raises TeleopError when it does not answer."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class Kinematics(Protocol):
-    """`vla_robot.world.real.arm_model.ArmModel` is one."""
-
-    def pose(self, joints: Vector) -> tuple[Vector, Vector]:
-        """(3,) position [m] and (4,) unit quaternion of the tool, in the frame of the arm's base."""
-        ...
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The Teleop port in a terminal: its keys begin, end, keep and stop; what moves the tool is a TeleopDevice beside them.
+"""The Teleoperator port in a terminal. Its keys begin, end, keep and stop; a TeleopDevice beside them moves the tool.
 
     terminal --keys--> buttons, instruction ---.
                   '--> TeleopDevice: keys, sticks, a leader arm --> TeleopCommand

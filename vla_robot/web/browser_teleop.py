@@ -33,7 +33,7 @@ MAX_INSTRUCTION_CHARS = 200
 
 
 class BrowserTeleop:
-    """The Teleop port, served as a page."""
+    """The Teleoperator port, served as a page."""
 
     def __init__(
         self,

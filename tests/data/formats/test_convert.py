@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from vla_robot.core.episode import Episode, Field
 from vla_robot.core.errors import DataError
 from vla_robot.data.demonstration import Demonstration
 from vla_robot.data.formats.conversion_metadata import Options
@@ -23,7 +24,6 @@ from vla_robot.data.formats.open import Source, open_source
 from vla_robot.data.formats.rlds.features import Features, Leaf
 from vla_robot.data.formats.rlds.reader import RldsDataset
 from vla_robot.data.formats.rlds.writer import RldsWriter
-from vla_robot.data.formats.source import Episode, Field
 
 MakeDemo = Callable[..., Demonstration]
 GOLDEN = Path(__file__).parents[2] / "golden" / "rlds_samples"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla_robot.core.episode import codes_to_text
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats.source import codes_to_text
 from vla_robot.data.pipeline import operations
 from vla_robot.data.pipeline.operations import Rows
 from vla_robot.recipe.oxe import OPERATIONS

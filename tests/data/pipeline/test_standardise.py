@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vla_robot.core.episode import Episode, Field
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats.source import Episode, Field
 from vla_robot.data.pipeline.standardise import fields_of, misfits, require_fit, standardise
 from vla_robot.recipe import parse, read
 from vla_robot.recipe.oxe import Columns, SourceRecipe

@@ -9,15 +9,15 @@ from typing import Annotated
 
 import tyro
 
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, option
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.provenance import row
+from vla_robot.data.formats.conversion_metadata import Converted, Options
 from vla_robot.data.formats.convert import Format, convert
 from vla_robot.data.formats.open import Source, open_source
-from vla_robot.data.formats.conversion_metadata import Converted, Options
-from vla_robot.core.host.provenance import row
 from vla_robot.data.formats.recognise import facts_of, recipe_line
 from vla_robot.data.formats.source import tell_left_out
 

@@ -10,17 +10,17 @@ from typing import Annotated, Any
 import tyro
 
 from vla_robot.cli.build import open_world
-from vla_robot.cli.data.stats import find_members
+from vla_robot.cli.common.cli_common import EXIT_FAILED, option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.common.cli_common import EXIT_FAILED, option
+from vla_robot.cli.data.stats import find_members
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.ports import World
-from vla_robot.recipe import find
-from vla_robot.data.formats.lerobot.demo_dataset import DemoEpisode, Demos, open_demos
 from vla_robot.data.doctor import Finding, Patient, examine
+from vla_robot.data.formats.lerobot.demo_dataset import DemoEpisode, Demos, open_demos
 from vla_robot.data.pipeline.mixture import Member, notes_of, open_table_of
+from vla_robot.recipe import find
 
 SIGNS = {"problem": "[red]✗[/red]", "note": "[yellow]![/yellow]", "fine": "[green]✓[/green]"}
 REPLAYS_TO_SUCCEED = 0.9

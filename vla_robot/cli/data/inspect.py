@@ -13,16 +13,16 @@ import tyro
 from numpy.typing import NDArray
 from rich.table import Table
 
+from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.common.cli_common import option, short_path
-from vla_robot.core.host.durable import write_whole, writing
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.durable import write_whole, writing
+from vla_robot.core.host.provenance import row
 from vla_robot.core.untrusted import MAX_NAME_CHARS
 from vla_robot.data.formats.open import Source, open_source
 from vla_robot.data.formats.png import encode
-from vla_robot.core.host.provenance import row
 from vla_robot.data.formats.recognise import facts_of, recipe_line
 from vla_robot.data.summary import Dimension, Summary, contact_sheet, histograms, summarise
 

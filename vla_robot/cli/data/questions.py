@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.image import resize
 from vla_robot.core.ports import World

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
+from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.common.cli_common import option, short_path
-from vla_robot.core.host.durable import write_whole, writing
 from vla_robot.core.errors import DataError
-from vla_robot.recipe.reading.find import available
+from vla_robot.core.host.durable import write_whole, writing
 from vla_robot.data.pipeline.mixture import Member, member_at, members_of, notes_of, open_table_of
+from vla_robot.recipe.reading.find import available
 
 ROWS = ("q01", "q99", "mean", "std", "min", "max")
 

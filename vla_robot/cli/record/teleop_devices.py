@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vla_robot.cli.common.web_options import BROWSER, PageArgs
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, closest, unknown
-from vla_robot.core.teleop import Teleop
+from vla_robot.core.ports import Teleoperator
 from vla_robot.recipe import available, read
 from vla_robot.recipe.reading.load import read_toml
 from vla_robot.recipe.teleoperator import TeleoperatorRecipe
@@ -27,7 +27,7 @@ PAGE_PORT = 8572
 
 def open_hands(
     name: str, embodiment: Embodiment, instruction: str, *, page: PageArgs | None = None, draws: bool = True
-) -> Teleop:
+) -> Teleoperator:
     """The device of that name, open; close it.
 
     Args:
@@ -104,7 +104,7 @@ def _motion(name: str, embodiment: Embodiment) -> TeleopDevice:
     return StickMotion(open_gamepad(), embodiment)
 
 
-def _at_terminal(open_motion: Callable[[], TeleopDevice], instruction: str, draws: bool) -> Teleop:
+def _at_terminal(open_motion: Callable[[], TeleopDevice], instruction: str, draws: bool) -> Teleoperator:
     """A device beside the keys of this terminal, which is left as it was when the device cannot be opened."""
     from vla_robot.teleop.panel import Panel
     from vla_robot.teleop.terminal import Terminal
@@ -115,7 +115,7 @@ def _at_terminal(open_motion: Callable[[], TeleopDevice], instruction: str, draw
     return TerminalTeleop(motion, instruction, Terminal(), panel)
 
 
-def welcome(teleop: Teleop) -> str:
+def welcome(teleop: Teleoperator) -> str:
     """What the person must know before they can drive, for the terminal; lines without an end."""
     from vla_robot.web.browser_teleop import BrowserTeleop
 

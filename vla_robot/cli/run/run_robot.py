@@ -14,8 +14,7 @@ from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control
 from vla_robot.core.errors import ContractError, RecipeError, VlaError, WorldError
-from vla_robot.core.ports import Policy
-from vla_robot.core.robot import ReportsStatus
+from vla_robot.core.ports import Policy, ReportsStatus
 from vla_robot.evaluate.report import REPORT
 from vla_robot.evaluate.runner import Drive, run_driven, run_folder
 from vla_robot.loop.control_loop import run_episode

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vla_robot.cli.run.run import RunArgs
     from vla_robot.core.embodiment import Embodiment
     from vla_robot.core.messages import Observation
-    from vla_robot.core.teleop import Teleop
+    from vla_robot.core.ports import Teleoperator
     from vla_robot.record.corrections import LogStore
 
 
@@ -90,7 +90,7 @@ def dataset(args: RunArgs, embodiment: Embodiment, policy_name: str) -> Iterator
             say(_stored(args, store), flush=True)
 
 
-def _how(teleop: Teleop) -> str:
+def _how(teleop: Teleoperator) -> str:
     """What the person must know before they can take over."""
     from vla_robot.web.browser_teleop import BrowserTeleop
 

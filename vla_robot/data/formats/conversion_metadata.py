@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vla_robot.core.host.durable import writing
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.durable import writing
 from vla_robot.data.formats.hdf5 import Hdf5Dataset
 from vla_robot.data.formats.lerobot.layout import EMBODIMENT, read_json, write_json
 from vla_robot.data.formats.lerobot.source import LeRobotSource

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from vla_robot.core.errors import DataError
+from vla_robot.data.formats.conversion_metadata import Converted, OnProgress, Options
 from vla_robot.data.formats.lerobot.convert import to_lerobot
-from vla_robot.data.formats.rlds.convert import to_rlds
 from vla_robot.data.formats.lerobot.source import LeRobotSource
 from vla_robot.data.formats.open import Source
-from vla_robot.data.formats.conversion_metadata import Converted, OnProgress, Options
+from vla_robot.data.formats.rlds.convert import to_rlds
 
 Format = Literal["rlds", "lerobot"]
 

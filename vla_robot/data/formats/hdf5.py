@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import Column, Episode, Field
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.optional import require
 from vla_robot.core.untrusted import MALFORMED, parse_json, require_links_inside, shortened
@@ -51,18 +52,9 @@ from vla_robot.data.formats.bounds import (
     require_pixels,
 )
 from vla_robot.data.formats.hdf5_heaps import require_sound_heaps
-from vla_robot.data.formats.split_expression import episodes_of
 from vla_robot.data.formats.rlds.splits import ALL
-from vla_robot.data.formats.source import (
-    Column,
-    Episode,
-    Field,
-    find_damage,
-    require_fields,
-    require_index,
-    tell_empty,
-    tell_left_out,
-)
+from vla_robot.data.formats.source import find_damage, require_fields, require_index, tell_empty, tell_left_out
+from vla_robot.data.formats.split_expression import episodes_of
 
 if TYPE_CHECKING:
     import h5py

@@ -15,17 +15,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vla_robot.core.episode import Field
 from vla_robot.core.errors import DataError, RecipeError, VlaError
+from vla_robot.data.formats.conversion_metadata import FILE, read_origin
+from vla_robot.data.formats.lerobot.layout import EMBODIMENT
+from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.rlds.reader import RldsDataset, describe_rlds, is_rlds
+from vla_robot.data.formats.rlds.storage import open_storage
+from vla_robot.data.formats.source import ACTIONS, STATES, instruction_text
+from vla_robot.data.pipeline.standardise import fields_of, misfits
 from vla_robot.recipe import available, parse, read_table
 from vla_robot.recipe.oxe import ABSOLUTE_DIMS, RELATIVE_DIMS, ActionEncoding, Cameras, SourceRecipe
 from vla_robot.recipe.reading.schemas import schema_for
-from vla_robot.data.formats.lerobot.layout import EMBODIMENT
-from vla_robot.data.formats.open import Source, open_source
-from vla_robot.data.formats.conversion_metadata import FILE, read_origin
-from vla_robot.data.formats.rlds.reader import RldsDataset, describe_rlds, is_rlds
-from vla_robot.data.formats.rlds.storage import open_storage
-from vla_robot.data.formats.source import ACTIONS, STATES, Field, instruction_text
-from vla_robot.data.pipeline.standardise import fields_of, misfits
 
 MOST_NEAR = 3
 MOST_LACKS = 2

@@ -5,9 +5,9 @@
     sample.actions                  (1, 7) normalised
     sample.frames["primary"]        one JPEG file, still encoded
 
-What happens to a step, in the reference's order: standardise (data/pipeline/standardise.py), normalise by the quantiles of the
-whole dataset, leave out what has no instruction or is out of range, cut windows, mix by transitions, shuffle. Decoding,
-resizing and augmentation follow in train/batches/stream.py.
+What happens to a step, in the reference's order: standardise (data/pipeline/standardise.py), normalise by the quantiles
+of the whole dataset, leave out what has no instruction or is out of range, cut windows, mix by transitions, shuffle.
+Decoding, resizing and augmentation follow in train/batches/stream.py.
 
 Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/dataset.py.
 """
@@ -23,16 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError, RecipeError, unknown
+from vla_robot.core.ports import EpisodeSource, MarksGaps
+from vla_robot.data.formats.open import open_source
+from vla_robot.data.formats.recognise import advise, assumed_recipe, explain_unknown, facts_at, recognise
+from vla_robot.data.formats.rlds.storage import open_storage
+from vla_robot.data.pipeline.shuffle import Mixing, shuffled
+from vla_robot.data.pipeline.steps import StepTable, is_absolute, normalised, step_table
+from vla_robot.data.pipeline.windows import Window, pad_actions
 from vla_robot.recipe import find, parse, read_table
 from vla_robot.recipe.oxe import MixtureRecipe, Share, SourceRecipe
 from vla_robot.recipe.reading.schemas import schema_for
-from vla_robot.data.formats.open import open_source
-from vla_robot.data.pipeline.shuffle import Mixing, shuffled
-from vla_robot.data.formats.recognise import advise, assumed_recipe, explain_unknown, facts_at, recognise
-from vla_robot.data.formats.rlds.storage import open_storage
-from vla_robot.data.formats.source import EpisodeSource, MarksGaps
-from vla_robot.data.pipeline.steps import StepTable, is_absolute, normalised, step_table
-from vla_robot.data.pipeline.windows import Window, pad_actions
 
 ROLES = ("primary", "secondary", "wrist")
 STILL = 1e-5

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import Episode, Field
 from vla_robot.core.errors import DataError, unknown
-from vla_robot.recipe.oxe import Columns, Constant, Operation, Part, SourceRecipe
 from vla_robot.data.pipeline.operations import Rows, apply, inflate
-from vla_robot.data.formats.source import Episode, Field
+from vla_robot.recipe.oxe import Columns, Constant, Operation, Part, SourceRecipe
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from vla_robot.core.host.durable import make_folder, rename, sync_tree, writing
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.durable import make_folder, rename, sync_tree, writing
 from vla_robot.core.normalise import QuantileStats, normalise
-from vla_robot.recipe.oxe import ABSOLUTE_DIMS, RELATIVE_DIMS, SourceRecipe
-from vla_robot.data.formats.source import EpisodeSource
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.pipeline.standardise import Trajectory, fields_of, require_fit, standardise
 from vla_robot.data.pipeline.stats import dataset_statistics
+from vla_robot.recipe.oxe import ABSOLUTE_DIMS, RELATIVE_DIMS, SourceRecipe
 
 FORMAT = 1
 ABOUT = "about.json"

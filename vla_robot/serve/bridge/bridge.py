@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock
 from vla_robot.core.errors import ContractError, PolicyError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
-from vla_robot.core.ports import Arm, Streamed
+from vla_robot.core.ports import ActionFilter, Arm, Streamed
 from vla_robot.core.robot import Tick, TimeLimits
 from vla_robot.safety.chunk import ChunkBuffer, ChunkMerge
 from vla_robot.safety.delay import DelayEstimator
@@ -39,27 +38,6 @@ STOP_TRIES = 2
 
 MAX_ROWS = 1000
 """Of one chunk: 20 s at 50 Hz, far more than any policy can foresee."""
-
-
-class Filter(Protocol):
-    """Decides what may reach the arm; `vla_robot.safety.filter.SafetyFilter` is one."""
-
-    @property
-    def moving(self) -> bool:
-        """Whether the last action that was let through leaves the arm with some speed."""
-        ...
-
-    def reset(self, state: Vector) -> None:
-        """The arm is at rest here."""
-        ...
-
-    def brake(self, state: Vector) -> Vector:
-        """The next action of a ramp to rest, the grip kept."""
-        ...
-
-    def check(self, action: Vector, state: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        """The action that may be sent from here, and every limit that changed it. Raises PolicyError when none may."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -129,7 +107,7 @@ class Bridge:
     def __init__(
         self,
         arm: Arm,
-        limits: Filter,
+        limits: ActionFilter,
         watchdog: Watchdog,
         clock: Clock,
         execution: ExecutionConfig | None = None,

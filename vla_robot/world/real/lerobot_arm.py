@@ -28,7 +28,7 @@ from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.messages import Clamp, Image, Observation, StepResult, Vector, clamps_of
-from vla_robot.core.robot import Motors
+from vla_robot.core.ports import Motors
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.real.arm_model import ArmModel
 from vla_robot.world.real.lerobot_camera import LerobotCamera, fitted

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import Field
 from vla_robot.core.errors import DataError
 from vla_robot.data.formats.bounds import MAX_STEPS, MAX_VALUE_BYTES
 from vla_robot.data.formats.rlds.decode import count_steps, decode_steps
@@ -22,7 +23,6 @@ from vla_robot.data.formats.rlds.index import FOLDER, FRAME, RECORD
 from vla_robot.data.formats.rlds.reader import open_rlds
 from vla_robot.data.formats.rlds.splits import INFO_FILE, parse_info
 from vla_robot.data.formats.rlds.storage import LocalFolder
-from vla_robot.data.formats.source import Field
 
 from ...conftest import traced
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vla_robot.core.episode import Episode, Field
 from vla_robot.core.errors import DataError
 from vla_robot.data.formats.rlds.features import Features, Leaf
 from vla_robot.data.formats.rlds.reader import RldsDataset, open_rlds
 from vla_robot.data.formats.rlds.writer import PARTIAL, RldsWriter
-from vla_robot.data.formats.source import EncodedFrames, Episode, Field
+from vla_robot.data.formats.source import EncodedFrames
 
 CopySample = Callable[[str], Path]
 

@@ -20,12 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.host.durable import append_line, writing
+from vla_robot.core.episode import Column, Episode, Field, Frames
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats.lerobot.layout import COUNTERS, EMBODIMENT, IMAGES, write_json
-from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
-from vla_robot.data.formats.lerobot.tables import EpisodeTable, LeRobotTables, feature, image_feature
-from vla_robot.data.formats.open import Source
+from vla_robot.core.host.durable import append_line, writing
 from vla_robot.data.formats.conversion_metadata import (
     IN_LEROBOT,
     Converted,
@@ -36,7 +33,11 @@ from vla_robot.data.formats.conversion_metadata import (
     describe_source,
     origin_of,
 )
-from vla_robot.data.formats.source import Column, Episode, Field, Frames, instruction_text
+from vla_robot.data.formats.lerobot.layout import COUNTERS, EMBODIMENT, IMAGES, write_json
+from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
+from vla_robot.data.formats.lerobot.tables import EpisodeTable, LeRobotTables, feature, image_feature
+from vla_robot.data.formats.open import Source
+from vla_robot.data.formats.source import instruction_text
 from vla_robot.data.pipeline.stats import count_pixels, describe_pixels
 
 SPLIT = "train"

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError, unknown
+from vla_robot.core.host.optional import require
 from vla_robot.core.image import resize
 from vla_robot.core.messages import Image
-from vla_robot.core.host.optional import require
 from vla_robot.data.formats import png
 from vla_robot.data.formats.bounds import require_pixels
 from vla_robot.data.formats.lerobot.layout import (

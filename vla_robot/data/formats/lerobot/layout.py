@@ -35,9 +35,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.host.durable import write_whole
 from vla_robot.core.embodiment import MAX_RATE_HZ, MIN_RATE_HZ, Embodiment
 from vla_robot.core.errors import ContractError, DataError
+from vla_robot.core.host.durable import write_whole
 from vla_robot.core.untrusted import (
     MALFORMED,
     expand_template,

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import Column, Episode, Field, Frames
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.optional import require
 from vla_robot.core.untrusted import malformed, parse_json, read_file, shortened
@@ -50,21 +51,17 @@ from vla_robot.data.formats.lerobot.video import (
     is_depth,
     why_not_depth,
 )
-from vla_robot.data.formats.split_expression import episodes_of
 from vla_robot.data.formats.source import (
     ACTIONS,
     STATES,
-    Column,
     EncodedFrames,
-    Episode,
-    Field,
-    Frames,
     find_damage,
     require_fields,
     require_index,
     tell_empty,
     tell_left_out,
 )
+from vla_robot.data.formats.split_expression import episodes_of
 
 INSTRUCTION = "language_instruction"
 NOTHING: Mapping[Any, str] = MappingProxyType({})

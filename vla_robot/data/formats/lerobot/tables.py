@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.errors import DataError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import LEFT_BY_THE_KILLED, writing
-from vla_robot.core.errors import DataError
 from vla_robot.core.host.optional import require
 from vla_robot.core.untrusted import require_links_inside
 from vla_robot.data.formats.lerobot.layout import (

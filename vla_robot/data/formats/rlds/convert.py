@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from vla_robot.core.episode import Column, Episode, Field
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats.images import image_format
-from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
-from vla_robot.data.formats.open import Source
+from vla_robot.core.ports import MarksGaps
 from vla_robot.data.formats.conversion_metadata import (
     FILE,
     Converted,
@@ -29,11 +28,14 @@ from vla_robot.data.formats.conversion_metadata import (
     origin_of,
     read_origin,
 )
+from vla_robot.data.formats.images import image_format
+from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
+from vla_robot.data.formats.open import Source
 from vla_robot.data.formats.rlds.decode import STEP_MARKS
 from vla_robot.data.formats.rlds.features import STEPS, Features, Leaf, parse_features
 from vla_robot.data.formats.rlds.reader import RldsDataset
 from vla_robot.data.formats.rlds.writer import RldsWriter, written_splits
-from vla_robot.data.formats.source import Column, Episode, Field, MarksGaps, instruction_text
+from vla_robot.data.formats.source import instruction_text
 
 VERSION = "1.0.0"
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import Column
 from vla_robot.core.errors import DataError
 from vla_robot.core.untrusted import MALFORMED, shortened
 from vla_robot.data.formats.bounds import MAX_COLUMN_BYTES, MAX_STEPS, MAX_VALUE_BYTES, require_bytes
 from vla_robot.data.formats.rlds.example import BYTES, FLOATS, INTS, KIND_NAMES, Place, byte_places, count, floats, ints
 from vla_robot.data.formats.rlds.features import FLAT_VALUES, ROW_LENGTHS, Features, Leaf
-from vla_robot.data.formats.source import Column, EncodedFrames
+from vla_robot.data.formats.source import EncodedFrames
 
 MOST_NAMED = 3
 STEP_MARKS = ("is_first", "is_last", "is_terminal")

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import Column, Episode
 from vla_robot.core.errors import DataError
 from vla_robot.data.formats.rlds.example import encode
 from vla_robot.data.formats.rlds.features import FLAT_VALUES, ROW_LENGTHS, Features, Leaf
-from vla_robot.data.formats.source import Column, Episode
 
 Lists = dict[str, NDArray[Any] | Sequence[bytes]]
 """Name in the record -> what stands there."""

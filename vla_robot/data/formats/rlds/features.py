@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from vla_robot.core.episode import Field, Kind
 from vla_robot.core.errors import DataError
 from vla_robot.core.untrusted import MALFORMED, shortened
 from vla_robot.data.formats.bounds import MAX_VALUE_BYTES
-from vla_robot.data.formats.source import Field, Kind
 
 FEATURES_FILE = "features.json"
 STEPS = "steps"

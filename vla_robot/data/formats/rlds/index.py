@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.host.durable import make_folder, rename, sync_file
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.durable import make_folder, rename, sync_file
 from vla_robot.core.untrusted import MAX_JSON_BYTES, malformed, parse_json, require_inside
 from vla_robot.data.formats.rlds.decode import count_steps
 from vla_robot.data.formats.rlds.example import BYTES, byte_places, places

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import Episode, Field
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
 from vla_robot.data.formats.rlds.decode import decode_metadata, decode_steps
@@ -27,7 +28,7 @@ from vla_robot.data.formats.rlds.index import DamagedRecord, OnProgress, SplitIn
 from vla_robot.data.formats.rlds.splits import INFO_FILE, DatasetInfo, Part, parse_info, parse_parts
 from vla_robot.data.formats.rlds.storage import Storage, open_storage
 from vla_robot.data.formats.rlds.tfrecord import read_record, require_crc
-from vla_robot.data.formats.source import Episode, Field, require_fields, require_index, tell_empty, tell_left_out
+from vla_robot.data.formats.source import require_fields, require_index, tell_empty, tell_left_out
 
 MOST_DAMAGES_NAMED = 3
 

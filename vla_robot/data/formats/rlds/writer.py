@@ -18,16 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from vla_robot.core.episode import Episode
+from vla_robot.core.errors import DataError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import make_folder, rename, sync_file, sync_folder, writing
-from vla_robot.core.errors import DataError
 from vla_robot.data.formats.lerobot.layout import read_json, write_json
 from vla_robot.data.formats.rlds.encode import encode_episode
 from vla_robot.data.formats.rlds.features import FEATURES_FILE, Features, parse_features, to_tree
 from vla_robot.data.formats.rlds.splits import FILE_FORMAT, INFO_FILE, TEMPLATE, parse_info, shard_name
 from vla_robot.data.formats.rlds.storage import LocalFolder
 from vla_robot.data.formats.rlds.tfrecord import FOOTER, Record, frame_record, require_crc, walk
-from vla_robot.data.formats.source import Episode
 
 PARTIAL = ".partial"
 PLAN = "finish.json"

@@ -1,0 +1,54 @@
+"""Every port stands in core/ports, one file a port; what one room keeps to itself is listed here, with its reason."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from vla_robot.core import ports
+
+PRIVATE = {
+    "Clock": "core/clock.py: beside its implementations, in core too",
+    "Frames": "core/episode.py: a part of the noun Episode",
+    "Storage": "data: folders that an RLDS dataset may lie in",
+    "Drive": "evaluate: how its runner calls the two loops",
+    "HasEmbodiment": "evaluate: what its runner needs of a world or a robot",
+    "Writer": "record: mentions Demonstration, a noun of data",
+    "Controllable": "record: a world or a robot in a person's hands, both its own",
+    "Log": "serve: mentions EpisodeStep, a noun of record",
+    "Socket": "serve: the server's end, for tests without a network",
+    "Pace": "serve: the ticker, for tests without time",
+    "Words": "serve: families of openpi's clients",
+    "TeleopDevice": "teleop: a device behind the terminal",
+    "Sticks": "teleop: a device that springs back",
+    "TrainingData": "train: where its batches come from",
+    "Tracker": "train: who is told a run's numbers",
+}
+
+
+def protocols(source: str) -> list[str]:
+    """Names of the classes whose bases name Protocol."""
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    return [c.name for c in classes if any("Protocol" in ast.unparse(base) for base in c.bases)]
+
+
+def test_every_port_stands_in_one_place(repository: Path) -> None:
+    package = repository / "vla_robot"
+    found = {
+        name: str(path.relative_to(repository))
+        for path in package.rglob("*.py")
+        if path.parent != package / "core" / "ports"
+        for name in protocols(path.read_text(encoding="utf-8"))
+    }
+    assert {name: file for name, file in found.items() if name not in PRIVATE} == {}
+    assert set(PRIVATE) <= set(found), "a name in PRIVATE is gone: take it out of this test"
+
+
+def test_the_package_names_all_of_its_ports(repository: Path) -> None:
+    files = (repository / "vla_robot" / "core" / "ports").glob("*.py")
+    assert sorted(name for file in files for name in protocols(file.read_text("utf-8"))) == sorted(ports.__all__)
+
+
+def test_a_protocol_is_recognised_with_and_without_parameters() -> None:
+    source = "class A(Protocol): ...\nclass B(World, typing.Protocol): ...\nclass C[T](Protocol[T]): ...\nclass D: ..."
+    assert protocols(source) == ["A", "B", "C"]

@@ -1,0 +1,25 @@
+"""The port of a policy. A wrapper of a policy is a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from vla_robot.core.messages import ActionChunk, Observation
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Answers observations with actions."""
+
+    def reset(self, seed: int) -> None:
+        """Forget the last episode. A stochastic policy draws from `seed` from here on."""
+        ...
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """One chunk per observation; rows of a batch do not influence each other.
+
+        Raises:
+            PolicyError: no valid action exists. The caller holds the arm; it never invents an action.
+        """
+        ...
