@@ -12,7 +12,9 @@ import pytest
 from vla_robot.cli.main import HELP, VERBS, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/README.md"))]
+PAGES = [path for pattern in ("*.md", "docs/*.md", "*/README.md") for path in sorted(ROOT.glob(pattern))]
+
+CURRENT = [path for path in PAGES if path.name != "CHANGELOG.md"]  # which names options by their old names, too
 
 COMMAND = re.compile(r"`(?:\.venv/bin/)?(vla [a-z]+[^`]*)`|^ {2,4}(vla [a-z]+.*?)(?: {2,}.*)?$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)\)")
@@ -27,7 +29,7 @@ def named(pages: list[Path]) -> list[tuple[str, str]]:
     return [(p.relative_to(ROOT).as_posix(), c) for p in pages for c in commands(p.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize(("page", "command"), [*named(PAGES), *(("vla --help", c) for c in commands(HELP))])
+@pytest.mark.parametrize(("page", "command"), [*named(CURRENT), *(("vla --help", c) for c in commands(HELP))])
 def test_a_command_in_the_documents_parses(page: str, command: str) -> None:
     _, name, *rest = shlex.split(re.sub(r"\[[^\]]*\]", "", command))
     verb = VERBS[name]
@@ -43,9 +45,28 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
     assert broken == []
 
 
-def test_every_make_target_in_the_readme_exists() -> None:
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", ".github/pull_request_template.md"])
+def test_every_make_target_that_is_named_exists(file: str) -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text())) <= targets
+    named = set(re.findall(r"(?:`| {4})make ([a-z]+)\b", (ROOT / file).read_text()))
+    assert named and named <= targets
+
+
+def test_the_guide_for_contributors_names_files_that_exist() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = [path for path in re.findall(r"`([a-z_]+/[\w./]+|\.ci/\w+)`", guide) if not re.search(r"[A-Z]{4}", path)]
+    assert len(paths) > 15
+    assert [path for path in paths if path != "site/" and not (ROOT / path).exists()] == []
+
+
+def test_a_bug_report_asks_for_the_doctors_findings() -> None:
+    form = (ROOT / ".github/ISSUE_TEMPLATE/bug_report.yml").read_text()
+    assert commands(form) == ["vla doctor --json doctor.json"]
+
+
+def test_continuous_integration_checks_builds_and_tests() -> None:
+    steps = re.findall(r"^step ([a-z]+)", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert {"check", "build"} < set(steps) and steps[-1] == "test"  # the summary of the tests closes the output
 
 
 def test_the_readme_helps_within_its_first_thirty_lines() -> None:
