@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def test_a_command_in_the_documents_parses(page: str, command: str) -> None:
     if not rest:  # a mention of the verb, not a command line
         return
     # What stands in capitals is for the reader to fill in; any word is fine for the parser.
-    parse_arguments(getattr(import_module(verb.module), verb.arguments), name, rest)
+    parse_arguments(getattr(verb.load(), verb.arguments), name, rest)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())

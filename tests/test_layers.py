@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = "vla_robot"
+BENCHMARKS = "benchmarks"
+"""Beside the package. It may import every room, and no room imports it."""
 LINES = (
     ("core",),
     ("recipe", "transport"),
@@ -19,7 +21,6 @@ LINES = (
     ("loop", "train", "web"),
     ("evaluate", "serve"),
     ("cli",),
-    ("bench",),
 )
 MAX_FILES = 15
 """Of code in one folder, beside its __init__."""
@@ -76,6 +77,16 @@ def test_every_folder_says_what_it_is_for(repository: Path) -> None:
 def test_every_room_has_its_line(repository: Path) -> None:
     rooms = {p.parent.name for p in (repository / PACKAGE).glob("*/__init__.py")}
     assert rooms <= set(LINE_OF), f"{rooms - set(LINE_OF)} are missing from LINES in this test"
+
+
+def test_no_room_imports_the_benchmarks(repository: Path) -> None:
+    assert (repository / BENCHMARKS / "__init__.py").is_file()
+    assert [path for path in SOURCES if imports_benchmarks(path.read_text(encoding="utf-8"))] == []
+    assert all(imports_benchmarks(line) for line in ("import benchmarks", "def f():\n from benchmarks.loop import x"))
+
+
+def imports_benchmarks(source: str) -> bool:
+    return any(name.partition(".")[0] == BENCHMARKS for name in imported_modules(source, PACKAGE, True))
 
 
 @pytest.mark.parametrize(

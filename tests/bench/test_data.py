@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_robot.bench.data import ORDERS, DataArgs, main
+from benchmarks.data import ORDERS, DataArgs, main
 from vla_robot.core.errors import DataError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_robot.bench.loop import STAGES, LoopArgs, Measured, lateness, main, rows
+from benchmarks.loop import STAGES, LoopArgs, Measured, lateness, main, rows
 from vla_robot.core.errors import RecipeError
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vla_robot.bench import stop as bench_stop
-from vla_robot.bench.stop import (
+from benchmarks import stop as bench_stop
+from benchmarks.stop import (
     CASES,
     Case,
     Measured,
@@ -18,7 +18,7 @@ from vla_robot.bench.stop import (
     measure_signal,
     rows,
 )
-from vla_robot.bench.stop_peers import BRIDGE, FLOODS, OPENPI, VIEW
+from benchmarks.stop_peers import BRIDGE, FLOODS, OPENPI, VIEW
 from vla_robot.core.errors import RecipeError
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vla_robot.bench.transport import BASELINES, CASES, OURS, Case, Tally, TransportArgs, main, measure, rows, scene
-from vla_robot.bench.transport_contenders import CONTENDERS
+from benchmarks.transport import BASELINES, CASES, OURS, Case, Tally, TransportArgs, main, measure, rows, scene
+from benchmarks.transport_contenders import CONTENDERS
 from vla_robot.core.errors import RecipeError
 
 SMALL = (Case(16, 24, None), Case(16, 24, 90))
@@ -46,7 +46,7 @@ def test_results_are_written_and_drawn(
 ) -> None:
     tally = Tally([0.1, 0.2], sent_bytes=400)
     results = {case: dict.fromkeys(CONTENDERS, tally) for case in CASES}
-    monkeypatch.setattr("vla_robot.bench.transport.measure", lambda seconds: results)
+    monkeypatch.setattr("benchmarks.transport.measure", lambda seconds: results)
     assert main(TransportArgs(json=tmp_path / "out.json", plot=tmp_path / "deep" / "out.png")) == 0
     written = json.loads((tmp_path / "out.json").read_text())
     assert len(written["rows"]) == len(CASES) * 2 * len(BASELINES)

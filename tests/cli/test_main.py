@@ -149,6 +149,32 @@ def test_the_installed_command_works_from_any_folder(tmp_path: Path) -> None:
     assert 'policy = "openvla_nano"' in done.stdout
 
 
+def test_benchmarks_are_found_beside_the_package_and_only_for_their_verb(repository: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; import vla_robot.cli.main as command; from importlib.util import find_spec\n"
+        f"sys.path[:] = [p for p in sys.path if p != {str(repository)!r}]\n"
+        "assert find_spec('benchmarks') is None\n"
+        "assert command.main(['list', 'launch']) == 0 and find_spec('benchmarks') is None\n"
+        "sys.exit(command.main(['bench', 'finetune', '--rounds', '0']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == EXIT_USER_ERROR, done.stderr
+    assert "rounds" in done.stderr
+
+
+def test_benchmarks_without_a_clone_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "_ROOT", tmp_path)
+    (tmp_path / "benchmarks").mkdir()  # somebody else's, installed beside ours
+    assert main(["bench", "transport"]) == EXIT_USER_ERROR
+    told = capsys.readouterr().err
+    assert "benchmarks run from a clone of the repository" in told
+    assert str(tmp_path) in told
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     vla = Path(sys.executable).with_name("vla")
     done = subprocess.run(["bash", "-c", f"'{vla}' --help | true"], capture_output=True, text=True, check=False)

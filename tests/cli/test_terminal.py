@@ -24,9 +24,6 @@ ALLOWED = {
     "main.py",
     "terminal.py",
     "render_probe.py",
-    "transport_contenders.py",
-    "bench_loop_peers.py",
-    "bench_stop_peers.py",
 }
 """They print our own words, or speak to a parent process."""
 

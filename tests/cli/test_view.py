@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_robot.bench.loop import EmulatedArm
+from benchmarks.loop import EmulatedArm
 from vla_robot.cli.common.cli_common import EXIT_USER_ERROR
 from vla_robot.cli.main import main
 from vla_robot.core.clock import MonotonicClock

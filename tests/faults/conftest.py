@@ -345,7 +345,7 @@ from pathlib import Path
 from vla_robot.safety.limits import limits_of
 from vla_robot.safety.filter import SafetyFilter
 from vla_robot.safety.watchdog import Watchdog
-from vla_robot.bench.loop import EmulatedArm
+from benchmarks.loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.serve.bridge.bridge import Bridge

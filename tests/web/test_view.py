@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from vla_robot.bench.loop import EmulatedArm
+from benchmarks.loop import EmulatedArm
 from vla_robot.cli.view.view import access, serve_page
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import DataError, TransportError, VlaError

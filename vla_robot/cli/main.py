@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, EXIT_USER_ERROR
@@ -21,6 +23,9 @@ from vla_robot.core.untrusted import printable
 
 DEBUG_VARIABLE = "VLA_DEBUG"
 
+_ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds the package: the clone of the repository, or where packages are installed."""
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -31,12 +36,24 @@ class Verb:
         arguments: name of that dataclass; its fields are the options, its docstring the help.
         function: name of the entry function.
         goes_on: holds an arm, serves, or works for long: its output may be lost, and never ends or delays it.
+        in_clone: the module lies beside the package, in a clone of the repository, and is not installed with it.
     """
 
     module: str
     arguments: str
     function: str = "main"
     goes_on: bool = False
+    in_clone: bool = False
+
+    def load(self) -> ModuleType:
+        """Its module.
+
+        Raises:
+            VlaError: it belongs to a clone of the repository, and this package was installed without one.
+        """
+        if self.in_clone:
+            _search_clone(self.module.partition(".")[0])
+        return import_module(self.module)
 
 
 VERBS: dict[str, Verb] = {
@@ -51,7 +68,7 @@ VERBS: dict[str, Verb] = {
     "show": Verb("vla_robot.cli.list_show_check", "ShowArgs", "show_recipe"),
     "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
     "data": Verb("vla_robot.cli.data.data", "DataArgs"),
-    "bench": Verb("vla_robot.bench.bench", "BenchArgs"),
+    "bench": Verb("benchmarks.bench", "BenchArgs", in_clone=True),
     "keys": Verb("vla_robot.cli.keys", "KeysArgs"),
     "doctor": Verb("vla_robot.cli.doctor.doctor", "DoctorArgs"),
 }
@@ -148,8 +165,19 @@ def _dispatch(arguments: list[str]) -> int:
     log_printably()
     verb = VERBS[name]
     _require_working_folder()
-    module = import_module(verb.module)
+    module = verb.load()
     return getattr(module, verb.function)(parse_arguments(getattr(module, verb.arguments), name, rest)) or 0
+
+
+def _search_clone(folder: str) -> None:
+    """Let a folder beside the package be imported, ahead of an installed package of the same name."""
+    if not ((_ROOT / "pyproject.toml").is_file() and (_ROOT / folder).is_dir()):
+        raise VlaError(
+            f"{folder} run from a clone of the repository, and this vla_robot was installed without one (it lies in "
+            f"{_ROOT}). Clone the repository, run `make setup` in it, and call the vla of its .venv/bin."
+        )
+    if sys.path[:1] != [str(_ROOT)]:
+        sys.path.insert(0, str(_ROOT))
 
 
 def _require_working_folder() -> None:

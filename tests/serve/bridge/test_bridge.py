@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vla_robot.bench.loop import EmulatedArm
+from benchmarks.loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import BusyError, ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +23,8 @@ import tyro
 from numpy.typing import NDArray
 from rich.table import Table
 
-from vla_robot.bench.loop_peers import CONTROLLER, INFERENCE, READY
+from benchmarks.children import start_child
+from benchmarks.loop_peers import CONTROLLER, INFERENCE, READY
 from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.cli.common.json_out import write_figure, write_json
 from vla_robot.cli.common.realtime import freeze_garbage, give_priority_back, take_priority
@@ -228,7 +228,7 @@ def main(args: LoopArgs) -> int:
 
 
 def _measure_recording(args: LoopArgs, policy: Path | None) -> int:
-    from vla_robot.bench import recording as bench_recording
+    from benchmarks import recording as bench_recording
 
     with peer(INFERENCE, str(policy)) if policy else contextlib.nullcontext():
         found = bench_recording.measure_recording(args.ticks, args.rate_hz)
@@ -310,13 +310,12 @@ def punctual(priority: int, frozen: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def peer(*arguments: str) -> Iterator[None]:
-    """A process of `bench_loop_peers`, once it is ready, for the length of a `with` block.
+    """A process of `loop_peers`, once it is ready, for the length of a `with` block.
 
     Raises:
         TransportError: it ended instead.
     """
-    command = [sys.executable, "-P", "-m", "vla_robot.bench.loop_peers", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    process = start_child("loop_peers", *arguments, stdin=subprocess.PIPE)
     assert process.stdout is not None
     try:
         # The controller is ready once it runs; it connects when the bridge answers.

@@ -6,20 +6,20 @@ from typing import Annotated
 
 import tyro
 
-from vla_robot.bench import data as bench_data
-from vla_robot.bench import finetune as bench_finetune
-from vla_robot.bench import loop as bench_loop
-from vla_robot.bench import policy as bench_policy
-from vla_robot.bench import serve as bench_serve
-from vla_robot.bench import stop as bench_stop
-from vla_robot.bench import transport as bench_transport
-from vla_robot.bench.data import DataArgs
-from vla_robot.bench.finetune import FinetuneBenchArgs
-from vla_robot.bench.loop import LoopArgs
-from vla_robot.bench.policy import PolicyArgs
-from vla_robot.bench.serve import ServeBenchArgs
-from vla_robot.bench.stop import StopArgs
-from vla_robot.bench.transport import TransportArgs
+from benchmarks import data as bench_data
+from benchmarks import finetune as bench_finetune
+from benchmarks import loop as bench_loop
+from benchmarks import policy as bench_policy
+from benchmarks import serve as bench_serve
+from benchmarks import stop as bench_stop
+from benchmarks import transport as bench_transport
+from benchmarks.data import DataArgs
+from benchmarks.finetune import FinetuneBenchArgs
+from benchmarks.loop import LoopArgs
+from benchmarks.policy import PolicyArgs
+from benchmarks.serve import ServeBenchArgs
+from benchmarks.stop import StopArgs
+from benchmarks.transport import TransportArgs
 
 BenchArgs = (
     Annotated[PolicyArgs, tyro.conf.subcommand("policy")]

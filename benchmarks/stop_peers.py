@@ -1,4 +1,4 @@
-"""The processes beside `vla bench stop`: `python -m vla_robot.bench.stop_peers bridge [FOLDER OF KEYS]`.
+"""The processes beside `vla bench stop`: `python -m benchmarks.stop_peers bridge [FOLDER OF KEYS]`.
 
 The servers print their address once they listen. A flood goes on for the seconds it is told, on the loopback interface
 only, and never opens more than RATE_HZ connections a second.
@@ -44,7 +44,7 @@ LONGEST_S = 120.0
 
 def bridge(folder: str = "") -> None:
     """A bridge as `vla bridge` runs one, with an emulated arm, until the process is ended."""
-    from vla_robot.bench.loop import EmulatedArm
+    from benchmarks.loop import EmulatedArm
     from vla_robot.cli.bridge import EStop, until_stopped
     from vla_robot.cli.common.realtime import freeze_garbage
     from vla_robot.core.clock import MonotonicClock

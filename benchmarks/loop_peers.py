@@ -1,4 +1,4 @@
-"""The peers of the bridge in `vla bench loop`: `python -m vla_robot.bench.loop_peers controller ADDRESS`."""
+"""The peers of the bridge in `vla bench loop`: `python -m benchmarks.loop_peers controller ADDRESS`."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 from rich.table import Table
 
-from vla_robot.bench.transport_contenders import CONTENDERS, Exchange, running
+from benchmarks.transport_contenders import CONTENDERS, Exchange, running
 from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.cli.common.json_out import write_figure, write_json
 from vla_robot.cli.common.terminal import Terminal, say

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from vla_robot.bench.loop import MEASURES, PRIORITY, QUANTILES, EmulatedArm, Measured, compared, measure
-from vla_robot.bench.loop_peers import CONTROLLER, RECORDER
+from benchmarks.loop import MEASURES, PRIORITY, QUANTILES, EmulatedArm, Measured, compared, measure
+from benchmarks.loop_peers import CONTROLLER, RECORDER
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.clock import Ticker
 from vla_robot.core.host.provenance import row

@@ -14,7 +14,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +26,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from benchmarks.children import start_child
 from vla_robot.core.errors import TransportError
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import Image, Observation
@@ -69,11 +69,7 @@ def running(name: str) -> Iterator[Exchange]:
         require("websockets", "bench", "comparing with WebSockets")
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(
-            [sys.executable, "-m", "vla_robot.bench.transport_contenders", name, folder],
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as server,
+        start_child("transport_contenders", name, folder) as server,
     ):
         try:
             assert server.stdout is not None  # Popen was asked for it

@@ -16,7 +16,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -27,7 +26,8 @@ from typing import Annotated, Any
 import numpy as np
 from rich.table import Table
 
-from vla_robot.bench.stop_peers import BRIDGE, KEY_NAMES, OPENPI, STOPPED, TOKEN, VIEW
+from benchmarks.children import start_child
+from benchmarks.stop_peers import BRIDGE, KEY_NAMES, OPENPI, STOPPED, TOKEN, VIEW
 from vla_robot.cli.common.cli_common import option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
@@ -228,9 +228,8 @@ def _first_line(process: subprocess.Popen[str], name: str) -> str:
 
 @contextlib.contextmanager
 def _peer(*arguments: str) -> Generator[subprocess.Popen[str]]:
-    """A process of `bench_stop_peers` for the length of a `with` block."""
-    command = [sys.executable, "-P", "-m", "vla_robot.bench.stop_peers", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    """A process of `stop_peers` for the length of a `with` block."""
+    with start_child("stop_peers", *arguments) as process:
         try:
             yield process
         finally:
