@@ -19,7 +19,7 @@ setup: $(STAMP)  ## create .venv with everything in it; seconds when nothing cha
 demo: setup  ## lift a cube in simulation with the shipped policy, and write a report
 	@$(BIN)/vla run launch/lift.toml
 
-test: setup  ## run all tests, on every core up to eight (PYTEST_ARGS="-k name" narrows)
+test: setup  ## run all tests, on every core up to eight (PYTEST_ARGS: "-k name" narrows, "--cpu-times" tells the cost)
 	@$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=8 --dist=loadfile $(PYTEST_ARGS)
 
 format: setup  ## format the code

@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 import contextlib
+import itertools
 import resource
 import shutil
 import signal
@@ -40,6 +41,53 @@ for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
 # How long an example takes says how busy the computer is.
 settings.register_profile("shared cores", deadline=None)
 settings.load_profile("shared cores")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cpu-times", action="store_true", help="print the CPU seconds of each folder and of the whole")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--cpu-times"):
+        config.pluginmanager.register(CpuTimes())
+
+
+class CpuTimes:
+    """The CPU seconds that tests take, with those of the processes that they start and wait for.
+
+    Unlike seconds on the clock they say nearly the same on a computer that others use.
+    """
+
+    def __init__(self) -> None:
+        self._so_far_s = 0.0
+
+    @staticmethod
+    def _spent_s() -> float:
+        return sum(os.times()[:4])
+
+    def pytest_collection_finish(self) -> None:
+        self._so_far_s = self._spent_s()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        before, self._so_far_s = self._so_far_s, self._spent_s()
+        report.user_properties.append(("cpu_s", self._so_far_s - before))
+        return report
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        folders: dict[str, float] = {}
+        for report in itertools.chain(*terminalreporter.stats.values()):
+            for name, seconds in getattr(report, "user_properties", ()):
+                if name == "cpu_s":
+                    folder = "/".join(report.nodeid.split("::")[0].split("/")[:2])
+                    folders[folder] = folders.get(folder, 0.0) + seconds
+        whole = self._spent_s()  # pytest-xdist has waited for its workers
+        folders["(start and collection)"] = whole - sum(folders.values())
+        terminalreporter.section("CPU seconds")
+        for folder, seconds in sorted(folders.items(), key=lambda entry: -entry[1]):
+            terminalreporter.write_line(f"{seconds:8.1f}  {folder}")
+        terminalreporter.write_line(f"{whole:8.1f}  in all")
 
 
 @pytest.fixture

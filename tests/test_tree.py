@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,3 +55,11 @@ def test_processes_of_tests_keep_their_bytecode() -> None:
     ask = [sys.executable, "-c", "import sys; print(sys.dont_write_bytecode)"]
     assert not sys.dont_write_bytecode
     assert subprocess.run(ask, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_cpu_seconds_are_printed_by_folder(repository: Path) -> None:
+    one = ["tests/test_tree.py", "-k", "marked_as_typed", "--cpu-times", "-p", "no:cacheprovider"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *one], cwd=repository, capture_output=True, text=True)
+    table = done.stdout.partition(" CPU seconds ")[2]
+    assert re.search(r"^ +\d+\.\d  tests/test_tree.py$", table, re.MULTILINE), done.stdout
+    assert re.search(r"^ +\d+\.\d  in all$", table, re.MULTILINE), done.stdout
