@@ -12,13 +12,12 @@ import pytest
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.embodiment import Dim
 from vla_robot.core.errors import ContractError, TeleopError
+from vla_robot.core.geometry import IDENTITY_QUAT, quat_from_rotvec, rotate, rotvec_between
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.teleop.leader import GAP_NS, LAG_S, LOST_READS, LeaderMotion
-from vla_robot.world.real.tool_ik import turn_between, turned
 
 conftest: Any = sys.modules[next(n for n in sys.modules if n.endswith("teleop.conftest"))]
 RATE_HZ = 10.0
-STILL = np.array([1.0, 0.0, 0.0, 0.0])
 
 
 class Held:
@@ -41,7 +40,7 @@ class Free:
     """The kinematics of that."""
 
     def pose(self, joints: Vector) -> tuple[Vector, Vector]:
-        return joints[:3], turned(STILL, joints[3:])
+        return joints[:3], quat_from_rotvec(joints[3:])
 
 
 @pytest.fixture
@@ -63,13 +62,13 @@ def motion(held: Held, clock: FakeClock) -> LeaderMotion:
 
 def drive(motion: LeaderMotion, clock: FakeClock, ticks: int) -> tuple[Vector, Vector]:
     """Where the arm's tool goes: (3,) displacement and (4,) turn, as one."""
-    position, quat = np.zeros(3), STILL
+    position, quat = np.zeros(3), IDENTITY_QUAT
     for _ in range(ticks):
         clock.advance_ns(round(NS_PER_S / RATE_HZ))
         action = motion.move().action
         assert action is not None
         assert np.all(np.abs(action[:3]) <= conftest.STEP_M) and np.all(np.abs(action[3:6]) <= conftest.STEP_RAD)
-        position, quat = position + action[:3], turned(quat, action[3:6])
+        position, quat = position + action[:3], rotate(quat, action[3:6])
     return position, quat
 
 
@@ -88,7 +87,7 @@ def test_the_arm_does_what_the_leader_does(motion: LeaderMotion, held: Held, clo
     held.joints[3:] = [0.0, 0.5, 0.0]
     position, quat = drive(motion, clock, 8)
     np.testing.assert_allclose(position, [0.12, -0.07, 0.2], atol=1e-9)
-    np.testing.assert_allclose(turn_between(STILL, quat), 0, atol=1e-9)
+    np.testing.assert_allclose(rotvec_between(IDENTITY_QUAT, quat), 0, atol=1e-9)
 
 
 @pytest.mark.parametrize("turn", [[0.7, 0.0, 0.0], [0.0, -1.2, 0.0], [0.4, 0.5, -0.6], [0.0, 0.0, 3.0]])
@@ -98,7 +97,7 @@ def test_turns_end_where_the_leader_turned_to(
     drive(motion, clock, 1)
     held.joints[3:] = turn
     _, quat = drive(motion, clock, 12)
-    np.testing.assert_allclose(turn_between(quat, turned(STILL, np.array(turn))), 0, atol=1e-9)
+    np.testing.assert_allclose(rotvec_between(quat, quat_from_rotvec(np.array(turn))), 0, atol=1e-9)
 
 
 def test_a_leader_that_turned_round_and_round_is_followed(motion: LeaderMotion, held: Held, clock: FakeClock) -> None:
@@ -179,22 +178,22 @@ class Arm:
     def __init__(self, does: float | None) -> None:
         self.does = does
         self.position, self.target = np.array([0.4, 0.0, 0.2]), np.array([0.4, 0.0, 0.2])
-        self.quat = self.target_quat = turned(STILL, np.array([0.0, 3.0, 0.0]))
+        self.quat = self.target_quat = quat_from_rotvec(np.array([0.0, 3.0, 0.0]))
         self.step = 0
 
     def act(self, action: Vector) -> Observation:
         self.step += 1
         if self.does is not None:
             self.position = self.position + self.does * action[:3]
-            self.quat = turned(self.quat, self.does * action[3:6])
+            self.quat = rotate(self.quat, self.does * action[3:6])
         else:
-            self.target, self.target_quat = self.target + action[:3], turned(self.target_quat, action[3:6])
+            self.target, self.target_quat = self.target + action[:3], rotate(self.target_quat, action[3:6])
             self.position = self.position + 0.5 * (self.target - self.position)
-            self.quat = turned(self.quat, 0.5 * turn_between(self.quat, self.target_quat))
+            self.quat = rotate(self.quat, 0.5 * rotvec_between(self.quat, self.target_quat))
         return self.look()
 
     def look(self) -> Observation:
-        state = np.concatenate([self.position, turn_between(STILL, self.quat)])
+        state = np.concatenate([self.position, rotvec_between(IDENTITY_QUAT, self.quat)])
         return Observation({}, state, "", self.step, self.step)
 
 
@@ -220,7 +219,7 @@ def test_the_arm_ends_where_the_leader_leads_it_whatever_a_step_is_taken_from(
         motion.see(arm.act(action))
         furthest = max(furthest, float((arm.position - start) @ led / (led @ led)))
     np.testing.assert_allclose(arm.position - start, led, atol=0.002)
-    np.testing.assert_allclose(turn_between(start_quat, arm.quat), turn, atol=0.01)
+    np.testing.assert_allclose(rotvec_between(start_quat, arm.quat), turn, atol=0.01)
     assert furthest < 1.1  # and it does not shoot past
 
 
@@ -248,7 +247,7 @@ def test_a_small_leader_leads_a_large_arm_that_it_faces(held: Held, clock: FakeC
     held.joints[:] = [0.05, 0.01, 0.02, 0.3, 0.0, 0.2]
     position, quat = drive(motion, clock, 5)
     np.testing.assert_allclose(position, [-0.1, -0.02, 0.04], atol=1e-9)
-    np.testing.assert_allclose(turn_between(STILL, quat), [-0.3, 0.0, 0.2], atol=1e-9)
+    np.testing.assert_allclose(rotvec_between(IDENTITY_QUAT, quat), [-0.3, 0.0, 0.2], atol=1e-9)
 
 
 def test_one_lost_answer_lets_the_arm_rest_and_many_are_told(

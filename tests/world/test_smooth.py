@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_robot.core.errors import ContractError
-from vla_robot.core.geometry import aligned, angle_between, quat_of, rotvec_of, slerp
+from vla_robot.core.geometry import aligned, angle_between, quat_from_rotvec, rotvec_between
 from vla_robot.core.messages import Vector
 from vla_robot.world.real.smooth import MotionBounds, RotationSmoother, Smoother
 
@@ -101,18 +101,12 @@ def test_a_stop_comes_to_a_stand_within_the_bounds() -> None:
 
 def angular(commands: np.ndarray, start: Vector, rate_hz: float) -> tuple[float, float, float]:
     """Greatest angular speed, acceleration and jerk, by differences of the turns from command to command."""
-    quats = [quat_of(start)] * 3
+    quats = [quat_from_rotvec(start)] * 3
     for command in commands:
-        quats.append(aligned(quat_of(command), quats[-1]))
-    turns = np.array([_turn(a, b) for a, b in itertools.pairwise(quats)]) * rate_hz
+        quats.append(aligned(quat_from_rotvec(command), quats[-1]))
+    turns = np.array([rotvec_between(a, b) for a, b in itertools.pairwise(quats)]) * rate_hz
     found = [np.linalg.norm(np.diff(turns, n, axis=0), axis=1).max() * rate_hz**n for n in (0, 1, 2)]
     return found[0], found[1], found[2]
-
-
-def _turn(a: Vector, b: Vector) -> Vector:
-    """(3,) rotation from a to b in the base frame [rad]: b times the conjugate of a."""
-    w, v = a[0], -a[1:]
-    return rotvec_of(np.array([b[0] * w - b[1:] @ v, *(b[0] * v + w * b[1:] + np.cross(b[1:], v))]))
 
 
 @settings(max_examples=20)
@@ -133,14 +127,14 @@ def test_a_rotation_reaches_its_target_whatever_came_before(seed: int) -> None:
     rng = np.random.default_rng(seed)
     targets = rng.normal(size=(4, 3))
     commands = run(RotationSmoother(rng.normal(size=3), 100.0, TURN), targets, ticks=10, extra=800)
-    assert angle_between(quat_of(commands[-1]), quat_of(targets[-1])) < 1e-9
+    assert angle_between(quat_from_rotvec(commands[-1]), quat_from_rotvec(targets[-1])) < 1e-9
 
 
 def test_a_tool_that_points_down_does_not_turn_round_when_its_axis_changes_sign() -> None:
     down = np.array([np.pi - 1e-3, 0.0, 0.0])
     same = np.array([-np.pi - 1e-3, 0.0, 0.0])  # half a turn the other way: the same rotation
     commands = run(RotationSmoother(down, 100.0, TURN), same[None], ticks=10)
-    assert max(angle_between(quat_of(c), quat_of(down)) for c in commands) < 1e-9
+    assert max(angle_between(quat_from_rotvec(c), quat_from_rotvec(down)) for c in commands) < 1e-9
 
 
 def test_a_rotation_that_turns_too_far_in_one_window_is_refused() -> None:
@@ -158,20 +152,3 @@ def test_bounds_that_are_none_are_refused(bounds: tuple[float, float, float]) ->
 def test_a_target_that_is_none_is_refused(target: object) -> None:
     with pytest.raises(ContractError, match="a target must be"):
         Smoother([0.0, 0.0], 100.0, TOOL).target(target, ticks=10)  # pyright: ignore[reportArgumentType]
-
-
-@given(st.lists(st.floats(-3.0, 3.0), min_size=3, max_size=3))
-def test_rotation_vectors_survive_as_quaternions(values: list[float]) -> None:
-    rotvec = np.array(values)
-    back = rotvec_of(quat_of(rotvec))
-    assert np.linalg.norm(back) <= np.pi + 1e-12
-    assert angle_between(quat_of(back), quat_of(rotvec)) < 1e-12
-
-
-@given(st.integers(0, 2**32 - 1), st.floats(0.0, 1.0))
-def test_slerp_divides_the_shortest_way(seed: int, share: float) -> None:
-    rng = np.random.default_rng(seed)
-    a, b = (quat_of(rng.normal(size=3)) for _ in range(2))
-    middle, way = slerp(a, b, share), angle_between(a, b)
-    assert angle_between(a, middle) == pytest.approx(share * way, abs=1e-9)
-    assert angle_between(middle, b) == pytest.approx((1 - share) * way, abs=1e-9)

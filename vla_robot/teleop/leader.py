@@ -24,11 +24,11 @@ import numpy as np
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Embodiment
 from vla_robot.core.errors import TeleopError
+from vla_robot.core.geometry import IDENTITY_QUAT, matrix_from_rotvec, quat_from_rotvec, rotate, rotvec_between
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.ports import Kinematics, LeaderArm
 from vla_robot.core.teleop_device import AXES, require_drivable
 from vla_robot.teleop.motion import MotionCommand
-from vla_robot.world.real.tool_ik import turn_between, turned
 
 LAG_S = 1.0
 """How far the arm may be behind: what it makes good in so long."""
@@ -47,9 +47,6 @@ POSE = ("x", "y", "z", "rx", "ry", "rz")
 
 LOST_READS = 10
 """One answer that is lost on the bus lets the arm rest for a period; so many in a row are a cable that is out."""
-
-STILL = np.array([1.0, 0.0, 0.0, 0.0])
-"""No turn, as a quaternion."""
 
 
 @dataclass
@@ -73,11 +70,11 @@ class Anchor:
     quat: Vector
     opening: float
     done_m: Vector = field(default_factory=lambda: np.zeros(3))
-    done_quat: Vector = field(default_factory=lambda: STILL)
+    done_quat: Vector = field(default_factory=lambda: IDENTITY_QUAT)
     asked_m: Vector = field(default_factory=lambda: np.zeros(3))
-    asked_quat: Vector = field(default_factory=lambda: STILL)
+    asked_quat: Vector = field(default_factory=lambda: IDENTITY_QUAT)
     arm_m: Vector | None = None
-    arm_quat: Vector = field(default_factory=lambda: STILL)
+    arm_quat: Vector = field(default_factory=lambda: IDENTITY_QUAT)
     has_grip: bool = False
 
 
@@ -118,7 +115,7 @@ class LeaderMotion:
         self._pose_at = [names.index(name) for name in POSE] if set(POSE) <= set(names) else None
         self._slip = np.zeros(6)
         self._scale = scale
-        self._R_arm_leader = _about_vertical(turn_deg)
+        self._R_arm_leader = matrix_from_rotvec(np.array([0.0, 0.0, np.radians(turn_deg)]))
         self._clock = clock or MonotonicClock()
         self._engaged = False
         self._anchor: Anchor | None = None
@@ -142,7 +139,7 @@ class LeaderMotion:
         self._slip = np.zeros(6)
         if self._anchor is not None and self._pose_at is not None:
             pose = observation.state[self._pose_at]
-            self._slip = self._slipped(self._anchor, pose[:3], turned(STILL, pose[3:]))
+            self._slip = self._slipped(self._anchor, pose[:3], quat_from_rotvec(pose[3:]))
 
     def move(self) -> MotionCommand:
         now_ns, before_ns = self._clock.now_ns(), self._moved_ns
@@ -183,15 +180,15 @@ class LeaderMotion:
     def _step(self, anchor: Anchor, position: Vector, quat: Vector, opening: float) -> Vector:
         """(D,) the next action towards where the leader is; what it asks for is noted as done."""
         wanted_m = self._scale * self._R_arm_leader @ (position - anchor.position)
-        turn = self._R_arm_leader @ turn_between(anchor.quat, quat)
-        wanted_quat = turned(STILL, turn)
-        behind = np.concatenate([wanted_m - anchor.done_m, turn_between(anchor.done_quat, wanted_quat)])
+        turn = self._R_arm_leader @ rotvec_between(anchor.quat, quat)
+        wanted_quat = quat_from_rotvec(turn)
+        behind = np.concatenate([wanted_m - anchor.done_m, rotvec_between(anchor.done_quat, wanted_quat)])
         follows = np.clip(behind, self._low, self._high)
         given_up = behind - np.clip(behind, -self._most_behind, self._most_behind)
         anchor.done_m = anchor.done_m + (follows + given_up)[:3]
-        anchor.done_quat = turned(anchor.done_quat, (follows + given_up)[3:])
+        anchor.done_quat = rotate(anchor.done_quat, (follows + given_up)[3:])
         anchor.asked_m = anchor.asked_m + follows[:3]
-        anchor.asked_quat = turned(anchor.asked_quat, follows[3:])
+        anchor.asked_quat = rotate(anchor.asked_quat, follows[3:])
         step = np.clip(follows + self._share_of_slip * self._slip, self._low, self._high)
         anchor.has_grip |= abs(opening - anchor.opening) > GRIP_SLACK
         self._grip = opening if anchor.has_grip else self._grip
@@ -202,9 +199,9 @@ class LeaderMotion:
         """(6,) what was asked for since the anchor, and not done; the first look is where the arm began."""
         if anchor.arm_m is None:
             anchor.arm_m, anchor.arm_quat = position, quat
-        turn = turn_between(anchor.arm_quat, quat)
+        turn = rotvec_between(anchor.arm_quat, quat)
         missing = np.concatenate(
-            [anchor.asked_m - (position - anchor.arm_m), turn_between(turned(STILL, turn), anchor.asked_quat)]
+            [anchor.asked_m - (position - anchor.arm_m), rotvec_between(quat_from_rotvec(turn), anchor.asked_quat)]
         )
         kept = np.clip(missing, -self._most_behind, self._most_behind)
         anchor.asked_m = anchor.asked_m + (kept - missing)[:3]  # something is in the way: it is not asked for for ever
@@ -217,9 +214,3 @@ def _step_limits(space: ActionSpace) -> tuple[Vector, Vector]:
     low = np.array([dims[name].low if name in dims else 0.0 for name in AXES])
     high = np.array([dims[name].high if name in dims else 0.0 for name in AXES])
     return low, high
-
-
-def _about_vertical(turn_deg: float) -> np.ndarray:
-    """(3, 3) rotation about z."""
-    cosine, sine = np.cos(np.radians(turn_deg)), np.sin(np.radians(turn_deg))
-    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, RecipeError
-from vla_robot.core.geometry import quat_of
+from vla_robot.core.geometry import quat_from_rotvec
 from vla_robot.core.messages import Observation
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 from vla_robot.serve.interop.mapping import PeerMapping, ToolTurn, nested, resize_with_pad
@@ -169,4 +169,4 @@ def test_a_turn_there_and_back_is_the_same_rotation(axis: list[float], angle: fl
     tool = ToolTurn(turn_deg, POSED)
     back = tool.back(tool.there(np.array([0.3, *rotvec])))
     assert back[0] == 0.3
-    assert abs(quat_of(back[1:]) @ quat_of(rotvec)) == pytest.approx(1.0, abs=1e-9)
+    assert abs(quat_from_rotvec(back[1:]) @ quat_from_rotvec(rotvec)) == pytest.approx(1.0, abs=1e-9)

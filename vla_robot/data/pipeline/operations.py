@@ -2,8 +2,7 @@
 
 Each takes the T rows of one field in one episode, (T, n), and gives (T, m) float32.
 
-Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/utils/data_utils.py, and for the angles
-tensorflow/graphics, geometry/transformation/euler.py.
+Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/utils/data_utils.py.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.geometry import rpy_from_quats
 from vla_robot.recipe.oxe import Operation
 
 Rows = NDArray[np.float32]
@@ -23,7 +23,6 @@ OPEN_ABOVE, CLOSED_BELOW = 0.95, 0.05
 """A gripper's command beyond these is settled; between them it is on its way."""
 GRIPPER_MOVES = 0.1
 """A relative gripper command beyond this, to either side, is meant."""
-GIMBAL_MARGIN = 1e-6
 FLOAT_BYTES = 4
 
 
@@ -83,15 +82,7 @@ def quaternion_to_euler(rows: Rows) -> Rows:
     """
     if rows.shape[1] != 4:
         raise DataError(f"quaternion_to_euler needs 4 columns (x, y, z, w), got {rows.shape[1]}")
-    x, y, z, w = rows.T
-    r00, r01, r02 = 1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)
-    r10, r20, r21, r22 = 2 * (x * y + z * w), 2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)
-    r20 = np.clip(r20, -1, 1)
-    general = np.stack([np.arctan2(r21, r22), -np.arcsin(r20), np.arctan2(r10, r00)], axis=1)
-    sign = np.where(r20 < 0, -1, 1)
-    locked = np.stack([np.arctan2(-sign * r01, -sign * r02), -sign * np.pi / 2, np.zeros_like(x)], axis=1)
-    is_locked = np.abs(np.abs(r20) - 1) < GIMBAL_MARGIN
-    return np.where(is_locked[:, None], locked, general).astype(np.float32)
+    return rpy_from_quats(rows[:, [3, 0, 1, 2]])
 
 
 def inflate(values: Sequence[bytes], width: int) -> Rows:

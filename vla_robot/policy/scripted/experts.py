@@ -15,6 +15,7 @@ import numpy as np
 
 from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, ActionSpace
 from vla_robot.core.errors import PolicyError, RecipeError, unknown
+from vla_robot.core.geometry import matrix_from_rotvec, rotvec_from_matrix
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.policy.scripted.simple import single
 
@@ -193,7 +194,7 @@ def door(observation: Observation) -> tuple[Vector, float]:
     error = truth["handle_pos"] - truth["eef_pos"]
     width = truth["gripper_width"][0]
     off_axis, distance = float(np.hypot(error[0], error[1])), float(np.linalg.norm(error))
-    turn = _turn_to(rotation_of(np.array([-lever.tilt, 0.0, 0.0])) @ TOOL_DOWN, truth["eef_rot"])
+    turn = _turn_to(matrix_from_rotvec(np.array([-lever.tilt, 0.0, 0.0])) @ TOOL_DOWN, truth["eef_rot"])
     if distance < lever.reach and width < lever.held_width:
         move, gripper = _work_lever(truth["hinge_angle"][0], truth["latch_angle"][0], error, lever), GRIPPER_CLOSED
     elif off_axis < 0.02 and abs(error[2]) < 0.015:
@@ -218,22 +219,7 @@ def _work_lever(hinge_angle: float, latch_angle: float, error: Vector, lever: Le
 
 def _turn_to(wanted: np.ndarray, tool_rot: Vector) -> Vector:
     """(3,) rotation step [rad] in the base frame from the tool's axis-angle towards a (3, 3) rotation."""
-    R = wanted @ rotation_of(tool_rot).T
-    twice_sine = np.array([R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]])
-    norm = float(np.linalg.norm(twice_sine))
-    if norm < 1e-9:
-        return np.zeros(3)
-    return np.clip(twice_sine / norm * np.arctan2(norm, np.trace(R) - 1), -0.3, 0.3)
-
-
-def rotation_of(axis_angle: Vector) -> np.ndarray:
-    """(3,) axis times angle [rad] -> (3, 3) rotation matrix. Source: Rodrigues' formula."""
-    angle = float(np.linalg.norm(axis_angle))
-    if angle < 1e-9:
-        return np.eye(3)
-    x, y, z = axis_angle / angle
-    K = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + np.sin(angle) * K + (1 - np.cos(angle)) * K @ K
+    return np.clip(rotvec_from_matrix(wanted @ matrix_from_rotvec(tool_rot).T), -0.3, 0.3)
 
 
 _PLANS: dict[str, Callable[[Observation], tuple[Vector, float]]] = {

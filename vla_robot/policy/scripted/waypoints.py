@@ -8,8 +8,8 @@ import numpy as np
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError
+from vla_robot.core.geometry import IDENTITY_QUAT, quat_from_rotvec, rotate, rotvec_between
 from vla_robot.core.messages import ActionChunk, Observation, Vector
-from vla_robot.policy.scripted.experts import rotation_of
 from vla_robot.policy.scripted.simple import single
 
 GAIN = 0.15
@@ -67,7 +67,7 @@ class ReachPolicy:
             self._start = tool
         pose = self._poses[min(self._index, len(self._poses) - 1)]
         moved = self._goal_position(pose) - tool[:3]
-        turn = turn_between(rotation_of(tool[3:]), self._goal_rotation(pose))
+        turn = rotvec_between(quat_from_rotvec(tool[3:]), self._goal_quat(pose))
         self._note(float(np.linalg.norm(moved)), float(np.linalg.norm(turn)))
         action = np.append(GAIN * np.concatenate([moved, turn]), pose[6])
         return np.clip(action, self._space.low, self._space.high)
@@ -82,18 +82,6 @@ class ReachPolicy:
         assert self._start is not None
         return self._start[:3] + pose[:3] if self._relative else pose[:3]
 
-    def _goal_rotation(self, pose: Vector) -> np.ndarray:
+    def _goal_quat(self, pose: Vector) -> Vector:
         assert self._start is not None
-        turn = rotation_of(pose[3:6])
-        return turn @ rotation_of(self._start[3:]) if self._relative else turn
-
-
-def turn_between(start: np.ndarray, end: np.ndarray) -> Vector:
-    """(3,) axis times angle [rad], angle in [0, pi], that turns one (3, 3) rotation into another, in their frame."""
-    turn = end @ start.T
-    axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
-    sine = float(np.linalg.norm(axis)) / 2
-    angle = float(np.arctan2(sine, (np.trace(turn) - 1) / 2))
-    if sine < 1e-6:  # no turn, or half a turn, of which any step but this one shows the axis
-        return np.zeros(3) if angle < 1 else np.array([angle, 0.0, 0.0])
-    return axis * (angle / (2 * sine))
+        return rotate(quat_from_rotvec(self._start[3:]) if self._relative else IDENTITY_QUAT, pose[3:6])

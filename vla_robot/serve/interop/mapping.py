@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, unknown
-from vla_robot.core.geometry import quat_of
+from vla_robot.core.geometry import half_space_rotvec, multiply, quat_from_rotvec
 from vla_robot.core.messages import ActionChunk, Image, Observation, Vector
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 
@@ -154,13 +154,7 @@ def turned_about_z(rotvec: Vector, angle_rad: float) -> Vector:
 
     That is how our worlds write a rotation, and how robosuite's is while the tool points down.
     """
-    w, x, y, z = quat_of(rotvec)
-    c, s = np.cos(angle_rad / 2), np.sin(angle_rad / 2)
-    quat = np.array([w * c - z * s, x * c + y * s, y * c - x * s, z * c + w * s])
-    if quat[1 + np.argmax(np.abs(quat[1:]))] < 0:
-        quat = -quat
-    sine = float(np.linalg.norm(quat[1:]))
-    return np.zeros(3) if sine < 1e-9 else quat[1:] / sine * (2 * np.arctan2(sine, quat[0]))
+    return half_space_rotvec(multiply(quat_from_rotvec(rotvec), quat_from_rotvec(np.array([0.0, 0.0, angle_rad]))))
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:

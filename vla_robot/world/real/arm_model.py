@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.geometry import multiply, quat_from_matrix
 from vla_robot.core.messages import Vector
 from vla_robot.world.sim.render import start_mujoco
 from vla_robot.world.sim.workspace import reach_m
@@ -61,16 +60,7 @@ class ArmModel:
         self._place(joints)
         R_base = self._data.xmat[self._base].reshape(3, 3)
         position = R_base.T @ (self._data.site_xpos[self._tool] - self._data.xpos[self._base])
-        quat = np.empty(4)
-        rotation = np.ascontiguousarray(R_base.T @ self._data.site_xmat[self._tool].reshape(3, 3))
-        self._mujoco.mju_mat2Quat(quat, rotation.reshape(9))
-        return position, quat
-
-    def rotation(self, joints: Vector) -> np.ndarray:
-        """(3, 3) orientation of the tool."""
-        self._place(joints)
-        R_base = self._data.xmat[self._base].reshape(3, 3)
-        return R_base.T @ self._data.site_xmat[self._tool].reshape(3, 3)
+        return position, quat_from_matrix(R_base.T @ self._data.site_xmat[self._tool].reshape(3, 3))
 
     def solve(self, joints: Vector, position: Vector, quat: Vector) -> Vector:
         """(J,) joints within their ranges that bring the tool as near to a pose as they can; position goes first.
@@ -82,10 +72,7 @@ class ArmModel:
         """
         self._place(joints)
         R_base = self._data.xmat[self._base].reshape(3, 3)
-        base = np.empty(4)
-        self._mujoco.mju_mat2Quat(base, np.ascontiguousarray(R_base).reshape(9))
-        in_world = np.empty(4)
-        self._mujoco.mju_mulQuat(in_world, base, quat)
+        in_world = multiply(quat_from_matrix(R_base), quat)
         return self._ik.solve(self._data.qpos, self._data.xpos[self._base] + R_base @ position, in_world)
 
     def _place(self, joints: Vector) -> None:

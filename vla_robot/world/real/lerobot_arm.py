@@ -27,14 +27,14 @@ import numpy as np
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.core.geometry import half_space_rotvec, limit_rotation, rotate, rotvec_between
 from vla_robot.core.messages import Clamp, Image, Observation, StepResult, Vector, clamps_of
 from vla_robot.core.ports import Motors
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.real.arm_model import ArmModel
 from vla_robot.world.real.lerobot_camera import LerobotCamera, fitted
 from vla_robot.world.real.lerobot_device import Health, LerobotDevice
-from vla_robot.world.real.tool_ik import turn_between, turned
-from vla_robot.world.sim.sim_embodiment import axis_angle, check_action, embodiment_of
+from vla_robot.world.sim.sim_embodiment import check_action, embodiment_of
 
 LEAD, POSITION, STEP, DRIVER = "lead", "position", "step", "driver"
 """Causes of a clamp: the target ran ahead of the tool; it lay outside of the workspace; a joint would have leapt;
@@ -199,7 +199,7 @@ class LerobotArm:
         if self._is_dry:
             return None
         position, quat = self._model.pose(self._goal)
-        return np.array([*(position - before[0]), *turn_between(before[1], quat), self._opening_goal])
+        return np.array([*(position - before[0]), *rotvec_between(before[1], quat), self._opening_goal])
 
     def _solve_targets(self, action: Vector) -> tuple[Goal, tuple[Clamp, ...]]:
         """What an action makes of the goals, and what was cut."""
@@ -211,8 +211,8 @@ class LerobotArm:
             for i, (name, step) in enumerate(zip(("dx", "dy", "dz"), position - self._target, strict=True))
             if abs(step - action[i]) > TOLERANCE
         ]
-        quat = _limit_rotation_lead(turned(self._target_quat, action[3:6]), tool_quat, self._robot.max_lead_rad)
-        clamps += clamps_of(TURNS, LEAD, action[3:6], turn_between(self._target_quat, quat), TOLERANCE)
+        quat = limit_rotation(tool_quat, rotate(self._target_quat, action[3:6]), self._robot.max_lead_rad)
+        clamps += clamps_of(TURNS, LEAD, action[3:6], rotvec_between(self._target_quat, quat), TOLERANCE)
         joints = self._model.solve(self._goal, position, quat)
         allowed = self._joints + np.clip(joints - self._joints, -self._max_step, self._max_step)
         cut = clamps_of(self._model.names, STEP, joints, allowed, TOLERANCE)
@@ -325,8 +325,8 @@ class LerobotArm:
     def _state(self) -> Vector:
         """Tool position [m] and axis-angle [rad], opening [m], joints [rad]."""
         width_m = max(0.0, self._opening) * self._robot.gripper_width_m
-        rotation = axis_angle(self._model.rotation(self._joints))
-        return np.concatenate([self._tool[0], rotation, [width_m], self._joints])
+        position, quat = self._tool
+        return np.concatenate([position, half_space_rotvec(quat), [width_m], self._joints])
 
     def _require_link(self) -> None:
         if self._broken:
@@ -490,10 +490,3 @@ def home_joints(recipe: EnvRecipe, model: ArmModel) -> Vector | None:
             low_deg, high_deg = np.degrees([low, high])
             raise RecipeError(f"[robot.home_deg] {name} is {home[name]:g}, allowed is {low_deg:.0f} to {high_deg:.0f}.")
     return joints
-
-
-def _limit_rotation_lead(wanted: Vector, measured: Vector, lead_rad: float) -> Vector:
-    """(4,) the orientation on the way from the measured to the wanted one, at most `lead_rad` from the first."""
-    turn = turn_between(measured, wanted)
-    angle = float(np.linalg.norm(turn))
-    return wanted if angle <= lead_rad else turned(measured, turn * (lead_rad / angle))

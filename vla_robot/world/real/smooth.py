@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vla_robot.core.errors import ContractError
-from vla_robot.core.geometry import aligned, angle_between, quat_of, rotvec_of, slerp
+from vla_robot.core.geometry import aligned, angle_between, quat_from_rotvec, rotvec_from_quat, slerp
 from vla_robot.core.messages import Vector
 
 ROTATION_MARGIN = 0.9
@@ -123,7 +123,7 @@ class RotationSmoother:
             ContractError: at this speed and acceleration the tool would turn too far within one window.
         """
         inner = MotionBounds(*(ROTATION_MARGIN * np.array([bounds.speed, bounds.acceleration, bounds.jerk])))
-        self._path = self._target = quat_of(np.array(start, dtype=np.float64))
+        self._path = self._target = quat_from_rotvec(np.array(start, dtype=np.float64))
         self._window = _Window(self._path, rate_hz, inner)
         self._max_step = inner.speed / rate_hz
         self._ticks_left = 1
@@ -144,7 +144,7 @@ class RotationSmoother:
         """Turn to (3,) axis times angle [rad] in so many commands. Raises as `Smoother.target`."""
         values = np.array(rotation, dtype=np.float64)
         _require_target(values, (3,), ticks)
-        self._target, self._ticks_left = quat_of(values), ticks
+        self._target, self._ticks_left = quat_from_rotvec(values), ticks
 
     def stop(self) -> None:
         """Come to a stand as fast as the bounds allow."""
@@ -159,7 +159,7 @@ class RotationSmoother:
             self._path = aligned(slerp(self._path, self._target, step / way), self._path)
         self._ticks_left = max(self._ticks_left - 1, 1)
         mean = self._window.mean_with(self._path)
-        return rotvec_of(mean / np.linalg.norm(mean))
+        return rotvec_from_quat(mean / np.linalg.norm(mean))
 
 
 class _Window:

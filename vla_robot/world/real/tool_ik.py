@@ -5,6 +5,7 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
+from vla_robot.core.geometry import quat_from_matrix, rotvec_between
 from vla_robot.core.messages import Vector
 
 ITERATIONS = 4
@@ -78,40 +79,8 @@ class ToolIk:
         mujoco.mj_jacSite(self._model, data, jacobian[:3], jacobian[3:], self._site)
         error = np.empty(6)
         error[:3] = position - data.site_xpos[self._site]
-        error[3:] = _turn(data.site_xmat[self._site], quat)
+        error[3:] = rotvec_between(quat_from_matrix(data.site_xmat[self._site]), quat)
         return self._weights * error, self._weights[:, None] * jacobian[:, self._dofs]
-
-
-def quat_of(matrix: np.ndarray) -> Vector:
-    """(9,) or (3, 3) rotation matrix -> (4,) unit quaternion, w first."""
-    quat = np.empty(4)
-    mujoco.mju_mat2Quat(quat, np.ascontiguousarray(matrix, dtype=np.float64).reshape(9))
-    return quat
-
-
-def turned(quat: Vector, turn: Vector) -> Vector:
-    """(4,) orientation turned by a (3,) rotation vector [rad] that is given in the same frame as the orientation."""
-    angle = float(np.linalg.norm(turn))
-    axis = turn / angle if angle > 0 else np.array([1.0, 0.0, 0.0])
-    step, result = np.empty(4), np.empty(4)
-    mujoco.mju_axisAngle2Quat(step, axis, angle)
-    mujoco.mju_mulQuat(result, step, quat)
-    mujoco.mju_normalize4(result)
-    return result
-
-
-def turn_between(start: Vector, end: Vector) -> Vector:
-    """(3,) rotation vector [rad] from one (4,) unit quaternion to another, in the frame that both are given in."""
-    inverse, difference, turn = np.empty(4), np.empty(4), np.empty(3)
-    mujoco.mju_negQuat(inverse, start)
-    mujoco.mju_mulQuat(difference, end, inverse)
-    mujoco.mju_quat2Vel(turn, difference, 1.0)
-    return turn
-
-
-def _turn(matrix: np.ndarray, wanted: Vector) -> Vector:
-    """(3,) rotation vector [rad] in the world frame from a (9,) rotation matrix to a wanted quaternion."""
-    return turn_between(quat_of(matrix), wanted)
 
 
 def _ranges(model: mujoco.MjModel, joints: list[int]) -> tuple[Vector, Vector]:

@@ -21,6 +21,8 @@ from robosuite.models.objects import BoxObject
 from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import CustomMaterial
 
+from vla_robot.core.geometry import quat_from_rotvec
+
 COLOURS = ("red", "green", "blue")
 HALF_EDGE_M = 0.021
 HALF_STRIP_M = (0.05, 0.13)
@@ -80,7 +82,7 @@ class LiftColour(Lift):
             self._put(colour, TABLE_M + (x, y, HALF_EDGE_M + 0.01), yaw)
 
     def _put(self, colour: str, position_m: np.ndarray, yaw_rad: float = 0.0) -> None:
-        turn = (np.cos(yaw_rad / 2), 0.0, 0.0, np.sin(yaw_rad / 2))
+        turn = quat_from_rotvec(np.array([0.0, 0.0, yaw_rad]))
         self.sim.data.set_joint_qpos(self.cubes[colour].joints[0], np.concatenate([position_m, turn]))
 
 

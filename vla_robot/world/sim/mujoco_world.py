@@ -23,12 +23,13 @@ import numpy as np
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.core.geometry import half_space_rotvec, matrix_from_quat, quat_from_matrix, rotate
 from vla_robot.core.messages import Image, Observation, StepResult, Vector
 from vla_robot.core.seeds import require_seed
 from vla_robot.recipe.env import EnvRecipe, PlacementRecipe
-from vla_robot.world.real.tool_ik import ToolIk, quat_of, turned
+from vla_robot.world.real.tool_ik import ToolIk
 from vla_robot.world.sim.render import Renderer, choose_gl_backend
-from vla_robot.world.sim.sim_embodiment import axis_angle, check_action, embodiment_of
+from vla_robot.world.sim.sim_embodiment import check_action, embodiment_of
 from vla_robot.world.sim.success import TESTS, Placed
 from vla_robot.world.sim.workspace import reach_m
 
@@ -92,7 +93,7 @@ class MujocoWorld:
         mujoco.mj_resetDataKeyframe(self._model, self._data, self._rig.home)
         self._place_objects(np.random.default_rng(seed))
         self._advance(SETTLE_S)
-        self._goal_quat = quat_of(self._data.site_xmat[self._rig.tool])
+        self._goal_quat = quat_from_matrix(self._data.site_xmat[self._rig.tool])
         self._start = {name: self._box(name)[0] for name in self._success_bodies()}
         self._step = self._held = 0
 
@@ -136,14 +137,14 @@ class MujocoWorld:
             yaw = np.radians(rng.uniform(*placement.yaw_deg))
             pose = self._data.qpos[body.qpos : body.qpos + 7]
             pose[:2] = spot
-            pose[3:] = turned(pose[3:].copy(), np.array([0.0, 0.0, yaw]))
+            pose[3:] = rotate(pose[3:], np.array([0.0, 0.0, yaw]))
             taken.append((spot, radius))
 
     def _command(self, action: Vector) -> None:
         """Set the servos' targets: metres, radians in the base frame and 1 = open."""
         R_base = self._base_rotation()
         position = self._data.site_xpos[self._rig.tool] + R_base @ action[:3]
-        self._goal_quat = turned(self._goal_quat, R_base @ action[3:6])
+        self._goal_quat = rotate(self._goal_quat, R_base @ action[3:6])
         self._data.ctrl[self._rig.actuators] = self._ik.solve(self._data.qpos, position, self._goal_quat)
         closed, opened = self._model.actuator_ctrlrange[self._rig.gripper]
         self._data.ctrl[self._rig.gripper] = closed + action[-1] * (opened - closed)
@@ -178,12 +179,12 @@ class MujocoWorld:
     def _box_in_body(self, name: str) -> tuple[Vector, Vector]:
         """The same in the body's own frame, which does not change."""
         low, high = np.full(3, np.inf), np.full(3, -np.inf)
-        model, R = self._model, np.empty(9)
+        model = self._model
         for geom in np.flatnonzero(model.geom_bodyid == model.body(name).id):
-            mujoco.mju_quat2Mat(R, model.geom_quat[geom])
+            R = matrix_from_quat(model.geom_quat[geom])
             aabb = model.geom_aabb[geom]
-            centre = model.geom_pos[geom] + R.reshape(3, 3) @ aabb[:3]
-            half_size = np.abs(R.reshape(3, 3)) @ aabb[3:]
+            centre = model.geom_pos[geom] + R @ aabb[:3]
+            half_size = np.abs(R) @ aabb[3:]
             low, high = np.minimum(low, centre - half_size), np.maximum(high, centre + half_size)
         return (low + high) / 2, (high - low) / 2
 
@@ -209,7 +210,7 @@ class MujocoWorld:
         rotation = R_base.T @ self._data.site_xmat[self._rig.tool].reshape(3, 3)
         # Contacts are soft: fingers that are pressed together overlap by some micrometres.
         opening = max(0.0, float(self._data.actuator_length[self._rig.gripper]))
-        return np.concatenate([position, axis_angle(rotation), [opening]])
+        return np.concatenate([position, half_space_rotvec(quat_from_matrix(rotation)), [opening]])
 
     def _base_rotation(self) -> np.ndarray:
         return self._data.xmat[self._rig.base].reshape(3, 3)

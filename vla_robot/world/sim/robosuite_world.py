@@ -24,12 +24,13 @@ import numpy as np
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.seeds import require_seed
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
-from vla_robot.world.sim.sim_embodiment import MAX_OPENING_M, axis_angle, check_action, embodiment_of
+from vla_robot.world.sim.sim_embodiment import MAX_OPENING_M, check_action, embodiment_of
 from vla_robot.world.sim.workspace import reach_m
 
 BUILD_SEED = 0
@@ -187,7 +188,7 @@ class RobosuiteWorld:
     def _state(self) -> Vector:
         """Tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
         position, rotation = self._tool_in_base()
-        return np.concatenate([position, axis_angle(rotation), [self._opening()]])
+        return np.concatenate([position, half_space_rotvec(quat_from_matrix(rotation)), [self._opening()]])
 
     def _tool_in_base(self) -> tuple[Vector, np.ndarray]:
         site = self._robot.eef_site_id[self._arm]

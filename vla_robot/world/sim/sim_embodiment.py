@@ -56,23 +56,3 @@ def check_action(action: Vector, space: ActionSpace) -> Vector:
         value = values[int(np.argmax(outside))]
         raise ContractError(f"{dim.name} is {value:g} {dim.unit}, allowed is {dim.low:g} to {dim.high:g}.")
     return values
-
-
-def axis_angle(rotation: np.ndarray) -> Vector:
-    """(3, 3) rotation matrix -> (3,) axis times angle [rad], angle in [0, pi].
-
-    A tool that points straight down is turned by pi, where the axis' sign is arbitrary; the half space with the
-    largest component positive is chosen, so that the state does not flip from frame to frame.
-    """
-    import mujoco
-
-    quat = np.empty(4)
-    mujoco.mju_mat2Quat(quat, np.ascontiguousarray(rotation, dtype=np.float64).reshape(9))
-    sine = float(np.linalg.norm(quat[1:]))
-    if sine < 1e-9:
-        return np.zeros(3)
-    axis = quat[1:] / sine
-    angle = 2 * np.arctan2(sine, quat[0])
-    if axis[np.argmax(np.abs(axis))] < 0:  # q and -q are one rotation; keep the axis in one half space
-        axis, angle = -axis, 2 * np.pi - angle
-    return axis * angle
