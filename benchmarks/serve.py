@@ -74,7 +74,7 @@ class Client:
 
     Attributes:
         scene: what it sees, always.
-        alone: (T, D) what the policy answers it when nobody else asks.
+        alone: (T, D) what the policy answers it when no other client asks.
         latencies_ms: server -> from asking to the answer, one number each.
         differing: answers that were not `alone`.
     """

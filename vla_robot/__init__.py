@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_policy"]
 
-if "gymnasium" in sys.modules:  # nobody who does without Gymnasium pays for its import
+if "gymnasium" in sys.modules:  # a program without Gymnasium does not pay for its import
     from vla_robot.world.sim.gym_env import register_all
 
     register_all()

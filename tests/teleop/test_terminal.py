@@ -60,7 +60,7 @@ def test_a_program_that_ends_without_closing_leaves_the_terminal_as_it_was(pty: 
 def test_a_broken_connection_is_told(pty: Any) -> None:
     terminal = Terminal(pty.fd)
     pty.hang_up()
-    with pytest.raises(TeleopError, match="Nobody can drive from it any more"):
+    with pytest.raises(TeleopError, match="No person can drive from it any more"):
         terminal.typed()
     terminal.close()
 

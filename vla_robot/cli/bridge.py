@@ -196,7 +196,7 @@ def _release(arm: Arm, faults: Faults) -> None:
 
 
 def _logs(args: BridgeArgs) -> AbstractContextManager[Recording | None]:
-    """Who writes the logs, away from the control clock.
+    """The writer of logs, away from the control clock.
 
     Raises:
         DataError: the folder is none.

@@ -161,7 +161,7 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
 
 
 def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None) -> Policy:
-    """Who drives the robot behind a bridge.
+    """The policy that drives the robot behind a bridge.
 
     Raises:
         ContractError: it needs the simulator's truth, which no robot tells, or was made for another arm.

@@ -1,4 +1,4 @@
-"""`vla keys`: who this computer is, which clients its servers let in, and which servers it trusts."""
+"""`vla keys`: this computer's keys, which clients its servers let in, and which servers it trusts."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ vla: put a vision-language-action policy on a robot.
                                                     every recipe, and where it lies
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained
   vla check [RECIPE ...]                            is every recipe valid?
-  vla keys [new | allow | pin | revoke | list]      who may talk to whom, where a network lies in between
+  vla keys [new | allow | pin | revoke | list]      keys and allowed clients, where a network lies in between
   vla doctor                                        does this computer have what it takes; what to fix if not
 
 `vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,

@@ -45,7 +45,7 @@ class ServeArgs:
     max_batch: Annotated[int, option("N")] = 16
     """observations in one inference"""
     max_wait_ms: Annotated[float, option("MS")] = 5.0
-    """how long the first of a batch waits for others; nobody waits when all who asked lately are there"""
+    """how long the first of a batch waits for others; none waits when all clients that asked lately are there"""
     rest: Annotated[int | None, option("PORT")] = None
     """also answer POST /act on this port of this computer, as OpenVLA's own server does; 0 for a free one"""
     openpi: Annotated[int | None, option("PORT")] = None

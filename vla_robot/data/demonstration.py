@@ -38,7 +38,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Corrections:
-    """Who drove at each step, where a person may take over from a policy.
+    """Which of policy and person drove at each step, where a person may take over.
 
     Attributes:
         intervention: (T,) bool, a person drove: the action is their correction.
@@ -58,7 +58,7 @@ class Demonstration:
     Attributes:
         embodiment: what the numbers mean.
         seed: of the episode.
-        driver: who moved the arm, e.g. "expert".
+        driver: name of what moved the arm, e.g. "expert".
         instruction: the task in plain words.
         cameras: name -> frames, one before each action.
         states: (T, S) the arm's own state before each action, in the embodiment's units.
@@ -69,7 +69,7 @@ class Demonstration:
         steps: (T,) int64, number of each control step in the episode as it was driven. It jumps where the arm rested in
             between. Steps that were lost never lie inside: a demonstration ends there, and another one begins.
         other_labels: other instruction -> (T, D), what should have been done for that one.
-        corrections: who drove at each step; None where one driver drove all of them.
+        corrections: the driver of each step; None where one driver drove all of them.
         frame_stamps_ns: camera -> (T,) int64, when each of its frames was captured, on the clock of `stamps_ns`.
         facts: what else is noted of the episode, name -> number, e.g. the rate that was really kept.
     """
@@ -143,7 +143,7 @@ class DemonstrationBuilder:
         """
         Args:
             image_size: edge in pixels to which frames are resized, as a policy resizes them; None keeps them.
-            in_background: encode frames in a thread of its own, for whoever may not wait: `add` returns at once, and
+            in_background: encode frames in a thread of its own, as the caller may not wait: `add` returns at once, and
                 leaves the step out when too many wait already, which cuts. Otherwise `add` takes the time it needs.
         """
         self.dropped = 0

@@ -19,7 +19,7 @@ from vla_robot.data.formats.source import ACTIONS
 ACTION = "action"
 BINS = 24
 MOST_DIMENSIONS = 32
-"""A field of more numbers, such as an embedding, is no action that anybody looks at number by number."""
+"""A field of more numbers, such as an embedding, is no action to be looked at number by number."""
 
 CELL_PX = 112
 GAP_PX = 2

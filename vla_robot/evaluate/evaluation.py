@@ -60,7 +60,7 @@ class Trial:
         return self.raised is not None and self.raised in self.instruction.split()
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. Latencies are left out: with several worlds on the same cores they are nobody's."""
+        """For JSON. Latencies are left out: with several worlds on the same cores they belong to no policy."""
         result = self.result.to_dict()
         return {
             "policy": self.question.policy,
@@ -93,11 +93,11 @@ class Examiner:
 
     Attributes:
         world: gives the simulator's truth.
-        policy: who is examined.
+        policy: the one that is evaluated.
         guard: limits the actions.
         words: how the task is said in each language.
         should_stop: True breaks an episode off.
-        subscribers: for a question, who is told its events.
+        subscribers: for a question, the subscribers of its events.
     """
 
     world: World

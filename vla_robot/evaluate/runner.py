@@ -106,7 +106,7 @@ def run_episodes(
 
     Args:
         world: where.
-        policy: who.
+        policy: gives the actions.
         seeds: one an episode.
         info: names and recipes for the report.
         guard: limits the actions.

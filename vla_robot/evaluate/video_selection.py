@@ -63,7 +63,7 @@ class VideoSelection:
         self._successes = Counter(_row_folder(folder, trial.question) for trial in filmed)
 
     def subscribers(self, question: Question) -> Sequence[Subscriber]:
-        """Who must be told the events of the coming trial. What an earlier attempt at it left is deleted."""
+        """The subscribers of the coming trial's events. What an earlier attempt at it left is deleted."""
         path, log = film_path(self._folder, question), log_path(_row_folder(self._folder, question), question.seed)
         for stale in (path, path.with_suffix(".jpg"), log):
             stale.unlink(missing_ok=True)

@@ -16,8 +16,8 @@ class Recording:
     """Episodes that are recorded in one way.
 
     Attributes:
-        by: who says what should be done, the label that a policy learns: a name from policies/ or a path.
-        driver: who moves the arm meanwhile (DAgger), a name or a path; without it, `by` itself.
+        by: what gives the label that a policy learns: a name from policies/ or a path.
+        driver: what moves the arm meanwhile (DAgger), a name or a path; without it, `by` itself.
         noise: how strongly the driver is disturbed, 0 to 1, so that mistakes and their correction are seen (DART).
         episodes: how many episodes are made.
         seed: the first episode's seed; the k-th episode has seed + k.

@@ -230,7 +230,7 @@ class EnvRecipe:
         if self.scene is None:
             raise RecipeError("kind 'robot' needs scene: an MJCF file with the arm's joints and lengths")
         if self.success or self.placements or self.expert or self.task:
-            raise RecipeError("task, success, placements and expert are for simulations: here nobody measures them")
+            raise RecipeError("task, success, placements and expert are for simulations: here they are not measured")
         for camera in self.cameras:
             if camera.source not in self.robot.cameras:
                 raise RecipeError(

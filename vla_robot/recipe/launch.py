@@ -15,7 +15,7 @@ class LaunchRecipe:
 
     Attributes:
         env: the world: a name from envs/ or a path.
-        policy: who drives: a name from policies/ or a path.
+        policy: a name from policies/ or a path.
         verb: which command reads this file.
         episodes: how many episodes.
         seed: the first episode's seed; the k-th episode has seed + k.

@@ -16,7 +16,7 @@ from vla_robot.recipe.reading.schemas import is_bare_checkpoint
 
 @dataclass(frozen=True)
 class PolicySource:
-    """Who drives, with the name resolved.
+    """A policy's recipe, with the name resolved.
 
     Attributes:
         recipe: what it is.

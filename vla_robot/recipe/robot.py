@@ -90,7 +90,7 @@ class RobotRecipe:
     """A real arm.
 
     Attributes:
-        driver: who talks to the motors: "lerobot".
+        driver: talks to the motors: "lerobot".
         type: lerobot's name of the robot, e.g. "so101_follower".
         id: which one of that type; names its calibration file.
         fields: of lerobot's configuration of that robot, e.g. port. The largest step is not among them: it is

@@ -45,7 +45,7 @@ class Collector:
         world: built to give its truth where the label asks for it.
         label: says what should be done, in every state that the driver reaches.
         driver: moves the arm; may be the label itself.
-        driver_name: who that is, as it is stored.
+        driver_name: its name, as it is stored.
         image_size: edge in pixels to which frames are resized before they are stored; None keeps them.
         max_steps: control steps after which an episode ends; None leaves it to the world's horizon.
         also_ask: instructions that each frame is labelled for too, beside the episode's own.

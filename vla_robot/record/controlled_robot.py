@@ -97,7 +97,7 @@ class Controllable(Protocol):
             action: (D,) what the person asks for; None lets the arm rest.
 
         Raises:
-            WorldError: the arm was stopped by somebody else, or fails.
+            WorldError: the arm was stopped by another client, or fails.
             TransportError: the robot is silent.
         """
         ...
@@ -248,7 +248,7 @@ class LiveRobot:
                 self._robot.end()
 
     def _send(self, before: Observation, action: Vector | None) -> None:
-        """An arm that nobody moves is told to stay: to its bridge, silence is a controller that is lost."""
+        """An arm that is not moved is told to stay: to its bridge, silence is a controller that is lost."""
         self._sent[before.step] = action
         if action is not None:
             self._grip = float(action[-1])

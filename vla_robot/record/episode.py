@@ -68,7 +68,7 @@ class EpisodeStep:
         intervention: a person took over: `commanded` is theirs.
         held: no action was available, and the arm held its pose.
         policy_action: (D,) what the policy would have done in the person's place, where it was asked.
-        wanted: (D,) the action of whoever drove, before the guard of the control loop cut it to `commanded`; None when
+        wanted: (D,) the driver's action, before the guard of the control loop cut it to `commanded`; None when
             no action was due, and in logs that do not say.
     """
 
@@ -226,7 +226,7 @@ class EpisodeWriter:
         self._thread.join()
 
     def _drain(self) -> None:
-        """The writer's thread. After a failed write it goes on emptying the queue, so that nobody waits for it."""
+        """The writer's thread. After a failed write it goes on emptying the queue, so that no thread waits for it."""
         while (item := self._queue.get()) is not None:
             record, holds_slot = item
             try:
@@ -372,7 +372,7 @@ def _step(record: Mapping[str, Any], instruction: str) -> EpisodeStep:
 
 
 def _drivers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Who drove; a log from before people could take over does not say."""
+    """Which of policy and person drove; logs older than the takeover do not say."""
     return {
         "intervention": bool(record.get("intervention", False)),
         "held": bool(record.get("held", False)),

@@ -50,7 +50,7 @@ ENDS = ("finish", "discard", "abandon")
 """Messages that are a log's last, and are answered."""
 
 PIPE_BYTES = 1 << 20
-"""As much as Linux gives anybody."""
+"""The most that Linux gives a process without privileges [bytes]."""
 
 GONE = "the process that writes it has ended"
 STUCK = "the process that writes it takes nothing any more"
@@ -59,7 +59,7 @@ MAX_WAITING = 20_000
 """Messages that may wait for the process, beside their frames: some minutes of control, 40 MB."""
 
 EXIT_TIMEOUT_S = 5.0
-"""For what the process was told already, once nobody tells it anything more."""
+"""For what the process was told already, once it is told nothing more [s]."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -96,7 +96,7 @@ class LogProcess:
 
 
 class _Process:
-    """The child. Its pipes live as long as somebody may write to them."""
+    """The child. Its pipes live as long as a thread may write to them."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", "-m", "vla_robot.record.log_process"]
@@ -158,7 +158,7 @@ class _Process:
         """Let it write what it was told, and end it; a process that takes longer than EXIT_TIMEOUT_S is killed."""
         is_free = self.turn.acquire(timeout=EXIT_TIMEOUT_S)
         self._ended = True
-        if not is_free:  # whoever writes to it is told that it is gone; the pipe stays theirs
+        if not is_free:  # the thread that writes to it is told that it is gone, and keeps the pipe
             return self.kill()
         assert self._child.stdin is not None
         with contextlib.suppress(OSError):
@@ -245,7 +245,7 @@ class ProcessWriter:
         self._queue.put(_Message(head, images, holds_slot))
 
     def _run(self) -> None:
-        """The thread. After a failure it goes on emptying the queue, so that nobody waits for it."""
+        """The thread. After a failure it goes on emptying the queue, so that no thread waits for it."""
         with self._process.turn:
             while (message := self._queue.get()) is not None:
                 if not self._failure and (why := self._send(message)):
@@ -332,7 +332,7 @@ def _obey(head: Mapping[str, Any], images: Mapping[str, Image], writer: EpisodeW
 
 
 def _head(messages: IO[bytes]) -> dict[str, Any] | None:
-    """The next message without its frames; None when the other side has ended, in the midst of one or not."""
+    """The next message without its frames; None when the other side has ended, within a message or between two."""
     length = messages.read(_LENGTH.size)
     if len(length) < _LENGTH.size:
         return None
@@ -342,7 +342,7 @@ def _head(messages: IO[bytes]) -> dict[str, Any] | None:
 
 
 def _frames(messages: IO[bytes], shapes: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Image]:
-    """The frames of a message; none where the other side ended in the midst of them: half a frame was never seen."""
+    """The frames of a message; none where the other side ended within them: half a frame was never seen."""
     frames: dict[str, Image] = {}
     for name, shape in shapes:
         size = int(np.prod(shape))

@@ -48,7 +48,7 @@ class Session:
         driven: the arm.
         teleop: the person.
         writer: gets every episode that is kept, at once.
-        driver_name: who that is, as it is stored.
+        driver_name: its name, as it is stored.
         keep: "success" leaves out episodes that neither the world nor the person calls one.
         image_size: edge in pixels to which frames are resized before they are stored; None keeps them.
         clock: tells the rate.

@@ -1,7 +1,7 @@
 """Demonstrations from several processes, each with a world of its own, in the order of their seeds.
 
     seeds --> worker 0 \\
-    seeds --> worker 1  --> in order --> whoever iterates
+    seeds --> worker 1  --> in order --> the iterator
 
 The order, and so the dataset, is the same for any number of workers.
 """

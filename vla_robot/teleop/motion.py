@@ -58,7 +58,7 @@ class TeleopDevice(Protocol):
         ...
 
     def grip(self, opening: float) -> None:
-        """Somebody else drove: go on with their grip, 0 closed to 1 open."""
+        """Another driver drove: go on with its grip, 0 closed to 1 open."""
         ...
 
     def close(self) -> None:

@@ -37,7 +37,7 @@ class Status:
 
 
 class Panel:
-    """A few lines that are drawn anew in their place. Only whoever calls `draw` writes to the terminal."""
+    """A few lines that are drawn anew in their place. Only the caller of `draw` writes to the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)

@@ -125,10 +125,10 @@ class Terminal:
             data = os.read(self._fd, READ_BYTES)
         except OSError as error:
             raise TeleopError(
-                f"the terminal is gone, or belongs to another program now: {error.strerror}. Nobody can drive from it."
+                f"the terminal is gone, or another program's now: {error.strerror}. No person can drive from it."
             ) from error
         if not data:
-            raise TeleopError("the terminal was closed. Nobody can drive from it any more.")
+            raise TeleopError("the terminal was closed. No person can drive from it any more.")
         return data
 
 

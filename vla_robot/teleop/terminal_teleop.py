@@ -48,7 +48,7 @@ HELP = (
 SHARING_HELP = (("t", "take over"), ("g", "give back"))
 
 STALE_NS = 500 * NS_PER_MS
-"""Keys that were typed while nobody looked for this long, as during a reset, move nothing."""
+"""Keys that were typed while the terminal was not read for this long, as during a reset, move nothing [s]."""
 
 DRAW_EVERY_NS = NS_PER_S // 8
 SHOWN_KEYS = 8
@@ -120,7 +120,7 @@ class TerminalTeleop:
         return TeleopCommand(None if rests else moved.action, buttons, typed)
 
     def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
-        """Who drives, where a policy does too; the person begins with the arm's own grip."""
+        """Which of policy and person drives; the person begins with the arm's own grip."""
         if driver != self._driver:
             self._motion.rest()
         if driver == "person" != self._driver:
@@ -141,7 +141,7 @@ class TerminalTeleop:
                 self._terminal.close()
 
     def _heed(self, buttons: frozenset[Button]) -> None:
-        """A stop holds until somebody starts; every start is from rest."""
+        """A stop holds until the person starts; every start is from rest."""
         if "estop" in buttons:
             self._stopped = True
         elif buttons & {"start", "takeover"}:

@@ -203,7 +203,7 @@ def _moments(stored: Mapping[str, Tensor], parameter: Tensor, step: int) -> dict
 
 
 def _restore_previous(out: Path) -> None:
-    """A crash between the two renames leaves only the old checkpoint, under its other name; so does who deletes one."""
+    """A crash between the two renames leaves only the old checkpoint, under its other name; so does a deletion."""
     previous = out / PREVIOUS
     if previous.exists() and not (out / FOLDER).exists():
         rename(previous, out / FOLDER)

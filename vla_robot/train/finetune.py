@@ -51,7 +51,7 @@ statistics_key = {}
 
 RollOut = Callable[[Path, str], float | None]
 """A policy's folder, and the statistics that un-normalise its actions -> its success rate in closed loop; None where
-somebody ended the episodes early."""
+the episodes were ended early."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What is measured, line by line, and who else is told: TensorBoard and Weights & Biases, where a run asks for them.
+"""The metrics of training, line by line, and their other receivers: TensorBoard and Weights & Biases, where asked for.
 
     OUT/metrics.jsonl    {"step": 50, "loss": 1.23, ...}
     OUT/tensorboard/     the same lines for TensorBoard; written again from metrics.jsonl whenever the run goes on
@@ -35,7 +35,7 @@ Line = Mapping[str, float]
 
 
 class Tracker(Protocol):
-    """Somebody who is told every line."""
+    """A receiver of every line."""
 
     def tell(self, line: Line) -> None:
         """One more measurement."""
@@ -52,7 +52,7 @@ class Metrics:
     def __init__(self, recipe: FinetuneRecipe, out: Path) -> None:
         """
         Args:
-            recipe: says who is told.
+            recipe: names the receivers.
             out: folder of the run.
         """
         self._recipe = recipe

@@ -31,7 +31,7 @@ SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
 """Fields that recipes did not always have, and what runs did without them: those go on."""
 
 NOT_LEARNED = ("recompute", "shard", "tensorboard", "wandb")
-"""Fields that change how a run computes or who is told, and not what is learned."""
+"""Fields that change how a run computes or where it reports, and not what is learned."""
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ def _users_of(port: str) -> list[str]:
             continue
         try:
             held = any(os.path.realpath(link) == target for link in folder.iterdir())
-        except OSError:  # it ended, or is somebody else's
+        except OSError:  # it ended, or is another user's
             continue
         users += [folder.parent.name] if held else []
     return users

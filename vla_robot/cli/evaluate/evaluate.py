@@ -51,7 +51,7 @@ class EvaluateArgs:
     env: Annotated[str, option("ENV")]
     """the world, by name or path"""
     policy: Annotated[tuple[str, ...], option("POLICY ...")]
-    """who drives, by name or path; several are compared on the same seeds, with the first as the baseline"""
+    """policy by name or path; several are compared on the same seeds, with the first as the baseline"""
     episodes: Annotated[int, option("N")] = 50
     """episodes of each policy in each language"""
     seed: Annotated[int, option("SEED")] = 10_000
@@ -73,7 +73,7 @@ class EvaluateArgs:
         if problem := seed_problem(self.seed, self.episodes):
             raise RecipeError(f"--seed {self.seed}: {problem}.")
         if not self.policy:
-            raise RecipeError("--policy names nobody. `vla list policies` shows who there is.")
+            raise RecipeError("--policy names no policy. `vla list policies` shows them.")
         if self.workers is not None and self.workers < 1:
             raise RecipeError(f"--workers is {self.workers}; at least 1 is needed.")
         for name, values in (("--policy", self.policy), ("--language", self.language)):
@@ -92,7 +92,7 @@ class Plan:
     Attributes:
         env_path: the world's recipe.
         env: what stands in it.
-        policies: name in the report -> who.
+        policies: name in the report -> the policy.
         words: language -> how the task is said.
         seeds: of each policy in each language.
         folder: of the evaluation.

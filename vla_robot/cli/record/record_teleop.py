@@ -93,7 +93,7 @@ class _Arm(NamedTuple):
 
 
 def _require_sense(args: RecordArgs) -> None:
-    """Raise RecipeError for what says nothing where a person drives, TeleopError when nobody could."""
+    """Raise RecipeError for options without a meaning where a person drives, TeleopError when no person could."""
     if args.recipe is not None or (args.env is None) == (args.robot is None):
         raise RecipeError(
             f"--by {args.by} needs a world and no dataset recipe: `vla record --env lift --by {args.by}`, or a robot "

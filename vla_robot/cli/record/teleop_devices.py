@@ -1,4 +1,4 @@
-"""Who may be at the controls, by name. The only list of a person's devices."""
+"""Registry of teleoperation devices, by name. The only list of a person's devices."""
 
 from __future__ import annotations
 

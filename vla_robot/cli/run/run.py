@@ -44,7 +44,7 @@ class RunArgs:
     env: Annotated[str | None, option("ENV")] = None
     """the world, by name or path"""
     policy: Annotated[str | None, option("POLICY")] = None
-    """who drives: by name, by path, or at the address of a `vla serve`, e.g. tcp://127.0.0.1:5580"""
+    """policy by name, by path, or at the address of a `vla serve`, e.g. tcp://127.0.0.1:5580"""
     robot: Annotated[str | None, option("ADDRESS")] = None
     """drive the robot behind this bridge instead of a world here, e.g. tcp://127.0.0.1:5570; see `vla bridge`"""
     key: Annotated[str | None, option("NAME")] = None
@@ -54,7 +54,7 @@ class RunArgs:
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """with --robot: show what the policy wants; refused unless the bridge runs dry too, so that nothing moves"""
     arm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """with --robot: release its e-stop first; look why it stopped, and that nobody is near, before you say so"""
+    """with --robot: release its e-stop first; look why it stopped, and that no person is near, before you say so"""
     episodes: Annotated[int | None, option("N")] = None
     """how many episodes"""
     seed: Annotated[int | None, option("SEED")] = None
@@ -82,7 +82,7 @@ class Plan:
         launch: the launch file with the command line's options laid over it.
         source: where it came from, as a person would say it.
         env: the world's recipe.
-        policy: who drives.
+        policy: gives the actions.
     """
 
     launch: LaunchRecipe

@@ -38,7 +38,7 @@ def shared_control(
     look: Callable[[], Observation | None] = lambda: None,
     on_estop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Policy, list[Subscriber]]]:
-    """The policy, with a person beside it where one is asked for, and who else must see the loop's events.
+    """The policy, with a person beside it where one is asked for, and further subscribers of the loop's events.
 
     Args:
         args: of the command line.

@@ -40,7 +40,7 @@ class ViewArgs:
     """where the bridge listens, e.g. tcp://127.0.0.1:5570"""
     page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
     read_only: bool = False
-    """no e-stop on the page: who opens it can look, and nothing else"""
+    """no e-stop on the page: its visitors can look, and nothing else"""
     overlay: Annotated[Path | None, option("DATASET")] = None
     """lay the first frame of this LeRobot dataset over each live one: does the camera stand where it stood?"""
     rerun: Annotated[Path | None, option("FILE")] = None
@@ -98,7 +98,7 @@ def serve_page(
     Args:
         view: of that bridge.
         board: what `view` posts to.
-        access: who may do what.
+        access: which token allows what.
         listen: where the page is served.
         overlay: camera -> (H, W, 3) uint8 that the page lays over the live picture.
     """

@@ -6,7 +6,7 @@
     episode.steps["action"]                                      (T, 7)
     source.encoded(3, "observation/image_0", 12)                 one JPEG or PNG, read from its place on disk
 
-Fields are named as a step's keys joined by "/". Frames stay encoded until somebody asks for pixels, so an order can be
+Fields are named as a step's keys joined by "/". Frames stay encoded until pixels are asked for, so an order can be
 shuffled over millions of frames without holding one.
 """
 

@@ -30,7 +30,7 @@ def shares_of(draws: int, probabilities: NDArray[np.float64]) -> NDArray[np.int6
     Sainte-Laguë's rule, as parliaments share seats: never more than about one away from `draws * probability`, sums to
     `draws` exactly, and no dataset's number shrinks when `draws` grows.
     """
-    # Rounding a little fewer draws than there are gives nobody too much; the rest is handed out one by one.
+    # Rounding a little fewer draws than there are gives no part too much; the rest is handed out one by one.
     seats = np.floor(max(draws - len(probabilities), 0) * probabilities + 0.5).astype(np.int64)
     while seats.sum() < draws:
         seats[np.argmin((seats + 0.5) / probabilities)] += 1
@@ -76,7 +76,7 @@ class Mixing:
 def shuffled(places: ArrayLike, count: int, key: tuple[int, ...]) -> NDArray[np.int64]:
     """Where each place of 0..count-1 goes in a permutation that is drawn by `key`, without making the permutation.
 
-    A Feistel network permutes the next power of four; who lands outside walks on until he is inside. It takes no
+    A Feistel network permutes the next power of four; what lands outside is permuted again. It takes no
     memory, where shuffled indices of all of Open-X-Embodiment would take a gigabyte in every worker.
 
     Args:

@@ -129,7 +129,7 @@ class OFTPolicy:
 
     @torch.inference_mode()
     def predict(self, batch: Batch, stages: StageTimer | None = None) -> NDArray[np.float64]:
-        """The bare model, for those who check us: a batch of plain prompts -> (B, K, D) normalised actions."""
+        """The bare model, for comparisons: a batch of plain prompts -> (B, K, D) normalised actions."""
         return self._predict(batch, stages or StageTimer()).double().cpu().numpy()
 
     def self_test(self) -> None:

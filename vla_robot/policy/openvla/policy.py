@@ -185,7 +185,7 @@ class OpenVLAPolicy:
         state: NDArray[np.float64] | None = None,
         action_dim: int = 7,
     ) -> NDArray[np.int64]:
-        """The bare model, for those who check us.
+        """The bare model, for comparisons.
 
         Args:
             images: one (H, W, 3) uint8 array per row, or one per camera and row.
@@ -203,7 +203,7 @@ class OpenVLAPolicy:
     def first_logits(
         self, images: Sequence[Image | Sequence[Image]], input_ids: Sequence[NDArray[np.int64]]
     ) -> NDArray[np.float32]:
-        """(B, 256) logits of the first generated position over the action rows, for those who check us."""
+        """(B, 256) logits of the first generated position over the action rows, for comparisons."""
         return self._first_logits(self._bare_batch(images, input_ids, None)).float().cpu().numpy()
 
     def action_stats(self, key: str | None = None) -> QuantileStats:

@@ -40,7 +40,7 @@ class Frame:
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        stamp_ns: when it was taken, as early as anybody tells [ns, monotonic].
+        stamp_ns: when it was taken, by the earliest stamp that is known [ns, monotonic].
         arrived_ns: when it was there in this process [ns, monotonic].
         stamped_by: whose time `stamp_ns` is: the camera's driver's in the kernel, or that of the arrival, which leaves
             out exposure and transfer.
@@ -83,7 +83,7 @@ class DriverStamps:
         arrived_ns = time.monotonic_ns()
         told_ns = self._told_ns()
         image = self._process(raw)
-        # In one assignment: whoever reads it meanwhile has a frame with its own stamp.
+        # In one assignment: a reader meanwhile has a frame with its own stamp.
         self._newest = self._judged(image, told_ns, arrived_ns)
         return image
 

@@ -65,7 +65,7 @@ HEALTH_EVERY_TICKS = 5
 
 
 def always_false() -> bool:
-    """Nobody interrupts."""
+    """Never interrupts."""
     return False
 
 
@@ -86,7 +86,7 @@ class LerobotArm:
         Args:
             recipe: of kind "robot".
             clock: stamps the arm's readings; the clock of the cameras' stamps.
-            interrupted: asked on the way home, where nobody else is listened to; True ends the way.
+            interrupted: asked on the way home, where no request is answered otherwise; True ends the way.
             show: for a dry run: is told what would be sent, in words; the motors are read only, without torque.
 
         Raises:
@@ -108,7 +108,7 @@ class LerobotArm:
         self._device: LerobotDevice | DryDevice = DryDevice(device, self._model.names, show) if show else device
         sources = {c.source for c in recipe.cameras if c.source}
         self.motors: Motors = self._device
-        """Read and told through this; whoever puts something in between, such as set points, does it before `reset`."""
+        """Read and told through this; a wrapper of it, such as set points, is put in place before `reset`."""
         self._cameras: dict[str, LerobotCamera] = {}
         self._step = self._ticks = 0
         self._broken = self._unfit = False

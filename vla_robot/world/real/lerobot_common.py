@@ -31,7 +31,7 @@ def drop_late_answers(port: Any) -> None:
 
 
 def in_one_line(error: Exception) -> str:
-    """Somebody else's message on one line."""
+    """A library's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

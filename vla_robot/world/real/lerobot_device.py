@@ -316,7 +316,7 @@ class LerobotDevice:
             return
         with contextlib.suppress(*DEVICE_FAULTS):
             bus.port_handler.closePort()
-        # The servo library leaves both set when a cable is pulled in the midst of a question.
+        # The servo library leaves both set when a cable is pulled during a request.
         bus.port_handler.is_open = bus.port_handler.is_using = False
 
     def _uncalibrated(self, what: str) -> str:

@@ -117,7 +117,7 @@ class SetPoints:
         return goal, held
 
     def send_next(self) -> None:
-        """The set point that is due. Whoever is late by whole periods leaves them out: the arm waits, and never hops.
+        """The set point that is due. Periods that the caller missed are left out: the arm waits, and never hops.
 
         Raises:
             WorldError: the motors do not take it.

@@ -39,7 +39,7 @@ def choose_gl_backend() -> None:
     if sys.platform != "linux" or os.environ.get("DISPLAY") or "MUJOCO_GL" in os.environ:
         return
     os.environ["MUJOCO_GL"] = "egl"
-    if "mujoco.gl_context" in sys.modules:  # MuJoCo chose when somebody imported it, and needs a display for that
+    if "mujoco.gl_context" in sys.modules:  # MuJoCo chose when it was imported, and needs a display for that
         importlib.reload(sys.modules["mujoco.gl_context"])
 
 
@@ -141,7 +141,7 @@ _LIVE: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 @functools.cache
 def _free_contexts_at_exit() -> None:
-    """For worlds that nobody closes. Called after MuJoCo has registered the end of EGL, so that this runs before it."""
+    """For worlds that are never closed. Called after MuJoCo has registered the end of EGL, to run before it."""
     atexit.register(_close_all)
 
 

@@ -67,7 +67,7 @@ class DemoEpisode:
         instruction: the task in plain words, at its first step; `Demos.instruction_at` knows it at each.
         success: the task was done at the end; None when the dataset does not say.
         seed: of the episode; None when the dataset was not recorded by `vla record`.
-        driver: who moved the arm; None likewise.
+        driver: name of what moved the arm; None likewise.
         goes_on: it ends at a gap: the robot went on, and what it did then is not known.
     """
 

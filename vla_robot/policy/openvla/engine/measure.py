@@ -98,7 +98,7 @@ def _window(scenes: Sequence[Observation], number: int, size: int) -> list[Obser
 def take_turns(contenders: Mapping[str, Contender], rounds: int, on_round: Callable[[], None]) -> dict[str, Timing]:
     """Every contender once a round, so that what else the machine does hits all alike; a first round is not counted.
 
-    Their order is another one each round: whoever comes after a large batch finds its weights out of the caches.
+    Their order is another one each round: the one after a large batch finds its weights out of the caches.
     """
     timings = {name: Timing() for name in contenders}
     order, rng = list(contenders), np.random.default_rng(0)
