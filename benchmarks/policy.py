@@ -27,6 +27,7 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation
+from vla_robot.recipe.policy import OpenVLARecipe
 from vla_robot.recipe.policy_source import find_policy
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _load(name: str, dtype: str, compiled: bool = False, quantise: str | None = 
     from vla_robot.policy.openvla.policy import load
 
     recipe = find_policy(name).recipe
-    if recipe.kind != "openvla" or recipe.checkpoint is None:
+    if not isinstance(recipe, OpenVLARecipe):
         raise RecipeError(f"'{name}' is a policy of kind '{recipe.kind}'; `vla bench policy` measures kind 'openvla'.")
     return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key, compiled=compiled, quantise=quantise)
 

@@ -755,14 +755,13 @@ def keep_peer_errors(act: Callable[[], Any]) -> None:
 
 
 def openpi(folder: Path) -> Reader:
-    from vla_robot.recipe.policy import PolicyRecipe
+    from vla_robot.recipe.policy import OpenpiRecipe
     from vla_robot.recipe.reading.load import read as read_recipe
     from vla_robot.serve.interop.mapping import PeerMapping
     from vla_robot.serve.interop.openpi_schema import ExampleWords
     from vla_robot.serve.interop.openpi_wire import pack, unpack
 
-    peer = read_recipe(PolicyRecipe, str(REPOSITORY / "policies" / "openpi_libero.toml")).peer
-    assert peer is not None
+    peer = read_recipe(OpenpiRecipe, str(REPOSITORY / "policies" / "openpi_libero.toml")).peer
     names = [name for entry in peer.state for name in entry.names]
     actions = [name for entry in peer.action for name in entry.names]
     arm = Embodiment(

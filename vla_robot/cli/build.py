@@ -15,7 +15,7 @@ from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.peer import PeerRecipe
-from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.policy import CheckpointRecipe, GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import is_loopback, require_address
@@ -119,12 +119,12 @@ def client_security(address: str, key: str | None) -> ClientSecurity | None:
     return KeyFolder().client_security(address, key) if key or not is_loopback(address) else None
 
 
-def build_policy(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, key: str | None = None) -> Policy:
+def build_policy(source: PolicySource, env: EnvRecipe | None, embodiment: Embodiment, key: str | None = None) -> Policy:
     """A policy, here or behind its server, fit to drive this embodiment.
 
     Args:
         source: which.
-        env: the world's recipe, which names its expert.
+        env: the world's recipe, which names its expert; None where there is no simulation.
         embodiment: of the arm.
         key: which of this computer's keys a server is shown; only needed when there are several.
 
@@ -151,7 +151,7 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
     from vla_robot.policy.kinds import load_policy
 
     recipe = source.recipe
-    if recipe.checkpoint is None:
+    if not isinstance(recipe, CheckpointRecipe):
         raise RecipeError(
             f"'{source.name}' is a policy of kind '{recipe.kind}', and a server needs one with weights: "
             "`vla list policies` shows them."
@@ -173,44 +173,57 @@ def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None) 
             f"policy '{source.name}' needs to know where the objects are, and a robot tells what it sees and feels "
             "only. Choose one that sees: `vla list policies`."
         )
-    # Nothing of the recipe is looked at but its expert, and that one was refused.
-    nobody = EnvRecipe(kind="robosuite", task=robot.embodiment.name, instruction=robot.instruction)
-    return build_policy(source, nobody, robot.embodiment, key)
+    return build_policy(source, None, robot.embodiment, key)
 
 
-def _load_policy(recipe: PolicyRecipe, env: EnvRecipe, embodiment: Embodiment) -> Policy:
+def _load_policy(recipe: PolicyRecipe, env: EnvRecipe | None, embodiment: Embodiment) -> Policy:
     from vla_robot.policy.kinds import load_policy
 
-    return load_policy(recipe, embodiment, expert=env.expert)
+    return load_policy(recipe, embodiment, expert=None if env is None else env.expert)
 
 
 def _connect_policy(recipe: PolicyRecipe, embodiment: Embodiment, key: str | None) -> Policy | None:
     """The client of a policy that runs behind a server; None for one that runs here."""
-    if recipe.address is None:
-        return None
-    if recipe.peer is not None:
-        return _connect_peer(recipe.kind, recipe.address, recipe.peer, embodiment)
+    match recipe:
+        case RemoteRecipe():
+            return _connect_remote(recipe, key)
+        case OpenpiRecipe():
+            return _connect_openpi(recipe, embodiment)
+        case GrootRecipe():
+            return _connect_groot(recipe, embodiment)
+        case _:
+            return None
+
+
+def _connect_remote(recipe: RemoteRecipe, key: str | None) -> Policy:
     from vla_robot.serve.policy.client import RemotePolicy
 
-    return RemotePolicy(
-        recipe.address, security=client_security(recipe.address, key), statistics_key=recipe.statistics_key
+    security = client_security(recipe.address, key)
+    return RemotePolicy(recipe.address, security=security, statistics_key=recipe.statistics_key)
+
+
+def _connect_openpi(recipe: OpenpiRecipe, embodiment: Embodiment) -> Policy:
+    from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
+    from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
+
+    peer = recipe.peer
+    mapping, timeouts = PeerMapping(peer, embodiment), Timeouts(answer_s=peer.answer_timeout_s)
+    return OpenpiPolicy(recipe.address, mapping, prompt=peer.prompt, token=_token(peer), timeouts=timeouts)
+
+
+def _connect_groot(recipe: GrootRecipe, embodiment: Embodiment) -> Policy:
+    from vla_robot.serve.interop.groot_policy import GrootPolicy
+    from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
+
+    peer = recipe.peer
+    mapping, timeouts = PeerMapping(peer, embodiment), Timeouts(answer_s=peer.answer_timeout_s)
+    return GrootPolicy(
+        recipe.address, mapping, peer.generation, prompt=peer.prompt, token=_token(peer), timeouts=timeouts
     )
 
 
-def _connect_peer(kind: str, address: str, peer: PeerRecipe, embodiment: Embodiment) -> Policy:
-    """The client of another project's policy server."""
-    from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
-
-    mapping, timeouts = PeerMapping(peer, embodiment), Timeouts(answer_s=peer.answer_timeout_s)
-    token = None if peer.token is None else _secret_line(peer.token)
-    if kind == "openpi":
-        from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
-
-        return OpenpiPolicy(address, mapping, prompt=peer.prompt, token=token, timeouts=timeouts)
-    from vla_robot.serve.interop.groot_policy import GrootPolicy
-
-    assert peer.generation is not None  # PolicyRecipe requires it for this kind
-    return GrootPolicy(address, mapping, peer.generation, prompt=peer.prompt, token=token, timeouts=timeouts)
+def _token(peer: PeerRecipe) -> str | None:
+    return None if peer.token is None else _secret_line(peer.token)
 
 
 def _secret_line(path: Path) -> str:

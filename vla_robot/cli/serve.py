@@ -19,6 +19,7 @@ from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.recipe.peer import PeerRecipe
+from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, OpenVLAOFTRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Words
 from vla_robot.serve.interop.openpi_server import OpenpiServer
@@ -124,10 +125,10 @@ def _front_ends(
 
 def _peer(name: str) -> PeerRecipe:
     """The table [peer] of a recipe."""
-    peer = find_policy(name).recipe.peer
-    if peer is None:
+    recipe = find_policy(name).recipe
+    if not isinstance(recipe, OpenpiRecipe | GrootRecipe):
         raise RecipeError(f"--openpi-words {name}: this recipe has no table [peer]; openpi_libero is one that has.")
-    return peer
+    return recipe.peer
 
 
 def _openpi_words(served: Served, cameras: Sequence[str], peer: PeerRecipe | None) -> Words:
@@ -145,7 +146,7 @@ def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
     """The policy's own, in its order; none where the checkpoint does not say."""
     if served.embodiment is not None:
         return [camera.name for camera in served.embodiment.cameras]
-    return source.recipe.oft.cameras if source.recipe.oft else ()
+    return source.recipe.oft.cameras if isinstance(source.recipe, OpenVLAOFTRecipe) else ()
 
 
 def _announce(address: str, urls: str, served: Served) -> None:

@@ -84,8 +84,6 @@ class PeerRecipe:
             ry and rz of the state. 90 where robosuite's hand is meant: ours is its grip site.
         prompt: what the server calls the instruction.
         rows: actions of an answer that are used before the next is asked for; without it, all.
-        generation: of a GR00T server: "n1.5" takes flat keys; "n1.6" maps, and arrays as NumPy files; "n1.7" maps, and
-            arrays as msgpack-numpy writes them. Older checkouts of N1.7 read "n1.6" only.
         answer_timeout_s: how long an answer may take. A server that compiles its model at the first one takes longer.
         token: a file whose one line is the server's token, relative to this recipe; openpi sends it as an API key.
     """
@@ -97,7 +95,6 @@ class PeerRecipe:
     tool_turn_deg: float = 0.0
     prompt: str = "prompt"
     rows: int | None = None
-    generation: Literal["n1.5", "n1.6", "n1.7"] | None = None
     answer_timeout_s: float = 10.0
     token: Path | None = None
 
@@ -117,6 +114,18 @@ class PeerRecipe:
         _refuse_repeats("key", [*{key.partition(".")[0] for key in sent if "." in key}, *sent])
         _refuse_repeats("key", (entry.key for entry in self.action))
         _refuse_repeats("action dimension", (name for entry in self.action for name in entry.names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrootPeerRecipe(PeerRecipe):
+    """The words between a world and a server of GR00T.
+
+    Attributes:
+        generation: "n1.5" takes flat keys; "n1.6" maps, and arrays as NumPy files; "n1.7" maps, and arrays as
+            msgpack-numpy writes them. Older checkouts of N1.7 read "n1.6" only.
+    """
+
+    generation: Literal["n1.5", "n1.6", "n1.7"]
 
 
 def _refuse_repeats(what: str, names: Iterable[str]) -> None:

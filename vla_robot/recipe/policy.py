@@ -1,13 +1,14 @@
-"""PolicyRecipe: which policy, and how it is used."""
+"""PolicyRecipe: which policy, and how it is used. One dataclass for each kind."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe.peer import PeerRecipe
+from vla_robot.recipe.peer import GrootPeerRecipe, PeerRecipe
+from vla_robot.recipe.reading.kinds import Kinds
 
 ADDRESS_SCHEMES = ("tcp://", "ipc://")
 """How the address of a policy server begins."""
@@ -42,65 +43,171 @@ class OFTRecipe:
             raise RecipeError(f"cameras must be different names, at least one, got {list(self.cameras)}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PolicyRecipe:
-    """A policy as data.
+    """A policy as data. What all kinds have; `kind` chooses the dataclass.
 
     Attributes:
-        kind: "openvla" loads a checkpoint folder; "openvla_oft" one with OpenVLA-OFT's regression head; "hold" keeps
-            the arm where it is; "random" draws uniform actions (the baseline that a score is compared with); "expert"
-            is the world's own scripted expert, which sees the simulator's truth; "remote" asks a `vla serve`; "openpi"
-            and "groot" ask a server of those projects; "reach" goes from pose to pose.
+        kind: which policy; `vla list policies` shows recipes of each.
         description: one line for `vla list`.
+    """
+
+    kinds: ClassVar[Kinds[PolicyRecipe]]
+    sees_the_truth: ClassVar[bool] = False
+    """Whether it works from the simulator's truth; every other one gets cameras and the arm's own state only."""
+
+    kind: str
+    description: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecipe(PolicyRecipe):
+    """A policy whose weights lie in a folder, and which runs in this process.
+
+    Attributes:
         checkpoint: folder in the published OpenVLA layout, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
         dtype: precision of the weights while acting.
         pre_step: what happens to a frame before the towers' own resize. "none": nothing, as on OpenVLA's model card;
             "rlds": JPEG and back, then Lanczos to the towers' size, as its training data was stored (Bridge);
             "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
-        compiled: for kind "openvla", one compiled graph for each shape of batch: faster, after a first inference that
-            takes a minute; on a CPU it needs a C++ compiler.
-        quantise: for kind "openvla", "int8" or "int4" keeps matrices in so many bits: a quarter or an eighth of fp32's
-            memory, and some tokens differ. They need the extra [quantise].
-        oft: for kind "openvla_oft", what the folder does not say.
-        address: for kinds that ask a server, where it listens, e.g. "tcp://127.0.0.1:5580"; "ws://127.0.0.1:8000" for
-            kind "openpi".
-        peer: for kinds "openpi" and "groot", what the server calls things; see docs/serving.md.
-        poses: for kind "reach", one after the other: x, y, z [m] and axis times angle [rad] of the tool in the base
-            frame, and the gripper, 1 open.
-        relative: for kind "reach", the poses are from where the tool is when the episode begins.
     """
 
-    kind: Literal["openvla", "openvla_oft", "hold", "random", "expert", "remote", "openpi", "groot", "reach"]
-    description: str = ""
-    checkpoint: Path | None = None
+    checkpoint: Path
     statistics_key: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pre_step: Literal["none", "rlds", "rlds_crop"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVLARecipe(CheckpointRecipe):
+    """Loads a checkpoint folder of OpenVLA.
+
+    Attributes:
+        compiled: one compiled graph for each shape of batch: faster, after a first inference that takes a minute; on a
+            CPU it needs a C++ compiler.
+        quantise: "int8" or "int4" keeps matrices in so many bits: a quarter or an eighth of fp32's memory, and some
+            tokens differ. They need the extra [quantise].
+    """
+
+    kind: Literal["openvla"] = "openvla"
     compiled: bool = False
     quantise: Literal["int8", "int4"] | None = None
-    oft: OFTRecipe | None = None
-    address: str | None = None
-    peer: PeerRecipe | None = None
+
+    def __post_init__(self) -> None:
+        if self.quantise and self.compiled:
+            raise RecipeError("quantise and compiled = true exclude each other; leave one of them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVLAOFTRecipe(CheckpointRecipe):
+    """Loads a checkpoint folder with OpenVLA-OFT's regression head.
+
+    Attributes:
+        oft: what the folder does not say.
+    """
+
+    kind: Literal["openvla_oft"] = "openvla_oft"
+    oft: OFTRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoldRecipe(PolicyRecipe):
+    """Keeps the arm where it is."""
+
+    kind: Literal["hold"] = "hold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomRecipe(PolicyRecipe):
+    """Draws uniform actions: the baseline that a score is compared with."""
+
+    kind: Literal["random"] = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertRecipe(PolicyRecipe):
+    """The world's own scripted expert, which sees the simulator's truth."""
+
+    sees_the_truth: ClassVar[bool] = True
+
+    kind: Literal["expert"] = "expert"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaypointsRecipe(PolicyRecipe):
+    """Goes from pose to pose.
+
+    Attributes:
+        poses: one after the other: x, y, z [m] and axis times angle [rad] of the tool in the base frame, and the
+            gripper, 1 open.
+        relative: the poses are from where the tool is when the episode begins.
+    """
+
+    kind: Literal["reach"] = "reach"
     poses: tuple[tuple[float, float, float, float, float, float, float], ...] = ()
     relative: bool = False
 
     def __post_init__(self) -> None:
-        if self.quantise and (self.kind != "openvla" or self.compiled):
-            raise RecipeError("quantise is for kind 'openvla' without compiled = true; leave one of them out")
-        learned = self.kind in ("openvla", "openvla_oft")
-        if learned != (self.checkpoint is not None):
-            raise RecipeError(f"kind '{self.kind}' {'needs' if learned else 'takes no'} checkpoint")
-        regresses = self.kind == "openvla_oft"
-        if regresses != (self.oft is not None):
-            raise RecipeError(f"kind '{self.kind}' {'needs a' if regresses else 'takes no'} table [oft]")
-        foreign = self.kind in ("openpi", "groot")
-        if foreign != (self.peer is not None):
-            raise RecipeError(f"kind '{self.kind}' {'needs a' if foreign else 'takes no'} table [peer]")
-        if (self.kind == "reach") != bool(self.poses):
-            raise RecipeError(f"kind '{self.kind}' {'needs' if self.kind == 'reach' else 'takes no'} poses")
-        remote = foreign or self.kind == "remote"
-        if remote != (self.address is not None):
-            raise RecipeError(f"kind '{self.kind}' {'needs an' if remote else 'takes no'} address")
-        if self.peer and (self.kind == "groot") != (self.peer.generation is not None):
-            raise RecipeError(f"kind '{self.kind}' {'needs a' if self.kind == 'groot' else 'takes no'} peer.generation")
+        if not self.poses:
+            raise RecipeError("kind 'reach' needs poses, at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteRecipe(PolicyRecipe):
+    """Asks a `vla serve`.
+
+    Attributes:
+        address: where it listens, e.g. "tcp://127.0.0.1:5580".
+        statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
+    """
+
+    kind: Literal["remote"] = "remote"
+    address: str
+    statistics_key: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenpiRecipe(PolicyRecipe):
+    """Asks a server of openpi.
+
+    Attributes:
+        address: where it listens, e.g. "ws://127.0.0.1:8000".
+        peer: what the server calls things; see docs/serving.md.
+    """
+
+    kind: Literal["openpi"] = "openpi"
+    address: str
+    peer: PeerRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrootRecipe(PolicyRecipe):
+    """Asks a server of GR00T.
+
+    Attributes:
+        address: where it listens, e.g. "tcp://127.0.0.1:5555".
+        peer: what the server calls things; see docs/serving.md.
+    """
+
+    kind: Literal["groot"] = "groot"
+    address: str
+    peer: GrootPeerRecipe
+
+
+PolicyRecipe.kinds = Kinds(
+    "policy",
+    PolicyRecipe,
+    (
+        OpenVLARecipe,
+        OpenVLAOFTRecipe,
+        HoldRecipe,
+        RandomRecipe,
+        ExpertRecipe,
+        RemoteRecipe,
+        OpenpiRecipe,
+        GrootRecipe,
+        WaypointsRecipe,
+    ),
+    groups=("vla_robot.policies",),
+)

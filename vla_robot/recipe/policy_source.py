@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe.policy import ADDRESS_SCHEMES, PolicyRecipe
+from vla_robot.recipe.policy import ADDRESS_SCHEMES, CheckpointRecipe, OpenVLARecipe, PolicyRecipe, RemoteRecipe
 from vla_robot.recipe.reading.dump import dump
 from vla_robot.recipe.reading.find import find
 from vla_robot.recipe.reading.load import read
@@ -29,12 +29,12 @@ class PolicySource:
     @property
     def name(self) -> str:
         """For tables and reports."""
-        return self.path.stem if self.path else str(self.recipe.address)
+        return self.path.stem if self.path else self._address()
 
     @property
     def is_privileged(self) -> bool:
         """Whether it works from the simulator's truth; every other one gets cameras and the arm's own state only."""
-        return self.recipe.kind == "expert"
+        return self.recipe.sees_the_truth
 
     @property
     def is_recipe(self) -> bool:
@@ -46,12 +46,16 @@ class PolicySource:
 
         A server's changes are not seen. Contents are not read: weights can be fifteen gigabytes.
         """
-        files = sorted(self.recipe.checkpoint.glob("**/*")) if self.recipe.checkpoint else []
+        recipe = self.recipe
+        files = sorted(recipe.checkpoint.glob("**/*")) if isinstance(recipe, CheckpointRecipe) else []
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
         return hashlib.sha256(f"{dump(self.recipe)}{stats}".encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        return str(self.path or self.recipe.address)
+        return str(self.path or self._address())
+
+    def _address(self) -> str:
+        return self.recipe.address if isinstance(self.recipe, RemoteRecipe) else ""
 
 
 def find_policy(name: str | Path) -> PolicySource:
@@ -67,8 +71,8 @@ def find_policy(name: str | Path) -> PolicySource:
             "docs/serving.md explains it."
         )
     if str(name).startswith(ADDRESS_SCHEMES):
-        return PolicySource(PolicyRecipe(kind="remote", address=str(name)), None)
+        return PolicySource(RemoteRecipe(address=str(name)), None)
     path = find("policies", name)
     if is_bare_checkpoint(path):
-        return PolicySource(PolicyRecipe(kind="openvla", checkpoint=path), path)
+        return PolicySource(OpenVLARecipe(checkpoint=path), path)
     return PolicySource(read(PolicyRecipe, path), path)

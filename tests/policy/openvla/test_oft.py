@@ -408,8 +408,8 @@ def recipe_table(**changes: Any) -> dict[str, Any]:
         (recipe_table(normalisation="bounds_q98"), "did you mean 'bounds_q99'"),
         (recipe_table(chunk=0), "chunk must be at least 1, got 0"),
         (recipe_table(cameras=[]), "cameras must be different names, at least one"),
-        ({"kind": "openvla_oft", "checkpoint": "."}, r"kind 'openvla_oft' needs a table \[oft\]"),
-        ({**recipe_table(), "kind": "openvla"}, r"kind 'openvla' takes no table \[oft\]"),
+        ({"kind": "openvla_oft", "checkpoint": "."}, "oft: this key is missing; it must be a table"),
+        ({**recipe_table(), "kind": "openvla"}, "oft: this key is for kind 'openvla_oft', not for 'openvla'"),
     ],
 )
 def test_a_wrong_recipe_is_told(table: dict[str, Any], reason: str) -> None:

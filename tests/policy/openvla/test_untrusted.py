@@ -17,7 +17,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.policy.kinds import check_policy
 from vla_robot.policy.openvla import weights
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load
-from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.policy import OpenVLARecipe
 
 OTHER = "vit_so400m_patch14_siglip_224"
 
@@ -135,15 +135,15 @@ def test_an_index_names_files_of_its_own_folder(broken: Callable[..., Path], wei
 def test_checking_finds_what_the_first_second_of_a_run_would(
     tiny_folder: Path, broken: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_policy(PolicyRecipe("openvla", checkpoint=tiny_folder, statistics_key="toy"))
+    check_policy(OpenVLARecipe(checkpoint=tiny_folder, statistics_key="toy"))
     with pytest.raises(ContractError, match="unknown statistics key 'toi'; did you mean 'toy'"):
-        check_policy(PolicyRecipe("openvla", checkpoint=tiny_folder, statistics_key="toi"))
+        check_policy(OpenVLARecipe(checkpoint=tiny_folder, statistics_key="toi"))
     folder = broken()
     (folder / weights.SINGLE).unlink()
     with pytest.raises(CheckpointError, match=r"lacks model\.safetensors"):
-        check_policy(PolicyRecipe("openvla", checkpoint=folder))
+        check_policy(OpenVLARecipe(checkpoint=folder))
     monkeypatch.setattr(weights, "_fill", lambda *_: pytest.fail("weights were read"))
-    check_policy(PolicyRecipe("openvla", checkpoint=tiny_folder))
+    check_policy(OpenVLARecipe(checkpoint=tiny_folder))
 
 
 def test_natural_arguments_work_or_are_told(tiny_folder: Path) -> None:

@@ -21,9 +21,8 @@ from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, TransportError
 from vla_robot.core.messages import Observation
 from vla_robot.loop.control_loop import run_episode
-from vla_robot.recipe.env import EnvRecipe
-from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
-from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.peer import GrootPeerRecipe, PeerImageRecipe, PeerNumbersRecipe
+from vla_robot.recipe.policy import GrootRecipe
 from vla_robot.recipe.policy_source import PolicySource
 from vla_robot.safety.limits import RangeGuard
 from vla_robot.serve.interop.groot_policy import Generation, GrootPolicy
@@ -37,7 +36,7 @@ ARM = Embodiment(
     cameras=(CameraSpec("front", 6, 8),),
     rate_hz=10.0,
 )
-FLAT = PeerRecipe(
+FLAT = GrootPeerRecipe(
     rate_hz=10.0,
     images=(PeerImageRecipe("video.front", "front"),),
     state=(PeerNumbersRecipe("state.arm", ("x",)),),
@@ -51,7 +50,7 @@ NESTED = replace(
     prompt="language.annotation.human.task_description",
     generation="n1.7",
 )
-PEERS: dict[Generation, PeerRecipe] = {"n1.5": FLAT, "n1.6": replace(NESTED, generation="n1.6"), "n1.7": NESTED}
+PEERS: dict[Generation, GrootPeerRecipe] = {"n1.5": FLAT, "n1.6": replace(NESTED, generation="n1.6"), "n1.7": NESTED}
 GENERATIONS = get_args(Generation)
 SEEN = Observation({"front": np.full((6, 8, 3), 200, np.uint8)}, np.array([0.25]), "lift", stamp_ns=7, step=3)
 KEYS = {
@@ -320,9 +319,8 @@ def test_only_this_computer_is_asked(connect: Any, address: str, says: str) -> N
 
 
 def test_a_recipe_becomes_a_client(serving: Any) -> None:
-    recipe = PolicyRecipe(kind="groot", address=serving("n1.7").address, peer=NESTED)
-    nobody = EnvRecipe(kind="robosuite", task="Lift", instruction="lift")
-    policy = build_policy(PolicySource(recipe, Path("mine.toml")), nobody, ARM)
+    recipe = GrootRecipe(address=serving("n1.7").address, peer=NESTED)
+    policy = build_policy(PolicySource(recipe, Path("mine.toml")), None, ARM)
     assert isinstance(policy, GrootPolicy)
     assert len(policy.act([SEEN])) == 1
     policy.close()

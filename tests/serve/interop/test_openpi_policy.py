@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import http.server
 import threading
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -21,9 +22,9 @@ from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, RecipeError, TransportError
 from vla_robot.core.messages import Observation
 from vla_robot.loop.control_loop import run_episode
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe import dump, parse
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
-from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.policy import OpenpiRecipe, PolicyRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.safety.limits import RangeGuard
 from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
@@ -258,12 +259,8 @@ def test_a_proxy_of_the_environment_is_not_asked(serving: Any, connect: Any, mon
     assert len(connect(serving(lambda _: AHEAD).address).act([SEEN])) == 1
 
 
-def source(**changes: Any) -> PolicySource:
-    fields: dict[str, Any] = {"kind": "openpi", "address": "ws://127.0.0.1:9", "peer": PEER, **changes}
-    return PolicySource(PolicyRecipe(**fields), Path("mine.toml"))
-
-
-NOBODY = EnvRecipe(kind="robosuite", task="Lift", instruction="lift")
+def source(address: str = "ws://127.0.0.1:9", peer: PeerRecipe = PEER) -> PolicySource:
+    return PolicySource(OpenpiRecipe(address=address, peer=peer), Path("mine.toml"))
 
 
 def test_a_recipe_becomes_a_client_with_its_token(serving: Any, tmp_path: Path) -> None:
@@ -271,7 +268,7 @@ def test_a_recipe_becomes_a_client_with_its_token(serving: Any, tmp_path: Path) 
     token = tmp_path / "token"
     token.write_text("secret-1\n")
     recipe = source(address=server.address, peer=PeerRecipe(10.0, PEER.images, PEER.action, PEER.state, token=token))
-    policy = build_policy(recipe, NOBODY, ARM)
+    policy = build_policy(recipe, None, ARM)
     assert isinstance(policy, OpenpiPolicy)
     policy.close()
     assert server.headers == ["Api-Key secret-1"]
@@ -280,7 +277,7 @@ def test_a_recipe_becomes_a_client_with_its_token(serving: Any, tmp_path: Path) 
 def test_a_recipe_that_does_not_fit_the_world_is_refused_before_anybody_is_asked() -> None:
     recipe = source(peer=PeerRecipe(15.0, PEER.images, PEER.action))
     with pytest.raises(ContractError, match="are for 15 Hz, the world runs at 10 Hz"):
-        build_policy(recipe, NOBODY, ARM)
+        build_policy(recipe, None, ARM)
 
 
 def test_an_address_alone_does_not_say_what_the_numbers_mean() -> None:
@@ -294,18 +291,19 @@ def test_a_token_is_one_line(tmp_path: Path, text: str) -> None:
     token.write_text(text)
     recipe = source(peer=PeerRecipe(10.0, PEER.images, PEER.action, token=token))
     with pytest.raises(RecipeError, match="must hold one line"):
-        build_policy(recipe, NOBODY, ARM)
+        build_policy(recipe, None, ARM)
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("lacks", "more", "says"),
     [
-        ({"peer": None}, r"kind 'openpi' needs a table \[peer\]"),
-        ({"address": None}, "kind 'openpi' needs an address"),
-        ({"kind": "groot"}, r"kind 'groot' needs a peer\.generation"),
-        ({"kind": "hold", "address": None}, r"kind 'hold' takes no table \[peer\]"),
+        ("peer", {}, "peer: this key is missing; it must be a table"),
+        ("address", {}, "address: this key is missing"),
+        ("", {"kind": "groot"}, r"peer\.generation: this key is missing; it must be one of n1\.5, n1\.6, n1\.7"),
+        ("address", {"kind": "hold"}, "peer: this key is for kind 'openpi' or 'groot', not for 'hold'"),
     ],
 )
-def test_a_recipe_with_half_of_what_it_needs_is_refused(fields: dict[str, Any], says: str) -> None:
+def test_a_recipe_with_half_of_what_it_needs_is_refused(lacks: str, more: dict[str, Any], says: str) -> None:
+    table = tomllib.loads(dump(source().recipe)) | more
     with pytest.raises(RecipeError, match=says):
-        source(**fields)
+        parse(PolicyRecipe, {key: value for key, value in table.items() if key != lacks}, "mine")

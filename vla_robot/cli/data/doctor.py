@@ -105,13 +105,13 @@ def _reference(policy: str, key: str | None, name: str) -> dict[str, Any]:
 def _checkpoint_folder(policy: str) -> Path:
     """A folder is its own checkpoint; a recipe names one."""
     from vla_robot.recipe import read
-    from vla_robot.recipe.policy import PolicyRecipe
+    from vla_robot.recipe.policy import CheckpointRecipe, PolicyRecipe
 
     path = find("policies", policy)
     if path.is_dir():
         return path
     recipe = read(PolicyRecipe, path)
-    if recipe.checkpoint is None:
+    if not isinstance(recipe, CheckpointRecipe):
         raise DataError(f"{path} has no checkpoint, and so no statistics to compare with.")
     return recipe.checkpoint
 

@@ -36,6 +36,7 @@ from vla_robot.evaluate.video_selection import Videos, VideoSelection
 from vla_robot.evaluate.worker_pool import run_in_pool
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.policy import CheckpointRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.record.collect import WithoutTruth
 from vla_robot.serve.policy.shared_policy import SharedPolicy
@@ -246,7 +247,7 @@ def _worlds(env: Path, count: int) -> Iterator[list[ReplaceableWorld]]:
 @contextlib.contextmanager
 def _policies(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, count: int) -> Iterator[list[Policy]]:
     """One for each world. Weights are loaded once and answer all worlds; what has none may remember its episode."""
-    if source.recipe.checkpoint is None:
+    if not isinstance(source.recipe, CheckpointRecipe):
         policies = [build_policy(source, env, embodiment) for _ in range(count)]
         yield policies if source.is_privileged else [WithoutTruth(policy) for policy in policies]
         return

@@ -6,7 +6,8 @@ is asked of the package metadata and not of the import system.
 
 from __future__ import annotations
 
-from importlib import metadata
+from importlib import import_module, metadata
+from typing import Any
 
 from vla_robot.core.errors import MissingDependencyError
 
@@ -32,3 +33,9 @@ def require(distribution: str, extra: str, purpose: str) -> str:
             f"Install it with `pip install 'vla_robot[{extra}]'`, or run `make setup` in a checkout."
         )
     return version
+
+
+def attribute(path: str) -> Any:
+    """What "package.module:name" means, its module imported now. For our own tables, never for a recipe's text."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

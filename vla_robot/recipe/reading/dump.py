@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_robot.recipe.reading.kinds import KIND_KEY, family_of, kind_name
+
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -24,11 +26,18 @@ def dump(recipe: Any, *, comments: bool = False) -> str:
 
 
 def field_help(schema: type) -> dict[str, str]:
-    """Field name -> what the class's docstring says of it under `Attributes:`."""
-    text = inspect.getdoc(schema) or ""
-    _, _, attributes = text.partition("Attributes:\n")
+    """Field name -> what the docstrings of the class and its bases say of it under `Attributes:`.
+
+    Of a family's `kind`, the first line of the class's own docstring.
+    """
     pattern = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
-    return {name: " ".join(body.split()) for name, body in pattern.findall(attributes)}
+    notes: dict[str, str] = {}
+    for owner in reversed(schema.__mro__[:-1]):
+        _, _, attributes = inspect.cleandoc(owner.__doc__ or "").partition("Attributes:\n")
+        notes |= {name: " ".join(body.split()) for name, body in pattern.findall(attributes)}
+    if family_of(schema) and kind_name(schema):
+        notes[KIND_KEY] = inspect.cleandoc(schema.__doc__ or "").partition("\n")[0]
+    return notes
 
 
 def _table(node: Any, path: tuple[str, ...], comments: bool) -> list[str]:

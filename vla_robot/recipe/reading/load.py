@@ -11,6 +11,8 @@ Accepted annotations: bool, int, float (an int is taken), str, Path (relative to
 `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, and dataclasses of these. A rule beyond types stands in the
 dataclass's `__post_init__`, which raises RecipeError; its message is reported with the others.
 
+A base with `kinds` stands for the dataclass that the table's key `kind` chooses; see reading/kinds.py.
+
 One level of inheritance: a recipe with `base = "NAME"` is laid over NAME, table by table; NAME must have no base.
 """
 
@@ -20,13 +22,14 @@ import dataclasses
 import math
 import tomllib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.core.untrusted import malformed, read_file, shortened
 from vla_robot.recipe.reading.find import Kind, find
+from vla_robot.recipe.reading.kinds import KIND_KEY, Kinds, family_of, kind_name, kinds_of
 
 BASE_KEY = "base"
 MAX_BYTES = 2**20
@@ -57,8 +60,8 @@ _TYPE_WORDS: dict[type, str] = {
 
 
 def kind_of(schema: type) -> Kind:
-    """The folder that holds recipes of a schema."""
-    return _FOLDERS[schema.__name__]
+    """The folder that holds recipes of a schema; one of one kind lies where its family's do."""
+    return next(_FOLDERS[owner.__name__] for owner in schema.__mro__ if owner.__name__ in _FOLDERS)
 
 
 def read[T](schema: type[T], name_or_path: str | Path) -> T:
@@ -83,7 +86,14 @@ def read_table(schema: type, path: Path) -> dict[str, Any]:
             f"{path}: base: '{base_path}' has itself the base '{base[BASE_KEY]}'; only one level is allowed. "
             f"Name '{base[BASE_KEY]}' directly, or copy the keys."
         )
-    return _merged(_anchored(schema, base, base_path.parent), table)
+    return _merged(_anchored(_concrete(schema, {**base, **table}), base, base_path.parent), table)
+
+
+def _concrete(schema: type, table: Mapping[str, Any]) -> type:
+    """The dataclass that a table follows; the base itself where the table names no kind that exists."""
+    kinds = kinds_of(schema)
+    kind = kinds.chosen(table) if kinds else None
+    return kinds.schema(kind) if kinds and kind in kinds.names() else schema
 
 
 def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T:
@@ -206,11 +216,15 @@ class _Reader:
         if not _is_table(value):
             return self._problem(key, f"expected a table, got {_seen(value)}")
         before = len(self.problems)
+        if kinds := kinds_of(schema):
+            schema = self._chosen(kinds, value, key) or schema
+        if len(self.problems) > before:
+            return None
         hints = get_type_hints(schema)
         fields = {f.name: f for f in dataclasses.fields(schema) if f.init}
         for name in value:
             if name not in fields:
-                self._problem(_join(key, name), unknown("key", name, fields).rstrip("."))
+                self._unknown_key(schema, name, value[name], key, fields)
         for name, field in fields.items():
             if name not in value and _is_required(field):
                 self._problem(_join(key, name), f"this key is missing; it must be {_describe(hints[name])}")
@@ -221,6 +235,37 @@ class _Reader:
             return schema(**arguments)
         except RecipeError as error:
             return self._problem(key, str(error).rstrip("."))
+
+    def _chosen(self, kinds: Kinds[Any], table: Mapping[str, Any], key: str) -> type | None:
+        """The dataclass of the table's kind; None, and a problem, where it says none that can be used."""
+        here, kind = _join(key, KIND_KEY), kinds.chosen(table)
+        if kind is None:
+            return self._problem(here, f"this key is missing; it must be one of {', '.join(kinds.names())}")
+        try:
+            return kinds.schema(kind)
+        except RecipeError as error:
+            return self._problem(here, str(error).rstrip("."))
+
+    def _unknown_key(self, schema: type, name: str, value: Any, key: str, fields: Collection[str]) -> None:
+        """A problem, unless the key says of another kind what is so anyway: earlier releases wrote all kinds' defaults
+        into the recipes that they stored in episodes."""
+        family = family_of(schema)
+        owners = family.owners(name) if family else {}
+        if any(self._is_default(owner, name, value) for owner in owners.values()):
+            return
+        if owners:
+            kinds = " or ".join(f"'{kind}'" for kind in owners)
+            self._problem(_join(key, name), f"this key is for kind {kinds}, not for '{kind_name(schema)}'")
+        else:
+            self._problem(_join(key, name), unknown("key", name, fields).rstrip("."))
+
+    def _is_default(self, schema: type, name: str, value: Any) -> bool:
+        field = {f.name: f for f in dataclasses.fields(schema)}[name]
+        if _is_required(field):
+            return False
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        trial = _Reader(self.folder)
+        return trial.value(get_type_hints(schema)[name], value, name) == default and not trial.problems
 
     def value(self, hint: Any, value: Any, key: str) -> Any:
         origin = get_origin(hint)

@@ -15,7 +15,8 @@ from vla_robot.core.host import optional
 from vla_robot.policy.openvla.engine.int4 import BLOCK, FourBitMatrix
 from vla_robot.policy.openvla.engine.quantise import PACKAGES
 from vla_robot.policy.openvla.policy import load
-from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe import parse
+from vla_robot.recipe.policy import OpenVLARecipe, PolicyRecipe
 
 NANO = Path(__file__).resolve().parents[4] / "policies" / "openvla_nano"
 FRAME = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -108,8 +109,8 @@ def test_without_its_package_the_extra_is_named(how: str, tiny_folder: Path, mon
 
 def test_a_recipe_quantises_openvla_only_and_not_compiled_ones() -> None:
     folder = Path("somewhere")
-    assert PolicyRecipe("openvla", checkpoint=folder, quantise="int8").quantise == "int8"
+    assert OpenVLARecipe(checkpoint=folder, quantise="int8").quantise == "int8"
     with pytest.raises(RecipeError, match="quantise"):
-        PolicyRecipe("openvla", checkpoint=folder, quantise="int8", compiled=True)
-    with pytest.raises(RecipeError, match="quantise"):
-        PolicyRecipe("hold", quantise="int8")
+        OpenVLARecipe(checkpoint=folder, quantise="int8", compiled=True)
+    with pytest.raises(RecipeError, match="quantise: this key is for kind 'openvla', not for 'hold'"):
+        parse(PolicyRecipe, {"kind": "hold", "quantise": "int8"}, "mine")

@@ -1,0 +1,105 @@
+"""One dataclass for each kind: which one a table follows, and what is said of a key that is another kind's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.optional import attribute
+from vla_robot.policy.kinds import FAMILIES
+from vla_robot.recipe import dump, parse, read, read_table
+from vla_robot.recipe.policy import (
+    CheckpointRecipe,
+    HoldRecipe,
+    OpenpiRecipe,
+    OpenVLARecipe,
+    PolicyRecipe,
+    RemoteRecipe,
+)
+from vla_robot.recipe.reading.dump import field_help
+
+STORED_POLICY: dict[str, Any] = {
+    "description": "",
+    "dtype": "float32",
+    "pre_step": "none",
+    "compiled": False,
+    "poses": [],
+    "relative": False,
+}
+"""What each policy recipe said of the keys of other kinds when one dataclass stood for all of them."""
+
+
+def test_the_kind_chooses_the_dataclass() -> None:
+    assert parse(PolicyRecipe, {"kind": "hold"}, "mine") == HoldRecipe()
+    assert isinstance(read(PolicyRecipe, "openpi_libero"), OpenpiRecipe)
+    assert isinstance(read(PolicyRecipe, "openvla_nano"), OpenVLARecipe)
+
+
+def test_one_kind_can_be_asked_for() -> None:
+    assert read(OpenpiRecipe, "openpi_libero").peer.rows == 5
+    with pytest.raises(RecipeError, match="kind: unknown value 'hold'"):
+        read(OpenpiRecipe, "hold")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({}, "kind: this key is missing; it must be one of openvla, openvla_oft, hold"),
+        ({"kind": "holt"}, "kind: unknown value 'holt'; did you mean 'hold'"),
+        ({"kind": 3}, "kind: unknown value '3'"),
+        ({"kind": "hold", "adress": "tcp://a:1"}, "adress: unknown key 'adress'"),
+        (
+            {"kind": "hold", "address": "tcp://a:1"},
+            "address: this key is for kind 'remote' or 'openpi' or 'groot', not",
+        ),
+        ({"kind": "hold", "compiled": True}, "compiled: this key is for kind 'openvla', not for 'hold'"),
+        ({"kind": "remote", "address": "a", "dtype": "int8"}, "dtype: this key is for kind 'openvla' or 'openvla_oft'"),
+    ],
+)
+def test_a_table_that_fits_no_kind_is_told_why(table: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        parse(PolicyRecipe, table, "mine")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"kind": "hold"},
+        {"kind": "remote", "address": "tcp://127.0.0.1:5580"},
+        {"kind": "openvla", "checkpoint": "weights"},
+        {"kind": "reach", "poses": [[0.0, 0.0, 0.1, 0.0, 0.0, 0.0, 1.0]], "relative": True},
+    ],
+)
+def test_a_policy_as_episodes_of_earlier_releases_hold_it_is_read(own: dict[str, Any]) -> None:
+    assert parse(PolicyRecipe, STORED_POLICY | own, "policy.toml") == parse(PolicyRecipe, own, "policy.toml")
+
+
+def test_an_heir_of_another_folder_keeps_the_paths_of_its_base(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "first.toml").write_text('kind = "openvla"\ncheckpoint = "weights"\n')
+    (tmp_path / "second.toml").write_text('base = "far/first"\ndtype = "bfloat16"\n')
+    recipe = parse(PolicyRecipe, read_table(PolicyRecipe, tmp_path / "second.toml"), tmp_path / "second.toml")
+    assert recipe == OpenVLARecipe(checkpoint=tmp_path / "far" / "weights", dtype="bfloat16")
+
+
+def test_each_key_of_each_kind_is_explained() -> None:
+    for schema in PolicyRecipe.kinds.built_in.values():
+        assert {f.name for f in dataclasses.fields(schema)} == set(field_help(schema)), schema
+
+
+def test_a_shown_recipe_says_what_its_kind_does() -> None:
+    shown = dump(RemoteRecipe(address="tcp://127.0.0.1:5580"), comments=True)
+    assert '# Asks a `vla serve`.\nkind = "remote"\n' in shown
+    assert "# where it listens" in shown
+
+
+def test_each_policy_that_runs_here_has_code_that_exists() -> None:
+    elsewhere = {"remote", "openpi", "groot"}
+    assert set(FAMILIES) == {s for kind, s in PolicyRecipe.kinds.built_in.items() if kind not in elsewhere}
+    for schema, family in FAMILIES.items():
+        assert callable(attribute(family.build))
+        assert issubclass(schema, CheckpointRecipe) == (family.check is not None)

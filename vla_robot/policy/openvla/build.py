@@ -1,0 +1,66 @@
+"""Recipes of OpenVLA's two kinds -> policies, and what can be found out about their folders without reading weights."""
+
+from __future__ import annotations
+
+from vla_robot.core.embodiment import Embodiment, require_fit
+from vla_robot.core.errors import ContractError, unknown
+from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
+from vla_robot.policy.openvla.oft import check_oft as check_oft_folder
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.openvla.policy import check as check_folder
+from vla_robot.recipe.policy import OFTRecipe, OpenVLAOFTRecipe, OpenVLARecipe
+
+
+def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | None) -> OpenVLAPolicy:
+    """As `load_policy`."""
+    policy = load(
+        recipe.checkpoint,
+        recipe.dtype,
+        statistics_key=recipe.statistics_key,
+        pre_step=recipe.pre_step,
+        compiled=recipe.compiled,
+        quantise=recipe.quantise,
+    )
+    return _fitted(policy, embodiment)
+
+
+def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: str | None) -> OFTPolicy:
+    """As `load_policy`."""
+    if embodiment is not None:
+        _require_room(recipe.oft, embodiment)  # before gigabytes are read
+    policy = load_oft(
+        recipe.checkpoint, recipe.oft, recipe.dtype, statistics_key=recipe.statistics_key, pre_step=recipe.pre_step
+    )
+    return _fitted(policy, embodiment)
+
+
+def check(recipe: OpenVLARecipe) -> None:
+    """As `check_policy`."""
+    check_folder(recipe.checkpoint, recipe.statistics_key, recipe.pre_step)
+
+
+def check_oft(recipe: OpenVLAOFTRecipe) -> None:
+    """As `check_policy`."""
+    check_oft_folder(recipe.checkpoint, recipe.oft, recipe.statistics_key, recipe.pre_step)
+
+
+def _fitted[P: OpenVLAPolicy | OFTPolicy](policy: P, embodiment: Embodiment | None) -> P:
+    if policy.embodiment is not None and embodiment is not None:
+        require_fit(policy.embodiment, embodiment)
+    return policy
+
+
+def _require_room(oft: OFTRecipe, embodiment: Embodiment) -> None:
+    """Raise ContractError unless the world has these cameras and takes such actions.
+
+    A published folder names neither; how long the state must be is checked with the first observation.
+    """
+    cameras = [camera.name for camera in embodiment.cameras]
+    for name in oft.cameras:
+        if name not in cameras:
+            raise ContractError(unknown("camera", name, cameras))
+    if oft.action_dim != len(embodiment.action):
+        raise ContractError(
+            f"the policy gives {oft.action_dim} numbers per action, '{embodiment.name}' takes "
+            f"{len(embodiment.action)}: {', '.join(embodiment.action.names)}."
+        )

@@ -1,0 +1,41 @@
+"""Recipes of scripted policies -> policies. Each works for any arm, and must be told for which one."""
+
+from __future__ import annotations
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import ContractError
+from vla_robot.core.ports import Policy
+from vla_robot.policy.scripted.experts import build_expert
+from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
+from vla_robot.policy.scripted.waypoints import ReachPolicy
+from vla_robot.recipe.policy import ExpertRecipe, HoldRecipe, PolicyRecipe, RandomRecipe, WaypointsRecipe
+
+
+def hold(recipe: HoldRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
+    """As `load_policy`."""
+    embodiment = _named(recipe, embodiment)
+    if embodiment.action.kind != "eef_delta":
+        raise ContractError(f"'hold' needs an arm that is moved by deltas; '{embodiment.name}' takes positions.")
+    return HoldPolicy(embodiment.action)
+
+
+def uniform(recipe: RandomRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
+    """As `load_policy`."""
+    return RandomPolicy(_named(recipe, embodiment).action)
+
+
+def waypoints(recipe: WaypointsRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
+    """As `load_policy`."""
+    return ReachPolicy(_named(recipe, embodiment), recipe.poses, recipe.relative)
+
+
+def scripted_expert(recipe: ExpertRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
+    """As `load_policy`."""
+    return build_expert(expert, _named(recipe, embodiment).action)
+
+
+def _named(recipe: PolicyRecipe, embodiment: Embodiment | None) -> Embodiment:
+    """The arm of a policy that was made for none in particular."""
+    if embodiment is None:
+        raise ContractError(f"a policy of kind '{recipe.kind}' works for any arm, so it must be told for which one.")
+    return embodiment

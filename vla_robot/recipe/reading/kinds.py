@@ -1,0 +1,114 @@
+"""Which dataclass a table follows, where its key `kind` chooses among several: built in, or from an installed plugin.
+
+    @dataclass(frozen=True, kw_only=True)
+    class PolicyRecipe:                                  the base: what all kinds have
+        kinds: ClassVar[Kinds[PolicyRecipe]]
+        kind: str
+
+    class HoldRecipe(PolicyRecipe):
+        kind: Literal["hold"] = "hold"                   the dataclass says by itself which kind it is
+
+    PolicyRecipe.kinds = Kinds("policy", PolicyRecipe, (HoldRecipe, ...), groups=("vla_robot.policies",))
+
+`parse(PolicyRecipe, table, source)` then gives a HoldRecipe for `kind = "hold"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args, get_type_hints
+
+from vla_robot.core.errors import RecipeError, closest
+from vla_robot.recipe.reading.plugins import Plugin, load_plugin, plugin_names
+
+KIND_KEY = "kind"
+
+
+class Kinds[R]:
+    """The dataclasses of one family of recipes, by the value of their key `kind`."""
+
+    def __init__(
+        self,
+        noun: str,
+        base: type[R],
+        built_in: Sequence[type[R]],
+        *,
+        groups: Sequence[str],
+        default: Callable[[Mapping[str, Any]], str | None] = lambda _: None,
+    ) -> None:
+        """
+        Args:
+            noun: what a recipe describes, for messages.
+            base: what every one of them derives from.
+            built_in: dataclasses, each with a field `kind` whose annotation is a Literal of one name.
+            groups: of the entry points by which installed packages add kinds.
+            default: the kind of a table without the key; None when the key is required.
+        """
+        self.noun, self.groups = noun, tuple(groups)
+        self.built_in: dict[str, type[R]] = {kind_name(schema): schema for schema in built_in}
+        self._base, self._default = base, default
+
+    def names(self) -> list[str]:
+        """Every kind, plugins' after ours. No plugin is imported."""
+        return [*self.built_in, *(name for name in plugin_names(*self.groups) if name not in self.built_in)]
+
+    def chosen(self, table: Mapping[str, Any]) -> str | None:
+        """The kind that a table says, or that its other keys imply; None when it says none."""
+        kind = table.get(KIND_KEY, self._default(table))
+        return None if kind is None else str(kind)
+
+    def schema(self, kind: str) -> type[R]:
+        """The dataclass of a kind.
+
+        Raises:
+            RecipeError: there is no such kind, or its plugin cannot be used.
+        """
+        if kind in self.built_in:
+            return self.built_in[kind]
+        if kind in plugin_names(*self.groups):
+            return self.plugin(kind).recipe
+        near = closest(kind, self.names()) or ";"
+        raise RecipeError(f"unknown value {kind!r}{near} expected one of: {', '.join(self.names())}")
+
+    def plugin(self, kind: str) -> Plugin:
+        """The plugin that adds a kind.
+
+        Raises:
+            RecipeError: no package adds it, or it cannot be used; its distribution is named.
+        """
+        plugin = load_plugin(kind, *self.groups)
+        if problem := self._misfit(plugin, kind):
+            raise RecipeError(f"the plugin '{kind}' of {plugin_names(*self.groups)[kind]} cannot be used: {problem}")
+        return plugin
+
+    def owners(self, key: str) -> dict[str, type[R]]:
+        """The built-in kinds that have a key, and their dataclasses."""
+        return {kind: schema for kind, schema in self.built_in.items() if key in schema.__dataclass_fields__}  # pyright: ignore
+
+    def _misfit(self, plugin: Plugin, kind: str) -> str | None:
+        """Why a plugin does not fit its family; None when it does."""
+        recipe = plugin.recipe
+        if kind in self.built_in:
+            return f"the {self.noun} kind '{kind}' is built in"
+        if not issubclass(recipe, self._base) or not dataclasses.is_dataclass(recipe):
+            return f"its recipe {recipe.__name__} is no dataclass that derives from {self._base.__name__}"
+        if kind_name(recipe) != kind:
+            return f'its recipe {recipe.__name__} must have the field `kind: Literal["{kind}"] = "{kind}"`'
+        return None
+
+
+def family_of(schema: type) -> Kinds[Any] | None:
+    """The family of a base, or of a dataclass that derives from one."""
+    return getattr(schema, "kinds", None)
+
+
+def kinds_of(schema: type) -> Kinds[Any] | None:
+    """The family of a base; None for a dataclass of one kind."""
+    return vars(schema).get("kinds")
+
+
+def kind_name(schema: type) -> str:
+    """The one name in the Literal of a dataclass's field `kind`; empty when it has none."""
+    names = get_args(get_type_hints(schema).get(KIND_KEY))
+    return str(names[0]) if len(names) == 1 else ""

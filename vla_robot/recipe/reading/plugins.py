@@ -1,0 +1,84 @@
+"""Kinds of recipes that installed packages add, through entry points. A recipe names a kind, never a path to code.
+
+    [project.entry-points."vla_robot.policies"]     in the package's pyproject.toml
+    wave = "my_package.wave:PLUGIN"                 PLUGIN = Plugin(recipe=WaveRecipe, description=..., build=...)
+
+A package is imported only when a recipe of its kind is read, or when plugins are listed. docs/plugins.md goes with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from vla_robot.core.errors import RecipeError, in_words
+from vla_robot.core.untrusted import printable
+
+GROUPS = (
+    "vla_robot.policies",
+    "vla_robot.worlds",
+    "vla_robot.robots",
+    "vla_robot.teleoperators",
+    "vla_robot.datasets",
+)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """What an entry point's value must be.
+
+    Attributes:
+        recipe: the dataclass that a table of this kind follows; it derives from its family's base.
+        description: one line for `vla list` and `vla doctor`.
+        build: makes the thing of a recipe; docs/plugins.md has the signature of each group.
+    """
+
+    recipe: type[Any]
+    description: str
+    build: Callable[..., Any]
+
+
+def plugin_names(*groups: str) -> Mapping[str, str]:
+    """Kind -> the distribution that adds it and its version. Nothing is imported."""
+    return {name: " and ".join(map(_distribution, points)) for name, points in _points(groups).items()}
+
+
+def load_plugin(kind: str, *groups: str) -> Plugin:
+    """Import the plugin of a kind.
+
+    Raises:
+        RecipeError: no package adds it, two do, or it cannot be imported; the distribution is named.
+    """
+    points = _points(groups).get(kind, [])
+    if not points:
+        raise RecipeError(f"no installed package adds '{kind}' to {' or '.join(groups)}")
+    owners = " and ".join(map(_distribution, points))
+    if len(points) > 1:
+        raise RecipeError(f"the kind '{kind}' is added by {owners}: uninstall all but one")
+    try:
+        plugin = points[0].load()
+    except Exception as error:  # whatever a stranger's module raises while it is imported
+        raise RecipeError(
+            f"the plugin '{kind}' of {owners} cannot be imported: {printable(in_words(error))}"
+        ) from error
+    if not isinstance(plugin, Plugin):
+        raise RecipeError(
+            f"the plugin '{kind}' of {owners} cannot be used: {points[0].value} is a {type(plugin).__name__}, "
+            "not a vla_robot.recipe.Plugin"
+        )
+    return plugin
+
+
+@cache
+def _points(groups: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in (point for group in groups for point in entry_points(group=group)):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _distribution(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
