@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format check build constraints clean
+.PHONY: help setup demo test format check build docs constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -38,18 +38,21 @@ build: setup  ## build wheel and sdist, install each in a clean environment and 
 	  echo "works from a clean install: $$artefact"; \
 	done
 
+docs: setup  ## build the documentation site in site/; fails on a broken link and on a public name without a page
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "Built: site/index.html"
+
 constraints: setup  ## resolve the newest versions that fit pyproject.toml into constraints.txt
 	@{ sed -n '/^#/p' constraints.txt; \
 	   $(BIN)/uv pip compile pyproject.toml --all-extras --upgrade --quiet --no-header --no-annotate --no-emit-index-url; \
 	 } > constraints.tmp && mv constraints.tmp constraints.txt
 
 clean:  ## remove .venv, caches and builds; runs/ and data/ stay
-	rm -rf $(VENV) dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) dist site .pytest_cache .ruff_cache .hypothesis
 
 $(STAMP): pyproject.toml constraints.txt .python-version
 	@.ci/make_venv $(VENV)
 	@echo "Installing the packages of constraints.txt (about 6 GB of disk the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all,dev]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all,dev,docs]'
 	@touch $@
 	@echo "Set up in $(VENV). If something seems off: $(BIN)/vla doctor"

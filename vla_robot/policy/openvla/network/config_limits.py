@@ -68,7 +68,8 @@ def whole(source: str, key: str, value: object, largest: int, smallest: int = 1)
         source: file, for the message.
         key: of the file, for the message.
         value: as read.
-        largest, smallest: bounds, inclusive.
+        largest: bound, inclusive.
+        smallest: bound, inclusive.
 
     Raises:
         CheckpointError: it is none, or out of bounds.

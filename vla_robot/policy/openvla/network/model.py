@@ -48,7 +48,7 @@ class OpenVLA(nn.Module):
         self.proprio_projector = ProprioProjector(config.proprio_dim, llm_dim) if config.proprio_dim else None
 
     def embed(self, pixels: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
-        """Perceive and align: the multimodal sequence [BOS][patches][state][rest of the text].
+        """Perceive and align: the multimodal sequence of BOS, patches, state and the rest of the text.
 
         Args:
             pixels: (B, N, C, S, S) normalised.
@@ -94,7 +94,10 @@ class OpenVLA(nn.Module):
         One pass is enough: as long as each token is the label, the next one is decided after the labels before it.
 
         Args:
-            pixels, input_ids, labels, state: as in `forward`; the labels are words and the end.
+            pixels: as in `forward`.
+            input_ids: as in `forward`.
+            labels: as in `forward`; they are words and the end.
+            state: as in `forward`.
         """
         logits, targets, rows = self._predict(pixels, input_ids, labels, state)
         wrong = logits[:, : self.config.num_words].argmax(dim=1) != targets
