@@ -107,6 +107,12 @@ def test_what_is_encoded_protobuf_decodes(content: dict[str, list]) -> None:
     }
 
 
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 2**21 - 1, 2**21])
+def test_lengths_of_any_number_of_bytes_are_encoded(size: int) -> None:
+    decoded = EXAMPLES[True].FromString(encode({"x": [bytes(size)]}))
+    assert [len(value) for value in decoded.features.feature["x"].byteslist.value] == [size]
+
+
 @given(st.binary(max_size=300))
 def test_bytes_of_any_kind_are_decoded_or_refused(record: bytes) -> None:
     try:

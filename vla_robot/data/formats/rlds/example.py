@@ -221,7 +221,12 @@ def _feature(values: NDArray[Any] | Sequence[bytes]) -> bytes:
 
 
 def _delimited(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | LENGTH_DELIMITED]) + _encode_varints(np.array([len(content)])) + content
+    head, size = bytearray([number << 3 | LENGTH_DELIMITED]), len(content)
+    while size >= 0x80:  # not by `_encode_varints`: numpy takes longer for one number than all the rest of a frame
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + content
 
 
 def _encode_varints(values: NDArray[Any]) -> bytes:
