@@ -89,9 +89,9 @@ camera.close()
 
 ARM = """
 from vla_robot.recipe import read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import RealArmRecipe
 from vla_robot.world.real.lerobot_arm import LerobotArm
-arm = LerobotArm(read(EnvRecipe, sys.argv[1]))
+arm = LerobotArm(read(RealArmRecipe, sys.argv[1]))
 seen = [arm.hold().observation for _ in range(5)]
 print(json.dumps([[number(o.images["front"]), o.stamps_ns["front"], o.stamp_ns] for o in seen]))
 arm.close()

@@ -27,7 +27,7 @@ from vla_robot.core.teleop import TeleopCommand
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe import read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import EnvRecipe, RealArmRecipe
 from vla_robot.recipe.teleoperator import TeleoperatorRecipe
 from vla_robot.record.controlled_robot import WaitingWorld
 from vla_robot.record.teleop_session import Session
@@ -296,7 +296,7 @@ class Led:
 
 def test_an_arm_of_metal_goes_where_it_is_led_and_not_beyond(bus: Any, desk: Callable[..., Path]) -> None:
     """On the servos' own time; they lag, and hang below their goals."""
-    recipe, clock, hand = read(EnvRecipe, desk()), FakeClock(NS_PER_S), Led()
+    recipe, clock, hand = read(RealArmRecipe, desk()), FakeClock(NS_PER_S), Led()
     with contextlib.closing(LerobotArm(recipe)) as arm:
         start = arm.reset(0).state[:3]
         motion = LeaderMotion(hand, hand, arm.embodiment, clock=clock)

@@ -15,7 +15,7 @@ import pytest
 from vla_robot.core.errors import ContractError, RecipeError, WorldError
 from vla_robot.core.messages import StepResult
 from vla_robot.recipe import read
-from vla_robot.recipe.env import EnvRecipe, at_speed
+from vla_robot.recipe.env import RealArmRecipe, at_speed
 
 pytest.importorskip("scservo_sdk")
 
@@ -32,8 +32,8 @@ def arm(bus: Any, desk: Desk) -> Iterator[LerobotArm]:
     arm.close()
 
 
-def recipe_of(desk: Desk, top: str = "", robot: str = "", camera: int = 0) -> EnvRecipe:
-    return read(EnvRecipe, desk(top, robot, camera))
+def recipe_of(desk: Desk, top: str = "", robot: str = "", camera: int = 0) -> RealArmRecipe:
+    return read(RealArmRecipe, desk(top, robot, camera))
 
 
 def torques(bus: Any) -> list[int]:
@@ -175,7 +175,7 @@ def test_the_recipe_may_not_set_lerobots_step_beside_ours(desk: Desk) -> None:
     path = desk()
     path.write_text(path.read_text().replace("[robot.fields]", "[robot.fields]\nmax_relative_target = 5.0"))
     with pytest.raises(RecipeError, match=r"max_joint_step_rad of \[limits\], and lerobot is told the same"):
-        read(EnvRecipe, path)
+        read(RealArmRecipe, path)
 
 
 def test_stop_takes_back_the_goals_ahead_and_keeps_what_holds_the_arm_up(bus: Any, arm: LerobotArm) -> None:
@@ -361,7 +361,7 @@ class TestNothingMoves:
         path = desk()
         path.write_text(path.read_text().replace("/port", "/prot"))
         with pytest.raises(WorldError, match=r"there is no port .*/prot. Available: .*lerobot-find-port"):
-            LerobotArm(read(EnvRecipe, path))
+            LerobotArm(read(RealArmRecipe, path))
 
     def test_a_missing_permission_comes_with_the_command_that_gives_it(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
@@ -389,7 +389,7 @@ class TestNothingMoves:
         with pytest.raises(
             WorldError, match=r"camera 'desk' .*index_or_path 7.* cannot be opened: .*lerobot-find-cameras"
         ):
-            LerobotArm(read(EnvRecipe, desk(camera=7)))
+            LerobotArm(read(RealArmRecipe, desk(camera=7)))
 
     def test_a_hot_motor_is_refused(self, bus: Any, desk: Desk) -> None:
         bus.servos[4].temperature_c = 65
@@ -429,7 +429,7 @@ class TestNothingMoves:
         path = desk()
         path.write_text(path.read_text().replace(old, new, 1))
         with pytest.raises(RecipeError, match=words):
-            LerobotArm(read(EnvRecipe, path))
+            LerobotArm(read(RealArmRecipe, path))
 
     def test_an_action_of_another_arm_is_refused(self, bus: Any, desk: Desk) -> None:
         arm = LerobotArm(recipe_of(desk), show=lambda line: None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vla_robot.recipe import parse
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import RealArmRecipe
 from vla_robot.recipe.reading.load import read_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "real-arm.md"
@@ -54,6 +54,6 @@ def test_the_recipe_of_the_page_is_valid(tmp_path: Path) -> None:
     block = PAGE.read_text().split("# envs/my_arm.toml\n")[1].split("\n\n")[0]
     path = tmp_path / "my_arm.toml"
     path.write_text("\n".join(line.strip() for line in block.splitlines()))
-    recipe = parse(EnvRecipe, read_table(EnvRecipe, path), path)
+    recipe = parse(RealArmRecipe, read_table(RealArmRecipe, path), path)
     assert recipe.robot is not None
     assert (recipe.robot.id, recipe.robot.fields["port"]) == ("my_arm", "/dev/ttyACM0")

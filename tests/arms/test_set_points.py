@@ -12,7 +12,7 @@ import pytest
 from vla_robot.cli.build import build_arm
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import RealArmRecipe
 from vla_robot.world.real.set_points import StreamedArm
 
 Desk = Callable[..., Path]
@@ -20,10 +20,10 @@ Desk = Callable[..., Path]
 TABLE = "\n[robot.set_points]\nrate_hz = {rate_hz}\n\n[robot.fields]"
 
 
-def recipe_with_set_points(desk: Desk, rate_hz: float) -> EnvRecipe:
+def recipe_with_set_points(desk: Desk, rate_hz: float) -> RealArmRecipe:
     path = desk()
     path.write_text(path.read_text().replace("[robot.fields]", TABLE.format(rate_hz=rate_hz), 1))
-    return read(EnvRecipe, path)
+    return read(RealArmRecipe, path)
 
 
 def test_the_servos_get_small_steps_that_lead_to_the_goal(bus: Any, desk: Desk) -> None:

@@ -18,11 +18,11 @@ from vla_robot.policy.scripted.experts import build_expert, cube_grasp
 from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
 from vla_robot.policy.scripted.simple import HoldPolicy
 from vla_robot.recipe import read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import RobosuiteRecipe, SimulationRecipe
 from vla_robot.world.kinds import build_world
 from vla_robot.world.sim.sim_embodiment import embodiment_of
 
-SPACE: ActionSpace = embodiment_of(EnvRecipe(kind="robosuite", instruction="lift", task="Lift"), "panda").action
+SPACE: ActionSpace = embodiment_of(RobosuiteRecipe(instruction="lift", task="Lift"), "panda").action
 LENGTH = st.floats(-0.6, 0.6)
 
 
@@ -115,7 +115,7 @@ def succeeds(world: World, policy: Policy, seed: int) -> bool:
 @pytest.mark.sim
 @pytest.mark.parametrize("name", ["lift", "stack", "pick_place_can", "door"])
 def test_an_expert_does_its_task_and_holding_still_does_not(name: str) -> None:
-    recipe = dataclasses.replace(read(EnvRecipe, name), cameras=())
+    recipe = dataclasses.replace(read(SimulationRecipe, name), cameras=())
     world = build_world(recipe, privileged=True)
     space = world.embodiment.action
     assert all(succeeds(world, build_expert(recipe.expert, space), seed) for seed in (500, 501))
@@ -125,7 +125,7 @@ def test_an_expert_does_its_task_and_holding_still_does_not(name: str) -> None:
 
 @pytest.mark.sim
 def test_lift_succeeds_on_cubes_at_forty_five_degrees_and_from_every_disturbance() -> None:
-    recipe = dataclasses.replace(read(EnvRecipe, "lift"), cameras=())
+    recipe = dataclasses.replace(read(SimulationRecipe, "lift"), cameras=())
     world = build_world(recipe, privileged=True)
     expert = build_expert(recipe.expert, world.embodiment.action)
     diagonal = (2, 18, 62, 98)

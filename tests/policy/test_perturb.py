@@ -10,10 +10,10 @@ from vla_robot.core.messages import Observation
 from vla_robot.core.ports import Policy
 from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
 from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import RobosuiteRecipe
 from vla_robot.world.sim.sim_embodiment import embodiment_of
 
-SPACE = embodiment_of(EnvRecipe(kind="robosuite", instruction="lift", task="Lift"), "panda").action
+SPACE = embodiment_of(RobosuiteRecipe(instruction="lift", task="Lift"), "panda").action
 CALM = Perturbation(jitter=0.0, burst_probability=0.0)
 WILD = Perturbation(jitter=0.0, burst_probability=1.0, burst_steps=(3, 3), flip_probability=1.0)
 SEEN = Observation(images={}, state=np.zeros(7), instruction="lift", stamp_ns=17, step=4)

@@ -12,6 +12,7 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.optional import attribute
 from vla_robot.policy.kinds import FAMILIES
 from vla_robot.recipe import dump, parse, read, read_table
+from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.policy import (
     CheckpointRecipe,
     HoldRecipe,
@@ -21,6 +22,7 @@ from vla_robot.recipe.policy import (
     RemoteRecipe,
 )
 from vla_robot.recipe.reading.dump import field_help
+from vla_robot.world.kinds import ROBOTS, WORLDS
 
 STORED_POLICY: dict[str, Any] = {
     "description": "",
@@ -86,8 +88,9 @@ def test_an_heir_of_another_folder_keeps_the_paths_of_its_base(tmp_path: Path) -
     assert recipe == OpenVLARecipe(checkpoint=tmp_path / "far" / "weights", dtype="bfloat16")
 
 
-def test_each_key_of_each_kind_is_explained() -> None:
-    for schema in PolicyRecipe.kinds.built_in.values():
+@pytest.mark.parametrize("base", [PolicyRecipe, EnvRecipe])
+def test_each_key_of_each_kind_is_explained(base: type[PolicyRecipe | EnvRecipe]) -> None:
+    for schema in base.kinds.built_in.values():
         assert {f.name for f in dataclasses.fields(schema)} == set(field_help(schema)), schema
 
 
@@ -103,3 +106,42 @@ def test_each_policy_that_runs_here_has_code_that_exists() -> None:
     for schema, family in FAMILIES.items():
         assert callable(attribute(family.build))
         assert issubclass(schema, CheckpointRecipe) == (family.check is not None)
+
+
+STORED_ENV: dict[str, Any] = {"instruction": "lift the cube", "arm": "Panda", "shadows": False, "placements": []}
+"""The same of an environment's recipe."""
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"kind": "robosuite", "task": "Lift"},
+        {"kind": "mujoco", "scene": "a.xml", "success": {"test": "lifted", "body": "cube"}},
+        {"kind": "robot", "scene": "a.xml", "robot": {"driver": "lerobot", "type": "so101_follower", "id": "desk"}},
+    ],
+)
+def test_an_environment_as_episodes_of_earlier_releases_hold_it_is_read(own: dict[str, Any]) -> None:
+    plain = {"instruction": "lift the cube", **own}
+    assert parse(EnvRecipe, STORED_ENV | own, "env.toml") == parse(EnvRecipe, plain, "env.toml")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"kind": "robosuite"}, "task: this key is missing"),
+        (
+            {"kind": "robosuite", "task": "Lift", "scene": "a.xml"},
+            "scene: this key is for kind 'mujoco' or 'robot', not",
+        ),
+        ({"kind": "mujoco", "scene": "a.xml"}, "success: this key is missing"),
+        ({"kind": "robot", "expert": "lift"}, "expert: this key is for kind 'robosuite' or 'mujoco', not for 'robot'"),
+    ],
+)
+def test_an_environment_that_fits_no_kind_is_told_why(table: dict[str, Any], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        parse(EnvRecipe, {"instruction": "lift the cube"} | table, "mine")
+
+
+def test_each_world_and_robot_has_code_that_exists() -> None:
+    assert {*WORLDS, *ROBOTS} == set(EnvRecipe.kinds.built_in.values())
+    assert all(callable(attribute(path)) for path in (*WORLDS.values(), *ROBOTS.values()))

@@ -21,7 +21,7 @@ from gymnasium.utils.env_checker import check_env
 from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import Clamp, StepResult, Vector
 from vla_robot.recipe import available, dump, read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import MujocoRecipe
 from vla_robot.world.kinds import build_world
 from vla_robot.world.sim.gym_env import WorldEnv, env_id, register_all
 from vla_robot.world.sim.mujoco_world import MujocoWorld
@@ -30,7 +30,7 @@ HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 DEADLINE_S = 240.0
 """After which a process is taken to hang; on an idle computer each takes some seconds."""
 
-SHORT = dataclasses.replace(read(EnvRecipe, "tabletop"), cameras=(), horizon=3)
+SHORT = dataclasses.replace(read(MujocoRecipe, "tabletop"), cameras=(), horizon=3)
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from vla_robot.core.errors import PolicyError
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.policy.scripted.experts import build_expert
 from vla_robot.recipe import read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import RobosuiteRecipe
 from vla_robot.world.sim.robosuite_world import RobosuiteWorld
 
 pytestmark = pytest.mark.sim
-RECIPE = dataclasses.replace(read(EnvRecipe, "lift_colour"), cameras=())
+RECIPE = dataclasses.replace(read(RobosuiteRecipe, "lift_colour"), cameras=())
 COLOURS = ("red", "green", "blue")
 
 

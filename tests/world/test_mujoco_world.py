@@ -23,13 +23,13 @@ from vla_robot.core.ports import Policy
 from vla_robot.policy.scripted.experts import build_expert
 from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
 from vla_robot.recipe import find, read
-from vla_robot.recipe.env import CameraRecipe, EnvRecipe, PlacementRecipe, SuccessRecipe
+from vla_robot.recipe.env import CameraRecipe, MujocoRecipe, PlacementRecipe, SuccessRecipe
 from vla_robot.world.kinds import build_world
 from vla_robot.world.real.tool_ik import ToolIk
 from vla_robot.world.sim.mujoco_world import MujocoWorld
 
 HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
-TABLETOP = dataclasses.replace(read(EnvRecipe, "tabletop"), cameras=())
+TABLETOP = dataclasses.replace(read(MujocoRecipe, "tabletop"), cameras=())
 SCENE = (find("envs", "tabletop").parent / "tabletop.xml").read_text(encoding="utf-8")
 HOME_RAD = [0.0, 0.628005, 1.652885, 0.0, 0.860703, 0.0]
 
@@ -46,10 +46,10 @@ def world() -> Iterator[MujocoWorld]:
 
 
 @pytest.fixture
-def changed(tmp_path: Path) -> Callable[..., EnvRecipe]:
+def changed(tmp_path: Path) -> Callable[..., MujocoRecipe]:
     """The recipe of a scene in which texts are replaced."""
 
-    def change(*replacements: tuple[str, str], **fields: object) -> EnvRecipe:
+    def change(*replacements: tuple[str, str], **fields: object) -> MujocoRecipe:
         text = SCENE
         for old, new in replacements:
             assert old in text
@@ -146,7 +146,7 @@ def test_an_arm_that_is_sent_out_of_reach_stops_at_its_end(world: MujocoWorld) -
     assert np.linalg.norm(farther.state[:3]) < 1.0
 
 
-def test_state_and_actions_are_in_the_base_frame(changed: Callable[..., EnvRecipe]) -> None:
+def test_state_and_actions_are_in_the_base_frame(changed: Callable[..., MujocoRecipe]) -> None:
     recipe = changed(('<body name="base" ', '<body name="base" pos="-0.3 0.2 0.05" euler="0 0 70" '))
     straight, askew = (MujocoWorld(r, privileged=True) for r in (TABLETOP, recipe))
     for world in (straight, askew):
@@ -173,7 +173,7 @@ SECOND_CUBE = (
 HOME_OF_TWO = ('0.45 0 0.021 1 0 0 0"', '0.45 0 0.021 1 0 0 0  0.3 0.2 0.021 1 0 0 0"')
 
 
-def test_objects_do_not_overlap(changed: Callable[..., EnvRecipe]) -> None:
+def test_objects_do_not_overlap(changed: Callable[..., MujocoRecipe]) -> None:
     areas = tuple(PlacementRecipe(body, (0.40, 0.48), (-0.04, 0.04)) for body in ("cube", "box"))
     world = MujocoWorld(changed(SECOND_CUBE, HOME_OF_TWO, placements=areas), privileged=True)
     for seed in range(30):
@@ -181,13 +181,13 @@ def test_objects_do_not_overlap(changed: Callable[..., EnvRecipe]) -> None:
         assert np.linalg.norm((truth["cube_pos"] - truth["box_pos"])[:2]) > 0.042
 
 
-def test_an_area_that_is_too_small_for_its_objects_is_named(changed: Callable[..., EnvRecipe]) -> None:
+def test_an_area_that_is_too_small_for_its_objects_is_named(changed: Callable[..., MujocoRecipe]) -> None:
     areas = tuple(PlacementRecipe(body, (0.40, 0.41), (0.0, 0.01)) for body in ("cube", "box"))
     with pytest.raises(WorldError, match=r"no free place for 'box' in x 0\.4 to 0\.41 m.*Make its area .* larger"):
         MujocoWorld(changed(SECOND_CUBE, HOME_OF_TWO, placements=areas))
 
 
-def test_a_test_of_two_objects_sees_both(changed: Callable[..., EnvRecipe]) -> None:
+def test_a_test_of_two_objects_sees_both(changed: Callable[..., MujocoRecipe]) -> None:
     home = ('0.45 0 0.021 1 0 0 0"', '0.45 0 0.021 1 0 0 0  0.45 0 0.063 1 0 0 0"')
     success = SuccessRecipe("on_top", "box", "cube", 0.02)
     stacked = MujocoWorld(changed(SECOND_CUBE, home, placements=(), success=success))
@@ -201,12 +201,12 @@ def test_a_missing_scene_says_where_it_was_looked_for(tmp_path: Path) -> None:
         build_world(dataclasses.replace(TABLETOP, scene=tmp_path / "nowhere.xml"))
 
 
-def test_a_scene_that_is_not_mjcf_is_a_recipe_error(changed: Callable[..., EnvRecipe]) -> None:
+def test_a_scene_that_is_not_mjcf_is_a_recipe_error(changed: Callable[..., MujocoRecipe]) -> None:
     with pytest.raises(RecipeError, match=r"is not valid MJCF: .*hinng"):
         build_world(changed(('type="hinge"', 'type="hinng"')))
 
 
-def test_everything_that_a_scene_lacks_is_named_at_once(changed: Callable[..., EnvRecipe]) -> None:
+def test_everything_that_a_scene_lacks_is_named_at_once(changed: Callable[..., MujocoRecipe]) -> None:
     recipe = changed(
         ('site name="tool"', 'site name="tooll"'),
         ('key name="home"', 'key name="start"'),
@@ -252,7 +252,7 @@ def test_inverse_kinematics_undoes_kinematics(offsets: tuple[float, ...]) -> Non
 
 @pytest.mark.sim
 def test_both_cameras_show_the_cube() -> None:
-    with contextlib.closing(build_world(read(EnvRecipe, "tabletop"))) as world:
+    with contextlib.closing(build_world(read(MujocoRecipe, "tabletop"))) as world:
         images = world.reset(0).images
     assert set(images) == {"front", "wrist"}
     for image in images.values():
@@ -262,7 +262,7 @@ def test_both_cameras_show_the_cube() -> None:
 
 @pytest.mark.sim
 def test_shadows_change_the_picture() -> None:
-    recipe = read(EnvRecipe, "tabletop")
+    recipe = read(MujocoRecipe, "tabletop")
     plain, shaded = (build_world(dataclasses.replace(recipe, shadows=s)).reset(0).images["front"] for s in (0, 1))
     assert (plain != shaded).any(axis=2).mean() > 0.02
 
@@ -272,9 +272,9 @@ def test_a_frame_needs_no_display_even_when_mujoco_was_imported_first_and_leaves
     script = (
         "import mujoco\n"
         "from vla_robot.recipe import read\n"
-        "from vla_robot.recipe.env import EnvRecipe\n"
+        "from vla_robot.recipe.env import MujocoRecipe\n"
         "from vla_robot.world.kinds import build_world\n"
-        "world = build_world(read(EnvRecipe, 'tabletop'))\n"
+        "world = build_world(read(MujocoRecipe, 'tabletop'))\n"
         "print(world.reset(0).images['front'].std() > 10)\n"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY")}
@@ -288,4 +288,4 @@ def test_no_opengl_is_a_world_error_that_names_the_fix(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(mujoco, "Renderer", broken)
     with pytest.raises(WorldError, match=r"OpenGL cannot start here .*eglQueryString.*apt-get install libegl1"):
-        build_world(read(EnvRecipe, "tabletop"))
+        build_world(read(MujocoRecipe, "tabletop"))

@@ -12,7 +12,7 @@ import pytest
 
 from vla_robot.core.errors import ContractError, RecipeError, WorldError
 from vla_robot.recipe import read
-from vla_robot.recipe.env import CameraRecipe, EnvRecipe
+from vla_robot.recipe.env import CameraRecipe, RobosuiteRecipe
 from vla_robot.world.kinds import build_world
 from vla_robot.world.sim import robosuite_world
 from vla_robot.world.sim.robosuite_world import ARMS, TASKS, RobosuiteWorld
@@ -23,13 +23,13 @@ HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 UP = HOLD + np.array([0.0, 0.0, 0.03, 0.0, 0.0, 0.0, 0.0])
 
 
-def blind(name: str) -> EnvRecipe:
-    return dataclasses.replace(read(EnvRecipe, name), cameras=())
+def blind(name: str) -> RobosuiteRecipe:
+    return dataclasses.replace(read(RobosuiteRecipe, name), cameras=())
 
 
 @pytest.fixture(scope="module")
 def lift() -> Iterator[RobosuiteWorld]:
-    world = RobosuiteWorld(read(EnvRecipe, "lift"), privileged=True)
+    world = RobosuiteWorld(read(RobosuiteRecipe, "lift"), privileged=True)
     yield world
     world.close()
 

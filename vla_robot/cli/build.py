@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.ports import Guard, Policy, World
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import CheckpointRecipe, GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vla_robot.core.ports import ActionFilter, Arm
     from vla_robot.serve.bridge.remote_robot import RemoteRobot
     from vla_robot.serve.policy.batcher import Act
-    from vla_robot.world.real.lerobot_arm import LerobotArm
 
 
 def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[World]:
@@ -56,32 +55,15 @@ def build_arm(
             fault.
         MissingDependencyError: a simulator, or the drivers of a real arm, are not installed.
     """
-    if env.kind == "robot":
-        from vla_robot.world.real.lerobot_arm import LerobotArm
+    from vla_robot.world.kinds import build_robot, build_world, is_robot
 
-        arm = LerobotArm(env, interrupted=interrupted, show=show)
-        return arm if show else _streamed(arm, env)
+    if is_robot(env):
+        return build_robot(env, interrupted, show)
     if show is not None:
         raise RecipeError("a dry run is for arms of metal; a simulation breaks nothing: leave out --dry-run.")
     from vla_robot.serve.bridge.arm import WorldArm
-    from vla_robot.world.kinds import build_world
 
     return WorldArm(build_world(env))
-
-
-def _streamed(arm: LerobotArm, env: EnvRecipe) -> Arm:
-    """With set points between the steps of control, where the recipe asks for them."""
-    from vla_robot.core.clock import MonotonicClock
-    from vla_robot.world.real.set_points import SetPoints, StreamBounds, StreamedArm
-    from vla_robot.world.real.smooth import MotionBounds
-
-    wanted = None if env.robot is None else env.robot.set_points
-    if wanted is None:
-        return arm
-    motion = MotionBounds(wanted.max_speed_rad_s, wanted.max_acceleration_rad_s2, wanted.max_jerk_rad_s3)
-    bounds = StreamBounds(motion, *arm.joint_range, wanted.opening_per_s, arm.joint_names)
-    arm.motors = SetPoints(arm.motors, env.rate_hz, wanted.rate_hz, bounds, MonotonicClock())
-    return StreamedArm(arm, arm.motors)
 
 
 def build_limits(embodiment: Embodiment, env: EnvRecipe) -> ActionFilter:
@@ -179,7 +161,7 @@ def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None) 
 def _load_policy(recipe: PolicyRecipe, env: EnvRecipe | None, embodiment: Embodiment) -> Policy:
     from vla_robot.policy.kinds import load_policy
 
-    return load_policy(recipe, embodiment, expert=None if env is None else env.expert)
+    return load_policy(recipe, embodiment, expert=env.expert if isinstance(env, SimulationRecipe) else None)
 
 
 def _connect_policy(recipe: PolicyRecipe, embodiment: Embodiment, key: str | None) -> Policy | None:

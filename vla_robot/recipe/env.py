@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import Formatter
-from typing import Literal
+from typing import ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.limits import LimitsRecipe, require_ranges
+from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.robot import RobotRecipe
 
 MAX_HORIZON = 1_000_000
@@ -139,60 +140,41 @@ def _placeholders(text: str) -> set[str]:
         raise RecipeError(f"'{text}': {error}") from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EnvRecipe:
-    """A task in a world.
+    """A task in a world. What all kinds have; `kind` chooses the dataclass.
 
     Attributes:
-        kind: "robosuite" for its single-arm tasks, "mujoco" for a scene of ours, "robot" for an arm of metal.
+        kind: which world or robot.
         instruction: the task in plain words, as the policy is asked.
         description: one line for `vla list`.
         language: other words for the task, for `vla eval --language`.
-        task: robosuite's name of the task, e.g. "Lift".
         arm: robosuite's name of the robot, e.g. "Panda"; for other kinds what the arm shall be called.
-        scene: MJCF file, relative to this recipe: the world of kind "mujoco", the arm's joints and lengths for "robot".
-        robot: driver, joints and cameras, for kind "robot"; see vla_robot/recipe/robot.py.
-        success: the success test, for kind "mujoco".
-        placements: the objects that lie somewhere else in every episode, for kind "mujoco".
-        expert: scripted expert that can do the task; see vla_robot/policy/scripted/experts.py.
         rate_hz: control steps per second.
         horizon: control steps after which an episode is cut off.
         success_hold: steps that the success test must hold before the episode ends.
         max_step_m: largest translation of the tool in one step, per axis [m].
         max_step_rad: largest rotation of the tool in one step, per axis [rad].
         limits: what may reach the arm beside the steps' size; see vla_robot/recipe/limits.py.
-        shadows: render shadows and reflections; doubles the cost of a frame in software.
         cameras: what the policy sees.
     """
 
-    kind: Literal["robosuite", "mujoco", "robot"]
+    kinds: ClassVar[Kinds[EnvRecipe]]
+
+    kind: str
     instruction: str
     description: str = ""
     language: LanguageRecipe | None = None
-    task: str | None = None
     arm: str = "Panda"
-    scene: Path | None = None
-    robot: RobotRecipe | None = None
-    success: SuccessRecipe | None = None
-    placements: tuple[PlacementRecipe, ...] = field(default_factory=tuple[PlacementRecipe, ...])
-    expert: str | None = None
     rate_hz: float = 10.0
     horizon: int = 100
     success_hold: int = 3
     max_step_m: float = 0.05
     max_step_rad: float = 0.5
     limits: LimitsRecipe = field(default_factory=LimitsRecipe)
-    shadows: bool = False
     cameras: tuple[CameraRecipe, ...] = field(default_factory=tuple[CameraRecipe, ...])
 
     def __post_init__(self) -> None:
-        if self.kind == "robosuite" and self.task is None:
-            raise RecipeError("kind 'robosuite' needs task, e.g. task = \"Lift\"")
-        if self.kind == "robosuite" and (self.scene or self.success or self.placements):
-            raise RecipeError("scene, success and placements are for kind 'mujoco'; robosuite's tasks bring their own")
-        if self.kind == "mujoco" and (self.scene is None or self.success is None):
-            raise RecipeError("kind 'mujoco' needs scene (an MJCF file) and a [success] table")
-        self._require_robot()
         if self.language is not None:
             self.language.require_fit(self.instruction)
         if not 1 <= self.rate_hz <= 100:
@@ -204,42 +186,100 @@ class EnvRecipe:
         if len(set(names)) != len(names):
             raise RecipeError(f"camera names repeat: {', '.join(names)}")
         for camera in self.cameras:
-            self._require_rate(camera)
+            self._require_camera(camera)
 
-    def _require_rate(self, camera: CameraRecipe) -> None:
-        if camera.rate_hz is None:
-            return
-        if self.robot is not None:
-            raise RecipeError(
-                f"camera '{camera.name}' has rate_hz, which is for simulations; a camera of metal has fps in "
-                f"[robot.cameras.{camera.source}.fields]"
-            )
-        if not 0.1 <= camera.rate_hz <= self.rate_hz:
+    def _require_camera(self, camera: CameraRecipe) -> None:
+        """Raise RecipeError unless this kind of world can have such a camera."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationRecipe(EnvRecipe):
+    """A task in a simulator, which waits for each action and can measure success.
+
+    Attributes:
+        expert: scripted expert that can do the task; see vla_robot/policy/scripted/experts.py.
+        shadows: render shadows and reflections; doubles the cost of a frame in software.
+    """
+
+    expert: str | None = None
+    shadows: bool = False
+
+    def _require_camera(self, camera: CameraRecipe) -> None:
+        if camera.rate_hz is not None and not 0.1 <= camera.rate_hz <= self.rate_hz:
             raise RecipeError(
                 f"camera '{camera.name}' has rate_hz {camera.rate_hz:g}, allowed are 0.1 to {self.rate_hz:g}, the "
                 "world's own; raise that one for a faster camera"
             )
 
-    def _require_robot(self) -> None:
-        if (self.kind == "robot") != (self.robot is not None):
-            raise RecipeError("a [robot] table is for kind 'robot', and that kind needs one")
-        if self.robot is None:
-            return
+
+@dataclass(frozen=True, kw_only=True)
+class RobosuiteRecipe(SimulationRecipe):
+    """One of robosuite's single-arm tasks.
+
+    Attributes:
+        task: robosuite's name of the task, e.g. "Lift".
+    """
+
+    kind: Literal["robosuite"] = "robosuite"
+    task: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MujocoRecipe(SimulationRecipe):
+    """A MuJoCo scene of ours.
+
+    Attributes:
+        scene: MJCF file, relative to this recipe.
+        success: the success test.
+        placements: the objects that lie somewhere else in every episode.
+    """
+
+    kind: Literal["mujoco"] = "mujoco"
+    scene: Path
+    success: SuccessRecipe
+    placements: tuple[PlacementRecipe, ...] = field(default_factory=tuple[PlacementRecipe, ...])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealArmRecipe(EnvRecipe):
+    """A real arm, which does not wait: `vla bridge` drives it.
+
+    Attributes:
+        scene: MJCF file with the arm's joints and lengths, relative to this recipe.
+        robot: driver, joints and cameras; see vla_robot/recipe/robot.py.
+    """
+
+    kind: Literal["robot"] = "robot"
+    scene: Path
+    robot: RobotRecipe
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.robot.set_points and self.robot.set_points.rate_hz < self.rate_hz:
             raise RecipeError(f"set_points.rate_hz {self.robot.set_points.rate_hz:g} is below rate_hz {self.rate_hz:g}")
-        if self.scene is None:
-            raise RecipeError("kind 'robot' needs scene: an MJCF file with the arm's joints and lengths")
-        if self.success or self.placements or self.expert or self.task:
-            raise RecipeError("task, success, placements and expert are for simulations: here they are not measured")
-        for camera in self.cameras:
-            if camera.source not in self.robot.cameras:
-                raise RecipeError(
-                    f"camera '{camera.name}': {unknown('source', str(camera.source), self.robot.cameras)} "
-                    "They are the tables [robot.cameras.NAME]"
-                )
+
+    def _require_camera(self, camera: CameraRecipe) -> None:
+        if camera.rate_hz is not None:
+            raise RecipeError(
+                f"camera '{camera.name}' has rate_hz, which is for simulations; a camera of metal has fps in "
+                f"[robot.cameras.{camera.source}.fields]"
+            )
+        if camera.source not in self.robot.cameras:
+            raise RecipeError(
+                f"camera '{camera.name}': {unknown('source', str(camera.source), self.robot.cameras)} "
+                "They are the tables [robot.cameras.NAME]"
+            )
 
 
-def at_speed(recipe: EnvRecipe, share: float) -> EnvRecipe:
+EnvRecipe.kinds = Kinds(
+    "env",
+    EnvRecipe,
+    (RobosuiteRecipe, MujocoRecipe, RealArmRecipe),
+    groups=("vla_robot.worlds", "vla_robot.robots"),
+)
+
+
+def at_speed[R: EnvRecipe](recipe: R, share: float) -> R:
     """The same world with every speed at a share of what the recipe allows, the way home included.
 
     Args:
@@ -255,5 +295,7 @@ def at_speed(recipe: EnvRecipe, share: float) -> EnvRecipe:
     slow_rad_s = share * min(limits.max_speed_rad_s or math.inf, recipe.max_step_rad * recipe.rate_hz)
     dims = {n: replace(d, max_speed=d.max_speed and share * d.max_speed) for n, d in limits.dims.items()}
     slow = replace(limits, max_speed_m_s=slow_m_s, max_speed_rad_s=slow_rad_s, dims=dims)
-    robot = recipe.robot and replace(recipe.robot, home_speed_deg_s=share * recipe.robot.home_speed_deg_s)
+    if not isinstance(recipe, RealArmRecipe):
+        return replace(recipe, limits=slow)
+    robot = replace(recipe.robot, home_speed_deg_s=share * recipe.robot.home_speed_deg_s)
     return replace(recipe, limits=slow, robot=robot)

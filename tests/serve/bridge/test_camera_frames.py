@@ -13,7 +13,7 @@ from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import Observation, StepResult, Vector
-from vla_robot.recipe.env import CameraRecipe, EnvRecipe
+from vla_robot.recipe.env import CameraRecipe, RobosuiteRecipe
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.safety.filter import SafetyFilter
 from vla_robot.safety.limits import limits_of
@@ -254,4 +254,4 @@ def test_frames_of_another_episode_never_stand_in() -> None:
 def test_a_camera_faster_than_its_world_is_refused() -> None:
     camera = CameraRecipe("wrist", source="eye", rate_hz=30.0)
     with pytest.raises(RecipeError, match=r"rate_hz 30, allowed are 0.1 to 10, the world's own"):
-        EnvRecipe("robosuite", "lift", task="Lift", cameras=(camera,))
+        RobosuiteRecipe(instruction="lift", task="Lift", cameras=(camera,))

@@ -20,7 +20,7 @@ from vla_robot.cli.doctor.doctor import Finding, Verdict
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S
 from vla_robot.core.errors import RecipeError, VlaError
 from vla_robot.recipe import find, read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import EnvRecipe, RealArmRecipe
 from vla_robot.recipe.robot import RobotRecipe
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def examine_robot(robot: str) -> list[Finding]:
         return list(_safely("bridge", lambda: check_bridge(robot)))
     path = find("envs", robot)
     recipe = read(EnvRecipe, path)
-    if recipe.robot is None:
+    if not isinstance(recipe, RealArmRecipe):
         raise RecipeError(f"{path} is a simulation; `vla doctor` alone looks at what that needs.")
     return [Finding("recipe", str(path)), *_safely("arm", lambda: _examine_arm(recipe)), *_examine_cameras(recipe)]
 
@@ -70,11 +70,10 @@ def check_bridge(address: str) -> Iterator[Finding]:
         yield Finding("missed ticks", str(missed), "warn" if missed else "ok", "Too much runs there." if missed else "")
 
 
-def _examine_arm(recipe: EnvRecipe) -> Iterator[Finding]:
+def _examine_arm(recipe: RealArmRecipe) -> Iterator[Finding]:
     from vla_robot.world.real.arm_model import ArmModel
     from vla_robot.world.real.lerobot_device import LerobotDevice
 
-    assert recipe.robot is not None and recipe.scene is not None  # EnvRecipe requires them for this kind
     model = ArmModel(recipe.scene)
     yield from _safely("limits", lambda: check_limits(recipe, model))
     device = LerobotDevice(recipe.robot, model.names, recipe.limits.max_joint_step_rad)
@@ -143,7 +142,7 @@ def check_pose(model: ArmModel, device: LerobotDevice) -> Finding:
     return Finding("pose", seen)
 
 
-def check_limits(recipe: EnvRecipe, model: ArmModel) -> Iterator[Finding]:
+def check_limits(recipe: RealArmRecipe, model: ArmModel) -> Iterator[Finding]:
     """What is kept, and whether home lies within it."""
     from vla_robot.world.real.lerobot_arm import arm_embodiment, home_joints, workspace
 
@@ -164,17 +163,16 @@ def check_limits(recipe: EnvRecipe, model: ArmModel) -> Iterator[Finding]:
     yield Finding("home", f"tool at {_corner(tool)} m", "ok" if inside else "fail", fix)
 
 
-def check_step(recipe: EnvRecipe, device: LerobotDevice) -> Finding:
+def check_step(recipe: RealArmRecipe, device: LerobotDevice) -> Finding:
     ours_deg, theirs_deg = math.degrees(recipe.limits.max_joint_step_rad), device.limited_to_deg
     agree = math.isclose(ours_deg, theirs_deg, rel_tol=1e-6)
     seen = f"{ours_deg:.1f}° a joint, lerobot's max_relative_target {theirs_deg:.1f}°"
     return Finding("largest step", seen, "ok" if agree else "fail", "" if agree else "They must be one number.")
 
 
-def _examine_cameras(recipe: EnvRecipe) -> Iterator[Finding]:
+def _examine_cameras(recipe: RealArmRecipe) -> Iterator[Finding]:
     from vla_robot.world.real.lerobot_camera import camera_clock_offset_ns
 
-    assert recipe.robot is not None
     for source in sorted({c.source for c in recipe.cameras if c.source}):
         yield from _safely(f"camera {source}", lambda source=source: _check_camera(recipe, source))
     if recipe.cameras:
@@ -183,10 +181,9 @@ def _examine_cameras(recipe: EnvRecipe) -> Iterator[Finding]:
         yield Finding("camera clock offset", f"{offset_ms:.3f} ms from ours", "fail" if fix else "ok", fix)
 
 
-def _check_camera(recipe: EnvRecipe, source: str) -> Iterator[Finding]:
+def _check_camera(recipe: RealArmRecipe, source: str) -> Iterator[Finding]:
     from vla_robot.world.real.lerobot_camera import LerobotCamera
 
-    assert recipe.robot is not None
     camera = LerobotCamera(source, recipe.robot.cameras[source])
     try:
         frames = _watch(camera)

@@ -30,7 +30,7 @@ from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.geometry import half_space_rotvec, limit_rotation, rotate, rotvec_between
 from vla_robot.core.messages import Clamp, Image, Observation, StepResult, Vector, clamps_of
 from vla_robot.core.ports import Motors
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import RealArmRecipe
 from vla_robot.world.real.arm_model import ArmModel
 from vla_robot.world.real.lerobot_camera import LerobotCamera, fitted
 from vla_robot.world.real.lerobot_device import Health, LerobotDevice
@@ -76,7 +76,7 @@ class LerobotArm:
 
     def __init__(
         self,
-        recipe: EnvRecipe,
+        recipe: RealArmRecipe,
         clock: Clock | None = None,
         interrupted: Callable[[], bool] = always_false,
         show: Callable[[str], None] | None = None,
@@ -84,7 +84,7 @@ class LerobotArm:
         """Connect. The torque goes on; nothing moves before `reset`.
 
         Args:
-            recipe: of kind "robot".
+            recipe: of the arm.
             clock: stamps the arm's readings; the clock of the cameras' stamps.
             interrupted: asked on the way home, where no request is answered otherwise; True ends the way.
             show: for a dry run: is told what would be sent, in words; the motors are read only, without torque.
@@ -94,7 +94,6 @@ class LerobotArm:
             WorldError: port, permission, calibration, motor or camera is at fault; nothing was moved.
             MissingDependencyError: the extra [arm] is not installed.
         """
-        assert recipe.robot is not None and recipe.scene is not None  # EnvRecipe requires them for this kind
         self._recipe, self._robot = recipe, recipe.robot
         self._clock = clock or MonotonicClock()
         self._interrupted = interrupted
@@ -453,7 +452,7 @@ class Goal:
     opening: float
 
 
-def arm_embodiment(recipe: EnvRecipe, model: ArmModel) -> Embodiment:
+def arm_embodiment(recipe: RealArmRecipe, model: ArmModel) -> Embodiment:
     """Tool motions as every world here takes them; the state tells the joints too, after what other worlds tell."""
     embodiment = embodiment_of(recipe, recipe.arm.lower(), model.reach_m)
     joints = tuple(
@@ -463,19 +462,18 @@ def arm_embodiment(recipe: EnvRecipe, model: ArmModel) -> Embodiment:
     return dataclasses.replace(embodiment, state=(*embodiment.state, *joints))
 
 
-def workspace(recipe: EnvRecipe) -> tuple[Vector, Vector]:
+def workspace(recipe: RealArmRecipe) -> tuple[Vector, Vector]:
     """(3,) smallest and largest position of the tool's target [m]."""
     low, high = recipe.limits.workspace_low, recipe.limits.workspace_high
     return np.array(low or (-np.inf,) * 3), np.array(high or (np.inf,) * 3)
 
 
-def home_joints(recipe: EnvRecipe, model: ArmModel) -> Vector | None:
+def home_joints(recipe: RealArmRecipe, model: ArmModel) -> Vector | None:
     """(J,) where episodes begin [rad]; None: where the arm happens to be.
 
     Raises:
         RecipeError: a joint is unknown, missing, or cannot be there.
     """
-    assert recipe.robot is not None
     home = recipe.robot.home_deg
     if not home:
         return None

@@ -26,7 +26,7 @@ from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.geometry import half_space_rotvec, matrix_from_quat, quat_from_matrix, rotate
 from vla_robot.core.messages import Image, Observation, StepResult, Vector
 from vla_robot.core.seeds import require_seed
-from vla_robot.recipe.env import EnvRecipe, PlacementRecipe
+from vla_robot.recipe.env import MujocoRecipe, PlacementRecipe
 from vla_robot.world.real.tool_ik import ToolIk
 from vla_robot.world.sim.render import Renderer, choose_gl_backend
 from vla_robot.world.sim.sim_embodiment import check_action, embodiment_of
@@ -44,7 +44,7 @@ PLACEMENT_TRIES = 100
 class MujocoWorld:
     """One MJCF scene behind the World port."""
 
-    def __init__(self, recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> None:
+    def __init__(self, recipe: MujocoRecipe, privileged: bool = False, warm: bool = True) -> None:
         """
         Args:
             recipe: of kind "mujoco".
@@ -156,13 +156,11 @@ class MujocoWorld:
 
     def _succeeds(self) -> bool:
         success = self._recipe.success
-        assert success is not None  # EnvRecipe refuses kind "mujoco" without it
         other = success.other or success.body
         return TESTS[success.test](self._placed(success.body), self._placed(other), success.threshold)
 
     def _success_bodies(self) -> set[str]:
         success = self._recipe.success
-        assert success is not None
         return {success.body, success.other or success.body}
 
     def _placed(self, name: str) -> Placed:
@@ -254,8 +252,7 @@ class _FreeBody:
     qpos: int
 
 
-def _load(recipe: EnvRecipe) -> mujoco.MjModel:
-    assert recipe.scene is not None  # EnvRecipe refuses kind "mujoco" without it
+def _load(recipe: MujocoRecipe) -> mujoco.MjModel:
     if not recipe.scene.is_file():
         raise RecipeError(f"the scene '{recipe.scene}' does not exist. Paths are relative to the recipe's folder.")
     try:
@@ -264,7 +261,7 @@ def _load(recipe: EnvRecipe) -> mujoco.MjModel:
         raise RecipeError(f"the scene '{recipe.scene}' is not valid MJCF: {error}.") from error
 
 
-def _find_rig(model: mujoco.MjModel, recipe: EnvRecipe) -> _Rig:
+def _find_rig(model: mujoco.MjModel, recipe: MujocoRecipe) -> _Rig:
     """Everything that the scene and the recipe name.
 
     Raises:
@@ -274,7 +271,7 @@ def _find_rig(model: mujoco.MjModel, recipe: EnvRecipe) -> _Rig:
     wanted = [("body", kinds.mjOBJ_BODY, "base"), ("site", kinds.mjOBJ_SITE, "tool")]
     wanted += [("keyframe", kinds.mjOBJ_KEY, "home"), ("actuator", kinds.mjOBJ_ACTUATOR, GRIPPER)]
     success = recipe.success
-    names = [success.body, success.other] if success else []
+    names = [success.body, success.other]
     wanted += [("body", kinds.mjOBJ_BODY, name) for name in names if name is not None]
     wanted += [("camera", kinds.mjOBJ_CAMERA, c.source) for c in recipe.cameras if c.source is not None]
     problems = [

@@ -28,7 +28,7 @@ from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.seeds import require_seed
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import RobosuiteRecipe
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
 from vla_robot.world.sim.sim_embodiment import MAX_OPENING_M, check_action, embodiment_of
 from vla_robot.world.sim.workspace import reach_m
@@ -63,7 +63,7 @@ SLIDE = 2
 class RobosuiteWorld:
     """One robosuite task behind the World port."""
 
-    def __init__(self, recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> None:
+    def __init__(self, recipe: RobosuiteRecipe, privileged: bool = False, warm: bool = True) -> None:
         """
         Args:
             recipe: of kind "robosuite".
@@ -250,7 +250,7 @@ class RobosuiteWorld:
         return {o.name: self._env.sim.model.body_name2id(o.root_body) for o in objects if o.joints}
 
 
-def _make(recipe: EnvRecipe) -> Any:
+def _make(recipe: RobosuiteRecipe) -> Any:
     require("robosuite", "sim", "a robosuite world")
     start_mujoco()
     with _quiet():
@@ -261,7 +261,7 @@ def _make(recipe: EnvRecipe) -> Any:
         if recipe.task in OUR_TASKS:
             import_module(OUR_TASKS[recipe.task])
         else:
-            _require_offered("task", str(recipe.task), TASKS, robosuite.ALL_ENVIRONMENTS, OUR_TASKS)
+            _require_offered("task", recipe.task, TASKS, robosuite.ALL_ENVIRONMENTS, OUR_TASKS)
         _require_offered("arm", recipe.arm, ARMS, ROBOT_CLASS_MAPPING)
         config: Any = load_composite_controller_config(controller="BASIC")
         limits = [recipe.max_step_m] * 3 + [recipe.max_step_rad] * 3
@@ -304,7 +304,7 @@ def _require_offered(
 
 
 @contextlib.contextmanager
-def _told_by_robosuite(recipe: EnvRecipe) -> Iterator[None]:
+def _told_by_robosuite(recipe: RobosuiteRecipe) -> Iterator[None]:
     """Whatever robosuite raises while it builds, in one sentence."""
     try:
         yield
@@ -313,7 +313,7 @@ def _told_by_robosuite(recipe: EnvRecipe) -> Iterator[None]:
         raise RecipeError(f"robosuite cannot build task '{recipe.task}' with arm '{recipe.arm}': {said}.") from error
 
 
-def _require_one_arm(recipe: EnvRecipe, env: Any) -> None:
+def _require_one_arm(recipe: RobosuiteRecipe, env: Any) -> None:
     """Raise RecipeError unless what was built takes this world's actions: six numbers for the tool, one for fingers."""
     arms = [arm for robot in env.robots for arm in robot.arms]
     if len(arms) == 1 and env.action_dim == ACTION_DIM:

@@ -1,0 +1,27 @@
+"""Recipes of real arms -> arms, with set points between the steps of control where the recipe asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vla_robot.core.clock import MonotonicClock
+from vla_robot.core.ports import Arm
+from vla_robot.recipe.env import RealArmRecipe
+from vla_robot.recipe.robot import SetPointsRecipe
+from vla_robot.world.real.lerobot_arm import LerobotArm
+from vla_robot.world.real.set_points import SetPoints, StreamBounds, StreamedArm
+from vla_robot.world.real.smooth import MotionBounds
+
+
+def build_lerobot(recipe: RealArmRecipe, interrupted: Callable[[], bool], show: Callable[[str], None] | None) -> Arm:
+    """As `build_robot`."""
+    arm = LerobotArm(recipe, interrupted=interrupted, show=show)
+    wanted = recipe.robot.set_points
+    return arm if wanted is None or show else _streamed(arm, wanted, recipe.rate_hz)
+
+
+def _streamed(arm: LerobotArm, wanted: SetPointsRecipe, rate_hz: float) -> Arm:
+    motion = MotionBounds(wanted.max_speed_rad_s, wanted.max_acceleration_rad_s2, wanted.max_jerk_rad_s3)
+    bounds = StreamBounds(motion, *arm.joint_range, wanted.opening_per_s, arm.joint_names)
+    arm.motors = SetPoints(arm.motors, rate_hz, wanted.rate_hz, bounds, MonotonicClock())
+    return StreamedArm(arm, arm.motors)

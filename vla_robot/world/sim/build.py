@@ -1,0 +1,18 @@
+"""Recipes of MuJoCo scenes -> worlds. What a base install lacks is imported when a world is built."""
+
+from __future__ import annotations
+
+from vla_robot.core.host.optional import require
+from vla_robot.core.ports import VisibleWorld
+from vla_robot.recipe.env import MujocoRecipe
+
+
+def build_mujoco(recipe: MujocoRecipe, privileged: bool, warm: bool) -> VisibleWorld:
+    """As `build_world`."""
+    require("mujoco", "sim", "a MuJoCo world")
+    from vla_robot.world.sim.render import start_mujoco
+
+    start_mujoco()
+    from vla_robot.world.sim.mujoco_world import MujocoWorld
+
+    return MujocoWorld(recipe, privileged, warm)
