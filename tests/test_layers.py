@@ -20,7 +20,7 @@ LINES = (
     ("record", "teleop"),
     ("loop", "train", "web"),
     ("evaluate", "serve"),
-    ("cli",),
+    ("cli", "testing"),
 )
 MAX_FILES = 15
 """Of code in one folder, beside its __init__."""
@@ -117,6 +117,11 @@ def test_an_import_sideways_or_up_is_caught(tmp_path: Path, line: str) -> None:
         ("vla_robot.cli.bridge", "mujoco"),
         ("vla_robot.cli.main", "tyro"),
         ("vla_robot.recipe", "torch"),
+        ("vla_robot.testing", "torch"),
+        ("vla_robot.testing", "mujoco"),
+        ("vla_robot.testing", "h5py"),
+        ("vla_robot.testing", "pyarrow"),
+        ("vla_robot.testing", "cv2"),
     ],
 )
 def test_an_import_brings_no_heavy_package(module: str, heavy: str) -> None:

@@ -1,0 +1,91 @@
+"""The toy arm that the other stand-ins share: its tool moves along one axis, or along all six."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vla_robot.core.embodiment import ActionKind, ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.messages import ActionChunk, Image, Observation
+from vla_robot.core.teleop_device import AXES
+
+TOOL_AXES = AXES
+"""Motion of a tool: three lengths [m] and three turns [rad]."""
+
+WIDTH = Dim("gripper_width", "m", 0.0, 0.1)
+
+
+def toy_embodiment(
+    *,
+    name: str = "toy",
+    axes: Sequence[str] = ("dx",),
+    step_m: float = 0.05,
+    step_rad: float = 0.5,
+    kind: ActionKind = "eef_delta",
+    state: Sequence[Dim] | None = None,
+    reach_m: float = 1.0,
+    cameras: Sequence[str] = ("front",),
+    height: int = 6,
+    width: int = 8,
+    rate_hz: float = 10.0,
+) -> Embodiment:
+    """An arm whose tool moves along an axis, with a gripper and small frames.
+
+    Args:
+        name: of the arm.
+        axes: dimensions of the action before the gripper; those of TOOL_AXES from the fourth on are turns.
+        step_m: most that one action moves the tool along an axis [m].
+        step_rad: most that one action turns it [rad].
+        kind: what an action means.
+        state: what the state holds; None for "x" alone.
+        reach_m: "x" lies within this of zero [m].
+        cameras: their names.
+        height: of each frame in pixels.
+        width: of each frame in pixels.
+        rate_hz: control steps per second.
+    """
+    turns = TOOL_AXES[3:]
+    moves = [Dim(n, "rad", -step_rad, step_rad) if n in turns else Dim(n, "m", -step_m, step_m) for n in axes]
+    return Embodiment(
+        name=name,
+        action=ActionSpace(kind, "base", (*moves, Dim("gripper", "1", 0.0, 1.0))),
+        state=(Dim("x", "m", -reach_m, reach_m),) if state is None else tuple(state),
+        cameras=tuple(CameraSpec(camera, height, width) for camera in cameras),
+        rate_hz=rate_hz,
+    )
+
+
+def grey_frames(embodiment: Embodiment, shade: int) -> dict[str, Image]:
+    """A frame of one grey, 0 to 255, for each camera."""
+    return {c.name: np.full((c.height, c.width, 3), shade % 256, np.uint8) for c in embodiment.cameras}
+
+
+def toy_observation(
+    embodiment: Embodiment,
+    step: int = 0,
+    *,
+    x: float = 0.0,
+    shade: int | None = None,
+    instruction: str = "lift the cube",
+    stamp_ns: int | None = None,
+) -> Observation:
+    """What an arm sees at a step.
+
+    Args:
+        embodiment: of the arm.
+        step: control steps since reset.
+        x: the first number of the state; each other one is in the middle of its range.
+        shade: grey of all frames; None for the step.
+        instruction: the task.
+        stamp_ns: when it was seen; None for the step.
+    """
+    state = np.array([(dim.low + dim.high) / 2 for dim in embodiment.state])
+    state[:1] = x
+    images = grey_frames(embodiment, step if shade is None else shade)
+    return Observation(images, state, instruction, step if stamp_ns is None else stamp_ns, step)
+
+
+def chunk_for(observation: Observation, *rows: Sequence[float], conditioned: bool = False) -> ActionChunk:
+    """(T, D) these rows as the answer to an observation."""
+    return ActionChunk(np.array(rows, np.float64), observation.stamp_ns, observation.step, conditioned=conditioned)
