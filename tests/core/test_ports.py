@@ -22,6 +22,7 @@ PRIVATE = {
     "TeleopDevice": "teleop: a device behind the terminal",
     "Sticks": "teleop: a device that springs back",
     "TrainingData": "train: where its batches come from",
+    "Closable": "testing: what a check releases in the end",
     "Tracker": "train: who is told a run's numbers",
 }
 

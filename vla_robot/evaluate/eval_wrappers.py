@@ -88,6 +88,7 @@ class ReplaceableWorld:
         self._open_world = open_world
         self._life = ExitStack()
         self._world: World | None = None
+        self._closed = False
 
     @property
     def embodiment(self) -> Embodiment:
@@ -107,6 +108,8 @@ class ReplaceableWorld:
         Raises:
             VlaError: it cannot be opened.
         """
+        if self._closed:
+            raise WorldError("this world was closed.")
         if self._world is None:
             self._world = self._life.enter_context(self._open_world())
         return self._world
@@ -122,8 +125,8 @@ class ReplaceableWorld:
             return self._world.step(action)
 
     def close(self) -> None:
-        self._world = None
-        self._life.close()
+        self._closed = True
+        self._bury()
 
     @contextmanager
     def _lifetime(self) -> Iterator[None]:
@@ -131,5 +134,10 @@ class ReplaceableWorld:
         try:
             yield
         except (WorldError, TransportError):
-            self.close()
+            self._bury()
             raise
+
+    def _bury(self) -> None:
+        """Close the world of now; the next use opens another one."""
+        self._world = None
+        self._life.close()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.safety.limits import require_action
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
 
 
@@ -37,12 +38,14 @@ class SynchronousEnv:
         """One control step.
 
         Raises:
+            ContractError: wrong shape, or a number that is not finite. Nothing was sent.
             WorldError: the bridge stopped the arm; the message says why. Or there was no reset.
             PolicyError: the action may not be sent; nothing moved.
             TransportError: no answer in time. Whether the arm moved is unknown: reset before the next step.
         """
         if self._observation is None:
             raise WorldError("this robot's last step did not come to an end, or there was none; reset it first.")
+        action = require_action(action, self.embodiment.action)
         before, self._observation = self._observation, None
         tick = self._robot.play(ActionChunk(action[None], before.stamp_ns, before.step))
         if tick.mode == "stopped":
