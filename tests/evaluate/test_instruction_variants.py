@@ -23,27 +23,27 @@ def task(seed: int) -> str:
 
 
 def test_plain_words_are_the_worlds(env: EnvRecipe) -> None:
-    say = words_for(env, "plain")
-    assert [say(task(seed), seed) for seed in SEEDS] == [task(seed) for seed in SEEDS]
+    rephrase = words_for(env, "plain")
+    assert [rephrase(task(seed), seed) for seed in SEEDS] == [task(seed) for seed in SEEDS]
 
 
 def test_a_wrong_object_is_another_one_of_the_scene_and_each_in_turn(env: EnvRecipe) -> None:
-    say = words_for(env, "wrong-object")
-    pairs = {(task(seed), say(task(seed), seed)) for seed in SEEDS}
+    rephrase = words_for(env, "wrong-object")
+    pairs = {(task(seed), rephrase(task(seed), seed)) for seed in SEEDS}
     assert pairs == {(f"lift the {a} cube", f"lift the {b} cube") for a in COLOURS for b in COLOURS if a != b}
 
 
 def test_a_paraphrase_names_the_same_object_and_each_object_meets_each_paraphrase(env: EnvRecipe) -> None:
-    say = words_for(env, "paraphrase")
+    rephrase = words_for(env, "paraphrase")
     assert env.language is not None
     for colour in COLOURS:
-        said = {say(task(seed), seed) for seed in SEEDS if COLOURS[seed % 3] == colour}
+        said = {rephrase(task(seed), seed) for seed in SEEDS if COLOURS[seed % 3] == colour}
         assert said == {paraphrase.format(target=colour) for paraphrase in env.language.paraphrases}
 
 
 def test_no_instruction_says_nothing_of_the_scene(env: EnvRecipe) -> None:
-    say = words_for(env, "none")
-    assert {say(task(seed), seed) for seed in SEEDS} == {"do something"}
+    rephrase = words_for(env, "none")
+    assert {rephrase(task(seed), seed) for seed in SEEDS} == {"do something"}
 
 
 def test_the_same_seed_is_told_the_same(env: EnvRecipe) -> None:

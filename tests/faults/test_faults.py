@@ -76,7 +76,7 @@ def test_what_was_not_sent_to_the_arm_is_not_reported_as_executed(make_stage: Ma
     assert (last.mode, last.result.executed) == ("stopped", None)
     played = [tick for tick in stage.controller.ticks if tick.mode == "run"]
     assert all(tick.result.executed is not None and tick.wanted is not None for tick in played)
-    assert [tick.cause_step for tick in played] == [tick.settled for tick in played]
+    assert [tick.cause_step for tick in played] == [tick.last_processed_step for tick in played]
 
 
 def test_another_controller_takes_over_after_the_first_died(make_stage: MakeStage) -> None:
@@ -160,7 +160,7 @@ def test_single_actions_that_come_300_ms_late_are_refused_and_the_arm_holds(make
     stage.begin()
     stage.play(2.0)
     assert stage.arm.commands == []
-    assert stage.status["counts"]["late"] >= 3
+    assert stage.status["counts"]["dropped_rows"] >= 3
     assert "late" in stage.controller.ticks[-1].reason
     stage.controller.think_ms = 50.0
     stage.play(1.0)
@@ -174,7 +174,7 @@ def test_of_chunks_that_come_300_ms_late_the_rest_is_played_on_its_own_ticks(mak
     stage = make_stage(eight_rows, think_ms=300.0)
     stage.begin()
     stage.play(3.0)
-    assert stage.status["counts"]["late"] >= 3
+    assert stage.status["counts"]["dropped_rows"] >= 3
     played = [round(float(action[0]) / 1e-4) for _, action in stage.arm.commands]
     ticks = [tick.result.observation.step - 1 for tick in stage.controller.ticks if tick.mode == "run"]
     assert len(played) > 20

@@ -24,46 +24,46 @@ def chunk(step: int, *values: float) -> ActionChunk:
 
 
 def executed(buffer: ChunkBuffer, first: int, count: int) -> list[float | None]:
-    actions = [buffer.take(step) for step in range(first, first + count)]
+    actions = [buffer.pop(step) for step in range(first, first + count)]
     return [None if action is None else round(float(action[0]), 6) for action in actions]
 
 
 @pytest.mark.parametrize("splice", SPLICES)
 def test_a_single_chunk_is_executed_as_it_is_and_then_nothing(splice: ChunkMerge) -> None:
     buffer = ChunkBuffer(splice, dims=1)
-    assert buffer.put(chunk(0, 1, 2, 3), due_step=0) == 0
-    assert buffer.left(0) == 3
+    assert buffer.insert(chunk(0, 1, 2, 3), due_step=0) == 0
+    assert buffer.remaining(0) == 3
     assert executed(buffer, 0, 4) == [1, 2, 3, None]
 
 
 @pytest.mark.parametrize("splice", SPLICES)
 def test_late_actions_are_skipped_and_counted(splice: ChunkMerge) -> None:
     buffer = ChunkBuffer(splice, dims=1)
-    assert buffer.put(chunk(10, 0, 1, 2, 3), due_step=12) == 2
+    assert buffer.insert(chunk(10, 0, 1, 2, 3), due_step=12) == 2
     assert executed(buffer, 12, 2) == [2, 3]
-    assert buffer.put(chunk(10, 0, 1, 2, 3), due_step=14) == 4
-    assert buffer.late == 6 and buffer.take(14) is None
+    assert buffer.insert(chunk(10, 0, 1, 2, 3), due_step=14) == 4
+    assert buffer.dropped_rows == 6 and buffer.pop(14) is None
 
 
 def test_drop_takes_the_newest_chunk_and_forgets_the_old_ones_end() -> None:
     buffer = ChunkBuffer("drop", dims=1)
-    buffer.put(chunk(0, 0, 0, 0, 0, 0, 0), due_step=0)
-    buffer.put(chunk(1, 9, 8, 7), due_step=2)
+    buffer.insert(chunk(0, 0, 0, 0, 0, 0, 0), due_step=0)
+    buffer.insert(chunk(1, 9, 8, 7), due_step=2)
     assert executed(buffer, 2, 3) == [8, 7, None]
 
 
 def test_blend_goes_over_linearly_from_the_step_that_is_due() -> None:
     buffer = ChunkBuffer("blend", dims=1, blend_steps=3)
-    buffer.put(chunk(0, *[0.0] * 8), due_step=0)
-    buffer.put(chunk(1, *[4.0] * 8), due_step=3)
+    buffer.insert(chunk(0, *[0.0] * 8), due_step=0)
+    buffer.insert(chunk(1, *[4.0] * 8), due_step=3)
     assert executed(buffer, 3, 6) == [1, 2, 3, 4, 4, 4]
 
 
 def test_ensemble_weighs_all_predictions_of_a_step_as_act_does() -> None:
     buffer = ChunkBuffer("ensemble", dims=1, ensemble_m=np.log(2))
-    buffer.put(chunk(0, 0, 0, 0, 0), due_step=0)
-    buffer.put(chunk(1, 7, 7, 7, 7), due_step=2)
-    buffer.put(chunk(2, 14, 14, 14, 14), due_step=3)
+    buffer.insert(chunk(0, 0, 0, 0, 0), due_step=0)
+    buffer.insert(chunk(1, 7, 7, 7, 7), due_step=2)
+    buffer.insert(chunk(2, 14, 14, 14, 14), due_step=3)
     # Step 3 was predicted three times: weights 1, 1/2, 1/4 for 0, 7 and 14 give 7 / 1.75. Step 4 only by 7 and 14.
     assert executed(buffer, 3, 3) == [4.0, pytest.approx(28 / 3, abs=1e-6), 14.0]
 
@@ -75,55 +75,55 @@ def test_the_golden_weights_of_the_ensemble() -> None:
 
 def test_rtc_executes_what_is_committed_and_then_follows_the_soft_mask() -> None:
     buffer = ChunkBuffer("rtc", dims=1)
-    buffer.put(chunk(0, 0, 0, 0, 0, 0, 0), due_step=0)
-    buffer.take(0)
+    buffer.insert(chunk(0, 0, 0, 0, 0, 0, 0), due_step=0)
+    buffer.pop(0)
     assert buffer.commit(1, 3).tolist() == [[0], [0], [0]]
-    buffer.put(chunk(1, *[1.0] * 6), due_step=2)  # it came sooner than was thought: steps 2 and 3 stay committed
+    buffer.insert(chunk(1, *[1.0] * 6), due_step=2)  # it came sooner than was thought: steps 2 and 3 stay committed
     # d = 3, H - s = 5: rows 3 and 4 have c = 2/3 and 1/3, c (e^c - 1) / (e - 1) = 0.367706 and 0.076746.
     assert executed(buffer, 2, 5) == [0, 0, 0.632294, 0.923254, 1]
 
 
 def test_rtc_takes_the_rows_of_a_conditioned_chunk_exactly() -> None:
     buffer = ChunkBuffer("rtc", dims=1)
-    buffer.put(chunk(0, 0, 0.1, 0.2, 0.3, 0.4), due_step=0)
-    buffer.take(0)
+    buffer.insert(chunk(0, 0, 0.1, 0.2, 0.3, 0.4), due_step=0)
+    buffer.pop(0)
     committed = buffer.commit(1, 2)
-    buffer.put(replace(chunk(1, *committed[:, 0], 5, 6, 7), conditioned=True), due_step=2)
+    buffer.insert(replace(chunk(1, *committed[:, 0], 5, 6, 7), conditioned=True), due_step=2)
     assert executed(buffer, 2, 4) == [0.2, 5, 6, 7]
 
 
 def test_a_promise_counts_for_the_chunk_of_its_own_observation_alone() -> None:
     buffer = ChunkBuffer("rtc", dims=1)
-    buffer.put(chunk(0, *[0.0] * 9), due_step=0)
+    buffer.insert(chunk(0, *[0.0] * 9), due_step=0)
     for step in range(4):
         buffer.commit(step, 3)
-        buffer.take(step)
+        buffer.pop(step)
     # Promised were steps 2, 3 and 4; the promise of step 3 reached 5.
-    buffer.put(replace(chunk(2, *[1.0] * 9), conditioned=True), due_step=4)
+    buffer.insert(replace(chunk(2, *[1.0] * 9), conditioned=True), due_step=4)
     assert executed(buffer, 4, 3) == [0, 1, 1]
 
 
 def test_what_is_committed_ends_where_the_plan_ends() -> None:
     buffer = ChunkBuffer("rtc", dims=1)
     assert buffer.commit(0, 3).shape == (0, 1)
-    buffer.put(chunk(0, 1, 2), due_step=0)
+    buffer.insert(chunk(0, 1, 2), due_step=0)
     assert buffer.commit(1, 3).tolist() == [[2]]
 
 
 @pytest.mark.parametrize("splice", SPLICES)
 def test_a_chunk_that_was_overtaken_is_late_as_a_whole(splice: ChunkMerge) -> None:
     buffer = ChunkBuffer(splice, dims=1)
-    buffer.put(chunk(5, 1, 2, 3), due_step=5)
-    assert buffer.put(chunk(4, 9, 9, 9, 9, 9), due_step=5) == 5
+    buffer.insert(chunk(5, 1, 2, 3), due_step=5)
+    assert buffer.insert(chunk(4, 9, 9, 9, 9, 9), due_step=5) == 5
     assert executed(buffer, 5, 3) == [1, 2, 3]
 
 
 def test_a_cleared_plan_is_empty_and_takes_any_chunk() -> None:
     buffer = ChunkBuffer("drop", dims=1)
-    buffer.put(chunk(50, 1, 2), due_step=50)
+    buffer.insert(chunk(50, 1, 2), due_step=50)
     buffer.clear()
-    assert buffer.left(50) == 0
-    assert buffer.put(chunk(0, 3), due_step=0) == 0 and executed(buffer, 0, 1) == [3]
+    assert buffer.remaining(50) == 0
+    assert buffer.insert(chunk(0, 3), due_step=0) == 0 and executed(buffer, 0, 1) == [3]
 
 
 @pytest.mark.parametrize(
@@ -137,9 +137,9 @@ def test_a_cleared_plan_is_empty_and_takes_any_chunk() -> None:
 )
 def test_a_chunk_that_is_none_leaves_the_plan_as_it_was(actions: np.ndarray, words: str) -> None:
     buffer = ChunkBuffer("ensemble", dims=1)
-    buffer.put(chunk(0, 1, 2), due_step=0)
+    buffer.insert(chunk(0, 1, 2), due_step=0)
     with pytest.raises(PolicyError, match=words):
-        buffer.put(ActionChunk(actions, 0, 0), due_step=0)
+        buffer.insert(ActionChunk(actions, 0, 0), due_step=0)
     assert executed(buffer, 0, 2) == [1, 2]
 
 
@@ -171,17 +171,17 @@ def test_every_executed_action_lies_between_predictions_that_were_made_for_its_s
         for _ in range(delay):
             taken += _execute(buffer, step, made)
             step += 1
-        late = buffer.put(ActionChunk(rows_now, 0, cause, conditioned=conditioned), due_step=step)
+        late = buffer.insert(ActionChunk(rows_now, 0, cause, conditioned=conditioned), due_step=step)
         assert late == min(delay, length)
         rows += length
-    while buffer.left(step):
+    while buffer.remaining(step):
         taken += _execute(buffer, step, made)
         step += 1
-    assert taken + buffer.late <= rows + step
+    assert taken + buffer.dropped_rows <= rows + step
 
 
 def _execute(buffer: ChunkBuffer, step: int, made: dict[int, list[np.ndarray]]) -> int:
-    action = buffer.take(step)
+    action = buffer.pop(step)
     if action is None:
         return 0
     predictions = np.stack(made[step])

@@ -256,7 +256,7 @@ def soak(policy: str, minutes: float) -> tuple[list[dict[str, Any]], dict[str, l
         "commands": sum(s["sent"] for s in sent),
         "lost": lost,
         "reordered": sum(c["reordered"] + c["replayed"] for c in came),
-        "late": sum(c["late"] for c in came),
+        "late": sum(c["dropped_rows"] for c in came),
         "refused": sum(c["refused"] for c in came),
     }
     rows += [{**total, "controllers": sent, "bridges": came, "server": answered}]

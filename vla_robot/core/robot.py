@@ -19,23 +19,24 @@ class Tick:
         result: what was done, and the observation after it; `observation.step` is the tick's number in its episode.
         mode: whether an action was played.
         reason: why none was, in plain words; empty in mode "run".
-        settled: newest `ActionChunk.step` that was played or refused; -1 before the first. A controller whose chunk is
-            settled sees its effect in `result.observation`.
-        cause_ns: `stamp_ns` of the observation that caused the action; 0 when the pose was held.
+        last_processed_step: newest `ActionChunk.step` that was played or refused; -1 before the first. A controller
+            whose chunk is processed sees its effect in `result.observation`.
+        obs_stamp_ns: `stamp_ns` of the observation that caused the action; 0 when the pose was held.
         cause_step: `ActionChunk.step` of the chunk that was played, as the controller sent it; -1 when the pose was
             held.
         wanted: (D,) the action that was due, before the limits of the robot's side and after the splice of chunks; None
             when none was.
-        late: rows of chunks skipped in this episode because their tick had passed, or because they were too old.
+        dropped_rows: rows of chunks skipped in this episode because their tick had passed, or because they were too
+            old.
         intervention: the action that was played came from a person who took over from the policy.
     """
 
     result: StepResult
     mode: Mode
     reason: str
-    settled: int
-    cause_ns: int
-    late: int
+    last_processed_step: int
+    obs_stamp_ns: int
+    dropped_rows: int
     intervention: bool = False
     cause_step: int = -1
     wanted: Vector | None = None

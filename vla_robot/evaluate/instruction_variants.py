@@ -46,24 +46,24 @@ def _paraphrased(env: EnvRecipe, words: LanguageRecipe) -> Words:
     if not words.paraphrases:
         raise _lacks(env, "paraphrases", '["pick up the block"]')
 
-    def say(task: str, seed: int) -> str:
+    def rephrase(task: str, seed: int) -> str:
         # Consecutive seeds go through the targets, so each target must meet each paraphrase.
         turn = seed // max(1, len(words.targets))
         return words.paraphrases[turn % len(words.paraphrases)].format(**_found(env, task))
 
-    return say
+    return rephrase
 
 
 def _misdirected(env: EnvRecipe, words: LanguageRecipe) -> Words:
     if not words.targets:
         raise _lacks(env, "targets", '["red", "green"], and {target} in the instruction')
 
-    def say(task: str, seed: int) -> str:
+    def rephrase(task: str, seed: int) -> str:
         asked = _found(env, task)[TARGET]
         others = [target for target in words.targets if target != asked]
         return env.instruction.format(target=others[seed // len(words.targets) % len(others)])
 
-    return say
+    return rephrase
 
 
 def _found(env: EnvRecipe, task: str) -> dict[str, str]:

@@ -73,7 +73,7 @@ def run_episode(
     observation = world.reset(seed)
     tally = _EpisodeStats(clock, rate_hz)
     tally.watch.received(observation, world)
-    tell(subscribers, EpisodeStarted(seed, observation))
+    notify(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
     outcome: Outcome | None = None
     error: str | None = None
@@ -97,7 +97,7 @@ def run_episode(
             step = StepDone(observation, wanted, commanded, clamps, result, stages_ms, tally.elapsed_s)
             step = replace(step, **marks_of(chunk, observation.step - chunk.step))
             tally.add(step)
-            tell(subscribers, step)
+            notify(subscribers, step)
             observation, outcome = result.observation, outcome_of(result)
     except EndedByPersonError as end:
         outcome = end.outcome
@@ -105,7 +105,7 @@ def run_episode(
         outcome, error = "error", str(failure)
     finally:
         ended = tally.result(seed, outcome or "stopped", error)
-        tell(subscribers, EpisodeEnded(ended, observation))
+        notify(subscribers, EpisodeEnded(ended, observation))
     return ended
 
 
@@ -183,7 +183,7 @@ def marks_of(chunk: ActionChunk, row: int) -> dict[str, Any]:
     }
 
 
-def tell(subscribers: Sequence[Subscriber], event: Event) -> None:
+def notify(subscribers: Sequence[Subscriber], event: Event) -> None:
     """Let every subscriber know."""
     for subscriber in subscribers:
         subscriber(event)

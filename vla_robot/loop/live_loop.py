@@ -26,7 +26,15 @@ from vla_robot.core.errors import NoActionYetError, PolicyError, TransportError,
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
 from vla_robot.core.ports import Guard, Policy, ReportsStages, ReportsStatus, Robot
 from vla_robot.core.robot import Tick
-from vla_robot.loop.control_loop import EndedByPersonError, Interventions, always_false, ask, marks_of, outcome_of, tell
+from vla_robot.loop.control_loop import (
+    EndedByPersonError,
+    Interventions,
+    always_false,
+    ask,
+    marks_of,
+    notify,
+    outcome_of,
+)
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, StepsLost, Subscriber
 from vla_robot.loop.results import EpisodeResult, Outcome
 from vla_robot.loop.timing import TOTAL, by_stage
@@ -71,7 +79,7 @@ def run_live_episode(
     policy.reset(seed)
     observation = robot.begin(seed)
     tally = _EpisodeStats(clock)
-    tell(subscribers, EpisodeStarted(seed, observation))
+    notify(subscribers, EpisodeStarted(seed, observation))
     pairing = _Pairing(observation, guard, clock)
     course = _Course(pairing, tally, subscribers)
     ended_here = True
@@ -91,7 +99,7 @@ def run_live_episode(
         course.end(robot, "error", str(failure))
     finally:
         ended = tally.result(seed, course.outcome or "stopped", course.error)
-        tell(subscribers, EpisodeEnded(ended, pairing.newest))
+        notify(subscribers, EpisodeEnded(ended, pairing.newest))
         if ended_here:
             _release(robot)
     return ended
@@ -141,7 +149,7 @@ class _Course:
 
     def _tell(self, event: StepDone | StepsLost) -> None:
         self.tally.add(event)
-        tell(self.subscribers, event)
+        notify(self.subscribers, event)
 
 
 @dataclass
@@ -175,7 +183,7 @@ class _Pairing:
         self._clock = clock
         self._sent: dict[_Cause, _Sent] = {}
         self._last: ActionChunk | None = None
-        self._settled = -1
+        self._last_processed = -1
         self._answered_at = -1
 
     def may_ask(self) -> bool:
@@ -183,7 +191,7 @@ class _Pairing:
         step, last = self.newest.step, self._last
         if last is None or ((len(last.actions) > 1 or last.intervention) and step > last.step):
             return True
-        played = self._settled >= last.step
+        played = self._last_processed >= last.step
         lost = self._answered_at >= 0 and step > self._answered_at + PATIENCE_TICKS
         return step > last.step and (played or lost)
 
@@ -214,7 +222,7 @@ class _Pairing:
         if after.step < due:
             return  # older than what was told already
         self.newest = after
-        self._settled = max(self._settled, tick.settled)
+        self._last_processed = max(self._last_processed, tick.last_processed_step)
         if after.step > due:
             yield StepsLost(before.step, after.step - before.step)
         elif tick.mode != "stopped":
@@ -238,7 +246,7 @@ class _Pairing:
 
     def _sent_for(self, tick: Tick) -> _Sent | None:
         """The answer that a tick played; those before it will not be played any more, and are forgotten."""
-        cause = tick.cause_ns, tick.cause_step, tick.intervention
+        cause = tick.obs_stamp_ns, tick.cause_step, tick.intervention
         if tick.mode != "run" or cause not in self._sent:
             return None
         while next(iter(self._sent)) != cause:
@@ -251,7 +259,7 @@ class _Pairing:
         if not sent.stages_ms or sent.chunk.intervention:
             return {}
         stages_ms, sent.stages_ms = sent.stages_ms, {}
-        total_ms = (tick.result.command_ns - tick.cause_ns) / NS_PER_MS
+        total_ms = (tick.result.command_ns - tick.obs_stamp_ns) / NS_PER_MS
         return {**stages_ms, "send_and_tick": max(total_ms - sum(stages_ms.values()), 0.0), TOTAL: total_ms}
 
 

@@ -41,7 +41,7 @@ class PolicySource:
         """Whether a file says how it is used; a bare folder and an address speak for themselves."""
         return self.path is not None and not is_bare_checkpoint(self.path)
 
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """Changes whenever what it does may change: its recipe, or size or time of a file of its checkpoint.
 
         A server's changes are not seen. Contents are not read: weights can be fifteen gigabytes.

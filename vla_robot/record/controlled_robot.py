@@ -259,7 +259,7 @@ class LiveRobot:
 
     def _rows(self, before: Observation, tick: Tick) -> list[Transition]:
         """The row of one tick, if it is to be recorded."""
-        self._late = tick.late
+        self._late = tick.dropped_rows
         self._held += tick.mode == "hold"
         if tick.result.observation.step > before.step + 1:
             # What was seen right before this tick was lost, too: a gap, which no row is joined across.

@@ -134,7 +134,7 @@ class _Process:
                 raise BrokenPipeError(GONE)  # the number of the pipe may be another file's by now
             left = left[os.write(self._pipe, left) :]
 
-    def says(self, what: str, wait: bool) -> str | None:
+    def answer_to(self, what: str, wait: bool) -> str | None:
         """Why it could not do `what`, "failed" or "done"; None when it has not said so.
 
         Args:
@@ -262,8 +262,8 @@ class ProcessWriter:
         except Exception as error:  # whatever it is, `finish` must learn of it: this thread has no caller
             return f"{type(error).__name__}: {error}"
         if message.head["do"] in ENDS:
-            return self._process.says("done", wait=True) or ""
-        return self._process.says("failed", wait=False) or ""
+            return self._process.answer_to("done", wait=True) or ""
+        return self._process.answer_to("failed", wait=False) or ""
 
     def _write(self, message: _Message) -> None:
         frames = [[name, image.shape] for name, image in message.images.items()]

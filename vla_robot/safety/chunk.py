@@ -81,10 +81,10 @@ class ChunkBuffer:
         self._predictions: dict[int, list[Vector]] = {}
         self._promised_ends: dict[int, int] = {}
         self._newest_step = 0
-        self.late = 0
+        self.dropped_rows = 0
         """Rows that came after their step, so far."""
 
-    def put(self, chunk: ActionChunk, due_step: int) -> int:
+    def insert(self, chunk: ActionChunk, due_step: int) -> int:
         """Take in a chunk; one that is older than the newest is late as a whole.
 
         Args:
@@ -100,14 +100,14 @@ class ChunkBuffer:
         rows = self._require_rows(chunk)
         is_overtaken = bool(self._plan) and chunk.step < self._newest_step
         late = len(rows) if is_overtaken else min(max(due_step - chunk.step, 0), len(rows))
-        self.late += late
+        self.dropped_rows += late
         if late < len(rows):
             self._newest_step = chunk.step
             share = _committed_only if chunk.conditioned and self._is_rtc else self._old_share
             self._splice(rows[late:], chunk.step + late, chunk.step, share)
         return late
 
-    def take(self, step: int) -> Vector | None:
+    def pop(self, step: int) -> Vector | None:
         """(D,) the action of a step, or None when the plan has none. Steps before it are over."""
         for done in [planned for planned in self._plan if planned < step]:
             self._forget(done)
@@ -134,12 +134,12 @@ class ChunkBuffer:
         self._promised_ends[step] = step + len(rows)
         return rows
 
-    def left(self, step: int) -> int:
+    def remaining(self, step: int) -> int:
         """How many steps without a gap the plan has, from this one on."""
         return len(self._planned(step, len(self._plan)))
 
     def clear(self) -> None:
-        """Forget the plan: an episode begins or the arm is held. `late` goes on."""
+        """Forget the plan: an episode begins or the arm is held. `dropped_rows` goes on."""
         self._plan.clear()
         self._predictions.clear()
         self._promised_ends.clear()

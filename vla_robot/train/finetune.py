@@ -97,16 +97,16 @@ def finetune(
     require_trackers(recipe)
     heard = on_progress if ranks.first else _unheard
     with Claim(out) if ranks.first else nullcontext(), ranks.joined(device):
-        run, prepared = open_run(recipe, out, ranks, heard, on_plan)
+        trainer, prepared = open_run(recipe, out, ranks, heard, on_plan)
         if ranks.first:
             _keep_recipe(recipe, out)
         if recipe.rollouts:
-            run.drives(recipe.rollouts.every, _closed_loop(roll_out, prepared, out / "rollout", ranks))
-        with closing(run):
-            metrics = run.train(heard, should_stop)
-        if run.step == recipe.steps:
-            save_policy(run, prepared, out / "final", ranks)
-    return Trained(out / "final", run.step, metrics)
+            trainer.set_rollouts(recipe.rollouts.every, _closed_loop(roll_out, prepared, out / "rollout", ranks))
+        with closing(trainer):
+            metrics = trainer.train(heard, should_stop)
+        if trainer.step == recipe.steps:
+            save_policy(trainer, prepared, out / "final", ranks)
+    return Trained(out / "final", trainer.step, metrics)
 
 
 def open_run(

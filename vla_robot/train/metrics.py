@@ -37,7 +37,7 @@ Line = Mapping[str, float]
 class Tracker(Protocol):
     """A receiver of every line."""
 
-    def tell(self, line: Line) -> None:
+    def log(self, line: Line) -> None:
         """One more measurement."""
         ...
 
@@ -78,7 +78,7 @@ class Metrics:
         with writing(str(path), self._out):
             append_line(path, json.dumps(line))
         for tracker in self._trackers:
-            tracker.tell(line)
+            tracker.log(line)
 
     def close(self) -> None:
         """Once the run ends or stops."""
@@ -124,9 +124,9 @@ class _TensorBoard:
         shutil.rmtree(folder, ignore_errors=True)
         self._writer = SummaryWriter(str(folder))
         for line in lines:
-            self.tell(line)
+            self.log(line)
 
-    def tell(self, line: Line) -> None:
+    def log(self, line: Line) -> None:
         for name, value in line.items():
             if name != "step":
                 self._writer.add_scalar(name, value, int(line["step"]))
@@ -155,9 +155,9 @@ class _WandB:
             config=json.loads(json.dumps(asdict(recipe), default=str)),
         )
         for line in lines:
-            self.tell(line)
+            self.log(line)
 
-    def tell(self, line: Line) -> None:
+    def log(self, line: Line) -> None:
         step = int(line["step"])
         if step <= self._step:
             return

@@ -118,7 +118,7 @@ class Trainer:
         if self._ranks.first:
             self._metrics.go_on_from(self.step)
 
-    def drives(self, every: int, measure: Callable[[Trainer], float | None]) -> None:
+    def set_rollouts(self, every: int, measure: Callable[[Trainer], float | None]) -> None:
         """Measure the success rate in closed loop before the first step, and then every so many."""
         self._rollouts = every, measure
 
@@ -163,7 +163,7 @@ class Trainer:
         answers: dict[str, float] = {}
         with self.averaged():
             if self._questions is not None:
-                answers["question_accuracy"] = self._questions.accuracy(self._says)
+                answers["question_accuracy"] = self._questions.accuracy(self._answers_match)
             for batch in self._data.held_out():
                 outputs.append(_numbers(self._forward(batch)))
                 sizes.append(len(batch.pixels))
@@ -240,10 +240,10 @@ class Trainer:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
             return (parallel or self.model)(b.pixels, b.input_ids, b.labels, b.state, self.recipe.bin_smoothing)
 
-    def _says(self, batch: Batch) -> Tensor:
+    def _answers_match(self, batch: Batch) -> Tensor:
         b = batch.to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            return self.model.says(b.pixels, b.input_ids, b.labels, b.state)
+            return self.model.answers_match(b.pixels, b.input_ids, b.labels, b.state)
 
     def _of_all_ranks(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         values = self._ranks.mean(torch.stack([value.float() for value in outputs.values()]))

@@ -270,11 +270,11 @@ class _Link:
             "state": observation.state,
             "executed": result.executed,
             "success": result.success,
-            "late": tick.late,
+            "dropped_rows": tick.dropped_rows,
             "clamps": [
                 {"dim": c.dim, "cause": c.cause, "wanted": c.wanted, "allowed": c.allowed} for c in result.clamps
             ],
-            "capture_to_command_ms": (result.command_ns - tick.cause_ns) / NS_PER_MS if tick.cause_ns else None,
+            "capture_to_command_ms": (result.command_ns - tick.obs_stamp_ns) / NS_PER_MS if tick.obs_stamp_ns else None,
             "picture_age_ms": self._age_ms(observation.stamp_ns, now_ns),
         }
         # The status is a moment older than a tick, unless the arm was stopped: that outlives the last tick.

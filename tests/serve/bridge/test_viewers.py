@@ -30,8 +30,8 @@ def viewers(clock: FakeClock) -> Viewers:
 
 
 def test_a_tick_goes_to_everybody_who_watches_once(viewers: Viewers) -> None:
-    viewers.hear(b"a", 0)
-    viewers.hear(b"b", 0)
+    viewers.acknowledge(b"a", 0)
+    viewers.acknowledge(b"b", 0)
     assert viewers.due() == []
     viewers.push(tick())
     assert viewers.due() == [b"a", b"b"]
@@ -39,42 +39,42 @@ def test_a_tick_goes_to_everybody_who_watches_once(viewers: Viewers) -> None:
 
 
 def test_a_slow_viewer_gets_the_newest_tick_and_the_quick_one_gets_all(viewers: Viewers, clock: FakeClock) -> None:
-    viewers.hear(b"slow", 0)
-    viewers.hear(b"quick", 0)
+    viewers.acknowledge(b"slow", 0)
+    viewers.acknowledge(b"quick", 0)
     sent: list[list[bytes]] = []
     for number in range(1, 6):
         viewers.push(tick(number))
         sent.append(viewers.due())
-        viewers.hear(b"quick", number)
+        viewers.acknowledge(b"quick", number)
         clock.advance_ns(PERIOD_MS * NS_PER_MS)
     assert sent == [[b"slow", b"quick"], *([[b"quick"]] * 4)]
-    viewers.hear(b"slow", 1)
+    viewers.acknowledge(b"slow", 1)
     assert viewers.due() == [b"slow"]
     assert viewers.newest is not None and viewers.newest.result.observation.step == 5
 
 
 def test_nobody_gets_more_ticks_than_a_person_sees(viewers: Viewers, clock: FakeClock) -> None:
-    viewers.hear(b"a", 0)
+    viewers.acknowledge(b"a", 0)
     sent = 0
     for number in range(100):  # at 100 Hz
         viewers.push(tick(number))
         sent += len(viewers.due())
-        viewers.hear(b"a", viewers.number)
+        viewers.acknowledge(b"a", viewers.number)
         clock.advance_ns(10 * NS_PER_MS)
     assert 0.9 * MOST_HZ <= sent <= MOST_HZ
 
 
 def test_what_was_lost_on_the_way_is_sent_again(viewers: Viewers, clock: FakeClock) -> None:
-    viewers.hear(b"a", 0)
+    viewers.acknowledge(b"a", 0)
     viewers.push(tick())
     assert viewers.due() == [b"a"]
     clock.advance_ns(round(RESEND_S * 1000) * NS_PER_MS)
-    viewers.hear(b"a", 0)
+    viewers.acknowledge(b"a", 0)
     assert viewers.due() == [b"a"]
 
 
 def test_who_says_nothing_more_is_forgotten(viewers: Viewers, clock: FakeClock) -> None:
-    viewers.hear(b"a", 0)
+    viewers.acknowledge(b"a", 0)
     clock.advance_ns(round(SILENT_S * 1000 + 1) * NS_PER_MS)
     viewers.push(tick())
     assert viewers.due() == [] and len(viewers) == 0
@@ -82,15 +82,15 @@ def test_who_says_nothing_more_is_forgotten(viewers: Viewers, clock: FakeClock) 
 
 def test_too_many_viewers_are_refused_until_one_leaves(viewers: Viewers) -> None:
     for k in range(MOST_VIEWERS):
-        viewers.hear(bytes([k]), 0)
+        viewers.acknowledge(bytes([k]), 0)
     with pytest.raises(TransportError, match=f"{MOST_VIEWERS} viewers watch this bridge already"):
-        viewers.hear(b"one more", 0)
+        viewers.acknowledge(b"one more", 0)
     viewers.drop(bytes([0]))
-    viewers.hear(b"one more", 0)
+    viewers.acknowledge(b"one more", 0)
 
 
 def test_a_number_from_the_future_is_not_believed(viewers: Viewers) -> None:
-    viewers.hear(b"a", 10**12)
+    viewers.acknowledge(b"a", 10**12)
     viewers.push(tick())
     assert viewers.due() == [b"a"]
 

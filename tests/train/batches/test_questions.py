@@ -152,11 +152,11 @@ def test_an_answer_counts_exactly_when_greedy_decoding_says_it(
     counted: list[bool] = []
     data = QuestionData(joint, QuestionsRecipe(wrong), policy, Ranks())
 
-    def says(batch):
-        counted.extend(policy.model.says(batch.pixels, batch.input_ids, batch.labels, batch.state).tolist())
+    def answers_match(batch):
+        counted.extend(policy.model.answers_match(batch.pixels, batch.input_ids, batch.labels, batch.state).tolist())
         return torch.tensor(counted)
 
-    share = data.accuracy(says)
+    share = data.accuracy(answers_match)
     said = [policy.answer(q.frames(), q.question) == q.answer for q in read_questions(wrong)["held_out"]]
     assert counted == said
     assert True in said

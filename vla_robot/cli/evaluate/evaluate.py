@@ -110,7 +110,7 @@ class Plan:
         """What must be the same for a command to go on where another was stopped."""
         return {
             "world": {self.env_path.stem: hashlib.sha256(dump(self.env).encode()).hexdigest()[:16]},
-            "policies": {name: source.mark() for name, source in self.policies.items()},
+            "policies": {name: source.fingerprint() for name, source in self.policies.items()},
             "languages": list(self.words),
             "seed": self.seeds.start,
             "episodes": len(self.seeds),

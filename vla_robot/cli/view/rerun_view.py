@@ -55,8 +55,8 @@ class RerunLog:
         if result.executed is not None:
             for name, value in zip(embodiment.action.names, result.executed, strict=True):
                 self._number(f"executed/{name}", float(value))
-        if tick.cause_ns:
-            self._number("capture_to_command_ms", (result.command_ns - tick.cause_ns) / NS_PER_MS)
+        if tick.obs_stamp_ns:
+            self._number("capture_to_command_ms", (result.command_ns - tick.obs_stamp_ns) / NS_PER_MS)
         self._stream.log("mode", self._rerun.TextLog(f"{tick.mode} {tick.reason}".rstrip()))
 
     def close(self) -> None:

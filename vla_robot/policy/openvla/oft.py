@@ -121,10 +121,10 @@ class OFTPolicy:
                     f"the recipe says action_dim = {self.oft.action_dim}, the statistics have {len(sizes)} dimensions."
                 )
         batch = self.read(observations, statistics_keys)
-        stages.done("preprocess")
+        stages.lap("preprocess")
         normalised = self.predict(batch, stages)
         actions = [unnormalise(chunk, s, EPSILON) for chunk, s in zip(normalised, stats, strict=True)]
-        stages.done("unnormalise")
+        stages.lap("unnormalise")
         return chunks_of(actions, observations, stages)
 
     @torch.inference_mode()
@@ -140,7 +140,7 @@ class OFTPolicy:
         completed = [self._generator.complete(prompt) for prompt in batch.prompts]
         embeds, lengths = embed(self.model, replace(batch, prompts=completed), stages)
         actions = self._generator.actions(embeds, lengths)
-        stages.done("decode")
+        stages.lap("decode")
         return actions
 
 

@@ -18,7 +18,7 @@ from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_dtype
 from vla_robot.policy.openvla.engine.compiled import CompiledInference
 from vla_robot.policy.openvla.engine.cpu_threads import threads_for
-from vla_robot.policy.openvla.engine.generate import Generator, say
+from vla_robot.policy.openvla.engine.generate import Generator, generate_text
 from vla_robot.policy.openvla.engine.quantise import memory_bytes, quantise, require_quantiser
 from vla_robot.policy.openvla.inputs.action_tokens import ActionTokenizer
 from vla_robot.policy.openvla.inputs.image_preprocessing import NONE
@@ -124,13 +124,13 @@ class OpenVLAPolicy:
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         batch = self.read(observations, statistics_keys)
-        stages.done("preprocess")
+        stages.lap("preprocess")
         # A row of fewer dimensions says its own first: what comes later cannot change it.
         prefixes = [committed_tokens(o, s, chunk, self.action_tokens) for o, s in zip(observations, stats, strict=True)]
         tokens = self.generate(batch, chunk * max(map(len, stats)), stages, prefixes)
         rows = zip(self.action_tokens.decode(tokens), stats, strict=True)
         actions = [unnormalise(row[: chunk * len(s)].reshape(chunk, -1), s) for row, s in rows]  # each (K, D)
-        stages.done("detokenise")
+        stages.lap("detokenise")
         return chunks_of(actions, observations, stages, conditions=chunk > 1)
 
     @torch.inference_mode()
@@ -175,7 +175,7 @@ class OpenVLAPolicy:
         batch = Batch(self.preprocessor([self.read.images(images)]), [self.tokenizer.question(question)], state)
         with threads_for(self.model, batch):
             embeds, _ = embed(self.model, batch)
-            said = say(self._decoder, self.model, embeds, self.tokenizer.eos, max_tokens)
+            said = generate_text(self._decoder, self.model, embeds, self.tokenizer.eos, max_tokens)
         return self.tokenizer.words(said.cpu().numpy())
 
     def generate_tokens(

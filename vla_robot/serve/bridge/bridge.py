@@ -28,7 +28,7 @@ from vla_robot.safety.limits import require_action
 from vla_robot.safety.watchdog import Verdict, Watchdog
 from vla_robot.serve.bridge.faults import Faults, contained, contained_listener
 
-NOTHING_SETTLED = -1
+NOTHING_PROCESSED = -1
 
 MAX_BRAKE_S = 1.0
 """A ramp to rest that would take longer, as limits of a recipe may ask, is cut short by `Arm.stop`."""
@@ -134,7 +134,7 @@ class Bridge:
         self._listener = contained_listener(listener, self.faults)
         self._observation: Observation | None = None
         self._chunk: ActionChunk | None = None
-        self._settled = NOTHING_SETTLED
+        self._last_processed = NOTHING_PROCESSED
         self._lockstep = False
         self._refusal = ""
         self._ramp: list[Tick] = []
@@ -142,7 +142,7 @@ class Bridge:
         self.watchdog = watchdog
         self.episode = 0
         self.running = False
-        self.late = 0
+        self.dropped_rows = 0
         self.refused = 0
         """Actions that were too old or not fit to be sent, over all episodes."""
         self.unstopped = ""
@@ -182,7 +182,8 @@ class Bridge:
             )
         self.end("another episode began")
         self._observation = self._reset(seed)
-        self._chunk, self._settled, self._lockstep, self._refusal, self.late = None, NOTHING_SETTLED, lockstep, "", 0
+        self._chunk, self._last_processed, self._lockstep = None, NOTHING_PROCESSED, lockstep
+        self._refusal, self.dropped_rows = "", 0
         self._plan.clear()
         self._ramp.clear()
         self._commanded_ns = self._clock.now_ns()
@@ -206,9 +207,9 @@ class Bridge:
         now = self._observation.step
         if chunk.step > now:
             raise ContractError(f"a chunk for tick {chunk.step} came at tick {now}: that tick was not sent yet.")
-        if not self.running or chunk.step <= self._settled:
+        if not self.running or chunk.step <= self._last_processed:
             # On its way while the episode ended, or while a newer one came.
-            self.late += len(chunk.actions)
+            self.dropped_rows += len(chunk.actions)
             return len(chunk.actions)
         try:
             self._require_sendable(chunk)
@@ -220,8 +221,8 @@ class Bridge:
         else:
             self._delay.add(self._clock.now_ns() - chunk.stamp_ns)
         # A single action is meant for the moment it arrives; whether it is too old then is told by its stamp.
-        skipped = self._plan.put(replace(chunk, step=now) if len(chunk.actions) == 1 else chunk, now)
-        self.late += skipped
+        skipped = self._plan.insert(replace(chunk, step=now) if len(chunk.actions) == 1 else chunk, now)
+        self.dropped_rows += skipped
         if skipped < len(chunk.actions):  # of one that is late as a whole, no row is ever the cause of a motion
             self._chunk = chunk
         self.watchdog.accepted()
@@ -232,7 +233,7 @@ class Bridge:
         before = self._observation
         assert before is not None and self.running
         verdict = self._verdict()
-        wanted, clamps, cause_ns, cause_step, intervention = None, (), 0, NOTHING_SETTLED, False
+        wanted, clamps, obs_stamp_ns, cause_step, intervention = None, (), 0, NOTHING_PROCESSED, False
         if verdict.mode == "stopped":
             return self._stopped(verdict)
         chunk, row = self._due(before.step, verdict)
@@ -243,13 +244,14 @@ class Bridge:
         if chunk is None or row is None or allowed is None:
             result, mode, reason = self._held(before), "hold", self._why_held(verdict)
         else:
-            wanted, cause_ns, cause_step, intervention = row, chunk.stamp_ns, chunk.step, chunk.intervention
+            wanted, obs_stamp_ns, cause_step, intervention = row, chunk.stamp_ns, chunk.step, chunk.intervention
             result, mode, reason = self._arm.command(allowed), "run", ""
-            self._settled, self._refusal = max(self._settled, chunk.step), ""
+            self._last_processed, self._refusal = max(self._last_processed, chunk.step), ""
         result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
         result = replace(result, observation=self._promised(result.observation))
         self._observation, self._commanded_ns = result.observation, released_ns
-        tick = Tick(result, mode, reason, self._settled, cause_ns, self.late, intervention, cause_step, wanted)
+        processed, dropped = self._last_processed, self.dropped_rows
+        tick = Tick(result, mode, reason, processed, obs_stamp_ns, dropped, intervention, cause_step, wanted)
         self._listener(Ticked(before, wanted, tick, released_ns))
         if tick.over:
             self._finish(_outcome(result), "")
@@ -328,7 +330,7 @@ class Bridge:
         assert before is not None
         nothing = StepResult(before, None, False, False, False)
         reason = "; ".join(filter(None, (verdict.reason, self.unstopped)))
-        tick = Tick(nothing, "stopped", reason, self._settled, 0, self.late)
+        tick = Tick(nothing, "stopped", reason, self._last_processed, 0, self.dropped_rows)
         self._finish("stopped", reason)
         return tick
 
@@ -379,7 +381,7 @@ class Bridge:
         result = self._arm.command(self._limits.brake(before.state))
         result = replace(result, command_ns=result.command_ns or released_ns)
         self._observation, self._commanded_ns = result.observation, released_ns
-        tick = Tick(result, "hold", f"braking: {reason}", self._settled, 0, self.late)
+        tick = Tick(result, "hold", f"braking: {reason}", self._last_processed, 0, self.dropped_rows)
         self._ramp.append(tick)
         self._listener(Ticked(before, None, tick, released_ns))
 
@@ -412,7 +414,7 @@ class Bridge:
         if verdict.mode != "run" or self._chunk is None:
             self._plan.clear()
             return None, None
-        row = self._plan.take(step)
+        row = self._plan.pop(step)
         return (None, None) if row is None else (self._chunk, row)
 
     def _allowed(
@@ -436,7 +438,7 @@ class Bridge:
         planned_s = 0.0 if len(chunk.actions) == 1 else horizon_steps / self._arm.embodiment.rate_hz
         age_s = (self._clock.now_ns() - chunk.stamp_ns) / NS_PER_S - planned_s
         if not self._lockstep and age_s > self._execution.max_age_s:
-            self.late += 1
+            self.dropped_rows += 1
             raise PolicyError(
                 f"an action was {age_s * 1000:.0f} ms late, {self._execution.max_age_s * 1000:.0f} ms are allowed"
                 f"{self._stopped_cameras()}"
@@ -450,7 +452,7 @@ class Bridge:
 
     def _refuse(self, step: int, why: str) -> None:
         self.refused += 1
-        self._settled = max(self._settled, step)
+        self._last_processed = max(self._last_processed, step)
         self._refusal = why
 
     def _why_held(self, verdict: Verdict) -> str:

@@ -26,7 +26,7 @@ class FramesUnderWay:
     sent: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     asked: bool = False
 
-    def hear(self, seen: int, there: Mapping[str, int] | None) -> None:
+    def acknowledge(self, seen: int, there: Mapping[str, int] | None) -> None:
         """Take note of what arrived.
 
         Args:

@@ -178,8 +178,8 @@ class BridgeLog:
 
 
 def _step(event: Ticked) -> EpisodeStep:
-    result, cause_ns = event.tick.result, event.tick.cause_ns
-    stages_ms = {"capture_to_command": (result.command_ns - cause_ns) / NS_PER_MS} if cause_ns else {}
+    result, obs_stamp_ns = event.tick.result, event.tick.obs_stamp_ns
+    stages_ms = {"capture_to_command": (result.command_ns - obs_stamp_ns) / NS_PER_MS} if obs_stamp_ns else {}
     return EpisodeStep(
         observation=event.before,
         commanded=event.wanted,

@@ -27,7 +27,7 @@ from vla_robot.core.messages import Observation, StepResult
 from vla_robot.core.ports import Streamed
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.core.seeds import require_seed
-from vla_robot.serve.bridge.bridge import NOTHING_SETTLED, Bridge
+from vla_robot.serve.bridge.bridge import NOTHING_PROCESSED, Bridge
 from vla_robot.serve.bridge.camera_frames import FramesUnderWay
 from vla_robot.serve.bridge.idle_camera_poll import IdleCameraPoll
 from vla_robot.serve.bridge.viewers import Viewers
@@ -307,7 +307,7 @@ class BridgeServer:
             "cuts": self._viewers.cuts(),
             "counts": {
                 **self._guard.counts,
-                "late": self._bridge.late,
+                "dropped_rows": self._bridge.dropped_rows,
                 "refused": self._bridge.refused,
                 "too_many": self._limit.refused,
                 "missed_ticks": self._missed + (0 if self._ticker is None else self._ticker.missed),
@@ -339,7 +339,7 @@ class BridgeServer:
         """What was seen while nothing was executed; as nothing moved, the task is as far as it was."""
         success = self._viewers.newest is not None and self._viewers.newest.result.success
         result = StepResult(observation, None, success, terminated=False, truncated=False)
-        return Tick(result, *self._standing(), NOTHING_SETTLED, 0, 0)
+        return Tick(result, *self._standing(), NOTHING_PROCESSED, 0, 0)
 
     def _answer_until(self, deadline_ns: int) -> bool:
         """Answer messages, send the set points that fall due, and return at the deadline; whether it is reached."""
@@ -512,7 +512,7 @@ class BridgeServer:
         }
 
     def _view(self, peer: bytes, seq: int, reader: MessageReader) -> None:
-        self._viewers.hear(peer, reader.integer("seen"))
+        self._viewers.acknowledge(peer, reader.integer("seen"))
 
     def _stop(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
         """A stop stops, whatever its reason looks like.
@@ -539,7 +539,8 @@ class BridgeServer:
         stream.peer, stream.seen = peer, min(max(stream.seen, reader.integer("seen")), stream.number)
         if "sent_ns" in reader.names():
             stream.heard = {"sent_ns": reader.integer("sent_ns"), "received_ns": self._clock.now_ns()}
-        stream.frames.hear(stream.seen, reader.table("frames").integers() if "frames" in reader.names() else None)
+        frames = reader.table("frames").integers() if "frames" in reader.names() else None
+        stream.frames.acknowledge(stream.seen, frames)
         self._hear()
 
     def _hear(self) -> None:
@@ -569,13 +570,13 @@ class BridgeServer:
     def _first_tick(self, observation: Observation) -> Tick:
         """What the cameras saw before anything was done."""
         result = StepResult(observation, None, success=False, terminated=False, truncated=False)
-        return Tick(result, "hold", "the episode begins", NOTHING_SETTLED, 0, 0)
+        return Tick(result, "hold", "the episode begins", NOTHING_PROCESSED, 0, 0)
 
     def _chunk(self, reader: MessageReader) -> dict[str, Any]:
-        late = self._bridge.put(unpack_action_chunk(reader.table("chunk")))
+        dropped = self._bridge.put(unpack_action_chunk(reader.table("chunk")))
         if self._bridge.lockstep:
             self._tick()
-        return {"late": late}
+        return {"dropped_rows": dropped}
 
     def _end(self, reader: MessageReader) -> dict[str, Any]:
         self._bridge.end("the controller ended it")

@@ -85,7 +85,7 @@ class Viewers:
             for cut in rows
         ]
 
-    def hear(self, peer: bytes, seen: int) -> None:
+    def acknowledge(self, peer: bytes, seen: int) -> None:
         """A viewer says what arrived.
 
         Args:

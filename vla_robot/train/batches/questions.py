@@ -62,13 +62,13 @@ class QuestionData:
         parts = whole.split(self._rows)[self._ranks.rank].split(r.micro_batch)
         return [(part, _labels(part) * self._ranks.count / _labels(whole)) for part in parts]
 
-    def accuracy(self, says: Callable[[Batch], Tensor]) -> float:
+    def accuracy(self, answers_match: Callable[[Batch], Tensor]) -> float:
         """Share of the held-out questions that are answered word for word.
 
         Args:
-            says: a batch -> (B,) bool, as `OpenVLA.says`.
+            answers_match: a batch -> (B,) bool, as `OpenVLA.answers_match`.
         """
-        return float(torch.cat([says(batch).cpu() for batch in self._measured()]).float().mean())
+        return float(torch.cat([answers_match(batch).cpu() for batch in self._measured()]).float().mean())
 
     def fingerprint(self) -> bytes:
         """Changes when the questions do."""

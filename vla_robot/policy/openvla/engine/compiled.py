@@ -54,7 +54,7 @@ class CompiledInference:
         torch.compiler.cudagraph_mark_step_begin()  # what recorded graphs hand to each other lives until the next time
         draft = self._begin(pixels, ids, state, count, action_dim)
         tokens = self._generator.complete(draft, count, action_dim, stages, self._correct)
-        stages.done("inference")
+        stages.lap("inference")
         return tokens
 
     def _read(self, pixels: Tensor, ids: Tensor, state: Tensor | None, count: int, action_dim: int) -> Draft:

@@ -120,9 +120,9 @@ class Generator:
     def _greedy(self, embeds: Tensor, lengths: Tensor, count: int, action_dim: int, stages: StageTimer) -> Tensor:
         embeds, padding = pad_left(embeds, lengths)
         draft = self.begin(embeds, padding, count, min(action_dim, count))
-        stages.done("prefill")
+        stages.lap("prefill")
         tokens = self.complete(draft, count, action_dim, stages)
-        stages.done("decode")
+        stages.lap("decode")
         return tokens
 
     def action_dim(self, count: int) -> int:
@@ -211,7 +211,7 @@ class Generator:
         return logits
 
 
-def say(decoder: Decoder, model: OpenVLA, embeds: Tensor, end: int, max_tokens: int) -> Tensor:
+def generate_text(decoder: Decoder, model: OpenVLA, embeds: Tensor, end: int, max_tokens: int) -> Tensor:
     """Greedy decoding of one text over the words of the vocabulary, all rows before the first action.
 
     Args:

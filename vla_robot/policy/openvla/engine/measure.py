@@ -65,10 +65,10 @@ def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, 
     def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
         stages = StageTimer()
         batch = policy.read(_window(scenes, number, batch_size))
-        stages.done("preprocess")
+        stages.lap("preprocess")
         tokens = policy.generate(batch, action_dim, stages)
         policy.action_tokens.decode(tokens)
-        stages.done("detokenise")
+        stages.lap("detokenise")
         return tokens, stages
 
     return infer

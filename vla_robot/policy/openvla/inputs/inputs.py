@@ -40,7 +40,7 @@ class StageTimer:
     passes: int = 0
     _last: float = field(default_factory=time.perf_counter)
 
-    def done(self, name: str) -> None:
+    def lap(self, name: str) -> None:
         """Book the time since the last stage under `name`."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -239,9 +239,9 @@ def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> tup
     stages = stages or StageTimer()
     pixels, ids, state, text_lengths = tensors_of(model, batch)
     features = model.vision_backbone(pixels)
-    stages.done("towers")
+    stages.lap("towers")
     embeds = model.align(features, ids, state)
-    stages.done("projector")
+    stages.lap("projector")
     return embeds, text_lengths + embeds.shape[1] - ids.shape[1]
 
 

@@ -88,7 +88,7 @@ class OpenVLA(nn.Module):
         logits, targets, _ = self._predict(pixels, input_ids, labels, state)
         return self._score(logits, targets, smoothing)
 
-    def says(self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None) -> Tensor:
+    def answers_match(self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None) -> Tensor:
         """(B,) bool: whether greedy decoding over the words would say a row's labels, and nothing else.
 
         One pass is enough: as long as each token is the label, the next one is decided after the labels before it.
