@@ -1,6 +1,6 @@
 """A person leads with an SO-101 leader: lerobot's own driver on emulated servos, a simulated arm follows, a dataset.
 
-No leader arm of metal was at hand for these tests.
+No real leader arm was at hand for these tests.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def test_axes_that_a_device_does_not_tell_are_named(world: World, monkeypatch: p
         ToldAxes(device)
 
 
-# --- an arm of metal that is led
+# --- a real arm that is led
 
 
 class Led:
@@ -294,7 +294,7 @@ class Led:
         return joints, np.array([1.0, 0.0, 0.0, 0.0])
 
 
-def test_an_arm_of_metal_goes_where_it_is_led_and_not_beyond(bus: Any, desk: Callable[..., Path]) -> None:
+def test_a_real_arm_goes_where_it_is_led_and_not_beyond(bus: Any, desk: Callable[..., Path]) -> None:
     """On the servos' own time; they lag, and hang below their goals."""
     recipe, clock, hand = read(RealArmRecipe, desk()), FakeClock(NS_PER_S), Led()
     with contextlib.closing(LerobotArm(recipe)) as arm:

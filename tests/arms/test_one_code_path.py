@@ -1,4 +1,4 @@
-"""The bridge treats an arm of metal and a simulated Panda alike: the same calls, in the same order."""
+"""The bridge treats a real arm and a simulated Panda alike: the same calls, in the same order."""
 
 from __future__ import annotations
 

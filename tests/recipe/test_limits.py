@@ -21,7 +21,7 @@ TASK = {"kind": "robosuite", "task": "Lift", "instruction": "lift the red cube"}
 def test_the_example_in_the_documents_is_a_valid_recipe(repository: Path) -> None:
     page = (repository / "docs" / "safety.md").read_text(encoding="utf-8")
     example = tomllib.loads("\n".join(line[4:] for line in page.splitlines() if line.startswith("    ")))
-    robot = example.pop("robot")  # the page's other example, of an arm of metal
+    robot = example.pop("robot")  # the page's other example, of a real robot
     assert parse(SetPointsRecipe, robot["set_points"], "docs/safety.md").rate_hz == 100
     limits = parse(EnvRecipe, {**TASK, **example}, "docs/safety.md").limits
     assert limits.workspace_high == (0.7, 0.35, 0.5)

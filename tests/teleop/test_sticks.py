@@ -1,4 +1,4 @@
-"""Gamepad and SpaceMouse: golden bytes in, motions of the tool out. No device of metal was at hand for these tests."""
+"""Gamepad and SpaceMouse: golden bytes in, motions of the tool out. No real device was at hand for these tests."""
 
 from __future__ import annotations
 

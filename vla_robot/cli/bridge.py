@@ -70,7 +70,7 @@ class BridgeArgs:
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """a real arm is read and told nothing, without torque; what would be sent is shown"""
     priority: Annotated[int, option("0..99")] = 0
-    """real-time priority of the control clock; for arms of metal, as a simulation would take its computer's time"""
+    """real-time priority of the control clock; for real robots, as a simulation would take its computer's time"""
     record: Annotated[Path | None, option("FOLDER")] = None
     """keep the log of every episode there, complete to whatever ended it"""
     json: Annotated[Path | None, option("FILE")] = None

@@ -60,7 +60,7 @@ def build_arm(
     if is_robot(env):
         return build_robot(env, interrupted, show)
     if show is not None:
-        raise RecipeError("a dry run is for arms of metal; a simulation breaks nothing: leave out --dry-run.")
+        raise RecipeError("a dry run is for real robots; a simulation breaks nothing: leave out --dry-run.")
     from vla_robot.serve.bridge.arm import WorldArm
 
     return WorldArm(build_world(env))

@@ -5,7 +5,7 @@
 What the policy had planned or was still thinking of at the takeover is never executed. A person who drives and lets go
 of the controls leaves the arm at rest, not the policy driving: control goes back by the button alone. A world stands
 still meanwhile; a robot is told to stay, since silence is a lost controller to its bridge. E-stop ends the episode, and
-so do the buttons success and stop, whoever drives: an arm of metal has no other success test.
+so do the buttons success and stop, whoever drives: a real robot has no other success test.
 
 The policy thinks in a thread of its own, so that hands are heard while it does. Where its answers take a small share of
 a control period it is also asked while the person drives, and its action is kept beside theirs.

@@ -29,7 +29,7 @@ class CameraRecipe:
         fovy_deg: vertical field of view of our camera [degrees].
         height: frame height [px].
         width: frame width [px].
-        rate_hz: frames per second of a simulated camera that is slower than the control; one of metal has its own.
+        rate_hz: frames per second of a simulated camera that is slower than the control; a real one has its own.
     """
 
     name: str

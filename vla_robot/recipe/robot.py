@@ -1,4 +1,4 @@
-"""RobotRecipe: an arm of metal as data. Which driver, its fields, its cameras, and where an episode begins."""
+"""RobotRecipe: a real robot as data. Which driver, its fields, its cameras, and where an episode begins."""
 
 from __future__ import annotations
 

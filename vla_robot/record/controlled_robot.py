@@ -82,7 +82,7 @@ class Controllable(Protocol):
         ...
 
     def ready(self, seed: int) -> Observation:
-        """What a person sees before the episode begins. No arm of metal moves."""
+        """What a person sees before the episode begins. No real robot moves."""
         ...
 
     def begin(self, seed: int) -> Observation:

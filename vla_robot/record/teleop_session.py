@@ -135,7 +135,7 @@ class _Take:
         made = self._builder.finish_parts(driven.embodiment, self._seed, self._session.driver_name)
         facts = {"unrecorded_steps": self._builder.dropped, **driven.facts}
         made = [replace(d, facts={**d.facts, **_true_rate(d.stamps_ns), **facts}) for d in made]
-        if self._success and made:  # the person says that it is done: a robot of metal has no other test
+        if self._success and made:  # the person says that it is done: a real robot has no other test
             made[-1].success[-1] = True
         return made
 

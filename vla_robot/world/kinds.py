@@ -42,7 +42,7 @@ def build_world(recipe: EnvRecipe, privileged: bool = False, warm: bool = True) 
     """
     if is_robot(recipe):
         raise RecipeError(
-            f"'{recipe.arm}' is an arm of metal, which does not wait for its next action: `vla bridge` drives it, and "
+            f"'{recipe.arm}' is a real robot, which does not wait for its next action: `vla bridge` drives it, and "
             "`vla run --robot ADDRESS` talks to that."
         )
     world = _builder(recipe, WORLDS)(recipe, privileged, warm)

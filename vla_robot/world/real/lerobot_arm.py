@@ -1,4 +1,4 @@
-"""An arm of metal behind the bridge: tool motions in, joint goals out, through lerobot's driver.
+"""Real-robot driver (LeRobot) that implements the Arm port: tool motions in, joint goals out.
 
     action --> target pose --> lead --> workspace --> inverse kinematics --> joint step --> motors
                    ^           (not too far ahead of where the tool is measured)   |
