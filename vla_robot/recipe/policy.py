@@ -53,7 +53,7 @@ class PolicyRecipe:
     """
 
     kinds: ClassVar[Kinds[PolicyRecipe]]
-    sees_the_truth: ClassVar[bool] = False
+    is_privileged: ClassVar[bool] = False
     """Whether it works from the simulator's truth; every other one gets cameras and the arm's own state only."""
 
     kind: str
@@ -129,7 +129,7 @@ class RandomRecipe(PolicyRecipe):
 class ExpertRecipe(PolicyRecipe):
     """The world's own scripted expert, which sees the simulator's truth."""
 
-    sees_the_truth: ClassVar[bool] = True
+    is_privileged: ClassVar[bool] = True
 
     kind: Literal["expert"] = "expert"
 

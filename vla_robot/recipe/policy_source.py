@@ -34,7 +34,7 @@ class PolicySource:
     @property
     def is_privileged(self) -> bool:
         """Whether it works from the simulator's truth; every other one gets cameras and the arm's own state only."""
-        return self.recipe.sees_the_truth
+        return self.recipe.is_privileged
 
     @property
     def is_recipe(self) -> bool:
