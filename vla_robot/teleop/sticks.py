@@ -70,7 +70,7 @@ class StickMotion:
         self._speed = FIRST_SPEED
         self._closed = False
         self._goes_on = 0
-        self._let_go = False
+        self._released = False
 
     @property
     def help(self) -> tuple[tuple[str, str], ...]:
@@ -99,19 +99,19 @@ class StickMotion:
             self._toggle()
         buttons: frozenset[Button] = frozenset(b for b in held.pressed if b != "grip")
         axes = [freed(axis) for axis in held.axes]
-        if any(axes) and not self._let_go:
+        if any(axes) and not self._released:
             self._goes_on = max(self._goes_on, self._linger)
         elif not any(axes):
-            self._let_go = False
+            self._released = False
         if not self._goes_on:
             return MotionCommand(None, buttons)
         self._goes_on -= 1
-        shares = [0.0 if self._let_go else axis * self._speed / FULL_SPEED for axis in axes]
+        shares = [0.0 if self._released else axis * self._speed / FULL_SPEED for axis in axes]
         return MotionCommand(action_of(self._space, shares, self._closed), buttons)
 
     def rest(self) -> None:
         """A stick that is held over counts again once it was in its middle."""
-        self._let_go, self._goes_on = True, 0
+        self._released, self._goes_on = True, 0
 
     def wake(self) -> None: ...
 
