@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.ports import EpisodeSource
-from vla_robot.data.pipeline.steps import StepTable, action_mask, is_absolute
+from vla_robot.data.pipeline.steps import StepTable, is_absolute
 from vla_robot.recipe.oxe import SourceRecipe
 
 Verdict = Literal["problem", "note", "fine"]
@@ -78,7 +78,7 @@ class Patient:
     @property
     def gripper(self) -> NDArray[np.float32] | None:
         """(N,) the gripper's action; None for an arm without one that is normalised like the rest."""
-        return None if action_mask(self.recipe)[-1] else np.asarray(self.table.actions[:, -1])
+        return None if self.recipe.action_mask[-1] else np.asarray(self.table.actions[:, -1])
 
     @property
     def is_first(self) -> NDArray[np.bool_]:
@@ -132,7 +132,7 @@ def no_ops(patient: Patient) -> Iterator[Finding]:
 
 def outliers(patient: Patient) -> Iterator[Finding]:
     """Actions far outside the range of nearly all others."""
-    block, mask = patient.table.statistics["action"], np.array(action_mask(patient.recipe))
+    block, mask = patient.table.statistics["action"], np.array(patient.recipe.action_mask)
     low, high = np.array(block["q01"]), np.array(block["q99"])
     half = np.where(high > low, (high - low) / 2, np.inf)
     distance = np.abs(patient.table.actions - (low + high) / 2) / half
@@ -231,7 +231,7 @@ def frames(patient: Patient) -> Iterator[Finding]:
     moves = np.linalg.norm(motion, axis=1) >= NO_OP if motion.shape[1] else np.ones(len(patient.table), dtype=bool)
     episodes = patient.table.episodes
     chosen = episodes[:: max(1, len(episodes) // CAMERA_EPISODES)]
-    for role, camera in patient.recipe.cameras.by_role().items():
+    for role, camera in patient.recipe.camera_fields.items():
         repeated = total = 0
         for episode in chosen:
             part, first, length = patient.parts[episode["part"]], int(episode["first"]), int(episode["length"])

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.reading.find import available, find
 
@@ -209,6 +210,22 @@ class SourceRecipe:
         """Numbers of one action."""
         return RELATIVE_DIMS[self.action_encoding] + ABSOLUTE_DIMS[self.action_encoding]
 
+    @property
+    def is_absolute(self) -> tuple[bool, ...]:
+        """Which dimensions of an action are absolute."""
+        relative = RELATIVE_DIMS[self.action_encoding]
+        return tuple(dim >= relative for dim in range(self.action_dim))
+
+    @property
+    def action_mask(self) -> tuple[bool, ...]:
+        """Which dimensions of an action are normalised: all but a gripper that is open or closed."""
+        return tuple(not absolute or RELATIVE_DIMS[self.action_encoding] == 0 for absolute in self.is_absolute)
+
+    @property
+    def camera_fields(self) -> Mapping[str, str]:
+        """Camera -> its field, of the cameras that there are, by role."""
+        return self.cameras.by_role()
+
     def action_parts(self) -> tuple[Part, ...]:
         """`action`, understood."""
         return tuple(parse_part(text) for text in self.action)
@@ -223,6 +240,37 @@ class SourceRecipe:
         if bar and operation != "codes_to_text":
             raise RecipeError(f"'{self.instruction}': {unknown('operation', operation, ['codes_to_text'])}")
         return name, bool(bar)
+
+
+@dataclass(frozen=True)
+class RecordedRecipe(SourceRecipe):
+    """How the steps of a recording become standard, by its embodiment: as they are. No file holds one.
+
+    Attributes:
+        embodiment: what the numbers mean.
+        fields: camera of the embodiment -> its field.
+    """
+
+    embodiment: Embodiment = field(kw_only=True)
+    fields: Mapping[str, str] = field(kw_only=True)
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.embodiment.action)
+
+    @property
+    def is_absolute(self) -> tuple[bool, ...]:
+        """All joint positions; of a motion, the gripper."""
+        return tuple(self.embodiment.action.kind == "joint_position" or not n for n in self.action_mask)
+
+    @property
+    def action_mask(self) -> tuple[bool, ...]:
+        """All but the gripper, which is last."""
+        return (True,) * (self.action_dim - 1) + (False,)
+
+    @property
+    def camera_fields(self) -> Mapping[str, str]:
+        return self.fields
 
 
 @dataclass(frozen=True)

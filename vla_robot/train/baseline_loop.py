@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.data.formats.lerobot.demo_dataset import Demos
-from vla_robot.data.formats.lerobot.layout import read_table
 from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
 from vla_robot.policy.openvla.network.perceive import Tower, build_vit
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
@@ -133,8 +132,8 @@ class PlainFrames(Dataset[dict[str, Tensor]]):
 
 def _encoded(demos: Demos, camera: str) -> list[bytes]:
     """Every frame of a camera as it is stored."""
-    cells = (read_table(file.path, [file.columns[camera]]).column(0).to_pylist() for file in demos.files)
-    return [cell["bytes"] for column in cells for cell in column]
+    films = (demos.film(episode, camera) for episode in demos.episodes)
+    return [film.encoded(step) for film in films for step in range(len(film))]
 
 
 class PlainLoop:

@@ -245,7 +245,7 @@ def _near(facts: Facts) -> list[str]:
 
 def _size(recipe: SourceRecipe) -> int:
     """How many fields a recipe uses."""
-    return len(fields_of(recipe)) + len(recipe.cameras.by_role())
+    return len(fields_of(recipe)) + len(recipe.camera_fields)
 
 
 def _likeness(stem: str, facts: Facts) -> float:
@@ -263,7 +263,7 @@ def _assumptions(recipe: SourceRecipe) -> str:
     relative, absolute = RELATIVE_DIMS[recipe.action_encoding], ABSOLUTE_DIMS[recipe.action_encoding]
     motion = f"its first {relative} numbers are changes and the last one is" if relative else "it is"
     gripper = "the gripper, 1 = open" if absolute == 1 else f"{absolute} absolute numbers of two arms"
-    cameras = [f"{role} camera '{name}'" for role, name in recipe.cameras.by_role().items()]
+    cameras = [f"{role} camera '{name}'" for role, name in recipe.camera_fields.items()]
     return (
         f"'{recipe.action[0]}' is a standard action of encoding {recipe.action_encoding}: {motion} {gripper}; the "
         f"instruction is '{recipe.instruction}'; {', '.join(cameras) or 'there is no camera'}"

@@ -173,7 +173,7 @@ class Dataset:
     def _frames(self, episode: Any, steps: NDArray[np.int64], role: str, swap: bool) -> tuple[bytes, ...]:
         if swap and self.recipe.swap_outside:
             role = {"primary": "secondary", "secondary": "primary"}.get(role, role)
-        camera = self.recipe.cameras.by_role().get(role)
+        camera = self.recipe.camera_fields.get(role)
         if camera is None:
             return (b"",) * len(steps)
         source, index, first = self._parts[episode["part"]], int(episode["index"]), int(episode["first"])

@@ -76,7 +76,7 @@ def _needs(recipe: SourceRecipe) -> list[tuple[str, str]]:
     needs = {part.field: "compressed numbers" if _is_compressed(part) else "numbers" for part in parts}
     name, is_codes = recipe.instruction_field()
     needs |= {name: "numbers" if is_codes else "text"}
-    needs |= dict.fromkeys(recipe.cameras.by_role().values(), "colour frames")
+    needs |= dict.fromkeys(recipe.camera_fields.values(), "colour frames")
     return list(needs.items())
 
 
@@ -185,5 +185,6 @@ def _require_finite(name: str, values: Rows, episode: Episode, first: int) -> No
     if len(bad):
         raise DataError(
             f"{episode.where}: the {name} of step {first + int(bad[0])} is not finite "
-            f"({np.array2string(values[bad[0]], precision=3)}), and {len(bad) - 1} more. Remove the episode."
+            f"({np.array2string(values[bad[0]], precision=3, threshold=16)}), and {len(bad) - 1} more. Remove the "
+            "episode; `vla data convert --skip-corrupt` writes the dataset without it."
         )

@@ -33,7 +33,7 @@ from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.pipeline.standardise import Trajectory, fields_of, require_fit, standardise
 from vla_robot.data.pipeline.stats import dataset_statistics
-from vla_robot.recipe.oxe import ABSOLUTE_DIMS, RELATIVE_DIMS, SourceRecipe
+from vla_robot.recipe.oxe import SourceRecipe
 
 FORMAT = 1
 ABOUT = "about.json"
@@ -130,16 +130,7 @@ def normalised(values: NDArray[np.float32], block: dict[str, Any]) -> NDArray[np
 
 def is_absolute(recipe: SourceRecipe) -> NDArray[np.bool_]:
     """(D,) which dimensions of an action are absolute."""
-    encoding = recipe.action_encoding
-    return np.arange(recipe.action_dim) >= RELATIVE_DIMS[encoding]
-
-
-def action_mask(recipe: SourceRecipe) -> list[bool]:
-    """(D,) which dimensions are normalised: all but a gripper that is open or closed."""
-    encoding = recipe.action_encoding
-    if RELATIVE_DIMS[encoding] == 0:
-        return [True] * ABSOLUTE_DIMS[encoding]
-    return [True] * RELATIVE_DIMS[encoding] + [False] * ABSOLUTE_DIMS[encoding]
+    return np.array(recipe.is_absolute)
 
 
 def fingerprint(name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource]) -> str:
@@ -245,8 +236,7 @@ class _Writer:
         actions, state = self._arrays["actions"], self._arrays["state"]
         # The reference writes zeros, one for each dimension of the action, where there is no state.
         proprio = state if state.shape[1] else np.broadcast_to(np.float32(0), actions.shape)
-        mask = action_mask(self._recipe)
-        statistics = dataset_statistics(self._name, actions, proprio, len(self._episodes), mask)
+        statistics = dataset_statistics(self._name, actions, proprio, len(self._episodes), self._recipe.action_mask)
         about = {"texts": list(self._texts), "statistics": statistics[self._name]}
         for array in self._arrays.values():
             array.flush()  # type: ignore[attr-defined]

@@ -93,7 +93,7 @@ class DemoData:
 
 
 def _weighted(recipe: FinetuneRecipe, demos: Demos, split: Split) -> WeightedOrder:
-    root_of = np.repeat([str(e.root) for e in demos.episodes], [len(e) for e in demos.episodes])[split.train]
+    root_of = np.repeat([str(e.source.root) for e in demos.episodes], [len(e) for e in demos.episodes])[split.train]
     parts = [split.train[root_of == str(root)] for root in recipe.data]
     for root, part in zip(recipe.data, parts, strict=True):
         if len(part) == 0:

@@ -75,14 +75,15 @@ class LeRobotSource:
     def __init__(
         self,
         root: Path,
-        split: str,
+        split: str | None,
         damaged: Mapping[int, str] = NOTHING,
         unneeded: Mapping[str, str] = NOTHING,
     ) -> None:
         """
         Args:
             root: the dataset's folder.
-            split: "train" for all episodes, a part of it such as "train[:95%]", or "all".
+            split: "train" for all episodes, a part of it such as "train[:95%]", or "all"; None also for an episode that
+                info.json does not count yet, since a crash came between the two.
             damaged: episodes of the split that are left out, and why.
             unneeded: fields that are left out, and why.
 
@@ -95,10 +96,10 @@ class LeRobotSource:
         self._info = read_info(root)
         self._places = read_places(root, self._info)
         if not self._places:
-            raise DataError(f"{root} holds no finished episode.")
+            raise DataError(f"{root} holds no finished episode. `vla record` makes some.")
         with malformed(f"{root / INFO}, splits"):
             self._splits = _splits(self._info, len(self._places))
-        named = episodes_of(split, self._splits, str(root))
+        named = range(len(self._places)) if split is None else episodes_of(split, self._splits, str(root))
         chosen = [number for number in named if self._places[number].length]
         self._num_empty = len(named) - len(chosen)
         self._numbers = [number for index, number in enumerate(chosen) if index not in damaged]
@@ -110,9 +111,9 @@ class LeRobotSource:
     def _describe(self, unneeded: Mapping[str, str]) -> None:
         """What is read of each step, and what is left out."""
         features = {name: f for name, f in self._info["features"].items() if _is_carried(name)}
-        unread = {_field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
+        unread = {field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
         self._left_out = {**unread, **unneeded}
-        self._columns = {_field_name(name): name for name in features if _field_name(name) not in self._left_out}
+        self._columns = {field_name(name): name for name in features if field_name(name) not in self._left_out}
         self._fields = {n: _field(n, features[column]) for n, column in self._columns.items()}
         self._fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
 
@@ -218,18 +219,27 @@ class LeRobotSource:
 
     def goes_on(self, index: int) -> bool:
         """Whether meta/recording.jsonl says that this episode is a part, and not the last one: see `MarksGaps`."""
-        return self._numbers[index] in self._parts
+        return goes_on(self.note(index))
+
+    def note(self, index: int) -> Mapping[str, Any]:
+        """What meta/recording.jsonl says of an episode: seed, driver, success; nothing of one recorded elsewhere."""
+        return self._notes.get(self._numbers[index], {})
 
     @functools.cached_property
-    def _parts(self) -> frozenset[int]:
-        return frozenset(note["episode"] for note in read_recording(self._root) if goes_on(note))
+    def _notes(self) -> Mapping[int, Mapping[str, Any]]:
+        return {note["episode"]: note for note in read_recording(self._root)}
 
     def encoded(self, index: int, field: str, step: int) -> bytes:
         require_index(index, len(self), "episode")
         require_index(step, int(self._lengths[index]), "step")
         cameras = {name: f for name, f in self._fields.items() if f.kind == "image"}
         require_fields([field], cameras, f"{self._root}, cameras", self._left_out)
-        return self.episode(index, [field]).frames(field).encoded(step)
+        column, where = self._columns[field], f"{self._root}, episode {self._numbers[index]}"
+        if self._is_video(field) or is_depth(field, self._info["features"][column]):
+            return self.episode(index, [field]).frames(field).encoded(step)
+        with malformed(f"{where}: field '{field}'"):
+            table = self._table(self._places[self._numbers[index]], [column])
+            return self._file_of(table[column][step].as_py(), where, field, step)
 
     def _table(self, place: EpisodePlace, columns: list[str]) -> Any:
         path, start = place.table, place.first_row
@@ -320,7 +330,8 @@ def _is_carried(column: str) -> bool:
     return column not in COUNTERS or column == TIMESTAMP
 
 
-def _field_name(column: str) -> str:
+def field_name(column: str) -> str:
+    """The field that a column of LeRobot is."""
     return column.replace(".", "/")
 
 
