@@ -207,9 +207,7 @@ def test_a_colour_camera_beside_a_depth_camera_keeps_its_frames(tmp_path: Path, 
 def test_demonstrations_do_not_take_depth_for_colour(ours: Path) -> None:
     marked = {"is_depth_map": True, "depth_unit": "mm"}
     edit_info(ours, lambda info: info["features"]["observation.images.front"].update(info=marked))
-    with pytest.raises(
-        DataError, match=r"its meta/embodiment.json: field 'observation/images/front' holds .* 1, not colour"
-    ):
+    with pytest.raises(DataError, match=r"embodiment.json: field 'observation/images/front' holds .* 1, not colour"):
         open_demos(ours)
 
 

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.episode import Frames
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.image import resize
 from vla_robot.core.messages import Image
-from vla_robot.core.ports import Frames
 from vla_robot.data.formats.images import decode_image
 from vla_robot.data.formats.lerobot.layout import (
     ACTION,
