@@ -28,12 +28,12 @@ from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe, RealArmRecipe
-from vla_robot.recipe.teleoperator import TeleoperatorRecipe
+from vla_robot.recipe.teleoperator import AxesDeviceRecipe, LeaderArmRecipe
 from vla_robot.record.controlled_robot import WaitingWorld
 from vla_robot.record.teleop_session import Session
+from vla_robot.teleop.kinds import open_teleoperator
 from vla_robot.teleop.leader import LeaderMotion
 from vla_robot.teleop.motion import TeleopDevice
-from vla_robot.teleop.teleoperator import open_teleoperator
 from vla_robot.teleop.terminal import Terminal
 from vla_robot.teleop.terminal_teleop import TerminalTeleop
 from vla_robot.world.kinds import build_world
@@ -49,21 +49,21 @@ BEGIN, LEAD, END = 2, 30, 45
 WAY_DEG = {1: 18.0, 2: 25.0, 3: -15.0, 4: -10.0, 5: 20.0, 6: -40.0}
 """How far each joint of the leader is led."""
 
-MakeRecipe = Callable[..., TeleoperatorRecipe]
+MakeRecipe = Callable[..., LeaderArmRecipe]
 
 
 @pytest.fixture
 def leader(tmp_path: Path, repository: Path) -> MakeRecipe:
     """The shipped recipe with the emulated port."""
 
-    def make(more: str = "", port: Path | None = None) -> TeleoperatorRecipe:
+    def make(more: str = "", port: Path | None = None) -> LeaderArmRecipe:
         path = tmp_path / "hands" / "leader.toml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(
             f'base = "so101_leader"\nid = "desk"\ncalibration_dir = "{tmp_path}/calibration"\n{more}\n'
             f'[fields]\nport = "{port or tmp_path / "port"}"\n'
         )
-        return read(TeleoperatorRecipe, path)
+        return read(LeaderArmRecipe, path)
 
     return make
 
@@ -253,7 +253,7 @@ def test_a_teleoperator_that_tells_motions_drives_by_its_axes(world: World, monk
     monkeypatch.setattr(config.TeleoperatorConfig, "get_known_choices", lambda: known | {"nudger": NudgerConfig})
     monkeypatch.setattr(utils, "make_teleoperator_from_config", lambda _: nudger)
     grip = {"gripper": "gripper", "gripper_closed": 0.0, "gripper_open": 2.0, "gripper_keeps": 1.0}
-    recipe = TeleoperatorRecipe(type="nudger", id="left", axes={"dx": "delta_x", "dz": "delta_z"}, **grip)  # pyright: ignore
+    recipe = AxesDeviceRecipe(type="nudger", id="left", axes={"dx": "delta_x", "dz": "delta_z"}, **grip)  # pyright: ignore
     motion = open_teleoperator(recipe, world.embodiment)
     assert nudger.is_connected and motion.move().action is None
     nudger.says |= {"delta_x": 1.0, "delta_y": 1.0, "delta_z": -1.0}
@@ -269,11 +269,10 @@ def test_a_teleoperator_that_tells_motions_drives_by_its_axes(world: World, monk
 def test_axes_that_a_device_does_not_tell_are_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     from vla_robot.teleop.teleoperator import ToldAxes
 
-    device: Any = type(
-        "Device", (), {"names": ("delta_x",), "recipe": TeleoperatorRecipe("n", "n", axes={"dx": "delta_z"})}
-    )
+    device: Any = type("Device", (), {"names": ("delta_x",)})
+    recipe = AxesDeviceRecipe(type="n", id="n", axes={"dx": "delta_z"})
     with pytest.raises(RecipeError, match="did you mean 'delta_x'"):
-        ToldAxes(device)
+        ToldAxes(device, recipe)
 
 
 # --- a real arm that is led

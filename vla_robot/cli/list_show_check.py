@@ -5,7 +5,8 @@ None of them touches a world, hardware or a number of a policy's weights; `vla c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,7 +23,8 @@ from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.recipe.reading.load import read_toml
-from vla_robot.recipe.reading.schemas import is_bare_checkpoint, locate, schema_for
+from vla_robot.recipe.reading.plugins import Found
+from vla_robot.recipe.reading.schemas import installed_plugins, is_bare_checkpoint, locate, schema_for
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,12 @@ def list_recipes(args: ListArgs) -> int:
     for name, summary, path in found:
         table.add_row(name, summary, short_path(path))
     Terminal().print(table)
+    plugins = installed_plugins()
+    if plugins:
+        Terminal().print(_plugin_table(plugins))
     if args.json:
         recipes = [{"recipe": name, "summary": summary, "source": str(path)} for name, summary, path in found]
-        write_json(args.json, "list", [], recipes=recipes)
+        write_json(args.json, "list", [], recipes=recipes, plugins=[asdict(plugin) for plugin in plugins])
     say("\nNext: `vla show RECIPE` prints one in full; `vla run launch/lift.toml` runs one.")
     return 0
 
@@ -118,6 +123,16 @@ def _check(kind: Kind, path: Path, looks_into_folders: bool) -> None:
     if isinstance(recipe, LaunchRecipe):
         read(EnvRecipe, find("envs", recipe.env))
         find_policy(recipe.policy)
+
+
+def _plugin_table(plugins: Sequence[Found]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("\nplugin", "\nwhat it is", "\nfrom"):
+        table.add_column(column, overflow="fold")
+    for plugin in plugins:
+        noun = plugin.group.rpartition(".")[2]
+        table.add_row(f"{noun}: {plugin.kind}", plugin.problem or plugin.description, plugin.distribution)
+    return table
 
 
 def _everything() -> list[tuple[Kind, Path]]:

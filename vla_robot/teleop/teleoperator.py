@@ -6,7 +6,7 @@ from vla_robot.core.clock import Clock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.teleop_device import AXES, require_drivable
-from vla_robot.recipe.teleoperator import TeleoperatorRecipe
+from vla_robot.recipe.teleoperator import AxesDeviceRecipe, LeaderArmRecipe
 from vla_robot.teleop.leader import LeaderMotion
 from vla_robot.teleop.motion import TeleopDevice
 from vla_robot.teleop.sticks import DeviceState, StickMotion
@@ -19,9 +19,8 @@ class ToldAxes:
 
     help = (("device", "moves the tool"),)
 
-    def __init__(self, device: LerobotTeleoperator) -> None:
+    def __init__(self, device: LerobotTeleoperator, recipe: AxesDeviceRecipe) -> None:
         """Raises RecipeError when the recipe names something that the device does not tell."""
-        recipe = device.recipe
         for name in recipe.axes.values():
             if name not in device.names:
                 raise RecipeError(unknown("value of the device", name, device.names, "See [axes]."))
@@ -39,32 +38,21 @@ class ToldAxes:
         self._device.close()
 
 
-def open_teleoperator(recipe: TeleoperatorRecipe, embodiment: Embodiment, clock: Clock | None = None) -> TeleopDevice:
-    """Connect to the device of a recipe.
-
-    Args:
-        recipe: which one.
-        embodiment: of the arm that is driven.
-        clock: tells of pauses.
-
-    Raises:
-        RecipeError: the recipe names something that lerobot, the device or the scene lacks.
-        ContractError: a hand cannot drive this arm.
-        TeleopError: no such port, no permission, no answer, or not calibrated.
-        MissingDependencyError: the extra [arm] is not installed.
-    """
+def open_leader(recipe: LeaderArmRecipe, embodiment: Embodiment, clock: Clock | None = None) -> TeleopDevice:
+    """Connect to a leader arm. Arguments and errors are those of `open_teleoperator`."""
     require_drivable(embodiment.action)
     device = LerobotTeleoperator(recipe)
-    motion = _motion(device, recipe, embodiment, clock)
+    model = ArmModel(recipe.scene)
+    leader = Leader(device, recipe.joints, model.names)
+    motion = LeaderMotion(leader, model, embodiment, scale=recipe.scale, turn_deg=recipe.turn_deg, clock=clock)
     device.connect()
     return motion
 
 
-def _motion(
-    device: LerobotTeleoperator, recipe: TeleoperatorRecipe, embodiment: Embodiment, clock: Clock | None
-) -> TeleopDevice:
-    if recipe.scene is None:
-        return StickMotion(ToldAxes(device), embodiment)
-    model = ArmModel(recipe.scene)
-    leader = Leader(device, model.names)
-    return LeaderMotion(leader, model, embodiment, scale=recipe.scale, turn_deg=recipe.turn_deg, clock=clock)
+def open_axes(recipe: AxesDeviceRecipe, embodiment: Embodiment, clock: Clock | None = None) -> TeleopDevice:
+    """Connect to a device that tells motions. Arguments and errors are those of `open_teleoperator`."""
+    require_drivable(embodiment.action)
+    device = LerobotTeleoperator(recipe)
+    motion = StickMotion(ToldAxes(device, recipe), embodiment)
+    device.connect()
+    return motion

@@ -113,6 +113,18 @@ def check_clashes() -> Iterable[Finding]:
     yield from clashes or [Finding("version clashes", "none of the known ones")]
 
 
+def check_plugins() -> Iterable[Finding]:
+    """Each kind that another package adds."""
+    from vla_robot.recipe.reading.schemas import installed_plugins
+
+    for plugin in installed_plugins():
+        name = f"plugin {plugin.group.rpartition('.')[2]}: {plugin.kind}"
+        if plugin.problem:
+            yield Finding(name, plugin.problem, "fail", f"Update or uninstall {plugin.distribution}.")
+        else:
+            yield Finding(name, f"{plugin.distribution}: {plugin.description}")
+
+
 def check_rendering() -> Iterable[Finding]:
     """Render frames in a process of its own: a broken GL driver kills the process that touches it."""
     if installed("mujoco") is None:
@@ -170,6 +182,7 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     check_python,
     check_extras,
     check_clashes,
+    check_plugins,
     check_rendering,
     check_gpu,
     check_machine,

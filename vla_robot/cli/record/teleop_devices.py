@@ -79,8 +79,10 @@ def require_no_hands_meant(name: str) -> None:
 
 
 def _says_teleoperator(table: Mapping[str, object]) -> bool:
-    """A policy's recipe has a kind; a device's has lerobot's name of it, or inherits one."""
-    return "kind" not in table and ("type" in table or str(table.get("base", "")) in available("hands"))
+    """A device's recipe has a kind of its own, or lerobot's name of the device, or inherits one."""
+    if "kind" in table:
+        return str(table["kind"]) in TeleoperatorRecipe.kinds.names()
+    return "type" in table or str(table.get("base", "")) in available("hands")
 
 
 def _motion(name: str, embodiment: Embodiment) -> TeleopDevice:
@@ -90,7 +92,7 @@ def _motion(name: str, embodiment: Embodiment) -> TeleopDevice:
 
         return KeyMotion(embodiment)
     if name not in HANDS:
-        from vla_robot.teleop.teleoperator import open_teleoperator
+        from vla_robot.teleop.kinds import open_teleoperator
 
         return open_teleoperator(read(TeleoperatorRecipe, name), embodiment)
     from vla_robot.teleop.sticks import StickMotion

@@ -1,4 +1,5 @@
-"""Where recipes lie: the user's own folder first, then the checkout, then the copy inside the installed package.
+"""Where recipes lie: the user's own folder first, then the checkout, then the copy inside the installed package, then
+the folders `recipes` of packages that add kinds (docs/plugins.md).
 
     "lift", "lift.toml", "envs/lift.toml", "/abs/lift.toml"   all name   envs/lift.toml
 
@@ -13,6 +14,7 @@ from typing import Literal, get_args
 
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.untrusted import shortened
+from vla_robot.recipe.reading.plugins import recipe_folders
 
 Kind = Literal["envs", "policies", "datasets", "launch", "hands"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -38,7 +40,7 @@ def roots() -> tuple[Path, ...]:
     candidates = (Path.cwd(), _PACKAGE.parent, _PACKAGE / "_recipes")
     # An installed package's parent is site-packages, where a folder named `datasets` is Hugging Face's code.
     kept = [root for root in candidates if root != _PACKAGE.parent or (root / "pyproject.toml").is_file()]
-    return tuple(dict.fromkeys(kept))
+    return tuple(dict.fromkeys([*kept, *recipe_folders()]))
 
 
 def find(kind: Kind, name_or_path: str | Path) -> Path:

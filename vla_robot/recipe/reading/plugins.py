@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from vla_robot.core.errors import RecipeError, in_words
@@ -22,7 +24,6 @@ GROUPS = (
     "vla_robot.worlds",
     "vla_robot.robots",
     "vla_robot.teleoperators",
-    "vla_robot.datasets",
 )
 
 
@@ -70,6 +71,34 @@ def load_plugin(kind: str, *groups: str) -> Plugin:
             "not a vla_robot.recipe.Plugin"
         )
     return plugin
+
+
+@cache
+def recipe_folders() -> tuple[Path, ...]:
+    """The folder `recipes` of each package that adds kinds, where it has one. The package is not imported."""
+    packages = dict.fromkeys(p.module.partition(".")[0] for points in _points(GROUPS).values() for p in points)
+    found = (find_spec(package) for package in packages)
+    places = (Path(place) / "recipes" for spec in found if spec for place in spec.submodule_search_locations or ())
+    return tuple(place for place in places if place.is_dir())
+
+
+@dataclass(frozen=True)
+class Found:
+    """A plugin that is installed.
+
+    Attributes:
+        group: one of GROUPS.
+        kind: its name.
+        distribution: that adds it, and its version.
+        description: its own; empty where it cannot be used.
+        problem: why it cannot be used; empty where it can.
+    """
+
+    group: str
+    kind: str
+    distribution: str
+    description: str = ""
+    problem: str = ""
 
 
 @cache

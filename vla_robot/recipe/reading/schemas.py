@@ -8,6 +8,7 @@ from pathlib import Path
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.reading.find import KINDS, POLICY_FILES, Kind, available, find
 from vla_robot.recipe.reading.load import BASE_KEY, find_base, read_toml
+from vla_robot.recipe.reading.plugins import GROUPS, Found, plugin_names
 
 _SCHEMAS: dict[str, tuple[str, str]] = {
     "envs": ("vla_robot.recipe.env", "EnvRecipe"),
@@ -19,6 +20,31 @@ _SCHEMAS: dict[str, tuple[str, str]] = {
     "launch.run": ("vla_robot.recipe.launch", "LaunchRecipe"),
     "launch.finetune": ("vla_robot.recipe.finetune", "FinetuneRecipe"),
 }
+
+
+_FAMILIES: dict[str, tuple[str, str]] = {
+    "vla_robot.policies": _SCHEMAS["policies"],
+    "vla_robot.worlds": _SCHEMAS["envs"],
+    "vla_robot.robots": _SCHEMAS["envs"],
+    "vla_robot.teleoperators": _SCHEMAS["hands"],
+}
+"""Group of entry points -> the base of what they add."""
+
+
+def installed_plugins() -> list[Found]:
+    """Every plugin, with what is wrong with it, if anything. Each is imported."""
+    return [
+        _examined(group, kind, distribution) for group in GROUPS for kind, distribution in plugin_names(group).items()
+    ]
+
+
+def _examined(group: str, kind: str, distribution: str) -> Found:
+    module, name = _FAMILIES[group]
+    try:
+        plugin = getattr(import_module(module), name).kinds.plugin(kind)
+    except RecipeError as error:
+        return Found(group, kind, distribution, problem=str(error))
+    return Found(group, kind, distribution, plugin.description)
 
 
 _CHOICES: dict[Kind, tuple[str, str]] = {"launch": ("verb", "run"), "datasets": ("kind", "recording")}

@@ -13,7 +13,7 @@ import numpy as np
 from vla_robot.core.errors import RecipeError, TeleopError, VlaError, unknown
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import Vector
-from vla_robot.recipe.teleoperator import LeaderJointRecipe, TeleoperatorRecipe
+from vla_robot.recipe.teleoperator import LeaderJointRecipe, LerobotTeleoperatorRecipe
 from vla_robot.world.real.lerobot_common import (
     DEVICE_FAULTS,
     choice,
@@ -43,7 +43,7 @@ CONNECT_TRIES = 3
 class LerobotTeleoperator:
     """One of lerobot's teleoperators: the numbers that it tells, by the names that it has for them."""
 
-    def __init__(self, recipe: TeleoperatorRecipe) -> None:
+    def __init__(self, recipe: LerobotTeleoperatorRecipe) -> None:
         """
         Args:
             recipe: which one, and its fields.
@@ -143,20 +143,23 @@ class LerobotTeleoperator:
 class Leader:
     """A leader arm: the joints of its scene, and how far its gripper is open."""
 
-    def __init__(self, device: LerobotTeleoperator, joints: Sequence[str]) -> None:
+    def __init__(
+        self, device: LerobotTeleoperator, told_as: Mapping[str, LeaderJointRecipe], joints: Sequence[str]
+    ) -> None:
         """
         Args:
             device: the arm.
+            told_as: joint -> how the driver tells it, where that differs.
             joints: names of the scene's joints, in order.
 
         Raises:
             RecipeError: the recipe names a joint or a motor that does not exist.
         """
         recipe = device.recipe
-        for name in recipe.joints:
+        for name in told_as:
             if name not in joints:
                 raise RecipeError(unknown("joint in [joints]", name, joints))
-        told = [recipe.joints.get(name, LeaderJointRecipe()) for name in joints]
+        told = [told_as.get(name, LeaderJointRecipe()) for name in joints]
         self._keys = [f"{joint.motor or name}.pos" for name, joint in zip(joints, told, strict=True)]
         for key in (*self._keys, recipe.gripper):
             if key not in device.names:
@@ -180,13 +183,13 @@ class Leader:
         self._device.close()
 
 
-def opening_of(value: float, recipe: TeleoperatorRecipe) -> float:
+def opening_of(value: float, recipe: LerobotTeleoperatorRecipe) -> float:
     """What a driver tells of its gripper, as 0 closed to 1 open."""
     share = (value - recipe.gripper_closed) / (recipe.gripper_open - recipe.gripper_closed)
     return min(max(share, 0.0), 1.0)
 
 
-def _make(recipe: TeleoperatorRecipe) -> Any:
+def _make(recipe: LerobotTeleoperatorRecipe) -> Any:
     """lerobot's teleoperator of that type, not connected yet."""
     from lerobot.teleoperators.config import TeleoperatorConfig
     from lerobot.teleoperators.utils import make_teleoperator_from_config
