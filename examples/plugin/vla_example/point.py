@@ -9,9 +9,10 @@ from typing import Literal
 import numpy as np
 
 from vla_robot.core.embodiment import ActionSpace, Dim, Embodiment
-from vla_robot.core.errors import ContractError, RecipeError
+from vla_robot.core.errors import ContractError, RecipeError, WorldError
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.ports import VisibleWorld
+from vla_robot.core.seeds import require_seed
 from vla_robot.recipe import Plugin
 from vla_robot.recipe.env import CameraRecipe, EnvRecipe
 
@@ -45,7 +46,7 @@ class PointWorld:
 
     def __init__(self, recipe: PointRecipe, privileged: bool) -> None:
         self._recipe, self._privileged = recipe, privileged
-        self._position, self._step = np.zeros(3), 0
+        self._position, self._step, self._is_closed = np.zeros(3), 0, False
 
     @property
     def embodiment(self) -> Embodiment:
@@ -66,10 +67,13 @@ class PointWorld:
 
     def reset(self, seed: int) -> Observation:
         """The same seed gives the same start, whatever ran before."""
+        self._require_open()
+        require_seed(seed)
         self._position, self._step = np.random.default_rng(seed).uniform(-0.01, 0.01, 3), 0
         return self.look()
 
     def step(self, action: Vector) -> StepResult:
+        self._require_open()
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ContractError(f"an action has 7 finite numbers, got {action.tolist()}.")
         self._position = np.clip(self._position + action[:3], -REACH_M, REACH_M)
@@ -88,7 +92,12 @@ class PointWorld:
         return Observation({}, self._position.copy(), self.instruction, time.monotonic_ns(), self._step, truth)
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Nothing to release; from now on it takes no command."""
+        self._is_closed = True
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise WorldError("this world is closed; build another one.")
 
 
 def build(recipe: PointRecipe, privileged: bool, warm: bool) -> VisibleWorld:
