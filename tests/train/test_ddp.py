@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -21,55 +23,78 @@ from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.finetune import finetune
 from vla_robot.train.parallel.ddp import Ranks
 
-PROGRAM = """
+LAUNCHER = """
 import json, os, sys
 from pathlib import Path
 from vla_robot.train.finetune import finetune
 from vla_robot.recipe import read
 from vla_robot.recipe.finetune import FinetuneRecipe
 
-losses, out, stop_at = [], Path(sys.argv[2]), int(sys.argv[3])
-reached = [0]
-watch = lambda p: losses.append(p.metrics["loss"]) if p.phase == "steps" else None
+def train(rank, recipe, out, stop_at):
+    os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
+    losses, reached = [], [0]
+    watch = lambda p: losses.append(p.metrics["loss"]) if p.phase == "steps" else None
 
-def should_stop():
-    reached[0] += 1
-    return reached[0] == stop_at
+    def should_stop():
+        reached[0] += 1
+        return reached[0] == stop_at
 
-finetune(read(FinetuneRecipe, Path(sys.argv[1])), out, watch, should_stop)
-(out / f"losses_{os.environ['RANK']}.json").write_text(json.dumps(losses))
+    finetune(read(FinetuneRecipe, Path(recipe)), Path(out), watch, should_stop)
+    (Path(out) / f"losses_{rank}.json").write_text(json.dumps(losses))
+
+def begin(rank, *what):
+    child = os.fork()
+    if child == 0:
+        try:
+            train(rank, *what)
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    return child
+
+for line in sys.stdin:
+    processes, port, *what = json.loads(line)
+    os.environ |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = [begin(rank, *what) for rank in range(processes)]
+    print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in running]), flush=True)
 """
 
+Launch = Callable[..., list[float]]
 
-def together(recipe: FinetuneRecipe, out: Path, processes: int, steps: int = -1) -> list[float]:
-    """Run it in several processes, connected as torchrun would, for so many steps.
 
-    Returns:
-        The first one's losses.
+@pytest.fixture(scope="module")
+def together() -> Iterator[Launch]:
+    """`together(recipe, out, processes, steps)` runs it in several processes, connected as torchrun would, for so many
+    steps, and returns the first one's losses.
+
+    They are forks of one process that has imported torch, which takes longer than the training, and done nothing else.
     """
-    out.mkdir(exist_ok=True)
-    (out.parent / "run.toml").write_text(dump(recipe))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-c", PROGRAM, str(out.parent / "run.toml"), str(out), str(steps)]
-    running = [
-        subprocess.Popen(command, env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(processes)
-    ]
-    try:
-        assert [process.wait(timeout=1000) for process in running] == [0] * processes
-    finally:
-        for process in running:
-            process.kill()
-    assert json.loads((out / "losses_1.json").read_text()) == [], "the first speaks for all"
-    return json.loads((out / "losses_0.json").read_text())
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as launcher:
+        assert launcher.stdin is not None and launcher.stdout is not None
+        orders, ended = launcher.stdin, launcher.stdout
+
+        def launch(recipe: FinetuneRecipe, out: Path, processes: int, steps: int = -1) -> list[float]:
+            out.mkdir(exist_ok=True)
+            (out.parent / "run.toml").write_text(dump(recipe))
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            print(json.dumps([processes, port, str(out.parent / "run.toml"), str(out), steps]), file=orders, flush=True)
+            assert json.loads(ended.readline()) == [0] * processes
+            assert json.loads((out / "losses_1.json").read_text()) == [], "the first speaks for all"
+            return json.loads((out / "losses_0.json").read_text())
+
+        yield launch
+        os.killpg(launcher.pid, signal.SIGKILL)
 
 
 def alone(recipe: FinetuneRecipe, out: Path, steps: int = -1) -> list[float]:
@@ -93,7 +118,9 @@ def assert_same_policy(one: Path, other: Path) -> None:
         torch.testing.assert_close(b[name], weight, atol=2e-4, rtol=1e-3)
 
 
-def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(
+    recipe: FinetuneRecipe, together: Launch, tmp_path: Path
+) -> None:
     recipe = replace(recipe, steps=20, micro_batch=2, shift_px=2)
     one, two = alone(recipe, tmp_path / "one"), together(recipe, tmp_path / "two", 2)
     assert two == pytest.approx(one, abs=1e-5)
@@ -101,7 +128,7 @@ def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(recipe: Finet
 
 
 def test_a_model_that_two_processes_share_learns_as_a_whole_one_and_goes_on_in_one(
-    recipe: FinetuneRecipe, tmp_path: Path
+    recipe: FinetuneRecipe, together: Launch, tmp_path: Path
 ) -> None:
     recipe = replace(recipe, steps=23, micro_batch=2)
     one, mixed = alone(recipe, tmp_path / "one"), tmp_path / "mixed"
@@ -110,7 +137,9 @@ def test_a_model_that_two_processes_share_learns_as_a_whole_one_and_goes_on_in_o
     assert_same_policy(tmp_path / "one", mixed)
 
 
-def test_adapters_begin_in_one_process_and_end_in_two_that_share_them(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+def test_adapters_begin_in_one_process_and_end_in_two_that_share_them(
+    recipe: FinetuneRecipe, together: Launch, tmp_path: Path
+) -> None:
     recipe = replace(recipe, steps=20, lora_rank=4)
     one, mixed = alone(recipe, tmp_path / "one"), tmp_path / "mixed"
     losses = alone(recipe, mixed, steps=4) + together(replace(recipe, shard=True), mixed, 2)
