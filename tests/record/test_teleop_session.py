@@ -3,81 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vla_robot.core.clock import FakeClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.messages import Observation, StepResult, Vector
-from vla_robot.core.teleop import Button, TeleopCommand
+from vla_robot.core.teleop import TeleopCommand
 from vla_robot.data.demonstration import Demonstration
 from vla_robot.record.collect import Collected, Keep
 from vla_robot.record.controlled_robot import WaitingWorld
 from vla_robot.record.teleop_session import Session
+from vla_robot.testing import ScriptedTeleoperator, ToyWorld, move, press, toy_embodiment
+from vla_robot.testing.teleoperators import NO_COMMAND
 
-EMBODIMENT = Embodiment(
-    name="point",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -1, 1), Dim("gripper", "1", 0, 1))),
-    state=(Dim("x", "m", -10, 10),),
-    cameras=(CameraSpec("front", 16, 16),),
-    rate_hz=10,
-)
-
-
-class Line:
-    """A world in which the goal lies at x = 3; it ends when the point is there."""
-
-    embodiment = EMBODIMENT
-    instruction = "go right"
-
-    def __init__(self) -> None:
-        self.seeds: list[int] = []
-        self.x, self.now = 0.0, 0
-
-    def reset(self, seed: int) -> Observation:
-        self.seeds.append(seed)
-        self.x, self.now = 0.0, 0
-        return self._look()
-
-    def step(self, action: Vector) -> StepResult:
-        self.x, self.now = self.x + action[0], self.now + 1
-        done = self.x >= 3
-        return StepResult(self._look(), action, success=done, terminated=done, truncated=False)
-
-    def close(self) -> None: ...
-
-    def _look(self) -> Observation:
-        return Observation(
-            {"front": np.zeros((16, 16, 3), np.uint8)}, np.array([self.x]), self.instruction, self.now, self.now
-        )
-
-
-def move(dx: float = 0.5) -> TeleopCommand:
-    return TeleopCommand(np.array([dx, 1.0]))
-
-
-def press(button: Button, instruction: str | None = None) -> TeleopCommand:
-    return TeleopCommand(None, frozenset({button}), instruction)
-
-
-NOBODY = TeleopCommand(None)
-
-
-class Script:
-    """A person who says one thing a tick, and then leaves."""
-
-    def __init__(self, said: Sequence[TeleopCommand]) -> None:
-        self.said = list(said)
-        self.saw: list[tuple[Observation, Mapping[str, str]]] = []
-
-    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
-        self.saw.append((observation, counters))
-
-    def command(self) -> TeleopCommand:
-        return self.said.pop(0) if self.said else NOBODY
-
-    def close(self) -> None: ...
+POINT = toy_embodiment(step_m=1, reach_m=10, height=16, width=16)
 
 
 class Kept:
@@ -90,8 +29,8 @@ class Kept:
 
 def record(
     said: Sequence[TeleopCommand], episodes: int = 1, keep: Keep = "all"
-) -> tuple[list[Collected], list[Demonstration], Line, Script]:
-    world, teleop, writer = Line(), Script(said), Kept()
+) -> tuple[list[Collected], list[Demonstration], ToyWorld, ScriptedTeleoperator]:
+    world, teleop, writer = ToyWorld(FakeClock(), POINT, goal=3), ScriptedTeleoperator(said), Kept()
     clock = FakeClock()
     session = Session(WaitingWorld(world, clock), teleop, writer, "a person", keep, clock=clock)
     left = itertools.count(len(said) + 5, -1)
@@ -114,52 +53,56 @@ def test_the_worlds_own_success_ends_the_episode() -> None:
 
 
 def test_the_person_may_call_it_a_success() -> None:
-    _, demos, _, _ = record([press("start"), move(), move(), press("success")])
+    _, demos, _, _ = record([press("start"), move(0.5), move(0.5), press("success")])
     assert demos[0].success.tolist() == [False, True]
 
 
 def test_nothing_moves_before_start() -> None:
-    made, _, world, teleop = record([move(), move(), move()])
-    assert made == [] and world.now == 0
-    assert all(counters["now"].startswith("ready") for _, counters in teleop.saw)
+    made, _, world, teleop = record([move(0.5), move(0.5), move(0.5)])
+    assert made == [] and world.at_step == 0
+    assert all(counters["now"].startswith("ready") for _, counters in teleop.shown)
 
 
 def test_a_discarded_episode_is_forgotten_and_the_next_seed_comes() -> None:
     made, demos, world, _ = record(
-        [press("start"), move(), press("discard"), press("start"), move(0.25), press("stop")]
+        [press("start"), move(0.5), press("discard"), press("start"), move(0.25), press("stop")]
     )
     assert world.seeds == [7, 8] and [demo.seed for demo in demos] == [8]
     assert [event.kept for event in made] == [False, True]
 
 
 def test_again_repeats_the_same_seed() -> None:
-    _, demos, world, _ = record([press("start"), move(), press("rerecord"), press("start"), move(0.25), press("stop")])
+    _, demos, world, _ = record(
+        [press("start"), move(0.5), press("rerecord"), press("start"), move(0.25), press("stop")]
+    )
     assert world.seeds == [7, 7] and len(demos) == 1
     np.testing.assert_allclose(demos[0].actions, [[0.25, 1.0]])
 
 
 def test_an_e_stop_forgets_the_episode_and_waits_for_start() -> None:
-    made, demos, world, teleop = record([press("start"), move(), press("estop"), move(), move()])
-    assert demos == [] and world.seeds == [7, 7] and world.now == 0
-    assert teleop.saw[-1][1]["now"].startswith("ready") and [event.kept for event in made] == [False]
+    made, demos, world, teleop = record([press("start"), move(0.5), press("estop"), move(0.5), move(0.5)])
+    assert demos == [] and world.seeds == [7, 7] and world.at_step == 0
+    assert teleop.shown[-1][1]["now"].startswith("ready") and [event.kept for event in made] == [False]
 
 
 def test_while_nobody_is_at_the_controls_the_world_waits_and_nothing_is_recorded() -> None:
-    _, demos, world, teleop = record([press("start"), move(), NOBODY, NOBODY, NOBODY, move(), press("stop")])
-    assert len(demos[0]) == 2 and world.now == 2
-    assert sum(counters["now"].startswith("paused") for _, counters in teleop.saw) == 3
+    _, demos, world, teleop = record(
+        [press("start"), move(0.5), NO_COMMAND, NO_COMMAND, NO_COMMAND, move(0.5), press("stop")]
+    )
+    assert len(demos[0]) == 2 and world.at_step == 2
+    assert sum(counters["now"].startswith("paused") for _, counters in teleop.shown) == 3
 
 
 def test_without_success_an_episode_is_left_out_when_only_successes_are_kept() -> None:
-    made, demos, _, _ = record([press("start"), move(), press("stop")], keep="success")
+    made, demos, _, _ = record([press("start"), move(0.5), press("stop")], keep="success")
     assert demos == [] and made == [Collected(7, 1, False, False)]
 
 
 def test_an_instruction_that_is_typed_holds_for_the_whole_episode() -> None:
-    said = [press("start"), move(), TeleopCommand(np.array([0.1, 1.0]), instruction="go left"), press("stop")]
+    said = [press("start"), move(0.5), TeleopCommand(np.array([0.1, 1.0]), instruction="go left"), press("stop")]
     _, demos, _, teleop = record(said)
     assert demos[0].instruction == "go left"
-    assert teleop.saw[0][0].instruction == "go right"
+    assert teleop.shown[0][0].instruction == "go right"
 
 
 def test_an_episode_without_a_step_is_not_written() -> None:
@@ -173,12 +116,12 @@ def test_what_leaves_the_limits_is_cut() -> None:
 
 
 def test_when_it_is_interrupted_the_running_episode_is_forgotten_and_the_others_are_kept() -> None:
-    made, demos, _, _ = record([press("start"), move(), press("stop"), press("start"), move()], episodes=2)
+    made, demos, _, _ = record([press("start"), move(0.5), press("stop"), press("start"), move(0.5)], episodes=2)
     assert len(demos) == 1 and [event.kept for event in made] == [True]
 
 
 def test_counters_tell_where_the_session_stands() -> None:
-    _, _, _, teleop = record([press("start"), move(), press("stop"), press("start")], episodes=3)
-    told = [counters["episode"] for _, counters in teleop.saw]
+    _, _, _, teleop = record([press("start"), move(0.5), press("stop"), press("start")], episodes=3)
+    told = [counters["episode"] for _, counters in teleop.shown]
     assert told[0] == "1 of 3" and told[-1] == "2 of 3"
-    assert "Hz" in teleop.saw[0][1]["rate"]
+    assert "Hz" in teleop.shown[0][1]["rate"]

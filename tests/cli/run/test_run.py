@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,66 +16,13 @@ from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_
 from vla_robot.cli.main import main
 from vla_robot.cli.run import run
 from vla_robot.cli.run.run import RunArgs, plan
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import PolicyError, RecipeError
-from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+from vla_robot.core.messages import Observation
 from vla_robot.record.episode import EpisodeStep, EpisodeWriter, read_episode
+from vla_robot.testing import FunctionPolicy, NoLimits, ToyWorld, toy_embodiment, toy_observation
 
-EMBODIMENT = Embodiment(
-    name="point",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -1, 1), Dim("gripper", "1", 0, 1))),
-    state=(Dim("x", "m", -1, 1),),
-    cameras=(CameraSpec("front", 16, 16),),
-    rate_hz=10,
-)
-
-
-LOOK = Observation({"front": np.zeros((16, 16, 3), np.uint8)}, np.zeros(1), "go right", 0, 0)
-STEP = EpisodeStep(LOOK, np.zeros(2), np.zeros(2), 0, success=False)
-
-
-class Line:
-    """A world in which going right for three steps succeeds."""
-
-    embodiment = EMBODIMENT
-    instruction = "go right"
-    closed = False
-
-    def reset(self, seed: int) -> Observation:
-        self.x, self.now = 0.0, 0
-        return self._look()
-
-    def step(self, action: Vector) -> StepResult:
-        self.x, self.now = self.x + action[0], self.now + 1
-        done = bool(self.x >= 3)
-        return StepResult(self._look(), action, success=done, terminated=done, truncated=self.now == 5)
-
-    def close(self) -> None:
-        self.closed = True
-
-    def _look(self) -> Observation:
-        frame = np.full((16, 16, 3), self.now, np.uint8)
-        return Observation({"front": frame}, np.array([self.x]), self.instruction, stamp_ns=self.now, step=self.now)
-
-
-class Scripted:
-    """Asks a function what to do."""
-
-    def __init__(self, decide: Callable[[Observation], float]) -> None:
-        self._decide = decide
-
-    def reset(self, seed: int) -> None:
-        pass
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [ActionChunk(np.array([[self._decide(o), 1.0]]), o.stamp_ns, o.step) for o in observations]
-
-
-class Lets:
-    """A guard without limits."""
-
-    def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        return action, ()
+POINT = toy_embodiment(step_m=1, height=16, width=16)
+STEP = EpisodeStep(toy_observation(POINT), np.zeros(2), np.zeros(2), 0, success=False)
 
 
 @pytest.fixture
@@ -89,20 +36,20 @@ def checkout(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def parts(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Observation], float]], Line]:
+def parts(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Observation], float]], ToyWorld]:
     """Replaces the processes and models of a run by small ones; the loop, the log and the report are real."""
 
-    def replace(decide: Callable[[Observation], float]) -> Line:
-        world = Line()
+    def replace(decide: Callable[[Observation], float]) -> ToyWorld:
+        world = ToyWorld(embodiment=POINT, goal=3, horizon=5)
 
         @contextmanager
-        def opened(env: Path, privileged: bool) -> Iterator[Line]:
+        def opened(env: Path, privileged: bool) -> Iterator[ToyWorld]:
             yield world
             world.close()
 
         monkeypatch.setattr(run, "open_world", opened)
-        monkeypatch.setattr(run, "build_policy", lambda *_: Scripted(decide))
-        monkeypatch.setattr(run, "build_guard", lambda _: Lets())
+        monkeypatch.setattr(run, "build_policy", lambda *_: FunctionPolicy(decide))
+        monkeypatch.setattr(run, "build_guard", lambda _: NoLimits())
         return world
 
     return replace
@@ -160,7 +107,7 @@ def test_a_misspelt_camera_key_is_told_with_its_place(checkout: Path, capsys: py
 
 
 def test_a_run_writes_a_report_and_numbers(
-    parts: Callable[..., Line], checkout: Path, capsys: pytest.CaptureFixture[str]
+    parts: Callable[..., ToyWorld], checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     world = parts(lambda _: 1.0)
     assert main(RUN) == 0
@@ -176,13 +123,13 @@ def test_a_run_writes_a_report_and_numbers(
     assert out.splitlines()[-1].startswith("Next: `vla run --env envs/mine.toml --policy policies/mine.toml")
 
 
-def test_a_low_score_is_an_answer_and_not_a_failure(parts: Callable[..., Line]) -> None:
+def test_a_low_score_is_an_answer_and_not_a_failure(parts: Callable[..., ToyWorld]) -> None:
     parts(lambda _: 0.0)
     assert main(RUN) == 0
     assert json.loads(Path("out.json").read_text())["successes"] == 0
 
 
-def test_a_policy_without_an_answer_fails_the_command(parts: Callable[..., Line]) -> None:
+def test_a_policy_without_an_answer_fails_the_command(parts: Callable[..., ToyWorld]) -> None:
     def lost(_: Observation) -> float:
         raise PolicyError("no idea")
 
@@ -191,7 +138,7 @@ def test_a_policy_without_an_answer_fails_the_command(parts: Callable[..., Line]
     assert json.loads(Path("out.json").read_text())["episodes"][0]["error"] == "no idea"
 
 
-def test_ctrl_c_keeps_the_finished_episodes(parts: Callable[..., Line], capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_keeps_the_finished_episodes(parts: Callable[..., ToyWorld], capsys: pytest.CaptureFixture[str]) -> None:
     asked = 0
 
     def pressed_in_the_second_episode(_: Observation) -> float:
@@ -215,17 +162,17 @@ def without_folder(argv: list[str]) -> list[str]:
     return argv[:at] + argv[at + 2 :]
 
 
-def test_two_runs_of_one_second_do_not_meet(parts: Callable[..., Line], checkout: Path) -> None:
+def test_two_runs_of_one_second_do_not_meet(parts: Callable[..., ToyWorld], checkout: Path) -> None:
     """The second begins and ends in the midst of the first."""
     world, status = parts(lambda _: 1.0), []
 
     def begins_another(_: Observation) -> float:
         if not status:
             status.append(None)
-            inner = world.x, world.now
+            inner = world.x, world.at_step
             parts(lambda _: 1.0)
             status.append(main(without_folder(RUN)))
-            (world.x, world.now) = inner
+            (world.x, world.at_step) = inner
         return 1.0
 
     world = parts(begins_another)
@@ -241,7 +188,7 @@ def test_two_runs_of_one_second_do_not_meet(parts: Callable[..., Line], checkout
 
 
 def test_a_second_run_in_the_same_folder_is_told_who_writes_there(
-    parts: Callable[..., Line], checkout: Path, capsys: pytest.CaptureFixture[str]
+    parts: Callable[..., ToyWorld], checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status: list[int] = []
 
@@ -258,7 +205,7 @@ def test_a_second_run_in_the_same_folder_is_told_who_writes_there(
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(
-    parts: Callable[..., Line], checkout: Path, monkeypatch: pytest.MonkeyPatch
+    parts: Callable[..., ToyWorld], checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuses(*_: object) -> None:
         raise RecipeError("no such checkpoint")
@@ -271,7 +218,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(
 
 
 def test_the_same_command_keeps_what_a_dead_run_left(
-    parts: Callable[..., Line], checkout: Path, capsys: pytest.CaptureFixture[str]
+    parts: Callable[..., ToyWorld], checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (checkout / "r" / "episodes").mkdir(parents=True)
     writer = EpisodeWriter(checkout / "r" / "episodes" / "seed_7.vlalog", {"seed": 7})
@@ -288,7 +235,7 @@ def test_the_same_command_keeps_what_a_dead_run_left(
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_its_table_and_the_finished_episodes(
-    parts: Callable[..., Line],
+    parts: Callable[..., ToyWorld],
     checkout: Path,
     capsys: pytest.CaptureFixture[str],
     small_disk: Callable[[int], Path],
@@ -313,7 +260,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_table_and_the_finished_episo
 
 
 def test_results_that_cannot_be_written_come_after_those_on_the_screen(
-    parts: Callable[..., Line], checkout: Path, capsys: pytest.CaptureFixture[str]
+    parts: Callable[..., ToyWorld], checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("file").touch()
     parts(lambda _: 1.0)

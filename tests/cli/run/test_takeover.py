@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,7 @@ from vla_robot.cli.main import main
 from vla_robot.cli.record import teleop_devices as hands
 from vla_robot.cli.run import run
 from vla_robot.core.clock import MonotonicClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import Button, TeleopCommand
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.policy.scripted.simple import HoldPolicy
@@ -32,43 +29,17 @@ from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge.arm import WorldArm
 from vla_robot.serve.bridge.bridge import Bridge
 from vla_robot.serve.bridge.server import BridgeServer
+from vla_robot.testing import ToyWorld, toy_embodiment
 from vla_robot.transport.sockets import ServerSocket
 
 TAKE, GIVE, HORIZON = 4, 9, 15
 HAND = 0.04
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
-ARM = Embodiment(
-    "toy", SPACE, (Dim("x", "m", -9.0, 9.0), Dim("width", "m", 0.0, 1.0)), (CameraSpec("front", 16, 16),), 25.0
-)
+ARM = toy_embodiment(reach_m=9, height=16, width=16, rate_hz=25.0)
 
 
-@dataclass
-class Line:
+def line() -> ToyWorld:
     """A world that succeeds at its last step."""
-
-    embodiment: Embodiment = ARM
-    instruction: str = "go right"
-    x: float = 0.0
-    steps: int = 0
-
-    def reset(self, seed: int) -> Observation:
-        self.x, self.steps = 0.0, 0
-        return self._observe()
-
-    def step(self, action: Vector) -> StepResult:
-        self.x, self.steps = self.x + float(action[0]), self.steps + 1
-        done = self.steps == HORIZON
-        return StepResult(self._observe(), action, done, done, False)
-
-    def look(self) -> Observation:
-        return self._observe()
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-    def _observe(self) -> Observation:
-        frame = np.full((16, 16, 3), self.steps, np.uint8)
-        return Observation({"front": frame}, np.array([self.x, 0.1]), self.instruction, time.monotonic_ns(), self.steps)
+    return ToyWorld(embodiment=ARM, succeed_at=HORIZON)
 
 
 class Script:
@@ -109,7 +80,7 @@ def bridge() -> Iterator[str]:
         clock, stop = MonotonicClock(), threading.Event()
         limits = SafetyFilter(ARM, limits_of(ARM, LimitsRecipe()))
         socket = stack.enter_context(ServerSocket())
-        server = BridgeServer(Bridge(WorldArm(Line()), limits, Watchdog(clock), clock), socket, clock)
+        server = BridgeServer(Bridge(WorldArm(line()), limits, Watchdog(clock), clock), socket, clock)
         thread = threading.Thread(target=server.serve, args=(stop.is_set,), daemon=True)
         thread.start()
         stack.callback(thread.join, timeout=60)
@@ -129,8 +100,8 @@ Run = Callable[..., dict[str, Any]]
 @pytest.fixture
 def go(script: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`go(*options)`: one command -> what it wrote as JSON."""
-    monkeypatch.setattr(run, "open_world", lambda *_: contextlib.closing(Line()))
-    monkeypatch.setattr(run, "build_policy", lambda *_: HoldPolicy(SPACE))
+    monkeypatch.setattr(run, "open_world", lambda *_: contextlib.closing(line()))
+    monkeypatch.setattr(run, "build_policy", lambda *_: HoldPolicy(ARM.action))
 
     def command(*options: str) -> dict[str, Any]:
         out = ["--record", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "--json", str(tmp_path / "r.json")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,62 +13,20 @@ import pytest
 
 from vla_robot.cli.common.cli_common import EXIT_USER_ERROR
 from vla_robot.cli.main import main
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.results import EpisodeResult
 from vla_robot.loop.takeover import Takeover
+from vla_robot.testing import FunctionPolicy, NoLimits, ToyWorld, toy_embodiment
 from vla_robot.web.browser_teleop import BrowserTeleop
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 DEADLINE_S = 120.0
-REACH = 0.05
 BACK = np.array([-0.01, 0.0])
 """What the policy does: it backs away with a closed gripper, which no hand at rest says."""
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -REACH, REACH), Dim("gripper", "1", 0.0, 1.0)))
-ARM = Embodiment("toy", SPACE, (Dim("x", "m", -9.0, 9.0),), (CameraSpec("front", 24, 32),), rate_hz=20.0)
-
-
-class Endless:
-    """A world without an end."""
-
-    embodiment = ARM
-    instruction = "come here"
-
-    def __init__(self) -> None:
-        self._x, self._steps = 0.0, 0
-
-    def reset(self, seed: int) -> Observation:
-        return self._observe()
-
-    def step(self, action: Vector) -> StepResult:
-        self._x, self._steps = self._x + float(action[0]), self._steps + 1
-        return StepResult(self._observe(), action, False, False, False)
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-    def _observe(self) -> Observation:
-        frame = np.full((24, 32, 3), self._steps % 256, np.uint8)
-        return Observation({"front": frame}, np.array([self._x]), self.instruction, time.monotonic_ns(), self._steps)
-
-
-class Backing:
-    """The policy."""
-
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [ActionChunk(np.tile(BACK, (8, 1)), o.stamp_ns, o.step) for o in observations]
-
-
-class Permissive:
-    def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        return action, ()
+ARM = toy_embodiment(reach_m=9, height=24, width=32, rate_hz=20.0)
 
 
 class Session:
@@ -83,12 +41,12 @@ class Session:
         self._thread.start()
 
     def _run(self) -> None:
-        with Takeover(Backing(), self._teleop, ARM, row_by_row=True) as driver:
+        with Takeover(FunctionPolicy(lambda o: np.tile(BACK, (8, 1))), self._teleop, ARM, row_by_row=True) as driver:
             self.result = run_episode(
-                Endless(),
+                ToyWorld(embodiment=ARM, instruction="come here"),
                 driver,
                 0,
-                guard=Permissive(),
+                guard=NoLimits(),
                 subscribers=[driver, self._keep],
                 rate_hz=ARM.rate_hz,
                 should_stop=self._over.is_set,
@@ -192,7 +150,7 @@ def test_options_that_say_nothing_are_refused(
 ) -> None:
     from vla_robot.cli.run import run
 
-    monkeypatch.setattr(run, "open_world", lambda *_: contextlib.closing(Endless()))
-    monkeypatch.setattr(run, "build_policy", lambda *_: Backing())
+    monkeypatch.setattr(run, "open_world", lambda *_: contextlib.closing(ToyWorld(embodiment=ARM)))
+    monkeypatch.setattr(run, "build_policy", lambda *_: FunctionPolicy())
     assert main(["run", "--env", "tabletop", "--policy", "hold", *options]) == EXIT_USER_ERROR
     assert why in " ".join(capsys.readouterr().err.split())
