@@ -19,18 +19,12 @@ from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_
 from vla_robot.cli.evaluate import evaluate
 from vla_robot.cli.evaluate.evaluate import EvaluateArgs, plan
 from vla_robot.cli.main import main
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import DataError, PolicyError, WorldError
-from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.evaluate import video_selection
+from vla_robot.testing import NoLimits, toy_embodiment
 
-EMBODIMENT = Embodiment(
-    name="pointer",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -1, 1), Dim("gripper", "1", 0, 1))),
-    state=(Dim("x", "m", -1, 1),),
-    cameras=(CameraSpec("front", 16, 16),),
-    rate_hz=10,
-)
+EMBODIMENT = toy_embodiment(step_m=1, height=16, width=16)
 SIDES = ("left", "right")
 
 
@@ -88,13 +82,6 @@ def _where(instruction: str) -> float:
     return {"left": -1.0, "right": 1.0}.get(instruction.split()[-1], 0.1)
 
 
-class Lets:
-    """A guard without limits."""
-
-    def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        return action, ()
-
-
 ENV = """
 kind = "robosuite"
 task = "Lift"
@@ -140,7 +127,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
     monkeypatch.setattr(evaluate, "open_world", bench.open_world)
     monkeypatch.setattr(evaluate, "build_policy", bench.build_policy)
-    monkeypatch.setattr(evaluate, "build_guard", lambda _: Lets())
+    monkeypatch.setattr(evaluate, "build_guard", lambda _: NoLimits())
     return bench
 
 

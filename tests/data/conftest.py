@@ -10,14 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.data.demonstration import Demonstration, DemonstrationBuilder
+from vla_robot.testing import toy_embodiment
 
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
 STATE = (Dim("x", "m", -1, 1), Dim("y", "m", -1, 1), Dim("width", "m", 0, 0.1))
-CAMERAS = (CameraSpec("front", 24, 32), CameraSpec("wrist", 24, 32))
-EMBODIMENT = Embodiment("toy", SPACE, STATE, CAMERAS, rate_hz=10.0)
+EMBODIMENT = toy_embodiment(state=STATE, cameras=("front", "wrist"), height=24, width=32)
 
 MakeDemo = Callable[..., Demonstration]
 

@@ -7,21 +7,20 @@ import threading
 import numpy as np
 import pytest
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import DataError
-from vla_robot.core.messages import Observation, StepResult
+from vla_robot.core.messages import StepResult
 from vla_robot.data import demonstration
 from vla_robot.data.demonstration import DemonstrationBuilder
 from vla_robot.data.formats import png
+from vla_robot.testing import toy_embodiment, toy_observation
 
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
-TOY = Embodiment("toy", SPACE, (Dim("x", "m", -1, 1),), (CameraSpec("front", 8, 8),), rate_hz=10.0)
+TOY = toy_embodiment(height=8, width=8)
 ACTION = np.array([0.01, 1.0])
 
 
 def add(builder: DemonstrationBuilder, steps: range, success: bool = False) -> None:
     for step in steps:
-        seen = Observation({"front": np.full((8, 8, 3), step, np.uint8)}, np.zeros(1), "go", step, step)
+        seen = toy_observation(TOY, step)
         builder.add(seen, ACTION, StepResult(seen, ACTION, success, False, False))
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import WorldError
-from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.safety.filter import SafetyFilter
@@ -31,14 +31,13 @@ from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.faults import Faults
 from vla_robot.serve.bridge.log import BridgeLog, Recording
 from vla_robot.serve.bridge.server import ENDED, BridgeServer
+from vla_robot.testing import ToyArm, toy_embodiment
+from vla_robot.testing.embodiments import WIDTH, X
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, unpack_tick
 from vla_robot.transport.codec import MessageReader, pack_action_chunk
 from vla_robot.transport.wire import Buffer, Message, decode, encode
 
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
-EMBODIMENT = Embodiment(
-    "toy", SPACE, (Dim("x", "m", -1.0, 1.0), Dim("gripper_width", "m", 0, 0.1)), (CameraSpec("front", 6, 8),), 10.0
-)
+EMBODIMENT = toy_embodiment(state=(X, WIDTH))
 RATE_HZ = 10.0
 START_NS = 1000 * NS_PER_S
 
@@ -47,33 +46,17 @@ BEAT_MS = 50
 
 
 @dataclass
-class RecordingArm:
-    """Follows its commands, and writes down each of them with its time; holds and looks are not commands."""
+class RecordingArm(ToyArm):
+    """One whose cameras may stop, whose way home may be interrupted, and whose looks take their time."""
 
-    clock: FakeClock
+    clock: FakeClock = field(default_factory=FakeClock)  # pyright: ignore[reportIncompatibleVariableOverride]
     embodiment: Embodiment = EMBODIMENT
-    instruction: str = "lift the cube"
-    can_wait: bool = True
-    x: float = 0.0
-    step: int = 0
+    horizon: int | None = 10_000
     camera_stopped: bool = False
-    raises: dict[str, BaseException] = field(default_factory=dict[str, BaseException])
-    horizon: int = 10_000
-    commands: list[tuple[int, Vector]] = field(default_factory=list[tuple[int, Vector]])
-    holds: list[int] = field(default_factory=list[int])
-    stops: list[int] = field(default_factory=list[int])
-    looks: list[int] = field(default_factory=list[int])
     look_ms: float = 5.0
-    resets: list[int] = field(default_factory=list[int])
     height: int = 6
     reset_ms: float = 0.0
     interrupted: Callable[[], bool] | None = None
-    succeeds: bool = False
-    stamp_ns: int = 0
-
-    @property
-    def camera_stamps_ns(self) -> Mapping[str, int]:
-        return {"front": self.stamp_ns}
 
     def reset(self, seed: int) -> Observation:
         self.resets.append(self.clock.now_ns())
@@ -82,29 +65,11 @@ class RecordingArm:
         self.x, self.step = 0.0, 0
         return self._observe()
 
-    def command(self, action: Vector) -> StepResult:
-        self.commands.append((self.clock.now_ns(), action))
-        self._may_fail("command")
-        self.x += float(action[0])
-        return self._after(action)
-
-    def hold(self) -> StepResult:
-        self.holds.append(self.clock.now_ns())
-        self._may_fail("hold")
-        return self._after(np.array([0.0, 1.0]))
-
     def look(self) -> Observation:
         self.looks.append(self.clock.now_ns())
         self.clock.advance_ns(round(self.look_ms * NS_PER_MS))
         self._may_fail("look")
         return self._observe()
-
-    def stop(self) -> None:
-        self.stops.append(self.clock.now_ns())
-        self._may_fail("stop")
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
     def _go_home(self) -> None:
         """One that never asks, as a simulation, or one that asks on its way."""
@@ -115,19 +80,11 @@ class RecordingArm:
                 self.stop()
                 raise WorldError("the way home was interrupted; the arm holds where it is.")
 
-    def _may_fail(self, at: str) -> None:
-        if at in self.raises:
-            raise self.raises[at]
-
-    def _after(self, action: Vector) -> StepResult:
-        self.step += 1
-        return StepResult(self._observe(), action, self.succeeds, False, self.step >= self.horizon)
-
     def _observe(self) -> Observation:
-        if not self.camera_stopped:
-            self.stamp_ns = self.clock.now_ns()
+        before_ns, seen = self.stamp_ns, super()._observe()
+        self.stamp_ns = before_ns if self.camera_stopped else seen.stamp_ns
         image = np.full((self.height, 8, 3), self.step % 256, np.uint8)
-        return Observation({"front": image}, np.array([self.x, 0.05]), self.instruction, self.stamp_ns, self.step)
+        return replace(seen, images={"front": image}, stamp_ns=self.stamp_ns)
 
 
 @dataclass
@@ -304,7 +261,7 @@ class Stage:
         """No command outside of the limits ever reached the arm."""
         for _, action in self.arm.commands:
             assert action.shape == (2,) and np.isfinite(action).all()
-            assert (action >= SPACE.low).all() and (action <= SPACE.high).all()
+            assert (action >= EMBODIMENT.action.low).all() and (action <= EMBODIMENT.action.high).all()
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import FakeClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import NoActionYetError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Guard, Teleoperator
@@ -28,6 +27,7 @@ from vla_robot.loop.results import EpisodeResult, RunInfo
 from vla_robot.loop.takeover import Takeover
 from vla_robot.record.corrections import CORRECTED, LogStore
 from vla_robot.record.episode import read_episode
+from vla_robot.testing import toy_embodiment
 
 Make = Callable[..., Any]
 TAKE, GIVE = 3, 7
@@ -35,8 +35,7 @@ HORIZON = 10
 HAND = np.array([0.04, 1.0])
 """What the person says; no policy of these tests says it."""
 
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
-EMBODIMENT = Embodiment("toy", SPACE, (Dim("x", "m", -1, 1),), (CameraSpec("front", 32, 48),), rate_hz=10.0)
+EMBODIMENT = toy_embodiment(height=32, width=48)
 
 
 class Script:

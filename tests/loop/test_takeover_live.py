@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_MS, FakeClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Guard
 from vla_robot.core.robot import Tick
 from vla_robot.core.teleop import Button, TeleopCommand
@@ -27,56 +27,13 @@ from vla_robot.safety.limits import limits_of
 from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.log import BridgeLog
+from vla_robot.testing import FunctionPolicy, ToyArm, toy_embodiment
 
 TAKE, GIVE, HORIZON = 6, 14, 24
 ROWS = 8
 PERIOD_MS = 100
 HAND = 0.04
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
-EMBODIMENT = Embodiment("toy", SPACE, (Dim("x", "m", -9.0, 9.0),), (CameraSpec("front", 6, 8),), 10.0)
-
-
-@dataclass
-class Arm:
-    """Adds up its commands until the horizon."""
-
-    clock: FakeClock
-    embodiment: Embodiment = EMBODIMENT
-    instruction: str = "lift the cube"
-    can_wait: bool = False
-    x: float = 0.0
-    step: int = 0
-    stamp_ns: int = 0
-    horizon: int = HORIZON
-
-    @property
-    def camera_stamps_ns(self) -> Mapping[str, int]:
-        return {"front": self.stamp_ns}
-
-    def reset(self, seed: int) -> Observation:
-        return self._observe()
-
-    def command(self, action: Vector) -> StepResult:
-        self.x += float(action[0])
-        self.step += 1
-        return StepResult(self._observe(), action, False, False, self.step >= self.horizon)
-
-    def hold(self) -> StepResult:
-        return self.command(np.array([0.0, 1.0]))
-
-    def look(self) -> Observation:
-        return self._observe()
-
-    def stop(self) -> None:
-        """It stands."""
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-    def _observe(self) -> Observation:
-        self.stamp_ns = self.clock.now_ns()
-        image = np.zeros((6, 8, 3), np.uint8)
-        return Observation({"front": image}, np.array([self.x]), self.instruction, self.stamp_ns, self.step)
+EMBODIMENT = toy_embodiment(reach_m=9)
 
 
 @dataclass
@@ -106,20 +63,9 @@ class Direct:
         self.bridge.end("asked to")
 
 
-class Plans:
+def plans(rows: int) -> FunctionPolicy:
     """Foresees rows that tell which step they were caused by."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-        self.asked: list[int] = []
-
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        (o,) = observations
-        self.asked.append(o.step)
-        return [ActionChunk(np.tile([-0.001 * o.step, 1.0], (self.rows, 1)), o.stamp_ns, o.step)]
+    return FunctionPolicy(lambda o: np.tile([-0.001 * o.step, 1.0], (rows, 1)))
 
 
 class Script:
@@ -151,10 +97,10 @@ def drive(tmp_path: Path, guard: Guard) -> Drive:
     """One episode behind a bridge that keeps its log below tmp_path."""
 
     def go(
-        policy: Plans, hands: Script, splice: ChunkMerge = "drop", horizon: int = HORIZON
+        policy: FunctionPolicy, hands: Script, splice: ChunkMerge = "drop", horizon: int = HORIZON
     ) -> tuple[EpisodeResult, list[StepDone]]:
         clock, steps = FakeClock(start_ns=10**12), list[StepDone]()
-        arm = Arm(clock, horizon=horizon)
+        arm = ToyArm(clock, EMBODIMENT, can_wait=False, horizon=horizon)
         bridge = Bridge(
             arm,
             SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe())),
@@ -188,7 +134,7 @@ def moved(step: StepDone) -> float:
 def test_every_tick_between_takeover_and_give_back_is_the_persons_alone(
     drive: Drive, rows: int, splice: ChunkMerge
 ) -> None:
-    result, steps = drive(Plans(rows), Script(), splice)
+    result, steps = drive(plans(rows), Script(), splice)
     assert [s.observation.step for s in steps if s.intervention] == list(range(TAKE, GIVE))
     for step in steps:
         # Neither driver's actions are blended with what the other one had planned.
@@ -199,14 +145,14 @@ def test_every_tick_between_takeover_and_give_back_is_the_persons_alone(
 
 
 def test_at_give_back_the_policy_is_asked_with_what_is_seen_then(drive: Drive) -> None:
-    policy = Plans(ROWS)
+    policy = plans(ROWS)
     _, steps = drive(policy, Script())
     assert moved(steps[GIVE]) == pytest.approx(-0.001 * GIVE)
 
 
 def test_a_person_who_lets_go_leaves_the_arm_held_and_the_policy_waits(drive: Drive) -> None:
     gone = range(TAKE + 2, TAKE + 4)
-    result, steps = drive(Plans(ROWS), Script(gone))
+    result, steps = drive(plans(ROWS), Script(gone))
     assert [s.observation.step for s in steps if s.held] == list(gone)
     assert [s.observation.step for s in steps if s.intervention] == list(range(TAKE, GIVE))
     for step in gone:  # neither the arm moves nor the gripper
@@ -217,7 +163,7 @@ def test_a_person_who_lets_go_leaves_the_arm_held_and_the_policy_waits(drive: Dr
 
 def test_a_robot_that_a_person_lets_rest_for_long_is_not_taken_for_lost(drive: Drive) -> None:
     give = TAKE + 60  # six seconds: a bridge stops an arm whose controller says nothing for three
-    result, steps = drive(Plans(ROWS), Script(range(TAKE + 1, give), give), horizon=give + 5)
+    result, steps = drive(plans(ROWS), Script(range(TAKE + 1, give), give), horizon=give + 5)
     assert result.outcome == "timeout" and result.error is None
     assert not any(moved(s) for s in steps[TAKE + 1 : give])
     assert all(moved(s) for s in steps[give:])
@@ -229,7 +175,7 @@ def test_a_person_who_ends_the_episode_leaves_the_arm_held(drive: Drive, tmp_pat
             said = super().command()
             return said if self._step < GIVE else TeleopCommand(said.action, frozenset({"success"}))
 
-    result, steps = drive(Plans(ROWS), Judge())
+    result, steps = drive(plans(ROWS), Judge())
     assert (result.outcome, result.helped, len(steps)) == ("success", True, GIVE)
     (path,) = (tmp_path / "log").iterdir()
     summary = read_episode(path).summary
@@ -237,13 +183,13 @@ def test_a_person_who_ends_the_episode_leaves_the_arm_held(drive: Drive, tmp_pat
 
 
 def test_the_bridges_own_log_says_who_drove(drive: Drive, tmp_path: Path) -> None:
-    drive(Plans(ROWS), Script())
+    drive(plans(ROWS), Script())
     (path,) = (tmp_path / "log").iterdir()
     assert [s.observation.step for s in read_episode(path).steps if s.intervention] == list(range(TAKE, GIVE))
 
 
 def test_a_quick_policys_own_action_stands_beside_the_persons(drive: Drive) -> None:
-    _, steps = drive(Plans(ROWS), Script())
+    _, steps = drive(plans(ROWS), Script())
     for step in (s for s in steps if s.intervention):
         assert step.policy_action is not None
         assert step.policy_action[0] == pytest.approx(-0.001 * step.observation.step)

@@ -3,80 +3,44 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import pytest
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import PolicyError, WorldError
-from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.data.demonstration import Demonstration
 from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
 from vla_robot.record.workers import collect_in_processes
+from vla_robot.testing import FunctionPolicy, ToyWorld, toy_embodiment
 
-EMBODIMENT = Embodiment(
-    name="point",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -1, 1), Dim("gripper", "1", 0, 1))),
-    state=(Dim("x", "m", -10, 10),),
-    cameras=(CameraSpec("front", 16, 16),),
-    rate_hz=10,
-)
+POINT = toy_embodiment(step_m=1, reach_m=10, height=16, width=16)
 
 
-class Line:
+def line() -> ToyWorld:
     """A world in which the goal lies at x = 3; the truth says how far it is. Gone after five steps."""
-
-    embodiment = EMBODIMENT
-    instruction = "go right"
-
-    def reset(self, seed: int) -> Observation:
-        self.x, self.now = float(seed), 0
-        return self._look()
-
-    def step(self, action: Vector) -> StepResult:
-        assert (np.abs(action) <= 1).all(), "a world refuses what is out of range"
-        self.x, self.now = self.x + action[0], self.now + 1
-        done = self.x >= 3
-        return StepResult(self._look(), action, success=done, terminated=done, truncated=self.now == 5)
-
-    def close(self) -> None: ...
-
-    def _look(self) -> Observation:
-        frame = np.full((16, 16, 3), int(10 * abs(self.x)), np.uint8)
-        truth = {"to_goal": np.array([3 - self.x])}
-        return Observation({"front": frame}, np.array([self.x]), self.instruction, self.now, self.now, truth)
+    return ToyWorld(
+        embodiment=POINT,
+        start=lambda seed: float(seed % 100) - 10 * (seed >= 100),
+        goal=3,
+        horizon=5,
+        truth=lambda world: {"to_goal": np.array([3 - world.x])},
+    )
 
 
-class Says:
-    """A policy that asks a function, and remembers what it saw and which seeds it was reset with."""
-
-    def __init__(self, decide: Callable[[Observation], float]) -> None:
-        self._decide = decide
-        self.saw: list[Observation] = []
-        self.seeds: list[int] = []
-
-    def reset(self, seed: int) -> None:
-        self.seeds.append(seed)
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        self.saw += observations
-        return [ActionChunk(np.array([[self._decide(o), 1.0], [9, 9]]), o.stamp_ns, o.step) for o in observations]
+def expert() -> FunctionPolicy:
+    return FunctionPolicy(lambda observation: float(observation.privileged["to_goal"][0]))
 
 
-def expert() -> Says:
-    return Says(lambda observation: float(observation.privileged["to_goal"][0]))
-
-
-def heeds_words() -> Says:
+def heeds_words() -> FunctionPolicy:
     """Goes right, or left when told so."""
-    return Says(lambda observation: -1.0 if "left" in observation.instruction else 1.0)
+    return FunctionPolicy(lambda observation: -1.0 if "left" in observation.instruction else 1.0)
 
 
 def test_each_frame_is_labelled_for_other_instructions_too() -> None:
     label = heeds_words()
-    collector = Collector(Line(), label, label, "expert", also_ask=("go left", "go right"))
+    collector = Collector(line(), label, label, "expert", also_ask=("go left", "go right"))
     demo = collector.collect(seed=0)
     assert list(demo.other_labels) == ["go left"], "the episode's own instruction has its label already"
     (other,) = demo.asked_otherwise()
@@ -89,7 +53,7 @@ def test_each_frame_is_labelled_for_other_instructions_too() -> None:
 def test_the_episode_itself_is_written_after_those_of_other_instructions() -> None:
     label = heeds_words()
     shelf = Shelf()
-    collector = Collector(Line(), label, label, "e", also_ask=("go left", "wait on the left"))
+    collector = Collector(line(), label, label, "e", also_ask=("go left", "wait on the left"))
     store(map(collector.collect, [0, 1]), shelf)
     written = [(d.seed, d.instruction) for d in shelf.written]
     assert written == [(s, w) for s in (0, 1) for w in ("go left", "wait on the left", "go right")]
@@ -97,7 +61,7 @@ def test_the_episode_itself_is_written_after_those_of_other_instructions() -> No
 
 def test_an_expert_alone_shows_the_task() -> None:
     label = expert()
-    demo = Collector(Line(), label, label, "expert").collect(seed=0)
+    demo = Collector(line(), label, label, "expert").collect(seed=0)
     assert demo.actions[:, 0].tolist() == [1, 1, 1]
     np.testing.assert_array_equal(demo.actions, demo.executed)
     assert demo.states[:, 0].tolist() == [0, 1, 2]
@@ -106,8 +70,8 @@ def test_an_expert_alone_shows_the_task() -> None:
 
 
 def test_a_learner_drives_and_the_expert_says_what_was_right() -> None:
-    learner = Says(lambda observation: -1.0)
-    demo = Collector(Line(), expert(), learner, "nano").collect(seed=0)
+    learner = FunctionPolicy(lambda observation: -1.0)
+    demo = Collector(line(), expert(), learner, "nano").collect(seed=0)
     assert demo.executed[:, 0].tolist() == [-1] * 5
     assert demo.actions[:, 0].tolist() == [1] * 5
     assert demo.states[:, 0].tolist() == [0, -1, -2, -3, -4]
@@ -115,27 +79,27 @@ def test_a_learner_drives_and_the_expert_says_what_was_right() -> None:
 
 
 def test_a_learner_that_drives_does_not_see_the_truth() -> None:
-    learner = Says(lambda observation: 1.0)
-    Collector(Line(), expert(), WithoutTruth(learner), "nano").collect(seed=2)
+    learner = FunctionPolicy(lambda observation: 1.0)
+    Collector(line(), expert(), WithoutTruth(learner), "nano").collect(seed=2)
     assert [dict(observation.privileged) for observation in learner.saw] == [{}]
     assert learner.saw[0].images["front"].shape == (16, 16, 3)
     assert learner.seeds == [2]
 
 
 def test_actions_are_kept_within_the_limits() -> None:
-    demo = Collector(Line(), expert(), Says(lambda observation: 40.0), "wild").collect(seed=-4)
+    demo = Collector(line(), expert(), FunctionPolicy(lambda observation: 40.0), "wild").collect(seed=106)
     assert demo.executed.max() == 1
     assert demo.actions.max() == 1
 
 
 def test_an_episode_ends_at_the_number_of_steps_asked_for() -> None:
     label = expert()
-    assert len(Collector(Line(), label, label, "expert", max_steps=2).collect(seed=0)) == 2
+    assert len(Collector(line(), label, label, "expert", max_steps=2).collect(seed=0)) == 2
 
 
 def test_an_action_that_is_not_finite_is_never_recorded() -> None:
     with pytest.raises(PolicyError, match=r"must be 2 finite numbers, got .*nan.*Nothing was recorded"):
-        Collector(Line(), expert(), Says(lambda observation: float("nan")), "broken").collect(seed=0)
+        Collector(line(), expert(), FunctionPolicy(lambda observation: float("nan")), "broken").collect(seed=0)
 
 
 class Shelf:
@@ -146,14 +110,14 @@ class Shelf:
         self.written.append(demonstration)
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("all", [0, -9, 1]), ("success", [0, 1])])
+@pytest.mark.parametrize(("keep", "kept"), [("all", [0, 101, 1]), ("success", [0, 1])])
 def test_failures_are_kept_or_left_out(keep: str, kept: list[int]) -> None:
     label, shelf, events = expert(), Shelf(), list[Collected]()
-    made = store(map(Collector(Line(), label, label, "e").collect, [0, -9, 1]), shelf, keep, events.append)  # type: ignore[arg-type]
+    made = store(map(Collector(line(), label, label, "e").collect, [0, 101, 1]), shelf, keep, events.append)  # type: ignore[arg-type]
     assert [demo.seed for demo in shelf.written] == kept
     assert [(e.seed, e.steps, e.success, e.kept) for e in made] == [
         (0, 3, True, True),
-        (-9, 5, False, keep == "all"),
+        (101, 5, False, keep == "all"),
         (1, 2, True, True),
     ]
     assert events == made
@@ -168,7 +132,7 @@ def test_each_episode_is_written_before_the_next_begins() -> None:
         assert len(shelf.written) == 1
         yield 1
 
-    store(map(Collector(Line(), label, label, "expert").collect, seeds()), shelf)
+    store(map(Collector(line(), label, label, "expert").collect, seeds()), shelf)
     assert len(shelf.written) == 2
 
 

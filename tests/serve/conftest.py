@@ -13,19 +13,14 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_MS, Clock, FakeClock, MonotonicClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, WorldError
 from vla_robot.core.messages import Clamp, Observation, StepResult, Vector
 from vla_robot.serve.world.server import WorldServer
+from vla_robot.testing import toy_embodiment
 from vla_robot.transport.sockets import ServerSocket
 
-EMBODIMENT = Embodiment(
-    name="toy",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))),
-    state=(Dim("x", "m", -1.0, 1.0),),
-    cameras=(CameraSpec("front", 6, 8),),
-    rate_hz=10.0,
-)
+EMBODIMENT = toy_embodiment()
 WORLD_MS, RENDER_MS = 30, 16
 UNAVAILABLE_SEED = 13
 

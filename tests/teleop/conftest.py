@@ -8,29 +8,21 @@ import termios
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import Observation
-from vla_robot.core.teleop_device import AXES
+from vla_robot.testing import TOOL_AXES, toy_embodiment, toy_observation
 
 STEP_M, STEP_RAD = 0.05, 0.5
 
 
 def embodiment(rate_hz: float = 10.0, kind: Any = "eef_delta") -> Embodiment:
-    moves = [Dim(n, "m", -STEP_M, STEP_M) for n in AXES[:3]] + [Dim(n, "rad", -STEP_RAD, STEP_RAD) for n in AXES[3:]]
-    return Embodiment(
-        name="panda",
-        action=ActionSpace(kind, "base", (*moves, Dim("gripper", "1", 0.0, 1.0))),
-        state=(Dim("x", "m", -1.0, 1.0),),
-        cameras=(CameraSpec("front", 6, 8),),
-        rate_hz=rate_hz,
-    )
+    return toy_embodiment(axes=TOOL_AXES, step_m=STEP_M, step_rad=STEP_RAD, kind=kind, rate_hz=rate_hz)
 
 
 def observation(step: int = 1) -> Observation:
-    return Observation({"front": np.zeros((6, 8, 3), np.uint8)}, np.zeros(1), "lift the red cube", step, step)
+    return toy_observation(embodiment(), step, instruction="lift the red cube")
 
 
 class Pty:

@@ -8,19 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.data.demonstration import DemonstrationBuilder
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
+from vla_robot.testing import toy_embodiment
 
-EMBODIMENT = Embodiment(
-    "toy",
-    ActionSpace("eef_delta", "base", (Dim("dx", "m", -1, 1), Dim("gripper", "1", 0, 1))),
-    (Dim("x", "m", -1, 1),),
-    (CameraSpec("front", 28, 28),),
-    rate_hz=10.0,
-)
+EMBODIMENT = toy_embodiment(step_m=1, height=28, width=28)
 TINY = Architecture(
     image_size=28, tower_dim=24, tower_depth=2, tower_heads=2, llm_dim=32, llm_layers=2, llm_heads=2, llm_ff_dim=48,
     text_vocab=320, max_positions=96,

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vla_robot.core import errors
-from vla_robot.core.embodiment import MAX_RATE_HZ, MIN_RATE_HZ, ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import MAX_RATE_HZ, MIN_RATE_HZ
 from vla_robot.core.errors import RecipeError, TransportError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
+from vla_robot.testing import toy_embodiment
 from vla_robot.transport.codec import (
     ERRORS,
     MessageReader,
@@ -31,13 +32,7 @@ from vla_robot.transport.codec import (
 )
 from vla_robot.transport.wire import Message, decode, encode
 
-EMBODIMENT = Embodiment(
-    name="toy",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))),
-    state=(Dim("x", "m", -1.0, 1.0),),
-    cameras=(CameraSpec("front", 4, 6),),
-    rate_hz=10.0,
-)
+EMBODIMENT = toy_embodiment(height=4, width=6)
 
 names = st.text(min_size=1, max_size=6)
 stamps = st.integers(0, 2**63 - 1)

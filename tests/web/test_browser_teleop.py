@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_MS, FakeClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import ActionSpace, Dim
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Observation
 from vla_robot.core.ports import Teleoperator
 from vla_robot.core.teleop import TeleopCommand
+from vla_robot.testing import TOOL_AXES, toy_embodiment, toy_observation
 from vla_robot.web.browser_teleop import SEAT_S, SILENT_AFTER_S, BrowserTeleop
 from vla_robot.web.server import Access
 
@@ -29,21 +30,12 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 120.0
 REACH_M, REACH_RAD = 0.05, 0.5
-SPACE = ActionSpace(
-    "eef_delta",
-    "base",
-    (
-        *(Dim(name, "m", -REACH_M, REACH_M) for name in ("dx", "dy", "dz")),
-        *(Dim(name, "rad", -REACH_RAD, REACH_RAD) for name in ("droll", "dpitch", "dyaw")),
-        Dim("gripper", "1", 0.0, 1.0),
-    ),
-)
-ARM = Embodiment("toy", SPACE, (Dim("x", "m", -1.0, 1.0),), (CameraSpec("front", 24, 32),), rate_hz=10.0)
+ARM = toy_embodiment(axes=TOOL_AXES, step_m=REACH_M, step_rad=REACH_RAD, height=24, width=32)
 NOTHING: dict[str, Any] = {"seat": "a", "axes": [0] * 6, "closed": False, "buttons": [], "instruction": None}
 
 
 def observation(step: int = 0) -> Observation:
-    return Observation({"front": np.full((24, 32, 3), 120, np.uint8)}, np.zeros(1), "lift the red cube", 0, step)
+    return toy_observation(ARM, step, shade=120, instruction="lift the red cube")
 
 
 def eventually(holds: Callable[[], bool]) -> bool:

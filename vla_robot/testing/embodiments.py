@@ -13,7 +13,9 @@ from vla_robot.core.teleop_device import AXES
 TOOL_AXES = AXES
 """Motion of a tool: three lengths [m] and three turns [rad]."""
 
+X = Dim("x", "m", -1.0, 1.0)
 WIDTH = Dim("gripper_width", "m", 0.0, 0.1)
+"""Dimensions of a state: where the tool is, and how far the fingers are apart."""
 
 
 def toy_embodiment(

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import BusyError, ContractError, PolicyError, TransportError
-from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
+from vla_robot.core.messages import ActionChunk, Observation, StepResult
 from vla_robot.core.robot import Tick
 from vla_robot.loop.events import Event, StepDone, StepsLost
 from vla_robot.loop.live_loop import run_live_episode
@@ -31,6 +31,7 @@ from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
 from vla_robot.serve.bridge.server import BridgeServer, Stream
 from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
+from vla_robot.testing import NoLimits
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL
 from vla_robot.transport.clock_sync import ClockSample, ClockSync
 from vla_robot.transport.sockets import ClientSocket, ServerSocket
@@ -94,13 +95,6 @@ class Nudging:
         return [still(observation) for observation in observations]
 
 
-class Permissive:
-    """Lets everything through: the bridge has limits of its own."""
-
-    def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        return action, ()
-
-
 def test_frames_arrive_as_they_were_captured(serve: Callable[..., Served]) -> None:
     address, arm, _ = serve()
     with RemoteRobot(address) as robot:
@@ -141,7 +135,7 @@ def test_the_live_loop_drives_it(serve: Callable[..., Served]) -> None:
     address, _, server = serve()
     policy = Nudging(20)
     with RemoteRobot(address) as robot:
-        episode = run_live_episode(robot, policy, 0, guard=Permissive(), should_stop=lambda: policy.left <= 0)
+        episode = run_live_episode(robot, policy, 0, guard=NoLimits(), should_stop=lambda: policy.left <= 0)
     assert episode.outcome == "stopped" and episode.latency is not None
     assert episode.steps >= 20
     assert not server.status()["running"]
@@ -167,7 +161,7 @@ def test_ticks_that_pass_while_the_policy_thinks_are_recorded(serve: Callable[..
     policy, events = Pondering(8, server), list[Event]()
     with RemoteRobot(address) as robot:
         episode = run_live_episode(
-            robot, policy, 0, guard=Permissive(), subscribers=[events.append], should_stop=lambda: policy.left <= 0
+            robot, policy, 0, guard=NoLimits(), subscribers=[events.append], should_stop=lambda: policy.left <= 0
         )
     steps = [event for event in events if isinstance(event, StepDone)]
     numbers = [step.observation.step for step in steps]

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import RecipeError
-from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.messages import Observation
 from vla_robot.recipe.env import CameraRecipe, RobosuiteRecipe
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.safety.filter import SafetyFilter
@@ -22,50 +21,29 @@ from vla_robot.serve.bridge.arm import WorldArm
 from vla_robot.serve.bridge.bridge import Bridge
 from vla_robot.serve.bridge.camera_frames import NewestFrames
 from vla_robot.serve.bridge.server import CREDIT, BridgeServer
+from vla_robot.testing import ToyWorld, toy_embodiment
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, unpack_tick
 from vla_robot.transport.codec import MessageReader
 from vla_robot.transport.wire import Buffer, Message, decode, encode
 from vla_robot.world.sim.paced_cameras import PacedCameras
 
-EMBODIMENT = Embodiment(
-    name="two eyes",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))),
-    state=(Dim("x", "m", -1.0, 1.0),),
-    cameras=(CameraSpec("wrist", 2, 2), CameraSpec("base", 2, 2)),
-    rate_hz=30.0,
-)
+EMBODIMENT = toy_embodiment(cameras=("wrist", "base"), height=2, width=2, rate_hz=30.0)
 BEAT_MS = 50
 
 
 @dataclass
-class Stepping:
-    """A world whose pixels say at which step they were captured."""
+class Stepping(ToyWorld):
+    """A world whose pixels say at which step they were captured, and in which a step takes no time."""
 
-    clock: FakeClock
-    embodiment: Embodiment = EMBODIMENT
-    instruction: str = "look"
-    steps: int = 0
     captured_ns: list[int] = field(default_factory=list[int])
 
     def reset(self, seed: int) -> Observation:
-        self.steps = 0
         self.captured_ns.clear()
-        return self._observe()
-
-    def step(self, action: Vector) -> StepResult:
-        self.steps += 1
-        return StepResult(self._observe(), action, False, False, False)
-
-    def look(self) -> Observation:
-        return self._observe()
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+        return super().reset(seed)
 
     def _observe(self) -> Observation:
         self.captured_ns.append(self.clock.now_ns())
-        images = {name: np.full((2, 2, 3), self.steps % 256, np.uint8) for name in ("wrist", "base")}
-        return Observation(images, np.zeros(1), self.instruction, self.clock.now_ns(), self.steps)
+        return super()._observe()
 
 
 class Wire:
@@ -146,7 +124,9 @@ class Rig:
 
     def __post_init__(self) -> None:
         self.clock = FakeClock(1000 * NS_PER_S)
-        self.world = Stepping(self.clock)
+        self.world = Stepping(
+            self.clock, EMBODIMENT, shade=lambda world: world.at_step, send_ms=0, step_ms=0, render_ms=0
+        )
         self.wire = Wire(self.clock, self.delay_ms, self.tells)
         self.arm = WorldArm(PacedCameras(self.world, {"base": 10.0}))
         limits = SafetyFilter(EMBODIMENT, limits_of(EMBODIMENT, LimitsRecipe()))
@@ -171,7 +151,7 @@ def require_truth(observation: Observation, world: Stepping) -> None:
 def test_each_camera_crosses_the_wire_at_its_own_rate(delay_ms: float) -> None:
     rig = Rig(delay_ms)
     rig.play(4.0)
-    steps = rig.world.steps
+    steps = rig.world.at_step
     assert steps > 100
     assert rig.wire.frames["wrist"] == pytest.approx(steps + 1, abs=3)
     assert rig.wire.frames["base"] == pytest.approx(steps // 3 + 1, abs=2)
@@ -237,7 +217,7 @@ def test_a_controller_that_does_not_tell_what_it_has_gets_every_frame() -> None:
 def test_the_bridge_knows_how_old_each_camera_is() -> None:
     rig = Rig()
     rig.play(0.35)
-    steps, captured_ns = rig.world.steps, rig.world.captured_ns
+    steps, captured_ns = rig.world.at_step, rig.world.captured_ns
     assert steps % 3
     assert rig.arm.camera_stamps_ns == {"wrist": captured_ns[steps], "base": captured_ns[steps // 3 * 3]}
 

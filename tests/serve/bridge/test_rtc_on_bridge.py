@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_MS, FakeClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
+from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.robot import Tick
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.safety.filter import SafetyFilter
 from vla_robot.safety.limits import limits_of
 from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig, Ticked
+from vla_robot.testing import ToyArm, toy_embodiment
 from vla_robot.transport.bridge_codec import pack_tick, unpack_tick
 from vla_robot.transport.codec import MessageReader, pack_action_chunk, unpack_action_chunk
 
 PERIOD_MS = 20
 ROWS = 8
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
-ARM = Embodiment("toy", SPACE, (Dim("x", "m", -9.0, 9.0),), (CameraSpec("front", 6, 8),), 1000 / PERIOD_MS)
-
-
-@dataclass
-class Still:
-    """An arm that notes its commands."""
-
-    clock: FakeClock
-    embodiment: Embodiment = ARM
-    instruction: str = "go"
-    can_wait: bool = False
-    step: int = 0
-
-    @property
-    def camera_stamps_ns(self) -> Mapping[str, int]:
-        return {}
-
-    def reset(self, seed: int) -> Observation:
-        return self._observe()
-
-    def command(self, action: Vector) -> StepResult:
-        self.step += 1
-        return StepResult(self._observe(), action, False, False, False)
-
-    def hold(self) -> StepResult:
-        return self.command(np.array([0.0, 1.0]))
-
-    def look(self) -> Observation:
-        return self._observe()
-
-    def stop(self) -> None:
-        """It stands."""
-
-    def close(self) -> None:
-        """Nothing to let go of."""
-
-    def _observe(self) -> Observation:
-        image = np.zeros((6, 8, 3), np.uint8)
-        return Observation({"front": image}, np.zeros(1), self.instruction, self.clock.now_ns(), self.step)
+ARM = toy_embodiment(reach_m=9, rate_hz=1000 / PERIOD_MS)
 
 
 @pytest.fixture
@@ -83,7 +43,9 @@ def bridge(clock: FakeClock, wanted: list[float]) -> Bridge:
             wanted.append(float(event.wanted[0]))
 
     limits = SafetyFilter(ARM, limits_of(ARM, LimitsRecipe()))
-    return Bridge(Still(clock), limits, Watchdog(clock), clock, ExecutionConfig(splice="rtc"), note)
+    return Bridge(
+        ToyArm(clock, ARM, can_wait=False), limits, Watchdog(clock), clock, ExecutionConfig(splice="rtc"), note
+    )
 
 
 def ticks(bridge: Bridge, clock: FakeClock, count: int) -> list[Tick]:

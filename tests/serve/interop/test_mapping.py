@@ -9,20 +9,16 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Dim
 from vla_robot.core.errors import ContractError, PolicyError, RecipeError
 from vla_robot.core.geometry import quat_from_rotvec
 from vla_robot.core.messages import Observation
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 from vla_robot.serve.interop.mapping import PeerMapping, ToolTurn, nested, resize_with_pad
+from vla_robot.testing import toy_embodiment
+from vla_robot.testing.embodiments import WIDTH, X
 
-ARM = Embodiment(
-    name="toy",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))),
-    state=(Dim("x", "m", -1.0, 1.0), Dim("gripper_width", "m", 0.0, 0.1)),
-    cameras=(CameraSpec("front", 6, 8),),
-    rate_hz=20.0,
-)
+ARM = toy_embodiment(state=(X, WIDTH), rate_hz=20.0)
 PEER = PeerRecipe(
     rate_hz=20.0,
     images=(PeerImageRecipe("observation/image", "front", size_px=16),),

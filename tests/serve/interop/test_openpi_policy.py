@@ -18,7 +18,6 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
 from vla_robot.cli.build import build_policy
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, RecipeError, TransportError
 from vla_robot.core.messages import Observation
 from vla_robot.loop.control_loop import run_episode
@@ -30,14 +29,9 @@ from vla_robot.safety.limits import RangeGuard
 from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
 from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
 from vla_robot.serve.interop.openpi_wire import pack, unpack
+from vla_robot.testing import toy_embodiment
 
-ARM = Embodiment(
-    name="toy",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))),
-    state=(Dim("x", "m", -1.0, 1.0),),
-    cameras=(CameraSpec("front", 6, 8),),
-    rate_hz=10.0,
-)
+ARM = toy_embodiment()
 PEER = PeerRecipe(
     rate_hz=10.0,
     images=(PeerImageRecipe("observation/image", "front", size_px=224),),

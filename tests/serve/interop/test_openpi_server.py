@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
@@ -33,15 +33,10 @@ from vla_robot.serve.interop.openpi_server import OpenpiServer
 from vla_robot.serve.interop.openpi_wire import pack, unpack
 from vla_robot.serve.policy.batcher import Batcher, Line
 from vla_robot.serve.policy.server import answering
+from vla_robot.testing import toy_embodiment
 
 IMAGE = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-ARM = Embodiment(
-    name="toy",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))),
-    state=(Dim("x", "m", -1.0, 1.0),),
-    cameras=(CameraSpec("front", 4, 6), CameraSpec("wrist", 4, 6)),
-    rate_hz=10.0,
-)
+ARM = toy_embodiment(cameras=("front", "wrist"), height=4, width=6)
 JOINT_ARM = replace(
     ARM, state=(*(Dim(f"joint_{k}", "rad", -3.0, 3.0) for k in range(7)), Dim("gripper", "1", 0.0, 1.0))
 )

@@ -12,29 +12,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, SupersededError, TransportError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.policy.batcher import Batcher, Line
 from vla_robot.serve.policy.client import RemotePolicy
 from vla_robot.serve.policy.server import POLICY_PROTOCOL, PolicyServer, Served, answering
+from vla_robot.testing import toy_embodiment, toy_observation
 from vla_robot.transport.codec import pack_observation
 from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket
 from vla_robot.transport.wake import Wake
 from vla_robot.transport.wire import Message, decode, encode
 
-EMBODIMENT = Embodiment(
-    name="toy",
-    action=ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))),
-    state=(Dim("x", "m", -1.0, 1.0),),
-    cameras=(CameraSpec("front", 6, 8),),
-    rate_hz=10.0,
-)
+EMBODIMENT = toy_embodiment()
 
 
 def observation(value: float, step: int = 0) -> Observation:
-    image = np.full((6, 8, 3), int(value) % 256, np.uint8)
-    return Observation({"front": image}, np.array([value]), "go", stamp_ns=1000 + step, step=step)
+    return toy_observation(EMBODIMENT, step, x=value, shade=int(value), stamp_ns=1000 + step)
 
 
 @dataclass
