@@ -15,6 +15,7 @@ from pathlib import Path
 
 from vla_robot.data.pipeline.mixture import Choices, open_mixture
 from vla_robot.policy.openvla.policy import load
+from vla_robot.train.batches.augment import OpenVLAAugment
 from vla_robot.train.batches.stream import Batches, Encoder, MixtureStream
 
 POLICY = Path(__file__).resolve().parents[2] / "policies" / "openvla_nano"
@@ -24,7 +25,7 @@ BATCH = 64
 def main(recipe: str, batches: int, workers: int) -> None:
     cameras = ("primary", "wrist")
     mixture = open_mixture(recipe, choices=Choices(cameras=cameras))
-    encoder = replace(Encoder.of(load(POLICY), cameras, augment_seed=0), proprio_dim=None)
+    encoder = replace(Encoder.of(load(POLICY), cameras, OpenVLAAugment(0)), proprio_dim=None)
     reader = iter(Batches(MixtureStream(mixture, encoder, BATCH), workers))
     for _ in range(batches):
         next(reader)

@@ -18,17 +18,15 @@ from vla_robot.cli.finetune.finetune import FinetuneArgs, _overridden
 from vla_robot.cli.main import main
 from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
-from vla_robot.data.pipeline.shuffle import BLOCK
+from vla_robot.data.pipeline.shuffle import BLOCK, Weighted
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import dump, read
 from vla_robot.recipe.finetune import FinetuneRecipe
-from vla_robot.train.batches.data import DemoData
-from vla_robot.train.batches.frames import WeightedOrder
+from vla_robot.train.batches.data import data_of_demos
 from vla_robot.train.finetune import Progress, finetune
 from vla_robot.train.parallel.ddp import Ranks
 
 DRAWS = BLOCK
-BATCH = 32
 
 
 def quiet(_: Progress) -> None:
@@ -44,15 +42,13 @@ def quiet(_: Progress) -> None:
 def test_each_dataset_has_its_share_and_each_of_its_frames_as_much_as_the_next(
     sizes: list[int], weights: list[float], seed: int
 ) -> None:
-    ends = np.cumsum(sizes)
-    parts = [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-    order = WeightedOrder(parts, weights[: len(sizes)], seed)
-    drawn = np.concatenate([order.rows(step, BATCH) for step in range(DRAWS // BATCH)])
-    counts = np.bincount(drawn, minlength=int(ends[-1]))
     wanted = np.array([w * n for w, n in zip(weights, sizes, strict=False)])
-    for part, share in zip(parts, wanted / wanted.sum(), strict=True):
-        assert abs(int(counts[part].sum()) - share * DRAWS) <= len(sizes)
-        assert int(np.ptp(counts[part])) <= 1
+    order = Weighted(sizes, wanted.tolist(), seed)
+    drawn = [order.place(number) for number in range(DRAWS)]
+    for which, share in enumerate(wanted / wanted.sum()):
+        counts = np.bincount([step for dataset, step in drawn if dataset == which], minlength=sizes[which])
+        assert abs(int(counts.sum()) - share * DRAWS) <= len(sizes)
+        assert int(np.ptp(counts)) <= 1
 
 
 @pytest.fixture
@@ -77,7 +73,8 @@ def test_ranks_share_a_weighted_step_without_overlap(two: FinetuneRecipe, tmp_pa
     policy = load(finetune(replace(two, steps=1), tmp_path / "run", quiet).policy)
     demos = open_demos(two.data)
     whole, *halves = (
-        DemoData(two, demos, policy, ranks, lambda done, total: None) for ranks in (Ranks(), Ranks(0, 2), Ranks(1, 2))
+        data_of_demos(two, demos, policy, ranks, lambda done, total: None)
+        for ranks in (Ranks(), Ranks(0, 2), Ranks(1, 2))
     )
     for step in range(4):
         together = torch.cat([half.batch(step).pixels for half in halves])

@@ -222,6 +222,11 @@ class SourceRecipe:
         return tuple(not absolute or RELATIVE_DIMS[self.action_encoding] == 0 for absolute in self.is_absolute)
 
     @property
+    def keeps_constants(self) -> bool:
+        """A gripper that never moves keeps its value when it is normalised; the reference makes it 0, closed."""
+        return False
+
+    @property
     def camera_fields(self) -> Mapping[str, str]:
         """Camera -> its field, of the cameras that there are, by role."""
         return self.cameras.by_role()
@@ -267,6 +272,10 @@ class RecordedRecipe(SourceRecipe):
     def action_mask(self) -> tuple[bool, ...]:
         """All but the gripper, which is last."""
         return (True,) * (self.action_dim - 1) + (False,)
+
+    @property
+    def keeps_constants(self) -> bool:
+        return True
 
     @property
     def camera_fields(self) -> Mapping[str, str]:

@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from io import BytesIO
+from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.data.formats.lerobot.demo_dataset import Demos
+from vla_robot.data.pipeline.shuffle import Pooled
 from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
 from vla_robot.policy.openvla.network.perceive import Tower, build_vit
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.recipe.finetune import FinetuneRecipe
-from vla_robot.train.batches.frames import answers_of, rows_of_step
+from vla_robot.train.batches.frames import answers_of
 
 
 class PlainModel(nn.Module):
@@ -174,14 +175,11 @@ class PlainLoop:
 
 
 class _Order:
-    """Frames of step after step, as `rows_of_step` has them."""
+    """Frames of step after step, as a run has them."""
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
-        self._frames: NDArray[np.int64] = np.arange(count)
-        self._batch_size, self._seed = batch_size, seed
+    def __init__(self, frames: int, batch_size: int, seed: int) -> None:
+        self._order = Pooled([frames], batch_size, seed)
 
     def __iter__(self) -> Iterator[list[int]]:
-        step = 0
-        while True:
-            yield rows_of_step(self._frames, step, self._batch_size, self._seed).tolist()
-            step += 1
+        for first in count(step=self._order.size):
+            yield [self._order.place(number)[1] for number in range(first, first + self._order.size)]

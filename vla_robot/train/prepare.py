@@ -21,7 +21,7 @@ from vla_robot.policy.openvla.network.config import OUR_BLOCK, read_json
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.weights import write_json
 from vla_robot.recipe.finetune import FinetuneRecipe
-from vla_robot.train.batches.data import DemoData, MixtureData, TrainingData, open_recipe_mixture
+from vla_robot.train.batches.data import TrainingData, data_of_demos, data_of_mixture, open_recipe_mixture
 from vla_robot.train.batches.questions import QuestionData
 from vla_robot.train.checkpoint import replacing
 from vla_robot.train.parallel.ddp import Ranks
@@ -72,7 +72,11 @@ def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: On
     demos = _open(recipe)
     start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
     policy = load(start, statistics_key=recipe.dataset_name, trainable=True)
-    data = DemoData(recipe, demos, policy, ranks, lambda done, total: on_progress(Progress("frames", done, total, {})))
+
+    def decoding(done: int, total: int) -> None:
+        on_progress(Progress("frames", done, total, {}))
+
+    data = data_of_demos(recipe, demos, policy, ranks, decoding)
     name = recipe.dataset_name
     return Prepared(start, name, policy, data, _questions(recipe, policy, ranks), drives_by=name)
 
@@ -88,7 +92,7 @@ def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: 
     start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
     key = next(iter(mixture.statistics))
     policy = load(start, statistics_key=key, trainable=True)
-    data = MixtureData(recipe, mixture, policy, ranks, indexing)
+    data = data_of_mixture(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
     notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)
     return Prepared(start, key, policy, data, _questions(recipe, policy, ranks), drives_by=only, notes=notes)
@@ -182,7 +186,7 @@ def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:
     same = replace(recipe, description="", workers=0, device="auto", rollouts=None)  # none changes what is learned
     facts = json.dumps(_said(same), default=str, sort_keys=True).encode()
     asked = prepared.questions.fingerprint() if prepared.questions else b""
-    return hashlib.sha256(facts + prepared.data.fingerprint() + asked).hexdigest()[:16]
+    return hashlib.sha256(facts + prepared.data.fingerprint + asked).hexdigest()[:16]
 
 
 def _said(recipe: FinetuneRecipe) -> dict[str, Any]:

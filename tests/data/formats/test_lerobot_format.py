@@ -172,7 +172,7 @@ def test_we_open_what_lerobot_writes(root: Path, make_demo: MakeDemo, lerobot_da
     assert [(e.start, e.stop, e.success, e.driver) for e in demos.episodes] == [(0, 3, True, None), (3, 7, True, None)]
     np.testing.assert_array_equal(demos.actions, np.concatenate([d.actions for d in recorded]).astype(np.float32))
     expected = [png.decode(data) for demo in recorded for data in demo.cameras["front"].png]
-    np.testing.assert_array_equal(demos.frames("front"), expected)
+    np.testing.assert_array_equal([demos.images(index)["front"] for index in range(7)], expected)
     np.testing.assert_array_equal(demos.images(5)["front"], expected[5])
 
 
@@ -208,17 +208,7 @@ def test_numbers_and_frames_come_back(root: Path, make_demo: MakeDemo) -> None:
     assert demos.executed is not None
     np.testing.assert_allclose(demos.executed, np.concatenate([d.executed for d in recorded]), rtol=1e-6)
     wrist = [png.decode(data) for d in recorded for data in d.cameras["wrist"].png]
-    np.testing.assert_array_equal(demos.frames("wrist"), wrist)
-    np.testing.assert_array_equal(demos.images(6)["wrist"], wrist[6])
-
-
-def test_all_frames_at_once_are_resized_as_a_policy_resizes_them(root: Path, make_demo: MakeDemo) -> None:
-    demo = make_demo(steps=3)
-    write(root, demo)
-    seen: list[tuple[int, int]] = []
-    frames = open_demos(root).frames("front", 14, 14, on_progress=lambda done, total: seen.append((done, total)))
-    np.testing.assert_array_equal(frames, [resize(png.decode(data), 14, 14) for data in demo.cameras["front"].png])
-    assert seen == [(3, 3)]
+    np.testing.assert_array_equal([demos.images(index)["wrist"] for index in range(9)], wrist)
 
 
 def test_frames_are_stored_at_the_size_asked_for(root: Path, make_demo: MakeDemo) -> None:
@@ -239,7 +229,6 @@ def test_several_datasets_read_as_one(tmp_path: Path, make_demo: MakeDemo) -> No
         (3, 5, "nano", "b"),
     ]
     assert demos.texts == ("lift the cube", "open the door")
-    np.testing.assert_array_equal(demos.frames("front")[3:], open_demos(tmp_path / "b").frames("front"))
     np.testing.assert_array_equal(demos.images(4)["front"], open_demos(tmp_path / "b").images(1)["front"])
 
 
@@ -433,8 +422,9 @@ def test_a_missing_embodiment_is_explained(root: Path, make_demo: MakeDemo) -> N
 
 def test_a_misspelt_camera_is_named(root: Path, make_demo: MakeDemo) -> None:
     write(root, make_demo())
+    demos = open_demos(root)
     with pytest.raises(DataError, match="unknown camera 'fronnt'; did you mean 'front'"):
-        open_demos(root).frames("fronnt")
+        demos.film(demos.episodes[0], "fronnt")
 
 
 def test_a_folder_without_a_dataset_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vla_robot.data.pipeline.windows import Window
 from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
+from vla_robot.train.batches.augment import OpenVLAAugment
 from vla_robot.train.batches.frames import Batch
 from vla_robot.train.batches.stream import Batches, Encoder, MixtureStream
 from vla_robot.train.finetune import finetune
@@ -45,11 +46,11 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Mixture:
 @pytest.fixture(scope="module")
 def encoder(policy: OpenVLAPolicy) -> Encoder:
     # The samples' state has 8 numbers, which the tiny policy does not read.
-    return replace(Encoder.of(policy, augment_seed=5), proprio_dim=8)
+    return replace(Encoder.of(policy, augment=OpenVLAAugment(5)), proprio_dim=8)
 
 
-def stream(mixture: Mixture, encoder: Encoder, batch_size: int = 4, **place: int) -> MixtureStream:
-    return MixtureStream(mixture, encoder, batch_size, **place)
+def stream(mixture: Mixture, encoder: Encoder, batch_size: int = 4, rank: int = 0, ranks: int = 1) -> MixtureStream:
+    return MixtureStream(mixture, encoder, batch_size, rank, ranks)
 
 
 def take(batches: Batches, steps: int) -> list[Batch]:
@@ -77,7 +78,7 @@ def test_a_batch_holds_the_samples_actions_as_labels(mixture: Mixture, encoder: 
 
 
 def test_without_augmentation_pixels_are_the_resized_frame(mixture: Mixture, encoder: Encoder) -> None:
-    plain = replace(encoder, augment_seed=None)
+    plain = replace(encoder, augment=None)
     frame = decode_image(mixture.sample(0).frames["primary"][0], "uint8", "here")
     square = resize_lanczos(frame, encoder.preprocessor.size, encoder.preprocessor.size)
     expected = encoder.preprocessor.normalise(torch.from_numpy(square)[None, None])

@@ -27,7 +27,7 @@ from vla_robot.core.ports import EpisodeSource, MarksGaps
 from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.recognise import advise, assumed_recipe, explain_unknown, facts_at, recognise
 from vla_robot.data.formats.rlds.storage import open_storage
-from vla_robot.data.pipeline.shuffle import Mixing, shuffled
+from vla_robot.data.pipeline.shuffle import Order, Weighted
 from vla_robot.data.pipeline.steps import StepTable, is_absolute, normalised, step_table
 from vla_robot.data.pipeline.windows import Window, pad_actions
 from vla_robot.recipe import find, parse, read_table
@@ -53,7 +53,8 @@ class Choices:
     Attributes:
         split: "val" takes the dataset's own split of that name, or the last 5 % of its episodes.
         window: how far a sample reaches to either side of its step.
-        cameras: roles whose frames are given.
+        cameras: those whose frames are given, by role; of a recording, by name.
+        known: the cameras that there may be.
         max_action: leave out episodes with a normalised action beyond this, in any dimension.
         max_state: the same for the state.
         seed: of all orders.
@@ -63,15 +64,16 @@ class Choices:
     split: Literal["train", "val"] = "train"
     window: Window = field(default_factory=Window)
     cameras: tuple[str, ...] = ("primary",)
+    known: tuple[str, ...] = ROLES
     max_action: float | None = None
     max_state: float | None = None
     seed: int = 0
     skip_corrupt: bool = False
 
     def __post_init__(self) -> None:
-        for role in self.cameras:
-            if role not in ROLES:
-                raise DataError(unknown("camera", role, ROLES))
+        for name in self.cameras:
+            if name not in self.known:
+                raise DataError(unknown("camera", name, self.known))
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,16 @@ class Sample:
     Attributes:
         dataset: its name, which is the key of its statistics.
         instruction: what the robot was told to do.
-        actions: (past + 1 + future, D) float32, normalised.
-        state: (past + 1, P) float32, normalised.
+        actions: (past + 1 + future, D) normalised.
+        state: (past + 1, P) normalised.
         is_real: (past + 1,) False where an observation stands in for one before the episode's beginning.
         frames: camera -> past + 1 JPEG or PNG files; empty bytes for a camera that the dataset has not.
     """
 
     dataset: str
     instruction: str
-    actions: NDArray[np.float32]
-    state: NDArray[np.float32]
+    actions: NDArray[np.floating]
+    state: NDArray[np.floating]
     is_real: NDArray[np.bool_]
     frames: Mapping[str, tuple[bytes, ...]]
 
@@ -99,7 +101,13 @@ class Dataset:
     """The steps of one dataset that may be drawn, numbered from 0."""
 
     def __init__(
-        self, name: str, recipe: SourceRecipe, parts: Mapping[str, EpisodeSource], table: StepTable, choices: Choices
+        self,
+        name: str,
+        recipe: SourceRecipe,
+        parts: Mapping[str, EpisodeSource],
+        table: StepTable,
+        choices: Choices,
+        drawn: NDArray[np.bool_] | None = None,
     ) -> None:
         """
         Args:
@@ -108,22 +116,24 @@ class Dataset:
             parts: all of it, by split.
             table: its standard steps.
             choices: what is drawn of it.
-
-        Raises:
-            DataError: nothing is left to draw.
+            drawn: (E,) which episodes of the table, of those that are chosen; None for all.
         """
         self.name, self.recipe, self.table = name, recipe, table
         self._parts = tuple(parts.values())
         self._choices = choices
         self._is_absolute = is_absolute(recipe)
         part = tuple(parts).index(choices.split)
-        self._episodes = self._chosen(part)
+        self._episodes = self._chosen((table.episodes["part"] == part) & (True if drawn is None else drawn))
         self._ends = np.cumsum(choices.window.steps_in(self._episodes["length"], self._goes_on(part)))
         self._kept = self._left_over()
+
+    def require_steps(self) -> None:
+        """Raise DataError when nothing is left to draw."""
         if len(self) == 0:
             raise DataError(
-                f"{name}: no step is left of {len(table)} in split '{choices.split}': {len(self._episodes)} of "
-                f"{len(table.episodes)} episodes belong to it, have an instruction and lie within the limits."
+                f"{self.name}: no step is left of {len(self.table)} in split '{self._choices.split}': "
+                f"{len(self._episodes)} of {len(self.table.episodes)} episodes belong to it, have an instruction and "
+                "lie within the limits."
             )
 
     def __len__(self) -> int:
@@ -160,7 +170,7 @@ class Dataset:
         window = self._choices.window
         action_steps, is_after_end = window.actions(step, length)
         seen, is_real = window.observations(step)
-        actions = normalised(self.table.actions[start + action_steps], self.statistics["action"])
+        actions = self._normalised(self.table.actions[start + action_steps], "action")
         return Sample(
             dataset=self.name,
             instruction=self.table.texts[self.table.text_of[start + step]],
@@ -179,15 +189,18 @@ class Dataset:
         source, index, first = self._parts[episode["part"]], int(episode["index"]), int(episode["first"])
         return tuple(source.encoded(index, camera, first + int(step)) for step in steps)
 
-    def _state(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _state(self, rows: NDArray[np.int64]) -> NDArray[np.floating]:
         state = self.table.state[rows]
-        return normalised(state, self.statistics["proprio"]) if state.shape[1] else state
+        return self._normalised(state, "proprio") if state.shape[1] else state
 
-    def _chosen(self, part: int) -> NDArray[Any]:
-        """(E,) episodes of the split that have an instruction and lie within the limits, in order."""
+    def _normalised(self, values: NDArray[np.floating], block: str) -> NDArray[np.floating]:
+        return normalised(values, self.statistics[block], self.recipe.keeps_constants)
+
+    def _chosen(self, keep: NDArray[np.bool_]) -> NDArray[Any]:
+        """(E',) those of the (E,) episodes that have an instruction and lie within the limits, in order."""
         episodes = np.array(self.table.episodes)
         starts = episodes["start"]
-        keep = (episodes["part"] == part) & np.logical_or.reduceat(self._has_text(), starts)
+        keep = keep & np.logical_or.reduceat(self._has_text(), starts)
         for limit, largest in (
             (self._choices.max_action, self._largest_action),
             (self._choices.max_state, self._largest_state),
@@ -236,13 +249,12 @@ class Dataset:
         return self._over_rows(lambda rows: (np.abs(normalised(rows, block) - none) > STILL)[:, relative].any(axis=1))
 
     def _largest_action(self) -> NDArray[np.float32]:
-        return self._over_rows(lambda rows: np.abs(normalised(rows, self.statistics["action"])).max(axis=1))
+        return self._over_rows(lambda rows: np.abs(self._normalised(rows, "action")).max(axis=1))
 
     def _largest_state(self) -> NDArray[np.float32]:
         if self.table.state.shape[1] == 0:
             return np.zeros(len(self.table), np.float32)
-        block, state = self.statistics["proprio"], self.table.state
-        return self._over_rows(lambda rows: np.abs(normalised(rows, block)).max(axis=1), state)
+        return self._over_rows(lambda rows: np.abs(self._normalised(rows, "proprio")).max(axis=1), self.table.state)
 
     def _over_rows(self, function: Callable[[Any], Any], values: NDArray[np.float32] | None = None) -> NDArray[Any]:
         """A function of rows over all N of them, a few at a time."""
@@ -253,24 +265,31 @@ class Dataset:
 class Mixture:
     """Datasets that are drawn from by weight."""
 
-    def __init__(self, datasets: Sequence[Dataset], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self, datasets: Sequence[Dataset], weights: Sequence[float], seed: int, order: Order | None = None
+    ) -> None:
         """
         Args:
             datasets: at least one.
             weights: how often a step of each is drawn, relative to a step of the others.
             seed: of the order.
+            order: another than the reference's, which draws each dataset by its weight and all its transitions.
         """
         self.datasets = tuple(datasets)
         self.weights = tuple(weights)
         self._seed = seed
-        self._mixing = Mixing(
-            [w * d.statistics["num_transitions"] for w, d in zip(weights, datasets, strict=True)], seed
-        )
+        self._order = order or Weighted([len(d) for d in datasets], self._shares.tolist(), seed)
+
+    @property
+    def _shares(self) -> NDArray[np.float64]:
+        sizes = [d.statistics["num_transitions"] for d in self.datasets]
+        return np.array(self.weights) * sizes
 
     @property
     def probabilities(self) -> dict[str, float]:
         """Dataset -> its share of the samples."""
-        return {d.name: float(p) for d, p in zip(self.datasets, self._mixing.probabilities, strict=True)}
+        shares = self._shares / self._shares.sum()
+        return {d.name: float(p) for d, p in zip(self.datasets, shares, strict=True)}
 
     @property
     def statistics(self) -> dict[str, dict[str, Any]]:
@@ -282,15 +301,12 @@ class Mixture:
         """Samples until every dataset of weight 1 was seen whole; of the largest weight, where none has 1."""
         main = 1.0 if 1.0 in self.weights else max(self.weights)
         sizes = [d.statistics["num_transitions"] for d in self.datasets]
-        shares = self._mixing.probabilities
+        shares = self.probabilities.values()
         return int(max(n / p for n, p, w in zip(sizes, shares, self.weights, strict=True) if w == main))
 
     def place(self, number: int) -> tuple[int, int]:
         """Which dataset sample `number` is from, and which of its steps it is."""
-        which, draw = self._mixing.draw(number)
-        count = len(self.datasets[which])
-        epoch, place = divmod(draw, count)
-        return which, int(shuffled(place, count, (self._seed, which, epoch)))
+        return self._order.place(number)
 
     def sample(self, number: int) -> Sample:
         """Sample `number` of the endless sequence.
@@ -407,7 +423,9 @@ def open_dataset(
 ) -> Dataset:
     """One dataset of a mixture; see `open_mixture`."""
     parts, table = open_table_of(member, choices.skip_corrupt, cache, on_progress)
-    return Dataset(member.name, member.recipe, parts, table, choices)
+    dataset = Dataset(member.name, member.recipe, parts, table, choices)
+    dataset.require_steps()
+    return dataset
 
 
 def open_table_of(

@@ -8,6 +8,9 @@ say what sample n is, so ranks and workers share the samples by counting, and a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -19,6 +22,9 @@ ROUNDS = 6
 
 MIX = 11
 """Sets the random stream of this module apart from others with the same seed."""
+
+ORDER = 0
+"""Sets the order of recordings apart from others with the same seed."""
 
 _A, _B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -71,6 +77,62 @@ class Mixing:
             [start + np.arange(count) for start, count in zip(before, counts, strict=True)]
         )
         return datasets, draws
+
+
+class Order(Protocol):
+    """Which sample comes when: a function of its number alone."""
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Which dataset sample `number` is from, and which of its steps it is."""
+        ...
+
+
+class Weighted:
+    """Datasets that are drawn from by shares, each in epochs of its own."""
+
+    def __init__(self, counts: Sequence[int], shares: Sequence[float], seed: int, key: tuple[int, ...] = ()) -> None:
+        """
+        Args:
+            counts: steps of each dataset.
+            shares: how often each is drawn, relative to the others.
+            seed: of the order.
+            key: sets the order apart from others with the same seed.
+        """
+        self._counts, self._key, self._mixing = tuple(counts), (seed, *key), Mixing(shares, seed)
+
+    def place(self, number: int) -> tuple[int, int]:
+        which, draw = self._mixing.draw(number)
+        count = self._counts[which]
+        epoch, place = divmod(draw, count)
+        return which, int(shuffled(place, count, (*self._key, which, epoch)))
+
+
+class Pooled:
+    """The steps of all datasets shuffled together; each epoch shows a step at most once, in whole batches.
+
+    Attributes:
+        size: samples of a batch: as many as were asked for, or as there are.
+    """
+
+    def __init__(self, counts: Sequence[int], size: int, seed: int) -> None:
+        """
+        Args:
+            counts: steps of each dataset, at least one in all.
+            size: samples of a batch. What is left of an epoch after whole batches is not drawn in it.
+            seed: of the order.
+        """
+        self._ends, self._seed = np.cumsum(counts), seed
+        self.size = min(size, int(self._ends[-1]))
+        self._newest: tuple[int, NDArray[np.int64]] | None = None
+
+    def place(self, number: int) -> tuple[int, int]:
+        count = int(self._ends[-1])
+        epoch, place = divmod(number, count // self.size * self.size)
+        if self._newest is None or self._newest[0] != epoch:
+            self._newest = epoch, np.random.default_rng([self._seed, ORDER, epoch]).permutation(count)
+        step = int(self._newest[1][place])
+        which = int(np.searchsorted(self._ends, step, side="right"))
+        return which, step - (int(self._ends[which - 1]) if which else 0)
 
 
 def shuffled(places: ArrayLike, count: int, key: tuple[int, ...]) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,26 +52,26 @@ class StepTable:
     """N standard steps of E episodes.
 
     Attributes:
-        folder: where it lies.
-        actions: (N, D) float32.
-        state: (N, P) float32.
+        folder: where it lies; None for one in memory.
+        actions: (N, D) float32; float64 for one in memory.
+        state: (N, P) likewise.
         text_of: (N,) int32, index into `texts`.
         texts: every instruction, each once.
         episodes: (E,) EPISODE; those without a step are not among them.
         statistics: this dataset's block of dataset_statistics.json.
     """
 
-    folder: Path
-    actions: NDArray[np.float32]
-    state: NDArray[np.float32]
-    text_of: NDArray[np.int32]
+    folder: Path | None
+    actions: NDArray[np.floating]
+    state: NDArray[np.floating]
+    text_of: NDArray[np.integer]
     texts: tuple[str, ...]
     episodes: NDArray[Any]
     statistics: dict[str, Any]
 
-    def __reduce__(self) -> tuple[Callable[[Path], StepTable], tuple[Path]]:
+    def __reduce__(self) -> tuple[Callable[..., StepTable], tuple[Any, ...]]:
         """Another process maps the same files; numpy would send it a copy."""
-        return open_table, (self.folder,)
+        return (StepTable, tuple(vars(self).values())) if self.folder is None else (open_table, (self.folder,))
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -119,13 +119,18 @@ def open_table(folder: Path) -> StepTable:
         raise DataError(f"the table {folder} is damaged ({error}). Remove that folder; it is made anew.") from error
 
 
-def normalised(values: NDArray[np.float32], block: dict[str, Any]) -> NDArray[np.float32]:
-    """(..., D) in units -> normalised by a block of the statistics; a dimension that never changes becomes 0.
+def normalised(
+    values: NDArray[np.floating], block: Mapping[str, Any], keep_constants: bool = False
+) -> NDArray[np.floating]:
+    """(..., D) in units -> normalised by a block of the statistics, in the precision that they have.
 
-    The reference sets such a dimension to 0 also where the mask says that it is left alone.
+    A dimension that never changes becomes 0, in the reference also where the mask says that it is left alone;
+    `keep_constants` leaves it alone there.
     """
-    never_changes = np.asarray(block["min"]) == np.asarray(block["max"])
-    return np.where(never_changes, 0, normalise(values, QuantileStats.from_dict(block))).astype(np.float32)
+    scaled = normalise(values, QuantileStats.from_dict(block))
+    if not keep_constants:
+        scaled = np.where(np.asarray(block["min"]) == np.asarray(block["max"]), 0, scaled)
+    return scaled.astype(values.dtype)
 
 
 def is_absolute(recipe: SourceRecipe) -> NDArray[np.bool_]:

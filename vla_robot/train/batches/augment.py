@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+SHIFT, COLOUR = 1, 13
+"""Set the random streams of augmentation apart from others with the same seed."""
 
-def random_shift(frames: Tensor, pixels: int, generator: torch.Generator | None) -> Tensor:
-    """Move each image by up to `pixels` in both directions; the border repeats.
+Augment = Callable[[Tensor, Tensor, NDArray[np.int64]], Tensor]
+"""(B, N, S, S, 3) uint8 frames, (B, N) which of them are there, (B,) the samples' numbers -> frames as they were."""
 
-    Args:
-        frames: (B, N, H, W, 3) uint8.
+
+@dataclass(frozen=True)
+class RandomShift:
+    """Moves each image by up to `pixels` in both directions; the border repeats.
+
+    Attributes:
         pixels: largest shift.
-        generator: randomness.
-
-    Returns:
-        (B, N, H, W, 3) uint8.
+        seed: of the shifts, which follow from it and the step.
+        rows: samples of a step, of all ranks.
 
     Source: Yarats et al. 2021, "Mastering Visual Continuous Control" (DrQ-v2), without its sub-pixel interpolation.
     """
+
+    pixels: int
+    seed: int
+    rows: int
+
+    def __call__(self, frames: Tensor, is_there: Tensor, numbers: NDArray[np.int64]) -> Tensor:
+        """Consecutive samples of one step, moved."""
+        step, first = divmod(int(numbers[0]), self.rows)
+        mixed = np.random.SeedSequence([self.seed, SHIFT, step]).generate_state(1, np.uint64)[0]
+        generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
+        size = (2, self.rows, frames.shape[1], 1)
+        shift = torch.randint(-self.pixels, self.pixels + 1, size, generator=generator)
+        return shifted(frames, shift[:, first : first + len(frames)])
+
+
+@dataclass(frozen=True)
+class OpenVLAAugment:
+    """`openvla_augment` by chance.
+
+    Attributes:
+        seed: of the chance, which follows from it and the sample's number alone.
+    """
+
+    seed: int
+
+    def __call__(self, frames: Tensor, is_there: Tensor, numbers: NDArray[np.int64]) -> Tensor:
+        """Samples, with those frames augmented that are there."""
+        drawn = [np.random.default_rng([self.seed, COLOUR, int(number)]) for number in numbers]
+        chance = np.stack([rng.random(frames.shape[1], dtype=np.float32) for rng in drawn])
+        frames[is_there] = openvla_augment(frames[is_there], torch.from_numpy(chance)[is_there])
+        return frames
+
+
+def shifted(frames: Tensor, shift: Tensor) -> Tensor:
+    """(B, N, H, W, 3) images, each moved by its own of (2, B, N, 1) whole pixels, down and right."""
     B, N, H, W, _ = frames.shape
-    shift = torch.randint(-pixels, pixels + 1, (2, B, N, 1), generator=generator)
     rows = (torch.arange(H) + shift[0]).clamp(0, H - 1)  # (B, N, H)
     columns = (torch.arange(W) + shift[1]).clamp(0, W - 1)  # (B, N, W)
     b, n = torch.arange(B)[:, None, None, None], torch.arange(N)[None, :, None, None]

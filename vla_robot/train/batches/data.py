@@ -1,27 +1,31 @@
-"""Where the batches of a run come from: demonstrations kept in memory, or a mixture of any size.
-
-Both know a batch by the number of its step alone, which is what lets a run resume exactly.
-"""
+"""Where the batches of a run come from: demonstrations kept in memory, or a mixture of any size; both are mixtures."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError
 from vla_robot.data.formats.lerobot.demo_dataset import Demos
-from vla_robot.data.pipeline.mixture import Choices, Mixture, open_mixture
+from vla_robot.data.pipeline.mixture import Choices, Dataset, Mixture, open_mixture
+from vla_robot.data.pipeline.shuffle import ORDER, Order, Pooled, Weighted
+from vla_robot.data.pipeline.steps import EPISODE, StepTable
 from vla_robot.data.pipeline.windows import Window
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.recipe.finetune import FinetuneRecipe
-from vla_robot.train.batches.frames import Batch, FrameBank, Split, WeightedOrder, rows_of_step, shift_generator
-from vla_robot.train.batches.stream import Batches, Encoder, MixtureStream
+from vla_robot.train.batches.augment import OpenVLAAugment, RandomShift
+from vla_robot.train.batches.frames import Batch
+from vla_robot.train.batches.stream import Batches, Encoder, Kept, MixtureStream
 from vla_robot.train.parallel.ddp import Ranks
+
+HELD_OUT = 2
+"""Sets the choice of held-out episodes apart from other random streams of the same seed."""
 
 HELD_OUT_ROWS = 64
 """Frames of one held-out batch."""
@@ -30,115 +34,153 @@ HELD_OUT_BATCHES = 8
 """Batches of a mixture's validation split that are measured: always the same ones."""
 
 
-class TrainingData(Protocol):
-    """What a run learns from."""
+class TrainingData:
+    """What a run learns from. A step knows its batch by its number alone, which is what lets a run resume exactly."""
+
+    def __init__(
+        self,
+        stream: MixtureStream,
+        held_out: Callable[[], Iterator[Batch]],
+        fingerprint: bytes,
+        workers: int = 0,
+    ) -> None:
+        """
+        Args:
+            stream: this rank's share of each step's batch.
+            held_out: batches that never train; the same at every rank.
+            fingerprint: changes when the data do.
+            workers: processes that decode frames; 0 decodes in this one.
+        """
+        self.held_out, self.fingerprint = held_out, fingerprint
+        self._stream = stream
+        self._batches = Batches(stream, workers) if workers else None
+        self._reading: Iterator[Batch] | None = None
 
     def batch(self, step: int) -> Batch:
         """This rank's share of a step's batch, always the same one."""
-        ...
-
-    def held_out(self) -> Iterator[Batch]:
-        """Batches that never train; the same at every rank."""
-        ...
-
-    def fingerprint(self) -> bytes:
-        """Changes when the data do."""
-        ...
-
-
-class DemoData:
-    """Demonstrations, decoded once and kept: as fast as memory, and as large."""
-
-    def __init__(
-        self,
-        recipe: FinetuneRecipe,
-        demos: Demos,
-        policy: OpenVLAPolicy,
-        ranks: Ranks,
-        on_frames: Callable[[int, int], None],
-    ) -> None:
-        """
-        Raises:
-            DataError: no frame is left to train on, of a dataset that has a weight too, or an action is not finite.
-        """
-        self._recipe = recipe
-        self._demos = demos
-        self._bank = FrameBank.load(demos, policy, recipe.dataset_name, on_frames)
-        self._split = Split.make(demos, recipe.held_out, recipe.seed, policy.model.config.chunk - 1)
-        if len(self._split.train) == 0:
-            raise DataError("no frame is left to train on; record more episodes.")
-        self._rank = ranks.rank
-        self._weighted = _weighted(recipe, demos, self._split) if recipe.weights else None
-        self._rows = ranks.share(len(self._rows_of(0)))
-
-    def batch(self, step: int) -> Batch:
-        r = self._recipe
-        whole = self._bank.batch(self._rows_of(step), r.shift_px, shift_generator(r.seed, step))
-        return whole.split(self._rows)[self._rank]
-
-    def _rows_of(self, step: int) -> NDArray[np.int64]:
-        """(B,) frames of a step, of all ranks."""
-        r = self._recipe
-        if self._weighted is not None:
-            return self._weighted.rows(step, r.robot_rows)
-        return rows_of_step(self._split.train, step, r.robot_rows, r.seed)
-
-    def held_out(self) -> Iterator[Batch]:
-        held = self._split.held_out
-        for rows in np.array_split(held, math.ceil(len(held) / HELD_OUT_ROWS)) if len(held) else ():
-            yield self._bank.batch(rows)
-
-    def fingerprint(self) -> bytes:
-        return self._demos.actions.tobytes() + self._demos.states.tobytes()
-
-
-def _weighted(recipe: FinetuneRecipe, demos: Demos, split: Split) -> WeightedOrder:
-    root_of = np.repeat([str(e.source.root) for e in demos.episodes], [len(e) for e in demos.episodes])[split.train]
-    parts = [split.train[root_of == str(root)] for root in recipe.data]
-    for root, part in zip(recipe.data, parts, strict=True):
-        if len(part) == 0:
-            raise DataError(f"{root} has no frame left to train on beside its held-out episodes; record more of them.")
-    return WeightedOrder(parts, recipe.weights, recipe.seed)
-
-
-class MixtureData:
-    """A mixture of datasets, read while training: any size, in the reference's order, with its augmentation."""
-
-    def __init__(
-        self,
-        recipe: FinetuneRecipe,
-        mixture: Mixture,
-        policy: OpenVLAPolicy,
-        ranks: Ranks,
-        on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
-    ) -> None:
-        """
-        Raises:
-            DataError: the mixture does not fit the policy, or has nothing to hold out.
-        """
-        self._mixture = mixture
-        seed = recipe.seed if recipe.augment else None
-        encoder = Encoder.of(policy, recipe.cameras, augment_seed=seed)
-        stream = MixtureStream(mixture, encoder, ranks.share(recipe.robot_rows), ranks.rank, ranks.count)
-        self._batches = Batches(stream, recipe.workers)
-        self._reading: Iterator[Batch] | None = None
-        self._held_out: MixtureStream | None = None
-        if recipe.held_out:
-            val = _validation(recipe, on_progress, policy.model.config.chunk)
-            self._held_out = MixtureStream(val, Encoder.of(policy, recipe.cameras), HELD_OUT_ROWS)
-
-    def batch(self, step: int) -> Batch:
+        if self._batches is None:
+            return self._stream.batch(step)
         if self._reading is None or self._batches.step != step:
             self._batches.load_state_dict({"step": step})
             self._reading = iter(self._batches)
         return next(self._reading)
 
-    def held_out(self) -> Iterator[Batch]:
-        if self._held_out is not None:
-            yield from (self._held_out.batch(number) for number in range(HELD_OUT_BATCHES))
 
-    def fingerprint(self) -> bytes:
-        return json.dumps(self._mixture.statistics, sort_keys=True, default=str).encode()
+def data_of_demos(
+    recipe: FinetuneRecipe, demos: Demos, policy: OpenVLAPolicy, ranks: Ranks, on_frames: Callable[[int, int], None]
+) -> TrainingData:
+    """Demonstrations, encoded once and kept in memory: a mixture whose datasets share their statistics.
+
+    Raises:
+        DataError: no frame is left to train on, of a dataset that has a weight too.
+    """
+    assert policy.embodiment is not None
+    cameras = tuple(camera.name for camera in policy.embodiment.cameras)
+    choices = Choices(
+        window=Window(future=policy.model.config.chunk - 1), cameras=cameras, known=cameras, seed=recipe.seed
+    )
+    is_held = _held_out(len(demos.episodes), recipe.held_out, recipe.seed)
+    statistics = policy.statistics[recipe.dataset_name]
+    train = datasets_of(demos, recipe.dataset_name, choices, ~is_held, statistics)
+    held = datasets_of(demos, recipe.dataset_name, choices, is_held, statistics)
+    rows, order = _order(recipe, demos, [len(dataset) for dataset in train])
+    shift = RandomShift(recipe.shift_px, recipe.seed, rows) if recipe.shift_px else None
+    encoder = Encoder.of(policy, cameras, shift, as_acting=True)
+    mixture = Mixture(train, recipe.weights or (1.0,) * len(train), recipe.seed, order)
+    kept = Kept([*train, *held], encoder, on_frames)
+    plain = replace(encoder, augment=None)
+    measured = [(len(train) + which, step) for which, dataset in enumerate(held) for step in range(len(dataset))]
+
+    def held_out() -> Iterator[Batch]:
+        for part in np.array_split(np.arange(len(measured)), math.ceil(len(measured) / HELD_OUT_ROWS) or 1):
+            if len(part):
+                yield plain.batch(kept([measured[number] for number in part]), part)
+
+    stream = MixtureStream(mixture, encoder, ranks.share(rows), ranks.rank, ranks.count, kept)
+    return TrainingData(stream, held_out, demos.actions.tobytes() + demos.states.tobytes())
+
+
+def datasets_of(
+    demos: Demos, name: str, choices: Choices, drawn: NDArray[np.bool_], statistics: Mapping[str, Any]
+) -> list[Dataset]:
+    """The datasets of demonstrations, each in its own table.
+
+    Args:
+        demos: what was recorded.
+        name: the key of their statistics.
+        choices: what is drawn of them.
+        drawn: (E,) of which episodes.
+        statistics: what all are normalised by.
+    """
+    datasets: list[Dataset] = []
+    for source, recipe in demos.parts:
+        is_own = np.array([episode.source is source for episode in demos.episodes])
+        own = [episode for episode in demos.episodes if episode.source is source]
+        start, stop = own[0].start, own[-1].stop
+        places = [(0, episode.index, 0, episode.start - start, len(episode)) for episode in own]
+        table = StepTable(
+            folder=None,
+            actions=demos.actions[start:stop],
+            state=demos.states[start:stop],
+            text_of=demos.text_of[start:stop],
+            texts=demos.texts,
+            episodes=np.array(places, dtype=EPISODE),
+            statistics=dict(statistics),
+        )
+        datasets.append(Dataset(name, recipe, {choices.split: source}, table, choices, drawn[is_own]))
+    return datasets
+
+
+def _held_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:
+    """(E,) which episodes only measure; at least one unless the share is 0, and one always trains.
+
+    Whole episodes, so that no frame's neighbour is on the other side.
+    """
+    chosen = min(max(round(share * count), 1 if share > 0 else 0), count - 1)
+    return np.isin(np.arange(count), np.random.default_rng([seed, HELD_OUT]).permutation(count)[:chosen])
+
+
+def _order(recipe: FinetuneRecipe, demos: Demos, counts: Sequence[int]) -> tuple[int, Order]:
+    """Samples of a step, of all ranks; and which sample comes when."""
+    if not recipe.weights:
+        if sum(counts) == 0:
+            raise DataError("no frame is left to train on; record more episodes.")
+        pooled = Pooled(counts, recipe.robot_rows, recipe.seed)
+        return pooled.size, pooled
+    for (source, _), count in zip(demos.parts, counts, strict=True):
+        if count == 0:
+            raise DataError(
+                f"{source.location} has no frame left to train on beside its held-out episodes; record more of them."
+            )
+    shares = [weight * count for weight, count in zip(recipe.weights, counts, strict=True)]
+    return recipe.robot_rows, Weighted(counts, shares, recipe.seed, (ORDER,))
+
+
+def data_of_mixture(
+    recipe: FinetuneRecipe,
+    mixture: Mixture,
+    policy: OpenVLAPolicy,
+    ranks: Ranks,
+    on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> TrainingData:
+    """A mixture of any size, read while training, in the reference's order and with its augmentation.
+
+    Raises:
+        DataError: the mixture does not fit the policy, or has nothing to hold out.
+    """
+    encoder = Encoder.of(policy, recipe.cameras, OpenVLAAugment(recipe.seed) if recipe.augment else None)
+    stream = MixtureStream(mixture, encoder, ranks.share(recipe.robot_rows), ranks.rank, ranks.count)
+    measured: MixtureStream | None = None
+    if recipe.held_out:
+        val = _validation(recipe, on_progress, policy.model.config.chunk)
+        measured = MixtureStream(val, replace(encoder, augment=None), HELD_OUT_ROWS)
+
+    def held_out() -> Iterator[Batch]:
+        if measured is not None:
+            yield from (measured.batch(number) for number in range(HELD_OUT_BATCHES))
+
+    facts = json.dumps(mixture.statistics, sort_keys=True, default=str).encode()
+    return TrainingData(stream, held_out, facts, recipe.workers)
 
 
 def open_recipe_mixture(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_robot.core.errors import ContractError, DataError
+from vla_robot.data.pipeline.shuffle import Pooled
 from vla_robot.data.questions import Question, read_questions
 from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.recipe.finetune import FinetuneRecipe, QuestionsRecipe
-from vla_robot.train.batches.frames import Batch, FrameBank, labelled, rows_of_step, shift_generator
+from vla_robot.train.batches.augment import RandomShift
+from vla_robot.train.batches.frames import Batch, Rows, labelled
+from vla_robot.train.batches.stream import Encoder
 from vla_robot.train.parallel.ddp import Ranks
 
 MEASURED_ROWS = 64
@@ -43,9 +47,14 @@ class QuestionData:
         self._recipe = recipe
         self._ranks = ranks
         splits = read_questions(asked.folder)
-        self._train = _bank(splits["train"], policy)
-        self._held_out = _bank(splits["held_out"], policy)
+        self._train = _rows(splits["train"], policy)
+        self._held_out = _rows(splits["held_out"], policy)
         self._rows = ranks.share(min(recipe.question_rows, len(self._train)))
+        cameras = tuple(f"image {number}" for number in range(policy.model.config.num_images))  # their order counts
+        self._plain = Encoder.of(policy, cameras, as_acting=True)
+        shift = RandomShift(recipe.shift_px, recipe.seed, self._rows * ranks.count) if recipe.shift_px else None
+        self._encoder = replace(self._plain, augment=shift)
+        self._order = Pooled([len(self._train)], max(recipe.question_rows, 1), recipe.seed)
 
     def parts(self, step: int) -> list[tuple[Batch, float]]:
         """This rank's questions of a step in parts that the model takes at once; none with weight 0.
@@ -57,8 +66,9 @@ class QuestionData:
         r = self._recipe
         if self._rows == 0:
             return []
-        rows = rows_of_step(np.arange(len(self._train)), step, r.question_rows, r.seed)
-        whole = self._train.batch(rows, r.shift_px, shift_generator(r.seed, step))
+        numbers = step * self._order.size + np.arange(self._order.size)
+        rows = np.array([self._order.place(int(number))[1] for number in numbers])
+        whole = self._encoder.batch(self._train[rows], numbers)
         parts = whole.split(self._rows)[self._ranks.rank].split(r.micro_batch)
         return [(part, _labels(part) * self._ranks.count / _labels(whole)) for part in parts]
 
@@ -73,21 +83,22 @@ class QuestionData:
     def fingerprint(self) -> bytes:
         """Changes when the questions do."""
         digest = hashlib.sha256()
-        for bank in (self._train, self._held_out):
-            digest.update(bank.frames.tobytes() + bank.labels.tobytes() + bank.input_ids.tobytes())
+        for rows in (self._train, self._held_out):
+            digest.update(rows.frames.tobytes() + rows.labels.tobytes() + rows.input_ids.tobytes())
         return digest.digest()
 
     def _measured(self) -> Iterator[Batch]:
         everything = np.arange(len(self._held_out))
         for start in range(0, len(everything), MEASURED_ROWS):
-            yield self._held_out.batch(everything[start : start + MEASURED_ROWS])
+            part = everything[start : start + MEASURED_ROWS]
+            yield self._plain.batch(self._held_out[part], part)
 
 
 def _labels(batch: Batch) -> int:
     return int((batch.labels != IGNORE).sum())
 
 
-def _bank(questions: Sequence[Question], policy: OpenVLAPolicy) -> FrameBank:
+def _rows(questions: Sequence[Question], policy: OpenVLAPolicy) -> Rows:
     config, words = policy.model.config, policy.tokenizer
     prompts, answers = [words.question(q.question) for q in questions], [words.answer(q.answer) for q in questions]
     input_ids, labels = labelled(prompts, answers, config.pad_token_id)
@@ -95,12 +106,13 @@ def _bank(questions: Sequence[Question], policy: OpenVLAPolicy) -> FrameBank:
     for question in questions:
         if (seen := tuple(question.images.values())) not in squares:
             squares[seen] = _squares(question, policy)
-    return FrameBank(
-        frames=np.stack([squares[tuple(q.images.values())] for q in questions]),
+    frames = np.stack([squares[tuple(q.images.values())] for q in questions])
+    return Rows(
+        frames=frames,
+        is_there=np.ones(frames.shape[:2], dtype=np.bool_),
         state=None if config.proprio_dim is None else np.zeros((len(questions), config.proprio_dim), np.float32),
         input_ids=input_ids,
         labels=labels,
-        policy=policy,
     )
 
 

@@ -1,40 +1,43 @@
-"""Mixtures as training batches, of any size and for any number of ranks and workers, without a shuffle buffer.
+"""Datasets as training batches, of any size and for any number of ranks and workers, without a shuffle buffer.
+
+    sample number  --order-->  dataset, step  --Dataset-->  Sample  --Encoder-->  Rows  --augment-->  Batch
 
     step t, rank r of R, batch size B        samples  (t R + r) B  ...  (t R + r + 1) B - 1
     worker w of W                            the steps t with t mod W = w
 
 So R ranks see disjoint samples that together are those of one process with a batch R times as large, whatever the
-number of workers, and "go on at step t" is all that a run must remember.
+number of workers, and "go on at step t" is all that a run must remember. Datasets that fit into memory are encoded once
+and kept there (`Kept`); the others are read as they are drawn.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.image import resize_lanczos
 from vla_robot.core.messages import Image
 from vla_robot.data.formats.images import decode_image
-from vla_robot.data.pipeline.mixture import Mixture, Sample
+from vla_robot.data.pipeline.mixture import Dataset, Mixture, Sample
 from vla_robot.policy.openvla.inputs.action_tokens import ActionTokenizer
 from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
 from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
-from vla_robot.train.batches.augment import openvla_augment
-from vla_robot.train.batches.frames import Batch, answers_of, labelled
+from vla_robot.train.batches.augment import Augment
+from vla_robot.train.batches.frames import Batch, Rows, answers_of, labelled
 
-AUGMENT = 13
-"""Sets the random stream of augmentation apart from others with the same seed."""
+KEPT_AT_ONCE, DECODE_THREADS = 256, 4
+"""Samples that are decoded together to be kept. OpenCV and Pillow let other threads run meanwhile."""
 
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20
 """mallopt(3): blocks of at least so many bytes are mapped."""
@@ -50,10 +53,13 @@ class Encoder:
         action_tokens: actions to ids.
         pad_id: fills rows up.
         proprio_dim: numbers of the state, or None for a policy without it.
-        cameras: roles, in the order of the model's images.
-        present: which action of a window is the present one.
         chunk: actions of an answer, from the present one on.
-        augment_seed: of the augmentation; None switches it off.
+        cameras: in the order of the model's images: roles of a mixture, names of a recording.
+        present: which action of a window is the present one.
+        augment: (B, N, S, S, 3) uint8 frames, (B, N) which are there, (B,) numbers of the samples -> such frames; None
+            leaves them as they are.
+        as_acting: frames are squared as the policy squares them when it acts; False resizes them by Lanczos, as the
+            reference's training data was.
     """
 
     preprocessor: Preprocessor
@@ -61,18 +67,20 @@ class Encoder:
     action_tokens: ActionTokenizer
     pad_id: int
     proprio_dim: int | None
+    chunk: int
     cameras: tuple[str, ...]
     present: int = 0
-    augment_seed: int | None = None
-    chunk: int = 1
+    augment: Augment | None = None
+    as_acting: bool = False
 
     @classmethod
     def of(
         cls,
         policy: OpenVLAPolicy,
         cameras: tuple[str, ...] = ("primary",),
-        present: int = 0,
-        augment_seed: int | None = None,
+        augment: Augment | None = None,
+        *,
+        as_acting: bool = False,
     ) -> Encoder:
         """For a policy.
 
@@ -82,17 +90,16 @@ class Encoder:
         config = policy.model.config
         if len(cameras) != config.num_images:
             raise DataError(f"the policy looks at {config.num_images} camera(s), got {', '.join(cameras) or 'none'}.")
-        tokens, pad_id = policy.action_tokens, config.pad_token_id
         return cls(
-            policy.preprocessor,
-            policy.tokenizer,
-            tokens,
-            pad_id,
-            config.proprio_dim,
-            cameras,
-            present,
-            augment_seed,
-            config.chunk,
+            preprocessor=policy.preprocessor,
+            tokenizer=policy.tokenizer,
+            action_tokens=policy.action_tokens,
+            pad_id=config.pad_token_id,
+            proprio_dim=config.proprio_dim,
+            chunk=config.chunk,
+            cameras=cameras,
+            augment=augment,
+            as_acting=as_acting,
         )
 
     def require_fit(self, mixture: Mixture) -> None:
@@ -105,7 +112,7 @@ class Encoder:
         if self.proprio_dim is not None and wrong:
             raise DataError(f"the policy reads a state of {self.proprio_dim} numbers, but these datasets have {wrong}.")
 
-    def __call__(self, samples: list[Sample], numbers: NDArray[np.int64]) -> Batch:
+    def __call__(self, samples: Sequence[Sample], numbers: NDArray[np.int64]) -> Batch:
         """A batch.
 
         Args:
@@ -115,49 +122,102 @@ class Encoder:
         Raises:
             DataError: a frame is damaged.
         """
+        frames, is_there = self.squares(samples)
+        return self.batch(self.rows(samples, frames, is_there), numbers)
+
+    def batch(self, rows: Rows, numbers: NDArray[np.int64]) -> Batch:
+        """Rows as the model takes them; `numbers` as above."""
+        frames = torch.from_numpy(rows.frames)
+        if self.augment is not None:
+            frames = self.augment(frames, torch.from_numpy(rows.is_there), numbers)
+        return Batch(
+            pixels=self.preprocessor.normalise(frames),
+            input_ids=torch.from_numpy(rows.input_ids),
+            labels=torch.from_numpy(rows.labels),
+            state=None if rows.state is None else torch.from_numpy(rows.state),
+            actions=None if rows.actions is None else torch.from_numpy(rows.actions),
+        )
+
+    def rows(self, samples: Sequence[Sample], frames: NDArray[np.uint8], is_there: NDArray[np.bool_]) -> Rows:
+        """What samples say and what is to be done there, beside their frames."""
         actions = np.stack([sample.actions for sample in samples])  # (B, K, D)
-        prompts = [self.tokenizer(sample.instruction) for sample in samples]
         said = actions[:, self.present : self.present + self.chunk]
         if said.shape[1] != self.chunk:
             raise DataError(f"the policy says {self.chunk} actions, the windows hold {said.shape[1]} from now on.")
         answers = answers_of(said, self.action_tokens, self.tokenizer)
-        input_ids, labels = labelled(prompts, answers, self.pad_id)
-        state = None
-        if self.proprio_dim is not None:
-            state = torch.from_numpy(np.stack([sample.state[-1] for sample in samples]))
-        return Batch(
-            pixels=self.preprocessor.normalise(self._squares(samples, numbers)),
-            input_ids=torch.from_numpy(input_ids),
-            labels=torch.from_numpy(labels),
-            state=state,
-            actions=torch.from_numpy(actions),
-        )
+        prompts = {text: self.tokenizer(text) for text in {sample.instruction for sample in samples}}
+        input_ids, labels = labelled([prompts[sample.instruction] for sample in samples], answers, self.pad_id)
+        reads_state = self.proprio_dim is not None
+        state = np.stack([sample.state[-1] for sample in samples]).astype(np.float32) if reads_state else None
+        return Rows(frames, is_there, input_ids, labels, state, actions.astype(np.float32))
 
-    def _squares(self, samples: list[Sample], numbers: NDArray[np.int64]) -> Tensor:
-        """(B, N, S, S, 3) uint8. A camera that a dataset has not stays black and is not augmented."""
+    def squares(
+        self, samples: Sequence[Sample], pool: ThreadPoolExecutor | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """(B, N, S, S, 3) frames, and (B, N) which of them are there; a camera that a dataset has not stays black."""
         size = self.preprocessor.size
-        squares = torch.zeros((len(samples), len(self.cameras), size, size, 3), dtype=torch.uint8)
-        is_there = torch.zeros(squares.shape[:2], dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            for column, role in enumerate(self.cameras):
-                if data := sample.frames[role][-1]:
-                    squares[row, column] = torch.from_numpy(_square(data, size, f"{sample.dataset}, camera {role}"))
-                    is_there[row, column] = True
-        if self.augment_seed is not None:
-            chance = np.stack([self._chance(int(number)) for number in numbers])
-            squares[is_there] = openvla_augment(squares[is_there], torch.from_numpy(chance)[is_there])
-        return squares
+        squares = np.zeros((len(samples), len(self.cameras), size, size, 3), dtype=np.uint8)
+        files = [(sample, camera, sample.frames[camera][-1]) for sample in samples for camera in self.cameras]
+        is_there = np.array([bool(data) for _, _, data in files]).reshape(squares.shape[:2])
+        decoded = (pool.map if pool else map)(self._square, (file for file in files if file[2]))
+        for row, column, square in zip(*np.nonzero(is_there), decoded, strict=True):
+            squares[row, column] = square
+        return squares, is_there
 
-    def _chance(self, number: int) -> NDArray[np.float32]:
-        """(N,) one number a camera, a function of the sample's number alone."""
-        generator = np.random.default_rng([self.augment_seed or 0, AUGMENT, number])
-        return generator.random(len(self.cameras), dtype=np.float32)
+    def _square(self, file: tuple[Sample, str, bytes]) -> Image:
+        sample, camera, data = file
+        image = decode_image(data, "uint8", f"{sample.dataset}, camera {camera}")
+        size = self.preprocessor.size
+        return self.preprocessor.square(image) if self.as_acting else resize_lanczos(image, size, size)
+
+
+class Kept:
+    """Every step of some datasets, encoded once and kept in memory."""
+
+    def __init__(
+        self, datasets: Sequence[Dataset], encoder: Encoder, on_frames: Callable[[int, int], None] = lambda n, of: None
+    ) -> None:
+        """
+        Args:
+            datasets: at least one step in all.
+            encoder: makes the rows.
+            on_frames: called with steps done and steps in all.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        places = [(dataset, step) for dataset in datasets for step in range(len(dataset))]
+        self._starts = np.cumsum([0, *(len(dataset) for dataset in datasets)])
+        size = encoder.preprocessor.size
+        frames = np.empty((len(places), len(encoder.cameras), size, size, 3), dtype=np.uint8)
+        is_there = np.empty(frames.shape[:2], dtype=np.bool_)
+        samples: list[Sample] = []
+        with ThreadPoolExecutor(DECODE_THREADS) as pool:
+            for start in range(0, len(places), KEPT_AT_ONCE):
+                read = [dataset.sample(step) for dataset, step in places[start : start + KEPT_AT_ONCE]]
+                now = slice(start, start + len(read))
+                frames[now], is_there[now] = encoder.squares(read, pool)
+                samples += [replace(sample, frames={}) for sample in read]
+                on_frames(now.stop, len(places))
+        self._rows = encoder.rows(samples, frames, is_there)
+
+    def __call__(self, places: Sequence[tuple[int, int]]) -> Rows:
+        """The rows of steps, each named by its dataset and its number there."""
+        return self._rows[np.array([self._starts[which] + step for which, step in places])]
 
 
 class MixtureStream(IterableDataset[Batch]):
     """An endless sequence of batches; `Batches` reads it with workers and remembers where it is."""
 
-    def __init__(self, mixture: Mixture, encoder: Encoder, batch_size: int, rank: int = 0, ranks: int = 1) -> None:
+    def __init__(
+        self,
+        mixture: Mixture,
+        encoder: Encoder,
+        batch_size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        kept: Kept | None = None,
+    ) -> None:
         """
         Args:
             mixture: what is drawn from.
@@ -165,6 +225,7 @@ class MixtureStream(IterableDataset[Batch]):
             batch_size: samples of a batch of this rank.
             rank: of this process.
             ranks: how many there are.
+            kept: the mixture's datasets in memory; None reads them as they are drawn.
 
         Raises:
             DataError: the mixture does not fit the policy, or a number is out of range.
@@ -172,7 +233,7 @@ class MixtureStream(IterableDataset[Batch]):
         if batch_size < 1 or not 0 <= rank < ranks:
             raise DataError(f"batch_size is {batch_size} and rank {rank} of {ranks}; both must be in range.")
         encoder.require_fit(mixture)
-        self._mixture, self._encoder = mixture, encoder
+        self._mixture, self._encoder, self._kept = mixture, encoder, kept
         self._batch_size, self._rank, self._ranks = batch_size, rank, ranks
         self.start = 0
 
@@ -183,6 +244,8 @@ class MixtureStream(IterableDataset[Batch]):
     def batch(self, step: int) -> Batch:
         """This rank's batch of a step."""
         numbers = self.numbers(step)
+        if self._kept is not None:
+            return self._encoder.batch(self._kept([self._mixture.place(int(number)) for number in numbers]), numbers)
         return self._encoder([self._mixture.sample(int(number)) for number in numbers], numbers)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -236,7 +299,3 @@ def _return_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries do without
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
-
-
-def _square(data: bytes, size: int, where: str) -> Image:
-    return resize_lanczos(decode_image(data, "uint8", where), size, size)

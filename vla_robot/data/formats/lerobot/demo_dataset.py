@@ -2,7 +2,6 @@
 
 demos = open_demos(["data/lift", "data/lift_round_1"])
 demos.actions                       (N, D) what should be done
-demos.frames("front", 84, 84)       (N, 84, 84, 3) every frame of a camera at once
 demos.images(17)                    {"front": (H, W, 3), "wrist": (H, W, 3)}
 
 `LeRobotSource` reads them, and the contract says what its fields mean.
@@ -10,8 +9,7 @@ demos.images(17)                    {"front": (H, W, 3), "wrist": (H, W, 3)}
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +19,7 @@ from numpy.typing import NDArray
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.episode import Frames
 from vla_robot.core.errors import DataError, unknown
-from vla_robot.core.image import resize
 from vla_robot.core.messages import Image
-from vla_robot.data.formats.images import decode_image
 from vla_robot.data.formats.lerobot.layout import (
     ACTION,
     EMBODIMENT,
@@ -40,12 +36,6 @@ from vla_robot.data.formats.lerobot.source import INSTRUCTION, LeRobotSource, fi
 from vla_robot.data.formats.source import require_finite
 from vla_robot.data.pipeline.standardise import Trajectory, fields_of, misfits, standardise
 from vla_robot.recipe.oxe import RecordedRecipe
-
-OnProgress = Callable[[int, int], None]
-"""Called with frames done and frames in all."""
-
-DECODE_THREADS = 4
-"""OpenCV lets other threads run while it decodes; beyond the number of cores more bring nothing."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ class Demos:
     """N frames of demonstrations. Numbers are in memory; frames stay on disk until they are asked for.
 
     Attributes:
-        recipes: how the steps of each dataset are read, in order.
+        parts: the datasets in order, and how the steps of each are read.
         episodes: in order; they cover all frames.
         cameras: name -> (height, width) of the stored frames, in pixels.
         states: (N, S) float64, the arm's own state.
@@ -93,7 +83,7 @@ class Demos:
         text_of: (N,) which of `texts` was told at each frame; one episode may have several.
     """
 
-    recipes: Mapping[Path, RecordedRecipe]
+    parts: tuple[tuple[LeRobotSource, RecordedRecipe], ...]
     episodes: tuple[DemoEpisode, ...]
     cameras: Mapping[str, tuple[int, int]]
     states: NDArray[np.float64]
@@ -105,7 +95,7 @@ class Demos:
     @property
     def embodiment(self) -> Embodiment:
         """What the numbers mean."""
-        return next(iter(self.recipes.values())).embodiment
+        return self.parts[0][1].embodiment
 
     @property
     def num_frames(self) -> int:
@@ -128,11 +118,12 @@ class Demos:
         """
         if camera not in self.cameras:
             raise DataError(unknown("camera", camera, self.cameras))
-        field = self.recipes[episode.source.root].camera_fields[camera]
+        recipe = next(recipe for source, recipe in self.parts if source is episode.source)
+        field = recipe.camera_fields[camera]
         return episode.source.episode(episode.index, [field]).frames(field)
 
     def images(self, index: int) -> dict[str, Image]:
-        """The frames of one step: camera -> (H, W, 3) uint8. Reads from disk; `frames` is the fast way to all of them.
+        """The frames of one step: camera -> (H, W, 3) uint8. Reads from disk.
 
         Raises:
             IndexError: there is no such frame.
@@ -142,42 +133,6 @@ class Demos:
             raise IndexError(f"frame {index} of {self.num_frames}")
         episode = next(episode for episode in self.episodes if index < episode.stop)
         return {name: self.film(episode, name).decode(index - episode.start) for name in self.cameras}
-
-    def frames(
-        self,
-        camera: str,
-        height: int | None = None,
-        width: int | None = None,
-        on_progress: OnProgress = lambda done, total: None,
-    ) -> NDArray[np.uint8]:
-        """All frames of a camera, decoded in threads, resized as a policy resizes them.
-
-        Args:
-            camera: its name.
-            height: new height in pixels; None keeps the stored one.
-            width: new width in pixels; None keeps the stored one.
-            on_progress: called after each episode.
-
-        Returns:
-            (N, height, width, 3) uint8: N * height * width * 3 bytes of memory, 0.5 GB for 25,000 frames of 84 x 84.
-
-        Raises:
-            DataError: no such camera, or a file is damaged.
-        """
-        if camera not in self.cameras:
-            raise DataError(unknown("camera", camera, self.cameras))
-        stored = self.cameras[camera]
-        size = height or stored[0], width or stored[1]
-        frames = np.empty((self.num_frames, *size, 3), dtype=np.uint8)
-        with ThreadPoolExecutor(DECODE_THREADS) as pool:
-            for episode in self.episodes:
-                film, where = self.film(episode, camera), f"{episode.source.root}, camera {camera}"
-                encoded = (film.encoded(step) for step in range(len(episode)))  # a video has one thread at a time
-                decoded = pool.map(lambda data, at=where: resize(decode_image(data, "uint8", at), *size), encoded)
-                for index, image in enumerate(decoded, start=episode.start):
-                    frames[index] = image
-                on_progress(episode.stop, self.num_frames)
-        return frames
 
 
 def open_demos(roots: Path | str | Sequence[Path | str]) -> Demos:
@@ -269,7 +224,7 @@ def _read(parts: Sequence[tuple[LeRobotSource, RecordedRecipe]], cameras: Mappin
     executed = [each.executed for each in read if each.executed is not None]
     stops = np.cumsum([len(each.steps) for each in read]).tolist()
     return Demos(
-        recipes={source.root: recipe for source, recipe in parts},
+        parts=tuple(parts),
         episodes=tuple(each.episode(stop) for each, stop in zip(read, stops, strict=True)),
         cameras=cameras,
         states=np.concatenate([each.steps.state for each in read], dtype=np.float64),
