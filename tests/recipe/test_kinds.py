@@ -16,7 +16,9 @@ from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.policy import (
     CheckpointRecipe,
     HoldRecipe,
+    OFTRecipe,
     OpenpiRecipe,
+    OpenVLAOFTRecipe,
     OpenVLARecipe,
     PolicyRecipe,
     RemoteRecipe,
@@ -98,6 +100,12 @@ def test_a_shown_recipe_says_what_its_kind_does() -> None:
     shown = dump(RemoteRecipe(address="tcp://127.0.0.1:5580"), comments=True)
     assert '# Asks a `vla serve`.\nkind = "remote"\n' in shown
     assert "# where it listens" in shown
+
+
+def test_a_recipe_says_its_cameras_where_the_folder_does_not() -> None:
+    oft = OFTRecipe(chunk=8, action_dim=7, normalisation="bounds", cameras=("front", "wrist"))
+    assert OpenVLAOFTRecipe(checkpoint=Path("w"), oft=oft).camera_names == ("front", "wrist")
+    assert OpenVLARecipe(checkpoint=Path("w")).camera_names == ()
 
 
 def test_each_policy_that_runs_here_has_code_that_exists() -> None:

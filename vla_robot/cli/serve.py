@@ -19,7 +19,7 @@ from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.recipe.peer import PeerRecipe
-from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, OpenVLAOFTRecipe
+from vla_robot.recipe.policy import CheckpointRecipe, GrootRecipe, OpenpiRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Words
 from vla_robot.serve.interop.openpi_server import OpenpiServer
@@ -146,7 +146,7 @@ def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
     """The policy's own, in its order; none where the checkpoint does not say."""
     if served.embodiment is not None:
         return [camera.name for camera in served.embodiment.cameras]
-    return source.recipe.oft.cameras if isinstance(source.recipe, OpenVLAOFTRecipe) else ()
+    return source.recipe.camera_names if isinstance(source.recipe, CheckpointRecipe) else ()
 
 
 def _announce(address: str, urls: str, served: Served) -> None:

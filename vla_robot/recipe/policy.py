@@ -78,6 +78,11 @@ class CheckpointRecipe(PolicyRecipe):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     pre_step: Literal["none", "rlds", "rlds_crop"] = "none"
 
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """Cameras in the policy's order, where the recipe says what the folder does not; else none."""
+        return ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpenVLARecipe(CheckpointRecipe):
@@ -109,6 +114,10 @@ class OpenVLAOFTRecipe(CheckpointRecipe):
 
     kind: Literal["openvla_oft"] = "openvla_oft"
     oft: OFTRecipe
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        return self.oft.cameras
 
 
 @dataclass(frozen=True, kw_only=True)
