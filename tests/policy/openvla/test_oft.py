@@ -30,6 +30,7 @@ from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.recipe import parse, read
 from vla_robot.recipe.policy import OFTRecipe, PolicyRecipe
+from vla_robot.testing import TOOL_AXES, check_policy, toy_embodiment
 
 LLM = 32
 OFT = OFTRecipe(chunk=3, action_dim=7, normalisation="bounds_q99", cameras=("front", "wrist"), proprio_dim=2)
@@ -144,6 +145,11 @@ def test_each_row_equals_itself_alone(oft: OFTPolicy) -> None:
     for row, text in enumerate(TEXTS):
         alone = oft.predict(oft.read([observation(text, row)]))
         np.testing.assert_allclose(alone[0], together[row], atol=1e-5)
+
+
+def test_it_keeps_the_contract_of_a_policy(oft: OFTPolicy) -> None:
+    seen = [observation(seed=step, step=step) for step in range(2)]
+    check_policy(lambda: oft, toy_embodiment(axes=TOOL_AXES), seen, tolerance=1e-6)
 
 
 def test_a_chunk_comes_back_in_units(oft: OFTPolicy, published: Path) -> None:

@@ -27,7 +27,7 @@ from vla_robot.safety.limits import RangeGuard
 from vla_robot.serve.interop.groot_policy import Generation, GrootPolicy
 from vla_robot.serve.interop.groot_wire import unpack
 from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
-from vla_robot.testing import toy_embodiment
+from vla_robot.testing import check_policy, toy_embodiment
 
 ARM = toy_embodiment()
 FLAT = GrootPeerRecipe(
@@ -166,6 +166,11 @@ def connect() -> Iterator[Callable[..., GrootPolicy]]:
             return stack.enter_context(policy)
 
         yield start
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_it_keeps_the_contract_of_a_policy(serving: Any, connect: Any, generation: Any) -> None:
+    check_policy(lambda: connect(serving(generation).address, generation), ARM)
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

@@ -29,7 +29,7 @@ from vla_robot.safety.limits import RangeGuard
 from vla_robot.serve.interop.mapping import PeerMapping, Timeouts
 from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
 from vla_robot.serve.interop.openpi_wire import pack, unpack
-from vla_robot.testing import toy_embodiment
+from vla_robot.testing import check_policy, toy_embodiment
 
 ARM = toy_embodiment()
 PEER = PeerRecipe(
@@ -89,6 +89,10 @@ def serving() -> Iterator[Callable[..., PeerServer]]:
 def connect() -> Iterator[Callable[..., OpenpiPolicy]]:
     with ExitStack() as stack:
         yield lambda address, **options: stack.enter_context(OpenpiPolicy(address, PeerMapping(PEER, ARM), **options))
+
+
+def test_it_keeps_the_contract_of_a_policy(serving: Any, connect: Any) -> None:
+    check_policy(lambda: connect(serving(lambda _: AHEAD).address), ARM)
 
 
 def test_an_observation_arrives_in_the_servers_words(serving: Any, connect: Any) -> None:
