@@ -108,10 +108,12 @@ class Measured:
     Attributes:
         times_ms: from the new connection to the answer.
         unanswered: got none.
+        not_begun: how often no other episode began after a stop, so that the next one may have met an arm at rest.
     """
 
     times_ms: list[float]
     unanswered: int
+    not_begun: int = 0
 
     def percentile(self, percent: float) -> float | None:
         return float(np.percentile(self.times_ms, percent)) if self.times_ms else None
@@ -145,6 +147,7 @@ def rows(results: Mapping[Case, Measured], signals: Measured) -> list[dict[str, 
             made.append(row(f"{case.name}/{label}", ours, "ms", theirs, ratio))
         made.append(row(f"{case.name}/answered", len(found.times_ms), "1"))
         made.append(row(f"{case.name}/unanswered", found.unanswered, "1"))
+        made.append(row(f"{case.name}/not_begun", found.not_begun, "1"))
     made += [row(f"sigusr1/{n}", signals.percentile(p), "ms") for n, p in (("p50", 50), ("p99", 99), ("max", 100))]
     return made
 
@@ -165,6 +168,7 @@ def measure(case: Case, seconds: float) -> Measured:
 def measure_signal(count: int) -> Measured:
     """From SIGUSR1 to the line that says that the arm is held."""
     times_ms: list[float] = []
+    not_begun = 0
     case, rng = Case("signal", BRIDGE), np.random.default_rng(0)
     with _servers(case) as servers, _running_episode(servers) as robot:
         process = servers.processes[BRIDGE]
@@ -174,11 +178,11 @@ def measure_signal(count: int) -> Measured:
             process.send_signal(signal.SIGUSR1)
             while STOPPED not in (line := process.stdout.readline()):
                 if not line:
-                    return Measured(times_ms, 1)
+                    return Measured(times_ms, 1, not_begun)
             times_ms.append((time.perf_counter() - sent) * 1e3)
-            _begin_again(robot)
+            not_begun += not _begin_again(robot)
             time.sleep(PAUSE_S + float(rng.uniform(0, 0.05)))
-    return Measured(times_ms, 0)
+    return Measured(times_ms, 0, not_begun)
 
 
 @dataclass(frozen=True)
@@ -244,11 +248,18 @@ def _running_episode(servers: _Servers) -> Generator[RemoteRobot]:
         yield robot
 
 
-def _begin_again(robot: RemoteRobot) -> None:
-    """A stop ends the episode: another one begins, so that the next stop has something to stop."""
-    with contextlib.suppress(VlaError):  # a flood may delay it, or deliver a stop late, in between
+def _begin_again(robot: RemoteRobot) -> bool:
+    """A stop ends the episode: another one begins, so that the next stop has something to stop.
+
+    Returns:
+        Whether it began: a flood may delay it, or deliver a stop late, in between.
+    """
+    try:
         robot.arm()
         robot.begin(seed=0)
+    except VlaError:
+        return False
+    return True
 
 
 def _asking(case: Case, servers: _Servers) -> Callable[[], bool]:
@@ -263,16 +274,16 @@ def _asking(case: Case, servers: _Servers) -> Callable[[], bool]:
 
 def _ask_for(ask: Callable[[], bool], robot: RemoteRobot | None, seconds: float) -> Measured:
     times_ms: list[float] = []
-    unanswered, end = 0, time.perf_counter() + seconds
+    unanswered, not_begun, end = 0, 0, time.perf_counter() + seconds
     while (began := time.perf_counter()) < end:
         if ask():
             times_ms.append((time.perf_counter() - began) * 1e3)
         else:
             unanswered += 1
         if robot is not None:
-            _begin_again(robot)
+            not_begun += not _begin_again(robot)
         time.sleep(PAUSE_S)
-    return Measured(times_ms, unanswered)
+    return Measured(times_ms, unanswered, not_begun)
 
 
 def _stop_bridge(address: str, security: ClientSecurity | None) -> bool:
@@ -311,10 +322,10 @@ def _connect_openpi(address: str) -> bool:
 def _table(results: Mapping[str, Measured]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("server/flood", no_wrap=True)
-    for column in ("p50 ms", "p99 ms", "max ms", "answered", "unanswered"):
+    for column in ("p50 ms", "p99 ms", "max ms", "answered", "unanswered", "not begun"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, found in results.items():
         quantiles = [found.percentile(percent) for percent in (50, 99, 100)]
         shown = ["-" if value is None else f"{value:.1f}" for value in quantiles]
-        table.add_row(name, *shown, str(len(found.times_ms)), str(found.unanswered))
+        table.add_row(name, *shown, str(len(found.times_ms)), str(found.unanswered), str(found.not_begun))
     return table

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import cast
+
 import pytest
 
 from benchmarks import stop as bench_stop
@@ -10,16 +13,19 @@ from benchmarks.stop import (
     Case,
     Measured,
     StopArgs,
+    _ask_for,
     _begin_again,
     _running_episode,
     _servers,
     _stop_bridge,
+    _table,
     measure,
     measure_signal,
     rows,
 )
 from benchmarks.stop_peers import BRIDGE, FLOODS, OPENPI, VIEW
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import RecipeError, TransportError
+from vla_robot.serve.bridge.remote_robot import RemoteRobot
 
 
 @pytest.mark.parametrize(
@@ -46,7 +52,34 @@ def test_each_stop_meets_an_arm_that_runs() -> None:
             assert robot.status()["running"]
             assert _stop_bridge(servers.addresses[BRIDGE], None)
             assert not robot.status()["running"]
-            _begin_again(robot)
+            assert _begin_again(robot)
+
+
+class _Refusing:
+    """A robot at which every other episode does not begin."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def arm(self) -> None:
+        """Ready."""
+
+    def begin(self, seed: int) -> None:
+        self.asked += 1
+        if self.asked % 2:
+            raise TransportError("no answer came in time.")
+
+
+def test_episodes_that_do_not_begin_after_a_stop_are_counted_and_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_stop.time, "sleep", lambda seconds: None)
+    robot, stops = _Refusing(), itertools.count(1)
+    monkeypatch.setattr(bench_stop.time, "perf_counter", lambda: float(robot.asked))
+    found = _ask_for(lambda: next(stops) != 3, cast(RemoteRobot, robot), seconds=5.0)
+    assert (len(found.times_ms), found.unanswered, found.not_begun) == (4, 1, 3)
+    made = {row["name"]: row["value"] for row in rows({Case("bridge/quiet", BRIDGE): found}, Measured([0.5], 0))}
+    assert made["bridge/quiet/not_begun"] == 3
+    table = _table({"bridge/quiet": found})
+    assert (table.columns[-1].header, list(table.columns[-1].cells)) == ("not begun", ["3"])
 
 
 def test_sigusr1_holds_the_arm_each_time() -> None:

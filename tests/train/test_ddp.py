@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,19 @@ from vla_robot.train.parallel.ddp import Ranks
 
 LAUNCHER = """
 import json, os, sys
+from dataclasses import replace
 from pathlib import Path
+from vla_robot.core.errors import CheckpointError
 from vla_robot.train.finetune import finetune
+from vla_robot.train.trainer import Trainer
 from vla_robot.recipe import read
 from vla_robot.recipe.finetune import FinetuneRecipe
 
-def train(rank, recipe, out, stop_at):
+def spoilt(forward, trainer, *args):
+    output = forward(trainer, *args)
+    return replace(output, loss=output.loss * float("nan")) if trainer.step == 2 else output
+
+def train(rank, recipe, out, stop_at, spoilt_rank):
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
     losses, reached = [], [0]
     watch = lambda p: losses.append(p.metrics["loss"]) if p.phase == "steps" else None
@@ -39,7 +47,14 @@ def train(rank, recipe, out, stop_at):
         reached[0] += 1
         return reached[0] == stop_at
 
-    finetune(read(FinetuneRecipe, Path(recipe)), Path(out), watch, should_stop)
+    if rank == spoilt_rank:
+        forward = Trainer._forward
+        Trainer._forward = lambda *args: spoilt(forward, *args)
+    try:
+        finetune(read(FinetuneRecipe, Path(recipe)), Path(out), watch, should_stop)
+    except CheckpointError as error:
+        (Path(out) / f"error_{rank}").write_text(str(error))
+        return
     (Path(out) / f"losses_{rank}.json").write_text(json.dumps(losses))
 
 def begin(rank, *what):
@@ -61,13 +76,14 @@ for line in sys.stdin:
     print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in running]), flush=True)
 """
 
-Launch = Callable[..., list[float]]
+Launch = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="module")
 def together() -> Iterator[Launch]:
     """`together(recipe, out, processes, steps)` runs it in several processes, connected as torchrun would, for so many
-    steps, and returns the first one's losses.
+    steps, and returns the first one's losses. With `spoilt_rank`, the loss is nan in the third step of that process
+    alone, and all errors are returned.
 
     They are forks of one process that has imported torch, which takes longer than the training, and done nothing else.
     """
@@ -82,14 +98,19 @@ def together() -> Iterator[Launch]:
         assert launcher.stdin is not None and launcher.stdout is not None
         orders, ended = launcher.stdin, launcher.stdout
 
-        def launch(recipe: FinetuneRecipe, out: Path, processes: int, steps: int = -1) -> list[float]:
+        def launch(
+            recipe: FinetuneRecipe, out: Path, processes: int, steps: int = -1, spoilt_rank: int = -1
+        ) -> list[Any]:
             out.mkdir(exist_ok=True)
             (out.parent / "run.toml").write_text(dump(recipe))
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            print(json.dumps([processes, port, str(out.parent / "run.toml"), str(out), steps]), file=orders, flush=True)
+            order = [processes, port, str(out.parent / "run.toml"), str(out), steps, spoilt_rank]
+            print(json.dumps(order), file=orders, flush=True)
             assert json.loads(ended.readline()) == [0] * processes
+            if spoilt_rank >= 0:
+                return [(out / f"error_{rank}").read_text() for rank in range(processes)]
             assert json.loads((out / "losses_1.json").read_text()) == [], "the first speaks for all"
             return json.loads((out / "losses_0.json").read_text())
 
@@ -145,6 +166,14 @@ def test_adapters_begin_in_one_process_and_end_in_two_that_share_them(
     losses = alone(recipe, mixed, steps=4) + together(replace(recipe, shard=True), mixed, 2)
     assert losses == pytest.approx(one, abs=1e-5)
     assert_same_policy(tmp_path / "one", mixed)
+
+
+def test_a_loss_that_is_not_finite_in_one_process_stops_both(
+    recipe: FinetuneRecipe, tmp_path: Path, together: Launch
+) -> None:
+    errors = together(replace(recipe, micro_batch=2), tmp_path / "out", 2, spoilt_rank=1)
+    assert len(errors) == 2
+    assert all(error.startswith("the loss is nan at step 2. Lower learning_rate") for error in errors)
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:

@@ -14,17 +14,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_robot.cli.main import main
 from vla_robot.core.errors import CheckpointError, ContractError, DataError
 from vla_robot.core.messages import Observation
+from vla_robot.policy.openvla.network.model import TrainingOutput
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import dump, read
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.recipe.policy import OpenVLARecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.train.checkpoint import FOLDER, PREVIOUS
-from vla_robot.train.finetune import Progress, finetune
+from vla_robot.train.finetune import Progress, finetune, open_run
+from vla_robot.train.parallel.ddp import Ranks
+from vla_robot.train.trainer import Trainer
 
 
 def quiet(_: Progress) -> None:
@@ -296,6 +300,75 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(recipe: F
     with pytest.raises(CheckpointError, match=r"the loss is nan at step \d+\. Lower learning_rate") as caught:
         finetune(recipe, tmp_path, quiet)
     assert f"the last good checkpoint is {tmp_path / FOLDER}" in str(caught.value)
+
+
+class SpoiltLoss:
+    """Makes the loss of one forward pass of a run nan."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        self._left = number
+        self._forward = Trainer._forward
+        monkeypatch.setattr(Trainer, "_forward", lambda *args: self(*args))
+
+    def __call__(self, trainer: Trainer, *args: Any) -> TrainingOutput:
+        output = self._forward(trainer, *args)
+        self._left -= 1
+        return replace(output, loss=output.loss * float("nan")) if self._left == 0 else output
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 4])
+def test_a_loss_that_is_not_finite_in_any_part_of_a_step_leaves_the_weights_alone(
+    recipe: FinetuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    run, _ = open_run(replace(recipe, micro_batch=2), tmp_path, Ranks())
+    run.advance()
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    SpoiltLoss(monkeypatch, part)
+    with pytest.raises(CheckpointError, match="the loss is nan at step 1"):
+        run.advance()
+    assert run.step == 1
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+class HostReads(TorchDispatchMode):
+    """Counts how often a single number is read from its device, which has to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_look_at_the_loss_waits_for_the_device_in_no_part_of_a_step(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+    counts: list[int] = []
+    for parts in (1, 4):
+        run, _ = open_run(replace(recipe, micro_batch=recipe.batch_size // parts), tmp_path / str(parts), Ranks())
+        with HostReads() as reads:
+            run.advance()
+        counts.append(reads.count)
+    assert counts == [1, 4]  # one in each pass: the attention asks whether there is padding
+
+
+def test_the_learning_rate_that_is_told_is_the_one_of_the_step(
+    recipe: FinetuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(optimizer: torch.optim.AdamW, *args: Any) -> Any:
+        used.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *args)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    told: list[float] = []
+    finetune(recipe, tmp_path, lambda p: told.append(p.metrics["learning_rate"]) if p.phase == "steps" else None)
+    assert told == used
+    peak = recipe.learning_rate
+    assert told[:3] == [pytest.approx(peak / 2), pytest.approx(peak), pytest.approx(peak)]
+    line = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (line["step"], line["learning_rate"]) == (recipe.steps, used[-1])
 
 
 def test_the_command_trains_and_says_what_is_next(recipe: FinetuneRecipe, tmp_path: Path, capsys) -> None:

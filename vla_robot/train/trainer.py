@@ -72,6 +72,8 @@ ROBOT = {"loss": "loss", "token_accuracy": "token_accuracy", "l1": "l1"}
 QUESTIONS = {"loss": "question_loss"}
 """Metrics of a step by the kind of its rows."""
 
+LOSSES = (ROBOT["loss"], QUESTIONS["loss"])
+
 
 class Trainer:
     """One training run in memory."""
@@ -149,11 +151,11 @@ class Trainer:
         """One step; its metrics, over all ranks.
 
         Raises:
-            CheckpointError: the loss is not finite.
+            CheckpointError: the loss is not finite, at any rank; all of them raise, and the weights are as before.
         """
-        outputs, norm = self._learn()
+        metrics = self._learn()
         self.step += 1
-        return {"learning_rate": self._rate(), "gradient_norm": norm, **self._of_all_ranks(outputs)}
+        return metrics
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
@@ -193,17 +195,19 @@ class Trainer:
         rate = self._rollouts[1](self)
         return {} if rate is None else {"rollout_success": rate}
 
-    def _learn(self) -> tuple[dict[str, Tensor], float]:
+    def _learn(self) -> dict[str, float]:
         rate = self._rate()
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         outputs = self._backward(self._parts())
         limit = self.recipe.clip_norm or math.inf
         norm = whole(torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit))
+        metrics = self._of_all_ranks(outputs, norm)  # the one look at the loss, which waits for the device
+        self._require_finite(metrics)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.average.update(self.model, self.step)
-        return outputs, float(norm)
+        return {"learning_rate": rate, **metrics}
 
     def _parts(self) -> list[_Part]:
         """A step's rows, in parts where they are many: the robot's, then questions."""
@@ -221,8 +225,6 @@ class Trainer:
         for number, part in enumerate(parts):
             with self._apart(number < len(parts) - 1):
                 output = self._forward(part.batch, self._parallel)
-                if not torch.isfinite(output.loss):
-                    raise CheckpointError(self._not_finite(output.loss))
                 (output.loss * (part.share * part.weight)).backward()
             for field, name in part.metrics.items():
                 sums[name] = sums.get(name, 0.0) + getattr(output, field).detach() * part.share
@@ -245,12 +247,18 @@ class Trainer:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
             return self.model.answers_match(b.pixels, b.input_ids, b.labels, b.state)
 
-    def _of_all_ranks(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        values = self._ranks.mean(torch.stack([value.float() for value in outputs.values()]))
-        return dict(zip(outputs, values.tolist(), strict=True))
+    def _of_all_ranks(self, outputs: Mapping[str, Tensor], norm: Tensor) -> dict[str, float]:
+        """A step's metrics as numbers. The norm of the gradients is the same at every rank."""
+        means = self._ranks.mean(torch.stack([value.float() for value in outputs.values()]))
+        names = ("gradient_norm", *outputs)
+        return dict(zip(names, torch.cat([norm.float().reshape(1), means]).tolist(), strict=True))
 
-    def _not_finite(self, loss: Tensor) -> str:
-        return f"the loss is {loss.item()} at step {self.step}. Lower learning_rate; {checkpoint.newest(self.out)}."
+    def _require_finite(self, metrics: Mapping[str, float]) -> None:
+        """A mean over ranks and parts is not finite when one of them is not, so that all ranks find the same."""
+        for loss in (metrics[name] for name in LOSSES if name in metrics):
+            if not math.isfinite(loss):
+                newest = checkpoint.newest(self.out)
+                raise CheckpointError(f"the loss is {loss} at step {self.step}. Lower learning_rate; {newest}.")
 
     def _rate(self) -> float:
         """Linear warm-up, then a cosine down to `final_rate` of the peak."""

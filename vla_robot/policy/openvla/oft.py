@@ -40,6 +40,7 @@ from vla_robot.policy.openvla.inputs.inputs import (
     embed,
     require_observations,
     require_statistics,
+    timer_of,
 )
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
 from vla_robot.policy.openvla.network.align import ProprioProjector
@@ -112,7 +113,7 @@ class OFTPolicy:
             ContractError: a camera, the state, the instruction or the statistics do not fit.
             PolicyError: the model's output is not finite.
         """
-        stages = StageTimer()
+        stages = timer_of(self.model)
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         for sizes in stats:

@@ -34,6 +34,7 @@ from vla_robot.policy.openvla.inputs.inputs import (
     embed,
     require_observations,
     require_statistics,
+    timer_of,
 )
 from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
 from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer, finish
@@ -119,7 +120,7 @@ class OpenVLAPolicy:
             ContractError: a camera, the state, the instruction, a key or a committed action does not fit.
             PolicyError: the model's output is not finite.
         """
-        stages = StageTimer()
+        stages = timer_of(self.model)
         chunk = self.model.config.chunk
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)

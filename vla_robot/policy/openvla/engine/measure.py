@@ -13,7 +13,7 @@ from torch import nn
 
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.engine.baseline import Baseline
-from vla_robot.policy.openvla.inputs.inputs import StageTimer
+from vla_robot.policy.openvla.inputs.inputs import StageTimer, timer_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 
@@ -63,7 +63,7 @@ def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, 
     """Our engine on a batch, from frames to actions in units."""
 
     def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
-        stages = StageTimer()
+        stages = timer_of(policy.model)
         batch = policy.read(_window(scenes, number, batch_size))
         stages.lap("preprocess")
         tokens = policy.generate(batch, action_dim, stages)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -27,26 +28,60 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 
 
-@dataclass
 class StageTimer:
     """Where the time of one inference went.
 
+    A GPU notes itself when it reaches the end of a stage (a CUDA event in its stream), so that the processor need not
+    wait for it at each; it is waited for once, when the times are read.
+
     Attributes:
-        ms: wall time of consecutive stages [ms].
         passes: over tokens of the answer, beside the one that read the prompt.
     """
 
-    ms: dict[str, float] = field(default_factory=dict[str, float])
-    passes: int = 0
-    _last: float = field(default_factory=time.perf_counter)
+    def __init__(self, device: torch.device | None = None) -> None:
+        """
+        Args:
+            device: the model's. Without one, or on a CPU, the processor's clock says when a stage ended.
+        """
+        self.passes = 0
+        self._stream = torch.cuda.current_stream(device) if device is not None and device.type == "cuda" else None
+        self._names: list[str] = []
+        self._marks: list[Any] = [self._mark()]
 
     def lap(self, name: str) -> None:
         """Book the time since the last stage under `name`."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        self.ms[name] = self.ms.get(name, 0.0) + (now - self._last) * 1e3
-        self._last = now
+        self._names.append(name)
+        self._marks.append(self._mark())
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Time of consecutive stages, in their order [ms]."""
+        self._marks[-1].synchronize()
+        booked = dict.fromkeys(self._names, 0.0)
+        for name, (start, end) in zip(self._names, pairwise(self._marks), strict=True):
+            booked[name] += start.elapsed_time(end)
+        return booked
+
+    def _mark(self) -> torch.cuda.Event | _Instant:
+        if self._stream is None:
+            return _Instant()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self._stream)
+        return event
+
+
+class _Instant:
+    """The processor's counterpart of a CUDA event that was reached."""
+
+    def __init__(self) -> None:
+        self._s = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """It has passed."""
+
+    def elapsed_time(self, end: _Instant) -> float:
+        """Until a later one [ms]."""
+        return (end._s - self._s) * 1e3
 
 
 @dataclass(frozen=True)
@@ -225,6 +260,11 @@ class ObservationReader:
         stats = self._statistics.rows("proprio", len(state), keys)
         normalised = [normalise(row, s) for row, s in zip(state, stats, strict=True)]
         return torch.from_numpy(np.stack(normalised).astype(np.float32))
+
+
+def timer_of(model: OpenVLA) -> StageTimer:
+    """Begins to time an inference of this model, on its device."""
+    return StageTimer(model.projector.fc1.weight.device)
 
 
 def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> tuple[Tensor, Tensor]:
