@@ -5,17 +5,18 @@ Whatever else a run needs (recording, live view, reports) subscribes to its even
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.errors import NoActionYetError, PolicyError, SessionError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult
 from vla_robot.core.ports import Guard, Policy, World
+from vla_robot.loop.episode_stats import EpisodeStats
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, Subscriber
 from vla_robot.loop.results import EpisodeResult, Outcome
-from vla_robot.loop.timing import Stopwatch, by_stage
+from vla_robot.loop.timing import Stopwatch
 
 
 class EndedByPersonError(PolicyError):
@@ -71,32 +72,32 @@ def run_episode(
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = world.reset(seed)
-    tally = _EpisodeStats(clock, rate_hz)
-    tally.watch.received(observation, world)
+    stats, pace = EpisodeStats(clock), _Pace(clock, rate_hz)
+    pace.watch.received(observation, world)
     notify(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
     outcome: Outcome | None = None
     error: str | None = None
     try:
         while outcome is None and not should_stop():
-            tally.wait()
+            pace.wait(is_first=not stats.steps_ms)
             if chunk is None or not _covers(chunk, observation.step):
                 try:
                     chunk = ask(policy, observation)
                 except NoActionYetError:
-                    tally.pause()
+                    pace.pause()
                     continue
-                tally.watch.lap("policy", chunk.stages_ms)
+                pace.watch.lap("policy", chunk.stages_ms)
             wanted = chunk.actions[observation.step - chunk.step]
             commanded, clamps = guard.check(wanted)
-            tally.watch.lap("guard")
+            pace.watch.lap("guard")
             result = world.step(commanded)
-            stages_ms = tally.watch.commanded(result)
-            tally.watch.received(result.observation, world)
+            stages_ms = pace.watch.commanded(result)
+            pace.watch.received(result.observation, world)
             clamps += result.clamps
-            step = StepDone(observation, wanted, commanded, clamps, result, stages_ms, tally.elapsed_s)
+            step = StepDone(observation, wanted, commanded, clamps, result, stages_ms, stats.elapsed_s)
             step = replace(step, **marks_of(chunk, observation.step - chunk.step))
-            tally.add(step)
+            stats.add(step)
             notify(subscribers, step)
             observation, outcome = result.observation, outcome_of(result)
     except EndedByPersonError as end:
@@ -104,74 +105,33 @@ def run_episode(
     except (PolicyError, SessionError) as failure:
         outcome, error = "error", str(failure)
     finally:
-        ended = tally.result(seed, outcome or "stopped", error)
+        ended = stats.result(seed, outcome or "stopped", error, pace.missed_ticks)
         notify(subscribers, EpisodeEnded(ended, observation))
     return ended
 
 
-@dataclass
-class _EpisodeStats:
-    """The episode's book-keeping, kept out of the loop's paragraph."""
+class _Pace:
+    """When the next step is due, and where the time of this one went."""
 
-    clock: Clock
-    rate_hz: float | None
-    clamps: int = 0
-    steps_ms: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
-    interventions: Interventions = field(default_factory=lambda: Interventions())
+    def __init__(self, clock: Clock, rate_hz: float | None) -> None:
+        self.watch = Stopwatch(clock)
+        self._clock = clock
+        self._ticker = None if rate_hz is None else Ticker(clock, round(NS_PER_S / rate_hz))
 
-    def __post_init__(self) -> None:
-        self.watch = Stopwatch(self.clock)
-        self._start_ns = self.clock.now_ns()
-        self._ticker = None if self.rate_hz is None else Ticker(self.clock, round(NS_PER_S / self.rate_hz))
+    @property
+    def missed_ticks(self) -> int:
+        return 0 if self._ticker is None else self._ticker.missed
 
-    def wait(self) -> None:
+    def wait(self, is_first: bool) -> None:
         """Keep the rate, from the second step on. The time since the step was received is the subscribers'."""
         self.watch.lap("record")
-        if self._ticker is not None and self.steps_ms:
+        if self._ticker is not None and not is_first:
             self._ticker.wait()
             self.watch.lap("wait")
 
     def pause(self) -> None:
         """No action was available: ask again in a moment."""
-        self.clock.sleep_until_ns(self.clock.now_ns() + round(PAUSE_S * NS_PER_S))
-
-    @property
-    def elapsed_s(self) -> float:
-        return (self.clock.now_ns() - self._start_ns) / NS_PER_S
-
-    def add(self, step: StepDone) -> None:
-        self.clamps += len(step.clamps)
-        self.steps_ms.append({} if step.intervention else step.stages_ms)  # a person's time is no policy's latency
-        self.interventions.add(step)
-
-    def result(self, seed: int, outcome: Outcome, error: str | None) -> EpisodeResult:
-        return EpisodeResult(
-            seed=seed,
-            outcome=outcome,
-            steps=len(self.steps_ms),
-            duration_s=self.elapsed_s,
-            clamps=self.clamps,
-            missed_ticks=0 if self._ticker is None else self._ticker.missed,
-            stages_ms=by_stage(self.steps_ms),
-            error=error,
-            interventions=self.interventions.steps,
-            takeovers=self.interventions.takeovers,
-        )
-
-
-@dataclass
-class Interventions:
-    """How often a person took over, and for how many steps."""
-
-    steps: int = 0
-    takeovers: int = 0
-    _running: bool = False
-
-    def add(self, step: StepDone) -> None:
-        self.steps += step.intervention and not step.held
-        self.takeovers += step.intervention and not self._running
-        # A tick that was held does not tell which of the two drives.
-        self._running = self._running if step.held else step.intervention
+        self._clock.sleep_until_ns(self._clock.now_ns() + round(PAUSE_S * NS_PER_S))
 
 
 def marks_of(chunk: ActionChunk, row: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +26,11 @@ from vla_robot.core.errors import NoActionYetError, PolicyError, TransportError,
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
 from vla_robot.core.ports import Guard, Policy, ReportsStages, ReportsStatus, Robot
 from vla_robot.core.robot import Tick
-from vla_robot.loop.control_loop import (
-    EndedByPersonError,
-    Interventions,
-    always_false,
-    ask,
-    marks_of,
-    notify,
-    outcome_of,
-)
+from vla_robot.loop.control_loop import EndedByPersonError, always_false, ask, marks_of, notify, outcome_of
+from vla_robot.loop.episode_stats import EpisodeStats
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, StepsLost, Subscriber
 from vla_robot.loop.results import EpisodeResult, Outcome
-from vla_robot.loop.timing import TOTAL, by_stage
+from vla_robot.loop.timing import TOTAL
 
 PATIENCE_TICKS = 3
 """An action that does not show after so many ticks was lost on the way: the policy is asked anew."""
@@ -78,10 +71,10 @@ def run_live_episode(
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = robot.begin(seed)
-    tally = _EpisodeStats(clock)
+    stats = _LiveStats(clock)
     notify(subscribers, EpisodeStarted(seed, observation))
     pairing = _Pairing(observation, guard, clock)
-    course = _Course(pairing, tally, subscribers)
+    course = _Course(pairing, stats, subscribers)
     ended_here = True
     try:
         course.begin()
@@ -91,14 +84,14 @@ def run_live_episode(
                 with contextlib.suppress(NoActionYetError):  # the robot holds; the next tick brings the next question
                     robot.send(pairing.ask(policy, robot))
             course.follow(robot.ticks(timeout_s=SLICE_S))
-            tally.require_alive(robot)
+            stats.require_alive(robot)
         ended_here = course.outcome is None
     except EndedByPersonError as end:
         course.end(robot, end.outcome)
     except (PolicyError, TransportError) as failure:
         course.end(robot, "error", str(failure))
     finally:
-        ended = tally.result(seed, course.outcome or "stopped", course.error)
+        ended = stats.result(seed, course.outcome or "stopped", course.error)
         notify(subscribers, EpisodeEnded(ended, pairing.newest))
         if ended_here:
             _release(robot)
@@ -110,7 +103,7 @@ class _Course:
     """How far the episode is, and how it ended."""
 
     pairing: _Pairing
-    tally: _EpisodeStats
+    stats: _LiveStats
     subscribers: Sequence[Subscriber]
     outcome: Outcome | None = None
     error: str | None = None
@@ -129,13 +122,13 @@ class _Course:
         for tick in ticks:
             if not self.goes_on:
                 return
-            for event in self.pairing.events_of(tick, self.tally.elapsed_s):
+            for event in self.pairing.events_of(tick, self.stats.elapsed_s):
                 self._tell(event)
             self.outcome = outcome_of(tick.result)
             if tick.mode == "stopped":
                 self.outcome, self.error = "error", f"the bridge stopped the arm: {tick.reason}"
         if ticks:
-            self.tally.heard()
+            self.stats.heard()
             self.pairing.caught_up()
 
     def end(self, robot: Robot, outcome: Outcome, error: str | None = None) -> None:
@@ -148,7 +141,7 @@ class _Course:
             self.error = f"{error} Meanwhile {self.error}"
 
     def _tell(self, event: StepDone | StepsLost) -> None:
-        self.tally.add(event)
+        self.stats.add(event)
         notify(self.subscribers, event)
 
 
@@ -263,53 +256,21 @@ class _Pairing:
         return {**stages_ms, "send_and_tick": max(total_ms - sum(stages_ms.values()), 0.0), TOTAL: total_ms}
 
 
-@dataclass
-class _EpisodeStats:
-    """The episode's book-keeping."""
-
-    clock: Clock
-    clamps: int = 0
-    lost_steps: int = 0
-    steps_ms: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
-    interventions: Interventions = field(default_factory=Interventions)
+class _LiveStats(EpisodeStats):
+    """An episode's sums, and when its robot was heard last."""
 
     def __post_init__(self) -> None:
-        self._start_ns = self._heard_ns = self.clock.now_ns()
-
-    @property
-    def elapsed_s(self) -> float:
-        return (self.clock.now_ns() - self._start_ns) / NS_PER_S
+        super().__post_init__()
+        self.heard()
 
     def heard(self) -> None:
         """The robot ticks."""
         self._heard_ns = self.clock.now_ns()
 
-    def add(self, event: StepDone | StepsLost) -> None:
-        if isinstance(event, StepsLost):
-            self.lost_steps += event.count
-            return
-        self.clamps += len(event.clamps)
-        self.steps_ms.append(event.stages_ms)
-        self.interventions.add(event)
-
     def require_alive(self, robot: Robot) -> None:
         silent_s = (self.clock.now_ns() - self._heard_ns) / NS_PER_S
         if silent_s > SILENCE_S:
             raise TransportError(f"no tick of the robot came for {silent_s:.1f} s. {_known_of(robot)}")
-
-    def result(self, seed: int, outcome: Outcome, error: str | None) -> EpisodeResult:
-        return EpisodeResult(
-            seed=seed,
-            outcome=outcome,
-            steps=len(self.steps_ms),
-            duration_s=self.elapsed_s,
-            clamps=self.clamps,
-            stages_ms=by_stage(self.steps_ms),
-            error=error,
-            interventions=self.interventions.steps,
-            takeovers=self.interventions.takeovers,
-            lost_steps=self.lost_steps,
-        )
 
 
 def _listed(values: Vector | None) -> list[float] | None:

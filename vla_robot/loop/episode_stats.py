@@ -1,0 +1,70 @@
+"""What an episode adds up to, kept out of the loops' paragraphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vla_robot.core.clock import NS_PER_S, Clock
+from vla_robot.loop.events import StepDone, StepsLost
+from vla_robot.loop.results import EpisodeResult, Outcome
+from vla_robot.loop.timing import by_stage
+
+
+@dataclass
+class Interventions:
+    """How often a person took over, and for how many steps."""
+
+    steps: int = 0
+    takeovers: int = 0
+    _running: bool = False
+
+    def add(self, step: StepDone) -> None:
+        self.steps += step.intervention and not step.held
+        self.takeovers += step.intervention and not self._running
+        # A tick that was held does not tell which of the two drives.
+        self._running = self._running if step.held else step.intervention
+
+
+@dataclass
+class EpisodeStats:
+    """Sums over an episode's events, and its result at the end."""
+
+    clock: Clock
+    clamps: int = 0
+    lost_steps: int = 0
+    steps_ms: list[Mapping[str, float]] = field(default_factory=list[Mapping[str, float]])
+    interventions: Interventions = field(default_factory=Interventions)
+
+    def __post_init__(self) -> None:
+        self._start_ns = self.clock.now_ns()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Since the episode began."""
+        return (self.clock.now_ns() - self._start_ns) / NS_PER_S
+
+    def add(self, event: StepDone | StepsLost) -> None:
+        """One more step, or a gap."""
+        if isinstance(event, StepsLost):
+            self.lost_steps += event.count
+            return
+        self.clamps += len(event.clamps)
+        self.steps_ms.append({} if event.intervention else event.stages_ms)  # a person's time is no policy's latency
+        self.interventions.add(event)
+
+    def result(self, seed: int, outcome: Outcome, error: str | None, missed_ticks: int = 0) -> EpisodeResult:
+        """All of it, as it stands."""
+        return EpisodeResult(
+            seed=seed,
+            outcome=outcome,
+            steps=len(self.steps_ms),
+            duration_s=self.elapsed_s,
+            clamps=self.clamps,
+            missed_ticks=missed_ticks,
+            stages_ms=by_stage(self.steps_ms),
+            error=error,
+            interventions=self.interventions.steps,
+            takeovers=self.interventions.takeovers,
+            lost_steps=self.lost_steps,
+        )
