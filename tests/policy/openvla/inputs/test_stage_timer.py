@@ -49,7 +49,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_is_waited_for_once_when_the_times_are_read() -> None:
     timer = StageTimer(torch.device("cuda", 0))
     for name in ("towers", "projector", "towers"):
-        timer.done(name)
+        timer.lap(name)
     assert not any(mark.is_reached for mark in timer._marks)
     assert timer.ms == {"towers": 6.0, "projector": 3.0}
     assert [mark.is_reached for mark in timer._marks] == [False, False, False, True]
@@ -63,8 +63,8 @@ def test_a_model_on_a_cpu_leaves_the_gpu_beside_it_alone(
     seconds = iter((1.0, 1.5, 2.5))
     monkeypatch.setattr(inputs.time, "perf_counter", lambda: next(seconds))
     timer = StageTimer(device)
-    timer.done("prefill")
-    timer.done("decode")
+    timer.lap("prefill")
+    timer.lap("decode")
     assert timer.ms == {"prefill": 500.0, "decode": 1000.0}
 
 
