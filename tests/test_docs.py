@@ -58,6 +58,15 @@ def test_the_guide_for_contributors_names_files_that_exist() -> None:
     assert [path for path in paths if path != "site/" and not (ROOT / path).exists()] == []
 
 
+def test_five_values_pass_files_that_exist_and_none_twice() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walks = page.partition("## Five values on their way")[2].partition("\n## ")[0].split("\n**")[1:]
+    stops = [re.findall(r"^\d+\. `([\w/]+\.py)`", walk, re.MULTILINE) for walk in walks]
+    assert len(stops) == 5 and min(len(each) for each in stops) >= 6
+    assert [stop for each in stops for stop in each if not (ROOT / "vla_robot" / stop).is_file()] == []
+    assert [stop for each in stops for stop in set(each) if each.count(stop) > 1] == []
+
+
 def test_a_bug_report_asks_for_the_doctors_findings() -> None:
     form = (ROOT / ".github/ISSUE_TEMPLATE/bug_report.yml").read_text()
     assert commands(form) == ["vla doctor --json doctor.json"]
