@@ -18,7 +18,12 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vla_robot"
-ASSETS = ("LICENSE", "CITATION.cff", *(f"docs/**/*.{suffix}" for suffix in ("png", "svg", "gif", "webp")))
+ASSETS = (
+    "LICENSE",
+    "CITATION.cff",
+    "examples/*.py",
+    *(f"docs/**/*.{suffix}" for suffix in ("png", "svg", "gif", "webp")),
+)
 GUIDES = {
     "Use": ("evaluate", "finetune", "data", "teleoperate", "openvla", "serving"),
     "Robot": ("real-arm", "bridge", "safety", "security", "reliability"),
