@@ -26,7 +26,7 @@ def test_a_world_of_this_process_takes_any_seed_from_zero_on() -> None:
 def test_every_recipe_refuses_a_seed_that_no_log_could_hold(seed: int) -> None:
     for recipe in (
         lambda: LaunchRecipe(env="lift", policy="hold", seed=seed),
-        lambda: Recording(by="expert", seed=seed),
+        lambda: Recording(source="expert", seed=seed),
         lambda: RolloutsRecipe(env="lift", seed=seed),
         lambda: FinetuneRecipe(data=(), seed=seed),
     ):

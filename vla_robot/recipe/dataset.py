@@ -16,22 +16,22 @@ class Recording:
     """Episodes that are recorded in one way.
 
     Attributes:
-        by: what gives the label that a policy learns: a name from policies/ or a path.
-        driver: what moves the arm meanwhile (DAgger), a name or a path; without it, `by` itself.
+        source: what gives the label that a policy learns: a name from policies/ or a path.
+        driver: what moves the arm meanwhile (DAgger), a name or a path; without it, `source` itself.
         noise: how strongly the driver is disturbed, 0 to 1, so that mistakes and their correction are seen (DART).
         episodes: how many episodes are made.
         seed: the first episode's seed; the k-th episode has seed + k.
-        keep: which episodes are stored; without it all when there is a driver, and successful ones otherwise.
+        save: which episodes are stored; without it all when there is a driver, and successful ones otherwise.
         also_ask: other instructions. Each frame gets a label for every one of them too, as episodes of their own: the
             same picture with other words and another action is what teaches a policy to heed the words.
     """
 
-    by: str = "expert"
+    source: str = "expert"
     driver: str | None = None
     noise: float = 0.0
     episodes: int = 50
     seed: int = 0
-    keep: Literal["all", "success"] | None = None
+    save: Literal["all", "success"] | None = None
     also_ask: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -50,7 +50,7 @@ class Recording:
     @property
     def kept(self) -> Literal["all", "success"]:
         """A learner's failures are what it has to learn from; an expert's are not."""
-        return self.keep or ("success" if self.driver is None else "all")
+        return self.save or ("success" if self.driver is None else "all")
 
 
 @dataclass(frozen=True)

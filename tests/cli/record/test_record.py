@@ -132,7 +132,7 @@ def test_a_mistake_that_shows_in_a_worker_arrives_as_one_paragraph(
 def test_experts_failures_are_left_out_and_learners_kept_unless_told_otherwise() -> None:
     assert Recording().kept == "success"
     assert Recording(driver="openvla_nano").kept == "all"
-    assert Recording(keep="all").kept == "all"
+    assert Recording(save="all").kept == "all"
 
 
 def test_options_make_a_recipe_of_one_recording() -> None:

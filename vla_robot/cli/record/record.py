@@ -268,7 +268,7 @@ def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
     """Every name resolved to a file, before any process starts."""
     return Build(
         env=find("envs", recipe.env),
-        label=find("policies", recording.by),
+        label=find("policies", recording.source),
         driver=None if recording.driver is None else find("policies", recording.driver),
         noise=recording.noise,
         image_size=recipe.image_size,

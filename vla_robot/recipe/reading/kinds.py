@@ -108,6 +108,16 @@ def kinds_of(schema: type) -> Kinds[Any] | None:
     return vars(schema).get("kinds")
 
 
+def concrete(schema: type, table: Mapping[str, Any]) -> type:
+    """The dataclass that a table follows; `schema` itself where the table names no kind that can be used."""
+    kinds = kinds_of(schema)
+    kind = kinds.chosen(table) if kinds else None
+    try:
+        return kinds.schema(kind) if kinds and kind in kinds.names() else schema
+    except RecipeError:  # a broken plugin: `parse` says it
+        return schema
+
+
 def kind_name(schema: type) -> str:
     """The one name in the Literal of a dataclass's field `kind`; empty when it has none."""
     names = get_args(get_type_hints(schema).get(KIND_KEY))

@@ -29,7 +29,8 @@ from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_typ
 from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.core.untrusted import malformed, read_file, shortened
 from vla_robot.recipe.reading.find import Kind, find
-from vla_robot.recipe.reading.kinds import KIND_KEY, Kinds, family_of, kind_name, kinds_of
+from vla_robot.recipe.reading.kinds import KIND_KEY, Kinds, concrete, family_of, kind_name, kinds_of
+from vla_robot.recipe.reading.renamed import inside, with_new_keys
 
 BASE_KEY = "base"
 MAX_BYTES = 2**20
@@ -86,14 +87,9 @@ def read_table(schema: type, path: Path) -> dict[str, Any]:
             f"{path}: base: '{base_path}' has itself the base '{base[BASE_KEY]}'; only one level is allowed. "
             f"Name '{base[BASE_KEY]}' directly, or copy the keys."
         )
-    return _merged(_anchored(_concrete(schema, {**base, **table}), base, base_path.parent), table)
-
-
-def _concrete(schema: type, table: Mapping[str, Any]) -> type:
-    """The dataclass that a table follows; the base itself where the table names no kind that exists."""
-    kinds = kinds_of(schema)
-    kind = kinds.chosen(table) if kinds else None
-    return kinds.schema(kind) if kinds and kind in kinds.names() else schema
+    schema = concrete(schema, {**base, **table})
+    base = _anchored(schema, with_new_keys(schema, base, base_path), base_path.parent)
+    return _merged(base, with_new_keys(schema, table, path))
 
 
 def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T:
@@ -108,7 +104,7 @@ def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T
         RecipeError: with every problem, one a line.
     """
     reader = _Reader(folder=_folder_of(source) if isinstance(source, Path) else Path())
-    instance = reader.dataclass(schema, table, "")
+    instance = reader.dataclass(schema, with_new_keys(schema, table, source), "")
     if reader.problems:
         raise RecipeError("\n".join(f"{source}: {problem}" for problem in reader.problems))
     return instance
@@ -182,15 +178,7 @@ def _anchored(hint: Any, value: Any, folder: Path) -> Any:
     if dataclasses.is_dataclass(hint) and _is_table(value):
         hints = get_type_hints(hint)
         return {name: _anchored(hints.get(name), below, folder) for name, below in value.items()}
-    # `X | None`, `tuple[X, ...]` and `dict[str, X]`: whatever X is, it is the one argument that may hold a path.
-    for inner in get_args(hint):
-        if _is_array(value):
-            value = [_anchored(inner, item, folder) for item in value]
-        elif get_origin(hint) in (dict, Mapping) and _is_table(value):
-            value = {name: _anchored(inner, below, folder) for name, below in value.items()}
-        else:
-            value = _anchored(inner, value, folder)
-    return value
+    return inside(hint, value, lambda inner, item: _anchored(inner, item, folder))
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

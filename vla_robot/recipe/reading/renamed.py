@@ -1,0 +1,79 @@
+"""Keys of recipes that have a new name: the old one is read for one more release, and a line names the new one.
+
+    RENAMED["Recording"] = {"by": "source"}      datasets/mine.toml: the key 'by' is called 'source' now; ...
+
+A key is renamed before a recipe is laid over its base and before it is checked, so that schemas, errors and `vla show`
+know new names alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from vla_robot.core.errors import RecipeError
+from vla_robot.recipe.reading.kinds import concrete
+
+RENAMED: dict[str, dict[str, str]] = {
+    "Recording": {"by": "source", "keep": "save"},
+}
+"""Name of a recipe's dataclass, or of a base class of it -> old key -> new key."""
+
+_log = logging.getLogger(__name__)
+
+
+def with_new_keys(hint: Any, value: Any, source: str | Path) -> Any:
+    """The same plain data, its old keys replaced by their new names; told once for each key of a source.
+
+    Args:
+        hint: the annotation that the data is for: a dataclass, or what may hold one.
+        value: what TOML gave.
+        source: named in messages.
+
+    Raises:
+        RecipeError: a table has a key under both names.
+    """
+    if not (dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping)):
+        return inside(hint, value, lambda inner, item: with_new_keys(inner, item, source))
+    schema = concrete(hint, value)
+    hints, renamed = get_type_hints(schema), _renamed_in(schema)
+    table: dict[str, Any] = {}
+    for name, below in value.items():
+        new = renamed.get(name, name)
+        if new != name:
+            if new in value:
+                raise RecipeError(f"{source}: '{name}' is the old name of '{new}', which is there too; delete it.")
+            _tell(f"{source}: the key '{name}' is called '{new}' now; the old name works for one more release.")
+        table[new] = with_new_keys(hints.get(new), below, source)
+    return table
+
+
+def inside(hint: Any, value: Any, change: Callable[[Any, Any], Any]) -> Any:
+    """What lies in an array or a table of any names, or is there at all, changed by its own annotation.
+
+    Args:
+        hint: `X | None`, `tuple[X, ...]`, `dict[str, X]`; anything else holds nothing.
+        value: plain data.
+        change: (X, item) -> the new item. It leaves alone what is not for X.
+    """
+    for inner in get_args(hint):
+        if isinstance(value, list | tuple):
+            value = [change(inner, item) for item in value]
+        elif get_origin(hint) in (dict, Mapping) and isinstance(value, Mapping):
+            value = {name: change(inner, below) for name, below in value.items()}
+        else:
+            value = change(inner, value)
+    return value
+
+
+def _renamed_in(schema: type) -> dict[str, str]:
+    return {old: new for base in schema.__mro__ for old, new in RENAMED.get(base.__name__, {}).items()}
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    _log.warning("%s", line)
