@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from vla_robot.cli.main import main
-from vla_robot.cli.record.teleop_devices import is_hands, open_hands
+from vla_robot.cli.record.teleop_devices import is_teleoperator, open_named_teleoperator
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.errors import RecipeError, TeleopError
 from vla_robot.core.messages import Observation, Vector
@@ -147,7 +147,7 @@ def test_the_command_opens_a_leader_beside_the_terminals_keys(
     with os.fdopen(terminal, "rb", closefd=False) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         by = str(tmp_path / "hands" / "leader.toml")
-        with contextlib.closing(open_hands(by, world.embodiment, world.instruction, draws=False)) as teleop:
+        with contextlib.closing(open_named_teleoperator(by, world.embodiment, world.instruction, draws=False)) as teleop:
             assert teleop.command().action is None  # nobody pressed Enter
             os.write(keyboard, b"\r")
             assert teleop.command().buttons == {"start"}
@@ -205,10 +205,10 @@ def test_what_a_recipe_misspells_is_named(leader: MakeRecipe, world: World, more
 
 def test_a_recipe_by_path_or_name_is_a_persons_hands(leader: MakeRecipe, tmp_path: Path, repository: Path) -> None:
     leader()
-    assert is_hands("so101_leader") and is_hands(str(tmp_path / "hands" / "leader.toml"))
+    assert is_teleoperator("so101_leader") and is_teleoperator(str(tmp_path / "hands" / "leader.toml"))
     (tmp_path / "mine.toml").write_text('base = "so101_leader"\n')
-    assert is_hands(str(tmp_path / "mine.toml"))
-    assert not is_hands("expert") and not is_hands(str(repository / "policies" / "expert.toml"))
+    assert is_teleoperator(str(tmp_path / "mine.toml"))
+    assert not is_teleoperator("expert") and not is_teleoperator(str(repository / "policies" / "expert.toml"))
 
 
 def test_record_by_a_recipe_asks_for_a_terminal(

@@ -831,7 +831,7 @@ class Toml:
             *REPOSITORY.glob("policies/*.toml"),
             *REPOSITORY.glob("launch/*.toml"),
         ]
-        paths += [*REPOSITORY.glob("hands/*.toml"), *REPOSITORY.glob("datasets/**/*.toml")]
+        paths += [*REPOSITORY.glob("envs/teleoperators/*.toml"), *REPOSITORY.glob("datasets/**/*.toml")]
         self.seeds = [(path.relative_to(REPOSITORY).parts[0], path.read_bytes()) for path in sorted(paths)]
 
     def mutate(self, seed: tuple[str, bytes], chance: random.Random) -> tuple[str, bytes]:

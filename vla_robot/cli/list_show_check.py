@@ -18,7 +18,7 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.errors import RecipeError, VlaError
 from vla_robot.core.host.optional import installed
-from vla_robot.recipe import KINDS, Kind, available, dump, find, parse, read, read_table
+from vla_robot.recipe import KINDS, Kind, available, dump, find, folder_of, parse, read, read_table
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import find_policy
@@ -31,7 +31,7 @@ from vla_robot.recipe.reading.schemas import installed_plugins, is_bare_checkpoi
 class ListArgs:
     """Every recipe, what it is for, and where it lies."""
 
-    kind: Annotated[Literal["all", "envs", "policies", "datasets", "launch", "hands"], tyro.conf.Positional] = "all"
+    kind: Annotated[Literal["all", Kind], tyro.conf.Positional] = "all"
     """only recipes of this kind"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write it to this file, for machines"""
@@ -64,7 +64,7 @@ def list_recipes(args: ListArgs) -> int:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("recipe", "what it is", "where"):
         table.add_column(column, overflow="fold")
-    found = [(f"{kind}/{name}", _summary(path), path) for kind in kinds for name, path in available(kind).items()]
+    found = [(f"{folder_of(kind)}/{name}", _summary(path), path) for kind in kinds for name, path in available(kind).items()]
     for name, summary, path in found:
         table.add_row(name, summary, short_path(path))
     Terminal().print(table)

@@ -94,7 +94,7 @@ vla: put a vision-language-action policy on a robot.
   vla bench [policy | serve | loop | transport | data | finetune]
                                                     speed, next to a plain way to do the same, in one run
 
-  vla list [envs | policies | datasets | launch | hands]
+  vla list [envs | policies | datasets | launch | teleoperators]
                                                     every recipe, and where it lies
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained
   vla check [RECIPE ...]                            is every recipe valid?
@@ -102,8 +102,8 @@ vla: put a vision-language-action policy on a robot.
   vla doctor                                        does this computer have what it takes; what to fix if not
 
 `vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,
-datasets/ datasets, launch/ which policy drives which world, hands/ leader arms. Name one by its
-path, or by its bare name. Every verb takes --json FILE for machines. Start with `vla run launch/lift.toml`.
+datasets/ datasets, launch/ which policy drives which world, envs/teleoperators/ leader arms. Name one by
+its path, or by its bare name. Every verb takes --json FILE for machines. Start with `vla run launch/lift.toml`.
 """
 
 

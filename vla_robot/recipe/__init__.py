@@ -8,8 +8,8 @@ recipe = read(EnvRecipe, "envs/lift.toml")    # by path
 """
 
 from vla_robot.recipe.reading.dump import dump
-from vla_robot.recipe.reading.find import KINDS, Kind, available, find
+from vla_robot.recipe.reading.find import KINDS, Kind, available, find, folder_of
 from vla_robot.recipe.reading.load import kind_of, parse, read, read_table
 from vla_robot.recipe.reading.plugins import Plugin
 
-__all__ = ["KINDS", "Kind", "Plugin", "available", "dump", "find", "kind_of", "parse", "read", "read_table"]
+__all__ = ["KINDS", "Kind", "Plugin", "available", "dump", "find", "folder_of", "kind_of", "parse", "read", "read_table"]

@@ -82,9 +82,9 @@ def test_a_person_records_from_a_running_bridge_and_lerobot_opens_it(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lerobot_dataset: Any
 ) -> None:
     person, out = Scripted(episodes=2), tmp_path / "demos"
-    monkeypatch.setattr(record_by_hand, "open_hands", lambda *_, **__: person)
+    monkeypatch.setattr(record_by_hand, "open_named_teleoperator", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
-    monkeypatch.setattr(record_by_hand, "require_at_hand", lambda _: None)
+    monkeypatch.setattr(record_by_hand, "require_terminal_for", lambda _: None)
     command = ["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]
     assert main(command) == 0
     assert person.closed
@@ -122,9 +122,9 @@ def test_ctrl_c_ends_in_the_held_pose_and_keeps_what_is_finished(
 
     person, out = Interrupts(episodes=2), tmp_path / "demos"
     person.said = person.said[:-3]  # in the midst of the second one
-    monkeypatch.setattr(record_by_hand, "open_hands", lambda *_, **__: person)
+    monkeypatch.setattr(record_by_hand, "open_named_teleoperator", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
-    monkeypatch.setattr(record_by_hand, "require_at_hand", lambda _: None)
+    monkeypatch.setattr(record_by_hand, "require_terminal_for", lambda _: None)
     command = ["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]
     assert main(command) == EXIT_INTERRUPTED
     assert len(open_demos(out).episodes) == 1 and person.closed
@@ -146,9 +146,9 @@ def test_when_a_device_is_lost_the_arm_holds_and_finished_episodes_stay(
 
     person, out = Lost(episodes=2), tmp_path / "demos"
     person.said = person.said[:-3]  # in the midst of the second one
-    monkeypatch.setattr(record_by_hand, "open_hands", lambda *_, **__: person)
+    monkeypatch.setattr(record_by_hand, "open_named_teleoperator", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
-    monkeypatch.setattr(record_by_hand, "require_at_hand", lambda _: None)
+    monkeypatch.setattr(record_by_hand, "require_terminal_for", lambda _: None)
     assert main(["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]) == 2
     assert "the terminal is gone" in capsys.readouterr().err
     assert len(open_demos(out).episodes) == 1 and person.closed

@@ -67,9 +67,9 @@ class Script:
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """The hands that `open_hands` opens."""
+    """The hands that `open_named_teleoperator` opens."""
     script = Script()
-    monkeypatch.setattr(hands, "open_hands", lambda *arguments, **options: script)
+    monkeypatch.setattr(hands, "open_named_teleoperator", lambda *arguments, **options: script)
     return script
 
 

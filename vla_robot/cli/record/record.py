@@ -19,7 +19,7 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.common.web_options import PageArgs
 from vla_robot.cli.record import record_teleop as record_by_hand
-from vla_robot.cli.record.teleop_devices import is_hands, require_no_hands_meant
+from vla_robot.cli.record.teleop_devices import is_teleoperator, refuse_misspelt_device
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.provenance import row
@@ -49,9 +49,9 @@ class RecordArgs:
     """a dataset recipe, by name or path; without one, give --env"""
     env: Annotated[str | None, option("ENV")] = None
     """the world, by name or path"""
-    by: Annotated[str, option("POLICY|HANDS")] = "expert"
+    by: Annotated[str, option("POLICY|DEVICE")] = "expert"
     """who says what should be done: a policy by name or path, or you: "keyboard", "browser", "gamepad", "spacemouse", a
-    leader arm of hands/"""
+    leader arm of envs/teleoperators/"""
     episodes: Annotated[int, option("N")] = 50
     """how many episodes"""
     seed: Annotated[int, option("SEED")] = 0
@@ -162,9 +162,9 @@ def main(args: RecordArgs) -> int:
     Raises:
         VlaError: something is wrong with a recipe, a policy, the world or the folder. Finished episodes are kept.
     """
-    if is_hands(args.by):
+    if is_teleoperator(args.by):
         return record_by_hand.main(args)
-    require_no_hands_meant(args.by)
+    refuse_misspelt_device(args.by)
     recipe = plan(args)
     builds = [_build(recipe, recording) for recording in recipe.recordings]
     console = Terminal()

@@ -13,7 +13,7 @@ from vla_robot.cli.build import connect_robot
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
 from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.common.terminal import say
-from vla_robot.cli.record.teleop_devices import open_hands, require_at_hand, welcome
+from vla_robot.cli.record.teleop_devices import open_named_teleoperator, require_terminal_for, welcome
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.seeds import seed_problem
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
@@ -46,7 +46,7 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
         stop_on_interrupt() as stop,
         LeRobotWriter(args.out) as writer,
         _opened(args) as arm,
-        contextlib.closing(open_hands(args.by, arm.driven.embodiment, arm.instruction, page=args.page)) as teleop,
+        contextlib.closing(open_named_teleoperator(args.by, arm.driven.embodiment, arm.instruction, page=args.page)) as teleop,
     ):
         say(f"vla record: {arm.where} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
         session = Session(
@@ -107,7 +107,7 @@ def _require_sense(args: RecordArgs) -> None:
     if args.robot is None and (args.arm or args.key):
         raise RecipeError("--arm and --key are for a robot behind a bridge; leave them out, or add --robot ADDRESS.")
     args.page.validate_options(args.by, "--by browser opens one")
-    require_at_hand(args.by)
+    require_terminal_for(args.by)
 
 
 @contextlib.contextmanager

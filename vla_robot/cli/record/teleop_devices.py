@@ -12,26 +12,27 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.core.ports import Teleoperator
 from vla_robot.recipe import available, read
+from vla_robot.recipe.reading.find import FORMER_FOLDERS
 from vla_robot.recipe.reading.load import read_toml
 from vla_robot.recipe.teleoperator import TeleoperatorRecipe
 
 if TYPE_CHECKING:
     from vla_robot.teleop.motion import TeleopDevice
 
-HANDS = (BROWSER, "keyboard", "spacemouse", "gamepad")
-"""What `--by` and `--takeover` take, beside the names of recipes in hands/."""
+TELEOP_DEVICES = (BROWSER, "keyboard", "spacemouse", "gamepad")
+"""What `--by` and `--takeover` take, beside the names of recipes in envs/teleoperators/."""
 
 PAGE_PORT = 8572
 """Of the page that drives."""
 
 
-def open_hands(
+def open_named_teleoperator(
     name: str, embodiment: Embodiment, instruction: str, *, page: PageArgs | None = None, draws: bool = True
 ) -> Teleoperator:
     """The device of that name, open; close it.
 
     Args:
-        name: one of HANDS, or a recipe of hands/ by name or path.
+        name: one of TELEOP_DEVICES, or a recipe of envs/teleoperators/ by name or path.
         embodiment: of the arm that is driven.
         instruction: shown until another one is typed.
         page: where it is served, where the device is one.
@@ -47,23 +48,24 @@ def open_hands(
         from vla_robot.web.browser_teleop import BrowserTeleop
 
         return BrowserTeleop(embodiment, instruction, (page or PageArgs()).listen(PAGE_PORT))
-    if not is_hands(name):
-        raise RecipeError(unknown("device", name, [*HANDS, *available("hands")]))
-    require_at_hand(name)
+    if not is_teleoperator(name):
+        raise RecipeError(unknown("device", name, [*TELEOP_DEVICES, *available("teleoperators")]))
+    require_terminal_for(name)
     return _at_terminal(lambda: _motion(name, embodiment), instruction, draws)
 
 
-def is_hands(name: str) -> bool:
-    """Whether a person's device has that name: one of HANDS, or a recipe of hands/ by name or path."""
-    if name in HANDS or name in available("hands"):
+def is_teleoperator(name: str) -> bool:
+    """Whether a person's device has that name: one of TELEOP_DEVICES, or a recipe of envs/teleoperators/, by name or
+    path."""
+    if name in TELEOP_DEVICES or name in available("teleoperators"):
         return True
     path = Path(name).expanduser()
     if path.suffix != ".toml" or not path.is_file():
         return False
-    return path.parent.name == "hands" or _says_teleoperator(read_toml(path))
+    return path.parent.name in ("teleoperators", FORMER_FOLDERS["teleoperators"]) or _says_teleoperator(read_toml(path))
 
 
-def require_at_hand(name: str) -> None:
+def require_terminal_for(name: str) -> None:
     """Raise TeleopError, before anything is built or connected, when the device needs a terminal and there is none."""
     if name != BROWSER:
         from vla_robot.teleop.terminal import require_terminal
@@ -71,18 +73,18 @@ def require_at_hand(name: str) -> None:
         require_terminal()
 
 
-def require_no_hands_meant(name: str) -> None:
+def refuse_misspelt_device(name: str) -> None:
     """Raise RecipeError for a name that is no policy's, and nearly a device's."""
-    hands = [*HANDS, *available("hands")]
-    if name not in available("policies") and not Path(name).exists() and closest(name, hands):
-        raise RecipeError(unknown("device", name, hands))
+    devices = [*TELEOP_DEVICES, *available("teleoperators")]
+    if name not in available("policies") and not Path(name).exists() and closest(name, devices):
+        raise RecipeError(unknown("device", name, devices))
 
 
 def _says_teleoperator(table: Mapping[str, object]) -> bool:
     """A device's recipe has a kind of its own, or lerobot's name of the device, or inherits one."""
     if "kind" in table:
         return str(table["kind"]) in TeleoperatorRecipe.kinds.names()
-    return "type" in table or str(table.get("base", "")) in available("hands")
+    return "type" in table or str(table.get("base", "")) in available("teleoperators")
 
 
 def _motion(name: str, embodiment: Embodiment) -> TeleopDevice:
@@ -91,7 +93,7 @@ def _motion(name: str, embodiment: Embodiment) -> TeleopDevice:
         from vla_robot.teleop.keys import KeyMotion
 
         return KeyMotion(embodiment)
-    if name not in HANDS:
+    if name not in TELEOP_DEVICES:
         from vla_robot.teleop.kinds import open_teleoperator
 
         return open_teleoperator(read(TeleoperatorRecipe, name), embodiment)

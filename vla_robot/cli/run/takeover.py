@@ -57,11 +57,11 @@ def shared_control(
     if args.takeover is None:
         yield policy, []
         return
-    from vla_robot.cli.record.teleop_devices import open_hands
+    from vla_robot.cli.record.teleop_devices import open_named_teleoperator
     from vla_robot.loop.takeover import Takeover
 
     with (
-        contextlib.closing(open_hands(args.takeover, embodiment, instruction, page=args.page, draws=False)) as teleop,
+        contextlib.closing(open_named_teleoperator(args.takeover, embodiment, instruction, page=args.page, draws=False)) as teleop,
         Takeover(policy, teleop, embodiment, row_by_row=row_by_row, look=look, on_estop=on_estop) as driver,
     ):
         say(_how(teleop), flush=True)

@@ -8,6 +8,8 @@ A policy may also be a folder that holds `recipe.toml` or `config.json` beside i
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,7 +18,7 @@ from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.untrusted import shortened
 from vla_robot.recipe.reading.plugins import recipe_folders
 
-Kind = Literal["envs", "policies", "datasets", "launch", "hands"]
+Kind = Literal["envs", "policies", "datasets", "launch", "teleoperators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 POLICY_FILES = ("recipe.toml", "config.json")
@@ -25,14 +27,26 @@ POLICY_FILES = ("recipe.toml", "config.json")
 FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "oxe_published", "mixtures")}
 """Folders below a kind's own whose recipes have bare names too; the first that has a name wins."""
 
+_FOLDERS: dict[Kind, str] = {"teleoperators": "envs/teleoperators"}
+"""Of kinds that share another one's folder; the others have a folder of their own name in the root."""
+
+FORMER_FOLDERS: dict[Kind, str] = {"teleoperators": "hands"}
+"""Where recipes lay in earlier releases: searched last for one more release, with a line that names the new place."""
+
+_log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parents[2]
 _NOUNS: dict[Kind, str] = {
     "envs": "env",
     "policies": "policy",
     "datasets": "dataset",
     "launch": "launch file",
-    "hands": "device",
+    "teleoperators": "device",
 }
+
+
+def folder_of(kind: Kind) -> str:
+    """The folder that holds recipes of a kind, relative to a root."""
+    return _FOLDERS.get(kind, kind)
 
 
 def roots() -> tuple[Path, ...]:
@@ -53,6 +67,7 @@ def find(kind: Kind, name_or_path: str | Path) -> Path:
         wanted = Path(name_or_path).expanduser()
         for candidate in _candidates(kind, wanted):
             if _is_recipe(kind, candidate):
+                _tell_if_former(kind, wanted, candidate)
                 return candidate.resolve()
         message = _not_found(kind, wanted)
     except (OSError, RuntimeError, ValueError) as error:  # too long, "~nobody/", empty, a zero byte
@@ -65,9 +80,12 @@ def available(kind: Kind) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in roots():
         for folder in ("", *FOLDERS_IN.get(kind, ())):
-            for path in sorted((root / kind / folder).glob("*")):
+            for path in sorted((root / folder_of(kind) / folder).glob("*")):
                 if _is_recipe(kind, path):
                     found.setdefault(f"{folder}/{_name(path)}".lstrip("/"), path.resolve())
+    for path in (path for former in _former_folders(kind) for path in sorted(former.glob("*.toml"))):
+        _tell_if_former(kind, path, path)
+        found.setdefault(path.stem, path.resolve())
     return dict(sorted(found.items(), key=lambda item: ("/" in item[0], item[0])))
 
 
@@ -78,7 +96,25 @@ def _candidates(kind: Kind, wanted: Path) -> Iterator[Path]:
         for root in roots():
             yield from (root / spelling for spelling in spellings)
             for folder in ("", *FOLDERS_IN.get(kind, ())):
-                yield from (root / kind / folder / spelling for spelling in spellings)
+                yield from (root / folder_of(kind) / folder / spelling for spelling in spellings)
+        yield from (former / spelling for former in _former_folders(kind) for spelling in spellings)
+        if wanted.parts[:1] == (FORMER_FOLDERS.get(kind),):
+            yield from _candidates(kind, Path(*wanted.parts[1:]))
+
+
+def _former_folders(kind: Kind) -> list[Path]:
+    return [root / FORMER_FOLDERS[kind] for root in roots()] if kind in FORMER_FOLDERS else []
+
+
+def _tell_if_former(kind: Kind, wanted: Path, found: Path) -> None:
+    former = FORMER_FOLDERS.get(kind)
+    if former is not None and former in (wanted.parent.name, found.parent.name):
+        _tell(f"'{wanted}': recipes of {kind} lie in {folder_of(kind)}/ now; {former}/ works for one more release.")
+
+
+@functools.cache
+def _tell(line: str) -> None:
+    _log.warning("%s", line)
 
 
 def _is_recipe(kind: Kind, path: Path) -> bool:
@@ -92,7 +128,8 @@ def _name(path: Path) -> str:
 
 
 def _not_found(kind: Kind, wanted: Path) -> str:
-    searched = ", ".join(str(root / kind) for root in roots() if (root / kind).is_dir()) or "no folder of that kind"
+    folder = folder_of(kind)
+    searched = ", ".join(str(root / folder) for root in roots() if (root / folder).is_dir()) or "no folder of that kind"
     hint = f"Searched {searched}. Run `vla list {kind}`."
     if kind == "policies" and wanted.is_dir():
         return f"the folder '{wanted}' is not a policy: it holds neither {' nor '.join(POLICY_FILES)}. {hint}"

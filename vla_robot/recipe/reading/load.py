@@ -47,7 +47,7 @@ _FOLDERS: dict[str, Kind] = {
     "MixtureRecipe": "datasets",
     "LaunchRecipe": "launch",
     "FinetuneRecipe": "launch",
-    "TeleoperatorRecipe": "hands",
+    "TeleoperatorRecipe": "teleoperators",
 }
 
 _TYPE_WORDS: dict[type, str] = {

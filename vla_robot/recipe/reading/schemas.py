@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vla_robot.core.errors import RecipeError, unknown
-from vla_robot.recipe.reading.find import KINDS, POLICY_FILES, Kind, available, find
+from vla_robot.recipe.reading.find import FORMER_FOLDERS, KINDS, POLICY_FILES, Kind, available, find, folder_of
 from vla_robot.recipe.reading.load import BASE_KEY, find_base, read_toml
 from vla_robot.recipe.reading.plugins import GROUPS, Found, plugin_names
 
@@ -16,7 +16,7 @@ _SCHEMAS: dict[str, tuple[str, str]] = {
     "datasets.recording": ("vla_robot.recipe.dataset", "DatasetRecipe"),
     "datasets.source": ("vla_robot.recipe.oxe", "SourceRecipe"),
     "datasets.mixture": ("vla_robot.recipe.oxe", "MixtureRecipe"),
-    "hands": ("vla_robot.recipe.teleoperator", "TeleoperatorRecipe"),
+    "teleoperators": ("vla_robot.recipe.teleoperator", "TeleoperatorRecipe"),
     "launch.run": ("vla_robot.recipe.launch", "LaunchRecipe"),
     "launch.finetune": ("vla_robot.recipe.finetune", "FinetuneRecipe"),
 }
@@ -78,9 +78,9 @@ def locate(name_or_path: str, kind: Kind | None = None) -> tuple[Kind, Path]:
     if len(found) == 1:
         return next(iter(found.items()))
     if found:
-        choices = " or ".join(f"`{k}/{Path(name_or_path).name}`" for k in found)
+        choices = " or ".join(f"`{folder_of(k)}/{Path(name_or_path).name}`" for k in found)
         raise RecipeError(f"'{name_or_path}' names {len(found)} recipes. Say which one: {choices}.")
-    everything = {f"{k}/{name}" for k in KINDS for name in available(k)} | {
+    everything = {f"{folder_of(k)}/{name}" for k in KINDS for name in available(k)} | {
         name for k in KINDS for name in available(k)
     }
     raise RecipeError(_nothing_found(name_or_path, kinds, everything))
@@ -99,10 +99,10 @@ def _choice(kind: Kind, path: Path) -> str:
 
 
 def _kinds_of(name_or_path: str) -> list[Kind]:
-    """A path inside envs/, policies/, datasets/, launch/ or hands/ says its kind; a bare name may be any."""
+    """A path inside envs/, policies/, datasets/, launch/ or envs/teleoperators/ says its kind; a bare name may be any."""
     for parent in reversed(Path(name_or_path).expanduser().parts[:-1]):
         for kind in KINDS:
-            if parent == kind:
+            if parent in (kind, FORMER_FOLDERS.get(kind)):
                 return [kind]
     return list(KINDS)
 
