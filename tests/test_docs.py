@@ -11,7 +11,9 @@ import pytest
 from vla_robot.cli.main import HELP, VERBS, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [path for pattern in ("*.md", "docs/*.md", "*/README.md") for path in sorted(ROOT.glob(pattern))]
+PAGES = [
+    path for pattern in ("*.md", "docs/*.md", "*/README.md", "envs/*/README.md") for path in sorted(ROOT.glob(pattern))
+]
 
 CURRENT = [path for path in PAGES if path.name != "CHANGELOG.md"]  # which names options by their old names, too
 

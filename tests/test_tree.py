@@ -6,21 +6,32 @@ import importlib.util
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from vla_robot.recipe import KINDS
+from vla_robot.recipe import KINDS, Kind, folder_of
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_data_folder_holds_no_python(repository: Path, kind: str) -> None:
-    assert sorted((repository / kind).rglob("*.py")) == []
+def test_a_data_folder_holds_no_python(repository: Path, kind: Kind) -> None:
+    assert sorted((repository / folder_of(kind)).rglob("*.py")) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_data_folder_explains_itself(repository: Path, kind: str) -> None:
-    assert (repository / kind / "README.md").is_file()
+def test_a_data_folder_explains_itself(repository: Path, kind: Kind) -> None:
+    assert (repository / folder_of(kind) / "README.md").is_file()
+
+
+def test_the_root_has_four_data_folders_and_the_wheel_each_of_them_once(repository: Path) -> None:
+    folders = {folder_of(kind).partition("/")[0] for kind in KINDS}
+    assert folders == {"envs", "policies", "datasets", "launch"}
+    targets = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]
+    assert targets["wheel"]["force-include"] == {folder: f"vla_robot/_recipes/{folder}" for folder in folders}
+    assert targets["wheel"]["packages"] == ["vla_robot"]
+    assert {f"/{folder}" for folder in folders} | {"/vla_robot", "/benchmarks"} <= set(targets["sdist"]["include"])
+    assert all((repository / path.lstrip("/")).exists() for path in targets["sdist"]["include"] if "*" not in path)
 
 
 def test_tests_are_not_a_package(repository: Path) -> None:

@@ -147,7 +147,9 @@ def test_the_command_opens_a_leader_beside_the_terminals_keys(
     with os.fdopen(terminal, "rb", closefd=False) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
         by = str(tmp_path / "hands" / "leader.toml")
-        with contextlib.closing(open_named_teleoperator(by, world.embodiment, world.instruction, draws=False)) as teleop:
+        with contextlib.closing(
+            open_named_teleoperator(by, world.embodiment, world.instruction, draws=False)
+        ) as teleop:
             assert teleop.command().action is None  # nobody pressed Enter
             os.write(keyboard, b"\r")
             assert teleop.command().buttons == {"start"}
@@ -217,7 +219,7 @@ def test_record_by_a_recipe_asks_for_a_terminal(
     leader()
     monkeypatch.setattr(sys, "stdin", None)
     by = str(tmp_path / "hands" / "leader.toml")
-    assert main(["record", "--env", "tabletop", "--by", by, "--out", str(tmp_path / "d")]) == 2
+    assert main(["record", "--env", "tabletop", "--source", by, "--out", str(tmp_path / "d")]) == 2
     assert "ssh -t" in capsys.readouterr().err
 
 

@@ -38,7 +38,7 @@ def test_two_computers_get_to_know_each_other(tmp_path: Path, monkeypatch: pytes
     for folder, name in ((robot, "robot"), (desk, "desk")):
         monkeypatch.setenv(KEYS_VARIABLE, str(folder.path))
         assert main(["keys", "new", name]) == 0
-    assert main(["keys", "pin", "robot.local", str(robot.public_file("robot"))]) == 0
+    assert main(["keys", "trust", "robot.local", str(robot.public_file("robot"))]) == 0
     monkeypatch.setenv(KEYS_VARIABLE, str(robot.path))
     assert main(["keys", "allow", str(desk.public_file("desk"))]) == 0
     assert robot.server_security().allowed.names() == {desk.pair().public: "desk"}
@@ -47,9 +47,9 @@ def test_two_computers_get_to_know_each_other(tmp_path: Path, monkeypatch: pytes
 
 def test_what_was_allowed_and_pinned_can_be_taken_back(folder: KeyFolder) -> None:
     public = folder.create("desk").public
-    for argv in (["allow", public, "--name", "lab"], ["pin", "robot.local", public]):
+    for argv in (["allow", public, "--name", "lab"], ["trust", "robot.local", public]):
         assert main(["keys", *argv]) == 0
-    for argv in (["revoke", "lab"], ["unpin", "robot.local"]):
+    for argv in (["revoke", "lab"], ["distrust", "robot.local"]):
         assert main(["keys", *argv]) == 0
     assert not folder.allowed.names()
     assert not folder.pinned.names()
@@ -75,7 +75,7 @@ def test_the_list_tells_all_but_the_secret(
 def test_one_key_is_pinned_for_two_hosts(folder: KeyFolder, capsys: pytest.CaptureFixture[str]) -> None:
     public = folder.create("desk").public
     for host in ("robot.local", "192.168.1.20"):
-        assert main(["keys", "pin", host, public]) == 0
+        assert main(["keys", "trust", host, public]) == 0
     capsys.readouterr()
     assert main(["keys", "list"]) == 0
     out = capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_one_key_is_pinned_for_two_hosts(folder: KeyFolder, capsys: pytest.Captu
         (["allow", "ab" * 32], "Say whose it is with --name"),
         (["allow", "desk.pub"], "neither a public key"),
         (["revoke", "lab"], "unknown name 'lab'"),
-        (["pin", "no host!", "ab" * 32], "is not a host"),
+        (["trust", "no host!", "ab" * 32], "is not a host"),
         (["new", "../desk"], "cannot name a key"),
         (["show"], "has no key"),
     ],

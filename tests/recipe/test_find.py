@@ -9,6 +9,7 @@ import pytest
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import available, find, read
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.reading import find as find_module
 from vla_robot.recipe.reading.load import read_table
 from vla_robot.recipe.reading.schemas import locate, schema_for
 
@@ -98,3 +99,47 @@ def test_a_base_that_can_be_no_name_is_our_error(tmp_path: Path, base: str) -> N
     path.write_text(f'base = "{base}"')
     with pytest.raises(RecipeError):
         read_table(EnvRecipe, path)
+
+
+@pytest.fixture
+def old_leader(home: Path) -> Path:
+    """A leader arm's recipe where earlier releases kept it."""
+    path = home / "hands" / "mine.toml"
+    path.parent.mkdir()
+    path.write_text("# mine\n")
+    return path
+
+
+@pytest.mark.parametrize("name", ["mine", "mine.toml", "hands/mine", "hands/mine.toml"])
+def test_a_teleoperator_in_its_former_folder_is_found_and_told(
+    home: Path, old_leader: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_module._tell.cache_clear()
+    assert find("teleoperators", name) == old_leader
+    assert find("teleoperators", name) == old_leader
+    (told,) = caplog.messages
+    assert "teleoperators lie in envs/teleoperators/ now; hands/ works for one more release" in told
+
+
+def test_a_path_and_a_list_lead_to_the_former_folder_too(
+    home: Path, old_leader: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    find_module._tell.cache_clear()
+    assert locate(str(old_leader)) == locate("hands/mine") == ("teleoperators", old_leader)
+    assert available("teleoperators")["mine"] == old_leader
+    assert caplog.messages != []
+
+
+def test_the_new_folder_wins_and_is_silent(
+    home: Path, old_leader: Path, repository: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    new = home / "envs" / "teleoperators" / "mine.toml"
+    new.parent.mkdir()
+    new.write_text("")
+    assert find("teleoperators", "mine") == find("teleoperators", "envs/teleoperators/mine") == new
+    shipped = repository / "envs" / "teleoperators" / "so101_leader.toml"
+    assert find("teleoperators", "so101_leader") == shipped
+    assert caplog.messages == []
+    assert "so101_leader" not in available("envs")
+    # The former name of a recipe that we ship.
+    assert locate("hands/so101_leader") == ("teleoperators", shipped)

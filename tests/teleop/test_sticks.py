@@ -82,7 +82,7 @@ def test_an_event_cut_in_two_is_one_event(pipe: tuple[int, int]) -> None:
 
 
 def test_a_missing_gamepad_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(TeleopError, match=r"no gamepad.*modprobe joydev.*--by browser"):
+    with pytest.raises(TeleopError, match=r"no gamepad.*modprobe joydev.*--source browser"):
         open_gamepad(tmp_path)
 
 

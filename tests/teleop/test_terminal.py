@@ -67,7 +67,7 @@ def test_a_broken_connection_is_told(pty: Any) -> None:
 
 def test_what_is_no_terminal_is_refused_with_what_to_do() -> None:
     read, write = os.pipe()
-    with pytest.raises(TeleopError, match=r"standard input is no terminal.*`ssh -t`.*--by browser"):
+    with pytest.raises(TeleopError, match=r"standard input is no terminal.*`ssh -t`.*--source browser"):
         require_terminal(read)
     os.close(read)
     os.close(write)

@@ -261,7 +261,7 @@ def test_one_server_may_be_known_under_two_names(tmp_path: Path) -> None:
 
 def test_an_unknown_server_is_not_trusted_and_the_error_says_how_to(desk: KeyFolder) -> None:
     with pytest.raises(
-        TransportError, match=r"public key of robot\.local is not known here.*`vla keys pin robot\.local"
+        TransportError, match=r"public key of robot\.local is not known here.*`vla keys trust robot\.local"
     ):
         desk.client_security("tcp://robot.local:5570")
 

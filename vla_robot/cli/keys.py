@@ -56,7 +56,7 @@ class Revoke(_Common):
 
 
 @dataclass(frozen=True)
-class Pin(_Common):
+class Trust(_Common):
     """Trust servers on a host, if they prove to own this key."""
 
     host: Annotated[str, tyro.conf.Positional, option("HOST")]
@@ -66,7 +66,7 @@ class Pin(_Common):
 
 
 @dataclass(frozen=True)
-class Unpin(_Common):
+class Distrust(_Common):
     """Trust servers on a host no longer."""
 
     host: Annotated[str, tyro.conf.Positional, option("HOST")]
@@ -83,13 +83,13 @@ KeysArgs = (
     | Annotated[Show, tyro.conf.subcommand("show")]
     | Annotated[Allow, tyro.conf.subcommand("allow")]
     | Annotated[Revoke, tyro.conf.subcommand("revoke")]
-    | Annotated[Pin, tyro.conf.subcommand("pin")]
-    | Annotated[Unpin, tyro.conf.subcommand("unpin")]
+    | Annotated[Trust, tyro.conf.subcommand("trust")]
+    | Annotated[Distrust, tyro.conf.subcommand("distrust")]
     | Annotated[List, tyro.conf.subcommand("list")]
 )
 
 
-def main(args: New | Show | Allow | Revoke | Pin | Unpin | List) -> int:
+def main(args: New | Show | Allow | Revoke | Trust | Distrust | List) -> int:
     """Do one of them.
 
     Raises:
@@ -107,10 +107,10 @@ def main(args: New | Show | Allow | Revoke | Pin | Unpin | List) -> int:
         case Revoke():
             folder.allowed.remove(args.name)
             say(f"'{args.name}' is shut out of every server on this computer.")
-        case Pin():
+        case Trust():
             folder.pin(args.host, read_public(args.public)[0])
             say(f"Servers on {args.host} are trusted if they prove to own that key.")
-        case Unpin():
+        case Distrust():
             folder.pinned.remove(args.host)
             say(f"No server on {args.host} is trusted any longer.")
         case List():
@@ -125,7 +125,7 @@ def _new(folder: KeyFolder, name: str) -> None:
     say(f"{keys.public} {keys.name}")
     say(f"\nThis is the public key; a copy lies in {short_path(folder.public_file(name))}.")
     say(f"Next, on the other computer: `vla keys allow {keys.public} --name {name}` if this one is the client, or")
-    say(f"`vla keys pin HOST {keys.public}` if it is the server.")
+    say(f"`vla keys trust HOST {keys.public}` if it is the server.")
 
 
 def _allow(folder: KeyFolder, args: Allow) -> None:

@@ -64,7 +64,9 @@ def list_recipes(args: ListArgs) -> int:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("recipe", "what it is", "where"):
         table.add_column(column, overflow="fold")
-    found = [(f"{folder_of(kind)}/{name}", _summary(path), path) for kind in kinds for name, path in available(kind).items()]
+    found = [
+        (f"{folder_of(kind)}/{name}", _summary(path), path) for kind in kinds for name, path in available(kind).items()
+    ]
     for name, summary, path in found:
         table.add_row(name, summary, short_path(path))
     Terminal().print(table)

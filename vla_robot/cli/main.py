@@ -16,6 +16,7 @@ from typing import Any
 
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.cli.common.interrupt import interrupted_by_signals
+from vla_robot.cli.common.renamed import with_new_words
 from vla_robot.core.errors import VlaError, unknown
 from vla_robot.core.host.console import SteadyStream, cannot_write, checked_output, steady_output
 from vla_robot.core.host.durable import DISK_FAILURES, refusal
@@ -83,8 +84,8 @@ vla: put a vision-language-action policy on a robot.
                                                     the same episodes, on the robot behind a bridge
   vla serve openvla_nano                            one policy for many robots: --policy tcp://127.0.0.1:5580
   vla view tcp://127.0.0.1:5570                     a running bridge in the browser, with its e-stop
-  vla record --env envs/lift.toml --by expert --episodes 50 --out data/lift
-                                                    demonstrations, as a LeRobot v3 dataset; --by keyboard: by you
+  vla record --env envs/lift.toml --source expert --episodes 50 --out data/lift
+                                                    demonstrations, as a LeRobot v3 dataset; --source keyboard: by you
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
   vla eval                                          measure a policy: success over many seeds, with its interval
 
@@ -98,7 +99,7 @@ vla: put a vision-language-action policy on a robot.
                                                     every recipe, and where it lies
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained
   vla check [RECIPE ...]                            is every recipe valid?
-  vla keys [new | allow | pin | revoke | list]      keys and allowed clients, where a network lies in between
+  vla keys [new | allow | trust | revoke | list]    keys and allowed clients, where a network lies in between
   vla doctor                                        does this computer have what it takes; what to fix if not
 
 `vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,
@@ -166,7 +167,8 @@ def _dispatch(arguments: list[str]) -> int:
     verb = VERBS[name]
     _require_working_folder()
     module = verb.load()
-    return getattr(module, verb.function)(parse_arguments(getattr(module, verb.arguments), name, rest)) or 0
+    arguments_of_verb = parse_arguments(getattr(module, verb.arguments), name, with_new_words(name, rest))
+    return getattr(module, verb.function)(arguments_of_verb) or 0
 
 
 def _search_clone(folder: str) -> None:

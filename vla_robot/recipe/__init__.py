@@ -12,4 +12,16 @@ from vla_robot.recipe.reading.find import KINDS, Kind, available, find, folder_o
 from vla_robot.recipe.reading.load import kind_of, parse, read, read_table
 from vla_robot.recipe.reading.plugins import Plugin
 
-__all__ = ["KINDS", "Kind", "Plugin", "available", "dump", "find", "folder_of", "kind_of", "parse", "read", "read_table"]
+__all__ = [
+    "KINDS",
+    "Kind",
+    "Plugin",
+    "available",
+    "dump",
+    "find",
+    "folder_of",
+    "kind_of",
+    "parse",
+    "read",
+    "read_table",
+]

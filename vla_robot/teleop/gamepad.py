@@ -151,7 +151,7 @@ def open_gamepad(folder: Path = Path("/dev/input")) -> Gamepad:
         raise TeleopError(
             f"there is no gamepad: {folder} has no js0. Plug one in, or pair it; `sudo modprobe joydev` where the "
             "kernel lacks the joystick interface. A page takes the gamepad of the computer it is opened on: "
-            "`--by browser`."
+            "`--source browser`."
         )
     path = found[0]
     try:

@@ -115,7 +115,7 @@ def open_spacemouse(sysfs: Path = Path("/sys/class/hidraw"), devices: Path = Pat
     if not names:
         raise TeleopError(
             f"there is no SpaceMouse among the devices in {sysfs}. Plug it in; it must be on the computer that "
-            "`vla` runs on. Keys need no device: `--by keyboard`."
+            "`vla` runs on. Keys need no device: `--source keyboard`."
         )
     path = devices / names[0]
     try:

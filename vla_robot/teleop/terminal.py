@@ -148,12 +148,12 @@ def require_terminal(fd: int | None = None) -> int:
     if fd < 0 or not os.isatty(fd):
         raise TeleopError(
             "standard input is no terminal, and keys are typed in one. Start this in a terminal, over SSH with "
-            "`ssh -t`, in a container with `docker run -it`; or drive from a page: `--by browser`."
+            "`ssh -t`, in a container with `docker run -it`; or drive from a page: `--source browser`."
         )
     if _is_in_background(fd):
         raise TeleopError(
             "this runs in the background of its terminal, and the keys are another program's. Start it without `&`, "
-            "or bring it to the foreground with `fg`; or drive from a page: `--by browser`."
+            "or bring it to the foreground with `fg`; or drive from a page: `--source browser`."
         )
     return fd
 

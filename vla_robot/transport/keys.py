@@ -157,7 +157,7 @@ class KeyList:
             if keys.get(name, public) != public:
                 raise TransportError(
                     f"'{name}' stands in {self._path} already, with another key. Choose another name, or take that "
-                    "one back first: `vla keys revoke NAME`, or `vla keys unpin HOST`."
+                    "one back first: `vla keys revoke NAME`, or `vla keys distrust HOST`."
                 )
             keys[name] = public
 
@@ -318,7 +318,7 @@ class KeyFolder:
         if public is None:
             raise TransportError(
                 f"the public key of {host} is not known here, so an impostor could answer in its place. On {host}, "
-                f"`vla keys show` prints it; here, `vla keys pin {host} PUBLIC` notes it."
+                f"`vla keys show` prints it; here, `vla keys trust {host} PUBLIC` notes it."
             )
         return ClientSecurity(self.pair(key), public)
 

@@ -322,7 +322,7 @@ class ClientSocket:
             )
         return (
             f"the server at {self._address} could not prove to own the key {self._security.server_public[:8]}... that "
-            "is pinned for it, or runs without keys. If it has a new key, and you know why: `vla keys pin`."
+            "is pinned for it, or runs without keys. If it has a new key, and you know why: `vla keys trust`."
         )
 
 

@@ -61,7 +61,7 @@ def test_demonstrations_are_recorded_and_continued(env: Path, tmp_path: Path, ca
 
 def test_the_number_of_workers_does_not_change_the_dataset(env: Path, tmp_path: Path) -> None:
     for workers in ("1", "2"):
-        options = ["--episodes", "3", "--noise", "1", "--keep", "all", "--workers", workers]
+        options = ["--episodes", "3", "--noise", "1", "--save", "all", "--workers", workers]
         assert main(["record", "--env", str(env), "--out", str(tmp_path / workers), *options]) == 0
     one, two = open_demos(tmp_path / "1"), open_demos(tmp_path / "2")
     assert [e.seed for e in one.episodes] == [e.seed for e in two.episodes] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""`vla record --by browser`: a person's keys in headless Chromium lift the cube once, and the recording replays.
+"""`vla record --source browser`: a person's keys in headless Chromium lift the cube once, and the recording replays.
 
 pytest -m slow tests/cli/record/test_record_browser.py
 """
@@ -177,7 +177,7 @@ def test_options_that_say_nothing_to_a_person_are_refused(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     world = [] if options == OPTIONS["a dataset recipe"] else ["--env", "tabletop"]
-    assert main(["record", *options, *world, "--by", "browser", "--out", str(tmp_path / "d")]) == EXIT_USER_ERROR
+    assert main(["record", *options, *world, "--source", "browser", "--out", str(tmp_path / "d")]) == EXIT_USER_ERROR
     told = capsys.readouterr().err
     assert "leave it out" in told or "needs a world and no dataset recipe" in told
     assert not (tmp_path / "d").exists()

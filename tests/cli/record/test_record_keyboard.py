@@ -1,4 +1,4 @@
-"""`vla record --by keyboard` over a real pseudo-terminal, in a process of its own, as a person would start it."""
+"""`vla record --source keyboard` over a real pseudo-terminal, in a process of its own, as a person would start it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def person(env: Path, tmp_path: Path) -> Iterator[Callable[..., Person]]:
     def start(*more: str) -> Person:
         out = str(tmp_path / "demos")
         command = [sys.executable, "-m", "vla_robot.cli.main", "record", "--env", str(env), "--out", out, *more]
-        people.append(Person([*command, "--by", "keyboard"]))
+        people.append(Person([*command, "--source", "keyboard"]))
         people[-1].read_until("ready")
         return people[-1]
 
@@ -159,14 +159,14 @@ def test_without_a_terminal_it_says_what_to_do(
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     out = str(tmp_path / "demos")
-    assert main(["record", "--env", str(env), "--by", "keyboard", "--out", out]) == EXIT_USER_ERROR
+    assert main(["record", "--env", str(env), "--source", "keyboard", "--out", out]) == EXIT_USER_ERROR
     assert "ssh -t" in capsys.readouterr().err
     assert not Path(out).exists()
 
 
 @pytest.mark.parametrize(("by", "meant"), [("keybord", "keyboard"), ("so101_lead", "so101_leader")])
 def test_a_device_that_is_misspelt_is_named(by: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["record", "--env", "tabletop", "--by", by, "--out", str(tmp_path / "d")]) == EXIT_USER_ERROR
+    assert main(["record", "--env", "tabletop", "--source", by, "--out", str(tmp_path / "d")]) == EXIT_USER_ERROR
     assert f"did you mean '{meant}'" in capsys.readouterr().err
 
 
@@ -175,6 +175,6 @@ def test_a_robots_options_are_for_a_person_and_a_robot(
     option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     arguments = ["record", "--env", "tabletop", *option, "--out", str(tmp_path / "d")]
-    assert main([*arguments, "--by", "keyboard"]) == EXIT_USER_ERROR
-    assert main([*arguments, "--by", "expert"]) == EXIT_USER_ERROR
-    assert "--by keyboard" in capsys.readouterr().err
+    assert main([*arguments, "--source", "keyboard"]) == EXIT_USER_ERROR
+    assert main([*arguments, "--source", "expert"]) == EXIT_USER_ERROR
+    assert "--source keyboard" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_a_person_records_from_a_running_bridge_and_lerobot_opens_it(
     monkeypatch.setattr(record_by_hand, "open_named_teleoperator", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
     monkeypatch.setattr(record_by_hand, "require_terminal_for", lambda _: None)
-    command = ["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]
+    command = ["record", "--robot", address, "--source", "keyboard", "--episodes", "2", "--out", str(out)]
     assert main(command) == 0
     assert person.closed
 
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_in_the_held_pose_and_keeps_what_is_finished(
     monkeypatch.setattr(record_by_hand, "open_named_teleoperator", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
     monkeypatch.setattr(record_by_hand, "require_terminal_for", lambda _: None)
-    command = ["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]
+    command = ["record", "--robot", address, "--source", "keyboard", "--episodes", "2", "--out", str(out)]
     assert main(command) == EXIT_INTERRUPTED
     assert len(open_demos(out).episodes) == 1 and person.closed
     with RemoteRobot(address) as robot:
@@ -149,7 +149,7 @@ def test_when_a_device_is_lost_the_arm_holds_and_finished_episodes_stay(
     monkeypatch.setattr(record_by_hand, "open_named_teleoperator", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
     monkeypatch.setattr(record_by_hand, "require_terminal_for", lambda _: None)
-    assert main(["record", "--robot", address, "--by", "keyboard", "--episodes", "2", "--out", str(out)]) == 2
+    assert main(["record", "--robot", address, "--source", "keyboard", "--episodes", "2", "--out", str(out)]) == 2
     assert "the terminal is gone" in capsys.readouterr().err
     assert len(open_demos(out).episodes) == 1 and person.closed
     with RemoteRobot(address) as robot:

@@ -353,7 +353,7 @@ def test_an_ssh_session_that_drops_leaves_the_report_of_a_run(shell: Shell, env:
 
 
 def test_keys_are_not_promised_in_the_background(shell: Shell, env: Path, tmp_path: Path) -> None:
-    command = (*VLA, "record", "--env", str(env), "--by", "keyboard", "--out", str(tmp_path / "demos"))
+    command = (*VLA, "record", "--env", str(env), "--source", "keyboard", "--out", str(tmp_path / "demos"))
     shell.type(" ".join(command) + " 2>&1 | cat &\r")
     shell.read_until("this runs in the background of its terminal")
 

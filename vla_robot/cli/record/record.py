@@ -49,20 +49,20 @@ class RecordArgs:
     """a dataset recipe, by name or path; without one, give --env"""
     env: Annotated[str | None, option("ENV")] = None
     """the world, by name or path"""
-    by: Annotated[str, option("POLICY|DEVICE")] = "expert"
-    """who says what should be done: a policy by name or path, or you: "keyboard", "browser", "gamepad", "spacemouse", a
-    leader arm of envs/teleoperators/"""
+    source: Annotated[str, option("POLICY|DEVICE")] = "expert"
+    """what gives the label: a policy by name or path, or you: "keyboard", "browser", "gamepad", "spacemouse", a leader
+    arm of envs/teleoperators/"""
     episodes: Annotated[int, option("N")] = 50
     """how many episodes"""
     seed: Annotated[int, option("SEED")] = 0
     """the first episode's seed; the k-th has SEED + k"""
     driver: Annotated[str | None, option("POLICY")] = None
-    """who moves the arm while --by says what should have been done (DAgger); by default --by itself"""
+    """what moves the arm while --source says what should have been done (DAgger); by default --source itself"""
     noise: Annotated[float, option("0..1")] = 0.0
     """how strongly the driver is disturbed, so that demonstrations show how to get out of mistakes (DART)"""
     image_size: Annotated[int | None, option("PIXELS")] = None
     """store frames at this size: the input size of the policy that will learn; by default the world's"""
-    keep: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
+    save: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
     """which episodes are stored; by default all with --driver, successful ones without"""
     workers: Annotated[int | None, option("N")] = None
     """processes, each with its own world; by default one per core, at most 4"""
@@ -90,7 +90,7 @@ def plan(args: RecordArgs) -> DatasetRecipe:
         )
     if args.robot is not None or args.arm or args.key:
         raise RecipeError(
-            "--robot, --arm and --key are for a person who drives the robot behind a bridge: add --by keyboard. "
+            "--robot, --arm and --key are for a person who drives the robot behind a bridge: add --source keyboard. "
             "A policy's own episodes are recorded with `vla run --robot ADDRESS --policy NAME --record FOLDER`."
         )
     if args.workers is not None and args.workers < 1:
@@ -98,7 +98,7 @@ def plan(args: RecordArgs) -> DatasetRecipe:
     if args.recipe is not None:
         return read(DatasetRecipe, find("datasets", args.recipe))
     assert args.env is not None
-    recording = Recording(args.by, args.driver, args.noise, args.episodes, args.seed, args.keep)
+    recording = Recording(args.source, args.driver, args.noise, args.episodes, args.seed, args.save)
     return DatasetRecipe(env=args.env, recordings=(recording,), image_size=args.image_size)
 
 
@@ -162,9 +162,9 @@ def main(args: RecordArgs) -> int:
     Raises:
         VlaError: something is wrong with a recipe, a policy, the world or the folder. Finished episodes are kept.
     """
-    if is_teleoperator(args.by):
+    if is_teleoperator(args.source):
         return record_by_hand.main(args)
-    refuse_misspelt_device(args.by)
+    refuse_misspelt_device(args.source)
     recipe = plan(args)
     builds = [_build(recipe, recording) for recording in recipe.recordings]
     console = Terminal()

@@ -1,4 +1,4 @@
-"""`vla record --by keyboard` and the like: a person drives, and what they keep becomes a LeRobot v3 dataset."""
+"""`vla record --source keyboard` and the like: a person drives, and what they keep becomes a LeRobot v3 dataset."""
 
 from __future__ import annotations
 
@@ -41,20 +41,22 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
         DataError: the folder holds something else, or the disk refuses.
     """
     _require_sense(args)
-    driver_name = f"a person, by {args.by}"
+    driver_name = f"a person, by {args.source}"
     with (
         stop_on_interrupt() as stop,
         LeRobotWriter(args.out) as writer,
         _opened(args) as arm,
-        contextlib.closing(open_named_teleoperator(args.by, arm.driven.embodiment, arm.instruction, page=args.page)) as teleop,
+        contextlib.closing(
+            open_named_teleoperator(args.source, arm.driven.embodiment, arm.instruction, page=args.page)
+        ) as teleop,
     ):
-        say(f"vla record: {arm.where} → {args.out}, driven by {args.by}\n{welcome(teleop)}", flush=True)
+        say(f"vla record: {arm.where} → {args.out}, driven by {args.source}\n{welcome(teleop)}", flush=True)
         session = Session(
             arm.driven,
             teleop,
             writer,
             driver_name,
-            keep=args.keep or "all",
+            keep=args.save or "all",
             image_size=args.image_size,
             on_event=_tell,
         )
@@ -96,8 +98,8 @@ def _require_sense(args: RecordArgs) -> None:
     """Raise RecipeError for options without a meaning where a person drives, TeleopError when no person could."""
     if args.recipe is not None or (args.env is None) == (args.robot is None):
         raise RecipeError(
-            f"--by {args.by} needs a world and no dataset recipe: `vla record --env lift --by {args.by}`, or a robot "
-            f"behind its bridge: `--robot tcp://127.0.0.1:5570`."
+            f"--source {args.source} needs a world and no dataset recipe: `vla record --env lift "
+            f"--source {args.source}`, or a robot behind its bridge: `--robot tcp://127.0.0.1:5570`."
         )
     if problem := seed_problem(args.seed, args.episodes):
         raise RecipeError(f"--seed {args.seed}: {problem}.")
@@ -106,8 +108,8 @@ def _require_sense(args: RecordArgs) -> None:
             raise RecipeError(f"{name} says nothing where a person drives; leave it out.")
     if args.robot is None and (args.arm or args.key):
         raise RecipeError("--arm and --key are for a robot behind a bridge; leave them out, or add --robot ADDRESS.")
-    args.page.validate_options(args.by, "--by browser opens one")
-    require_terminal_for(args.by)
+    args.page.validate_options(args.source, "--source browser opens one")
+    require_terminal_for(args.source)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vla_robot.teleop.motion import TeleopDevice
 
 TELEOP_DEVICES = (BROWSER, "keyboard", "spacemouse", "gamepad")
-"""What `--by` and `--takeover` take, beside the names of recipes in envs/teleoperators/."""
+"""What `--source` and `--takeover` take, beside the names of recipes in envs/teleoperators/."""
 
 PAGE_PORT = 8572
 """Of the page that drives."""

@@ -66,7 +66,7 @@ class RunArgs:
     page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
     record: Annotated[Path | None, option("FOLDER")] = None
     """add every episode to this LeRobot v3 dataset, with a mark on each step that a person drove"""
-    keep: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
+    save: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
     """with --record: which episodes are stored, by default all"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file, for machines"""

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 def validate_options(args: RunArgs) -> None:
     """Raise RecipeError for options that say nothing here."""
-    if args.keep is not None and args.record is None:
-        raise RecipeError("--keep says which episodes --record stores: add --record FOLDER, or leave it out.")
+    if args.save is not None and args.record is None:
+        raise RecipeError("--save says which episodes --record stores: add --record FOLDER, or leave it out.")
     args.page.validate_options(args.takeover, "--takeover browser opens one")
 
 
@@ -61,7 +61,9 @@ def shared_control(
     from vla_robot.loop.takeover import Takeover
 
     with (
-        contextlib.closing(open_named_teleoperator(args.takeover, embodiment, instruction, page=args.page, draws=False)) as teleop,
+        contextlib.closing(
+            open_named_teleoperator(args.takeover, embodiment, instruction, page=args.page, draws=False)
+        ) as teleop,
         Takeover(policy, teleop, embodiment, row_by_row=row_by_row, look=look, on_estop=on_estop) as driver,
     ):
         say(_how(teleop), flush=True)
@@ -83,7 +85,7 @@ def dataset(args: RunArgs, embodiment: Embodiment, policy_name: str) -> Iterator
     from vla_robot.record.corrections import LogStore
 
     with LeRobotWriter(args.record) as writer:
-        store = LogStore(writer, embodiment, policy_name, args.keep or "all")
+        store = LogStore(writer, embodiment, policy_name, args.save or "all")
         try:
             yield lambda result, log: store.add(log)
         finally:

@@ -99,7 +99,7 @@ def _choice(kind: Kind, path: Path) -> str:
 
 
 def _kinds_of(name_or_path: str) -> list[Kind]:
-    """A path inside envs/, policies/, datasets/, launch/ or envs/teleoperators/ says its kind; a bare name may be any."""
+    """A path inside a folder of recipes says its kind by the innermost one; a bare name may be any."""
     for parent in reversed(Path(name_or_path).expanduser().parts[:-1]):
         for kind in KINDS:
             if parent in (kind, FORMER_FOLDERS.get(kind)):
