@@ -24,13 +24,13 @@ import tomllib
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.core.untrusted import malformed, read_file, shortened
 from vla_robot.recipe.reading.find import Kind, find
 from vla_robot.recipe.reading.kinds import KIND_KEY, Kinds, concrete, family_of, kind_name, kinds_of
-from vla_robot.recipe.reading.renamed import inside, with_new_keys
+from vla_robot.recipe.reading.renamed import inside, is_array, is_table, with_new_keys
 
 BASE_KEY = "base"
 MAX_BYTES = 2**20
@@ -161,9 +161,9 @@ def _is_shallow(value: Any) -> bool:
 
 
 def _items(value: Any) -> Sequence[Any]:
-    if _is_table(value):
+    if is_table(value):
         return list(value.values())
-    return value if _is_array(value) else ()
+    return value if is_array(value) else ()
 
 
 def _folder_of(recipe: Path) -> Path:
@@ -175,7 +175,7 @@ def _anchored(hint: Any, value: Any, folder: Path) -> Any:
     if hint is Path and isinstance(value, str):
         with malformed(f"{folder}: the path '{shortened(value)}'", RecipeError, also=(RuntimeError,)):
             return str(folder / Path(value).expanduser())
-    if dataclasses.is_dataclass(hint) and _is_table(value):
+    if dataclasses.is_dataclass(hint) and is_table(value):
         hints = get_type_hints(hint)
         return {name: _anchored(hints.get(name), below, folder) for name, below in value.items()}
     return inside(hint, value, lambda inner, item: _anchored(inner, item, folder))
@@ -186,7 +186,7 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
-        result[key] = _merged(below, value) if _is_table(below) and _is_table(value) else value
+        result[key] = _merged(below, value) if is_table(below) and is_table(value) else value
     return result
 
 
@@ -201,7 +201,7 @@ class _Reader:
         self.problems: list[str] = []
 
     def dataclass(self, schema: type, value: Any, key: str) -> Any:
-        if not _is_table(value):
+        if not is_table(value):
             return self._problem(key, f"expected a table, got {_seen(value)}")
         before = len(self.problems)
         if kinds := kinds_of(schema):
@@ -306,7 +306,7 @@ class _Reader:
         return self._problem(key, f"expected {' or '.join(map(_describe, options))}, got {_seen(value)}")
 
     def _tuple(self, items: tuple[Any, ...], value: Any, key: str) -> Any:
-        if not _is_array(value):
+        if not is_array(value):
             return self._problem(key, f"expected an array, got {_seen(value)}")
         if len(items) == 2 and items[1] is Ellipsis:
             items = (items[0],) * len(value)
@@ -315,7 +315,7 @@ class _Reader:
         return tuple(self.value(hint, v, f"{key}[{i}]") for i, (hint, v) in enumerate(zip(items, value, strict=True)))
 
     def _dict(self, item: Any, value: Any, key: str) -> Any:
-        if not _is_table(value):
+        if not is_table(value):
             return self._problem(key, f"expected a table, got {_seen(value)}")
         return {name: self.value(item, v, _join(key, name)) for name, v in value.items()}
 
@@ -325,14 +325,6 @@ class _Reader:
 
 def _join(key: str, name: str) -> str:
     return f"{key}.{name}" if key else name
-
-
-def _is_table(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(value, Mapping)
-
-
-def _is_array(value: Any) -> TypeGuard[Sequence[Any]]:
-    return isinstance(value, list | tuple)
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, get_args, get_origin, get_type_hints
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.reading.kinds import concrete
@@ -37,7 +37,7 @@ def with_new_keys(hint: Any, value: Any, source: str | Path) -> Any:
     Raises:
         RecipeError: a table has a key under both names.
     """
-    if not (dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping)):
+    if not (dataclasses.is_dataclass(hint) and isinstance(hint, type) and is_table(value)):
         return inside(hint, value, lambda inner, item: with_new_keys(inner, item, source))
     schema = concrete(hint, value)
     hints, renamed = get_type_hints(schema), _renamed_in(schema)
@@ -61,13 +61,21 @@ def inside(hint: Any, value: Any, change: Callable[[Any, Any], Any]) -> Any:
         change: (X, item) -> the new item. It leaves alone what is not for X.
     """
     for inner in get_args(hint):
-        if isinstance(value, list | tuple):
+        if is_array(value):
             value = [change(inner, item) for item in value]
-        elif get_origin(hint) in (dict, Mapping) and isinstance(value, Mapping):
+        elif get_origin(hint) in (dict, Mapping) and is_table(value):
             value = {name: change(inner, below) for name, below in value.items()}
         else:
             value = change(inner, value)
     return value
+
+
+def is_table(value: Any) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, Mapping)
+
+
+def is_array(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, list | tuple)
 
 
 def _renamed_in(schema: type) -> dict[str, str]:
