@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,10 @@ LINE_OF = {room: line for line, rooms in enumerate(LINES) for room in rooms}
 SOURCES = sorted((Path(__file__).resolve().parent.parent / PACKAGE).rglob("*.py"))
 
 
-def imported_modules(source: str, module: str, is_package: bool) -> Iterator[str]:
-    """Absolute names of everything a file imports, lazily or not."""
+def imported_modules(source: str, module: str, is_package: bool, types: bool = True) -> Iterator[str]:
+    """Absolute names of everything a file imports, lazily or not; with or without what only a type checker imports."""
     parts = module.split(".")
-    for node in ast.walk(ast.parse(source)):
+    for node in executed_nodes(ast.parse(source)) if not types else ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -40,6 +41,39 @@ def imported_modules(source: str, module: str, is_package: bool) -> Iterator[str
             yield base
             # `from vla_robot import loop` names a room only in its aliases.
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """A tree without the bodies of `if TYPE_CHECKING:`."""
+    yield node
+    skipped = node.body if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") else []
+    for below in ast.iter_child_nodes(node):
+        if below not in skipped:
+            yield from executed_nodes(below)
+
+
+def imports_of(sources: Mapping[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Module -> modules among the same that it imports when it is imported or runs.
+
+    Args:
+        sources: module -> its text, and whether it is a package's __init__.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, (source, is_package) in sources.items():
+        names = set(imported_modules(source, module, is_package, types=False))
+        # `from package import module` names both; the package is meant where no such module exists.
+        packages = {name for name in names if any(other.rpartition(".")[0] == name for other in names & set(sources))}
+        graph[module] = (names & set(sources)) - packages - {module}
+    return graph
+
+
+def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, the first one again at the end; empty when there is no circle."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
 
 
 def room_of(module: str) -> str | None:
@@ -61,6 +95,35 @@ def forbidden_imports(path: Path, root: Path) -> list[str]:
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(p.parents[2])))
 def test_imports_point_down_only(path: Path, repository: Path) -> None:
     assert forbidden_imports(path, repository) == []
+
+
+def test_no_modules_import_each_other_in_a_circle_even_late(repository: Path) -> None:
+    sources: dict[str, tuple[str, bool]] = {}
+    for path in SOURCES:
+        parts = path.relative_to(repository).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        sources[".".join(parts[:-1] if is_package else parts)] = (path.read_text(encoding="utf-8"), is_package)
+    graph = imports_of(sources)
+    assert sum(map(len, graph.values())) > len(graph)
+    assert find_cycle(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_cycle"),
+    [
+        ("from vla_robot.a import x", True),
+        ("from vla_robot import a", True),
+        ("def late():\n    import vla_robot.a", True),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from vla_robot.a import x", False),
+        ("import typing\nif typing.TYPE_CHECKING:\n    pass\nelse:\n    from vla_robot.a import x", True),
+        ("import vla_robot.c", False),
+    ],
+)
+def test_a_circle_is_found_however_late_its_import(line: str, is_cycle: bool) -> None:
+    sources = {"vla_robot.a": ("from .b import y", False), "vla_robot.b": (line, False), "vla_robot.c": ("", False)}
+    cycle = find_cycle(imports_of(sources))
+    assert (set(cycle) == {"vla_robot.a", "vla_robot.b"}) is is_cycle
+    assert bool(cycle) is is_cycle
 
 
 def test_no_folder_is_a_flat_drawer(repository: Path) -> None:

@@ -15,39 +15,21 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from rich.table import Table
 from rich.text import Text
 
 from vla_robot.cli.common.cli_common import EXIT_FAILED, option
 from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.doctor.finding import Finding, Verdict
 from vla_robot.core.host.optional import installed
-
-Verdict = Literal["ok", "warn", "fail"]
 
 MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 2.0
 RENDER_TIMEOUT_S = 60.0
 
 _MARKS: dict[Verdict, str] = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]fail[/]"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        name: what was looked at.
-        seen: what is there.
-        verdict: "ok"; "warn", something works less well; "fail", something will not work.
-        fix: what to do, or an empty string.
-    """
-
-    name: str
-    seen: str
-    verdict: Verdict = "ok"
-    fix: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_robot.cli.build import build_limits, connect_robot
-from vla_robot.cli.doctor.doctor import Finding, Verdict
+from vla_robot.cli.doctor.finding import Finding, Verdict
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S
 from vla_robot.core.errors import RecipeError, VlaError
 from vla_robot.recipe import find, read

@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import tyro
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_robot.cli.build import build_policy
-from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, option, short_path
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, short_path
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.common.web_options import PageArgs
 from vla_robot.cli.record import record_teleop as record_by_hand
+from vla_robot.cli.record.args import RecordArgs
+from vla_robot.cli.record.outcome import results
 from vla_robot.cli.record.teleop_devices import is_teleoperator, refuse_misspelt_device
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import RecipeError
-from vla_robot.core.host.provenance import row
 from vla_robot.core.ports import Policy
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe import find, read
@@ -37,44 +36,6 @@ PLAIN_LINE_EVERY = 10
 
 MOST_WORKERS = 4
 """More are used only when asked for: each holds a simulator, and a learned driver holds its weights."""
-
-
-@dataclass(frozen=True)
-class RecordArgs:
-    """Demonstrations, as a LeRobot v3 dataset. The same command again goes on where an interrupted one ended."""
-
-    out: Annotated[Path, option("FOLDER")]
-    """the dataset's folder; one that exists is continued"""
-    recipe: Annotated[str | None, tyro.conf.Positional, option("[RECIPE]")] = None
-    """a dataset recipe, by name or path; without one, give --env"""
-    env: Annotated[str | None, option("ENV")] = None
-    """the world, by name or path"""
-    source: Annotated[str, option("POLICY|DEVICE")] = "expert"
-    """what gives the label: a policy by name or path, or you: "keyboard", "browser", "gamepad", "spacemouse", a leader
-    arm of envs/teleoperators/"""
-    episodes: Annotated[int, option("N")] = 50
-    """how many episodes"""
-    seed: Annotated[int, option("SEED")] = 0
-    """the first episode's seed; the k-th has SEED + k"""
-    driver: Annotated[str | None, option("POLICY")] = None
-    """what moves the arm while --source says what should have been done (DAgger); by default --source itself"""
-    noise: Annotated[float, option("0..1")] = 0.0
-    """how strongly the driver is disturbed, so that demonstrations show how to get out of mistakes (DART)"""
-    image_size: Annotated[int | None, option("PIXELS")] = None
-    """store frames at this size: the input size of the policy that will learn; by default the world's"""
-    save: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
-    """which episodes are stored; by default all with --driver, successful ones without"""
-    workers: Annotated[int | None, option("N")] = None
-    """processes, each with its own world; by default one per core, at most 4"""
-    robot: Annotated[str | None, option("ADDRESS")] = None
-    """where you drive: record from the robot behind this bridge, in the place of --env"""
-    key: Annotated[str | None, option("NAME")] = None
-    """which of this computer's keys to show the bridge; only needed when there are several"""
-    arm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """release the bridge's e-stop first"""
-    page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
-    json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
 
 
 def plan(args: RecordArgs) -> DatasetRecipe:
@@ -274,23 +235,6 @@ def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
         image_size=recipe.image_size,
         also_ask=recording.also_ask,
     )
-
-
-def results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
-    """For `--json`."""
-    successes = sum(event.success for event in made)
-    numbers = [
-        ("episodes", len(made), "1"),
-        ("kept", sum(event.kept for event in made), "1"),
-        ("frames", sum(event.steps for event in made if event.kept), "1"),
-        ("time", elapsed_s, "s"),
-    ]
-    return {
-        "rows": [row(*number) for number in numbers],
-        "episodes": [{"seed": e.seed, "success": e.success, "steps": e.steps, "kept": e.kept} for e in made],
-        "successes": successes,
-        "success_rate": successes / len(made) if made else None,
-    }
 
 
 def _news(out: Path, session: Session, writer: LeRobotWriter, elapsed_s: float) -> str:

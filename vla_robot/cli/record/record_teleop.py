@@ -7,12 +7,14 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vla_robot.cli.build import connect_robot
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
 from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.common.terminal import say
+from vla_robot.cli.record.args import RecordArgs
+from vla_robot.cli.record.outcome import results
 from vla_robot.cli.record.teleop_devices import open_named_teleoperator, require_terminal_for, welcome
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.seeds import seed_problem
@@ -22,9 +24,6 @@ from vla_robot.recipe.env import EnvRecipe
 from vla_robot.record.collect import Collected
 from vla_robot.record.controlled_robot import Controllable, LiveRobot, WaitingWorld
 from vla_robot.record.teleop_session import Session
-
-if TYPE_CHECKING:
-    from vla_robot.cli.record.record import RecordArgs
 
 PATIENCE_S = 120.0
 """A recipe's horizon is made for policies; a person gets this much time of the world for one episode."""
@@ -67,7 +66,6 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
 def main(args: RecordArgs) -> int:
     """Record, and say what there is now."""
     from vla_robot.cli.common.json_out import write_json
-    from vla_robot.cli.record.record import results
 
     started_s = time.monotonic()
     made = record_by_hand(args)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
 
 from vla_robot.cli.build import build_guard, build_policy, open_world
-from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
+from vla_robot.cli.common.cli_common import short_path, shown
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.common.web_options import PageArgs
+from vla_robot.cli.run.args import RunArgs
+from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished
 from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control, validate_options
-from vla_robot.core.errors import DataError, RecipeError
+from vla_robot.core.errors import RecipeError
 from vla_robot.evaluate.report import REPORT
 from vla_robot.evaluate.runner import run_episodes, run_folder
 from vla_robot.loop.results import RunInfo, RunSummary
@@ -27,51 +24,11 @@ from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
-from vla_robot.record.episode import PART_SUFFIX
 
 _NOTHING_TO_RUN = (
     "say what to run: a launch file, as in `vla run launch/lift.toml`, or both a world and a policy, as in "
     "`vla run --env lift --policy openvla_nano`. `vla list` shows what there is."
 )
-
-
-@dataclass(frozen=True)
-class RunArgs:
-    """Closed-loop episodes: a policy drives a world. An option beats the launch file."""
-
-    launch: Annotated[str | None, tyro.conf.Positional, option("[LAUNCH]")] = None
-    """a launch file, by name or path; without one, give --env and --policy"""
-    env: Annotated[str | None, option("ENV")] = None
-    """the world, by name or path"""
-    policy: Annotated[str | None, option("POLICY")] = None
-    """policy by name, by path, or at the address of a `vla serve`, e.g. tcp://127.0.0.1:5580"""
-    robot: Annotated[str | None, option("ADDRESS")] = None
-    """drive the robot behind this bridge instead of a world here, e.g. tcp://127.0.0.1:5570; see `vla bridge`"""
-    key: Annotated[str | None, option("NAME")] = None
-    """which of this computer's keys to prove to the bridge or policy server; only needed when there are several"""
-    lockstep: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """with --robot, where it is simulated: it waits for each action, as if thinking took no time"""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """with --robot: show what the policy wants; refused unless the bridge runs dry too, so that nothing moves"""
-    arm: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """with --robot: release its e-stop first; look why it stopped, and that no person is near, before you say so"""
-    episodes: Annotated[int | None, option("N")] = None
-    """how many episodes"""
-    seed: Annotated[int | None, option("SEED")] = None
-    """the first episode's seed; the k-th has SEED + k"""
-    real_time: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """keep the world's control rate on the wall clock; a simulation otherwise steps as fast as it can"""
-    takeover: Annotated[str | None, option("DEVICE")] = None
-    """a person may take over while the policy drives: by browser (a page), keyboard, spacemouse or gamepad"""
-    page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
-    record: Annotated[Path | None, option("FOLDER")] = None
-    """add every episode to this LeRobot v3 dataset, with a mark on each step that a person drove"""
-    save: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
-    """with --record: which episodes are stored, by default all"""
-    json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
-    out: Annotated[Path | None, option("FOLDER")] = None
-    """where the report, videos and episodes go; by default a new folder runs/<time>"""
 
 
 @dataclass(frozen=True)
@@ -157,30 +114,6 @@ def main(args: RunArgs) -> int:
     return exit_status(summary)
 
 
-def print_crashed(folder: Path) -> None:
-    """Say where the episodes are that an earlier run, which died, left in the same folder."""
-    if count := len(list(folder.glob(f"episodes/*{PART_SUFFIX}"))):
-        say(f"  {count} episodes of a run that died are kept in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
-
-
-def print_notes(summary: RunSummary) -> None:
-    for note in summary.notes:
-        say(note, flush=True)
-
-
-def print_finished(summary: RunSummary, folder: Path, file: Path | None) -> None:
-    """The table of a run that a failure ended, and where its finished episodes are; the same in a file for machines."""
-    if summary.episodes:
-        Terminal().print(result_table(summary))
-        print_notes(summary)
-        has_report = (folder / REPORT).exists()
-        say(f"\nReport: {folder / REPORT}" if has_report else "\nThe report could not be written.")
-        say(f"Finished episodes, safe in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)
-    if file is not None:
-        with contextlib.suppress(DataError):  # a disk that ended the run refuses this as well
-            write_json(file, "run", **summary.to_dict())
-
-
 def _opening(what: Plan) -> str:
     launch = what.launch
     return (
@@ -221,9 +154,3 @@ def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
         f"{again} narrows the interval" if launch.episodes < 50 else f"{baseline} is the baseline to compare with"
     )
     return f"\nReport: {folder / REPORT}\nNext: {suggestion}."
-
-
-def exit_status(summary: RunSummary) -> int:
-    if summary.interrupted:
-        return EXIT_INTERRUPTED
-    return EXIT_FAILED if any(e.outcome == "error" for e in summary.episodes) else 0

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot
 from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.run.args import RunArgs
+from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished, print_notes
 from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control
 from vla_robot.core.errors import ContractError, RecipeError, VlaError, WorldError
@@ -30,9 +31,6 @@ from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
 SLOW_S = 1.0
 """A first answer that took longer is told."""
 
-if TYPE_CHECKING:
-    from vla_robot.cli.run.run import RunArgs
-
 
 def run_on_robot(args: RunArgs, address: str) -> int:
     """Run the episodes; status 0 when all were driven to an end, whatever their score.
@@ -44,8 +42,6 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     launch = _launch(args, address)
     way = "lockstep" if args.lockstep else "real time"
     say(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
-    from vla_robot.cli.run.run import exit_status, print_crashed, print_finished, print_notes
-
     with not_suspended(), run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
         print_crashed(folder)
         if args.dry_run:

@@ -13,7 +13,7 @@ from vla_robot.evaluate.runner import OnEpisode, noop
 from vla_robot.loop.events import Subscriber
 
 if TYPE_CHECKING:
-    from vla_robot.cli.run.run import RunArgs
+    from vla_robot.cli.run.args import RunArgs
     from vla_robot.core.embodiment import Embodiment
     from vla_robot.core.messages import Observation
     from vla_robot.core.ports import Teleoperator

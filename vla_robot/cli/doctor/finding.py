@@ -1,0 +1,25 @@
+"""What `vla doctor` finds, of a computer and of a robot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: what was looked at.
+        seen: what is there.
+        verdict: "ok"; "warn", something works less well; "fail", something will not work.
+        fix: what to do, or an empty string.
+    """
+
+    name: str
+    seen: str
+    verdict: Verdict = "ok"
+    fix: str = ""
