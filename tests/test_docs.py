@@ -79,6 +79,15 @@ def test_continuous_integration_checks_builds_and_tests() -> None:
     assert {"check", "build", "docs"} < set(steps) and steps[-1] == "test"  # the summary of the tests closes the output
 
 
+def test_pictures_lie_in_a_folder_of_their_own_and_each_is_shown() -> None:
+    pictures = {path for suffix in ("png", "svg", "gif", "webp") for path in (ROOT / "docs").rglob(f"*.{suffix}")}
+    assert pictures and {path.parent for path in pictures} == {ROOT / "docs" / "pictures"}
+    shown = {
+        (page.parent / link).resolve() for page in PAGES for link in LINK.findall(page.read_text(encoding="utf-8"))
+    }
+    assert pictures - shown == set()
+
+
 def test_the_readme_helps_within_its_first_thirty_lines() -> None:
     opening = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
     assert all(word in opening for word in ("make demo", "make test", "What you need", "pipeline.svg"))
