@@ -26,7 +26,7 @@ _FAMILIES: dict[str, tuple[str, str]] = {
     "vla_robot.policies": _SCHEMAS["policies"],
     "vla_robot.worlds": _SCHEMAS["envs"],
     "vla_robot.robots": _SCHEMAS["envs"],
-    "vla_robot.teleoperators": _SCHEMAS["hands"],
+    "vla_robot.teleoperators": _SCHEMAS["teleoperators"],
 }
 """Group of entry points -> the base of what they add."""
 
