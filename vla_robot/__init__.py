@@ -31,7 +31,7 @@ def load_policy(
     dtype: Literal["float32", "bfloat16", "float16"] | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     statistics_key: str | None = None,
-    pre_step: Literal["none", "rlds", "rlds_crop"] = "none",
+    image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none",
 ) -> OpenVLAPolicy:
     """An OpenVLA checkpoint, ready to act.
 
@@ -41,8 +41,9 @@ def load_policy(
         dtype: precision of the weights, by name or as torch's own object.
         device: of torch, e.g. "cpu" or "cuda:0".
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
-        pre_step: what happens to frames before the towers' own resize; "rlds_crop" for checkpoints that were trained
-            with augmentation, "rlds" for others whose evaluation resized frames as RLDS data. See docs/openvla.md.
+        image_preprocessing: what happens to frames before the towers' own resize; "rlds_crop" for checkpoints that
+            were trained with augmentation, "rlds" for others whose evaluation resized frames as RLDS data. See
+            docs/openvla.md.
 
     Returns:
         A policy: `act(observations) -> list[ActionChunk]` takes any number of observations in one batch;
@@ -59,4 +60,4 @@ def load_policy(
         require(distribution, "policy", "an OpenVLA policy")
     from vla_robot.policy.openvla.policy import load
 
-    return load(Path(folder), dtype, device, statistics_key, pre_step)
+    return load(Path(folder), dtype, device, statistics_key, image_preprocessing)

@@ -12,6 +12,7 @@ import pytest
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import dump, parse, read, read_table
 from vla_robot.recipe.dataset import DatasetRecipe
+from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.recipe.policy import OpenVLARecipe, PolicyRecipe
 from vla_robot.recipe.reading import renamed
 from vla_robot.recipe.reading.renamed import with_new_keys
@@ -71,6 +72,17 @@ def test_a_recipe_of_before_may_be_a_base_or_have_one(tmp_path: Path, base: str,
     assert (kept.source, kept.save) == ("hold", "success")
     recipe = read(DatasetRecipe, tmp_path / "heir.toml")
     assert (recipe.recordings[0].source, recipe.image_size) == ("random", 84)
+
+
+def test_launch_files_and_policies_of_before_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "run.toml").write_text('verb = "finetune"\ndata = ["x"]\nrecompute = true\n')
+    assert read(FinetuneRecipe, tmp_path / "run.toml").activation_checkpointing
+    (tmp_path / "policy.toml").write_text('kind = "openvla"\ncheckpoint = "x"\npre_step = "rlds"\n')
+    for schema in (PolicyRecipe, OpenVLARecipe):
+        policy = read(schema, tmp_path / "policy.toml")
+        assert isinstance(policy, OpenVLARecipe) and policy.image_preprocessing == "rlds"
+    told = [message.split("the key ")[1].split(" now")[0] for message in caplog.messages]
+    assert told == ["'recompute' is called 'activation_checkpointing'", "'pre_step' is called 'image_preprocessing'"]
 
 
 def test_a_table_of_two_recipes_is_merged_under_the_new_name(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_another_recipe_does_not_continue_a_run(recipe: FinetuneRecipe, tmp_path
 def test_how_a_run_computes_may_change_when_it_goes_on(recipe: FinetuneRecipe, tmp_path: Path) -> None:
     watch, stop = stop_after(2)
     finetune(recipe, tmp_path, watch, stop)
-    assert finetune(replace(recipe, recompute=True, shard=True), tmp_path, quiet).steps == recipe.steps
+    assert finetune(replace(recipe, activation_checkpointing=True, shard=True), tmp_path, quiet).steps == recipe.steps
 
 
 def test_a_damaged_checkpoint_is_told(recipe: FinetuneRecipe, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
 from vla_robot.train.checkpoint import FOLDER, learning
 from vla_robot.train.finetune import Progress, finetune
 from vla_robot.train.lora import adapt, merged
-from vla_robot.train.parallel.activation_checkpointing import recompute
+from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 
 
 def quiet(_: Progress) -> None:
@@ -134,7 +134,7 @@ def test_what_is_recomputed_is_the_same_bit_for_bit(
 ) -> None:
     recipe = replace(recipe, policy=start, **changes)
     kept = finetune(recipe, tmp_path / "kept", quiet)
-    again = finetune(replace(recipe, recompute=True), tmp_path / "again", quiet)
+    again = finetune(replace(recipe, activation_checkpointing=True), tmp_path / "again", quiet)
     assert kept.metrics == again.metrics, "losses and the norm of gradients"
     one, other = weights(kept.policy), weights(again.policy)
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -148,7 +148,7 @@ def test_gradients_are_the_same_when_blocks_are_recomputed(recipe: FinetuneRecip
     for again in (False, True):
         model = adapt(load(start).model, recipe)
         if again:
-            recompute(model)
+            checkpoint_activations(model)
         model(*batch).loss.backward()
         found.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in found[0].items():

@@ -16,7 +16,7 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.lora import adapt
-from vla_robot.train.parallel.activation_checkpointing import recompute
+from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 from vla_robot.train.parallel.memory_plan import plan_memory
 from vla_robot.train.sparse_last_layer import only_what_is_read
 
@@ -66,14 +66,16 @@ def test_blocks_that_are_recomputed_need_less(recipe: FinetuneRecipe, tmp_path: 
     model = load(created(deep, tmp_path / "deep")).model
     only_what_is_read(model)
     adapt(model, recipe)
-    kept, again = (plan_memory(model, replace(recipe, recompute=on)).parts["activations"] for on in (False, True))
+    recipes = (recipe, replace(recipe, activation_checkpointing=True))
+    kept, again = (plan_memory(model, one).parts["activations"] for one in recipes)
     assert 0 < again < 0.4 * kept
 
 
 def test_the_plan_of_recomputed_blocks_is_what_they_keep(recipe: FinetuneRecipe, model: OpenVLA) -> None:
     adapt(model, recipe)
-    planned = plan_memory(model, replace(recipe, recompute=True)).parts["activations"] / recipe.batch_size
-    recompute(model)
+    checkpointing = replace(recipe, activation_checkpointing=True)
+    planned = plan_memory(model, checkpointing).parts["activations"] / recipe.batch_size
+    checkpoint_activations(model)
     held = plan_memory(model, recipe).parts["activations"] / recipe.batch_size  # counted while blocks let go
     assert held < planned < 2 * held, "beside what is held, one block is computed again"
 

@@ -118,8 +118,8 @@ class FinetuneRecipe:
         micro_batch: frames that go through the model at once, where a step's do not fit into memory; 0 for all.
         device: "auto" takes CUDA where it is.
         bf16: compute in bfloat16, with weights in fp32.
-        recompute: let each block keep its input alone and compute the rest again for the gradient: much less memory for
-            about a third more time, and the same results (activation checkpointing).
+        activation_checkpointing: let each block keep its input alone and compute the rest again for the gradient: much
+            less memory for about a third more time, and the same results.
         shard: with several processes, let each hold a part of every weight, gradient and moment (FSDP) and not all of
             them (DDP): for a model that does not fit on one GPU. One process holds all of it either way.
         learning_rate: peak rate of AdamW.
@@ -161,7 +161,7 @@ class FinetuneRecipe:
     micro_batch: int = 0
     device: str = "auto"
     bf16: bool = False
-    recompute: bool = False
+    activation_checkpointing: bool = False
     shard: bool = False
     learning_rate: float = 5e-4
     warmup_steps: int = 200

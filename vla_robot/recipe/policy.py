@@ -68,15 +68,15 @@ class CheckpointRecipe(PolicyRecipe):
         checkpoint: folder in the published OpenVLA layout, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
         dtype: precision of the weights while acting.
-        pre_step: what happens to a frame before the towers' own resize. "none": nothing, as on OpenVLA's model card;
-            "rlds": JPEG and back, then Lanczos to the towers' size, as its training data was stored (Bridge);
-            "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
+        image_preprocessing: what happens to a frame before the towers' own resize. "none": nothing, as on OpenVLA's
+            model card; "rlds": JPEG and back, then Lanczos to the towers' size, as its training data was stored
+            (Bridge); "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
     """
 
     checkpoint: Path
     statistics_key: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    pre_step: Literal["none", "rlds", "rlds_crop"] = "none"
+    image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none"
 
     @property
     def camera_names(self) -> tuple[str, ...]:

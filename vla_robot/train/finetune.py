@@ -30,7 +30,7 @@ from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning, replacing, writing
 from vla_robot.train.lora import adapt, merged
 from vla_robot.train.metrics import require_trackers
-from vla_robot.train.parallel.activation_checkpointing import recompute
+from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.parallel.fsdp import collected, shard
 from vla_robot.train.parallel.memory_plan import MemoryPlan, plan_memory
@@ -153,8 +153,8 @@ def _on_device(
     only_what_is_read(model)
     if ranks.first:
         on_plan(plan_memory(model, recipe, device, ranks.count if is_shared else 1))
-    if recipe.recompute:
-        recompute(model)
+    if recipe.activation_checkpointing:
+        checkpoint_activations(model)
     if is_shared:
         shard(model, device, ranks.count)
     return model

@@ -30,7 +30,7 @@ from vla_robot.train.trainer import OnProgress, Progress
 SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
 """Fields that recipes did not always have, and what runs did without them: those go on."""
 
-NOT_LEARNED = ("recompute", "shard", "tensorboard", "wandb")
+NOT_LEARNED = ("activation_checkpointing", "shard", "tensorboard", "wandb")
 """Fields that change how a run computes or where it reports, and not what is learned."""
 
 

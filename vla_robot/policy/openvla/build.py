@@ -17,7 +17,7 @@ def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | No
         recipe.checkpoint,
         recipe.dtype,
         statistics_key=recipe.statistics_key,
-        pre_step=recipe.pre_step,
+        image_preprocessing=recipe.image_preprocessing,
         compiled=recipe.compiled,
         quantise=recipe.quantise,
     )
@@ -29,19 +29,23 @@ def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: s
     if embodiment is not None:
         _require_room(recipe.oft, embodiment)  # before gigabytes are read
     policy = load_oft(
-        recipe.checkpoint, recipe.oft, recipe.dtype, statistics_key=recipe.statistics_key, pre_step=recipe.pre_step
+        recipe.checkpoint,
+        recipe.oft,
+        recipe.dtype,
+        statistics_key=recipe.statistics_key,
+        image_preprocessing=recipe.image_preprocessing,
     )
     return _fitted(policy, embodiment)
 
 
 def check(recipe: OpenVLARecipe) -> None:
     """As `check_policy`."""
-    check_folder(recipe.checkpoint, recipe.statistics_key, recipe.pre_step)
+    check_folder(recipe.checkpoint, recipe.statistics_key, recipe.image_preprocessing)
 
 
 def check_oft(recipe: OpenVLAOFTRecipe) -> None:
     """As `check_policy`."""
-    check_oft_folder(recipe.checkpoint, recipe.oft, recipe.statistics_key, recipe.pre_step)
+    check_oft_folder(recipe.checkpoint, recipe.oft, recipe.statistics_key, recipe.image_preprocessing)
 
 
 def _fitted[P: OpenVLAPolicy | OFTPolicy](policy: P, embodiment: Embodiment | None) -> P:

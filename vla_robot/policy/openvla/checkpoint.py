@@ -9,7 +9,7 @@ import torch
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, unknown
-from vla_robot.policy.openvla.inputs.image_preprocessing import NONE, require_pre_step
+from vla_robot.policy.openvla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
 from vla_robot.policy.openvla.inputs.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
 from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
@@ -33,12 +33,13 @@ class Checkpoint:
     embodiment: Embodiment | None
 
     @classmethod
-    def read(cls, folder: Path, pre_step: str = NONE) -> Checkpoint:
+    def read(cls, folder: Path, image_preprocessing: str = NONE) -> Checkpoint:
         """From a folder.
 
         Args:
             folder: in the published layout.
-            pre_step: what happens to frames first, which no file of the folder says; see `pre_step.PRE_STEPS`.
+            image_preprocessing: what happens to frames first, which no file of the folder says; one of
+                `image_preprocessing.PREPROCESSINGS`.
 
         Raises:
             ContractError: the pre-step is unknown.
@@ -51,7 +52,7 @@ class Checkpoint:
             config = replace(config, norm_stats=read_json(folder / "dataset_statistics.json"))
         return cls(
             config,
-            replace(Preprocessor.read(folder, config), pre_step=require_pre_step(pre_step)),
+            replace(Preprocessor.read(folder, config), image_preprocessing=require_preprocessing(image_preprocessing)),
             _tokenizer(folder, config),
             _embodiment(folder),
         )

@@ -151,7 +151,7 @@ def load_oft(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     statistics_key: str | None = None,
-    pre_step: str = NONE,
+    image_preprocessing: str = NONE,
 ) -> OFTPolicy:
     """A policy from a folder in OpenVLA-OFT's published layout.
 
@@ -161,13 +161,13 @@ def load_oft(
         dtype: "float32", "bfloat16" or "float16", or torch's own.
         device: torch device.
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
-        pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
+        image_preprocessing: what happens to frames first: "none", "rlds" or "rlds_crop".
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
             variant that is not supported.
     """
-    checkpoint = Checkpoint.read(folder, pre_step)
+    checkpoint = Checkpoint.read(folder, image_preprocessing)
     _refuse_other_variants(folder)
     config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
     llm_dim = int(config.text_config.get("hidden_size", 4096))
@@ -183,14 +183,14 @@ def load_oft(
     return policy
 
 
-def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, pre_step: str = NONE) -> None:
+def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
     """As `policy.check`, for a folder in OpenVLA-OFT's published layout; component files are looked for, not read.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit config.json.
         ContractError: the statistics key or the pre-step is unknown.
     """
-    checkpoint = Checkpoint.read(folder, pre_step)
+    checkpoint = Checkpoint.read(folder, image_preprocessing)
     _refuse_other_variants(folder)
     components = [ACTION_HEAD] if oft.proprio_dim is None else [ACTION_HEAD, PROPRIO_PROJECTOR]
     for component in components:

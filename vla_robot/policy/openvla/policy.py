@@ -242,7 +242,7 @@ def load(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "cpu",
     statistics_key: str | None = None,
-    pre_step: str = NONE,
+    image_preprocessing: str = NONE,
     compiled: bool = False,
     quantise: str | None = None,
     trainable: bool = False,
@@ -254,7 +254,7 @@ def load(
         dtype: "float32", "bfloat16" or "float16", or torch's own.
         device: torch device.
         statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
-        pre_step: what happens to frames first: "none", "rlds" or "rlds_crop".
+        image_preprocessing: what happens to frames first: "none", "rlds" or "rlds_crop".
         compiled: one compiled graph for each shape of batch; the first inference of a shape then takes a minute.
         quantise: "int8" or "int4" for matrices of so many bits, made while loading; the folder holds plain weights as
             ever.
@@ -267,7 +267,7 @@ def load(
     """
     if quantise is not None:
         require_quantiser(quantise)  # before gigabytes are read
-    checkpoint = Checkpoint.read(folder, pre_step)
+    checkpoint = Checkpoint.read(folder, image_preprocessing)
     acting = not trainable and quantise is None
     policy = OpenVLAPolicy(
         load_model(folder, checkpoint.config, torch_dtype(dtype), torch_device(device), acting=acting),
@@ -284,7 +284,7 @@ def load(
     return policy
 
 
-def check(folder: Path, statistics_key: str | None = None, pre_step: str = NONE) -> None:
+def check(folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
     """Find what `load` and the first `act` would refuse, without reading a weight.
 
     Not found this way are tensors that are damaged inside, a model that fails the self-test, and a missing
@@ -293,13 +293,13 @@ def check(folder: Path, statistics_key: str | None = None, pre_step: str = NONE)
     Args:
         folder: in the published layout.
         statistics_key: dataset whose statistics will un-normalise the actions, if one is named.
-        pre_step: "none", "rlds" or "rlds_crop".
+        image_preprocessing: "none", "rlds" or "rlds_crop".
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit config.json.
         ContractError: the statistics key or the pre-step is unknown.
     """
-    checkpoint = Checkpoint.read(folder, pre_step)
+    checkpoint = Checkpoint.read(folder, image_preprocessing)
     if checkpoint.tokenizer is None:
         raise CheckpointError(f"{folder / 'tokenizer.json'} is missing; a policy needs it to read instructions.")
     require_statistics(Statistics(checkpoint.config.norm_stats, statistics_key))

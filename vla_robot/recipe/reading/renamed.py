@@ -19,6 +19,8 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.reading.kinds import concrete
 
 RENAMED: dict[str, dict[str, str]] = {
+    "FinetuneRecipe": {"recompute": "activation_checkpointing"},
+    "PolicyRecipe": {"pre_step": "image_preprocessing"},
     "Recording": {"by": "source", "keep": "save"},
 }
 """Name of a recipe's dataclass, or of a base class of it -> old key -> new key."""

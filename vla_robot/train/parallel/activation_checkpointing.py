@@ -20,12 +20,14 @@ def blocks(model: OpenVLA) -> list[nn.Module]:
     return [block for tower in towers for block in tower.blocks] + list(model.language_model.model.layers)
 
 
-def recomputed(model: OpenVLA) -> list[nn.Module]:
-    """Blocks for which that pays: all but the decoder's last layer, which computes a few positions (last_layer.py)."""
+def checkpointed(model: OpenVLA) -> list[nn.Module]:
+    """Blocks for which that pays: all but the decoder's last layer, which computes few positions (see
+    sparse_last_layer.py).
+    """
     return blocks(model)[:-1]
 
 
-def recompute(model: OpenVLA) -> None:
+def checkpoint_activations(model: OpenVLA) -> None:
     """Have the blocks of a model do so. Names of parameters stay; the results are the same, bit for bit."""
-    for block in recomputed(model):
+    for block in checkpointed(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -4,8 +4,8 @@ weights        bytes of all parameters
 gradients      bytes of those that learn
 moments        two of AdamW for each number that learns
 average        one more, with `ema`
-activations    what autograd keeps of one frame, times the frames that go through at once; with `recompute` the inputs
-               of blocks and one block's own
+activations    what autograd keeps of one frame, times the frames that go through at once; with
+               `activation_checkpointing` the inputs of blocks and one block's own
 With `shard` each rank has its part of all but the activations, and for a moment one block's weights whole.
 """
 
@@ -24,7 +24,7 @@ from torch.utils.hooks import RemovableHandle
 from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning
-from vla_robot.train.parallel.activation_checkpointing import blocks, recomputed
+from vla_robot.train.parallel.activation_checkpointing import blocks, checkpointed
 
 PROMPT, ANSWER = 32, 8
 """Tokens of the frame that is measured: an ordinary instruction and one action of seven numbers."""
@@ -56,7 +56,7 @@ class MemoryPlan:
 def plan_memory(
     model: OpenVLA, recipe: FinetuneRecipe, device: torch.device | None = None, count: int = 1
 ) -> MemoryPlan:
-    """For a model with `requires_grad` where it learns, before it is changed for `recompute` or sharded.
+    """For a model with `requires_grad` where it learns, before it is changed for `activation_checkpointing` or sharded.
 
     Args:
         model: all of it, on its device, or in main memory where it will be sharded.
@@ -72,7 +72,7 @@ def plan_memory(
         "gradients": learned // count,
         "moments": 2 * learned // count,
         "average": learned // count,  # kept with ema = 0 too
-        "activations": at_once * _Kept.of_one_frame(model, recipe, here).bytes(recipe.recompute),
+        "activations": at_once * _Kept.of_one_frame(model, recipe, here).bytes(recipe.activation_checkpointing),
     }
     return MemoryPlan(parts, _available(device or here), _name(device or here))
 
@@ -96,7 +96,7 @@ class _Kept:
     @classmethod
     def of_one_frame(cls, model: OpenVLA, recipe: FinetuneRecipe, device: torch.device) -> _Kept:
         kept = cls(model)
-        hooks = [hook for number, block in enumerate(recomputed(model)) for hook in kept._watch(number, block)]
+        hooks = [hook for number, block in enumerate(checkpointed(model)) for hook in kept._watch(number, block)]
         counted = torch.autograd.graph.saved_tensors_hooks(kept._note, lambda tensor: tensor)
         with counted, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
             model(*_one_frame(model, recipe, device), recipe.bin_smoothing)
@@ -104,14 +104,14 @@ class _Kept:
             hook.remove()
         return kept
 
-    def bytes(self, recompute: bool) -> int:
-        """All of it; with `recompute` the inputs of blocks, what lies outside them, and the largest block's."""
+    def bytes(self, checkpointing: bool) -> int:
+        """All of it; with checkpointing the inputs of blocks, what lies outside them, and the largest block's."""
         by_block: dict[int | None, int] = defaultdict(int)
         for address, tensor in self._tensors.items():
-            is_input = recompute and address in self._inputs
+            is_input = checkpointing and address in self._inputs
             by_block[None if is_input else self._owner[address]] += tensor.untyped_storage().nbytes()
         outside = by_block.pop(None, 0)
-        return outside + (max(by_block.values(), default=0) if recompute else sum(by_block.values()))
+        return outside + (max(by_block.values(), default=0) if checkpointing else sum(by_block.values()))
 
     def _watch(self, number: int, block: nn.Module) -> Iterator[RemovableHandle]:
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:

@@ -13,7 +13,7 @@ import vla_robot
 from vla_robot.core.errors import ContractError
 from vla_robot.core.image import resize_lanczos
 from vla_robot.policy.openvla.checkpoint import Checkpoint
-from vla_robot.policy.openvla.inputs.image_preprocessing import centre_crop, pre_step
+from vla_robot.policy.openvla.inputs.image_preprocessing import centre_crop, preprocessed
 
 
 def photo(height: int = 96, width: int = 128) -> np.ndarray:
@@ -57,25 +57,25 @@ def test_the_middle_stays_in_the_middle() -> None:
 
 def test_stored_frames_went_through_jpeg_and_lanczos() -> None:
     image = photo()
-    stored = pre_step(image, 56, "rlds")
+    stored = preprocessed(image, 56, "rlds")
     plain = resize_lanczos(image, 56, 56)
     assert stored.shape == (56, 56, 3)
     assert 0 < np.abs(stored.astype(int) - plain).max() <= 6  # not the same, and not another picture
-    np.testing.assert_array_equal(pre_step(image, 56, "rlds_crop"), centre_crop(stored))
+    np.testing.assert_array_equal(preprocessed(image, 56, "rlds_crop"), centre_crop(stored))
 
 
 def test_nothing_happens_unless_asked() -> None:
     image = photo()
-    assert pre_step(image, 56, "none") is image
+    assert preprocessed(image, 56, "none") is image
 
 
 def test_it_is_the_first_thing_that_happens_to_a_frame(tiny_folder: Path) -> None:
     cropping = Checkpoint.read(tiny_folder, "rlds_crop").preprocessor
     plain = Checkpoint.read(tiny_folder).preprocessor
     image = photo()
-    np.testing.assert_array_equal(cropping.square(image), plain.square(pre_step(image, 28, "rlds_crop")))
+    np.testing.assert_array_equal(cropping.square(image), plain.square(preprocessed(image, 28, "rlds_crop")))
 
 
-def test_an_unknown_pre_step_is_told(tiny_folder: Path) -> None:
-    with pytest.raises(ContractError, match="unknown pre_step 'rlds_crp'; did you mean 'rlds_crop'"):
-        vla_robot.load_policy(tiny_folder, pre_step="rlds_crp")  # pyright: ignore[reportArgumentType]
+def test_an_unknown_preprocessing_is_told(tiny_folder: Path) -> None:
+    with pytest.raises(ContractError, match="unknown image_preprocessing 'rlds_crp'; did you mean 'rlds_crop'"):
+        vla_robot.load_policy(tiny_folder, image_preprocessing="rlds_crp")  # pyright: ignore[reportArgumentType]

@@ -22,20 +22,20 @@ from vla_robot.core.image import resize_lanczos
 from vla_robot.core.messages import Image
 
 NONE, RLDS, RLDS_CROP = "none", "rlds", "rlds_crop"
-PRE_STEPS = (NONE, RLDS, RLDS_CROP)
+PREPROCESSINGS = (NONE, RLDS, RLDS_CROP)
 CROP_AREA = 0.9
 JPEG_QUALITY = 95
 """TensorFlow's default."""
 
 
-def require_pre_step(name: str) -> str:
+def require_preprocessing(name: str) -> str:
     """The name itself. Raises ContractError for an unknown one."""
-    if name not in PRE_STEPS:
-        raise ContractError(unknown("pre_step", name, PRE_STEPS))
+    if name not in PREPROCESSINGS:
+        raise ContractError(unknown("image_preprocessing", name, PREPROCESSINGS))
     return name
 
 
-def pre_step(image: Image, size: int, name: str) -> Image:
+def preprocessed(image: Image, size: int, name: str) -> Image:
     """(H, W, 3) uint8 -> (size, size, 3) uint8, or the frame itself for "none"."""
     if name == NONE:
         return image

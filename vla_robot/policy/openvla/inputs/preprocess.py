@@ -23,7 +23,7 @@ from torch import Tensor
 from vla_robot.core.errors import CheckpointError
 from vla_robot.core.image import check_image, resize
 from vla_robot.core.messages import Image
-from vla_robot.policy.openvla.inputs.image_preprocessing import NONE, pre_step
+from vla_robot.policy.openvla.inputs.image_preprocessing import NONE, preprocessed
 from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
 
 
@@ -37,14 +37,14 @@ class Preprocessor:
             the short side and crops the middle.
         means: per tower, per RGB channel, in [0, 1].
         stds: per tower, per RGB channel, in [0, 1].
-        pre_step: what happens to a frame before it is squared; one of `pre_step.PRE_STEPS`.
+        image_preprocessing: what happens to a frame before it is squared; one of `image_preprocessing.PREPROCESSINGS`.
     """
 
     size: int
     strategy: str
     means: tuple[tuple[float, float, float], ...]
     stds: tuple[tuple[float, float, float], ...]
-    pre_step: str = NONE
+    image_preprocessing: str = NONE
 
     @classmethod
     def read(cls, folder: Path, config: OpenVLAConfig) -> Preprocessor:
@@ -100,7 +100,7 @@ class Preprocessor:
     def square(self, image: Image) -> Image:
         """(H, W, 3) uint8 -> (size, size, 3) uint8."""
         check_image(image)
-        image = pre_step(image, self.size, self.pre_step)
+        image = preprocessed(image, self.size, self.image_preprocessing)
         if self.strategy == "letterbox":
             image = _letterbox(image, _letterbox_fill(self.means[0]))
         elif self.strategy == "resize-crop":
