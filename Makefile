@@ -8,7 +8,7 @@ PYTEST_ARGS ?=
 SHELL       := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test format check build docs constraints clean
+.PHONY: help setup demo test format check build docs pictures constraints clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -37,6 +37,9 @@ build: setup  ## build wheel and sdist, install each in a clean environment and 
 	  (cd "$$clean" && venv/bin/vla --help >/dev/null && venv/bin/vla list >/dev/null && venv/bin/vla check); \
 	  echo "works from a clean install: $$artefact"; \
 	done
+
+pictures: setup  ## draw the moving picture of the README anew, from the demo; takes a minute
+	@$(BIN)/python docs/make_pictures.py
 
 docs: setup  ## build the documentation site in site/; fails on a broken link and on a public name without a page
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "Built: site/index.html"
