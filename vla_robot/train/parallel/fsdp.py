@@ -37,7 +37,7 @@ def shard(model: OpenVLA, device: torch.device, count: int) -> None:
         fully_shard(block, mesh=mesh)
     # The default leaves what lies outside the blocks gathered, and a model without gradients would stay so.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "says")
+    register_fsdp_forward_method(model, "answers_match")
 
 
 @cache

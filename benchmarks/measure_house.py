@@ -1,7 +1,7 @@
 """Measures how the code is built: files and lines by room, folders, cycles, ports, functions.
 
-    python tests/tools/measure_house.py                 of this checkout
-    python tests/tools/measure_house.py 37a059b HEAD    of two commits, side by side
+    python benchmarks/measure_house.py                 of this checkout
+    python benchmarks/measure_house.py 37a059b HEAD    of two commits, side by side
 
 A cycle is counted over all imports of modules of the package, those inside functions included; imports under
 TYPE_CHECKING are left out. Only what git tracks is counted.
