@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe import dump, parse, read, read_table
-from vla_robot.recipe.policy import PolicyRecipe
+from vla_robot.recipe.policy import OpenVLARecipe, PolicyRecipe
 from vla_robot.recipe.reading import load
 from vla_robot.recipe.reading.load import MAX_BYTES, read_toml
 
@@ -163,7 +163,8 @@ def test_the_paths_of_a_base_are_relative_to_the_base(tmp_path: Path, monkeypatc
 
 def test_the_paths_of_a_policy_folder_are_relative_to_the_folder(tmp_path: Path) -> None:
     write(tmp_path, "recipe", 'kind = "openvla"\ncheckpoint = "."\n')
-    assert read(PolicyRecipe, tmp_path).checkpoint == tmp_path
+    recipe = read(PolicyRecipe, tmp_path)
+    assert isinstance(recipe, OpenVLARecipe) and recipe.checkpoint == tmp_path
 
 
 def test_a_base_of_a_base_is_refused(tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ desks = st.builds(
     st.none() | st.just(Path("/a b/c.xml")),
     st.booleans(),
     st.none() | lenses,
-    st.integers() | texts,
+    st.integers(-(2**63), 2**63 - 1) | texts,  # of TOML
 )
 
 
