@@ -145,7 +145,9 @@ def test_the_table_is_made_once_and_again_when_the_files_change(samples: Path, c
     def table() -> Path:
         member = members_of("bridge_orig", tmp_path)[0]
         parts = tuple(open_parts(member.location).values())
-        return step_table(member.name, member.recipe, parts, cache, lambda done, total: calls.append(done)).folder
+        made = step_table(member.name, member.recipe, parts, cache, lambda done, total: calls.append(done)).folder
+        assert made is not None
+        return made
 
     first = table()
     made = len(calls)
