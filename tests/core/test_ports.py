@@ -21,7 +21,7 @@ PRIVATE = {
     "Words": "serve: families of openpi's clients",
     "TeleopDevice": "teleop: a device behind the terminal",
     "Sticks": "teleop: a device that springs back",
-    "TrainingData": "train: where its batches come from",
+    "Order": "data: which sample comes when, both its own",
     "Closable": "testing: what a check releases in the end",
     "Tracker": "train: who is told a run's numbers",
 }

@@ -18,7 +18,7 @@ from vla_robot.policy.scripted.experts import build_expert, cube_grasp
 from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
 from vla_robot.policy.scripted.simple import HoldPolicy
 from vla_robot.recipe import read
-from vla_robot.recipe.env import RobosuiteRecipe, SimulationRecipe
+from vla_robot.recipe.env import EnvRecipe, RobosuiteRecipe, SimulationRecipe
 from vla_robot.world.kinds import build_world
 from vla_robot.world.sim.sim_embodiment import embodiment_of
 
@@ -112,10 +112,16 @@ def succeeds(world: World, policy: Policy, seed: int) -> bool:
             return result.terminated
 
 
+def without_cameras(name: str) -> SimulationRecipe:
+    recipe = read(EnvRecipe, name)
+    assert isinstance(recipe, SimulationRecipe)
+    return dataclasses.replace(recipe, cameras=())
+
+
 @pytest.mark.sim
 @pytest.mark.parametrize("name", ["lift", "stack", "pick_place_can", "door"])
 def test_an_expert_does_its_task_and_holding_still_does_not(name: str) -> None:
-    recipe = dataclasses.replace(read(SimulationRecipe, name), cameras=())
+    recipe = without_cameras(name)
     world = build_world(recipe, privileged=True)
     space = world.embodiment.action
     assert all(succeeds(world, build_expert(recipe.expert, space), seed) for seed in (500, 501))
@@ -125,7 +131,7 @@ def test_an_expert_does_its_task_and_holding_still_does_not(name: str) -> None:
 
 @pytest.mark.sim
 def test_lift_succeeds_on_cubes_at_forty_five_degrees_and_from_every_disturbance() -> None:
-    recipe = dataclasses.replace(read(SimulationRecipe, "lift"), cameras=())
+    recipe = without_cameras("lift")
     world = build_world(recipe, privileged=True)
     expert = build_expert(recipe.expert, world.embodiment.action)
     diagonal = (2, 18, 62, 98)

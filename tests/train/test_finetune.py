@@ -283,7 +283,8 @@ def test_data_that_do_not_fit_are_refused_with_the_field_and_the_commands(
 def test_a_dataset_of_another_format_is_refused_with_the_command_that_converts_it(
     recipe: FinetuneRecipe, tmp_path: Path
 ) -> None:
-    rlds = Path(__file__).parent.parent / "golden" / "rlds_samples"
+    golden = Path(__file__).parent.parent / "golden" / "rlds_samples"
+    rlds = Path(shutil.copytree(golden, tmp_path / "rlds_samples"))
     with pytest.raises(DataError, match=r"is an RLDS dataset.*`vla data convert .* FOLDER --to lerobot`"):
         finetune(replace(recipe, data=(rlds,)), tmp_path / "out", quiet)
     with pytest.raises(
