@@ -18,12 +18,15 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run by its path, this folder is no package
+
+from benchmarks.source_structure import MAX_FILES, cycles, full_folders, module_of, protocols
+
 PACKAGE = "vla_robot"
-MAX_FILES = 15
 PERCENTILES = (50, 90, 99, 100)
 
 Sources = dict[PurePosixPath, str]
@@ -71,12 +74,6 @@ def rooms(package: Sources) -> dict[str, tuple[int, int]]:
     return {room: (files[room], lines[room]) for room in sorted(files)}
 
 
-def full_folders(sources: Sources) -> dict[str, int]:
-    """Folders of more than MAX_FILES Python files, beside `__init__` and `conftest`."""
-    counts = Counter(str(path.parent) for path in sources if path.stem not in ("__init__", "conftest"))
-    return {folder: count for folder, count in counts.most_common() if count > MAX_FILES}
-
-
 def functions(package: Sources) -> list[Function]:
     return [
         _function(node)
@@ -100,77 +97,12 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Function:
 
 def ports(package: Sources) -> Counter[str]:
     """File -> how many Protocols it defines whose name begins without an underscore."""
-    return Counter(
-        str(path)
-        for path, text in package.items()
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and _is_protocol(node)
-    )
+    return Counter(str(path) for path, text in package.items() for name in protocols(text) if name[0] != "_")
 
 
-def _is_protocol(node: ast.ClassDef) -> bool:
-    names = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
-    return any(isinstance(name, ast.Name) and name.id == "Protocol" for name in names)
-
-
-def cycles(package: Sources) -> list[list[str]]:
-    """Groups of modules that import each other, by whatever way round."""
-    modules = {_module(path): (path, text) for path, text in package.items()}
-    graph = {name: set(_imports(name, path, text, modules)) for name, (path, text) in modules.items()}
-    return sorted(group for group in _components(graph) if len(group) > 1)
-
-
-def _module(path: PurePosixPath) -> str:
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-
-
-def _imports(module: str, path: PurePosixPath, text: str, known: object) -> Iterator[str]:
-    assert isinstance(known, dict)
-    package = module if path.stem == "__init__" else module.rpartition(".")[0]
-    for node in _reached(ast.parse(text)):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            inner = [f"{base}.{alias.name}" for alias in node.names]
-            names = [name if name in known else base for name in inner]
-        yield from (name for name in names if name in known and name != module)
-
-
-def _reached(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node but those under `if TYPE_CHECKING`."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            continue
-        yield node
-        yield from _reached(node)
-
-
-def _components(graph: dict[str, set[str]]) -> Iterator[list[str]]:
-    """Strongly connected components, as Tarjan finds them."""
-    number: dict[str, int] = {}
-    low: dict[str, int] = {}
-    path: list[str] = []
-
-    def visit(name: str) -> Iterator[list[str]]:
-        number[name] = low[name] = len(number)
-        path.append(name)
-        for other in sorted(graph[name]):
-            if other not in number:
-                yield from visit(other)
-                low[name] = min(low[name], low[other])
-            elif other in path:
-                low[name] = min(low[name], number[other])
-        if low[name] == number[name]:
-            start = path.index(name)
-            yield sorted(path[start:])
-            del path[start:]
-
-    for name in sorted(graph):
-        if name not in number:
-            yield from visit(name)
+def _modules(package: Sources) -> Iterator[tuple[str, bool, str]]:
+    for path, text in package.items():
+        yield (*module_of(path), text)
 
 
 def measures(commit: str) -> dict[str, str]:
@@ -181,7 +113,7 @@ def measures(commit: str) -> dict[str, str]:
     lengths = np.array([each.lines for each in made])
     files = np.array([text.count("\n") for text in package.values()])
     full = full_folders(package) | full_folders(tests)
-    groups = cycles(package)
+    groups = cycles({name: (text, is_package) for name, is_package, text in _modules(package)})
     found = {
         f"{PACKAGE}: files, lines": f"{len(package)}, {sum(files)}",
         "tests: files, lines": f"{len(tests)}, {sum(text.count(chr(10)) for text in tests.values())}",

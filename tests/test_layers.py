@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-import graphlib
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from benchmarks.source_structure import cycles, full_folders, imported_modules, imports_of, module_of
 
 PACKAGE = "vla_robot"
 BENCHMARKS = "benchmarks"
@@ -24,57 +23,8 @@ LINES = (
     ("evaluate", "serve"),
     ("cli", "testing"),
 )
-MAX_FILES = 15
-"""Of code in one folder, beside its __init__."""
 LINE_OF = {room: line for line, rooms in enumerate(LINES) for room in rooms}
 SOURCES = sorted((Path(__file__).resolve().parent.parent / PACKAGE).rglob("*.py"))
-
-
-def imported_modules(source: str, module: str, is_package: bool, types: bool = True) -> Iterator[str]:
-    """Absolute names of everything a file imports, lazily or not; with or without what only a type checker imports."""
-    parts = module.split(".")
-    for node in executed_nodes(ast.parse(source)) if not types else ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = parts[: len(parts) - node.level + is_package] if node.level else []
-            base = ".".join([*above, *([node.module] if node.module else [])])
-            yield base
-            # `from vla_robot import loop` names a room only in its aliases.
-            yield from (f"{base}.{alias.name}" for alias in node.names)
-
-
-def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """A tree without the bodies of `if TYPE_CHECKING:`."""
-    yield node
-    skipped = node.body if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") else []
-    for below in ast.iter_child_nodes(node):
-        if below not in skipped:
-            yield from executed_nodes(below)
-
-
-def imports_of(sources: Mapping[str, tuple[str, bool]]) -> dict[str, set[str]]:
-    """Module -> modules among the same that it imports when it is imported or runs.
-
-    Args:
-        sources: module -> its text, and whether it is a package's __init__.
-    """
-    graph: dict[str, set[str]] = {}
-    for module, (source, is_package) in sources.items():
-        names = set(imported_modules(source, module, is_package, types=False))
-        # `from package import module` names both; the package is meant where no such module exists.
-        packages = {name for name in names if any(other.rpartition(".")[0] == name for other in names & set(sources))}
-        graph[module] = (names & set(sources)) - packages - {module}
-    return graph
-
-
-def find_cycle(graph: Mapping[str, set[str]]) -> list[str]:
-    """Modules that import each other in a circle, the first one again at the end; empty when there is no circle."""
-    try:
-        graphlib.TopologicalSorter(graph).prepare()
-    except graphlib.CycleError as error:
-        return error.args[1]
-    return []
 
 
 def room_of(module: str) -> str | None:
@@ -83,9 +33,7 @@ def room_of(module: str) -> str | None:
 
 
 def forbidden_imports(path: Path, root: Path) -> list[str]:
-    relative = path.relative_to(root).with_suffix("").parts
-    is_package = relative[-1] == "__init__"
-    module = ".".join(relative[:-1] if is_package else relative)
+    module, is_package = module_of(path.relative_to(root))
     here = room_of(module)
     if here is None:
         return []
@@ -99,14 +47,11 @@ def test_imports_point_down_only(path: Path, repository: Path) -> None:
 
 
 def test_no_modules_import_each_other_in_a_circle_even_late(repository: Path) -> None:
-    sources: dict[str, tuple[str, bool]] = {}
-    for path in SOURCES:
-        parts = path.relative_to(repository).with_suffix("").parts
-        is_package = parts[-1] == "__init__"
-        sources[".".join(parts[:-1] if is_package else parts)] = (path.read_text(encoding="utf-8"), is_package)
+    named = [(*module_of(path.relative_to(repository)), path.read_text(encoding="utf-8")) for path in SOURCES]
+    sources = {module: (text, is_package) for module, is_package, text in named}
     graph = imports_of(sources)
     assert sum(map(len, graph.values())) > len(graph)
-    assert find_cycle(graph) == []
+    assert cycles(sources) == []
 
 
 @pytest.mark.parametrize(
@@ -122,16 +67,15 @@ def test_no_modules_import_each_other_in_a_circle_even_late(repository: Path) ->
 )
 def test_a_circle_is_found_however_late_its_import(line: str, is_cycle: bool) -> None:
     sources = {"vla_robot.a": ("from .b import y", False), "vla_robot.b": (line, False), "vla_robot.c": ("", False)}
-    cycle = find_cycle(imports_of(sources))
+    cycle = next(iter(cycles(sources)), [])
     assert (set(cycle) == {"vla_robot.a", "vla_robot.b"}) is is_cycle
     assert bool(cycle) is is_cycle
 
 
 def test_no_folder_is_a_flat_drawer(repository: Path) -> None:
     files = [path for top in (PACKAGE, "tests", "benchmarks", "examples") for path in (repository / top).rglob("*.py")]
-    counts = Counter(str(p.parent.relative_to(repository)) for p in files if p.stem not in ("__init__", "conftest"))
-    assert len(counts) > 50
-    assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
+    assert len({path.parent for path in files}) > 50
+    assert full_folders(files) == {}
 
 
 def test_every_folder_says_what_it_is_for(repository: Path) -> None:

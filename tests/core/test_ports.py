@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 from pathlib import Path
 
+from benchmarks.source_structure import protocols
 from vla_robot.core import ports
 
 PRIVATE = {
@@ -25,12 +25,6 @@ PRIVATE = {
     "Closable": "testing: what a check releases in the end",
     "Tracker": "train: who is told a run's numbers",
 }
-
-
-def protocols(source: str) -> list[str]:
-    """Names of the classes whose bases name Protocol."""
-    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
-    return [c.name for c in classes if any("Protocol" in ast.unparse(base) for base in c.bases)]
 
 
 def test_every_port_stands_in_one_place(repository: Path) -> None:

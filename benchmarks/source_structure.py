@@ -1,0 +1,98 @@
+"""What source code says of its structure: modules that import each other, full folders, and ports."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePath
+
+MAX_FILES = 15
+"""Of code in one folder, beside its __init__."""
+
+
+def module_of(path: PurePath) -> tuple[str, bool]:
+    """The name of a module at a path from the repository's root, and whether it is a package's __init__."""
+    parts = path.with_suffix("").parts
+    is_package = parts[-1] == "__init__"
+    return ".".join(parts[:-1] if is_package else parts), is_package
+
+
+def imported_modules(source: str, module: str, is_package: bool, types: bool = True) -> Iterator[str]:
+    """Absolute names of everything a file imports, lazily or not; with or without what only a type checker imports."""
+    parts = module.split(".")
+    for node in executed_nodes(ast.parse(source)) if not types else ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = parts[: len(parts) - node.level + is_package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield base
+            # `from vla_robot import loop` names a room only in its aliases.
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """A tree without the bodies of `if TYPE_CHECKING:`."""
+    yield node
+    skipped = node.body if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") else []
+    for below in ast.iter_child_nodes(node):
+        if below not in skipped:
+            yield from executed_nodes(below)
+
+
+def imports_of(sources: Mapping[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Module -> modules among the same that it imports when it is imported or runs.
+
+    Args:
+        sources: module -> its text, and whether it is a package's __init__.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, (source, is_package) in sources.items():
+        names = set(imported_modules(source, module, is_package, types=False))
+        # `from package import module` names both; the package is meant where no such module exists.
+        packages = {name for name in names if any(other.rpartition(".")[0] == name for other in names & set(sources))}
+        graph[module] = (names & set(sources)) - packages - {module}
+    return graph
+
+
+def cycles(sources: Mapping[str, tuple[str, bool]]) -> list[list[str]]:
+    """Groups of modules that import each other, by whatever way round; see `imports_of`."""
+    return sorted(group for group in components(imports_of(sources)) if len(group) > 1)
+
+
+def components(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
+    """Strongly connected components, as Tarjan finds them; most are of one module."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    path: list[str] = []
+
+    def visit(name: str) -> Iterator[list[str]]:
+        number[name] = low[name] = len(number)
+        path.append(name)
+        for other in sorted(graph[name]):
+            if other not in number:
+                yield from visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in path:
+                low[name] = min(low[name], number[other])
+        if low[name] == number[name]:
+            start = path.index(name)
+            yield sorted(path[start:])
+            del path[start:]
+
+    for name in sorted(graph):
+        if name not in number:
+            yield from visit(name)
+
+
+def full_folders(paths: Iterable[PurePath]) -> dict[str, int]:
+    """Folders of more than MAX_FILES Python files, beside `__init__` and `conftest`."""
+    counts = Counter(str(path.parent) for path in paths if path.stem not in ("__init__", "conftest"))
+    return {folder: count for folder, count in counts.most_common() if count > MAX_FILES}
+
+
+def protocols(source: str) -> list[str]:
+    """Names of the classes whose bases name Protocol."""
+    classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
+    return [c.name for c in classes if any("Protocol" in ast.unparse(base) for base in c.bases)]
