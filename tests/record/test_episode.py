@@ -219,6 +219,31 @@ def test_a_failed_write_is_told_at_the_end_and_keeps_the_part(tmp_path: Path, mo
     assert [p.name for p in tmp_path.iterdir()] == ["seed_3.vlalog.part"]
 
 
+def test_opening_a_log_does_not_wait_for_a_busy_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A robot with its own clock moves on while a log is opened."""
+    disk_is_free = threading.Event()
+    monkeypatch.setattr(episode, "sync_folder", lambda folder: disk_is_free.wait(60))
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    writer.add(step_of(0))
+    assert not disk_is_free.is_set()
+    disk_is_free.set()
+    assert len(read_episode(writer.finish(observation(1), {})).steps) == 1
+
+
+def test_a_disk_that_cannot_keep_the_name_of_a_log_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(episode, "sync_folder", broken)
+    writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
+    writer.add(step_of(0))
+    with pytest.raises(DataError, match=r"Input/output error\. The steps until then are in"):
+        writer.finish(observation(1), {})
+    assert len(read_episode(tmp_path / f"seed_3{episode.PART_SUFFIX}").steps) == 1
+
+
 def test_a_finished_log_survives_a_power_cut_to_its_last_byte(tmp_path: Path, power_cut: Any) -> None:
     path = write(tmp_path / "episodes" / "seed_3.vlalog")
     assert power_cut.survivors(tmp_path) == {"episodes/seed_3.vlalog": path.read_bytes()}

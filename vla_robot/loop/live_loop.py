@@ -92,9 +92,9 @@ def run_live_episode(
         course.end(robot, "error", str(failure))
     finally:
         ended = stats.result(seed, course.outcome or "stopped", course.error)
-        notify(subscribers, EpisodeEnded(ended, pairing.newest))
-        if ended_here:
+        if ended_here:  # before the subscribers, who may wait for a disk or raise
             _release(robot)
+        notify(subscribers, EpisodeEnded(ended, pairing.newest))
     return ended
 
 

@@ -227,6 +227,7 @@ class EpisodeWriter:
 
     def _drain(self) -> None:
         """The writer's thread. After a failed write it goes on emptying the queue, so that no thread waits for it."""
+        unsynced = self._sync_name()
         while (item := self._queue.get()) is not None:
             record, holds_slot = item
             try:
@@ -236,6 +237,19 @@ class EpisodeWriter:
                 self._failure = error
             if holds_slot:
                 self._frame_slots.release()
+        self._failure = self._failure or unsynced  # the steps are written all the same
+
+    def _sync_name(self) -> OSError | None:
+        """Force the name of the .part file to the disk: in this thread, since the robot moves while a busy disk works.
+
+        Returns:
+            what the disk refused, or None.
+        """
+        try:
+            sync_folder(self._part.parent)
+        except OSError as error:
+            return error
+        return None
 
 
 def read_episode(path: Path) -> EpisodeLog:
@@ -429,7 +443,6 @@ def _new_part(part: Path) -> FileIO:
         try:
             _lock(file, part)
             _write(file, MAGIC)
-            sync_folder(part.parent)
         except BaseException:
             file.close()
             raise

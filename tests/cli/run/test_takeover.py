@@ -33,32 +33,39 @@ from vla_robot.testing import ToyWorld, toy_embodiment
 from vla_robot.transport.sockets import ServerSocket
 
 TAKE, GIVE, HORIZON = 4, 9, 15
+BRIDGE_HORIZON = 125
+"""Steps of an episode whose robot does not wait: 5 s at 25 Hz, in which a busy computer takes over, too."""
 HAND = 0.04
 ARM = toy_embodiment(reach_m=9, height=16, width=16, rate_hz=25.0)
 
 
-def line() -> ToyWorld:
+def line(horizon: int = HORIZON) -> ToyWorld:
     """A world that succeeds at its last step."""
-    return ToyWorld(embodiment=ARM, succeed_at=HORIZON)
+    return ToyWorld(embodiment=ARM, succeed_at=horizon)
 
 
 class Script:
-    """Takes over at TAKE and gives back at GIVE, in every episode."""
+    """Takes over at the first step from TAKE on, and gives back GIVE - TAKE steps later, in every episode."""
 
     def __init__(self) -> None:
         self._step = 0
+        self._taken: int | None = None
         self._said: set[Button] = set()
         self.closed = False
 
     def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
+        if observation.step < self._step:
+            self._taken = None
         self._step = observation.step
 
     def command(self) -> TeleopCommand:
-        button: Button | None = "takeover" if self._step >= TAKE else None
-        button = "giveback" if self._step >= GIVE else button
+        if self._taken is None and self._step >= TAKE:
+            self._taken = self._step
+        drives = self._taken is not None and self._step < self._taken + GIVE - TAKE
+        button: Button | None = None if self._taken is None else "takeover" if drives else "giveback"
         new = button is not None and button not in self._said
         self._said = {button} if button is not None else set()
-        move = HAND if TAKE <= self._step < GIVE else 0.0
+        move = HAND if drives else 0.0
         return TeleopCommand(np.array([move, 1.0]), frozenset({button} if new and button is not None else ()))
 
     def close(self) -> None:
@@ -80,7 +87,7 @@ def bridge() -> Iterator[str]:
         clock, stop = MonotonicClock(), threading.Event()
         limits = SafetyFilter(ARM, limits_of(ARM, LimitsRecipe()))
         socket = stack.enter_context(ServerSocket())
-        server = BridgeServer(Bridge(WorldArm(line()), limits, Watchdog(clock), clock), socket, clock)
+        server = BridgeServer(Bridge(WorldArm(line(BRIDGE_HORIZON)), limits, Watchdog(clock), clock), socket, clock)
         thread = threading.Thread(target=server.serve, args=(stop.is_set,), daemon=True)
         thread.start()
         stack.callback(thread.join, timeout=60)
