@@ -1,4 +1,4 @@
-"""The plan: which row is executed when, what late rows become, and how two chunks meet."""
+"""Tests of the plan: which row is executed at which step, how late rows are counted, and how two chunks are merged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLICES: tuple[ChunkMerge, ...] = ("drop", "blend", "ensemble", "rtc")
 
 
 def chunk(step: int, *values: float) -> ActionChunk:
-    """One-dimensional actions."""
+    """Return a chunk of one-dimensional actions."""
     return ActionChunk(np.array(values)[:, None], stamp_ns=step * 100_000_000, step=step)
 
 
@@ -78,7 +78,7 @@ def test_rtc_executes_what_is_committed_and_then_follows_the_soft_mask() -> None
     buffer.insert(chunk(0, 0, 0, 0, 0, 0, 0), due_step=0)
     buffer.pop(0)
     assert buffer.commit(1, 3).tolist() == [[0], [0], [0]]
-    buffer.insert(chunk(1, *[1.0] * 6), due_step=2)  # it came sooner than was thought: steps 2 and 3 stay committed
+    buffer.insert(chunk(1, *[1.0] * 6), due_step=2)  # it came sooner than estimated: steps 2 and 3 stay committed
     # d = 3, H - s = 5: rows 3 and 4 have c = 2/3 and 1/3, c (e^c - 1) / (e - 1) = 0.367706 and 0.076746.
     assert executed(buffer, 2, 5) == [0, 0, 0.632294, 0.923254, 1]
 
@@ -135,7 +135,7 @@ def test_a_cleared_plan_is_empty_and_takes_any_chunk() -> None:
         (np.array([[0.0], [np.nan]]), "row 1 of a chunk of 2 actions is not finite"),
     ],
 )
-def test_a_chunk_that_is_none_leaves_the_plan_as_it_was(actions: np.ndarray, words: str) -> None:
+def test_a_malformed_chunk_leaves_the_plan_as_it_was(actions: np.ndarray, words: str) -> None:
     buffer = ChunkBuffer("ensemble", dims=1)
     buffer.insert(chunk(0, 1, 2), due_step=0)
     with pytest.raises(PolicyError, match=words):
@@ -143,7 +143,7 @@ def test_a_chunk_that_is_none_leaves_the_plan_as_it_was(actions: np.ndarray, wor
     assert executed(buffer, 0, 2) == [1, 2]
 
 
-def test_an_unknown_splice_is_told_with_the_nearest_one() -> None:
+def test_the_error_for_an_unknown_splice_names_the_nearest_one() -> None:
     with pytest.raises(ContractError, match="unknown splice 'blent'; did you mean 'blend'"):
         ChunkBuffer("blent", dims=1)  # pyright: ignore[reportArgumentType]
 

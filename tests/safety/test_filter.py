@@ -1,4 +1,4 @@
-"""The filter in front of the arm: nothing leaves it that breaks a limit, whatever goes in."""
+"""Tests of the filter in front of the arm: whatever goes in, nothing that comes out breaks a limit."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ def tool_filter(**changes: object) -> SafetyFilter:
 
 
 def move(**dims: float) -> Vector:
-    """A tool action that is 0 but for the named dimensions."""
+    """Return a tool action that is 0 except in the named dimensions."""
     return np.array([dims.get(name, 0.0) for name in TOOL.action.names])
 
 
 class PerfectArm:
-    """Goes where it is sent, and judges every command by the definitions of the limits alone."""
+    """An arm that goes where it is sent, and checks every command by the definitions of the limits alone."""
 
     def __init__(self, embodiment: Embodiment, limits: Limits, state: Vector) -> None:
         self.embodiment, self.limits, self.state = embodiment, limits, state.copy()
@@ -84,7 +84,7 @@ class PerfectArm:
         self.gripper: float | None = None
 
     def execute(self, action: Vector) -> list[str]:
-        """Move, and name the limits that this broke."""
+        """Move, and return the names of the limits that the action broke."""
         rate_hz, limits, arm = self.embodiment.rate_hz, self.limits, slice(0, -1)
         step = action[arm] if self.is_delta else action[arm] - self.state[: len(action) - 1]
         position = self.state[: len(step)] + step
@@ -106,7 +106,7 @@ class PerfectArm:
 
 
 def adversarial_actions(space: ActionSpace, count: int, seed: int) -> list[object]:
-    """Runs of actions that each press on one limit, with poison between them."""
+    """Return runs of actions that each press on one limit, with invalid actions between them."""
     rng, size = np.random.default_rng(seed), len(space)
     span = space.high - space.low
     actions: list[object] = []
@@ -157,12 +157,12 @@ def test_of_100_000_adversarial_actions_none_breaks_a_limit(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_state_is_measured_the_box_and_the_range_are_kept_and_a_second_look_changes_nothing(seed: int) -> None:
+def test_in_any_measured_state_box_and_range_are_kept_and_filtering_twice_changes_nothing(seed: int) -> None:
     rng = np.random.default_rng(seed)
     safety = tool_filter()
     limits = limits_of(TOOL, TOOL_RECIPE)
     for action in rng.normal(size=(100, 7)) * 0.3:
-        state = HOME + rng.normal(size=7) * 0.3  # the arm is pushed about between any two steps
+        state = HOME + rng.normal(size=7) * 0.3  # the arm is pushed between any two steps
         once, clamps = safety.limit(action, state)
         twice, more = safety.limit(once, state)
         assert np.array_equal(once, twice) and more == ()
@@ -235,7 +235,7 @@ def test_a_joint_is_not_sent_away_from_where_it_was_measured() -> None:
     assert [(c.dim, c.cause) for c in clamps] == [("joint_1", "step")]
 
 
-def test_a_gripper_that_nobody_measures_is_free_at_first_and_keeps_its_rate_then() -> None:
+def test_the_rate_of_an_unmeasured_gripper_is_limited_from_its_second_command_on() -> None:
     safety = tool_filter()
     assert safety.check(move(gripper=1.0), HOME)[0][-1] == 1.0
     allowed, clamps = safety.check(move(gripper=0.0), HOME)
@@ -276,7 +276,7 @@ def test_stop_asks_for_a_stop() -> None:
         tool_filter(on_violation="stop").check(move(dx=0.5), HOME)
 
 
-def test_a_refused_action_leaves_no_trace() -> None:
+def test_a_refused_action_is_not_remembered() -> None:
     safety = tool_filter(on_violation="reject")
     with pytest.raises(PolicyError):
         safety.check(move(dx=0.05), HOME)
@@ -312,12 +312,12 @@ def test_limits_of_a_dimension_that_is_not_there_are_refused() -> None:
         limits_of(JOINTS, LimitsRecipe(dims={"joint_3": DimLimitsRecipe(low=0.0)}))
 
 
-def test_limits_that_leave_nowhere_to_be_are_refused() -> None:
-    with pytest.raises(ContractError, match="limits leave 'joint_2' nowhere to be"):
+def test_limits_that_allow_no_position_are_refused() -> None:
+    with pytest.raises(ContractError, match="limits of 'joint_2' allow no position"):
         limits_of(JOINTS, LimitsRecipe(dims={"joint_2": DimLimitsRecipe(low=1.7)}))
 
 
-def test_a_position_that_nobody_measures_cannot_be_limited() -> None:
+def test_a_position_that_is_not_measured_cannot_be_limited() -> None:
     with pytest.raises(ContractError, match=r"positions of 'yaw' are limited .* but the arm does not measure it"):
         limits_of(TOOL, LimitsRecipe(dims={"dyaw": DimLimitsRecipe(high=1.0)}))
 

@@ -1,4 +1,4 @@
-"""The guard: what leaves it is inside the limits, and it says what it changed."""
+"""Tests of the guard: its result is inside the limits, and each change is reported as a clamp."""
 
 from __future__ import annotations
 
@@ -70,6 +70,6 @@ def test_what_is_no_number_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (-np.inf, 0.0), (0.0, np.nan)])
-def test_limits_that_are_none_are_refused(low: float, high: float) -> None:
+def test_limits_that_are_reversed_or_not_finite_are_refused(low: float, high: float) -> None:
     with pytest.raises(ContractError, match="limits of 'dx' are"):
         RangeGuard(ActionSpace("eef_delta", "base", (Dim("dx", "m", low, high),)))

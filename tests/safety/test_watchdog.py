@@ -1,4 +1,4 @@
-"""The watchdog: holds on silence, stops on more of it, latches, and says why. No test sleeps."""
+"""Tests of the watchdog: it holds on silence, stops on longer silence, latches, and gives reasons. No test sleeps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Robot:
         self.watchdog = Watchdog(self.clock, hold_after_s=0.5, stop_after_s=3.0, beat_after_s=0.5)
 
     def live(self, duration_s: float, *, actions: bool = True, beats: bool = True) -> list[Verdict]:
-        """The verdicts of that time, with an action and a heartbeat before each tick or without."""
+        """Return the verdicts of that time; `actions` and `beats` say what comes before each tick."""
         verdicts: list[Verdict] = []
         for _ in range(round(duration_s * NS_PER_S / TICK_NS)):
             self.clock.advance_ns(TICK_NS)
@@ -49,7 +49,7 @@ def test_fresh_actions_and_heartbeats_run(robot: Robot) -> None:
     assert modes(robot.live(10)) == ["run"]
 
 
-def test_a_robot_that_nobody_drives_yet_is_held_for_as_long_as_it_takes() -> None:
+def test_a_robot_without_a_first_action_is_held_without_a_time_limit() -> None:
     verdicts = Robot().live(60, actions=False, beats=False)
     assert modes(verdicts) == ["hold"]
     assert verdicts[-1].reason == "it waits for the first action"
@@ -91,7 +91,7 @@ def test_a_stop_is_not_over_by_itself_and_arming_it_waits_for_an_action(robot: R
     assert modes(robot.live(1)) == ["run"]
 
 
-def test_arming_is_refused_while_nobody_drives(robot: Robot) -> None:
+def test_arming_is_refused_without_a_heartbeat(robot: Robot) -> None:
     robot.live(5, actions=False, beats=False)
     with pytest.raises(ContractError, match=r"stays stopped: the last heartbeat came .* ago.* Connect the controller"):
         robot.watchdog.arm()
@@ -158,7 +158,7 @@ def test_silence_after_a_jump_stops(robot: Robot) -> None:
 
 
 @pytest.mark.parametrize("times", [{"hold_after_s": 0.0}, {"stop_after_s": -1.0}, {"beat_after_s": float("nan")}])
-def test_times_that_are_none_are_refused(times: dict[str, float]) -> None:
+def test_times_that_are_not_above_0_are_refused(times: dict[str, float]) -> None:
     with pytest.raises(ContractError, match="must be above 0"):
         Watchdog(FakeClock(), **times)
 
@@ -172,7 +172,7 @@ def test_times_that_are_none_are_refused(times: dict[str, float]) -> None:
         max_size=60,
     )
 )
-def test_whatever_happens_it_runs_only_when_fresh_and_never_without_being_armed(events: list[tuple[str, int]]) -> None:
+def test_after_any_events_a_stop_stays_until_it_is_armed(events: list[tuple[str, int]]) -> None:
     clock = FakeClock(10 * NS_PER_S)
     watchdog = Watchdog(clock)
     tripped = latched = False

@@ -1,4 +1,4 @@
-"""What may reach the arm: chunk execution, limits, the safety filter and the watchdog.
+"""Chunk execution, limits, the safety filter and the watchdog, which decide what is sent to the arm.
 
-It may import core and recipe. Nothing here opens a socket or a device, and nothing here trusts its input.
+This room may import core and recipe. It opens no socket and no device, and it checks all of its input.
 """

@@ -1,4 +1,4 @@
-"""The plan that the arm follows while the next inference runs.
+"""Merges action chunks into the plan that the arm executes while the next inference runs.
 
     step           10   11   12   13   14   15   16   17
     old chunk      a0   a1   a2   a3   a4   a5
@@ -6,21 +6,21 @@
     arrives                            ^ step 14 is due: b0 and b1 are late, skipped and counted
 
 Row k of a chunk belongs to step `chunk.step + k`, which is the capture of its observation plus k periods: control steps
-are counted on the arm's clock and no number is ever skipped. What stands in the steps that both chunks have is the
-choice of a splice:
+are counted on the arm's clock and no number is ever skipped. The splice chooses the actions of the steps that both
+chunks have:
 
     drop       b2 b3 b4 b5          the newest chunk wins; it may jump
     blend      from a to b          linear over some steps
     ensemble   mean of a and b      ACT's temporal ensemble over all chunks, the newest too
-    rtc        a, then towards b    real-time chunking: what is committed stays, the rest follows by RTC's soft mask
+    rtc        a, then towards b    real-time chunking: committed rows stay, RTC's soft mask weighs the rest
 
-What is exact about "rtc": the committed rows, those which will be executed before the answer can arrive
-(`ChunkBuffer.commit`, sent along as `Observation.committed`), are executed as promised, whatever the new chunk says. A
-chunk that was made given them says so (`ActionChunk.conditioned`): a policy whose tokens come in order is forced to
-begin with theirs, and what it then generates is exactly its own choice given them, up to the width of a bin, so its
-rows are taken as they are. For any other policy the soft mask is laid over the finished rows. That is an approximation:
-RTC guides the denoising itself with the same weights, which lets the model find a plan that fits; here the two plans
-are only averaged.
+The committed rows of "rtc" are those that will be executed before the answer can arrive (`ChunkBuffer.commit`, sent to
+the policy as `Observation.committed`). They are executed unchanged, whatever the new chunk says.
+
+A chunk with `ActionChunk.conditioned` was generated given the committed rows: a policy that generates tokens in order
+is forced to begin with those of the committed rows. Its own rows are then exact up to the width of a bin, and are taken
+as they are. For any other policy the soft mask is applied to the finished rows. This only approximates RTC, which
+guides the denoising itself with the same weights, so that the model finds a plan that fits; here plans are averaged.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from vla_robot.safety.splice import BLEND_STEPS, ENSEMBLE_M, blend_weights, ense
 ChunkMerge = Literal["drop", "blend", "ensemble", "rtc"]
 
 OldShare = Callable[[int, int, int], Vector]
-"""(frozen, late, overlap) -> (overlap,) share of the old plan in the steps that both have and that are still to come.
+"""(frozen, late, overlap) -> (overlap,) share of the old plan, 0 to 1, in the future steps that both plans have.
 
-The first `frozen` rows of the chunk are committed, the first `late` ones are over.
+The first `frozen` rows of the chunk are committed; the steps of the first `late` rows have passed.
 """
 
 
 class ChunkBuffer:
-    """Takes chunks in whenever they arrive, and gives out one action a step."""
+    """A plan that takes chunks whenever they arrive, and returns one action for each control step."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class ChunkBuffer:
     ) -> None:
         """
         Args:
-            splice: what happens where two chunks meet, as above.
+            splice: how the steps that two chunks have in common are merged, as above.
             dims: D, numbers in one action.
             blend_steps: steps over which "blend" goes from the old chunk to the new one.
             ensemble_m: m of "ensemble".
@@ -82,20 +82,20 @@ class ChunkBuffer:
         self._promised_ends: dict[int, int] = {}
         self._newest_step = 0
         self.dropped_rows = 0
-        """Rows that came after their step, so far."""
+        """Number of rows so far that arrived after their step."""
 
     def insert(self, chunk: ActionChunk, due_step: int) -> int:
-        """Take in a chunk; one that is older than the newest is late as a whole.
+        """Merge a chunk into the plan. All rows of a chunk that is older than the newest one count as late.
 
         Args:
-            chunk: what the policy answered.
+            chunk: the policy's answer.
             due_step: the step that will be executed next.
 
         Returns:
-            Rows that were late and are skipped.
+            Number of rows that were late and are skipped.
 
         Raises:
-            PolicyError: its actions have the wrong shape, or are not finite. The plan stays as it was.
+            PolicyError: the actions have the wrong shape, or are not finite. The plan stays as it was.
         """
         rows = self._require_rows(chunk)
         is_overtaken = bool(self._plan) and chunk.step < self._newest_step
@@ -108,10 +108,10 @@ class ChunkBuffer:
         return late
 
     def pop(self, step: int) -> Vector | None:
-        """(D,) the action of a step, or None when the plan has none. Steps before it are over."""
+        """Return the action of a step, (D,), or None when the plan has none. Remove it and all earlier steps."""
         for done in [planned for planned in self._plan if planned < step]:
             self._forget(done)
-        # What is over is frozen anyway, promised or not.
+        # Rows of past steps are frozen anyway, promised or not.
         self._promised_ends = {made: end for made, end in self._promised_ends.items() if end > step}
         action = self._plan.get(step)
         self._forget(step)
@@ -120,12 +120,12 @@ class ChunkBuffer:
     def commit(self, step: int, steps: int) -> NDArray[np.float64]:
         """Promise the rows that will be executed before the answer to this observation can arrive.
 
-        The promise counts for the chunk of this observation alone, so every observation may have one. It is void for
-        rows that another chunk rewrites in the meantime.
+        The promise holds only for the chunk of this observation, so each observation may have its own. It does not hold
+        for rows that another chunk rewrites in the meantime.
 
         Args:
-            step: of the observation, the next one to be executed.
-            steps: how many begin until then, see `DelayEstimator.steps`.
+            step: step of the observation, the next one to be executed.
+            steps: number of steps that begin before the answer, see `DelayEstimator.steps`.
 
         Returns:
             (n, D) for steps `step` .. `step + n - 1`; n is less than `steps` where the plan ends.
@@ -135,18 +135,18 @@ class ChunkBuffer:
         return rows
 
     def remaining(self, step: int) -> int:
-        """How many steps without a gap the plan has, from this one on."""
+        """Return the number of consecutive steps that the plan has, beginning with this one."""
         return len(self._planned(step, len(self._plan)))
 
     def clear(self) -> None:
-        """Forget the plan: an episode begins or the arm is held. `dropped_rows` goes on."""
+        """Remove the plan, when an episode begins or the arm is held. `dropped_rows` is kept."""
         self._plan.clear()
         self._predictions.clear()
         self._promised_ends.clear()
         self._newest_step = 0
 
     def _splice(self, new: NDArray[np.float64], first: int, cause_step: int, old_share: OldShare) -> None:
-        """Lay rows for the steps from `first` on over the plan; what the plan has beyond them is dropped."""
+        """Merge (T, D) rows into the plan from step `first` on; later rows of the old plan are removed."""
         old = self._planned(first, len(new))
         late = first - cause_step
         promised = self._promised_ends.get(cause_step, first) - cause_step
@@ -166,7 +166,7 @@ class ChunkBuffer:
         return ensemble(predictions, self._ensemble_m)
 
     def _planned(self, first: int, steps: int) -> NDArray[np.float64]:
-        """(n, D) rows from a step on, until the plan has a gap."""
+        """Return at most `steps` rows, (n, D), from step `first` up to the plan's first gap."""
         rows: list[Vector] = []
         while len(rows) < steps and (row := self._plan.get(first + len(rows))) is not None:
             rows.append(row)
@@ -177,7 +177,7 @@ class ChunkBuffer:
         self._predictions.pop(step, None)
 
     def _require_rows(self, chunk: ActionChunk) -> NDArray[np.float64]:
-        """The chunk's actions, in an array of our own."""
+        """Return a copy of the chunk's actions, (T, D). Raise PolicyError unless they are finite and have D columns."""
         rows = np.array(chunk.actions, dtype=np.float64)
         if rows.ndim != 2 or rows.shape[1] != self._dims or not len(rows):
             raise PolicyError(f"a chunk has actions of shape {rows.shape}, expected (1 or more, {self._dims}).")

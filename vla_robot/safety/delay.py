@@ -1,7 +1,7 @@
-"""How long an answer takes, measured while it runs: from the capture of an observation to its chunk's arrival.
+"""Estimates how long a policy's answer takes, from the capture of an observation to the arrival of its chunk.
 
-Conservative on purpose. An estimate that is too long makes a policy respect a few actions more than needed; one that is
-too short lets it rewrite actions that the arm has already executed. So: the longest of the recent ones, rounded up.
+An estimate that is too long makes a policy keep a few actions more than needed; one that is too short lets it rewrite
+actions that the arm has already executed. The estimate is therefore the longest of the recent delays, rounded up.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections import deque
 from vla_robot.core.clock import NS_PER_S
 
 WINDOW = 10
-"""Answers that are remembered; RTC's own queue has ten."""
+"""Number of answers that the estimate covers; RTC's own queue has ten."""
 
 
 class DelayEstimator:
-    """The longest of the last answers.
+    """The longest delay of the last answers.
 
     >>> delay = DelayEstimator(window=2)
     >>> delay.steps(rate_hz=50)
@@ -29,15 +29,15 @@ class DelayEstimator:
         self._delays_ns: deque[int] = deque(maxlen=window)
 
     def add(self, delay_ns: int) -> None:
-        """Learn from one answer; a negative delay is a clock's error and counts as none."""
+        """Add the delay of one answer [ns]. A negative delay is an error of a clock and counts as 0."""
         self._delays_ns.append(max(delay_ns, 0))
 
     @property
     def longest_ns(self) -> int:
-        """0 until the first answer."""
+        """Longest delay of the last answers [ns]; 0 until the first answer."""
         return max(self._delays_ns, default=0)
 
     def steps(self, rate_hz: float) -> int:
-        """Control steps that begin before an answer arrives, rounded up."""
+        """Return the number of control steps that begin before an answer arrives, rounded up."""
         period_ns = round(NS_PER_S / rate_hz)
         return -(-self.longest_ns // period_ns)

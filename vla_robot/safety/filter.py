@@ -1,21 +1,21 @@
-"""The last filter before the arm, on the robot's side: it knows where the arm is and how fast it was sent.
+"""Cuts each action to the limits of position, speed and acceleration, on the robot's side, just before the arm.
 
-Each limit leaves an interval for each dimension of the action. The action is cut to them one after the other, from the
-weakest to the one that is never broken:
+Each limit allows an interval for each dimension of the action. The filter cuts the action to one interval after the
+other, from the weakest limit to the one that is never broken:
 
-    acceleration    from the step before:       last step - a dt^2 .. last step + a dt^2
+    acceleration    from the last step:         last step - a dt^2 .. last step + a dt^2
     speed           per step:                   -v dt .. v dt
-    position        to stop in time:            n steps, each a dt^2 shorter than the last, fit into the room left
+    position        to stop in time:            n steps, each a dt^2 shorter than the last, end inside of the box
     step            from the measured arm:      measured - s .. measured + s
     position        the box itself
     range           the action space
 
-Intervals that have a common part are all kept: to cut to one of them cannot leave another that it overlaps. They always
-have one while the arm goes where it is sent, thanks to the third. An arm that was pushed may leave no common part; then
-the stronger limit is kept and the weaker one gives way. An arm outside of its box may stay or come back, and go no
-further.
+When all intervals overlap, the action ends inside all of them: a cut to one cannot leave another that overlaps it. The
+third interval makes sure that they overlap while the arm goes where it is sent. After the arm was pushed they may not
+overlap; then the stronger limit is kept and the weaker one is broken. An arm outside of its box may stay or come back,
+but not go further out.
 
-Actions are positions (joints, gripper) or steps from where the arm is measured (the tool), as the embodiment says.
+Actions are positions (joints, gripper) or steps from the measured position (tool), as the embodiment says.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ SPEED = "speed"
 STEP = "step"
 POSITION = "position"
 CAUSES = (ACCELERATION, SPEED, POSITION, STEP, POSITION, RANGE)
-"""Of clamps, in the order above: weakest first."""
+"""Causes of clamps, in the order above: weakest first."""
 
 SMALLEST_STEP = 1e-12
-"""In the unit of a dimension. Below it, 64-bit numbers no longer tell a position from the next."""
+"""Smallest limit on a step, in the dimension's unit. Below it, 64-bit numbers do not resolve the change of position."""
 
 Interval = tuple[float, float]
 """Smallest and largest allowed value."""
 
 
 class LimitStopError(PolicyError):
-    """An action broke a limit, and the recipe asks for a stop."""
+    """An action broke a limit, and the recipe's `on_violation` is "stop"."""
 
 
 class SafetyFilter:
-    """Keeps a stream of actions inside the limits of one arm."""
+    """A filter that keeps consecutive actions inside the limits of one arm."""
 
     def __init__(self, embodiment: Embodiment, limits: Limits) -> None:
         """
         Args:
-            embodiment: of the arm; its rate is the rate of the actions.
+            embodiment: the arm's; its rate is the rate of the actions.
             limits: see `limits_of`.
 
         Raises:
@@ -66,9 +66,12 @@ class SafetyFilter:
         self._axes = [_axis(index, embodiment, limits) for index in range(len(embodiment.action))]
 
     def reset(self, state: ArrayLike) -> None:
-        """The arm stands still where it is measured: an episode begins, or a hold ended.
+        """Take the measured state as a state of rest: an episode begins, or a hold has ended.
 
         A position that is not measured, such as a gripper's opening, is unknown until the first command.
+
+        Args:
+            state: (S,) measured state of the arm.
 
         Raises:
             PolicyError: the state has the wrong shape or is not finite.
@@ -78,7 +81,7 @@ class SafetyFilter:
             axis.rest(axis.measured(values))
 
     def check(self, action: ArrayLike, state: ArrayLike) -> tuple[Vector, tuple[Clamp, ...]]:
-        """The action to be sent now; the next one will be measured against it.
+        """Return the action to send now, and remember it as the last one for the limits on speed and acceleration.
 
         Args:
             action: (D,) in the units of the action space.
@@ -99,7 +102,7 @@ class SafetyFilter:
         return allowed, clamps
 
     def limit(self, action: ArrayLike, state: ArrayLike) -> tuple[Vector, tuple[Clamp, ...]]:
-        """As `check` with "clamp", but nothing is remembered. What it returned, it returns again unchanged."""
+        """Return what `check` returns with "clamp", without remembering it. It returns its own result unchanged."""
         allowed = require_action(action, self._embodiment.action, PolicyError)
         values = self._require_state(state)
         clamps: list[Clamp] = []
@@ -111,9 +114,15 @@ class SafetyFilter:
         return allowed, tuple(clamps)
 
     def brake(self, state: ArrayLike) -> Vector:
-        """The action of a supported stop: as much slower as the acceleration allows, until the arm stands and is held.
+        """Return the action that slows the arm down by its acceleration limit; at rest, the action that holds it.
 
-        The gripper keeps what it was told, whatever it holds; one that was never told gets its smallest value, closed.
+        The gripper keeps its last command. One that got no command and is not measured is sent 0 (closed).
+
+        Args:
+            state: (S,) newest measured state of the arm.
+
+        Returns:
+            (D,) float64 within all limits.
 
         Raises:
             PolicyError: the state has the wrong shape or is not finite.
@@ -124,7 +133,7 @@ class SafetyFilter:
 
     @property
     def moving(self) -> bool:
-        """Whether the last action was one of motion; False once `brake` has brought the arm to a stand."""
+        """Whether the last action moved the arm; False once `brake` has brought it to rest."""
         return any(axis.step for axis in self._axes)
 
     def _require_state(self, state: ArrayLike) -> list[float]:
@@ -152,20 +161,20 @@ class SafetyFilter:
 
 @dataclass
 class _Axis:
-    """One dimension of the action. Plain floats: for the few that an arm has, arrays cost twice as much.
+    """One dimension of the action, as plain floats: for so few dimensions, arrays take twice as long.
 
     Attributes:
-        name: of the dimension.
-        is_delta: its values are steps from where the arm is measured; otherwise they are positions.
-        state_index: where the state has its position; None when it is not measured.
-        range: of the action space.
-        box: of positions.
-        max_step: furthest from the measured position, in the dimension's unit.
+        name: the dimension's name.
+        is_delta: whether its values are steps from the measured position; otherwise they are positions.
+        state_index: index of its position in the state; None when it is not measured.
+        range: smallest and largest value of the action space.
+        box: smallest and largest position.
+        max_step: largest distance from the measured position, in the dimension's unit.
         max_step_speed: speed limit as the longest step, in the unit per control step.
         max_step_change: acceleration limit as the largest difference of two consecutive steps, in the unit per step.
-        position: last one commanded, for positions.
-        step: last one.
-        is_known: `position` and `step` are those of the arm.
+        position: last commanded position; 0 for deltas.
+        step: last commanded step, in the unit.
+        is_known: whether `position` and `step` are those of the arm.
     """
 
     name: str
@@ -186,12 +195,12 @@ class _Axis:
         return min(max(state[self.state_index], -NO_LIMIT), NO_LIMIT)
 
     def rest(self, position: float) -> None:
-        """The arm stands here."""
+        """Take this position as the one at which the arm rests."""
         self.position, self.step = 0.0 if self.is_delta else position, 0.0
         self.is_known = self.is_delta or self.state_index is not None
 
     def cut(self, wanted: float, measured: float) -> tuple[float, str]:
-        """The nearest allowed value, and the limit that had the last word on it."""
+        """Return the allowed value, and the cause of the last cut; "" when there was none."""
         allowed, last_cause = wanted, ""
         for cause, (low, high) in zip(CAUSES, self._intervals(measured), strict=True):
             if allowed < low:
@@ -201,21 +210,21 @@ class _Axis:
         return allowed, last_cause
 
     def slower(self) -> float:
-        """The value that shortens the last step by as much as is allowed."""
+        """Return the value whose step is shorter than the last one by `max_step_change`, down to no motion."""
         step = math.copysign(max(abs(self.step) - self.max_step_change, 0.0), self.step)
         return step if self.is_delta else self.position + step
 
     def remember(self, sent: float) -> None:
-        """This was sent to the arm."""
+        """Remember a value that was sent to the arm."""
         step = sent if self.is_delta else sent - self.position
         self.step = step if self.is_known else 0.0
         self.position = 0.0 if self.is_delta else sent
         self.is_known = True
 
     def _intervals(self, measured: float) -> tuple[Interval, ...]:
-        """Allowed values by each of CAUSES."""
-        still = 0.0 if self.is_delta else self.position  # the value of no motion
-        offset = measured if self.is_delta else 0.0  # from a value to the position it leads to
+        """Return the allowed interval of each of CAUSES."""
+        still = 0.0 if self.is_delta else self.position  # the value for no motion
+        offset = measured if self.is_delta else 0.0  # position = value + offset
         here, ahead = measured - offset, still + self.step
         low, high = self.box[0] - offset, self.box[1] - offset
         speed, change = (self.max_step_speed, self.max_step_change) if self.is_known else (NO_LIMIT, NO_LIMIT)
@@ -261,13 +270,13 @@ def _require_usable(axis: _Axis, rate_hz: float) -> None:
 
 
 def _longest_step(room: float, change: float) -> float:
-    """The longest step into a room that lets the steps after it, each shorter by `change`, end inside; none outside.
+    """Return the longest step d from which steps that shorten by `change` end within `room`; 0 if `room` is negative.
 
-    With n steps the room is n d - change n (n - 1) / 2; n is the smallest for which the n-th step is not negative.
+    n steps cover n d - change n (n - 1) / 2 = room; n is the smallest for which the n-th step is not negative.
     """
     if room <= change:
         return max(room, 0.0)
     room = min(room, NO_LIMIT)
     steps = max(math.ceil((math.sqrt(1 + 8 * room / change) - 1) / 2), 1)
-    # By rounding, n may be one off where both give the same; the room itself is never exceeded.
+    # Rounding may make n one too large or too small, where both give the same d; `room` is never exceeded.
     return min(room / steps + change * (steps - 1) / 2, room)

@@ -1,7 +1,7 @@
-"""What may reach the arm. The guard says what it changed and why, and never makes up an action of its own.
+"""Limits of actions, and the guard that clamps an action to its action space.
 
-`RangeGuard` knows the action space alone, and stands in the loop. `Limits` are what the filter on the robot's side
-(safety.py) checks beside it: where the arm is, how fast it moves and how suddenly.
+`RangeGuard` knows only the action space; the control loop calls it. `Limits` are the limits of position, speed and
+acceleration that the filter on the robot's side (`filter.py`) keeps as well.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from vla_robot.core.messages import Clamp, Vector, clamps_of
 from vla_robot.recipe.limits import DimLimitsRecipe, LimitsRecipe, OnViolation
 
 RANGE = "range"
-"""Cause of a clamp: the value lay outside of its dimension's limits."""
+"""Cause of a clamp: the value lay outside of its dimension's range in the action space."""
 
 
 class RangeGuard:
-    """Keeps actions inside an action space."""
+    """A guard that clamps actions to an action space."""
 
     def __init__(self, space: ActionSpace) -> None:
         """
         Raises:
-            ContractError: the space's own limits are no limits.
+            ContractError: a limit of the space is not finite, or a lower limit is above the upper one.
         """
         for dim in space.dims:
             if not (np.isfinite([dim.low, dim.high]).all() and dim.low <= dim.high):
@@ -34,13 +34,13 @@ class RangeGuard:
         self._space = space
 
     def check(self, action: ArrayLike) -> tuple[Vector, tuple[Clamp, ...]]:
-        """The action that may be sent, and every limit that changed it.
+        """Clamp an action to the action space.
 
         Args:
             action: (D,) in the units of the action space.
 
         Returns:
-            (D,) float64 within the limits, and one clamp for each dimension that differs from what was wanted.
+            (D,) float64 within the limits, and one clamp for each dimension that was changed.
 
         Raises:
             PolicyError: wrong shape, or a number that is not finite. Nothing may be sent.
@@ -51,12 +51,12 @@ class RangeGuard:
 
 
 def require_action(action: ArrayLike, space: ActionSpace, error: type[VlaError] = ContractError) -> Vector:
-    """(D,) float64 of finite numbers; `error` is raised for anything else."""
+    """Return an action as (D,) float64. Raise `error` unless it has D numbers and all are finite."""
     try:
         given = np.asarray(action)
     except (TypeError, ValueError) as cause:
         raise error(f"an action is {len(space)} numbers ({', '.join(space.names)}): {cause}.") from cause
-    # numpy would make numbers of strings, dates and complex numbers; none of them is meant.
+    # numpy would convert strings, dates and complex numbers; an action holds none of them.
     if given.dtype.kind not in "iuf":
         raise error(f"an action is {len(space)} numbers ({', '.join(space.names)}), got dtype {given.dtype}.")
     with np.errstate(over="ignore"):  # a long double that overflows becomes infinite, and is refused below
@@ -72,19 +72,19 @@ def require_action(action: ArrayLike, space: ActionSpace, error: type[VlaError] 
 
 
 NO_LIMIT = 1e9
-"""Stands for "not limited" in any unit of an arm; finite, so that sums and products with it stay numbers."""
+"""Stands for "not limited" in any unit; finite, so that sums and products with it are finite."""
 
 _WORKSPACE_AXES = ("x", "y", "z")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the safety filter keeps, one number for each dimension of the action, in its unit (m, rad, or 1).
+    """The limits that the safety filter keeps, one number for each dimension of the action, in its unit (m, rad, or 1).
 
     Attributes:
         low: (D,) smallest position: the tool's coordinate, the joint's angle or the gripper's opening.
         high: (D,) largest position.
-        max_step: (D,) furthest that a command may lead from where the arm was measured, in the dimension's unit.
+        max_step: (D,) largest distance of a commanded position from the measured one, in the dimension's unit.
         max_speed: (D,) in the unit per second.
         max_acceleration: (D,) in the unit per second squared.
         on_violation: "clamp", "reject" or "stop".
@@ -99,10 +99,11 @@ class Limits:
 
 
 def limits_of(embodiment: Embodiment, recipe: LimitsRecipe) -> Limits:
-    """The limits of a recipe; what it leaves open comes from the embodiment's own ranges.
+    """Return the limits of a recipe; the embodiment's ranges fill in what the recipe does not set.
 
     Raises:
-        ContractError: the recipe names a dimension that the arm lacks, or leaves it nowhere to be.
+        ContractError: the recipe names a dimension that the arm lacks, allows no position of a dimension, or limits a
+            position that the arm does not measure.
     """
     space = embodiment.action
     for name in recipe.dims:
@@ -114,7 +115,7 @@ def limits_of(embodiment: Embodiment, recipe: LimitsRecipe) -> Limits:
 
 
 def position_name(dim: Dim, space: ActionSpace) -> str:
-    """The state's name of what an action dimension moves: "x" for "dx", and the same name for absolute ones."""
+    """Return the state's name of the position that an action dimension moves: "x" for "dx", "joint_1" for "joint_1"."""
     is_delta = space.kind == "eef_delta" and dim.unit != "1"
     return dim.name.removeprefix("d") if is_delta else dim.name
 
@@ -122,11 +123,13 @@ def position_name(dim: Dim, space: ActionSpace) -> str:
 def _dim_limits(
     dim: Dim, embodiment: Embodiment, recipe: LimitsRecipe, own: DimLimitsRecipe
 ) -> tuple[float, float, float, float, float]:
-    """Position low and high, step, speed and acceleration of one dimension."""
+    """Return low and high position, step, speed and acceleration of one dimension."""
     low, high = _position_range(dim, embodiment, recipe)
     low, high = _pick(own.low, low), _pick(own.high, high)
     if low > high:
-        raise ContractError(f"limits leave '{dim.name}' nowhere to be: from {low:g} to {high:g} {dim.unit}.")
+        raise ContractError(
+            f"the limits of '{dim.name}' allow no position: the lowest is {low:g} {dim.unit}, the highest {high:g}."
+        )
     _require_measured(dim, low, high, embodiment)
     speed = {"m": recipe.max_speed_m_s, "rad": recipe.max_speed_rad_s, "1": recipe.gripper_per_s}.get(dim.unit)
     acceleration = {"m": recipe.max_acceleration_m_s2, "rad": recipe.max_acceleration_rad_s2}.get(dim.unit)
@@ -136,11 +139,11 @@ def _dim_limits(
 
 
 def _position_range(dim: Dim, embodiment: Embodiment, recipe: LimitsRecipe) -> tuple[float, float]:
-    """Of what the dimension moves: the workspace's, else the state's, cut to the action's where it is absolute."""
+    """Return low and high position: the workspace's, else the state's, cut to the action's range if it is absolute."""
     name = position_name(dim, embodiment.action)
     state = next((d for d in embodiment.state if d.name == name), None)
     low, high = (state.low, state.high) if state else (-NO_LIMIT, NO_LIMIT)
-    if name == dim.name:  # absolute: the action's own range is one of positions
+    if name == dim.name:  # absolute: the action's values are positions
         low, high = max(low, dim.low), min(high, dim.high)
     if name in _WORKSPACE_AXES and embodiment.action.kind == "eef_delta":
         axis = _WORKSPACE_AXES.index(name)
@@ -150,7 +153,7 @@ def _position_range(dim: Dim, embodiment: Embodiment, recipe: LimitsRecipe) -> t
 
 
 def _require_measured(dim: Dim, low: float, high: float, embodiment: Embodiment) -> None:
-    """A step leads to a position only from one that is known."""
+    """Raise ContractError where the positions of a delta are limited but the arm does not measure them."""
     name, measured = position_name(dim, embodiment.action), [d.name for d in embodiment.state]
     if name != dim.name and name not in measured and (low > -NO_LIMIT or high < NO_LIMIT):
         raise ContractError(
@@ -160,5 +163,5 @@ def _require_measured(dim: Dim, low: float, high: float, embodiment: Embodiment)
 
 
 def _pick(own: float | None, general: float | None) -> float:
-    """The dimension's own limit, else the arm's, else none."""
+    """Return the dimension's own limit, else the arm's, else NO_LIMIT."""
     return next((limit for limit in (own, general) if limit is not None), NO_LIMIT)

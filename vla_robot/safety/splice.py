@@ -1,7 +1,7 @@
-"""How an old plan and a new chunk become one: pure functions over rows of actions, one row a control step.
+"""Pure functions that merge the rows of an old plan and a new chunk, one row for each control step.
 
-Names of T. Zhao et al., "Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware" (ACT, arXiv 2304.13705),
-and K. Black et al., "Real-Time Execution of Action Chunking Flow Policies" (RTC, arXiv 2506.07339).
+The names are those of T. Zhao et al., "Learning Fine-Grained Bimanual Manipulation with Low-Cost Hardware" (ACT, arXiv
+2304.13705), and K. Black et al., "Real-Time Execution of Action Chunking Flow Policies" (RTC, arXiv 2506.07339).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vla_robot.core.messages import Vector
 
 ENSEMBLE_M = 0.01
-"""ACT's own value: close to an even mean, a little more weight on the older predictions."""
+"""ACT's own value, which weighs older predictions a little more than newer ones."""
 
 BLEND_STEPS = 4
 
@@ -23,11 +23,11 @@ Rows = NDArray[np.float64]
 
 
 def ensemble(predictions: Sequence[Vector], m: float = ENSEMBLE_M) -> Vector:
-    """ACT's temporal ensemble: the weighted mean of all that was ever predicted for one step.
+    """Return ACT's temporal ensemble, the weighted mean of all predictions for one step.
 
     Args:
         predictions: (D,) each, oldest first.
-        m: weights are exp(-m i), i = 0 for the oldest; the smaller, the faster new ones count.
+        m: weights are exp(-m i), i = 0 for the oldest; the smaller m, the more new predictions count.
 
     Returns:
         (D,) float64.
@@ -39,7 +39,7 @@ def ensemble(predictions: Sequence[Vector], m: float = ENSEMBLE_M) -> Vector:
 
 
 def blend_weights(steps: int, overlap: int) -> Vector:
-    """(overlap,) share of the old plan in each step that both have: linear down to 0, which it reaches after `steps`.
+    """Return the old plan's share in each common step, (overlap,): it falls linearly and is 0 after `steps` steps.
 
     >>> blend_weights(3, 5).tolist()
     [0.75, 0.5, 0.25, 0.0, 0.0]
@@ -48,11 +48,11 @@ def blend_weights(steps: int, overlap: int) -> Vector:
 
 
 def rtc_weights(delay: int, overlap: int) -> Vector:
-    """(overlap,) share of the old plan by RTC's soft mask: all of it while committed, then falling to 0.
+    """Return the old plan's share by RTC's soft mask, (overlap,): 1 for the first `delay` rows, then falling towards 0.
 
     Args:
-        delay: d, first rows that were executed, or will be, before the chunk arrived.
-        overlap: H - s, rows of the chunk that the old plan has as well.
+        delay: d, number of first rows that are executed before the chunk arrives.
+        overlap: H - s, number of the chunk's rows that the old plan has as well.
 
     Source: RTC, equation 5: 1 for i < d, c (e^c - 1) / (e - 1) with c = (H - s - i) / (H - s - d + 1) up to H - s.
 
@@ -65,7 +65,7 @@ def rtc_weights(delay: int, overlap: int) -> Vector:
 
 
 def mix(old: Rows, new: Rows, old_share: Vector) -> Rows:
-    """(T, D) rows, the old plan's share in each given by (T,) numbers in [0, 1]; shares of 0 and 1 are exact."""
+    """Return (T, D) rows mixed by the old plan's share in each, (T,) in [0, 1]; shares of 0 and 1 copy the rows."""
     share = old_share[:, None]
     mixed = share * old + (1 - share) * new
     return np.where(share == 1, old, np.where(share == 0, new, mixed))

@@ -1,16 +1,16 @@
-"""Whether the arm may move: the age of the last action, the controller's heartbeat, and the emergency stop.
+"""Decides whether the arm may move, by the age of the last action, the controller's heartbeat and the emergency stop.
 
     RUN      actions and heartbeat are fresh
-    HOLD     one is late, or the clock jumped: keep the pose. Over by itself as soon as both are fresh again
-    STOPPED  silence went on, or an emergency stop was tripped: latched until a person arms the robot on purpose
+    HOLD     one is late, or the clock jumped: keep the pose. It ends as soon as both are fresh again
+    STOPPED  the hold took too long, or an emergency stop was tripped: latched until a person arms the robot
 
                  silent                 silent for longer, or tripped
        RUN  <------------>  HOLD  ------------------------------------>  STOPPED
                  fresh        ^                                             |
                               +----------------- arm -----------------------+
 
-It only judges. The arm's owner asks it on every tick, and brakes to a supported stand (`SafetyFilter.brake`) as long
-as the answer is not RUN.
+The watchdog only returns a verdict. The arm's owner asks it on every tick, and brakes the arm to rest
+(`SafetyFilter.brake`) as long as the verdict is not RUN.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vla_robot.core.errors import ContractError
 Mode = Literal["run", "hold", "stopped"]
 
 SILENCE = "silence"
-"""Cause of a stop: no command came. It was neither key, signal nor network."""
+"""Cause of a stop that no key, signal or network message tripped: no command came in time."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Verdict:
     """What the arm may do now.
 
     Attributes:
-        mode: "run" moves, "hold" keeps the pose until things are well, "stopped" until `Watchdog.arm`.
-        reason: why not "run"; empty for "run".
+        mode: "run" moves, "hold" keeps the pose until actions and heartbeat are fresh, "stopped" until `Watchdog.arm`.
+        reason: why the mode is not "run"; empty for "run".
     """
 
     mode: Mode
@@ -41,14 +41,14 @@ class Verdict:
 
 
 class Watchdog:
-    """Judges from events and an injected clock. All methods belong to the thread that owns the arm."""
+    """A watchdog over events and an injected clock. Only the thread that owns the arm may call it."""
 
     def __init__(
         self, clock: Clock, hold_after_s: float = 0.5, stop_after_s: float = 3.0, beat_after_s: float = 0.5
     ) -> None:
         """
         Args:
-            clock: monotonic, as a rule; a jump is noticed and holds the arm.
+            clock: monotonic as a rule; when it jumps, the arm is held.
             hold_after_s: age of the last accepted action at which the arm is held.
             stop_after_s: how long the arm may be held before it is stopped.
             beat_after_s: age of the controller's last heartbeat at which the arm is held.
@@ -68,49 +68,49 @@ class Watchdog:
         self._hold_after_ns = round(hold_after_s * NS_PER_S)
         self._stop_after_ns = round(stop_after_s * NS_PER_S)
         self._beat_after_ns = round(beat_after_s * NS_PER_S)
-        self._causes: dict[str, None] = {}  # those present, in the order they came
+        self._causes: dict[str, None] = {}  # those not released yet, in the order of their trips
         self._stopped_by = ""
         self._seen_ns = clock.now_ns()
         self._action_ns: int | None = None
         self._beat_ns: int | None = None
         self._held_ns: int | None = None
         self._waits_for = "the first action"
-        self._idle = True  # no command came yet: it is held without a limit
+        self._idle = True  # no command came yet: the hold has no time limit
 
     @property
     def stopped_by(self) -> str:
-        """What stopped the arm, until it is armed; empty when nothing did. Judges nothing anew, unlike `check`."""
+        """What stopped the arm, until it is armed; empty when nothing did. Reads no clock, unlike `check`."""
         return self._stopped_by
 
     def start(self) -> None:
-        """An episode begins: nothing is late yet. It does not arm a stopped robot."""
+        """Begin an episode: count both ages from now. This does not arm a stopped robot."""
         self._now_ns()
         self._action_ns = self._beat_ns = self._seen_ns
         self._idle = False
 
     def accepted(self) -> None:
-        """An action came that may be executed."""
+        """Note that an action came which may be executed."""
         self._action_ns = self._now_ns()
         self._idle = False
 
     def beat(self) -> None:
-        """The controller says that it is alive."""
+        """Note a heartbeat of the controller."""
         self._beat_ns = self._now_ns()
 
     def trip(self, cause: str) -> None:
-        """Emergency stop, from now on and until it is armed again; the cause is present until it is released."""
+        """Stop the robot until `arm`, which is refused until this cause is released."""
         self._causes[cause] = None
         self._stopped_by = self._stopped_by or f"emergency stop by {cause}"
 
     def release(self, cause: str) -> None:
-        """The cause is gone: the button is out, the operator took back the stop. The robot stays stopped."""
+        """Remove a cause, as when the e-stop button is pulled out. The robot stays stopped until `arm`."""
         self._causes.pop(cause, None)
 
     def arm(self) -> None:
-        """Take back a stop. The arm is held until the first action comes.
+        """End a stop. The arm is held until the first action comes.
 
         Raises:
-            ContractError: what stopped it is still there; the message says what, and what to do.
+            ContractError: a cause is not released, or the heartbeat is late; the message says which, and what to do.
         """
         now_ns = self._now_ns()
         if self._causes:
@@ -125,7 +125,7 @@ class Watchdog:
             self._idle = True
 
     def check(self) -> Verdict:
-        """What the arm may do now. To be asked on every tick: a pause as long as `hold_after_s` is a clock's jump."""
+        """Return what the arm may do now. Call on every tick: a pause above `hold_after_s` counts as a clock jump."""
         now_ns = self._now_ns()
         if self._stopped_by:
             return Verdict("stopped", f"{self._stopped_by}; arm the robot to go on")
@@ -141,7 +141,7 @@ class Watchdog:
         return Verdict("hold", reason)
 
     def _why_hold(self, now_ns: int) -> str | None:
-        """All that is late, in words."""
+        """Return what is late, in words; None when nothing is."""
         if self._action_ns is None:
             return f"it waits for {self._waits_for}"
         late = (
@@ -158,7 +158,7 @@ class Watchdog:
         return f"the last {what} came {_seconds(now_ns - at_ns)} ago, allowed are {_seconds(limit_ns)}"
 
     def _now_ns(self) -> int:
-        """The clock. One that jumped makes every age void: the arm is held, and the time until a stop starts anew."""
+        """Read the clock. After a jump, forget all ages: the arm is held, and the time until a stop starts anew."""
         now_ns = self._clock.now_ns()
         passed_ns, self._seen_ns = now_ns - self._seen_ns, now_ns
         if passed_ns < 0:
@@ -168,7 +168,7 @@ class Watchdog:
         return now_ns
 
     def _void(self, waits_for: str) -> None:
-        """Forget all ages: hold until an action and a heartbeat come."""
+        """Forget all ages, so that the arm is held until an action and a heartbeat come."""
         self._action_ns = self._beat_ns = self._held_ns = None
         self._waits_for = waits_for
 
