@@ -1,4 +1,4 @@
-"""An arm with all six axes at 10 Hz, and a pseudo-terminal whose other end the test holds."""
+"""Fixtures: an embodiment with all six axes at 10 Hz, and a pseudo-terminal whose other end the test holds."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def observation(step: int = 1) -> Observation:
 
 
 class Pty:
-    """Both ends of a terminal."""
+    """Both ends of a pseudo-terminal: `person` types, the program under test reads `fd`."""
 
     def __init__(self) -> None:
         self.person, self.fd = os.openpty()
 
     def type(self, data: bytes) -> None:
-        """Returns when the other end has it: a pseudo-terminal passes it on at once."""
+        """Type bytes. They are at the other end when this returns: a pseudo-terminal passes them on at once."""
         os.write(self.person, data)
 
     @property

@@ -1,4 +1,4 @@
-"""Nudges: a terminal tells of no key that was let go of, and the arm still stops."""
+"""Tests of driving by keys: the arm stops although a terminal does not report the release of a key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_one_press_moves_for_a_few_ticks_and_then_lets_the_arm_hold(motion: KeyM
     assert seen[NUDGE:] == [None, None]
 
 
-def test_repeats_go_on_and_pile_nothing_up(motion: KeyMotion) -> None:
+def test_repeats_restart_the_time_and_do_not_add_up(motion: KeyMotion) -> None:
     for _ in range(40):  # a reset took long, and the key repeated all the while
         motion.press("w")
     assert [a is None for a in actions(motion, NUDGE + 1)] == [False] * NUDGE + [True]
@@ -87,7 +87,7 @@ def test_the_gripper_toggles_and_gets_the_time_to_close(motion: KeyMotion) -> No
     assert "open" in motion.standing
 
 
-def test_somebody_elses_grip_is_kept(motion: KeyMotion) -> None:
+def test_another_drivers_grip_is_kept(motion: KeyMotion) -> None:
     motion.grip(0.0)
     motion.press("w")
     action = motion.move().action

@@ -1,4 +1,4 @@
-"""A leader arm without its motors: what its tool does, the arm's does from where it is, and nothing ever leaps."""
+"""Tests of driving with a simulated leader arm: the arm's tool repeats the leader's motion and never jumps."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Held:
 
 
 class Free:
-    """The kinematics of that."""
+    """The kinematics of `Held`."""
 
     def pose(self, joints: Vector) -> tuple[Vector, Vector]:
         return joints[:3], quat_from_rotvec(joints[3:])
@@ -61,7 +61,7 @@ def motion(held: Held, clock: FakeClock) -> LeaderMotion:
 
 
 def drive(motion: LeaderMotion, clock: FakeClock, ticks: int) -> tuple[Vector, Vector]:
-    """Where the arm's tool goes: (3,) displacement and (4,) turn, as one."""
+    """Return the sum of the arm's actions: (3,) displacement and (4,) rotation of its tool."""
     position, quat = np.zeros(3), IDENTITY_QUAT
     for _ in range(ticks):
         clock.advance_ns(round(NS_PER_S / RATE_HZ))
@@ -77,7 +77,7 @@ def test_nothing_moves_when_driving_starts_wherever_the_leader_is(motion: Leader
     held.opening = 0.2
     action = motion.move().action
     assert action is not None
-    np.testing.assert_allclose(action, [0, 0, 0, 0, 0, 0, 1])  # and the grip is the arm's own
+    np.testing.assert_allclose(action, [0, 0, 0, 0, 0, 0, 1])  # the arm keeps its own grip
 
 
 def test_the_arm_does_what_the_leader_does(motion: LeaderMotion, held: Held, clock: FakeClock) -> None:
@@ -112,7 +112,7 @@ def test_a_leader_that_turned_round_and_round_is_followed(motion: LeaderMotion, 
     assert total == pytest.approx(4 * np.pi)
 
 
-def test_a_fast_hand_is_caught_up_with_but_not_for_long(motion: LeaderMotion, held: Held, clock: FakeClock) -> None:
+def test_a_fast_leader_is_followed_by_no_more_than_lag_s(motion: LeaderMotion, held: Held, clock: FakeClock) -> None:
     drive(motion, clock, 1)
     held.joints[0] = 5.0
     position, _ = drive(motion, clock, 100)
@@ -132,14 +132,14 @@ def test_the_clutch_moves_the_leader_alone(motion: LeaderMotion, held: Held, clo
     np.testing.assert_allclose(drive(motion, clock, 1)[0], [0.03, 0, 0])
 
 
-def test_after_a_pause_nothing_leaps(motion: LeaderMotion, held: Held, clock: FakeClock) -> None:
+def test_after_a_pause_the_arm_does_not_jump(motion: LeaderMotion, held: Held, clock: FakeClock) -> None:
     drive(motion, clock, 1)
     held.joints[1] = 0.3
     clock.advance_ns(GAP_NS)  # the world was reset meanwhile
     np.testing.assert_allclose(drive(motion, clock, 3)[0], 0)
 
 
-def test_rest_holds_until_somebody_engages_it(motion: LeaderMotion) -> None:
+def test_rest_holds_until_wake(motion: LeaderMotion) -> None:
     assert motion.move().action is not None
     motion.rest()
     assert motion.move().action is None
@@ -168,10 +168,10 @@ def grip_of(motion: LeaderMotion) -> float:
 
 
 class Arm:
-    """A tool in the arm's base frame.
+    """A simulated tool, in the arm's base frame.
 
     Attributes:
-        does: the share of a step that it does: what it lags behind is lost, as steps are taken from where it is. None:
+        does: share of each step that the tool executes; the rest is lost, since steps begin at the tool's pose. None:
             steps move a target, which the tool follows with a lag, and nothing is lost.
     """
 
@@ -199,7 +199,7 @@ class Arm:
 
 @pytest.mark.parametrize("rate_hz", [10.0, 30.0])
 @pytest.mark.parametrize("does", [0.45, 1.0, None])
-def test_the_arm_ends_where_the_leader_leads_it_whatever_a_step_is_taken_from(
+def test_the_arm_ends_where_the_leader_leads_it_for_steps_from_the_pose_and_from_the_target(
     held: Held, clock: FakeClock, does: float | None, rate_hz: float
 ) -> None:
     state = tuple(Dim(name, "1", -10.0, 10.0) for name in ("x", "y", "z", "rx", "ry", "rz"))
@@ -220,24 +220,24 @@ def test_the_arm_ends_where_the_leader_leads_it_whatever_a_step_is_taken_from(
         furthest = max(furthest, float((arm.position - start) @ led / (led @ led)))
     np.testing.assert_allclose(arm.position - start, led, atol=0.002)
     np.testing.assert_allclose(rotvec_between(start_quat, arm.quat), turn, atol=0.01)
-    assert furthest < 1.1  # and it does not shoot past
+    assert furthest < 1.1  # it overshoots by less than 10 %
 
 
-def test_an_arm_that_was_held_back_does_not_push_for_ever(held: Held, clock: FakeClock) -> None:
+def test_a_blocked_arm_turns_back_with_the_leader(held: Held, clock: FakeClock) -> None:
     state = tuple(Dim(name, "1", -10.0, 10.0) for name in ("x", "y", "z", "rx", "ry", "rz"))
     motion = LeaderMotion(held, Free(), replace(conftest.embodiment(RATE_HZ), state=state), clock=clock)
     motion.wake()
     arm = Arm(1.0)
     asked: list[float] = []
     for tick in range(230):
-        # Two metres into a wall, then back by what an arm may be behind.
+        # The leader moves two metres into a wall, then back by the largest lag.
         held.joints[0] = 0.02 * min(tick, 100) - (LAG_S * RATE_HZ * conftest.STEP_M + 0.1 if tick > 200 else 0.0)
         clock.advance_ns(round(NS_PER_S / RATE_HZ))
         action = motion.move().action
         assert action is not None
         asked.append(float(action[0]))
         motion.see(arm.look())
-    assert asked[150] > 0 and asked[-1] < 1e-9  # it has turned back with the hand
+    assert asked[150] > 0 and asked[-1] < 1e-9
 
 
 def test_a_small_leader_leads_a_large_arm_that_it_faces(held: Held, clock: FakeClock) -> None:
@@ -250,7 +250,7 @@ def test_a_small_leader_leads_a_large_arm_that_it_faces(held: Held, clock: FakeC
     np.testing.assert_allclose(rotvec_between(IDENTITY_QUAT, quat), [-0.3, 0.0, 0.2], atol=1e-9)
 
 
-def test_one_lost_answer_lets_the_arm_rest_and_many_are_told(
+def test_after_one_lost_answer_the_arm_rests_and_after_many_an_error_is_raised(
     motion: LeaderMotion, held: Held, clock: FakeClock
 ) -> None:
     drive(motion, clock, 1)

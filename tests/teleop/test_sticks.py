@@ -1,4 +1,4 @@
-"""Gamepad and SpaceMouse: golden bytes in, motions of the tool out. No real device was at hand for these tests."""
+"""Tests of gamepad and SpaceMouse: golden bytes in, motions of the tool out. No real device was available."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from vla_robot.teleop.sticks import LINGER_S, DeviceState, StickMotion, freed
 
 conftest: Any = sys.modules[next(n for n in sys.modules if n.endswith("teleop.conftest"))]
 XPAD = Layout([0, 1, 2, 3, 4, 5, 16, 17], [SOUTH, EAST, NORTH, WEST, 0x136, 0x137, 0x13A, START])
-"""As the kernel's driver xpad numbers an Xbox pad."""
+"""Layout of an Xbox pad with the kernel's driver xpad."""
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Stands for the device's file: a reader, which the device closes, and a writer."""
+    """Yield a reader, which stands for the device's file and which the device closes, and a writer."""
     ends = os.pipe()
     yield ends
     os.close(ends[1])
@@ -33,7 +33,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def packets() -> Iterator[tuple[int, int]]:
-    """The same, where each read gives one whole report, as hidraw's do."""
+    """Yield the same ends, but each read gives one whole report, as a read of hidraw does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     yield ours.detach(), theirs.fileno()
     theirs.close()
@@ -42,7 +42,7 @@ def packets() -> Iterator[tuple[int, int]]:
 # --- gamepad
 
 
-def test_a_gamepads_events_move_the_hand(pipe: tuple[int, int]) -> None:
+def test_a_gamepads_events_move_the_axes(pipe: tuple[int, int]) -> None:
     pad = Gamepad(pipe[0], XPAD)
     assert pad.read() == DeviceState((0.0,) * 6)
     # 8 bytes: time 0x11 ms, value -32767, an axis, number 1: the left stick pushed to the front.
@@ -55,7 +55,7 @@ def test_a_gamepads_events_move_the_hand(pipe: tuple[int, int]) -> None:
     pad.close()
 
 
-def test_a_gamepads_buttons_are_told_once(pipe: tuple[int, int]) -> None:
+def test_a_gamepads_buttons_are_reported_once(pipe: tuple[int, int]) -> None:
     pad = Gamepad(pipe[0], XPAD)
     os.write(pipe[1], bytes.fromhex("11000000 0100 01 00 11000000 0100 01 07".replace(" ", "")))
     assert pad.read().pressed == {"grip", "start"}
@@ -64,7 +64,7 @@ def test_a_gamepads_buttons_are_told_once(pipe: tuple[int, int]) -> None:
     pad.close()
 
 
-def test_what_a_pad_says_first_of_itself_presses_nothing(pipe: tuple[int, int]) -> None:
+def test_a_button_that_is_down_when_the_pad_is_opened_is_not_pressed(pipe: tuple[int, int]) -> None:
     pad = Gamepad(pipe[0], XPAD)
     os.write(pipe[1], bytes.fromhex("11000000 0100 81 00".replace(" ", "")))
     assert pad.read().pressed == frozenset()
@@ -104,14 +104,14 @@ def test_a_spacemouse_pushed_to_the_front_and_up(packets: tuple[int, int]) -> No
     mouse.close()
 
 
-def test_a_wireless_spacemouse_tells_all_six_at_once(packets: tuple[int, int]) -> None:
+def test_a_wireless_spacemouse_reports_all_six_axes_at_once(packets: tuple[int, int]) -> None:
     mouse = SpaceMouse(packets[0])
     os.write(packets[1], bytes.fromhex("01 5e01 0000 0000 af00 0000 0000".replace(" ", "")))  # x 350, rx 175
     np.testing.assert_allclose(mouse.read().axes, [0, -1, 0, 0, -0.5, 0])
     mouse.close()
 
 
-def test_a_spacemouses_buttons_are_told_once(packets: tuple[int, int]) -> None:
+def test_a_spacemouses_buttons_are_reported_once(packets: tuple[int, int]) -> None:
     mouse = SpaceMouse(packets[0])
     os.write(packets[1], bytes.fromhex("0301 00".replace(" ", "")))
     assert mouse.read().pressed == {"grip"}
@@ -130,7 +130,7 @@ def test_reports_of_other_kinds_and_short_ones_are_ignored(packets: tuple[int, i
     mouse.close()
 
 
-def test_a_spacemouse_that_is_unplugged_is_told(packets: tuple[int, int]) -> None:
+def test_an_unplugged_spacemouse_raises_an_error(packets: tuple[int, int]) -> None:
     mouse = SpaceMouse(packets[0])
     socket.socket(fileno=os.dup(packets[1])).shutdown(socket.SHUT_RDWR)
     with pytest.raises(TeleopError, match="is gone"):
@@ -151,7 +151,7 @@ def test_a_spacemouse_is_known_by_its_numbers(tmp_path: Path, hid_id: str, found
     entry = tmp_path / "sys" / "hidraw3" / "device"
     entry.mkdir(parents=True)
     (entry / "uevent").write_text(f"DRIVER=hid-generic\nHID_ID={hid_id}\n")
-    # Its file is missing in either case: what is told is whether it was looked for.
+    # The device's file is missing in both cases; the message says whether opening it was tried.
     with pytest.raises(TeleopError, match=r"udev/rules\.d" if found else "there is no SpaceMouse"):
         open_spacemouse(tmp_path / "sys", tmp_path)
 
@@ -201,7 +201,7 @@ def test_a_stick_moves_while_it_is_held_and_a_moment_longer() -> None:
     assert all(not a[:-1].any() for a in after if a is not None)
 
 
-def test_a_stick_that_is_held_over_a_rest_counts_again_after_its_middle() -> None:
+def test_after_a_rest_a_deflected_stick_counts_again_once_it_was_in_its_middle() -> None:
     stub = Stub()
     motion = StickMotion(stub, conftest.embodiment(10.0))
     stub.held = DeviceState((1.0, 0, 0, 0, 0, 0))
@@ -221,6 +221,6 @@ def test_the_grip_button_toggles_and_buttons_pass() -> None:
     assert moved.buttons == {"success"} and moved.action is not None and moved.action[-1] == 0.0
 
 
-def test_the_middle_is_dead_and_the_way_is_whole() -> None:
+def test_the_dead_zone_gives_0_and_the_full_deflection_gives_1() -> None:
     assert freed(0.1) == freed(-0.1) == 0.0
     assert freed(1.0) == 1.0 and freed(-1.0) == -1.0 and 0 < freed(0.2) < 0.2

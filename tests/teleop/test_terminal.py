@@ -1,4 +1,4 @@
-"""Keys over a real pseudo-terminal: what is typed arrives at once and unseen, and the terminal is left as it was."""
+"""Tests of keys over a pseudo-terminal: keys arrive at once without echo, and the terminal's modes are restored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_key_arrives_without_enter_and_is_not_echoed(pty: Any) -> None:
     terminal.close()
 
 
-def test_nothing_typed_is_no_key_and_nobody_waits(pty: Any) -> None:
+def test_without_a_key_nothing_is_returned_at_once(pty: Any) -> None:
     terminal = Terminal(pty.fd)
     assert terminal.typed() == []
     terminal.close()
@@ -41,7 +41,7 @@ def test_the_terminal_is_left_as_it_was(pty: Any) -> None:
     assert pty.modes == before
 
 
-def test_ctrl_z_leaves_no_arm_alone(pty: Any) -> None:
+def test_ctrl_z_and_ctrl_backslash_are_off(pty: Any) -> None:
     terminal = Terminal(pty.fd)
     off = bytes([os.fpathconf(pty.fd, "PC_VDISABLE")])
     assert pty.modes[6][termios.VSUSP] == off and pty.modes[6][termios.VQUIT] == off
@@ -57,10 +57,10 @@ def test_a_program_that_ends_without_closing_leaves_the_terminal_as_it_was(pty: 
     assert pty.modes == before
 
 
-def test_a_broken_connection_is_told(pty: Any) -> None:
+def test_a_broken_connection_raises_an_error(pty: Any) -> None:
     terminal = Terminal(pty.fd)
     pty.hang_up()
-    with pytest.raises(TeleopError, match="No person can drive from it any more"):
+    with pytest.raises(TeleopError, match="the terminal was closed. Start again in another one"):
         terminal.typed()
     terminal.close()
 
@@ -96,7 +96,7 @@ def test_a_sequence_that_comes_byte_by_byte_is_the_same_key(data: bytes, keys: l
     assert [key for byte in data for key in parser.feed(bytes([byte]))] == keys
 
 
-def test_escape_alone_is_the_escape_key_at_the_next_look() -> None:
+def test_escape_alone_is_the_escape_key_at_the_next_read() -> None:
     parser = KeyParser()
     assert parser.feed(b"\x1b") == []
     assert parser.feed(b"") == ["escape"]

@@ -1,4 +1,4 @@
-"""A person at a pseudo-terminal: buttons, the instruction, the e-stop, and what is drawn."""
+"""Tests of teleoperation at a pseudo-terminal: buttons, the instruction, the e-stop, and the drawn panel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def teleop(pty: Any, clock: FakeClock) -> Iterator[TerminalTeleop]:
 
 @pytest.fixture
 def says(pty: Any, teleop: TerminalTeleop) -> Callable[[bytes], Any]:
-    """Types, and gives the next command."""
+    """Return a function that types bytes and returns the next command."""
 
     def say(data: bytes) -> Any:
         pty.type(data)
@@ -79,7 +79,7 @@ def test_any_other_key_rests(says: Callable[[bytes], Any], key: bytes) -> None:
 
 
 def test_the_e_stop_holds_until_start(says: Callable[[bytes], Any], teleop: TerminalTeleop) -> None:
-    assert says(b"w\x1b").action is not None  # not yet: it may be the beginning of an arrow
+    assert says(b"w\x1b").action is not None  # not yet: the byte may begin an arrow key
     stopped = teleop.command()
     assert stopped.buttons == {"estop"} and stopped.action is None
     assert says(b"w").action is None
@@ -87,7 +87,7 @@ def test_the_e_stop_holds_until_start(says: Callable[[bytes], Any], teleop: Term
     assert says(b"w").action is not None
 
 
-def test_keys_typed_while_nobody_looked_move_nothing_but_still_stop(
+def test_keys_typed_while_the_terminal_was_not_read_move_nothing_but_buttons_count(
     says: Callable[[bytes], Any], teleop: TerminalTeleop, clock: FakeClock
 ) -> None:
     teleop.command()

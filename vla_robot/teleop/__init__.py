@@ -1,4 +1,4 @@
-"""A person's devices behind the port Teleoperator: keyboard, gamepad, SpaceMouse and leader arms.
+"""Implements the port Teleoperator for keyboard, gamepad, SpaceMouse and leader arms.
 
-It may import core, recipe and world. The page in a browser belongs to web.
+This room may import core, recipe and world. Teleoperation from a page in a browser belongs to web.
 """

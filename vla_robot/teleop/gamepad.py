@@ -1,8 +1,8 @@
-"""A gamepad through Linux's joystick interface: no library, no display, over SSH when it is plugged in there.
+"""Reads a gamepad through Linux's joystick interface. It needs no library and no display, so it works over SSH.
 
     /dev/input/js0    8 bytes an event:  u32 ms | s16 value | u8 type | u8 number      little endian
 
-The numbers differ from pad to pad; which axis and which button each one is, the kernel tells by two ioctls.
+The numbers differ from pad to pad; two ioctls give the axis and the button of each number.
 
 Source: Linux, Documentation/input/joydev/joystick-api.rst, include/uapi/linux/joystick.h, input-event-codes.h.
 """
@@ -49,7 +49,7 @@ PRESSES: Mapping[int, Pressed] = {
     SELECT: "stop",
     START: "start",
 }
-"""Drivers do not agree on which of the upper and the left button is NORTH: both mean the same, and neither forgets."""
+"""Event code -> button. Drivers disagree on which of the upper and the left button is NORTH, so both mean "success"."""
 
 READ_EVENTS = 256
 UDEV_FIX = "`sudo usermod -aG input $USER` and log in again, or once only: `sudo chmod a+r {path}`"
@@ -57,7 +57,7 @@ UDEV_FIX = "`sudo usermod -aG input $USER` and log in again, or once only: `sudo
 
 @dataclass(frozen=True)
 class Layout:
-    """Which axis and button each number of the joystick interface is.
+    """The axis and the button of each number of the joystick interface.
 
     Attributes:
         axes: code of each axis, by number.
@@ -69,7 +69,7 @@ class Layout:
 
 
 class Gamepad:
-    """A pad that is plugged in; implements Sticks."""
+    """A gamepad that is plugged in; implements Sticks."""
 
     help = (
         ("left stick", "x, y"),
@@ -86,9 +86,9 @@ class Gamepad:
     def __init__(self, fd: int, layout: Layout, path: str = "the gamepad") -> None:
         """
         Args:
-            fd: gives events; closed with this.
-            layout: of the pad.
-            path: named in messages.
+            fd: descriptor to read events from; `close` closes it.
+            layout: the pad's axes and buttons.
+            path: the pad's name in error messages.
         """
         self._fd: int | None = fd
         os.set_blocking(fd, False)
@@ -105,7 +105,7 @@ class Gamepad:
                 self._axes[self._layout.axes[number]] = max(-1.0, value / FULL)
             elif kind & ~INITIAL == BUTTON_EVENT and number < len(self._layout.buttons):
                 code = self._layout.buttons[number]
-                # What is down already when the pad is opened was not pressed for us.
+                # A button that is already down when the pad is opened does not count as pressed.
                 fresh |= {code} if value and not kind & INITIAL else set()
                 self._down = self._down | {code} if value else self._down - {code}
         return DeviceState(self._hand(), frozenset(PRESSES[code] for code in fresh if code in PRESSES))
@@ -116,7 +116,7 @@ class Gamepad:
             os.close(fd)
 
     def _hand(self) -> tuple[float, ...]:
-        """Sticks point right and down; the hand's x is to the front and y to the left."""
+        """Return the position of AXES, -1 to 1. Sticks count right and down as positive; x is forward and y left."""
         axis = self._axes
         roll = float(RIGHT_SHOULDER in self._down) - float(LEFT_SHOULDER in self._down)
         sticks = [axis.get(code, 0.0) for code in (LEFT_Y, LEFT_X, RIGHT_Y, HAT_Y, RIGHT_X)]
@@ -141,17 +141,17 @@ class Gamepad:
 
 
 def open_gamepad(folder: Path = Path("/dev/input")) -> Gamepad:
-    """The first gamepad of this computer.
+    """Open the first gamepad of this computer.
 
     Raises:
-        TeleopError: there is none, or it may not be read.
+        TeleopError: there is none, or this user may not read it.
     """
     found = sorted(folder.glob("js*"))
     if not found:
         raise TeleopError(
             f"there is no gamepad: {folder} has no js0. Plug one in, or pair it; `sudo modprobe joydev` where the "
-            "kernel lacks the joystick interface. A page takes the gamepad of the computer it is opened on: "
-            "`--source browser`."
+            "kernel lacks the joystick interface. `--source browser` reads the gamepad of the computer that opens the "
+            "page."
         )
     path = found[0]
     try:
@@ -167,7 +167,7 @@ def open_gamepad(folder: Path = Path("/dev/input")) -> Gamepad:
 
 
 def _layout(fd: int) -> Layout:
-    """Raises OSError when the kernel does not know this file as a joystick."""
+    """Ask the kernel for the pad's layout. Raise OSError when the file is no joystick."""
     axes, buttons = array.array("B", bytes(MAX_AXES)), array.array("H", bytes(2 * MAX_BUTTONS))
     fcntl.ioctl(fd, JSIOCGAXMAP, axes)
     fcntl.ioctl(fd, JSIOCGBTNMAP, buttons)

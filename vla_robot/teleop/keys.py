@@ -1,12 +1,12 @@
-"""The arm driven by keys of a terminal, which never tells that a key was let go of.
+"""Moves the tool by keys of a terminal, which does not report the release of a key.
 
     key      w                              w w w w w w w         (held: the computer waits about half a second,
-    ticks    | | |                          | | | | | | | | | |     then repeats some thirty times a second)
+    ticks    | | |                          | | | | | | | | | |     then repeats the key about thirty times a second)
     moves    ####                           #############
 
-Each press is a nudge of NUDGE_S, the same number of ticks whatever the network does; a repeat makes it last that long
-from then on. A key that is held therefore nudges once, pauses while the computer waits, and then goes on until at most
-NUDGE_S after it is let go of. When the connection breaks, so do the repeats, and the arm stops by itself.
+Each press moves the tool for NUDGE_S, the same number of ticks whatever the network does; a repeated key restarts that
+time. A held key therefore moves the tool once, pauses while the computer waits, and then moves it until at most NUDGE_S
+after its release. When the connection breaks, no repeats arrive and the arm stops.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from vla_robot.core.teleop_device import AXES, action_of, is_closed, require_dri
 from vla_robot.teleop.motion import MotionCommand
 
 NUDGE_S = 0.2
-"""Longer than the slowest repeats, 92 ms on the Linux console, and their jitter over a network."""
+"""Time that one press moves the tool: above the slowest period of repeats, 92 ms on the Linux console, plus jitter."""
 
 GRIP_S = 1.0
-"""For so long the world goes on after a word to the gripper: it takes about that to close."""
+"""Time for which actions are sent after a gripper command; a gripper takes about that long to close."""
 
 SLOW = 0.3
-"""Of the speed, with shift."""
+"""Factor of the speed with shift."""
 
 FIRST_SPEED = 5
 FULL_SPEED = 9
-"""Keys 1 to 9: how many ninths of the largest step."""
+"""Keys 1 to 9 set the speed in ninths of the largest step."""
 
 SPEEDS = tuple("123456789")
 
@@ -47,19 +47,19 @@ MOVES: dict[str, tuple[int, float]] = {
     "left": (5, 1.0),
     "right": (5, -1.0),
 }
-"""Key -> axis of the hand, and which way; the same as on the page."""
+"""Key -> (index in AXES, sign); the browser's page uses the same keys."""
 
 SHIFTED = {":": ".", ";": ",", ">": ".", "<": ","}
-"""What shift makes of a key that has no capital, on common layouts."""
+"""Character of a key with shift -> the key, on common layouts, for keys without a capital letter."""
 
 
 @dataclass(frozen=True)
 class Jog:
-    """A nudge that is going on.
+    """The motion of one axis after a press.
 
     Attributes:
-        share: of the largest step, -1 to 1.
-        ticks: left.
+        share: share of the largest step, -1 to 1.
+        ticks: number of ticks that are left.
     """
 
     share: float
@@ -67,7 +67,7 @@ class Jog:
 
 
 class KeyMotion:
-    """The TeleopDevice port over the terminal's own keys."""
+    """The port TeleopDevice for the keys of a terminal."""
 
     help = (
         ("w s", "forward, back"),
@@ -83,7 +83,10 @@ class KeyMotion:
     )
 
     def __init__(self, embodiment: Embodiment) -> None:
-        """Raises ContractError when a hand cannot drive this arm."""
+        """
+        Raises:
+            ContractError: the arm's actions are no motions of its tool.
+        """
         require_drivable(embodiment.action)
         self._space = embodiment.action
         self._nudge = max(1, round(NUDGE_S * embodiment.rate_hz))

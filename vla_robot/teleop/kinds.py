@@ -1,6 +1,6 @@
-"""Kinds of teleoperators that recipes describe: the recipe's dataclass, and what opens the device. The only list.
+"""Maps each kind of teleoperator recipe to the function that opens the device. It is the only such list.
 
-What opens is named and not imported, so that the keyboard needs neither lerobot nor MuJoCo.
+The functions are named and not imported, so that the keyboard needs neither lerobot nor MuJoCo.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ DEVICES: dict[type[TeleoperatorRecipe], str] = {
     LeaderArmRecipe: "vla_robot.teleop.teleoperator:open_leader",
     AxesDeviceRecipe: "vla_robot.teleop.teleoperator:open_axes",
 }
-"""Dataclass -> "module:function" of (recipe, embodiment, clock) -> TeleopDevice."""
+"""Recipe's dataclass -> "module:function" of a function (recipe, embodiment, clock) -> TeleopDevice."""
 
 
 def open_teleoperator(recipe: TeleoperatorRecipe, embodiment: Embodiment, clock: Clock | None = None) -> TeleopDevice:
-    """Connect to the device of a recipe, of a plugin's kind too.
+    """Connect to the device of a recipe, also of a plugin's kind.
 
     Args:
-        recipe: which one.
-        embodiment: of the arm that is driven.
-        clock: tells of pauses.
+        recipe: the teleoperator's recipe.
+        embodiment: the embodiment of the arm that is driven.
+        clock: measures pauses between commands; the monotonic clock when None.
 
     Raises:
         RecipeError: the recipe names something that lerobot, the device or the scene lacks.
-        ContractError: a hand cannot drive this arm.
+        ContractError: the arm's actions are no motions of its tool.
         TeleopError: no such port, no permission, no answer, or not calibrated.
         MissingDependencyError: the extra [arm] is not installed.
     """

@@ -1,18 +1,18 @@
-"""The arm led by another arm: what the leader's tool does since driving started, the arm's tool does from where it is.
+"""Drives an arm with a leader arm: the arm's tool repeats the motion of the leader's tool, from its own pose.
 
-    anchor     the leader's tool, the moment that driving starts        nothing moves: the arm's tool is taken as it is
-    wanted     how far the leader's tool has moved and turned since     times scale, turned by turn_deg
-    asked      the sum of the steps that were asked for
-    slip       asked - what the arm's tool has really done, where the arm tells where its tool is
-    action     wanted - asked, and a little of the slip; no more than a step of the arm allows
+    anchor     pose of the leader's tool when driving starts; the arm's tool does not move then
+    wanted     motion of the leader's tool since the anchor, times scale, turned by turn_deg
+    asked      sum of the steps that were sent
+    slip       asked - measured motion of the arm's tool, where the arm's state holds its tool's pose
+    action     wanted - asked, plus a share of the slip, clamped to the largest step of the arm
 
-Some worlds take a step from where the tool is, and lose what it lags behind (robosuite does 45 % of what is asked for);
-others take it from the last target, and lose nothing. The share of the slip that is made good at each tick is small
-enough not to disturb those.
+Some worlds add a step to the measured pose of the tool, and lose the distance by which it lags (robosuite executes 45 %
+of each step); others add it to the last target, and lose nothing. The share of the slip that is added at each tick is
+small enough not to disturb the latter.
 
-The arm catches up with a leader that is faster than it, but never by more than LAG_S at full speed: what is beyond is
-given up, so that an arm does not travel on long after the hand has come to rest. The clutch (c) lets the hand move the
-leader back to where it is comfortable, as one lifts a mouse; engaging it sets the anchor anew.
+An arm that is slower than its leader catches up, but by no more than LAG_S at full speed: motion beyond that is
+dropped, so that the arm does not move on long after the leader is at rest. The clutch (c) lets a person move the leader
+alone, back to a comfortable pose, as one lifts a mouse; engaging it sets a new anchor.
 """
 
 from __future__ import annotations
@@ -31,39 +31,41 @@ from vla_robot.core.teleop_device import AXES, require_drivable
 from vla_robot.teleop.motion import MotionCommand
 
 LAG_S = 1.0
-"""How far the arm may be behind: what it makes good in so long."""
+"""The arm may lag behind the leader by the distance that it covers in this time at full speed."""
 
 GAP_NS = 500 * NS_PER_MS
-"""After a pause of this long, as for a reset, the arm may be elsewhere: the anchor is set anew."""
+"""After a pause of this long, as for a reset, the arm may have another pose: a new anchor is set."""
 
 GRIP_SLACK = 0.15
-"""The leader's gripper takes over when it was moved by so much of its way: until then the arm keeps its own grip."""
+"""The arm keeps its own grip until the leader's gripper has moved by this share of its range."""
 
 SLIP_PER_S = 2.0
-"""Share of the slip that is made good in a second. An arm that follows within 0.2 s, network included, stays damped."""
+"""Share of the slip that is corrected per second. The motion stays damped if the arm follows within 0.2 s, network
+included."""
 
 POSE = ("x", "y", "z", "rx", "ry", "rz")
-"""What an arm's state calls its tool's position [m] and axis times angle [rad], in its base's frame."""
+"""Names in an arm's state of its tool's position [m] and axis times angle [rad], in its base frame."""
 
 LOST_READS = 10
-"""One answer that is lost on the bus lets the arm rest for a period; so many in a row are a cable that is out."""
+"""After one failed read the arm rests for a period; after this many in a row the device counts as disconnected."""
 
 
 @dataclass
 class Anchor:
-    """Where driving started, and what was asked for since.
+    """The leader's pose when driving started, and the motion that was sent since.
 
     Attributes:
-        position: (3,) of the leader's tool [m].
-        quat: (4,) of the leader's tool.
-        opening: of the leader's gripper, 0 to 1.
-        done_m: (3,) what of the leader's way was asked for, or given up [m].
-        done_quat: (4,) the same of its turns, as one.
-        asked_m: (3,) sum of the steps that were asked for [m].
-        asked_quat: (4,) the same of the turns.
-        arm_m: (3,) where the arm's tool was; None before it was seen, or where the arm does not tell [m].
-        arm_quat: (4,) its orientation then.
-        has_grip: the leader's gripper was moved, and is followed.
+        position: (3,) position of the leader's tool in the leader's base frame [m].
+        quat: (4,) orientation of the leader's tool.
+        opening: opening of the leader's gripper, 0 closed to 1 open.
+        done_m: (3,) part of the leader's translation that was sent or dropped, in the arm's base frame [m].
+        done_quat: (4,) part of the leader's rotation that was sent or dropped.
+        asked_m: (3,) sum of the translations that were sent [m].
+        asked_quat: (4,) product of the rotations that were sent.
+        arm_m: (3,) position of the arm's tool at its first observation [m]; None before it, or where the arm's state
+            lacks its tool's pose.
+        arm_quat: (4,) orientation of the arm's tool at that observation.
+        has_grip: whether the leader's gripper was moved, so that the arm's gripper follows it.
     """
 
     position: Vector
@@ -79,7 +81,7 @@ class Anchor:
 
 
 class LeaderMotion:
-    """The TeleopDevice port over a leader arm."""
+    """The port TeleopDevice for a leader arm."""
 
     help = (("leader arm", "leads the tool and the gripper"), ("c", "clutch: move the leader alone"))
 
@@ -95,15 +97,15 @@ class LeaderMotion:
     ) -> None:
         """
         Args:
-            leader: closed with this.
-            model: its joints and lengths.
-            embodiment: of the arm that is led.
-            scale: metres of the arm for one of the leader.
-            turn_deg: of the leader's base against the arm's, about the vertical [degrees].
-            clock: tells of pauses.
+            leader: the leader arm; `close` closes it.
+            model: the leader's forward kinematics.
+            embodiment: the embodiment of the arm that is led.
+            scale: metres that the arm's tool moves per metre of the leader's.
+            turn_deg: angle of the leader's base against the arm's, about the vertical [degrees].
+            clock: measures pauses between commands; the monotonic clock when None.
 
         Raises:
-            ContractError: a hand cannot drive this arm.
+            ContractError: the arm's actions are no motions of its tool.
         """
         require_drivable(embodiment.action)
         self._leader, self._model = leader, model
@@ -178,7 +180,7 @@ class LeaderMotion:
         return reading
 
     def _step(self, anchor: Anchor, position: Vector, quat: Vector, opening: float) -> Vector:
-        """(D,) the next action towards where the leader is; what it asks for is noted as done."""
+        """Return the next action towards the leader's pose, (D,), and add it to the anchor's sums."""
         wanted_m = self._scale * self._R_arm_leader @ (position - anchor.position)
         turn = self._R_arm_leader @ rotvec_between(anchor.quat, quat)
         wanted_quat = quat_from_rotvec(turn)
@@ -196,7 +198,10 @@ class LeaderMotion:
         return np.array([*(share[dim.name] for dim in self._space.dims[:-1]), self._grip])
 
     def _slipped(self, anchor: Anchor, position: Vector, quat: Vector) -> Vector:
-        """(6,) what was asked for since the anchor, and not done; the first look is where the arm began."""
+        """Return the motion that was sent since the anchor but not measured, (6,) [m, rad].
+
+        The first call stores the arm's pose in the anchor.
+        """
         if anchor.arm_m is None:
             anchor.arm_m, anchor.arm_quat = position, quat
         turn = rotvec_between(anchor.arm_quat, quat)
@@ -204,12 +209,12 @@ class LeaderMotion:
             [anchor.asked_m - (position - anchor.arm_m), rotvec_between(quat_from_rotvec(turn), anchor.asked_quat)]
         )
         kept = np.clip(missing, -self._most_behind, self._most_behind)
-        anchor.asked_m = anchor.asked_m + (kept - missing)[:3]  # something is in the way: it is not asked for for ever
+        anchor.asked_m = anchor.asked_m + (kept - missing)[:3]  # an obstacle may block the arm: drop what is beyond
         return kept
 
 
 def _step_limits(space: ActionSpace) -> tuple[Vector, Vector]:
-    """(6,) smallest and largest step of each axis; nothing for an axis that the arm lacks."""
+    """Return the smallest and largest step along AXES, each (6,) [m, rad]; 0 for an axis that the arm lacks."""
     dims = {dim.name: dim for dim in space.dims}
     low = np.array([dims[name].low if name in dims else 0.0 for name in AXES])
     high = np.array([dims[name].high if name in dims else 0.0 for name in AXES])

@@ -1,4 +1,4 @@
-"""What moves the tool when a person drives from a terminal: its keys, sticks, or an arm that is led by hand."""
+"""The port of devices that move the tool when a person drives from a terminal: keys, sticks, or a leader arm."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from vla_robot.core.teleop import Button
 
 
 class MotionCommand(NamedTuple):
-    """What a device says at one moment.
+    """A device's command for one control period.
 
     Attributes:
-        action: (D,) in the units of the action space; None when nothing moves it. Then the arm holds.
-        buttons: of the device itself, pressed since the last time.
+        action: (D,) in the units of the action space; None when the device is at rest. Then the arm holds.
+        buttons: the device's own buttons that were pressed since the last command.
     """
 
     action: Vector | None
@@ -21,28 +21,28 @@ class MotionCommand(NamedTuple):
 
 
 class TeleopDevice(Protocol):
-    """A device without the terminal's buttons."""
+    """A device that moves the tool. The terminal's keys begin and end episodes beside it."""
 
     @property
     def help(self) -> tuple[tuple[str, str], ...]:
-        """(keys, what they do), to be shown."""
+        """Lines of the key map: (keys, what they do)."""
         ...
 
     @property
     def standing(self) -> str:
-        """How it stands, in a few words: its speed, its grip."""
+        """The device's state in a few words, such as its speed and its grip."""
         ...
 
     def press(self, key: str) -> bool:
-        """A key of the terminal; whether it means something to this device."""
+        """Handle a key of the terminal. Return False when the device does not use that key."""
         ...
 
     def see(self, observation: Observation) -> None:
-        """The newest of the arm."""
+        """Take the newest observation of the arm."""
         ...
 
     def move(self) -> MotionCommand:
-        """What is asked for in this period of the control; called once in each.
+        """Return the command for this control period. The caller calls it once per period.
 
         Raises:
             TeleopError: the device is gone.
@@ -50,17 +50,17 @@ class TeleopDevice(Protocol):
         ...
 
     def rest(self) -> None:
-        """Let nothing move until the person moves again, and then from where the arm is."""
+        """Stop moving until the person moves the device again; motion then begins at the arm's pose."""
         ...
 
     def wake(self) -> None:
-        """The person starts, or takes over: a device that is led moves from now on, from where the arm is."""
+        """Begin to follow the person, who starts or takes over; a leader arm leads from the arm's pose from now on."""
         ...
 
     def grip(self, opening: float) -> None:
-        """Another driver drove: go on with its grip, 0 closed to 1 open."""
+        """Continue with the gripper opening that another driver commanded, 0 closed to 1 open."""
         ...
 
     def close(self) -> None:
-        """Let go of the device. May be called twice."""
+        """Release the device. May be called twice."""
         ...

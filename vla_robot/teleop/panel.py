@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while driving: where the session stands, and what each key does."""
+"""Draws the state of a teleoperation session and its key map in the terminal."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vla_robot.core.untrusted import printable
 
 @dataclass(frozen=True)
 class Status:
-    """All that is shown.
+    """The content of the panel.
 
     Attributes:
         instruction: the task in plain words.
         counters: name -> text, in order.
-        standing: of the device.
-        last_keys: typed last, newest at the end.
+        standing: the device's state.
+        last_keys: the keys typed last, newest at the end.
         editing: the instruction that is being typed; None when none is.
-        note: what the person must know now; "" when nothing.
+        note: a warning; "" when there is none.
         help: (keys, what they do).
     """
 
@@ -37,25 +37,25 @@ class Status:
 
 
 class Panel:
-    """A few lines that are drawn anew in their place. Only the caller of `draw` writes to the terminal."""
+    """A few lines of the terminal that are redrawn in place. Only the caller of `draw` writes to the terminal."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
-        # No thread of rich's own: between two drawings nothing costs the control loop any time.
+        # auto_refresh would start a thread, which takes time from the control loop between two drawings.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live.start()
 
     def draw(self, status: Status) -> None:
-        """Show this."""
+        """Redraw the panel with this content."""
         self._live.update(rendered(status), refresh=True)
 
     def close(self) -> None:
-        """Take the lines away, and show the cursor again. May be called twice."""
+        """Remove the lines, and show the cursor again. May be called twice."""
         self._live.stop()
 
 
 def rendered(status: Status) -> RenderableType:
-    """The lines."""
+    """Return the panel's lines, with text from outside made printable."""
     told = {**status.counters, "device": status.standing, "last keys": " ".join(status.last_keys) or "none"}
     facts = Table.grid(padding=(0, 2))
     for name, text in told.items():
@@ -69,7 +69,7 @@ def rendered(status: Status) -> RenderableType:
 
 
 def _keys(entries: Sequence[tuple[str, str]]) -> Text:
-    """The key map, as wide as the terminal."""
+    """Return the key map, as wide as the terminal."""
     text = Text()
     for keys, what in entries:
         text.append(keys.replace(" ", "\N{NO-BREAK SPACE}"), "bold")

@@ -1,13 +1,13 @@
-"""A SpaceMouse through Linux's hidraw interface: the reports as the device sends them, without a driver or a library.
+"""Reads a SpaceMouse through Linux's hidraw interface: the device's own reports, without a driver or a library.
 
     report 1     x y z              3 times s16, little endian; right, towards the person, down; about +-350 counts
-    report 1     x y z rx ry rz     6 times s16, from the wireless ones
+    report 1     x y z rx ry rz     6 times s16, from wireless devices
     report 2     rx ry rz           3 times s16, about the same axes
     report 3     buttons            one bit each
 
-    hand         x = -y (front)     y = -x (left)     z = -z (up), and the same for the turns
+    AXES         x = -y (forward)   y = -x (left)     z = -z (up), and the same for rotations
 
-Source: Linux, Documentation/hid/hidraw.rst; USB HID Usage Tables, Generic Desktop Page, for the sense of the axes.
+Source: Linux, Documentation/hid/hidraw.rst; USB HID Usage Tables, Generic Desktop Page, for the direction of the axes.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from vla_robot.teleop.sticks import DeviceState, Pressed
 
 TRANSLATION, ROTATION, BUTTONS = 1, 2, 3
 FULL = 350.0
-"""Counts of the cap at its stop, of all of 3Dconnexion's."""
+"""Counts of the cap at its stop, on all of 3Dconnexion's devices."""
 
 LOGITECH, CONNEXION = 0x046D, 0x256F
 LOGITECH_MICE = range(0xC603, 0xC62F)
-"""3Dconnexion's devices until 2013 carry the vendor number of Logitech, whose other devices are not among these."""
+"""Product numbers of 3Dconnexion's devices until 2013, which have Logitech's vendor number."""
 
 PRESSES: tuple[tuple[int, Pressed], ...] = ((0, "grip"), (1, "start"))
-"""Bit of report 3, and what it means: the left and the right button."""
+"""(bit of report 3, button), for the left and the right button."""
 
 READ_BYTES = 64
 UDEV_RULE = (
@@ -39,7 +39,7 @@ UDEV_RULE = (
 
 
 class SpaceMouse:
-    """A cap that is pushed and turned; implements Sticks."""
+    """A SpaceMouse; implements Sticks."""
 
     help = (
         ("cap", "push and turn as the tool is to"),
@@ -50,8 +50,8 @@ class SpaceMouse:
     def __init__(self, fd: int, path: str = "the SpaceMouse") -> None:
         """
         Args:
-            fd: gives one report a read; closed with this.
-            path: named in messages.
+            fd: descriptor that gives one report per read; `close` closes it.
+            path: the device's name in error messages.
         """
         self._fd: int | None = fd
         os.set_blocking(fd, False)
@@ -71,7 +71,7 @@ class SpaceMouse:
             os.close(fd)
 
     def _take(self, report: bytes) -> set[Pressed]:
-        """Keep what one report says; the buttons that went down with it."""
+        """Store the values of one report. Return the buttons that it reports as newly pressed."""
         number, body = report[0], report[1:]
         if number == TRANSLATION and len(body) >= 12:
             self._counts = list(struct.unpack_from("<6h", body))
@@ -100,22 +100,22 @@ class SpaceMouse:
 
 
 def hand_of(counts: list[int]) -> tuple[float, ...]:
-    """Axes of the hand from the device's six counts."""
+    """Return the position of AXES, -1 to 1, from the device's six counts."""
     right, back, down, about_right, about_back, about_down = (max(-1.0, min(1.0, n / FULL)) for n in counts)
     return tuple(-v if v else 0.0 for v in (back, right, down, about_back, about_right, about_down))
 
 
 def open_spacemouse(sysfs: Path = Path("/sys/class/hidraw"), devices: Path = Path("/dev")) -> SpaceMouse:
-    """The first SpaceMouse of this computer.
+    """Open the first SpaceMouse of this computer.
 
     Raises:
-        TeleopError: there is none, or it may not be read.
+        TeleopError: there is none, or this user may not read it.
     """
     names = [entry.name for entry in sorted(sysfs.glob("hidraw*")) if _is_spacemouse(entry)]
     if not names:
         raise TeleopError(
-            f"there is no SpaceMouse among the devices in {sysfs}. Plug it in; it must be on the computer that "
-            "`vla` runs on. Keys need no device: `--source keyboard`."
+            f"there is no SpaceMouse among the devices in {sysfs}. Plug it into the computer that `vla` runs on, or "
+            "use keys, which need no device: `--source keyboard`."
         )
     path = devices / names[0]
     try:
@@ -129,7 +129,7 @@ def open_spacemouse(sysfs: Path = Path("/sys/class/hidraw"), devices: Path = Pat
 
 
 def _is_spacemouse(entry: Path) -> bool:
-    """By the line HID_ID=BUS:VENDOR:PRODUCT of its device."""
+    """Return whether the line HID_ID=BUS:VENDOR:PRODUCT of a device's uevent file names a SpaceMouse."""
     try:
         lines = (entry / "device" / "uevent").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

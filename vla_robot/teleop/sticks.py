@@ -1,4 +1,4 @@
-"""The arm driven by something that springs back to its middle: a gamepad's sticks, a SpaceMouse's cap."""
+"""Moves the tool by a device that springs back to its middle: a gamepad's sticks, a SpaceMouse's cap."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vla_robot.teleop.keys import FIRST_SPEED, FULL_SPEED, GRIP_S, SPEEDS
 from vla_robot.teleop.motion import MotionCommand
 
 DEAD_ZONE = 0.12
-"""Of an axis' way: below it the middle is not exact."""
+"""Share of an axis's range about its middle that counts as the middle, since sticks do not return exactly."""
 
 LINGER_S = 0.3
-"""A stick that passes its middle is not let go of."""
+"""Time for which actions are sent after the last deflection, so that a stick may pass its middle without a hold."""
 
 Pressed = Button | Literal["grip"]
 
 
 @dataclass(frozen=True)
 class DeviceState:
-    """What such a device says.
+    """The state of such a device.
 
     Attributes:
-        axes: one for each axis of the hand, -1 to 1; x to the front of the arm's base, y to its left, z up.
-        pressed: buttons that went down since the last time.
-        opening: of the gripper, 0 closed to 1 open, where the device says so; None leaves it.
+        axes: (6,) one for each of AXES, -1 to 1; x forward and y left in the arm's base frame, z up.
+        pressed: buttons that were pressed since the last read.
+        opening: opening of the gripper, 0 closed to 1 open, where the device reports it; None leaves it as it is.
     """
 
     axes: tuple[float, ...]
@@ -37,31 +37,34 @@ class DeviceState:
 
 
 class Sticks(Protocol):
-    """Such a device."""
+    """The port of a device that springs back to its middle."""
 
     @property
     def help(self) -> tuple[tuple[str, str], ...]:
-        """(what is moved or pressed, what it does)."""
+        """Lines of the key map: (what is moved or pressed, what it does)."""
         ...
 
     def read(self) -> DeviceState:
-        """How it is held now; returns at once.
+        """Return the device's state now, without waiting.
 
         Raises:
-            TeleopError: it is gone.
+            TeleopError: the device is gone.
         """
         ...
 
     def close(self) -> None:
-        """Let go of it. May be called twice."""
+        """Release the device. May be called twice."""
         ...
 
 
 class StickMotion:
-    """The TeleopDevice port over sticks."""
+    """The port TeleopDevice for sticks."""
 
     def __init__(self, sticks: Sticks, embodiment: Embodiment) -> None:
-        """Raises ContractError when a hand cannot drive this arm."""
+        """
+        Raises:
+            ContractError: the arm's actions are no motions of its tool.
+        """
         require_drivable(embodiment.action)
         self._sticks = sticks
         self._space = embodiment.action
@@ -110,7 +113,7 @@ class StickMotion:
         return MotionCommand(action_of(self._space, shares, self._closed), buttons)
 
     def rest(self) -> None:
-        """A stick that is held over counts again once it was in its middle."""
+        """Stop the motion. A stick that is deflected now counts again after it was in its middle."""
         self._released, self._goes_on = True, 0
 
     def wake(self) -> None: ...
@@ -126,6 +129,6 @@ class StickMotion:
 
 
 def freed(axis: float) -> float:
-    """Without the dead zone: 0 in it, and from there on evenly up to 1."""
+    """Remove the dead zone: return 0 inside it, and beyond it a linear value up to 1 with the axis's sign."""
     beyond = (min(abs(axis), 1.0) - DEAD_ZONE) / (1 - DEAD_ZONE)
     return 0.0 if beyond <= 0 else beyond if axis > 0 else -beyond

@@ -1,4 +1,4 @@
-"""lerobot's teleoperators as motions: a leader arm by its scene, a device that tells motions by its axes."""
+"""Opens lerobot's teleoperators: a leader arm with its scene, or a device that reports motions with its axes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from vla_robot.world.real.lerobot_leader import Leader, LerobotTeleoperator, ope
 
 
 class ToldAxes:
-    """Sticks over a device that tells motions from -1 to 1."""
+    """Implements Sticks for a lerobot device that reports motions from -1 to 1."""
 
     help = (("device", "moves the tool"),)
 
     def __init__(self, device: LerobotTeleoperator, recipe: AxesDeviceRecipe) -> None:
-        """Raises RecipeError when the recipe names something that the device does not tell."""
+        """
+        Raises:
+            RecipeError: the recipe names a value that the device does not report.
+        """
         for name in recipe.axes.values():
             if name not in device.names:
                 raise RecipeError(unknown("value of the device", name, device.names, "See [axes]."))
@@ -50,7 +53,7 @@ def open_leader(recipe: LeaderArmRecipe, embodiment: Embodiment, clock: Clock | 
 
 
 def open_axes(recipe: AxesDeviceRecipe, embodiment: Embodiment, clock: Clock | None = None) -> TeleopDevice:
-    """Connect to a device that tells motions. Arguments and errors are those of `open_teleoperator`."""
+    """Connect to a device that reports motions. Arguments and errors are those of `open_teleoperator`."""
     require_drivable(embodiment.action)
     device = LerobotTeleoperator(recipe)
     motion = StickMotion(ToldAxes(device, recipe), embodiment)

@@ -1,8 +1,8 @@
-"""The terminal that a person types in: each key at once, and unseen, until it is closed. Nothing here waits.
+"""Reads each key of a terminal at once and without echo. Nothing here waits.
 
-    b"w"  ->  "w"        b"\\x1b[A"  ->  "up"        b"\\x1b" and nothing more at the next look  ->  "escape"
+    b"w"  ->  "w"        b"\\x1b[A"  ->  "up"        b"\\x1b" and nothing more at the next read  ->  "escape"
 
-A terminal tells that a key was pressed, and that it repeats; never that it was let go of.
+A terminal reports presses and repeats of a key, but not its release.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SEQUENCES = {
     "[[C": "f3",
     "[[D": "f4",
 }
-"""What follows ESCAPE, as xterm, rxvt and the Linux console send it."""
+"""Characters after ESCAPE -> name of the key, as xterm, rxvt and the Linux console send them."""
 
 _WHOLE = re.compile(r"\[\[[A-E]|\[[0-9;?]*[ -/]*[@-Z\\-~]|O[@-~]")
 _BEGUN = re.compile(r"\[\[?|\[[0-9;?]*[ -/]*|O|")
@@ -53,10 +53,10 @@ READ_BYTES = 4096
 
 
 class KeyParser:
-    """Bytes -> names of keys.
+    """A parser from bytes to names of keys.
 
-    An escape sequence may be cut in two on its way over a network: what is left over waits for the next feed. Then it
-    is the Escape key, which must not be lost: it stops the arm.
+    A network may cut an escape sequence in two, so an incomplete one is kept for the next feed. If that brings no
+    bytes, it is the Escape key, which must not be lost: it stops the arm.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class KeyParser:
         self._left = ""
 
     def feed(self, data: bytes) -> list[str]:
-        """The keys of all bytes so far; no bytes means that nothing came since the last feed."""
+        """Return the names of the keys in the bytes so far. Empty `data` says that nothing came since the last feed."""
         final = not data
         text, self._left = self._left + self._decoder.decode(data), ""
         keys: list[str] = []
@@ -84,15 +84,15 @@ class KeyParser:
 
 
 class Terminal:
-    """A terminal, which is put back as it was by `close`, and when the program ends in any other way."""
+    """A terminal without lines and echo. `close` and the end of the program restore its modes."""
 
     def __init__(self, fd: int | None = None) -> None:
         """
         Args:
-            fd: of the terminal; standard input when None.
+            fd: descriptor of the terminal; standard input when None.
 
         Raises:
-            TeleopError: it is no terminal.
+            TeleopError: it is no terminal, or this program runs in its background.
         """
         self._fd = require_terminal(fd)
         self._parser = KeyParser()
@@ -101,34 +101,34 @@ class Terminal:
         atexit.register(self.close)
 
     def typed(self) -> list[str]:
-        """What was typed since the last time, oldest first.
+        """Return the keys that were typed since the last call, oldest first.
 
         Raises:
-            TeleopError: the terminal is gone, as when a connection broke.
+            TeleopError: the terminal is gone, as after a broken connection.
         """
         return self._parser.feed(self._read())
 
     def close(self) -> None:
-        """Put the terminal back as it was. May be called twice."""
+        """Restore the terminal's modes. May be called twice."""
         before, self._before = self._before, None
         atexit.unregister(self.close)
         if before is not None:
-            with contextlib.suppress(termios.error):  # it is gone
-                # Not TCSADRAIN, which waits for output that a hung connection never takes.
+            with contextlib.suppress(termios.error):  # the terminal is gone
+                # TCSADRAIN would wait for output that a hung connection never takes.
                 termios.tcsetattr(self._fd, termios.TCSANOW, before)
 
     def _read(self) -> bytes:
-        # Not by O_NONBLOCK: that flag is shared with the shell, and with whatever else writes to this terminal.
+        # O_NONBLOCK would also apply to the shell and to every other program that writes to this terminal.
         if not select.select([self._fd], [], [], 0)[0]:
             return b""
         try:
             data = os.read(self._fd, READ_BYTES)
         except OSError as error:
             raise TeleopError(
-                f"the terminal is gone, or another program's now: {error.strerror}. No person can drive from it."
+                f"the terminal is gone, or belongs to another program now: {error.strerror}. Start again to drive."
             ) from error
         if not data:
-            raise TeleopError("the terminal was closed. No person can drive from it any more.")
+            raise TeleopError("the terminal was closed. Start again in another one to drive.")
         return data
 
 
@@ -139,30 +139,33 @@ def _plain(character: str) -> list[str]:
 
 
 def require_terminal(fd: int | None = None) -> int:
-    """The descriptor, standard input's when None.
+    """Return the descriptor of a terminal; standard input's when `fd` is None.
 
     Raises:
-        TeleopError: it is no terminal.
+        TeleopError: it is no terminal, or this program runs in its background.
     """
     fd = _stdin() if fd is None else fd
     if fd < 0 or not os.isatty(fd):
         raise TeleopError(
-            "standard input is no terminal, and keys are typed in one. Start this in a terminal, over SSH with "
+            "standard input is no terminal, so no keys can be read. Start this in a terminal, over SSH with "
             "`ssh -t`, in a container with `docker run -it`; or drive from a page: `--source browser`."
         )
     if _is_in_background(fd):
         raise TeleopError(
-            "this runs in the background of its terminal, and the keys are another program's. Start it without `&`, "
+            "this runs in the background of its terminal, where another program reads the keys. Start it without `&`, "
             "or bring it to the foreground with `fg`; or drive from a page: `--source browser`."
         )
     return fd
 
 
 def _is_in_background(fd: int) -> bool:
-    """Reading would suspend the program, or fail; setting its modes would spoil the shell that is there."""
+    """Return whether this program runs in the terminal's background.
+
+    There a read suspends the program or fails, and changing the modes disturbs the shell.
+    """
     try:
         return os.tcgetpgrp(fd) != os.getpgrp()
-    except OSError:  # not the terminal that controls this session: it has no background
+    except OSError:  # the terminal does not control this session, so it has no background
         return False
 
 
@@ -174,8 +177,11 @@ def _stdin() -> int:
 
 
 def _each_key_at_once(fd: int) -> list[Any]:
-    """The same terminal without lines and echo. Ctrl-C still interrupts; Ctrl-Z and Ctrl-\\ do not, as the program
-    would leave the arm and the terminal as they are, and Ctrl-S does not freeze what is shown."""
+    """Return the terminal's modes without lines and echo.
+
+    Ctrl-C still interrupts. Ctrl-Z and Ctrl-\\ are off: they would suspend or kill the program and leave the arm and
+    the terminal as they are. Ctrl-S is off: it would freeze the display.
+    """
     modes = termios.tcgetattr(fd)
     modes[0] &= ~(termios.IXON | termios.ICRNL)
     modes[3] &= ~(termios.ICANON | termios.ECHO | termios.IEXTEN)

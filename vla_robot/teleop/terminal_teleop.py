@@ -1,9 +1,9 @@
-"""The Teleoperator port in a terminal. Its keys begin, end, keep and stop; a TeleopDevice beside them moves the tool.
+"""Implements the port Teleoperator in a terminal: keys begin and end episodes, and a TeleopDevice moves the tool.
 
     terminal --keys--> buttons, instruction ---.
                   '--> TeleopDevice: keys, sticks, a leader arm --> TeleopCommand
 
-It works over SSH and without a display. Every key is read when the loop asks, at its rate; no thread, nothing waits.
+It works over SSH and without a display. Keys are read when the loop asks, at its rate; there is no thread and no wait.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BUTTONS: dict[str, Button] = {
     "t": "takeover",
     "g": "giveback",
 }
-"""As on the page, and letters beside F1 to F4, as some terminals keep those to themselves."""
+"""The keys of the browser's page, and letters beside F1 to F4, which some terminals do not pass on."""
 
 HELP = (
     ("any other key", "rest: nothing moves"),
@@ -48,7 +48,7 @@ HELP = (
 SHARING_HELP = (("t", "take over"), ("g", "give back"))
 
 STALE_NS = 500 * NS_PER_MS
-"""Keys that were typed while the terminal was not read for this long, as during a reset, move nothing [s]."""
+"""When the terminal was not read for this long, as during a reset, the keys typed meanwhile move nothing."""
 
 DRAW_EVERY_NS = NS_PER_S // 8
 SHOWN_KEYS = 8
@@ -57,7 +57,7 @@ STOPPED = "stopped: nothing moves until you press enter"
 
 
 class TerminalTeleop:
-    """A person at a terminal."""
+    """The port Teleoperator for a person at a terminal."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class TerminalTeleop:
     ) -> None:
         """
         Args:
-            motion: what moves the tool; closed with this.
-            instruction: shown until another one is typed.
-            terminal: whose keys are read; closed with this.
-            panel: where the status is drawn; None where something else is drawn on that terminal.
-            clock: tells how old keys are.
+            motion: device that moves the tool; `close` closes it.
+            instruction: instruction to show until another one is typed.
+            terminal: terminal to read keys from; `close` closes it.
+            panel: panel to draw the status on; None where another display is drawn on that terminal.
+            clock: measures the age of keys; the monotonic clock when None.
         """
         self._motion = motion
         self._instruction = instruction
@@ -91,18 +91,18 @@ class TerminalTeleop:
         self._buttons: set[Button] = set()
 
     def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
-        """Draw where things stand, some times a second and when it changed; returns at once."""
+        """Draw the status when it has changed, at most every DRAW_EVERY_NS, without waiting."""
         self._motion.see(observation)
         now_ns = self._clock.now_ns()
         if self._panel is None or (self._drawn_ns is not None and now_ns - self._drawn_ns < DRAW_EVERY_NS):
             return
         status = self._status(observation, counters)
-        if status != self._drawn:  # a slow line is not for the same lines again
+        if status != self._drawn:  # do not send the same lines twice over a slow connection
             self._drawn_ns, self._drawn = now_ns, status
             self._panel.draw(status)
 
     def command(self) -> TeleopCommand:
-        """What was typed since the last time, and how the tool is to move.
+        """Return the buttons and the instruction typed since the last call, and the tool's motion.
 
         Raises:
             TeleopError: the terminal or the device is gone.
@@ -120,7 +120,7 @@ class TerminalTeleop:
         return TeleopCommand(None if rests else moved.action, buttons, typed)
 
     def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
-        """Which of policy and person drives; the person begins with the arm's own grip."""
+        """Note who drives, and the policy's executed action, whose grip the person continues with."""
         if driver != self._driver:
             self._motion.rest()
         if driver == "person" != self._driver:
@@ -130,7 +130,7 @@ class TerminalTeleop:
             self._motion.grip(float(executed[-1]))
 
     def close(self) -> None:
-        """Put the terminal back as it was, and let go of the device. May be called twice."""
+        """Release the device and restore the terminal. May be called twice."""
         try:
             self._motion.close()
         finally:
@@ -141,7 +141,7 @@ class TerminalTeleop:
                 self._terminal.close()
 
     def _heed(self, buttons: frozenset[Button]) -> None:
-        """A stop holds until the person starts; every start is from rest."""
+        """Apply the buttons: an e-stop lasts until the person starts or takes over, and each start is from rest."""
         if "estop" in buttons:
             self._stopped = True
         elif buttons & {"start", "takeover"}:
@@ -164,7 +164,7 @@ class TerminalTeleop:
             self._motion.rest()
 
     def _edit(self, text: str, key: str) -> None:
-        """One more key of an instruction; Escape forgets it, and still stops an arm that a policy moves meanwhile."""
+        """Apply a key to the typed instruction. Escape discards it, and still stops an arm that a policy moves."""
         if key == "escape" and self._driver == "policy":
             self._buttons.add("estop")
         if key in ("enter", "escape"):
