@@ -60,7 +60,7 @@ def test_a_program_that_ends_without_closing_leaves_the_terminal_as_it_was(pty: 
 def test_a_broken_connection_raises_an_error(pty: Any) -> None:
     terminal = Terminal(pty.fd)
     pty.hang_up()
-    with pytest.raises(TeleopError, match="the terminal was closed. Start again in another one"):
+    with pytest.raises(TeleopError, match=r"the terminal was closed\. Start again in another one"):
         terminal.typed()
     terminal.close()
 
