@@ -38,8 +38,8 @@ build: setup  ## build wheel and sdist, install each in a clean environment and 
 	  echo "works from a clean install: $$artefact"; \
 	done
 
-pictures: setup  ## draw the moving picture of the README anew, from the demo; takes a minute
-	@$(BIN)/python docs/make_pictures.py
+pictures: setup  ## draw the pictures of README and docs anew, from the program; PICTURES="view.png" draws one
+	@$(BIN)/python docs/make_pictures.py $(PICTURES)
 
 docs: setup  ## build the documentation site in site/; fails on a broken link and on a public name without a page
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet && echo "Built: site/index.html"

@@ -88,6 +88,12 @@ def test_pictures_lie_in_a_folder_of_their_own_and_each_is_shown() -> None:
     assert pictures - shown == set()
 
 
+def test_every_picture_is_drawn_by_the_program() -> None:
+    source = (ROOT / "docs" / "make_pictures.py").read_text()
+    names = {picture.name for picture in (ROOT / "docs" / "pictures").iterdir()}
+    assert {name for name in names if f'"{name}"' not in source} == {"pipeline.svg"}, "pipeline.svg is written by hand"
+
+
 def test_the_readme_helps_within_its_first_thirty_lines() -> None:
     opening = "\n".join((ROOT / "README.md").read_text().splitlines()[:30])
     assert all(word in opening for word in ("make demo", "make test", "What you need", "pipeline.svg"))
