@@ -1,3 +1,3 @@
-"""Demonstrations whose content the tests know."""
+"""Fixture `make_demo`: demonstrations with known content."""
 
 from ..data.conftest import make_demo as make_demo

@@ -1,4 +1,4 @@
-"""Who labels, who drives, what is kept; and recording in several processes."""
+"""Tests of collecting demonstrations: label, driver, which episodes are kept, and several processes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POINT = toy_embodiment(step_m=1, reach_m=10, height=16, width=16)
 
 
 def line() -> ToyWorld:
-    """A world in which the goal lies at x = 3; the truth says how far it is. Gone after five steps."""
+    """Return a world with its goal at x = 3, whose privileged values hold the distance; it ends after five steps."""
     return ToyWorld(
         embodiment=POINT,
         start=lambda seed: float(seed % 100) - 10 * (seed >= 100),
@@ -34,7 +34,7 @@ def expert() -> FunctionPolicy:
 
 
 def heeds_words() -> FunctionPolicy:
-    """Goes right, or left when told so."""
+    """Return a policy that moves right, or left when the instruction contains "left"."""
     return FunctionPolicy(lambda observation: -1.0 if "left" in observation.instruction else 1.0)
 
 
@@ -137,7 +137,7 @@ def test_each_episode_is_written_before_the_next_begins() -> None:
 
 
 def test_a_worker_that_dies_is_noticed() -> None:
-    # A function of the standard library stands for the builder: a worker could not import one from this file.
+    # The builder is a function of the standard library, since a worker cannot import one from this file.
     with pytest.raises(WorldError, match=r"ended unexpectedly with exit code 3\..*same command goes on"):
         list(collect_in_processes(partial(os._exit, 3), [0, 1], num_workers=1))  # type: ignore[arg-type]
 

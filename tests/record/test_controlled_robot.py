@@ -1,4 +1,4 @@
-"""A robot with a clock of its own in a person's hands: what is sent, what is recorded, what is counted."""
+"""Tests of a person driving a robot that has its own clock: what is sent, recorded and counted."""
 
 from __future__ import annotations
 
@@ -57,36 +57,36 @@ def test_nothing_moves_before_start(clock: FakeClock) -> None:
     assert record(robot, [move(0.5), move(0.5)]) == [] and robot.log == []
 
 
-def test_what_was_asked_for_and_what_was_done_stand_side_by_side(clock: FakeClock) -> None:
+def test_commanded_and_executed_actions_are_both_recorded(clock: FakeClock) -> None:
     robot = ToyRobot(clock, POINT)
     (demo,) = record(robot, [START, move(0.5), move(0.25), STOP])
     np.testing.assert_allclose(demo.actions, [[0.5, 1.0], [0.25, 1.0]])
     np.testing.assert_allclose(executed(demo), [0.5, 0.25])
     np.testing.assert_allclose(demo.states[:, 0], [0.0, 0.5])
-    assert robot.log == ["begin 7", "end"]  # and it holds
+    assert robot.log == ["begin 7", "end"]
 
 
-def test_over_a_slow_network_each_action_stays_with_what_came_of_it(clock: FakeClock) -> None:
+def test_over_a_slow_network_each_action_is_recorded_with_its_own_result(clock: FakeClock) -> None:
     (demo,) = record(ToyRobot(clock, POINT, delay=2), [START, *(move(d) for d in (0.1, 0.2, 0.3, 0.4, 0.5)), STOP])
     np.testing.assert_allclose(demo.actions[:, 0], executed(demo))
     np.testing.assert_allclose(executed(demo), [0.1, 0.2, 0.3])
     assert demo.facts["held_ticks"] == 2
 
 
-def test_while_nobody_is_at_the_controls_the_arm_is_told_to_stay_and_nothing_is_recorded(clock: FakeClock) -> None:
+def test_without_a_command_the_arm_is_told_to_stay_and_nothing_is_recorded(clock: FakeClock) -> None:
     (demo,) = record(ToyRobot(clock, POINT), [START, move(0.5, grip=0.0), NOTHING, NOTHING, move(0.25, grip=0.0), STOP])
     np.testing.assert_allclose(demo.actions, [[0.5, 0.0], [0.25, 0.0]])
     assert demo.facts["rested_ticks"] == 2 and demo.facts["held_ticks"] == 0
 
 
-def test_an_arm_that_begins_closed_is_not_opened_by_a_person_who_waits(clock: FakeClock) -> None:
+def test_a_gripper_that_begins_closed_stays_closed_while_the_person_waits(clock: FakeClock) -> None:
     robot = ToyRobot(clock, POINT, grip=0.0)
     record(robot, [START, NOTHING, NOTHING, STOP])
     assert robot.grip == 0.0
 
 
 def test_a_lost_tick_ends_an_episode_and_another_begins_behind_it(clock: FakeClock) -> None:
-    """Of ticks 2 and 3 that are lost, steps 1 to 3 are: what was seen before the last of them is not known."""
+    """When ticks 2 and 3 are lost, steps 1 to 3 are missing, since the observation before step 3 is lost, too."""
     before, after = record(ToyRobot(clock, POINT, lost=(2, 3)), [START, *[move(0.1)] * 5, STOP])
     assert (before.steps.tolist(), after.steps.tolist()) == ([0], [4, 5, 6])
     np.testing.assert_allclose(np.diff(after.states[:, 0]), executed(after)[:-1])
@@ -98,7 +98,7 @@ def test_a_lost_tick_ends_an_episode_and_another_begins_behind_it(clock: FakeClo
 
 def test_a_controller_that_is_slow_for_a_moment_records_every_tick(clock: FakeClock) -> None:
     (demo,) = record(ToyRobot(clock, POINT, slow_by=2), [START, move(0.1), move(0.2), STOP])
-    assert demo.steps.tolist() == [0, 3]  # between them the arm had nothing to play, and rested
+    assert demo.steps.tolist() == [0, 3]  # between them the arm had no action, and rested
     np.testing.assert_allclose(demo.states[:, 0], [0.0, 0.1])
     np.testing.assert_allclose(demo.actions[:, 0], executed(demo))
     assert demo.facts["held_ticks"] == 4
@@ -111,7 +111,7 @@ def test_the_persons_own_e_stop_is_released_by_start(clock: FakeClock) -> None:
     assert len(demos) == 1 and executed(demos[0]).tolist() == [0.25]
 
 
-def test_a_stop_by_somebody_else_ends_the_session_and_names_the_way_on(clock: FakeClock) -> None:
+def test_a_stop_by_another_client_ends_the_session_and_the_message_names_arm(clock: FakeClock) -> None:
     robot = ToyRobot(clock, POINT, trips_at=2)
     with pytest.raises(WorldError, match=r"stopped the arm: a finger.*--arm"):
         record(robot, [START, move(0.5), move(0.5), move(0.5)])
@@ -127,13 +127,13 @@ def test_a_finished_episode_stays_when_a_later_one_fails(clock: FakeClock) -> No
     assert len(writer.demos) == 1
 
 
-def test_a_silent_robot_is_told(clock: FakeClock) -> None:
+def test_a_silent_robot_raises_an_error(clock: FakeClock) -> None:
     with pytest.raises(TransportError, match="silent for 5"):
         LiveRobotDrive(ToyRobot(clock, POINT, silent=True)).until_it_raises()
 
 
 class LiveRobotDrive:
-    """Drives on and on."""
+    """A driver that sends the same action until an error is raised."""
 
     def __init__(self, robot: ToyRobot) -> None:
         self.live = LiveRobot(robot, robot.clock)
@@ -144,13 +144,13 @@ class LiveRobotDrive:
             self.observation = self.live.advance(self.observation, np.array([0.1, 1.0])).observation
 
 
-def test_when_it_is_interrupted_the_arm_holds_and_the_running_episode_is_forgotten(clock: FakeClock) -> None:
+def test_on_an_interrupt_the_arm_holds_and_the_running_episode_is_discarded(clock: FakeClock) -> None:
     robot = ToyRobot(clock, POINT)
     assert record(robot, [START, move(0.5), move(0.5)]) == []
     assert robot.log[-1] == "end" and not robot.running
 
 
-def test_the_robots_own_end_is_the_end(clock: FakeClock) -> None:
+def test_an_episode_that_the_robot_ends_is_kept(clock: FakeClock) -> None:
     robot = ToyRobot(clock, POINT, horizon=2)
     (demo,) = record(robot, [START, move(0.5), move(0.5), move(0.5)])
     assert len(demo) == 2 and robot.log == ["begin 7"]

@@ -1,4 +1,4 @@
-"""The episode log: what goes in comes out, and no crash, cut or flipped bit makes it unreadable or lie."""
+"""Tests of the episode log: it reads back what was written, also after a crash, a cut or a flipped bit."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_log_cut_inside_its_header_says_so(tmp_path: Path, whole: bytes) -> No
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_flipped_bit_is_noticed_and_what_precedes_it_stands(
+def test_a_flipped_bit_is_noticed_and_the_records_before_it_are_read(
     tmp_path: Path, whole: bytes, data: st.DataObject
 ) -> None:
     at = data.draw(st.integers(end_of_header(whole), len(whole) - 1))
@@ -156,7 +156,7 @@ def test_any_bytes_give_a_log_or_a_data_error(tmp_path: Path, garbage: bytes) ->
 def test_a_log_whose_process_died_reads_as_far_as_it_was_written(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
     writer.add(step_of(0))
-    writer._stop()  # as if the process ended here, its buffers written
+    writer._stop()  # stands for the end of the process, after its writes
     writer._file.close()
     log = read_episode(tmp_path / "seed_3.vlalog.part")
     assert len(log.steps) == 1
@@ -191,7 +191,7 @@ def test_frames_are_dropped_and_counted_when_the_writer_is_behind_but_numbers_ne
     monkeypatch.setattr(episode, "_encode", held_back(episode._encode, may_go_on))
     writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
     for step in range(5):
-        writer.add(step_of(step))  # returns at once, though nothing can be written
+        writer.add(step_of(step))  # returns at once, although the writer is blocked
     may_go_on.set()
     log = read_episode(writer.finish(observation(5), {}))
     assert [bool(step.observation.images) for step in log.steps] == [True, True, False, False, False]
@@ -207,7 +207,7 @@ def held_back(encode: Callable[..., bytes], may_go_on: threading.Event) -> Calla
     return encode_later
 
 
-def test_a_failed_write_is_told_at_the_end_and_keeps_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_raises_at_the_end_and_keeps_the_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(record: object) -> bytes:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -230,9 +230,7 @@ def test_opening_a_log_does_not_wait_for_a_busy_disk(tmp_path: Path, monkeypatch
     assert len(read_episode(writer.finish(observation(1), {})).steps) == 1
 
 
-def test_a_disk_that_cannot_keep_the_name_of_a_log_is_told_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_sync_of_the_folder_raises_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(folder: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -267,7 +265,7 @@ def test_a_full_disk_keeps_the_steps_that_it_took_and_says_where(small_disk: Cal
     assert [step.command_ns for step in log.steps] == [1500 + step for step in range(len(log.steps))]
 
 
-def test_a_system_that_takes_no_more_bytes_is_told_like_a_full_disk(
+def test_a_limit_on_the_file_size_raises_like_a_full_disk(
     tmp_path: Path, file_limit: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
@@ -280,7 +278,7 @@ def test_a_system_that_takes_no_more_bytes_is_told_like_a_full_disk(
 
 
 def crashed(path: Path, steps: int = 3) -> bytes:
-    """What a killed process leaves in the middle of a step: a .part file with a torn end."""
+    """Write the .part file of a process that was killed within a step. Return its bytes, whose end is cut."""
     writer = EpisodeWriter(path, HEADER)
     for step in range(steps):
         writer.add(step_of(step))
@@ -304,7 +302,7 @@ def test_a_crashed_episode_is_set_aside_by_the_same_command_and_no_byte_of_it_is
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_an_episode_that_another_writer_is_at_is_not_touched(tmp_path: Path) -> None:
+def test_an_episode_that_another_writer_writes_is_not_touched(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
     writer.add(step_of(0))
     with pytest.raises(DataError, match=r"seed_3\.vlalog\.part is being written by another process"):
@@ -320,7 +318,7 @@ def test_another_file_is_refused_by_name(tmp_path: Path) -> None:
         read_episode(path)
 
 
-def test_numbers_and_truths_of_numpy_are_logged_as_pythons(tmp_path: Path) -> None:
+def test_scalars_of_numpy_are_logged_as_pythons(tmp_path: Path) -> None:
     writer = EpisodeWriter(tmp_path / "seed_3.vlalog", HEADER)
     step = step_of(2)
     success: Any = np.bool_(True)
@@ -333,7 +331,7 @@ def test_numbers_and_truths_of_numpy_are_logged_as_pythons(tmp_path: Path) -> No
 
 
 def log_of(path: Path, *records: Any) -> Path:
-    """A log of any records, with right checksums."""
+    """Write a log of any records, with correct checksums."""
     payloads = [record if isinstance(record, bytes) else msgpack.packb(record) for record in records]
     prefixed = (struct.pack("<II", len(payload), zlib.crc32(payload)) + payload for payload in payloads)
     path.write_bytes(MAGIC + b"".join(prefixed))
@@ -367,7 +365,7 @@ STEP_RECORD: dict[str, Any] = {
         ({"kind": "header"}, {**STEP_RECORD, "clamps": [{"dim": "x"}]}),
     ],
 )
-def test_a_log_whose_records_are_something_else_is_our_error_with_the_file(tmp_path: Path, records: Any) -> None:
+def test_a_log_with_malformed_records_raises_a_data_error_with_the_file(tmp_path: Path, records: Any) -> None:
     with pytest.raises(DataError, match=r"odd\.vlalog"):
         read_episode(log_of(tmp_path / "odd.vlalog", *records))
 

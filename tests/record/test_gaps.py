@@ -1,4 +1,4 @@
-"""Steps that were lost end an episode of the dataset: what each reader, converter and window makes of the parts."""
+"""Tests of gaps: lost steps end an episode of the dataset, and readers, converters and windows respect its parts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeDemo = Callable[..., Demonstration]
 
 @pytest.fixture
 def folder(tmp_path: Path, make_demo: MakeDemo, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An episode in two parts of 5 and 4 steps, then a whole one of 6."""
+    """A dataset with an episode in two parts of 5 and 4 steps, then a whole one of 6."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with LeRobotWriter(tmp_path / "data") as writer:
         writer.write(replace(make_demo(seed=1, steps=5, success=False), facts={"part": 1, "parts": 2}))

@@ -1,4 +1,4 @@
-"""A recording is killed with -9 fifty times, at moments that nobody chose: no finished episode is ever lost."""
+"""Test that a recording which is killed with -9 fifty times, at random moments, loses no finished episode."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ KILLS = 50
 LONGEST_S = 0.3
 LEROBOT_OPENS_EVERY = 10
 KINDS = 7
-"""Different episodes; the n-th of a dataset is that of n modulo this many."""
+"""Number of different episodes; the n-th of a dataset is episode n modulo this number."""
 
 
 def record(root: Path, demos: list[Demonstration], diary: Path) -> None:
-    """Episode after episode, until the process is killed; the diary has a byte for each that `write` came back from."""
+    """Write episodes until the process is killed; the diary gets one byte after each `write` that returned."""
     with LeRobotWriter(root) as writer, diary.open("ab", buffering=0) as told:
         while True:
             writer.write(demos[writer.num_episodes % KINDS])
@@ -34,8 +34,8 @@ def record(root: Path, demos: list[Demonstration], diary: Path) -> None:
 
 
 def fork(child: Callable[[], None]) -> int:
-    """A child without the second that imports take; its process id."""
-    with warnings.catch_warnings(action="ignore"):  # it uses no lock that a thread here may hold
+    """Fork a child, which saves the second that imports take. Return its process id."""
+    with warnings.catch_warnings(action="ignore"):  # the child uses no lock that a thread here may hold
         number = os.fork()
     if number == 0:
         try:
@@ -47,7 +47,7 @@ def fork(child: Callable[[], None]) -> int:
 
 @pytest.fixture
 def opened_by_lerobot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Any]:
-    """lerobot's class, with caches in the test's own folder, new ones for each look, and no way to the network."""
+    """Return a function that opens a folder with lerobot, offline and with a new cache in the test's folder."""
     datasets = pytest.importorskip("datasets")
     module = pytest.importorskip("lerobot.datasets.lerobot_dataset")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -69,7 +69,7 @@ def test_no_finished_episode_is_lost(
     rng = random.Random()
     for kill in range(1, KILLS + 1):
         child = fork(lambda: record(root, demos, diary))
-        while kill == 1 and diary.stat().st_size == 0:  # so that there is a dataset to lose
+        while kill == 1 and diary.stat().st_size == 0:  # the first kill comes after the first episode
             time.sleep(0.01)
         moment_s = rng.uniform(0, LONGEST_S)
         while cpu_s(child) < moment_s:
@@ -78,7 +78,7 @@ def test_no_finished_episode_is_lost(
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         with LeRobotWriter(root) as repaired:
             kept = repaired.num_episodes
-        # An episode that was whole on disk before its `write` came back is kept as well, at most one for each kill.
+        # An episode that was on the disk before its `write` returned is kept as well, at most one for each kill.
         finished = diary.stat().st_size
         assert finished <= kept <= finished + kill
         require_whole(root, demos, kept)
@@ -91,13 +91,13 @@ def test_no_finished_episode_is_lost(
 
 
 def cpu_s(pid: int) -> float:
-    """What a process has computed: a moment of its work, however busy the computer is."""
+    """Return a process's CPU time [s], which measures its progress however busy the computer is."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def require_whole(root: Path, demos: list[Demonstration], kept: int) -> None:
-    """Every episode is there, in order, with the numbers that were recorded."""
+    """Assert that every episode is there, in order, with the numbers that were recorded."""
     opened = open_demos(root)
     assert len(opened.episodes) == kept
     recorded = [demos[n % KINDS] for n in range(kept)]

@@ -1,4 +1,4 @@
-"""Logs that another process writes: the same bytes, the same accounting, and what was told survives what happens."""
+"""Tests of logs that another process writes: the same bytes and counts, and what was sent survives failures."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_frames_that_find_no_room_are_left_out_and_counted(
     np.testing.assert_array_equal(log.steps[1].commanded, step_of(1).commanded)  # numbers are never left out
 
 
-def test_what_cannot_be_written_is_told_at_the_end(logs: LogProcess, tmp_path: Path) -> None:
+def test_a_failed_write_raises_at_the_end(logs: LogProcess, tmp_path: Path) -> None:
     (tmp_path / f"taken{PART_SUFFIX}").mkdir()
     writer = logs.open(tmp_path / "taken.vlalog", HEADER)
     writer.add(step_of(0))
@@ -102,15 +102,15 @@ def test_what_cannot_be_written_is_told_at_the_end(logs: LogProcess, tmp_path: P
 
 
 def eventually(holds: Callable[[], bool]) -> None:
-    """The process and the writer's thread are others than the test's."""
+    """Wait until a condition holds that another thread or process brings about."""
     end = time.monotonic() + 120
     while not holds():
-        assert time.monotonic() < end, "it did not come true"
+        assert time.monotonic() < end, "the condition did not become true within 120 s"
         time.sleep(0.01)
 
 
 def fails(writer: ProcessWriter, match: str) -> bool:
-    """Whether the next step is refused in these words; nothing else may go wrong."""
+    """Return whether the next step is refused; assert that the message contains `match`."""
     try:
         writer.add(step_of(0))
     except DataError as error:
@@ -124,7 +124,7 @@ def kill(logs: LogProcess) -> None:
     eventually(lambda: not logs._process.works)
 
 
-def test_a_process_that_died_is_told_at_the_end(logs: LogProcess, tmp_path: Path) -> None:
+def test_a_process_that_died_raises_at_the_end(logs: LogProcess, tmp_path: Path) -> None:
     writer = logs.open(tmp_path / "dead.vlalog", HEADER)
     writer.add(step_of(0))
     kill(logs)
@@ -132,7 +132,7 @@ def test_a_process_that_died_is_told_at_the_end(logs: LogProcess, tmp_path: Path
         writer.finish(observation(1), {})
 
 
-def test_a_process_that_died_is_told_while_steps_come_and_replaced_for_the_next_log(
+def test_a_process_that_died_raises_at_a_step_and_is_replaced_for_the_next_log(
     logs: LogProcess, tmp_path: Path
 ) -> None:
     writer = logs.open(tmp_path / "dead.vlalog", HEADER)
@@ -143,7 +143,7 @@ def test_a_process_that_died_is_told_while_steps_come_and_replaced_for_the_next_
     assert read_episode(tmp_path / "next.vlalog").complete
 
 
-def test_what_cannot_be_written_is_told_while_steps_come(logs: LogProcess, tmp_path: Path) -> None:
+def test_a_failed_write_raises_at_a_step(logs: LogProcess, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     writer = logs.open(tmp_path / "file" / "x.vlalog", HEADER)
     eventually(lambda: fails(writer, "cannot write"))
@@ -151,7 +151,7 @@ def test_what_cannot_be_written_is_told_while_steps_come(logs: LogProcess, tmp_p
     logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})
 
 
-def test_a_disk_with_no_room_is_told_while_steps_come(logs: LogProcess, tmp_path: Path) -> None:
+def test_a_disk_with_no_room_raises_at_a_step(logs: LogProcess, tmp_path: Path) -> None:
     whole = resource.prlimit(logs._process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(logs._process.pid, resource.RLIMIT_FSIZE, (4096, whole[1]))  # no file may grow beyond that
     writer = logs.open(tmp_path / "full.vlalog", HEADER)
@@ -162,7 +162,7 @@ def test_a_disk_with_no_room_is_told_while_steps_come(logs: LogProcess, tmp_path
     assert read_episode(tmp_path / "next.vlalog").complete
 
 
-def test_a_process_that_stands_still_costs_the_caller_nothing_and_is_replaced(
+def test_a_stopped_process_does_not_block_the_caller_and_is_replaced(
     logs: LogProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_process, "MAX_WAITING", 50)
@@ -170,7 +170,7 @@ def test_a_process_that_stands_still_costs_the_caller_nothing_and_is_replaced(
     stopped = logs._process.pid
     os.kill(stopped, signal.SIGSTOP)
     step = step_of(0)
-    with pytest.raises(DataError, match="takes nothing any more"):
+    with pytest.raises(DataError, match="reads no more messages"):
         for _ in range(100_000):  # the pipe is full, and then the queue
             writer.add(step)
     logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})
@@ -178,7 +178,7 @@ def test_a_process_that_stands_still_costs_the_caller_nothing_and_is_replaced(
     writer.abandon()
 
 
-def test_a_message_that_goes_through_late_does_not_undo_what_the_caller_was_told(
+def test_a_message_that_is_written_late_does_not_reset_the_failure(
     logs: LogProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     under_way, goes_through = threading.Event(), threading.Event()
@@ -194,16 +194,18 @@ def test_a_message_that_goes_through_late_does_not_undo_what_the_caller_was_told
     writer = logs.open(tmp_path / "late.vlalog", HEADER)
     assert under_way.wait(120)
     step = step_of(0)
-    with pytest.raises(DataError, match="takes nothing any more"):
+    with pytest.raises(DataError, match="reads no more messages"):
         for _ in range(10):
             writer.add(step)
     goes_through.set()
-    writer.abandon()  # joins the thread: every message has gone through or was left
-    with pytest.raises(DataError, match="takes nothing any more"):
+    writer.abandon()  # joins the thread: every message was written or left out
+    with pytest.raises(DataError, match="reads no more messages"):
         writer.add(step)
 
 
-def test_the_end_waits_for_no_process_that_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_the_with_block_does_not_wait_for_a_stopped_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(log_process, "EXIT_TIMEOUT_S", 0.2)
     with LogProcess() as logs:
         logs.open(tmp_path / "stuck.vlalog", HEADER)
@@ -220,7 +222,7 @@ def test_an_episode_is_never_overwritten(logs: LogProcess, tmp_path: Path) -> No
         logs.open(tmp_path / "log.txt", HEADER)
 
 
-def test_a_frame_that_was_cut_off_is_no_frame_and_its_numbers_stay(tmp_path: Path) -> None:
+def test_a_step_whose_frame_was_cut_off_keeps_its_numbers_without_frames(tmp_path: Path) -> None:
     def message(head: dict[str, Any], *frames: bytes) -> bytes:
         packed = msgpack.packb(head)
         assert packed is not None

@@ -1,4 +1,4 @@
-"""Files that are made once and trusted afterwards, such as caches, are whole after a power cut, or not there."""
+"""Tests that files which are written once, such as caches, are whole after a power cut, or missing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_index_of_shards_and_the_table_of_steps_survive(
     made = {name: content for name, content in written(tmp_path).items() if name not in before}
     assert {Path(name).suffix for name in made} >= {".npy", ".json"} and len(made) >= 6
     tables = {name: content for name, content in made.items() if name.startswith("cache/")}
-    shards = tmp_path / "bridge_orig" / "1.0.0"  # forced to the disk by whoever made the dataset
+    shards = tmp_path / "bridge_orig" / "1.0.0"  # its shards existed before and count as synced
     indexes = {name: content for name, content in written(shards).items() if name.startswith(f"{FOLDER}/")}
     assert tables and indexes
     require_survival(tables, power_cut.survivors(tmp_path))
@@ -53,6 +53,6 @@ def test_questions_survive_and_their_folder_has_one_writer(tmp_path: Path, power
         writer.write("held_out", 2, images, asked)
         assert not {name for name in power_cut.survivors(tmp_path) if name.endswith(".jsonl")}
     survivors = power_cut.survivors(tmp_path)
-    survivors.pop("questions/.lock")  # nobody holds it, so it stops nobody
+    survivors.pop("questions/.lock")  # no process holds the lock any more
     assert survivors == written(tmp_path)
     assert len(read_questions(folder)["train"]) == 1

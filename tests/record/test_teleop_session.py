@@ -1,4 +1,4 @@
-"""A person records: which buttons keep, forget and repeat an episode, and what is written."""
+"""Tests of a person's recording session: the buttons that keep, discard and repeat an episode, and what is written."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def record(
     return session.record(itertools.count(7), episodes, stop), writer.demos, world, teleop
 
 
-def test_what_the_hands_did_is_written_as_it_was() -> None:
+def test_the_persons_actions_are_written_unchanged() -> None:
     made, demos, _, _ = record([press("start"), move(0.5), move(0.25), press("stop")])
     (demo,) = demos
     np.testing.assert_allclose(demo.actions, [[0.5, 1.0], [0.25, 1.0]])
@@ -85,7 +85,7 @@ def test_an_e_stop_forgets_the_episode_and_waits_for_start() -> None:
     assert teleop.shown[-1][1]["now"].startswith("ready") and [event.kept for event in made] == [False]
 
 
-def test_while_nobody_is_at_the_controls_the_world_waits_and_nothing_is_recorded() -> None:
+def test_without_a_command_the_world_waits_and_nothing_is_recorded() -> None:
     _, demos, world, teleop = record(
         [press("start"), move(0.5), NO_COMMAND, NO_COMMAND, NO_COMMAND, move(0.5), press("stop")]
     )
@@ -98,7 +98,7 @@ def test_without_success_an_episode_is_left_out_when_only_successes_are_kept() -
     assert demos == [] and made == [Collected(7, 1, False, False)]
 
 
-def test_an_instruction_that_is_typed_holds_for_the_whole_episode() -> None:
+def test_a_typed_instruction_holds_for_the_whole_episode() -> None:
     said = [press("start"), move(0.5), TeleopCommand(np.array([0.1, 1.0]), instruction="go left"), press("stop")]
     _, demos, _, teleop = record(said)
     assert demos[0].instruction == "go left"
@@ -110,12 +110,12 @@ def test_an_episode_without_a_step_is_not_written() -> None:
     assert demos == [] and made == [Collected(7, 0, False, False)]
 
 
-def test_what_leaves_the_limits_is_cut() -> None:
+def test_an_action_outside_the_limits_is_clamped() -> None:
     _, demos, _, _ = record([press("start"), move(5.0), press("stop")])
     assert demos[0].actions[0, 0] == 1.0
 
 
-def test_when_it_is_interrupted_the_running_episode_is_forgotten_and_the_others_are_kept() -> None:
+def test_on_an_interrupt_the_running_episode_is_discarded_and_the_others_are_kept() -> None:
     made, demos, _, _ = record([press("start"), move(0.5), press("stop"), press("start"), move(0.5)], episodes=2)
     assert len(demos) == 1 and [event.kept for event in made] == [True]
 

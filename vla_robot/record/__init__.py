@@ -1,4 +1,4 @@
-"""Recording: the crash-proof episode log, demonstrations by experts and people, and corrections from takeovers.
+"""Records the crash-proof episode log, demonstrations by experts and people, and corrections from takeovers.
 
-It may import core, recipe, transport, data, policy, world and safety. Formats of datasets belong to data.
+This room may import core, recipe, transport, data, policy, world and safety. Formats of datasets belong to data.
 """

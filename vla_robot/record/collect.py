@@ -1,9 +1,9 @@
-"""Makes demonstrations: one policy says what should be done (the label), one moves the arm (the driver).
+"""Records demonstrations with two policies: the label gives the action to be learned, the driver moves the arm.
 
-    driver                        what it gives
+    driver                        recorded episode
     the label itself              a plain demonstration
-    the label, disturbed          a demonstration of mistakes and how to get out of them (DART)
-    a learned policy              a learner's own episodes, with what it should have done (DAgger)
+    the label, disturbed          a demonstration with mistakes and their corrections (DART)
+    a learned policy              the learner's own episode, with the label's action in each state (DAgger)
 
 Source: Ross et al. 2011 (DAgger); Laskey et al. 2017 (DART).
 """
@@ -25,7 +25,7 @@ Keep = Literal["all", "success"]
 
 
 class WithoutTruth:
-    """Wraps a policy and is a policy: the simulator's truth is hidden from a learner that drives."""
+    """A policy that removes the simulator's privileged values from observations and asks another policy."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
@@ -39,16 +39,16 @@ class WithoutTruth:
 
 @dataclass(frozen=True)
 class Collector:
-    """All that one demonstration needs but its seed.
+    """World and policies for recording demonstrations.
 
     Attributes:
-        world: built to give its truth where the label asks for it.
-        label: says what should be done, in every state that the driver reaches.
-        driver: moves the arm; may be the label itself.
-        driver_name: its name, as it is stored.
-        image_size: edge in pixels to which frames are resized before they are stored; None keeps them.
-        max_steps: control steps after which an episode ends; None leaves it to the world's horizon.
-        also_ask: instructions that each frame is labelled for too, beside the episode's own.
+        world: the world; its observations hold privileged values where the label needs them.
+        label: policy that gives the action to be learned, in each state that the driver reaches.
+        driver: policy that moves the arm; may be the label itself.
+        driver_name: name of the driver in the dataset.
+        image_size: edge in pixels to which frames are resized before they are stored; None keeps their size.
+        max_steps: number of control steps after which an episode ends; None leaves it to the world's horizon.
+        also_ask: further instructions for which the label's action is recorded in each frame.
     """
 
     world: World
@@ -60,10 +60,10 @@ class Collector:
     also_ask: tuple[str, ...] = ()
 
     def collect(self, seed: int) -> Demonstration:
-        """One episode. The same seed gives the same one, stamps aside.
+        """Record one episode. The same seed gives the same episode, except for the stamps.
 
         Raises:
-            PolicyError: the label or the driver has no action.
+            PolicyError: the label or the driver fails, or its action is not D finite numbers.
             WorldError: the world fails.
         """
         self.label.reset(seed)
@@ -83,7 +83,7 @@ class Collector:
             observation = result.observation
 
     def _decide(self, observation: Observation) -> tuple[Vector, Vector]:
-        """The label, and what the arm is given; both within the limits."""
+        """Return the label's action and the driver's, each (D,) and within the limits of the action space."""
         label = self._first_action(self.label, observation)
         return label, label if self.driver is self.label else self._first_action(self.driver, observation)
 
@@ -96,20 +96,20 @@ class Collector:
 
 
 class Writer(Protocol):
-    """Where demonstrations go."""
+    """The port of what stores demonstrations."""
 
     def write(self, demonstration: Demonstration) -> None: ...
 
 
 @dataclass(frozen=True)
 class Collected:
-    """One demonstration was made.
+    """The event that an episode has ended.
 
     Attributes:
-        seed: of the episode.
-        steps: its length.
-        success: the task was done at the end.
-        kept: it was written.
+        seed: the episode's seed.
+        steps: number of its steps.
+        success: whether the task was done at the end.
+        kept: whether the episode was written.
     """
 
     seed: int
@@ -124,21 +124,21 @@ def store(
     keep: Keep = "all",
     on_event: Callable[[Collected], None] = lambda event: None,
 ) -> list[Collected]:
-    """Write demonstrations as they come, and tell about each.
+    """Write demonstrations as they come, and return an event for each.
 
     Args:
         demonstrations: e.g. `map(collector.collect, seeds)`, or `collect_in_processes(...)`.
-        writer: each episode that is kept is on disk before the next one is asked for.
+        writer: writes each kept episode to the disk before the next one is recorded.
         keep: "success" leaves out episodes in which the task was not done.
-        on_event: called after each episode.
+        on_event: called with the event of each episode.
 
     Raises:
-        DataError: an episode does not fit the dataset, or the disk refuses.
+        DataError: an episode does not fit the dataset, or writing to disk failed.
     """
     made: list[Collected] = []
     for demonstration in demonstrations:
         kept = keep == "all" or demonstration.succeeded
-        if kept:  # its own last: by it a recording that goes on knows that all are there
+        if kept:  # the driver's own episode is last: when it is there, a resumed recording knows that all are
             for episode in (*demonstration.asked_otherwise(), demonstration):
                 writer.write(episode)
         event = Collected(demonstration.seed, len(demonstration), demonstration.succeeded, kept)

@@ -1,9 +1,9 @@
-"""What a person drives: a world that waits for each action, or a robot that ticks on its own clock.
+"""One interface to the arm that a person drives: a world that waits for each action, or a robot with its own clock.
 
-    waiting    action -> step, then the rest of the period             no action: nothing happens, nothing is recorded
+    waiting    action -> step, then the rest of the period             no action: no step, nothing is recorded
     live       action -> send, then the robot's next tick              no action: the robot is told to stay where it is
 
-A tick of a live robot that plays an earlier action is recorded with that action, whenever it was sent.
+A tick of a live robot is recorded with the action that it executed, whenever that was sent.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from vla_robot.core.ports import StoppableRobot, World
 from vla_robot.core.robot import Tick
 
 PATIENCE_PERIODS = 2.0
-"""A tick is waited for as long as this, so that the person is asked once for each."""
+"""Longest wait for a tick, in control periods, so that the person is asked once for each tick."""
 SILENCE_S = 5.0
-"""A robot that does not tick for this long is lost; its bridge holds it."""
+"""After this long without a tick the connection to the robot counts as lost; its bridge holds the arm."""
 
 STILL = 1e-9
-"""Metres or radians of a step below which the arm rests."""
+"""Largest step in metres or radians that counts as rest."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Transition:
     """One control step to be recorded.
 
     Attributes:
-        before: what was seen before it.
-        action: (D,) what the person asked for.
-        result: what was really done, and what came of it.
-        after_gap: steps are missing before this one: it follows no other row.
+        before: the observation before the step.
+        action: (D,) the person's action, in the units of the action space.
+        result: the executed action, and the observation after the step.
+        after_gap: whether steps are missing before this one.
     """
 
     before: Observation
@@ -50,12 +50,12 @@ class Transition:
 
 @dataclass(frozen=True)
 class Advance:
-    """One period, or all that passed since the last one.
+    """The result of one control period, or of all periods since the last one.
 
     Attributes:
-        observation: the newest.
-        rows: to be recorded, in order; none when the arm rested.
-        over: the world ended the episode.
+        observation: the newest observation.
+        rows: steps to be recorded, in order; none when the arm rested.
+        over: whether the world ended the episode.
     """
 
     observation: Observation
@@ -64,59 +64,59 @@ class Advance:
 
 
 class Controllable(Protocol):
-    """An arm in a person's hands."""
+    """The port of an arm that a person drives."""
 
     @property
     def embodiment(self) -> Embodiment:
-        """What actions, state and cameras mean here."""
+        """The arm's embodiment: meaning of its actions, state and cameras."""
         ...
 
     @property
     def missed(self) -> int:
-        """Periods of this episode that came too late: by this computer's clock, or frames that never came."""
+        """Number of this episode's periods that were late by this computer's clock, or whose frames never came."""
         ...
 
     @property
     def facts(self) -> Mapping[str, float]:
-        """What shall be noted of this episode."""
+        """Numbers to store with this episode, by name."""
         ...
 
     def ready(self, seed: int) -> Observation:
-        """What a person sees before the episode begins. No real robot moves."""
+        """Return an observation to show before the episode begins. A real robot does not move."""
         ...
 
     def begin(self, seed: int) -> Observation:
-        """Begin the episode that is ready."""
+        """Begin the episode. Return its first observation."""
         ...
 
     def advance(self, observation: Observation, action: Vector | None) -> Advance:
-        """Let one period pass.
+        """Execute an action in one control period.
 
         Args:
-            observation: the newest.
-            action: (D,) what the person asks for; None lets the arm rest.
+            observation: the newest observation.
+            action: (D,) the person's action; None lets the arm rest.
 
         Raises:
             WorldError: the arm was stopped by another client, or fails.
-            TransportError: the robot is silent.
+            TransportError: no tick came for SILENCE_S.
         """
         ...
 
     def pace(self) -> None:
-        """Wait for what is left of the period."""
+        """Wait for the end of the period."""
         ...
 
     def stop(self) -> None:
-        """The person pressed the e-stop: nothing moves until `begin`."""
+        """Apply the person's e-stop: the arm does not move until `begin`."""
         ...
 
     def end(self) -> None:
-        """The episode is over: the arm holds its pose. Never raises."""
+        """End the episode: the arm holds its pose. Raises no error."""
         ...
 
 
 class WaitingWorld:
-    """A world that stands still between two steps; the clock paces them at its rate."""
+    """A world that waits between two steps; the clock paces the steps at the world's rate."""
 
     def __init__(self, world: World, clock: Clock | None = None) -> None:
         self._world = world
@@ -164,7 +164,7 @@ class WaitingWorld:
 
 
 class LiveRobot:
-    """A robot behind a bridge. Its arm goes to where episodes begin when the person starts one, and not before."""
+    """A robot behind a bridge. Its arm moves to the start pose when the person starts an episode, and not before."""
 
     def __init__(self, robot: StoppableRobot, clock: Clock | None = None) -> None:
         self._robot = robot
@@ -187,9 +187,11 @@ class LiveRobot:
 
     @property
     def facts(self) -> Mapping[str, float]:
-        """dropped_frames: steps that are missing, see `Transition.after_gap`. held_ticks: in which the bridge had no
-        action. rested_ticks: in which the person asked for nothing, and which are not recorded. late_actions: after
-        their tick.
+        """Counts of this episode.
+
+        dropped_frames: steps that are missing, see `Transition.after_gap`. held_ticks: ticks for which the bridge had
+        no action. rested_ticks: ticks without an action of the person, which are not recorded. late_actions: actions
+        that arrived after their tick.
         """
         return {
             "dropped_frames": self._dropped,
@@ -223,7 +225,7 @@ class LiveRobot:
         self._running = not ticks[-1].over
         if ticks[-1].mode == "stopped":
             raise WorldError(
-                f"the bridge stopped the arm: {ticks[-1].reason}. Look why; then the same command with --arm."
+                f"the bridge stopped the arm: {ticks[-1].reason}. Find out why; then give the same command with --arm."
             )
         rows: list[Transition] = []
         for tick in ticks:
@@ -233,7 +235,7 @@ class LiveRobot:
         return Advance(self._newest, tuple(rows), ticks[-1].over)
 
     def pace(self) -> None:
-        """The robot's ticks do, while it is driven."""
+        """Wait for a period when no episode runs; while one runs, the robot's ticks give the pace."""
         if not self._running:
             self._clock.sleep_until_ns(self._clock.now_ns() + round(NS_PER_S / self.embodiment.rate_hz))
 
@@ -244,25 +246,25 @@ class LiveRobot:
     def end(self) -> None:
         if self._running:
             self._running = False
-            with contextlib.suppress(VlaError):  # the robot holds without being told, only later
+            with contextlib.suppress(VlaError):  # without this message the robot's watchdog holds it, only later
                 self._robot.end()
 
     def _send(self, before: Observation, action: Vector | None) -> None:
-        """An arm that is not moved is told to stay: to its bridge, silence is a controller that is lost."""
+        """Send the action, or "stay" when there is none: the bridge takes silence for a lost controller."""
         self._sent[before.step] = action
         if action is not None:
             self._grip = float(action[-1])
         elif self._grip is None:
-            return  # the first tick tells how the gripper begins
+            return  # the first tick gives the gripper's opening
         told = self._stay(self._grip) if action is None else action
         self._robot.send(ActionChunk(told[None], before.stamp_ns, before.step))
 
     def _rows(self, before: Observation, tick: Tick) -> list[Transition]:
-        """The row of one tick, if it is to be recorded."""
+        """Return the row of one tick; no row for a tick that is not recorded."""
         self._late = tick.dropped_rows
         self._held += tick.mode == "hold"
         if tick.result.observation.step > before.step + 1:
-            # What was seen right before this tick was lost, too: a gap, which no row is joined across.
+            # The observation before this tick was lost, too, so this tick cannot be recorded either.
             self._dropped += tick.result.observation.step - before.step
             self._is_gap = True
             return []
@@ -274,9 +276,9 @@ class LiveRobot:
         return [row]
 
     def _recorded_action(self, tick: Tick) -> Vector | None:
-        """What the person asked for in this tick, or "stay" while the arm comes to rest; None while it rests."""
+        """Return the person's action of this tick, or "stay" while the arm comes to rest; None while it rests."""
         executed = tick.result.executed
-        if executed is None:  # a dry run: nothing was done that could be learnt from
+        if executed is None:  # a dry run: no action was executed
             return None
         grip = float(executed[-1])
         self._grip = grip if self._grip is None else self._grip
@@ -294,10 +296,13 @@ class LiveRobot:
     def _require_alive(self) -> None:
         silent_s = (self._clock.now_ns() - self._heard_ns) / NS_PER_S
         if silent_s > SILENCE_S:
-            raise TransportError(f"the robot has been silent for {silent_s:.1f} s. Its bridge holds it meanwhile.")
+            raise TransportError(
+                f"the robot has been silent for {silent_s:.1f} s; its bridge holds it meanwhile. "
+                "Check the network and the bridge, then start again."
+            )
 
 
 def _nothing_yet(embodiment: Embodiment, instruction: str) -> Observation:
-    """What is shown before the first episode: black frames."""
+    """Return an observation to show before the first episode: black frames and a state of zeros."""
     images = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in embodiment.cameras}
     return Observation(images, np.zeros(len(embodiment.state)), instruction, stamp_ns=0, step=0)

@@ -1,15 +1,15 @@
-"""Episode logs -> demonstrations: a policy's own episodes with a person's corrections become data to learn from.
+"""Converts episode logs, of a policy's episodes with a person's corrections, to demonstrations for training.
 
-A log is written while the arm moves, in a thread of its own; the dataset is made of it when the episode is over, so
-that it costs the control loop nothing. What becomes of each control step:
+A log is written while the arm moves, in a thread of its own; it is converted when the episode is over, so that this
+takes no time from the control loop. Each control step becomes:
 
-    an action was played                              a row; `action` is what was commanded, as the guard let it through
-    none was due, and the arm braked                  a row; `action` is what was executed, since no one commanded it
-    none was due, and the pose was held               left out and counted: nothing moved, and nothing can be learnt
+    an action was executed                            a row; `action` is the commanded action after the guard
+    none was due, and the arm braked                  a row; `action` is the executed action, since none was commanded
+    none was due, and the pose was held               no row; the step is counted
     lost on the network, or its frames were dropped   a gap: the demonstration ends before it, another begins after it
 
-A gap ends an episode of the dataset, rather than being marked in a column, since an episode's end is what every reader
-heeds: no window of observations or actions reaches across it.
+A gap ends an episode of the dataset and is not marked in a column, since every reader respects an episode's end: no
+window of observations or actions reaches across it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from vla_robot.record.controlled_robot import STILL
 from vla_robot.record.episode import EpisodeLog, EpisodeStep
 
 CORRECTED = ", corrected by a person"
-"""Ends the name of a driver whom a person took over from."""
+"""Suffix of the driver's name where a person took over."""
 
 
 def demonstrations_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> list[Demonstration]:
-    """The episode as data: one demonstration, or one for each part between gaps; none when no step can be learnt from.
+    """Convert a log to demonstrations, one for each part between gaps.
 
     Args:
-        log: as read back.
-        embodiment: what its numbers mean.
-        driver: the policy, as it is stored.
+        log: the log of an episode, as read back.
+        embodiment: meaning of its numbers.
+        driver: name of the policy in the dataset.
 
     Returns:
-        In order. Only the last one can have succeeded.
+        The demonstrations in order; none when no step becomes a row. Only the last one can have succeeded.
     """
     builder, rows = DemonstrationBuilder(), list[_Row]()
     before: EpisodeStep | None = None
@@ -55,7 +55,7 @@ def demonstrations_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> l
         before = step
     made = builder.finish_parts(embodiment, int(log.header["seed"]), driver)
     if made:
-        # The episode's last step may be one that was left out; and where no test tells, a person may have said so.
+        # The episode's last step may have been left out; and where the world has no success test, a person decides.
         made[-1].success[-1] |= log.steps[-1].success or (log.summary or {}).get("outcome") == "success"
     corrected = CORRECTED if any(row.step.intervention for row in rows) else ""
     starts = np.cumsum([0, *map(len, made)])
@@ -67,18 +67,18 @@ def demonstrations_of(log: EpisodeLog, embodiment: Embodiment, driver: str) -> l
 
 @dataclass
 class LogStore:
-    """Writes finished episodes to a dataset.
+    """A store that writes the logs of finished episodes to a dataset.
 
     Attributes:
-        writer: gets every episode that is kept, at once.
-        embodiment: what the numbers mean.
-        driver: the policy, as it is stored.
+        writer: writes each kept episode at once.
+        embodiment: meaning of the numbers.
+        driver: name of the policy in the dataset.
         keep: "success" leaves out episodes in which the task was not done.
-        kept: episodes that were driven and stored so far.
-        stored: episodes of the dataset that they became: one more for each gap.
-        corrected: steps of them that a person drove.
-        rested: steps of them left out since the arm was held.
-        missing: steps of them that were lost, or whose frames were.
+        kept: number of driven episodes that were stored so far.
+        stored: number of the dataset's episodes that they became: one more for each gap.
+        corrected: number of their steps that a person drove.
+        rested: number of their steps that were left out since the arm was held.
+        missing: number of their steps that were lost, or whose frames were.
     """
 
     writer: Writer
@@ -95,7 +95,7 @@ class LogStore:
         """Write one episode.
 
         Raises:
-            DataError: it does not fit the dataset, or the disk refuses.
+            DataError: the episode does not fit the dataset, or writing to disk failed.
         """
         made = demonstrations_of(log, self.embodiment, self.driver)
         if not made or (self.keep == "success" and not made[-1].succeeded):
@@ -113,7 +113,7 @@ class LogStore:
 
 @dataclass(frozen=True)
 class _Row:
-    """A step that becomes a row of the dataset, and what is to be learnt from it."""
+    """A step that becomes a row of the dataset, with the action to be learned and the executed one, each (D,)."""
 
     step: EpisodeStep
     action: Vector
@@ -121,7 +121,7 @@ class _Row:
 
 
 def _row(step: EpisodeStep, before: EpisodeStep | None, embodiment: Embodiment) -> _Row | None:
-    """None where the arm was held, or nothing was sent to it."""
+    """Return the row of a step; None where the arm was held, or no action was sent."""
     if step.executed is None:
         return None
     if not step.held and step.commanded is not None:
@@ -131,7 +131,7 @@ def _row(step: EpisodeStep, before: EpisodeStep | None, embodiment: Embodiment) 
 
 
 def _moves(executed: Vector, last: Vector | None, embodiment: Embodiment) -> bool:
-    """Whether the arm was sent somewhere else: its grip, and positions, are compared with what was sent before."""
+    """Return whether an action moves the arm; grip and positions are compared with the last action that was sent."""
     is_step = [embodiment.action.kind == "eef_delta" and dim.unit != "1" for dim in embodiment.action.dims]
     rest = np.where(is_step, 0.0, executed if last is None else last)
     return bool(np.abs(executed - rest).max() > STILL)

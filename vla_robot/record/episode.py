@@ -1,16 +1,16 @@
-"""One episode's log: what the robot saw, what it was told, what it did. Append-only, readable after any crash.
+"""Writes and reads the log of one episode: observations, commanded and executed actions. A crash leaves it readable.
 
     seed_10000.vlalog                  a finished episode
-    seed_10000.vlalog.part             one that is being written, or was when the process died; reads just as well
-    seed_10000.crashed-1.vlalog.part   such a file of a dead process, set aside when the episode is driven again
+    seed_10000.vlalog.part             one that is being written, or whose process died; it can be read as well
+    seed_10000.crashed-1.vlalog.part   the .part file of a dead process, renamed when the episode is recorded again
 
     file   = "VLALOG1\\n" record*
     record = length (4 bytes, little endian) | CRC-32 of payload (4 bytes) | payload (msgpack map with "kind")
     kinds  = header, then (step | gap)*, then end
 
-Frames are PNG, lossless: a failure is studied on exactly the pixels that the policy saw. Encoding and writing happen in
-a thread of the writer's own. When that thread falls behind, frames are dropped and counted, numbers never are, and the
-control loop never waits.
+Frames are PNG, which is lossless: the log holds exactly the pixels that the policy saw. The writer encodes and writes
+in a thread of its own. When that thread falls behind, frames are dropped and counted; numbers are never dropped, and
+the control loop never waits.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ MAGIC = b"VLALOG1\n"
 SUFFIX = ".vlalog"
 PART_SUFFIX = ".vlalog.part"
 FRAME_BACKLOG = 64
-"""Steps whose frames may wait for the writer: some seconds of control, 20 MB with two cameras of 224 x 224."""
+"""Number of steps whose frames may wait for the writer: some seconds, 20 MB with two cameras of 224 x 224."""
 
 MAX_RECORD_BYTES = 1 << 28
 MAX_LOG_BYTES = 1 << 32
 MAX_FRAMES_BYTES = 1 << 33
-"""Of all frames of a log, decoded: 15 minutes at 10 Hz with one camera of 640 x 480."""
+"""Largest size of all decoded frames of a log: 15 minutes at 10 Hz with one camera of 640 x 480."""
 _PREFIX = struct.Struct("<II")
 
 
@@ -57,19 +57,19 @@ class EpisodeStep:
     """One control step.
 
     Attributes:
-        observation: what the policy saw; without frames where those were dropped.
-        commanded: (D,) what was sent to the world, in the units of the embodiment's action space; None when no action
-            was due and the pose was held.
-        executed: (D,) what was really sent to the arm; None when nothing was, see `StepResult.executed`.
-        command_ns: when; the world's clock.
-        success: the task's success test held after the step.
-        clamps: every limit that changed the action.
-        stages_ms: where the time from capture to command went.
-        intervention: a person took over: `commanded` is theirs.
-        held: no action was available, and the arm held its pose.
-        policy_action: (D,) what the policy would have done in the person's place, where it was asked.
+        observation: the policy's observation; without frames where those were dropped.
+        commanded: (D,) action that was sent to the world, in the units of the embodiment's action space; None when no
+            action was due and the pose was held.
+        executed: (D,) action that was sent to the arm; None when none was, see `StepResult.executed`.
+        command_ns: time of the command on the world's clock [ns].
+        success: whether the task's success test held after the step.
+        clamps: one for each limit that changed the action.
+        stages_ms: stage -> its share of the time from capture to command [ms].
+        intervention: whether a person had taken over; `commanded` is then the person's action.
+        held: whether no action was available, so that the arm held its pose.
+        policy_action: (D,) the policy's action in the person's place, where it was asked.
         wanted: (D,) the driver's action, before the guard of the control loop cut it to `commanded`; None when
-            no action was due, and in logs that do not say.
+            no action was due, and in older logs, which lack it.
     """
 
     observation: Observation
@@ -87,11 +87,11 @@ class EpisodeStep:
 
 @dataclass(frozen=True)
 class Gap:
-    """Control steps that happened and are not in the log. The steps on both sides of a gap are no neighbours.
+    """Control steps that happened but are missing from the log.
 
     Attributes:
-        first: number of the first step that is missing, as `Observation.step`.
-        count: how many are missing.
+        first: number of the first missing step, as in `Observation.step`.
+        count: number of missing steps.
     """
 
     first: int
@@ -103,12 +103,12 @@ class EpisodeLog:
     """A log as read back.
 
     Attributes:
-        header: what the episode was: seed, instruction, embodiment, recipes, versions.
-        steps: as far as they can be read.
+        header: seed, instruction, embodiment, recipes and versions of the episode.
+        steps: the steps up to the first damage.
         last: the observation after the last step; None when the log has no end.
-        summary: how it ended; None when the log has no end.
-        damage: what is wrong with the file and where, or None. What precedes the damage is valid.
-        gaps: steps that are missing between those that are there, in order; the numbers of the steps jump there, too.
+        summary: how the episode ended; None when the log has no end.
+        damage: what is wrong with the file and where, or None. The records before the damage are intact.
+        gaps: missing steps, in order; the numbers of the steps jump there, too.
     """
 
     header: Mapping[str, Any]
@@ -124,23 +124,23 @@ class EpisodeLog:
 
 
 class EpisodeWriter:
-    """Writes one log. `finish` makes it visible under its own name; until then it is a .part file.
+    """The writer of one log, which is a .part file until `finish` gives it its own name.
 
     Attributes:
-        dropped_frames: steps whose frames were left out because the writer had fallen behind.
+        dropped_frames: number of steps whose frames were left out because the writer had fallen behind.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         """
         Args:
-            path: ends in .vlalog; must not exist yet.
-            header: plain data, stored verbatim.
+            path: path that ends in .vlalog and does not exist yet.
+            header: plain data, stored unchanged.
 
         Raises:
             DataError: the file exists, another process writes it, or the folder cannot be written.
         """
         if path.suffix != SUFFIX:
-            raise DataError(f"an episode log ends in {SUFFIX}, got {path}.")
+            raise DataError(f"the name of an episode log ends in {SUFFIX}, got {path}.")
         if path.exists():
             raise DataError(f"{path} exists already; episodes are never overwritten. Choose another folder.")
         self.path = path
@@ -159,11 +159,11 @@ class EpisodeWriter:
         self.add_record(step_record(step), step.observation.images)
 
     def add_gap(self, gap: Gap) -> None:
-        """Queue the mark of steps that are missing here; returns at once."""
+        """Queue a record of missing steps; returns at once."""
         self._queue.put(({"kind": "gap", "first": gap.first, "count": gap.count}, False))
 
     def add_record(self, record: Mapping[str, Any], images: Mapping[str, Image]) -> None:
-        """`add` for a step that `step_record` has taken apart."""
+        """Queue one step from the plain data of `step_record` and its frames; returns at once."""
         with_frames = self._frame_slots.acquire(blocking=False)
         if not with_frames:
             self.dropped_frames += 1
@@ -171,22 +171,29 @@ class EpisodeWriter:
         self._queue.put(({**record, "observation": observation}, with_frames))
 
     def require_written(self) -> None:
-        """Raise DataError when it is known that something could not be; what could is in the .part file."""
+        """Raise DataError when a write has already failed; the .part file holds what was written before."""
         if self._failure is not None:
             self._stop()
             self._file.close()
             raise self._refused(self._failure)
 
     def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:
-        """Write the end, force everything to the disk, and give the file its name.
+        """Write the end, sync the file to the disk, and rename it to its own name.
+
+        Args:
+            last: the observation after the last step.
+            summary: plain data on how the episode ended.
+
+        Returns:
+            The path of the log.
 
         Raises:
-            DataError: something could not be written; the .part file holds what could.
+            DataError: a write failed; the .part file holds what was written before.
         """
         return self.finish_record(observation_record(last), last.images, summary)
 
     def finish_record(self, last: Mapping[str, Any], images: Mapping[str, Image], summary: Mapping[str, Any]) -> Path:
-        """`finish` for an observation that `observation_record` has taken apart."""
+        """Finish the log from the plain data of `observation_record` and its frames; see `finish`."""
         end = {
             "kind": "end",
             "last": {**last, "frames": dict(images)},
@@ -194,7 +201,7 @@ class EpisodeWriter:
         }
         self._queue.put((end, False))
         self._stop()
-        with self._file:  # closed, and so unlocked, when it has its name
+        with self._file:  # closing it unlocks it, which must happen after the rename
             if self._failure is not None:
                 raise self._refused(self._failure) from self._failure
             try:
@@ -205,13 +212,13 @@ class EpisodeWriter:
         return self.path
 
     def discard(self) -> None:
-        """Forget the episode: nothing of it stays on the disk."""
+        """Delete the episode from the disk."""
         self._stop()
         self._file.close()
         self._part.unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Leave the episode as it is, without an end: what was added is in the .part file."""
+        """Stop without an end: the .part file holds the steps that were added."""
         self._stop()
         self._file.close()
 
@@ -226,24 +233,24 @@ class EpisodeWriter:
         self._thread.join()
 
     def _drain(self) -> None:
-        """The writer's thread. After a failed write it goes on emptying the queue, so that no thread waits for it."""
+        """Write queued records, in the writer's thread. After a failed write, still empty the queue."""
         unsynced = self._sync_name()
         while (item := self._queue.get()) is not None:
             record, holds_slot = item
             try:
                 if self._failure is None:
                     _write(self._file, _encode(record))
-            except Exception as error:  # whatever it is, `finish` must learn of it: this thread has no caller
+            except Exception as error:  # this thread has no caller: `finish` raises every error
                 self._failure = error
             if holds_slot:
                 self._frame_slots.release()
-        self._failure = self._failure or unsynced  # the steps are written all the same
+        self._failure = self._failure or unsynced  # last, so that the steps are written in any case
 
     def _sync_name(self) -> OSError | None:
-        """Force the name of the .part file to the disk: in this thread, since the robot moves while a busy disk works.
+        """Sync the name of the .part file to the disk, in this thread, since the robot does not wait for a busy disk.
 
         Returns:
-            what the disk refused, or None.
+            The error of the sync, or None.
         """
         try:
             sync_folder(self._part.parent)
@@ -253,10 +260,10 @@ class EpisodeWriter:
 
 
 def read_episode(path: Path) -> EpisodeLog:
-    """Read a log, finished or not. A damaged or missing tail is left out and named in `damage`.
+    """Read a log, finished or not. A damaged or missing tail is left out and described in `damage`.
 
     Raises:
-        DataError: this is no episode log, or not even its header can be read.
+        DataError: the file is no episode log, or its header cannot be read.
     """
     try:
         data = read_file(path, MAX_LOG_BYTES)
@@ -290,7 +297,7 @@ def _assemble(records: list[dict[str, Any]], damage: str | None) -> EpisodeLog:
 
 
 def _require_frames_fit(records: list[dict[str, Any]]) -> None:
-    """Raise DataError when the frames, all of which are decoded, take more than MAX_FRAMES_BYTES."""
+    """Raise DataError when all frames together, decoded, take more than MAX_FRAMES_BYTES."""
     observations = [record.get("observation") or record.get("last") or {} for record in records]
     sizes = (picture_size(frame) for observation in observations for frame in observation.get("frames", {}).values())
     require_bytes(
@@ -299,7 +306,7 @@ def _require_frames_fit(records: list[dict[str, Any]]) -> None:
 
 
 def _records(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
-    """Every intact record up to the first that is not, and what is wrong with that one."""
+    """Return the records up to the first damaged one, and what is wrong with that one; None when none is damaged."""
     records: list[dict[str, Any]] = []
     at = len(MAGIC)
     while at < len(data):
@@ -318,14 +325,14 @@ def _records(data: bytes) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _encode(record: Mapping[str, Any]) -> bytes:
-    """Frames become PNG here, in the writer's thread."""
+    """Return a record's bytes. Frames become PNG here, in the writer's thread."""
     payload = msgpack.packb(record, default=_plain)
     assert payload is not None  # only its typing says that it could be
     return _PREFIX.pack(len(payload), zlib.crc32(payload)) + payload
 
 
 def _plain(value: object) -> Any:
-    """A frame as PNG; a number or a truth of numpy's, which a world may well give, as Python's."""
+    """Return a frame as PNG, and a scalar of numpy's, which a world may give, as one of Python's."""
     if isinstance(value, np.generic):
         return value.item()
     if not isinstance(value, np.ndarray):
@@ -334,7 +341,7 @@ def _plain(value: object) -> Any:
 
 
 def step_record(step: EpisodeStep) -> dict[str, Any]:
-    """A step as plain data, without its frames."""
+    """Return a step as plain data, without its frames."""
     return {
         "kind": "step",
         "observation": observation_record(step.observation),
@@ -352,7 +359,7 @@ def step_record(step: EpisodeStep) -> dict[str, Any]:
 
 
 def observation_record(observation: Observation) -> dict[str, Any]:
-    """Without its frames, without the instruction, which the header has, and without simulator truth."""
+    """Return an observation as plain data, without frames, privileged values and instruction (the header has it)."""
     return {
         "step": observation.step,
         "stamp_ns": observation.stamp_ns,
@@ -366,7 +373,7 @@ def _numbers(values: Vector | None) -> list[float] | None:
 
 
 def _vector(numbers: list[float] | None) -> Vector | None:
-    """An old log holds NaN where nothing was commanded."""
+    """Return an array; None for None and for only NaN, which older logs hold where no action was commanded."""
     values = None if numbers is None else np.array(numbers, dtype=np.float64)
     return None if values is None or np.isnan(values).all() else values
 
@@ -386,7 +393,7 @@ def _step(record: Mapping[str, Any], instruction: str) -> EpisodeStep:
 
 
 def _drivers(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Which of policy and person drove; logs older than the takeover do not say."""
+    """Return the fields that say who drove; older logs lack them."""
     return {
         "intervention": bool(record.get("intervention", False)),
         "held": bool(record.get("held", False)),
@@ -406,20 +413,20 @@ def _observation(record: Mapping[str, Any], instruction: str) -> Observation:
 
 
 def frames_of(log: EpisodeLog) -> Iterator[tuple[int, Mapping[str, Image]]]:
-    """(step, camera name -> frame) of every moment that has frames, the one after the last step included."""
+    """Yield (step, camera name -> (H, W, 3) uint8) of each observation with frames, including the last one."""
     for observation in (*(step.observation for step in log.steps), *([log.last] if log.last else [])):
         if observation.images:
             yield observation.step, observation.images
 
 
 def set_aside(part: Path) -> Path | None:
-    """Rename the .part file of a process that died, so that its episode can be driven again. Nothing of it is lost.
+    """Rename the .part file of a process that died, so that its episode can be recorded again.
 
     Returns:
-        Its new path; None when there is no such file.
+        The new path; None when there is no such file.
 
     Raises:
-        DataError: a process that lives writes it, or the disk refuses.
+        DataError: a running process writes the file, or the disk refuses.
     """
     with writing(part):
         try:
@@ -435,11 +442,15 @@ def set_aside(part: Path) -> Path | None:
 
 
 def _new_part(part: Path) -> FileIO:
-    """A file that did not exist, locked for as long as it is open."""
+    """Create a .part file with an exclusive lock that lasts while it is open.
+
+    Raises:
+        DataError: another process writes that file, or the disk refuses.
+    """
     with writing(part):
         make_folder(part.parent)
         set_aside(part)
-        file = part.open("xb", buffering=0)  # what is written outlives this process, however it ends
+        file = part.open("xb", buffering=0)  # unbuffered, so that no write is lost when this process dies
         try:
             _lock(file, part)
             _write(file, MAGIC)
@@ -450,7 +461,7 @@ def _new_part(part: Path) -> FileIO:
 
 
 def _lock(file: IO[bytes] | FileIO, part: Path) -> None:
-    """Held until the file is closed, however that comes about; raise DataError where another process holds it."""
+    """Lock a file until it is closed or the process ends. Raise DataError where another process holds the lock."""
     busy = f"{part} is being written by another process. Wait until it ends, or choose another folder."
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -461,7 +472,7 @@ def _lock(file: IO[bytes] | FileIO, part: Path) -> None:
 
 
 def _write(file: FileIO, data: bytes) -> None:
-    """All of it: a disk that fills up takes a part without an error, and refuses the rest."""
+    """Write all of `data`: on a full disk, one write may store only a part without an error."""
     left = memoryview(data)
     while left:
         left = left[file.write(left) :]

@@ -1,18 +1,18 @@
-"""Episode logs written by a process of its own: what must keep a clock shares not even Python's lock with them.
+"""Writes episode logs in a separate process, so that encoding frames does not delay the control loop.
 
     control thread --add--> queue --> a thread --raw frames, by a pipe--> the process --> EpisodeWriter --> .vlalog
-                             bounded: frames that find no room are left out and counted, numbers never are
+                             bounded: frames beyond the bound are dropped and counted, numbers never are
 
-A thread that encodes frames holds Python's lock for moments, and where the computer is busy it loses its core while it
-does: a control tick then waits for it. Here the thread does nothing but hand over memory.
+A thread that encodes frames holds Python's global lock for moments. On a busy computer it may lose its core while it
+holds the lock, and a control tick then waits for it. Here the thread only copies memory to a pipe.
 
     message = length of head (4 bytes, little endian) | head (msgpack) | one raw frame after another
     head    = {"do": "open", "path", "header"} | {"do": "step", "step", "frames": [[name, shape], ...]}
             | {"do": "finish", "last", "frames", "summary", "dropped"} | {"do": "discard"} | {"do": "abandon"}
 
-The process says {"failed": why}, once, as soon as a log cannot be written, and {"done": why} after its last message;
-why is empty when all is on the disk. Each is one line of JSON. It ends when the pipe does, whatever became of the other
-side; what it was told until then is on the disk.
+The process answers {"failed": why}, once, as soon as a log cannot be written, and {"done": why} after its last message;
+why is empty when everything is on the disk. Each answer is one line of JSON. The process ends when the pipe is closed,
+for any reason, after it has written the messages that it got.
 """
 
 from __future__ import annotations
@@ -47,27 +47,27 @@ from vla_robot.record.episode import (
 )
 
 ENDS = ("finish", "discard", "abandon")
-"""Messages that are a log's last, and are answered."""
+"""Last messages of a log, which the process answers."""
 
 PIPE_BYTES = 1 << 20
-"""The most that Linux gives a process without privileges [bytes]."""
+"""Size of the pipe's buffer: the largest that Linux gives a process without privileges [bytes]."""
 
 GONE = "the process that writes it has ended"
-STUCK = "the process that writes it takes nothing any more"
+STUCK = "the process that writes it reads no more messages"
 
 MAX_WAITING = 20_000
-"""Messages that may wait for the process, beside their frames: some minutes of control, 40 MB."""
+"""Number of messages that may wait for the process: some minutes of control, 40 MB without frames."""
 
 EXIT_TIMEOUT_S = 5.0
-"""For what the process was told already, once it is told nothing more [s]."""
+"""Time that the process gets to write its last messages [s]."""
 
 _LENGTH = struct.Struct("<I")
 
 
 class LogProcess:
-    """Opens logs, one after the other; use it in a `with` block.
+    """A process that writes logs, one after the other; use it in a `with` block.
 
-    A process that died, or takes nothing any more, is replaced for the next log.
+    A process that died, or reads no more messages, is replaced for the next log.
     """
 
     def __init__(self) -> None:
@@ -80,15 +80,19 @@ class LogProcess:
         self._process.end()
 
     def open(self, path: Path, header: Mapping[str, Any]) -> ProcessWriter:
-        """A log that the process writes once it is done with the one before. Returns at once, whatever the disk does.
+        """Return the writer of a log, which the process begins after the log before. Does not wait for the disk.
 
-        What only the disk can tell, such as a folder that cannot be made or a log that exists, is told by the writer.
+        Errors of the disk, such as a folder that cannot be made or a log that exists, are raised by the writer.
+
+        Args:
+            path: path that ends in .vlalog and does not exist yet.
+            header: plain data, stored unchanged.
 
         Raises:
-            DataError: the path does not end as a log does, or no process can be started.
+            DataError: the path does not end in .vlalog, or no process can be started.
         """
         if path.suffix != SUFFIX:
-            raise DataError(f"an episode log ends in {SUFFIX}, got {path}.")
+            raise DataError(f"the name of an episode log ends in {SUFFIX}, got {path}.")
         if not self._process.works:
             self._process.kill()
             self._process = _Process()
@@ -96,12 +100,12 @@ class LogProcess:
 
 
 class _Process:
-    """The child. Its pipes live as long as a thread may write to them."""
+    """The child process. Its pipes stay open as long as a thread may write to them."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-P", "-m", "vla_robot.record.log_process"]
         try:
-            # In a session of its own: Ctrl-C is for the one that it serves.
+            # In a session of its own, so that Ctrl-C does not end it before the process that it serves.
             self._child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
             )
@@ -110,13 +114,13 @@ class _Process:
         assert self._child.stdin is not None and self._child.stdout is not None
         self._pipe = self._child.stdin.fileno()
         self._answers = self._child.stdout
-        if hasattr(fcntl, "F_SETPIPE_SZ"):  # a tick's frames in one go
+        if hasattr(fcntl, "F_SETPIPE_SZ"):  # large enough for the frames of a tick
             fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self._ended = False
         self.turn = threading.Lock()
-        """Held by the writer that the process listens to."""
+        """Lock that the writer of the current log holds."""
         self.stuck = False
-        """It has taken nothing for too long."""
+        """Whether more than MAX_WAITING messages waited for the process."""
 
     @property
     def works(self) -> bool:
@@ -127,19 +131,19 @@ class _Process:
         return self._child.pid
 
     def write(self, data: bytes | memoryview) -> None:
-        """All of it; other threads run while the pipe is full. Raises OSError when the process has ended."""
+        """Write all of `data`; other threads run while the pipe is full. Raise OSError when the process has ended."""
         left = memoryview(data)
         while left:
             if self._ended:
-                raise BrokenPipeError(GONE)  # the number of the pipe may be another file's by now
+                raise BrokenPipeError(GONE)  # the descriptor is closed, and another file may have its number now
             left = left[os.write(self._pipe, left) :]
 
     def answer_to(self, what: str, wait: bool) -> str | None:
-        """Why it could not do `what`, "failed" or "done"; None when it has not said so.
+        """Return the text of the process's answer of one kind; None when there is no such answer yet.
 
         Args:
-            what: kind of line; others are passed over.
-            wait: until it says so, or ends.
+            what: kind of answer, "failed" or "done"; others are skipped.
+            wait: whether to wait until that answer comes or the process ends.
         """
         while wait or select.select([self._answers], [], [], 0)[0]:
             line = self._answers.readline()
@@ -155,14 +159,14 @@ class _Process:
         self._child.wait()
 
     def end(self) -> None:
-        """Let it write what it was told, and end it; a process that takes longer than EXIT_TIMEOUT_S is killed."""
+        """Let the process write its messages and end; one that takes longer than EXIT_TIMEOUT_S is killed."""
         is_free = self.turn.acquire(timeout=EXIT_TIMEOUT_S)
         self._ended = True
-        if not is_free:  # the thread that writes to it is told that it is gone, and keeps the pipe
+        if not is_free:  # a thread still writes: it gets an error, and the pipe stays open
             return self.kill()
         assert self._child.stdin is not None
         with contextlib.suppress(OSError):
-            self._child.stdin.close()  # the end of its input ends it
+            self._child.stdin.close()  # the process ends when its input does
         self.turn.release()
         try:
             self._child.wait(EXIT_TIMEOUT_S)
@@ -171,18 +175,18 @@ class _Process:
 
 
 class ProcessWriter:
-    """`EpisodeWriter` in another process.
+    """A writer with the methods of `EpisodeWriter` that writes in another process.
 
     Attributes:
-        dropped_frames: steps whose frames were left out because the process had fallen behind.
+        dropped_frames: number of steps whose frames were left out because the process had fallen behind.
     """
 
     def __init__(self, path: Path, header: Mapping[str, Any], process: _Process) -> None:
         """
         Args:
-            path: of the log.
-            header: plain data, stored verbatim.
-            process: writes it.
+            path: the log's path.
+            header: plain data, stored unchanged.
+            process: the process that writes the log.
         """
         self.path = path
         self.dropped_frames = 0
@@ -198,7 +202,7 @@ class ProcessWriter:
         """Queue one step; returns at once.
 
         Raises:
-            DataError: it is known that the log cannot be written any more.
+            DataError: a write of this log has already failed.
         """
         if not self._failure and self._queue.qsize() >= MAX_WAITING:
             self._failure, self._process.stuck = STUCK, True
@@ -211,21 +215,28 @@ class ProcessWriter:
         self._tell({"do": "step", "step": step_record(step)}, images, holds_slot=bool(images))
 
     def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:
-        """Have the end written, everything forced to the disk, and the file given its name.
+        """Write the end, sync the file to the disk, and rename it to its own name. Waits for the process.
+
+        Args:
+            last: the observation after the last step.
+            summary: plain data on how the episode ended.
+
+        Returns:
+            The path of the log.
 
         Raises:
-            DataError: something could not be written; the .part file holds what could.
+            DataError: a write failed; the .part file holds what was written before.
         """
         record, dropped = observation_record(last), self.dropped_frames
         self._end({"do": "finish", "last": record, "summary": dict(summary), "dropped": dropped}, last.images)
         return self.path
 
     def discard(self) -> None:
-        """Forget the episode: nothing of it stays on the disk."""
+        """Delete the episode from the disk. Raise DataError when that failed."""
         self._end({"do": "discard"}, {})
 
     def abandon(self) -> None:
-        """Leave the log as it is, without an end: what was added is in the .part file."""
+        """Stop without an end: the .part file holds the steps that were added."""
         self._tell({"do": "abandon"}, {})
         self._queue.put(None)
         self._thread.join()
@@ -238,28 +249,28 @@ class ProcessWriter:
             raise self._error()
 
     def _error(self) -> DataError:
-        return DataError(f"the episode log {self.path} is not whole: {self._failure}")
+        return DataError(f"the episode log {self.path} is incomplete: {self._failure}")
 
     def _tell(self, head: Mapping[str, Any], images: Mapping[str, Image], holds_slot: bool = False) -> None:
         """Queue one message; returns at once."""
         self._queue.put(_Message(head, images, holds_slot))
 
     def _run(self) -> None:
-        """The thread. After a failure it goes on emptying the queue, so that no thread waits for it."""
+        """Send queued messages, in the writer's thread. After a failure, still empty the queue."""
         with self._process.turn:
             while (message := self._queue.get()) is not None:
                 if not self._failure and (why := self._send(message)):
-                    self._failure = why  # never back to none: `add` may have found the process stuck meanwhile
+                    self._failure = why  # never reset to "": `add` may have set it to STUCK meanwhile
                 if message.holds_slot:
                     self._slots.release()
 
     def _send(self, message: _Message) -> str:
-        """Why it could not be written; empty as far as is known."""
+        """Send one message. Return why it could not be written; "" when no failure is known."""
         try:
             self._write(message)
         except OSError:
             return GONE
-        except Exception as error:  # whatever it is, `finish` must learn of it: this thread has no caller
+        except Exception as error:  # this thread has no caller: `finish` raises every error
             return f"{type(error).__name__}: {error}"
         if message.head["do"] in ENDS:
             return self._process.answer_to("done", wait=True) or ""
@@ -287,7 +298,12 @@ def _plain(value: object) -> Any:
 
 
 def serve(messages: IO[bytes], answers: IO[bytes]) -> None:
-    """Write what comes until nothing does."""
+    """Write the logs that the messages describe, until the messages end.
+
+    Args:
+        messages: stream of messages, see above.
+        answers: stream that gets one line of JSON for each answer.
+    """
     writer: EpisodeWriter | None = None
     failure = ""
     while (head := _head(messages)) is not None:
@@ -310,7 +326,7 @@ def _say(answers: IO[bytes], what: Mapping[str, str]) -> None:
 
 
 def _obey(head: Mapping[str, Any], images: Mapping[str, Image], writer: EpisodeWriter | None) -> EpisodeWriter | None:
-    """Do what one message asks for; the writer that goes on."""
+    """Execute one message. Return the writer of the log that is open after it; None when none is."""
     if head["do"] == "open":
         if writer is not None:
             writer.abandon()
@@ -332,7 +348,7 @@ def _obey(head: Mapping[str, Any], images: Mapping[str, Image], writer: EpisodeW
 
 
 def _head(messages: IO[bytes]) -> dict[str, Any] | None:
-    """The next message without its frames; None when the other side has ended, within a message or between two."""
+    """Return the next message's head; None when the stream ends, within a message or between two."""
     length = messages.read(_LENGTH.size)
     if len(length) < _LENGTH.size:
         return None
@@ -342,7 +358,7 @@ def _head(messages: IO[bytes]) -> dict[str, Any] | None:
 
 
 def _frames(messages: IO[bytes], shapes: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Image]:
-    """The frames of a message; none where the other side ended within them: half a frame was never seen."""
+    """Return the frames of a message, (H, W, 3) uint8 by name; none when the stream ends within them."""
     frames: dict[str, Image] = {}
     for name, shape in shapes:
         size = int(np.prod(shape))
@@ -354,7 +370,7 @@ def _frames(messages: IO[bytes], shapes: Sequence[tuple[str, Sequence[int]]]) ->
 
 
 def main() -> int:
-    """The process. It ends when its input does: a service manager's SIGTERM to the whole group must not cut the log."""
+    """Run the process until its input ends. It ignores signals, so that a SIGTERM to the group does not cut the log."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
     serve(os.fdopen(0, "rb"), os.fdopen(1, "wb"))

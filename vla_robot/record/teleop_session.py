@@ -1,11 +1,11 @@
-"""Demonstrations by a person: who holds the Teleoperator port starts, ends, keeps, forgets and repeats episodes.
+"""Records demonstrations by a person, who starts, ends, keeps, discards and repeats episodes by a teleoperator.
 
     ready --start--> running --success, stop, or the world ends it--> kept, next
-                        '----discard-----> forgotten, next
-                        '----rerecord----> forgotten, the same again
-                        '----estop-------> forgotten, the same again after start
+                        '----discard-----> discarded, next
+                        '----rerecord----> discarded, the same again
+                        '----estop-------> discarded, the same again after start
 
-While no person is at the controls the arm rests, and such a pause is not recorded.
+While the teleoperator gives no action the arm rests, and such a pause is not recorded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vla_robot.record.controlled_robot import Controllable, Transition
 End = Literal["kept", "discarded", "again", "interrupted"]
 
 RATE_STEPS = 20
-"""The rate that is shown is that of so many steps."""
+"""Number of newest steps over which the displayed rate is measured."""
 
 ENDS: dict[str, End] = {
     "success": "kept",
@@ -42,17 +42,17 @@ ENDS: dict[str, End] = {
 
 @dataclass(frozen=True)
 class Session:
-    """What a recording session needs.
+    """A recording session.
 
     Attributes:
         driven: the arm.
-        teleop: the person.
-        writer: gets every episode that is kept, at once.
-        driver_name: its name, as it is stored.
-        keep: "success" leaves out episodes that neither the world nor the person calls one.
-        image_size: edge in pixels to which frames are resized before they are stored; None keeps them.
-        clock: tells the rate.
-        on_event: told of each episode that ended.
+        teleop: the person's device.
+        writer: writes each kept episode at once.
+        driver_name: name of the driver in the dataset.
+        keep: "success" leaves out episodes that neither the world nor the person calls a success.
+        image_size: edge in pixels to which frames are resized before they are stored; None keeps their size.
+        clock: measures the displayed rate.
+        on_event: called with the event of each ended episode.
     """
 
     driven: Controllable
@@ -65,18 +65,21 @@ class Session:
     on_event: Callable[[Collected], None] = lambda event: None
 
     def record(self, seeds: Iterator[int], episodes: int, should_stop: Callable[[], bool]) -> list[Collected]:
-        """Record until so many episodes are kept, or `should_stop`; an episode that runs then is forgotten.
+        """Record until enough episodes are kept, or `should_stop` returns True; a running episode is then discarded.
 
         Args:
             seeds: one for each episode that is begun for the first time.
-            episodes: to keep.
-            should_stop: asked on every tick.
+            episodes: number of episodes to keep.
+            should_stop: called on every tick.
+
+        Returns:
+            The events of all ended episodes, in order.
 
         Raises:
-            DataError: an episode does not fit the dataset, or the disk refuses. What was written stays.
+            DataError: an episode does not fit the dataset, or writing to disk failed. Written episodes stay.
             TeleopError: the device is gone. The arm holds, and finished episodes stay.
             WorldError: the arm fails, or was stopped.
-            TransportError: the robot is silent.
+            TransportError: no tick of the robot came for SILENCE_S.
         """
         made: list[Collected] = []
         seed = next(seeds)
@@ -92,7 +95,7 @@ class Session:
         return made
 
     def _store(self, seed: int, end: End, parts: Sequence[Demonstration], steps: int) -> Collected:
-        """Where ticks were lost, an episode of the dataset ends and another begins: see DemonstrationBuilder."""
+        """Write the parts of an episode that is to be kept; lost ticks cut it into parts, see DemonstrationBuilder."""
         if not parts or end != "kept":
             return Collected(seed, steps, False, False)
         kept = self.keep == "all" or parts[-1].succeeded
@@ -102,7 +105,7 @@ class Session:
 
 
 class _Take:
-    """One try at one episode."""
+    """One attempt at one episode."""
 
     def __init__(self, session: Session, seed: int, there: str, should_stop: Callable[[], bool]) -> None:
         self._session = session
@@ -119,7 +122,7 @@ class _Take:
         return len(self._builder)
 
     def run(self) -> tuple[End, Sequence[Demonstration]]:
-        """How it ended, and the episode where there is one to keep, in parts where steps of it are missing."""
+        """Record the episode. Return how it ended, and its parts between gaps; none unless it is kept."""
         driven = self._session.driven
         if not self._started(driven.ready(self._seed)):
             return "interrupted", []
@@ -135,7 +138,7 @@ class _Take:
         made = self._builder.finish_parts(driven.embodiment, self._seed, self._session.driver_name)
         facts = {"unrecorded_steps": self._builder.dropped, **driven.facts}
         made = [replace(d, facts={**d.facts, **_true_rate(d.stamps_ns), **facts}) for d in made]
-        if self._success and made:  # the person says that it is done: a real robot has no other test
+        if self._success and made:  # the person's success button: a real robot has no other success test
             made[-1].success[-1] = True
         return made
 
@@ -167,7 +170,7 @@ class _Take:
         return "interrupted"
 
     def _ended_by(self, said: TeleopCommand) -> End | None:
-        """What the buttons ask for. The stop goes before all else."""
+        """Return the end that the buttons ask for, e-stop first; None when they ask for none."""
         if "estop" in said.buttons:
             self._session.driven.stop()
             return ENDS["estop"]
@@ -196,7 +199,7 @@ class _Take:
         return said
 
     def _told(self, observation: Observation) -> str:
-        """What the person typed for this episode, or the world's own."""
+        """Return the instruction that the person typed last, or the world's own."""
         return self._instruction or observation.instruction
 
     def _show(self, observation: Observation, phase: str) -> None:
@@ -210,7 +213,7 @@ class _Take:
         self._session.teleop.show(replace(observation, instruction=self._told(observation)), counters)
 
     def _rate_hz(self) -> float:
-        """Of the newest steps; a pause begins it anew."""
+        """Return the rate of the newest steps since the last pause [Hz]."""
         if len(self._lately_ns) < 2:
             return 0.0
         elapsed_ns = self._lately_ns[-1] - self._lately_ns[0]
@@ -218,7 +221,7 @@ class _Take:
 
 
 def _true_rate(stamps_ns: NDArray[np.int64]) -> dict[str, float]:
-    """The median over the steps, so that a pause does not count."""
+    """Return the median rate over the steps [Hz], on which pauses have little effect."""
     if len(stamps_ns) < 2:
         return {}
     period_ns = float(np.median(np.diff(stamps_ns)))

@@ -1,4 +1,4 @@
-"""Demonstrations from several processes, each with a world of its own, in the order of their seeds.
+"""Records demonstrations in several processes, each with its own world, and yields them in the order of their seeds.
 
     seeds --> worker 0 \\
     seeds --> worker 1  --> in order --> the iterator
@@ -21,19 +21,24 @@ from vla_robot.data.demonstration import Demonstration
 from vla_robot.record.collect import Collector
 
 Build = Callable[[], contextlib.AbstractContextManager[Collector]]
-"""Makes a worker's world and policies. It crosses into the worker, so it must be picklable: a module's function, or an
-instance of a module's dataclass."""
+"""Function that builds a worker's world and policies. It is sent to the worker, so it must be picklable: a function of
+a module, or an instance of a module's dataclass."""
 
 STOP_TIMEOUT_S = 2.0
 
 
 def collect_in_processes(build: Build, seeds: Sequence[int], num_workers: int) -> Generator[Demonstration]:
-    """One demonstration per seed, in the order of the seeds.
+    """Yield one demonstration per seed, in the order of the seeds.
 
     The workers end when the iteration ends, is closed, or fails, and when this process dies.
 
+    Args:
+        build: builds each worker's collector.
+        seeds: the episodes' seeds.
+        num_workers: largest number of processes.
+
     Raises:
-        VlaError: what a worker raised.
+        VlaError: a worker raised it.
         WorldError: a worker died.
     """
     with contextlib.ExitStack() as stack:
@@ -55,7 +60,7 @@ class _Worker:
     """One process and the pipe to it."""
 
     def __init__(self, build: Build) -> None:
-        # spawn: a fork would copy an OpenGL context and locks that no other thread will ever open.
+        # "fork" would copy an OpenGL context, and locks that no thread of the child would ever release.
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self._process: BaseProcess = context.Process(target=_work, args=(build, theirs), daemon=True)
@@ -78,7 +83,7 @@ class _Worker:
         """Start on a seed; None leaves the worker idle."""
         self.busy = seed is not None
         if seed is not None:
-            with contextlib.suppress(BrokenPipeError):  # it died: `take` says how
+            with contextlib.suppress(BrokenPipeError):  # it died: `take` raises the error
                 self.pipe.send(seed)
 
     def take(self) -> Demonstration:
@@ -87,8 +92,8 @@ class _Worker:
         except (EOFError, ConnectionError) as error:
             self._process.join(STOP_TIMEOUT_S)
             raise WorldError(
-                f"a recording process ended unexpectedly with exit code {self._process.exitcode}. Episodes that were "
-                "finished are kept; the same command goes on after them. Out of memory? Try --workers 1."
+                f"a recording process ended unexpectedly with exit code {self._process.exitcode}. Finished episodes "
+                "are kept, and the same command goes on after them. If memory ran out, use --workers 1."
             ) from error
         if isinstance(answer, VlaError):
             raise answer
@@ -96,16 +101,16 @@ class _Worker:
 
 
 def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
-    """Wait until at least one busy worker has something to say."""
+    """Wait until at least one busy worker has answered. Return those that have."""
     pipes = wait([worker.pipe for worker in workers if worker.busy])
     return [worker for worker in workers if worker.pipe in pipes]
 
 
 def _work(build: Build, pipe: Connection) -> None:
-    """What a worker does: a demonstration for each seed that comes, until the pipe closes."""
-    for each in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent decides what they mean
+    """Record a demonstration for each seed from the pipe, until it closes."""
+    for each in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all processes; the parent handles them
         signal.signal(each, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the workers themselves fill the cores
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: the workers already use all cores
     with contextlib.suppress(EOFError, ConnectionError):
         try:
             with build() as collector:
