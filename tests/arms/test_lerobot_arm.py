@@ -320,7 +320,7 @@ def test_a_way_home_that_is_blocked_is_told(bus: Any, desk: Desk) -> None:
     arm = LerobotArm(recipe_of(desk, robot="home_speed_deg_s = 400"))
     bus.servos[2].blocked = True
     bus.servos[2].position += 300
-    with pytest.raises(WorldError, match=r"joint 'shoulder_lift' is at .* home is -30°. Is something in the way"):
+    with pytest.raises(WorldError, match=r"joint 'shoulder_lift' is at .* home is -30°. Remove what is in its way"):
         arm.reset(0)
     arm.close()
 

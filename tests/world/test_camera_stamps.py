@@ -1,4 +1,4 @@
-"""Which of a driver's stamps are believed, what becomes of the others, and what the kernel says that they are."""
+"""Tests of a driver's stamps: which are used, what replaces the others, and what they mean by the kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ times = st.integers(0, 4 * 10**18)
 
 
 class Capture:
-    """As cv2.VideoCapture tells of the frame that it read last."""
+    """A stand-in for cv2.VideoCapture, with the stamp of the frame that it read last."""
 
     def __init__(self, told_ms: float, backend: str = "V4L2") -> None:
         self.told_ms, self.backend = told_ms, backend
@@ -35,7 +35,7 @@ class Capture:
 
 
 class Camera:
-    """As lerobot's camera reads: `process` is called with each frame, by the name that it has there."""
+    """A stand-in for lerobot's camera, which calls its attribute `_postprocess_image` with each frame."""
 
     def __init__(self, capture: Capture, process: Callable[[Image], Image] = np.flipud) -> None:
         self.videocapture, self._postprocess_image = capture, process
@@ -45,7 +45,7 @@ class Camera:
 
 
 @given(st.lists(st.tuples(st.integers(1, NS_PER_S), times), max_size=30), times)
-def test_believed_stamps_grow_from_the_opening_on_and_are_never_ahead(
+def test_accepted_stamps_increase_from_the_opening_on_and_are_never_in_the_future(
     told: list[tuple[int, int]], opened_ns: int
 ) -> None:
     believed, arrived_ns = [opened_ns], opened_ns
@@ -58,7 +58,7 @@ def test_believed_stamps_grow_from_the_opening_on_and_are_never_ahead(
 
 
 @given(st.lists(st.tuples(st.integers(1, 10 * NS_PER_S), st.floats(0, 1)), max_size=30), st.integers(1, 10**18))
-def test_true_stamps_are_always_believed_however_late_the_frames_come(
+def test_true_stamps_are_always_accepted_however_late_the_frames_come(
     frames: list[tuple[int, float]], opened_ns: int
 ) -> None:
     last_ns = opened_ns
@@ -77,7 +77,7 @@ def test_true_stamps_are_always_believed_however_late_the_frames_come(
     ],
     ids=["zero", "another clock", "before it was opened"],
 )
-def test_a_stamp_that_cannot_be_true_gives_way_to_the_arrival_and_is_told_once(
+def test_a_stamp_that_cannot_be_true_is_replaced_by_the_arrival_and_logged_once(
     told_s: Callable[[], float], fault: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     camera = Camera(Capture(told_s() * 1000))
@@ -128,7 +128,7 @@ def test_a_frame_that_lerobot_refuses_is_none_here_either() -> None:
 
 
 def kernel(folder: Path, driver: str, hwtimestamps: str) -> Path:
-    """/sys as far as it tells of one camera and its driver."""
+    """Make the files of /sys that describe one camera and its driver."""
     device = folder / "class" / "video4linux" / "video2" / "device"
     parameters = folder / "module" / driver / "parameters"
     (folder / "drivers" / driver).mkdir(parents=True)
@@ -147,7 +147,7 @@ def kernel(folder: Path, driver: str, hwtimestamps: str) -> Path:
         ("another", "1", ""),
     ],
 )
-def test_what_a_stamp_stands_for_is_the_kernels_to_tell(
+def test_the_meaning_of_a_stamp_is_read_from_the_kernel(
     tmp_path: Path, driver: str, hwtimestamps: str, moment: str
 ) -> None:
     sysfs = kernel(tmp_path / "sys", driver, hwtimestamps)

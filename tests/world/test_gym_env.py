@@ -1,4 +1,4 @@
-"""Every recipe is a gymnasium environment that gymnasium itself finds nothing wrong with."""
+"""Tests of worlds as gymnasium environments, also by gymnasium's own checker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vla_robot.world.sim.mujoco_world import MujocoWorld
 
 HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 DEADLINE_S = 240.0
-"""After which a process is taken to hang; on an idle computer each takes some seconds."""
+"""Time after which a process counts as hung; on an idle computer each takes some seconds."""
 
 SHORT = dataclasses.replace(read(MujocoRecipe, "tabletop"), cameras=(), horizon=3)
 
@@ -44,7 +44,7 @@ def env() -> Iterator[WorldEnv]:
 def test_gymnasium_finds_nothing_wrong(name: str) -> None:
     with contextlib.closing(gymnasium.make(env_id(name), render_mode="rgb_array")) as env, warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        # Only Tabletop's is built again for each render mode: a second Lift costs seconds.
+        # Only Tabletop is built again for each render mode: a second Lift takes seconds.
         check_env(env.unwrapped, skip_render_check=name != "tabletop", skip_close_check=name != "tabletop")
 
 
@@ -110,7 +110,7 @@ def test_a_seed_may_be_any_integer_from_zero_on(env: WorldEnv) -> None:
     np.testing.assert_array_equal(states[1], states[2])
 
 
-def test_the_reward_is_nothing_before_that(env: WorldEnv) -> None:
+def test_the_reward_is_0_before_the_task_is_done(env: WorldEnv) -> None:
     env.reset(seed=0)
     _, reward, terminated, truncated, info = env.step(HOLD)
     assert (reward, terminated, truncated, info["success"]) == (0.0, False, False, False)
@@ -138,16 +138,16 @@ def test_an_action_outside_of_the_space_is_refused(env: WorldEnv) -> None:
         env.step(HOLD + [0.3, 0, 0, 0, 0, 0, 0])
 
 
-def test_gymnasiums_own_wrapper_clips_for_those_who_want_it(env: WorldEnv) -> None:
+def test_gymnasiums_wrapper_clip_action_clips(env: WorldEnv) -> None:
     clipped = gymnasium.wrappers.ClipAction(env)
     clipped.reset(seed=0)
     info = clipped.step(HOLD + [0.3, 0, 0, 0, 0, 0, 0])[-1]
     assert info["executed"][0] == 0.05
 
 
-def test_what_a_world_clamped_is_told(env: WorldEnv) -> None:
+def test_the_info_holds_the_worlds_clamps(env: WorldEnv) -> None:
     class Clamping:
-        """The world, behind a guard that always has something to say."""
+        """The world, with a clamp in the result of each step."""
 
         def __init__(self) -> None:
             self.embodiment, self.instruction = env._world.embodiment, env._world.instruction
@@ -213,7 +213,7 @@ if __name__ == "__main__":
 
 
 def vector(tmp_path: Path, mode: str, context: str, drawn_before: bool = False) -> str:
-    """What a process prints that steps two environments; one that hangs fails, and leaves no child behind."""
+    """Return what a process prints that steps two environments. A process that hangs is killed with its children."""
     (tmp_path / "vector.py").write_text(VECTOR)
     command = [sys.executable, str(tmp_path / "vector.py"), mode, context, str(drawn_before)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -250,7 +250,7 @@ def test_a_worker_that_was_forked_after_a_frame_was_drawn_says_which_context_to_
 
 @pytest.mark.sim
 def test_a_child_that_was_forked_after_a_frame_was_drawn_ends_by_itself() -> None:
-    """No finaliser and no exit handler waits for the driver's threads, which it does not have."""
+    """No finaliser and no exit handler waits for the driver's threads, which the child does not have."""
     script = (
         "import gc, os, sys, vla_robot.world.sim.gym_env as gym_env\n"
         "env = gym_env.make_env('tabletop')\n"

@@ -1,4 +1,4 @@
-"""Three cubes and an instruction that says which."""
+"""Tests of LiftColour: three cubes, and an instruction that names the one to lift."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_consecutive_seeds_ask_for_each_colour_in_turn(world: RobosuiteWorld) ->
     assert world.instruction == asked[-1]
 
 
-def test_cubes_lie_apart_on_the_strip_and_elsewhere_each_time(world: RobosuiteWorld) -> None:
+def test_cubes_lie_apart_on_the_strip_and_in_new_places_each_time(world: RobosuiteWorld) -> None:
     seen = set()
     for seed in range(20):
         truth = world.reset(seed).privileged
@@ -61,7 +61,7 @@ def test_the_expert_lifts_the_cube_that_is_named(world: RobosuiteWorld, seed: in
     assert last.success and last.terminated
 
 
-def test_another_cube_in_the_air_ends_the_episode_as_a_failure(world: RobosuiteWorld) -> None:
+def test_lifting_another_cube_ends_the_episode_as_a_failure(world: RobosuiteWorld) -> None:
     observation, wrong = world.reset(0), "lift the blue cube"
     assert observation.instruction != wrong
     last = _lifted(world, observation, instead=wrong)
@@ -71,7 +71,7 @@ def test_another_cube_in_the_air_ends_the_episode_as_a_failure(world: RobosuiteW
 @pytest.mark.slow
 @pytest.mark.skipif("VLA_SLOW" not in os.environ, reason="a minute: VLA_SLOW=1 asks for it")
 def test_the_expert_lifts_the_named_cube_in_57_of_60_held_out_episodes(world: RobosuiteWorld) -> None:
-    """Demonstrations can be no better than who gives them. `VLA_SLOW=1 make test PYTEST_ARGS="-k 57_of_60"`."""
+    """Demonstrations are only as good as the expert. Run it by `VLA_SLOW=1 make test PYTEST_ARGS="-k 57_of_60"`."""
     asked, succeeded = Counter[str](), Counter[str]()
     for seed in range(20000, 20060):
         observation = world.reset(seed)
@@ -87,7 +87,7 @@ def test_an_instruction_that_names_no_cube_is_refused(world: RobosuiteWorld) -> 
 
 
 def _lifted(world: RobosuiteWorld, observation: Observation, instead: str | None = None) -> StepResult:
-    """The last step of an episode whose expert reads the instruction, or another one."""
+    """Run an episode of the expert with the instruction, or with another one. Return its last step."""
     expert = build_expert("lift_named", world.embodiment.action)
     while True:
         seen = dataclasses.replace(observation, instruction=instead or observation.instruction)

@@ -1,4 +1,4 @@
-"""Scenes of our own: an arm that goes where it is told, objects that lie where the recipe says, and clear refusals."""
+"""Tests of MuJoCo scenes: the arm follows its actions, objects lie in their areas, and errors name what is missing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def world() -> Iterator[MujocoWorld]:
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Callable[..., MujocoRecipe]:
-    """The recipe of a scene in which texts are replaced."""
+    """A function that returns the recipe of a scene in which texts are replaced."""
 
     def change(*replacements: tuple[str, str], **fields: object) -> MujocoRecipe:
         text = SCENE
@@ -75,7 +75,7 @@ def repeat(world: MujocoWorld, action: Vector, steps: int) -> Observation:
 
 
 def tool_quat(observation: Observation) -> Vector:
-    """(4,) orientation of the hand in the base frame."""
+    """Return the orientation of the tool in the base frame, (4,)."""
     return quat_from_rotvec(observation.state[3:6])
 
 
@@ -84,7 +84,7 @@ def test_the_scripted_expert_lifts_the_cube_in_every_one_of_twenty_episodes(worl
 
 
 @pytest.mark.parametrize("policy", [HoldPolicy, RandomPolicy])
-def test_policies_that_know_nothing_lift_nothing(world: MujocoWorld, policy: type) -> None:
+def test_hold_and_random_policies_do_not_lift_the_cube(world: MujocoWorld, policy: type) -> None:
     assert not any(play(world, policy(world.embodiment.action), seed) for seed in range(3))
 
 
@@ -99,7 +99,7 @@ def test_success_must_hold_before_the_episode_ends(world: MujocoWorld) -> None:
 
 
 @pytest.mark.parametrize(("axis", "dim"), [(0, "dx"), (1, "dy"), (2, "dz")])
-def test_a_translation_goes_along_its_axis_and_does_not_tilt_the_hand(world: MujocoWorld, axis: int, dim: str) -> None:
+def test_a_translation_goes_along_its_axis_and_does_not_tilt_the_tool(world: MujocoWorld, axis: int, dim: str) -> None:
     start = world.reset(0)
     end = repeat(world, act(**{dim: 0.02}), 6)
     moved = end.state[:3] - start.state[:3]
@@ -118,7 +118,7 @@ def test_a_rotation_turns_about_its_axis_by_what_was_asked(world: MujocoWorld, a
     assert abs(tool_quat(end) @ rotate(tool_quat(start), turn)) > np.cos(0.02 / 2)
 
 
-def test_holding_holds(world: MujocoWorld) -> None:
+def test_actions_of_zero_keep_the_pose(world: MujocoWorld) -> None:
     start = world.reset(0).state
     assert np.abs(repeat(world, HOLD, 20).state - start).max() < 1e-3
 
@@ -130,7 +130,7 @@ def test_the_gripper_closes_at_zero_opens_at_one_and_goes_half_way(world: Mujoco
     assert min(widths) >= 0
 
 
-def test_pushing_against_the_table_builds_up_nothing(world: MujocoWorld) -> None:
+def test_the_target_does_not_move_on_while_the_tool_pushes_against_the_table(world: MujocoWorld) -> None:
     world.reset(0)
     low = repeat(world, act(dz=-0.05), 20).state[2]
     assert low > 0
@@ -196,7 +196,7 @@ def test_a_test_of_two_objects_sees_both(changed: Callable[..., MujocoRecipe]) -
     assert not apart.step(HOLD).success
 
 
-def test_a_missing_scene_says_where_it_was_looked_for(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_scene_names_its_path(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"scene '.*nowhere\.xml' does not exist\. Paths are relative"):
         build_world(dataclasses.replace(TABLETOP, scene=tmp_path / "nowhere.xml"))
 
@@ -268,7 +268,7 @@ def test_shadows_change_the_picture() -> None:
 
 
 @pytest.mark.sim
-def test_a_frame_needs_no_display_even_when_mujoco_was_imported_first_and_leaves_without_a_word() -> None:
+def test_a_frame_needs_no_display_even_when_mujoco_was_imported_first_and_prints_no_errors() -> None:
     script = (
         "import mujoco\n"
         "from vla_robot.recipe import read\n"

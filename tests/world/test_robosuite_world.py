@@ -1,4 +1,4 @@
-"""robosuite behind the World port: repeatable, in physical units, and clear about what a recipe got wrong."""
+"""Tests of robosuite as a World: repeatable episodes, physical units, and errors that name the recipe's mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lift() -> Iterator[RobosuiteWorld]:
 
 
 def trajectory(world: RobosuiteWorld, seed: int) -> list[bytes]:
-    """Bytes of state and images of a short episode of fixed random actions."""
+    """Return the bytes of state and images of a short episode with fixed random actions."""
     generator = np.random.default_rng(0)
     space = world.embodiment.action
     observations = [world.reset(seed)]
@@ -138,7 +138,7 @@ def test_a_closed_world_says_so_and_may_be_closed_twice() -> None:
         ("door", {"handle_pos", "hinge_angle", "latch_angle"}),
     ],
 )
-def test_a_task_resets_twice_and_tells_its_expert_what_it_needs(name: str, truth: set[str]) -> None:
+def test_a_task_resets_twice_and_has_the_privileged_values_of_its_expert(name: str, truth: set[str]) -> None:
     world = build_world(blind(name), privileged=True)
     first = world.reset(4)
     world.reset(5)
@@ -205,7 +205,7 @@ def test_every_task_and_arm_on_offer_moves_as_told_and_opens_in_metres(task: str
         *(("Lift", arm, f"arm '{arm}'") for arm in ("Sawyer", "Baxter", "GR1", "Jaco", "PandaOmron", "PandaDexRH")),
     ],
 )
-def test_what_no_test_has_built_is_refused_in_one_sentence(task: str, arm: str, what: str) -> None:
+def test_tasks_and_arms_that_are_not_offered_are_refused_in_one_line(task: str, arm: str, what: str) -> None:
     with pytest.raises(
         RecipeError, match=rf"robosuite's {what} is not supported: .* Available: .*(Panda|Lift)"
     ) as told:
@@ -221,7 +221,7 @@ def test_what_no_test_has_built_is_refused_in_one_sentence(task: str, arm: str, 
         ("Lift", "Sawyer", r"robosuite cannot build task 'Lift' with arm 'Sawyer': Error: mesh volume is too small"),
     ],
 )
-def test_what_does_not_fit_is_told_also_where_it_is_on_offer(
+def test_a_task_that_does_not_fit_is_refused_even_where_it_is_offered(
     monkeypatch: pytest.MonkeyPatch, task: str, arm: str, message: str
 ) -> None:
     monkeypatch.setattr(robosuite_world, "TASKS", (*TASKS, "Wipe"))

@@ -1,4 +1,4 @@
-"""Between two ticks of the control clock: what the motors get, as they wrote it down."""
+"""Tests of the set points that motors get between two ticks of the control clock."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BOUNDS = StreamBounds(MotionBounds(1.5, 30.0, 2000.0), np.full(3, -2.0), np.full
 
 @dataclass
 class RecordingMotors:
-    """Follow at once, and write down what they are sent, and when."""
+    """Motors that follow at once, and record what they are sent and when."""
 
     clock: FakeClock
     at: Vector = field(default_factory=lambda: np.zeros(4))
@@ -54,7 +54,7 @@ class RecordingMotors:
 
 @dataclass
 class JointArm:
-    """Takes joint angles; no camera."""
+    """An arm that takes joint angles and has no camera."""
 
     motors: SetPoints
     clock: FakeClock
@@ -87,7 +87,7 @@ class JointArm:
         self.stops += 1
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Release nothing."""
 
     def _observe(self) -> Observation:
         return Observation({}, self.motors.read()[0], self.instruction, self.clock.now_ns(), self.step)
@@ -95,7 +95,7 @@ class JointArm:
 
 @dataclass
 class Silence:
-    """A socket on which one controller begins an episode, and says nothing more; time passes while the server waits."""
+    """A socket of one controller that begins an episode and is then silent; time passes while the server waits."""
 
     clock: FakeClock
     said: list[Message] = field(
@@ -119,7 +119,7 @@ class Silence:
 
 
 class Rig:
-    """A bridge over such an arm, driven by random goals of the size of its range."""
+    """A bridge over a `JointArm`, driven by random goals within its range."""
 
     def __init__(self, command_rate_hz: float) -> None:
         self.clock = FakeClock(1000 * NS_PER_S)
@@ -137,7 +137,7 @@ class Rig:
         self.server.serve(lambda: self.clock.now_ns() >= end_ns)
 
     def _drive(self, event: EpisodeBegan | Ticked | EpisodeOver) -> None:
-        """Answers every observation at once, and lives."""
+        """Answer every observation at once, with a heartbeat."""
         if isinstance(event, EpisodeOver):
             return
         observation = event.observation if isinstance(event, EpisodeBegan) else event.tick.result.observation
@@ -148,7 +148,7 @@ class Rig:
 
 
 def require_bounds(sent: list[Vector], rate_hz: float) -> None:
-    """Speed, acceleration and jerk of what the motors got, by differences."""
+    """Assert the bounds of speed, acceleration and jerk of what the motors got, by differences."""
     path = np.array(sent)
     assert (path >= [-2, -2, -2, 0]).all() and (path <= [2, 2, 2, 1]).all()
     for order, bound in ((1, BOUNDS.joints.speed), (2, BOUNDS.joints.acceleration), (3, BOUNDS.joints.jerk)):
@@ -186,7 +186,7 @@ def test_a_goal_that_stays_is_reached_exactly() -> None:
     assert motors.sent[-1] == pytest.approx([0.1, -0.1, 2.0, 1.0], abs=1e-12)
 
 
-def test_a_set_point_that_its_check_cuts_is_told_with_the_next_tick() -> None:
+def test_a_set_point_that_its_check_cuts_is_a_clamp_of_the_next_tick() -> None:
     rig = Rig(100.0)
     streamed, outside = StreamedArm(rig.arm, rig.stream), np.array([2.5, 0.0, 0.0])
     rig.arm.reset(0)
@@ -196,7 +196,7 @@ def test_a_set_point_that_its_check_cuts_is_told_with_the_next_tick() -> None:
     assert streamed.command(np.zeros(4)).clamps == ()
 
 
-def test_before_it_starts_goals_go_through_as_they_are() -> None:
+def test_before_start_goals_pass_through_unchanged() -> None:
     clock = FakeClock()
     motors = RecordingMotors(clock)
     stream = SetPoints(motors, 10.0, 100.0, BOUNDS, clock)
@@ -212,7 +212,7 @@ def test_motors_that_fail_between_ticks_stop_the_arm_and_say_why(raised: Excepti
     rig.motors.raises = raised
     rig.play(0.5)
     assert "the cable is out" in rig.server.status()["reason"]
-    assert rig.server.status()["mode"] == "stopped" and rig.arm.stops, "the arm's own stop was left out"
+    assert rig.server.status()["mode"] == "stopped" and rig.arm.stops, "the arm's own stop was not called"
 
 
 def test_fewer_set_points_than_goals_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Smooth commands: the bounds hold for any targets, nothing overshoots, and every target is reached exactly."""
+"""Tests of smooth commands: bounds hold for any targets, nothing overshoots, and every target is reached exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TURN = MotionBounds(speed=2.5, acceleration=25.0, jerk=12_500.0)
 
 
 def run(smoother: Smoother | RotationSmoother, targets: np.ndarray, ticks: int, extra: int = 400) -> np.ndarray:
-    """(N, D) commands: each target for one policy step, then a pause."""
+    """Return the commands, (N, D), for each target during one policy step, then during a pause."""
     commands: list[Vector] = []
     for target in targets:
         smoother.target(target, ticks)
@@ -28,7 +28,7 @@ def run(smoother: Smoother | RotationSmoother, targets: np.ndarray, ticks: int, 
 
 
 def greatest(commands: np.ndarray, start: np.ndarray, rate_hz: float) -> tuple[float, float, float]:
-    """Greatest speed, acceleration and jerk of any dimension, by differences, from a stand."""
+    """Return the greatest speed, acceleration and jerk of any dimension, by differences, from rest."""
     path = np.concatenate([np.tile(start, (3, 1)), commands])
     found = [np.abs(np.diff(path, n, axis=0)).max() * rate_hz**n for n in (1, 2, 3)]
     return found[0], found[1], found[2]
@@ -68,7 +68,7 @@ def test_nothing_overshoots_and_the_last_target_is_reached_exactly(seed: int) ->
     assert np.array_equal(commands[-1], targets[-1])
 
 
-def test_a_step_by_hand() -> None:
+def test_a_step_gives_the_commands_that_were_computed_by_hand() -> None:
     # v = 1, a = 1, j = 2 at 1 Hz: n1 = 2 and n2 = 1, a mean of two. 3 m in one tick takes three at 1 m/s.
     smoother = Smoother([0.0], 1.0, MotionBounds(1.0, 1.0, 2.0))
     smoother.target([3.0], ticks=1)
@@ -89,7 +89,7 @@ def test_a_path_within_the_bounds_is_followed_with_the_stated_delay() -> None:
     assert smoother.delay_s == pytest.approx(0.04, abs=0.002)  # as the module's docstring says
 
 
-def test_a_stop_comes_to_a_stand_within_the_bounds() -> None:
+def test_a_stop_comes_to_rest_within_the_bounds() -> None:
     smoother = Smoother([0.0], 500.0, TOOL)
     smoother.target([1.0], ticks=50)
     moving = [smoother.tick() for _ in range(200)]
@@ -100,7 +100,7 @@ def test_a_stop_comes_to_a_stand_within_the_bounds() -> None:
 
 
 def angular(commands: np.ndarray, start: Vector, rate_hz: float) -> tuple[float, float, float]:
-    """Greatest angular speed, acceleration and jerk, by differences of the turns from command to command."""
+    """Return the greatest angular speed, acceleration and jerk, by differences of rotations between commands."""
     quats = [quat_from_rotvec(start)] * 3
     for command in commands:
         quats.append(aligned(quat_from_rotvec(command), quats[-1]))
@@ -130,7 +130,7 @@ def test_a_rotation_reaches_its_target_whatever_came_before(seed: int) -> None:
     assert angle_between(quat_from_rotvec(commands[-1]), quat_from_rotvec(targets[-1])) < 1e-9
 
 
-def test_a_tool_that_points_down_does_not_turn_round_when_its_axis_changes_sign() -> None:
+def test_a_tool_that_points_down_does_not_turn_when_its_axis_changes_sign() -> None:
     down = np.array([np.pi - 1e-3, 0.0, 0.0])
     same = np.array([-np.pi - 1e-3, 0.0, 0.0])  # half a turn the other way: the same rotation
     commands = run(RotationSmoother(down, 100.0, TURN), same[None], ticks=10)
@@ -143,12 +143,12 @@ def test_a_rotation_that_turns_too_far_in_one_window_is_refused() -> None:
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, np.inf), (np.nan, 1.0, 1.0)])
-def test_bounds_that_are_none_are_refused(bounds: tuple[float, float, float]) -> None:
+def test_bounds_that_are_not_positive_or_not_finite_are_refused(bounds: tuple[float, float, float]) -> None:
     with pytest.raises(ContractError, match="above 0 and finite"):
         MotionBounds(*bounds)
 
 
 @pytest.mark.parametrize("target", [[np.nan, 0.0], [0.0], [[0.0, 0.0]], [np.inf, 0.0]])
-def test_a_target_that_is_none_is_refused(target: object) -> None:
+def test_a_malformed_target_is_refused(target: object) -> None:
     with pytest.raises(ContractError, match="a target must be"):
         Smoother([0.0, 0.0], 100.0, TOOL).target(target, ticks=10)  # pyright: ignore[reportArgumentType]

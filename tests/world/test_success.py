@@ -1,4 +1,4 @@
-"""Success tests: what counts as done."""
+"""Tests of the success tests of MuJoCo scenes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_recipe_may_name_every_test_and_no_other() -> None:
 
 
 @pytest.mark.parametrize(("z", "done"), [(0.02, False), (0.055, False), (0.0701, True), (0.5, True)])
-def test_lifted_is_measured_from_where_the_body_lay(z: float, done: bool) -> None:
+def test_lifted_is_measured_from_the_bodys_start(z: float, done: bool) -> None:
     body = cube(z=z, start_z=0.02)
     assert lifted(body, body, 0.05) is done
 

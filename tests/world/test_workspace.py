@@ -1,4 +1,4 @@
-"""The reach of an arm: no pose leads further, and a stretched one comes close."""
+"""Tests of the reach of an arm: it bounds the tool's distance in all poses, and a stretched pose comes close to it."""
 
 from __future__ import annotations
 

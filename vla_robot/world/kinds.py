@@ -1,6 +1,6 @@
-"""Kinds of worlds and robots: the recipe's dataclass, and what builds it. The only list.
+"""Maps each kind of world or robot recipe to the function that builds it. It is the only such list.
 
-What builds is named and not imported, so that a base install can read it.
+The functions are named and not imported, so that a base install can import this module.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ WORLDS: dict[type[EnvRecipe], str] = {
     RobosuiteRecipe: "vla_robot.world.sim.robosuite_world:RobosuiteWorld",
     MujocoRecipe: "vla_robot.world.sim.build:build_mujoco",
 }
-"""Dataclass -> "module:function" of (recipe, privileged, warm) -> VisibleWorld."""
+"""Recipe's dataclass -> "module:function" of a function (recipe, privileged, warm) -> VisibleWorld."""
 
 ROBOTS: dict[type[EnvRecipe], str] = {
     RealArmRecipe: "vla_robot.world.real.build:build_lerobot",
 }
-"""Dataclass -> "module:function" of (recipe, interrupted, show) -> Arm."""
+"""Recipe's dataclass -> "module:function" of a function (recipe, interrupted, show) -> Arm."""
 
 
 def build_world(recipe: EnvRecipe, privileged: bool = False, warm: bool = True) -> VisibleWorld:
-    """The world of a recipe, of a plugin's kind too.
+    """Build the world of a recipe, also of a plugin's kind.
 
     Args:
-        recipe: what to build.
-        privileged: give the simulator's truth in `Observation.privileged`, for scripted experts and labels.
+        recipe: the world's recipe.
+        privileged: whether to put the simulator's state into `Observation.privileged`, for scripted experts and labels.
         warm: start OpenGL now, so that it fails now and the first episode begins at once; False waits for a reset.
 
     Raises:
@@ -42,8 +42,8 @@ def build_world(recipe: EnvRecipe, privileged: bool = False, warm: bool = True) 
     """
     if is_robot(recipe):
         raise RecipeError(
-            f"'{recipe.arm}' is a real robot, which does not wait for its next action: `vla bridge` drives it, and "
-            "`vla run --robot ADDRESS` talks to that."
+            f"'{recipe.arm}' is a real robot, which does not wait for its next action: drive it with `vla bridge`, and "
+            "connect to that with `vla run --robot ADDRESS`."
         )
     world = _builder(recipe, WORLDS)(recipe, privileged, warm)
     rates_hz = {camera.name: camera.rate_hz for camera in recipe.cameras if camera.rate_hz is not None}
@@ -51,23 +51,23 @@ def build_world(recipe: EnvRecipe, privileged: bool = False, warm: bool = True) 
 
 
 def build_robot(recipe: EnvRecipe, interrupted: Callable[[], bool], show: Callable[[str], None] | None) -> Arm:
-    """The robot of a recipe for which `is_robot` holds; nothing moves before `reset`.
+    """Connect to the robot of a recipe for which `is_robot` holds. It does not move before `reset`.
 
     Args:
-        recipe: what to build.
-        interrupted: asked while the robot goes home; True lets it hold where it is.
-        show: for a dry run: told in words what would be sent.
+        recipe: the robot's recipe.
+        interrupted: called while the robot moves home; True makes it hold its pose.
+        show: makes this a dry run, and is called with the commands that would be sent, in words.
 
     Raises:
         RecipeError: the recipe names something that does not exist.
-        WorldError: port, calibration, motors or cameras are at fault.
+        WorldError: port, calibration, motors or cameras do not work.
         MissingDependencyError: the drivers are not installed.
     """
     return _builder(recipe, ROBOTS)(recipe, interrupted, show)
 
 
 def is_robot(recipe: EnvRecipe) -> bool:
-    """Whether a recipe describes a robot, which `vla bridge` drives, and not a world that waits."""
+    """Return whether a recipe describes a robot with its own clock and not a world that waits for each action."""
     if recipe.kind in EnvRecipe.kinds.built_in:
         return type(recipe) in ROBOTS
     return recipe.kind in plugin_names("vla_robot.robots")

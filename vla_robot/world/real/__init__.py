@@ -1,4 +1,4 @@
 """Drivers of real robots through LeRobot: arms, leader arms, cameras, inverse kinematics and set points.
 
-It may import core and recipe. When to move, how fast and what to refuse is decided in safety and serve.bridge.
+This package may import core and recipe. safety and serve.bridge decide when to move, how fast, and what to refuse.
 """

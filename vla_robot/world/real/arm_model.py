@@ -1,7 +1,7 @@
-"""An arm's joints and lengths, read from MJCF: where its tool is, and which joints bring it somewhere else.
+"""Forward and inverse kinematics of an arm, from an MJCF file.
 
-What the file must name: body "base", the frame of poses; site "tool"; hinges between the two, which are the arm's
-joints. No physics is run and nothing is drawn.
+The file must name body "base", the frame of poses, and site "tool". The hinges between the two are the arm's joints. No
+physics is simulated and nothing is rendered.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from vla_robot.world.sim.render import start_mujoco
 from vla_robot.world.sim.workspace import reach_m
 
 RADIAN_M = 0.03
-"""An orientation that is off by a radian counts as much as a position that is off by this: where an arm of five joints
-cannot have both, the tool goes where it is sent, to a millimetre or two."""
+"""Weight of orientation: an error of 1 rad counts as much as this error of position. An arm of five joints, which
+cannot reach every pose, then reaches the position to a millimetre or two."""
 
 
 class ArmModel:
@@ -28,7 +28,7 @@ class ArmModel:
             scene: MJCF file.
 
         Raises:
-            RecipeError: it cannot be read, or does not name what is needed.
+            RecipeError: the file cannot be read, or lacks base, tool or joints.
         """
         start_mujoco()
         import mujoco
@@ -49,10 +49,10 @@ class ArmModel:
         self._ik = ToolIk(model, self._tool, joints, radian_m=RADIAN_M)
 
     def pose(self, joints: Vector) -> tuple[Vector, Vector]:
-        """Where the tool is.
+        """Return the tool's pose in the base frame.
 
         Args:
-            joints: (J,) [rad].
+            joints: (J,) joint angles [rad].
 
         Returns:
             (3,) position [m] and (4,) unit quaternion, w first.
@@ -63,12 +63,14 @@ class ArmModel:
         return position, quat_from_matrix(R_base.T @ self._data.site_xmat[self._tool].reshape(3, 3))
 
     def solve(self, joints: Vector, position: Vector, quat: Vector) -> Vector:
-        """(J,) joints within their ranges that bring the tool as near to a pose as they can; position goes first.
+        """Return joint angles within their ranges that bring the tool near to a pose, (J,) [rad].
+
+        Position weighs more than orientation, see RADIAN_M.
 
         Args:
-            joints: (J,) where the search begins [rad].
-            position: (3,) [m].
-            quat: (4,) unit quaternion, w first.
+            joints: (J,) joint angles at which the search begins [rad].
+            position: (3,) wanted position in the base frame [m].
+            quat: (4,) wanted orientation in the base frame, a unit quaternion, w first.
         """
         self._place(joints)
         R_base = self._data.xmat[self._base].reshape(3, 3)
@@ -104,7 +106,7 @@ def _id(model, kind: str, name: str, scene: Path) -> int:
 
 
 def _chain(model, base: int, tool: int) -> list[int]:
-    """Ids of the joints from base to tool."""
+    """Return the ids of the joints from base to tool."""
     joints: list[int] = []
     body = int(model.site_bodyid[tool])
     while body not in (base, 0):

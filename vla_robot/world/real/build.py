@@ -1,4 +1,4 @@
-"""Recipes of real arms -> arms, with set points between the steps of control where the recipe asks for them."""
+"""Builds real arms from their recipes, with set points between control steps where the recipe asks for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vla_robot.world.real.smooth import MotionBounds
 
 
 def build_lerobot(recipe: RealArmRecipe, interrupted: Callable[[], bool], show: Callable[[str], None] | None) -> Arm:
-    """As `build_robot`."""
+    """Connect to the robot of a recipe; see `build_robot`."""
     arm = LerobotArm(recipe, interrupted=interrupted, show=show)
     wanted = recipe.robot.set_points
     return arm if wanted is None or show else _streamed(arm, wanted, recipe.rate_hz)

@@ -1,12 +1,12 @@
-"""When a camera's frame was taken: what the kernel says, where it says so, else when the frame came.
+"""Stamps camera frames with the time of the kernel's driver, where it gives one, else with the time of arrival.
 
     exposure starts   first packet   last packet   lerobot's thread has it
     -------|---------------|--------------|------------------|-------------> monotonic clock
            '------ one of these is the driver's stamp        '- arrival
 
-Linux' camera drivers stamp each buffer with CLOCK_MONOTONIC, which is the clock of every other stamp here, and OpenCV's
-V4L2 backend tells that stamp, to the microsecond, of the frame that it read last; which of the moments it is, only the
-driver knows. Each lies before the arrival: an age that counts from it is never smaller, and leaves out less.
+Linux' camera drivers stamp each buffer with CLOCK_MONOTONIC, which is the clock of every other stamp here. OpenCV's
+V4L2 backend gives that stamp, to the microsecond, of the frame that it read last. Which of the three moments the stamp
+stands for depends on the driver. Each lies before the arrival, so that the frame's age is estimated better.
 
 Source: OpenCV 4.13, modules/videoio/src/cap_v4l.cpp, read_frame_v4l2 and CAP_PROP_POS_MSEC in getProperty; Linux,
 drivers/media/usb/uvc/uvc_video.c, uvc_video_decode_start (first packet) and uvc_video_clock_update (hwtimestamps).
@@ -29,22 +29,22 @@ UVC_MOMENTS = {
     False: "with the frame's first packet, after its exposure",
     True: "at the frame's exposure, by the camera's clock",
 }
-"""What uvcvideo's stamp is, by its parameter hwtimestamps; it flags its buffers "start of exposure" in both cases."""
+"""uvcvideo's parameter hwtimestamps -> meaning of its stamp; the buffers' flag says "start of exposure" for both."""
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture and its time.
+    """A camera's frame and its stamps.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        stamp_ns: when it was taken, by the earliest stamp that is known [ns, monotonic].
-        arrived_ns: when it was there in this process [ns, monotonic].
-        stamped_by: whose time `stamp_ns` is: the camera's driver's in the kernel, or that of the arrival, which leaves
-            out exposure and transfer.
-        fault: why the driver's stamp was not taken although there is one; else "".
+        stamp_ns: capture time, the earliest that is known [ns, monotonic].
+        arrived_ns: time of arrival in this process [ns, monotonic].
+        stamped_by: source of `stamp_ns`: the camera's driver in the kernel, or the arrival, which is later than the
+            capture by exposure and transfer.
+        fault: why the driver's stamp was not used although there is one; else "".
     """
 
     image: Image
@@ -55,17 +55,17 @@ class Frame:
 
 
 class DriverStamps:
-    """Joins the driver's stamps to the frames of one of lerobot's OpenCV cameras, which itself tells arrivals only.
+    """The driver's stamps for the frames of a lerobot OpenCV camera, which itself gives only times of arrival.
 
-    A stamp can be had until the next frame is read, so it is fetched where lerobot's reading thread passes between two
-    reads: on the way through the camera's `_postprocess_image`, which is wrapped on this one instance.
+    OpenCV keeps a stamp until the next frame is read. It is therefore fetched in lerobot's reading thread, in the
+    camera's method `_postprocess_image`, which is wrapped on this instance.
     """
 
     def __init__(self, camera: Any, name: str) -> None:
         """
         Args:
             camera: lerobot's OpenCVCamera, not connected yet.
-            name: for the log.
+            name: the camera's name in log messages.
         """
         self._camera, self._name = camera, name
         self._process = camera._postprocess_image
@@ -75,20 +75,20 @@ class DriverStamps:
         camera._postprocess_image = self._stamped
 
     def newest(self) -> Frame | None:
-        """The frame that was read last, None before the first; its image is the one that lerobot gives."""
+        """Return the frame that was read last, None before the first; its image is lerobot's."""
         return self._newest
 
     def _stamped(self, raw: Image) -> Image:
-        """What lerobot calls, in its reading thread, with each frame before it reads the next."""
+        """Process a frame in place of `_postprocess_image`; lerobot's reading thread calls this after each read."""
         arrived_ns = time.monotonic_ns()
         told_ns = self._told_ns()
         image = self._process(raw)
-        # In one assignment: a reader meanwhile has a frame with its own stamp.
+        # One assignment, so that another thread never reads a frame with another frame's stamp.
         self._newest = self._judged(image, told_ns, arrived_ns)
         return image
 
     def _told_ns(self) -> int | None:
-        """The driver's stamp of the frame that was read last; None where frames come from no V4L2 driver."""
+        """Return the driver's stamp of the frame that was read last [ns]; None where no V4L2 driver is used."""
         from cv2 import CAP_PROP_POS_MSEC
 
         capture = self._camera.videocapture
@@ -112,15 +112,15 @@ class DriverStamps:
 
 
 def fault_of(told_ns: int, last_ns: int, arrived_ns: int) -> str:
-    """Why a driver's stamp cannot be true; "" where it can.
+    """Return why a driver's stamp cannot be true; "" where it can.
 
-    A frame was taken after the one before it and before it came. There is no limit of age besides: frames that waited
-    in the driver's queue because this process was busy are as old as their stamps say.
+    A true stamp is later than that of the frame before and not later than the arrival. There is no limit on the age:
+    frames may have waited in the driver's queue because this process was busy.
 
     Args:
         told_ns: the stamp [ns].
-        last_ns: the last one that could be true, or when the camera was opened [ns, monotonic].
-        arrived_ns: when the frame came [ns, monotonic].
+        last_ns: the last stamp that could be true, or the time when the camera was opened [ns, monotonic].
+        arrived_ns: the frame's time of arrival [ns, monotonic].
     """
     if told_ns == 0:
         return "the driver's stamp is zero"
@@ -132,11 +132,11 @@ def fault_of(told_ns: int, last_ns: int, arrived_ns: int) -> str:
 
 
 def moment_of(index_or_path: int | Path, sysfs: Path = Path("/sys")) -> str:
-    """What a driver's stamp stands for, in words; "" where it is not known.
+    """Return the meaning of a driver's stamp in words; "" where it is not known.
 
     Args:
-        index_or_path: the camera, as lerobot's field of that name.
-        sysfs: where the kernel tells of its drivers.
+        index_or_path: index or path of the camera, as in lerobot's field of that name.
+        sysfs: folder in which the kernel describes its drivers.
     """
     device = f"video{index_or_path}" if isinstance(index_or_path, int) else index_or_path.resolve().name
     driver = (sysfs / "class" / "video4linux" / device / "device" / "driver").resolve().name

@@ -1,19 +1,19 @@
-"""Real-robot driver (LeRobot) that implements the Arm port: tool motions in, joint goals out.
+"""Implements the port Arm for LeRobot's robots: converts motions of the tool to goals of the joints.
 
     action --> target pose --> lead --> workspace --> inverse kinematics --> joint step --> motors
                    ^           (not too far ahead of where the tool is measured)   |
                    '---------------------- kept from tick to tick -----------------'
 
-The target is kept, and moved by each action, rather than set from where the tool is measured: a motor with a position
-controller hangs a little below its goal, so an arm that is told "stay where you are measured" at every tick sinks. It
-may lead the measured tool by `max_lead_m` and `max_lead_rad` at most. Whatever is cut on the way is told as a clamp:
-the lead, the workspace, the joint step, and what lerobot's own driver allows. After a cut of the joints the target is
-where they were sent.
+Each action moves the target pose, which is kept from tick to tick and not set from the measured pose: a motor with a
+position controller rests a little below its goal, so an arm whose goal is its measured pose at every tick sinks. The
+target may lead the measured tool by `max_lead_m` and `max_lead_rad` at most. Each cut is reported as a clamp: of the
+lead, the workspace, the joint step, and lerobot's own driver. After a cut of the joints the target is the pose of the
+joints that were sent.
 
-Reported as executed is the tool motion of the joints that were sent, by forward kinematics: an arm of five joints
+The executed action is the tool's motion by the joints that were sent, by forward kinematics: an arm of five joints
 cannot follow each rotation, and inverse kinematics has a remaining error.
 
-What is not done here: when to move, how fast, and what to refuse. See vla_robot/serve/bridge/bridge.py.
+This module does not decide when to move, how fast, and what to refuse; vla_robot/serve/bridge/bridge.py does.
 """
 
 from __future__ import annotations
@@ -37,40 +37,40 @@ from vla_robot.world.real.lerobot_device import Health, LerobotDevice
 from vla_robot.world.sim.sim_embodiment import check_action, embodiment_of
 
 LEAD, POSITION, STEP, DRIVER = "lead", "position", "step", "driver"
-"""Causes of a clamp: the target ran ahead of the tool; it lay outside of the workspace; a joint would have leapt;
-lerobot's driver sent less than it was told."""
+"""Causes of a clamp: the target was too far ahead of the tool; it lay outside of the workspace; a joint would have
+moved too far in one step; lerobot's driver sent less than it was given."""
 
 TURNS = ("droll", "dpitch", "dyaw")
 GRIPPER = "gripper"
 
 TOLERANCE = 1e-6
-"""Metres or radians below which two numbers are one: degrees and back costs a few of the last bits."""
+"""Metres or radians below which two numbers are equal: conversion to degrees and back loses a few of the last bits."""
 
 HOME_RATE_HZ = 50.0
 AT_HOME_RAD = 0.02
-"""Nearer need not be waited for: a joint's own weight keeps it about half a degree away."""
+"""Largest error of a joint that is at home: its own weight keeps it about half a degree away."""
 HOME_ERROR_RAD = 0.1
-"""A joint that is further from home than this when the way is over did not get there: something blocks it."""
+"""Error at the end of the motion home above which a joint counts as blocked."""
 HOME_SETTLE_S = 1.0
 
 STOP_SLACK_RAD = 0.06
-"""A goal that is this near is kept when the arm stops: it holds the arm up against its own weight. A further one is one
-that the arm was on its way to."""
+"""Largest distance of a goal from the measured joint that a stop keeps. Such a goal holds the arm against its weight; a
+goal further away is one that the arm still moves to."""
 
 STOP_TRIES = 2
-"""One answer that is lost on the bus must not leave the arm on its way."""
+"""Number of tries to stop, since one lost answer on the bus must not keep the arm moving."""
 
 HEALTH_EVERY_TICKS = 5
-"""One register of the motors is looked at: each of three, twice a second at 30 Hz."""
+"""Ticks between two reads of a health register: at 30 Hz each of the three is read twice a second."""
 
 
 def always_false() -> bool:
-    """Never interrupts."""
+    """Return False: no interrupt."""
     return False
 
 
 class LerobotArm:
-    """The Arm port of the bridge over one of lerobot's robots."""
+    """The port Arm for one of lerobot's robots."""
 
     can_wait = False
 
@@ -81,17 +81,18 @@ class LerobotArm:
         interrupted: Callable[[], bool] = always_false,
         show: Callable[[str], None] | None = None,
     ) -> None:
-        """Connect. The torque goes on; nothing moves before `reset`.
+        """Connect and switch the torque on. The arm does not move before `reset`.
 
         Args:
-            recipe: of the arm.
-            clock: stamps the arm's readings; the clock of the cameras' stamps.
-            interrupted: asked on the way home, where no request is answered otherwise; True ends the way.
-            show: for a dry run: is told what would be sent, in words; the motors are read only, without torque.
+            recipe: the arm's recipe.
+            clock: stamps the arm's readings; must be the clock of the cameras' stamps.
+            interrupted: called during the motion home, when no request is answered; True ends that motion.
+            show: makes this a dry run, and is called with the commands that would be sent, in words; the motors are
+                only read, without torque.
 
         Raises:
             RecipeError: the recipe names something that lerobot or the scene lacks.
-            WorldError: port, permission, calibration, motor or camera is at fault; nothing was moved.
+            WorldError: port, permission, calibration, motor or camera does not work; nothing was moved.
             MissingDependencyError: the extra [arm] is not installed.
         """
         self._recipe, self._robot = recipe, recipe.robot
@@ -107,7 +108,7 @@ class LerobotArm:
         self._device: LerobotDevice | DryDevice = DryDevice(device, self._model.names, show) if show else device
         sources = {c.source for c in recipe.cameras if c.source}
         self.motors: Motors = self._device
-        """Read and told through this; a wrapper of it, such as set points, is put in place before `reset`."""
+        """Port to the motors. It may be replaced by a wrapper, such as set points, before `reset`."""
         self._cameras: dict[str, LerobotCamera] = {}
         self._step = self._ticks = 0
         self._broken = self._unfit = False
@@ -136,22 +137,22 @@ class LerobotArm:
 
     @property
     def joints(self) -> Vector:
-        """(J,) as measured last [rad]."""
+        """(J,) joint angles of the last reading [rad]."""
         return self._joints
 
     @property
     def goal(self) -> Vector:
-        """(J,) that the motors were told last [rad]."""
+        """(J,) joint goals that were sent last [rad]."""
         return self._goal
 
     @property
     def joint_names(self) -> tuple[str, ...]:
-        """(J,) from the base to the tool."""
+        """(J,) names of the joints, from the base to the tool."""
         return self._model.names
 
     @property
     def joint_range(self) -> tuple[Vector, Vector]:
-        """(J,) smallest and largest angles [rad]."""
+        """Smallest and largest joint angles, each (J,) [rad]."""
         return self._model.low, self._model.high
 
     @property
@@ -159,7 +160,7 @@ class LerobotArm:
         return self._device.health()
 
     def reset(self, seed: int) -> Observation:
-        """Connect again if need be, then go home, slowly.
+        """Reconnect if the link was lost, then move home slowly.
 
         Raises:
             WorldError: the arm does not answer, is interrupted, or does not get home; it stays where it is.
@@ -176,15 +177,18 @@ class LerobotArm:
         return self._observe()
 
     def command(self, action: Vector) -> StepResult:
-        """Move the target by one action, and send the motors there.
+        """Move the target by one action, and send the joint goals for it.
+
+        Args:
+            action: (7,) motion of the tool [m, rad in the base frame] and the gripper, 0 closed to 1 open.
 
         Returns:
             `executed` is the tool's motion [m, rad in the base frame] from the joints that were sent before to those
             that were sent now, and the gripper's goal; None in a dry run, which sends nothing.
 
         Raises:
-            ContractError: the action is not one of this arm's.
-            WorldError: the arm does not answer, or a motor is at fault.
+            ContractError: the action has the wrong shape, is not finite, or lies outside of the limits.
+            WorldError: the arm does not answer, or a motor reports a fault.
         """
         values = check_action(action, self._embodiment.action)
         self._require_link()
@@ -194,14 +198,14 @@ class LerobotArm:
         return dataclasses.replace(self._tick(self._motion_since(before)), clamps=clamps)
 
     def _motion_since(self, before: tuple[Vector, Vector]) -> Vector | None:
-        """(7,) what the joints that were sent mean as an action, after a pose that was sent before."""
+        """Return the action that leads from the pose sent before to the joints sent now, (7,); None in a dry run."""
         if self._is_dry:
             return None
         position, quat = self._model.pose(self._goal)
         return np.array([*(position - before[0]), *rotvec_between(before[1], quat), self._opening_goal])
 
     def _solve_targets(self, action: Vector) -> tuple[Goal, tuple[Clamp, ...]]:
-        """What an action makes of the goals, and what was cut."""
+        """Return the goal that an action leads to, and the clamps of what was cut."""
         tool, tool_quat = self._tool
         near = np.clip(self._target + action[:3], tool - self._robot.max_lead_m, tool + self._robot.max_lead_m)
         position = np.clip(near, self._low, self._high)
@@ -215,17 +219,17 @@ class LerobotArm:
         joints = self._model.solve(self._goal, position, quat)
         allowed = self._joints + np.clip(joints - self._joints, -self._max_step, self._max_step)
         cut = clamps_of(self._model.names, STEP, joints, allowed, TOLERANCE)
-        if cut:  # the target does not run ahead of what the motors are told
+        if cut:  # the target must not be ahead of the joints that are sent
             position, quat = self._model.pose(allowed)
         return Goal(position, quat, allowed, float(action[-1])), (*clamps, *cut)
 
     def hold(self) -> StepResult:
-        """The motors hold their goals by themselves."""
+        """Let the motors hold their goals for one tick; nothing is sent."""
         self._require_link()
         return self._tick(None if self._is_dry else np.append(np.zeros(6), self._opening_goal))
 
     def look(self) -> Observation:
-        """The joints and the frames as they are. A link that was lost is not tried again here: that may take seconds.
+        """Return the present joints and frames. A lost link is not reconnected here, since that may take seconds.
 
         Raises:
             WorldError: the arm does not answer, or a camera never gave a frame.
@@ -235,7 +239,7 @@ class LerobotArm:
         return self._observe()
 
     def stop(self) -> None:
-        """Goals that the arm was on its way to are taken back; those that hold it up stay.
+        """Stop: replace goals that the arm still moves to by near ones; see STOP_SLACK_RAD.
 
         Raises:
             WorldError: the arm does not answer.
@@ -254,22 +258,22 @@ class LerobotArm:
         self._target, self._target_quat = self._model.pose(self._goal)
 
     def close(self) -> None:
-        """Stop, and let go of the port; the motors keep their torque, so that nothing falls."""
+        """Stop, and close the port; the motors keep their torque, so that the arm does not fall."""
         if hasattr(self, "_goal"):
-            with contextlib.suppress(WorldError):  # as before: the motors hold the last goal that reached them
+            with contextlib.suppress(WorldError):  # the motors then hold the last goal that reached them
                 self.stop()
         self._device.close()
         for camera in self._cameras.values():
             camera.close()
 
     def _aim(self, joints: Vector, opening: float) -> None:
-        """The target is where these joints bring the tool."""
+        """Set goal and target to these joints and their pose."""
         self._goal, self._opening_goal = joints.copy(), opening
         self._target, self._target_quat = self._model.pose(joints)
         self._tool = self._model.pose(self._joints)
 
     def _follow(self, goal: Goal) -> tuple[Clamp, ...]:
-        """Send a goal; what the driver cut of it."""
+        """Send a goal. Return the clamps of what the driver cut."""
         try:
             sent, opening = self.motors.send(goal.joints, goal.opening)
         except WorldError:
@@ -281,7 +285,7 @@ class LerobotArm:
         wanted, got = np.append(goal.joints, goal.opening), np.append(sent, opening)
         cut = clamps_of(names, DRIVER, wanted, got, TOLERANCE)
         if any(clamp.dim != GRIPPER for clamp in cut):
-            # lerobot measured again; where it allowed less, the target is where it sends the arm.
+            # lerobot limits goals by its own measurement; the target is then the pose of what it sent.
             self._target, self._target_quat = self._model.pose(sent)
         return () if self._is_dry else cut
 
@@ -310,7 +314,7 @@ class LerobotArm:
         self._tool = self._model.pose(self._joints)
 
     def _observe(self) -> Observation:
-        """The frames as they are, and the joints as they were read a moment ago."""
+        """Return an observation of the newest frames and the last reading of the joints."""
         frames = {c.name: self._frame(c.name, c.source or "", c.height, c.width) for c in self._recipe.cameras}
         stamp_ns = min([self._read_ns, *self._stamps.values()])
         stamps_ns = dict(self._stamps)
@@ -322,7 +326,7 @@ class LerobotArm:
         return fitted(frame.image, height, width)
 
     def _state(self) -> Vector:
-        """Tool position [m] and axis-angle [rad], opening [m], joints [rad]."""
+        """Return the state, (7 + J,): tool position [m] and axis-angle [rad], opening [m], joints [rad]."""
         width_m = max(0.0, self._opening) * self._robot.gripper_width_m
         position, quat = self._tool
         return np.concatenate([position, half_space_rotvec(quat), [width_m], self._joints])
@@ -332,10 +336,10 @@ class LerobotArm:
             raise WorldError("the connection to the arm was lost; arm and reset connect it again.")
 
     def _require_healthy(self, every: bool) -> None:
-        """Look at one register of the motors now and then, or at all of them.
+        """Check one health register every HEALTH_EVERY_TICKS ticks, or all registers when `every`.
 
         Raises:
-            WorldError: a motor is too hot, or reports a fault; the arm is held by whatever torque is left.
+            WorldError: a motor is too hot, reports a fault or does not answer; motors with torque hold their goals.
         """
         if not every and self._ticks % HEALTH_EVERY_TICKS:
             return
@@ -347,11 +351,11 @@ class LerobotArm:
                 self._broken = True
                 raise
             if unfit:
-                self._unfit = True  # its torque may be off: to be held anew where it is
+                self._unfit = True  # its torque may be off: `reset` reconnects and sets its goal to its position
                 raise WorldError(f"{unfit}. Let it cool, and look for what blocks it, before you arm the robot again.")
 
     def _go_home(self, home: Vector) -> None:
-        """All joints arrive together; the fastest one has the speed of the recipe."""
+        """Move all joints home so that they arrive together; the fastest one moves at the recipe's speed."""
         start, opening = self._joints.copy(), self._opening
         duration_s = float(np.abs(home - start).max()) / np.radians(self._robot.home_speed_deg_s)
         steps = max(round(duration_s * HOME_RATE_HZ), 1)
@@ -359,7 +363,7 @@ class LerobotArm:
         for step in range(1, steps + 1 + round(HOME_SETTLE_S * HOME_RATE_HZ)):
             share = min(step / steps, 1.0)
             goal = start + share * (home - start)
-            # Never further than a step from where the arm is: if something blocks it, the goal waits there.
+            # At most a step from the measured joints: if something blocks the arm, the goal waits there.
             goal = self._joints + np.clip(goal - self._joints, -self._max_step, self._max_step)
             try:
                 self.motors.send(goal, opening + share * (self._robot.home_gripper - opening))
@@ -389,12 +393,12 @@ class LerobotArm:
             raise WorldError(
                 f"the arm did not get home: joint '{self._model.names[worst]}' is at "
                 f"{np.degrees(self._joints[worst]):.0f}°, home is {np.degrees(home[worst]):.0f}°. "
-                "Is something in the way?"
+                "Remove what is in its way, then reset again."
             )
 
 
 class DryDevice:
-    """An arm that is read and told nothing: no torque, no goals. What would be sent is shown, some times a second."""
+    """The motors in a dry run: they are read, and get neither torque nor goals. Every sixth goal is shown instead."""
 
     SHOWN_EVERY = 6
 
@@ -405,7 +409,10 @@ class DryDevice:
     def connect(self) -> None:
         self._device.open_quietly()
         if not self._device.matches_calibration():
-            raise WorldError("the arm's calibration file is not the motors': a dry run would show wrong angles.")
+            raise WorldError(
+                "the arm's calibration file differs from its motors' calibration: a dry run would show wrong angles. "
+                f"Calibrate it: {self._device.calibrate_command}."
+            )
 
     def reopen(self) -> None:
         self._device.close()
@@ -415,7 +422,7 @@ class DryDevice:
         return self._device.read()
 
     def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
-        """Show the goals; what came of them is where the arm is."""
+        """Show the goals. Return the measured joints and opening, since nothing was sent."""
         now, open_now = self._device.read()
         if self._asked % self.SHOWN_EVERY == 0:
             pairs = zip(
@@ -437,13 +444,13 @@ class DryDevice:
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """Where the arm is sent.
+    """A goal of the arm.
 
     Attributes:
-        position: (3,) of the tool, base frame [m].
-        quat: (4,) of the tool, base frame, w first.
-        joints: (J,) [rad].
-        opening: of the gripper, 0 to 1.
+        position: (3,) position of the tool, base frame [m].
+        quat: (4,) orientation of the tool, base frame, w first.
+        joints: (J,) joint angles [rad].
+        opening: opening of the gripper, 0 closed to 1 open.
     """
 
     position: Vector
@@ -453,7 +460,7 @@ class Goal:
 
 
 def arm_embodiment(recipe: RealArmRecipe, model: ArmModel) -> Embodiment:
-    """Tool motions as every world here takes them; the state tells the joints too, after what other worlds tell."""
+    """Return the embodiment of `embodiment_of` with the joints [rad] appended to the state."""
     embodiment = embodiment_of(recipe, recipe.arm.lower(), model.reach_m)
     joints = tuple(
         Dim(name, "rad", float(low), float(high))
@@ -463,16 +470,16 @@ def arm_embodiment(recipe: RealArmRecipe, model: ArmModel) -> Embodiment:
 
 
 def workspace(recipe: RealArmRecipe) -> tuple[Vector, Vector]:
-    """(3,) smallest and largest position of the tool's target [m]."""
+    """Return the smallest and largest position of the tool's target, each (3,) in the base frame [m]."""
     low, high = recipe.limits.workspace_low, recipe.limits.workspace_high
     return np.array(low or (-np.inf,) * 3), np.array(high or (np.inf,) * 3)
 
 
 def home_joints(recipe: RealArmRecipe, model: ArmModel) -> Vector | None:
-    """(J,) where episodes begin [rad]; None: where the arm happens to be.
+    """Return the joint angles at which episodes begin, (J,) [rad]; None where the recipe names none.
 
     Raises:
-        RecipeError: a joint is unknown, missing, or cannot be there.
+        RecipeError: a joint is unknown, missing, or out of its range.
     """
     home = recipe.robot.home_deg
     if not home:
@@ -481,7 +488,7 @@ def home_joints(recipe: RealArmRecipe, model: ArmModel) -> Vector | None:
         if name not in model.names:
             raise RecipeError(unknown("joint in [robot.home_deg]", name, model.names))
     if missing := [name for name in model.names if name not in home]:
-        raise RecipeError(f"[robot.home_deg] says nothing of {', '.join(missing)}.")
+        raise RecipeError(f"[robot.home_deg] lacks {', '.join(missing)}. Give the angle of each joint [degrees].")
     joints = np.radians([home[name] for name in model.names])
     for name, angle, low, high in zip(model.names, joints, model.low, model.high, strict=True):
         if not low <= angle <= high:

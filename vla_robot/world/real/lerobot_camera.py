@@ -1,4 +1,4 @@
-"""Cameras through lerobot's own classes: the newest frame at any time, and when it was taken."""
+"""Reads cameras through lerobot's own classes: the newest frame and its capture time, without waiting."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from vla_robot.world.real.camera_stamps import DriverStamps, Frame, moment_of
 from vla_robot.world.real.lerobot_common import DEVICE_FAULTS, choice, decoded, in_one_line
 
 CAMERA_MODULES = ("opencv", "realsense", "zmq", "reachy2_camera")
-"""lerobot registers a class when its module is imported."""
+"""Modules to import: lerobot registers a camera class when its module is imported."""
 
 LAST_FRAME_MS = 10**9
-"""Any age will do: how old a frame may be is decided where its stamp is looked at."""
+"""Age limit for lerobot, large enough to accept any frame: the bridge and the loop judge a frame by its stamp."""
 
 
 class LerobotCamera:
-    """One of lerobot's cameras: the newest frame and its stamp, at any time, without waiting."""
+    """One of lerobot's cameras, which gives its newest frame and stamp without waiting."""
 
     def __init__(self, name: str, recipe: RobotCameraRecipe) -> None:
         """
         Args:
-            name: in [robot.cameras], for messages.
-            recipe: type and fields.
+            name: the camera's name in [robot.cameras].
+            recipe: lerobot's type and fields of the camera.
 
         Raises:
             RecipeError: lerobot has no such camera class or field.
-            WorldError: the camera is not there, or does not do what is asked for.
+            WorldError: the camera is missing, or does not support the fields.
         """
         require("lerobot", "arm", "a camera")
         from lerobot.cameras.utils import make_cameras_from_configs
@@ -54,23 +54,23 @@ class LerobotCamera:
             ) from error
         if not hasattr(self._camera, "latest_timestamp"):
             self.close()
-            raise RecipeError(f"camera '{name}': lerobot's class '{recipe.type}' does not tell when a frame was taken.")
+            raise RecipeError(f"camera '{name}': lerobot's class '{recipe.type}' gives no time of a frame.")
         self._newest: Frame | None = None
 
     def newest(self) -> Frame:
-        """The newest frame, and when it was taken; a stopped camera's is old.
+        """Return the newest frame and its stamp; a stopped camera returns its last frame.
 
         Raises:
-            WorldError: there never was a frame.
+            WorldError: the camera has given no frame yet.
         """
-        with contextlib.suppress(*DEVICE_FAULTS):  # a camera that died: its last frame tells by its age
+        with contextlib.suppress(*DEVICE_FAULTS):  # the stamp of a dead camera's last frame shows its age
             self._newest = self._take() or self._newest
         if self._newest is None:
             raise WorldError(f"camera '{self.name}' is open and gives no frame. Unplug it, plug it in again.")
         return self._newest
 
     def moment(self) -> str:
-        """What the driver's stamps stand for, in words; "" where it is not known, or gives none."""
+        """Return the meaning of the driver's stamps in words; "" where it is not known, or the driver gives none."""
         return moment_of(self._camera.index_or_path) if self.newest().stamped_by == "driver" else ""
 
     def close(self) -> None:
@@ -78,13 +78,13 @@ class LerobotCamera:
             self._camera.disconnect()
 
     def _source(self) -> Callable[[], Frame | None]:
-        """Where frames with stamps come from."""
+        """Return the function that gives the newest frame with its stamp."""
         from lerobot.cameras.opencv import OpenCVCamera
 
         return DriverStamps(self._camera, self.name).newest if isinstance(self._camera, OpenCVCamera) else self._arrived
 
     def _arrived(self) -> Frame | None:
-        stamp_s = self._camera.latest_timestamp  # before the frame: never younger than what it stands for
+        stamp_s = self._camera.latest_timestamp  # read before the frame, so that the stamp is never too young
         image = self._camera.read_latest(max_age_ms=LAST_FRAME_MS)
         if stamp_s is None:
             return None
@@ -93,12 +93,15 @@ class LerobotCamera:
 
 
 def fitted(frame: Image, height: int, width: int) -> Image:
-    """The middle of a frame in the shape that the policy sees, not stretched.
+    """Crop a frame about its centre to the wanted aspect ratio, and resize it.
 
     Args:
         frame: (H, W, 3) uint8.
-        height: wanted [px].
-        width: wanted [px].
+        height: wanted height [px].
+        width: wanted width [px].
+
+    Returns:
+        (height, width, 3) uint8.
     """
     from vla_robot.core.image import resize
 
@@ -109,7 +112,7 @@ def fitted(frame: Image, height: int, width: int) -> Image:
 
 
 def camera_clock_offset_ns() -> int:
-    """lerobot's camera clock (perf_counter) minus ours (monotonic); 0 on Linux, where both are one."""
+    """Return lerobot's camera clock (perf_counter) minus ours (monotonic) [ns]; on Linux both are the same clock."""
     before = time.monotonic_ns()
     theirs = time.perf_counter_ns()
     return theirs - (before + time.monotonic_ns()) // 2

@@ -1,4 +1,4 @@
-"""What lerobot's robots, cameras and teleoperators have in common: how one is found and told its fields."""
+"""Finds lerobot's classes of robots, cameras and teleoperators by name, and builds their configurations."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from typing import Any
 from vla_robot.core.errors import RecipeError, WorldError, unknown
 
 DEVICE_FAULTS = (OSError, RuntimeError, ValueError, IndexError, termios.error)
-"""What lerobot, the servo library and pyserial raise when a cable, a motor or a frame is bad. IndexError: the servo
+"""Errors of lerobot, the servo library and pyserial when a cable, a motor or a frame is bad. IndexError: the servo
 library reads past the end of an answer that was cut short."""
 
 
 def drop_late_answers(port: Any) -> None:
-    """The servo library takes whatever lies in the port for the answer to its newest question, so that one answer that
-    came too late would leave every later one a question behind: a position where a temperature was asked. It calls
-    clearPort before each question, which only waits until the last one is written."""
+    """Discard bytes that arrived before each request of the servo library.
+
+    The library takes all bytes in the port's buffer for the answer to its newest request. After one late answer, each
+    later answer would belong to the request before: a position where a temperature was requested. The library calls
+    clearPort before each request, which only waits until the last request is written.
+    """
 
     def clear() -> None:
         port.ser.flush()
@@ -31,15 +34,16 @@ def drop_late_answers(port: Any) -> None:
 
 
 def in_one_line(error: Exception) -> str:
-    """A library's message on one line."""
+    """Return a library's message on one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def require_port(port: object, where: str) -> None:
-    """
+    """Check that a serial port exists and may be used.
+
     Args:
-        port: of a driver's fields; what is no path is the driver's own matter.
-        where: the table of the recipe that names it.
+        port: value of a driver's field; one that is no absolute path is not checked.
+        where: the recipe's table that names it, for messages.
 
     Raises:
         WorldError: there is no such port, or no permission to use it.
@@ -50,7 +54,7 @@ def require_port(port: object, where: str) -> None:
         there = sorted(str(p) for pattern in ("ttyACM*", "ttyUSB*", "tty.usb*") for p in Path("/dev").glob(pattern))
         raise WorldError(
             f"there is no port {port}. Available: {', '.join(there) or 'none: is the arm plugged in?'} "
-            f"`lerobot-find-port` tells which one is the arm; write it to {where} port."
+            f"`lerobot-find-port` finds the arm's port; write it to {where} port."
         )
     if not os.access(port, os.R_OK | os.W_OK):
         raise WorldError(
@@ -60,11 +64,22 @@ def require_port(port: object, where: str) -> None:
 
 
 def choice(registry: Any, noun: str, name: str, package: str, modules: Sequence[str]) -> type:
-    """The configuration class that lerobot knows by a name, its own and those of installed plug-ins."""
+    """Return the configuration class that lerobot or an installed plug-in of it registers under a name.
+
+    Args:
+        registry: lerobot's base class, with `get_known_choices`.
+        noun: the kind of thing, for messages.
+        name: the wanted name.
+        package: lerobot's package of the modules.
+        modules: modules to import first, which register their classes.
+
+    Raises:
+        RecipeError: no class has that name.
+    """
     from lerobot.utils.import_utils import register_third_party_plugins
 
     for module in modules:
-        with contextlib.suppress(ImportError):  # one that lacks its packages is not among the choices
+        with contextlib.suppress(ImportError):  # a class whose packages are missing is not registered
             importlib.import_module(f"{package}.{module}")
     register_third_party_plugins()
     choices: Mapping[str, type] = registry.get_known_choices()
@@ -74,7 +89,7 @@ def choice(registry: Any, noun: str, name: str, package: str, modules: Sequence[
 
 
 def decoded(schema: type, fields: Mapping[str, Any], where: str) -> Any:
-    """A configuration of lerobot's from plain values.
+    """Build a configuration of lerobot's from plain values.
 
     Raises:
         RecipeError: a field is unknown, missing or of the wrong type.
@@ -88,5 +103,5 @@ def decoded(schema: type, fields: Mapping[str, Any], where: str) -> Any:
     decode: Callable[..., Any] = draccus.decode
     try:
         return decode(schema, dict(fields))
-    except Exception as error:  # draccus and the dataclass' own checks raise many kinds
+    except Exception as error:  # draccus and the dataclass' own checks raise many types
         raise RecipeError(f"{where}: {' '.join(str(error).split())}") from error

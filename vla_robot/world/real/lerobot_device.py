@@ -1,12 +1,12 @@
-"""Motors through lerobot's own classes, their many exceptions told as one, in words that say what to do.
+"""Drives motors through lerobot's own classes, and turns their exceptions into WorldError with what to do.
 
-lerobot takes and gives joint angles in degrees and a gripper from 0 to 100; here they are radians, and 0 to 1.
+lerobot uses degrees for joints and 0 to 100 for the gripper; this module uses radians, and 0 to 1.
 
     check            calibrated?  cool?  powered?                nothing has moved yet
-    anchor           goal := where the joint is                  before torque, so that the arm does not leap
+    anchor           goal := measured position                   before torque, so that the arm does not jump
     connect          lerobot's own: motors configured, torque on
     read, send       each tick
-    reopen           after the plug was out: motors that kept their torque keep it
+    reopen           after the cable was out: motors that kept their torque keep it
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from vla_robot.world.real.lerobot_common import (
 )
 
 ROBOT_MODULES = ("so_follower", "koch_follower", "omx_follower", "openarm_follower", "rebot_b601_follower", "hope_jr")
-"""lerobot registers a class when its module is imported."""
+"""Modules to import: lerobot registers a robot class when its module is imported."""
 
 STATUS_BITS = {1: "voltage out of range", 2: "angle sensor", 4: "too hot", 8: "too much current", 32: "overload"}
-"""Source: Feetech STS3215 memory table, register 65."""
+"""Bit of a motor's status -> fault. Source: Feetech STS3215 memory table, register 65."""
 
 CONNECT_TRIES = 3
 HEALTH_REGISTERS = ("Status", "Present_Temperature", "Present_Voltage")
@@ -45,12 +45,12 @@ HEALTH_REGISTERS = ("Status", "Present_Temperature", "Present_Voltage")
 
 @dataclasses.dataclass(frozen=True)
 class Health:
-    """One motor.
+    """Health of one motor.
 
     Attributes:
-        temperature_c: of its case [degrees Celsius].
-        voltage_v: of its supply [V].
-        faults: what it reports, in words.
+        temperature_c: temperature of its case [degrees Celsius].
+        voltage_v: voltage of its supply [V].
+        faults: the faults that it reports, in words.
     """
 
     temperature_c: float
@@ -64,12 +64,12 @@ class LerobotDevice:
     def __init__(self, recipe: RobotRecipe, joints: Sequence[str], max_step_rad: float) -> None:
         """
         Args:
-            recipe: which robot, and its fields.
+            recipe: lerobot's type of the robot, and its fields.
             joints: names of the scene's joints, in order.
-            max_step_rad: furthest that a commanded joint may lie from the measured one; lerobot is told the same.
+            max_step_rad: largest distance of a commanded joint from the measured one; lerobot gets the same limit.
 
         Raises:
-            RecipeError: lerobot has no such robot, or it has no such field or motor.
+            RecipeError: lerobot has no such robot, or the robot has no such field or motor.
             MissingDependencyError: lerobot or its drivers are not installed.
         """
         require("lerobot", "arm", "a real arm")
@@ -79,7 +79,7 @@ class LerobotDevice:
             if name not in joints:
                 raise RecipeError(unknown("joint in [robot.joints]", name, joints))
         motors = [joint.motor or name for name, joint in self._joints]
-        # The gripper's own unit is a hundredth of its way: no step of it is too long.
+        # The gripper's unit is a hundredth of its range, so that 100 does not limit it.
         steps = {**dict.fromkeys(motors, math.degrees(max_step_rad)), recipe.gripper: 100.0}
         self._robot = _make_robot(recipe, steps)
         self._keys = [f"{joint.motor or name}.pos" for name, joint in self._joints]
@@ -93,7 +93,7 @@ class LerobotDevice:
 
     @property
     def port(self) -> str:
-        """The serial port, or what stands in its place."""
+        """The serial port, or the robot's type where it has none."""
         return str(self.recipe.fields.get("port", self.recipe.type))
 
     @property
@@ -102,7 +102,7 @@ class LerobotDevice:
 
     @property
     def calibrate_command(self) -> str:
-        """What to type, in backticks."""
+        """The command that calibrates this arm, in backticks."""
         folder = self.recipe.calibration_dir
         return (
             f"`lerobot-calibrate --robot.type={self.recipe.type} --robot.port={self.port} --robot.id={self.recipe.id}"
@@ -123,7 +123,7 @@ class LerobotDevice:
         return bus if bus is not None and type(bus).__name__ == "FeetechMotorsBus" else None
 
     def connect(self) -> None:
-        """Check, then switch the torque on. The arm stands in its rest pose: for a moment nothing holds it.
+        """Check the motors, then switch the torque on. For a moment nothing holds the arm, so it must be at rest.
 
         Raises:
             WorldError: no such port, no permission, no answer, not calibrated, or a motor reports a fault.
@@ -140,22 +140,22 @@ class LerobotDevice:
             raise WorldError(self._uncalibrated("is calibrated differently from its file"))
 
     def open_quietly(self) -> None:
-        """Open the port to look, and change nothing.
+        """Open the port to read only, without torque.
 
         Raises:
             WorldError: no such port, no permission, or a motor does not answer.
         """
         self._require_port()
         if self._bus is None:
-            raise WorldError(f"'{self.recipe.type}' has no Feetech bus that could be looked at without torque.")
+            raise WorldError(f"'{self.recipe.type}' has no Feetech bus, so it cannot be read without torque.")
         with self._explained("does not answer"):
             self._patiently(self._meet)
 
     def reopen(self) -> None:
-        """Connect again after the cable was out. A motor that lost its power is held where it is now.
+        """Reconnect after the cable was out. A motor that lost its power is held at its present position.
 
         Raises:
-            WorldError: it is still out, or a motor reports a fault.
+            WorldError: the cable is still out, or a motor reports a fault.
         """
         self._require_port()
         bus = self._bus
@@ -170,7 +170,7 @@ class LerobotDevice:
             self._patiently(self._hold_again)
 
     def read(self) -> tuple[Vector, float]:
-        """(J,) measured joints [rad], and the gripper's opening, 0 to 1.
+        """Return the measured joints, (J,) [rad], and the gripper's opening, 0 closed to 1 open.
 
         Raises:
             WorldError: a motor does not answer, or its answer is damaged.
@@ -182,11 +182,11 @@ class LerobotDevice:
         """Set the goals.
 
         Args:
-            joints: (J,) [rad].
-            opening: of the gripper, 0 to 1.
+            joints: (J,) joint goals [rad].
+            opening: goal of the gripper, 0 closed to 1 open.
 
         Returns:
-            What lerobot really sent: it keeps goals near to where the motors are.
+            The goals that lerobot sent: it limits their distance from the measured positions.
 
         Raises:
             WorldError: a motor does not answer, or its answer is damaged.
@@ -196,7 +196,7 @@ class LerobotDevice:
             return self._from_device(self._robot.send_action(goal))
 
     def health(self) -> dict[str, Health]:
-        """Motor -> temperature, voltage and faults; empty for robots that do not tell.
+        """Return motor -> temperature, voltage and faults; empty for robots that do not report them.
 
         Raises:
             WorldError: a motor does not answer.
@@ -211,7 +211,11 @@ class LerobotDevice:
         return {m: Health(float(heat[m]), voltage[m] / 10, _faults(int(status[m]))) for m in status}
 
     def unfit(self, register: int) -> str:
-        """What is wrong with the motors by one of HEALTH_REGISTERS, which takes a millisecond to read; "" if nothing.
+        """Read one of HEALTH_REGISTERS, which takes a millisecond, and return the faults in words; "" if there are
+        none.
+
+        Args:
+            register: its index, modulo their number.
 
         Raises:
             WorldError: a motor does not answer.
@@ -231,19 +235,19 @@ class LerobotDevice:
         return "; ".join(found)
 
     def matches_calibration(self) -> bool:
-        """Whether the motors hold what the calibration file says."""
+        """Return whether the motors' calibration is that of the file."""
         with self._explained("does not answer"):
             return bool(self._robot.calibration) and bool(self._robot.is_calibrated)
 
     def close(self) -> None:
-        """Let go of the port. Torque stays as the recipe's fields say: on, unless disable_torque_on_disconnect."""
+        """Close the port. The torque stays on, unless the recipe's fields set disable_torque_on_disconnect."""
         with contextlib.suppress(*DEVICE_FAULTS):
             if self._robot.is_connected:
                 self._robot.disconnect()
         self._close_port()
 
     def _check_and_anchor(self) -> None:
-        """Nothing may be wrong, and every goal is where its joint is."""
+        """Raise WorldError unless all motors work; set the goals of motors without torque to their positions."""
         self._require_healthy()
         if not self._robot.is_calibrated:
             raise WorldError(self._uncalibrated("is calibrated differently from its file"))
@@ -252,7 +256,7 @@ class LerobotDevice:
             self._bus.sync_write("Goal_Position", here, normalize=False)
 
     def _limp(self) -> list[str]:
-        """The motors without torque."""
+        """Return the names of the motors without torque."""
         return [motor for motor, on in self._bus.sync_read("Torque_Enable").items() if not on]
 
     def _require_healthy(self) -> None:
@@ -283,14 +287,14 @@ class LerobotDevice:
         self._bus.enable_torque(self._limp())
 
     def _meet(self) -> None:
-        """Open the bus, and see that every motor is there; lerobot's own greeting takes a hot one for an absent one."""
+        """Open the bus and ping every motor; lerobot's own handshake takes a hot motor for an absent one."""
         bus = self._bus
         bus.connect(handshake=False)
         absent = [f"'{name}' (id {motor.id})" for name, motor in bus.motors.items() if not self._is_there(motor.id)]
         if absent:
             raise WorldError(
-                f"{self._named()}: no answer from motor {', '.join(absent)}. Look at the cables, in the order of the "
-                "ids, and at the supply."
+                f"{self._named()}: no answer from motor {', '.join(absent)}. Check the cables, in the order of the "
+                "ids, and the supply."
             )
 
     def _is_there(self, number: int) -> bool:
@@ -298,7 +302,7 @@ class LerobotDevice:
         return any(bus.packet_handler.ping(bus.port_handler, number)[1] == 0 for _ in range(CONNECT_TRIES))
 
     def _patiently(self, connect: Callable[[], None]) -> None:
-        """lerobot asks some eighty questions while it connects, each once: one lost answer must not end it."""
+        """Try to connect up to CONNECT_TRIES times: lerobot sends some eighty requests, and none may be lost."""
         for left in reversed(range(CONNECT_TRIES)):
             try:
                 return connect()
@@ -316,7 +320,7 @@ class LerobotDevice:
             return
         with contextlib.suppress(*DEVICE_FAULTS):
             bus.port_handler.closePort()
-        # The servo library leaves both set when a cable is pulled during a request.
+        # The servo library leaves both flags set when a cable is pulled during a request.
         bus.port_handler.is_open = bus.port_handler.is_using = False
 
     def _uncalibrated(self, what: str) -> str:
@@ -331,7 +335,7 @@ class LerobotDevice:
             yield
         except DEVICE_FAULTS as error:
             told = in_one_line(error)
-            raise WorldError(f"{self._named()} {what}: {told} Look at cable and supply, then arm and reset.") from error
+            raise WorldError(f"{self._named()} {what}: {told} Check cable and supply, then arm and reset.") from error
 
 
 def _faults(status: int) -> tuple[str, ...]:
@@ -339,7 +343,7 @@ def _faults(status: int) -> tuple[str, ...]:
 
 
 def _make_robot(recipe: RobotRecipe, max_steps: Mapping[str, float]) -> Any:
-    """lerobot's robot of that type, not connected yet."""
+    """Return lerobot's robot of that type, not connected yet."""
     from lerobot.robots.config import RobotConfig
     from lerobot.robots.utils import make_robot_from_config
 

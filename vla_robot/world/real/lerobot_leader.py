@@ -1,4 +1,4 @@
-"""Teleoperators through lerobot's own classes: a leader arm that a person leads, or a device that tells motions."""
+"""Reads teleoperators through lerobot's own classes: leader arms, and devices that report motions."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ TELEOPERATOR_MODULES = (
     "homunculus",
     "phone",
 )
-"""lerobot registers a class when its module is imported."""
+"""Modules to import: lerobot registers a teleoperator class when its module is imported."""
 
 CONNECT_TRIES = 3
 
 
 class LerobotTeleoperator:
-    """One of lerobot's teleoperators: the numbers that it tells, by the names that it has for them."""
+    """One of lerobot's teleoperators, which reports numbers by name."""
 
     def __init__(self, recipe: LerobotTeleoperatorRecipe) -> None:
         """
         Args:
-            recipe: which one, and its fields.
+            recipe: lerobot's type of the teleoperator, and its fields.
 
         Raises:
-            RecipeError: lerobot has no such teleoperator, or it has no such field.
+            RecipeError: lerobot has no such teleoperator, or the teleoperator has no such field.
             MissingDependencyError: lerobot or its drivers are not installed.
         """
         require("lerobot", "arm", "a leader arm")
@@ -62,12 +62,12 @@ class LerobotTeleoperator:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What it tells."""
+        """Names of the numbers that the device reports."""
         features: Mapping[str, Any] = self._device.action_features
         return tuple(features.get("names", features))
 
     def connect(self) -> None:
-        """Open it. A leader arm has no torque: it can be moved by hand.
+        """Connect to the device. A leader arm has no torque, so that it can be moved by hand.
 
         Raises:
             TeleopError: no such port, no permission, no answer, or not calibrated.
@@ -85,27 +85,27 @@ class LerobotTeleoperator:
             raise TeleopError(self._uncalibrated("is calibrated differently from its file"))
 
     def read(self) -> Mapping[str, float]:
-        """What it tells now.
+        """Return the device's present numbers, by name.
 
         Raises:
-            TeleopError: it does not answer.
+            TeleopError: the device does not answer.
         """
         with self._explained("does not answer"):
             return {name: float(value) for name, value in self._device.get_action().items()}
 
     def close(self) -> None:
-        """Let go of it. May be called twice."""
+        """Disconnect from the device. May be called twice."""
         with contextlib.suppress(*DEVICE_FAULTS):
             if self._device.is_connected:
                 self._device.disconnect()
 
     @property
     def _is_arm(self) -> bool:
-        """Whether it has motors, which must be calibrated."""
+        """Whether the device has motors, which must be calibrated."""
         return hasattr(self._device, "bus")
 
     def _patiently(self) -> None:
-        """lerobot asks dozens of questions while it connects, each once: one lost answer must not end it."""
+        """Try to connect up to CONNECT_TRIES times: lerobot sends dozens of requests, and none may be lost."""
         for left in reversed(range(CONNECT_TRIES)):
             try:
                 return self._connect()
@@ -137,19 +137,19 @@ class LerobotTeleoperator:
         try:
             yield
         except DEVICE_FAULTS as error:
-            raise TeleopError(f"{self._named()} {what}: {in_one_line(error)} Look at cable and supply.") from error
+            raise TeleopError(f"{self._named()} {what}: {in_one_line(error)} Check cable and supply.") from error
 
 
 class Leader:
-    """A leader arm: the joints of its scene, and how far its gripper is open."""
+    """A leader arm, which reports the joints of its scene and its gripper's opening."""
 
     def __init__(
         self, device: LerobotTeleoperator, told_as: Mapping[str, LeaderJointRecipe], joints: Sequence[str]
     ) -> None:
         """
         Args:
-            device: the arm.
-            told_as: joint -> how the driver tells it, where that differs.
+            device: lerobot's teleoperator.
+            told_as: joint -> the driver's name, zero and unit, where they differ from the scene's.
             joints: names of the scene's joints, in order.
 
         Raises:
@@ -169,10 +169,10 @@ class Leader:
         self._deg_per_unit = np.array([joint.deg_per_unit for joint in told])
 
     def read(self) -> tuple[Vector, float]:
-        """(J,) joints [rad], and the gripper's opening, 0 to 1.
+        """Return the joints, (J,) [rad], and the gripper's opening, 0 closed to 1 open.
 
         Raises:
-            TeleopError: it does not answer.
+            TeleopError: the device does not answer.
         """
         values = self._device.read()
         told = np.array([values[key] for key in self._keys])
@@ -184,13 +184,13 @@ class Leader:
 
 
 def opening_of(value: float, recipe: LerobotTeleoperatorRecipe) -> float:
-    """What a driver tells of its gripper, as 0 closed to 1 open."""
+    """Convert a driver's value of the gripper to an opening, 0 closed to 1 open."""
     share = (value - recipe.gripper_closed) / (recipe.gripper_open - recipe.gripper_closed)
     return min(max(share, 0.0), 1.0)
 
 
 def _make(recipe: LerobotTeleoperatorRecipe) -> Any:
-    """lerobot's teleoperator of that type, not connected yet."""
+    """Return lerobot's teleoperator of that type, not connected yet."""
     from lerobot.teleoperators.config import TeleoperatorConfig
     from lerobot.teleoperators.utils import make_teleoperator_from_config
 

@@ -1,11 +1,11 @@
-"""Many set points for each tick of the control clock, for motors that follow positions at a rate of their own.
+"""Sends many set points for each tick of the control clock, to motors that take positions at a higher rate.
 
     bridge --command, 30 a second--> arm --goal of the joints--> SetPoints --set point, 100 to 500 a second--> motors
 
-A goal is reached over one tick of the control clock, with speed, acceleration and jerk bounded, and a constant delay
-later (see `vla_robot.world.real.smooth`). Each set point is checked once more: inside of the joints' ranges, and no
-further from the one before than the speed allows; what that cuts is told as a clamp with the next tick. The bridge's
-server sends them between its messages, in its only thread.
+The set points reach a goal over one tick of the control clock, with bounded speed, acceleration and jerk and a constant
+delay (see `vla_robot.world.real.smooth`). Each set point is checked once more: it must be inside the joints' ranges,
+and no further from the one before than the speed allows; a cut is reported as a clamp with the next tick. The bridge's
+server sends the set points between its messages, in its only thread.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ SET_POINT = "set_point"
 """Cause of a clamp: the check of a set point cut it."""
 
 TOLERANCE = 1e-6
-"""Radians, or of the gripper's way, below which two numbers are one."""
+"""Radians, or share of the gripper's range, below which two numbers are equal."""
 
 BLOCKED_RAD = 0.06
-"""Further from its set point than its own weight pulls an arm of plastic: something is in the way."""
+"""Distance of a joint from its set point above which it counts as blocked: more than the arm's own weight causes."""
 
 
 @dataclass(frozen=True)
 class StreamBounds:
-    """What set points keep.
+    """Bounds of set points.
 
     Attributes:
-        joints: of each joint, in radians.
+        joints: bounds of each joint's motion [rad/s], [rad/s2], [rad/s3].
         low: (J,) smallest angles [rad].
         high: (J,) largest angles [rad].
-        opening_per_s: of the gripper's way, in one second.
-        names: (J,) of the joints, for clamps.
+        opening_per_s: largest speed of the gripper, in full openings per second.
+        names: (J,) names of the joints, for clamps.
     """
 
     joints: MotionBounds
@@ -52,27 +52,27 @@ class StreamBounds:
 
     @property
     def opening(self) -> MotionBounds:
-        """The gripper's: as long a window as the joints', so that all arrive together."""
+        """Bounds of the gripper's motion, which give the window of the joints, so that all arrive together."""
         share = self.opening_per_s / self.joints.speed
         return MotionBounds(self.opening_per_s, share * self.joints.acceleration, share * self.joints.jerk)
 
 
 class SetPoints:
-    """Motors that are told goals and get set points. Until `start`, and after `stop`, goals go through as they are."""
+    """Motors that take goals and get set points. Before `start`, and after `stop`, goals pass through unchanged."""
 
     def __init__(
         self, motors: Motors, rate_hz: float, command_rate_hz: float, bounds: StreamBounds, clock: Clock
     ) -> None:
         """
         Args:
-            motors: what is told.
-            rate_hz: of the control clock: of the goals.
-            command_rate_hz: of the set points.
-            bounds: kept by them.
-            clock: paces them, at absolute deadlines.
+            motors: the motors that get the set points.
+            rate_hz: rate of the control clock and so of the goals [Hz].
+            command_rate_hz: rate of the set points [Hz].
+            bounds: bounds of the set points.
+            clock: paces the set points, at absolute deadlines.
 
         Raises:
-            ContractError: fewer set points than goals.
+            ContractError: the rate of set points is below that of goals.
         """
         if command_rate_hz < rate_hz:
             raise ContractError(f"{command_rate_hz:g} set points a second are too few for {rate_hz:g} goals a second.")
@@ -85,16 +85,21 @@ class SetPoints:
 
     @property
     def delay_s(self) -> float:
-        """How far the set points are behind the goals."""
+        """Delay of the set points behind the goals [s]."""
         return Smoother(self._bounds.low, self._rate_hz, self._bounds.joints).delay_s
 
     @property
     def next_ns(self) -> int:
-        """When the next set point is due."""
+        """Time at which the next set point is due [ns], on the clock."""
         return self._due_ns if self._smooth else self._clock.now_ns() + NS_PER_S
 
     def start(self, joints: Vector, opening: float) -> None:
-        """From here on goals are reached by set points. The motors hold this position."""
+        """Begin to send set points, from a position at which the motors are at rest.
+
+        Args:
+            joints: (J,) joint angles [rad].
+            opening: opening of the gripper, 0 closed to 1 open.
+        """
         self._last = np.append(joints, opening)
         self._smooth = (
             Smoother(joints, self._rate_hz, self._bounds.joints),
@@ -107,7 +112,7 @@ class SetPoints:
         return self._motors.read()
 
     def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
-        """Take a goal; what it is as the motors will get it, one delay later."""
+        """Take a goal. Return it clipped to the ranges, as the set points will reach it one delay later."""
         if self._smooth is None:
             return self._motors.send(joints, opening)
         goal = np.clip(joints, self._bounds.low, self._bounds.high)
@@ -117,10 +122,10 @@ class SetPoints:
         return goal, held
 
     def send_next(self) -> None:
-        """The set point that is due. Periods that the caller missed are left out: the arm waits, and never hops.
+        """Send the set point that is due. Periods that the caller missed are skipped, so that the arm does not jump.
 
         Raises:
-            WorldError: the motors do not take it.
+            WorldError: the motors do not accept it.
         """
         assert self._smooth is not None
         self._put(np.concatenate([smoother.tick() for smoother in self._smooth]))
@@ -133,15 +138,15 @@ class SetPoints:
         self._due_ns = self._ticker.next_ns()
 
     def take_cuts(self) -> tuple[Clamp, ...]:
-        """Set points that were cut since this was asked last."""
+        """Return the clamps of set points since the last call."""
         cuts, self._cuts = tuple(self._cuts), []
         return cuts
 
     def stop(self) -> bool:
-        """Come to a stand within the bounds, at the pace of the set points, and keep the last one.
+        """Ramp down to rest within the bounds, at the rate of the set points, and hold the last one.
 
         Returns:
-            Whether the motors took it all, and stand there; False too where no set points were sent.
+            Whether the motors took all set points and are at the last one; False where `start` was not called.
         """
         smooth, self._smooth = self._smooth, None
         if smooth is None:
@@ -156,14 +161,14 @@ class SetPoints:
         return bool(np.abs(joints - self._last[:-1]).max() < BLOCKED_RAD)
 
     def _ramp(self, *smoothers: Smoother) -> Iterator[Vector]:
-        """Set points until the path's end is reached: the window's length later."""
+        """Yield the set points of the ramp, which lasts as long as the window."""
         for smoother in smoothers:
             smoother.stop()
         for _ in range(round(2 * self.delay_s * self._rate_hz) + 2):
             yield np.concatenate([smoother.tick() for smoother in smoothers])
 
     def _allowed(self, wanted: Vector) -> Vector:
-        """The set point inside of the ranges, and as near to the last as the speed asks."""
+        """Return the set point clipped to the ranges, and to the longest step from the last one."""
         speeds = np.append(np.full(len(wanted) - 1, self._bounds.joints.speed), self._bounds.opening_per_s)
         step = speeds / self._rate_hz
         near = np.clip(wanted, self._last - step, self._last + step)
@@ -171,7 +176,7 @@ class SetPoints:
 
 
 class StreamedArm(WrappedArm):
-    """The Arm port of an arm whose motors are `SetPoints`: it tells the arm's goals, and sends what lies between."""
+    """The port Arm for an arm whose motors are `SetPoints`, with the set points between its commands."""
 
     def __init__(self, arm: Arm, set_points: SetPoints) -> None:
         super().__init__(arm)
@@ -201,14 +206,14 @@ class StreamedArm(WrappedArm):
         return self._with_cuts(self._arm.hold())
 
     def _with_cuts(self, result: StepResult) -> StepResult:
-        """Beside the clamps of the goal, those of the set points since the last tick."""
+        """Return the result with the clamps of the set points since the last tick added."""
         return replace(result, clamps=(*result.clamps, *self._set_points.take_cuts()))
 
     def look(self) -> Observation:
         return self._arm.look()
 
     def stop(self) -> None:
-        """The last set point is the pose that is held; an arm that is not there, or not reached, stops by itself."""
+        """Ramp down and hold the last set point; an arm that is not there, or does not answer, stops its own way."""
         is_there = False
         try:
             is_there = self._set_points.stop()

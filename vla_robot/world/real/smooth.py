@@ -1,4 +1,4 @@
-"""From the policy's rate to the arm's: 10 targets a second become 100 to 500 commands a second without a jerk.
+"""Turns targets at the policy's rate, such as 10 Hz, into commands at 100 to 500 Hz with bounded jerk.
 
     target    ________+        +________
                       |  path  /          speed limited, straight from target to target
@@ -11,9 +11,9 @@ The window is a box of n1 ticks after a box of n2 ticks. With v the path's great
     n2 dt >= 2 a / j    a mean of accelerations changes by 2 a / (n2 dt)       jerk <= j
 
 Commands are weighted means of the path's positions: they cannot overshoot, they are exactly on target after the window
-has passed, and all dimensions stay on one straight line, as they share one window. The price is a constant delay, half
-of the window: (n1 + n2) dt / 2, 40 ms for 0.5 m/s, 13 m/s2 and 6500 m/s3. A time-optimal generator is quicker from
-stand to stand; this one needs no solver, costs one product a tick, and its bounds are proven by the two lines above.
+has passed, and all dimensions stay on one straight line, as they share one window. They have a constant delay of half
+the window: (n1 + n2) dt / 2, 40 ms for 0.5 m/s, 13 m/s2 and 6500 m/s3. A time-optimal generator is faster from rest to
+rest; this one needs no solver, takes one product a tick, and its bounds follow from the two lines above.
 
 Source of the window: L. Biagiotti, C. Melchiorri, "FIR filters for online trajectory planning with time- and
 frequency-domain specifications", Control Engineering Practice 20 (2012).
@@ -31,20 +31,20 @@ from vla_robot.core.geometry import aligned, angle_between, quat_from_rotvec, ro
 from vla_robot.core.messages import Vector
 
 ROTATION_MARGIN = 0.9
-"""Share of its bounds that a rotation's path uses. Means of rotations are means of numbers but for their curvature."""
+"""Share of its bounds that a rotation's path uses. The rest covers the curvature of rotations in their means."""
 
 MAX_WINDOW_RAD = 1.0
-"""Furthest that a rotation may go within one window; beyond, the margin above does not cover the curvature."""
+"""Largest rotation within one window; beyond it, the margin above does not cover the curvature."""
 
 
 @dataclass(frozen=True)
 class MotionBounds:
-    """What a motion keeps in each dimension, or a rotation about its axis; in the unit of its position.
+    """Bounds of a motion in each dimension, or of a rotation about its axis, in the unit of its position.
 
     Attributes:
-        speed: per second.
-        acceleration: per second squared.
-        jerk: per second cubed.
+        speed: largest speed, per second.
+        acceleration: largest acceleration, per second squared.
+        jerk: largest jerk, per second cubed.
     """
 
     speed: float
@@ -58,14 +58,14 @@ class MotionBounds:
 
 
 class Smoother:
-    """Commands for positions along straight lines: a tool's coordinates, joints, a gripper."""
+    """A generator of commands for positions along straight lines: a tool's coordinates, joints, a gripper."""
 
     def __init__(self, start: ArrayLike, rate_hz: float, bounds: MotionBounds) -> None:
         """
         Args:
-            start: (D,) where the arm stands.
-            rate_hz: of the commands.
-            bounds: kept in each dimension.
+            start: (D,) position of the arm at rest.
+            rate_hz: rate of the commands.
+            bounds: bounds in each dimension.
         """
         position = np.array(start, dtype=np.float64)
         self._max_step = bounds.speed / rate_hz
@@ -79,10 +79,10 @@ class Smoother:
         return self._window.delay_s
 
     def target(self, position: ArrayLike, ticks: int) -> None:
-        """Go there in so many commands, the time of one policy step; later where the speed does not allow it.
+        """Set a target (D,) for the path to reach in `ticks` commands, or later where the speed does not allow it.
 
         Raises:
-            ContractError: wrong shape, a number that is not finite, or no tick.
+            ContractError: wrong shape, a number that is not finite, or fewer than 1 tick.
         """
         values = np.array(position, dtype=np.float64)
         _require_target(values, self._path.shape, ticks)
@@ -93,7 +93,7 @@ class Smoother:
         self._target = self._path
 
     def tick(self) -> Vector:
-        """(D,) the next command."""
+        """Return the next command, (D,)."""
         way = self._target - self._path
         step = way / self._ticks_left
         fastest = float(np.abs(step).max(initial=0.0))
@@ -106,18 +106,18 @@ class Smoother:
 
 
 class RotationSmoother:
-    """Commands for an orientation, along the shortest way between targets at constant speed (slerp).
+    """A generator of commands for an orientation, along the shortest path between targets at constant speed (slerp).
 
-    The mean of rotations is that of their quaternions, made a unit one again. Bounds on angular speed, acceleration and
-    jerk hold with ROTATION_MARGIN as long as the window is short enough, which is checked.
+    The mean of rotations is the normalised mean of their quaternions. Bounds on angular speed, acceleration and jerk
+    hold with ROTATION_MARGIN as long as the window is short enough, which is checked.
     """
 
     def __init__(self, start: ArrayLike, rate_hz: float, bounds: MotionBounds) -> None:
         """
         Args:
-            start: (3,) axis times angle [rad] of the tool.
-            rate_hz: of the commands.
-            bounds: [rad/s], [rad/s2], [rad/s3].
+            start: (3,) axis times angle [rad] of the tool at rest.
+            rate_hz: rate of the commands.
+            bounds: bounds [rad/s], [rad/s2], [rad/s3].
 
         Raises:
             ContractError: at this speed and acceleration the tool would turn too far within one window.
@@ -141,7 +141,7 @@ class RotationSmoother:
         return self._window.delay_s
 
     def target(self, rotation: ArrayLike, ticks: int) -> None:
-        """Turn to (3,) axis times angle [rad] in so many commands. Raises as `Smoother.target`."""
+        """Set a target (3,), axis times angle [rad], to reach in `ticks` commands. Raises as `Smoother.target`."""
         values = np.array(rotation, dtype=np.float64)
         _require_target(values, (3,), ticks)
         self._target, self._ticks_left = quat_from_rotvec(values), ticks
@@ -151,11 +151,11 @@ class RotationSmoother:
         self._target = self._path
 
     def tick(self) -> Vector:
-        """(3,) the next command, axis times angle [rad]."""
+        """Return the next command, (3,) axis times angle [rad]."""
         way = angle_between(self._path, self._target)
         step = min(way / self._ticks_left, self._max_step)
         if step > 0:
-            # Continuous in its four numbers, not only as a rotation: q and -q would cancel in the mean.
+            # q and -q are one rotation but would cancel in the mean, so the sign must not change along the path.
             self._path = aligned(slerp(self._path, self._target, step / way), self._path)
         self._ticks_left = max(self._ticks_left - 1, 1)
         mean = self._window.mean_with(self._path)
@@ -163,7 +163,7 @@ class RotationSmoother:
 
 
 class _Window:
-    """The weighted mean of the newest positions of a path."""
+    """A weighted mean of the newest positions of a path."""
 
     def __init__(self, start: Vector, rate_hz: float, bounds: MotionBounds) -> None:
         n1 = _box_ticks(bounds.speed, bounds.acceleration, rate_hz)
@@ -173,15 +173,15 @@ class _Window:
         self.delay_s = (len(self._weights) - 1) / 2 / rate_hz
 
     def mean_with(self, newest: Vector) -> Vector:
-        """(D,) the mean after one more position; an unmoved path is given back exactly."""
+        """Add a position and return the mean, (D,); for a path at rest it is exactly that position."""
         self._history[:-1] = self._history[1:]
         self._history[-1] = newest
-        # Means of the distance to the newest, so that rounding does not move an arm that stands far from 0.
+        # The mean is taken of distances to the newest, so that rounding does not move an arm at rest far from 0.
         return newest + self._weights @ (self._history - newest)
 
 
 def _box_ticks(value: float, slope: float, rate_hz: float) -> int:
-    """Ticks of the box whose mean of anything within +- `value` changes by `slope` per second at most."""
+    """Return the ticks of a box whose mean of values within +- `value` changes by at most `slope` per second."""
     return max(1, int(np.ceil(2 * value / slope * rate_hz)))
 
 

@@ -1,4 +1,4 @@
-"""Inverse kinematics of a tool: joint angles that bring a site of a MuJoCo model to a pose."""
+"""Inverse kinematics of a tool: computes joint angles that bring a site of a MuJoCo model to a pose."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from vla_robot.core.geometry import quat_from_matrix, rotvec_between
 from vla_robot.core.messages import Vector
 
 ITERATIONS = 4
-"""A control step moves the tool by centimetres, for which four steps leave an error far below a millimetre."""
+"""Number of iterations. A control step moves the tool by centimetres, for which four leave an error far below 1 mm."""
 
 DAMPING = 0.02
-"""Keeps joints slow near a singularity, in m per rad; larger is calmer and less exact."""
+"""Damping [m/rad], which keeps joints slow near a singularity; a larger one is slower and less exact."""
 
 
 class ToolIk:
-    """Damped least squares over the joints of one arm.
+    """A solver by damped least squares over the joints of one arm.
 
     Source: Y. Nakamura, H. Hanafusa, J. Dyn. Sys. Meas. Control 108 (1986).
     """
@@ -24,11 +24,11 @@ class ToolIk:
     def __init__(self, model: mujoco.MjModel, site: int, joints: list[int], radian_m: float = 1.0) -> None:
         """
         Args:
-            model: read only.
+            model: the compiled model, which is only read.
             site: id of the site that is the tool.
             joints: ids of the arm's hinge and slide joints, in order.
-            radian_m: how many metres of error one radian weighs, where not both can be had: an arm with less than six
-                joints should go where it is sent rather than point there.
+            radian_m: weight of an error of 1 rad, as an error of position [m]. A small one makes an arm with fewer than
+                six joints reach the position rather than the orientation.
         """
         self._model = model
         self._scratch = mujoco.MjData(model)
@@ -39,10 +39,10 @@ class ToolIk:
         self._low, self._high = _ranges(model, joints)
 
     def solve(self, qpos: Vector, position: Vector, quat: Vector) -> Vector:
-        """Joint values within their ranges that bring the tool as near to the pose as they can.
+        """Return joint values within their ranges that bring the tool near to a pose.
 
         Args:
-            qpos: (nq,) where the whole model is now, [rad] or [m]; the search begins there.
+            qpos: (nq,) configuration of the whole model at which the search begins [rad] or [m].
             position: (3,) wanted position of the tool in the world frame [m].
             quat: (4,) wanted orientation in the world frame, w first.
 
@@ -56,7 +56,7 @@ class ToolIk:
         return self._scratch.qpos[self._qpos].copy()
 
     def _moved(self, joints: Vector, error: Vector, jacobian: np.ndarray) -> Vector:
-        """(J,) one step. Joints that would leave their range stay at its end, and the others make up for it."""
+        """Return the joints after one step, (J,). Joints at an end of their range stay there; the others compensate."""
         free = np.ones(len(joints), dtype=bool)
         while True:
             open_jacobian = jacobian * free
@@ -71,7 +71,7 @@ class ToolIk:
             free &= ~stuck
 
     def _linearise(self, position: Vector, quat: Vector) -> tuple[Vector, np.ndarray]:
-        """(6,) pose error, its angles weighed, and the (6, J) Jacobian of that, both in the world frame."""
+        """Return the weighted pose error, (6,), and its Jacobian, (6, J), both in the world frame."""
         data = self._scratch
         mujoco.mj_kinematics(self._model, data)
         mujoco.mj_comPos(self._model, data)

@@ -1,4 +1,4 @@
-"""Recipes of MuJoCo scenes -> worlds. What a base install lacks is imported when a world is built."""
+"""Builds worlds of MuJoCo scenes. MuJoCo, which a base install lacks, is imported when a world is built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vla_robot.recipe.env import MujocoRecipe
 
 
 def build_mujoco(recipe: MujocoRecipe, privileged: bool, warm: bool) -> VisibleWorld:
-    """As `build_world`."""
+    """Build the world of a recipe; see `build_world`."""
     require("mujoco", "sim", "a MuJoCo world")
     from vla_robot.world.sim.render import start_mujoco
 

@@ -1,11 +1,11 @@
-"""Worlds as gymnasium environments.
+"""Presents worlds as gymnasium environments.
 
     import gymnasium
     import vla_robot.world.sim.gym_env            # registers every recipe of envs/
 
     env = gymnasium.make("vla_robot/Lift-v0")
 
-gymnasium 1.x loads no plug-ins by itself; `gymnasium.make("vla_robot.world.sim.gym_env:vla_robot/Lift-v0")` spares the
+gymnasium 1.x loads no plug-ins by itself; `gymnasium.make("vla_robot.world.sim.gym_env:vla_robot/Lift-v0")` needs no
 second import.
 
     envs/lift.toml            vla_robot/Lift-v0
@@ -37,12 +37,12 @@ GymObservation = dict[str, Any]
 
 
 class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
-    """Any world, as gymnasium sees one.
+    """A gymnasium environment of a world.
 
-    The action is the embodiment's, in metres and radians; one outside of its space is refused, not clipped (wrap the
-    environment in gymnasium.wrappers.ClipAction for that). The reward is 1 while the task's success test holds, else 0.
-    `info` holds "success", "executed" (the action that the arm was given), "clamps" and "instruction". After `reset`,
-    "executed" is NaN: nothing was executed yet, and vector environments stack infos, so that it must stay numbers.
+    The action is the embodiment's, (D,) in metres and radians; one outside of its space raises ContractError and is not
+    clipped (wrap the environment in gymnasium.wrappers.ClipAction for that). The reward is 1 while the task's success
+    test holds, else 0. `info` holds "success", "executed" (the action that was sent to the arm), "clamps" and
+    "instruction". After `reset`, "executed" is NaN: vector environments stack infos, so that it must be an array.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012, gymnasium's own way
@@ -50,8 +50,11 @@ class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
     def __init__(self, world: World, render_mode: str | None = None) -> None:
         """
         Args:
-            world: closed with the environment.
-            render_mode: "rgb_array" makes `render` give the first camera's frame.
+            world: the world; `close` closes it.
+            render_mode: "rgb_array" makes `render` return the first camera's frame.
+
+        Raises:
+            WorldError: the render mode is unknown.
         """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise WorldError(unknown("render mode", render_mode, self.metadata["render_modes"]))
@@ -65,7 +68,7 @@ class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[GymObservation, dict[str, Any]]:
-        """Begin an episode; without a seed, one is drawn from the generator that the last seed began."""
+        """Begin an episode; without a seed, draw one from the generator that the last given seed initialised."""
         super().reset(seed=seed)
         observation = self._world.reset(int(self.np_random.integers(SEEDS)) if seed is None else seed)
         return self._show(observation), {
@@ -81,7 +84,11 @@ class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
         return observation, float(result.success), result.terminated, result.truncated, _info(result)
 
     def render(self) -> Image | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The first camera's latest frame, (H, W, 3) uint8, in mode "rgb_array"."""
+        """Return the first camera's latest frame, (H, W, 3) uint8, in mode "rgb_array"; None without a mode.
+
+        Raises:
+            WorldError: `reset` was not called, or the world has no camera.
+        """
         if self.render_mode is None:
             return None
         if self._latest is None:
@@ -102,7 +109,7 @@ class WorldEnv(gymnasium.Env[GymObservation, np.ndarray]):
 
 
 def observation_space(embodiment: Embodiment) -> spaces.Dict:
-    """The arm's state in its units, and frames by camera name if there are cameras."""
+    """Return the space of observations: the arm's state in its units, and frames by camera name if there are any."""
     frames = [(c.name, spaces.Box(0, 255, (c.height, c.width, 3), np.uint8)) for c in embodiment.cameras]
     low, high = (np.array([getattr(d, end) for d in embodiment.state]) for end in ("low", "high"))
     state = spaces.Box(low, high, dtype=np.float64)
@@ -110,12 +117,12 @@ def observation_space(embodiment: Embodiment) -> spaces.Dict:
 
 
 def action_space(embodiment: Embodiment) -> spaces.Box:
-    """The action's limits in its units."""
+    """Return the space of actions, with their limits in their units."""
     return spaces.Box(embodiment.action.low, embodiment.action.high, dtype=np.float64)
 
 
 def make_env(recipe: str, render_mode: str | None = None) -> WorldEnv:
-    """The environment of a recipe in envs/, by name or path.
+    """Build the environment of a recipe in envs/, by name or path.
 
     OpenGL starts with the first reset: an AsyncVectorEnv builds an environment to read its spaces, and then forks.
     """
@@ -123,7 +130,8 @@ def make_env(recipe: str, render_mode: str | None = None) -> WorldEnv:
 
 
 def env_id(name: str) -> str:
-    """
+    """Return the id under which gymnasium knows the recipe of that name.
+
     >>> env_id("pick_place_can")
     'vla_robot/PickPlaceCan-v0'
     """
@@ -131,14 +139,14 @@ def env_id(name: str) -> str:
 
 
 def register_all() -> None:
-    """Tell gymnasium of every recipe in envs/. May be called again when there are new ones."""
+    """Register every recipe of envs/ with gymnasium. May be called again when there are new ones."""
     for name in available("envs"):
         if env_id(name) not in gymnasium.registry:
             gymnasium.register(id=env_id(name), entry_point=f"{__name__}:make_env", kwargs={"recipe": name})
 
 
 def _info(result: StepResult) -> dict[str, Any]:
-    """No stamps: gymnasium wants the same seed and actions to give the same info."""
+    """Return the info of a step, without stamps: gymnasium expects equal infos from equal seeds and actions."""
     assert result.executed is not None, "a world that stepped has executed an action"
     return {
         "success": result.success,

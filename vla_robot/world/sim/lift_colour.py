@@ -1,10 +1,10 @@
-"""LiftColour: robosuite's Lift with a red, a green and a blue cube; one of them is to be lifted, and no other.
+"""LiftColour: robosuite's Lift with a red, a green and a blue cube, of which the arm must lift one and no other.
 
-Which one is the episode's seed modulo three, so that consecutive seeds ask for each colour equally often. Where the
-cubes lie is drawn anew each time: on a strip of 10 x 26 cm, far enough apart for open fingers between them, turned by
-at most 20 degrees, so that fingers which close along the base's y axis meet their sides.
+The seed modulo three chooses the cube, so that consecutive seeds ask for each colour equally often. Each reset draws
+the cubes' places: on a strip of 10 x 26 cm, far enough apart for open fingers between them, turned by at most 20
+degrees, so that fingers which close along the base's y axis meet their sides.
 
-LiftSome is the same with one, two or all three of them, in turn; the one that is to be lifted is always there.
+LiftSome is the same task with one, two or all three cubes in turn; the cube to be lifted is always there.
 
 Importing this module registers the tasks with robosuite.
 """
@@ -29,7 +29,7 @@ HALF_STRIP_M = (0.05, 0.13)
 """Half edges of the strip around the table's middle, x and y."""
 
 APART_M = 0.09
-"""Between the centres of two cubes: half a cube, a finger, and 2 cm to spare on its way down."""
+"""Smallest distance of two cubes' centres: half a cube, a finger, and 2 cm of clearance for the finger."""
 
 MAX_YAW_RAD = np.deg2rad(20.0)
 LIFTED_M = 0.04
@@ -37,22 +37,22 @@ LIFTED_M = 0.04
 
 TABLE_M = np.array([0.0, 0.0, 0.8])
 AWAY_M = np.array([3.0, 0.0, HALF_EDGE_M])
-"""Where a cube lies that is not part of a scene: on the floor, behind the cameras that look at the table."""
+"""Position of a cube that is not part of a scene: on the floor, behind the cameras, world frame."""
 
 
 class LiftColour(Lift):
-    """The robosuite task; `RobosuiteWorld` puts it behind the World port."""
+    """The robosuite task, which `RobosuiteWorld` presents as a World."""
 
     target = COLOURS[0]
     sim: Any  # robosuite's type says None until it is built
 
     def choose_target(self, seed: int) -> str:
-        """Which cube the coming episode is about; the word that stands for {target} in the instruction."""
+        """Choose the cube of the next episode. Return its colour, which replaces {target} in the instruction."""
         self.target = COLOURS[seed % len(COLOURS)]
         return self.target
 
     def failed(self) -> bool:
-        """Whether a cube that was not asked for is in the air."""
+        """Return whether a cube other than the target is lifted."""
         return any(self._is_lifted(colour) for colour in COLOURS if colour != self.target)
 
     def _check_success(self) -> bool:
@@ -71,7 +71,7 @@ class LiftColour(Lift):
         )
         arena.set_origin([0, 0, 0])
         self.cubes = {colour: _cube(colour) for colour in COLOURS}
-        self.cube = self.cubes[COLOURS[0]]  # what Lift's own observables are about; nothing here reads them
+        self.cube = self.cubes[COLOURS[0]]  # needed by Lift's own observables, which nothing here reads
         self.model = ManipulationTask(
             mujoco_arena=arena, mujoco_robots=[robot], mujoco_objects=list(self.cubes.values())
         )
@@ -87,7 +87,7 @@ class LiftColour(Lift):
 
 
 class LiftSome(LiftColour):
-    """The same with one to three cubes: nine consecutive seeds have each target with each number of cubes."""
+    """LiftColour with one to three cubes: nine consecutive seeds have each target with each number of cubes."""
 
     count = len(COLOURS)
 
@@ -114,7 +114,7 @@ def _cube(colour: str) -> BoxObject:
 
 
 def _places() -> list[tuple[float, float, float]]:
-    """x, y [m] and yaw [rad] of each cube, from numpy's global generator as robosuite's own tasks do."""
+    """Draw x, y [m] and yaw [rad] of each cube, from numpy's global generator as robosuite's own tasks do."""
     half = np.array(HALF_STRIP_M)
     while True:
         points = np.random.uniform(-half, half, (len(COLOURS), 2))

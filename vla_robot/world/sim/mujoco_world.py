@@ -1,16 +1,16 @@
-"""Scenes of our own as worlds: an MJCF file with an arm, its gripper and some objects.
+"""Simulates an MJCF scene with an arm, its gripper and some objects as a World.
 
-What the scene must name, and nothing else is assumed:
+The scene must name these, and nothing else is assumed:
 
     body "base"         the frame of actions and state
-    site "tool"         the point and frame that actions move; its z axis points out of the hand
+    site "tool"         the point and frame that actions move; its z axis points out of the gripper
     actuator "gripper"  a position servo whose length is the opening [m] and whose control range is closed .. open
     other actuators     position servos, one for each joint of the arm, between base and tool
-    keyframe "home"     where an episode begins, objects included
+    keyframe "home"     state at the start of an episode, objects included
 
-A translation starts from where the tool is, as robosuite's controller does it, so that pushing against a table builds
-up nothing. A rotation starts from where the tool was told to be: an arm that lags a little behind would otherwise tilt
-more with every step in which it is only moved.
+A translation is added to the measured position of the tool, as by robosuite's controller, so that the target does not
+move on while the tool pushes against a table. A rotation is added to the last commanded orientation: otherwise the
+small lag of the arm would add up to a tilt over steps that only translate.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ SETTLE_S = 0.2
 """Simulated time after a reset in which placed objects come to rest."""
 
 PLACEMENT_TRIES = 100
-"""Draws before objects that overlap are taken for a recipe whose areas are too small."""
+"""Number of draws of an object's place before its area counts as too small."""
 
 
 class MujocoWorld:
-    """One MJCF scene behind the World port."""
+    """The port World for one MJCF scene."""
 
     def __init__(self, recipe: MujocoRecipe, privileged: bool = False, warm: bool = True) -> None:
         """
         Args:
-            recipe: of kind "mujoco".
-            privileged: give positions and orientations of everything that moves in `Observation.privileged`.
-            warm: draw a frame now: OpenGL takes a second to start, and may fail. Otherwise the first reset does.
+            recipe: a recipe of kind "mujoco".
+            privileged: whether to put the poses of tool and objects into `Observation.privileged`.
+            warm: render a frame now: OpenGL takes a second to start, and may fail. Otherwise the first reset does.
 
         Raises:
             RecipeError: the scene cannot be read, or lacks something that it or the recipe must name.
@@ -84,7 +84,7 @@ class MujocoWorld:
         return self._recipe.instruction
 
     def reset(self, seed: int) -> Observation:
-        """Begin an episode: the arm at home, the objects placed and at rest. Same seed, same state."""
+        """Begin an episode: the arm at home, the objects placed and at rest. The same seed gives the same state."""
         self._require_open()
         self._begin(require_seed(seed, largest=None))
         return self._observe()
@@ -128,7 +128,7 @@ class MujocoWorld:
             raise WorldError("this world was closed; build a new one.")
 
     def _place_objects(self, rng: np.random.Generator) -> None:
-        """Draw each object's place, again while it would overlap one placed before it."""
+        """Draw each object's place; draw again while it overlaps an object that was placed before."""
         taken: list[tuple[Vector, float]] = []
         for placement in self._recipe.placements:
             body = self._objects[placement.body]
@@ -141,7 +141,7 @@ class MujocoWorld:
             taken.append((spot, radius))
 
     def _command(self, action: Vector) -> None:
-        """Set the servos' targets: metres, radians in the base frame and 1 = open."""
+        """Set the servos' targets from an action: (7,) [m] and [rad] in the base frame, and 1 = open."""
         R_base = self._base_rotation()
         position = self._data.site_xpos[self._rig.tool] + R_base @ action[:3]
         self._goal_quat = rotate(self._goal_quat, R_base @ action[3:6])
@@ -150,7 +150,7 @@ class MujocoWorld:
         self._data.ctrl[self._rig.gripper] = closed + action[-1] * (opened - closed)
 
     def _advance(self, duration_s: float) -> None:
-        """Let simulated time pass, and leave everything that is derived from the state up to date with it."""
+        """Simulate for that long, and update all values that MuJoCo derives from the state."""
         mujoco.mj_step(self._model, self._data, nstep=round(duration_s / self._model.opt.timestep))
         mujoco.mj_forward(self._model, self._data)
 
@@ -168,14 +168,14 @@ class MujocoWorld:
         return Placed(centre, half_size, self._start[name])
 
     def _box(self, name: str) -> tuple[Vector, Vector]:
-        """Centre and half edges of a body's bounding box along the world's axes, (3,) each [m]."""
+        """Return centre and half edges of a body's bounding box along the world's axes, (3,) each [m]."""
         centre, half_size = self._box_in_body(name)
         body = self._data.body(name)
         R = body.xmat.reshape(3, 3)
         return body.xpos + R @ centre, np.abs(R) @ half_size
 
     def _box_in_body(self, name: str) -> tuple[Vector, Vector]:
-        """The same in the body's own frame, which does not change."""
+        """Return centre and half edges of a body's bounding box in its own frame, where they are constant."""
         low, high = np.full(3, np.inf), np.full(3, -np.inf)
         model = self._model
         for geom in np.flatnonzero(model.geom_bodyid == model.body(name).id):
@@ -202,7 +202,7 @@ class MujocoWorld:
         return {camera.name: self._renderer.frame(self._data, camera) for camera in self._recipe.cameras}
 
     def _state(self) -> Vector:
-        """Tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
+        """Return the state, (7,): tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
         R_base = self._base_rotation()
         position = R_base.T @ (self._data.site_xpos[self._rig.tool] - self._data.xpos[self._rig.base])
         rotation = R_base.T @ self._data.site_xmat[self._rig.tool].reshape(3, 3)
@@ -214,7 +214,7 @@ class MujocoWorld:
         return self._data.xmat[self._rig.base].reshape(3, 3)
 
     def _truth(self, state: Vector) -> dict[str, Vector]:
-        """Tool pose, gripper width and pose of every free body, in the base frame; the keys that robosuite's have."""
+        """Return tool pose, gripper width and pose of every free body, in the base frame, with robosuite's keys."""
         truth = {"eef_pos": state[:3].copy(), "eef_rot": state[3:6].copy(), "gripper_width": state[6:7].copy()}
         R_base, base = self._base_rotation(), self._data.xpos[self._rig.base]
         for name, body in self._objects.items():
@@ -225,15 +225,15 @@ class MujocoWorld:
 
 @dataclass(frozen=True)
 class _Rig:
-    """Ids in the model of what the world moves and reads.
+    """Ids in the model of the elements that the world moves and reads.
 
     Attributes:
-        base: body that is the base frame.
-        tool: site that actions move.
-        home: keyframe of the start.
-        gripper: actuator of the fingers.
-        actuators: actuators of the arm's joints.
-        joints: those joints, in the same order.
+        base: id of the body that is the base frame.
+        tool: id of the site that actions move.
+        home: id of the keyframe of the start.
+        gripper: id of the fingers' actuator.
+        actuators: ids of the actuators of the arm's joints.
+        joints: ids of those joints, in the same order.
     """
 
     base: int
@@ -246,7 +246,7 @@ class _Rig:
 
 @dataclass(frozen=True)
 class _FreeBody:
-    """A body that lies loose in the scene: its id, and where its pose begins in qpos."""
+    """A body with a free joint: its id, and the index in qpos at which its pose begins."""
 
     id: int
     qpos: int
@@ -262,10 +262,10 @@ def _load(recipe: MujocoRecipe) -> mujoco.MjModel:
 
 
 def _find_rig(model: mujoco.MjModel, recipe: MujocoRecipe) -> _Rig:
-    """Everything that the scene and the recipe name.
+    """Return the ids of the elements that the scene must have.
 
     Raises:
-        RecipeError: something is missing; all of it is listed at once.
+        RecipeError: the scene lacks elements that it or the recipe must name; the message lists all of them.
     """
     kinds = mujoco.mjtObj
     wanted = [("body", kinds.mjOBJ_BODY, "base"), ("site", kinds.mjOBJ_SITE, "tool")]
@@ -301,7 +301,7 @@ def _rate_problems(rate_hz: float, timestep_s: float) -> list[str]:
 
 
 def _free_bodies(model: mujoco.MjModel) -> dict[str, _FreeBody]:
-    """Name -> body, for every body with a free joint."""
+    """Return name -> body, for every body with a free joint."""
     free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE)
     bodies = [_FreeBody(int(model.jnt_bodyid[j]), int(model.jnt_qposadr[j])) for j in free]
     return {model.body(body.id).name: body for body in bodies}
@@ -322,7 +322,7 @@ def _names(model: mujoco.MjModel, kind: mujoco.mjtObj) -> list[str]:
 def _free_spot(
     placement: PlacementRecipe, radius: float, taken: list[tuple[Vector, float]], rng: np.random.Generator
 ) -> Vector:
-    """(2,) place in the world frame [m] at which a round object of that radius overlaps none that lies there."""
+    """Draw a place in the world frame, (2,) [m], at which a round object of that radius overlaps no placed object."""
     low, high = np.transpose([placement.x, placement.y])
     for _ in range(PLACEMENT_TRIES):
         spot = rng.uniform(low, high)

@@ -1,8 +1,8 @@
-"""A simulated world whose cameras have rates of their own, as those of a real robot have.
+"""Gives each camera of a simulated world its own rate, as the cameras of a real robot have.
 
 control at 30 Hz    0   1   2   3   4   5   6
 wrist, 30 Hz        x   x   x   x   x   x   x
-base, 10 Hz         x           x           x       in between: its last frame, with the stamp of that one
+base, 10 Hz         x           x           x       in between: its last frame, with that frame's stamp
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from vla_robot.core.ports import VisibleWorld
 
 
 class PacedCameras:
-    """The same port around another world; it is told by control steps, so that a seed still gives the same frames."""
+    """A world whose cameras are paced by counting control steps, so that a seed still gives the same frames."""
 
     def __init__(self, world: VisibleWorld, rates_hz: Mapping[str, float]) -> None:
         """
         Args:
-            world: renders every camera at every step, whether or not the frame is due.
-            rates_hz: camera -> frames a second, at most the world's rate; the others give one a step.
+            world: the wrapped world, which renders every camera at every step, whether or not the frame is due.
+            rates_hz: camera -> rate [Hz], at most the world's rate; other cameras give a frame at each step.
         """
         self._world = world
         self._rates_hz = rates_hz
@@ -45,14 +45,14 @@ class PacedCameras:
         return replace(result, observation=self._seen(result.observation))
 
     def look(self) -> Observation:
-        """All cameras at once: theirs is the clock of the steps, and there is none now."""
+        """Return an observation with a new frame of every camera, since rates count only in steps."""
         return self._world.look()
 
     def close(self) -> None:
         self._world.close()
 
     def _seen(self, observation: Observation) -> Observation:
-        """With the newest frame that each camera gave, and when that was."""
+        """Return the observation with each camera's last due frame and its stamp."""
         for name, image in observation.images.items():
             if name not in self._frames or self._is_due(name, observation.step):
                 self._frames[name] = image, observation.stamp_ns
@@ -65,9 +65,9 @@ class PacedCameras:
         )
 
     def _is_due(self, name: str, step: int) -> bool:
-        """Whether the camera's clock ticked since the step before."""
+        """Return whether a frame of the camera is due at this step."""
         if name not in self._rates_hz:
             return True
         frames_per_step = self._rates_hz[name] / self._world.embodiment.rate_hz
-        # A hair more, as 3 * (10 / 30) may come out below 1.
+        # 1e-9 is added since 3 * (10 / 30) may be rounded to a number below 1.
         return int(step * frames_per_step + 1e-9) > int((step - 1) * frames_per_step + 1e-9)

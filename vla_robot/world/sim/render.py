@@ -1,10 +1,11 @@
-"""Offscreen rendering for simulated worlds: cheap enough for a control loop on a software renderer.
+"""Renders the cameras of simulated worlds offscreen, fast enough for a control loop on a software renderer.
 
-OpenGL starts with the first frame. No thread keeps its context after a frame, so that any thread may draw the next one.
-A process that was forked after OpenGL had started cannot draw: its driver waits for threads that only the parent has.
+OpenGL starts with the first frame. The context is released after each frame, so that any thread may render the next
+one. A process that was forked after OpenGL had started cannot render: its driver waits for threads that only the parent
+has.
 
-Measured on two cores of software EGL at 224 px, robosuite's Lift: 75 ms a frame as MuJoCo comes, 26 ms without shadows
-and reflections, 18 ms without multisampling as well.
+Measured on two cores of software EGL at 224 px, robosuite's Lift: 75 ms a frame with MuJoCo's defaults, 26 ms without
+shadows and reflections, 18 ms without multisampling as well.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ if TYPE_CHECKING:
     from vla_robot.recipe.env import CameraRecipe
 
 COLLISION_GEOMS = 0
-"""MuJoCo's geom group of collision shapes in robosuite's models; hidden, since visual meshes stand in group 1."""
+"""MuJoCo's geom group of collision shapes in robosuite's models; hidden, since the visual meshes are in group 1."""
 
 
 def choose_gl_backend() -> None:
-    """Pick EGL where there is no display; a choice of the user stands."""
+    """Select EGL on Linux without a display, unless MUJOCO_GL is set."""
     if sys.platform != "linux" or os.environ.get("DISPLAY") or "MUJOCO_GL" in os.environ:
         return
     os.environ["MUJOCO_GL"] = "egl"
-    if "mujoco.gl_context" in sys.modules:  # MuJoCo chose when it was imported, and needs a display for that
+    if "mujoco.gl_context" in sys.modules:  # MuJoCo reads the variable when this module is imported
         importlib.reload(sys.modules["mujoco.gl_context"])
 
 
@@ -47,12 +48,12 @@ def start_mujoco() -> None:
     """Import mujoco with a backend that fits this machine.
 
     Raises:
-        WorldError: the backend that MUJOCO_GL names cannot be loaded; mujoco tries while it is imported.
+        WorldError: the backend that MUJOCO_GL names cannot be loaded, which mujoco does while it is imported.
     """
     choose_gl_backend()
     try:
         importlib.import_module("mujoco")
-    except Exception as error:  # OpenGL loaders raise whatever they like: ImportError, RuntimeError, AttributeError
+    except Exception as error:  # OpenGL loaders raise ImportError, RuntimeError, AttributeError and others
         raise WorldError(_no_opengl(error)) from error
 
 
@@ -65,14 +66,14 @@ def _no_opengl(error: Exception) -> str:
 
 
 class Renderer:
-    """Renders the cameras of one model."""
+    """A renderer of the cameras of one model."""
 
     def __init__(self, model: mujoco.MjModel, shadows: bool, hide_group: int | None = None) -> None:
         """
         Args:
-            model: its quality settings are changed in place.
-            shadows: also reflections and multisampling.
-            hide_group: geom group that is not drawn.
+            model: the model; its quality settings are changed in place.
+            shadows: whether to render shadows, reflections and multisampling.
+            hide_group: geom group that is not rendered.
         """
         self._model = model
         self._shadows = shadows
@@ -82,10 +83,10 @@ class Renderer:
             model.vis.quality.offsamples = 0
 
     def frame(self, data: mujoco.MjData, camera: CameraRecipe) -> Image:
-        """(H, W, 3) uint8 RGB of the scene as it is now.
+        """Return the camera's picture of the scene in its present state, (H, W, 3) uint8 RGB.
 
         Raises:
-            WorldError: OpenGL cannot start here, or another thread draws at this moment.
+            WorldError: OpenGL cannot start here, or another thread renders at this moment.
         """
         renderer = self._renderer(camera.height, camera.width)
         if camera.source is not None:
@@ -95,7 +96,7 @@ class Renderer:
             renderer.update_scene(data, _free_camera(camera))
         try:
             return renderer.render()
-        except Exception as error:  # OpenGL loaders raise whatever they like
+        except Exception as error:  # OpenGL loaders raise errors of many types
             raise WorldError(f"a frame cannot be drawn: {error}. Use a world from one thread at a time.") from error
         finally:
             _let_go_of(renderer)
@@ -107,7 +108,7 @@ class Renderer:
         self._by_size.clear()
 
     def abandon(self) -> None:
-        """Forget the contexts without freeing them: after a fork, any call into their driver may wait for ever."""
+        """Drop the contexts without freeing them: after a fork, a call into their driver may never return."""
         for renderer in self._by_size.values():
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(renderer))  # so that no finaliser runs
         self._by_size.clear()
@@ -132,7 +133,7 @@ class Renderer:
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = 0
             renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
         if self._hide_group is not None:
-            renderer._scene_option.geomgroup[self._hide_group] = 0  # no public way in 3.3
+            renderer._scene_option.geomgroup[self._hide_group] = 0  # mujoco 3.3 has no public setter
         return renderer
 
 
@@ -141,7 +142,7 @@ _LIVE: weakref.WeakSet[Renderer] = weakref.WeakSet()
 
 @functools.cache
 def _free_contexts_at_exit() -> None:
-    """For worlds that are never closed. Called after MuJoCo has registered the end of EGL, to run before it."""
+    """Free the contexts of unclosed worlds at exit. Call this after MuJoCo registers its handler, to run before it."""
     atexit.register(_close_all)
 
 
@@ -171,14 +172,14 @@ _RELEASE: dict[str, Callable[[Any], None]] = {
 
 
 def _let_go_of(renderer: mujoco.Renderer) -> None:
-    """Leave its context current in no thread; mujoco makes it current again before it draws."""
+    """Release the renderer's context from this thread; mujoco makes it current again before it renders."""
     name = type(renderer._gl_context).__module__
     if release := _RELEASE.get(name):
         release(sys.modules[name])
 
 
 _inherited_opengl = False
-"""This process was forked from one in which OpenGL had started."""
+"""Whether this process was forked from one in which OpenGL had started."""
 
 
 def _require_own_opengl() -> None:
@@ -191,7 +192,7 @@ def _require_own_opengl() -> None:
 
 
 def _after_fork() -> None:
-    """In the child. What the parent drew with is left alone, also when the child exits."""
+    """Drop the parent's contexts in a forked child, so that the child does not free them, also not when it exits."""
     global _inherited_opengl
     egl: Any = sys.modules.get("mujoco.egl")
     if not _LIVE and getattr(egl, "EGL_DISPLAY", None) is None:

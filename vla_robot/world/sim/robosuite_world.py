@@ -1,4 +1,4 @@
-"""robosuite's single-arm tasks as worlds.
+"""Presents robosuite's single-arm tasks as worlds.
 
 Differences from robosuite that a user should know:
 - Actions are in metres and radians in the base frame and the gripper is 1 = open, 0 = closed. robosuite's own action
@@ -34,10 +34,10 @@ from vla_robot.world.sim.sim_embodiment import MAX_OPENING_M, check_action, embo
 from vla_robot.world.sim.workspace import reach_m
 
 BUILD_SEED = 0
-"""robosuite draws object sizes while it builds the model; a fixed seed makes every process build the same one."""
+"""robosuite draws object sizes while it builds the model; a fixed seed makes every process build the same model."""
 
 SETTLE_STEPS = 10
-"""Control steps after a reset with the gripper opening: ten take it from closed to open."""
+"""Number of control steps after a reset in which the gripper opens; ten take it from closed to open."""
 
 TASKS = ("Lift", "Stack", "NutAssembly", "NutAssemblySquare", "NutAssemblyRound", "PickPlace", "PickPlaceSingle",
          "PickPlaceMilk", "PickPlaceBread", "PickPlaceCereal", "PickPlaceCan", "Door", "ToolHang")  # fmt: skip
@@ -47,28 +47,28 @@ ARMS = ("Panda", "UR5e", "IIWA", "Kinova3")
 """robosuite's arms on a fixed base whose gripper has two fingers. Each is built by a test."""
 
 MAX_PADS_M = 0.15
-"""Between the pads of a gripper with turning fingers; Robotiq's 140 opens to 0.125."""
+"""Largest distance of the pads of a gripper with turning fingers; Robotiq's 140 opens to 0.125 m."""
 FAR_M = 1.0
-"""MuJoCo looks no further for the other pad."""
+"""Largest distance of the pads that MuJoCo computes."""
 
 OUR_TASKS = {"LiftColour": "vla_robot.world.sim.lift_colour", "LiftSome": "vla_robot.world.sim.lift_colour"}
-"""Tasks of ours for robosuite, and the module whose import registers them."""
+"""This project's tasks for robosuite -> the module whose import registers them."""
 
 ACTION_DIM = 7
-"""Of an arm with a gripper: a translation, a rotation and the fingers."""
+"""Dimensions of an action of an arm with a gripper: a translation, a rotation and the fingers."""
 SLIDE = 2
 """mujoco.mjtJoint.mjJNT_SLIDE; mujoco is imported by `start_mujoco` only."""
 
 
 class RobosuiteWorld:
-    """One robosuite task behind the World port."""
+    """The port World for one robosuite task."""
 
     def __init__(self, recipe: RobosuiteRecipe, privileged: bool = False, warm: bool = True) -> None:
         """
         Args:
-            recipe: of kind "robosuite".
-            privileged: give the simulator's truth in `Observation.privileged`.
-            warm: draw a frame now: OpenGL takes a second to start, and may fail. Otherwise the first reset does.
+            recipe: a recipe of kind "robosuite".
+            privileged: whether to put the simulator's state into `Observation.privileged`.
+            warm: render a frame now: OpenGL takes a second to start, and may fail. Otherwise the first reset does.
 
         Raises:
             RecipeError: robosuite has no such task, arm or camera, or it does not fit an arm with a gripper.
@@ -90,7 +90,7 @@ class RobosuiteWorld:
         self._step = 0
         self._held = 0
         self._open = True
-        self._begin(0)  # the first step compiles, which takes seconds: now and not in an episode
+        self._begin(0)  # the first step compiles code, which takes seconds
         if warm:
             self._observe()
 
@@ -100,11 +100,11 @@ class RobosuiteWorld:
 
     @property
     def instruction(self) -> str:
-        """Of the present episode, where the task draws one."""
+        """The instruction of the present episode, which some tasks choose by the seed."""
         return self._instruction
 
     def reset(self, seed: int) -> Observation:
-        """Begin an episode: place the objects, let them fall, open the gripper. Same seed, same state."""
+        """Begin an episode: place the objects, let them fall, open the gripper. The same seed gives the same state."""
         self._require_open()
         self._begin(require_seed(seed, largest=None))
         return self._observe()
@@ -164,11 +164,11 @@ class RobosuiteWorld:
                 raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
 
     def _failed(self) -> bool:
-        """Whether something happened that cannot be undone."""
+        """Return whether the task has failed for good, where it can."""
         return hasattr(self._env, "failed") and self._env.failed()
 
     def _to_robosuite(self, action: Vector) -> Vector:
-        """Metres, radians and 1 = open -> fractions of the controller's range and +1 = closed."""
+        """Convert (7,) metres, radians and 1 = open to fractions of the controller's range and +1 = closed."""
         gripper = 1.0 - 2.0 * action[-1]
         return np.append(np.clip(action[:-1] / self._scale, -1, 1), gripper)
 
@@ -186,7 +186,7 @@ class RobosuiteWorld:
         )
 
     def _state(self) -> Vector:
-        """Tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
+        """Return the state, (7,): tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
         position, rotation = self._tool_in_base()
         return np.concatenate([position, half_space_rotvec(quat_from_matrix(rotation)), [self._opening()]])
 
@@ -197,7 +197,7 @@ class RobosuiteWorld:
         return position, R_base.T @ self._data.site_xmat[site].reshape(3, 3)
 
     def _opening(self) -> float:
-        """How far the fingers are apart [m]: the way of sliding ones, the gap between the pads of turning ones."""
+        """Return the gripper's opening [m]: the travel of sliding fingers, or the gap between turning fingers' pads."""
         if self._pads is None:
             joints = self._robot._ref_gripper_joint_pos_indexes[self._arm]
             return float(np.abs(self._data.qpos[joints]).sum())
@@ -215,7 +215,7 @@ class RobosuiteWorld:
         return self._data.body(self._robot.robot_model.root_body).xmat.reshape(3, 3)
 
     def _truth(self, state: Vector) -> dict[str, Vector]:
-        """What scripted experts see: tool, every movable object and the goal, positions in the base frame [m]."""
+        """Return the privileged values: tool, movable objects and the goal, with positions in the base frame [m]."""
         truth = {"eef_pos": state[:3], "eef_rot": state[3:6], "gripper_width": state[6:7]}
         R_base, base = self._base_rotation(), self._base_position()
         for name, body in self._movable_bodies().items():
@@ -228,7 +228,7 @@ class RobosuiteWorld:
         return truth
 
     def _landmarks(self) -> dict[str, Vector]:
-        """Points that a task is about besides its objects' centres, world frame [m]."""
+        """Return goals and handles by name, (3,) in the world frame [m]."""
         points: dict[str, Vector] = {}
         if hasattr(self._env, "target_bin_placements"):
             points |= {
@@ -240,12 +240,12 @@ class RobosuiteWorld:
         return points
 
     def _mechanism(self) -> dict[str, int]:
-        """Name -> index in qpos of the joints that a task is about [rad]."""
+        """Return name -> index in qpos of a door's hinge and latch [rad], where the task has them."""
         names = {"hinge_angle": "hinge_qpos_addr", "latch_angle": "handle_qpos_addr"}
         return {name: getattr(self._env, address) for name, address in names.items() if hasattr(self._env, address)}
 
     def _movable_bodies(self) -> dict[str, int]:
-        """Object name -> body id, for every object of the task that has joints."""
+        """Return object name -> body id, for every object of the task that has joints."""
         objects = self._env.model.mujoco_objects
         return {o.name: self._env.sim.model.body_name2id(o.root_body) for o in objects if o.joints}
 
@@ -281,8 +281,8 @@ def _make(recipe: RobosuiteRecipe) -> Any:
                 hard_reset=False,
             )
     _require_one_arm(recipe, env)
-    # robosuite updates some forty observables in every physics step; all that is needed is read from the simulator.
-    # The dictionary itself stays, because PickPlace switches its entries at every reset.
+    # robosuite updates some forty observables in every physics step, which nothing here reads.
+    # The dictionary itself stays, since PickPlace switches its entries at every reset.
     env._update_observables = lambda force=False: None
     env._get_observations = lambda force_update=False: OrderedDict()
     return env
@@ -291,7 +291,7 @@ def _make(recipe: RobosuiteRecipe) -> Any:
 def _require_offered(
     what: str, name: str, offered: Sequence[str], known: Iterable[str], more: Iterable[str] = ()
 ) -> None:
-    """Raise RecipeError unless robosuite's task or arm is one that a test has built."""
+    """Raise RecipeError unless robosuite's task or arm is in `offered`: those that a test builds."""
     if name in offered:
         return
     available = [*offered, *more]
@@ -305,16 +305,16 @@ def _require_offered(
 
 @contextlib.contextmanager
 def _told_by_robosuite(recipe: RobosuiteRecipe) -> Iterator[None]:
-    """Whatever robosuite raises while it builds, in one sentence."""
+    """Turn any exception that robosuite raises while it builds into a RecipeError of one line."""
     try:
         yield
-    except Exception as error:  # assertions, MuJoCo's errors about a model, key errors: it has no errors of its own
+    except Exception as error:  # robosuite has no error types: it raises assertions, key errors and MuJoCo's errors
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(f"robosuite cannot build task '{recipe.task}' with arm '{recipe.arm}': {said}.") from error
 
 
 def _require_one_arm(recipe: RobosuiteRecipe, env: Any) -> None:
-    """Raise RecipeError unless what was built takes this world's actions: six numbers for the tool, one for fingers."""
+    """Raise RecipeError unless the task takes this world's actions: six numbers for the tool, one for the fingers."""
     arms = [arm for robot in env.robots for arm in robot.arms]
     if len(arms) == 1 and env.action_dim == ACTION_DIM:
         return
@@ -326,7 +326,7 @@ def _require_one_arm(recipe: RobosuiteRecipe, env: Any) -> None:
 
 
 def _pads(model: Any, gripper: Any) -> tuple[int, int] | None:
-    """Ids of the geoms whose gap is the opening; None where the fingers slide, so that their way is."""
+    """Return the ids of the pads, whose gap is the opening; None for fingers that slide."""
     if all(model.joint(name).type[0] == SLIDE for name in gripper.joints):
         return None
     left, right = (model.geom(gripper.important_geoms[f"{side}_fingerpad"][0]).id for side in ("left", "right"))
@@ -334,12 +334,12 @@ def _pads(model: Any, gripper: Any) -> tuple[int, int] | None:
 
 
 def _controller_scale(robot: Any) -> Vector:
-    """(6,) largest step of the controller, [m] and [rad]."""
+    """Return the controller's largest step, (6,) [m] and [rad]."""
     return np.asarray(robot.part_controllers[robot.arms[0]].output_max, dtype=np.float64)
 
 
 def _words(seed: int) -> int | list[int]:
-    """As numpy's global generator takes a seed: itself up to 32 bits, words of 32 bits of a larger one."""
+    """Return a seed in a form that numpy's global generator takes: words of 32 bits when it is longer than 32 bits."""
     if seed < 1 << 32:
         return seed
     return [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]
@@ -347,9 +347,9 @@ def _words(seed: int) -> int | list[int]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """robosuite 1.5.1 draws from the global generators of numpy and, where a task chooses among objects, of Python.
+    """Seed the global generators of numpy and Python, and restore them at the end.
 
-    Both are seeded here and left as the caller had them.
+    robosuite 1.5.1 draws from numpy's and, where a task chooses among objects, from Python's.
     """
     words = _words(seed)
     state, python_state = np.random.get_state(), random.getstate()
@@ -364,7 +364,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """robosuite greets every import with warnings about private macros and packages that are not needed."""
+    """Hide the warnings that robosuite prints when it is imported, about macros and packages that are not needed."""
     logger = logging.getLogger("robosuite_logs")
     level = logger.level
     logger.setLevel(logging.ERROR)

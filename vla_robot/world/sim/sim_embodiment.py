@@ -1,4 +1,4 @@
-"""What actions and state of a simulated arm with a parallel gripper mean; shared by the simulated worlds."""
+"""The embodiment of an arm with a parallel gripper that takes motions of its tool; shared by all such arms."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MAX_OPENING_M = 0.1
 def embodiment_of(
     recipe: EnvRecipe, name: str, reach_m: float = REACH_M, opening_m: float = MAX_OPENING_M
 ) -> Embodiment:
-    """Tool deltas in the base frame and an absolute gripper; state is the tool's pose and the gripper's opening.
+    """Return an embodiment of tool deltas and an absolute gripper; its state is the tool's pose and the opening [m].
 
     Args:
-        recipe: of the world.
-        name: of the arm.
-        reach_m: the tool is never further from the base.
-        opening_m: the fingers are never further apart.
+        recipe: the world's recipe.
+        name: the arm's name.
+        reach_m: largest distance of the tool from the base.
+        opening_m: largest opening of the fingers.
     """
     translation = [Dim(n, "m", -recipe.max_step_m, recipe.max_step_m) for n in ("dx", "dy", "dz")]
     rotation = [Dim(n, "rad", -recipe.max_step_rad, recipe.max_step_rad) for n in ("droll", "dpitch", "dyaw")]
@@ -38,11 +38,10 @@ def embodiment_of(
 
 
 def check_action(action: Vector, space: ActionSpace) -> Vector:
-    """The action as float64, in an array of its own.
+    """Return a copy of the action, (D,) float64.
 
     Raises:
-        ContractError: wrong shape, not finite, or outside the limits. The guard in front of a world clamps; a world
-            only refuses.
+        ContractError: wrong shape, not finite, or outside the limits. A world does not clamp: the guard before it does.
     """
     values = np.array(action, dtype=np.float64)
     if values.shape != (len(space),):

@@ -1,9 +1,9 @@
-"""Success tests by name, for scenes that bring none of their own: pure functions of where objects are.
+"""Success tests by name, for MuJoCo scenes: pure functions of the positions of objects.
 
-lifted   the body is more than `threshold` above where it lay
-near     the centres are at most `threshold` apart
-on_top   the body rests on the other, the centres at most `threshold` apart sideways
-inside   the body's centre is within the other's box and at least `threshold` below its rim
+lifted   the body is more than `threshold` [m] above its start
+near     the centres are at most `threshold` [m] apart
+on_top   the body rests on the other, the centres at most `threshold` [m] apart sideways
+inside   the body's centre is within the other's box and at least `threshold` [m] below its rim
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RESTING_GAP_M = 0.01
 
 @dataclass(frozen=True)
 class Placed:
-    """One object now, in the world frame.
+    """The present place of one object, in the world frame.
 
     Attributes:
         centre: (3,) middle of its bounding box [m].
@@ -43,27 +43,27 @@ class Placed:
 
 
 SuccessTest = Callable[[Placed, Placed, float], bool]
-"""(body, other, threshold [m]) -> does it hold now?"""
+"""(body, other, threshold [m]) -> whether the test holds now."""
 
 
 def lifted(body: Placed, other: Placed, threshold: float) -> bool:
-    """The body is more than `threshold` above where it lay. There is no other."""
+    """Return whether the body is more than `threshold` above its start; `other` is not used."""
     return bool(body.centre[2] - body.start[2] > threshold)
 
 
 def near(body: Placed, other: Placed, threshold: float) -> bool:
-    """The centres are at most `threshold` apart."""
+    """Return whether the centres are at most `threshold` apart."""
     return bool(np.linalg.norm(body.centre - other.centre) <= threshold)
 
 
 def on_top(body: Placed, other: Placed, threshold: float) -> bool:
-    """The body rests on the other, their centres at most `threshold` apart sideways."""
+    """Return whether the body rests on the other, their centres at most `threshold` apart sideways."""
     sideways = float(np.linalg.norm(body.centre[:2] - other.centre[:2]))
     return sideways <= threshold and abs(body.bottom - other.top) <= RESTING_GAP_M
 
 
 def inside(body: Placed, other: Placed, threshold: float) -> bool:
-    """The body's centre is within the other's bounding box, at least `threshold` below its rim."""
+    """Return whether the body's centre is within the other's bounding box, at least `threshold` below its rim."""
     within = bool((np.abs(body.centre - other.centre)[:2] <= other.half_size[:2]).all())
     return within and other.bottom <= float(body.centre[2]) <= other.top - threshold
 

@@ -1,4 +1,4 @@
-"""How far an arm's tool can be from its base, read from the model: the default of its workspace."""
+"""Computes from the model how far an arm's tool can be from its base: the default of its workspace."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from vla_robot.core.errors import ContractError
 
 if TYPE_CHECKING:
-    import mujoco  # at run time only after `start_mujoco`, which explains an OpenGL that cannot be loaded
+    import mujoco  # at run time only after `start_mujoco`, which turns a failure of OpenGL into a WorldError
 
 
 def reach_m(model: mujoco.MjModel, base: int, tool: int) -> float:
-    """The length of the stretched chain from a body to a site [m]; no pose of the joints between leads further.
+    """Return the length of the stretched chain from a body to a site [m], an upper bound of their distance.
 
     Args:
-        model: compiled.
+        model: the compiled model.
         base: id of a body.
-        tool: id of a site whose body hangs on that one.
+        tool: id of a site whose body is that body or a descendant of it.
 
     Raises:
-        ContractError: the tool does not hang on the base, or a joint between them moves without a limit.
+        ContractError: the site is on no descendant of the body, or a joint between them moves without a limit.
     """
     length_m, body = float(np.linalg.norm(model.site_pos[tool])), int(model.site_bodyid[tool])
     while body != base:
@@ -33,7 +33,7 @@ def reach_m(model: mujoco.MjModel, base: int, tool: int) -> float:
 
 
 def _joints_m(model: mujoco.MjModel, body: int) -> float:
-    """How far the joints of one body can carry its origin away from where it is fixed [m]."""
+    """Return how far the joints of one body can move its origin away from its place at zero angles [m]."""
     first = int(model.body_jntadr[body])
     return sum(_joint_m(model, joint) for joint in range(first, first + int(model.body_jntnum[body])))
 
