@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vla_robot.core.host.renamed import takes_old_names
+
 if TYPE_CHECKING:
     import torch
 
@@ -26,6 +28,7 @@ if "gymnasium" in sys.modules:  # a program without Gymnasium does not pay for i
     register_all()
 
 
+@takes_old_names
 def load_policy(
     folder: str | Path,
     dtype: Literal["float32", "bfloat16", "float16"] | torch.dtype = "float32",
@@ -33,25 +36,25 @@ def load_policy(
     statistics_key: str | None = None,
     image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none",
 ) -> OpenVLAPolicy:
-    """An OpenVLA checkpoint, ready to act.
+    """Load an OpenVLA checkpoint, ready to act.
 
     Args:
-        folder: in the published layout: config.json, safetensors, preprocessor_config.json, tokenizer.json, and
+        folder: of the published layout: config.json, safetensors, preprocessor_config.json, tokenizer.json, and
             dataset_statistics.json, which replaces the statistics in config.json when it is there.
         dtype: precision of the weights, by name or as torch's own object.
-        device: of torch, e.g. "cpu" or "cuda:0".
+        device: torch device, e.g. "cpu" or "cuda:0".
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
-        image_preprocessing: what happens to frames before the towers' own resize; "rlds_crop" for checkpoints that
+        image_preprocessing: preprocessing of frames before the towers' own resize; "rlds_crop" for checkpoints that
             were trained with augmentation, "rlds" for others whose evaluation resized frames as RLDS data. See
             docs/openvla.md.
 
     Returns:
         A policy: `act(observations) -> list[ActionChunk]` takes any number of observations in one batch;
-        `generate_tokens(images, input_ids) -> (B, action_dim)` is the bare model.
+        `generate_tokens(images, input_ids) -> (B, action_dim)` calls the bare model.
 
     Raises:
-        CheckpointError: the folder is incomplete or damaged, or its model does not look at its image.
-        ContractError: the precision, the device or the pre-step is unknown.
+        CheckpointError: the folder is incomplete or damaged, or its model ignores its image.
+        ContractError: the precision, the device or image_preprocessing is unknown.
         MissingDependencyError: the extra [policy] is not installed.
     """
     from vla_robot.core.host.optional import require
