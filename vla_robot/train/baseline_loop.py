@@ -1,7 +1,10 @@
-"""The training loop that a user would write: timm's towers, transformers' Llama with `labels`, peft, a DataLoader.
+"""The training loop that a user would write without this package, as a baseline.
 
-It shares the weights and the data of a run and nothing of its engine, so that `vla bench finetune` and the tests can
-compare with it: whole towers, logits of every position, frames decoded when they are asked for, AdamW as it comes.
+It uses timm's towers, transformers' Llama with `labels`, peft and a DataLoader.
+
+It shares the weights and the data of a run but not its training loop, so that `vla bench finetune` and the tests can
+compare with it: it computes whole towers and the logits of every position, decodes frames on demand, and uses AdamW's
+default settings.
 """
 
 from __future__ import annotations
@@ -29,10 +32,10 @@ from vla_robot.train.batches.frames import answers_of
 
 
 class PlainModel(nn.Module):
-    """Pixels and a prompt in, the loss out."""
+    """Model that maps pixels and a labelled prompt to the loss."""
 
     def __init__(self, model: OpenVLA) -> None:
-        """A copy of a model's weights; the towers' last block, which nothing reads, is random."""
+        """Copy a model's weights; the last block of each tower is random, since the loss does not depend on it."""
         super().__init__()
         backbone = model.vision_backbone
         towers = [t for t in (backbone.featurizer, backbone.fused_featurizer) if t is not None]
@@ -42,7 +45,7 @@ class PlainModel(nn.Module):
         self.language_model = deepcopy(model.language_model)
 
     def forward(self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None) -> Tensor:
-        """As `OpenVLA.forward`: (B, N, C, S, S), (B, L), (B, L), (B, P) -> () mean cross-entropy."""
+        """Return the mean cross-entropy, (), of (B, N, C, S, S), (B, L), (B, L), (B, P), as `OpenVLA.forward` does."""
         B = len(pixels)
         frames = pixels.flatten(0, 1)
         features = torch.cat([self._see(index, frames) for index in range(len(self.towers))], dim=2)
@@ -67,7 +70,7 @@ def _whole(tower: Tower, vit: Any) -> nn.Module:
 
 
 def adapted(model: PlainModel, rank: int, like: Mapping[str, Tensor]) -> nn.Module:
-    """With peft's matrices beside every linear layer but the head, which begin as those of `like`, by our names."""
+    """Add peft's LoRA matrices to every linear layer but the head; `like` gives their start values by our names."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -92,7 +95,7 @@ def _plain_name(name: str) -> str:
 
 
 class PlainFrames(Dataset[dict[str, Tensor]]):
-    """Frames of demonstrations, decoded and prepared one by one."""
+    """Dataset that decodes and prepares each frame of demonstrations when it is asked for."""
 
     def __init__(self, demos: Demos, policy: OpenVLAPolicy, key: str) -> None:
         assert policy.embodiment is not None
@@ -121,7 +124,7 @@ class PlainFrames(Dataset[dict[str, Tensor]]):
         return item
 
     def _pixels(self, png: bytes) -> Tensor:
-        """One frame -> (3 per tower, S, S)."""
+        """Return a frame as (3 per tower, S, S) normalised pixels."""
         p = self._policy.preprocessor
         image = PillowImage.open(BytesIO(png)).convert("RGB")
         if image.size != (p.size, p.size):
@@ -132,13 +135,13 @@ class PlainFrames(Dataset[dict[str, Tensor]]):
 
 
 def _encoded(demos: Demos, camera: str) -> list[bytes]:
-    """Every frame of a camera as it is stored."""
+    """Return every frame of a camera, encoded as it is stored."""
     films = (demos.film(episode, camera) for episode in demos.episodes)
     return [film.encoded(step) for film in films for step in range(len(film))]
 
 
 class PlainLoop:
-    """Steps of a training, in the order of a run of the same recipe."""
+    """Training loop that sees the frames in the order of `Trainer` with the same recipe."""
 
     def __init__(self, model: nn.Module, frames: PlainFrames, recipe: FinetuneRecipe, pad_id: int) -> None:
         self._model = model.train()
@@ -150,11 +153,11 @@ class PlainLoop:
         self._batches = iter(DataLoader(frames, batch_sampler=order, collate_fn=self._collate))
 
     def load(self) -> dict[str, Tensor | None]:
-        """The next batch."""
+        """Return the next batch."""
         return next(self._batches)
 
     def learn(self, batch: dict[str, Tensor | None]) -> float:
-        """One step; its loss."""
+        """Take one optimiser step and return its loss."""
         loss = self._model(**batch)
         self._optimizer.zero_grad()
         loss.backward()
@@ -175,7 +178,7 @@ class PlainLoop:
 
 
 class _Order:
-    """Frames of step after step, as a run has them."""
+    """Batch sampler that gives each step the frames that `Trainer` gives it."""
 
     def __init__(self, frames: int, batch_size: int, seed: int) -> None:
         self._order = Pooled([frames], batch_size, seed)

@@ -1,11 +1,11 @@
-"""Training checkpoints that a run resumes from exactly: weights that learn, optimiser moments, averaged weights, step.
+"""Training checkpoints that a run resumes from exactly: trained weights, optimiser moments, averaged weights, step.
 
-Everything random in training is a function of the seed and the step, so there is nothing else to keep. Tensors are
+Every random number in training is a function of the seed and the step, so nothing else is stored. Tensors are
 stored whole, however many processes share them, as safetensors; nothing here is ever unpickled.
 
     OUT/resume/state.safetensors    model.NAME  average.NAME  exp_avg.NAME  exp_avg_sq.NAME
     OUT/resume/state.json           {"step": 1500, "fingerprint": "..."}
-    OUT/resume.old/                 the one before it, should the newest be damaged
+    OUT/resume.old/                 the checkpoint before it, in case the newest is damaged
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter, of those that learn."""
+    """Return the parameters that are trained, by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 class Average:
-    """Exponential moving average of a model's weights, which act better than the last step's.
+    """Exponential moving average of a model's weights, whose policy acts better than the last step's.
 
     The decay warms up, so that the average does not remember the random start.
     """
@@ -51,20 +51,20 @@ class Average:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights after `step`."""
+        """Update the average with the weights after `step`."""
         decay = min(self._decay, (1 + step) / (10 + step))
         for name, p in learning(model).items():
             local(self.weights[name]).lerp_(local(p), 1 - decay)
 
 
 def tensors(model: nn.Module, average: Average, optimizer: torch.optim.AdamW, keep: bool = True) -> dict[str, Tensor]:
-    """All that a run must keep, whole. Where ranks share the model, every one of them must ask.
+    """Return every tensor of a checkpoint, unsharded. Every rank must call this if the model is sharded.
 
     Args:
-        model: that learns.
-        average: of its weights.
-        optimizer: whose moments are kept.
-        keep: False at a rank that only takes part, and gets nothing.
+        model: the model in training.
+        average: the average of its weights.
+        optimizer: the optimiser whose moments are stored.
+        keep: False at a rank that takes part in the gathering but gets no tensors.
     """
     return collected(_named(model, average, optimizer), keep)
 
@@ -78,10 +78,10 @@ def _named(model: nn.Module, average: Average, optimizer: torch.optim.AdamW) -> 
 
 
 def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) -> None:
-    """Write `OUT/resume`, which is on the disk when this returns; the one that was there stays as `OUT/resume.old`.
+    """Write `OUT/resume` and wait for the disk; the checkpoint that was there becomes `OUT/resume.old`.
 
     Raises:
-        DataError: it cannot be written, as on a full disk. What was there is untouched.
+        DataError: writing failed, as on a full disk. The previous checkpoint is untouched.
     """
     partial = out / f"{FOLDER}.tmp"
     shutil.rmtree(partial, ignore_errors=True)
@@ -103,14 +103,14 @@ def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) 
 
 @contextmanager
 def writing(what: str, out: Path) -> Generator[None]:
-    """`vla_robot.core.host.durable.writing` for a run, also around what safetensors writes.
+    """Wrap `vla_robot.core.host.durable.writing` for a run, and include the errors of safetensors.
 
     Args:
-        what: is written.
+        what: name of what is written, for the message.
         out: folder of the run.
 
     Raises:
-        DataError: the disk refuses; the last good checkpoint is named.
+        DataError: writing failed; the message names the last good checkpoint.
     """
     good = newest(out)
     with durable.writing(what, f"{good[0].upper()}{good[1:]}."):
@@ -122,17 +122,17 @@ def writing(what: str, out: Path) -> Generator[None]:
 
 @contextmanager
 def replacing(folder: Path, out: Path) -> Generator[Path]:
-    """A folder of a run gets new content, all at once: it is on the disk, under its name, when the block ends.
+    """Replace a folder of a run at once: when the block ends, the new content is on the disk under the folder's name.
 
     Args:
-        folder: that is replaced; it need not exist.
+        folder: the folder to replace; it need not exist.
         out: folder of the run.
 
     Yields:
-        Where the block makes the new folder, which is not there yet. A crash leaves it under this name.
+        A path that does not exist yet, where the block makes the new folder. A crash leaves it under this name.
 
     Raises:
-        DataError: the disk refuses.
+        DataError: writing failed.
     """
     partial = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)
@@ -144,33 +144,33 @@ def replacing(folder: Path, out: Path) -> Generator[Path]:
 
 
 def _system_error(error: SafetensorError) -> OSError:
-    """The error of the system that safetensors quotes: 'I/O error: No space left on device (os error 28)'."""
+    """Return the system error that safetensors quotes: 'I/O error: No space left on device (os error 28)'."""
     found = re.search(r"(?:os error|code:) (\d+)", str(error))
     number = int(found.group(1)) if found else 0
     return OSError(number, os.strerror(number)) if number else OSError(str(error))
 
 
 def newest(out: Path) -> str:
-    """The last good checkpoint, in words."""
+    """Return a phrase that names the last good checkpoint."""
     folder = out / FOLDER
     return f"the last good checkpoint is {folder}" if folder.exists() else "no checkpoint was written yet"
 
 
 def exists(out: Path) -> bool:
-    """Whether there is something to resume."""
+    """Return whether `OUT/resume` exists; if only `OUT/resume.old` does, rename it to `OUT/resume` first."""
     _restore_previous(out)
     return (out / FOLDER / "state.json").is_file()
 
 
 @torch.no_grad()
 def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.AdamW, fingerprint: str) -> int:
-    """Put a run back where it was.
+    """Restore weights, average and optimiser moments from `OUT/resume`.
 
     Returns:
         The number of steps done.
 
     Raises:
-        CheckpointError: damaged, or made by another recipe or from other data.
+        CheckpointError: the checkpoint is damaged, or was made by another recipe or from other data.
     """
     folder = out / FOLDER
     note = read_json(folder / "state.json")
@@ -203,7 +203,7 @@ def _moments(stored: Mapping[str, Tensor], parameter: Tensor, step: int) -> dict
 
 
 def _restore_previous(out: Path) -> None:
-    """A crash between the two renames leaves only the old checkpoint, under its other name; so does a deletion."""
+    """Rename `OUT/resume.old` to `OUT/resume` if only the former exists, as after a crash between the two renames."""
     previous = out / PREVIOUS
     if previous.exists() and not (out / FOLDER).exists():
         rename(previous, out / FOLDER)

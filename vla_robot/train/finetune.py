@@ -1,12 +1,12 @@
-"""The training loop: ordinary next-token training with the loss on the action tokens.
+"""Fine-tuning: next-token training with the loss on the action tokens.
 
-OUT/recipe.toml      what was asked for
+OUT/recipe.toml      the recipe of the run
 OUT/start/           the policy before training
-OUT/resume/          where an interrupted run goes on
+OUT/resume/          the checkpoint that an interrupted run resumes from
 OUT/metrics.jsonl    one line per measurement
-OUT/tensorboard/     the same for TensorBoard, where the recipe asks for that
-OUT/rollout/         the policy that was last measured in closed loop, where the recipe asks for that
-OUT/final/           the trained policy, a folder that `vla run --policy` takes
+OUT/tensorboard/     the same for TensorBoard, if the recipe asks for it
+OUT/rollout/         the policy that was last evaluated in closed loop, if the recipe asks for it
+OUT/final/           the trained policy, a folder for `vla run --policy`
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ statistics_key = {}
 """
 
 RollOut = Callable[[Path, str], float | None]
-"""A policy's folder, and the statistics that un-normalise its actions -> its success rate in closed loop; None where
-the episodes were ended early."""
+"""(policy folder, statistics key that un-normalises its actions) -> success rate in closed loop, or None if the
+episodes were ended early."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run made.
+    """Result of a run.
 
     Attributes:
         policy: folder of the trained policy.
@@ -77,19 +77,22 @@ def finetune(
     on_plan: Callable[[MemoryPlan | str], None] = lambda plan: None,
     roll_out: RollOut | None = None,
 ) -> Trained:
-    """Train, or go on where the same command was interrupted. One of several ranks, where a launcher says so.
+    """Train, or resume an interrupted run of the same recipe. Under a launcher this process is one of several ranks.
 
     Args:
-        recipe: how.
-        out: folder of this run.
+        recipe: how to train.
+        out: folder of the run.
         on_progress: called after each step.
-        should_stop: asked after each step; the run is then saved and can be resumed.
-        on_plan: told before the first step what memory the run needs, and what is to be known of its data.
-        roll_out: drives the episodes that the recipe's [rollouts] ask for; this room knows no world.
+        should_stop: called after each step; if it returns True, the run is saved and can be resumed.
+        on_plan: called before the first step with the memory plan, and with notes about the data.
+        roll_out: runs the episodes of the recipe's [rollouts]; this package knows no world.
 
     Raises:
-        DataError: the demonstrations or the questions cannot be read, or do not fit the policy; another process trains
-            in `out`; or the disk refuses, and the last good checkpoint is named.
+        ContractError: the demonstrations were recorded with another embodiment than the policy's.
+        DataError: the data or the questions cannot be read, or do not fit the policy; another process trains in `out`;
+            or writing failed, and the message names the last good checkpoint.
+        RecipeError: the ranks cannot share a step equally, or [rollouts] is set without `roll_out`.
+        MissingDependencyError: a tracker that the recipe asks for is not installed.
         CheckpointError: `out` holds a run of another recipe, the start policy is damaged, or the loss is not finite.
     """
     ranks = Ranks.here()
@@ -116,7 +119,7 @@ def open_run(
     on_progress: OnProgress = lambda progress: None,
     on_plan: Callable[[MemoryPlan | str], None] = lambda plan: None,
 ) -> tuple[Trainer, Prepared]:
-    """A run where it begins or goes on, and what it began with. Raises as `finetune`."""
+    """Prepare a run and resume it if it has a checkpoint. Raises as `finetune`."""
     with ranks.one_first():
         prepared = prepare(recipe, out, ranks, on_progress)
     for note in prepared.notes if ranks.first else ():
@@ -136,7 +139,7 @@ def _keep_recipe(recipe: FinetuneRecipe, out: Path) -> None:
 
 
 def _unheard(_: Progress) -> None:
-    """The first rank speaks for all."""
+    """Ignore the progress of a rank other than the first, which reports for all."""
 
 
 def _on_device(
@@ -146,7 +149,7 @@ def _on_device(
     device: torch.device,
     on_plan: Callable[[MemoryPlan | str], None],
 ) -> OpenVLA:
-    """The model where it learns: whole, or this rank's part of it. The first rank tells what that will need."""
+    """Put the model, or this rank's part of it, on the device. The first rank reports the memory plan."""
     is_shared = recipe.shard and ranks.count > 1
     if not is_shared:
         model = model.to(device)
@@ -163,9 +166,9 @@ def _on_device(
 def _closed_loop(
     roll_out: RollOut | None, prepared: Prepared, folder: Path, ranks: Ranks
 ) -> Callable[[Trainer], float | None]:
-    """Writes a run's averaged weights to a folder and lets them drive; no chance of the training is drawn meanwhile."""
+    """Return a function that saves the averaged weights and evaluates them; training's random state is unchanged."""
     if roll_out is None:
-        raise RecipeError("the recipe asks for [rollouts], which only `vla finetune` can drive; leave the table out.")
+        raise RecipeError("the recipe asks for [rollouts], which only `vla finetune` can run; delete the table.")
 
     def measure(trainer: Trainer) -> float | None:
         save_policy(trainer, prepared, folder, ranks)
@@ -178,12 +181,12 @@ def _closed_loop(
 
 
 def save_policy(trainer: Trainer, prepared: Prepared, folder: Path, ranks: Ranks) -> None:
-    """Write the averaged weights as a policy folder, with the files that belong to them. Every rank must ask.
+    """Write the averaged weights as a policy folder, with the files that belong to them. Every rank must call this.
 
-    The folder appears whole, in place of one that was there, and is on the disk when this returns.
+    The folder replaces one that was there at once, and is on the disk when this returns.
 
     Raises:
-        DataError: the disk refuses.
+        DataError: writing failed.
         CheckpointError: the start policy is damaged.
     """
     start = prepared.start

@@ -1,7 +1,7 @@
-"""Which numbers of a model learn: all, those of some of its parts, or small matrices beside frozen ones (LoRA).
+"""Selects the trained parameters of a model: all, those of some parts, or low-rank matrices beside frozen ones (LoRA).
 
 Source of LoRA's settings: OpenVLA's `vla-scripts/finetune.py`: rank 32, alpha 16, every linear layer but the head,
-Gaussian start.
+Gaussian initialisation.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ PARTS = {
     "projector": ("projector.", "proprio_projector."),
     "decoder": ("language_model.",),
 }
-"""Part of the model -> how the names of its parameters begin."""
+"""Part of the model -> prefixes of its parameters' names."""
 
 HEAD = "language_model.lm_head"
 ADAPTER = "default"
 
 
 def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
-    """Let the parts that the recipe names learn, with matrices of low rank when it says so; the rest is frozen."""
+    """Make the parts that the recipe names trainable, through LoRA if `lora_rank` is set, and freeze the rest."""
     prefixes = tuple(prefix for part in recipe.train for prefix in PARTS[part])
     model.requires_grad_(False).train()
     if recipe.lora_rank:
@@ -54,12 +54,12 @@ def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
 
 @torch.no_grad()
 def merged(model: OpenVLA, start: Path, learned: Mapping[str, Tensor] | None = None) -> OpenVLA:
-    """The model as one without adapters, whole: itself, or the start's weights with what was learned put in.
+    """Return the whole model without adapters: itself, or the start's weights with the trained ones merged in.
 
     Args:
-        model: what `adapt` made.
-        start: folder of the policy that it was before.
-        learned: its weights that learn, whole; those of the model itself, unless it is sharded.
+        model: the model that `adapt` returned.
+        start: folder of the policy before training.
+        learned: its trained weights, unsharded; required for a sharded model, by default read from `model`.
 
     Raises:
         CheckpointError: the start policy is damaged.
@@ -84,7 +84,7 @@ def merged(model: OpenVLA, start: Path, learned: Mapping[str, Tensor] | None = N
 def _linear(plain: OpenVLA, name: str, start: Path) -> nn.Linear:
     linear = plain.get_submodule(name)
     if not isinstance(linear, nn.Linear):
-        raise CheckpointError(f"'{name}' of {start} is no linear layer, and cannot take its adapter.")
+        raise CheckpointError(f"'{name}' of {start} is not a linear layer, so its adapter cannot be merged.")
     return linear
 
 

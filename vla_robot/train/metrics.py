@@ -1,11 +1,11 @@
-"""The metrics of training, line by line, and their other receivers: TensorBoard and Weights & Biases, where asked for.
+"""Metrics of training: metrics.jsonl, and TensorBoard and Weights & Biases if the recipe asks for them.
 
     OUT/metrics.jsonl    {"step": 50, "loss": 1.23, ...}
-    OUT/tensorboard/     the same lines for TensorBoard; written again from metrics.jsonl whenever the run goes on
-    OUT/wandb.json       {"id": "...", "step": 50}: which run of W&B this is, and the last line that it has
+    OUT/tensorboard/     the same lines for TensorBoard; written again from metrics.jsonl whenever the run resumes
+    OUT/wandb.json       {"id": "...", "step": 50}: the run of W&B, and the last line that it has
 
-A run that goes on forgets what it measured beyond its checkpoint, and measures it again, the same bit for bit. So that
-no point is there twice, TensorBoard's files are made anew, and W&B is told only steps that it does not have.
+A resumed run deletes the lines after its checkpoint and measures them again, the same bit for bit. So that
+no point appears twice, TensorBoard's files are written anew, and W&B gets only steps that it does not have.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ TENSORBOARD = "tensorboard"
 WANDB = "wandb.json"
 
 Line = Mapping[str, float]
-"""One measurement: "step" and what was measured after it."""
+"""One measurement: "step", and the metrics after it."""
 
 
 class Tracker(Protocol):
-    """A receiver of every line."""
+    """Receives every line of metrics."""
 
     def log(self, line: Line) -> None:
-        """One more measurement."""
+        """Receive one measurement."""
         ...
 
     def close(self) -> None:
-        """No more will come."""
+        """End; no line follows."""
         ...
 
 
 class Metrics:
-    """The lines of a run."""
+    """Writes the metrics of a run and passes them to the trackers."""
 
     def __init__(self, recipe: FinetuneRecipe, out: Path) -> None:
         """
         Args:
-            recipe: names the receivers.
+            recipe: says which trackers to use.
             out: folder of the run.
         """
         self._recipe = recipe
@@ -60,7 +60,7 @@ class Metrics:
         self._trackers: list[Tracker] = []
 
     def go_on_from(self, step: int) -> None:
-        """Forget what was measured later, and tell the trackers what is left."""
+        """Delete the lines after `step`, and give the trackers the others."""
         lines = self._forget_after(step)
         if self._recipe.tensorboard:
             self._trackers.append(_TensorBoard(self._out / TENSORBOARD, lines))
@@ -68,10 +68,10 @@ class Metrics:
             self._trackers.append(_WandB(self._recipe, self._out, lines))
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write a line.
+        """Write one line.
 
         Raises:
-            DataError: the disk refuses.
+            DataError: writing failed.
         """
         line = {"step": step, **metrics}
         path = self._out / METRICS
@@ -81,13 +81,13 @@ class Metrics:
             tracker.log(line)
 
     def close(self) -> None:
-        """Once the run ends or stops."""
+        """Close the trackers; call this once, when the run ends or stops."""
         for tracker in self._trackers:
             tracker.close()
         self._trackers.clear()
 
     def _forget_after(self, step: int) -> list[dict[str, float]]:
-        """What was measured beyond the checkpoint is measured again; a killed run may leave half a line."""
+        """Delete the lines after `step` and half a line at the end, and return the others; 0 deletes all."""
         path = self._out / METRICS
         if not path.exists():
             return []
@@ -100,7 +100,7 @@ class Metrics:
 
 
 def require_trackers(recipe: FinetuneRecipe) -> None:
-    """Told before hours of training.
+    """Check before training that the trackers are installed.
 
     Raises:
         MissingDependencyError: a tracker that the recipe asks for is not installed.
@@ -110,13 +110,13 @@ def require_trackers(recipe: FinetuneRecipe) -> None:
     if recipe.wandb and installed("wandb") is None:
         raise MissingDependencyError(
             f"wandb = \"{recipe.wandb}\" needs the package 'wandb', which is not installed and comes with no extra. "
-            "Install it with `pip install wandb` and log in with `wandb login`, or leave it out: metrics.jsonl and "
+            "Install it with `pip install wandb` and log in with `wandb login`, or delete the key: metrics.jsonl and "
             "--tensorboard hold the same numbers."
         )
 
 
 class _TensorBoard:
-    """Event files, one curve a metric."""
+    """Tracker that writes TensorBoard's event files, one curve per metric."""
 
     def __init__(self, folder: Path, lines: Sequence[Line]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # its import takes time
@@ -137,7 +137,7 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A run of Weights & Biases; the same one when the training goes on."""
+    """Tracker that writes to one run of Weights & Biases, also after training resumes."""
 
     def __init__(self, recipe: FinetuneRecipe, out: Path, lines: Sequence[Line]) -> None:
         import wandb  # pyright: ignore[reportMissingImports]

@@ -1,4 +1,4 @@
-"""Where a run begins: a policy's folder, what it learns from, and how it knows both again when it goes on."""
+"""Prepares the model and the data of a run, and their fingerprint, by which a resumed run recognises both."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.trainer import OnProgress, Progress
 
 SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
-"""Fields that recipes did not always have, and what runs did without them: those go on."""
+"""Fields that older recipes lack, with the value that they imply; it leaves the fingerprint as it was."""
 
 NOT_LEARNED = ("activation_checkpointing", "shard", "tensorboard", "wandb")
-"""Fields that change how a run computes or where it reports, and not what is learned."""
+"""Fields that change how a run computes or where it reports, but not what is learned."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Where a run begins.
+    """Policy and data that a run starts from.
 
     Attributes:
         start: folder of the policy before training.
-        key: the dataset whose statistics it uses.
-        policy: that policy, loaded.
-        data: what it learns from.
-        questions: what else.
-        drives_by: the dataset whose statistics the trained policy drives by; None where it learned from several.
-        notes: what a user should know of the datasets of a mixture, one line each.
+        key: the dataset whose statistics the policy uses.
+        policy: the policy in `start`, loaded.
+        data: the training data.
+        questions: questions that the run trains on or measures; None without.
+        drives_by: the dataset whose statistics un-normalise the trained policy's actions; None after several datasets.
+        notes: notes about a mixture's datasets for the user, one line each.
     """
 
     start: Path
@@ -58,11 +58,12 @@ class Prepared:
 
 
 def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
-    """A run's policy and data.
+    """Prepare a run's policy and data.
 
     Raises:
-        DataError: the demonstrations or the questions cannot be read, or do not fit the policy.
-        RecipeError: the ranks cannot share a step's frames equally.
+        ContractError: the demonstrations were recorded with another embodiment than the policy's.
+        DataError: the data or the questions cannot be read, or do not fit the policy.
+        RecipeError: the ranks cannot share a step's frames equally, or the policy has no embodiment.
     """
     ranks.share(recipe.batch_size)  # refuses before frames are decoded
     return (_from_mixture if recipe.mixture else _from_demos)(recipe, out, ranks, on_progress)
@@ -103,7 +104,7 @@ def _questions(recipe: FinetuneRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> Q
 
 
 def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
-    """`OUT/start`, written unless it is there; a crash leaves nothing that looks whole."""
+    """Return `OUT/start`, and write it if it is missing; a crash leaves no incomplete folder under that name."""
     start = out / "start"
     if not (start / "config.json").is_file():
         with replacing(start, out) as partial:
@@ -112,24 +113,24 @@ def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _copy_policy(policy: Path, folder: Path, statistics: Mapping[str, Any], chunk: int | None) -> None:
-    """The policy's folder, with these statistics beside its own or in place of them, and its answers of this length."""
+    """Copy a policy's folder, add or replace these statistics, and set the actions of an answer."""
     shutil.copytree(policy, folder)
     write_json(folder / "dataset_statistics.json", {**Checkpoint.read(policy).config.norm_stats, **statistics})
     _set_chunk(folder, chunk)
 
 
 def _set_chunk(folder: Path, chunk: int | None) -> None:
-    """Note in a policy's folder how many actions it says in an answer; None leaves it as it is."""
+    """Write to a policy's folder how many actions an answer holds; None changes nothing."""
     if chunk is not None:
         config = read_json(folder / "config.json")
         write_json(folder / "config.json", {**config, OUR_BLOCK: {**config.get(OUR_BLOCK, {}), "chunk": chunk}})
 
 
 def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
-    """A copy of the recipe's policy, or a new one of its architecture.
+    """Write a copy of the recipe's policy, or a new one of its architecture.
 
-    Statistics of a dataset that the policy already knows are kept: its weights mean those units. A new dataset's are
-    computed from all its transitions.
+    Statistics of a dataset that the policy already knows are kept, since its weights depend on those units. A new
+    dataset's are computed from all its transitions.
     """
     statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
     if recipe.policy is None:
@@ -138,14 +139,14 @@ def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
         return
     policy = Checkpoint.read(recipe.policy)
     if policy.embodiment is None:
-        raise RecipeError(f"{recipe.policy} does not say what it drives (no embodiment.json).")
+        raise RecipeError(f"{recipe.policy} does not say which robot it controls (it has no embodiment.json).")
     _require_fit(policy.embodiment, demos.embodiment, recipe)
     new = {} if recipe.dataset_name in policy.config.norm_stats else statistics
     _copy_policy(recipe.policy, folder, new, recipe.chunk)
 
 
 def _require_fit(wanted: Embodiment, recorded: Embodiment, recipe: FinetuneRecipe) -> None:
-    """Raise ContractError, with every field that differs and the commands that help, unless data fit the policy."""
+    """Raise ContractError with every field that differs and the commands that help, unless the data fit the policy."""
     problems = [text.rstrip(".") for text in misfits(wanted, recorded, "the data")]
     if not problems:
         return
@@ -161,7 +162,7 @@ def _require_fit(wanted: Embodiment, recorded: Embodiment, recipe: FinetuneRecip
 
 
 def _open(recipe: FinetuneRecipe) -> Demos:
-    """The recipe's datasets; of one in another format, how to read it."""
+    """Open the recipe's datasets; the error for a dataset in another format says how to train on it."""
     try:
         return open_demos(recipe.data)
     except DataError as error:
@@ -182,7 +183,7 @@ def _other_format(root: Path) -> str | None:
 
 
 def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:
-    """Changes when another recipe or other data would make a resumed run a different one."""
+    """Return a hash that changes when another recipe or other data would make a resumed run a different one."""
     same = replace(recipe, description="", workers=0, device="auto", rollouts=None)  # none changes what is learned
     facts = json.dumps(_said(same), default=str, sort_keys=True).encode()
     asked = prepared.questions.fingerprint() if prepared.questions else b""

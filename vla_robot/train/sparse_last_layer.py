@@ -1,11 +1,11 @@
-"""The decoder's last layer computes what the loss looks at, and nothing else.
+"""Restricts the decoder's last layer to the positions that the loss reads.
 
     sequence       [BOS][patches][state][instruction      ] | a0 a1 ... a6 [EOS]   padding
     keys, values     *    *  *  *   *      *   *   *   *      *  *  ...  *   *        *
     the rest         -    -  -  -   -      -   -   -   *      *  *  ...  *   -        -
 
-Of a row of a hundred tokens the loss reads eight, and what the last layer makes of the others goes nowhere. Positions
-from the first that is read to the last, over all rows of a batch, are computed; zeros stand for the others.
+The loss reads eight of a row's hundred tokens; the last layer's output at the others is unused. Positions
+from the first one read to the last, over all rows of a batch, are computed; the others are zeros.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
 
 
 def only_what_is_read(model: OpenVLA) -> None:
-    """Have a model's last layer do so whenever it is given labels; loss and gradients stay, but for rounding."""
+    """Restrict a model's last layer whenever it gets labels; loss and gradients stay the same up to rounding."""
     layer: Any = model.language_model.model.layers[-1]
     plain = layer.forward
     read = _Read()
@@ -32,11 +32,11 @@ def only_what_is_read(model: OpenVLA) -> None:
 
 
 class _Read:
-    """Which positions of the text the loss of the batch in hand reads: its first, counted from the end, and how many.
+    """Positions of the text that the current batch's loss reads: the first, counted from the end, and their number.
 
     Attributes:
-        before_end: from the first one to the end of the sequence, which is the end of the text; None without labels.
-        count: from the first to the last.
+        before_end: tokens from the first one to the end of the sequence; None without labels.
+        count: tokens from the first to the last.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _Read:
 
 
 def _forward(layer: Any, plain: Any, read: _Read, hidden: Tensor, **others: Any) -> Tensor:
-    """transformers' layer for some positions: (B, S, D) -> (B, S, D), zeros at the others."""
+    """Run transformers' layer for some positions: (B, S, D) -> (B, S, D), zeros at the others."""
     if read.before_end is None:
         return plain(hidden, **others)
     S = hidden.shape[1]
@@ -68,7 +68,7 @@ def _forward(layer: Any, plain: Any, read: _Read, hidden: Tensor, **others: Any)
 
 
 def _attend(attention: Any, normed: Tensor, start: int, stop: int, cos: Tensor, sin: Tensor) -> Tensor:
-    """(B, S, D) -> (B, stop - start, D): those positions look at themselves and all before them."""
+    """Attend from positions start to stop to themselves and all before them: (B, S, D) -> (B, stop - start, D)."""
     B = len(normed)
     q = _heads(attention.q_proj(normed[:, start:stop]), attention.head_dim)
     k, v = (_heads(project(normed[:, :stop]), attention.head_dim) for project in (attention.k_proj, attention.v_proj))
@@ -84,10 +84,10 @@ def _attend(attention: Any, normed: Tensor, start: int, stop: int, cos: Tensor, 
 
 
 def _heads(x: Tensor, head_dim: int) -> Tensor:
-    """(B, S, H * hd) -> (B, H, S, hd)."""
+    """Split heads: (B, S, H * hd) -> (B, H, S, hd)."""
     return x.view(*x.shape[:2], -1, head_dim).transpose(1, 2)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """(B, H, S, hd), turned by (1, S, hd)."""
+    """Apply the rotary embedding (1, S, hd) to (B, H, S, hd)."""
     return x * cos[:, None] + rotate_half(x) * sin[:, None]

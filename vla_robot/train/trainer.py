@@ -1,4 +1,4 @@
-"""One training run in memory: steps, measurements, checkpoints."""
+"""Trainer of one run: steps, measurements, checkpoints."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ METRICS_EVERY = 50
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands.
+    """Progress of a run.
 
     Attributes:
         phase: "frames" while demonstrations are decoded, "indexing NAME" while a dataset's shards are read for the
-            first time, "steps" while the model learns.
+            first time, "steps" while the model is trained.
         done: frames or steps so far.
         total: frames or steps in all.
-        metrics: newest numbers: loss, token_accuracy, l1, held_out_loss, question_accuracy, rollout_success, ...
+        metrics: newest values: loss, token_accuracy, l1, held_out_loss, question_accuracy, rollout_success, ...
     """
 
     phase: str
@@ -53,13 +53,13 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows of a step that go through the model at once.
+    """Rows of a step that go through the model in one pass.
 
     Attributes:
-        batch: these rows.
-        share: of the mean over all rows of their kind.
-        weight: of their kind in the step's loss.
-        metrics: field of the output -> what it is called among the metrics.
+        batch: the rows.
+        share: weight of this part in the mean over all rows of its kind.
+        weight: weight of its kind (robot or question) in the step's loss.
+        metrics: field of the model's output -> name of the metric.
     """
 
     batch: Batch
@@ -76,7 +76,7 @@ LOSSES = (ROBOT["loss"], QUESTIONS["loss"])
 
 
 class Trainer:
-    """One training run in memory."""
+    """Trains a model step by step, measures it and writes checkpoints."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class Trainer:
     ) -> None:
         """
         Args:
-            recipe: how.
+            recipe: how to train.
             out: folder of the run.
-            model: on its device, with `requires_grad` where it learns; this rank's part of it, if it is sharded.
-            data: what it learns from: this rank's share.
-            ranks: which of the processes that train it this is.
-            questions: what it learns besides, or is only asked.
+            model: the model on its device, with `requires_grad` set; this rank's part of it if it is sharded.
+            data: this rank's share of the training data.
+            ranks: rank of this process, and their number.
+            questions: questions to train on, or only to measure; None without.
         """
         self.recipe = recipe
         self.out = out
@@ -113,7 +113,11 @@ class Trainer:
         self._fingerprint = ""
 
     def resume(self, fingerprint: str) -> None:
-        """Go on from `OUT/resume` when it is there."""
+        """Resume from `OUT/resume` if it exists, and make `fingerprint` that of later checkpoints.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or has another fingerprint.
+        """
         self._fingerprint = fingerprint
         if checkpoint.exists(self.out):
             self.step = checkpoint.load(self.out, self.model, self.average, self._optimizer, fingerprint)
@@ -121,11 +125,16 @@ class Trainer:
             self._metrics.go_on_from(self.step)
 
     def set_rollouts(self, every: int, measure: Callable[[Trainer], float | None]) -> None:
-        """Measure the success rate in closed loop before the first step, and then every so many."""
+        """Measure the success rate before the first step, then every `every` steps and after the last one."""
         self._rollouts = every, measure
 
     def train(self, on_progress: OnProgress, should_stop: Callable[[], bool]) -> dict[str, float]:
-        """All steps that are left; the last metrics."""
+        """Run the remaining steps and return the last metrics.
+
+        Raises:
+            CheckpointError: the loss is not finite.
+            DataError: writing failed.
+        """
         metrics = self._before_the_first_step()
         while self.step < self.recipe.steps:
             now = self.advance()
@@ -144,14 +153,14 @@ class Trainer:
         return metrics
 
     def close(self) -> None:
-        """No more steps will come."""
+        """Close the metrics; no step may follow."""
         self._metrics.close()
 
     def advance(self) -> dict[str, float]:
-        """One step; its metrics, over all ranks.
+        """Take one step and return its metrics over all ranks.
 
         Raises:
-            CheckpointError: the loss is not finite, at any rank; all of them raise, and the weights are as before.
+            CheckpointError: the loss is not finite at some rank; all ranks raise, and the weights are unchanged.
         """
         metrics = self._learn()
         self.step += 1
@@ -159,7 +168,7 @@ class Trainer:
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
-        """Loss, token accuracy and L1 of the averaged weights on episodes that never train; share of right answers."""
+        """Return loss, token accuracy and L1 of the averaged weights on held-out data, and the question accuracy."""
         outputs: list[dict[str, float]] = []
         sizes: list[int] = []
         answers: dict[str, float] = {}
@@ -174,11 +183,11 @@ class Trainer:
         return means | answers
 
     def averaged(self) -> _Swapped:
-        """A `with` block in which the model holds the averaged weights."""
+        """Return a context manager in which the model holds the averaged weights."""
         return _Swapped(self.model, self.average if self.recipe.ema > 0 else None)
 
     def _before_the_first_step(self) -> dict[str, float]:
-        """Where the policy starts; a world that cannot be built or does not fit is told before hours of training."""
+        """Evaluate the start policy, so that a world that cannot be built or does not fit fails before training."""
         metrics = {} if self.step > 0 else self._rolled_out()
         if metrics and self._ranks.first:
             self._metrics.add(self.step, metrics)
@@ -202,7 +211,7 @@ class Trainer:
         outputs = self._backward(self._parts())
         limit = self.recipe.clip_norm or math.inf
         norm = whole(torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit))
-        metrics = self._of_all_ranks(outputs, norm)  # the one look at the loss, which waits for the device
+        metrics = self._of_all_ranks(outputs, norm)  # reads the loss here alone, since reading waits for the device
         self._require_finite(metrics)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -210,9 +219,9 @@ class Trainer:
         return {"learning_rate": rate, **metrics}
 
     def _parts(self) -> list[_Part]:
-        """A step's rows, in parts where they are many: the robot's, then questions."""
+        """Return a step's rows, in parts of at most `micro_batch`: the robot's, then the questions."""
         r, robot = self.recipe, self._data.batch(self.step)
-        # Every row of a robot's has as many labels, so means of parts add up by their rows.
+        # Every robot row has the same number of labels, so means of parts are weighted by their rows.
         shares = [(part, len(part.pixels) / len(robot.pixels)) for part in robot.split(r.micro_batch)]
         asked = self._questions.parts(self.step) if self._questions else []
         weight = r.question_rows / r.batch_size
@@ -220,7 +229,7 @@ class Trainer:
         return robots + [_Part(part, share, weight, QUESTIONS) for part, share in asked]
 
     def _backward(self, parts: Sequence[_Part]) -> dict[str, Tensor]:
-        """Gradients of a step; mean loss and metrics of each kind of rows."""
+        """Compute the gradients of a step and return mean loss and metrics of each kind of rows."""
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             with self._apart(number < len(parts) - 1):
@@ -231,9 +240,9 @@ class Trainer:
         return sums
 
     def _apart(self, is_apart: bool) -> AbstractContextManager[None]:
-        """While gradients of a batch's parts add up, ranks need not exchange them; they do with the last part.
+        """Return a context that skips the exchange of gradients for all parts of a step but the last.
 
-        Ranks that share the model exchange them each time: the gradients of all of it would not fit.
+        Ranks of a sharded model exchange them each time, since the gradients of the whole model would not fit.
         """
         return self._parallel.no_sync() if is_apart and self._parallel is not None else nullcontext()
 
@@ -248,20 +257,20 @@ class Trainer:
             return self.model.answers_match(b.pixels, b.input_ids, b.labels, b.state)
 
     def _of_all_ranks(self, outputs: Mapping[str, Tensor], norm: Tensor) -> dict[str, float]:
-        """A step's metrics as numbers. The norm of the gradients is the same at every rank."""
+        """Return a step's metrics as numbers, averaged over ranks. The gradients' norm is the same at every rank."""
         means = self._ranks.mean(torch.stack([value.float() for value in outputs.values()]))
         names = ("gradient_norm", *outputs)
         return dict(zip(names, torch.cat([norm.float().reshape(1), means]).tolist(), strict=True))
 
     def _require_finite(self, metrics: Mapping[str, float]) -> None:
-        """A mean over ranks and parts is not finite when one of them is not, so that all ranks find the same."""
+        """Raise CheckpointError unless the losses are finite. They are means over all ranks, so all ranks agree."""
         for loss in (metrics[name] for name in LOSSES if name in metrics):
             if not math.isfinite(loss):
                 newest = checkpoint.newest(self.out)
                 raise CheckpointError(f"the loss is {loss} at step {self.step}. Lower learning_rate; {newest}.")
 
     def _rate(self) -> float:
-        """Linear warm-up, then a cosine down to `final_rate` of the peak."""
+        """Return the learning rate: linear warm-up, then a cosine down to `final_rate` of the peak."""
         r = self.recipe
         if self.step < r.warmup_steps:
             return r.learning_rate * (self.step + 1) / r.warmup_steps
@@ -273,7 +282,7 @@ class Trainer:
 
 
 class _Swapped:
-    """Exchanges a model's weights with its average, and back."""
+    """Context manager that exchanges a model's weights with their average, and back."""
 
     def __init__(self, model: OpenVLA, average: Average | None) -> None:
         self._model = model
@@ -297,7 +306,7 @@ class _Swapped:
 
 
 def _groups(model: OpenVLA, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices, not biases, norms or positions."""
+    """Return AdamW's parameter groups: matrices decay; biases, norms and positions do not."""
     parameters = learning(model).values()
     matrices = [p for p in parameters if p.ndim >= 2 and 1 not in p.shape]
     chosen = {id(p) for p in matrices}

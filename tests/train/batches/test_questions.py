@@ -219,5 +219,5 @@ def test_rollouts_that_were_ended_early_are_no_measurement(recipe: FinetuneRecip
 
 
 def test_rollouts_without_anybody_who_drives_are_refused(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"asks for \[rollouts\], which only `vla finetune` can drive"):
+    with pytest.raises(RecipeError, match=r"asks for \[rollouts\], which only `vla finetune` can run"):
         finetune(replace(recipe, rollouts=RolloutsRecipe("lift")), tmp_path, quiet)

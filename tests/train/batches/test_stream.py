@@ -139,5 +139,5 @@ def test_a_policy_that_reads_another_state_is_refused(policy: OpenVLAPolicy, mix
 
 
 def test_a_policy_that_looks_at_another_number_of_cameras_is_refused(policy: OpenVLAPolicy) -> None:
-    with pytest.raises(DataError, match=r"looks at 1 camera\(s\), got primary, wrist"):
+    with pytest.raises(DataError, match=r"uses 1 camera\(s\), got primary, wrist"):
         Encoder.of(policy, ("primary", "wrist"))

@@ -1,4 +1,4 @@
-"""From windows of a dataset to batches of tensors: augmentation, frames, streams and questions.
+"""Turns windows of a dataset into batches of tensors: augmentation, frames, streams and questions.
 
 It may import core, recipe, policy and data. No optimiser belongs here.
 """

@@ -11,20 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 SHIFT, COLOUR = 1, 13
-"""Set the random streams of augmentation apart from others with the same seed."""
+"""Parts of a seed that separate the random streams of augmentation from others with the same seed."""
 
 Augment = Callable[[Tensor, Tensor, NDArray[np.int64]], Tensor]
-"""(B, N, S, S, 3) uint8 frames, (B, N) which of them are there, (B,) the samples' numbers -> frames as they were."""
+"""(B, N, S, S, 3) uint8 frames, (B, N) False where a camera is missing, (B,) sample numbers -> augmented frames."""
 
 
 @dataclass(frozen=True)
 class RandomShift:
-    """Moves each image by up to `pixels` in both directions; the border repeats.
+    """Augmentation that moves each image by up to `pixels` horizontally and vertically and repeats the border.
 
     Attributes:
-        pixels: largest shift.
-        seed: of the shifts, which follow from it and the step.
-        rows: samples of a step, of all ranks.
+        pixels: largest shift [px].
+        seed: seed of the shifts; a step's shifts depend on it and the step.
+        rows: samples of a step over all ranks.
 
     Source: Yarats et al. 2021, "Mastering Visual Continuous Control" (DrQ-v2), without its sub-pixel interpolation.
     """
@@ -34,7 +34,7 @@ class RandomShift:
     rows: int
 
     def __call__(self, frames: Tensor, is_there: Tensor, numbers: NDArray[np.int64]) -> Tensor:
-        """Consecutive samples of one step, moved."""
+        """Return the shifted frames of consecutive samples of one step."""
         step, first = divmod(int(numbers[0]), self.rows)
         mixed = np.random.SeedSequence([self.seed, SHIFT, step]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
@@ -45,16 +45,16 @@ class RandomShift:
 
 @dataclass(frozen=True)
 class OpenVLAAugment:
-    """`openvla_augment` by chance.
+    """Augmentation that applies `openvla_augment` with a random number per frame.
 
     Attributes:
-        seed: of the chance, which follows from it and the sample's number alone.
+        seed: seed of these numbers; a sample's numbers depend on it and the sample's number.
     """
 
     seed: int
 
     def __call__(self, frames: Tensor, is_there: Tensor, numbers: NDArray[np.int64]) -> Tensor:
-        """Samples, with those frames augmented that are there."""
+        """Return the frames, augmented in place where a camera is there."""
         drawn = [np.random.default_rng([self.seed, COLOUR, int(number)]) for number in numbers]
         chance = np.stack([rng.random(frames.shape[1], dtype=np.float32) for rng in drawn])
         frames[is_there] = openvla_augment(frames[is_there], torch.from_numpy(chance)[is_there])
@@ -62,7 +62,7 @@ class OpenVLAAugment:
 
 
 def shifted(frames: Tensor, shift: Tensor) -> Tensor:
-    """(B, N, H, W, 3) images, each moved by its own of (2, B, N, 1) whole pixels, down and right."""
+    """Move each of (B, N, H, W, 3) images by its own (2, B, N, 1) shift [px], down and right."""
     B, N, H, W, _ = frames.shape
     rows = (torch.arange(H) + shift[0]).clamp(0, H - 1)  # (B, N, H)
     columns = (torch.arange(W) + shift[1]).clamp(0, W - 1)  # (B, N, W)
@@ -72,18 +72,18 @@ def shifted(frames: Tensor, shift: Tensor) -> Tensor:
 
 CROP_AREA = 0.9
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.2, 0.2, 0.2, 0.05
-"""To either side: added, as a factor around 1 twice, and in turns of the colour circle."""
+"""Largest change to either side: added to the value, twice a factor around 1, and in turns of the colour circle."""
 
 
 def openvla_augment(frames: Tensor, chance: Tensor) -> Tensor:
-    """Crop, brightness, contrast, saturation and hue, as OpenVLA was trained.
+    """Change crop, brightness, contrast, saturation and hue as OpenVLA's training did.
 
-    In the reference all five draw from one seed and get the same number, so that a brighter image also has more
-    contrast and colour, and the crop slides along the diagonal. That is what its policies have seen; it is kept.
+    The reference draws all five from one seed and gets the same number, so that a brighter image also has more
+    contrast and colour, and the crop moves along the diagonal. Its policies were trained on that, so it is kept.
 
     Args:
         frames: (B, H, W, 3) uint8.
-        chance: (B,) in [0, 1), one number an image.
+        chance: (B,) in [0, 1), one number per image.
 
     Returns:
         (B, H, W, 3) uint8.
@@ -98,7 +98,7 @@ def openvla_augment(frames: Tensor, chance: Tensor) -> Tensor:
     hue, saturation, value = _to_hsv(x)
     saturation = (saturation * _factor(SATURATION, u[..., 0])).clamp(0, 1)
     x = _to_rgb((hue + HUE * (2 * u[..., 0] - 1)) % 1, saturation, value).clamp(0, 1)
-    return (x * 255).to(torch.uint8)  # cuts off, as the reference does
+    return (x * 255).to(torch.uint8)  # truncates, as the reference does
 
 
 def _factor(spread: float, u: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def _factor(spread: float, u: Tensor) -> Tensor:
 
 
 def _crop(x: Tensor, u: Tensor) -> Tensor:
-    """(B, H, W, 3) -> the same size: a square part of CROP_AREA, stretched with corners on corners."""
+    """Cut a part of CROP_AREA from (B, H, W, 3) and stretch it to the same size, corners on corners."""
     side = CROP_AREA**0.5
     B, H, W, _ = x.shape
     start = u * (1 - side)
@@ -119,7 +119,7 @@ def _crop(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _to_hsv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, H, W, 3) in [0, 1] -> hue in turns, saturation, value, each (B, H, W)."""
+    """Convert (B, H, W, 3) in [0, 1] to hue in turns, saturation and value, each (B, H, W)."""
     red, green, blue = x.unbind(-1)
     value, least = x.amax(-1), x.amin(-1)
     spread = value - least
@@ -134,7 +134,7 @@ def _to_hsv(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
-    """Inverse of `_to_hsv`."""
+    """Invert `_to_hsv`."""
     offsets = torch.tensor([5.0, 3.0, 1.0])  # red, green and blue along the colour circle, in sixths
     k = (offsets + hue[..., None] * 6) % 6
     return value[..., None] * (1 - saturation[..., None] * torch.minimum(k, 4 - k).clamp(0, 1))

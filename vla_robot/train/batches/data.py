@@ -1,4 +1,4 @@
-"""Where the batches of a run come from: demonstrations kept in memory, or a mixture of any size; both are mixtures."""
+"""Sources of a run's batches: demonstrations kept in memory, or a mixture of any size. Both are mixtures."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from vla_robot.train.batches.stream import Batches, Encoder, Kept, MixtureStream
 from vla_robot.train.parallel.ddp import Ranks
 
 HELD_OUT = 2
-"""Sets the choice of held-out episodes apart from other random streams of the same seed."""
+"""Part of a seed that separates the choice of held-out episodes from other random streams of the same seed."""
 
 HELD_OUT_ROWS = 64
 """Frames of one held-out batch."""
 
 HELD_OUT_BATCHES = 8
-"""Batches of a mixture's validation split that are measured: always the same ones."""
+"""Batches of a mixture's validation split that are measured; each measurement uses the same ones."""
 
 
 class TrainingData:
-    """What a run learns from. A step knows its batch by its number alone, which is what lets a run resume exactly."""
+    """Training and held-out batches. A training batch depends on its step number alone, so that runs resume exactly."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class TrainingData:
         """
         Args:
             stream: this rank's share of each step's batch.
-            held_out: batches that never train; the same at every rank.
-            fingerprint: changes when the data do.
+            held_out: returns the batches that are never trained on, the same at every rank.
+            fingerprint: bytes that change when the data change.
             workers: processes that decode frames; 0 decodes in this one.
         """
         self.held_out, self.fingerprint = held_out, fingerprint
@@ -57,7 +57,7 @@ class TrainingData:
         self._reading: Iterator[Batch] | None = None
 
     def batch(self, step: int) -> Batch:
-        """This rank's share of a step's batch, always the same one."""
+        """Return this rank's share of a step's batch."""
         if self._batches is None:
             return self._stream.batch(step)
         if self._reading is None or self._batches.step != step:
@@ -69,10 +69,10 @@ class TrainingData:
 def data_of_demos(
     recipe: FinetuneRecipe, demos: Demos, policy: OpenVLAPolicy, ranks: Ranks, on_frames: Callable[[int, int], None]
 ) -> TrainingData:
-    """Demonstrations, encoded once and kept in memory: a mixture whose datasets share their statistics.
+    """Encode demonstrations once and keep them in memory, as a mixture whose datasets share their statistics.
 
     Raises:
-        DataError: no frame is left to train on, of a dataset that has a weight too.
+        DataError: no frame is left to train on, in all or in a dataset that has a weight.
     """
     assert policy.embodiment is not None
     cameras = tuple(camera.name for camera in policy.embodiment.cameras)
@@ -103,14 +103,14 @@ def data_of_demos(
 def datasets_of(
     demos: Demos, name: str, choices: Choices, drawn: NDArray[np.bool_], statistics: Mapping[str, Any]
 ) -> list[Dataset]:
-    """The datasets of demonstrations, each in its own table.
+    """Return the datasets of demonstrations, each with its own table of steps.
 
     Args:
-        demos: what was recorded.
+        demos: the recorded demonstrations.
         name: the key of their statistics.
-        choices: what is drawn of them.
-        drawn: (E,) of which episodes.
-        statistics: what all are normalised by.
+        choices: window, cameras and split of their samples.
+        drawn: (E,) True for the episodes that samples are drawn from.
+        statistics: statistics that normalise all of them.
     """
     datasets: list[Dataset] = []
     for source, recipe in demos.parts:
@@ -132,16 +132,16 @@ def datasets_of(
 
 
 def _held_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:
-    """(E,) which episodes only measure; at least one unless the share is 0, and one always trains.
+    """Return (E,) True for held-out episodes: at least one unless the share is 0, and at least one is trained on.
 
-    Whole episodes, so that no frame's neighbour is on the other side.
+    Whole episodes are held out, so that a held-out frame has no neighbour among the training frames.
     """
     chosen = min(max(round(share * count), 1 if share > 0 else 0), count - 1)
     return np.isin(np.arange(count), np.random.default_rng([seed, HELD_OUT]).permutation(count)[:chosen])
 
 
 def _order(recipe: FinetuneRecipe, demos: Demos, counts: Sequence[int]) -> tuple[int, Order]:
-    """Samples of a step, of all ranks; and which sample comes when."""
+    """Return the samples of a step over all ranks, and the order of samples."""
     if not recipe.weights:
         if sum(counts) == 0:
             raise DataError("no frame is left to train on; record more episodes.")
@@ -163,10 +163,10 @@ def data_of_mixture(
     ranks: Ranks,
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> TrainingData:
-    """A mixture of any size, read while training, in the reference's order and with its augmentation.
+    """Read a mixture of any size while training, in the reference's order and with its augmentation.
 
     Raises:
-        DataError: the mixture does not fit the policy, or has nothing to hold out.
+        DataError: the mixture does not fit the policy, or has no validation split although `held_out` is set.
     """
     encoder = Encoder.of(policy, recipe.cameras, OpenVLAAugment(recipe.seed) if recipe.augment else None)
     stream = MixtureStream(mixture, encoder, ranks.share(recipe.robot_rows), ranks.rank, ranks.count)
@@ -189,13 +189,13 @@ def open_recipe_mixture(
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     chunk: int = 1,
 ) -> Mixture:
-    """The mixture that a recipe names, each sample with the actions of an answer.
+    """Open the mixture that a recipe names; each sample holds the `chunk` actions of one answer.
 
     Raises:
-        DataError: it cannot be read.
-        RecipeError: there is none of that name.
+        DataError: the mixture cannot be read.
+        RecipeError: no mixture has that name.
     """
-    assert recipe.mixture is not None  # the caller has looked
+    assert recipe.mixture is not None  # the callers check it
     choices = Choices(split=split, window=Window(future=chunk - 1), cameras=recipe.cameras, seed=recipe.seed)
     return open_mixture(recipe.mixture, recipe.root, choices, on_progress=on_progress)
 
@@ -204,4 +204,4 @@ def _validation(recipe: FinetuneRecipe, on_progress: Callable[[str, int, int], N
     try:
         return open_recipe_mixture(recipe, "val", on_progress, chunk)
     except DataError as error:
-        raise DataError(f"{error} Nothing is left to measure with: held_out = 0 trains without.") from error
+        raise DataError(f"{error} No held-out data is left; set held_out = 0 to train without.") from error

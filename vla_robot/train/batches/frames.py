@@ -1,11 +1,11 @@
-"""What a model learns in a step: frames, state and text in, action tokens as labels.
+"""Batches of a training step: frames, state and text as inputs, action tokens as labels.
 
 One row of a batch:
 
     input_ids   [BOS] In: What action ...? Out: [space] | a0 a1 a2 a3 a4 a5 a6 [EOS]      then padding
     labels        -   -   -   -   -   -   -   -    -    | a0 a1 a2 a3 a4 a5 a6 [EOS]      (- is ignored)
 
-A policy of several actions an answer says those of the next steps behind each other before the end.
+A policy whose answer holds several actions is trained on those of the next steps, one after the other.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Batch:
         input_ids: (B, L) int64.
         labels: (B, L) int64.
         state: (B, P) float32 in [-1, 1], or None.
-        actions: (B, K, D) float32, normalised, or None where nothing is to be done.
+        actions: (B, K, D) float32, normalised, or None for questions, which have no action.
     """
 
     pixels: Tensor
@@ -42,7 +42,7 @@ class Batch:
     actions: Tensor | None = None
 
     def split(self, rows: int) -> list[Batch]:
-        """In parts of at most `rows` rows; itself for 0."""
+        """Split the batch into parts of at most `rows` rows; 0 returns the batch itself."""
         if rows == 0 or rows >= len(self.pixels):
             return [self]
         fields = {name: value for name, value in vars(self).items() if value is not None}
@@ -50,7 +50,7 @@ class Batch:
         return [replace(self, **dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
 
     def to(self, device: torch.device) -> Batch:
-        """On a device."""
+        """Return the batch with its tensors on a device."""
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
@@ -60,7 +60,7 @@ class Rows:
 
     Attributes:
         frames: (F, N, S, S, 3) uint8.
-        is_there: (F, N) False for a camera that a dataset has not: its frames are black, and stay so.
+        is_there: (F, N) False where the dataset lacks the camera; such frames are black and are not augmented.
         input_ids: (F, L) int64, padded at the right.
         labels: (F, L) int64.
         state: (F, P) float32 in [-1, 1], or None.
@@ -78,14 +78,14 @@ class Rows:
         return len(self.frames)
 
     def __getitem__(self, places: NDArray[np.int64]) -> Rows:
-        """Some of them."""
+        """Return the rows at these indices."""
         return replace(self, **{name: value[places] for name, value in vars(self).items() if value is not None})
 
 
 def answers_of(
     actions: NDArray[np.floating], action_tokens: ActionTokenizer, tokenizer: PromptTokenizer
 ) -> NDArray[np.int64]:
-    """(B, K, D) normalised actions -> (B, K * D + 1) what the policy should say: the actions' tokens and the end."""
+    """Return (B, K * D + 1) token ids for (B, K, D) normalised actions: the actions' tokens, then end-of-sequence."""
     tokens = action_tokens.encode(actions).reshape(len(actions), -1)
     return np.concatenate([tokens, np.full((len(tokens), 1), tokenizer.eos)], axis=1)
 
@@ -93,7 +93,7 @@ def answers_of(
 def labelled(
     prompts: Sequence[NDArray[np.int64]], answers: Iterable[NDArray[np.int64]], pad_id: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prompts and as many answers, all of any lengths -> token ids and labels, both (B, L), padded at the right."""
+    """Join prompts with their answers into token ids and labels, both (B, L), padded at the right."""
     rows = list(zip(prompts, answers, strict=True))
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     input_ids = np.full((len(prompts), longest), pad_id, dtype=np.int64)

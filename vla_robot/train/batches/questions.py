@@ -1,11 +1,11 @@
-"""Questions with answers as training batches, beside the robot's own.
+"""Questions with answers as training batches, mixed with the robot's own.
 
 One row of a batch:
 
     input_ids   [BOS] In: which cube is left? Out: [space] | green [EOS]      then padding
     labels        -   -   -   -   -    -      -    -    -  | green [EOS]      (- is ignored)
 
-A policy that reads the arm's state is told zeros, the middle of every range: a question is about the scene.
+A policy that reads the arm's state gets zeros, the middle of every range, since a question is about the scene.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ MEASURED_ROWS = 64
 
 
 class QuestionData:
-    """The questions of a run. A step knows its own by its number alone, as with robot data."""
+    """Questions of a run by step number. A step's questions depend on its number alone, as with robot data."""
 
     def __init__(self, recipe: FinetuneRecipe, asked: QuestionsRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> None:
         """
         Raises:
-            DataError: the folder is damaged, or has no image of a camera that the policy looks at.
+            DataError: the folder is damaged, or lacks an image of a camera that the policy uses.
             RecipeError: the ranks cannot share a step's questions equally.
         """
         self._recipe = recipe
@@ -57,7 +57,7 @@ class QuestionData:
         self._order = Pooled([len(self._train)], max(recipe.question_rows, 1), recipe.seed)
 
     def parts(self, step: int) -> list[tuple[Batch, float]]:
-        """This rank's questions of a step in parts that the model takes at once; none with weight 0.
+        """Return this rank's questions of a step, in parts of at most `micro_batch` rows; no part if `weight` is 0.
 
         Returns:
             Each part with its share of the step's loss, the mean over all labels; shares of all ranks add up to their
@@ -73,15 +73,15 @@ class QuestionData:
         return [(part, _labels(part) * self._ranks.count / _labels(whole)) for part in parts]
 
     def accuracy(self, answers_match: Callable[[Batch], Tensor]) -> float:
-        """Share of the held-out questions that are answered word for word.
+        """Return the share of the held-out questions that the model answers word for word.
 
         Args:
-            answers_match: a batch -> (B,) bool, as `OpenVLA.answers_match`.
+            answers_match: maps a batch to (B,) bool, as `OpenVLA.answers_match`.
         """
         return float(torch.cat([answers_match(batch).cpu() for batch in self._measured()]).float().mean())
 
     def fingerprint(self) -> bytes:
-        """Changes when the questions do."""
+        """Return a hash of the questions."""
         digest = hashlib.sha256()
         for rows in (self._train, self._held_out):
             digest.update(rows.frames.tobytes() + rows.labels.tobytes() + rows.input_ids.tobytes())
@@ -117,7 +117,7 @@ def _rows(questions: Sequence[Question], policy: OpenVLAPolicy) -> Rows:
 
 
 def _squares(question: Question, policy: OpenVLAPolicy) -> NDArray[np.uint8]:
-    """(N, S, S, 3) frames of the policy's cameras as it squares them."""
+    """Return (N, S, S, 3) frames of a question, made square as the policy does."""
     try:
         images = policy.read.images(question.frames())
     except ContractError as error:

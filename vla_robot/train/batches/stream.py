@@ -1,12 +1,12 @@
-"""Datasets as training batches, of any size and for any number of ranks and workers, without a shuffle buffer.
+"""Training batches from datasets of any size, for any number of ranks and workers, without a shuffle buffer.
 
     sample number  --order-->  dataset, step  --Dataset-->  Sample  --Encoder-->  Rows  --augment-->  Batch
 
     step t, rank r of R, batch size B        samples  (t R + r) B  ...  (t R + r + 1) B - 1
     worker w of W                            the steps t with t mod W = w
 
-So R ranks see disjoint samples that together are those of one process with a batch R times as large, whatever the
-number of workers, and "go on at step t" is all that a run must remember. Datasets that fit into memory are encoded once
+R ranks see disjoint samples that together are those of one process with a batch R times as large, whatever the
+number of workers, so a run stores only its step number to resume. Datasets that fit into memory are encoded once
 and kept there (`Kept`); the others are read as they are drawn.
 """
 
@@ -37,28 +37,27 @@ from vla_robot.train.batches.augment import Augment
 from vla_robot.train.batches.frames import Batch, Rows, answers_of, labelled
 
 KEPT_AT_ONCE, DECODE_THREADS = 256, 4
-"""Samples that are decoded together to be kept. OpenCV and Pillow let other threads run meanwhile."""
+"""Samples that are decoded together, and threads that decode them. OpenCV and Pillow release the GIL meanwhile."""
 
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20
-"""mallopt(3): blocks of at least so many bytes are mapped."""
+"""mallopt(3) parameter, and the size [bytes] from which blocks are mapped."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Samples -> a batch: decoded, resized, augmented, tokenised. Holds no weights, so workers may have a copy.
+    """Makes batches of samples: decodes, resizes, augments, tokenises. It holds no weights, so workers can copy it.
 
     Attributes:
-        preprocessor: squares to tower inputs.
-        tokenizer: instructions to ids.
-        action_tokens: actions to ids.
-        pad_id: fills rows up.
-        proprio_dim: numbers of the state, or None for a policy without it.
-        chunk: actions of an answer, from the present one on.
-        cameras: in the order of the model's images: roles of a mixture, names of a recording.
-        present: which action of a window is the present one.
-        augment: (B, N, S, S, 3) uint8 frames, (B, N) which are there, (B,) numbers of the samples -> such frames; None
-            leaves them as they are.
-        as_acting: frames are squared as the policy squares them when it acts; False resizes them by Lanczos, as the
+        preprocessor: turns square frames into tower inputs.
+        tokenizer: turns instructions into token ids.
+        action_tokens: turns actions into token ids.
+        pad_id: token id of the padding.
+        proprio_dim: size of the state, or None for a policy that does not read it.
+        chunk: actions of an answer, the present one first.
+        cameras: camera of each image of the model, in order: roles of a mixture, or names of a recording.
+        present: index of the present action in a window.
+        augment: augmentation of the frames; None leaves them as they are.
+        as_acting: True makes frames square as the policy does when it acts; False resizes them by Lanczos, as the
             reference's training data was.
     """
 
@@ -82,14 +81,14 @@ class Encoder:
         *,
         as_acting: bool = False,
     ) -> Encoder:
-        """For a policy.
+        """Make the encoder of a policy.
 
         Raises:
-            DataError: the policy looks at another number of cameras.
+            DataError: the policy uses another number of cameras.
         """
         config = policy.model.config
         if len(cameras) != config.num_images:
-            raise DataError(f"the policy looks at {config.num_images} camera(s), got {', '.join(cameras) or 'none'}.")
+            raise DataError(f"the policy uses {config.num_images} camera(s), got {', '.join(cameras) or 'none'}.")
         return cls(
             preprocessor=policy.preprocessor,
             tokenizer=policy.tokenizer,
@@ -103,7 +102,7 @@ class Encoder:
         )
 
     def require_fit(self, mixture: Mixture) -> None:
-        """Raise DataError unless all datasets have one size of action, and the state that the policy reads."""
+        """Raise DataError unless all datasets have actions of one size and the state that the policy reads."""
         actions = {d.name: len(d.statistics["action"]["q01"]) for d in mixture.datasets}
         if len(set(actions.values())) > 1:
             raise DataError(f"the datasets' actions have different sizes: {actions}. One policy answers one size.")
@@ -113,11 +112,11 @@ class Encoder:
             raise DataError(f"the policy reads a state of {self.proprio_dim} numbers, but these datasets have {wrong}.")
 
     def __call__(self, samples: Sequence[Sample], numbers: NDArray[np.int64]) -> Batch:
-        """A batch.
+        """Decode samples and return their batch.
 
         Args:
-            samples: B of them.
-            numbers: (B,) which samples they are, by which augmentation is drawn.
+            samples: B samples.
+            numbers: (B,) numbers of the samples, which seed the augmentation.
 
         Raises:
             DataError: a frame is damaged.
@@ -126,7 +125,7 @@ class Encoder:
         return self.batch(self.rows(samples, frames, is_there), numbers)
 
     def batch(self, rows: Rows, numbers: NDArray[np.int64]) -> Batch:
-        """Rows as the model takes them; `numbers` as above."""
+        """Return rows as a batch, augmented by their (B,) sample `numbers` and normalised."""
         frames = torch.from_numpy(rows.frames)
         if self.augment is not None:
             frames = self.augment(frames, torch.from_numpy(rows.is_there), numbers)
@@ -139,11 +138,15 @@ class Encoder:
         )
 
     def rows(self, samples: Sequence[Sample], frames: NDArray[np.uint8], is_there: NDArray[np.bool_]) -> Rows:
-        """What samples say and what is to be done there, beside their frames."""
+        """Return rows of samples: their frames, tokenised instructions, answers and state.
+
+        Raises:
+            DataError: a window holds fewer actions than the policy answers.
+        """
         actions = np.stack([sample.actions for sample in samples])  # (B, K, D)
         said = actions[:, self.present : self.present + self.chunk]
         if said.shape[1] != self.chunk:
-            raise DataError(f"the policy says {self.chunk} actions, the windows hold {said.shape[1]} from now on.")
+            raise DataError(f"the policy answers {self.chunk} actions, but the windows hold only {said.shape[1]}.")
         answers = answers_of(said, self.action_tokens, self.tokenizer)
         prompts = {text: self.tokenizer(text) for text in {sample.instruction for sample in samples}}
         input_ids, labels = labelled([prompts[sample.instruction] for sample in samples], answers, self.pad_id)
@@ -154,7 +157,7 @@ class Encoder:
     def squares(
         self, samples: Sequence[Sample], pool: ThreadPoolExecutor | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """(B, N, S, S, 3) frames, and (B, N) which of them are there; a camera that a dataset has not stays black."""
+        """Return (B, N, S, S, 3) frames and (B, N) False where a camera is missing and the frame black."""
         size = self.preprocessor.size
         squares = np.zeros((len(samples), len(self.cameras), size, size, 3), dtype=np.uint8)
         files = [(sample, camera, sample.frames[camera][-1]) for sample in samples for camera in self.cameras]
@@ -179,7 +182,7 @@ class Kept:
     ) -> None:
         """
         Args:
-            datasets: at least one step in all.
+            datasets: datasets with at least one step in all.
             encoder: makes the rows.
             on_frames: called with steps done and steps in all.
 
@@ -202,12 +205,12 @@ class Kept:
         self._rows = encoder.rows(samples, frames, is_there)
 
     def __call__(self, places: Sequence[tuple[int, int]]) -> Rows:
-        """The rows of steps, each named by its dataset and its number there."""
+        """Return the rows of steps, each given as (dataset, step of the dataset)."""
         return self._rows[np.array([self._starts[which] + step for which, step in places])]
 
 
 class MixtureStream(IterableDataset[Batch]):
-    """An endless sequence of batches; `Batches` reads it with workers and remembers where it is."""
+    """Endless stream of batches; `Batches` reads it with workers and stores its position."""
 
     def __init__(
         self,
@@ -220,12 +223,12 @@ class MixtureStream(IterableDataset[Batch]):
     ) -> None:
         """
         Args:
-            mixture: what is drawn from.
-            encoder: makes batches of samples.
-            batch_size: samples of a batch of this rank.
-            rank: of this process.
-            ranks: how many there are.
-            kept: the mixture's datasets in memory; None reads them as they are drawn.
+            mixture: the mixture that samples are drawn from.
+            encoder: turns samples into batches.
+            batch_size: samples in this rank's batch.
+            rank: rank of this process.
+            ranks: number of ranks.
+            kept: the mixture's datasets in memory; None reads each sample when it is drawn.
 
         Raises:
             DataError: the mixture does not fit the policy, or a number is out of range.
@@ -238,18 +241,18 @@ class MixtureStream(IterableDataset[Batch]):
         self.start = 0
 
     def numbers(self, step: int) -> NDArray[np.int64]:
-        """(B,) samples of this rank in a step."""
+        """Return (B,) numbers of this rank's samples in a step."""
         return (step * self._ranks + self._rank) * self._batch_size + np.arange(self._batch_size)
 
     def batch(self, step: int) -> Batch:
-        """This rank's batch of a step."""
+        """Return this rank's batch of a step."""
         numbers = self.numbers(step)
         if self._kept is not None:
             return self._encoder.batch(self._kept([self._mixture.place(int(number)) for number in numbers]), numbers)
         return self._encoder([self._mixture.sample(int(number)) for number in numbers], numbers)
 
     def __iter__(self) -> Iterator[Batch]:
-        """From step `start` on; in a worker every step that is its own."""
+        """Yield batches from step `start` on; a worker yields only its own steps."""
         _return_freed_memory()
         worker = get_worker_info()
         first, stride = (0, 1) if worker is None else (worker.id, worker.num_workers)
@@ -257,7 +260,7 @@ class MixtureStream(IterableDataset[Batch]):
 
 
 class Batches:
-    """Reads a stream with worker processes; goes on exactly where a saved one was.
+    """Reads a stream with worker processes and continues exactly at a saved position.
 
     batches = Batches(stream, workers=2)
     for batch in batches: ...
@@ -267,8 +270,8 @@ class Batches:
     def __init__(self, stream: MixtureStream, workers: int = 0) -> None:
         """
         Args:
-            stream: what is read.
-            workers: processes that decode; 0 decodes in this one.
+            stream: the stream to read.
+            workers: number of processes that decode; 0 decodes in this one.
         """
         self._stream = stream
         self._workers = workers
@@ -278,24 +281,24 @@ class Batches:
         self._stream.start = self.step
         loader: DataLoader[Batch] = DataLoader(self._stream, batch_size=None, num_workers=self._workers)
         for batch in loader:
-            self.step += 1  # before it is used: the batch in hand counts as seen
+            self.step += 1  # before the batch is used: it counts as seen
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is: the number of batches that were handed out."""
+        """Return the position: the number of batches that were handed out."""
         return {"step": self.step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the last batch that was handed out when the state was taken."""
+        """Continue after the last batch that was handed out before `state` was taken."""
         self.step = int(state["step"])
 
 
 def _return_freed_memory() -> None:
-    """Have large blocks mapped one by one, so that the system gets them back when they are freed.
+    """Make glibc map large blocks one by one, so that it returns them to the system when they are freed.
 
-    glibc raises the limit for that by itself, up to 32 MiB. A worker whose batches are freed by another thread than the
-    one that makes them then grew by 40 MB with each batch of 20 MB, without end.
+    glibc raises this threshold by itself, up to 32 MiB. A worker whose batches were freed by another thread than the
+    one that makes them grew by 40 MB with each batch of 20 MB, without end.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's; other C libraries do without
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it and do not need it
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)

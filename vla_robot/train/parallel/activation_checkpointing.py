@@ -1,6 +1,6 @@
-"""Activation checkpointing: a block keeps its input alone, and computes the rest again when its gradient is due.
+"""Activation checkpointing: a block keeps only its input and recomputes the rest in the backward pass.
 
-Memory of activations falls to one block's and an input for each of the others; a step takes about a third longer.
+Activations then take the memory of one block plus the input of each other block; a step takes about a third longer.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from vla_robot.policy.openvla.network.perceive import Tower
 
 
 def blocks(model: OpenVLA) -> list[nn.Module]:
-    """Blocks of the towers and layers of the decoder, in the order in which data go through them."""
+    """Return the blocks of the towers, then the layers of the decoder, in the order of the forward pass."""
     towers = [module for module in model.vision_backbone.children() if isinstance(module, Tower)]
     return [block for tower in towers for block in tower.blocks] + list(model.language_model.model.layers)
 
 
 def checkpointed(model: OpenVLA) -> list[nn.Module]:
-    """Blocks for which that pays: all but the decoder's last layer, which computes few positions (see
-    sparse_last_layer.py).
+    """Return the blocks to checkpoint: all but the decoder's last layer, which computes few positions.
+
+    See sparse_last_layer.py.
     """
     return blocks(model)[:-1]
 
 
 def checkpoint_activations(model: OpenVLA) -> None:
-    """Have the blocks of a model do so. Names of parameters stay; the results are the same, bit for bit."""
+    """Checkpoint the blocks of a model. Parameter names stay, and results are the same bit for bit."""
     for block in checkpointed(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

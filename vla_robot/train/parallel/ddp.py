@@ -1,7 +1,7 @@
-"""Several processes that train one model: torchrun or SLURM starts them, and each holds the model, or a part of it.
+"""Data-parallel training: torchrun or SLURM starts several processes, each with the model or a part of it.
 
-Every rank takes its share of each step's batch, and gradients are averaged while they are computed. The recipe's batch
-is that of all ranks together, so a run means the same whatever their number, and may go on with another.
+Every rank takes its share of each step's batch, and gradients are averaged while they are computed. The recipe's
+batch is that of all ranks together, so the number of ranks does not change a run and may change when it resumes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 from vla_robot.core.errors import RecipeError
 
 PATIENCE = timedelta(hours=2)
-"""How long ranks wait for the first one, which reads the datasets' shards before the others may."""
+"""How long ranks wait for the first one, which reads the datasets' shards before the others."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is, of how many.
+    """Rank of this process, and the number of ranks.
 
     Attributes:
-        rank: from 0.
-        count: all of them.
-        local: rank on this computer, which is the number of its GPU.
+        rank: counted from 0.
+        count: number of ranks.
+        local: rank on this computer, which is the index of its GPU.
     """
 
     rank: int = 0
@@ -38,37 +38,37 @@ class Ranks:
 
     @classmethod
     def here(cls) -> Ranks:
-        """As the launcher says; one process without one."""
+        """Read RANK, WORLD_SIZE and LOCAL_RANK, which a launcher sets; without them this is the only process."""
         rank, count, local = (int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
         return cls(rank, count, local)
 
     @property
     def first(self) -> bool:
-        """Whether this process writes and speaks."""
+        """Whether this is the rank that writes files and prints."""
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """As asked; for "auto" this rank's GPU where there is one."""
+        """Return the named device; "auto" is this rank's GPU if there is one, else the CPU."""
         if name != "auto":
             return torch.device(name)
         return torch.device("cuda", self.local) if torch.cuda.is_available() else torch.device("cpu")
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Connected with the others for the length of the block."""
+        """Connect with the other ranks while the block runs."""
         if self.count == 1:
             yield
             return
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
         try:
             yield
-            dist.barrier()  # a rank that leaves early would take the first one's connection away
+            dist.barrier()  # a rank that leaves early would close the first one's connection
         finally:
             dist.destroy_process_group()
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
-        """The first rank does the block alone, then the others, who find its files."""
+        """Run the block at the first rank, then at the others, which find its files."""
         if self.count > 1 and not self.first:
             dist.barrier()
         yield
@@ -76,22 +76,22 @@ class Ranks:
             dist.barrier()
 
     def share(self, rows: int) -> int:
-        """Rows of a step that fall to each rank.
+        """Return the rows of a step that each rank takes.
 
         Raises:
-            RecipeError: they cannot be shared equally, so that some frames would weigh more.
+            RecipeError: the rows cannot be shared equally, so that some frames would weigh more.
         """
         if rows % self.count:
             raise RecipeError(f"a step has {rows} frames, which {self.count} processes cannot share equally.")
         return rows // self.count
 
     def mean(self, values: Tensor) -> Tensor:
-        """Of all ranks."""
+        """Return the mean of `values` over all ranks."""
         if self.count == 1:
             return values
         dist.all_reduce(values)
         return values / self.count
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is so at one rank or more: all of them stop together."""
+        """Return whether the flag is set at any rank, so that all ranks stop together."""
         return bool(self.mean(torch.tensor(float(flag), device=device)) > 0)

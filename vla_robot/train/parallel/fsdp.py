@@ -1,11 +1,11 @@
-"""One model over several processes, each of which holds a part of every tensor (FSDP2).
+"""One model sharded over several processes, each of which holds a part of every tensor (FSDP2).
 
-    weight (5, 3)     rank 0 has rows 0-2, rank 1 rows 3-4; so have its gradient, moments and average
-    forward           a block's weights are gathered before it runs and let go behind it
-    backward          gathered again; each rank keeps the sum of gradients for its own rows
+    weight (5, 3)     rank 0 has rows 0-2, rank 1 rows 3-4; gradient, moments and average are split alike
+    forward           a block's weights are gathered before it runs and freed after it
+    backward          they are gathered again; each rank keeps the summed gradients of its own rows
 
-Tensors of a model that is not sharded go through the same functions unchanged, so that there is one format of
-checkpoints, whole tensors, which any number of processes can read.
+The functions return tensors of an unsharded model unchanged, so that checkpoints have one format,
+whole tensors, which any number of processes can read.
 """
 
 from __future__ import annotations
@@ -24,51 +24,51 @@ from vla_robot.train.parallel.activation_checkpointing import blocks
 
 
 def shard(model: OpenVLA, device: torch.device, count: int) -> None:
-    """Keep this rank's part of a model alone, on its device; block by block, so that the whole is never there.
+    """Shard a model block by block and keep only this rank's part on its device, which never holds the whole model.
 
     Args:
-        model: in main memory, the same at all ranks.
-        device: of this rank.
-        count: of ranks.
+        model: the model in main memory, the same at all ranks.
+        device: this rank's device.
+        count: number of ranks.
     """
     _look_into_outputs()
     mesh = init_device_mesh(device.type, (count,))
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
-    # The default leaves what lies outside the blocks gathered, and a model without gradients would stay so.
+    # The default leaves the weights outside the blocks gathered, and a model without gradients would stay so.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
     register_fsdp_forward_method(model, "answers_match")
 
 
 @cache
 def _look_into_outputs() -> None:
-    """FSDP gathers weights for the backward pass when a gradient reaches an output, and must find the loss in ours."""
+    """Register `TrainingOutput` as a pytree: FSDP gathers weights when a gradient reaches an output it can find."""
     from torch.export import register_dataclass  # its import takes time
 
     register_dataclass(TrainingOutput)
 
 
 def is_sharded(tensors: Iterable[Tensor]) -> bool:
-    """Whether each rank has a part of them."""
+    """Return whether any tensor is sharded."""
     return any(isinstance(tensor, DTensor) for tensor in tensors)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank has of a tensor, in place: all of one that is not sharded."""
+    """Return this rank's part of a tensor, sharing its memory; an unsharded tensor is returned as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of it. Every rank must ask."""
+    """Return the whole tensor. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors by name, those that were sharded in main memory; one after the other, and every rank must ask.
+    """Return whole tensors by name; sharded ones are gathered in main memory. Every rank must call this.
 
     Args:
-        tensors: with their names.
-        keep: False at a rank that only takes part, and gets none.
+        tensors: names and tensors.
+        keep: False at a rank that takes part in the gathering but gets no tensors.
     """
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors:
@@ -82,7 +82,7 @@ def collected(tensors: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Te
 
 @torch.no_grad()
 def put(target: Tensor, full: Tensor) -> None:
-    """Write a whole tensor into one that may be sharded: each rank its part, without asking the others.
+    """Write a whole tensor into one that may be sharded; each rank writes its part, without communication.
 
     Raises:
         RuntimeError: the shapes differ.

@@ -1,12 +1,12 @@
-"""What a run will need, said before it starts: counted from the model, and measured on one frame.
+"""Memory that a run will need, computed before it starts: counted from the model, and measured on one frame.
 
 weights        bytes of all parameters
-gradients      bytes of those that learn
-moments        two of AdamW for each number that learns
-average        one more, with `ema`
-activations    what autograd keeps of one frame, times the frames that go through at once; with
-               `activation_checkpointing` the inputs of blocks and one block's own
-With `shard` each rank has its part of all but the activations, and for a moment one block's weights whole.
+gradients      bytes of the trained parameters
+moments        two of AdamW for each trained number
+average        one more for each trained number
+activations    what autograd keeps of one frame, times the frames of one forward pass; with
+               `activation_checkpointing` the inputs of blocks and one block's activations
+With `shard` each rank has its part of all but the activations, and one block's whole weights at a time.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from vla_robot.train.checkpoint import learning
 from vla_robot.train.parallel.activation_checkpointing import blocks, checkpointed
 
 PROMPT, ANSWER = 32, 8
-"""Tokens of the frame that is measured: an ordinary instruction and one action of seven numbers."""
+"""Tokens of the measured frame: an ordinary instruction, and one action of seven numbers with end-of-sequence."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes on the device that trains; frames that wait in main memory are not among them.
+    """Bytes on the training device; frames that wait in main memory are not counted.
 
     Attributes:
-        parts: name -> bytes.
-        available: of the device, before the model was loaded.
-        device: its name.
+        parts: name -> size [bytes].
+        available: the device's memory [bytes], before the model is loaded.
+        device: the device's name.
     """
 
     parts: dict[str, int]
@@ -56,13 +56,13 @@ class MemoryPlan:
 def plan_memory(
     model: OpenVLA, recipe: FinetuneRecipe, device: torch.device | None = None, count: int = 1
 ) -> MemoryPlan:
-    """For a model with `requires_grad` where it learns, before it is changed for `activation_checkpointing` or sharded.
+    """Plan the memory of a model whose `requires_grad` is set, before it is sharded or checkpoints activations.
 
     Args:
-        model: all of it, on its device, or in main memory where it will be sharded.
+        model: the whole model, on its device, or in main memory if it will be sharded.
         recipe: how it will be trained.
-        device: where it will be; by default where it is.
-        count: of ranks that will share it.
+        device: device of the training; by default the model's.
+        count: number of ranks that will share the model.
     """
     here = next(model.parameters()).device
     learned = sum(p.nbytes for p in learning(model).values())
@@ -78,19 +78,19 @@ def plan_memory(
 
 
 def _largest_gathered(model: OpenVLA) -> int:
-    """Bytes of what is whole for a moment where ranks share a model: one block, and what lies outside all blocks."""
+    """Return the bytes of the largest block and the weights outside all blocks, gathered at one time."""
     sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks(model)]
     return max(sizes) + sum(p.nbytes for p in model.parameters()) - sum(sizes)
 
 
 class _Kept:
-    """What autograd keeps of one frame for the backward pass, each storage counted once."""
+    """Tensors that autograd keeps of one frame for the backward pass; each storage is counted once."""
 
     def __init__(self, model: OpenVLA) -> None:
         self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self._block: int | None = None
         self._owner: dict[int, int | None] = {}
-        self._tensors: dict[int, Tensor] = {}  # holding them keeps an address from being given to another
+        self._tensors: dict[int, Tensor] = {}  # a reference keeps its address from being reused
         self._inputs: set[int] = set()
 
     @classmethod
@@ -105,7 +105,7 @@ class _Kept:
         return kept
 
     def bytes(self, checkpointing: bool) -> int:
-        """All of it; with checkpointing the inputs of blocks, what lies outside them, and the largest block's."""
+        """Return the bytes kept; with checkpointing: of block inputs, outside blocks and of the largest block."""
         by_block: dict[int | None, int] = defaultdict(int)
         for address, tensor in self._tensors.items():
             is_input = checkpointing and address in self._inputs
@@ -116,7 +116,7 @@ class _Kept:
     def _watch(self, number: int, block: nn.Module) -> Iterator[RemovableHandle]:
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
             self._block = number
-            if args[0].requires_grad:  # a block without a gradient below it is not run again
+            if args[0].requires_grad:  # a block whose input needs no gradient is not recomputed
                 self._tensors[args[0].untyped_storage().data_ptr()] = args[0]
                 self._owner.setdefault(args[0].untyped_storage().data_ptr(), None)
                 self._inputs.add(args[0].untyped_storage().data_ptr())
