@@ -1,4 +1,4 @@
-"""A world's observation -> what a policy was trained on: its cameras and its state, by name, in its order."""
+"""Selects from a world's observation the cameras and the state that a policy was trained on, by name."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from vla_robot.core.ports import Policy
 
 
 class ObservationAdapter:
-    """Wraps a policy and is a policy. A world may offer more cameras and state than the policy knows."""
+    """Policy that passes on to another only the cameras and state it knows; the world may offer more."""
 
     def __init__(self, policy: Policy, wanted: Embodiment, offered: Embodiment) -> None:
         """
         Args:
-            policy: sees only what it was trained on.
-            wanted: that.
-            offered: what the world gives.
+            policy: the wrapped policy.
+            wanted: embodiment that the policy was trained with.
+            offered: embodiment of the world.
 
         Raises:
-            ContractError: something wanted is not offered, or actions mean different things.
+            ContractError: the world lacks a wanted camera or state, or its actions mean something else.
         """
         require_fit(wanted, offered)
         self._policy = policy

@@ -1,6 +1,6 @@
-"""Policy kinds that run in this process: the recipe's dataclass, and what builds the policy. The only list.
+"""Table of the policy kinds that run in this process: each recipe dataclass and the function that builds its policy.
 
-What builds is named and not imported, so that holding still needs no torch.
+Functions are named and not imported, so that a policy of kind "hold" needs no torch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from vla_robot.recipe.reading.kinds import kind_name
 
 @dataclass(frozen=True)
 class Family:
-    """Where the code of a kind lies, as "module:function".
+    """Functions of a policy kind, each as "module:function".
 
     Attributes:
         build: (recipe, embodiment or None, the world's expert or None) -> policy.
-        check: (recipe) -> None; raises what `build` and the first action would, without reading weights.
+        check: (recipe) -> None; raises what `build` and the first action would raise, without reading weights.
     """
 
     build: str
@@ -47,17 +47,17 @@ FAMILIES: dict[type[PolicyRecipe], Family] = {
 
 
 def load_policy(recipe: PolicyRecipe, embodiment: Embodiment | None, *, expert: str | None = None) -> Policy:
-    """The policy of a recipe, fit to drive an embodiment.
+    """Build the policy of a recipe and check that it fits an embodiment.
 
     Args:
-        recipe: what it is; any kind that runs in this process, a plugin's too.
-        embodiment: what it will drive; None where each client brings its own arm, as it is for a server.
+        recipe: of any kind that runs in this process, including a plugin's.
+        embodiment: the arm that it will control; None for a server, where each client brings its own arm.
         expert: the world's scripted expert, for policies of kind "expert".
 
     Raises:
         RecipeError: the recipe names something that does not exist, or a kind that runs elsewhere.
         CheckpointError: the folder is incomplete or damaged.
-        ContractError: the policy was made for another arm; every difference is in the message.
+        ContractError: the policy was made for another arm; the message lists every difference.
     """
     if family := FAMILIES.get(type(recipe)):
         return attribute(family.build)(recipe, embodiment, expert)
@@ -67,9 +67,9 @@ def load_policy(recipe: PolicyRecipe, embodiment: Embodiment | None, *, expert: 
 
 
 def check_policy(recipe: PolicyRecipe) -> None:
-    """Find what `load_policy` and the first action would refuse, without reading weights; needs the extra [policy].
+    """Raise what `load_policy` and the first action would raise, without reading weights; needs the extra [policy].
 
-    Kinds without a checkpoint have nothing more to look at than their recipe.
+    For kinds without a checkpoint this does nothing.
 
     Raises:
         CheckpointError: the folder is incomplete or damaged.

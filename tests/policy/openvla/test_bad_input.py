@@ -55,7 +55,7 @@ def test_a_tokenizer_that_is_none_is_told(broken: Callable[..., Path], data: byt
 
 
 def test_an_instruction_longer_than_the_model_knows_is_told(tiny: OpenVLAPolicy) -> None:
-    with pytest.raises(ContractError, match="the language model knows 128 positions; use a shorter instruction"):
+    with pytest.raises(ContractError, match="the language model has 128 positions; use a shorter instruction"):
         tiny.act([replace(SEEN, instruction="zebra quux " * 40)])
 
 
@@ -79,12 +79,12 @@ def test_logits_that_are_not_finite_raise_whatever_made_them(tiny: OpenVLAPolicy
     ("images", "prompts", "state", "reason"),
     [
         ([[FRAME] * 2] * 2, [PROMPT], STATE, "as many prompts as images, got 1 and 2"),
-        ([[FRAME]], [PROMPT], STATE, r"reads 2 camera\(s\), the batch has 1"),
+        ([[FRAME]], [PROMPT], STATE, r"reads 2 camera\(s\), but the batch has 1"),
         ([[FRAME] * 2], [np.array([], dtype=np.int64)], STATE, r"must be \(L,\) integer ids.* of shape \(0,\)"),
         ([[FRAME] * 2], [np.array([1.0, 2.0])], STATE, "must be .* integer ids, BOS first, got float64"),
         ([[FRAME] * 2], [np.array([1, 640])], STATE, r"prompt ids must lie in \[0, 640\), got \[1, 640,"),
-        ([[FRAME] * 2], [PROMPT], None, r"reads a state of shape \(1, 2\), the batch has None"),
-        ([[FRAME] * 2], [PROMPT], np.zeros((1, 3)), r"a state of shape \(1, 2\), the batch has \(1, 3\)"),
+        ([[FRAME] * 2], [PROMPT], None, r"reads a state of shape \(1, 2\), but the batch has None"),
+        ([[FRAME] * 2], [PROMPT], np.zeros((1, 3)), r"a state of shape \(1, 2\), but the batch has \(1, 3\)"),
         ([[FRAME] * 2], [PROMPT], np.full((1, 2), np.nan), "state holds numbers that are not finite"),
         ([[FRAME.astype(np.float32)] * 2], [PROMPT], STATE, "must be a uint8 array"),
     ],

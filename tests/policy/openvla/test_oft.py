@@ -176,7 +176,7 @@ def test_each_row_may_have_its_own_statistics(copy: Path) -> None:
     for one, key, chunk in zip(seen, ("wide", "toy"), together, strict=True):
         np.testing.assert_allclose(policy.act([one], [key])[0].actions, chunk.actions, atol=1e-4)
     assert not np.allclose(policy.act(seen)[0].actions, together[0].actions)
-    with pytest.raises(ContractError, match="recipe says action_dim = 7, the statistics have 3 dimensions"):
+    with pytest.raises(ContractError, match="recipe says action_dim = 7, but the statistics have 3"):
         policy.act(seen, ["toy", "short"])
 
 
@@ -289,7 +289,7 @@ def test_the_published_sizes_come_out() -> None:
 
 
 def test_a_sequence_longer_than_the_model_knows_is_told() -> None:
-    with pytest.raises(ContractError, match="has 33 tokens, the language model knows 32 positions"):
+    with pytest.raises(ContractError, match="has 33 tokens, but the language model has 32 positions"):
         Decoder(small_llama()).bidirectional(torch.zeros(1, 33, LLM), torch.tensor([33]))
 
 
@@ -298,7 +298,7 @@ def test_a_sequence_longer_than_the_model_knows_is_told() -> None:
     [
         ({"instruction": "  "}, "the instruction is empty"),
         ({"state": np.array([np.nan, 0.0])}, "state holds numbers that are not finite"),
-        ({"state": np.zeros(3)}, "reads 2 state dimensions, the observation has 3"),
+        ({"state": np.zeros(3)}, "reads 2 state dimensions, but the observation has 3"),
         ({"images": {"front": np.zeros((8, 8, 3), np.uint8)}}, "unknown camera 'wrist'"),
         ({"images": dict.fromkeys(("front", "wrist"), np.zeros((8, 8, 3)))}, "must be a uint8 array"),
     ],
@@ -441,5 +441,5 @@ def test_a_recipe_loads_by_its_kind_and_must_fit_the_world(published: Path, tmp_
     np.testing.assert_array_equal(policy.act([observation()])[0].actions, oft.act([observation()])[0].actions)
     with pytest.raises(ContractError, match="unknown camera 'wrist'; did you mean 'wrist_left'"):
         load_policy(recipe, toy_arm(cameras=("front", "wrist_left")))
-    with pytest.raises(ContractError, match="gives 7 numbers per action, 'toy' takes 3: a0, a1, a2"):
+    with pytest.raises(ContractError, match="gives 7 numbers per action, but 'toy' takes 3: a0, a1, a2"):
         load_policy(recipe, toy_arm(actions=3))

@@ -79,7 +79,7 @@ def test_the_same_observation_gives_the_same_action_twice(tiny) -> None:
     [
         ({"instruction": "  "}, "the instruction is empty"),
         ({"state": np.array([np.nan, 0.0])}, "state holds numbers that are not finite"),
-        ({"state": np.zeros(3)}, "reads 2 state dimensions, the observation has 3"),
+        ({"state": np.zeros(3)}, "reads 2 state dimensions, but the observation has 3"),
         ({"images": {"front": np.zeros((8, 8, 3), np.uint8)}}, "unknown camera 'wrist'"),
         ({"images": dict.fromkeys(("front", "wrist"), np.zeros((8, 8, 3)))}, "must be a uint8 array"),
         ({"images": dict.fromkeys(("front", "wrist"), np.zeros((8, 8, 4), np.uint8))}, r"shape \(H, W, 3\)"),

@@ -1,9 +1,9 @@
-"""LoRA adapters that lie unmerged beside base weights, as peft's `save_pretrained` leaves them.
+"""LoRA adapters that lie unmerged beside base weights, in the files of peft's `save_pretrained`.
 
     adapter_config.json   adapter_model.safetensors
 
-Acting with the base weights alone would be another policy, so the adapters are merged while loading: W + s B A, with
-s = alpha / r, or alpha / sqrt(r) with `use_rslora`. peft itself is not asked: its configuration may name other places.
+The base weights alone would be another policy, so the adapters are merged while loading: W + s B A, with
+s = alpha / r, or alpha / sqrt(r) with `use_rslora`. peft itself is not used: its configuration may name other places.
 
 Sources: LoRA (arXiv 2106.09685), rsLoRA (arXiv 2312.03732), and peft's documented file layout.
 """
@@ -24,7 +24,7 @@ from vla_robot.policy.openvla.network.config import read_json
 
 CONFIG, SAFETENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
-"""What peft writes before each module's own path."""
+"""Prefix that peft writes before each module's path."""
 
 MERGE = "Merge them first: peft's `merge_and_unload()`, then `save_pretrained` into a new folder."
 
@@ -32,11 +32,11 @@ DIFFERENT = (
     "use_dora", "fan_in_fan_out", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication",
     "trainable_token_indices", "target_parameters", "use_qalora", "alora_invocation_tokens", "use_bdlora",
 )  # fmt: skip
-"""Options of peft under which an adapter is not W + s B A with one s for all."""
+"""Options of peft with which an adapter is not W + s B A with one s for all matrices."""
 
 
 def are_in(folder: Path) -> bool:
-    """Whether unmerged adapters lie in the folder itself."""
+    """Return whether the folder itself holds unmerged adapters."""
     return any((folder / name).exists() for name in (CONFIG, SAFETENSORS, PICKLE))
 
 
@@ -44,12 +44,12 @@ def merge(folder: Path, weights: Mapping[str, Tensor], unused: Mapping[str, tupl
     """Add the adapters of a folder to its weights, in place.
 
     Args:
-        folder: holds base weights and adapters.
-        weights: (out, in) matrices and others by their name in the base file.
-        unused: name -> shape of weights that are not loaded, as nothing depends on them; their adapters are left out.
+        folder: folder of the base weights and adapters.
+        weights: weights by their name in the base file; adapted ones are (out, in) matrices.
+        unused: name -> shape of weights that are not loaded, since they are never used; their adapters are skipped.
 
     Returns:
-        How many matrices were changed.
+        Number of matrices that were changed.
 
     Raises:
         CheckpointError: the adapters are not plain LoRA in safetensors, or do not fit the weights.
@@ -72,7 +72,7 @@ def merge(folder: Path, weights: Mapping[str, Tensor], unused: Mapping[str, tupl
 
 
 def _scale(folder: Path) -> tuple[float, int]:
-    """The factor s of B A, and the rank r."""
+    """Return the factor s of B A, and the rank r."""
     path = folder / CONFIG
     config = read_json(path)
     kind, rank, alpha = config.get("peft_type"), config.get("r"), config.get("lora_alpha")
@@ -90,7 +90,7 @@ def _scale(folder: Path) -> tuple[float, int]:
 
 
 def _pairs(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Name of a matrix in the base file -> A (r, in) and B (out, r)."""
+    """Return A (r, in) and B (out, r) by the name of their matrix in the base file."""
     path = folder / SAFETENSORS
     if not path.is_file():
         found = (
@@ -105,7 +105,7 @@ def _pairs(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     for name, tensor in tensors.items():
         module, _, half = name.removeprefix(PREFIX).rpartition(".lora_")
         if not name.startswith(PREFIX) or half not in ("A.weight", "B.weight"):
-            raise CheckpointError(f"{path} holds '{name}', which is no LoRA matrix. {MERGE}")
+            raise CheckpointError(f"{path} holds '{name}', which is not a LoRA matrix. {MERGE}")
         halves.setdefault(f"{module}.weight", {})[half[0]] = tensor
     lonely = [target for target, half in halves.items() if len(half) != 2]
     if lonely or not halves:

@@ -1,4 +1,4 @@
-"""Recipes of OpenVLA's two kinds -> policies, and what can be found out about their folders without reading weights."""
+"""Builds policies from recipes of OpenVLA's two kinds, and checks their folders without reading weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vla_robot.recipe.policy import OFTRecipe, OpenVLAOFTRecipe, OpenVLARecipe
 
 
 def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | None) -> OpenVLAPolicy:
-    """As `load_policy`."""
+    """Build the policy as `load_policy` does."""
     policy = load(
         recipe.checkpoint,
         recipe.dtype,
@@ -25,7 +25,7 @@ def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | No
 
 
 def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: str | None) -> OFTPolicy:
-    """As `load_policy`."""
+    """Build the policy as `load_policy` does."""
     if embodiment is not None:
         _require_room(recipe.oft, embodiment)  # before gigabytes are read
     policy = load_oft(
@@ -39,12 +39,12 @@ def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: s
 
 
 def check(recipe: OpenVLARecipe) -> None:
-    """As `check_policy`."""
+    """Check the folder as `check_policy` does."""
     check_folder(recipe.checkpoint, recipe.statistics_key, recipe.image_preprocessing)
 
 
 def check_oft(recipe: OpenVLAOFTRecipe) -> None:
-    """As `check_policy`."""
+    """Check the folder as `check_policy` does."""
     check_oft_folder(recipe.checkpoint, recipe.oft, recipe.statistics_key, recipe.image_preprocessing)
 
 
@@ -55,9 +55,9 @@ def _fitted[P: OpenVLAPolicy | OFTPolicy](policy: P, embodiment: Embodiment | No
 
 
 def _require_room(oft: OFTRecipe, embodiment: Embodiment) -> None:
-    """Raise ContractError unless the world has these cameras and takes such actions.
+    """Raise ContractError unless the world has the policy's cameras and takes its actions.
 
-    A published folder names neither; how long the state must be is checked with the first observation.
+    A published folder names neither. The length of the state is checked with the first observation.
     """
     cameras = [camera.name for camera in embodiment.cameras]
     for name in oft.cameras:
@@ -65,6 +65,6 @@ def _require_room(oft: OFTRecipe, embodiment: Embodiment) -> None:
             raise ContractError(unknown("camera", name, cameras))
     if oft.action_dim != len(embodiment.action):
         raise ContractError(
-            f"the policy gives {oft.action_dim} numbers per action, '{embodiment.name}' takes "
+            f"the policy gives {oft.action_dim} numbers per action, but '{embodiment.name}' takes "
             f"{len(embodiment.action)}: {', '.join(embodiment.action.names)}."
         )

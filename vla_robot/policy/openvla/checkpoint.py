@@ -1,4 +1,4 @@
-"""A checkpoint folder without its weights: everything that says how the weights are to be used."""
+"""The small files of a checkpoint folder, which say how its weights are used."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Checkpoint:
     """The small files of a folder in the published layout.
 
     Attributes:
-        config: sizes, and the statistics that count: those of dataset_statistics.json, when present, replace those in
+        config: sizes and statistics; those of dataset_statistics.json, when present, replace those in
             config.json, as the reference's deployment does.
-        preprocessor: frames to tower inputs.
-        tokenizer: instructions to ids, or None when tokenizer.json is absent.
-        embodiment: what the policy was trained to drive, or None for a published checkpoint, which does not say.
+        preprocessor: turns frames into tower inputs.
+        tokenizer: turns instructions into ids, or None when tokenizer.json is absent.
+        embodiment: the arm the policy was trained for, or None for a published checkpoint, which does not say.
     """
 
     config: OpenVLAConfig
@@ -34,15 +34,15 @@ class Checkpoint:
 
     @classmethod
     def read(cls, folder: Path, image_preprocessing: str = NONE) -> Checkpoint:
-        """From a folder.
+        """Read the small files of a folder.
 
         Args:
-            folder: in the published layout.
-            image_preprocessing: what happens to frames first, which no file of the folder says; one of
+            folder: checkpoint in the published layout.
+            image_preprocessing: preprocessing of frames, which no file of the folder states; one of
                 `image_preprocessing.PREPROCESSINGS`.
 
         Raises:
-            ContractError: the pre-step is unknown.
+            ContractError: image_preprocessing is unknown.
             CheckpointError: the folder or one of its files is missing, damaged or inconsistent.
         """
         if not folder.is_dir():
@@ -59,7 +59,7 @@ class Checkpoint:
 
 
 def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A precision, by torch's own object or its name in recipes. Raises ContractError for another one."""
+    """Return torch's precision of this name. Raises ContractError for another name."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     name = str(dtype).removeprefix("torch.")
     if name not in known:
@@ -68,14 +68,14 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def torch_device(device: str | torch.device) -> torch.device:
-    """A device, by torch's own object or its name. Raises ContractError for one that is not there."""
+    """Return torch's device of this name. Raises ContractError for one that is not there."""
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ContractError(f"device is {device!r}; a device of torch, such as 'cpu' or 'cuda:0': {error}.") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ContractError(
-            f"device is '{found}', and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs."
+            f"device is '{found}', but torch {torch.__version__} sees {torch.cuda.device_count()} GPUs."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""A new OpenVLA of any size, randomly initialised: the same code as the published one with smaller numbers."""
+"""Creates a new OpenVLA of any size, randomly initialised, with the code of the published one."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def create(
     instructions: Iterable[str],
     seed: int,
 ) -> None:
-    """Write a checkpoint folder with fresh weights.
+    """Write a checkpoint folder with random weights.
 
     Args:
         folder: where to write; created when missing.
-        architecture: sizes.
-        embodiment: what the policy will drive; its cameras become the policy's images, in order.
+        architecture: sizes of the model.
+        embodiment: the arm of the policy; its cameras become the policy's images, in order.
         statistics: content of dataset_statistics.json.
-        instructions: texts that the tokenizer's merges are learned from; any other text still encodes, byte by byte.
-        seed: of the weights.
+        instructions: texts that the tokenizer's merges are learned from; any other text is encoded byte by byte.
+        seed: seed of the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = OpenVLAConfig.from_dict(_config(architecture, embodiment, statistics), "the new configuration")
@@ -57,7 +57,7 @@ def create(
 
 
 def train_tokenizer(instructions: Iterable[str], vocab: int) -> Tokenizer:
-    """A byte-pair tokenizer in Llama's manner: the space is a token of its own, unknown characters fall to bytes."""
+    """Train a byte-pair tokenizer like Llama's: the space is a token, and unknown characters become bytes."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, behavior="merged_with_next")

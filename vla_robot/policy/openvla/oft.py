@@ -1,12 +1,12 @@
-"""OpenVLA-OFT behind the Policy port: the same towers, projector, prompt and decoder; another way to generate.
+"""OpenVLA-OFT as a Policy: OpenVLA's towers, projector, prompt and decoder, with a regression head.
 
-A published folder holds, beside the merged OpenVLA:
+A published folder holds, besides the merged OpenVLA:
 
     action_head--<step>_checkpoint.pt         the L1 head
     proprio_projector--<step>_checkpoint.pt   the state as one token, when the policy reads it
 
-They are read with `weights_only`, so that nothing in them can run. What the folder does not say (chunk length, action
-and state sizes, cameras, normalisation) stands in the recipe; upstream guesses it from words of the command line.
+They are read with `weights_only`, so that no code in them runs. What the folder does not state (chunk length, action
+and state sizes, cameras, normalisation) is in the recipe; upstream guesses it from words of the command line.
 
 Source: moojink/openvla-oft @213c5ff8, experiments/robot/openvla_utils.py and prismatic/vla/constants.py.
 """
@@ -55,17 +55,17 @@ REFUSED = {
     "noisy_action_projector": "its action head is a diffusion model; only the L1 head is supported.",
     "vision_backbone": "its towers are steered by the instruction (FiLM), which is not supported.",
 }
-"""Component files of the other OFT variants. Acting without them would give plausible, wrong actions."""
+"""Component files of the other OFT variants. Without these components, actions would look plausible but be wrong."""
 
 
 class OFTPolicy:
-    """A loaded OpenVLA-OFT checkpoint that acts, a chunk at a time.
+    """A loaded OpenVLA-OFT checkpoint that answers a chunk at a time.
 
     Attributes:
-        embodiment: what the policy was trained to drive, or None for a published checkpoint, which does not say.
+        embodiment: the arm the policy was trained for, or None for a published checkpoint, which does not say.
         model: towers, projectors and language model.
-        oft: the chunk and what goes into it.
-        read: observations to the batch that `predict` takes.
+        oft: sizes, cameras and normalisation.
+        read: makes the batch that `predict` takes from observations.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class OFTPolicy:
     ) -> None:
         """
         Args:
-            model: with as many images and state numbers as `oft` says.
-            head: of the language model's width and `oft.action_dim`.
+            model: with the number of images and state numbers that `oft` states.
+            head: L1 head of the language model's width and `oft.action_dim`.
             checkpoint: tokenizer, preprocessor and statistics.
-            oft: the chunk and what goes into it.
-            statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
+            oft: sizes, cameras and normalisation.
+            statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
 
         Raises:
             CheckpointError: there is no tokenizer.
@@ -100,14 +100,14 @@ class OFTPolicy:
         )
 
     def reset(self, seed: int) -> None:
-        """Nothing to forget: regression from single observations has no memory and no chance."""
+        """Do nothing: regression from single observations has no memory and no randomness."""
 
     def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
-        """One chunk of `oft.chunk` actions per observation, in one batch.
+        """Return one chunk of `oft.chunk` actions per observation, computed in one batch.
 
         Args:
-            observations: of any instructions.
-            statistics_keys: per row, the dataset whose statistics un-normalise; absent or None: the policy's own.
+            observations: with any instructions.
+            statistics_keys: per row, the dataset whose statistics un-normalise; None for the policy's own.
 
         Raises:
             ContractError: a camera, the state, the instruction or the statistics do not fit.
@@ -119,7 +119,7 @@ class OFTPolicy:
         for sizes in stats:
             if len(sizes) != self.oft.action_dim:
                 raise ContractError(
-                    f"the recipe says action_dim = {self.oft.action_dim}, the statistics have {len(sizes)} dimensions."
+                    f"the recipe says action_dim = {self.oft.action_dim}, but the statistics have {len(sizes)}."
                 )
         batch = self.read(observations, statistics_keys)
         stages.lap("preprocess")
@@ -130,11 +130,11 @@ class OFTPolicy:
 
     @torch.inference_mode()
     def predict(self, batch: Batch, stages: StageTimer | None = None) -> NDArray[np.float64]:
-        """The bare model, for comparisons: a batch of plain prompts -> (B, K, D) normalised actions."""
+        """Run the bare model on a batch of plain prompts: return (B, K, D) normalised actions."""
         return self._predict(batch, stages or StageTimer()).double().cpu().numpy()
 
     def self_test(self) -> None:
-        """Raise CheckpointError when the model is blind or its actions are not finite."""
+        """Raise CheckpointError if the model ignores its image or its actions are not finite."""
         check_image_sensitivity(self.model.config, self._preprocessor, lambda batch: self._predict(batch, StageTimer()))
 
     def _predict(self, batch: Batch, stages: StageTimer) -> Tensor:
@@ -153,15 +153,15 @@ def load_oft(
     statistics_key: str | None = None,
     image_preprocessing: str = NONE,
 ) -> OFTPolicy:
-    """A policy from a folder in OpenVLA-OFT's published layout.
+    """Load a policy from a folder in OpenVLA-OFT's published layout.
 
     Args:
         folder: a merged OpenVLA checkpoint with the component files beside it.
-        oft: what the folder does not say.
-        dtype: "float32", "bfloat16" or "float16", or torch's own.
+        oft: what the folder does not state.
+        dtype: "float32", "bfloat16" or "float16", or torch's own object.
         device: torch device.
-        statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
-        image_preprocessing: what happens to frames first: "none", "rlds" or "rlds_crop".
+        statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
+        image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
@@ -184,11 +184,11 @@ def load_oft(
 
 
 def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
-    """As `policy.check`, for a folder in OpenVLA-OFT's published layout; component files are looked for, not read.
+    """Check a folder as `policy.check` does, in OpenVLA-OFT's layout; component files are located, not read.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit config.json.
-        ContractError: the statistics key or the pre-step is unknown.
+        ContractError: the statistics key or image_preprocessing is unknown.
     """
     checkpoint = Checkpoint.read(folder, image_preprocessing)
     _refuse_other_variants(folder)
@@ -208,7 +208,7 @@ def _refuse_other_variants(folder: Path) -> None:
 
 
 def _proprio(folder: Path, proprio_dim: int | None, llm_dim: int) -> dict[str, Tensor]:
-    """Module name -> tensor of the state's projector; empty for a policy that does not read the state."""
+    """Return the tensors of the state's projector by module name; empty for a policy that does not read the state."""
     found = _component_files(folder, PROPRIO_PROJECTOR)
     if proprio_dim is None:
         if found:
@@ -226,7 +226,7 @@ def _component_files(folder: Path, name: str) -> list[Path]:
 
 
 def _component_file(folder: Path, name: str) -> Path:
-    """The only file of a component. Raises CheckpointError when there is none, or several."""
+    """Return the only file of a component. Raises CheckpointError if there is none, or several."""
     files = _component_files(folder, name)
     if len(files) != 1:
         names = ", ".join(path.name for path in files) or "none"
@@ -235,7 +235,7 @@ def _component_file(folder: Path, name: str) -> Path:
 
 
 def _component(folder: Path, name: str, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of one component file, checked against the module that they are for.
+    """Read the tensors of one component file and check them against the module that they are for.
 
     Raises:
         CheckpointError: the file is absent, ambiguous or damaged, or does not fit.
@@ -248,10 +248,10 @@ def _component(folder: Path, name: str, module: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_pt(path: Path) -> dict[str, Tensor]:
-    """A state dictionary saved by torch, read without running anything in it.
+    """Read a state dictionary saved by torch without running code in it.
 
     Raises:
-        CheckpointError: it is damaged, holds more than floating-point tensors, or would have to be run.
+        CheckpointError: the file is damaged, holds more than floating-point tensors, or could run code.
     """
     refused = f"{path} is not a plain file of tensors"
     if not zipfile.is_zipfile(path):

@@ -1,4 +1,4 @@
-"""OpenVLA behind the Policy port: observations in, action chunks in physical units out."""
+"""OpenVLA as a Policy: turns observations into action chunks in physical units."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import load_model, require_complete
 
 LLAMA_SPACE = 29871
-"""Llama's id of the space token, for checkpoints that come without a tokenizer."""
+"""Llama's id of the space token, for checkpoints without a tokenizer."""
 
 
 class OpenVLAPolicy:
     """A loaded checkpoint that acts.
 
     Attributes:
-        embodiment: what the policy was trained to drive, or None for a published checkpoint, which does not say.
+        embodiment: the arm the policy was trained for, or None for a published checkpoint, which does not say.
         statistics: dataset name -> statistics of actions (and of the state).
-        preprocessor: frames to tower inputs.
-        action_tokens: normalised actions to token ids and back.
-        read: observations to the batch that `generate` takes.
+        preprocessor: turns frames into tower inputs.
+        action_tokens: converts between normalised actions and token ids.
+        read: makes the batch that `generate` takes from observations.
     """
 
     def __init__(
@@ -89,32 +89,32 @@ class OpenVLAPolicy:
         self._compiled = CompiledInference(model, self._generator) if compiled else None
 
     def quantise(self, how: str) -> None:
-        """Turn the matrices into "int8" or "int4", in place; embeddings, norms and the action rows stay as they are.
+        """Quantise the matrices to "int8" or "int4" in place; embeddings, norms and the action rows stay as they are.
 
         Raises:
-            PolicyError: the way is unknown, or the policy is compiled.
+            PolicyError: the quantisation is unknown, or the policy is compiled.
             MissingDependencyError: torchao or bitsandbytes is absent.
         """
         if self._compiled is not None:
-            raise PolicyError("a compiled policy cannot be quantised: compiled = false, or leave quantise out.")
+            raise PolicyError("a compiled policy cannot be quantised: set compiled = false, or delete quantise.")
         quantise(self.model, self._decoder, how)
 
     def memory_bytes(self) -> int:
-        """What the weights occupy."""
+        """Return the bytes that the weights occupy."""
         return memory_bytes(self.model, self._decoder)
 
     def reset(self, seed: int) -> None:
-        """Nothing to forget: greedy decoding of single observations has no memory and no chance."""
+        """Do nothing: greedy decoding of single observations has no memory and no randomness."""
 
     def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
-        """One chunk of `config.chunk` actions per observation, in one batch.
+        """Return one chunk of `config.chunk` actions per observation, computed in one batch.
 
-        A policy of several actions is forced to begin with those that the arm will execute anyway
-        (`Observation.committed`): what it adds is its own choice given them.
+        A policy of several actions must begin with those that the arm will execute anyway
+        (`Observation.committed`), and generates the others given them.
 
         Args:
-            observations: of any instructions.
-            statistics_keys: per row, the dataset whose statistics un-normalise; absent or None: the policy's own.
+            observations: with any instructions.
+            statistics_keys: per row, the dataset whose statistics un-normalise; None for the policy's own.
 
         Raises:
             ContractError: a camera, the state, the instruction, a key or a committed action does not fit.
@@ -126,7 +126,7 @@ class OpenVLAPolicy:
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         batch = self.read(observations, statistics_keys)
         stages.lap("preprocess")
-        # A row of fewer dimensions says its own first: what comes later cannot change it.
+        # A row of fewer dimensions generates its own tokens first; later ones cannot change them.
         prefixes = [committed_tokens(o, s, chunk, self.action_tokens) for o, s in zip(observations, stats, strict=True)]
         tokens = self.generate(batch, chunk * max(map(len, stats)), stages, prefixes)
         rows = zip(self.action_tokens.decode(tokens), stats, strict=True)
@@ -142,9 +142,9 @@ class OpenVLAPolicy:
         stages: StageTimer | None = None,
         prefixes: Sequence[NDArray[np.int64]] | None = None,
     ) -> NDArray[np.int64]:
-        """A batch as `read` makes it -> (B, action_dim) token ids; the time of each stage is booked in `stages`.
+        """Return (B, action_dim) token ids of a batch from `read`; `stages` receives the time of each stage.
 
-        With `prefixes`, each row begins with those ids of its own, fewer than `action_dim`.
+        With `prefixes`, each row begins with its own given ids, fewer than `action_dim`.
         """
         with threads_for(self.model, batch):
             if prefixes is not None and any(map(len, prefixes)):
@@ -160,19 +160,19 @@ class OpenVLAPolicy:
 
     @torch.inference_mode()
     def answer(self, images: Mapping[str, Image], question: str, max_tokens: int = 32) -> str:
-        """What the policy says of a scene, in words; useful where it learned from questions ("Keep its language").
+        """Answer a question about a scene in words; useful after training on questions ("Keep its language").
 
         Args:
             images: camera name -> (H, W, 3) uint8.
             question: in plain words, e.g. "which cube is left?".
-            max_tokens: after so many the answer is cut off.
+            max_tokens: longest answer, in tokens.
 
         Raises:
             ContractError: a camera is missing, or the question is empty or too long.
             PolicyError: the model's output is not finite.
         """
         dim = self.model.config.proprio_dim
-        state = None if dim is None else torch.zeros(1, dim)  # a question is about the scene, whatever the arm does
+        state = None if dim is None else torch.zeros(1, dim)  # a question is about the scene, not the arm
         batch = Batch(self.preprocessor([self.read.images(images)]), [self.tokenizer.question(question)], state)
         with threads_for(self.model, batch):
             embeds, _ = embed(self.model, batch)
@@ -186,13 +186,13 @@ class OpenVLAPolicy:
         state: NDArray[np.float64] | None = None,
         action_dim: int = 7,
     ) -> NDArray[np.int64]:
-        """The bare model, for comparisons.
+        """Run the bare model, for comparisons.
 
         Args:
             images: one (H, W, 3) uint8 array per row, or one per camera and row.
-            input_ids: one 1-D array per row, BOS first; the final space token is added where it is missing.
+            input_ids: one 1-D array per row, BOS first; the final space token is added if it is missing.
             state: (B, proprio_dim) normalised, for policies that take it.
-            action_dim: how many tokens.
+            action_dim: number of tokens.
 
         Returns:
             (B, action_dim) int64 token ids.
@@ -204,20 +204,20 @@ class OpenVLAPolicy:
     def first_logits(
         self, images: Sequence[Image | Sequence[Image]], input_ids: Sequence[NDArray[np.int64]]
     ) -> NDArray[np.float32]:
-        """(B, 256) logits of the first generated position over the action rows, for comparisons."""
+        """Return (B, 256) logits of the first generated position over the action rows, for comparisons."""
         return self._first_logits(self._bare_batch(images, input_ids, None)).float().cpu().numpy()
 
     def action_stats(self, key: str | None = None) -> QuantileStats:
-        """Quantiles that turn normalised actions into units, by default those that `act` uses.
+        """Return the quantiles that turn normalised actions into units, by default those that `act` uses.
 
         Raises:
-            ContractError: the dataset is unknown, or not named although there are several.
+            ContractError: the dataset is unknown, or not given although there are several.
         """
         return self._statistics.of("action", key)
 
     @property
     def tokenizer(self) -> PromptTokenizer:
-        """Instructions to ids. Raises CheckpointError when the folder came without a tokenizer."""
+        """The tokenizer. Raises CheckpointError if the folder has none."""
         return self.read.tokenizer
 
     def _bare_batch(
@@ -233,7 +233,7 @@ class OpenVLAPolicy:
         return self._generator.first_logits(*embed(self.model, batch))
 
     def self_test(self) -> None:
-        """Raise CheckpointError when the model is blind or its logits are not finite."""
+        """Raise CheckpointError if the model ignores its image or its logits are not finite."""
         check_image_sensitivity(self.model.config, self.preprocessor, self._first_logits)
 
 
@@ -247,22 +247,21 @@ def load(
     quantise: str | None = None,
     trainable: bool = False,
 ) -> OpenVLAPolicy:
-    """A policy from a checkpoint folder in the published layout.
+    """Load a policy from a checkpoint folder in the published layout.
 
     Args:
         folder: config.json, safetensors, preprocessor_config.json, tokenizer.json, dataset_statistics.json.
-        dtype: "float32", "bfloat16" or "float16", or torch's own.
+        dtype: "float32", "bfloat16" or "float16", or torch's own object.
         device: torch device.
-        statistics_key: dataset whose statistics un-normalise the actions; needed when there are several.
-        image_preprocessing: what happens to frames first: "none", "rlds" or "rlds_crop".
-        compiled: one compiled graph for each shape of batch; the first inference of a shape then takes a minute.
-        quantise: "int8" or "int4" for matrices of so many bits, made while loading; the folder holds plain weights as
-            ever.
-        trainable: keep matrices in memory as optimisers want them, not as acting reads them fastest.
+        statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
+        image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
+        compiled: compile a graph for each shape of batch; the first inference of a shape then takes a minute.
+        quantise: "int8" or "int4": quantise matrices while loading; the folder keeps plain weights.
+        trainable: store matrices as optimisers need them, not as acting reads them fastest.
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or fails the self-test.
-        PolicyError: nothing can be compiled here, or not quantised this way.
+        PolicyError: compiling is impossible here, or the quantisation is unknown.
         MissingDependencyError: quantising needs torchao (int8) or bitsandbytes (int4).
     """
     if quantise is not None:
@@ -285,19 +284,19 @@ def load(
 
 
 def check(folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
-    """Find what `load` and the first `act` would refuse, without reading a weight.
+    """Raise what `load` and the first `act` would raise, without reading weights.
 
-    Not found this way are tensors that are damaged inside, a model that fails the self-test, and a missing
-    `statistics_key` where the checkpoint has several datasets: clients of a server bring their own.
+    This does not find damaged tensors, a model that fails the self-test, or a missing
+    `statistics_key` of a checkpoint with several datasets: clients of a server bring their own.
 
     Args:
-        folder: in the published layout.
+        folder: checkpoint in the published layout.
         statistics_key: dataset whose statistics will un-normalise the actions, if one is named.
         image_preprocessing: "none", "rlds" or "rlds_crop".
 
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit config.json.
-        ContractError: the statistics key or the pre-step is unknown.
+        ContractError: the statistics key or image_preprocessing is unknown.
     """
     checkpoint = Checkpoint.read(folder, image_preprocessing)
     if checkpoint.tokenizer is None:

@@ -1,13 +1,13 @@
-"""Weights: the published folder layout, read and written.
+"""Reads and writes weights in the published folder layout.
 
     config.json  model.safetensors (or shards + model.safetensors.index.json)  tokenizer.json
-    preprocessor_config.json  dataset_statistics.json  embodiment.json (ours: what the policy was trained to drive)
+    preprocessor_config.json  dataset_statistics.json  embodiment.json (ours: the arm the policy was trained for)
     adapter_config.json  adapter_model.safetensors (peft's, when LoRA adapters were not merged; see `adapters`)
 
 Tensors are read one at a time through one buffer into their own memory, in the wanted precision and on the device, so
-that memory peaks at the model's own size and the largest tensor's. (The usual memory map is not used: pages that were
-read stay resident beside the model, up to the size of the file. Nor is a buffer for each tensor: what they leave behind
-is too small for the next one, and memory grew by up to 0.7 of the model.) Only safetensors is read: nothing in a
+that memory peaks at the model's own size plus the largest tensor's. (A memory map would keep the pages that were
+read resident beside the model, up to the size of the file. A buffer for each tensor would leave gaps that
+are too small for the next one: memory grew by up to 0.7 of the model.) Only safetensors is read: no code in a
 checkpoint is ever executed.
 """
 
@@ -46,7 +46,7 @@ TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
 
 def file_name(module_name: str) -> str:
-    """A parameter's name in the file: LayerScale is `scale_factor` there, since older loaders rewrote `gamma`."""
+    """Return a parameter's name in the file: `scale_factor` for LayerScale, since older loaders rewrote `gamma`."""
     return module_name.replace(".ls1.gamma", ".ls1.scale_factor").replace(".ls2.gamma", ".ls2.scale_factor")
 
 
@@ -58,15 +58,15 @@ def load_model(
     beside: Mapping[str, Tensor] | None = None,
     acting: bool = False,
 ) -> OpenVLA:
-    """The model of a checkpoint folder, in evaluation mode.
+    """Load the model of a checkpoint folder, in evaluation mode.
 
     Args:
-        folder: where the safetensors are.
-        config: sizes.
+        folder: folder of the safetensors.
+        config: sizes of the model.
         dtype: precision of the weights.
-        device: where they go.
-        beside: parameters by module name that stand in other files (OpenVLA-OFT's), already of the right shape.
-        acting: not for training, but as fast as can be; see `layout`.
+        device: device of the weights.
+        beside: parameters by module name that are in other files (OpenVLA-OFT's), already of the right shape.
+        acting: use the fastest layout for acting, which cannot be trained; see `layout`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape; the
@@ -94,12 +94,12 @@ def load_model(
 
 
 def require_complete(folder: Path, config: OpenVLAConfig, beside: Collection[str] = ()) -> None:
-    """Raise CheckpointError unless the folder has all weights; only their files' headers are read.
+    """Raise CheckpointError unless the folder has all weights; reads only the headers of its files.
 
     Args:
-        folder: where the safetensors are.
-        config: sizes.
-        beside: beginnings of the names of parameters that stand in other files.
+        folder: folder of the safetensors.
+        config: sizes of the model.
+        beside: prefixes of the names of parameters that are in other files.
     """
     with torch.device("meta"):
         model = OpenVLA(config)
@@ -107,7 +107,7 @@ def require_complete(folder: Path, config: OpenVLAConfig, beside: Collection[str
 
 
 def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str, Tensor]) -> dict[str, _Stored]:
-    """Where the folder stores each of the parameters, by its name in the file.
+    """Return where the folder stores each tensor, by its name in the file.
 
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape.
@@ -122,9 +122,9 @@ def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str
 def _allocate(
     parameters: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device, by_columns: Collection[str]
 ) -> dict[str, Tensor]:
-    """Memory for each parameter, by its name; what the decoder fuses lies one after another.
+    """Allocate memory for each parameter, by name; matrices that the decoder fuses lie one after another.
 
-    Matrices named in `by_columns` have the shape of all others, and lie in memory column by column.
+    Matrices named in `by_columns` have the same shape but are stored column by column.
     """
     memory: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
@@ -143,7 +143,7 @@ def _fill(targets: Mapping[str, Tensor], found: Mapping[str, _Stored]) -> None:
     buffer = torch.empty(max(found[name].size for name in targets), dtype=torch.uint8)
     with ExitStack() as stack:
         files = {path: stack.enter_context(path.open("rb")) for path in {found[name].path for name in targets}}
-        # In the order of the file, which a disk reads fastest.
+        # Reads in the order of the file, which is fastest.
         for name in sorted(targets, key=lambda n: (found[n].path, found[n].begin)):
             targets[name].copy_(found[name].read(files[found[name].path], buffer))
 
@@ -151,8 +151,8 @@ def _fill(targets: Mapping[str, Tensor], found: Mapping[str, _Stored]) -> None:
 def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> None:
     """Write config.json and model.safetensors.
 
-    The reference refuses a file without the tensors that inference never uses, so they are written too: those of
-    `carry_from` when it has them, zeros otherwise.
+    The reference refuses a file without the tensors that inference never uses, so they are written too: copied from
+    `carry_from` if it has them, zeros otherwise.
     """
     make_folder(folder)
     dtype = model.projector.fc1.weight.dtype
@@ -160,24 +160,24 @@ def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> 
     tensors |= dict(_unused_tensors(model.config, carry_from, dtype))
     partial = folder / f"{SINGLE}.tmp"
     save_file({name: _own(t) for name, t in sorted(tensors.items())}, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)  # safetensors leaves it to its owner alone
+    partial.chmod(0o644)  # safetensors makes it readable by its owner only
     sync_path(partial)
     rename(partial, folder / SINGLE)
     write_json(folder / "config.json", model.config.to_dict())
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """The tensor, copied where it is a part of a larger one, as of a fused matrix: safetensors refuses to share."""
+    """Return the tensor, copied if it is part of a larger one (a fused matrix): safetensors refuses shared memory."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def write_json(path: Path, data: Mapping[str, object]) -> None:
-    """Write JSON so that a crash leaves the old file or the new one, never half of one; raises OSError."""
+    """Write JSON atomically: a crash leaves the old file or the new one. Raises OSError."""
     write_whole(path, json.dumps(data, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def unused_names(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
-    """File name -> shape of the tensors that the published layout holds and inference never uses.
+    """Return the shapes, by file name, of tensors that the published layout holds and inference never uses.
 
     They are the towers' last block and final norm, and SigLIP's pooling head: 43 tensors in openvla-7b.
     """
@@ -203,7 +203,7 @@ def _unused_tensors(config: OpenVLAConfig, carry_from: Path | None, dtype: torch
 
 
 def _rebuild_buffers(model: OpenVLA, device: torch.device) -> None:
-    """Rotary frequencies are computed, not stored; on the meta device they came out empty."""
+    """Recompute the rotary frequencies, which are not stored and are empty on the meta device."""
     rotary = model.language_model.model.rotary_emb
     model.language_model.model.rotary_emb = type(rotary)(model.language_model.config).to(device)
 
@@ -223,7 +223,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _shards(folder: Path, weight_map: object) -> list[Path]:
-    """The files that an index names, each directly in the folder."""
+    """Return the files that an index names, each directly in the folder."""
     names: list[object] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
     plain = {name for name in names if isinstance(name, str) and SHARD_NAME.fullmatch(name)}
     if strange := [name for name in names if not (isinstance(name, str) and name in plain)]:
@@ -236,12 +236,12 @@ class _Stored:
     """One tensor of a safetensors file.
 
     Attributes:
-        name: in the file.
-        path: of the file.
-        dtype: torch's, or None for one that torch has not.
-        shape: of the tensor.
+        name: name in the file.
+        path: path of the file.
+        dtype: torch's, or None for one that torch lacks.
+        shape: shape of the tensor.
         begin: offset of its first byte in the file.
-        size: in bytes.
+        size: size [bytes].
     """
 
     name: str
@@ -252,7 +252,7 @@ class _Stored:
     size: int
 
     def read(self, file: BufferedReader, buffer: Tensor) -> Tensor:
-        """The tensor, as a view of `buffer`: (size or more,) uint8; `file` is the one at `path`."""
+        """Read the tensor as a view of `buffer`, (size or more,) uint8, from `file`, which is open at `path`."""
         assert self.dtype is not None
         raw = buffer[: self.size]
         file.seek(self.begin)
@@ -262,10 +262,10 @@ class _Stored:
 
 
 def _stored(folder: Path) -> dict[str, _Stored]:
-    """Every tensor of a folder's files, by name; only their headers are read.
+    """Return every tensor of a folder's files, by name; reads only their headers.
 
     Raises:
-        CheckpointError: a file is missing, truncated or no safetensors.
+        CheckpointError: a file is missing, truncated or not safetensors.
     """
     found: dict[str, _Stored] = {}
     for path in _weight_files(folder):
@@ -288,7 +288,7 @@ def _stored(folder: Path) -> dict[str, _Stored]:
 
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""How safetensors spells the precisions that weights have."""
+"""Names of floating-point precisions in safetensors."""
 
 
 def _require_floats(tensors: Iterable[_Stored]) -> None:
@@ -304,14 +304,14 @@ def audit(
     unused: Mapping[str, tuple[int, ...]],
     described_by: str = "its config.json",
 ) -> None:
-    """Raise CheckpointError, with every difference by group, unless the tensors found are those wanted.
+    """Raise CheckpointError, which lists every difference by group, unless the tensors found are those wanted.
 
     Args:
         place: the folder or file that was read.
         wanted: name -> shape.
         found: name -> shape.
         unused: name -> shape of tensors that may be there and are ignored.
-        described_by: what asks for the shapes.
+        described_by: source of the wanted shapes, for the message.
     """
     missing = [name for name in wanted if name not in found]
     unexpected = [name for name in found if name not in wanted and name not in unused]
@@ -326,7 +326,7 @@ def audit(
 
 
 def _by_group(names: Iterable[str]) -> str:
-    """ "group (count, first name)" for each top-level part of the model."""
+    """Return "group (count, first name)" for each top-level part of the model."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[".".join(name.split(".")[:2])].append(name)

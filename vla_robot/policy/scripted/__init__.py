@@ -1,4 +1,4 @@
 """Policies that are programs: hold, random, waypoints, the scripted experts, and perturbed actions.
 
-It may import core. Nothing here loads weights or imports torch.
+It may import core and recipe. No module here loads weights or imports torch.
 """

@@ -1,4 +1,4 @@
-"""Recipes of scripted policies -> policies. Each works for any arm, and must be told for which one."""
+"""Builds policies from recipes of scripted policies. Each works for any arm, and must be told for which one."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from vla_robot.recipe.policy import ExpertRecipe, HoldRecipe, PolicyRecipe, Rand
 
 
 def hold(recipe: HoldRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
-    """As `load_policy`."""
+    """Build the policy as `load_policy` does."""
     embodiment = _named(recipe, embodiment)
     if embodiment.action.kind != "eef_delta":
-        raise ContractError(f"'hold' needs an arm that is moved by deltas; '{embodiment.name}' takes positions.")
+        raise ContractError(f"'hold' needs an arm with actions of deltas; '{embodiment.name}' takes positions.")
     return HoldPolicy(embodiment.action)
 
 
 def uniform(recipe: RandomRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
-    """As `load_policy`."""
+    """Build the policy as `load_policy` does."""
     return RandomPolicy(_named(recipe, embodiment).action)
 
 
 def waypoints(recipe: WaypointsRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
-    """As `load_policy`."""
+    """Build the policy as `load_policy` does."""
     return ReachPolicy(_named(recipe, embodiment), recipe.poses, recipe.relative)
 
 
 def scripted_expert(recipe: ExpertRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
-    """As `load_policy`."""
+    """Build the policy as `load_policy` does."""
     return build_expert(expert, _named(recipe, embodiment).action)
 
 
 def _named(recipe: PolicyRecipe, embodiment: Embodiment | None) -> Embodiment:
-    """The arm of a policy that was made for none in particular."""
+    """Return the embodiment. Raises ContractError if there is none."""
     if embodiment is None:
         raise ContractError(f"a policy of kind '{recipe.kind}' works for any arm, so it must be told for which one.")
     return embodiment

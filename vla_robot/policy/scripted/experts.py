@@ -1,7 +1,7 @@
-"""Scripted experts: they see the simulator's truth and show how a task is done.
+"""Scripted experts: policies that read the simulator's state and solve a task.
 
-Each is a function of the present observation alone. It therefore recovers from any state, wherever a perturbation or a
-learner has brought the arm, and can label a learner's own episodes (DAgger).
+Each is a function of the present observation alone. It therefore recovers from any state that a perturbation or a
+learner has caused, and can label a learner's own episodes (DAgger).
 
 Positions are in the base frame [m]; actions are tool deltas in the base frame and an absolute gripper, 1 = open.
 """
@@ -27,24 +27,24 @@ TOOL_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 """The Panda's tool pointing straight down with its fingers apart along the base's y axis."""
 
 HELD_SLACK = 0.003
-"""The fingers have met an object when they are this close to its width [m]."""
+"""The fingers touch an object when they are this close to its width [m]."""
 
 LIFT_CUBE, STACK_CUBE, CAN_WIDTH = 0.042, 0.040, 0.060
-"""Edges of the cubes, and below which opening the can is held [m]."""
+"""Edges of the cubes, and the gripper's opening below which it holds the can [m]."""
 
 STACKED_HEIGHT = 0.045
-"""From the centre of cube B to the centre of cube A on top of it [m]."""
+"""Height of cube A's centre over cube B's when it is stacked [m]."""
 
 
 class ScriptedExpert:
-    """A Policy made of a function from truth to a tool motion, (3,) [m] or (6,) [m, rad], and a gripper."""
+    """Policy made of a function from an observation to a tool motion, (3,) [m] or (6,) [m, rad], and a gripper."""
 
     def __init__(self, plan: Callable[[Observation], tuple[Vector, float]], space: ActionSpace) -> None:
         self._plan = plan
         self._space = space
 
     def reset(self, seed: int) -> None:
-        """Nothing to forget."""
+        """Do nothing: an expert has no memory."""
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return [single(self._action(observation), observation) for observation in observations]
@@ -61,7 +61,7 @@ class ScriptedExpert:
 
 @dataclass(frozen=True)
 class Grasp:
-    """How the Panda's parallel gripper picks a small cube from above. Lengths in m.
+    """Parameters of the Panda's grasp of a small object from above. Lengths in m.
 
     Attributes:
         hover: height over the object from which the tool comes down.
@@ -69,7 +69,7 @@ class Grasp:
         reach_xy: horizontal error within which the fingers may close.
         reach_z: vertical error within which the fingers may close.
         open_width: the gripper counts as open above this.
-        held_width: the fingers have met the object below this.
+        held_width: the fingers hold the object below this.
     """
 
     hover: float = 0.08
@@ -81,7 +81,7 @@ class Grasp:
 
 
 def pick(tool: Vector, width: float, target: Vector, grasp: Grasp) -> tuple[Vector, float, bool]:
-    """One step of a grasp from above.
+    """Compute one step of a grasp from above.
 
     Returns:
         (3,) tool motion [m], gripper command, and whether the object is held now.
@@ -100,10 +100,10 @@ def pick(tool: Vector, width: float, target: Vector, grasp: Grasp) -> tuple[Vect
 
 
 def cube_grasp(cube_mat: Vector, side: float) -> Grasp:
-    """The grasp of a cube at any yaw.
+    """Return the grasp of a cube at any yaw.
 
-    The fingers close along the base's y axis, so that they stop at the side of a straight cube and at the diagonal of
-    one that is turned by 45 degrees. One fixed width would take the second for an object that is not held yet.
+    The fingers close along the base's y axis: they stop at the side of a straight cube, and at the diagonal of
+    one turned by 45 degrees, which one fixed width would take for an object that is not held yet.
 
     Args:
         cube_mat: (9,) rotation of the cube in the base frame, row by row.
@@ -114,10 +114,10 @@ def cube_grasp(cube_mat: Vector, side: float) -> Grasp:
 
 
 def carry(error: Vector, clearance: float, funnel: float) -> Vector:
-    """(3,) motion that brings a held object over its goal at a clearance, then down onto it. Lengths in m."""
+    """Return the (3,) motion [m] that brings a held object over its goal at a clearance, then down onto it."""
     off_axis = float(np.hypot(error[0], error[1]))
     rise = error[2] + float(np.clip(3 * (off_axis - funnel), 0, clearance))
-    sideways = 0.25 if rise > 0.02 else 1.0  # first up, so that nothing is swept away
+    sideways = 0.25 if rise > 0.02 else 1.0  # first up, so that the object hits nothing
     return GAIN * np.array([sideways * error[0], sideways * error[1], rise])
 
 
@@ -127,7 +127,7 @@ def lift(observation: Observation) -> tuple[Vector, float]:
 
 
 def lift_named(observation: Observation) -> tuple[Vector, float]:
-    """Pick the cube whose colour stands in the instruction and go straight up."""
+    """Pick the cube whose colour is in the instruction and go straight up. Raises PolicyError if none is."""
     for word in observation.instruction.split():
         if f"{word}_pos" in observation.privileged:
             return _lift(observation, word)
@@ -142,7 +142,7 @@ def _lift(observation: Observation, cube: str) -> tuple[Vector, float]:
 
 
 def stack(observation: Observation) -> tuple[Vector, float]:
-    """Put the small cube A on the large cube B, let go and leave upwards."""
+    """Put the small cube A on the large cube B, release it and move up."""
     truth = observation.privileged
     width = truth["gripper_width"][0]
     to_goal = truth["cubeB_pos"] + np.array([0.0, 0.0, STACKED_HEIGHT]) - truth["cubeA_pos"]
@@ -154,7 +154,7 @@ def stack(observation: Observation) -> tuple[Vector, float]:
 
 
 def pick_place_can(observation: Observation) -> tuple[Vector, float]:
-    """Bring the can over the wall into its compartment and let it drop the last centimetres."""
+    """Bring the can over the wall into its compartment and drop it from a few centimetres."""
     truth = observation.privileged
     width = truth["gripper_width"][0]
     to_goal = truth["Can_goal_pos"] + np.array([0.0, 0.0, 0.07]) - truth["Can_pos"]
@@ -167,16 +167,16 @@ def pick_place_can(observation: Observation) -> tuple[Vector, float]:
 
 @dataclass(frozen=True)
 class Lever:
-    """How the Panda opens robosuite's door by its lever. Lengths in m, angles in rad.
+    """Parameters of the Panda's way to open robosuite's door by its lever. Lengths in m, angles in rad.
 
     Attributes:
-        tilt: the hand leans away from the door by this; upright, its 20 cm body meets the panel before the lever.
-        reach: distance from the lever's centre within which closed fingers have it between them.
-        held_width: the fingers have met the lever below this.
-        press: length of one pressing step; the guard cuts it to the largest allowed.
-        pressed: latch angle at which the lever is far enough down.
+        tilt: the hand leans away from the door by this; upright, its 20 cm body would hit the panel before the lever.
+        reach: distance from the lever's centre within which closed fingers hold it.
+        held_width: the fingers hold the lever below this.
+        press: length of one pressing step; the guard limits it.
+        pressed: latch angle at which the lever is down.
         free: latch angle from which the door may be pulled.
-        ajar: hinge angle from which the latch no longer matters.
+        ajar: hinge angle from which the latch no longer holds the door.
     """
 
     tilt: float = 0.5
@@ -189,7 +189,7 @@ class Lever:
 
 
 def door(observation: Observation) -> tuple[Vector, float]:
-    """Take the lever from above, press it along its arc, and pull the door open."""
+    """Grasp the lever from above, press it along its arc, and pull the door open."""
     truth, lever = observation.privileged, Lever()
     error = truth["handle_pos"] - truth["eef_pos"]
     width = truth["gripper_width"][0]
@@ -207,8 +207,8 @@ def door(observation: Observation) -> tuple[Vector, float]:
 
 
 def _work_lever(hinge_angle: float, latch_angle: float, error: Vector, lever: Lever) -> Vector:
-    """(3,) motion of fingers around the lever: along its arc until it is down, towards +y once the latch is free."""
-    move = 2.5 * error  # the lever's end leaves slow fingers behind
+    """Return the (3,) motion [m] of fingers around the lever: along its arc until it is down, then towards +y."""
+    move = 2.5 * error  # the lever's end moves faster than slow fingers
     ajar = hinge_angle > lever.ajar
     if not ajar and latch_angle < lever.pressed:
         move = move + lever.press * np.array([np.sin(latch_angle), 0.0, -np.cos(latch_angle)])
@@ -218,7 +218,7 @@ def _work_lever(hinge_angle: float, latch_angle: float, error: Vector, lever: Le
 
 
 def _turn_to(wanted: np.ndarray, tool_rot: Vector) -> Vector:
-    """(3,) rotation step [rad] in the base frame from the tool's axis-angle towards a (3, 3) rotation."""
+    """Return the (3,) rotation step [rad] in the base frame from the tool's axis-angle towards a (3, 3) rotation."""
     return np.clip(rotvec_from_matrix(wanted @ matrix_from_rotvec(tool_rot).T), -0.3, 0.3)
 
 
@@ -232,10 +232,10 @@ _PLANS: dict[str, Callable[[Observation], tuple[Vector, float]]] = {
 
 
 def build_expert(name: str | None, space: ActionSpace) -> ScriptedExpert:
-    """The expert that an environment recipe names.
+    """Build the expert that an environment recipe names.
 
     Raises:
-        RecipeError: the recipe names none, or one that does not exist.
+        RecipeError: the recipe names no expert, or an unknown one.
     """
     if name is None:
         raise RecipeError(f'this environment names no expert. Available: expert = "{", ".join(sorted(_PLANS))}".')

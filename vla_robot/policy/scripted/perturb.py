@@ -1,4 +1,4 @@
-"""Noise around a policy, so that demonstrations show mistakes and how to get out of them.
+"""Adds noise to a policy, so that demonstrations show mistakes and recoveries.
 
 Source: Laskey et al. 2017, "DART: Noise Injection for Robust Imitation Learning": the executed action is disturbed, the
 label stays clean.
@@ -18,13 +18,13 @@ from vla_robot.core.ports import Policy
 
 @dataclass(frozen=True)
 class Perturbation:
-    """How strongly a policy is disturbed.
+    """Strength of the noise.
 
     Attributes:
-        jitter: standard deviation of noise on every step, as a share of the largest translation.
-        burst_probability: chance per step that a burst begins.
-        burst_steps: shortest and longest burst.
-        flip_probability: chance that a burst also holds the gripper the wrong way.
+        jitter: standard deviation of the noise of every step, as a share of the largest translation.
+        burst_probability: probability per step that a burst begins.
+        burst_steps: shortest and longest burst [steps].
+        flip_probability: probability that a burst also inverts the gripper.
     """
 
     jitter: float = 0.15
@@ -34,7 +34,7 @@ class Perturbation:
 
 
 class PerturbedPolicy:
-    """Wraps a policy of single actions and is a policy. The same seed gives the same noise."""
+    """Policy that adds noise to another policy's single actions. The same seed gives the same noise."""
 
     def __init__(self, policy: Policy, space: ActionSpace, perturbation: Perturbation) -> None:
         self._policy = policy

@@ -1,4 +1,4 @@
-"""Policies without a model: the baselines that every score is compared with."""
+"""Policies without a model: baselines for every score."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from vla_robot.core.messages import ActionChunk, Observation, Vector
 
 
 def single(action: Vector, observation: Observation) -> ActionChunk:
-    """A chunk of one action for the observation's own step."""
+    """Return a chunk of one action for the observation's step."""
     return ActionChunk(actions=action[None], stamp_ns=observation.stamp_ns, step=observation.step)
 
 
 class HoldPolicy:
-    """Stays where it is with the gripper open. Only for arms that are moved by deltas."""
+    """Policy that stays where it is with the gripper open. Only for arms whose actions are deltas."""
 
     def __init__(self, space: ActionSpace) -> None:
         self._action = np.zeros(len(space))
         self._action[-1] = 1.0
 
     def reset(self, seed: int) -> None:
-        """Nothing to forget."""
+        """Do nothing: the policy has no memory."""
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return [single(self._action, observation) for observation in observations]
 
 
 class RandomPolicy:
-    """Uniform actions within the limits."""
+    """Policy that draws uniform actions within the limits."""
 
     def __init__(self, space: ActionSpace) -> None:
         self._space = space

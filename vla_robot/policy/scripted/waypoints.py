@@ -1,4 +1,4 @@
-"""Goes from pose to pose, by what the arm says of itself: a first motion, a check of reach, a demonstration."""
+"""Moves the tool from pose to pose by the arm's measured state: a first motion, a test of reach, a demonstration."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.policy.scripted.simple import single
 
 GAIN = 0.15
-"""Share of what is left that one step covers: an arm that lags a fifth of a second does not overshoot."""
+"""Share of the remaining motion that one step covers: an arm that lags by 0.2 s does not overshoot."""
 
 NEAR_M = 0.003
 NEAR_RAD = 0.03
 DWELL_STEPS = 10
-"""A pose is reached when the tool was this near for so many steps."""
+"""A pose is reached when the tool was within NEAR_M [m] and NEAR_RAD [rad] of it for so many steps."""
 
 TOOL = ("x", "y", "z", "rx", "ry", "rz")
 
 
 class ReachPolicy:
-    """Proportional control of the tool, one pose after the other; the last one is held."""
+    """Policy that controls the tool proportionally, one pose after the other; it holds the last one."""
 
     def __init__(self, embodiment: Embodiment, poses: Sequence[Sequence[float]], relative: bool = False) -> None:
         """
         Args:
-            embodiment: of an arm that is moved by deltas and tells its tool's pose.
+            embodiment: of an arm whose actions are deltas and whose state has the tool's pose.
             poses: x, y, z [m], axis times angle [rad], gripper 0 to 1; in the base frame.
-            relative: position and turn are from where the tool is when the episode begins.
+            relative: position and rotation are relative to the tool's pose at the start of the episode.
 
         Raises:
             ContractError: the arm does not fit.
@@ -41,7 +41,7 @@ class ReachPolicy:
             raise ContractError(f"'reach' moves a tool by deltas; '{embodiment.name}' takes {embodiment.action.kind}.")
         if missing := [name for name in TOOL if name not in names]:
             raise ContractError(
-                f"'reach' needs the tool's pose; '{embodiment.name}' does not tell {', '.join(missing)}."
+                f"'reach' needs the tool's pose; '{embodiment.name}' does not report {', '.join(missing)}."
             )
         self._space = embodiment.action
         self._tool = [names.index(name) for name in TOOL]
@@ -52,7 +52,7 @@ class ReachPolicy:
 
     @property
     def reached(self) -> int:
-        """How many poses are done."""
+        """Number of poses that were reached."""
         return self._index
 
     def reset(self, seed: int) -> None:

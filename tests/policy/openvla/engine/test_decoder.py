@@ -84,7 +84,7 @@ def test_each_row_of_a_ragged_batch_equals_itself_alone(lengths: list[int], seed
 
 
 def test_more_tokens_than_positions_are_refused() -> None:
-    with pytest.raises(ContractError, match="65 tokens, the language model knows 64 positions"):
+    with pytest.raises(ContractError, match="65 tokens, but the language model has 64 positions"):
         Decoder(llama()).start(torch.zeros(1, 60, 64), None, 65)
 
 

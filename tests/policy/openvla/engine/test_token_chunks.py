@@ -131,7 +131,7 @@ def test_a_policy_of_one_action_heeds_no_commitment(tiny: OpenVLAPolicy) -> None
 
 @pytest.mark.parametrize(
     ("committed", "why"),
-    [(np.zeros((2, 3)), "actions of 3 numbers, the policy's have 7"), (np.full((2, D), np.nan), "not finite")],
+    [(np.zeros((2, 3)), "actions of 3 numbers, but the policy's have 7"), (np.full((2, D), np.nan), "not finite")],
 )
 def test_a_commitment_that_does_not_fit_is_refused(
     of_four: OpenVLAPolicy, committed: NDArray[np.float64], why: str

@@ -1,4 +1,5 @@
-"""How an answer is computed fast: decoding, compiled graphs, quantisation, threads, costs and the plain baseline.
+"""Fast inference: decoding, compiled graphs, quantisation, threads, costs and the baseline.
 
-It may import core and `policy.openvla.network` and `inputs`. Files and recipes are read elsewhere.
+It may import core and `policy.openvla.network` and `inputs`; `measure` alone also imports `policy.openvla.policy`.
+Files and recipes are read elsewhere.
 """

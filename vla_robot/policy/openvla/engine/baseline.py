@@ -1,7 +1,7 @@
-"""What a user would write from the model card: timm's towers, a projector, and transformers' `generate`.
+"""Inference as a user would write it from the model card: timm's towers, a projector, transformers' `generate`.
 
-It shares the weights of a loaded policy and nothing of its engine, so that `vla bench policy` and the tests can compare
-with it: whole towers, the whole vocabulary, transformers' cache, one observation at a time.
+It shares the weights of a loaded policy but none of its engine, so that `vla bench policy` and the tests can compare
+with it: it computes whole towers and the whole vocabulary, with transformers' cache, one observation at a time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Baseline:
     """Plain inference with the weights of a loaded model."""
 
     def __init__(self, model: OpenVLA, preprocessor: Preprocessor) -> None:
-        """Builds whole towers; their unused last block has random weights, as nothing reads it. The other weights are
-        the policy's own where they are as torch has them, and copies elsewhere."""
+        """Build whole towers, whose unused last block is random. Other weights are the policy's own where torch's
+        layout allows, and copies elsewhere."""
         backbone = model.vision_backbone
         ours = [backbone.featurizer] + ([backbone.fused_featurizer] if backbone.fused_featurizer is not None else [])
-        self._language_model: Any = layout.as_torch_has_it(model.language_model)  # its own types hide `generate`
+        self._language_model: Any = layout.as_torch_has_it(model.language_model)  # its type stubs hide `generate`
         self._projector = layout.as_torch_has_it(model.projector)
         self._proprio_projector = (
             None if model.proprio_projector is None else layout.as_torch_has_it(model.proprio_projector)
@@ -41,13 +41,13 @@ class Baseline:
 
     @torch.inference_mode()
     def tokens(self, images: Sequence[Image], input_ids: NDArray[np.int64], state: Tensor | None, dims: int) -> Tensor:
-        """One observation.
+        """Generate the tokens of one observation.
 
         Args:
             images: one (H, W, 3) uint8 frame per camera.
-            input_ids: (L,) prompt, complete.
+            input_ids: (L,) ids of the whole prompt.
             state: (1, proprio_dim) normalised, or None.
-            dims: tokens to generate.
+            dims: number of tokens to generate.
 
         Returns:
             (dims,) int64 ids over the whole vocabulary.
@@ -66,7 +66,7 @@ class Baseline:
         return out[0]
 
     def _features(self, image: Image) -> Tensor:
-        """(H, W, 3) -> (1, P, vision_dim), each tower with its own resize and normalisation."""
+        """Return (1, P, vision_dim) features of (H, W, 3); each tower has its own resize and normalisation."""
         size = self._preprocessor.size
         features: list[Tensor] = []
         for index, tower in enumerate(self._towers):
@@ -92,7 +92,7 @@ class Baseline:
 
 
 def _whole(tower: Tower, vit: nn.Module) -> Any:
-    """timm's tower with the weights of ours; ours has no last block, which stays random."""
+    """Load our weights into timm's tower; its last block, which ours lacks, stays random."""
     weight = next(tower.parameters())
     vit.load_state_dict(tower.state_dict(), strict=False)
     return vit.to(weight).eval().requires_grad_(False)

@@ -1,7 +1,8 @@
-"""An inference as two compiled graphs, one that reads the prompt and one that corrects the answer: no Python between
-the kernels, and fewer kernels.
+"""Inference as two compiled graphs, one that reads the prompt and one that corrects the answer.
 
-It pays where the model is small and the shape of the batch stays: a robot that repeats one instruction. Each new shape
+Compiled graphs run no Python between kernels, and fewer kernels.
+
+This pays for a small model and a constant shape of the batch: a robot that repeats one instruction. Each new shape
 (rows, prompt length) is compiled once, which takes about a minute on two cores, less when torch finds it in its cache.
 """
 
@@ -20,7 +21,7 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 
 
 class CompiledInference:
-    """Pixels and prompts of one length -> action tokens."""
+    """Turns pixels and prompts of one length into action tokens."""
 
     def __init__(self, model: OpenVLA, generator: Generator) -> None:
         """
@@ -29,7 +30,9 @@ class CompiledInference:
         """
         on_cpu = model.projector.fc1.weight.device.type == "cpu"
         if on_cpu and not (shutil.which("g++") or shutil.which("clang++")):
-            raise PolicyError("compile = true needs a C++ compiler on a CPU: apt-get install g++, or compile = false.")
+            raise PolicyError(
+                "compiled = true needs a C++ compiler on a CPU: apt-get install g++, or compiled = false."
+            )
         # On a CPU kernels are called from C++ and share their results' memory; on CUDA a recorded graph is replayed.
         cpu_options = {"cpp_wrapper": True, "memory_planning": True}
         options: dict[str, Any] = cpu_options if on_cpu else {"triton.cudagraphs": True}
@@ -39,11 +42,11 @@ class CompiledInference:
         self._correct = torch.compile(generator.correct, dynamic=False, fullgraph=True, options=options)
 
     def takes(self, batch: Batch) -> bool:
-        """Whether no row needs padding; prompts of different length run uncompiled."""
+        """Return whether no row needs padding; batches of prompts of different lengths run uncompiled."""
         return len({len(prompt) for prompt in batch.prompts}) == 1
 
     def __call__(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
-        """(B, count) int64 token ids.
+        """Return (B, count) int64 token ids.
 
         Raises:
             ContractError: the batch does not fit the model.
@@ -51,7 +54,7 @@ class CompiledInference:
         """
         pixels, ids, state, _ = tensors_of(self._model, batch)
         action_dim = self._generator.action_dim(count)
-        torch.compiler.cudagraph_mark_step_begin()  # what recorded graphs hand to each other lives until the next time
+        torch.compiler.cudagraph_mark_step_begin()  # the graphs' outputs stay valid until this is called again
         draft = self._begin(pixels, ids, state, count, action_dim)
         tokens = self._generator.complete(draft, count, action_dim, stages, self._correct)
         stages.lap("inference")

@@ -1,7 +1,7 @@
-"""What an inference costs, counted from the configuration: floating-point operations and bytes of weights by stage.
+"""Cost of an inference, counted from the configuration: floating-point operations and bytes of weights by stage.
 
 An operation is a multiplication or an addition, so a matrix product (m, k) x (k, n) counts 2 m k n. Norms, activations
-and softmax are left out: they are below one per cent.
+and softmax are left out, since they are below one per cent.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from vla_robot.policy.openvla.network.perceive import Tower
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one stage, for a whole batch.
+    """Cost of one stage for a whole batch.
 
     Attributes:
-        flops: operations.
-        weight_bytes: weights that must be read at least once.
+        flops: number of operations.
+        weight_bytes: size of the weights, which are read at least once [bytes].
     """
 
     flops: float
@@ -28,7 +28,7 @@ class Cost:
 
 
 def costs(model: OpenVLA, batch: int, text_tokens: int, action_dim: int) -> dict[str, Cost]:
-    """Stage name -> cost, for prompts of `text_tokens` ids and an action of `action_dim` tokens.
+    """Return the cost of each stage, for prompts of `text_tokens` ids and an action of `action_dim` tokens.
 
     The prefill reads a guess of the action with the prompt; "decode" is one pass over the guess.
     """
@@ -44,7 +44,7 @@ def costs(model: OpenVLA, batch: int, text_tokens: int, action_dim: int) -> dict
     layer_bytes = _bytes(llama.model.layers)
     guess = action_dim - 1
     first = prompt + guess
-    # Every query of the prefill meets half of the keys on average.
+    # A query of the prefill attends to half of the keys on average.
     prefill = first * layers + attention * first * (first + 1) / 2 + action_dim * head
     decode = guess * (layers + head + attention * (prompt + action_dim / 2))
     return {
@@ -63,7 +63,7 @@ def _tower_flops(tower: Tower) -> float:
 
 
 def _linear_flops(module: nn.Module) -> float:
-    """Operations per token."""
+    """Return the operations per token."""
     return sum(2.0 * m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 

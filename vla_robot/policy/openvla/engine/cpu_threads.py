@@ -1,7 +1,7 @@
-"""How many cores one inference takes.
+"""Number of CPU cores that one inference uses.
 
-A small model's products are so short that sharing them costs what it brings, and where the other core is busy (a
-simulator, a camera, a bridge) every product waits for it: an inference of 20 ms then took 180 ms.
+Products of a small model are so short that sharing them gains nothing, and where another process (a
+simulator, a camera, a bridge) uses the other core, every product waits for it: an inference of 20 ms took 180 ms.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from vla_robot.policy.openvla.inputs.inputs import Batch
 from vla_robot.policy.openvla.network.model import OpenVLA
 
 WORTH_SHARING_FLOPS = 1e9
-"""Operations; an inference of fewer runs on one core, which does as many in 10 to 50 ms."""
+"""An inference of fewer operations runs on one core, which takes 10 to 50 ms for so many."""
 
 
 @contextmanager
 def threads_for(model: OpenVLA, batch: Batch) -> Iterator[None]:
-    """Inside, torch uses one core for a small inference, and as many as before for a large one."""
+    """Return a context in which torch uses one core for a small inference, and as many as before for a large one."""
     before = torch.get_num_threads()
     small = _flops(model, len(batch.prompts), max(map(len, batch.prompts))) < WORTH_SHARING_FLOPS
     torch.set_num_threads(1 if small else before)

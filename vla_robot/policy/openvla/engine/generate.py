@@ -1,10 +1,10 @@
-"""Generate: exactly as many tokens as an answer has, greedy, over the action rows of the vocabulary only.
+"""Generate: greedy decoding of as many tokens as an answer has, over the action rows of the vocabulary only.
 
-The reference decodes over the whole vocabulary and turns a word into an extreme action without noticing; here a word
-cannot be said.
+The reference decodes over the whole vocabulary and silently turns a word into an extreme action; here the model cannot
+answer a word.
 
-Greedy decoding asks the model once for every token. But one pass over a guess tells for all its tokens at once what the
-model says after them, and a token whose predecessors were guessed right is the very one that greedy decoding gives:
+Greedy decoding runs the model once for every token. One pass over a guess, however, gives the model's next token after
+each of its tokens, and a token whose predecessors were guessed right is the one that greedy decoding gives:
 
     guess            0    0    0    0    0    0        read together with the prompt
     the model says   513  609  640  640  640  640  512    513 is right, the others follow a wrong token
@@ -13,9 +13,9 @@ model says after them, and a token whose predecessors were guessed right is the 
     guess            513  609  767  640  640  640
     the model says   513  609  767  640  640  640  512    nothing changed: all of them are right
 
-Each pass makes at least one token more right, so that there are never more passes than tokens; a policy whose numbers
+Each pass makes at least one more token right, so that there are never more passes than tokens; a policy whose numbers
 hardly depend on each other needs two. This is Jacobi iteration (Song et al. 2021, arXiv 2002.03629; for VLA policies
-PD-VLA, arXiv 2503.02310), and exact: which guess it began with changes the time, never the answer.
+PD-VLA, arXiv 2503.02310), and it is exact: the first guess changes the time, never the answer.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from vla_robot.policy.openvla.network.reason import Cache, Decoder, pad_left
 
 @dataclass(frozen=True)
 class Draft:
-    """An action on its way to being what greedy decoding says.
+    """An action that is being corrected towards greedy decoding's.
 
     Attributes:
         guess: (B, n) tokens that were read, as rows of the action vocabulary.
-        said: (B, n + 1) tokens: what the model says before the guess and after each token of it.
+        said: (B, n + 1) tokens: the model's next token before the guess and after each token of it.
         finite: () bool, whether every logit so far was finite.
-        cache: of all that stands before the guess.
+        cache: keys and values of everything before the guess.
     """
 
     guess: Tensor
@@ -51,7 +51,7 @@ class Draft:
 
     @property
     def settled(self) -> bool:
-        """Whether the model says what was guessed. Waits for the device."""
+        """Whether the model's tokens are those guessed. Waits for the device."""
         return torch.equal(self.said[:, :-1], self.guess)
 
 
@@ -59,7 +59,7 @@ type Corrects = Callable[[Draft], Draft]
 
 
 class Generator:
-    """Greedy decoding of action tokens."""
+    """Decodes action tokens greedily."""
 
     def __init__(
         self, decoder: Decoder, embeddings: Tensor, head: Tensor, first_id: int, vocab_end: int, chunk: int = 1
@@ -71,7 +71,7 @@ class Generator:
             head: (V, D) output rows.
             first_id: smallest action id.
             vocab_end: one past the largest action id.
-            chunk: actions of an answer; each is guessed to be like the one before it.
+            chunk: number of actions in an answer; the first guess of each is the one before it.
         """
         self._decoder = decoder
         self._first_id = first_id
@@ -80,7 +80,7 @@ class Generator:
         self._chunk = chunk
 
     def tokens(self, embeds: Tensor, lengths: Tensor, count: int, stages: StageTimer | None = None) -> Tensor:
-        """(B, S, D) prompt embeddings, (B,) lengths -> (B, count) int64 token ids.
+        """Return (B, count) int64 token ids for (B, S, D) prompt embeddings and (B,) lengths.
 
         Raises:
             PolicyError: a logit is not finite.
@@ -90,16 +90,16 @@ class Generator:
     def continued(
         self, embeds: Tensor, lengths: Tensor, prefixes: Sequence[Tensor], count: int, stages: StageTimer | None = None
     ) -> Tensor:
-        """`tokens` of answers that must begin with given ids, each row with its own.
+        """Return `tokens` of answers that begin with given ids, which may differ by row.
 
-        The ids are read with the prompt, in one pass; what follows them is what greedy decoding says after them.
+        The ids are read with the prompt in one pass; greedy decoding continues after them.
 
         Args:
             embeds: (B, S, D) prompt embeddings.
             lengths: (B,) int64 real tokens per row.
             prefixes: B of (P,) int64 action ids, P from 0 to `count` - 1.
-            count: tokens of an answer, those of the prefix included.
-            stages: booked like `tokens`.
+            count: tokens of an answer, including the prefix.
+            stages: times the stages as in `tokens`.
 
         Returns:
             (B, count) int64 token ids.
@@ -114,7 +114,7 @@ class Generator:
             longer[row, end : end + len(prefix)] = self._embeddings[prefix - self._first_id]
         left = count - int(counts.min())
         said = self._greedy(longer, lengths + counts, left, self.action_dim(count), stages or StageTimer())
-        # A row whose prefix is longer says more than it needs to.
+        # Rows with longer prefixes have generated more tokens than needed.
         return torch.stack([torch.cat([p, row])[:count] for p, row in zip(prefixes, said, strict=True)])
 
     def _greedy(self, embeds: Tensor, lengths: Tensor, count: int, action_dim: int, stages: StageTimer) -> Tensor:
@@ -126,13 +126,13 @@ class Generator:
         return tokens
 
     def action_dim(self, count: int) -> int:
-        """Tokens of one action, in an answer of `count` tokens."""
+        """Return the tokens of one action in an answer of `count` tokens."""
         return -(-count // self._chunk)
 
     def begin(self, embeds: Tensor, padding: Tensor | None, count: int, action_dim: int) -> Draft:
-        """Read a prompt together with a first guess of an action: that the arm stays where it is.
+        """Read a prompt together with the first guess of an action, that the arm stays where it is.
 
-        Nothing looks at a value, so that a device never waits and a compiler sees one graph.
+        No value is read here, so that the device never waits and a compiler sees one graph.
 
         Args:
             embeds: (B, S, D) prompt, padded at the left.
@@ -145,7 +145,7 @@ class Generator:
         return self._read(embeds, guess, cache)
 
     def correct(self, draft: Draft) -> Draft:
-        """Guess what the model said, in one more pass."""
+        """Run one more pass whose guess is the model's last answer."""
         guess, cache = draft.said[:, :-1], draft.cache
         said, finite = self._say(self._embeddings[guess], cache, guess.shape[1])
         return Draft(guess, torch.cat([draft.said[:, :1], said], dim=1), draft.finite & finite, cache)
@@ -153,15 +153,15 @@ class Generator:
     def complete(
         self, draft: Draft, count: int, action_dim: int, stages: StageTimer, correct: Corrects | None = None
     ) -> Tensor:
-        """Correct an action until it is settled, and go on with the next one.
+        """Correct an action until it is settled, then each following action of the answer.
 
         Args:
-            draft: of the first action.
+            draft: draft of the first action.
             count: tokens of the whole answer.
             action_dim: tokens of an action.
-            stages: its passes are counted.
-            correct: a compiled form of the method, for the first action; later ones stand in other slots, and each
-                would be compiled anew.
+            stages: counts the passes.
+            correct: compiled form of `correct` for the first action; later actions are in other slots, which would each
+                be compiled anew.
 
         Returns:
             (B, count) int64 token ids.
@@ -177,7 +177,7 @@ class Generator:
         return torch.cat(actions, dim=1) + self._first_id
 
     def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects) -> Tensor:
-        for _ in range(draft.guess.shape[1]):  # after so many passes all tokens are right, whatever a device rounds
+        for _ in range(draft.guess.shape[1]):  # so many passes make all tokens right
             if draft.settled:
                 break
             draft = correct(draft)
@@ -186,24 +186,24 @@ class Generator:
         return draft.said
 
     def _next(self, action: Tensor, cache: Cache, tokens: int) -> Draft:
-        """(B, n) settled tokens -> the first guess of those after them: that the arm does the same again."""
-        cache.filled += action.shape[1] - 1  # the last one was said, and not read yet
+        """Return the draft after (B, n) settled tokens, guessing that the arm does the same again."""
+        cache.filled += action.shape[1] - 1  # the last token was generated, and not read yet
         return self._read(self._embeddings[action[:, -1:]], action[:, : tokens - 1], cache)
 
     def _read(self, before: Tensor, guess: Tensor, cache: Cache) -> Draft:
-        """(B, S, D) embeddings that are certain, (B, n) tokens that are guessed, in one pass."""
+        """Read (B, S, D) certain embeddings and (B, n) guessed tokens in one pass."""
         embeds = torch.cat([before, self._embeddings[guess]], dim=1)
         said, finite = self._say(embeds, cache, guess.shape[1] + 1)
         cache.filled += before.shape[1]
         return Draft(guess, said, finite, cache)
 
     def _say(self, embeds: Tensor, cache: Cache, keep: int) -> tuple[Tensor, Tensor]:
-        """(B, n, D) -> (B, keep) what the model says after each of the last tokens, () bool whether that is finite."""
+        """Return the (B, keep) next tokens after the last ones of (B, n, D), and () bool whether logits are finite."""
         logits = linear(self._decoder.read(embeds, cache, keep), self._head)  # (B, keep, 256)
         return logits.argmax(dim=-1), torch.isfinite(logits).all()
 
     def first_logits(self, embeds: Tensor, lengths: Tensor) -> Tensor:
-        """(B, 256) logits of the first generated position over the action rows. Raises PolicyError like `tokens`."""
+        """Return (B, 256) logits of the first generated action token. Raises PolicyError like `tokens`."""
         embeds, padding = pad_left(embeds, lengths)
         cache = self._decoder.start(embeds, padding, embeds.shape[1])
         logits = linear(self._decoder.read(embeds, cache, keep=1), self._head).squeeze(1)
@@ -212,17 +212,17 @@ class Generator:
 
 
 def generate_text(decoder: Decoder, model: OpenVLA, embeds: Tensor, end: int, max_tokens: int) -> Tensor:
-    """Greedy decoding of one text over the words of the vocabulary, all rows before the first action.
+    """Decode one text greedily over the words of the vocabulary, all rows before the first action.
 
     Args:
         decoder: the language model.
-        model: whose embeddings and output rows those are.
+        model: gives the embeddings and output rows.
         embeds: (1, S, D) prompt embeddings.
-        end: id after which nothing is said.
-        max_tokens: after so many ids the text is cut off.
+        end: id that ends the text.
+        max_tokens: longest text, in ids.
 
     Returns:
-        (L,) int64 ids, the end included.
+        (L,) int64 ids, including the end.
 
     Raises:
         PolicyError: a logit is not finite.
@@ -246,6 +246,6 @@ def generate_text(decoder: Decoder, model: OpenVLA, embeds: Tensor, end: int, ma
 
 
 def require_finite(finite: Tensor) -> None:
-    """Raise PolicyError unless () bool is true."""
+    """Raise PolicyError unless the () bool is true."""
     if not finite:
         raise PolicyError("the policy's logits are not finite: the checkpoint or its input is damaged.")

@@ -1,4 +1,4 @@
-"""A matrix of four bits a number, which a product takes in the place of a plain one.
+"""A matrix of 4-bit numbers that can replace the plain weight of a linear layer.
 
 bitsandbytes packs it as NF4 (Dettmers et al., QLoRA, 2023): 16 levels that suit normally distributed weights, with one
 scale for each block of 64. It has kernels for CPUs and for CUDA.
@@ -18,18 +18,19 @@ BLOCK = 64
 
 
 class FourBitMatrix(Tensor):
-    """(N, K) weights of a linear map. Only products and questions of shape, dtype and device make sense of it."""
+    """(N, K) weights of a linear map. It supports products, and queries of shape, dtype and device."""
 
     packed: Tensor
-    """(N K / 2, 1) uint8, two numbers a byte."""
+    """(N K / 2, 1) uint8, two numbers per byte."""
     scales: Tensor
     """(N K / BLOCK,) float32."""
     state: Any
-    """bitsandbytes' own account of both, for the matrix or for its numbers in rows of BLOCK; see `pack`."""
+    """bitsandbytes' quantisation state of both, for the matrix or for its numbers in rows of BLOCK; see `pack`."""
 
     @staticmethod
     def pack(matrix: Tensor) -> FourBitMatrix:
-        """
+        """Quantise a matrix.
+
         bitsandbytes 0.50 unpacks a matrix wrongly on CPUs with AVX-512 where its rows are not whole blocks, such as the
         4304 columns of SigLIP: it takes the scale of another block. Such a matrix is packed as rows of one block each.
 
@@ -48,13 +49,13 @@ class FourBitMatrix(Tensor):
         return made
 
     def plain(self) -> Tensor:
-        """(N, K) the numbers that it stands for."""
+        """Return the (N, K) dequantised numbers."""
         from bitsandbytes.functional import dequantize_4bit  # pyright: ignore[reportMissingImports]
 
         return dequantize_4bit(self.packed, self.state).view(self.shape)
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
-        """The plain tensors that it consists of, as torch asks for them."""
+        """Return the names of the plain tensors it consists of, as torch requires."""
         return ["packed", "scales"], None
 
     def __repr__(self, *, tensor_contents: None = None) -> str:

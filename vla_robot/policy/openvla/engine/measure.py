@@ -1,4 +1,4 @@
-"""How long inference takes, by stage, and what the machine could do at best. Used by `vla bench policy`."""
+"""Measures inference time by stage, and the machine's limits. Used by `vla bench policy`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Timing:
     """Times of one contender at one batch size.
 
     Attributes:
-        total_ms: one number an inference.
-        stages: one an inference; of a contender that is not ours, without any stage.
-        tokens: (B, action_dim), one answer an inference.
+        total_ms: one number per inference [ms].
+        stages: one per inference; without any stage for a contender other than this package.
+        tokens: (B, action_dim), one answer per inference.
     """
 
     total_ms: list[float] = field(default_factory=list[float])
@@ -35,32 +35,32 @@ class Timing:
     tokens: list[NDArray[np.int64]] = field(default_factory=list[NDArray[np.int64]])
 
     def stages_ms(self) -> dict[str, list[float]]:
-        """Stage -> one number an inference; empty for a contender that is not ours."""
+        """Return one number per inference by stage [ms]; empty for a contender other than this package."""
         names = dict.fromkeys(name for stages in self.stages for name in stages.ms)
         return {name: [stages.ms[name] for stages in self.stages] for name in names}
 
     @property
     def passes(self) -> float:
-        """Mean number of passes over an answer, beside the one that read the prompt."""
+        """Mean number of passes over an answer, without the one that read the prompt."""
         return float(np.mean([stages.passes for stages in self.stages]))
 
     def percentile_ms(self, percent: float) -> float:
-        """Of the whole inference."""
+        """Return a percentile of the whole inference [ms]."""
         return float(np.percentile(self.total_ms, percent))
 
     def book(self, total_ms: float, stages: StageTimer, tokens: NDArray[np.int64]) -> None:
-        """One more inference."""
+        """Add one inference."""
         self.total_ms.append(total_ms)
         self.stages.append(stages)
         self.tokens.append(tokens)
 
 
 Contender = Callable[[int], tuple[NDArray[np.int64], StageTimer]]
-"""The inference of a round: (B, action_dim) tokens and where the time went."""
+"""Maps a round's number to (B, action_dim) tokens and the times of its stages."""
 
 
 def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, action_dim: int) -> Contender:
-    """Our engine on a batch, from frames to actions in units."""
+    """Return this package's inference of a batch, from frames to actions in units."""
 
     def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
         stages = timer_of(policy.model)
@@ -77,7 +77,7 @@ def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, 
 def plain(
     baseline: Baseline, policy: OpenVLAPolicy, scenes: Sequence[Observation], cameras: Sequence[str], dims: int
 ) -> Contender:
-    """The baseline on one observation, from frames to tokens; its prompt and its state are made beforehand."""
+    """Return the baseline's inference of one observation, from frames to tokens, without making prompt and state."""
     batch = policy.read(scenes)
 
     def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
@@ -91,14 +91,14 @@ def plain(
 
 
 def _window(scenes: Sequence[Observation], number: int, size: int) -> list[Observation]:
-    """The scenes of a round: the first is the same for every size."""
+    """Return the scenes of a round; the first one is the same for every size."""
     return [scenes[(number + row) % len(scenes)] for row in range(size)]
 
 
 def take_turns(contenders: Mapping[str, Contender], rounds: int, on_round: Callable[[], None]) -> dict[str, Timing]:
-    """Every contender once a round, so that what else the machine does hits all alike; a first round is not counted.
+    """Run every contender once per round, so that other load hits all alike; the first round is not counted.
 
-    Their order is another one each round: the one after a large batch finds its weights out of the caches.
+    Their order is shuffled each round, since the one after a large batch finds its weights evicted from the caches.
     """
     timings = {name: Timing() for name in contenders}
     order, rng = list(contenders), np.random.default_rng(0)
@@ -116,12 +116,12 @@ def take_turns(contenders: Mapping[str, Contender], rounds: int, on_round: Calla
 
 @torch.inference_mode()
 def matmul_flops_per_s(model: OpenVLA, tokens: Mapping[str, int], repeats: int = 5) -> dict[str, float]:
-    """What the bare matrix products of a stage reach on this machine at the stage's own shapes.
+    """Measure the rate of a stage's bare matrix products on this machine, at the stage's own shapes.
 
     Args:
-        model: its linear layers are multiplied with noise.
+        model: its linear layers are multiplied with random numbers.
         tokens: stage -> rows of each product.
-        repeats: the best of so many.
+        repeats: the best of so many runs counts.
 
     Returns:
         Stage -> operations per second.
@@ -148,7 +148,7 @@ def _rate(module: nn.Module, rows: int, repeats: int) -> float:
 
 
 def memory_bytes_per_s(repeats: int = 5) -> float:
-    """Reading and writing a block that no cache holds."""
+    """Measure the bandwidth [B/s] of copying a block that no cache holds."""
     block = torch.zeros(BANDWIDTH_BYTES, dtype=torch.uint8)
     target = torch.empty_like(block)
     return 2 * BANDWIDTH_BYTES / _best_s(lambda: target.copy_(block), repeats)

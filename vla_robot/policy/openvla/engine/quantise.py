@@ -1,8 +1,8 @@
-"""Weight-only int8 and int4: a quarter and an eighth of fp32's memory for the matrices, tokens that may differ.
+"""Weight-only int8 and int4: matrices take a quarter and an eighth of fp32's memory, and tokens may differ.
 
 int8 (torchao) keeps one scale for each row of a matrix, int4 (bitsandbytes' NF4) one for each 64 numbers; activations
-stay in the policy's precision. What is read by index (embeddings, the action rows) and what is small (norms, biases) is
-left alone.
+stay in the policy's precision. Weights that are read by index (embeddings, the action rows) or small (norms, biases)
+are not quantised.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
 
 PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
-"""How weights can be kept -> the package that does it."""
+"""Quantisation -> the package that does it."""
 
 
 def require_quantiser(how: str) -> None:
-    """Raise unless weights can be quantised this way here.
+    """Raise an error unless weights can be quantised this way here.
 
     Raises:
-        PolicyError: the way is unknown.
+        PolicyError: the quantisation is unknown.
         MissingDependencyError: its package is absent.
     """
     if how not in PACKAGES:
@@ -37,7 +37,7 @@ def require_quantiser(how: str) -> None:
 def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
     """Replace the matrices of the towers, the projectors and the decoder, in place.
 
-    Afterwards the model acts, and neither trains nor can be saved: the language model's own matrices are gone.
+    Afterwards the model acts, but cannot be trained or saved: the language model's own matrices are gone.
 
     Raises:
         PolicyError, MissingDependencyError: as `require_quantiser`.
@@ -48,7 +48,7 @@ def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
         for module in _linears(part):
             module.weight = _fixed(convert(module.weight))
     for module in _linears(model.language_model.model.layers):
-        # Its shape is still asked for, its numbers live on in the decoder.
+        # The layer's shape is still read; its numbers live on in the decoder.
         module.weight = _fixed(module.weight.detach().to("meta"))
     decoder.convert(convert)
 
@@ -75,7 +75,7 @@ def _int8(matrix: Tensor) -> Tensor:
 
 
 def memory_bytes(model: OpenVLA, decoder: Decoder) -> int:
-    """Bytes that the weights occupy, each memory counted once."""
+    """Return the bytes that the weights occupy; shared memory is counted once."""
     seen: dict[int, int] = {}
     for tensor in (*model.parameters(), *model.buffers(), *decoder.matrices()):
         for part in _parts(tensor):
@@ -86,7 +86,7 @@ def memory_bytes(model: OpenVLA, decoder: Decoder) -> int:
 
 
 def _parts(tensor: Any) -> list[Tensor]:
-    """The plain tensors that a quantised one consists of."""
+    """Return the plain tensors that a quantised one consists of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
     names, _ = tensor.__tensor_flatten__()

@@ -1,4 +1,4 @@
-"""What goes in and comes out as tokens: frames, prompts, states and the action tokenizer.
+"""Inputs and outputs of the model: frames, prompts, states and the action tokenizer.
 
-It may import core and `policy.openvla.network`. No forward pass belongs here.
+It may import core and `policy.openvla.network`. The language model's forward pass belongs to `engine`.
 """

@@ -7,7 +7,7 @@
 
 so a value inside [-0.996, 0.996] comes back at most half a bin (0.0039) away, and the two ends come back as +-0.996.
 
-Octo cuts with `n_bins + 1` edges; its tokens are not interchangeable with these.
+Octo uses `n_bins + 1` edges; its tokens are not interchangeable with these.
 
 Source: openvla/openvla @c8f03f48, prismatic/vla/action_tokenizer.py.
 """
@@ -50,7 +50,7 @@ class ActionTokenizer:
         return (edges[:-1] + edges[1:]) / 2
 
     def encode(self, values: ArrayLike) -> NDArray[np.int64]:
-        """(...) in [-1, 1], clipped -> (...) int64 token ids.
+        """Return the (...) int64 token ids of (...) values, which are clipped to [-1, 1].
 
         Raises:
             ContractError: a value is not finite.
@@ -62,10 +62,10 @@ class ActionTokenizer:
         return self.vocab_end - np.digitize(np.clip(x, -1, 1), edges).astype(np.int64)
 
     def decode(self, ids: ArrayLike) -> NDArray[np.float64]:
-        """(...) token ids -> (...) bin centres in [-1, 1].
+        """Return the (...) bin centres in [-1, 1] of (...) token ids.
 
         Raises:
-            ContractError: an id is not an action token. The reference decodes it to an extreme without a word.
+            ContractError: an id is not an action token. The reference silently decodes it to an extreme.
         """
         tokens = np.asarray(ids, dtype=np.int64)
         if ((tokens < self.first_id) | (tokens >= self.vocab_end)).any():

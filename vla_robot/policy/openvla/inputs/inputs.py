@@ -1,4 +1,4 @@
-"""Inputs: observations -> what the model reads. The same for every way to generate.
+"""Inputs: turns observations into what the model reads, for every way to generate.
 
 Observation  --frames by camera name-->  pixels (B, N, C, S, S)  --+
              --instruction----------->   prompts, ragged ids     --+--embed-->  (B, S, D), (B,) lengths
@@ -29,19 +29,19 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 
 
 class StageTimer:
-    """Where the time of one inference went.
+    """Times the stages of one inference.
 
-    A GPU notes itself when it reaches the end of a stage (a CUDA event in its stream), so that the processor need not
-    wait for it at each; it is waited for once, when the times are read.
+    On a GPU, a CUDA event in its stream marks the end of a stage, so that the CPU need not
+    wait at each one; it waits once, when the times are read.
 
     Attributes:
-        passes: over tokens of the answer, beside the one that read the prompt.
+        passes: passes over tokens of the answer, without the one that read the prompt.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
         """
         Args:
-            device: the model's. Without one, or on a CPU, the processor's clock says when a stage ended.
+            device: the model's device. Without one, or on a CPU, the CPU's clock is used.
         """
         self.passes = 0
         self._stream = torch.cuda.current_stream(device) if device is not None and device.type == "cuda" else None
@@ -49,13 +49,13 @@ class StageTimer:
         self._marks: list[Any] = [self._mark()]
 
     def lap(self, name: str) -> None:
-        """Book the time since the last stage under `name`."""
+        """Add the time since the last stage to the stage `name`."""
         self._names.append(name)
         self._marks.append(self._mark())
 
     @property
     def ms(self) -> dict[str, float]:
-        """Time of consecutive stages, in their order [ms]."""
+        """Time of each stage, in order [ms]."""
         self._marks[-1].synchronize()
         booked = dict.fromkeys(self._names, 0.0)
         for name, (start, end) in zip(self._names, pairwise(self._marks), strict=True):
@@ -71,22 +71,22 @@ class StageTimer:
 
 
 class _Instant:
-    """The processor's counterpart of a CUDA event that was reached."""
+    """The CPU's counterpart of a CUDA event that was reached."""
 
     def __init__(self) -> None:
         self._s = time.perf_counter()
 
     def synchronize(self) -> None:
-        """It has passed."""
+        """Do nothing; the event was reached."""
 
     def elapsed_time(self, end: _Instant) -> float:
-        """Until a later one [ms]."""
+        """Return the time until a later event [ms]."""
         return (end._s - self._s) * 1e3
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model reads.
+    """Inputs of the model.
 
     Attributes:
         pixels: (B, N, C, S, S) float32, squared and normalised.
@@ -100,17 +100,17 @@ class Batch:
 
 
 Keys = Sequence[str | None]
-"""Per row of a batch, the dataset whose statistics it uses; None for the policy's own."""
+"""The dataset whose statistics each row of a batch uses; None for the policy's own."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Which numbers turn normalised actions into units.
+    """Statistics that turn normalised actions into units.
 
     Attributes:
-        datasets: dataset name -> content of its block in dataset_statistics.json.
-        key: the dataset to use, or None for "the only one".
-        bounds: which two of a block's rows are -1 and +1.
+        datasets: dataset name -> its block in dataset_statistics.json.
+        key: the dataset to use, or None for the only one.
+        bounds: the two rows of a block that are -1 and +1.
     """
 
     datasets: Mapping[str, Mapping[str, Any]]
@@ -118,10 +118,10 @@ class Statistics:
     bounds: Bounds = Q99
 
     def resolve(self, key: str | None) -> str:
-        """`key`, or the only dataset's.
+        """Return `key`, or for None the only dataset's name.
 
         Raises:
-            ContractError: unknown or ambiguous.
+            ContractError: the key is unknown, or None although there are several datasets.
         """
         if key is None:
             if len(self.datasets) == 1:
@@ -135,7 +135,7 @@ class Statistics:
         return key
 
     def of(self, what: str, key: str | None = None) -> QuantileStats:
-        """Bounds of "action" or "proprio" for a dataset, by default for this object's own.
+        """Return the bounds of "action" or "proprio" of a dataset, by default of this object's own.
 
         Raises:
             ContractError: the dataset is unknown, or its block lacks these statistics.
@@ -149,7 +149,7 @@ class Statistics:
         return QuantileStats.from_dict(block[what], self.bounds)
 
     def rows(self, what: str, count: int, keys: Keys | None) -> list[QuantileStats]:
-        """`of` for every row of a batch; without keys, this object's own dataset for all."""
+        """Return `of` for each of `count` rows of a batch; without keys, this object's own dataset for all."""
         if keys is None:
             return [self.of(what)] * count
         if len(keys) != count:
@@ -158,7 +158,7 @@ class Statistics:
 
 
 def require_statistics(statistics: Statistics) -> None:
-    """Raise ContractError unless the named dataset, or every one where none is named, can un-normalise actions."""
+    """Raise ContractError unless the named dataset, or without a name every dataset, can un-normalise actions."""
     names = [statistics.key] if statistics.key is not None else list(statistics.datasets)
     if not names:
         raise ContractError("the checkpoint holds statistics of no dataset, so its actions have no units.")
@@ -167,7 +167,7 @@ def require_statistics(statistics: Statistics) -> None:
 
 
 def require_observations(observations: object) -> None:
-    """Raise ContractError unless this is a list of at least one observation, each with an instruction in words."""
+    """Raise ContractError unless this is a list of at least one observation, each with an instruction as text."""
     if not isinstance(observations, Sequence):
         raise ContractError(
             f"act takes a list of observations, got {type(observations).__name__}: act([observation]) for one."
@@ -182,7 +182,7 @@ def require_observations(observations: object) -> None:
 
 
 class ObservationReader:
-    """Makes batches of observations."""
+    """Makes batches from observations."""
 
     def __init__(
         self,
@@ -194,11 +194,11 @@ class ObservationReader:
     ) -> None:
         """
         Args:
-            config: how many cameras and state numbers the model takes.
-            preprocessor: frames to tower inputs.
-            tokenizer: instructions to ids, or None for a checkpoint that came without.
+            config: number of cameras and size of the state that the model reads.
+            preprocessor: turns frames into tower inputs.
+            tokenizer: turns instructions into ids, or None for a checkpoint without one.
             statistics: normalise the state.
-            cameras: names in the order of the model's images; empty: all of an observation, by name.
+            cameras: names in the order of the model's images; empty takes all of an observation, sorted by name.
         """
         self._config = config
         self._preprocessor = preprocessor
@@ -208,20 +208,20 @@ class ObservationReader:
 
     @property
     def tokenizer(self) -> PromptTokenizer:
-        """Instructions to ids. Raises CheckpointError when the folder came without a tokenizer."""
+        """The tokenizer. Raises CheckpointError when the folder has none."""
         if self._tokenizer is None:
             raise CheckpointError("this checkpoint has no tokenizer.json, so it cannot read instructions.")
         return self._tokenizer
 
     def __call__(self, observations: Sequence[Observation], keys: Keys | None = None) -> Batch:
-        """One row per observation.
+        """Return a batch with one row per observation.
 
         Args:
-            observations: of any instructions.
-            keys: per row, whose statistics normalise the state.
+            observations: with any instructions.
+            keys: dataset of each row, whose statistics normalise the state.
 
         Raises:
-            ContractError: there is none, or a camera, the state or the instruction does not fit.
+            ContractError: there is no observation, or a camera, the state or the instruction does not fit.
         """
         require_observations(observations)
         images = [self.images(o.images) for o in observations]
@@ -229,10 +229,10 @@ class ObservationReader:
         return Batch(self._preprocessor(images), prompts, self._state(observations, keys))
 
     def images(self, seen: Mapping[str, Image]) -> list[Image]:
-        """Frames by camera name -> those that the model looks at, in its order.
+        """Return the frames that the model reads, in its order, from frames by camera name.
 
         Raises:
-            ContractError: one is missing, or there are too many.
+            ContractError: a camera is missing, or there are too many.
         """
         wanted = self._cameras or sorted(seen)
         missing = [name for name in wanted if name not in seen]
@@ -240,20 +240,20 @@ class ObservationReader:
             raise ContractError(unknown("camera", missing[0], seen))
         if len(wanted) != self._config.num_images:
             raise ContractError(
-                f"the policy reads {self._config.num_images} camera(s), the observation has {len(wanted)}: "
+                f"the policy reads {self._config.num_images} camera(s), but the observation has {len(wanted)}: "
                 f"{', '.join(wanted)}."
             )
         return [seen[name] for name in wanted]
 
     def _state(self, observations: Sequence[Observation], keys: Keys | None) -> Tensor | None:
-        """(B, proprio_dim) float32, normalised and clipped, or None."""
+        """Return (B, proprio_dim) float32, normalised and clipped, or None for a policy that reads no state."""
         dim = self._config.proprio_dim
         if dim is None:
             return None
         for shape in (np.shape(o.state) for o in observations):
             if shape != (dim,):
                 seen = f"{shape[0]}" if len(shape) == 1 else f"an array of shape {shape}"
-                raise ContractError(f"the policy reads {dim} state dimensions, the observation has {seen}.")
+                raise ContractError(f"the policy reads {dim} state dimensions, but the observation has {seen}.")
         state = np.stack([o.state for o in observations])
         if not np.isfinite(state).all():
             raise ContractError("the arm's state holds numbers that are not finite; check the driver.")
@@ -263,12 +263,12 @@ class ObservationReader:
 
 
 def timer_of(model: OpenVLA) -> StageTimer:
-    """Begins to time an inference of this model, on its device."""
+    """Return a timer, started, for an inference of this model on its device."""
     return StageTimer(model.projector.fc1.weight.device)
 
 
 def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> tuple[Tensor, Tensor]:
-    """Perceive and align.
+    """Perceive and align: run the towers and projectors.
 
     Returns:
         (B, S, D) embeddings padded at the right, (B,) int64 real tokens per row.
@@ -286,7 +286,7 @@ def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> tup
 
 
 def tensors_of(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """A batch on the model's device and in its precision.
+    """Return a batch's tensors on the model's device and in its precision.
 
     Returns:
         (B, N, C, S, S) pixels, (B, L) ids padded at the right, (B, P) state or None, (B,) real ids per row.
@@ -304,26 +304,26 @@ def tensors_of(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor, Tensor | N
 def committed_tokens(
     observation: Observation, stats: QuantileStats, chunk: int, tokens: ActionTokenizer
 ) -> NDArray[np.int64]:
-    """What a policy of several actions must begin with: the actions that the arm executes anyway, as tokens.
+    """Return the tokens that a policy of several actions must begin with: those of actions the arm executes anyway.
 
     Args:
-        observation: with `committed` (n, D) in units, or without.
-        stats: normalise the actions.
-        chunk: K, actions of an answer; at least one stays the policy's own.
-        tokens: actions to ids.
+        observation: its `committed` is (n, D) in units, or None.
+        stats: statistics that normalise the actions.
+        chunk: K, actions of an answer; at least one stays the policy's choice.
+        tokens: turns actions into ids.
 
     Returns:
-        (min(n, K - 1) * D,) int64 ids; none where nothing is committed.
+        (min(n, K - 1) * D,) int64 ids; (0,) if no action is committed.
 
     Raises:
-        ContractError: they have another number of dimensions, or are not finite.
+        ContractError: the actions have another number of dimensions, or are not finite.
     """
     committed = observation.committed
     if committed is None or chunk == 1 or not len(committed):
         return np.empty(0, np.int64)
     if committed.shape[1] != len(stats):
         raise ContractError(
-            f"the arm has committed to actions of {committed.shape[1]} numbers, the policy's have {len(stats)}."
+            f"the arm has committed to actions of {committed.shape[1]} numbers, but the policy's have {len(stats)}."
         )
     return tokens.encode(normalise(committed[: chunk - 1], stats)).reshape(-1)
 
@@ -334,9 +334,9 @@ def chunks_of(
     stages: StageTimer,
     conditions: bool = False,
 ) -> list[ActionChunk]:
-    """Per row (K, D) in units, and the observation that caused it -> one chunk per row.
+    """Return one chunk per row of (K, D) actions in units and the observation that caused it.
 
-    `conditions`: the actions were chosen given those that the observation says are committed.
+    `conditions`: the actions were generated given those that the observation says are committed.
     """
     return [
         ActionChunk(
@@ -355,12 +355,12 @@ def check_image_sensitivity(
 ) -> None:
     """Raise CheckpointError unless a black and a white image give different answers.
 
-    A model that ignores its image repeats one action for ever; the arm then moves without looking.
+    A model that ignores its image repeats one action for ever, and the arm moves without visual feedback.
 
     Args:
-        config: of the model.
-        preprocessor: frames to tower inputs.
-        answer: a batch of two rows -> (2, ...), logits or actions.
+        config: the model's configuration.
+        preprocessor: turns frames into tower inputs.
+        answer: maps a batch of two rows to (2, ...) logits or actions.
     """
     black = np.zeros((config.image_size, config.image_size, 3), dtype=np.uint8)
     ids = np.array([1, 2, 3], dtype=np.int64)
@@ -373,18 +373,18 @@ def check_image_sensitivity(
         raise CheckpointError(f"self-test failed: {error}") from error
     if torch.equal(dark, bright):
         raise CheckpointError(
-            "self-test failed: a black and a white image give the same answer, so the model does not look at its "
+            "self-test failed: a black and a white image give the same answer, so the model ignores its "
             "image. The weights or the preprocessor do not belong to this architecture."
         )
 
 
 def _require_fit(batch: Batch, config: OpenVLAConfig) -> None:
-    """Raise ContractError for a batch that would end in an error of torch's, or in an action made of nonsense."""
+    """Raise ContractError for a batch that would cause an error inside torch, or a meaningless action."""
     rows, cameras = batch.pixels.shape[:2]
     if rows != len(batch.prompts):
         raise ContractError(f"a batch needs as many prompts as images, got {len(batch.prompts)} and {rows}.")
     if cameras != config.num_images:
-        raise ContractError(f"the policy reads {config.num_images} camera(s), the batch has {cameras}.")
+        raise ContractError(f"the policy reads {config.num_images} camera(s), but the batch has {cameras}.")
     vocabulary = int(config.text_config["vocab_size"])
     for prompt in batch.prompts:
         if prompt.min() < 0 or prompt.max() >= vocabulary:
@@ -392,13 +392,13 @@ def _require_fit(batch: Batch, config: OpenVLAConfig) -> None:
     wanted = None if config.proprio_dim is None else (rows, config.proprio_dim)
     seen = None if batch.state is None else tuple(batch.state.shape)
     if seen != wanted:
-        raise ContractError(f"the policy reads a state of shape {wanted}, the batch has {seen}.")
+        raise ContractError(f"the policy reads a state of shape {wanted}, but the batch has {seen}.")
     if batch.state is not None and not torch.isfinite(batch.state).all():
         raise ContractError("the state holds numbers that are not finite.")
 
 
 def _pad(prompts: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Prompts of different lengths -> (B, L) int64 padded at the right, (B,) lengths."""
+    """Pad prompts of different lengths at the right: return (B, L) int64 ids and (B,) lengths."""
     lengths = torch.tensor([len(p) for p in prompts])
     padded = np.full((len(prompts), int(lengths.max())), pad_id, dtype=np.int64)
     for row, prompt in zip(padded, prompts, strict=True):

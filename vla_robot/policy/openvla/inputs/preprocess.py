@@ -1,9 +1,9 @@
-"""Frames -> the towers' input, pixel for pixel as the reference does it.
+"""Turns frames into the towers' input, pixel for pixel as the reference does.
 
-    (H, W, 3) uint8 --pre-step, square by strategy--> (S, S, 3) uint8
-                    --/255, normalise by tower-->     (3 * towers, S, S) float32
+    (H, W, 3) uint8 --image_preprocessing, square by strategy--> (S, S, 3) uint8
+                                    --/255, normalise by tower-->                (3 * towers, S, S) float32
 
-Means and standard deviations come from preprocessor_config.json and are never assumed: the published ones are rounded
+Means and standard deviations are read from preprocessor_config.json and never assumed: the published ones are rounded
 to bfloat16.
 
 Source: openvla/openvla @c8f03f48, prismatic/extern/hf/processing_prismatic.py (PrismaticImageProcessor).
@@ -29,15 +29,15 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Squares and normalises frames.
+    """Makes frames square and normalises them.
 
     Attributes:
-        size: edge of the tower input in pixels.
+        size: edge of the tower input [px].
         strategy: "resize-naive" ignores the aspect ratio, "letterbox" pads to a square first, "resize-crop" resizes
             the short side and crops the middle.
         means: per tower, per RGB channel, in [0, 1].
         stds: per tower, per RGB channel, in [0, 1].
-        image_preprocessing: what happens to a frame before it is squared; one of `image_preprocessing.PREPROCESSINGS`.
+        image_preprocessing: what is done before a frame is made square; one of `image_preprocessing.PREPROCESSINGS`.
     """
 
     size: int
@@ -48,7 +48,7 @@ class Preprocessor:
 
     @classmethod
     def read(cls, folder: Path, config: OpenVLAConfig) -> Preprocessor:
-        """From `folder/preprocessor_config.json`.
+        """Read `folder/preprocessor_config.json`.
 
         Raises:
             CheckpointError: the file is missing or does not fit config.json.
@@ -70,7 +70,7 @@ class Preprocessor:
         return cls(size=config.image_size, strategy=strategy, means=means, stds=stds)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of preprocessor_config.json, with every field that the reference's processor reads."""
+        """Return the content of preprocessor_config.json, with every field that the reference's processor reads."""
         towers = range(len(self.means))
         shape = [3, self.size, self.size]
         return {
@@ -98,7 +98,7 @@ class Preprocessor:
         return self.size if self.strategy == "resize-crop" else [self.size, self.size]
 
     def square(self, image: Image) -> Image:
-        """(H, W, 3) uint8 -> (size, size, 3) uint8."""
+        """Return a (H, W, 3) uint8 frame as (size, size, 3) uint8. Raises ContractError for another shape or dtype."""
         check_image(image)
         image = preprocessed(image, self.size, self.image_preprocessing)
         if self.strategy == "letterbox":
@@ -108,10 +108,10 @@ class Preprocessor:
         return resize(image, self.size, self.size)
 
     def normalise(self, squares: Tensor) -> Tensor:
-        """(..., S, S, 3) uint8 on the CPU -> (..., 3 * towers, S, S) float32.
+        """Normalise (..., S, S, 3) uint8 on the CPU to (..., 3 * towers, S, S) float32.
 
-        In numpy, which stays on one core: torch shares even this among its threads, and where another program has one
-        of the cores, three operations of 0.1 ms each then waited 6 ms for their other half.
+        This uses numpy, which stays on one core. torch shares even this among threads, and where another program used
+        one of the cores, three operations of 0.1 ms each waited 6 ms for their other half.
         """
         x = np.ascontiguousarray(squares.movedim(-1, -3).numpy()).astype(np.float32)  # (..., 3, S, S)
         x /= np.float32(255)
@@ -120,7 +120,7 @@ class Preprocessor:
         return torch.from_numpy(y).flatten(-4, -3)
 
     def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
-        """Per row, per camera frames -> (B, N, 3 * towers, S, S) float32."""
+        """Return frames, given by row and camera, as (B, N, 3 * towers, S, S) float32."""
         squares = np.stack([np.stack([self.square(image) for image in row]) for row in images])
         return self.normalise(torch.from_numpy(squares))
 
@@ -131,7 +131,7 @@ def _letterbox_fill(mean: tuple[float, float, float]) -> tuple[int, int, int]:
 
 
 def _letterbox(image: Image, fill: tuple[int, int, int]) -> Image:
-    """Pad to a square with `fill`; an odd pixel is shared as the reference shares it (floor on both sides)."""
+    """Pad to a square with `fill`; as in the reference, an odd pixel is dropped (floor on both sides)."""
     height, width, _ = image.shape
     edge = max(height, width)
     rows, columns = (edge - height) // 2, (edge - width) // 2
@@ -142,7 +142,7 @@ def _letterbox(image: Image, fill: tuple[int, int, int]) -> Image:
 
 
 def _resize_crop(image: Image, size: int) -> Image:
-    """Short side to `size`, then the middle."""
+    """Resize the short side to `size`, then crop the middle."""
     height, width, _ = image.shape
     if height <= width:
         image = resize(image, size, int(size * width / height))

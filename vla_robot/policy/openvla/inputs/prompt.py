@@ -1,10 +1,10 @@
-"""Prompt: instruction or question -> token ids.
+"""Prompt: turns an instruction or a question into token ids.
 
     [BOS] In: What action should the robot take to lift the red cube?\\nOut: [space]   -> then 7 action tokens, then EOS
     [BOS] In: which cube is left?\\nOut: [space]                                       -> then a text, then EOS
 
 The trailing space token (id 29871 in Llama's vocabulary) stands in every training text between "Out:" and the first
-action; a prompt without it asks the model a question that it never saw.
+action; a prompt without it is one that the model was never trained on.
 
 Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/datasets.py and extern/hf/modeling_prismatic.py.
 """
@@ -26,16 +26,16 @@ TEMPLATE_VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     f"and polite answers to the user's questions. USER: {ASKED_FOR_ACTION} ASSISTANT:"
 )
-"""Of openvla-v01-7b, whose language model is Vicuna. The reference looks for "v01" in the folder's name instead."""
+"""Template of openvla-v01-7b, whose language model is Vicuna. The reference checks the folder's name for "v01"."""
 SPACE = "\u2581"
-"""SentencePiece's mark of a space, a token of its own."""
+"""SentencePiece's symbol for a space, a token of its own."""
 
 
 def finish(input_ids: NDArray[np.integer], space: int) -> NDArray[np.int64]:
-    """(L,) ids -> the same with the space token at the end, added where a caller's own tokenisation lacks it.
+    """Return (L,) ids that end with the space token, which is added if it is missing.
 
     Raises:
-        ContractError: not a row of whole numbers, or an empty one.
+        ContractError: the ids are not one-dimensional integers, or empty.
     """
     ids = np.asarray(input_ids)
     if ids.ndim != 1 or len(ids) == 0 or ids.dtype.kind not in "iu":
@@ -62,7 +62,7 @@ class PromptTokenizer:
 
     @classmethod
     def read(cls, folder: Path, template: str = TEMPLATE) -> PromptTokenizer:
-        """From `folder/tokenizer.json`."""
+        """Read `folder/tokenizer.json`. Raises CheckpointError if it is missing or not a tokenizer."""
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; a checkpoint folder needs it to read instructions.")
@@ -74,7 +74,7 @@ class PromptTokenizer:
             raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error
 
     def __call__(self, instruction: str) -> NDArray[np.int64]:
-        """(L,) int64 prompt ids, BOS first and the space token last.
+        """Return (L,) int64 prompt ids, BOS first and the space token last.
 
         Raises:
             ContractError: the instruction is empty.
@@ -82,7 +82,7 @@ class PromptTokenizer:
         return self._encode(instruction)
 
     def question(self, question: str) -> NDArray[np.int64]:
-        """(L,) int64 ids of a prompt that asks this and nothing else; its words are left as they are.
+        """Return (L,) int64 ids of a prompt with this question, whose case is kept.
 
         Raises:
             ContractError: the question is empty.
@@ -92,20 +92,24 @@ class PromptTokenizer:
         return self._prompt(self._question_template.format(question=question))
 
     def answer(self, answer: str) -> NDArray[np.int64]:
-        """(L,) int64 ids of a text that stands after "Out: ", the end included."""
+        """Return (L,) int64 ids of a text after "Out: ", including the end token."""
         return np.array([*self._ids(answer), self.eos], dtype=np.int64)
 
     def words(self, ids: NDArray[np.int64]) -> str:
-        """The text of an answer's ids, up to its end."""
+        """Return the text of an answer's ids, up to its end token."""
         said = ids.tolist()
         return self._tokenizer.decode(said[: said.index(self.eos)] if self.eos in said else said).strip()
 
     def finish(self, input_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The ids with the space token at the end, added where a caller's own tokenisation lacks it."""
+        """Return `finish` of the ids with this tokenizer's space token."""
         return finish(input_ids, self.space)
 
     def text(self, instruction: str) -> str:
-        """The prompt that an instruction becomes: lower case and otherwise untouched, as training texts were."""
+        """Return the prompt of an instruction, in lower case and otherwise unchanged, as in training.
+
+        Raises:
+            ContractError: the instruction is empty.
+        """
         if not instruction.replace(".", "").strip():
             raise ContractError("the instruction is empty; say what the robot should do, e.g. 'lift the red cube'.")
         return self._template.format(instruction=instruction.lower())

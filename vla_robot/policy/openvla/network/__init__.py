@@ -1,4 +1,4 @@
 """The network of OpenVLA in three steps, perceive, align and reason, with its sizes and their bounds.
 
-It may import core. Reading files and choosing tokens belong to the rooms above it.
+It may import core. Reading files (but for config.json) and choosing tokens belong elsewhere in `policy.openvla`.
 """

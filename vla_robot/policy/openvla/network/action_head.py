@@ -1,12 +1,12 @@
-"""Regress: a whole chunk of actions in one pass, as numbers instead of tokens. OpenVLA-OFT's way to generate.
+"""Action head of OpenVLA-OFT: regresses a whole chunk of actions in one pass, as numbers instead of tokens.
 
     [BOS][patches of N cameras][state][prompt ... space][0][0] ... [0][EOS]     K * D placeholders, zero embeddings
                                               |    |  |
                                               h    h  h ...                     hidden states, shifted by one
                                               +----+--+--> (K, D * llm_dim) --L1 head--> (K, D) in about [-1, 1]
 
-Every token sees every other. What stands for action number i is the hidden state one position *before* placeholder i:
-the model was first trained to predict the next token, and this keeps it so.
+Every token attends to every other. Action number i is read from the hidden state one position *before* placeholder i,
+since the model was first trained to predict the next token.
 
 Source: moojink/openvla-oft @213c5ff8, prismatic/models/action_heads.py and prismatic/extern/hf/modeling_prismatic.py.
 """
@@ -24,14 +24,14 @@ from vla_robot.policy.openvla.network.reason import Decoder
 
 
 class L1Head(nn.Module):
-    """Hidden states of one control step to one action. Parameter names are those of the published file."""
+    """Maps the hidden states of one control step to one action. Parameter names are those of the published file."""
 
     def __init__(self, llm_dim: int, action_dim: int) -> None:
         super().__init__()
         self.model = _ResidualMLP(llm_dim * action_dim, llm_dim, action_dim, blocks=2)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, K, action_dim * llm_dim) -> (B, K, action_dim)."""
+        """Map (B, K, action_dim * llm_dim) to (B, K, action_dim)."""
         return self.model(hidden)
 
 
@@ -61,13 +61,13 @@ class _Block(nn.Module):
 
 
 class ParallelGenerator:
-    """Reads action chunks off one bidirectional pass."""
+    """Reads action chunks from one bidirectional pass."""
 
     def __init__(self, decoder: Decoder, head: L1Head, chunk: int, action_dim: int, eos: int) -> None:
         """
         Args:
             decoder: the language model.
-            head: hidden states to actions.
+            head: maps hidden states to actions.
             chunk: K, actions per answer.
             action_dim: D, numbers per action.
             eos: id of the token that ends every training text.
@@ -83,11 +83,11 @@ class ParallelGenerator:
         return self._chunk * self._action_dim
 
     def complete(self, prompt: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(L,) prompt ids -> (L + K * D + 1,): placeholders and EOS follow. Any id may hold a placeholder's room."""
+        """Append K * D placeholders and EOS to (L,) prompt ids. Any id will do: its embedding is set to 0."""
         return np.concatenate([prompt, np.full(self._placeholders + 1, self._eos, dtype=np.int64)])
 
     def actions(self, embeds: Tensor, lengths: Tensor) -> Tensor:
-        """Normalised actions of completed prompts.
+        """Return the normalised actions of completed prompts.
 
         Args:
             embeds: (B, S, llm_dim), padded at the right; each row ends in its placeholders and EOS.

@@ -1,4 +1,4 @@
-"""Align: patch features and the arm's state -> the language model's space."""
+"""Align: maps patch features and the arm's state to the language model's space."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.nn.functional import gelu
 
 
 class Projector(nn.Module):
-    """Fused features to language space: three layers with exact GELU between them; two for a single tower.
+    """Maps fused features to the language model's space: three layers with exact GELU, or two for a single tower.
 
     Source: openvla/openvla @c8f03f48, prismatic/extern/hf/modeling_prismatic.py (PrismaticProjector).
     """
@@ -20,13 +20,13 @@ class Projector(nn.Module):
         self.fc3 = nn.Linear(llm_dim, llm_dim) if fused else None
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, P, vision_dim) -> (B, P, llm_dim)."""
+        """Map (B, P, vision_dim) to (B, P, llm_dim)."""
         x = self.fc2(gelu(self.fc1(features)))
         return x if self.fc3 is None else self.fc3(gelu(x))
 
 
 class ProprioProjector(nn.Module):
-    """The normalised state as one token.
+    """Maps the normalised state to one token.
 
     Source: moojink/openvla-oft @213c5ff8, prismatic/models/projectors.py (ProprioProjector).
     """
@@ -37,5 +37,5 @@ class ProprioProjector(nn.Module):
         self.fc2 = nn.Linear(llm_dim, llm_dim)
 
     def forward(self, state: Tensor) -> Tensor:
-        """(B, proprio_dim) in [-1, 1] -> (B, 1, llm_dim)."""
+        """Map (B, proprio_dim) in [-1, 1] to (B, 1, llm_dim)."""
         return self.fc2(gelu(self.fc1(state))).unsqueeze(1)

@@ -1,7 +1,7 @@
-"""What a checkpoint's config.json says, read strictly.
+"""Reads a checkpoint's config.json strictly.
 
-The published keys keep their published meaning. What this project adds (small towers, several cameras, the arm's own
-state) stands in one block named "vla_robot", which the reference ignores.
+The published keys keep their meaning. What this project adds (small towers, several cameras, the arm's
+state) is in one block named "vla_robot", which the reference ignores.
 
 Source of the layout: openvla/openvla @c8f03f48, prismatic/extern/hf/configuration_prismatic.py.
 """
@@ -21,7 +21,7 @@ from vla_robot.policy.openvla.network import config_limits as limits
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 OUR_BLOCK = "vla_robot"
 MAX_JSON_BYTES = 64 * 1024**2
-"""Of a JSON file of a checkpoint; openvla-7b's statistics of 25 datasets take 0.1 MB."""
+"""Largest JSON file of a checkpoint; openvla-7b's statistics of 25 datasets take 0.1 MB."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class OpenVLAConfig:
     Attributes:
         timm_model_ids: towers in channel order; OpenVLA: DINOv2 then SigLIP.
         timm_override_act_layers: activation by tower, None for timm's own (exact GELU).
-        image_size: edge of the square tower input, in pixels.
+        image_size: edge of the square tower input [px].
         image_resize_strategy: how a frame becomes square; one of RESIZE_STRATEGIES.
-        text_config: keyword arguments of transformers' LlamaConfig; what is absent takes transformers' default, which
-            makes rms_norm_eps 1e-6 and not Meta's 1e-5.
+        text_config: keyword arguments of transformers' LlamaConfig; absent ones take transformers' defaults, so that
+            rms_norm_eps is 1e-6 and not Meta's 1e-5.
         pad_to_multiple_of: padding rows of the vocabulary; action ids end at vocab_size - pad_to_multiple_of.
-        pad_token_id: right padding of training text.
-        n_action_bins: 256.
+        pad_token_id: id that pads training text at the right.
+        n_action_bins: number of action ids, 256 for OpenVLA.
         norm_stats: dataset name -> statistics, as in dataset_statistics.json.
-        tower_overrides: keyword arguments over timm's own by tower; empty for the published sizes.
+        tower_overrides: by tower, keyword arguments that replace timm's; empty for the published sizes.
         num_images: cameras per observation; their patches follow each other in the sequence, as in OpenVLA-OFT.
         proprio_dim: length of the state vector that follows the patches as one token, or None, as in OpenVLA-OFT.
         chunk: K, consecutive actions of one answer, token by token; 1 for every published OpenVLA.
@@ -75,15 +75,15 @@ class OpenVLAConfig:
 
     @property
     def num_words(self) -> int:
-        """Rows of the vocabulary before the first action: what a text is said in. Llama's 256 rarest are actions."""
+        """Rows of the vocabulary before the first action, of which a text consists. Llama's 256 rarest are actions."""
         return self.action_vocab_end - self.n_action_bins
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str) -> OpenVLAConfig:
-        """From the content of config.json.
+        """Make a configuration from the content of config.json.
 
         Raises:
-            CheckpointError: not an OpenVLA configuration, or a field is missing or impossible.
+            CheckpointError: it is not an OpenVLA configuration, or a field is missing or impossible.
         """
         kind = data.get("model_type")
         if kind != "openvla":
@@ -115,19 +115,19 @@ class OpenVLAConfig:
 
     @classmethod
     def read(cls, folder: Path) -> OpenVLAConfig:
-        """From `folder/config.json`."""
+        """Read `folder/config.json`. Raises CheckpointError as `from_dict` and `read_json`."""
         return cls.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of config.json: what was read, with the statistics of today."""
+        """Return the content of config.json as it was read, with the present statistics."""
         return {**self.published, "norm_stats": dict(self.norm_stats)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint file.
+    """Read a JSON object from a checkpoint file.
 
     Raises:
-        CheckpointError: the file is absent, no regular file, too large, is not JSON, or is not an object.
+        CheckpointError: the file is absent, not a regular file, too large, not JSON, or not an object.
     """
     try:
         data = json.loads(read_file(path, MAX_JSON_BYTES, CheckpointError).decode())

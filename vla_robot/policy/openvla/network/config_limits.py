@@ -1,6 +1,6 @@
-"""What a config.json may ask for: plain model names, known keys, and sizes within bounds.
+"""Limits of a config.json: plain model names, known keys, and sizes within bounds.
 
-A checkpoint may come from a stranger. timm and transformers take more keyword arguments than an architecture needs, and
+A checkpoint may be untrusted. timm and transformers take more keyword arguments than an architecture needs, and
 some of them open other files, reach the network or run code: timm unpickled `checkpoint_path` before 1.0.26, the names
 "hf-hub:..." and "local-dir:..." look elsewhere, and an `attn_implementation` of the form "owner/kernel" fetches code.
 So keys are passed on only when they are listed here.
@@ -18,7 +18,7 @@ MODEL_NAME = re.compile(r"[a-z0-9_]{1,100}(\.[a-z0-9_]{1,100})?")
 """timm's own spelling, e.g. "vit_so400m_patch14_siglip_224" or "vit_large_patch14_reg4_dinov2.lvd142m"."""
 
 ACTIVATIONS = (None, "gelu", "gelu_tanh", "quick_gelu", "relu", "silu")
-"""Of a tower; None is timm's own choice, exact GELU."""
+"""Activations of a tower; None is timm's own choice, exact GELU."""
 
 TOWER_SIZES = {"embed_dim": 8192, "depth": 128, "num_heads": 256}
 """Largest values of a tower's sizes; ViT-22B, the largest published one, has 6144, 48 and 48."""
@@ -40,7 +40,7 @@ TEXT_NUMBERS = ("initializer_range", "rms_norm_eps", "rope_theta", "attention_dr
 TEXT_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 FIXED: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""Of a Llama: what `reason.Decoder` computes, so that another value would give other actions."""
+"""Settings of a Llama that `reason.Decoder` computes; with other values its actions would be wrong."""
 
 GENERIC = frozenset({
     "model_type", "architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache",
@@ -55,35 +55,37 @@ GENERIC = frozenset({
     "label2id", "tokenizer_class", "prefix", "sep_token_id", "decoder_start_token_id", "task_specific_params",
     "problem_type", "_attn_implementation_autoset",
 })  # fmt: skip
-"""Keys that every configuration of transformers may carry and that do not change what a Llama computes: left out."""
+"""Keys that any configuration of transformers may have and that do not change what a Llama computes; ignored."""
 
 ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
-"""Names of implementations of the same function. They are left out, since the engine has its own."""
+"""Implementations of the same function; ignored, since the engine has its own."""
 
 
 def whole(source: str, key: str, value: object, largest: int, smallest: int = 1) -> int:
-    """A whole number within bounds.
+    """Return `value` if it is a whole number within bounds.
 
     Args:
         source: file, for the message.
-        key: of the file, for the message.
-        value: as read.
-        largest: bound, inclusive.
-        smallest: bound, inclusive.
+        key: key of the file, for the message.
+        value: the value as read.
+        largest: upper bound, inclusive.
+        smallest: lower bound, inclusive.
 
     Raises:
-        CheckpointError: it is none, or out of bounds.
+        CheckpointError: it is not a whole number, or out of bounds.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
-        raise CheckpointError(f"{source}: {key} is {_shown(value)}; a whole number from {smallest} to {largest}.")
+        raise CheckpointError(
+            f"{source}: {key} is {_shown(value)}; expected a whole number from {smallest} to {largest}."
+        )
     return value
 
 
 def tower_names(source: str, names: object) -> tuple[str, ...]:
-    """timm's names of one or two towers.
+    """Return timm's names of one or two towers.
 
     Raises:
-        CheckpointError: another number of them, or a name that would look outside of timm.
+        CheckpointError: there are more or fewer, or a name would make timm look elsewhere.
     """
     if not isinstance(names, list) or len(names) not in (1, 2):
         raise CheckpointError(f"{source}: timm_model_ids must name one or two towers, got {_shown(names)}.")
@@ -97,7 +99,7 @@ def tower_names(source: str, names: object) -> tuple[str, ...]:
 
 
 def activations(source: str, names: object, towers: int) -> tuple[str | None, ...]:
-    """One activation for each tower.
+    """Return one activation for each tower.
 
     Raises:
         CheckpointError: their number differs, or one is unknown.
@@ -110,10 +112,10 @@ def activations(source: str, names: object, towers: int) -> tuple[str | None, ..
 
 
 def tower_overrides(source: str, overrides: object, towers: int) -> tuple[dict[str, Any], ...]:
-    """Sizes that replace timm's own, for each tower.
+    """Return the sizes that replace timm's own, for each tower.
 
     Raises:
-        CheckpointError: a key is no size of a tower, or a size is out of bounds.
+        CheckpointError: a key is not a size of a tower, or a size is out of bounds.
     """
     given = overrides or [{} for _ in range(towers)]
     if not isinstance(given, list) or len(given) != towers or not all(isinstance(each, dict) for each in given):
@@ -133,10 +135,10 @@ def _tower(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def text_config(source: str, text: object) -> dict[str, Any]:
-    """Keyword arguments of transformers' LlamaConfig, and no others.
+    """Return keyword arguments of transformers' LlamaConfig, and no others.
 
     Raises:
-        CheckpointError: it is no Llama that `reason.Decoder` computes, a key is unknown, or a value is out of bounds.
+        CheckpointError: `reason.Decoder` cannot compute this Llama, a key is unknown, or a value is out of bounds.
     """
     if not isinstance(text, dict):
         raise CheckpointError(f"{source}: text_config must be an object, got {_shown(text)}.")
@@ -155,7 +157,7 @@ def _is_left_out(source: str, key: str, value: object) -> bool:
 
 
 def _text_value(source: str, key: str, value: Any) -> Any:
-    """The value, when this key may have it."""
+    """Return the value if this key may have it; raise CheckpointError otherwise."""
     where = f"text_config.{key}"
     if key in TEXT_SIZES:
         return whole(source, where, value, TEXT_SIZES[key])
@@ -176,7 +178,7 @@ def _text_value(source: str, key: str, value: Any) -> Any:
 
 
 def _rope(source: str, where: str, value: Any) -> dict[str, Any]:
-    """Plain rotary positions; `reason` refuses the scaled ones too, after gigabytes were read."""
+    """Return plain rotary positions. `reason` refuses scaled ones too, but only after it read gigabytes."""
     kind = value.get("rope_type", value.get("type", "default")) if isinstance(value, dict) else value
     if kind != "default":
         raise CheckpointError(f"{source}: {where} is {_shown(value)}; only rope_type 'default' is computed.")
@@ -185,12 +187,12 @@ def _rope(source: str, where: str, value: Any) -> dict[str, Any]:
 
 def _number(source: str, key: str, value: object, largest: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
-        raise CheckpointError(f"{source}: {key} is {_shown(value)}; a number from 0 to {largest:g}.")
+        raise CheckpointError(f"{source}: {key} is {_shown(value)}; expected a number from 0 to {largest:g}.")
     return value
 
 
 def _shown(value: object, longest: int = 80) -> str:
-    """The value as Python writes it, cut short: a stranger's value may be a megabyte."""
+    """Return the value's repr, shortened: an untrusted value may be a megabyte."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of more digits than Python converts

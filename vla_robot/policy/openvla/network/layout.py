@@ -1,13 +1,14 @@
-"""How matrices lie in memory, and how biases are added to their products, where a CPU acts in fp32.
+"""Memory layout of matrices, and order of bias and product, for a CPU that acts in fp32.
 
-torch keeps a matrix (out, in) row by row and multiplies with its transpose. MKL then gathers each row of the transpose
-from all over memory; where the matrix lies column by column it finds the row in one piece: 0.8 of the time for 80 rows
+torch stores a matrix (out, in) row by row and multiplies with its transpose. MKL then gathers each row of the transpose
+from all over memory; if the matrix is stored column by column, the row is contiguous: 0.8 of the time for 80 rows
 of input, 0.4 for six (one core of a Xeon with AVX-512, 128 columns). Nothing else changes, the shapes included.
 
-torch also copies a bias under a product before it multiplies. Added afterwards, a compiled graph adds it for nothing in
+torch also copies a bias into the output before it multiplies. Added afterwards, a compiled graph adds it at no cost in
 the kernel that follows: an inference of the shipped policy takes 0.93 of the time.
 
-Not for training: optimisers and FSDP want matrices row by row. Not for CUDA: its products take both in one kernel.
+Do not use it for training: optimisers and FSDP need matrices row by row. Nor for CUDA, whose products take both in one
+kernel.
 """
 
 from __future__ import annotations
@@ -23,31 +24,31 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 
 
 def is_for(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this is faster there."""
+    """Return whether this layout is faster for a precision and a device."""
     return device.type == "cpu" and dtype == torch.float32
 
 
 def matrices(model: OpenVLA) -> frozenset[str]:
-    """Names of the matrices that a product reads whole: not those of the vocabulary, of which rows are taken."""
+    """Return names of the matrices that a product reads whole: all but the vocabulary's, of which rows are taken."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
     return frozenset(f"{name}.weight" for name, module in layers if module is not model.language_model.lm_head)
 
 
 def empty_by_columns(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """As `torch.empty` for (rows, ...), but the columns follow each other in memory."""
+    """Return `torch.empty` of shape (rows, ...), stored column by column."""
     rows, *rest = shape
     return torch.empty(math.prod(rest), rows, dtype=dtype, device=device).t().view(shape)
 
 
 def add_biases_afterwards(model: OpenVLA) -> None:
-    """Change how the model's linear layers compute, not what."""
+    """Make the model's linear layers add their biases after the product; the results stay the same."""
     for module in model.modules():
         if type(module) is nn.Linear and module.bias is not None:
             module.__class__ = _ProductThenBias
 
 
 def as_torch_has_it[M: nn.Module](module: M) -> M:
-    """The module without any of this: itself, or a copy where a matrix lies by columns or a bias comes later."""
+    """Return the module in torch's layout: itself, or a copy if a matrix is stored by columns or a bias comes later."""
     if not _fast(module) and all(parameter.is_contiguous() for parameter in module.parameters()):
         return module
     plain = deepcopy(module)

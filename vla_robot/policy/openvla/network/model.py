@@ -1,4 +1,4 @@
-"""OpenVLA as one torch module: the four steps wired, for training and for acting.
+"""OpenVLA as one torch module, for training and for acting.
 
 Submodule names are those of the published files; `weights.py` only has to rename LayerScale.
 """
@@ -22,7 +22,7 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class TrainingOutput:
-    """What one training batch says.
+    """Loss and metrics of one training batch.
 
     Attributes:
         loss: () mean cross-entropy over all labelled positions.
@@ -36,7 +36,7 @@ class TrainingOutput:
 
 
 class OpenVLA(nn.Module):
-    """Pixels and a prompt in, logits out."""
+    """The model: maps pixels and a prompt to logits."""
 
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class OpenVLA(nn.Module):
         self.proprio_projector = ProprioProjector(config.proprio_dim, llm_dim) if config.proprio_dim else None
 
     def embed(self, pixels: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
-        """Perceive and align: the multimodal sequence of BOS, patches, state and the rest of the text.
+        """Perceive and align: return the multimodal sequence of BOS, patches, state and the rest of the text.
 
         Args:
             pixels: (B, N, C, S, S) normalised.
@@ -61,7 +61,7 @@ class OpenVLA(nn.Module):
         return self.align(self.vision_backbone(pixels), input_ids, state)
 
     def align(self, features: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
-        """`embed` from the towers' features, (B, N * P, vision_dim), on."""
+        """Return `embed` from the towers' features, (B, N * P, vision_dim)."""
         text = self.language_model.model.embed_tokens(input_ids)
         seen = [self.projector(features)]
         if self.proprio_projector is not None:
@@ -72,10 +72,10 @@ class OpenVLA(nn.Module):
     def forward(
         self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None, smoothing: float = 0.0
     ) -> TrainingOutput:
-        """Training loss and metrics of a right-padded batch.
+        """Return the training loss and metrics of a right-padded batch.
 
-        Padding stands at the right, where the causal mask already keeps it from every labelled position, so no padding
-        mask is needed for the reference's loss.
+        The causal mask already hides padding at the right from every labelled position, so no padding
+        mask is needed.
 
         Args:
             pixels: (B, N, C, S, S).
@@ -83,20 +83,20 @@ class OpenVLA(nn.Module):
             labels: (B, L) int64, IGNORE where there is no loss.
             state: (B, proprio_dim) or None.
             smoothing: standard deviation, in bins, of a Gaussian that spreads each action label over its neighbours;
-                0 is the reference. Neighbouring bins are almost right, which plain cross-entropy does not know.
+                    0 is the reference. Neighbouring bins are almost right, which plain cross-entropy ignores.
         """
         logits, targets, _ = self._predict(pixels, input_ids, labels, state)
         return self._score(logits, targets, smoothing)
 
     def answers_match(self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None) -> Tensor:
-        """(B,) bool: whether greedy decoding over the words would say a row's labels, and nothing else.
+        """Return (B,) bool: whether greedy decoding over the words would give exactly a row's labels.
 
-        One pass is enough: as long as each token is the label, the next one is decided after the labels before it.
+        One pass is enough: as long as each token is the label, the next one depends on the labels before it.
 
         Args:
             pixels: as in `forward`.
             input_ids: as in `forward`.
-            labels: as in `forward`; they are words and the end.
+            labels: as in `forward`; words and the end token.
             state: as in `forward`.
         """
         logits, targets, rows = self._predict(pixels, input_ids, labels, state)
@@ -106,7 +106,7 @@ class OpenVLA(nn.Module):
     def _predict(
         self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of all K labelled positions: (K, V) logits, (K,) labels, (K,) rows of the batch that they stand in."""
+        """Return, for all K labelled positions, (K, V) logits, (K,) labels and (K,) rows of the batch."""
         embeds = self.embed(pixels, input_ids, state)
         hidden = self.language_model.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         inserted = embeds.shape[1] - input_ids.shape[1]
@@ -130,13 +130,13 @@ class OpenVLA(nn.Module):
 
 
 def _centre(ids: Tensor, vocab_end: int, bins: int) -> Tensor:
-    """Bin centre of each id; as in the reference, an id outside the action rows counts as the nearest extreme."""
+    """Return the bin centre of each id; as in the reference, any other id counts as the nearest extreme."""
     index = (vocab_end - ids - 1).clamp(0, bins - 2)
     return (2 * index + 1) / (bins - 1) - 1.0
 
 
 def _smooth(targets: Tensor, is_action: Tensor, vocab: int, first: int, end: int, sigma: float) -> Tensor:
-    """(K, V) target probabilities: one-hot, but Gaussian over neighbouring bins for action labels."""
+    """Return (K, V) target probabilities: one-hot, but Gaussian over neighbouring bins for action labels."""
     ids = torch.arange(vocab, device=targets.device)
     distance = (ids[None] - targets[:, None]).float()
     weight = torch.exp(-0.5 * (distance / sigma) ** 2) * ((ids >= first) & (ids < end))

@@ -1,10 +1,10 @@
-"""Perceive: frames -> patch features.
+"""Perceive: maps frames to patch features.
 
     pixels (B, 3 per tower, S, S) --DINOv2--> (B, P, 1024) --+
                                   --SigLIP--> (B, P, 1152) --+--concat--> (B, P, 2176)
 
-Features are the output of the second-to-last block: no final norm, class and register tokens dropped. The last block,
-the final norm and SigLIP's pooling head do no work, so they are neither built nor held in memory.
+Features are the output of the second-to-last block, without the final norm and without class and register tokens. The
+last block, the final norm and SigLIP's pooling head are unused, so they are neither built nor held in memory.
 
 Source: openvla/openvla @c8f03f48, prismatic/extern/hf/modeling_prismatic.py (PrismaticVisionBackbone).
 """
@@ -41,7 +41,7 @@ class Tower(nn.Module):
         self._no_embed_class: bool = vit.no_embed_class
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, P, dim)."""
+        """Map (B, 3, S, S) to (B, P, dim)."""
         x = self._embed_patches(pixels)
         prefix = [t.expand(len(x), -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self._no_embed_class:  # DINOv2 with registers, SigLIP: only patches have a position
@@ -52,7 +52,7 @@ class Tower(nn.Module):
         return x[:, sum(t.shape[1] for t in prefix) :]
 
     def _embed_patches(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, P, dim). A convolution whose stride is its kernel is a matrix product, faster as one."""
+        """Map (B, 3, S, S) to (B, P, dim) as a matrix product, faster than a convolution whose stride is its kernel."""
         weight, bias = self.patch_embed.proj.weight, self.patch_embed.proj.bias  # (dim, 3, p, p), (dim,)
         B, _, S, _ = pixels.shape
         p = weight.shape[-1]
@@ -71,7 +71,7 @@ class VisionBackbone(nn.Module):
         self.dim = sum(t.dim for t in towers)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Frames to fused patch features.
+        """Map frames to fused patch features.
 
         Args:
             pixels: (B, N, 3 * towers, S, S): N cameras, channels stacked by tower.
@@ -89,12 +89,12 @@ class VisionBackbone(nn.Module):
 
 
 def build_vit(config: OpenVLAConfig, index: int) -> Any:
-    """The timm VisionTransformer of one tower, randomly initialised; untyped, since timm's attributes are unions.
+    """Build timm's VisionTransformer of one tower, randomly initialised; untyped, since timm's attributes are unions.
 
     Raises:
         CheckpointError: timm does not know the name or the overrides.
     """
-    overrides: Mapping[str, Any] = config.tower_overrides[index] if config.tower_overrides else {}  # sizes alone
+    overrides: Mapping[str, Any] = config.tower_overrides[index] if config.tower_overrides else {}  # only sizes
     act_layer = config.timm_override_act_layers[index]
     extra = {"act_layer": act_layer} if act_layer else {}
     name = config.timm_model_ids[index]

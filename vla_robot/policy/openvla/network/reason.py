@@ -1,19 +1,19 @@
 """Reason: a Llama decoder over image, state and text tokens in one sequence.
 
-Training runs transformers' own forward pass. Acting runs `Decoder`, the same weights without what acting does not
-need. One observation's life in it:
+Training runs transformers' own forward pass. Acting runs `Decoder`: the same weights without what only training needs.
+It reads one observation like this:
 
     slots   0 .. S-1                            S .. S+n-1
             [pad][BOS][patches][state][text]    [n tokens of an answer]
-    read    the next tokens of every row: the layers write their keys and values, the last tokens leave the last layer
+    read    the next tokens of every row: the layers store keys and values, and return hidden states of the last tokens
 
-`filled` slots stay. What is read beyond them is a draft: it may be read again, with other tokens in the same slots.
+`filled` slots are final. Tokens beyond them are a draft: other tokens may be read into the same slots again.
 
-Parallel decoding (OpenVLA-OFT) is one `bidirectional` pass instead: no cache, no steps, every token sees every other.
+Parallel decoding (OpenVLA-OFT) is one `bidirectional` pass instead, without a cache: every token attends to all.
 
 Rows of a batch may have texts of different lengths. They are padded at the left, so that all rows end in one slot and
-go on in the same ones; a mask hides the padding, and positions count from BOS. What is exact: each row sees the same
-numbers as alone. What is not: the order of a floating-point sum inside a matrix product may follow the batch size.
+continue in the same ones; a mask hides the padding, and positions count from BOS. Each row is computed from the same
+numbers as alone, but the order of a floating-point sum inside a matrix product may depend on the batch size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 
 
 def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
-    """transformers' Llama of the configured size, randomly initialised.
+    """Build transformers' Llama of the configured size, randomly initialised.
 
     Raises:
         CheckpointError: the text configuration is impossible.
@@ -45,11 +45,11 @@ def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
 
 
 FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
-"""Matrices of a layer that one product takes together, in their order."""
+"""Matrices of a layer that are multiplied as one, in their order."""
 
 
 def fused_with(name: str) -> list[str]:
-    """A parameter's name -> the names of all that lie in one matrix with it, itself included."""
+    """Return the names of all parameters that lie in one matrix with this one, including itself."""
     for group in FUSED:
         for member in group:
             if name.endswith(f".{member}.weight"):
@@ -75,9 +75,9 @@ class Cache:
 
     Attributes:
         keys, values: one (B, Hkv, slots, hd) per layer.
-        visible: (slots, slots) bool, or (B, 1, slots, slots) where rows are padded: whether a query sees a key.
-        padding: (B,) int64 slots at the left that hold no token, or None when no row is padded.
-        filled: slots whose keys and values stay.
+        visible: (slots, slots) bool, or (B, 1, slots, slots) if rows are padded: whether a query attends to a key.
+        padding: (B,) int64 slots at the left that hold no token, or None if no row is padded.
+        filled: slots whose keys and values are final.
     """
 
     keys: list[Tensor]
@@ -88,10 +88,10 @@ class Cache:
 
 
 class Decoder:
-    """The Llama decoder, for acting only."""
+    """Llama decoder for acting only."""
 
     def __init__(self, llama: LlamaForCausalLM) -> None:
-        """Takes over the weights of `llama`; its q, k, v and gate, up become views into fused matrices."""
+        """Take over the weights of `llama`; its q, k, v and gate, up become views into fused matrices."""
         config: Any = llama.config
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
@@ -102,7 +102,7 @@ class Decoder:
         self._cos, self._sin = _rope_tables(config, self._head_dim, self._norm.device)
 
     def convert(self, change: Callable[[Tensor], Tensor]) -> None:
-        """Replace every matrix by another form of it, which `linear` must take; layer by layer, to spare memory."""
+        """Replace every matrix by another form of it, which `linear` must take; layer by layer, to save memory."""
         for index, layer in enumerate(self._layers):
             self._layers[index] = replace(
                 layer,
@@ -113,19 +113,19 @@ class Decoder:
             )
 
     def matrices(self) -> list[Tensor]:
-        """All matrices of all layers, in the form that they have now."""
+        """Return all matrices of all layers, in their present form."""
         return [matrix for w in self._layers for matrix in (w.qkv, w.out, w.gate_up, w.down)]
 
     def start(self, embeds: Tensor, padding: Tensor | None, slots: int) -> Cache:
-        """An empty cache.
+        """Return an empty cache.
 
         Args:
-            embeds: (B, S, D) that will be read first; batch, precision and device are theirs.
-            padding: (B,) int64 slots at the left of each row that hold no token; None says that no row is padded.
-            slots: for prompt and answer together.
+            embeds: (B, S, D) that will be read first; they give batch size, precision and device.
+            padding: (B,) int64 slots at the left of each row that hold no token; None if no row is padded.
+            slots: number of slots for prompt and answer together.
 
         Raises:
-            ContractError: these are more than the positions that the model knows.
+            ContractError: the model knows fewer positions.
         """
         self._require_positions(slots)
         shape = (len(embeds), self._kv_heads, slots, self._head_dim)
@@ -137,12 +137,12 @@ class Decoder:
         )
 
     def read(self, embeds: Tensor, cache: Cache, keep: int) -> Tensor:
-        """The next n tokens of every row, into the slots behind `cache.filled`.
+        """Read the next n tokens of every row into the slots after `cache.filled`.
 
         Args:
             embeds: (B, n, D).
-            cache: of what was read before; `filled` is left as it is.
-            keep: tokens at the end whose hidden states are wanted, 1 to n.
+            cache: keys and values of earlier tokens; `filled` is not changed.
+            keep: tokens at the end whose hidden states are returned, 1 to n.
 
         Returns:
             (B, keep, D) normed hidden states.
@@ -151,26 +151,26 @@ class Decoder:
         end = start + n
         cos, sin = self._tables(cache.padding, start, end)
         visible = cache.visible[..., start:end, :end]
-        whole = start == 0 and cache.padding is None  # then plain causal attention needs no mask
+        whole = start == 0 and cache.padding is None  # plain causal attention needs no mask
         x = embeds
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
             q, k, v = self._qkv(layer, x, cos, sin)
             keys[:, :, start:end], values[:, :, start:end] = k, v
-            if layer is self._layers[-1] and keep < n:  # only what is wanted leaves it
+            if layer is self._layers[-1] and keep < n:  # only the wanted tokens leave the last layer
                 q, x, visible, whole = q[:, :, -keep:], x[:, -keep:], visible[..., -keep:, :], False
             mask = None if whole else visible
             x = self._finish(layer, x, self._attend(q, keys[:, :, :end], values[:, :, :end], mask, causal=whole))
         return _rms_norm(x, self._norm, self._eps)
 
     def bidirectional(self, embeds: Tensor, lengths: Tensor) -> Tensor:
-        """Read a sequence in which every token sees every other; only padding is hidden.
+        """Read a sequence in which every token attends to every other; only padding is hidden.
 
         Args:
             embeds: (B, S, D), padded at the right.
             lengths: (B,) int64 real tokens per row, at most S.
 
         Returns:
-            (B, S, D) normed hidden states; those of padding mean nothing.
+            (B, S, D) normed hidden states; those of padding are meaningless.
 
         Raises:
             ContractError: the sequence is longer than the positions that the model knows.
@@ -189,12 +189,12 @@ class Decoder:
     def _require_positions(self, tokens: int) -> None:
         if tokens > len(self._cos):
             raise ContractError(
-                f"the sequence has {tokens} tokens, the language model knows {len(self._cos)} positions; "
+                f"the sequence has {tokens} tokens, but the language model has {len(self._cos)} positions; "
                 "use a shorter instruction or fewer cameras."
             )
 
     def _tables(self, padding: Tensor | None, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of slots, (n, hd) or, where rows are padded, (B, 1, n, hd)."""
+        """Return cosines and sines of slots, (n, hd) or, if rows are padded, (B, 1, n, hd)."""
         if padding is None:
             return self._cos[start:end], self._sin[start:end]
         slots = torch.arange(start, end, device=padding.device)
@@ -202,7 +202,7 @@ class Decoder:
         return self._cos[positions], self._sin[positions]
 
     def _qkv(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, S, D) -> rotated q (B, H, S, hd), rotated k and plain v (B, Hkv, S, hd)."""
+        """Map (B, S, D) to rotated q (B, H, S, hd), rotated k and plain v (B, Hkv, S, hd)."""
         B, S, _ = x.shape
         normed = _rms_norm(x, layer.norm_attention, self._eps)
         heads = linear(normed, layer.qkv).view(B, S, -1, self._head_dim).transpose(1, 2)  # (B, H + 2 Hkv, S, hd)
@@ -211,20 +211,20 @@ class Decoder:
         return rotated[:, : self._heads], rotated[:, self._heads :], heads[:, self._heads + self._kv_heads :]
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """(B, H, Sq, hd) -> (B, Sq, H * hd)."""
+        """Attend: map q (B, H, Sq, hd) to (B, Sq, H * hd)."""
         grouped = self._kv_heads != self._heads
         y = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return y.transpose(1, 2).flatten(2)
 
     def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
-        """Output projection, then the gated MLP, each with its residual: (B, S, D) -> (B, S, D)."""
+        """Apply the output projection, then the gated MLP, each with its residual: (B, S, D) -> (B, S, D)."""
         x = x + linear(attended, layer.out)
         gate, up = linear(_rms_norm(x, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
         return x + linear(silu(gate) * up, layer.down)
 
 
 def pad_left(embeds: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(B, S, D) padded at the right, (B,) real tokens per row -> padded at the left, (B,) padding or None for none."""
+    """Move padding from the right of (B, S, D) to the left; return (B,) padding too, or None if there is none."""
     S = embeds.shape[1]
     padding = S - lengths
     if not padding.any():
@@ -234,7 +234,7 @@ def pad_left(embeds: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _visible(slots: int, padding: Tensor | None, device: torch.device) -> Tensor:
-    """The mask of `Cache`. Padding sees itself, as a softmax over nothing is not a number."""
+    """Return the mask of `Cache`. Padding attends to itself, since a softmax over no key is not a number."""
     slot = torch.arange(slots, device=device)
     causal = slot <= slot[:, None]
     if padding is None:
@@ -243,7 +243,7 @@ def _visible(slots: int, padding: Tensor | None, device: torch.device) -> Tensor
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """Root mean square norm, the mean in fp32 whatever the precision, as Llama has it; in the fewest operations."""
+    """Apply the root mean square norm in the fewest operations; as in Llama, the mean is fp32 in any precision."""
     x32 = x.float()
     norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
     scale = torch.rsqrt(torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]))  # 1 / sqrt(mean(x^2) + eps)
@@ -251,14 +251,14 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding in fp32 whatever the weights' precision: bf16 tables changed about 1 % of actions."""
+    """Apply the rotary position embedding in fp32 in any precision: bf16 tables changed about 1 % of actions."""
     x32 = x.float()
     first, second = x32.chunk(2, dim=-1)
     return torch.addcmul(x32 * cos, torch.cat([second, first], dim=-1), sin).to(x.dtype)
 
 
 def _rope_tables(config: Any, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(max positions, hd) fp32 cosines and sines; the first half of the sines is negative, as `_rotate` needs it."""
+    """Return (max positions, hd) fp32 cosines and sines; `_rotate` needs the first half of the sines negative."""
     parameters = config.rope_parameters
     if parameters.get("rope_type", "default") != "default":
         raise CheckpointError(f"rope_type {parameters['rope_type']!r} is not supported; Llama-2 uses 'default'.")
@@ -284,7 +284,7 @@ def _fuse_layer(layer: Any) -> _Layer:
 
 
 def _fuse(*projections: torch.nn.Linear) -> Tensor:
-    """One matrix of several, which share its memory; nothing is copied where they lie one after another already."""
+    """Fuse matrices into one, whose memory they share; matrices that already lie one after another are not copied."""
     weights = [p.weight.detach() for p in projections]
     rows = [len(weight) for weight in weights]
     first = weights[0]
@@ -297,7 +297,7 @@ def _fuse(*projections: torch.nn.Linear) -> Tensor:
 
 
 def _adjacent(weights: list[Tensor]) -> bool:
-    """Whether the rows of each matrix follow those of the one before it, in one memory."""
+    """Return whether the rows of each matrix follow those of the one before it, in one memory block."""
     first = weights[0]
     place = first.data_ptr()
     for weight in weights:
