@@ -121,7 +121,7 @@ def test_of_a_frozen_bridge_a_controller_says_only_what_it_knows(bridges: Any, m
         episode = run_live_episode(robot, policy, 0, guard=Free(), subscribers=[freeze])
         with pytest.raises(TransportError, match=r"did not answer 'stop'.*Whether the arm stopped is not known"):
             robot.stop("a person stood up")
-    assert episode.outcome == "error" and "no tick of the robot came" in (episode.error or "")
+    assert episode.outcome == "error" and "no tick came from the robot" in (episode.error or "")
     assert "holds the arm, is not known here" in (episode.error or "")
 
 

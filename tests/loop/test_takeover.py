@@ -166,7 +166,7 @@ def test_the_world_waits_for_a_person_who_lets_go_of_the_controls(clock: FakeClo
         driver.reset(0)
         hands.show(observation(TAKE), {})
         for _ in range(3):
-            with pytest.raises(NoActionYetError, match="no person is at the controls"):
+            with pytest.raises(NoActionYetError, match="gives no action"):
                 driver.act([observation(TAKE)])
         assert driver.driver == "person"
 

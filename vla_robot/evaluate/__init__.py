@@ -1,4 +1,4 @@
-"""Many episodes and what they tell: runs, evaluation with intervals, instruction variants, reports.
+"""Runs of many episodes, evaluation with confidence intervals, instruction variants, reports.
 
-It may import core, recipe, policy, record and loop. How one episode is driven belongs to loop.
+It may import core, recipe, policy, record and loop. The control of one episode belongs to loop.
 """

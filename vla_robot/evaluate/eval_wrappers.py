@@ -1,4 +1,4 @@
-"""Two wrappers that make a world fit for an examination: it may be asked in other words, and it may die."""
+"""Wrappers of worlds for an evaluation: one changes the instruction, one replaces a world that failed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from vla_robot.core.ports import ReportsStages, World
 from vla_robot.evaluate.instruction_variants import Words
 
 RAISED_M = 0.015
-"""An object counts as raised above this; robosuite calls a cube of 4 cm lifted 19 mm above where it lay."""
+"""An object counts as raised above this height [m]; robosuite calls a cube of 4 cm lifted at 19 mm."""
 
 
 class InstructedWorld:
-    """One episode of a world, asked in other words. It notes which object is raised, where the world tells the truth.
+    """World with another instruction. It notes which object is raised, if observations hold the simulator's state.
 
     Attributes:
-        task: what the world says is to be done, which it also judges by.
-        raised: the object that is highest above where it lay, by its name in the world; None while none is.
+        task: the world's own instruction, by which it judges success.
+        raised: name of the object that is raised most above its start; None if none is.
     """
 
     def __init__(self, world: World, words: Words) -> None:
         """
         Args:
-            world: its observations hold the simulator's truth, or nothing is noted.
-            words: what is said in the place of its instruction.
+            world: the wrapped world; without `privileged` observations, no raised object is noted.
+            words: maps its instruction to the new one.
         """
         self._world = world
         self._words = words
@@ -71,19 +71,19 @@ class InstructedWorld:
 
 
 def _heights_m(observation: Observation) -> dict[str, float]:
-    """Of every object that can be moved: those whose place and orientation the world tells."""
+    """Return the height [m] of every movable object: those whose position and orientation are in `privileged`."""
     truth = observation.privileged
     names = (key.removesuffix("_mat") for key in truth if key.endswith("_mat"))
     return {name: float(truth[f"{name}_pos"][2]) for name in names}
 
 
 class ReplaceableWorld:
-    """Wraps worlds and is a world: where one dies, the next episode begins in a new one."""
+    """World that wraps worlds: after one fails, the next episode begins in a new one."""
 
     def __init__(self, open_world: Callable[[], AbstractContextManager[World]]) -> None:
         """
         Args:
-            open_world: called at the first use, and after a death.
+            open_world: called at the first use, and after a failure.
         """
         self._open_world = open_world
         self._life = ExitStack()
@@ -103,10 +103,10 @@ class ReplaceableWorld:
         return self._world.last_stages_ms if isinstance(self._world, ReportsStages) else {}
 
     def open(self) -> World:
-        """The world of now.
+        """Return the present world, opened if there is none.
 
         Raises:
-            VlaError: it cannot be opened.
+            VlaError: it cannot be opened, or this wrapper is closed.
         """
         if self._closed:
             raise WorldError("this world was closed.")
@@ -120,7 +120,7 @@ class ReplaceableWorld:
 
     def step(self, action: Vector) -> StepResult:
         if self._world is None:
-            raise WorldError("the world has died; reset begins a new one.")
+            raise WorldError("the world has failed; reset opens a new one.")
         with self._lifetime():
             return self._world.step(action)
 
@@ -130,7 +130,7 @@ class ReplaceableWorld:
 
     @contextmanager
     def _lifetime(self) -> Iterator[None]:
-        """An error of the world is its end: nothing is known of its state."""
+        """Close the world after an error, since its state is unknown."""
         try:
             yield
         except (WorldError, TransportError):
@@ -138,6 +138,6 @@ class ReplaceableWorld:
             raise
 
     def _bury(self) -> None:
-        """Close the world of now; the next use opens another one."""
+        """Close the present world; the next use opens another one."""
         self._world = None
         self._life.close()

@@ -1,4 +1,4 @@
-"""An examination of policies: the same seeds for each, in each wording of the task; and what came of it."""
+"""Evaluation of policies: each runs the same seeds in each instruction variant; scores and comparisons."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from vla_robot.loop.results import EpisodeResult
 
 @dataclass(frozen=True)
 class Question:
-    """One episode that is to be driven.
+    """One episode to run.
 
     Attributes:
         policy: its name in the report.
-        language: how the task is said.
-        seed: of world and policy.
+        language: the instruction variant.
+        seed: seed of world and policy.
     """
 
     policy: str
@@ -38,14 +38,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode that was driven.
+    """One finished episode.
 
     Attributes:
-        question: what was asked for.
-        task: what the world asked for and judged by.
-        instruction: what the policy was told.
-        raised: the object that was highest above where it had lain when the episode ended; None when none was.
-        result: how it went.
+        question: the episode's policy, language and seed.
+        task: the world's own instruction, by which it judged success.
+        instruction: the instruction that the policy got.
+        raised: the object that was raised most when the episode ended; None if none was.
+        result: the episode's result.
     """
 
     question: Question
@@ -56,11 +56,11 @@ class Trial:
 
     @property
     def followed(self) -> bool:
-        """The object that was raised is the one that the instruction names, whatever the task was."""
+        """Whether the raised object is the one that the instruction names, which may differ from the task's."""
         return self.raised is not None and self.raised in self.instruction.split()
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON. Latencies are left out: with several worlds on the same cores they belong to no policy."""
+        """Return plain data for JSON. Latencies are left out: they depend on what else the cores do."""
         result = self.result.to_dict()
         return {
             "policy": self.question.policy,
@@ -73,7 +73,7 @@ class Trial:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trial:
-        """What `to_dict` made. Raises KeyError where something is missing."""
+        """Make a trial from the data of `to_dict`. Raises KeyError if a key is missing."""
         question = Question(values["policy"], values["language"], values["seed"])
         result = EpisodeResult(
             seed=values["seed"],
@@ -89,15 +89,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Examiner:
-    """A world and a policy that wait for questions.
+    """Runs the episodes of questions with one world and one policy.
 
     Attributes:
-        world: gives the simulator's truth.
-        policy: the one that is evaluated.
+        world: the world; its observations hold the simulator's state.
+        policy: the evaluated policy.
         guard: limits the actions.
-        words: how the task is said in each language.
-        should_stop: True breaks an episode off.
-        subscribers: for a question, the subscribers of its events.
+        words: the instruction by language.
+        should_stop: returns True to stop an episode.
+        subscribers: returns the subscribers of a question's events.
     """
 
     world: World
@@ -108,10 +108,10 @@ class Examiner:
     subscribers: Callable[[Question], Sequence[Subscriber]] = lambda question: ()
 
     def __call__(self, question: Question) -> Trial:
-        """Drive the episode. The death of the world is an error of this episode, and of no other.
+        """Run the episode. A failure of the world is an error of this episode alone.
 
         Raises:
-            VlaError: anything else: it would be the same in every episode.
+            VlaError: any other error, which would occur in every episode.
         """
         world = InstructedWorld(self.world, self.words[question.language])
         result = EpisodeResult(question.seed, "error", 0, 0.0)
@@ -142,8 +142,8 @@ class Score:
 
     Attributes:
         policy: its name.
-        language: how the task was said.
-        trials: what was driven.
+        language: the instruction variant.
+        trials: the trials.
     """
 
     policy: str
@@ -152,7 +152,7 @@ class Score:
 
     @property
     def name(self) -> str:
-        """Of the row."""
+        """Name of the row in tables."""
         return self.policy if self.language == "plain" else f"{self.policy}, {self.language}"
 
     @property
@@ -165,7 +165,7 @@ class Score:
 
     @property
     def rate(self) -> float | None:
-        """None when nothing was driven."""
+        """Share of successes; None without a trial."""
         return self.successes / self.count if self.trials else None
 
     @property
@@ -175,28 +175,28 @@ class Score:
 
     @property
     def wrong(self) -> int:
-        """Episodes that the world ended because another object was raised than the task is about."""
+        """Number of episodes that the world ended because another object than the task's was raised."""
         return sum(trial.result.outcome == "failure" for trial in self.trials)
 
     @property
     def followed(self) -> int:
-        """Episodes that ended with the object raised that the policy was told of."""
+        """Number of episodes that ended with the object raised that the instruction names."""
         return sum(trial.followed for trial in self.trials)
 
     @property
     def errors(self) -> int:
-        """Episodes that say nothing of the policy's skill: it had no action, or its world died."""
+        """Number of episodes without a verdict: the policy had no action, or its world failed."""
         return sum(trial.result.outcome == "error" for trial in self.trials)
 
     @property
     def median_steps(self) -> float | None:
-        """Of the episodes that succeeded; None when none did."""
+        """Median steps of the successful episodes; None if none succeeded."""
         steps = [trial.result.steps for trial in self.trials if trial.result.success]
         return float(np.median(steps)) if steps else None
 
     @property
     def by_task(self) -> dict[str, tuple[int, int]]:
-        """What the world asked for -> successes, episodes."""
+        """Task -> (successes, episodes)."""
         asked = Counter(trial.task for trial in self.trials)
         solved = Counter(trial.task for trial in self.trials if trial.result.success)
         return {task: (solved[task], asked[task]) for task in sorted(asked)}
@@ -204,14 +204,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two scores on the same seeds.
+    """Comparison of two scores on the same seeds.
 
     Attributes:
-        baseline: name of the row that is compared with.
-        policy: of the other one.
-        paired: seeds that both finished.
-        only_baseline: of these, how many only the baseline solved.
-        only_policy: of these, how many only the other one solved.
+        baseline: name of the baseline's row.
+        policy: name of the other row.
+        paired: number of seeds that both finished.
+        only_baseline: number of these that only the baseline solved.
+        only_policy: number of these that only the other one solved.
     """
 
     baseline: str
@@ -222,11 +222,11 @@ class Comparison:
 
     @property
     def p(self) -> float:
-        """McNemar's exact test, two-sided: how likely such a split is between equals."""
+        """P-value of McNemar's exact two-sided test: the probability of such a split between equals."""
         return mcnemar_p(self.only_baseline, self.only_policy)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return plain data for JSON."""
         return {
             "baseline": self.baseline,
             "policy": self.policy,
@@ -238,7 +238,7 @@ class Comparison:
 
 
 def compare(baseline: Score, other: Score) -> Comparison:
-    """Pair the episodes of two scores by seed; a seed that only one of them has is left out."""
+    """Pair the episodes of two scores by seed; seeds that only one of them has are left out."""
     solved = {trial.question.seed: trial.result.success for trial in baseline.trials}
     pairs = [(solved[t.question.seed], t.result.success) for t in other.trials if t.question.seed in solved]
     return Comparison(baseline.name, other.name, len(pairs), pairs.count((True, False)), pairs.count((False, True)))
@@ -246,14 +246,14 @@ def compare(baseline: Score, other: Score) -> Comparison:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was asked for, and what came of it so far.
+    """Plan of an evaluation, and its trials so far.
 
     Attributes:
         env: name of the world's recipe.
         policies: their names, the baseline first.
-        languages: how the task is said; others are compared with the first.
-        seeds: of each policy in each language.
-        trials: what was driven, in any order.
+        languages: the instruction variants; the others are compared with the first.
+        seeds: seeds of each policy in each language.
+        trials: finished trials, in any order.
         started_at: wall clock, ISO 8601 with the zone's offset.
     """
 
@@ -274,17 +274,17 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> tuple[Score, ...]:
-        """A row each; those without a trial are left out."""
+        """One score per policy and language that has a trial."""
         rows = (self._score(policy, language) for policy in self.policies for language in self.languages)
         return tuple(row for row in rows if row.trials)
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """Each policy with the first in the same language, and each language with the first of the same policy."""
+        """Each policy compared with the first in the same language, and each language with the policy's first."""
         return tuple(compare(base, row) for row in self.scores for base in self.scores if self._are_compared(base, row))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: a row a score, every episode, the comparisons, and the first row's score."""
+        """Return plain data for JSON: one row per score, every episode, the comparisons, and the first row's score."""
         first = self.scores[0] if self.scores else Score(self.policies[0], self.languages[0], ())
         return {
             "env": self.env,
@@ -311,7 +311,7 @@ class Evaluation:
 
 
 def questions(policies: Iterable[str], languages: Sequence[Language], seeds: range) -> list[Question]:
-    """All that is to be driven: every seed, in every language, by every policy."""
+    """Return every seed in every language for every policy."""
     return [Question(policy, language, seed) for policy in policies for language in languages for seed in seeds]
 
 

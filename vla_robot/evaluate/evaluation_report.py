@@ -1,4 +1,4 @@
-"""An evaluation as one page: report.html opens from the disk, videos lie beside it; summary.json is for machines."""
+"""Writes an evaluation's report.html, whose videos lie beside it, and summary.json for programs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEY = {
     "success": "success",
     "failure": "failure: the world ended it, such as when a wrong object was raised",
     "timeout": "timeout",
-    "error": "error: no action, or the world died",
+    "error": "error: no action, or the world failed",
 }
 
 
@@ -38,12 +38,12 @@ def write_evaluation(folder: Path, evaluation: Evaluation, command: str) -> Path
     """Write summary.json and report.html, and return the latter.
 
     Args:
-        folder: of the evaluation; its videos are linked where they exist.
-        evaluation: at least one trial.
-        command: the command line that goes on, or shows it again.
+        folder: folder of the evaluation; its videos are linked if they exist.
+        evaluation: the evaluation, with at least one trial.
+        command: the command line that resumes it, or shows it again.
 
     Raises:
-        DataError: the disk refuses.
+        DataError: writing failed.
     """
     summary = document("eval", **evaluation.to_dict())
     write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -88,7 +88,7 @@ def _notice(evaluation: Evaluation) -> str:
 
 
 def _legend(scores: Iterable[Score]) -> str:
-    """What a column means that only some evaluations have."""
+    """Explain a column that only some evaluations have."""
     if not any(score.language == "wrong-object" for score in scores):
         return ""
     return (
@@ -98,7 +98,7 @@ def _legend(scores: Iterable[Score]) -> str:
 
 
 def _score_table(scores: Sequence[Score]) -> str:
-    """A row a score; columns that would be empty are left out."""
+    """Return one row per score; columns that would be empty are left out."""
     columns: dict[str, Callable[[Score], str]] = {
         "policy": lambda s: escape(s.policy),
         "wording": lambda s: s.language,
@@ -141,20 +141,20 @@ def _comparisons(comparisons: Iterable[Comparison]) -> str:
     head = ("row", "against", "seeds of both", "only the row solved", "only the other solved", "p")
     return (
         '<h2>Compared seed by seed</h2><p class="lead">McNemar\'s exact test: p is how likely a split as uneven as '
-        "this would be if both were equally good. Seeds that both solve, or neither, say nothing.</p>"
+        "this would be if both were equally good. Seeds that both solve, or neither, do not count.</p>"
         f'<section class="card scroll"><table class="num left">{_table(head, rows)}</table></section>'
     )
 
 
 def _tasks(scores: Sequence[Score]) -> str:
-    """Successes by what the world asked for; nothing where it always asks the same."""
+    """Return successes by task; empty if the world has one task only."""
     tasks = sorted({task for score in scores for task in score.by_task})
     if len(tasks) < 2:
         return ""
     rows = [[escape(s.policy), s.language, *(_solved(s, task) for task in tasks)] for s in scores]
     table = _table(["policy", "wording", *map(escape, tasks)], rows)
     return (
-        '<h2>By task</h2><p class="lead">Successes by what the scene asks for, whatever the words were.</p>'
+        '<h2>By task</h2><p class="lead">Successes by the task of the scene, for any wording.</p>'
         f'<section class="card scroll"><table class="num left">{table}</table></section>'
     )
 
@@ -165,7 +165,7 @@ def _solved(score: Score, task: str) -> str:
 
 
 def _episodes(folder: Path, scores: Iterable[Score]) -> str:
-    """Videos, those that did not succeed first."""
+    """Return the videos, those without success first."""
     sections = "".join(_film_section(folder, score) for score in scores)
     return f"<h2>Videos</h2>{sections}" if sections else ""
 
@@ -205,7 +205,7 @@ def _anchor(trial: Trial) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """The inside of a table."""
+    """Return the inside of a table."""
     body = "".join(f"<tr>{_cells('td', row)}</tr>" for row in rows)
     return f"<thead><tr>{_cells('th', head)}</tr></thead><tbody>{body}</tbody>"
 

@@ -1,9 +1,9 @@
-"""The same task in other words: how much of a policy's success comes from the instruction?
+"""Instruction variants: they show how much of a policy's success depends on the instruction.
 
-plain          as the world says it                                     lift the red cube
+plain          the world's instruction                                  lift the red cube
 paraphrase     the same in other words                                  pick up the red block
 wrong-object   the words name another object than the task is about     lift the blue cube
-none           no instruction: a sentence that says nothing             do something
+none           a sentence without content                               do something
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ Language = Literal["plain", "none", "paraphrase", "wrong-object"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 Words = Callable[[str, int], str]
-"""The world's instruction and the episode's seed -> what the policy is told. The same for the same."""
+"""Maps the world's instruction and the episode's seed to the policy's instruction, deterministically."""
 
 
 def words_for(env: EnvRecipe, language: Language) -> Words:
-    """How a world's instructions are said.
+    """Return the function that changes a world's instructions.
 
     Args:
-        env: of the world; its table [language] has the words.
-        language: how.
+        env: recipe of the world; its table [language] has the words.
+        language: the variant.
 
     Raises:
         RecipeError: the recipe lacks the words; the message says which.
@@ -47,7 +47,7 @@ def _paraphrased(env: EnvRecipe, words: LanguageRecipe) -> Words:
         raise _lacks(env, "paraphrases", '["pick up the block"]')
 
     def rephrase(task: str, seed: int) -> str:
-        # Consecutive seeds go through the targets, so each target must meet each paraphrase.
+        # Consecutive seeds have different targets; this gives each target each paraphrase.
         turn = seed // max(1, len(words.targets))
         return words.paraphrases[turn % len(words.paraphrases)].format(**_found(env, task))
 
@@ -67,7 +67,7 @@ def _misdirected(env: EnvRecipe, words: LanguageRecipe) -> Words:
 
 
 def _found(env: EnvRecipe, task: str) -> dict[str, str]:
-    """What stands in the world's instruction in the place of {target}; nothing where the recipe has no braces."""
+    """Return the text of {target} in the world's instruction; empty if the recipe has no braces."""
     pattern = re.escape(env.instruction).replace(re.escape(f"{{{TARGET}}}"), f"(?P<{TARGET}>.+)")
     found = re.fullmatch(pattern, task)
     if found is None:

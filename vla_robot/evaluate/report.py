@@ -1,4 +1,4 @@
-"""A run as one page: report.html opens from the disk, its videos lie beside it; summary.json is for machines."""
+"""Writes a run's report.html, whose videos lie beside it, and summary.json for programs."""
 
 from __future__ import annotations
 
@@ -47,24 +47,24 @@ STAGE_LABELS = {
     TOTAL: "capture to command",
     WORLD_STEP: "world moves",
 }
-"""Where the name in the code needs words; a policy's own stages keep theirs."""
+"""Labels of stages; a policy's own stages keep their names."""
 
 N_COLOURS = 8
 BINS_PER_DECADE = 14
 HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 400.0, 34.0
 SMALLEST_MS = 0.01
-"""Shorter durations fall into the first bin of the logarithmic axis."""
+"""Shorter durations are counted in the first bin of the logarithmic axis [ms]."""
 
 
 def write_report(folder: Path, run: RunSummary) -> Path:
     """Write summary.json and report.html, and return the latter.
 
     Args:
-        folder: of the run; its logs and videos are linked where they exist.
-        run: at least one episode.
+        folder: folder of the run; its logs and videos are linked if they exist.
+        run: the run, with at least one episode.
 
     Raises:
-        DataError: the disk refuses.
+        DataError: writing failed.
     """
     with writing(folder):
         make_folder(folder)
@@ -78,7 +78,7 @@ def write_report(folder: Path, run: RunSummary) -> Path:
 def _fields(folder: Path, run: RunSummary, summary: Mapping[str, Any]) -> dict[str, str]:
     count = len(run.episodes)
     failed = count - run.successes
-    # What went wrong is what a reader wants to see; sorted() keeps the order of the seeds among equals.
+    # Failures come first; sorted() keeps the order of the seeds among equals.
     failures_first = sorted(run.episodes, key=lambda e: e.success)
     return {
         "style": STYLE,
@@ -115,7 +115,7 @@ def _ending(run: RunSummary) -> str:
 
 
 def _interval(run: RunSummary) -> str:
-    """The rate as a dot on 0..100 %, its interval as a band."""
+    """Draw the rate as a dot on 0..100 %, its interval as a band."""
     low, high = run.success_interval
     rate = run.success_rate or 0.0
     return (
@@ -127,7 +127,7 @@ def _interval(run: RunSummary) -> str:
 
 def _seed_mark(episode: EpisodeResult) -> str:
     label = f"seed {episode.seed}: {episode.outcome}{_help(episode)}"
-    kind = "timeout" if episode.helped else episode.outcome  # green is for what the policy did alone
+    kind = "timeout" if episode.helped else episode.outcome  # green is a success without help
     return f'<a class="{kind}" href="#seed-{episode.seed}" title="{label}" aria-label="{label}"></a>'
 
 
@@ -154,7 +154,7 @@ def _tiles(run: RunSummary) -> str:
 
 
 def _stages(run: RunSummary) -> str:
-    """Where the time goes: the medians in one bar, then a histogram a stage on one logarithmic axis."""
+    """Draw the times of the stages: the means in one bar, then a histogram per stage on one logarithmic axis."""
     stages_ms = run.stages_ms
     if TOTAL not in stages_ms:
         return ""
@@ -173,7 +173,7 @@ def _stages(run: RunSummary) -> str:
 
 
 def _bar(names: list[str], stages_ms: Mapping[str, NDArray[np.float64]], colours: Mapping[str, str]) -> str:
-    """Means, because only they add up; over all steps, so that a stage which few steps have counts as little."""
+    """Draw the means, since only they add up; over all steps, so that a stage of few steps counts little."""
     n_steps = len(stages_ms[TOTAL])
     means = {name: float(stages_ms[name].sum()) / n_steps for name in names}
     pieces = "".join(
@@ -198,12 +198,12 @@ def _stage_row(name: str, values: NDArray[np.float64], edges: NDArray[np.float64
 
 
 def _histogram_svg(values: NDArray[np.float64], edges: NDArray[np.float64], fill: str) -> str:
-    """Bars scaled to the fullest bin; a line at the median."""
+    """Draw a histogram, scaled to the fullest bin."""
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     width = HISTOGRAM_WIDTH / len(counts)
     heights = counts / counts.max() * (HISTOGRAM_HEIGHT - 3)
     bars = "".join(
-        # At least a pixel high: one slow step among thousands is what this picture is for.
+        # At least a pixel high, so that one slow step among thousands is seen.
         f'<rect x="{k * width:.1f}" y="{HISTOGRAM_HEIGHT - max(height, 1.5):.1f}" width="{width - 0.6:.1f}" '
         f'height="{max(height, 1.5):.1f}"/>'
         for k, height in enumerate(heights)
@@ -217,7 +217,7 @@ def _histogram_svg(values: NDArray[np.float64], edges: NDArray[np.float64], fill
 
 
 def _log_edges(columns: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Bin edges from the decade below the shortest to the decade above the longest duration [ms]."""
+    """Return bin edges from the decade below the shortest to the decade above the longest duration [ms]."""
     values = np.maximum(np.concatenate(list(columns)), SMALLEST_MS)
     low, high = np.floor(np.log10(values.min())), np.ceil(np.log10(values.max() * 1.0001))
     return np.logspace(low, high, int((high - low) * BINS_PER_DECADE) + 1)
@@ -289,7 +289,7 @@ def _label(stage: str) -> str:
 
 
 def _ms(duration_ms: float) -> str:
-    """Three figures that matter: 0.04, 3.7, 128."""
+    """Format a duration [ms] with two or three figures: 0.04, 3.7, 128."""
     if duration_ms >= 100:
         return f"{duration_ms:.0f}"
     return f"{duration_ms:.1f}" if duration_ms >= 1 else f"{duration_ms:.2f}"

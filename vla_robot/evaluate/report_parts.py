@@ -13,12 +13,12 @@ STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8").strip
 
 
 def video_path(folder: Path, seed: int) -> Path:
-    """Where an episode's video lies in the folder of its run; the poster is the .jpg beside it."""
+    """Return the path of an episode's video in the folder of its run; the poster is the .jpg beside it."""
     return folder / "videos" / f"seed_{seed}.mp4"
 
 
 def interval_bar(rate: float, interval: tuple[float, float]) -> str:
-    """The rate as a dot on 0..100 %, its interval as a band."""
+    """Draw the rate as a dot on 0..100 %, its interval as a band."""
     low, high = interval
     return (
         f'<div class="interval"><i style="left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%"></i>'
@@ -27,7 +27,7 @@ def interval_bar(rate: float, interval: tuple[float, float]) -> str:
 
 
 def video_element(folder: Path, video: Path) -> str:
-    """The video with its poster; nothing where there is none."""
+    """Return the video with its poster; empty if there is no video."""
     if not video.is_file():
         return ""
     source, poster = relative(folder, video), relative(folder, video.with_suffix(".jpg"))
@@ -35,12 +35,12 @@ def video_element(folder: Path, video: Path) -> str:
 
 
 def badge(outcome: Outcome) -> str:
-    """How it ended, as a coloured word."""
+    """Return the outcome as a coloured word."""
     return f'<span class="badge {outcome}">{outcome}</span>'
 
 
 def folded(parts: Sequence[tuple[str, str]]) -> str:
-    """Title and HTML of each part, one below the other; the first is open."""
+    """Return titles and HTML of parts, one below the other; the first is open."""
     return "".join(
         f"<details{' open' if k == 0 else ''}><summary>{escape(title)}</summary>{body}</details>"
         for k, (title, body) in enumerate(parts)
@@ -48,7 +48,7 @@ def folded(parts: Sequence[tuple[str, str]]) -> str:
 
 
 def definitions(values: Mapping[str, object]) -> str:
-    """Names and what they mean."""
+    """Return a definition list of names and values."""
     items = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape('none' if value is None else str(value))}</dd>"
         for name, value in values.items()
@@ -61,11 +61,11 @@ def percent(rate: float) -> str:
 
 
 def relative(folder: Path, path: Path) -> str:
-    """A link that works wherever the folder is moved."""
+    """Return a link that stays valid when the folder is moved."""
     return escape(path.relative_to(folder).as_posix())
 
 
 def write_text(path: Path, text: str) -> None:
-    """The file appears whole or not at all; raises DataError when the disk refuses."""
+    """Write a file atomically. Raises DataError when writing failed."""
     with writing(path):
         write_whole(path, text.encode())

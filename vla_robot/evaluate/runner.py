@@ -1,4 +1,4 @@
-"""Many episodes in a row, their logs and videos, and the report at the end, whatever the end was."""
+"""Runs many episodes in a row, with logs and videos, and writes a report at the end, also after a failure."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from vla_robot.record.episode import EpisodeLog, read_episode
 
 
 def new_run_folder(root: Path, prefix: str = "") -> Path:
-    """Make a folder below `root` that is named by the time, after the prefix; no other process gets the same.
+    """Make a folder below `root` named by the prefix and the time; no other process gets the same one.
 
     Raises:
-        DataError: it cannot be made.
+        DataError: the folder cannot be made.
     """
     stamp = prefix + datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for count in itertools.count(1):
@@ -41,7 +41,7 @@ def new_run_folder(root: Path, prefix: str = "") -> Path:
             make_folder(root)
             try:
                 make_folder(folder, exist_ok=False)
-            except (FileExistsError, FileNotFoundError):  # another run has it, or took its own empty `root` away
+            except (FileExistsError, FileNotFoundError):  # another run made it, or removed its empty `root`
                 continue
         return folder
     raise AssertionError("count has no end")
@@ -49,12 +49,12 @@ def new_run_folder(root: Path, prefix: str = "") -> Path:
 
 @contextmanager
 def run_folder(out: Path | None, root: Path = Path("runs")) -> Iterator[Path]:
-    """The folder of a run, which no other process writes during the block: `out`, or a new one below `root`.
+    """Claim the folder of a run for the block: `out`, or a new one below `root`.
 
-    One that is made here and stays empty is removed, and so is `root`.
+    A folder that is made here and stays empty is removed, and so is `root`.
 
     Raises:
-        DataError: another process writes to it, or it cannot be made.
+        DataError: another process writes to the folder, or it cannot be made.
     """
     made_root = () if root.exists() else (root,)
     folder = new_run_folder(root) if out is None else out
@@ -63,24 +63,24 @@ def run_folder(out: Path | None, root: Path = Path("runs")) -> Iterator[Path]:
 
 
 class Drive(Protocol):
-    """Drives one episode."""
+    """Runs one episode."""
 
     def __call__(self, seed: int, *, subscribers: Sequence[Subscriber]) -> EpisodeResult: ...
 
 
 OnFailure = Callable[[RunSummary], None]
-"""Told of the finished episodes of a run that a failure ended, before the failure is raised."""
+"""Called with the finished episodes of a run that a failure ended, before the failure is raised."""
 
 OnEpisode = Callable[[EpisodeResult, EpisodeLog], None]
-"""Told of a finished episode and its log, as it stands on the disk; between episodes, so it may take its time."""
+"""Called between episodes with a finished episode and its log on the disk; it may take long."""
 
 
 def noop(result: EpisodeResult, log: EpisodeLog) -> None:
-    """For runs that leave no dataset."""
+    """Do nothing: for runs without a dataset."""
 
 
 class HasEmbodiment(Protocol):
-    """A world, or a robot that keeps a clock of its own."""
+    """A world, or a robot with its own clock."""
 
     @property
     def embodiment(self) -> Embodiment: ...
@@ -102,25 +102,25 @@ def run_episodes(
     on_episode: OnEpisode = noop,
     on_failure: OnFailure = lambda summary: None,
 ) -> RunSummary:
-    """One episode a seed. Ctrl-C and the stop flag end the run early; its finished episodes are kept and reported.
+    """Run one episode per seed. Ctrl-C and the stop flag end the run early; finished episodes are kept and reported.
 
     Args:
-        world: where.
-        policy: gives the actions.
-        seeds: one an episode.
+        world: the world.
+        policy: chooses the actions.
+        seeds: one per episode.
         info: names and recipes for the report.
         guard: limits the actions.
-        folder: gets report.html, summary.json, episodes/ and videos/; None keeps nothing on the disk.
-        subscribers: are told every event.
-        clock: see `run_episode`, as for `rate_hz` and `should_stop`.
-        rate_hz: steps per second, None for as fast as it goes.
+        folder: gets report.html, summary.json, episodes/ and videos/; None writes no files.
+        subscribers: called with every event.
+        clock: as in `run_episode`, like `rate_hz` and `should_stop`.
+        rate_hz: control steps per second, None for as fast as possible.
         should_stop: True ends the run.
-        video: a video of each episode; made between episodes, so that it costs the control loop nothing.
-        on_episode: gets the log of each episode, where there is a folder.
-        on_failure: is told of the finished episodes before a failure is raised.
+        video: write a video of each episode, between episodes, so that the control loop is not slowed.
+        on_episode: gets the result and log of each episode, if there is a folder.
+        on_failure: called with the finished episodes before a failure is raised.
 
     Raises:
-        VlaError: the world or the recording failed. The report on the finished episodes is written before.
+        VlaError: the world or the recording failed. The report on the finished episodes is written first.
         DataError: the folder holds another run's report already.
     """
     drive = partial(run_episode, world, policy, guard=guard, clock=clock, rate_hz=rate_hz, should_stop=should_stop)
@@ -152,23 +152,23 @@ def run_driven(
     on_failure: OnFailure = lambda summary: None,
     notes: Callable[[], Sequence[str]] = lambda: (),
 ) -> RunSummary:
-    """`run_episodes` for whatever can be driven; see there.
+    """Run episodes as `run_episodes` does, with any function that runs one.
 
     Args:
-        drive: one episode of a seed, told to subscribers.
-        driven: what is driven.
-        seeds: one an episode.
+        drive: runs the episode of a seed and calls subscribers.
+        driven: the world or robot.
+        seeds: one per episode.
         info: names and recipes for the report.
         folder: as in `run_episodes`, like everything below.
-        subscribers: are told every event.
+        subscribers: called with every event.
         should_stop: True ends the run.
-        video: a video of each episode.
-        on_episode: gets the log of each episode.
-        on_failure: is told of the finished episodes before a failure is raised.
-        notes: asked at the end, for `RunSummary.notes`.
+        video: write a video of each episode.
+        on_episode: gets the result and log of each episode.
+        on_failure: called with the finished episodes before a failure is raised.
+        notes: called at the end, for `RunSummary.notes`.
 
     Raises:
-        VlaError: the world or the recording failed. The report on the finished episodes is written before.
+        VlaError: the world or the recording failed. The report on the finished episodes is written first.
         DataError: the folder holds another run's report already.
     """
     if folder is not None:
@@ -192,14 +192,14 @@ def run_driven(
                     write_video(log, episode, video_path(folder, seed), driven.embodiment.rate_hz)
     except KeyboardInterrupt:
         pass  # the summary says so: fewer episodes than planned
-    except Exception as error:  # a bug, too, costs none of the finished episodes their report
+    except Exception as error:  # also after a bug, finished episodes are reported
         failure = error
     told = None if failure is None else _told(failure)
     summary = RunSummary(info, tuple(episodes), len(seeds), started_at, told, tuple(notes()))
     if folder is not None and episodes:
         try:
             write_report(folder, summary)
-        except DataError as error:  # the disk that ended the run refuses its report as well
+        except DataError as error:  # the disk error that ended the run prevents its report, too
             failure = failure or error
     if failure is not None:
         on_failure(summary)
@@ -212,7 +212,7 @@ def _told(failure: Exception) -> str:
 
 
 def _check_folder(folder: Path, video: bool) -> None:
-    """What would fail after the episodes fails before them."""
+    """Raise before the episodes what would fail after them."""
     if (folder / REPORT).exists():
         raise DataError(f"{folder} holds the report of another run, which is never overwritten. Choose another folder.")
     if video:
@@ -220,7 +220,7 @@ def _check_folder(folder: Path, video: bool) -> None:
 
 
 def _header(driven: HasEmbodiment, info: RunInfo, started_at: str) -> dict[str, Any]:
-    """What all episodes of a run share."""
+    """Return the data that all episodes of a run share."""
     return {
         "env": info.env,
         "policy": info.policy,

@@ -1,9 +1,9 @@
-"""The trials of an evaluation on the disk: it goes on where it was stopped, whatever stopped it.
+"""Log of an evaluation's trials on the disk, from which an interrupted evaluation resumes.
 
     DIR/trials.jsonl    line 1: what is evaluated; then a line for each finished episode, on the disk before the next
 
-A line that was being written when the computer lost its power is cut off; a file whose first line says something else
-than the command is refused with the difference.
+An incomplete last line, as after a power cut, is cut off. A file whose first line differs from
+the command is refused; the error lists the difference.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from vla_robot.evaluate.evaluation import Question, Trial
 
 TRIALS = "trials.jsonl"
 STARTED_AT = "started_at"
-"""The key of the first line that may differ from one command to the next."""
+"""Key of the first line that may differ between commands."""
 
 
 class TrialLog:
-    """Owns the folder; use it in a `with` block.
+    """Log of the trials in a folder, which it claims; use it in a `with` block.
 
     Attributes:
-        trials: of each question the last one that was written.
-        started_at: when the first command began.
+        trials: the last trial of each question.
+        started_at: wall clock at the start of the first command, ISO 8601.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any], started_at: str) -> None:
-        """Begin, or go on.
+        """Create the log, or read an existing one.
 
         Args:
-            folder: of the evaluation; made if need be.
-            header: what is evaluated, as plain data that JSON keeps.
-            started_at: wall clock, ISO 8601; kept if this is the beginning.
+            folder: folder of the evaluation; made if it is missing.
+            header: plain data for JSON that identifies the evaluation.
+            started_at: wall clock, ISO 8601; used if the log is new.
 
         Raises:
             DataError: the folder holds another evaluation, another process writes it, or a line is damaged.
@@ -65,13 +65,13 @@ class TrialLog:
         """Write a finished trial; it is on the disk when this returns.
 
         Raises:
-            DataError: the disk refuses; the trials before are safe.
+            DataError: writing failed; the trials before are safe.
         """
         self._write(trial.to_dict())
         self.trials[trial.question] = trial
 
     def _whole_lines(self) -> list[dict[str, Any]]:
-        """All lines; what follows the last newline was never finished, and `append_line` cuts it off."""
+        """Return all complete lines; `append_line` cuts off what follows the last newline."""
         try:
             content = self._path.read_bytes()
         except FileNotFoundError:
@@ -87,7 +87,7 @@ class TrialLog:
         except ValueError as error:
             raise self._damaged(number, error) from error
         if not isinstance(values, dict):
-            raise self._damaged(number, "it is no table")
+            raise self._damaged(number, "it is not a table")
         return values
 
     def _trial(self, values: Mapping[str, Any], number: int) -> Trial:
@@ -126,7 +126,7 @@ class TrialLog:
 
 
 def _difference(name: str, there: object, here: object) -> str:
-    """Of a table, such as policies and what marks their weights, only the entries that differ."""
+    """Describe a difference; of a table, such as policies with their fingerprints, only the entries that differ."""
     if isinstance(there, dict) and isinstance(here, dict):
         if there.keys() != here.keys():
             return f"{name} {', '.join(there)} there and {', '.join(here)} here"

@@ -1,5 +1,5 @@
-"""Videos of an evaluation: each episode is logged while it runs, filmed from its log if it is worth a look, and the
-log is deleted.
+"""Videos of an evaluation: each episode is logged while it runs; its video is written if it is wanted, and the log is
+deleted.
 
     DIR/POLICY/LANGUAGE/videos/seed_N.mp4
 """
@@ -23,31 +23,31 @@ from vla_robot.loop.video import write_video
 from vla_robot.record.episode import read_episode
 
 Videos = Literal["all", "failures", "none"]
-"""failures: and a few successes, to see what they look like."""
+"""failures: also includes a few successes."""
 
 SUCCESSES = 3
-"""Of each policy in each language, beside the failures."""
+"""Successes that are shown of each policy in each language, besides the failures."""
 
 
 def film_path(folder: Path, question: Question) -> Path:
-    """Where the video of a trial lies in the folder of its evaluation; the poster is the .jpg beside it."""
+    """Return the path of a trial's video in the folder of its evaluation; the poster is the .jpg beside it."""
     return video_path(_row_folder(folder, question), question.seed)
 
 
 class VideoSelection:
-    """Shared by the threads of an evaluation.
+    """Writes the wanted videos of an evaluation. Its threads share it.
 
     Attributes:
-        failure: why a video could not be written, as on a full disk; its trial is finished all the same.
+        failure: error of a video that could not be written, as on a full disk; its trial still counts.
     """
 
     def __init__(self, folder: Path, videos: Videos, rate_hz: float, trials: Iterable[Trial] = ()) -> None:
         """
         Args:
-            folder: of the evaluation.
-            videos: which trials.
+            folder: folder of the evaluation.
+            videos: which trials get a video.
             rate_hz: control steps per second of the robot's own time.
-            trials: those of an earlier command in the same folder.
+            trials: trials of an earlier command in the same folder.
 
         Raises:
             MissingDependencyError: PyAV is not installed, and videos are wanted.
@@ -63,14 +63,14 @@ class VideoSelection:
         self._successes = Counter(_row_folder(folder, trial.question) for trial in filmed)
 
     def subscribers(self, question: Question) -> Sequence[Subscriber]:
-        """The subscribers of the coming trial's events. What an earlier attempt at it left is deleted."""
+        """Return the subscribers of the coming trial's events, and delete the files of an earlier attempt at it."""
         path, log = film_path(self._folder, question), log_path(_row_folder(self._folder, question), question.seed)
         for stale in (path, path.with_suffix(".jpg"), log):
             stale.unlink(missing_ok=True)
         return [] if self._videos == "none" else [EpisodeRecorder(_row_folder(self._folder, question), {})]
 
     def develop(self, trial: Trial) -> Trial:
-        """Film a trial that has ended, if it is to be; and hand it on."""
+        """Write the video of a finished trial, if it is wanted, and return the trial."""
         row = _row_folder(self._folder, trial.question)
         log = log_path(row, trial.question.seed)
         try:

@@ -1,6 +1,6 @@
-"""Jobs for a few workers, each with something of its own that only one thread at a time may use.
+"""Distributes jobs to a few workers, each of which only one thread at a time may use.
 
-jobs --> whichever worker is free --> results, as they come
+jobs --> any free worker --> results, in the order of completion
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from queue import SimpleQueue
 
 
 def run_in_pool[Job, Result](workers: Sequence[Callable[[Job], Result]], jobs: Iterable[Job]) -> Generator[Result]:
-    """One result per job, in the order in which they are done.
+    """Yield one result per job, in the order of completion.
 
-    Closing the iteration, or an error of a worker, lets the running jobs come to their end and begins no other.
+    Closing the generator, or an error of a worker, waits for the running jobs and starts no others.
 
     Args:
-        workers: each is called from one thread at a time, though not always from the same.
-        jobs: begun in their order.
+        workers: each is called from one thread at a time, though not always the same.
+        jobs: jobs, started in order.
     """
     free: SimpleQueue[Callable[[Job], Result]] = SimpleQueue()
     for worker in workers:

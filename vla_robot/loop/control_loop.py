@@ -1,6 +1,6 @@
-"""The control loop: observe, ask, guard, act, record, wait. One episode, one screen.
+"""The control loop for worlds that wait: observe, ask the policy, guard, act, record, wait.
 
-Whatever else a run needs (recording, live view, reports) subscribes to its events.
+Recording, live view and reports subscribe to its events.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from vla_robot.loop.timing import Stopwatch
 
 
 class EndedByPersonError(PolicyError):
-    """A person ended the episode. Where no success test exists, only a person can.
+    """A person ended the episode. On a real robot without a success test, only a person can end it as a success.
 
     Attributes:
-        outcome: what they call it.
+        outcome: the outcome that the person chose.
     """
 
     def __init__(self, outcome: Outcome) -> None:
@@ -32,11 +32,11 @@ class EndedByPersonError(PolicyError):
 
 
 PAUSE_S = 0.02
-"""Between two questions where no action was available [s]; the world waits meanwhile."""
+"""Pause before the policy is asked again when it had no action [s]; the world waits meanwhile."""
 
 
 def always_false() -> bool:
-    """The stop flag of a run that is never stopped."""
+    """Return False: the stop flag of a run that is never stopped."""
     return False
 
 
@@ -51,23 +51,22 @@ def run_episode(
     rate_hz: float | None = None,
     should_stop: Callable[[], bool] = always_false,
 ) -> EpisodeResult:
-    """Drive the world with the policy until the world ends the episode.
+    """Run the policy in the world until the world ends the episode.
 
-    A policy that has no valid action ends the episode with outcome "error"; nothing is sent in its place. So does a
-    server of policy or world that was started anew (SessionError): the next episode may find it. A policy that has none
-    yet (NoActionYetError) is asked again, and the world waits; one that says that a person ended the episode
-    (EndedByPersonError) is believed. Every other exception reaches the caller, after the subscribers were told that the
-    episode was stopped.
+    A policy without a valid action (PolicyError) ends the episode with outcome "error" and sends none. So does
+    a restarted server of policy or world (SessionError), which the next episode may find again. After NoActionYetError
+    the policy is asked again while the world waits. EndedByPersonError gives the outcome that the person chose. Every
+    other exception reaches the caller, after the subscribers got an EpisodeEnded with outcome "stopped".
 
     Args:
-        world: where it happens; it also decides on success and on the horizon.
-        policy: gives the actions.
-        seed: of both.
+        world: executes the actions; it also decides on success and on the horizon.
+        policy: chooses the actions.
+        seed: seed of world and policy.
         guard: limits the actions.
-        subscribers: are told every event, in the loop's thread.
-        clock: the one that stamps the world's observations.
-        rate_hz: steps per second of the clock; None for as fast as it goes, as suits a simulation.
-        should_stop: asked before each step; True breaks the episode off.
+        subscribers: called with every event, in the loop's thread.
+        clock: the clock that stamps the world's observations.
+        rate_hz: control steps per second; None runs as fast as possible, for a simulation.
+        should_stop: called before each step; True ends the episode as "stopped".
     """
     clock = clock or MonotonicClock()
     policy.reset(seed)
@@ -111,7 +110,7 @@ def run_episode(
 
 
 class _Pace:
-    """When the next step is due, and where the time of this one went."""
+    """Waits until the next step is due, and measures the stages of this one."""
 
     def __init__(self, clock: Clock, rate_hz: float | None) -> None:
         self.watch = Stopwatch(clock)
@@ -123,19 +122,19 @@ class _Pace:
         return 0 if self._ticker is None else self._ticker.missed
 
     def wait(self, is_first: bool) -> None:
-        """Keep the rate, from the second step on. The time since the step was received is the subscribers'."""
+        """Wait for the next tick, from the second step on. The time since the observation arrived is "record"."""
         self.watch.lap("record")
         if self._ticker is not None and not is_first:
             self._ticker.wait()
             self.watch.lap("wait")
 
     def pause(self) -> None:
-        """No action was available: ask again in a moment."""
+        """Wait before the policy is asked again."""
         self._clock.sleep_until_ns(self._clock.now_ns() + round(PAUSE_S * NS_PER_S))
 
 
 def marks_of(chunk: ActionChunk, row: int) -> dict[str, Any]:
-    """Which of policy and person drove, as the fields of a StepDone."""
+    """Return the fields of a StepDone that say whether the policy or a person chose the action."""
     beside = chunk.policy_actions
     return {
         "intervention": chunk.intervention,
@@ -144,7 +143,7 @@ def marks_of(chunk: ActionChunk, row: int) -> dict[str, Any]:
 
 
 def notify(subscribers: Sequence[Subscriber], event: Event) -> None:
-    """Let every subscriber know."""
+    """Call every subscriber with an event."""
     for subscriber in subscribers:
         subscriber(event)
 
@@ -154,7 +153,7 @@ def _covers(chunk: ActionChunk, step: int) -> bool:
 
 
 def ask(policy: Policy, observation: Observation) -> ActionChunk:
-    """A chunk that has an action for this very step. Raises PolicyError when the policy answers anything else."""
+    """Ask the policy for a chunk that has an action for this step. Raises PolicyError for any other answer."""
     chunks = policy.act([observation])
     if len(chunks) != 1:
         raise PolicyError(f"the policy gave {len(chunks)} chunks for one observation.")
@@ -168,7 +167,7 @@ def ask(policy: Policy, observation: Observation) -> ActionChunk:
 
 
 def outcome_of(result: StepResult) -> Outcome | None:
-    """How the episode ended with this step, or None when it goes on."""
+    """Return how the episode ended with this step, or None if it continues."""
     if result.terminated:
         return "success" if result.success else "failure"
     return "timeout" if result.truncated else None

@@ -1,4 +1,4 @@
-"""What an episode adds up to, kept out of the loops' paragraphs."""
+"""Statistics of an episode, collected from its events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vla_robot.loop.timing import by_stage
 
 @dataclass
 class Interventions:
-    """How often a person took over, and for how many steps."""
+    """Counts a person's takeovers, and their steps."""
 
     steps: int = 0
     takeovers: int = 0
@@ -22,13 +22,13 @@ class Interventions:
     def add(self, step: StepDone) -> None:
         self.steps += step.intervention and not step.held
         self.takeovers += step.intervention and not self._running
-        # A tick that was held does not tell which of the two drives.
+        # A tick in which the arm held its pose does not say who is in control.
         self._running = self._running if step.held else step.intervention
 
 
 @dataclass
 class EpisodeStats:
-    """Sums over an episode's events, and its result at the end."""
+    """Sums over an episode's events; gives its result at the end."""
 
     clock: Clock
     clamps: int = 0
@@ -41,20 +41,20 @@ class EpisodeStats:
 
     @property
     def elapsed_s(self) -> float:
-        """Since the episode began."""
+        """Time since the episode began [s]."""
         return (self.clock.now_ns() - self._start_ns) / NS_PER_S
 
     def add(self, event: StepDone | StepsLost) -> None:
-        """One more step, or a gap."""
+        """Add a step, or a gap."""
         if isinstance(event, StepsLost):
             self.lost_steps += event.count
             return
         self.clamps += len(event.clamps)
-        self.steps_ms.append({} if event.intervention else event.stages_ms)  # a person's time is no policy's latency
+        self.steps_ms.append({} if event.intervention else event.stages_ms)  # a person's steps have no policy latency
         self.interventions.add(event)
 
     def result(self, seed: int, outcome: Outcome, error: str | None, missed_ticks: int = 0) -> EpisodeResult:
-        """All of it, as it stands."""
+        """Return the result so far."""
         return EpisodeResult(
             seed=seed,
             outcome=outcome,

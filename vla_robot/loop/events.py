@@ -1,4 +1,4 @@
-"""The events of the control loop for its subscribers: recording, live view, tests. The loop does not know them."""
+"""Events of the control loop for its subscribers: recording, live view, tests. The loop does not know these."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vla_robot.loop.results import EpisodeResult
 
 @dataclass(frozen=True)
 class EpisodeStarted:
-    """The world and the policy are reset.
+    """The world and the policy were reset.
 
     Attributes:
-        seed: of this episode.
-        observation: what the policy is about to see.
+        seed: seed of the episode.
+        observation: the first observation.
     """
 
     seed: int
@@ -24,20 +24,20 @@ class EpisodeStarted:
 
 @dataclass(frozen=True)
 class StepDone:
-    """One control step is over.
+    """One control step is done.
 
     Attributes:
-        observation: what was seen right before this step. The policy may have decided on an older one.
-        wanted: (D,) the driver's action, before any limit, in the units of the action space; None when no
-            action was due and the pose was held.
-        commanded: (D,) what the guard let through to the world or robot; None when no action was due.
+        observation: the observation just before this step. The policy may have decided on an older one.
+        wanted: (D,) action of the policy or person before any limit, in the units of the action space; None if no
+            action was due and the arm held its pose.
+        commanded: (D,) action that the guard passed to the world or robot; None if no action was due.
         clamps: every limit that changed the action, the guard's and the world's.
-        result: what the world did.
-        stages_ms: where the time from capture to command went; see `vla_robot.loop.timing`.
-        elapsed_s: since the episode began.
-        intervention: a person took over: `wanted` is theirs.
-        held: no action was available, and the arm held its pose.
-        policy_action: (D,) what the policy would have done in the person's place, where it was asked.
+        result: the world's result.
+        stages_ms: time of each stage from capture to command [ms]; see `vla_robot.loop.timing`.
+        elapsed_s: time since the episode began [s].
+        intervention: a person was in control: `wanted` is theirs.
+        held: no action was available, so the arm held its pose.
+        policy_action: (D,) the policy's action while the person was in control, if it was asked.
     """
 
     observation: Observation
@@ -54,13 +54,13 @@ class StepDone:
 
 @dataclass(frozen=True)
 class StepsLost:
-    """Control steps of a robot that never reached the loop: a gap, which nothing may be joined across.
+    """Control steps of a robot that never reached the loop: a gap, across which no steps may be joined.
 
-    The step after a tick that was lost is lost, too: what was seen before it is not known here.
+    The step after a lost tick is lost too, since its observation is not known here.
 
     Attributes:
-        first: number of the first step that is missing, as `Observation.step` of the observation before it.
-        count: how many are missing: steps `first` to `first + count - 1`.
+        first: number of the first missing step, as `Observation.step` of the observation before it.
+        count: number of missing steps: `first` to `first + count - 1`.
     """
 
     first: int
@@ -69,11 +69,11 @@ class StepsLost:
 
 @dataclass(frozen=True)
 class EpisodeEnded:
-    """The episode is over, whatever ended it.
+    """The episode ended.
 
     Attributes:
-        result: its outcome is "stopped" when it was broken off.
-        observation: the last one.
+        result: its result; the outcome of an interrupted episode is "stopped".
+        observation: the last observation.
     """
 
     result: EpisodeResult
@@ -83,4 +83,4 @@ class EpisodeEnded:
 type Event = EpisodeStarted | StepDone | StepsLost | EpisodeEnded
 
 type Subscriber = Callable[[Event], None]
-"""Called in the loop's own thread: it must return at once and leave slow work to a thread of its own."""
+"""Called in the loop's thread: it must return at once and leave slow work to a thread of its own."""

@@ -1,15 +1,15 @@
-"""The control loop for a robot that moves on its own clock: see, ask, guard, send. What it did shows in its ticks.
+"""The control loop for a robot with its own clock: observe, ask the policy, guard, send. Ticks report the results.
 
     robot   tick   tick   tick   tick   tick         its clock, its limits, its watchdog
               \\                   ^
     loop       see, ask ..... send                   the robot moves on while the policy thinks
 
-Every tick becomes one StepDone: what was seen before it, the action that was wanted for it, and what was executed in
-it. Ticks that pass while the policy thinks wait until it has answered, and the policy is asked with the newest.
+Every tick becomes one StepDone: the observation before it, the action wanted for it, and the action executed in
+it. Ticks that arrive while the policy computes are processed afterwards, and the policy gets the newest one.
 
-A policy with chunks is asked again at once: what is left of its last chunk is played meanwhile. A policy that gives one
-action is asked again when that action shows in what it sees; asked earlier, it would give the same one twice. A person
-who took over is asked at every tick: hands say something new each time.
+A policy with chunks is asked again at once, while its last chunk is executed. A policy of single actions is asked
+again when its last action shows in the observation; earlier, it would give the same action twice. A person who took
+over is asked at every tick, since the teleoperator's action changes each time.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from vla_robot.loop.results import EpisodeResult, Outcome
 from vla_robot.loop.timing import TOTAL
 
 PATIENCE_TICKS = 3
-"""An action that does not show after so many ticks was lost on the way: the policy is asked anew."""
+"""An action that no tick reports after so many ticks was lost on the way: the policy is asked anew."""
 
 MAX_UNPLAYED = 1000
-"""Answers of which no tick was seen yet that are remembered."""
+"""Largest number of stored answers that no tick has reported yet."""
 
 SLICE_S = 0.05
 SILENCE_S = 5.0
-"""A robot of which no tick came for this long is lost."""
+"""A robot that sends no tick for this long is lost [s]."""
 
 
 def run_live_episode(
@@ -53,20 +53,20 @@ def run_live_episode(
     clock: Clock | None = None,
     should_stop: Callable[[], bool] = always_false,
 ) -> EpisodeResult:
-    """Drive the robot with the policy until the robot ends the episode.
+    """Control the robot with the policy until the robot ends the episode.
 
-    A policy without a valid action, a bridge that stopped the arm, and a connection that broke end the episode with
-    outcome "error". However it ends, the robot is told to hold.
+    A policy without a valid action, a bridge that stopped the arm, and a broken connection end the episode with
+    outcome "error". In every case the robot is told to hold.
 
     Args:
-        robot: keeps the clock.
-        policy: is asked with the newest observation.
-        seed: of both.
-        guard: limits the actions here, before they are sent; the bridge has limits of its own.
-        subscribers: are told every event, in the loop's thread. Each tick is one StepDone, also those that passed while
-            the policy thought: they are told once it answered. Ticks that were lost are told as StepsLost.
-        clock: times the stages.
-        should_stop: asked at least twenty times a second while the policy does not think; True breaks the episode off.
+        robot: sends the ticks of its control clock.
+        policy: gets the newest observation.
+        seed: seed of robot and policy.
+        guard: limits the actions before they are sent; the bridge has limits of its own.
+        subscribers: called with every event, in the loop's thread. Each tick is one StepDone; those that arrived while
+            the policy computed come after its answer. Lost ticks are a StepsLost.
+        clock: measures the stages.
+        should_stop: called at least 20 times a second while the policy does not compute; True ends the episode.
     """
     clock = clock or MonotonicClock()
     policy.reset(seed)
@@ -81,7 +81,7 @@ def run_live_episode(
         while course.goes_on and not should_stop():
             course.follow(robot.ticks(timeout_s=0.0))  # the policy sees the newest
             if course.goes_on and pairing.may_ask():
-                with contextlib.suppress(NoActionYetError):  # the robot holds; the next tick brings the next question
+                with contextlib.suppress(NoActionYetError):  # the robot holds; the next tick asks again
                     robot.send(pairing.ask(policy, robot))
             course.follow(robot.ticks(timeout_s=SLICE_S))
             stats.require_alive(robot)
@@ -92,7 +92,7 @@ def run_live_episode(
         course.end(robot, "error", str(failure))
     finally:
         ended = stats.result(seed, course.outcome or "stopped", course.error)
-        if ended_here:  # before the subscribers, who may wait for a disk or raise
+        if ended_here:  # before the subscribers, which may wait for a disk or raise
             _release(robot)
         notify(subscribers, EpisodeEnded(ended, pairing.newest))
     return ended
@@ -100,7 +100,7 @@ def run_live_episode(
 
 @dataclass
 class _Course:
-    """How far the episode is, and how it ended."""
+    """State of an episode: its events so far, and how it ended."""
 
     pairing: _Pairing
     stats: _LiveStats
@@ -113,12 +113,12 @@ class _Course:
         return self.outcome is None
 
     def begin(self) -> None:
-        """Steps before the first observation that arrived are a gap, too."""
+        """Report the steps before the first observation that arrived as a gap."""
         if self.pairing.newest.step:
             self._tell(StepsLost(0, self.pairing.newest.step))
 
     def follow(self, ticks: Sequence[Tick]) -> None:
-        """Tell every tick, until one ends the episode."""
+        """Report every tick to the subscribers, until one ends the episode."""
         for tick in ticks:
             if not self.goes_on:
                 return
@@ -132,12 +132,12 @@ class _Course:
             self.pairing.caught_up()
 
     def end(self, robot: Robot, outcome: Outcome, error: str | None = None) -> None:
-        """The episode ends here, unless the robot ended it while the policy thought."""
+        """End the episode, unless a tick that arrived meanwhile ended it."""
         with contextlib.suppress(VlaError):
             self.follow(robot.ticks(timeout_s=0.0))
         if self.goes_on:
             self.outcome, self.error = outcome, error
-        elif self.error and error:  # a policy that failed after a while: the arm was stopped since nothing came from it
+        elif self.error and error:  # the bridge stopped the arm because the failing policy sent no action
             self.error = f"{error} Meanwhile {self.error}"
 
     def _tell(self, event: StepDone | StepsLost) -> None:
@@ -147,13 +147,13 @@ class _Course:
 
 @dataclass
 class _Sent:
-    """One answer of the policy.
+    """One answer of the policy that was sent.
 
     Attributes:
-        chunk: as the policy gave it.
-        commanded: (T, D) as it was sent, within the guard's limits.
-        clamps: (T,) what the guard cut of each row.
-        stages_ms: where the time went until it was sent; empty once a step has told it.
+        chunk: the policy's chunk.
+        commanded: (T, D) actions as sent, within the guard's limits.
+        clamps: (T,) the guard's clamps of each row.
+        stages_ms: time of each stage until it was sent [ms]; empty once a step has reported it.
     """
 
     chunk: ActionChunk
@@ -163,12 +163,12 @@ class _Sent:
 
 
 _Cause = tuple[int, int, bool]
-"""What a tick says of the chunk that it played: stamp [ns] and step of its observation, and whether it was a person's.
-A person who takes over may see what the policy saw last."""
+"""Identifies the chunk that a tick executed: stamp [ns] and step of its observation, and whether it was a person's,
+since a person who takes over may get the observation that the policy got last."""
 
 
 class _Pairing:
-    """Which action belongs to which tick: what was asked, what was sent, and what has become of it."""
+    """Matches ticks with the answers that they executed."""
 
     def __init__(self, first: Observation, guard: Guard, clock: Clock) -> None:
         self.newest = first
@@ -180,7 +180,7 @@ class _Pairing:
         self._answered_at = -1
 
     def may_ask(self) -> bool:
-        """Whether asking now gives an action that is not on its way already."""
+        """Return whether asking now gives an action that was not sent already."""
         step, last = self.newest.step, self._last
         if last is None or ((len(last.actions) > 1 or last.intervention) and step > last.step):
             return True
@@ -189,7 +189,7 @@ class _Pairing:
         return step > last.step and (played or lost)
 
     def ask(self, policy: Policy, robot: Robot) -> ActionChunk:
-        """The policy's answer to the newest observation, within the guard's limits. It is noted as sent."""
+        """Ask the policy with the newest observation; return and store its answer, within the guard's limits."""
         begun_ns = self._clock.now_ns()
         chunk = ask(policy, self.newest)
         commanded, clamps = zip(*(self._guard.check(row) for row in chunk.actions), strict=True)
@@ -203,17 +203,17 @@ class _Pairing:
         return replace(chunk, actions=sent.commanded)
 
     def caught_up(self) -> None:
-        """All ticks that came so far were told."""
+        """Note that all ticks that arrived so far were reported."""
         if self._answered_at < 0:
             self._answered_at = self.newest.step
 
     def events_of(self, tick: Tick, elapsed_s: float) -> Iterator[StepDone | StepsLost]:
-        """One tick in the loop's words; with it, `newest` moves on."""
+        """Yield the event of a tick, if it is new, and make its observation `newest`."""
         before, after = self.newest, tick.result.observation
-        # The tick that stops the arm executes nothing, and has the number of the one before it.
+        # The tick that stops the arm executes no action, and has the number of the one before it.
         due = before.step if tick.mode == "stopped" else before.step + 1
         if after.step < due:
-            return  # older than what was told already
+            return  # older than the newest tick
         self.newest = after
         self._last_processed = max(self._last_processed, tick.last_processed_step)
         if after.step > due:
@@ -229,7 +229,7 @@ class _Pairing:
             return replace(step, held=tick.mode != "run")
         return replace(
             step,
-            # Where chunks are spliced, the mean of several is what was wanted.
+            # Merged chunks: the wanted action is the mean of several.
             wanted=sent.chunk.actions[row] if sent.commanded[row].tolist() == _listed(tick.wanted) else tick.wanted,
             clamps=(*sent.clamps[row], *result.clamps),
             stages_ms=self._stages_of(tick, sent),
@@ -238,7 +238,7 @@ class _Pairing:
         )
 
     def _sent_for(self, tick: Tick) -> _Sent | None:
-        """The answer that a tick played; those before it will not be played any more, and are forgotten."""
+        """Return the answer that a tick executed, and forget those before it, which will not be executed any more."""
         cause = tick.obs_stamp_ns, tick.cause_step, tick.intervention
         if tick.mode != "run" or cause not in self._sent:
             return None
@@ -248,7 +248,7 @@ class _Pairing:
 
     @staticmethod
     def _stages_of(tick: Tick, sent: _Sent) -> Mapping[str, float]:
-        """Of the first action of a chunk. The total is right on the bridge's clock, whatever ours says."""
+        """Return the stages [ms] of a chunk's first action. The total is measured by the bridge's clock alone."""
         if not sent.stages_ms or sent.chunk.intervention:
             return {}
         stages_ms, sent.stages_ms = sent.stages_ms, {}
@@ -257,20 +257,20 @@ class _Pairing:
 
 
 class _LiveStats(EpisodeStats):
-    """An episode's sums, and when its robot was heard last."""
+    """Statistics of an episode, and the time of its robot's last tick."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.heard()
 
     def heard(self) -> None:
-        """The robot ticks."""
+        """Note that a tick arrived now."""
         self._heard_ns = self.clock.now_ns()
 
     def require_alive(self, robot: Robot) -> None:
         silent_s = (self.clock.now_ns() - self._heard_ns) / NS_PER_S
         if silent_s > SILENCE_S:
-            raise TransportError(f"no tick of the robot came for {silent_s:.1f} s. {_known_of(robot)}")
+            raise TransportError(f"no tick came from the robot for {silent_s:.1f} s. {_known_of(robot)}")
 
 
 def _listed(values: Vector | None) -> list[float] | None:
@@ -278,7 +278,7 @@ def _listed(values: Vector | None) -> list[float] | None:
 
 
 def _known_of(robot: Robot) -> str:
-    """What its bridge says of itself, if it says something: one that is dead or frozen holds nothing."""
+    """Return a sentence with the status of the robot's bridge, or that it is unknown."""
     if isinstance(robot, ReportsStatus):
         with contextlib.suppress(VlaError):
             status = robot.status()
@@ -290,6 +290,6 @@ def _known_of(robot: Robot) -> str:
 
 
 def _release(robot: Robot) -> None:
-    """A bridge that runs holds the arm without being told, only later."""
+    """Tell the robot to hold. Errors are ignored: without this message, a running bridge holds the arm later."""
     with contextlib.suppress(VlaError):
         robot.end()

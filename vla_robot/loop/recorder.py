@@ -1,4 +1,4 @@
-"""Writes every finished episode to its log: the control loop's events on one side, `vla_robot.record` on the other."""
+"""Writes every finished episode to a log, from the control loop's events."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter, Gap
 
 
 def log_path(folder: Path, seed: int) -> Path:
-    """Where the log of an episode lies in the folder of its run."""
+    """Return the path of an episode's log in the folder of its run."""
     return folder / "episodes" / f"seed_{seed}{SUFFIX}"
 
 
 class EpisodeRecorder:
-    """A subscriber. An episode that was broken off leaves no file."""
+    """Subscriber that writes each episode to a log; an episode that was stopped leaves no file."""
 
     def __init__(self, folder: Path, header: Mapping[str, Any]) -> None:
         """
         Args:
-            folder: of the run; logs go to its episodes/.
-            header: what all its episodes share: recipes, embodiment, versions. Plain data.
+            folder: folder of the run; logs go to its `episodes/`.
+            header: plain data that all episodes share: recipes, embodiment, versions.
         """
         self._folder = folder
         self._header = header

@@ -1,4 +1,4 @@
-"""What episodes and runs came to, in numbers that go to screens, reports and JSON."""
+"""Results of episodes and runs, as numbers for screens, reports and JSON."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from vla_robot.core.stats import wilson_interval
 from vla_robot.loop.timing import TOTAL, WORLD_STEP, Latency, summarise
 
 Outcome = Literal["success", "failure", "timeout", "error", "stopped"]
-"""failure: the world ended it without success; timeout: the horizon; error: no action; stopped: broken off."""
+"""failure: the world ended it without success; timeout: the horizon was reached; error: there was no action; stopped:
+it was interrupted."""
 
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """One episode in numbers.
+    """Result of one episode.
 
     Attributes:
-        seed: of world and policy.
+        seed: seed of world and policy.
         outcome: how it ended.
-        steps: control steps done.
-        duration_s: from the first observation to the end.
-        clamps: how often a limit changed a number of an action.
-        missed_ticks: control periods that the loop was late for; 0 when it was not paced.
+        steps: number of control steps done.
+        duration_s: time from the first observation to the end [s].
+        clamps: number of times that a limit changed a number of an action.
+        missed_ticks: control periods that the loop missed; 0 if it was not paced.
         stages_ms: stage -> (N,) durations of each step that had it [ms]; see `vla_robot.loop.timing`.
-        error: why there was no action, for outcome "error".
-        interventions: steps in which a person drove in the policy's place.
-        takeovers: how often one took over.
+        error: the reason, for outcome "error".
+        interventions: number of steps in which a person was in control.
+        takeovers: number of a person's takeovers.
         lost_steps: control steps of a robot that never reached the loop; they are not among `steps`.
     """
 
@@ -49,31 +50,31 @@ class EpisodeResult:
 
     @property
     def success(self) -> bool:
-        """The policy's own: what a person helped with does not count."""
+        """Whether the policy succeeded without a person's help."""
         return self.outcome == "success" and not self.interventions
 
     @property
     def helped(self) -> bool:
-        """The task was done, and a person had driven for a while."""
+        """Whether the task succeeded with a person's help."""
         return self.outcome == "success" and self.interventions > 0
 
     @property
     def finished(self) -> bool:
-        """It counts: it was not interrupted."""
+        """Whether the episode counts, since it was not interrupted."""
         return self.outcome != "stopped"
 
     @property
     def rate_hz(self) -> float:
-        """Control steps per second, as measured."""
+        """Measured control steps per second."""
         return self.steps / self.duration_s if self.duration_s > 0 else 0.0
 
     @property
     def latency(self) -> Latency | None:
-        """From capture to command; None when no command was sent."""
+        """Latency from capture to command; None if no command was sent."""
         return summarise(self.stages_ms[TOTAL]) if TOTAL in self.stages_ms else None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the result as plain data for JSON."""
         latency = self.latency
         return {
             "seed": self.seed,
@@ -95,13 +96,13 @@ class EpisodeResult:
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What is run, in the words of the recipes.
+    """Names of what is run.
 
     Attributes:
         env: name of the world's recipe.
         policy: name of the policy's recipe.
-        instruction: the task in plain words.
-        command: the command line that does it again.
+        instruction: the task as text.
+        command: the command line that repeats the run.
         recipes: file name -> the merged recipe as TOML, stored with every episode.
     """
 
@@ -117,12 +118,12 @@ class RunSummary:
     """All finished episodes of one run.
 
     Attributes:
-        info: what was run.
-        episodes: in the order of their seeds; broken-off ones are not among them.
-        planned: how many were asked for.
+        info: names of what was run.
+        episodes: their results in the order of seeds, without interrupted ones.
+        planned: number of episodes that were asked for.
         started_at: wall clock, ISO 8601 with the zone's offset.
-        error: what ended the run early, other than a person.
-        notes: what went wrong beside it, each a sentence.
+        error: the error that ended the run early; None after an interruption.
+        notes: other problems, one sentence each.
     """
 
     info: RunInfo
@@ -134,7 +135,7 @@ class RunSummary:
 
     @property
     def interrupted(self) -> bool:
-        """A person, or a stop flag, ended it before the last episode."""
+        """Whether a person or a stop flag ended the run before the last episode."""
         return len(self.episodes) < self.planned and self.error is None
 
     @property
@@ -143,27 +144,27 @@ class RunSummary:
 
     @property
     def helped(self) -> int:
-        """Episodes that a person helped to succeed; they are not among the successes."""
+        """Number of episodes that succeeded with a person's help; they are not among the successes."""
         return sum(e.helped for e in self.episodes)
 
     @property
     def interventions(self) -> int:
-        """Steps in which a person drove, over all episodes."""
+        """Number of steps in which a person was in control, over all episodes."""
         return sum(e.interventions for e in self.episodes)
 
     @property
     def lost_steps(self) -> int:
-        """Control steps that never reached the loop, over all episodes."""
+        """Number of control steps that never reached the loop, over all episodes."""
         return sum(e.lost_steps for e in self.episodes)
 
     @property
     def success_rate(self) -> float | None:
-        """None when no episode was finished."""
+        """Share of successes; None if no episode was finished."""
         return self.successes / len(self.episodes) if self.episodes else None
 
     @property
     def success_interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the rate; an episode that a person helped with counts as none of the policy's."""
+        """Wilson's 95 % interval of the success rate; an episode with a person's help counts as no success."""
         return wilson_interval(self.successes, len(self.episodes))
 
     @property
@@ -174,13 +175,13 @@ class RunSummary:
 
     @property
     def stages_ms(self) -> dict[str, NDArray[np.float64]]:
-        """Stage -> durations over all episodes [ms]; the total and the world's own step come last."""
+        """Durations of each stage over all episodes [ms]; the total and the world's own step come last."""
         names = dict.fromkeys(name for e in self.episodes for name in e.stages_ms)
         ordered = [n for n in names if n not in (TOTAL, WORLD_STEP)] + [n for n in (TOTAL, WORLD_STEP) if n in names]
         return {n: np.concatenate([e.stages_ms[n] for e in self.episodes if n in e.stages_ms]) for n in ordered}
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: rows, episodes and the score."""
+        """Return rows, episodes and the score as plain data for JSON."""
         low, high = self.success_interval
         return {
             "env": self.info.env,
@@ -201,7 +202,7 @@ class RunSummary:
         }
 
     def rows(self) -> list[dict[str, Any]]:
-        """One measured number a row."""
+        """Return one row per measured number."""
         rows = [row("success_rate", self.success_rate, "1"), row("loop_rate", round(self.rate_hz, 3), "Hz")]
         rows.append(row("clamps", sum(e.clamps for e in self.episodes), "1"))
         rows.append(row("missed_ticks", sum(e.missed_ticks for e in self.episodes), "1"))

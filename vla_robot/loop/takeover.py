@@ -1,15 +1,13 @@
-"""A person drives in a policy's place, mid-episode, and gives it back. A wrapper of a policy is a policy.
+"""Lets a person take control from a policy during an episode, and give it back. The wrapper is a Policy.
 
-    policy drives  --takeover, or hands that move-->  person drives  --giveback-->  policy drives, asked afresh
+    policy controls  --takeover, or a moved device-->  person controls  --giveback-->  policy controls, asked afresh
 
-What the policy had planned or was still thinking of at the takeover is never executed. A person who drives and lets go
-of the controls leaves the arm at rest, not the policy driving: control goes back by the button alone. A world stands
-still meanwhile; a robot is told to stay, since silence is a lost controller to its bridge. E-stop ends the episode, and
-so do the buttons success and stop, whoever drives: a real robot has no other success test.
-
-The policy thinks in a thread of its own, so that hands are heard while it does. Where its answers take a small share of
-a control period it is also asked while the person drives, and its action is kept beside theirs.
-
+The policy's planned actions, and the answer it was computing at the takeover, are never executed. If the person
+releases the device, the arm rests and the policy stays without control: only the button gives it back. A world waits
+meanwhile; a robot gets an action that holds its pose, since its bridge takes silence for a lost controller. E-stop, and
+the buttons success and stop, end the episode under either's control: a real robot has no other success test.
+The policy runs in a thread of its own, so that the device is read while it computes. If its answers take a small share
+of a control period, it is also asked while the person is in control, and its action is stored beside theirs.
 Source: Ross et al. 2011 (DAgger); Kelly et al. 2019 (HG-DAgger), in which the person decides when to take over.
 """
 
@@ -34,22 +32,22 @@ from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone,
 from vla_robot.loop.results import Outcome
 
 POLL_S = 0.02
-"""How often hands are looked at while the policy thinks."""
+"""Period at which the device is read while the policy computes [s]."""
 
 CHEAP_SHARE = 0.25
-"""Of a control period: a policy that answered faster than this is also asked while the person drives."""
+"""Share of a control period; a policy that answered faster is also asked while the person is in control."""
 
 DEFLECTION = 0.02
-"""Of the fastest that is allowed: hands that move less are at rest."""
+"""Share of the largest allowed action; a device whose action is smaller is at rest."""
 
 GRIPPER = "gripper"
 
 ENDS: dict[Button, Outcome] = {"success": "success", "stop": "failure"}
-"""What the buttons that end an episode make of it."""
+"""Buttons that end an episode -> its outcome."""
 
 
 class Takeover:
-    """The Policy port over a policy and a person's hands; also a subscriber of the loop, which lets the person see."""
+    """Policy that combines a policy and a teleoperator; as a subscriber of the loop it shows the person the frames."""
 
     def __init__(
         self,
@@ -64,14 +62,14 @@ class Takeover:
     ) -> None:
         """
         Args:
-            policy: drives until a person takes over.
-            teleop: the person; stays the caller's to close.
-            embodiment: of the arm.
+            policy: in control until a person takes over.
+            teleop: the person's teleoperator; the caller closes it.
+            embodiment: the arm's embodiment.
             row_by_row: give out a policy's chunk one action at a time, for a loop that asks again only when a chunk is
-                used up: so hands are heard at every step. A robot with a clock of its own gets whole chunks.
-            clock: measures how long the policy thinks.
-            look: the newest observation of an arm that moves on while the policy thinks; the person sees it meanwhile.
-            on_estop: called when the person pressed it, before the episode ends.
+                    used up, so that the device is read at every step. A robot with its own clock gets whole chunks.
+            clock: measures how long the policy computes.
+            look: returns the newest observation of an arm that moves while the policy computes, to show the person.
+            on_estop: called when the person pressed e-stop, before the episode ends.
         """
         self._policy = policy
         self._hands = _Hands(teleop, embodiment)
@@ -96,16 +94,16 @@ class Takeover:
         return self._hands.driver
 
     def reset(self, seed: int) -> None:
-        """The policy drives first, also where a person drove last."""
+        """Reset the policy and give it control."""
         self._pending = self._chunk = None
         self._worker.submit(self._policy.reset, seed).result()
         self._hands.reset()
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """One chunk of the driver.
+        """Return a chunk of the policy or of the person, whichever is in control.
 
         Raises:
-            NoActionYetError: the person drives and is not at the controls, or took over while the policy thought.
+            NoActionYetError: the person has control but gives no action, or took over while the policy computed.
             EndedByPersonError: the person pressed success or stop.
             PolicyError: the policy has no action, or the person pressed e-stop.
         """
@@ -116,7 +114,7 @@ class Takeover:
         return [self._by_policy(observation)]
 
     def __call__(self, event: Event) -> None:
-        """Let the person see what the loop saw."""
+        """Show the person the observation of an event."""
         match event:
             case EpisodeStarted():
                 self._hands.begin_showing(event.observation)
@@ -147,14 +145,14 @@ class Takeover:
         )
 
     def _at_rest(self, observation: Observation) -> ActionChunk:
-        """What keeps a robot where it is. Raises NoActionYetError where nothing is needed for that, or nothing can."""
+        """Return a chunk that holds a robot's pose. Raises NoActionYetError if none is needed, or none exists."""
         stay = None if self._row_by_row else self._hands.stay()
         if stay is None:
-            raise NoActionYetError("a person has taken over, and no person is at the controls.")
+            raise NoActionYetError("a person has taken over, and gives no action.")
         return ActionChunk(stay[None], observation.stamp_ns, observation.step, intervention=True, rests=True)
 
     def _beside(self, observation: Observation) -> Vector | None:
-        """(1, D) what the policy would do here; None where asking it would keep the person waiting."""
+        """Return the policy's (1, D) action here; None if asking it would delay the person."""
         if self._thought_ns is None or self._thought_ns > self._cheap_ns or not self._is_free():
             return None
         with contextlib.suppress(PolicyError):
@@ -175,14 +173,14 @@ class Takeover:
         )
 
     def _asked(self, observation: Observation) -> ActionChunk:
-        """The policy's answer, while hands are heard.
+        """Return the policy's answer; the device is read meanwhile.
 
         Raises:
-            NoActionYetError: the person took over meanwhile, or the policy is still busy with what it saw before they
-                did.
+            NoActionYetError: the person took over meanwhile, or the policy still computes an answer from before the
+                takeover.
         """
         if not self._is_free():
-            raise NoActionYetError("the policy is still busy with what it saw before a person took over.")
+            raise NoActionYetError("the policy is still computing an answer from before a person took over.")
         self._pending = self._worker.submit(self._think, observation)
         while not wait([self._pending], POLL_S).done:
             self._hands.glance(self._look())
@@ -193,7 +191,7 @@ class Takeover:
         return answer.result()
 
     def _is_free(self) -> bool:
-        """Whether no inference runs; an answer that is not waited for any more is dropped."""
+        """Return whether no inference runs; an answer that is no longer needed is dropped."""
         if self._pending is not None and self._pending.done():
             self._pending = None
         return self._pending is None
@@ -209,7 +207,7 @@ class Takeover:
 
 @dataclass
 class _Shown:
-    """What is told beside the pictures."""
+    """Counters that are shown beside the frames."""
 
     episode: int = 0
     steps: int = 0
@@ -217,7 +215,7 @@ class _Shown:
 
 
 class _Hands:
-    """A person's hands, and whether they drive."""
+    """A person's teleoperator, and whether it is in control."""
 
     def __init__(self, teleop: Teleoperator, embodiment: Embodiment) -> None:
         space = embodiment.action
@@ -226,7 +224,7 @@ class _Hands:
         self._is_relative = space.kind == "eef_delta"
         self._last: Vector | None = None
         reach = np.maximum(np.abs(space.low), np.abs(space.high))
-        # Only hands that say how far to move can be at rest; a leader arm always points somewhere.
+        # Only a device of relative actions can be at rest; a leader arm always commands a pose.
         self._moves = np.array([self._is_relative and name != GRIPPER for name in space.names])
         self._least = DEFLECTION * reach
         self._said = TeleopCommand(None)
@@ -238,13 +236,13 @@ class _Hands:
         self.driver: Driver = "policy"
 
     def reset(self) -> None:
-        """An episode begins: what was pressed before it counts for nothing."""
+        """Begin an episode; buttons that were pressed before it are discarded."""
         self._teleop.command()
         self.driver, self._executed, self._grip, self._rested = "policy", None, None, False
         self._last = None
 
     def listen(self) -> frozenset[Button]:
-        """Take in what is said now; the buttons that were pressed."""
+        """Read the device, change control accordingly, and return the buttons that were pressed."""
         self._said = said = self._teleop.command()
         if "estop" in said.buttons:
             return said.buttons
@@ -260,10 +258,10 @@ class _Hands:
         return said.buttons
 
     def action(self) -> Vector | None:
-        """(D,) what the hands say; None when no person is at the controls.
+        """Return the device's (D,) action; None if the person gives none.
 
-        The grip stays as the arm's was at the takeover until the person changes it: a takeover must not drop what the
-        policy held.
+        The gripper stays as the arm's was at the takeover until the person changes it, so that an object the policy
+        held is not dropped.
         """
         if self._said.action is None:
             return None
@@ -271,7 +269,7 @@ class _Hands:
         return self._last
 
     def stay(self) -> Vector | None:
-        """(D,) what leaves an arm that is moved by deltas where it is, with its grip; None for any other."""
+        """Return the (D,) action that holds pose and gripper of an arm with relative actions; None for any other."""
         if not self._is_relative or self._last is None:
             return None
         return np.where(self._moves, 0.0, self._last)
@@ -283,7 +281,7 @@ class _Hands:
             self._keep_grip(action)
         if self._grip is not None and action[-1] == self._grip[0]:
             return np.append(action[:-1], self._grip[1])
-        self._grip = (np.nan, np.nan)  # they have changed it: from here on theirs counts
+        self._grip = (np.nan, np.nan)  # the person changed it: from here on theirs counts
         return action
 
     def begin_showing(self, observation: Observation) -> None:
@@ -293,7 +291,7 @@ class _Hands:
         self._teleop.show(observation, self._counters())
 
     def glance(self, observation: Observation | None) -> None:
-        """Show something newer than the last step, if it is."""
+        """Show an observation if it is newer than the last one shown."""
         if observation is not None and observation.step > self._seen:
             self._seen = observation.step
             self._teleop.show(observation, self._counters())

@@ -1,13 +1,13 @@
-"""Where the time of a control step goes, from the camera's shutter to the motor's command.
+"""Times the stages of a control step, from the camera's shutter to the motor's command.
 
     capture      received   recorded   waited     answered  guarded   command      next capture
        |-- receive --|-- record --|-- wait --|-- policy --|- guard -|-- send --|-- world_step --|
        |<------------------------ capture_to_command ------------------------->|
 
-`receive` is rendering, encoding and carrying the frames; a world that knows better (`ReportsStages`) splits it, as a
-policy splits its own time with `ActionChunk.stages_ms`. `world_step` lies outside of capture_to_command.
+`receive` is rendering, encoding and sending the frames; a world that reports its stages (`ReportsStages`) splits it,
+as a policy splits its own with `ActionChunk.stages_ms`. `world_step` lies outside of capture_to_command.
 
-World and loop must share a clock, which two processes of one computer do.
+World and loop must share a clock, as two processes of one computer do.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ TOTAL = "capture_to_command"
 WORLD_STEP = "world_step"
 
 REST = "_rest"
-"""Ends the name of what the known parts of a stage leave."""
+"""Suffix of the time that the known parts of a stage leave."""
 
 RECEIVE_PARTS = ("render", "transport_back")
-"""Those of a world's own stages that lie between a capture and its arrival in the loop."""
+"""A world's own stages between a capture and its arrival in the loop."""
 
 
 class Stopwatch:
-    """Books consecutive stages of one control step after the other."""
+    """Times consecutive stages of one control step."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -41,20 +41,20 @@ class Stopwatch:
         self._capture_ns = self._last_ns = clock.now_ns()
 
     def received(self, observation: Observation, world: World) -> None:
-        """Begin a step: its first stage reaches from the observation's capture to now."""
+        """Begin a step; its first stage lasts from the observation's capture to now."""
         self._stages_ms = {}
         self._capture_ns = self._last_ns = observation.stamp_ns
         known = world.last_stages_ms if isinstance(world, ReportsStages) else {}
         self.lap("receive", {name: known[name] for name in RECEIVE_PARTS if name in known})
 
     def lap(self, stage: str, parts: Mapping[str, float] | None = None) -> None:
-        """Book the time since the last lap under `stage`, or parts of it [ms] under their names and then the rest."""
+        """Add the time since the last lap to `stage`, or `parts` [ms] to their names and the rest to STAGE_rest."""
         self._book(stage, self._clock.now_ns(), parts or {})
 
     def commanded(self, result: StepResult) -> dict[str, float]:
         """End the step at the world's command stamp, and return all its stages [ms].
 
-        A world that stamps no command (`command_ns` 0) is taken to have acted when the guard let go.
+        For a world that stamps no command (`command_ns` is 0), the end of the last lap is taken.
         """
         command_ns = result.command_ns or self._last_ns
         self._book("send", command_ns, {})
@@ -72,13 +72,13 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Latency:
-    """Many durations in four numbers.
+    """Statistics of durations.
 
     Attributes:
-        count: how many.
+        count: number of durations.
         p50: median [ms].
-        p99: 99 % of them were at most this [ms].
-        max: the slowest [ms].
+        p99: 99th percentile [ms].
+        max: the longest [ms].
     """
 
     count: int
@@ -88,16 +88,16 @@ class Latency:
 
 
 def summarise(durations_ms: ArrayLike) -> Latency:
-    """Of (N,) durations, N at least 1."""
+    """Return statistics of (N,) durations [ms], N at least 1."""
     values = np.asarray(durations_ms, dtype=np.float64)
     p50, p99 = np.quantile(values, (0.5, 0.99))
     return Latency(len(values), float(p50), float(p99), float(values.max()))
 
 
 def by_stage(steps: Iterable[Mapping[str, float]]) -> dict[str, NDArray[np.float64]]:
-    """Stages of single steps -> stage name -> (N,) durations [ms], stages in the order in which they first occur.
+    """Collect the stages of steps into (N,) durations [ms] by stage, in the order of their first occurrence.
 
-    N differs: a step that plays on an earlier chunk has no policy stages.
+    N differs by stage: a step that continues an earlier chunk has no policy stages.
     """
     columns: dict[str, list[float]] = {}
     for stages_ms in steps:

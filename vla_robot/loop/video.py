@@ -1,4 +1,4 @@
-"""Episode logs as videos that any browser plays: cameras side by side over a caption bar."""
+"""Writes episode logs as videos for any browser: cameras side by side over a caption bar."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vla_robot.loop.results import EpisodeResult
 from vla_robot.record.episode import EpisodeLog, frames_of
 
 VIEW_HEIGHT = 448
-"""Height of each camera's view [px]; frames of 224 px are doubled, so that the caption is sharp beside them."""
+"""Height of each camera's view [px]; frames of 224 px are doubled, so that the caption is sharp."""
 
 BAR_HEIGHT = 64
 HOLD_S = 1.0
-"""How long the last frame stays, with the outcome written below it."""
+"""Time for which the last frame is shown, with the outcome below it [s]."""
 
 INK, PAPER, FAINT = (236, 240, 244), (22, 27, 34), (139, 148, 158)
 OUTCOME_COLOURS = {"success": (63, 185, 80), "timeout": (210, 153, 34)}
@@ -32,9 +32,9 @@ def write_video(log: EpisodeLog, result: EpisodeResult, path: Path, rate_hz: flo
     """Write `path` (.mp4, H.264) and a poster beside it (.jpg), the last frame.
 
     Args:
-        log: its frames are shown at the rate of control; frames that were dropped leave the one before standing.
+        log: its frames are shown at the control rate; a dropped frame is replaced by the one before.
         result: gives the outcome.
-        path: where to.
+        path: file to write.
         rate_hz: control steps per second of the robot's own time.
 
     Returns:
@@ -42,7 +42,7 @@ def write_video(log: EpisodeLog, result: EpisodeResult, path: Path, rate_hz: flo
 
     Raises:
         MissingDependencyError: PyAV is not installed.
-        DataError: the disk refuses.
+        DataError: writing failed.
     """
     pictures = list(_pictures(log, result))
     if not pictures:
@@ -61,7 +61,7 @@ def write_video(log: EpisodeLog, result: EpisodeResult, path: Path, rate_hz: flo
 
 
 def _pictures(log: EpisodeLog, result: EpisodeResult) -> Iterator[Image]:
-    """One composed picture a control step, from 0 to the one after the last."""
+    """Yield one composed picture per control step, from 0 to the one after the last."""
     instruction = str(log.header.get("instruction", ""))
     shown: Mapping[str, Image] | None = None
     by_step = dict(frames_of(log))
@@ -73,7 +73,7 @@ def _pictures(log: EpisodeLog, result: EpisodeResult) -> Iterator[Image]:
 
 
 def _compose(images: Mapping[str, Image], instruction: str, step: int, outcome: str | None) -> Image:
-    """(H, W, 3): the views in a row, the caption bar below. Both sides even, as H.264's 4:2:0 wants."""
+    """Return (H, W, 3): the views in a row over the caption bar. Both sides are even, as H.264's 4:2:0 requires."""
     views = [
         resize(image, VIEW_HEIGHT, _even(image.shape[1] * VIEW_HEIGHT // image.shape[0])) for image in images.values()
     ]
@@ -126,7 +126,7 @@ def _encode(pictures: list[Image], path: Path, rate_hz: float) -> None:
 
 
 def _poster(picture: Image) -> bytes:
-    """As JPEG."""
+    """Encode a picture as JPEG."""
     import PIL.Image
 
     file = io.BytesIO()

@@ -1,7 +1,7 @@
-"""The first answers of a policy before anything moves: they may compile a model, or wake a server.
+"""Gets a policy's first answers before the arm moves, since they may compile a model or wake a server.
 
-look --> ask --> thrown away        until an answer comes within the time that the bridge allows
-reset    the episode begins, and its watchdog counts
+look --> ask --> discard            until an answer comes within the time that the bridge allows
+reset    the episode begins, and its watchdog runs
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from vla_robot.core.robot import TimeLimits
 from vla_robot.loop.control_loop import always_false, ask
 
 TRIES = 3
-"""Answers after the first that may be too slow before the policy is: the computer may be busy with something else."""
+"""Answers after the first that may be too slow, since the computer may be busy with something else."""
 
 PATIENCE_S = 300.0
-"""For the first answer, where the policy itself gives up earlier: a server goes on compiling meanwhile."""
+"""Time limit of the first answer if the policy itself fails earlier: a server goes on compiling meanwhile [s]."""
 
 AT_ONCE_S = 1.0
-"""An error that takes no longer was no waiting in vain, and is not tried again."""
+"""An error within this time was not a timeout, so the policy is not asked again [s]."""
 
 
 @dataclass(frozen=True)
 class Warm:
-    """How quick a policy is.
+    """Speed of a policy.
 
     Attributes:
-        first_s: how long its first answer took.
-        quick_s: how long the quickest one took.
-        rows: actions in an answer.
+        first_s: time of its first answer [s].
+        quick_s: time of its fastest answer [s].
+        rows: number of actions in an answer.
     """
 
     first_s: float
@@ -51,20 +51,20 @@ def warm_up(
     clock: Clock | None = None,
     should_stop: Callable[[], bool] = always_false,
 ) -> Warm:
-    """Have a policy answer what the cameras see now, until it is quick; the answers go nowhere.
+    """Ask a policy with the present observation until it is fast enough; the answers are discarded.
 
     Args:
-        policy: is reset before each question, and by the episode once more.
-        look: what the cameras see; nothing moves.
-        seed: of the first episode.
-        limits: of the bridge that its answers will go to.
-        rate_hz: of the control clock.
+        policy: is reset before each question; the episode resets it again.
+        look: returns the present observation; the arm does not move.
+        seed: seed of the first episode.
+        limits: time limits of the bridge that will get the answers.
+        rate_hz: control rate.
         clock: times the answers.
-        should_stop: asked between the answers; True ends the warming up.
+        should_stop: called between the answers; True ends the warm-up.
 
     Raises:
         PolicyError: the policy has no valid action.
-        ContractError: it is too slow for the bridge; both numbers are in the message.
+        ContractError: the policy is too slow for the bridge; the message has both times.
     """
     clock = clock or MonotonicClock()
     first_s, rows = _patiently(policy, look, seed, clock, should_stop)
@@ -81,13 +81,13 @@ def warm_up(
 
 
 def too_slow(answer_s: float, rows: int, limits: TimeLimits, rate_hz: float) -> str:
-    """Why answers that take this long would never move the arm; empty when they would.
+    """Return why answers that take this long would never move the arm; empty if they would.
 
     Args:
-        answer_s: from the question to the answer.
-        rows: actions in an answer.
-        limits: of the bridge.
-        rate_hz: of the control clock.
+        answer_s: time of an answer [s].
+        rows: number of actions in an answer.
+        limits: time limits of the bridge.
+        rate_hz: control rate.
     """
     answers = f"the policy takes {answer_s:.2f} s for an answer"
     if answer_s >= limits.stop_s:
@@ -111,7 +111,7 @@ def too_slow(answer_s: float, rows: int, limits: TimeLimits, rate_hz: float) -> 
 def _patiently(
     policy: Policy, look: Callable[[], Observation], seed: int, clock: Clock, should_stop: Callable[[], bool]
 ) -> tuple[float, int]:
-    """The first answer; a policy that gives up while its server compiles is asked again."""
+    """Time the first answer; a policy that fails while its server compiles is asked again."""
     begun_ns = clock.now_ns()
     while True:
         asked_ns = clock.now_ns()
@@ -126,7 +126,7 @@ def _patiently(
 
 
 def _timed(policy: Policy, look: Callable[[], Observation], seed: int, clock: Clock) -> tuple[float, int]:
-    """How long an answer takes [s], and how many actions it has."""
+    """Return the time of one answer [s], and its number of actions."""
     policy.reset(seed)
     observation = look()
     asked_ns = clock.now_ns()
