@@ -14,8 +14,36 @@ PLAIN_LINE_EVERY_S = 10.0
 """In a pipe."""
 
 
-class Bar:
-    """Progress of one thing that counts up. Call `update(done, total)`; use it in a `with` block."""
+class ProgressBar:
+    """Base of what draws a bar on a terminal; use it in a `with` block."""
+
+    def __init__(self, console: Terminal, *, transient: bool = False) -> None:
+        """
+        Args:
+            console: where to draw.
+            transient: the bar vanishes at the end.
+        """
+        self._console = console
+        self._progress = Progress(
+            TextColumn("  {task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=transient,
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+class Bar(ProgressBar):
+    """Progress of one thing that counts up. Call `update(done, total)`."""
 
     def __init__(self, what: str, console: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
         """
@@ -24,25 +52,10 @@ class Bar:
             console: where to draw.
             clock: seconds since some moment.
         """
-        self._what, self._console, self._clock = what, console, clock
+        super().__init__(console, transient=True)
+        self._what, self._clock = what, clock
         self._next_line_s = clock() + PLAIN_LINE_EVERY_S
-        self._progress = Progress(
-            TextColumn("  {task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
         self._task = self._progress.add_task(what, total=None)
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
 
     def update(self, done: int, total: int) -> None:
         """`done` of `total` now."""

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, option, short_path
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.progress import ProgressBar
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.finetune.training_rollouts import Rollouts
 from vla_robot.core.errors import RecipeError
@@ -126,23 +127,12 @@ def _dataset(text: str) -> tuple[Path, float | None]:
         raise RecipeError(f"--data {text}: '{weight}' is no weight; write --data {folder or 'FOLDER'}:2.") from None
 
 
-class _Bar:
+class _Bar(ProgressBar):
     """A progress bar with the newest numbers and the time left; a pipe gets a plain line now and then."""
 
     def __init__(self, console: Terminal) -> None:
-        self._console = console
-        self._progress = Progress(
-            TextColumn("  {task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(), console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+        super().__init__(console)
         self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
 
     def show(self, now: Standing) -> None:
         """Draw where the run stands."""

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vla_robot.cli.build import build_policy
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, short_path
 from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.progress import ProgressBar
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.record import record_teleop as record_by_hand
 from vla_robot.cli.record.args import RecordArgs
@@ -189,30 +189,15 @@ class Session:
         bar.add(event)
 
 
-class _Bar:
+class _Bar(ProgressBar):
     """A progress bar with the time left; a pipe gets a plain line now and then."""
 
     def __init__(self, total: int, done: int, console: Terminal) -> None:
-        self._console = console
+        super().__init__(console)
         self._total = total
         self._before = done
         self._events: list[Collected] = []
-        self._progress = Progress(
-            TextColumn("  {task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        )
         self._task = self._progress.add_task("starting the simulator", total=total, completed=done)
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
 
     def add(self, event: Collected) -> None:
         """One more episode."""
