@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -24,6 +24,9 @@ INSTRUCTIONS = (
 """Where the datasets of Open-X-Embodiment keep what the robot was told to do, the usual place first."""
 LETTERS = 0x110000
 SURROGATES = range(0xD800, 0xE000)
+
+OnProgress = Callable[[int, int], None]
+"""Called with the number of episodes, or of shards, that are done, and with the number of all."""
 
 
 @dataclass(frozen=True)

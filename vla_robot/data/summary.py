@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.episode import INSTRUCTIONS, Field
+from vla_robot.core.episode import INSTRUCTIONS, Field, OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.lerobot.layout import INTERVENTION
@@ -25,9 +25,6 @@ CELL_PX = 112
 GAP_PX = 2
 HISTOGRAM_PX = (220, 96)
 INK, PAPER, BAR = (40, 40, 40), (250, 250, 250), (70, 110, 170)
-
-OnProgress = Callable[[int, int], None]
-"""Called with episodes read and episodes in all."""
 
 
 @dataclass(frozen=True)

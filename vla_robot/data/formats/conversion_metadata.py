@@ -5,7 +5,6 @@ One JSON file beside the data, conversion.json (LeRobot: in meta/). Only we read
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ from vla_robot.data.formats.rlds.reader import RldsDataset
 
 FILE = "conversion.json"
 IN_LEROBOT = f"meta/{FILE}"
-
-OnProgress = Callable[[int, int], None]
-"""Called with episodes done and episodes in all."""
 
 
 @dataclass(frozen=True)

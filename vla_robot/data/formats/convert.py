@@ -11,8 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
-from vla_robot.data.formats.conversion_metadata import Converted, OnProgress, Options
+from vla_robot.data.formats.conversion_metadata import Converted, Options
 from vla_robot.data.formats.lerobot.convert import to_lerobot
 from vla_robot.data.formats.lerobot.source import LeRobotSource
 from vla_robot.data.formats.open import Source

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.data.formats.hdf5 import SUFFIXES, Hdf5Dataset, hdf5_files, open_hdf5
 from vla_robot.data.formats.lerobot.layout import INFO
 from vla_robot.data.formats.lerobot.source import LeRobotSource, open_lerobot
-from vla_robot.data.formats.rlds.reader import OnProgress, RldsDataset, is_rlds, open_rlds
+from vla_robot.data.formats.rlds.reader import RldsDataset, is_rlds, open_rlds
 from vla_robot.data.formats.rlds.storage import open_storage
 
 Source = RldsDataset | LeRobotSource | Hdf5Dataset

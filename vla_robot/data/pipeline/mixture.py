@@ -22,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError, RecipeError, unknown
 from vla_robot.core.ports import EpisodeSource, MarksGaps
 from vla_robot.data.formats.open import open_source
@@ -42,7 +43,7 @@ SWAP = 12
 ROWS = 65_536
 """Rows that are normalised at once: a few megabytes."""
 
-OnProgress = Callable[[str, int, int], None]
+OnTableProgress = Callable[[str, int, int], None]
 """Called with a dataset's name, episodes done and episodes in all, while its table is made."""
 
 
@@ -394,7 +395,7 @@ def open_mixture(
     root: str | Path | None = None,
     choices: Choices | None = None,
     cache: Path | None = None,
-    on_progress: OnProgress = lambda name, done, total: None,
+    on_progress: OnTableProgress = lambda name, done, total: None,
 ) -> Mixture:
     """A mixture, or a single dataset, ready to be drawn from. The first time, each dataset is read through once.
 
@@ -419,7 +420,7 @@ def open_dataset(
     member: Member,
     choices: Choices,
     cache: Path | None = None,
-    on_progress: OnProgress = lambda name, done, total: None,
+    on_progress: OnTableProgress = lambda name, done, total: None,
 ) -> Dataset:
     """One dataset of a mixture; see `open_mixture`."""
     parts, table = open_table_of(member, choices.skip_corrupt, cache, on_progress)
@@ -432,7 +433,7 @@ def open_table_of(
     member: Member,
     skip_corrupt: bool = False,
     cache: Path | None = None,
-    on_progress: OnProgress = lambda name, done, total: None,
+    on_progress: OnTableProgress = lambda name, done, total: None,
 ) -> tuple[dict[str, EpisodeSource], StepTable]:
     """All of a dataset by split, and the table of its standard steps; see `open_mixture`."""
     parts = open_parts(member.location, skip_corrupt)
@@ -462,7 +463,7 @@ def _is_folder(name_or_path: str | Path) -> bool:
     return Path(name_or_path).expanduser().is_dir()
 
 
-def _progress_of(name: str, on_progress: OnProgress) -> Callable[[int, int], None]:
+def _progress_of(name: str, on_progress: OnTableProgress) -> OnProgress:
     return lambda done, total: on_progress(name, done, total)
 
 

@@ -27,6 +27,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import make_folder, rename, sync_tree, writing
 from vla_robot.core.normalise import QuantileStats, normalise
@@ -42,9 +43,6 @@ NOT_IN_STEPS = ("description", "published")
 
 EPISODE = np.dtype([("part", "<i4"), ("index", "<i8"), ("first", "<i4"), ("start", "<i8"), ("length", "<i8")])
 """Which part of the dataset and which of its episodes; raw step of step 0; first row and number of rows."""
-
-OnProgress = Callable[[int, int], None]
-"""Called with episodes done and episodes in all."""
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.episode import Column, Episode, Field, Frames
+from vla_robot.core.episode import Column, Episode, Field, Frames, OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import append_line, writing
 from vla_robot.data.formats.conversion_metadata import (
     IN_LEROBOT,
     Converted,
-    OnProgress,
     Options,
     Origin,
     begin,

@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from vla_robot.core.episode import Column, Episode, Field
+from vla_robot.core.episode import Column, Episode, Field, OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.ports import MarksGaps
 from vla_robot.data.formats.conversion_metadata import (
     FILE,
     Converted,
-    OnProgress,
     Options,
     Origin,
     begin,

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import make_folder, rename, sync_file
 from vla_robot.core.untrusted import MAX_JSON_BYTES, malformed, parse_json, require_inside
@@ -41,9 +42,6 @@ PIECE_BYTES = 16 * 2**20
 
 RECORD = np.dtype([("shard", "<u4"), ("number", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("steps", "<u4")])
 FRAME = np.dtype([("offset", "<u8"), ("size", "<u4")])
-
-OnProgress = Callable[[int, int], None]
-"""Called with shards done and shards in all."""
 
 
 @dataclass(frozen=True)

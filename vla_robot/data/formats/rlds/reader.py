@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.episode import Episode, Field
+from vla_robot.core.episode import Episode, Field, OnProgress
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
 from vla_robot.data.formats.rlds.decode import decode_metadata, decode_steps
 from vla_robot.data.formats.rlds.example import Place, places
 from vla_robot.data.formats.rlds.features import FEATURES_FILE, Features, parse_features
-from vla_robot.data.formats.rlds.index import DamagedRecord, OnProgress, SplitIndex, load_index
+from vla_robot.data.formats.rlds.index import DamagedRecord, SplitIndex, load_index
 from vla_robot.data.formats.rlds.splits import INFO_FILE, DatasetInfo, Part, parse_info, parse_parts
 from vla_robot.data.formats.rlds.storage import Storage, open_storage
 from vla_robot.data.formats.rlds.tfrecord import read_record, require_crc
