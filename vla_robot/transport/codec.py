@@ -30,7 +30,7 @@ from vla_robot.core.errors import (
 )
 from vla_robot.core.messages import ActionChunk, Clamp, Image, Observation, StepResult
 from vla_robot.transport.jpeg import MAX_PIXELS, decode_jpeg, encode_jpeg
-from vla_robot.transport.wire import Array
+from vla_robot.transport.wire import Array, Message
 
 ERRORS: dict[str, type[VlaError]] = {
     "RecipeError": RecipeError,
@@ -61,7 +61,11 @@ SHOWN_FIELDS, SHOWN_CHARS = 20, 40
 
 
 class MessageReader:
-    """A message body, read field by field; what is missing or of the wrong type raises TransportError."""
+    """A message body, read field by field; what is missing or of the wrong type raises TransportError.
+
+    Attributes:
+        fields: the body itself, unchecked.
+    """
 
     def __init__(self, body: Mapping[str, Any], of: str) -> None:
         """
@@ -69,7 +73,7 @@ class MessageReader:
             body: decoded plain data and arrays.
             of: what it should hold, for the error message.
         """
-        self._body = body
+        self.fields = body
         self._of = of
 
     def text(self, key: str) -> str:
@@ -139,13 +143,13 @@ class MessageReader:
         return [MessageReader(cast(Mapping[str, Any], item), f"{self._of}.{key}") for item in items]
 
     def names(self) -> list[str]:
-        return list(self._body)
+        return list(self.fields)
 
     def _get(self, key: str) -> Any:
-        if key not in self._body:
-            there = ", ".join(name[:SHOWN_CHARS] for name in [*self._body][:SHOWN_FIELDS]) or "no fields"
+        if key not in self.fields:
+            there = ", ".join(name[:SHOWN_CHARS] for name in [*self.fields][:SHOWN_FIELDS]) or "no fields"
             raise TransportError(f"{self._of}: '{key}' is missing; there are {there}.")
-        return self._body[key]
+        return self.fields[key]
 
     def _typed[T](self, key: str, kind: type[T]) -> T:
         value = self._get(key)
@@ -278,6 +282,23 @@ def unpack_error(reader: MessageReader) -> VlaError:
     """The error that a peer reported, to be raised here."""
     name, message = reader.text("error"), reader.text("message")
     return ERRORS[name](message) if name in ERRORS else TransportError(f"the peer reported {name}: {message}")
+
+
+def read_answer(answer: Message, kind: str) -> MessageReader:
+    """The body of the answer to a request of this kind. Raises the error that the peer reported instead of one."""
+    reader = MessageReader(answer.body, f"answer to {kind}")
+    if answer.kind == "error":
+        raise unpack_error(reader)
+    return reader
+
+
+def require_protocol(reader: MessageReader, ours: int, they: str, we: str) -> None:
+    """Raise TransportError unless a peer's message names our version of the protocol."""
+    protocol = reader.integer("protocol")
+    if protocol != ours:
+        raise TransportError(
+            f"{they} speaks protocol {protocol}, {we} {ours}. Install the same version of vla_robot on both sides."
+        )
 
 
 def _pack_frame(image: Image, quality: int | None) -> NDArray[np.uint8]:

@@ -14,11 +14,12 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Self, cast
+from typing import cast
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.errors import TransportError
 from vla_robot.transport.connections import ConnectionWatch, raise_file_limit
 from vla_robot.transport.keys import ClientSecurity, KeyPair, ServerSecurity, raw_key
@@ -93,7 +94,7 @@ def require_port(port: int | str, where: str) -> None:
         )
 
 
-class ServerSocket:
+class ServerSocket(Closeable):
     """Answers many peers; told apart by an identity that ZeroMQ gives each connection."""
 
     def __init__(
@@ -188,12 +189,6 @@ class ServerSocket:
         if self._own_context is not None:
             self._own_context.term()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _remember(self, peer: bytes, key: str, fd: int) -> None:
         known = self._users.get(peer)
         self._users[peer] = _User(key, "" if known is None else known.name, fd)
@@ -232,7 +227,7 @@ class _User:
     fd: int
 
 
-class ClientSocket:
+class ClientSocket(Closeable):
     """One connection to a server. Connecting succeeds at once, whether or not a server listens."""
 
     def __init__(self, address: str, security: ClientSecurity | None = None) -> None:
@@ -289,12 +284,6 @@ class ClientSocket:
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _check_handshakes(self) -> None:
         while self._monitor.poll(0):

@@ -30,6 +30,9 @@ from vla_robot.core.errors import TransportError
 MAGIC = b"VLA"
 FORMAT_VERSION = 1
 
+UNNUMBERED = 0
+"""Number of an answer to something that could not be read; requests begin at 1."""
+
 MAX_HEADER_BYTES = 1 << 16
 MAX_FRAME_BYTES = 1 << 26
 """64 MiB: a frame of 4K video is 25 MB."""

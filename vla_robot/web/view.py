@@ -14,15 +14,16 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError, VlaError, in_words
 from vla_robot.core.robot import Tick
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, no_answer, unpack_tick
 from vla_robot.transport.clock_sync import ClockSample, ClockSync
-from vla_robot.transport.codec import MessageReader, unpack_embodiment, unpack_error
+from vla_robot.transport.codec import MessageReader, read_answer, require_protocol, unpack_embodiment, unpack_error
 from vla_robot.transport.keys import ClientSecurity
 from vla_robot.transport.sockets import ClientSocket
 from vla_robot.transport.wire import Message, decode, encode
@@ -53,7 +54,7 @@ _LOG = logging.getLogger(__name__)
 type Listener = Callable[[Tick, Embodiment], None]
 
 
-class BridgeView:
+class BridgeView(Closeable):
     """Attaches to a running bridge, and posts what it tells."""
 
     def __init__(
@@ -114,19 +115,8 @@ class BridgeView:
         self._thread.join()
         self._stop_line.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _take_about(self, answer: Message) -> None:
-        reader = MessageReader(answer.body, "answer to about")
-        if (protocol := reader.integer("protocol")) != BRIDGE_PROTOCOL:
-            raise TransportError(
-                f"the bridge at {self.address} speaks protocol {protocol}, this side {BRIDGE_PROTOCOL}. Install the "
-                "same version of vla_robot on both sides."
-            )
+    def _take_about(self, reader: MessageReader) -> None:
+        require_protocol(reader, BRIDGE_PROTOCOL, f"the bridge at {self.address}", "this side")
         self._embodiment = unpack_embodiment(reader.table("embodiment"))
         self._instruction = reader.text("instruction")
 
@@ -173,7 +163,7 @@ class BridgeView:
         elif "received_ns" in message.body:
             link.take_stamps(MessageReader(message.body, "answer to clock"), message.seq, now_ns)
         elif "embodiment" in message.body:
-            self._take_about(message)
+            self._take_about(MessageReader(message.body, "answer to about"))
 
     def _take_tick(self, message: Message, now_ns: int) -> None:
         reader = MessageReader(message.body, "tick")
@@ -380,7 +370,7 @@ class StopLine:
         self._socket = ClientSocket(self._address, self._security)
 
 
-def _exchange(socket: ClientSocket, request: Message, timeout_s: float, clock: Clock, address: str) -> Message:
+def _exchange(socket: ClientSocket, request: Message, timeout_s: float, clock: Clock, address: str) -> MessageReader:
     """One request, sent until it is answered; what it asks for must do no harm when it comes twice.
 
     Raises:
@@ -394,9 +384,6 @@ def _exchange(socket: ClientSocket, request: Message, timeout_s: float, clock: C
         if (frames := socket.receive(SLICE_S)) is None:
             continue
         answer = decode(frames)
-        if answer.seq != request.seq:
-            continue  # to an older request on the same connection
-        if answer.kind == "error":
-            raise unpack_error(MessageReader(answer.body, f"answer to {request.kind}"))
-        return answer
+        if answer.seq == request.seq:  # and not to an older request on the same connection
+            return read_answer(answer, request.kind)
     raise no_answer(address, request.kind, timeout_s)

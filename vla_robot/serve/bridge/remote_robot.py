@@ -17,21 +17,24 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment, differences
 from vla_robot.core.errors import BusyError, ContractError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.robot import Tick, TimeLimits
 from vla_robot.core.seeds import require_seed
 from vla_robot.serve.bridge.camera_frames import NewestFrames
+from vla_robot.serve.requests import Requests
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, no_answer, unpack_tick, unpack_time_limits
 from vla_robot.transport.clock_sync import ClockSample, ClockSync, Offset
 from vla_robot.transport.codec import (
     MessageReader,
     pack_action_chunk,
     pack_embodiment,
+    read_answer,
     unpack_embodiment,
     unpack_error,
     unpack_observation,
@@ -63,7 +66,7 @@ SYNC_EVERY_S = 1.0
 """While ticks come, their stamps are learnt from this often: what is known of drifting clocks fades."""
 
 
-class RemoteRobot:
+class RemoteRobot(Closeable):
     """The Robot port over ZeroMQ; `SynchronousEnv` makes a World of it where the robot is simulated."""
 
     def __init__(
@@ -91,14 +94,13 @@ class RemoteRobot:
         self.address = address
         self._security = security
         self._clock = clock or MonotonicClock()
-        self._seq = 0
         self._episode = 0
         self._session = ""
         self._number = 0
         self._stages_ms: dict[str, float] = {}
         self._sync, self._synced_ns = ClockSync(), 0
         self._refusals: list[VlaError] = []
-        self._socket: ClientSocket | None = ClientSocket(address, security)
+        self._requests = Requests(address, self._clock, security)
         self._stream: _Stream | None = None
         try:
             self._hello(wanted, connect_timeout_s)
@@ -162,7 +164,7 @@ class RemoteRobot:
         self._drain()
         if self._refusals:
             raise self._refusals.pop(0)
-        self._post("chunk", {"session": self._session, "chunk": pack_action_chunk(chunk)})
+        self._requests.post("chunk", {"session": self._session, "chunk": pack_action_chunk(chunk)})
 
     def ticks(self, timeout_s: float) -> list[Tick]:
         """See `Robot.ticks`.
@@ -226,7 +228,7 @@ class RemoteRobot:
 
     def status(self) -> Mapping[str, Any]:
         """How the bridge stands: mode, reason, counts; see docs/bridge.md."""
-        return self._exchange("status", {}, ANSWER_TIMEOUT_S).body
+        return self._exchange("status", {}, ANSWER_TIMEOUT_S).fields
 
     def play(self, chunk: ActionChunk) -> Tick:
         """In lockstep: hand over one action, and wait for what came of it.
@@ -241,21 +243,13 @@ class RemoteRobot:
 
     def close(self) -> None:
         """Let another controller have the robot; the arm holds."""
-        if self._socket is None:
-            return
         with contextlib.suppress(VlaError):
             self._command("close", {}, CLOSE_TIMEOUT_S)
         self._disconnect()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _hello(self, wanted: Embodiment | None, timeout_s: float) -> None:
         body = {"protocol": BRIDGE_PROTOCOL, "wanted": pack_embodiment(wanted) if wanted else {}}
-        answer = MessageReader(self._seat(body, timeout_s).body, "answer to hello")
+        answer = self._seat(body, timeout_s)
         self._embodiment = unpack_embodiment(answer.table("embodiment"))
         self._instruction = answer.text("instruction")
         self._can_wait = answer.flag("can_wait")
@@ -280,7 +274,7 @@ class RemoteRobot:
             self._stream.close()
         self._stream = _Stream(self.address, self._security, self._session, self._clock)
 
-    def _seat(self, hello: Mapping[str, Any], timeout_s: float) -> Message:
+    def _seat(self, hello: Mapping[str, Any], timeout_s: float) -> MessageReader:
         """The answer to `hello` once the arm is free: the controller before us may have died without a word."""
         end_ns = self._clock.now_ns() + round(min(timeout_s, PATIENCE_S) * NS_PER_S)
         while True:
@@ -289,12 +283,12 @@ class RemoteRobot:
             except BusyError:
                 if self._clock.now_ns() >= end_ns:
                     raise
-                self._receive(SEAT_EVERY_S)
+                self._requests.receive(SEAT_EVERY_S)
 
     def _synchronise(self) -> None:
         for _ in range(SYNC_EXCHANGES):
             sent_ns = self._clock.now_ns()
-            answer = MessageReader(self._exchange("clock", {}, ANSWER_TIMEOUT_S).body, "answer to clock")
+            answer = self._exchange("clock", {}, ANSWER_TIMEOUT_S)
             stamps = answer.integer("received_ns"), answer.integer("answered_ns")
             self._learn_clocks(ClockSample(sent_ns, *stamps, self._clock.now_ns()))
 
@@ -335,57 +329,42 @@ class RemoteRobot:
     def _command(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> MessageReader:
         """Raises SessionError as soon as the stream is told that our session is over: no answer need come then."""
         require = self._connected_stream().require_open
-        answer = self._exchange(kind, {"session": self._session, **body}, timeout_s, require)
-        return MessageReader(answer.body, f"answer to {kind}")
+        return self._exchange(kind, {"session": self._session, **body}, timeout_s, require)
 
     def _exchange(
         self, kind: str, body: Mapping[str, Any], timeout_s: float, require: Callable[[], None] = lambda: None
-    ) -> Message:
+    ) -> MessageReader:
         """The answer; a request that got none in TRY_TIMEOUT_S is sent again, except for actions.
 
         Raises:
             VlaError: what the bridge reports, or TransportError when it does not answer.
         """
-        end_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
-        first = self._seq + 1
+        end_ns = self._requests.ends_ns(timeout_s)
+        first = self._requests.number + 1
         try_ns = 0
         while (now_ns := self._clock.now_ns()) < end_ns:
             if now_ns >= try_ns and (kind != "chunk" or not try_ns):
-                self._post(kind, body)
-                try_ns = now_ns + round(TRY_TIMEOUT_S * NS_PER_S)
-            answer = self._receive(SLICE_S)
+                self._requests.post(kind, body)
+                try_ns = self._requests.ends_ns(TRY_TIMEOUT_S)
+            answer = self._requests.receive()
             if answer is None:
                 require()
-                continue
-            if answer.seq < first:
+            elif answer.seq < first:
                 self._note(answer)
-            elif answer.kind == "error":
-                raise unpack_error(MessageReader(answer.body, f"answer to {kind}"))
             elif answer.kind == "wait":  # the bridge is still at it
-                end_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
+                end_ns = self._requests.ends_ns(timeout_s)
             else:
-                return answer
+                return read_answer(answer, kind)
         raise no_answer(self.address, kind, timeout_s)
-
-    def _post(self, kind: str, body: Mapping[str, Any]) -> None:
-        if self._socket is None:
-            raise TransportError("the connection to the robot was closed; connect again.")
-        self._seq += 1
-        self._socket.send(encode(Message(kind, self._seq, body)))
 
     def _drain(self) -> None:
         """Take the answers to what was posted; refusals are kept for the next `send`."""
-        while (answer := self._receive(0.0)) is not None:
+        while (answer := self._requests.receive(0.0)) is not None:
             self._note(answer)
 
     def _note(self, answer: Message) -> None:
         if answer.kind == "error":
             self._refusals.append(unpack_error(MessageReader(answer.body, "refusal")))
-
-    def _receive(self, timeout_s: float) -> Message | None:
-        assert self._socket is not None
-        frames = self._socket.receive(timeout_s)
-        return None if frames is None else decode(frames)
 
     def _connected_stream(self) -> _Stream:
         if self._stream is None:
@@ -396,9 +375,7 @@ class RemoteRobot:
         if self._stream is not None:
             self._stream.close()
             self._stream = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._requests.close()
 
 
 @dataclass(frozen=True)

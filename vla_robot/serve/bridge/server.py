@@ -37,15 +37,13 @@ from vla_robot.transport.codec import (
     pack_embodiment,
     pack_error,
     pack_observation,
+    require_protocol,
     unpack_action_chunk,
     unpack_embodiment,
 )
 from vla_robot.transport.limits import RateLimit
 from vla_robot.transport.sequence import SequenceGuard
-from vla_robot.transport.wire import Buffer, Message, decode, encode
-
-UNNUMBERED = 0
-"""Number of an answer to something that could not be read; requests begin at 1."""
+from vla_robot.transport.wire import UNNUMBERED, Buffer, Message, decode, encode
 
 CREDIT = 4
 """Ticks on their way, unacknowledged. More would queue up in a slow network and arrive old."""
@@ -477,12 +475,7 @@ class BridgeServer:
             self._socket.send(peer, encode(Message("wait", request.seq, {})))
 
     def _hello(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
-        protocol = reader.integer("protocol")
-        if protocol != BRIDGE_PROTOCOL:
-            raise TransportError(
-                f"the controller speaks protocol {protocol}, the bridge {BRIDGE_PROTOCOL}. Install the same version "
-                "of vla_robot on both sides."
-            )
+        require_protocol(reader, BRIDGE_PROTOCOL, "the controller", "the bridge")
         wanted = reader.table("wanted")
         if wanted.names():
             require_fit(unpack_embodiment(wanted), self._bridge.arm.embodiment)

@@ -14,11 +14,12 @@ Source: Isaac-GR00T, gr00t/eval/service.py (N1.5), gr00t/policy/server_client.py
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.errors import ContractError, PolicyError, TransportError, VlaError, unknown
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.interop.groot_wire import Dialect, pack, unpack
@@ -36,7 +37,7 @@ MODALITIES = ("video", "state", "language")
 """What a server is sent; it refuses to act unless it gets all of it."""
 
 
-class GrootPolicy:
+class GrootPolicy(Closeable):
     """The Policy port over ZeroMQ, to a server of GR00T."""
 
     def __init__(
@@ -113,12 +114,6 @@ class GrootPolicy:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _act(self, observation: Observation) -> ActionChunk:
         sent_ns = self._clock.now_ns()

@@ -15,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.errors import PolicyError, TransportError, VlaError
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import ActionChunk, Observation
@@ -35,7 +36,7 @@ CLOSE_TIMEOUT_S = 1.0
 MAX_REASON_CHARS = 300
 
 
-class OpenpiPolicy:
+class OpenpiPolicy(Closeable):
     """The Policy port over a WebSocket."""
 
     def __init__(
@@ -98,12 +99,6 @@ class OpenpiPolicy:
     def close(self) -> None:
         self._connection = None
         self._open.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _connect(self) -> None:
         from websockets.exceptions import WebSocketException

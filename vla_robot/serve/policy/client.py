@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment, require_fit
 from vla_robot.core.errors import ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.serve.policy.server import MAX_ROWS, POLICY_PROTOCOL, UNNUMBERED
+from vla_robot.serve.policy.server import MAX_ROWS, POLICY_PROTOCOL
+from vla_robot.serve.requests import Requests
 from vla_robot.transport.codec import (
     MessageReader,
     pack_observation,
+    read_answer,
     unpack_action_chunk,
     unpack_embodiment,
-    unpack_error,
 )
 from vla_robot.transport.keys import ClientSecurity
-from vla_robot.transport.sockets import ClientSocket
-from vla_robot.transport.wire import Message, decode, encode
+from vla_robot.transport.wire import Message
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 10.0
 
 
-class RemotePolicy:
+class RemotePolicy(Closeable):
     """The Policy port over ZeroMQ. Errors of the policy are raised here as they were there."""
 
     def __init__(
@@ -59,8 +60,7 @@ class RemotePolicy:
         self._answer_timeout_s = answer_timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._clock = clock or MonotonicClock()
-        self._seq = UNNUMBERED
-        self._socket: ClientSocket | None = ClientSocket(address, security)
+        self._requests = Requests(address, self._clock, security)
         try:
             self._hello()
         except BaseException:
@@ -120,22 +120,13 @@ class RemotePolicy:
         Raises:
             TransportError: no answer came in time.
         """
-        return self._request("status", {}).body
+        return self._request("status", {}).fields
 
     def close(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._requests.close()
 
     def _hello(self) -> None:
-        answer = self._request("hello", {"protocol": POLICY_PROTOCOL})
-        reader = MessageReader(answer.body, "hello")
+        reader = self._request("hello", {"protocol": POLICY_PROTOCOL})
         self._session = reader.text("session")
         self._name = reader.text("name")
         self._max_batch = max(reader.integer("max_batch"), 1)
@@ -152,49 +143,33 @@ class RemotePolicy:
             "budget_ms": self._answer_timeout_s * 1e3,
             "observation": pack_observation(replace(observation, privileged={})),
         }
-        return self._send("act", body)
+        return self._requests.post("act", body)
 
-    def _send(self, kind: str, body: Mapping[str, Any]) -> int:
-        if self._socket is None:
-            raise TransportError(f"the connection to the policy at {self._address} is closed.")
-        self._seq += 1
-        self._socket.send(encode(Message(kind, self._seq, body)))
-        return self._seq
-
-    def _request(self, kind: str, body: Mapping[str, Any]) -> Message:
-        seq = self._send(kind, body)
-        deadline_ns = self._clock.now_ns() + round(self._connect_timeout_s * NS_PER_S)
-        while (answer := self._receive()) is None or answer.seq != seq:
-            if self._clock.now_ns() > deadline_ns:
-                raise TransportError(
-                    f"no policy server answers at {self._address}. Start one with `vla serve openvla_nano --bind "
-                    f"{self._address}`; or is it busy starting?"
-                )
-        if answer.kind == "error":
-            raise unpack_error(MessageReader(answer.body, kind))
-        return answer
+    def _request(self, kind: str, body: Mapping[str, Any]) -> MessageReader:
+        seq = self._requests.post(kind, body)
+        end_ns = self._requests.ends_ns(self._connect_timeout_s)
+        answer = self._requests.wait(lambda message: message.seq == seq, end_ns)
+        if answer is None:
+            raise TransportError(
+                f"no policy server answers at {self._address}. Start one with `vla serve openvla_nano --bind "
+                f"{self._address}`; or is it busy starting?"
+            )
+        return read_answer(answer, kind)
 
     def _await_answer(self, rows: Mapping[int, int], sent_ns: int) -> Message:
-        """The next answer to one of these requests; late ones to older requests are passed over."""
-        deadline_ns = sent_ns + round(self._answer_timeout_s * NS_PER_S)
-        while (answer := self._receive()) is None or answer.seq not in rows:
-            if self._clock.now_ns() > deadline_ns:
-                raise PolicyError(
-                    f"the policy server at {self._address} did not answer within {self._answer_timeout_s:g} s. "
-                    "There is no action of this answer."
-                )
+        """The next answer to one of these requests."""
+        end_ns = sent_ns + round(self._answer_timeout_s * NS_PER_S)
+        answer = self._requests.wait(lambda message: message.seq in rows, end_ns)
+        if answer is None:
+            raise PolicyError(
+                f"the policy server at {self._address} did not answer within {self._answer_timeout_s:g} s. "
+                "There is no action of this answer."
+            )
         return answer
-
-    def _receive(self) -> Message | None:
-        assert self._socket is not None  # `_send` came before
-        frames = self._socket.receive()
-        return None if frames is None else decode(frames)
 
     def _chunk(self, answer: Message, sent_ns: int) -> ActionChunk:
         """The answer, with the time on the wire beside the server's own stages."""
-        reader = MessageReader(answer.body, "act")
-        if answer.kind == "error":
-            raise unpack_error(reader)
+        reader = read_answer(answer, "act")
         try:
             chunk = unpack_action_chunk(reader.table("chunk"))
         except TransportError as error:

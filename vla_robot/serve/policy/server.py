@@ -33,17 +33,15 @@ from vla_robot.transport.codec import (
     pack_action_chunk,
     pack_embodiment,
     pack_error,
+    require_protocol,
     unpack_observation,
 )
 from vla_robot.transport.limits import RateLimit
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
-from vla_robot.transport.wire import Buffer, Message, decode, encode
+from vla_robot.transport.wire import UNNUMBERED, Buffer, Message, decode, encode
 
 POLICY_PROTOCOL = 1
-
-UNNUMBERED = 0
-"""Number of an answer to something that could not be read; requests begin at 1."""
 
 MAX_ROWS = 64
 """Observations that one client may ask at once."""
@@ -157,12 +155,7 @@ class PolicyServer:
             self._socket.send(peer, _packed(seq, answer))
 
     def _hello(self, reader: MessageReader) -> dict[str, Any]:
-        protocol = reader.integer("protocol")
-        if protocol != POLICY_PROTOCOL:
-            raise TransportError(
-                f"the client speaks protocol {protocol}, the policy server {POLICY_PROTOCOL}. Install the same version "
-                "of vla_robot on both sides."
-            )
+        require_protocol(reader, POLICY_PROTOCOL, "the client", "the policy server")
         embodiment = self._served.embodiment
         return {
             "protocol": POLICY_PROTOCOL,

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any
 
-from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
+from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.seeds import require_seed
 from vla_robot.safety.limits import require_action
-from vla_robot.serve.world.server import PROTOCOL, UNNUMBERED
+from vla_robot.serve.requests import Requests
+from vla_robot.serve.world.server import PROTOCOL
 from vla_robot.transport.codec import (
     MessageReader,
+    read_answer,
     unpack_embodiment,
-    unpack_error,
     unpack_observation,
     unpack_step_result,
 )
-from vla_robot.transport.sockets import ClientSocket
-from vla_robot.transport.wire import Message, decode, encode
+from vla_robot.transport.wire import UNNUMBERED, Message
 
 CONNECT_TIMEOUT_S = 10.0
 RESET_TIMEOUT_S = 60.0
@@ -30,7 +31,7 @@ STEP_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 0.5
 
 
-class RemoteWorld:
+class RemoteWorld(Closeable):
     """The World port over ZeroMQ. Errors of the world are raised here as they were there."""
 
     def __init__(
@@ -61,16 +62,15 @@ class RemoteWorld:
         self._reset_timeout_s = reset_timeout_s
         self._step_timeout_s = step_timeout_s
         self._clock = clock or MonotonicClock()
-        self._seq = UNNUMBERED
         self._unsure = False
         self._stages_ms: dict[str, float] = {}
-        self._socket: ClientSocket | None = ClientSocket(address)
+        self._requests = Requests(address, self._clock)
         try:
             answer = self._request("hello", {"protocol": PROTOCOL}, connect_timeout_s)
             self._embodiment = unpack_embodiment(answer.table("embodiment"))
             self._instruction = answer.text("instruction")
         except BaseException:
-            self._disconnect()
+            self._requests.close()
             raise
 
     @property
@@ -115,7 +115,7 @@ class RemoteWorld:
         self._unsure = True
         message = self._exchange("step", {"action": values}, self._step_timeout_s)
         self._unsure = False
-        answer = _result(message, "step")
+        answer = read_answer(message, "step")
         result = unpack_step_result(answer.table("result"))
         observation = self._checked(result.observation)
         self._stages_ms = {
@@ -127,42 +127,25 @@ class RemoteWorld:
 
     def close(self) -> None:
         """Let another client have the world."""
-        if self._socket is None:
-            return
         # A server that is busy or gone need not hold us up: it notices that the connection has ended.
         with contextlib.suppress(TransportError):
             self._request("close", {}, CLOSE_TIMEOUT_S)
-        self._disconnect()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        self._requests.close()
 
     def _request(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> MessageReader:
         """The body of the answer. Raises what the server reports, or TransportError when it does not answer."""
-        return _result(self._exchange(kind, body, timeout_s), kind)
+        return read_answer(self._exchange(kind, body, timeout_s), kind)
 
     def _exchange(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> Message:
         """Whatever the server answers."""
-        if self._socket is None:
-            raise TransportError("the connection to the world was closed; connect again.")
-        self._seq += 1
-        self._socket.send(encode(Message(kind, self._seq, body)))
-        return self._await_answer(self._socket, kind, timeout_s)
+        seq = self._requests.post(kind, body)
 
-    def _await_answer(self, socket: ClientSocket, kind: str, timeout_s: float) -> Message:
-        deadline_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
-        while self._clock.now_ns() < deadline_ns:
-            frames = socket.receive()
-            if frames is None:
-                self._check_peer()
-                continue
-            answer = decode(frames)
-            # Anything else is a late answer to a request that was given up, or the server's probe.
-            if answer.seq == self._seq or (answer.seq == UNNUMBERED and answer.kind == "error"):
-                return answer
+        def is_answer(message: Message) -> bool:
+            return message.seq == seq or (message.seq == UNNUMBERED and message.kind == "error")  # and not its probe
+
+        answer = self._requests.wait(is_answer, self._requests.ends_ns(timeout_s), self._check_peer)
+        if answer is not None:
+            return answer
         raise TransportError(
             f"the world at {self._address} did not answer '{kind}' within {timeout_s:g} s. "
             "Is its server running there, and is the computer not overloaded?"
@@ -177,15 +160,3 @@ class RemoteWorld:
             "render": (returned_ns - observation.stamp_ns) / NS_PER_MS,
             "transport_back": (self._clock.now_ns() - returned_ns) / NS_PER_MS,
         }
-
-    def _disconnect(self) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-
-def _result(answer: Message, kind: str) -> MessageReader:
-    reader = MessageReader(answer.body, f"answer to {kind}")
-    if answer.kind == "error":
-        raise unpack_error(reader)
-    return reader

@@ -41,15 +41,13 @@ from vla_robot.transport.codec import (
     pack_error,
     pack_observation,
     pack_step_result,
+    require_protocol,
 )
 from vla_robot.transport.sockets import ANY_PORT, ServerSocket
-from vla_robot.transport.wire import Buffer, Message, decode, encode
+from vla_robot.transport.wire import UNNUMBERED, Buffer, Message, decode, encode
 
 PROTOCOL = 1
 """Of requests and answers; the wire format below has a version of its own."""
-
-UNNUMBERED = 0
-"""Number of an answer to something that could not be read; requests begin at 1."""
 
 GRACE_S = 1.0
 """How long the world has to close after its parent has gone."""
@@ -117,12 +115,7 @@ class WorldServer:
         return self._handlers[request.kind](reader)
 
     def _hello(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
-        protocol = reader.integer("protocol")
-        if protocol != PROTOCOL:
-            raise TransportError(
-                f"the client speaks protocol {protocol}, the world's server {PROTOCOL}. Install the same version of "
-                "vla_robot on both sides."
-            )
+        require_protocol(reader, PROTOCOL, "the client", "the world's server")
         if self._owner not in (None, peer) and self._is_there(self._owner):
             raise TransportError(
                 "the world has a client already, and obeys one at a time. Close that one, or start a second world."

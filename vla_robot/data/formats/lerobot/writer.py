@@ -10,12 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import append_line, write_whole, writing
@@ -43,7 +43,7 @@ from vla_robot.data.formats.lerobot.tables import EpisodeTable, LeRobotTables, f
 from vla_robot.data.pipeline.stats import describe_pixels
 
 
-class LeRobotWriter:
+class LeRobotWriter(Closeable):
     """Writes demonstrations one by one; each is on disk, whole, when `write` returns.
 
     A dataset that exists is continued, never overwritten. Use it in a `with` block, or call `close`.
@@ -69,14 +69,6 @@ class LeRobotWriter:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def num_episodes(self) -> int:

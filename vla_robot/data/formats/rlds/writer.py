@@ -15,9 +15,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
+from vla_robot.core.closeable import Closeable
 from vla_robot.core.episode import Episode
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.claim import Claim
@@ -35,7 +35,7 @@ SHARD_BYTES = 256 * 2**20
 """A shard is closed when it has grown beyond this; TensorFlow Datasets aims at shards of about this size."""
 
 
-class RldsWriter:
+class RldsWriter(Closeable):
     """Writes one split of a dataset, episode by episode. Use it in a `with` block, or call `close`."""
 
     def __init__(
@@ -76,14 +76,6 @@ class RldsWriter:
         except BaseException:
             self._claim.release()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def folder(self) -> Path:
