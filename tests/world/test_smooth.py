@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_robot.core.errors import ContractError
-from vla_robot.core.geometry import aligned, angle_between, quat_from_rotvec, rotvec_between
 from vla_robot.core.messages import Vector
-from vla_robot.world.real.smooth import MotionBounds, RotationSmoother, Smoother
+from vla_robot.world.real.smooth import MotionBounds, Smoother
 
 TOOL = MotionBounds(speed=0.5, acceleration=13.0, jerk=6500.0)
-TURN = MotionBounds(speed=2.5, acceleration=25.0, jerk=12_500.0)
 
 
-def run(smoother: Smoother | RotationSmoother, targets: np.ndarray, ticks: int, extra: int = 400) -> np.ndarray:
+def run(smoother: Smoother, targets: np.ndarray, ticks: int, extra: int = 400) -> np.ndarray:
     """Return the commands, (N, D), for each target during one policy step, then during a pause."""
     commands: list[Vector] = []
     for target in targets:
@@ -97,49 +93,6 @@ def test_a_stop_comes_to_rest_within_the_bounds() -> None:
     commands = np.array(moving + [smoother.tick() for _ in range(100)])
     assert greatest(commands, np.zeros(1), 500.0)[1] <= TOOL.acceleration + 1e-6
     assert np.ptp(commands[-50:]) == 0.0 and commands[-1, 0] - moving[-1][0] < 2 * smoother.delay_s * TOOL.speed
-
-
-def angular(commands: np.ndarray, start: Vector, rate_hz: float) -> tuple[float, float, float]:
-    """Return the greatest angular speed, acceleration and jerk, by differences of rotations between commands."""
-    quats = [quat_from_rotvec(start)] * 3
-    for command in commands:
-        quats.append(aligned(quat_from_rotvec(command), quats[-1]))
-    turns = np.array([rotvec_between(a, b) for a, b in itertools.pairwise(quats)]) * rate_hz
-    found = [np.linalg.norm(np.diff(turns, n, axis=0), axis=1).max() * rate_hz**n for n in (0, 1, 2)]
-    return found[0], found[1], found[2]
-
-
-@settings(max_examples=20)
-@given(seed=st.integers(0, 2**32 - 1), rate_hz=st.sampled_from([100.0, 250.0, 500.0]), reach=st.floats(0.01, 3.1))
-def test_rotations_keep_their_bounds_for_any_targets(seed: int, rate_hz: float, reach: float) -> None:
-    rng = np.random.default_rng(seed)
-    start = rng.normal(size=3)
-    targets = rng.normal(size=(10, 3)) * reach
-    found = angular(run(RotationSmoother(start, rate_hz, TURN), targets, round(rate_hz / 10), 600), start, rate_hz)
-    assert found[0] <= TURN.speed and found[1] <= TURN.acceleration
-    # Rounding of a turn, 1e-15 rad or so, is a jerk of that times the rate cubed.
-    assert found[2] <= TURN.jerk + 1e-12 * rate_hz**3
-
-
-@given(seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=30)
-def test_a_rotation_reaches_its_target_whatever_came_before(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    targets = rng.normal(size=(4, 3))
-    commands = run(RotationSmoother(rng.normal(size=3), 100.0, TURN), targets, ticks=10, extra=800)
-    assert angle_between(quat_from_rotvec(commands[-1]), quat_from_rotvec(targets[-1])) < 1e-9
-
-
-def test_a_tool_that_points_down_does_not_turn_when_its_axis_changes_sign() -> None:
-    down = np.array([np.pi - 1e-3, 0.0, 0.0])
-    same = np.array([-np.pi - 1e-3, 0.0, 0.0])  # half a turn the other way: the same rotation
-    commands = run(RotationSmoother(down, 100.0, TURN), same[None], ticks=10)
-    assert max(angle_between(quat_from_rotvec(c), quat_from_rotvec(down)) for c in commands) < 1e-9
-
-
-def test_a_rotation_that_turns_too_far_in_one_window_is_refused() -> None:
-    with pytest.raises(ContractError, match=r"in one window, at most 1 can be smoothed\. Lower the speed"):
-        RotationSmoother(np.zeros(3), 100.0, MotionBounds(5.0, 5.0, 100.0))
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, np.inf), (np.nan, 1.0, 1.0)])

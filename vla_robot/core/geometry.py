@@ -32,9 +32,6 @@ IDENTITY_QUAT = np.array([1.0, 0.0, 0.0, 0.0])
 """No turn."""
 IDENTITY_QUAT.flags.writeable = False
 
-_SMALL_RAD = 1e-8
-"""Below it sin(a) = a to float64."""
-
 _TINY = 1e-15
 """A length below it has no direction; one that is off by less than it is 1."""
 
@@ -186,37 +183,6 @@ def limit_rotation(start: Vector, end: Vector, max_rad: float) -> Vector:
     turn = rotvec_between(start, end)
     angle = float(np.linalg.norm(turn))
     return end if angle <= max_rad else rotate(start, turn * (max_rad / angle))
-
-
-def angle_between(a: Vector, b: Vector) -> float:
-    """Angle of the rotation that leads from one (4,) quaternion to the other [rad], in [0, pi].
-
-    By differences, not by the product's cosine, which is flat near 0 and loses half of the digits.
-    """
-    nearest = aligned(b, a)
-    return 4 * float(np.arctan2(np.linalg.norm(nearest - a), np.linalg.norm(nearest + a)))
-
-
-def aligned(quat: Vector, to: Vector) -> Vector:
-    """The one of q and -q, which are the same rotation, that lies nearer to the other quaternion."""
-    return -quat if quat @ to < 0 else quat
-
-
-def slerp(start: Vector, end: Vector, share: float) -> Vector:
-    """The rotation at a share of the shortest way from one to the other, at constant speed.
-
-    Args:
-        start: (4,) quaternion.
-        end: (4,) quaternion.
-        share: in [0, 1].
-    """
-    end = aligned(end, start)
-    half = angle_between(start, end) / 2
-    if half < _SMALL_RAD:
-        mixed = start + share * (end - start)
-    else:
-        mixed = (np.sin((1 - share) * half) * start + np.sin(share * half) * end) / np.sin(half)
-    return mixed / np.linalg.norm(mixed)
 
 
 def _unit(quat: Sequence[float]) -> Vector:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hmac
-import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,8 +79,6 @@ NO_SESSION = "the bridge was started anew, or another controller has the arm by 
 
 ENDED = "the bridge was ended"
 """Why an episode was broken off that ran until then."""
-
-_LOG = logging.getLogger(__name__)
 
 
 class Socket(Protocol):

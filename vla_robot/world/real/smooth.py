@@ -27,19 +27,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vla_robot.core.errors import ContractError
-from vla_robot.core.geometry import aligned, angle_between, quat_from_rotvec, rotvec_from_quat, slerp
 from vla_robot.core.messages import Vector
-
-ROTATION_MARGIN = 0.9
-"""Share of its bounds that a rotation's path uses. The rest covers the curvature of rotations in their means."""
-
-MAX_WINDOW_RAD = 1.0
-"""Largest rotation within one window; beyond it, the margin above does not cover the curvature."""
 
 
 @dataclass(frozen=True)
 class MotionBounds:
-    """Bounds of a motion in each dimension, or of a rotation about its axis, in the unit of its position.
+    """Bounds of a motion in each dimension, in the unit of its position.
 
     Attributes:
         speed: largest speed, per second.
@@ -85,7 +78,10 @@ class Smoother:
             ContractError: wrong shape, a number that is not finite, or fewer than 1 tick.
         """
         values = np.array(position, dtype=np.float64)
-        _require_target(values, self._path.shape, ticks)
+        if values.shape != self._path.shape or not np.isfinite(values).all():
+            raise ContractError(f"a target must be {self._path.shape} finite numbers, got {values.tolist()}.")
+        if ticks < 1:
+            raise ContractError(f"a target must be at least 1 command away, got {ticks}.")
         self._target, self._ticks_left = values, ticks
 
     def stop(self) -> None:
@@ -103,63 +99,6 @@ class Smoother:
             self._path = self._target if self._ticks_left == 1 else self._path + step
         self._ticks_left = max(self._ticks_left - 1, 1)
         return self._window.mean_with(self._path)
-
-
-class RotationSmoother:
-    """A generator of commands for an orientation, along the shortest path between targets at constant speed (slerp).
-
-    The mean of rotations is the normalised mean of their quaternions. Bounds on angular speed, acceleration and jerk
-    hold with ROTATION_MARGIN as long as the window is short enough, which is checked.
-    """
-
-    def __init__(self, start: ArrayLike, rate_hz: float, bounds: MotionBounds) -> None:
-        """
-        Args:
-            start: (3,) axis times angle [rad] of the tool at rest.
-            rate_hz: rate of the commands.
-            bounds: bounds [rad/s], [rad/s2], [rad/s3].
-
-        Raises:
-            ContractError: at this speed and acceleration the tool would turn too far within one window.
-        """
-        inner = MotionBounds(*(ROTATION_MARGIN * np.array([bounds.speed, bounds.acceleration, bounds.jerk])))
-        self._path = self._target = quat_from_rotvec(np.array(start, dtype=np.float64))
-        self._window = _Window(self._path, rate_hz, inner)
-        self._max_step = inner.speed / rate_hz
-        self._ticks_left = 1
-        turn = 2 * self._window.delay_s * bounds.speed
-        if turn > MAX_WINDOW_RAD:
-            raise ContractError(
-                f"a tool that turns at {bounds.speed:g} rad/s and {bounds.acceleration:g} rad/s2 "
-                f"turns by {turn:.2g} rad in one window, at most {MAX_WINDOW_RAD:g} can be smoothed. "
-                "Lower the speed, or raise the acceleration and jerk."
-            )
-
-    @property
-    def delay_s(self) -> float:
-        """How far the commands are behind the path."""
-        return self._window.delay_s
-
-    def target(self, rotation: ArrayLike, ticks: int) -> None:
-        """Set a target (3,), axis times angle [rad], to reach in `ticks` commands. Raises as `Smoother.target`."""
-        values = np.array(rotation, dtype=np.float64)
-        _require_target(values, (3,), ticks)
-        self._target, self._ticks_left = quat_from_rotvec(values), ticks
-
-    def stop(self) -> None:
-        """Come to a stand as fast as the bounds allow."""
-        self._target = self._path
-
-    def tick(self) -> Vector:
-        """Return the next command, (3,) axis times angle [rad]."""
-        way = angle_between(self._path, self._target)
-        step = min(way / self._ticks_left, self._max_step)
-        if step > 0:
-            # q and -q are one rotation but would cancel in the mean, so the sign must not change along the path.
-            self._path = aligned(slerp(self._path, self._target, step / way), self._path)
-        self._ticks_left = max(self._ticks_left - 1, 1)
-        mean = self._window.mean_with(self._path)
-        return rotvec_from_quat(mean / np.linalg.norm(mean))
 
 
 class _Window:
@@ -183,10 +122,3 @@ class _Window:
 def _box_ticks(value: float, slope: float, rate_hz: float) -> int:
     """Return the ticks of a box whose mean of values within +- `value` changes by at most `slope` per second."""
     return max(1, int(np.ceil(2 * value / slope * rate_hz)))
-
-
-def _require_target(values: Vector, shape: tuple[int, ...], ticks: int) -> None:
-    if values.shape != shape or not np.isfinite(values).all():
-        raise ContractError(f"a target must be {shape} finite numbers, got {values.tolist()}.")
-    if ticks < 1:
-        raise ContractError(f"a target must be at least 1 command away, got {ticks}.")

@@ -105,11 +105,6 @@ class Demos:
         """What the robot was told to do at a frame."""
         return self.texts[self.text_of[index]]
 
-    @property
-    def episode_index(self) -> NDArray[np.int64]:
-        """(N,) which of `episodes` each frame is from."""
-        return np.repeat(np.arange(len(self.episodes)), [len(episode) for episode in self.episodes])
-
     def film(self, episode: DemoEpisode, camera: str) -> Frames:
         """The frames of an episode.
 
