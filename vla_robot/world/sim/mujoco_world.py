@@ -15,21 +15,19 @@ small lag of the arm would add up to a tilt over steps that only translate.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 
-from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.geometry import half_space_rotvec, matrix_from_quat, quat_from_matrix, rotate
-from vla_robot.core.messages import Image, Observation, StepResult, Vector
-from vla_robot.core.seeds import require_seed
+from vla_robot.core.messages import Vector
 from vla_robot.recipe.env import MujocoRecipe, PlacementRecipe
 from vla_robot.world.real.tool_ik import ToolIk
 from vla_robot.world.sim.render import Renderer, choose_gl_backend
-from vla_robot.world.sim.sim_embodiment import check_action, embodiment_of
+from vla_robot.world.sim.sim_embodiment import embodiment_of
+from vla_robot.world.sim.sim_world import SimWorld
 from vla_robot.world.sim.success import TESTS, Placed
 from vla_robot.world.sim.workspace import reach_m
 
@@ -41,7 +39,7 @@ PLACEMENT_TRIES = 100
 """Number of draws of an object's place before its area counts as too small."""
 
 
-class MujocoWorld:
+class MujocoWorld(SimWorld[MujocoRecipe]):
     """The port World for one MJCF scene."""
 
     def __init__(self, recipe: MujocoRecipe, privileged: bool = False, warm: bool = True) -> None:
@@ -55,9 +53,8 @@ class MujocoWorld:
             RecipeError: the scene cannot be read, or lacks something that it or the recipe must name.
             WorldError: OpenGL cannot start.
         """
+        super().__init__(recipe, privileged)
         choose_gl_backend()
-        self._recipe = recipe
-        self._privileged = privileged
         self._model = _load(recipe)
         self._data = mujoco.MjData(self._model)
         self._rig = _find_rig(self._model, recipe)
@@ -67,27 +64,11 @@ class MujocoWorld:
             recipe, recipe.arm.lower(), reach_m(self._model, self._rig.base, self._rig.tool)
         )
         self._renderer = Renderer(self._model, recipe.shadows)
-        self._open = True
-        self._step = self._held = 0
         self._goal_quat = np.empty(4)
         self._start: dict[str, Vector] = {}
         self._begin(0)
         if warm:
             self._frames()
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._embodiment
-
-    @property
-    def instruction(self) -> str:
-        return self._recipe.instruction
-
-    def reset(self, seed: int) -> Observation:
-        """Begin an episode: the arm at home, the objects placed and at rest. The same seed gives the same state."""
-        self._require_open()
-        self._begin(require_seed(seed, largest=None))
-        return self._observe()
 
     def _begin(self, seed: int) -> None:
         mujoco.mj_resetDataKeyframe(self._model, self._data, self._rig.home)
@@ -95,37 +76,6 @@ class MujocoWorld:
         self._advance(SETTLE_S)
         self._goal_quat = quat_from_matrix(self._data.site_xmat[self._rig.tool])
         self._start = {name: self._box(name)[0] for name in self._success_bodies()}
-        self._step = self._held = 0
-
-    def step(self, action: Vector) -> StepResult:
-        self._require_open()
-        values = check_action(action, self._embodiment.action)
-        command_ns = time.monotonic_ns()
-        self._command(values)
-        self._advance(1 / self._recipe.rate_hz)
-        self._step += 1
-        success = self._succeeds()
-        self._held = self._held + 1 if success else 0
-        return StepResult(
-            observation=self._observe(),
-            executed=values,
-            success=success,
-            terminated=self._held >= self._recipe.success_hold,
-            truncated=self._step >= self._recipe.horizon,
-            command_ns=command_ns,
-        )
-
-    def look(self) -> Observation:
-        self._require_open()
-        return self._observe()
-
-    def close(self) -> None:
-        self._open = False
-        self._renderer.close()
-
-    def _require_open(self) -> None:
-        if not self._open:
-            raise WorldError("this world was closed; build a new one.")
 
     def _place_objects(self, rng: np.random.Generator) -> None:
         """Draw each object's place; draw again while it overlaps an object that was placed before."""
@@ -140,14 +90,15 @@ class MujocoWorld:
             pose[3:] = rotate(pose[3:], np.array([0.0, 0.0, yaw]))
             taken.append((spot, radius))
 
-    def _command(self, action: Vector) -> None:
-        """Set the servos' targets from an action: (7,) [m] and [rad] in the base frame, and 1 = open."""
+    def _execute(self, action: Vector) -> None:
+        """Execute an action, (7,) [m] and [rad] in the base frame, and 1 = open, for one control step."""
         R_base = self._base_rotation()
         position = self._data.site_xpos[self._rig.tool] + R_base @ action[:3]
         self._goal_quat = rotate(self._goal_quat, R_base @ action[3:6])
         self._data.ctrl[self._rig.actuators] = self._ik.solve(self._data.qpos, position, self._goal_quat)
         closed, opened = self._model.actuator_ctrlrange[self._rig.gripper]
         self._data.ctrl[self._rig.gripper] = closed + action[-1] * (opened - closed)
+        self._advance(1 / self._recipe.rate_hz)
 
     def _advance(self, duration_s: float) -> None:
         """Simulate for that long, and update all values that MuJoCo derives from the state."""
@@ -186,23 +137,7 @@ class MujocoWorld:
             low, high = np.minimum(low, centre - half_size), np.maximum(high, centre + half_size)
         return (low + high) / 2, (high - low) / 2
 
-    def _observe(self) -> Observation:
-        stamp_ns = time.monotonic_ns()
-        state = self._state()
-        return Observation(
-            images=self._frames(),
-            state=state,
-            instruction=self._recipe.instruction,
-            stamp_ns=stamp_ns,
-            step=self._step,
-            privileged=self._truth(state) if self._privileged else {},
-        )
-
-    def _frames(self) -> dict[str, Image]:
-        return {camera.name: self._renderer.frame(self._data, camera) for camera in self._recipe.cameras}
-
     def _state(self) -> Vector:
-        """Return the state, (7,): tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
         R_base = self._base_rotation()
         position = R_base.T @ (self._data.site_xpos[self._rig.tool] - self._data.xpos[self._rig.base])
         rotation = R_base.T @ self._data.site_xmat[self._rig.tool].reshape(3, 3)

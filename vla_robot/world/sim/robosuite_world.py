@@ -13,7 +13,6 @@ import contextlib
 import io
 import logging
 import random
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,15 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.host.optional import require
-from vla_robot.core.messages import Observation, StepResult, Vector
-from vla_robot.core.seeds import require_seed
+from vla_robot.core.messages import Vector
 from vla_robot.recipe.env import RobosuiteRecipe
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
-from vla_robot.world.sim.sim_embodiment import MAX_OPENING_M, check_action, embodiment_of
+from vla_robot.world.sim.sim_embodiment import MAX_OPENING_M, embodiment_of
+from vla_robot.world.sim.sim_world import SimWorld
 from vla_robot.world.sim.workspace import reach_m
 
 BUILD_SEED = 0
@@ -60,7 +58,7 @@ SLIDE = 2
 """mujoco.mjtJoint.mjJNT_SLIDE; mujoco is imported by `start_mujoco` only."""
 
 
-class RobosuiteWorld:
+class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
     """The port World for one robosuite task."""
 
     def __init__(self, recipe: RobosuiteRecipe, privileged: bool = False, warm: bool = True) -> None:
@@ -74,8 +72,7 @@ class RobosuiteWorld:
             RecipeError: robosuite has no such task, arm or camera, or it does not fit an arm with a gripper.
             WorldError: OpenGL cannot start.
         """
-        self._recipe = recipe
-        self._privileged = privileged
+        super().__init__(recipe, privileged)
         self._env: Any = _make(recipe)
         self._robot: Any = self._env.robots[0]
         self._mujoco: Any = import_module("mujoco")
@@ -86,28 +83,9 @@ class RobosuiteWorld:
         opening_m = MAX_OPENING_M if self._pads is None else MAX_PADS_M
         self._embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m(), opening_m)
         self._scale = _controller_scale(self._robot)
-        self._instruction = recipe.instruction
-        self._step = 0
-        self._held = 0
-        self._open = True
         self._begin(0)  # the first step compiles code, which takes seconds
         if warm:
             self._observe()
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._embodiment
-
-    @property
-    def instruction(self) -> str:
-        """The instruction of the present episode, which some tasks choose by the seed."""
-        return self._instruction
-
-    def reset(self, seed: int) -> Observation:
-        """Begin an episode: place the objects, let them fall, open the gripper. The same seed gives the same state."""
-        self._require_open()
-        self._begin(require_seed(seed, largest=None))
-        return self._observe()
 
     def _begin(self, seed: int) -> None:
         if hasattr(self._env, "choose_target"):
@@ -119,43 +97,16 @@ class RobosuiteWorld:
         still = np.zeros(len(self._embodiment.action))
         still[-1] = 1.0
         for _ in range(SETTLE_STEPS):
-            self._env.step(self._to_robosuite(still))
-        self._step = self._held = 0
-
-    def step(self, action: Vector) -> StepResult:
-        self._require_open()
-        values = check_action(action, self._embodiment.action)
-        command_ns = time.monotonic_ns()
-        self._env.step(self._to_robosuite(values))
-        self._step += 1
-        success = bool(self._env._check_success())
-        self._held = self._held + 1 if success else 0
-        return StepResult(
-            observation=self._observe(),
-            executed=values,
-            success=success,
-            terminated=self._held >= self._recipe.success_hold or self._failed(),
-            truncated=self._step >= self._recipe.horizon,
-            command_ns=command_ns,
-        )
-
-    def look(self) -> Observation:
-        self._require_open()
-        return self._observe()
+            self._execute(still)
 
     def close(self) -> None:
         if self._open:
-            self._open = False
-            self._renderer.close()
+            super().close()
             self._env.close()
 
     @property
     def _arm(self) -> str:
         return self._robot.arms[0]
-
-    def _require_open(self) -> None:
-        if not self._open:
-            raise WorldError("this world was closed; build a new one.")
 
     def _check_cameras(self) -> None:
         known = [self._model.cam(i).name for i in range(self._model.ncam)]
@@ -164,29 +115,17 @@ class RobosuiteWorld:
                 raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
 
     def _failed(self) -> bool:
-        """Return whether the task has failed for good, where it can."""
         return hasattr(self._env, "failed") and self._env.failed()
 
-    def _to_robosuite(self, action: Vector) -> Vector:
-        """Convert (7,) metres, radians and 1 = open to fractions of the controller's range and +1 = closed."""
+    def _execute(self, action: Vector) -> None:
+        """Execute (7,) metres, radians and 1 = open as fractions of the controller's range and +1 = closed."""
         gripper = 1.0 - 2.0 * action[-1]
-        return np.append(np.clip(action[:-1] / self._scale, -1, 1), gripper)
+        self._env.step(np.append(np.clip(action[:-1] / self._scale, -1, 1), gripper))
 
-    def _observe(self) -> Observation:
-        stamp_ns = time.monotonic_ns()
-        images = {c.name: self._renderer.frame(self._data, c) for c in self._recipe.cameras}
-        state = self._state()
-        return Observation(
-            images=images,
-            state=state,
-            instruction=self._instruction,
-            stamp_ns=stamp_ns,
-            step=self._step,
-            privileged=self._truth(state) if self._privileged else {},
-        )
+    def _succeeds(self) -> bool:
+        return bool(self._env._check_success())
 
     def _state(self) -> Vector:
-        """Return the state, (7,): tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
         position, rotation = self._tool_in_base()
         return np.concatenate([position, half_space_rotvec(quat_from_matrix(rotation)), [self._opening()]])
 
@@ -215,7 +154,6 @@ class RobosuiteWorld:
         return self._data.body(self._robot.robot_model.root_body).xmat.reshape(3, 3)
 
     def _truth(self, state: Vector) -> dict[str, Vector]:
-        """Return the privileged values: tool, movable objects and the goal, with positions in the base frame [m]."""
         truth = {"eef_pos": state[:3], "eef_rot": state[3:6], "gripper_width": state[6:7]}
         R_base, base = self._base_rotation(), self._base_position()
         for name, body in self._movable_bodies().items():

@@ -1,0 +1,119 @@
+"""The base of the simulated worlds: counts steps, ends episodes and makes observations."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import WorldError
+from vla_robot.core.messages import Image, Observation, StepResult, Vector
+from vla_robot.core.seeds import require_seed
+from vla_robot.recipe.env import SimulationRecipe
+from vla_robot.world.sim.render import Renderer
+from vla_robot.world.sim.sim_embodiment import check_action
+
+
+class SimWorld[R: SimulationRecipe](ABC):
+    """The port World over MuJoCo's state. A subclass sets the attributes below in its constructor.
+
+    Attributes:
+        _embodiment: what actions and state mean.
+        _data: MuJoCo's state, an MjData.
+        _renderer: of its model.
+    """
+
+    _embodiment: Embodiment
+    _data: Any
+    _renderer: Renderer
+
+    def __init__(self, recipe: R, privileged: bool) -> None:
+        self._recipe, self._privileged = recipe, privileged
+        self._instruction = recipe.instruction
+        self._step = self._held = 0
+        self._open = True
+
+    @property
+    def embodiment(self) -> Embodiment:
+        return self._embodiment
+
+    @property
+    def instruction(self) -> str:
+        """Of the present episode, where the task draws one."""
+        return self._instruction
+
+    def reset(self, seed: int) -> Observation:
+        """Begin an episode: arm and objects are placed and at rest. The same seed gives the same state."""
+        self._require_open()
+        self._begin(require_seed(seed, largest=None))
+        self._step = self._held = 0
+        return self._observe()
+
+    def step(self, action: Vector) -> StepResult:
+        self._require_open()
+        values = check_action(action, self._embodiment.action)
+        command_ns = time.monotonic_ns()
+        self._execute(values)
+        self._step += 1
+        success = self._succeeds()
+        self._held = self._held + 1 if success else 0
+        return StepResult(
+            observation=self._observe(),
+            executed=values,
+            success=success,
+            terminated=self._held >= self._recipe.success_hold or self._failed(),
+            truncated=self._step >= self._recipe.horizon,
+            command_ns=command_ns,
+        )
+
+    def look(self) -> Observation:
+        self._require_open()
+        return self._observe()
+
+    def close(self) -> None:
+        self._open = False
+        self._renderer.close()
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise WorldError("this world was closed; build a new one.")
+
+    def _observe(self) -> Observation:
+        stamp_ns = time.monotonic_ns()
+        state = self._state()
+        return Observation(
+            images=self._frames(),
+            state=state,
+            instruction=self._instruction,
+            stamp_ns=stamp_ns,
+            step=self._step,
+            privileged=self._truth(state) if self._privileged else {},
+        )
+
+    def _frames(self) -> dict[str, Image]:
+        return {camera.name: self._renderer.frame(self._data, camera) for camera in self._recipe.cameras}
+
+    @abstractmethod
+    def _begin(self, seed: int) -> None:
+        """Set the state in which an episode of this seed begins."""
+
+    @abstractmethod
+    def _execute(self, action: Vector) -> None:
+        """Execute a valid action for one control step."""
+
+    @abstractmethod
+    def _succeeds(self) -> bool:
+        """Return whether the task is done now."""
+
+    def _failed(self) -> bool:
+        """Return whether the task has failed for good."""
+        return False
+
+    @abstractmethod
+    def _state(self) -> Vector:
+        """Return the state, (7,): tool position [m] and axis-angle [rad] in the base frame, opening [m]."""
+
+    @abstractmethod
+    def _truth(self, state: Vector) -> dict[str, Vector]:
+        """Return the privileged values: tool, movable objects and the goal, with positions in the base frame [m]."""
