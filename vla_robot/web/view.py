@@ -94,14 +94,6 @@ class BridgeView(Closeable):
         self._thread = threading.Thread(target=self._run, name="view", daemon=True)
         self._thread.start()
 
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._embodiment
-
-    @property
-    def instruction(self) -> str:
-        return self._instruction
-
     def stop(self, reason: str) -> None:
         """E-stop; latched at the bridge until its controller arms it.
 
@@ -117,8 +109,8 @@ class BridgeView(Closeable):
 
     def _take_about(self, reader: MessageReader) -> None:
         require_protocol(reader, BRIDGE_PROTOCOL, f"the bridge at {self.address}", "this side")
-        self._embodiment = unpack_embodiment(reader.table("embodiment"))
-        self._instruction = reader.text("instruction")
+        self.embodiment = unpack_embodiment(reader.table("embodiment"))
+        self.instruction = reader.text("instruction")
 
     def _run(self) -> None:
         """Nothing that arrives ends this thread: the page would show an old picture, and not say so."""
@@ -168,10 +160,10 @@ class BridgeView(Closeable):
     def _take_tick(self, message: Message, now_ns: int) -> None:
         reader = MessageReader(message.body, "tick")
         tick = unpack_tick(reader.table("tick"))
-        self._embodiment.check(tick.result.observation)
+        self.embodiment.check(tick.result.observation)
         self._link.take_tick(reader.integer("number"), reader.integer("episode"), tick, now_ns)
         self.ticks += 1
-        self._listener(tick, self._embodiment)
+        self._listener(tick, self.embodiment)
         self._post()
 
     def _post(self) -> None:
@@ -183,7 +175,7 @@ class BridgeView(Closeable):
 
     def _shown_instruction(self) -> str:
         tick = self._link.tick
-        return self._instruction if tick is None else tick.result.observation.instruction
+        return self.instruction if tick is None else tick.result.observation.instruction
 
 
 class _Link:

@@ -170,7 +170,13 @@ def _read_block(frames: RawFrames, block: int, changed_ns: int) -> NDArray[Any]:
 
 
 class Hdf5Dataset:
-    """Demonstrations of a file or of a folder of files, in order. An `EpisodeSource`; open it with `open_hdf5`."""
+    """Demonstrations of a file or of a folder of files, in order. An `EpisodeSource`; open it with `open_hdf5`.
+
+    Attributes:
+        splits: every split and how many demonstrations it has; each demonstration is in one of them.
+        subsets: every other mask and how many demonstrations it has; they may overlap.
+        num_skipped: demonstrations left out; a file that cannot be opened counts as one.
+    """
 
     def __init__(self, path: Path, split: str, damaged: Mapping[int, str] | None = None) -> None:
         """
@@ -186,19 +192,32 @@ class Hdf5Dataset:
         """
         require("h5py", "data", f"reading {path}")
         self._path, self._split, self._damaged = path, split, damaged
-        files, self._unreadable = _read_files(path, skip_corrupt=damaged is not None)
-        self._parts = divide(files)
+        self.name, self.location = path.name if path.is_dir() else path.stem, str(path)
+        files, unreadable = _read_files(path, skip_corrupt=damaged is not None)
+        self.skipped = (*unreadable, *(damaged or {}).values())
+        self.num_skipped = len(self.skipped)
+        parts = divide(files)
+        self.splits = {name: len(episodes) for name, episodes in parts.splits.items()}
+        self.subsets = {name: len(episodes) for name, episodes in parts.subsets.items()}
         demos = [demo for file in files for demo in file.demos]
-        chosen = episodes_of(split, self._parts.splits, str(path), self._parts.subsets)
+        chosen = episodes_of(split, parts.splits, str(path), parts.subsets)
         self._demos = [demos[number] for place, number in enumerate(chosen) if place not in (damaged or {})]
-        self._fields, self._left_out = _common_fields(files, path)
+        self.fields, self.left_out = _common_fields(files, path)
         self._places = files[0].places
         if any(demo.instruction for demo in demos):
-            self._fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
-        self._rate_hz = _common_rate(files, path)
-        self._is_upside_down = any(file.is_upside_down for file in files)
-        self._num_empty = sum(file.num_empty for file in files)
-        self._lengths = np.array([demo.length for demo in self._demos], dtype=np.int64)
+            self.fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
+        self.rate_hz = _common_rate(files, path)
+        said = ("file", "demonstration") if path.is_dir() else ("demonstration",)
+        self.metadata_fields = {name: Field(name, "text", "str", ()) for name in said}
+        self.notes = self._notes(files, parts)
+        self.lengths = np.array([demo.length for demo in self._demos], dtype=np.int64)
+
+    def _notes(self, files: Sequence[Contents], parts: Parts) -> tuple[str, ...]:
+        masks = [f"{name} {count}" for name, count in self.subsets.items()]
+        subsets = [f"Masks that are no split, and can be read by name: {', '.join(masks)}."] if masks else []
+        turned = (UPSIDE_DOWN,) if any(file.is_upside_down for file in files) else ()
+        num_empty = sum(file.num_empty for file in files)
+        return (*parts.notes, *subsets, *turned, *tell_left_out(self.left_out), *tell_empty(num_empty))
 
     def __reduce__(self) -> tuple[Callable[[], Hdf5Dataset], tuple[()]]:
         return functools.partial(Hdf5Dataset, self._path, self._split, self._damaged), ()
@@ -206,68 +225,10 @@ class Hdf5Dataset:
     def __len__(self) -> int:
         return len(self._demos)
 
-    @property
-    def name(self) -> str:
-        return self._path.name if self._path.is_dir() else self._path.stem
-
-    @property
-    def location(self) -> str:
-        return str(self._path)
-
-    @property
-    def splits(self) -> Mapping[str, int]:
-        """Every split and how many demonstrations it has; each demonstration is in one of them."""
-        return {name: len(episodes) for name, episodes in self._parts.splits.items()}
-
-    @property
-    def subsets(self) -> Mapping[str, int]:
-        """Every other mask and how many demonstrations it has; they may overlap."""
-        return {name: len(episodes) for name, episodes in self._parts.subsets.items()}
-
-    @property
-    def fields(self) -> dict[str, Field]:
-        return self._fields
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Field that is not read -> why."""
-        return self._left_out
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know of the dataset beside damage."""
-        masks = [f"{name} {count}" for name, count in self.subsets.items()]
-        subsets = [f"Masks that are no split, and can be read by name: {', '.join(masks)}."] if masks else []
-        turned = (UPSIDE_DOWN,) if self._is_upside_down else ()
-        return (*self._parts.notes, *subsets, *turned, *tell_left_out(self._left_out), *tell_empty(self._num_empty))
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """What `skip_corrupt` left out, and why."""
-        return (*self._unreadable, *(self._damaged or {}).values())
-
-    @property
-    def num_skipped(self) -> int:
-        """How many demonstrations that are; a file that cannot be opened counts as one."""
-        return len(self.skipped)
-
-    @property
-    def metadata_fields(self) -> dict[str, Field]:
-        names = ("file", "demonstration") if self._path.is_dir() else ("demonstration",)
-        return {name: Field(name, "text", "str", ()) for name in names}
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return self._lengths
-
-    @property
-    def rate_hz(self) -> float | None:
-        return self._rate_hz
-
     def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
         require_index(index, len(self), "episode")
         demo = self._demos[index]
-        names = require_fields(fields, self._fields, str(self._path), self._left_out)
+        names = require_fields(fields, self.fields, str(self._path), self.left_out)
         with _opened(demo.path) as file:
             steps = {name: self._column(file, name, demo) for name in names}
         said = {"file": demo.path.name, "demonstration": demo.name}
@@ -277,8 +238,8 @@ class Hdf5Dataset:
         require_index(index, len(self), "episode")
         demo = self._demos[index]
         require_index(step, demo.length, "step")
-        cameras = {name: field for name, field in self._fields.items() if field.kind == "image"}
-        require_fields([field], cameras, f"{self._path}, cameras", self._left_out)
+        cameras = {name: field for name, field in self.fields.items() if field.kind == "image"}
+        require_fields([field], cameras, f"{self._path}, cameras", self.left_out)
         with _opened(demo.path) as file:
             return png.encode(_values(_dataset(file, f"data/{demo.name}/{self._places[field]}"), step))
 
@@ -286,7 +247,7 @@ class Hdf5Dataset:
         if name == INSTRUCTION:
             return (demo.instruction,) * demo.length
         place = f"data/{demo.name}/{self._places[name]}"
-        values, field = _dataset(file, place), self._fields[name]
+        values, field = _dataset(file, place), self.fields[name]
         if not values.shape or len(values) != demo.length:
             count = len(values) if values.shape else "no"
             raise DataError(f"{demo.where}: field '{name}' has {count} values, but the episode {demo.length} steps.")

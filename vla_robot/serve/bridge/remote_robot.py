@@ -24,7 +24,7 @@ from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment, differences
 from vla_robot.core.errors import BusyError, ContractError, TransportError, VlaError
 from vla_robot.core.messages import ActionChunk, Observation
-from vla_robot.core.robot import Tick, TimeLimits
+from vla_robot.core.robot import Tick
 from vla_robot.core.seeds import require_seed
 from vla_robot.serve.bridge.camera_frames import NewestFrames
 from vla_robot.serve.requests import Requests
@@ -67,7 +67,12 @@ SYNC_EVERY_S = 1.0
 
 
 class RemoteRobot(Closeable):
-    """The Robot port over ZeroMQ; `SynchronousEnv` makes a World of it where the robot is simulated."""
+    """The Robot port over ZeroMQ; `SynchronousEnv` makes a World of it where the robot is simulated.
+
+    Attributes:
+        can_wait: whether the robot is simulated, so that lockstep is possible.
+        time_limits: what the bridge asks of the time of actions.
+    """
 
     def __init__(
         self,
@@ -109,24 +114,6 @@ class RemoteRobot(Closeable):
         except BaseException:
             self._disconnect()
             raise
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._embodiment
-
-    @property
-    def instruction(self) -> str:
-        return self._instruction
-
-    @property
-    def can_wait(self) -> bool:
-        """Whether the robot is simulated, so that lockstep is possible."""
-        return self._can_wait
-
-    @property
-    def time_limits(self) -> TimeLimits:
-        """What the bridge asks of the time of actions."""
-        return self._time_limits
 
     @property
     def last_stages_ms(self) -> Mapping[str, float]:
@@ -212,7 +199,7 @@ class RemoteRobot(Closeable):
         """
         answer = self._command("look", {}, ANSWER_TIMEOUT_S)
         observation = unpack_observation(answer.table("observation"))
-        self._embodiment.check(observation)
+        self.embodiment.check(observation)
         return observation
 
     def end(self) -> None:
@@ -250,17 +237,17 @@ class RemoteRobot(Closeable):
     def _hello(self, wanted: Embodiment | None, timeout_s: float) -> None:
         body = {"protocol": BRIDGE_PROTOCOL, "wanted": pack_embodiment(wanted) if wanted else {}}
         answer = self._seat(body, timeout_s)
-        self._embodiment = unpack_embodiment(answer.table("embodiment"))
-        self._instruction = answer.text("instruction")
-        self._can_wait = answer.flag("can_wait")
-        self._time_limits = unpack_time_limits(answer.table("time_limits"))
+        self.embodiment = unpack_embodiment(answer.table("embodiment"))
+        self.instruction = answer.text("instruction")
+        self.can_wait = answer.flag("can_wait")
+        self.time_limits = unpack_time_limits(answer.table("time_limits"))
         self._session = answer.text("session")
 
     def _join_again(self) -> None:
         """Say hello between episodes: the answer has our session, or a new one where the bridge knows it no more."""
-        embodiment, session = self._embodiment, self._session
+        embodiment, session = self.embodiment, self._session
         self._hello(None, CONNECT_TIMEOUT_S)
-        changed, self._embodiment = differences(embodiment, self._embodiment), embodiment
+        changed, self.embodiment = differences(embodiment, self.embodiment), embodiment
         if changed:
             raise ContractError(
                 f"the bridge at {self.address} was started anew with another arm: {'; '.join(changed)}. Nothing was "
@@ -316,7 +303,7 @@ class RemoteRobot(Closeable):
 
     def _taken(self, arrived: Arrived) -> Tick:
         observation = arrived.tick.result.observation
-        self._embodiment.check(observation)
+        self.embodiment.check(observation)
         if arrived.clocks is not None and arrived.clocks.returned_ns - self._synced_ns >= SYNC_EVERY_S * NS_PER_S:
             self._learn_clocks(arrived.clocks)
         away_ns = arrived.at_ns - arrived.returned_ns + self.offset.offset_ns

@@ -37,7 +37,11 @@ MAX_REASON_CHARS = 300
 
 
 class OpenpiPolicy(Closeable):
-    """The Policy port over a WebSocket."""
+    """The Policy port over a WebSocket.
+
+    Attributes:
+        metadata: what the server says of itself; the protocol prescribes nothing.
+    """
 
     def __init__(
         self,
@@ -75,11 +79,6 @@ class OpenpiPolicy(Closeable):
         self._connection: ClientConnection | None = None
         self._connect()
 
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        """What the server says of itself; the protocol prescribes nothing."""
-        return self._metadata
-
     def reset(self, seed: int) -> None:
         """Begin anew on a connection of this episode's own; the protocol has no other way to say so.
 
@@ -106,7 +105,7 @@ class OpenpiPolicy(Closeable):
         self.close()
         try:
             connection = self._open.enter_context(self._dial())
-            self._metadata = unpack(_binary(connection.recv(self._timeouts.connect_s)))
+            self.metadata = unpack(_binary(connection.recv(self._timeouts.connect_s)))
             self._connection = connection
         except (OSError, EOFError, ValueError, WebSocketException, VlaError) as error:
             self.close()

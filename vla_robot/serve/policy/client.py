@@ -10,7 +10,7 @@ import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.closeable import Closeable
-from vla_robot.core.embodiment import Embodiment, require_fit
+from vla_robot.core.embodiment import require_fit
 from vla_robot.core.errors import ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.policy.server import MAX_ROWS, POLICY_PROTOCOL
@@ -30,7 +30,13 @@ ANSWER_TIMEOUT_S = 10.0
 
 
 class RemotePolicy(Closeable):
-    """The Policy port over ZeroMQ. Errors of the policy are raised here as they were there."""
+    """The Policy port over ZeroMQ. Errors of the policy are raised here as they were there.
+
+    Attributes:
+        embodiment: what it was trained to drive; None for a published checkpoint, which does not say.
+        name: the policy's on the server.
+        max_batch: rows that one inference of the server takes.
+    """
 
     def __init__(
         self,
@@ -67,21 +73,6 @@ class RemotePolicy(Closeable):
             self.close()
             raise
 
-    @property
-    def embodiment(self) -> Embodiment | None:
-        """What it was trained to drive; None for a published checkpoint, which does not say."""
-        return self._embodiment
-
-    @property
-    def name(self) -> str:
-        """The policy's name on the server."""
-        return self._name
-
-    @property
-    def max_batch(self) -> int:
-        """Rows that one inference of the server takes."""
-        return self._max_batch
-
     def reset(self, seed: int) -> None:
         """Look whether the server is there and holds the same policy. A served policy remembers nothing, so there is
         nothing to forget.
@@ -90,12 +81,12 @@ class RemotePolicy(Closeable):
             TransportError: no answer came in time.
             ContractError: the server was started anew with a policy for another arm.
         """
-        before = self._embodiment
+        before = self.embodiment
         self._hello()
         if before is not None:
-            if self._embodiment is None:
-                raise ContractError(f"the server at {self._address} holds another policy now, '{self._name}'.")
-            require_fit(self._embodiment, before)
+            if self.embodiment is None:
+                raise ContractError(f"the server at {self._address} holds another policy now, '{self.name}'.")
+            require_fit(self.embodiment, before)
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """One chunk per observation, answered in one batch where the server has room.
@@ -128,10 +119,10 @@ class RemotePolicy(Closeable):
     def _hello(self) -> None:
         reader = self._request("hello", {"protocol": POLICY_PROTOCOL})
         self._session = reader.text("session")
-        self._name = reader.text("name")
-        self._max_batch = max(reader.integer("max_batch"), 1)
+        self.name = reader.text("name")
+        self.max_batch = max(reader.integer("max_batch"), 1)
         embodiment = reader.table("embodiment")
-        self._embodiment = unpack_embodiment(embodiment) if embodiment.names() else None
+        self.embodiment = unpack_embodiment(embodiment) if embodiment.names() else None
 
     def _send_row(self, row: int, observation: Observation) -> int:
         """The number of the request."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.closeable import Closeable
-from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.seeds import require_seed
@@ -67,19 +66,11 @@ class RemoteWorld(Closeable):
         self._requests = Requests(address, self._clock)
         try:
             answer = self._request("hello", {"protocol": PROTOCOL}, connect_timeout_s)
-            self._embodiment = unpack_embodiment(answer.table("embodiment"))
-            self._instruction = answer.text("instruction")
+            self.embodiment = unpack_embodiment(answer.table("embodiment"))
+            self.instruction = answer.text("instruction")
         except BaseException:
             self._requests.close()
             raise
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._embodiment
-
-    @property
-    def instruction(self) -> str:
-        return self._instruction
 
     @property
     def last_stages_ms(self) -> Mapping[str, float]:
@@ -94,7 +85,7 @@ class RemoteWorld(Closeable):
         answer = self._request("reset", {"seed": require_seed(seed)}, self._reset_timeout_s)
         observation = self._checked(unpack_observation(answer.table("observation")))
         self._unsure = False
-        self._instruction = observation.instruction  # a task may draw one for each episode
+        self.instruction = observation.instruction  # a task may draw one for each episode
         self._stages_ms = self._way_back_ms(observation, answer.integer("returned_ns"))
         return observation
 
@@ -110,7 +101,7 @@ class RemoteWorld(Closeable):
                 "an earlier step got no answer, so it is unknown whether the world moved. "
                 "Reset it before the next step."
             )
-        values = require_action(action, self._embodiment.action)
+        values = require_action(action, self.embodiment.action)
         sent_ns = self._clock.now_ns()
         self._unsure = True
         message = self._exchange("step", {"action": values}, self._step_timeout_s)
@@ -152,7 +143,7 @@ class RemoteWorld(Closeable):
         )
 
     def _checked(self, observation: Observation) -> Observation:
-        self._embodiment.check(observation)
+        self.embodiment.check(observation)
         return observation
 
     def _way_back_ms(self, observation: Observation, returned_ns: int) -> dict[str, float]:

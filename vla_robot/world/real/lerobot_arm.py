@@ -102,7 +102,7 @@ class LerobotArm:
         self._model = ArmModel(recipe.scene)
         self._home = None if show else home_joints(recipe, self._model)
         self._max_step = recipe.limits.max_joint_step_rad
-        self._embodiment = arm_embodiment(recipe, self._model)
+        self.embodiment = arm_embodiment(recipe, self._model)
         self._low, self._high = workspace(recipe)
         device = LerobotDevice(self._robot, self._model.names, recipe.limits.max_joint_step_rad)
         self._device: LerobotDevice | DryDevice = DryDevice(device, self._model.names, show) if show else device
@@ -122,10 +122,6 @@ class LerobotArm:
             self.close()
             raise
         self._aim(self._joints, self._opening)
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._embodiment
 
     @property
     def instruction(self) -> str:
@@ -190,7 +186,7 @@ class LerobotArm:
             ContractError: the action has the wrong shape, is not finite, or lies outside of the limits.
             WorldError: the arm does not answer, or a motor reports a fault.
         """
-        values = check_action(action, self._embodiment.action)
+        values = check_action(action, self.embodiment.action)
         self._require_link()
         goal, clamps = self._solve_targets(values)
         before = self._model.pose(self._goal)

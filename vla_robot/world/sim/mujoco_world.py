@@ -60,7 +60,7 @@ class MujocoWorld(SimWorld[MujocoRecipe]):
         self._rig = _find_rig(self._model, recipe)
         self._ik = ToolIk(self._model, self._rig.tool, self._rig.joints)
         self._objects = _free_bodies(self._model)
-        self._embodiment = embodiment_of(
+        self.embodiment = embodiment_of(
             recipe, recipe.arm.lower(), reach_m(self._model, self._rig.base, self._rig.tool)
         )
         self._renderer = Renderer(self._model, recipe.shadows)

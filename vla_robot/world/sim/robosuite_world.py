@@ -81,7 +81,7 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
         self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
         self._pads = _pads(self._model, self._robot.gripper[self._arm])
         opening_m = MAX_OPENING_M if self._pads is None else MAX_PADS_M
-        self._embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m(), opening_m)
+        self.embodiment = embodiment_of(recipe, recipe.arm.lower(), self._reach_m(), opening_m)
         self._scale = _controller_scale(self._robot)
         self._begin(0)  # the first step compiles code, which takes seconds
         if warm:
@@ -89,12 +89,12 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
 
     def _begin(self, seed: int) -> None:
         if hasattr(self._env, "choose_target"):
-            self._instruction = self._recipe.instruction.format(target=self._env.choose_target(seed))
+            self.instruction = self._recipe.instruction.format(target=self._env.choose_target(seed))
         with _seeded(seed):
             self._env.reset()
         self._robot.gripper[self._arm].current_action = np.zeros(self._robot.gripper[self._arm].dof)
         self._data.qacc_warmstart[:] = 0
-        still = np.zeros(len(self._embodiment.action))
+        still = np.zeros(len(self.embodiment.action))
         still[-1] = 1.0
         for _ in range(SETTLE_STEPS):
             self._execute(still)

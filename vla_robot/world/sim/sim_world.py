@@ -19,29 +19,21 @@ class SimWorld[R: SimulationRecipe](ABC):
     """The port World over MuJoCo's state. A subclass sets the attributes below in its constructor.
 
     Attributes:
-        _embodiment: what actions and state mean.
+        embodiment: what actions and state mean.
+        instruction: of the present episode, where the task draws one.
         _data: MuJoCo's state, an MjData.
         _renderer: of its model.
     """
 
-    _embodiment: Embodiment
+    embodiment: Embodiment
     _data: Any
     _renderer: Renderer
 
     def __init__(self, recipe: R, privileged: bool) -> None:
         self._recipe, self._privileged = recipe, privileged
-        self._instruction = recipe.instruction
+        self.instruction = recipe.instruction
         self._step = self._held = 0
         self._open = True
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._embodiment
-
-    @property
-    def instruction(self) -> str:
-        """Of the present episode, where the task draws one."""
-        return self._instruction
 
     def reset(self, seed: int) -> Observation:
         """Begin an episode: arm and objects are placed and at rest. The same seed gives the same state."""
@@ -52,7 +44,7 @@ class SimWorld[R: SimulationRecipe](ABC):
 
     def step(self, action: Vector) -> StepResult:
         self._require_open()
-        values = check_action(action, self._embodiment.action)
+        values = check_action(action, self.embodiment.action)
         command_ns = time.monotonic_ns()
         self._execute(values)
         self._step += 1
@@ -85,7 +77,7 @@ class SimWorld[R: SimulationRecipe](ABC):
         return Observation(
             images=self._frames(),
             state=state,
-            instruction=self._instruction,
+            instruction=self.instruction,
             stamp_ns=stamp_ns,
             step=self._step,
             privileged=self._truth(state) if self._privileged else {},

@@ -70,7 +70,13 @@ METADATA = "meta/episode_metadata.jsonl"
 
 
 class LeRobotSource:
-    """Episodes of a LeRobot dataset, in order. An `EpisodeSource`; open it with `open_lerobot`."""
+    """Episodes of a LeRobot dataset, in order. An `EpisodeSource`; open it with `open_lerobot`.
+
+    Attributes:
+        root: the dataset's folder.
+        robot: LeRobot's robot_type.
+        lerobot_features: info.json's own description of each column.
+    """
 
     def __init__(
         self,
@@ -92,113 +98,54 @@ class LeRobotSource:
             MissingDependencyError: the extra [data] is not installed.
         """
         require("pyarrow", "data", "a LeRobot dataset")
-        self._root, self._split, self._damaged = root, split, dict(damaged)
+        self.root, self.name, self.location = root, root.name, str(root)
+        self._split, self._damaged = split, dict(damaged)
+        self.skipped, self.num_skipped = tuple(damaged.values()), len(damaged)
         self._info = read_info(root)
+        self.rate_hz, self.robot = float(self._info["fps"]), str(self._info.get("robot_type") or "")
+        self.lerobot_features: Mapping[str, Any] = self._info["features"]
+        self.metadata_fields: dict[str, Field] = {}  # LeRobot describes none; `episode` gives what a conversion kept
         self._places = read_places(root, self._info)
         if not self._places:
             raise DataError(f"{root} holds no finished episode. `vla record` makes some.")
         with malformed(f"{root / INFO}, splits"):
-            self._splits = _splits(self._info, len(self._places))
-        named = range(len(self._places)) if split is None else episodes_of(split, self._splits, str(root))
+            splits = _splits(self._info, len(self._places))
+        self.splits = {name: len(episodes) for name, episodes in splits.items()}
+        named = range(len(self._places)) if split is None else episodes_of(split, splits, str(root))
         chosen = [number for number in named if self._places[number].length]
-        self._num_empty = len(named) - len(chosen)
         self._numbers = [number for index, number in enumerate(chosen) if index not in damaged]
         self._tasks = read_tasks(root, self._info)
         with malformed(f"{root / INFO}, features"):
             self._describe(unneeded)
-        self._lengths = np.array([self._places[number].length for number in self._numbers], dtype=np.int64)
+        self.notes = (*tell_left_out(self.left_out), *tell_empty(len(named) - len(chosen)))
+        self.lengths = np.array([self._places[number].length for number in self._numbers], dtype=np.int64)
 
     def _describe(self, unneeded: Mapping[str, str]) -> None:
         """What is read of each step, and what is left out."""
-        features = {name: f for name, f in self._info["features"].items() if _is_carried(name)}
+        features = {name: f for name, f in self.lerobot_features.items() if _is_carried(name)}
         unread = {field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
-        self._left_out = {**unread, **unneeded}
-        self._columns = {field_name(name): name for name in features if field_name(name) not in self._left_out}
-        self._fields = {n: _field(n, features[column]) for n, column in self._columns.items()}
-        self._fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
+        self.left_out = {**unread, **unneeded}
+        self._columns = {field_name(name): name for name in features if field_name(name) not in self.left_out}
+        self.fields = {n: _field(n, features[column]) for n, column in self._columns.items()}
+        self.fields[INSTRUCTION] = Field(INSTRUCTION, "text", "str", ())
 
     def __reduce__(self) -> tuple[Callable[[], LeRobotSource], tuple[()]]:
-        return functools.partial(LeRobotSource, self._root, self._split, self._damaged, self._left_out), ()
+        return functools.partial(LeRobotSource, self.root, self._split, self._damaged, self.left_out), ()
 
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @property
-    def name(self) -> str:
-        return self._root.name
-
-    @property
-    def location(self) -> str:
-        return str(self._root)
-
-    @property
-    def root(self) -> Path:
-        """The dataset's folder."""
-        return self._root
-
-    @property
-    def splits(self) -> Mapping[str, int]:
-        """Every split and how many episodes it has."""
-        return {name: len(episodes) for name, episodes in self._splits.items()}
-
-    @property
-    def fields(self) -> dict[str, Field]:
-        return self._fields
-
-    @property
-    def metadata_fields(self) -> dict[str, Field]:
-        """Nothing that LeRobot describes; `episode` gives what a conversion kept."""
-        return {}
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Field that is not read -> why."""
-        return self._left_out
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know of the dataset."""
-        return (*tell_left_out(self._left_out), *tell_empty(self._num_empty))
-
-    @property
-    def skipped(self) -> tuple[str, ...]:
-        """What `skip_corrupt` left out, and why."""
-        return tuple(self._damaged.values())
-
-    @property
-    def num_skipped(self) -> int:
-        """How many episodes that are."""
-        return len(self._damaged)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return self._lengths
-
-    @property
-    def rate_hz(self) -> float | None:
-        return float(self._info["fps"])
-
-    @property
-    def robot(self) -> str:
-        """LeRobot's robot_type."""
-        return str(self._info.get("robot_type") or "")
-
-    @property
-    def lerobot_features(self) -> Mapping[str, Any]:
-        """info.json's own description of each column."""
-        return self._info["features"]
-
     def without_nulls(self) -> LeRobotSource:
         """The same dataset without the fields of numbers that are null somewhere; action, state and time are kept."""
-        names = [n for n, f in self._fields.items() if f.kind == "number" and n not in (*ACTIONS, *STATES, TIMESTAMP)]
-        left_out = dict(self._left_out)
+        names = [n for n, f in self.fields.items() if f.kind == "number" and n not in (*ACTIONS, *STATES, TIMESTAMP)]
+        left_out = dict(self.left_out)
         for path in dict.fromkeys(self._places[number].table for number in self._numbers):
             columns = {name: self._columns[name] for name in names if name not in left_out}
             with contextlib.suppress(DataError):  # told when an episode of that file is read
                 table = read_table(path, list(columns.values()))
                 nulls = [name for name, column in columns.items() if has_null(table[column])]
                 left_out |= dict.fromkeys(nulls, f"a column with nulls (in {path.name})")
-        return LeRobotSource(self._root, self._split, self._damaged, left_out)
+        return LeRobotSource(self.root, self._split, self._damaged, left_out)
 
     def column_of(self, field: str) -> str:
         """LeRobot's name of a field."""
@@ -206,16 +153,16 @@ class LeRobotSource:
 
     def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
         require_index(index, len(self), "episode")
-        names = require_fields(fields, self._fields, str(self._root), self._left_out)
+        names = require_fields(fields, self.fields, str(self.root), self.left_out)
         number = self._numbers[index]
-        where = f"{self._root}, episode {number}"
+        where = f"{self.root}, episode {number}"
         stored = [self._columns[name] for name in names if name != INSTRUCTION and not self._is_video(name)]
         table = self._table(self._places[number], [*stored, TASK_INDEX, TIMESTAMP])
         steps: dict[str, Column] = {}
         for name in names:
             with malformed(f"{where}: field '{name}'"):
                 steps[name] = self._column(name, table, number, where)
-        return Episode(index, self._metadata().get(number, {}), steps, int(self._lengths[index]), where)
+        return Episode(index, self._metadata().get(number, {}), steps, int(self.lengths[index]), where)
 
     def goes_on(self, index: int) -> bool:
         """Whether meta/recording.jsonl says that this episode is a part, and not the last one: see `MarksGaps`."""
@@ -227,15 +174,15 @@ class LeRobotSource:
 
     @functools.cached_property
     def _notes(self) -> Mapping[int, Mapping[str, Any]]:
-        return {note["episode"]: note for note in read_recording(self._root)}
+        return {note["episode"]: note for note in read_recording(self.root)}
 
     def encoded(self, index: int, field: str, step: int) -> bytes:
         require_index(index, len(self), "episode")
-        require_index(step, int(self._lengths[index]), "step")
-        cameras = {name: f for name, f in self._fields.items() if f.kind == "image"}
-        require_fields([field], cameras, f"{self._root}, cameras", self._left_out)
-        column, where = self._columns[field], f"{self._root}, episode {self._numbers[index]}"
-        if self._is_video(field) or is_depth(field, self._info["features"][column]):
+        require_index(step, int(self.lengths[index]), "step")
+        cameras = {name: f for name, f in self.fields.items() if f.kind == "image"}
+        require_fields([field], cameras, f"{self.root}, cameras", self.left_out)
+        column, where = self._columns[field], f"{self.root}, episode {self._numbers[index]}"
+        if self._is_video(field) or is_depth(field, self.lerobot_features[column]):
             return self.episode(index, [field]).frames(field).encoded(step)
         with malformed(f"{where}: field '{field}'"):
             table = self._table(self._places[self._numbers[index]], [column])
@@ -249,7 +196,7 @@ class LeRobotSource:
     def _column(self, name: str, table: Any, number: int, where: str) -> Column:
         if name == INSTRUCTION:
             return tuple(self._task(int(task), where) for task in _numbers(table, TASK_INDEX, "int64", where))
-        field, column = self._fields[name], self._columns[name]
+        field, column = self.fields[name], self._columns[name]
         if self._is_video(name):
             return self._video(name, _numbers(table, TIMESTAMP, "float64", where), number, where)
         if field.kind == "image":
@@ -271,17 +218,17 @@ class LeRobotSource:
         return cell["bytes"]
 
     def _images(self, name: str, files: list[bytes], where: str) -> Frames:
-        feature, field = self._info["features"][self._columns[name]], self._fields[name]
+        feature, field = self.lerobot_features[self._columns[name]], self.fields[name]
         if is_depth(name, feature):
             return DepthImages(files, depth_unit(feature), field.shape, f"{where}: field '{name}'")
         return EncodedFrames(files, field, where)
 
     def _is_video(self, name: str) -> bool:
-        return name != INSTRUCTION and self._info["features"][self._columns[name]]["dtype"] == "video"
+        return name != INSTRUCTION and self.lerobot_features[self._columns[name]]["dtype"] == "video"
 
     def _video(self, name: str, timestamps: NDArray[np.float64], number: int, where: str) -> VideoFrames:
         column = self._columns[name]
-        place, feature = self._places[number].videos[column], self._info["features"][column]
+        place, feature = self._places[number].videos[column], self.lerobot_features[column]
         return VideoFrames(
             path=place.path,
             timestamps=tuple((place.start_s + timestamps).tolist()),
@@ -289,11 +236,11 @@ class LeRobotSource:
             period_s=1 / float(self._info["fps"]),
             where=f"{where}: field '{name}'",
             depth=depth_code(feature) if is_depth(name, feature) else None,
-            shape=self._fields[name].shape,
+            shape=self.fields[name].shape,
         )
 
     def _metadata(self) -> dict[int, dict[str, Any]]:
-        path = self._root / METADATA
+        path = self.root / METADATA
         return _read_metadata(path, path.stat().st_mtime_ns) if path.is_file() else {}
 
 

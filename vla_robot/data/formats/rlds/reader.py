@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.episode import Episode, Field, OnProgress
+from vla_robot.core.episode import Episode, OnProgress
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
 from vla_robot.data.formats.rlds.decode import decode_metadata, decode_steps
 from vla_robot.data.formats.rlds.example import Place, places
 from vla_robot.data.formats.rlds.features import FEATURES_FILE, Features, parse_features
-from vla_robot.data.formats.rlds.index import DamagedRecord, SplitIndex, load_index
+from vla_robot.data.formats.rlds.index import SplitIndex, load_index
 from vla_robot.data.formats.rlds.splits import INFO_FILE, DatasetInfo, Part, parse_info, parse_parts
 from vla_robot.data.formats.rlds.storage import Storage, open_storage
 from vla_robot.data.formats.rlds.tfrecord import read_record, require_crc
@@ -34,7 +34,12 @@ MOST_DAMAGES_NAMED = 3
 
 
 class RldsDataset:
-    """Episodes of an RLDS dataset, in order. An `EpisodeSource`; open it with `open_rlds`."""
+    """Episodes of an RLDS dataset, in order. An `EpisodeSource`; open it with `open_rlds`.
+
+    Attributes:
+        features: how records store the fields.
+        version: e.g. "1.0.0".
+    """
 
     def __init__(
         self,
@@ -55,17 +60,24 @@ class RldsDataset:
             notes: what was found out about the folder.
         """
         self._storage = storage
-        self._info = info
-        self._features = features
-        self._fields = {name: leaf.field for name, leaf in features.steps.items()}
+        self.name, self.version, self.location = info.name, info.version, storage.location
+        self.rate_hz = None  # RLDS does not say
+        self.splits = {name: split.num_episodes for name, split in info.splits.items()}
+        self.features, self.left_out = features, features.left_out
+        self.metadata_fields = {name: leaf.field for name, leaf in features.episode.items()}
+        self.fields = {name: leaf.field for name, leaf in features.steps.items()}
         self._camera_columns = {name: column for column, name in enumerate(features.cameras)}
         self._indices = [index for _, index in parts]
         self._reopen = reopen
-        self._notes = notes
+        opened = list({id(index): index for index in self._indices}.values())
+        self.skipped = tuple(damaged for index in opened for damaged in index.damaged)
+        self.num_skipped = sum(damaged.lost for damaged in self.skipped)
+        num_empty = sum(index.num_empty for index in opened)
+        self.notes = (*notes, *tell_left_out(self.left_out), *tell_empty(num_empty))
         rows = [_rows_of(part, index, info) for part, index in parts]
         self._rows = np.concatenate(rows) if rows else np.empty(0, np.int64)
         self._part_of = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-        self._lengths = np.concatenate(
+        self.lengths = np.concatenate(
             [index.records["steps"][r].astype(np.int64) for index, r in zip(self._indices, rows, strict=True)]
             or [np.empty(0, np.int64)]
         )
@@ -77,67 +89,6 @@ class RldsDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def name(self) -> str:
-        return self._info.name
-
-    @property
-    def version(self) -> str:
-        """E.g. "1.0.0"."""
-        return self._info.version
-
-    @property
-    def location(self) -> str:
-        return self._storage.location
-
-    @property
-    def splits(self) -> Mapping[str, int]:
-        """Every split of the dataset and how many episodes it has."""
-        return {name: split.num_episodes for name, split in self._info.splits.items()}
-
-    @property
-    def features(self) -> Features:
-        """How records store the fields."""
-        return self._features
-
-    @property
-    def fields(self) -> dict[str, Field]:
-        return self._fields
-
-    @property
-    def metadata_fields(self) -> dict[str, Field]:
-        return {name: leaf.field for name, leaf in self._features.episode.items()}
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return self._lengths
-
-    @property
-    def rate_hz(self) -> float | None:
-        """RLDS does not say."""
-        return None
-
-    @property
-    def skipped(self) -> tuple[DamagedRecord, ...]:
-        """What `skip_corrupt` left out, over all shards of the splits that are open."""
-        return tuple(damaged for index in _each_once(self._indices) for damaged in index.damaged)
-
-    @property
-    def num_skipped(self) -> int:
-        """How many episodes that are."""
-        return sum(damaged.lost for damaged in self.skipped)
-
-    @property
-    def left_out(self) -> Mapping[str, str]:
-        """Field that is not read -> why."""
-        return self._features.left_out
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user should know of the dataset beside damage: other versions, fields and episodes left out."""
-        num_empty = sum(index.num_empty for index in _each_once(self._indices))
-        return (*self._notes, *tell_left_out(self.left_out), *tell_empty(num_empty))
-
     def where(self, index: int) -> str:
         """Shard, record and offset of an episode, for error messages."""
         record, shard = self._record(index)
@@ -147,10 +98,10 @@ class RldsDataset:
         require_index(index, len(self), "episode")
         names = require_fields(fields, self.fields, self.location)
         where = self.where(index)
-        content, steps = self._content(index), int(self._lengths[index])
+        content, steps = self._content(index), int(self.lengths[index])
         try:
             lists = places(content)
-            columns = {n: decode_steps(self._features.steps[n], content, lists, steps, where) for n in names}
+            columns = {n: decode_steps(self.features.steps[n], content, lists, steps, where) for n in names}
             metadata = self._metadata(content, lists, where, is_wanted=fields is None)
         except DataError as error:
             raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
@@ -159,7 +110,7 @@ class RldsDataset:
     def _metadata(self, content: bytes, lists: Mapping[str, Place], where: str, *, is_wanted: bool) -> dict[str, Any]:
         """What the episode has once. Where single fields are asked for, a value that is damaged is left out."""
         values: dict[str, Any] = {}
-        for name, leaf in self._features.episode.items():
+        for name, leaf in self.features.episode.items():
             try:
                 values[name] = decode_metadata(leaf, content, lists, where)
             except DataError:
@@ -169,7 +120,7 @@ class RldsDataset:
 
     def encoded(self, index: int, field: str, step: int) -> bytes:
         require_index(index, len(self), "episode")
-        require_index(step, int(self._lengths[index]), "step")
+        require_index(step, int(self.lengths[index]), "step")
         if field not in self._camera_columns:
             raise DataError(f"{self.location}, cameras: " + unknown("field", field, self._camera_columns))
         split = self._indices[self._part_of[index]]
@@ -323,7 +274,3 @@ def _rows_of(part: Part, index: SplitIndex, info: DatasetInfo) -> NDArray[np.int
     before = np.cumsum([0, *lengths])[:-1]
     place = before[index.records["shard"]] + index.records["number"]
     return np.flatnonzero((place >= part.start) & (place < part.stop))
-
-
-def _each_once(indices: list[SplitIndex]) -> list[SplitIndex]:
-    return list({id(index): index for index in indices}.values())

@@ -36,7 +36,11 @@ SHARD_BYTES = 256 * 2**20
 
 
 class RldsWriter(Closeable):
-    """Writes one split of a dataset, episode by episode. Use it in a `with` block, or call `close`."""
+    """Writes one split of a dataset, episode by episode. Use it in a `with` block, or call `close`.
+
+    Attributes:
+        folder: where the files are: the folder of the version.
+    """
 
     def __init__(
         self,
@@ -62,25 +66,20 @@ class RldsWriter(Closeable):
             MissingDependencyError: the extra [data] is not installed.
         """
         require_crc()
-        self._folder = root / version
-        self._partial = self._folder / PARTIAL / split
+        self.folder = root / version
+        self._partial = self.folder / PARTIAL / split
         self._name, self._version, self._split, self._features = name, version, split, features
         self._shard_bytes = shard_bytes
         self._file: BinaryIO | None = None
         self._lengths: list[int] = []
-        self._claim = Claim(self._folder)
+        self._claim = Claim(self.folder)
         try:
-            with writing(self._folder):
+            with writing(self.folder):
                 self._require_place()
                 self._take_up()
         except BaseException:
             self._claim.release()
             raise
-
-    @property
-    def folder(self) -> Path:
-        """Where the files are: the folder of the version."""
-        return self._folder
 
     @property
     def num_episodes(self) -> int:
@@ -94,7 +93,7 @@ class RldsWriter(Closeable):
             DataError: it does not fit the features, or the disk refuses.
         """
         record = frame_record(encode_episode(episode, self._features))
-        with writing(self._folder, self._what_is_safe):
+        with writing(self.folder, self._what_is_safe):
             file = self._open()
             file.write(record)
             file.flush()
@@ -107,8 +106,8 @@ class RldsWriter(Closeable):
             DataError: there is no episode, or the disk refuses.
         """
         if not self.num_episodes:
-            raise DataError(f"no episode was written to {self._folder}.")
-        with writing(self._folder, self._what_is_safe):
+            raise DataError(f"no episode was written to {self.folder}.")
+        with writing(self.folder, self._what_is_safe):
             self._close_shard()
             write_json(self._partial / PLAN, {"lengths": self._lengths})  # from here on a crash is taken up by moving
             self._move_shards(self._lengths)
@@ -120,7 +119,7 @@ class RldsWriter(Closeable):
             DataError: the disk refuses.
         """
         try:
-            with writing(self._folder, self._what_is_safe):
+            with writing(self.folder, self._what_is_safe):
                 self._close_shard()
         finally:
             self._claim.release()
@@ -139,9 +138,9 @@ class RldsWriter(Closeable):
         plan = self._partial / PLAN
         if plan.is_file():  # a crash came while the shards were given their names
             self._move_shards(json.loads(plan.read_text())["lengths"])
-        if self._split in written_splits(self._folder):
-            raise DataError(f"{self._folder} has the split '{self._split}' already. Choose another folder.")
-        features = self._folder / FEATURES_FILE
+        if self._split in written_splits(self.folder):
+            raise DataError(f"{self.folder} has the split '{self._split}' already. Choose another folder.")
+        features = self.folder / FEATURES_FILE
         if features.is_file() and parse_features(json.loads(features.read_text()), str(features)) != self._features:
             raise DataError(f"{features} describes other fields than those to be written. Choose another folder.")
 
@@ -178,11 +177,11 @@ class RldsWriter(Closeable):
         names = [shard_name(self._name, self._split, number, len(lengths)) for number in range(len(lengths))]
         for number, name in enumerate(names):
             if self._part(number).exists():
-                rename(self._part(number), self._folder / name)
-        num_bytes = sum((self._folder / name).stat().st_size for name in names)
-        write_json(self._folder / FEATURES_FILE, to_tree(self._features))
-        write_json(self._folder / INFO_FILE, self._info_with(lengths, num_bytes))
-        shutil.rmtree(self._folder / PARTIAL / self._split)
+                rename(self._part(number), self.folder / name)
+        num_bytes = sum((self.folder / name).stat().st_size for name in names)
+        write_json(self.folder / FEATURES_FILE, to_tree(self._features))
+        write_json(self.folder / INFO_FILE, self._info_with(lengths, num_bytes))
+        shutil.rmtree(self.folder / PARTIAL / self._split)
 
     def _info_with(self, lengths: list[int], num_bytes: int) -> dict[str, Any]:
         split = {
@@ -195,7 +194,7 @@ class RldsWriter(Closeable):
         return info | {"splits": [*info["splits"], split]}
 
     def _info(self) -> dict[str, Any]:
-        path = self._folder / INFO_FILE
+        path = self.folder / INFO_FILE
         if path.is_file():
             return json.loads(path.read_text())
         return {
