@@ -12,7 +12,6 @@ PRIVATE = {
     "Frames": "core/episode.py: a part of the noun Episode",
     "Storage": "data: folders that an RLDS dataset may lie in",
     "Drive": "evaluate: how its runner calls the two loops",
-    "HasEmbodiment": "evaluate: what its runner needs of a world or a robot",
     "Writer": "record: mentions Demonstration, a noun of data",
     "Controllable": "record: a world or a robot in a person's hands, both its own",
     "Log": "serve: mentions EpisodeStep, a noun of record",

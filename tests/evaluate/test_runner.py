@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from vla_robot.core.clock import FakeClock
 from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.core.ports import Guard
 from vla_robot.evaluate.runner import new_run_folder, run_episodes, run_folder
+from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
 from vla_robot.record.episode import read_episode
 
@@ -31,9 +33,9 @@ def run(clock: FakeClock, guard: Guard, tmp_path: Path) -> Make:
     """`run(world, policy, seeds, ...)` into tmp_path/run on the fake clock."""
 
     def go(world: Any, policy: Any, seeds: Any = range(3, 6), **more: Any) -> RunSummary:
-        return run_episodes(
-            world, policy, seeds, info=INFO, guard=guard, clock=clock, **{"folder": tmp_path / "run", **more}
-        )
+        stops = {"should_stop": more["should_stop"]} if "should_stop" in more else {}
+        drive = partial(run_episode, world, policy, guard=guard, clock=clock, **stops)
+        return run_episodes(drive, world.embodiment, seeds, info=INFO, **{"folder": tmp_path / "run", **more})
 
     return go
 

@@ -297,15 +297,14 @@ def run(clock: FakeClock, guard: Guard, make_world: Make, make_policy: Make, tmp
             Takeover(make_policy(think_ms=5), hands, EMBODIMENT, row_by_row=True, clock=clock) as driver,
         ):
             store = LogStore(writer, EMBODIMENT, "fake")
+            world = make_world(**{"succeed_at": HORIZON, "horizon": HORIZON + 1, **options})
             return run_episodes(
-                make_world(**{"succeed_at": HORIZON, "horizon": HORIZON + 1, **options}),
-                driver,
+                partial(run_episode, world, driver, guard=guard, clock=clock),
+                EMBODIMENT,
                 [3, 4],
                 info=RunInfo("toy", "fake", "lift the <red> cube"),
-                guard=guard,
                 folder=tmp_path / "run",
                 subscribers=[driver],
-                clock=clock,
                 video=False,
                 on_episode=lambda result, log: store.add(log),
             )

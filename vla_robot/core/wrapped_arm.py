@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.ports import Arm
 
 
@@ -12,11 +11,7 @@ class WrappedArm:
     """The Arm port over another arm: what it says of itself."""
 
     def __init__(self, arm: Arm) -> None:
-        self._arm = arm
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._arm.embodiment
+        self._arm, self.embodiment = arm, arm.embodiment
 
     @property
     def instruction(self) -> str:

@@ -30,16 +30,12 @@ class InstructedWorld:
             world: the wrapped world; without `privileged` observations, no raised object is noted.
             words: maps its instruction to the new one.
         """
-        self._world = world
+        self._world, self.embodiment = world, world.embodiment
         self._words = words
         self.task = world.instruction
         self.instruction = world.instruction
         self.raised: str | None = None
         self._start_m: dict[str, float] = {}
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._world.embodiment
 
     @property
     def last_stages_ms(self) -> Mapping[str, float]:

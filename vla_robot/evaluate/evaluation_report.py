@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from vla_robot.core.host.provenance import document
 from vla_robot.evaluate.evaluation import Comparison, Evaluation, Score, Trial
 from vla_robot.evaluate.report_parts import (
-    STYLE,
     badge,
     definitions,
     folded,
     interval_bar,
     percent,
     video_element,
-    write_text,
+    write_page,
 )
 from vla_robot.evaluate.video_selection import film_path
 
@@ -46,17 +43,12 @@ def write_evaluation(folder: Path, evaluation: Evaluation, command: str) -> Path
         DataError: writing failed.
     """
     summary = document("eval", **evaluation.to_dict())
-    write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    report = folder / "report.html"
-    fields = _fields(folder, evaluation, command, summary)
-    write_text(report, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(fields))
-    return report
+    return write_page(folder, summary, TEMPLATE, _fields(folder, evaluation, command, summary))
 
 
 def _fields(folder: Path, evaluation: Evaluation, command: str, summary: dict[str, Any]) -> dict[str, str]:
     scores = evaluation.scores
     return {
-        "style": STYLE,
         "title": escape(f"{evaluation.env} evaluated: {', '.join(evaluation.policies)}"),
         "env": escape(evaluation.env),
         "count": str(len(evaluation.seeds)),

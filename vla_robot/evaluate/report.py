@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,6 @@ from numpy.typing import NDArray
 from vla_robot.core.host.durable import make_folder, writing
 from vla_robot.core.host.provenance import document
 from vla_robot.evaluate.report_parts import (
-    STYLE,
     badge,
     definitions,
     folded,
@@ -25,13 +22,12 @@ from vla_robot.evaluate.report_parts import (
     relative,
     video_element,
     video_path,
-    write_text,
+    write_page,
 )
 from vla_robot.loop.recorder import log_path
 from vla_robot.loop.results import EpisodeResult, RunSummary
 from vla_robot.loop.timing import TOTAL, WORLD_STEP, summarise
 
-REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html")
 
 STAGE_LABELS = {
@@ -69,10 +65,7 @@ def write_report(folder: Path, run: RunSummary) -> Path:
     with writing(folder):
         make_folder(folder)
     summary = document("run", **run.to_dict())
-    write_text(folder / "summary.json", json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    report = folder / REPORT
-    write_text(report, Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_fields(folder, run, summary)))
-    return report
+    return write_page(folder, summary, TEMPLATE, _fields(folder, run, summary))
 
 
 def _fields(folder: Path, run: RunSummary, summary: Mapping[str, Any]) -> dict[str, str]:
@@ -81,7 +74,6 @@ def _fields(folder: Path, run: RunSummary, summary: Mapping[str, Any]) -> dict[s
     # Failures come first; sorted() keeps the order of the seeds among equals.
     failures_first = sorted(run.episodes, key=lambda e: e.success)
     return {
-        "style": STYLE,
         "title": escape(f"{run.info.policy} drives {run.info.env}: {run.successes} of {count}"),
         "policy": escape(run.info.policy),
         "env": escape(run.info.env),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from string import Template
+from typing import Any
 
 from vla_robot.core.host.durable import write_whole, writing
 from vla_robot.loop.results import Outcome
 
+REPORT = "report.html"
 STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8").strip()
 
 
@@ -65,7 +69,16 @@ def relative(folder: Path, path: Path) -> str:
     return escape(path.relative_to(folder).as_posix())
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically. Raises DataError when writing failed."""
-    with writing(path):
-        write_whole(path, text.encode())
+def write_page(folder: Path, summary: Mapping[str, Any], template: Path, fields: Mapping[str, str]) -> Path:
+    """Write summary.json and, from a template, report.html, each atomically. Return the path of the latter.
+
+    Raises:
+        DataError: writing failed.
+    """
+    report = folder / REPORT
+    page = Template(template.read_text(encoding="utf-8")).substitute({"style": STYLE, **fields})
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    for path, content in ((folder / "summary.json", text), (report, page)):
+        with writing(path):
+            write_whole(path, content.encode())
+    return report

@@ -6,21 +6,18 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from vla_robot.core.clock import Clock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError, VlaError, in_words
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import make_folder, writing
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import machine, versions
-from vla_robot.core.ports import Guard, Policy, World
-from vla_robot.evaluate.report import REPORT, write_report
-from vla_robot.evaluate.report_parts import video_path
-from vla_robot.loop.control_loop import always_false, run_episode
+from vla_robot.evaluate.report import write_report
+from vla_robot.evaluate.report_parts import REPORT, video_path
+from vla_robot.loop.control_loop import always_false
 from vla_robot.loop.events import Subscriber
 from vla_robot.loop.recorder import EpisodeRecorder, log_path
 from vla_robot.loop.results import EpisodeResult, RunInfo, RunSummary
@@ -79,68 +76,9 @@ def noop(result: EpisodeResult, log: EpisodeLog) -> None:
     """Do nothing: for runs without a dataset."""
 
 
-class HasEmbodiment(Protocol):
-    """A world, or a robot with its own clock."""
-
-    @property
-    def embodiment(self) -> Embodiment: ...
-
-
 def run_episodes(
-    world: World,
-    policy: Policy,
-    seeds: Sequence[int],
-    *,
-    info: RunInfo,
-    guard: Guard,
-    folder: Path | None = None,
-    subscribers: Sequence[Subscriber] = (),
-    clock: Clock | None = None,
-    rate_hz: float | None = None,
-    should_stop: Callable[[], bool] = always_false,
-    video: bool = True,
-    on_episode: OnEpisode = noop,
-    on_failure: OnFailure = lambda summary: None,
-) -> RunSummary:
-    """Run one episode per seed. Ctrl-C and the stop flag end the run early; finished episodes are kept and reported.
-
-    Args:
-        world: the world.
-        policy: chooses the actions.
-        seeds: one per episode.
-        info: names and recipes for the report.
-        guard: limits the actions.
-        folder: gets report.html, summary.json, episodes/ and videos/; None writes no files.
-        subscribers: called with every event.
-        clock: as in `run_episode`, like `rate_hz` and `should_stop`.
-        rate_hz: control steps per second, None for as fast as possible.
-        should_stop: True ends the run.
-        video: write a video of each episode, between episodes, so that the control loop is not slowed.
-        on_episode: gets the result and log of each episode, if there is a folder.
-        on_failure: called with the finished episodes before a failure is raised.
-
-    Raises:
-        VlaError: the world or the recording failed. The report on the finished episodes is written first.
-        DataError: the folder holds another run's report already.
-    """
-    drive = partial(run_episode, world, policy, guard=guard, clock=clock, rate_hz=rate_hz, should_stop=should_stop)
-    return run_driven(
-        drive,
-        world,
-        seeds,
-        info=info,
-        folder=folder,
-        subscribers=subscribers,
-        should_stop=should_stop,
-        video=video,
-        on_episode=on_episode,
-        on_failure=on_failure,
-    )
-
-
-def run_driven(
     drive: Drive,
-    driven: HasEmbodiment,
+    embodiment: Embodiment,
     seeds: Sequence[int],
     *,
     info: RunInfo,
@@ -152,18 +90,18 @@ def run_driven(
     on_failure: OnFailure = lambda summary: None,
     notes: Callable[[], Sequence[str]] = lambda: (),
 ) -> RunSummary:
-    """Run episodes as `run_episodes` does, with any function that runs one.
+    """Run one episode per seed. Ctrl-C and the stop flag end the run early; finished episodes are kept and reported.
 
     Args:
         drive: runs the episode of a seed and calls subscribers.
-        driven: the world or robot.
+        embodiment: of the world or robot.
         seeds: one per episode.
         info: names and recipes for the report.
-        folder: as in `run_episodes`, like everything below.
+        folder: gets report.html, summary.json, episodes/ and videos/; None writes no files.
         subscribers: called with every event.
         should_stop: True ends the run.
-        video: write a video of each episode.
-        on_episode: gets the result and log of each episode.
+        video: write a video of each episode, between episodes, so that the control loop is not slowed.
+        on_episode: gets the result and log of each episode, if there is a folder.
         on_failure: called with the finished episodes before a failure is raised.
         notes: called at the end, for `RunSummary.notes`.
 
@@ -174,7 +112,7 @@ def run_driven(
     if folder is not None:
         _check_folder(folder, video)
     started_at = datetime.now().astimezone().isoformat(timespec="seconds")
-    recorders = [] if folder is None else [EpisodeRecorder(folder, _header(driven, info, started_at))]
+    recorders = [] if folder is None else [EpisodeRecorder(folder, _header(embodiment, info, started_at))]
     episodes: list[EpisodeResult] = []
     failure: Exception | None = None
     try:
@@ -189,7 +127,7 @@ def run_driven(
                 log = read_episode(log_path(folder, seed))
                 on_episode(episode, log)
                 if video:
-                    write_video(log, episode, video_path(folder, seed), driven.embodiment.rate_hz)
+                    write_video(log, episode, video_path(folder, seed), embodiment.rate_hz)
     except KeyboardInterrupt:
         pass  # the summary says so: fewer episodes than planned
     except Exception as error:  # also after a bug, finished episodes are reported
@@ -219,13 +157,13 @@ def _check_folder(folder: Path, video: bool) -> None:
         require("av", "report", "the report's videos")
 
 
-def _header(driven: HasEmbodiment, info: RunInfo, started_at: str) -> dict[str, Any]:
+def _header(embodiment: Embodiment, info: RunInfo, started_at: str) -> dict[str, Any]:
     """Return the data that all episodes of a run share."""
     return {
         "env": info.env,
         "policy": info.policy,
         "recipes": dict(info.recipes),
-        "embodiment": driven.embodiment.to_dict(),
+        "embodiment": embodiment.to_dict(),
         "versions": versions(),
         "machine": machine(),
         "run_started_at": started_at,

@@ -119,14 +119,10 @@ class WaitingWorld:
     """A world that waits between two steps; the clock paces the steps at the world's rate."""
 
     def __init__(self, world: World, clock: Clock | None = None) -> None:
-        self._world = world
+        self._world, self.embodiment = world, world.embodiment
         self._clock = clock or MonotonicClock()
         self._ready: Observation | None = None
         self._ticker = self._fresh_ticker()
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._world.embodiment
 
     @property
     def missed(self) -> int:
@@ -160,14 +156,14 @@ class WaitingWorld:
     def end(self) -> None: ...
 
     def _fresh_ticker(self) -> Ticker:
-        return Ticker(self._clock, round(NS_PER_S / self._world.embodiment.rate_hz))
+        return Ticker(self._clock, round(NS_PER_S / self.embodiment.rate_hz))
 
 
 class LiveRobot:
     """A robot behind a bridge. Its arm moves to the start pose when the person starts an episode, and not before."""
 
     def __init__(self, robot: StoppableRobot, clock: Clock | None = None) -> None:
-        self._robot = robot
+        self._robot, self.embodiment = robot, robot.embodiment
         self._clock = clock or MonotonicClock()
         self._newest: Observation | None = None
         self._running = self._stopped_here = False
@@ -176,10 +172,6 @@ class LiveRobot:
         self._heard_ns = 0
         self._is_gap = False
         self._dropped = self._held = self._stayed = self._late = 0
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._robot.embodiment
 
     @property
     def missed(self) -> int:

@@ -7,14 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from vla_robot.cli.build import open_world
 from vla_robot.cli.common.cli_common import EXIT_FAILED, option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.cli.data.stats import find_members
+from vla_robot.cli.data.stats import MembersArgs, find_members
 from vla_robot.core.errors import DataError, unknown
 from vla_robot.core.ports import World
 from vla_robot.data.doctor import Finding, Patient, examine
@@ -28,15 +26,9 @@ REPLAYS_TO_SUCCEED = 0.9
 
 
 @dataclass(frozen=True)
-class DataDoctorArgs:
+class DataDoctorArgs(MembersArgs):
     """Examine a dataset: no-ops, rate, outliers, gripper, frames, instructions; exit status 1 with a problem."""
 
-    what: Annotated[str, tyro.conf.Positional, option("PATH|RECIPE")]
-    """a dataset's folder, file or URL, or a recipe of a dataset or mixture"""
-    root: Annotated[Path | None, option("FOLDER")] = None
-    """the folder that holds the datasets which a recipe names"""
-    recipe: Annotated[str | None, option("RECIPE")] = None
-    """what the steps of a dataset given by its PATH are made of; by default the one published under its name"""
     policy: Annotated[str | None, option("POLICY")] = None
     """also compare the statistics with those that this checkpoint learned"""
     statistics_key: Annotated[str | None, option("NAME")] = None

@@ -23,8 +23,8 @@ ROWS = ("q01", "q99", "mean", "std", "min", "max")
 
 
 @dataclass(frozen=True)
-class StatsArgs:
-    """Statistics over all transitions of a dataset or a mixture, train and val, in OpenVLA's schema."""
+class MembersArgs:
+    """Which datasets are meant."""
 
     what: Annotated[str, tyro.conf.Positional, option("PATH|RECIPE")]
     """a dataset's folder, file or URL, or a recipe of a dataset or mixture"""
@@ -32,6 +32,12 @@ class StatsArgs:
     """the folder that holds the datasets which a recipe names"""
     recipe: Annotated[str | None, option("RECIPE")] = None
     """what the steps of a dataset given by its PATH are made of; by default the one published under its name"""
+
+
+@dataclass(frozen=True)
+class StatsArgs(MembersArgs):
+    """Statistics over all transitions of a dataset or a mixture, train and val, in OpenVLA's schema."""
+
     out: Annotated[Path | None, option("FILE")] = None
     """write them to this file, e.g. dataset_statistics.json"""
     skip_corrupt: bool = False
@@ -60,8 +66,8 @@ def data_stats(args: StatsArgs) -> int:
     return 0
 
 
-def find_members(args: Any, *, may_assume: bool = False) -> tuple[Member, ...]:
-    """The datasets that `what`, `root` and `recipe` of a command line mean.
+def find_members(args: MembersArgs, *, may_assume: bool = False) -> tuple[Member, ...]:
+    """The datasets that a command line means.
 
     Args:
         args: the command line.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.core.errors import PolicyError
 from vla_robot.evaluate.runner import run_episodes
+from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.results import RunInfo
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
@@ -43,7 +45,8 @@ class Rollouts:
             policy = build_policy(replace(source, recipe=recipe), env, world.embodiment)
             info = RunInfo(env_path.stem, source.name, env.instruction)
             guard = build_guard(world.embodiment.action)
-            summary = run_episodes(world, policy, seeds, info=info, guard=guard, should_stop=self.should_stop)
+            drive = partial(run_episode, world, policy, guard=guard, should_stop=self.should_stop)
+            summary = run_episodes(drive, world.embodiment, seeds, info=info, should_stop=self.should_stop)
         errors = [episode.error for episode in summary.episodes if episode.error]
         if errors:
             raise PolicyError(f"{len(errors)} of {len(seeds)} rollouts had no action: {errors[0]}")

@@ -10,7 +10,7 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.run.progress_view import result_table
 from vla_robot.core.errors import DataError
-from vla_robot.evaluate.report import REPORT
+from vla_robot.evaluate.report_parts import REPORT
 from vla_robot.loop.results import RunSummary
 from vla_robot.record.episode import PART_SUFFIX
 

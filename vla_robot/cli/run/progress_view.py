@@ -33,7 +33,7 @@ class LiveView:
     """A subscriber and a context manager.
 
     >>> with LiveView(episodes=5) as view:                      # doctest: +SKIP
-    ...     run_episodes(world, policy, seeds, subscribers=[view], ...)
+    ...     run_episodes(drive, embodiment, seeds, subscribers=[view], ...)
     """
 
     def __init__(self, episodes: int, console: Terminal | None = None) -> None:

@@ -17,8 +17,9 @@ from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished
 from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control, validate_options
 from vla_robot.core.errors import RecipeError
-from vla_robot.evaluate.report import REPORT
+from vla_robot.evaluate.report_parts import REPORT
 from vla_robot.evaluate.runner import run_episodes, run_folder
+from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.results import RunInfo, RunSummary
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe
@@ -94,15 +95,15 @@ def main(args: RunArgs) -> int:
             shared_control(args, policy, world.embodiment, world.instruction, row_by_row=True) as (driver, seeing),
             LiveView(what.launch.episodes) as view,
         ):
+            pace_hz = env.rate_hz if what.launch.real_time or args.takeover else None
+            guard = build_guard(world.embodiment.action)
             summary = run_episodes(
-                world,
-                driver,
+                partial(run_episode, world, driver, guard=guard, rate_hz=pace_hz, should_stop=stop.is_set),
+                world.embodiment,
                 what.launch.seeds,
                 info=_info(what, env),
-                guard=build_guard(world.embodiment.action),
                 folder=folder,
                 subscribers=[view, *seeing],
-                rate_hz=env.rate_hz if what.launch.real_time or args.takeover else None,
                 should_stop=stop.is_set,
                 on_episode=on_episode,
                 on_failure=partial(print_finished, folder=folder, file=args.json),

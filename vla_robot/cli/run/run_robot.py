@@ -16,8 +16,8 @@ from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control
 from vla_robot.core.errors import ContractError, RecipeError, VlaError, WorldError
 from vla_robot.core.ports import Policy, ReportsStatus
-from vla_robot.evaluate.report import REPORT
-from vla_robot.evaluate.runner import Drive, run_driven, run_folder
+from vla_robot.evaluate.report_parts import REPORT
+from vla_robot.evaluate.runner import Drive, run_episodes, run_folder
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
@@ -72,9 +72,9 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 drive = partial(run_live_episode, robot, driver)
                 _warm_up(policy, robot, launch.seed, view, stop.is_set)
             drive = partial(drive, guard=guard, should_stop=stop.is_set)
-            summary = run_driven(
+            summary = run_episodes(
                 drive,
-                robot,
+                robot.embodiment,
                 launch.seeds,
                 info=_info(args, launch, robot),
                 folder=folder,

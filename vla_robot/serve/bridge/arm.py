@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Dim, Embodiment
+from vla_robot.core.embodiment import GRIPPER_OPEN, ActionSpace, Dim
 from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.ports import VisibleWorld
@@ -19,13 +19,9 @@ class WorldArm:
     can_wait = True
 
     def __init__(self, world: VisibleWorld) -> None:
-        self._world = world
+        self._world, self.embodiment = world, world.embodiment
         self._holding: Vector | None = None
         self._stamps_ns: dict[str, int] = {}
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._world.embodiment
 
     @property
     def instruction(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.safety.limits import require_action
@@ -15,12 +14,8 @@ class SynchronousEnv:
     """The World port over a RemoteRobot, which stays the caller's to close."""
 
     def __init__(self, robot: RemoteRobot) -> None:
-        self._robot = robot
+        self._robot, self.embodiment = robot, robot.embodiment
         self._observation: Observation | None = None
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._robot.embodiment
 
     @property
     def instruction(self) -> str:

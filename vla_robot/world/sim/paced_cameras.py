@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import Image, Observation, StepResult, Vector
 from vla_robot.core.ports import VisibleWorld
 
@@ -24,13 +23,9 @@ class PacedCameras:
             world: the wrapped world, which renders every camera at every step, whether or not the frame is due.
             rates_hz: camera -> rate [Hz], at most the world's rate; other cameras give a frame at each step.
         """
-        self._world = world
+        self._world, self.embodiment = world, world.embodiment
         self._rates_hz = rates_hz
         self._frames: dict[str, tuple[Image, int]] = {}
-
-    @property
-    def embodiment(self) -> Embodiment:
-        return self._world.embodiment
 
     @property
     def instruction(self) -> str:
@@ -68,6 +63,6 @@ class PacedCameras:
         """Return whether a frame of the camera is due at this step."""
         if name not in self._rates_hz:
             return True
-        frames_per_step = self._rates_hz[name] / self._world.embodiment.rate_hz
+        frames_per_step = self._rates_hz[name] / self.embodiment.rate_hz
         # 1e-9 is added since 3 * (10 / 30) may be rounded to a number below 1.
         return int(step * frames_per_step + 1e-9) > int((step - 1) * frames_per_step + 1e-9)
