@@ -10,7 +10,6 @@ Source: Linux, Documentation/input/joydev/joystick-api.rst, include/uapi/linux/j
 from __future__ import annotations
 
 import array
-import contextlib
 import fcntl
 import os
 import struct
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_robot.core.errors import TeleopError
-from vla_robot.teleop.sticks import DeviceState, Pressed
+from vla_robot.teleop.sticks import DeviceFile, DeviceState, Pressed
 
 EVENT = struct.Struct("<IhBB")
 BUTTON_EVENT, AXIS_EVENT, INITIAL = 0x01, 0x02, 0x80
@@ -60,7 +59,7 @@ class Layout:
     buttons: Sequence[int]
 
 
-class Gamepad:
+class Gamepad(DeviceFile):
     """A gamepad that is plugged in; implements Sticks."""
 
     help = (
@@ -76,16 +75,9 @@ class Gamepad:
     )
 
     def __init__(self, fd: int, layout: Layout, path: str = "the gamepad") -> None:
-        """
-        Args:
-            fd: descriptor to read events from; `close` closes it.
-            layout: the pad's axes and buttons.
-            path: the pad's name in error messages.
-        """
-        self._fd: int | None = fd
-        os.set_blocking(fd, False)
+        """See `DeviceFile`. `layout` names the pad's axes and buttons."""
+        super().__init__(fd, path)
         self._layout = layout
-        self._path = path
         self._left = b""
         self._axes: dict[int, float] = {}
         self._down: set[int] = set()
@@ -102,11 +94,6 @@ class Gamepad:
                 self._down = self._down | {code} if value else self._down - {code}
         return DeviceState(self._hand(), frozenset(PRESSES[code] for code in fresh if code in PRESSES))
 
-    def close(self) -> None:
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
-
     def _hand(self) -> tuple[float, ...]:
         """Return the position of AXES, -1 to 1. Sticks count right and down as positive; x is forward and y left."""
         axis = self._axes
@@ -116,17 +103,9 @@ class Gamepad:
         return x, y, z, roll, tilt, turn
 
     def _events(self) -> list[tuple[int, int, int]]:
-        if self._fd is None:
-            raise TeleopError(f"{self._path} was closed.")
         data = self._left
-        with contextlib.suppress(BlockingIOError):
-            try:
-                while more := os.read(self._fd, READ_EVENTS * EVENT.size):
-                    data += more
-            except BlockingIOError:
-                raise
-            except OSError as error:
-                raise TeleopError(f"{self._path} is gone: {error.strerror}. Plug it in again.") from error
+        while more := self._read_now(READ_EVENTS * EVENT.size):
+            data += more
         whole = len(data) // EVENT.size * EVENT.size
         self._left = data[whole:]
         return [(value, kind, number) for _, value, kind, number in EVENT.iter_unpack(data[:whole])]

@@ -66,7 +66,48 @@ class Jog:
     ticks: int
 
 
-class KeyMotion:
+class HandMotion:
+    """The base of KeyMotion and StickMotion: a speed, and a gripper that is open or closed."""
+
+    def __init__(self, embodiment: Embodiment) -> None:
+        """
+        Raises:
+            ContractError: the arm's actions are no motions of its tool.
+        """
+        require_drivable(embodiment.action)
+        self._space = embodiment.action
+        self._grip_ticks = max(1, round(GRIP_S * embodiment.rate_hz))
+        self._speed = FIRST_SPEED
+        self._closed = False
+        self._goes_on = 0
+
+    @property
+    def standing(self) -> str:
+        return f"speed {self._speed} of {FULL_SPEED}, gripper {'closed' if self._closed else 'open'}"
+
+    def press(self, key: str) -> bool:
+        if key in SPEEDS:
+            self._speed = int(key)
+        elif key == "space":
+            self._toggle()
+        else:
+            return False
+        return True
+
+    def see(self, observation: Observation) -> None:
+        if observation.step == 0:
+            self._closed = False  # a new episode begins with an open gripper, as on the page
+
+    def wake(self) -> None: ...
+
+    def grip(self, opening: float) -> None:
+        self._closed = is_closed(opening)
+
+    def _toggle(self) -> None:
+        self._closed, self._goes_on = not self._closed, self._grip_ticks
+
+
+class KeyMotion(HandMotion):
     """The port TeleopDevice for the keys of a terminal."""
 
     help = (
@@ -83,22 +124,10 @@ class KeyMotion:
     )
 
     def __init__(self, embodiment: Embodiment) -> None:
-        """
-        Raises:
-            ContractError: the arm's actions are no motions of its tool.
-        """
-        require_drivable(embodiment.action)
-        self._space = embodiment.action
+        """See `HandMotion`."""
+        super().__init__(embodiment)
         self._nudge = max(1, round(NUDGE_S * embodiment.rate_hz))
-        self._linger = max(1, round(GRIP_S * embodiment.rate_hz))
-        self._speed = FIRST_SPEED
         self._jogs: dict[int, Jog] = {}
-        self._closed = False
-        self._goes_on = 0
-
-    @property
-    def standing(self) -> str:
-        return f"speed {self._speed} of {FULL_SPEED}, gripper {'closed' if self._closed else 'open'}"
 
     def press(self, key: str) -> bool:
         plain = SHIFTED.get(key, key.lower())
@@ -106,19 +135,11 @@ class KeyMotion:
             axis, way = MOVES[plain]
             share = way * self._speed / FULL_SPEED * (SLOW if plain != key else 1.0)
             self._jogs[axis] = Jog(share, self._nudge)
-        elif key in SPEEDS:
-            self._speed = int(key)
-        elif key == "space":
-            self._closed, self._goes_on = not self._closed, self._linger
         elif plain == "h":
-            self._goes_on = self._linger
+            self._goes_on = self._grip_ticks
         else:
-            return False
+            return super().press(key)
         return True
-
-    def see(self, observation: Observation) -> None:
-        if observation.step == 0:
-            self._closed = False  # a new episode begins with an open gripper, as on the page
 
     def move(self) -> MotionCommand:
         if not self._jogs and not self._goes_on:
@@ -131,11 +152,6 @@ class KeyMotion:
     def rest(self) -> None:
         self._jogs.clear()
         self._goes_on = 0
-
-    def wake(self) -> None: ...
-
-    def grip(self, opening: float) -> None:
-        self._closed = is_closed(opening)
 
     def close(self) -> None:
         self.rest()

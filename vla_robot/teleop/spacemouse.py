@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vla_robot.core.errors import TeleopError
-from vla_robot.teleop.sticks import DeviceState, Pressed
+from vla_robot.teleop.sticks import DeviceFile, DeviceState, Pressed
 
 TRANSLATION, ROTATION, BUTTONS = 1, 2, 3
 FULL = 350.0
@@ -38,7 +38,7 @@ UDEV_RULE = (
 )
 
 
-class SpaceMouse:
+class SpaceMouse(DeviceFile):
     """A SpaceMouse; implements Sticks."""
 
     help = (
@@ -48,14 +48,8 @@ class SpaceMouse:
     )
 
     def __init__(self, fd: int, path: str = "the SpaceMouse") -> None:
-        """
-        Args:
-            fd: descriptor that gives one report per read; `close` closes it.
-            path: the device's name in error messages.
-        """
-        self._fd: int | None = fd
-        os.set_blocking(fd, False)
-        self._path = path
+        """See `DeviceFile`; `fd` gives one report per read."""
+        super().__init__(fd, path)
         self._counts = [0] * 6
         self._bits = 0
 
@@ -64,11 +58,6 @@ class SpaceMouse:
         for report in self._reports():
             pressed |= self._take(report)
         return DeviceState(hand_of(self._counts), frozenset(pressed))
-
-    def close(self) -> None:
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
 
     def _take(self, report: bytes) -> set[Pressed]:
         """Store the values of one report. Return the buttons that it reports as newly pressed."""
@@ -85,15 +74,7 @@ class SpaceMouse:
         return set()
 
     def _reports(self) -> Iterator[bytes]:
-        if self._fd is None:
-            raise TeleopError(f"{self._path} was closed.")
-        while True:
-            try:
-                report = os.read(self._fd, READ_BYTES)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                raise TeleopError(f"{self._path} is gone: {error.strerror}. Plug it in again.") from error
+        while (report := self._read_now(READ_BYTES)) is not None:
             if not report:
                 raise TeleopError(f"{self._path} is gone. Plug it in again.")
             yield report

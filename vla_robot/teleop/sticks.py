@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.messages import Observation
+from vla_robot.core.errors import TeleopError
 from vla_robot.core.teleop import Button
-from vla_robot.core.teleop_device import action_of, is_closed, require_drivable
-from vla_robot.teleop.keys import FIRST_SPEED, FULL_SPEED, GRIP_S, SPEEDS
+from vla_robot.core.teleop_device import action_of, is_closed
+from vla_robot.teleop.keys import FULL_SPEED, HandMotion
 from vla_robot.teleop.motion import MotionCommand
 
 DEAD_ZONE = 0.12
@@ -57,44 +58,54 @@ class Sticks(Protocol):
         ...
 
 
-class StickMotion:
+class DeviceFile:
+    """A device that is read through a file descriptor."""
+
+    def __init__(self, fd: int, path: str) -> None:
+        """
+        Args:
+            fd: descriptor to read from; `close` closes it.
+            path: the device's name in error messages.
+        """
+        self._fd: int | None = fd
+        self._path = path
+        os.set_blocking(fd, False)
+
+    def close(self) -> None:
+        """Close the descriptor. May be called twice."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _read_now(self, size: int) -> bytes | None:
+        """Return up to `size` bytes: None while there are none, b"" at the end of the file.
+
+        Raises:
+            TeleopError: the device is gone, or was closed.
+        """
+        if self._fd is None:
+            raise TeleopError(f"{self._path} was closed.")
+        try:
+            return os.read(self._fd, size)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise TeleopError(f"{self._path} is gone: {error.strerror}. Plug it in again.") from error
+
+
+class StickMotion(HandMotion):
     """The port TeleopDevice for sticks."""
 
     def __init__(self, sticks: Sticks, embodiment: Embodiment) -> None:
-        """
-        Raises:
-            ContractError: the arm's actions are no motions of its tool.
-        """
-        require_drivable(embodiment.action)
+        """See `HandMotion`."""
+        super().__init__(embodiment)
         self._sticks = sticks
-        self._space = embodiment.action
         self._linger = max(1, round(LINGER_S * embodiment.rate_hz))
-        self._grip_ticks = max(1, round(GRIP_S * embodiment.rate_hz))
-        self._speed = FIRST_SPEED
-        self._closed = False
-        self._goes_on = 0
         self._released = False
 
     @property
     def help(self) -> tuple[tuple[str, str], ...]:
         return (*self._sticks.help, ("1 … 9", "speed"), ("space", "gripper"))
-
-    @property
-    def standing(self) -> str:
-        return f"speed {self._speed} of {FULL_SPEED}, gripper {'closed' if self._closed else 'open'}"
-
-    def press(self, key: str) -> bool:
-        if key in SPEEDS:
-            self._speed = int(key)
-        elif key == "space":
-            self._toggle()
-        else:
-            return False
-        return True
-
-    def see(self, observation: Observation) -> None:
-        if observation.step == 0:
-            self._closed = False
 
     def move(self) -> MotionCommand:
         held = self._sticks.read()
@@ -116,16 +127,8 @@ class StickMotion:
         """Stop the motion. A stick that is deflected now counts again after it was in its middle."""
         self._released, self._goes_on = True, 0
 
-    def wake(self) -> None: ...
-
-    def grip(self, opening: float) -> None:
-        self._closed = is_closed(opening)
-
     def close(self) -> None:
         self._sticks.close()
-
-    def _toggle(self) -> None:
-        self._closed, self._goes_on = not self._closed, self._grip_ticks
 
 
 def freed(axis: float) -> float:
