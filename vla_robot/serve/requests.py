@@ -1,4 +1,4 @@
-"""The client's side of a server of ours: numbered requests over one connection, and the wait for their answers."""
+"""Numbered requests of a client over one connection, and the wait for their answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vla_robot.core.clock import NS_PER_S, Clock
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.errors import TransportError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.transport.keys import ClientSecurity
 from vla_robot.transport.sockets import SLICE_S, ClientSocket
 from vla_robot.transport.wire import UNNUMBERED, Message, decode, encode
@@ -34,19 +34,19 @@ class Requests(Closeable):
         return self.number
 
     def receive(self, timeout_s: float = SLICE_S) -> Message | None:
-        """The next message; None when none came in time. Raises TransportError: closed, refused or malformed."""
+        """Return the next message; None after the timeout. Raises TransportError: closed, refused or malformed."""
         frames = self._open_socket().receive(timeout_s)
         return None if frames is None else decode(frames)
 
     def wait(
         self, is_wanted: Callable[[Message], bool], end_ns: int, meanwhile: Callable[[], None] = lambda: None
     ) -> Message | None:
-        """The next message that is wanted; the others are late answers to requests that were given up.
+        """Return the next wanted message; drop others, which answer requests that were given up.
 
         Args:
-            is_wanted: tells the answer from the others.
-            end_ns: of the wait, on the clock; None is returned when nothing came until then.
-            meanwhile: called in each slice of the wait in which nothing came; may raise.
+            is_wanted: returns whether a message is the answer.
+            end_ns: when to return None, in the clock's time [ns].
+            meanwhile: called after each slice of the wait in which no message came; may raise.
         """
         while self._clock.now_ns() < end_ns:
             message = self.receive()
@@ -57,7 +57,7 @@ class Requests(Closeable):
         return None
 
     def ends_ns(self, timeout_s: float) -> int:
-        """When a wait that begins now is over, on the clock."""
+        """Return the end of a wait that begins now, in the clock's time [ns]."""
         return self._clock.now_ns() + round(timeout_s * NS_PER_S)
 
     def close(self) -> None:

@@ -19,8 +19,8 @@ from typing import cast
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.errors import TransportError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.transport.connections import ConnectionWatch, raise_file_limit
 from vla_robot.transport.keys import ClientSecurity, KeyPair, ServerSecurity, raw_key
 from vla_robot.transport.wake import Wake

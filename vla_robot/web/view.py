@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError, VlaError, in_words
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.robot import Tick
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL, no_answer, unpack_tick
 from vla_robot.transport.clock_sync import ClockSample, ClockSync

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment, differences
 from vla_robot.core.errors import BusyError, ContractError, TransportError, VlaError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.robot import Tick
 from vla_robot.core.seeds import require_seed

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.errors import ContractError, PolicyError, TransportError, VlaError, unknown
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.interop.groot_wire import Dialect, pack, unpack
 from vla_robot.serve.interop.mapping import PeerMapping, Timeouts, nested

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.errors import PolicyError, TransportError, VlaError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.interop.mapping import PeerMapping, Timeouts, nested

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import require_fit
 from vla_robot.core.errors import ContractError, PolicyError, TransportError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.serve.policy.server import MAX_ROWS, POLICY_PROTOCOL
 from vla_robot.serve.requests import Requests

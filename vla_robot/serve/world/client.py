@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.errors import TransportError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.seeds import require_seed
 from vla_robot.safety.limits import require_action

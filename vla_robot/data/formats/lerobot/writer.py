@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.host.durable import append_line, write_whole, writing
 from vla_robot.data.demonstration import Demonstration
 from vla_robot.data.formats.lerobot.layout import (

@@ -17,10 +17,10 @@ import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vla_robot.core.closeable import Closeable
 from vla_robot.core.episode import Episode
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.claim import Claim
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.host.durable import make_folder, rename, sync_file, sync_folder, writing
 from vla_robot.data.formats.lerobot.layout import read_json, write_json
 from vla_robot.data.formats.rlds.encode import encode_episode

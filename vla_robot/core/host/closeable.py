@@ -1,4 +1,4 @@
-"""What is closed at the end of a `with` block."""
+"""The base of classes that hold a resource and release it at the end of a `with` block."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Self
 
 
 class Closeable(ABC):
-    """Closes itself when its `with` block ends, whatever ended it."""
+    """Calls `close` at the end of a `with` block, also after an exception."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release what the object holds."""
 
     def __enter__(self) -> Self:
         return self
