@@ -33,7 +33,6 @@ from vla_robot.policy.openvla.inputs.inputs import (
     Batch,
     Keys,
     ObservationReader,
-    StageTimer,
     Statistics,
     check_image_sensitivity,
     chunks_of,
@@ -47,6 +46,7 @@ from vla_robot.policy.openvla.network.align import ProprioProjector
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
+from vla_robot.policy.vla.stage_timer import StageTimer
 from vla_robot.recipe.policy import OFTRecipe
 
 ACTION_HEAD, PROPRIO_PROJECTOR = "action_head", "proprio_projector"
@@ -139,8 +139,8 @@ class OFTPolicy:
 
     def _predict(self, batch: Batch, stages: StageTimer) -> Tensor:
         completed = [self._generator.complete(prompt) for prompt in batch.prompts]
-        embeds, lengths = embed(self.model, replace(batch, prompts=completed), stages)
-        actions = self._generator.actions(embeds, lengths)
+        prompt = embed(self.model, replace(batch, prompts=completed), stages)
+        actions = self._generator.actions(prompt.embeds, prompt.lengths.to(prompt.embeds.device))
         stages.lap("decode")
         return actions
 

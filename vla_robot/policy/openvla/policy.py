@@ -18,7 +18,6 @@ from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_dtype
 from vla_robot.policy.openvla.engine.compiled import CompiledInference
 from vla_robot.policy.openvla.engine.cpu_threads import threads_for
-from vla_robot.policy.openvla.engine.generate import Generator, generate_text
 from vla_robot.policy.openvla.engine.quantise import memory_bytes, quantise, require_quantiser
 from vla_robot.policy.openvla.inputs.action_tokens import ActionTokenizer
 from vla_robot.policy.openvla.inputs.image_preprocessing import NONE
@@ -26,7 +25,6 @@ from vla_robot.policy.openvla.inputs.inputs import (
     Batch,
     Keys,
     ObservationReader,
-    StageTimer,
     Statistics,
     check_image_sensitivity,
     chunks_of,
@@ -41,6 +39,8 @@ from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer, finish
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import load_model, require_complete
+from vla_robot.policy.vla.generate import Generator, generate_text
+from vla_robot.policy.vla.stage_timer import StageTimer
 
 LLAMA_SPACE = 29871
 """Llama's id of the space token, for checkpoints without a tokenizer."""
@@ -148,14 +148,13 @@ class OpenVLAPolicy:
         """
         with threads_for(self.model, batch):
             if prefixes is not None and any(map(len, prefixes)):
-                embeds, lengths = embed(self.model, batch, stages)
-                forced = [torch.from_numpy(prefix).to(embeds.device) for prefix in prefixes]
-                tokens = self._generator.continued(embeds, lengths, forced, action_dim, stages)
+                prompt = embed(self.model, batch, stages)
+                forced = [torch.from_numpy(prefix).to(prompt.embeds.device) for prefix in prefixes]
+                tokens = self._generator.continued(prompt, forced, action_dim, stages)
             elif self._compiled is not None and self._compiled.takes(batch):
                 tokens = self._compiled(batch, action_dim, stages or StageTimer())
             else:
-                embeds, lengths = embed(self.model, batch, stages)
-                tokens = self._generator.tokens(embeds, lengths, action_dim, stages)
+                tokens = self._generator.tokens(embed(self.model, batch, stages), action_dim, stages)
         return tokens.cpu().numpy()
 
     @torch.inference_mode()
@@ -175,8 +174,10 @@ class OpenVLAPolicy:
         state = None if dim is None else torch.zeros(1, dim)  # a question is about the scene, not the arm
         batch = Batch(self.preprocessor([self.read.images(images)]), [self.tokenizer.question(question)], state)
         with threads_for(self.model, batch):
-            embeds, _ = embed(self.model, batch)
-            said = generate_text(self._decoder, self.model, embeds, self.tokenizer.eos, max_tokens)
+            llama, words = self.model.language_model, self.model.config.num_words
+            embeddings, head = llama.model.embed_tokens.weight[:words], llama.lm_head.weight[:words]
+            prompt = embed(self.model, batch)
+            said = generate_text(self._decoder, embeddings, head, prompt, self.tokenizer.eos, max_tokens)
         return self.tokenizer.words(said.cpu().numpy())
 
     def generate_tokens(
@@ -230,7 +231,7 @@ class OpenVLAPolicy:
         return finish(input_ids, LLAMA_SPACE if self._tokenizer is None else self._tokenizer.space)
 
     def _first_logits(self, batch: Batch) -> Tensor:
-        return self._generator.first_logits(*embed(self.model, batch))
+        return self._generator.first_logits(embed(self.model, batch))
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its logits are not finite."""

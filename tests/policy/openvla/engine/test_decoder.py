@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
-from vla_robot.policy.openvla.engine.generate import Draft, Generator
-from vla_robot.policy.openvla.inputs.inputs import StageTimer
-from vla_robot.policy.openvla.network.reason import Decoder, pad_left
+from vla_robot.policy.openvla.network.reason import Decoder
+from vla_robot.policy.vla.generate import Draft, Generator
+from vla_robot.policy.vla.sequence import PaddedSequence, RaggedSequence
+from vla_robot.policy.vla.stage_timer import StageTimer
 
 
 def llama(kv_heads: int = 4) -> Any:
@@ -35,10 +36,10 @@ def hidden_by_transformers(model: LlamaForCausalLM, embeds: torch.Tensor) -> tor
 
 def read_in_parts(decoder: Decoder, embeds: torch.Tensor, lengths: list[int], parts: list[torch.Tensor]) -> list[Any]:
     """The last hidden state of a prompt padded at the right, and all of those after it, part by part."""
-    prompt, padding = pad_left(embeds, torch.tensor(lengths))
-    cache = decoder.start(prompt, padding, prompt.shape[1] + sum(part.shape[1] for part in parts))
-    hidden = [decoder.read(prompt, cache, keep=1)]
-    cache.filled += prompt.shape[1]
+    prompt = RaggedSequence(embeds, torch.tensor(lengths)).padded_left()
+    cache = decoder.start(prompt, embeds.shape[1] + sum(part.shape[1] for part in parts))
+    hidden = [decoder.read(prompt.embeds, cache, keep=1)]
+    cache.filled += embeds.shape[1]
     for part in parts:
         hidden.append(decoder.read(part, cache, keep=part.shape[1]))
         cache.filled += part.shape[1]
@@ -59,7 +60,7 @@ def test_a_draft_leaves_no_trace() -> None:
     model = llama()
     decoder = Decoder(model)
     prompt, wrong, right = torch.randn(3, 2, 6, 64)
-    cache = decoder.start(prompt, None, 12)
+    cache = decoder.start(PaddedSequence(prompt), 12)
     decoder.read(prompt, cache, keep=6)
     cache.filled += 6
     decoder.read(wrong, cache, keep=6)
@@ -85,7 +86,7 @@ def test_each_row_of_a_ragged_batch_equals_itself_alone(lengths: list[int], seed
 
 def test_more_tokens_than_positions_are_refused() -> None:
     with pytest.raises(ContractError, match="65 tokens, but the language model has 64 positions"):
-        Decoder(llama()).start(torch.zeros(1, 60, 64), None, 65)
+        Decoder(llama()).start(PaddedSequence(torch.zeros(1, 60, 64)), 65)
 
 
 def test_fused_weights_are_the_models_own_memory() -> None:
@@ -116,7 +117,7 @@ def test_guessing_gives_the_tokens_of_greedy_decoding_one_by_one(
     expected = [by_transformers(model, embeds[row, :length], count, 100, 356) for row, length in enumerate(lengths)]
     assume(min(lead for _, lead in expected) > 1e-5)  # nearer ones are decided by the order of a sum
     stages = StageTimer()
-    said = generator_of(model, chunk).tokens(embeds, torch.tensor(lengths), count, stages)
+    said = generator_of(model, chunk).tokens(RaggedSequence(embeds, torch.tensor(lengths)), count, stages)
     assert said.tolist() == [tokens for tokens, _ in expected]
     assert stages.passes < count
 
@@ -129,7 +130,7 @@ def test_what_repeats_itself_is_not_read_token_by_token() -> None:
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[:] = 0.0  # each token sees itself alone
     stages = StageTimer()
-    said = generator_of(model, chunk=3).tokens(torch.ones(1, 5, 64), torch.tensor([5]), 21, stages)
+    said = generator_of(model, chunk=3).tokens(RaggedSequence(torch.ones(1, 5, 64), torch.tensor([5])), 21, stages)
     assert said.shape == (1, 21)
     assert stages.passes <= 4
 
@@ -137,7 +138,7 @@ def test_what_repeats_itself_is_not_read_token_by_token() -> None:
 def test_a_device_that_rounds_differently_each_time_cannot_keep_an_answer_from_ending() -> None:
     generator = generator_of(llama())
     stages = StageTimer()
-    draft = generator.begin(torch.randn(1, 5, 64), None, 7, 7)
+    draft = generator.begin(PaddedSequence(torch.randn(1, 5, 64)), 7, 7)
     never = itertools.count()
 
     def flickering(draft: Draft) -> Draft:
@@ -151,7 +152,7 @@ def test_a_device_that_rounds_differently_each_time_cannot_keep_an_answer_from_e
 def test_only_action_tokens_can_be_said() -> None:
     model = llama()
     model.lm_head.weight[:100] += 100.0  # words that would win everywhere
-    tokens = generator_of(model).tokens(torch.randn(8, 5, 64), torch.full((8,), 5), 7)
+    tokens = generator_of(model).tokens(RaggedSequence(torch.randn(8, 5, 64), torch.full((8,), 5)), 7)
     assert tokens.shape == (8, 7)
     assert ((tokens >= 100) & (tokens < 356)).all()
 
@@ -160,7 +161,7 @@ def test_logits_that_are_not_finite_never_become_an_action() -> None:
     model = llama()
     embeds = torch.full((1, 4, 64), np.nan)
     with pytest.raises(PolicyError, match="logits are not finite"):
-        generator_of(model).tokens(embeds, torch.tensor([4]), 7)
+        generator_of(model).tokens(RaggedSequence(embeds, torch.tensor([4])), 7)
 
 
 def test_an_unknown_rope_is_refused() -> None:

@@ -14,9 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.engine.generate import Generator
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.vla.generate import Generator
+from vla_robot.policy.vla.sequence import RaggedSequence
 
 K, D = 4, 7
 FIRST, END = 100, 356
@@ -40,9 +41,9 @@ def generator(llama: LlamaForCausalLM) -> Generator:
     return Generator(Decoder(llama), llama.model.embed_tokens.weight, llama.lm_head.weight, FIRST, END)
 
 
-def prompts(lengths: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def prompts(lengths: Sequence[int]) -> RaggedSequence:
     seeded = torch.Generator().manual_seed(len(lengths))
-    return torch.randn(len(lengths), max(lengths), 64, generator=seeded), torch.tensor(lengths)
+    return RaggedSequence(torch.randn(len(lengths), max(lengths), 64, generator=seeded), torch.tensor(lengths))
 
 
 @pytest.mark.parametrize("lengths", [[6], [6, 9, 4]])
@@ -52,28 +53,28 @@ def test_what_follows_a_prefix_is_what_transformers_says_after_it(
     by_transformers: Callable[..., tuple[list[int], float]],
     lengths: list[int],
 ) -> None:
-    embeds, real = prompts(lengths)
+    prompt = prompts(lengths)
     prefixes = [[200, 131, 355], [100], []][: len(lengths)]
-    said = generator.continued(embeds, real, [torch.tensor(p, dtype=torch.int64) for p in prefixes], TOKENS)
+    said = generator.continued(prompt, [torch.tensor(p, dtype=torch.int64) for p in prefixes], TOKENS)
     for row, prefix in enumerate(prefixes):
-        expected, _ = by_transformers(llama, embeds[row, : lengths[row]], TOKENS, FIRST, END, prefix)
+        expected, _ = by_transformers(llama, prompt.embeds[row, : lengths[row]], TOKENS, FIRST, END, prefix)
         assert said[row].tolist() == expected
         assert expected[: len(prefix)] == prefix
 
 
 def test_a_prefix_that_greedy_decoding_would_have_chosen_changes_nothing(generator: Generator) -> None:
-    embeds, lengths = prompts([6, 9])
-    plain = generator.tokens(embeds, lengths, TOKENS)
+    prompt = prompts([6, 9])
+    plain = generator.tokens(prompt, TOKENS)
     for count in (1, 5, TOKENS - 1):
-        continued = generator.continued(embeds, lengths, [plain[0, :count], plain[1, : count // 2]], TOKENS)
+        continued = generator.continued(prompt, [plain[0, :count], plain[1, : count // 2]], TOKENS)
         assert continued.tolist() == plain.tolist()
 
 
 def test_another_prefix_changes_what_follows(generator: Generator) -> None:
-    embeds, lengths = prompts([6])
-    plain = generator.tokens(embeds, lengths, TOKENS)[0]
+    prompt = prompts([6])
+    plain = generator.tokens(prompt, TOKENS)[0]
     other = torch.tensor([FIRST + (int(plain[0]) - FIRST + 128) % 256])
-    said = generator.continued(embeds, lengths, [other], TOKENS)[0]
+    said = generator.continued(prompt, [other], TOKENS)[0]
     assert said[0] == other[0] and said[1:].tolist() != plain[1:].tolist()
 
 

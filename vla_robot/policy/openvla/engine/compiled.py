@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.openvla.engine.generate import Draft, Generator
-from vla_robot.policy.openvla.inputs.inputs import Batch, StageTimer, tensors_of
+from vla_robot.policy.openvla.inputs.inputs import Batch, tensors_of
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.vla.generate import Draft, Generator
+from vla_robot.policy.vla.sequence import PaddedSequence
+from vla_robot.policy.vla.stage_timer import StageTimer
 
 
 class CompiledInference:
@@ -61,4 +63,4 @@ class CompiledInference:
         return tokens
 
     def _read(self, pixels: Tensor, ids: Tensor, state: Tensor | None, count: int, action_dim: int) -> Draft:
-        return self._generator.begin(self._model.embed(pixels, ids, state), None, count, action_dim)
+        return self._generator.begin(PaddedSequence(self._model.embed(pixels, ids, state)), count, action_dim)

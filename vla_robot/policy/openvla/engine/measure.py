@@ -13,9 +13,10 @@ from torch import nn
 
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.engine.baseline import Baseline
-from vla_robot.policy.openvla.inputs.inputs import StageTimer, timer_of
+from vla_robot.policy.openvla.inputs.inputs import timer_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.stage_timer import StageTimer
 
 BANDWIDTH_BYTES = 256 * 2**20
 

@@ -7,10 +7,8 @@ Observation  --frames by camera name-->  pixels (B, N, C, S, S)  --+
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,62 +24,8 @@ from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
 from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
-
-
-class StageTimer:
-    """Times the stages of one inference.
-
-    On a GPU, a CUDA event in its stream marks the end of a stage, so that the CPU need not
-    wait at each one; it waits once, when the times are read.
-
-    Attributes:
-        passes: passes over tokens of the answer, without the one that read the prompt.
-    """
-
-    def __init__(self, device: torch.device | None = None) -> None:
-        """
-        Args:
-            device: the model's device. Without one, or on a CPU, the CPU's clock is used.
-        """
-        self.passes = 0
-        self._stream = torch.cuda.current_stream(device) if device is not None and device.type == "cuda" else None
-        self._names: list[str] = []
-        self._marks: list[Any] = [self._mark()]
-
-    def lap(self, name: str) -> None:
-        """Add the time since the last stage to the stage `name`."""
-        self._names.append(name)
-        self._marks.append(self._mark())
-
-    @property
-    def ms(self) -> dict[str, float]:
-        """Time of each stage, in order [ms]."""
-        self._marks[-1].synchronize()
-        booked = dict.fromkeys(self._names, 0.0)
-        for name, (start, end) in zip(self._names, pairwise(self._marks), strict=True):
-            booked[name] += start.elapsed_time(end)
-        return booked
-
-    def _mark(self) -> torch.cuda.Event | _Instant:
-        if self._stream is None:
-            return _Instant()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(self._stream)
-        return event
-
-
-class _Instant:
-    """The CPU's counterpart of a CUDA event that was reached."""
-
-    def __init__(self) -> None:
-        self._s = time.perf_counter()
-
-    def synchronize(self) -> None:
-        """Do nothing; the event was reached."""
-
-    def elapsed_time(self, end: _Instant) -> float:
-        """Return the time until a later event [ms]."""
-        return (end._s - self._s) * 1e3
+from vla_robot.policy.vla.sequence import RaggedSequence
+from vla_robot.policy.vla.stage_timer import StageTimer
 
 
 @dataclass(frozen=True)
@@ -267,11 +211,8 @@ def timer_of(model: OpenVLA) -> StageTimer:
     return StageTimer(model.projector.fc1.weight.device)
 
 
-def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> tuple[Tensor, Tensor]:
+def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> RaggedSequence:
     """Perceive and align: run the towers and projectors.
-
-    Returns:
-        (B, S, D) embeddings padded at the right, (B,) int64 real tokens per row.
 
     Raises:
         ContractError: the batch does not fit the model.
@@ -282,14 +223,15 @@ def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> tup
     stages.lap("towers")
     embeds = model.align(features, ids, state)
     stages.lap("projector")
-    return embeds, text_lengths + embeds.shape[1] - ids.shape[1]
+    return RaggedSequence(embeds, text_lengths + embeds.shape[1] - ids.shape[1])
 
 
 def tensors_of(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Return a batch's tensors on the model's device and in its precision.
 
     Returns:
-        (B, N, C, S, S) pixels, (B, L) ids padded at the right, (B, P) state or None, (B,) real ids per row.
+        (B, N, C, S, S) pixels, (B, L) ids padded at the right, (B, P) state or None, (B,) real ids per row; the
+        last in main memory, where reading it waits for no device.
 
     Raises:
         ContractError: the batch does not fit the model.
@@ -298,7 +240,7 @@ def tensors_of(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor, Tensor | N
     weight = model.projector.fc1.weight
     ids, lengths = _pad(batch.prompts, model.config.pad_token_id)
     state = None if batch.state is None else batch.state.to(weight)
-    return batch.pixels.to(weight), ids.to(weight.device), state, lengths.to(weight.device)
+    return batch.pixels.to(weight), ids.to(weight.device), state, lengths
 
 
 def committed_tokens(

@@ -30,6 +30,7 @@ from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.vla.sequence import PaddedSequence
 
 
 def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
@@ -116,24 +117,24 @@ class Decoder:
         """Return all matrices of all layers, in their present form."""
         return [matrix for w in self._layers for matrix in (w.qkv, w.out, w.gate_up, w.down)]
 
-    def start(self, embeds: Tensor, padding: Tensor | None, slots: int) -> Cache:
-        """Return an empty cache.
+    def start(self, prompt: PaddedSequence, slots: int) -> Cache:
+        """Return an empty cache, for a causal prompt whose positions count tokens.
 
         Args:
-            embeds: (B, S, D) that will be read first; they give batch size, precision and device.
-            padding: (B,) int64 slots at the left of each row that hold no token; None if no row is padded.
+            prompt: tokens that will be read first; their embeddings give batch size, precision and device.
             slots: number of slots for prompt and answer together.
 
         Raises:
             ContractError: the model knows fewer positions.
         """
         self._require_positions(slots)
+        embeds = prompt.embeds
         shape = (len(embeds), self._kv_heads, slots, self._head_dim)
         return Cache(
             keys=[embeds.new_empty(shape) for _ in self._layers],
             values=[embeds.new_empty(shape) for _ in self._layers],
-            visible=_visible(slots, padding, embeds.device),
-            padding=padding,
+            visible=_visible(slots, prompt.padding, embeds.device),
+            padding=prompt.padding,
         )
 
     def read(self, embeds: Tensor, cache: Cache, keep: int) -> Tensor:
@@ -221,16 +222,6 @@ class Decoder:
         x = x + linear(attended, layer.out)
         gate, up = linear(_rms_norm(x, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
         return x + linear(silu(gate) * up, layer.down)
-
-
-def pad_left(embeds: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Move padding from the right of (B, S, D) to the left; return (B,) padding too, or None if there is none."""
-    S = embeds.shape[1]
-    padding = S - lengths
-    if not padding.any():
-        return embeds, None
-    source = (torch.arange(S, device=embeds.device) - padding[:, None]).clamp(min=0)  # (B, S)
-    return embeds[torch.arange(len(embeds), device=embeds.device)[:, None], source], padding
 
 
 def _visible(slots: int, padding: Tensor | None, device: torch.device) -> Tensor:

@@ -22,15 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.openvla.inputs.inputs import StageTimer
-from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.network.reason import Cache, Decoder, pad_left
+from vla_robot.policy.vla.reasoner import Reasoner, Slots
+from vla_robot.policy.vla.sequence import PaddedSequence, RaggedSequence
+from vla_robot.policy.vla.stage_timer import StageTimer
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Draft:
     guess: Tensor
     said: Tensor
     finite: Tensor
-    cache: Cache
+    cache: Slots
 
     @property
     def settled(self) -> bool:
@@ -62,41 +63,49 @@ class Generator:
     """Decodes action tokens greedily."""
 
     def __init__(
-        self, decoder: Decoder, embeddings: Tensor, head: Tensor, first_id: int, vocab_end: int, chunk: int = 1
+        self,
+        reasoner: Reasoner[Any],
+        embeddings: Tensor,
+        head: Tensor,
+        first_id: int,
+        vocab_end: int,
+        chunk: int = 1,
+        soft_cap: float | None = None,
     ) -> None:
         """
         Args:
-            decoder: the language model.
+            reasoner: the language model.
             embeddings: (V, D) token embeddings.
             head: (V, D) output rows.
             first_id: smallest action id.
             vocab_end: one past the largest action id.
             chunk: number of actions in an answer; the first guess of each is the one before it.
+            soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap), as Gemma 2 and 4 do.
         """
-        self._decoder = decoder
+        self._reasoner = reasoner
         self._first_id = first_id
         self._embeddings = embeddings[first_id:vocab_end]
         self._head = head[first_id:vocab_end]
         self._chunk = chunk
+        self._soft_cap = soft_cap
 
-    def tokens(self, embeds: Tensor, lengths: Tensor, count: int, stages: StageTimer | None = None) -> Tensor:
-        """Return (B, count) int64 token ids for (B, S, D) prompt embeddings and (B,) lengths.
+    def tokens(self, prompt: RaggedSequence, count: int, stages: StageTimer | None = None) -> Tensor:
+        """Return (B, count) int64 token ids for a prompt.
 
         Raises:
             PolicyError: a logit is not finite.
         """
-        return self._greedy(embeds, lengths, count, self.action_dim(count), stages or StageTimer())
+        return self._greedy(prompt, count, self.action_dim(count), stages or StageTimer())
 
     def continued(
-        self, embeds: Tensor, lengths: Tensor, prefixes: Sequence[Tensor], count: int, stages: StageTimer | None = None
+        self, prompt: RaggedSequence, prefixes: Sequence[Tensor], count: int, stages: StageTimer | None = None
     ) -> Tensor:
         """Return `tokens` of answers that begin with given ids, which may differ by row.
 
         The ids are read with the prompt in one pass; greedy decoding continues after them.
 
         Args:
-            embeds: (B, S, D) prompt embeddings.
-            lengths: (B,) int64 real tokens per row.
+            prompt: what is answered.
             prefixes: B of (P,) int64 action ids, P from 0 to `count` - 1.
             count: tokens of an answer, including the prefix.
             stages: times the stages as in `tokens`.
@@ -107,19 +116,14 @@ class Generator:
         Raises:
             PolicyError: a logit is not finite.
         """
-        counts = torch.tensor([len(prefix) for prefix in prefixes], device=embeds.device)
-        longer = pad(embeds, (0, 0, 0, int(counts.max())))  # (B, S + P, D)
-        for row, prefix in enumerate(prefixes):
-            end = int(lengths[row])
-            longer[row, end : end + len(prefix)] = self._embeddings[prefix - self._first_id]
-        left = count - int(counts.min())
-        said = self._greedy(longer, lengths + counts, left, self.action_dim(count), stages or StageTimer())
+        longer = prompt.followed_by([self._embeddings[prefix - self._first_id] for prefix in prefixes])
+        left = count - min(map(len, prefixes))
+        said = self._greedy(longer, left, self.action_dim(count), stages or StageTimer())
         # Rows with longer prefixes have generated more tokens than needed.
         return torch.stack([torch.cat([p, row])[:count] for p, row in zip(prefixes, said, strict=True)])
 
-    def _greedy(self, embeds: Tensor, lengths: Tensor, count: int, action_dim: int, stages: StageTimer) -> Tensor:
-        embeds, padding = pad_left(embeds, lengths)
-        draft = self.begin(embeds, padding, count, min(action_dim, count))
+    def _greedy(self, prompt: RaggedSequence, count: int, action_dim: int, stages: StageTimer) -> Tensor:
+        draft = self.begin(prompt.padded_left(), count, min(action_dim, count))
         stages.lap("prefill")
         tokens = self.complete(draft, count, action_dim, stages)
         stages.lap("decode")
@@ -129,18 +133,18 @@ class Generator:
         """Return the tokens of one action in an answer of `count` tokens."""
         return -(-count // self._chunk)
 
-    def begin(self, embeds: Tensor, padding: Tensor | None, count: int, action_dim: int) -> Draft:
+    def begin(self, prompt: PaddedSequence, count: int, action_dim: int) -> Draft:
         """Read a prompt together with the first guess of an action, that the arm stays where it is.
 
         No value is read here, so that the device never waits and a compiler sees one graph.
 
         Args:
-            embeds: (B, S, D) prompt, padded at the left.
-            padding: (B,) int64 slots of padding, or None for none.
+            prompt: what is answered.
             count: tokens of the whole answer.
             action_dim: tokens of the first action.
         """
-        cache = self._decoder.start(embeds, padding, embeds.shape[1] + count - 1)
+        embeds = prompt.embeds
+        cache = self._reasoner.start(prompt, embeds.shape[1] + count - 1)
         guess = torch.full((len(embeds), action_dim - 1), len(self._head) // 2, device=embeds.device)
         return self._read(embeds, guess, cache)
 
@@ -185,39 +189,47 @@ class Generator:
         require_finite(draft.finite)
         return draft.said
 
-    def _next(self, action: Tensor, cache: Cache, tokens: int) -> Draft:
+    def _next(self, action: Tensor, cache: Slots, tokens: int) -> Draft:
         """Return the draft after (B, n) settled tokens, guessing that the arm does the same again."""
         cache.filled += action.shape[1] - 1  # the last token was generated, and not read yet
         return self._read(self._embeddings[action[:, -1:]], action[:, : tokens - 1], cache)
 
-    def _read(self, before: Tensor, guess: Tensor, cache: Cache) -> Draft:
+    def _read(self, before: Tensor, guess: Tensor, cache: Slots) -> Draft:
         """Read (B, S, D) certain embeddings and (B, n) guessed tokens in one pass."""
         embeds = torch.cat([before, self._embeddings[guess]], dim=1)
         said, finite = self._say(embeds, cache, guess.shape[1] + 1)
         cache.filled += before.shape[1]
         return Draft(guess, said, finite, cache)
 
-    def _say(self, embeds: Tensor, cache: Cache, keep: int) -> tuple[Tensor, Tensor]:
+    def _say(self, embeds: Tensor, cache: Slots, keep: int) -> tuple[Tensor, Tensor]:
         """Return the (B, keep) next tokens after the last ones of (B, n, D), and () bool whether logits are finite."""
-        logits = linear(self._decoder.read(embeds, cache, keep), self._head)  # (B, keep, 256)
+        logits = self._logits(self._reasoner.read(embeds, cache, keep))
         return logits.argmax(dim=-1), torch.isfinite(logits).all()
 
-    def first_logits(self, embeds: Tensor, lengths: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """Return (B, n, 256) logits of (B, n, D) hidden states."""
+        logits = linear(hidden, self._head)
+        return logits if self._soft_cap is None else self._soft_cap * torch.tanh(logits / self._soft_cap)
+
+    def first_logits(self, prompt: RaggedSequence) -> Tensor:
         """Return (B, 256) logits of the first generated action token. Raises PolicyError like `tokens`."""
-        embeds, padding = pad_left(embeds, lengths)
-        cache = self._decoder.start(embeds, padding, embeds.shape[1])
-        logits = linear(self._decoder.read(embeds, cache, keep=1), self._head).squeeze(1)
+        padded = prompt.padded_left()
+        cache = self._reasoner.start(padded, padded.embeds.shape[1])
+        logits = self._logits(self._reasoner.read(padded.embeds, cache, keep=1)).squeeze(1)
         require_finite(torch.isfinite(logits).all())
         return logits
 
 
-def generate_text(decoder: Decoder, model: OpenVLA, embeds: Tensor, end: int, max_tokens: int) -> Tensor:
-    """Decode one text greedily over the words of the vocabulary, all rows before the first action.
+def generate_text(
+    reasoner: Reasoner[Any], embeddings: Tensor, head: Tensor, prompt: RaggedSequence, end: int, max_tokens: int
+) -> Tensor:
+    """Decode one text greedily.
 
     Args:
-        decoder: the language model.
-        model: gives the embeddings and output rows.
-        embeds: (1, S, D) prompt embeddings.
+        reasoner: the language model.
+        embeddings: (W, D) embeddings of the words that it may generate, by their ids.
+        head: (W, D) output rows of these words.
+        prompt: a sequence of one row.
         end: id that ends the text.
         max_tokens: longest text, in ids.
 
@@ -228,15 +240,12 @@ def generate_text(decoder: Decoder, model: OpenVLA, embeds: Tensor, end: int, ma
         PolicyError: a logit is not finite.
         ContractError: the sequence is longer than the positions that the model knows.
     """
-    words = model.config.num_words
-    embeddings, head = (
-        model.language_model.model.embed_tokens.weight[:words],
-        model.language_model.lm_head.weight[:words],
-    )
-    cache = decoder.start(embeds, None, embeds.shape[1] + max_tokens - 1)
+    padded = prompt.padded_left()
+    embeds = padded.embeds
+    cache = reasoner.start(padded, embeds.shape[1] + max_tokens - 1)
     said: list[Tensor] = []
     while True:
-        logits = linear(decoder.read(embeds, cache, keep=1), head)[:, 0]  # (1, words)
+        logits = linear(reasoner.read(embeds, cache, keep=1), head)[:, 0]  # (1, W)
         require_finite(torch.isfinite(logits).all())
         said.append(logits.argmax(dim=-1))
         if len(said) == max_tokens or int(said[-1]) == end:

@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 import torch
 
-from vla_robot.policy.openvla.inputs import inputs
-from vla_robot.policy.openvla.inputs.inputs import StageTimer
+from vla_robot.policy.vla import stage_timer
+from vla_robot.policy.vla.stage_timer import StageTimer
 
 
 class Event:
@@ -61,7 +61,7 @@ def test_a_model_on_a_cpu_leaves_the_gpu_beside_it_alone(
     monkeypatch: pytest.MonkeyPatch, device: torch.device | None
 ) -> None:
     seconds = iter((1.0, 1.5, 2.5))
-    monkeypatch.setattr(inputs.time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(stage_timer.time, "perf_counter", lambda: next(seconds))
     timer = StageTimer(device)
     timer.lap("prefill")
     timer.lap("decode")

@@ -1,0 +1,127 @@
+"""Our reasoner, masks, positions and decoding beside transformers' own `generate` on the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vla_robot.core.errors import ContractError
+from vla_robot.policy.openvla.network.reason import Decoder
+from vla_robot.policy.vla.generate import Generator
+from vla_robot.policy.vla.masks import MaskRule
+from vla_robot.policy.vla.positions import ImageSpan, mrope
+from vla_robot.policy.vla.sequence import RaggedSequence, next_position
+from vla_robot.policy.vla.text_reasoner import TextReasoner
+
+IMAGE = 300
+
+
+def test_a_ragged_batch_says_what_generate_says(family: Any) -> None:
+    tokens, first_logits = family.generate()
+    generator = family.generator()
+    with torch.inference_mode():
+        assert generator.tokens(family.sequence, len(tokens[0])).tolist() == tokens
+        torch.testing.assert_close(generator.first_logits(family.sequence), first_logits, atol=1e-4, rtol=1e-5)
+
+
+def test_each_row_alone_says_what_it_says_in_the_batch(family: Any) -> None:
+    generator = family.generator()
+    with torch.inference_mode():
+        together = generator.tokens(family.sequence, 7)
+        logits = generator.first_logits(family.sequence)
+        for index in range(2):
+            assert generator.tokens(family.row(index), 7)[0].tolist() == together[index].tolist()
+            alone = generator.first_logits(family.row(index))[0]
+            torch.testing.assert_close(alone, logits[index], atol=1e-4, rtol=1e-5)
+
+
+def test_a_forced_beginning_is_gone_on_with(family: Any) -> None:
+    """The beginning that greedy decoding would have chosen changes nothing, though rows have different lengths."""
+    generator = family.generator()
+    with torch.inference_mode():
+        free = generator.tokens(family.sequence, 7)
+        assert generator.continued(family.sequence, [free[0, :3], free[1, :1]], 7).tolist() == free.tolist()
+
+
+def test_the_image_decides(family: Any) -> None:
+    sequence: RaggedSequence = family.sequence
+    other = RaggedSequence(sequence.embeds.flip(0), sequence.lengths, sequence.blocks, sequence.positions)
+    generator = family.generator()
+    with torch.inference_mode():
+        assert not torch.equal(generator.first_logits(other), generator.first_logits(sequence))
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("PaliGemma", {"blocks_in_full": False}),
+        ("PaliGemma2", {"blocks_in_full": False}),
+        ("PaliGemma2", {"window_cuts_blocks": True}),
+        ("Gemma4", {"window": 2}),
+        ("Gemma4", {"blocks_in_full": True}),
+        ("Gemma4", {"window_cuts_blocks": False}),
+    ],
+)
+def test_another_rule_says_something_else(families: Any, name: str, change: dict[str, Any]) -> None:
+    """Proves that the tests above look at the mask."""
+    family = families(name)
+    with torch.inference_mode():
+        right = family.generator().first_logits(family.sequence)
+        other = replace(family, rule=replace(family.rule, **change)).generator().first_logits(family.sequence)
+    assert (other - right).abs().max() > 1e-2
+
+
+@settings(max_examples=60)
+@given(data=st.data())
+def test_positions_of_images_are_the_librarys(families: Any, data: st.DataObject) -> None:
+    model = families("Qwen2VL").model.model
+    grids = data.draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), max_size=3))
+    texts = data.draw(st.lists(st.integers(1, 4), min_size=len(grids) + 1, max_size=len(grids) + 1))
+    ids, spans = [7] * texts[0], []
+    for (rows, columns), text in zip(grids, texts[1:], strict=True):
+        spans.append(ImageSpan(len(ids), rows, columns))
+        ids += [IMAGE] * rows * columns + [7] * text
+    row = torch.tensor([ids])
+    unmerged = torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in grids])
+    expected, delta = model.get_rope_index(row, (row == IMAGE).int(), unmerged if grids else None)
+    positions = mrope(len(ids), spans)
+    assert positions.tolist() == expected[:, 0].tolist()
+    assert int(next_position(positions)) == len(ids) + int(delta)
+
+
+def test_the_worked_example_of_positions() -> None:
+    assert mrope(9, [ImageSpan(1, 2, 3)]).tolist() == [
+        [0, 1, 1, 1, 1, 1, 1, 4, 5],
+        [0, 1, 1, 1, 2, 2, 2, 4, 5],
+        [0, 1, 2, 3, 1, 2, 3, 4, 5],
+    ]
+
+
+@pytest.mark.parametrize("lengths", [[9], [9, 4, 7]])
+def test_both_reasoners_say_the_same_of_a_llama(lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    llama = LlamaForCausalLM(config).eval().requires_grad_(False)
+    llama.lm_head.weight[100:356] *= 30
+    rows = llama.model.embed_tokens.weight, llama.lm_head.weight, 100, 356
+    by_the_library = Generator(TextReasoner(llama.model, MaskRule()), *rows)
+    ours = Generator(Decoder(llama), *rows)
+    prompt = RaggedSequence(torch.randn(len(lengths), max(lengths), 64), torch.tensor(lengths))
+    with torch.inference_mode():
+        assert ours.tokens(prompt, 9).tolist() == by_the_library.tokens(prompt, 9).tolist()
+        torch.testing.assert_close(ours.first_logits(prompt), by_the_library.first_logits(prompt), atol=1e-4, rtol=1e-5)
+
+
+def test_more_tokens_than_positions_are_refused(families: Any) -> None:
+    family = families("PaliGemma")
+    with pytest.raises(ContractError, match="tokens, but the language model has 128 positions"):
+        family.generator().tokens(family.sequence, 200)

@@ -1,0 +1,69 @@
+"""M-RoPE: rotary positions by time, height and width, as Qwen2-VL counts them.
+
+    one word, an image of 2 x 3 tokens, two words
+
+    time    0   1 1 1 1 1 1   4 5
+    height  0   1 1 1 2 2 2   4 5
+    width   0   1 2 3 1 2 3   4 5
+
+Text counts on all three axes alike. An image begins where text would; the text behind it goes on after the larger of
+the image's sides. The time of a still image stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """Where an image's tokens stand in a row.
+
+    Attributes:
+        begin: column of the first one.
+        rows: of the grid of tokens, after the connector merged patches.
+        columns: of that grid.
+    """
+
+    begin: int
+    rows: int
+    columns: int
+
+    @property
+    def end(self) -> int:
+        """One past the column of the last token."""
+        return self.begin + self.rows * self.columns
+
+
+def mrope(length: int, images: Sequence[ImageSpan]) -> Tensor:
+    """(3, length) int64 positions of one row.
+
+    Args:
+        length: tokens of the row.
+        images: in their order; between two of them stands at least one other token.
+    """
+    parts: list[Tensor] = []
+    column = position = 0
+    for image in images:
+        parts.append(_text(position, image.begin - column))
+        position += image.begin - column
+        parts.append(position + _grid(image.rows, image.columns))
+        position += max(image.rows, image.columns)
+        column = image.end
+    parts.append(_text(position, length - column))
+    return torch.cat(parts, dim=1)
+
+
+def _text(begin: int, count: int) -> Tensor:
+    return torch.arange(begin, begin + count).expand(3, -1)
+
+
+def _grid(rows: int, columns: int) -> Tensor:
+    """(3, rows * columns), row by row; the time is 0."""
+    height = torch.arange(rows).repeat_interleave(columns)
+    width = torch.arange(columns).repeat(rows)
+    return torch.stack([torch.zeros_like(height), height, width])

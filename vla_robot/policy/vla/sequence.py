@@ -1,0 +1,93 @@
+"""Rows of embedded tokens of different lengths, and what attention must know of them.
+
+padded at the right     [BOS][image][text]       as perceive and align make them
+                        [BOS][image][text][text]
+padded at the left            [BOS][image][text] as they are read: all rows end in one slot, and answer together
+                        [BOS][image][text][text]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+@dataclass(frozen=True)
+class RaggedSequence:
+    """Rows padded at the right.
+
+    Attributes:
+        embeds: (B, S, D).
+        lengths: (B,) int64 tokens per row, in main memory, so that reading them waits for no device.
+        blocks: (B, S) int64: tokens of one row with the same number above 0 see each other, whichever comes first;
+            0 is a causal token. None says that all are causal.
+        positions: (B, 3, S) int64 rotary positions by time, height and width; None counts tokens.
+    """
+
+    embeds: Tensor
+    lengths: Tensor
+    blocks: Tensor | None = None
+    positions: Tensor | None = None
+
+    def followed_by(self, more: Sequence[Tensor]) -> RaggedSequence:
+        """Each row with causal tokens of its own behind it: B of (n, D), any n."""
+        counts = torch.tensor([len(row) for row in more])
+        added = int(counts.max())
+        embeds = pad(self.embeds, (0, 0, 0, added))
+        for index, row in enumerate(more):
+            end = int(self.lengths[index])
+            embeds[index, end : end + len(row)] = row
+        blocks = None if self.blocks is None else pad(self.blocks, (0, added))
+        positions = None if self.positions is None else self._counted_on(self.positions, added)
+        return RaggedSequence(embeds, self.lengths + counts, blocks, positions)
+
+    def _counted_on(self, positions: Tensor, added: int) -> Tensor:
+        """`positions` with `added` columns; behind each row they go on from its largest one."""
+        column = torch.arange(positions.shape[-1] + added, device=positions.device)
+        longer = pad(positions, (0, added))
+        for index, length in enumerate(self.lengths.tolist()):
+            after = column - length + next_position(positions[index, :, :length])
+            longer[index] = torch.where(column < length, longer[index], after)
+        return longer
+
+    def padded_left(self) -> PaddedSequence:
+        """The same rows, all ending in the last slot."""
+        S = self.embeds.shape[1]
+        padding = S - self.lengths
+        if not padding.any():
+            return PaddedSequence(self.embeds, None, self.blocks, self.positions)
+        padding = padding.to(self.embeds.device)
+        source = (torch.arange(S, device=self.embeds.device) - padding[:, None]).clamp(min=0)  # (B, S)
+        rows = torch.arange(len(source), device=self.embeds.device)[:, None]
+        return PaddedSequence(
+            self.embeds[rows, source],
+            padding,
+            None if self.blocks is None else self.blocks[rows, source],
+            None if self.positions is None else self.positions.gather(2, source[:, None].expand_as(self.positions)),
+        )
+
+
+@dataclass(frozen=True)
+class PaddedSequence:
+    """Rows padded at the left, as a reasoner reads them.
+
+    Attributes:
+        embeds: (B, S, D); what stands in padding is not read.
+        padding: (B,) int64 slots at the left of each row that hold no token; None says that no row is padded.
+        blocks: (B, S) int64 as in `RaggedSequence`; in padding they mean nothing.
+        positions: (B, 3, S) int64 as in `RaggedSequence`; in padding they mean nothing.
+    """
+
+    embeds: Tensor
+    padding: Tensor | None = None
+    blocks: Tensor | None = None
+    positions: Tensor | None = None
+
+
+def next_position(positions: Tensor) -> Tensor:
+    """(..., 3, S) positions -> (...) the one of the token behind them: one more than the largest of any axis."""
+    return positions.amax(dim=(-2, -1)) + 1

@@ -1,0 +1,126 @@
+"""Reason: transformers' own text module over a cache of fixed slots, with masks and positions that are always given.
+
+One observation's life in it:
+
+    slots   0 .. S-1                            S .. S+n-1
+            [pad][image][text]                  [n tokens of an answer]
+    read    the next tokens of every row; their keys and values are written into the slots behind `filled`
+
+`filled` slots stay. What is read beyond them is a draft: it may be read again, with other tokens in the same slots.
+
+Nothing is left to a default of the library: PaliGemma without an explicit mask attends to what it has not said yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+from vla_robot.core.errors import ContractError
+from vla_robot.policy.vla.masks import FULL, SLIDING, MaskRule, additive
+from vla_robot.policy.vla.sequence import PaddedSequence, next_position
+
+
+class SlotCache(Cache):
+    """Preallocated keys and values, in the form that transformers' modules update.
+
+    Attributes:
+        filled: slots whose keys and values stay.
+        masks: kind of layer -> (B or 1, 1, slots, slots), bool or additive.
+        positions: (B or 1, slots) or (3, B, slots) int64.
+    """
+
+    def __init__(self, layers: int, masks: Mapping[str, Tensor], positions: Tensor) -> None:
+        super().__init__(layers=[])
+        self.filled = 0
+        self.masks = masks
+        self.positions = positions
+        self._memory: list[tuple[Tensor, Tensor] | None] = [None] * layers
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """(B, Hkv, n, hd) of the next n slots -> (B, Hkv, filled + n, hd) of all so far."""
+        keys, values = self._memory[layer_idx] or self._allocate(key_states, value_states, layer_idx)
+        end = self.filled + key_states.shape[2]
+        keys[:, :, self.filled : end], values[:, :, self.filled : end] = key_states, value_states
+        return keys[:, :, :end], values[:, :, :end]
+
+    def _allocate(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        slots = self.positions.shape[-1]
+        keys, values = (x.new_empty(*x.shape[:2], slots, x.shape[3]) for x in (key, value))
+        self._memory[layer] = keys, values
+        return keys, values
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.filled
+
+
+class TextReasoner:
+    """A text module of transformers (Llama, Gemma, Qwen2, Qwen2-VL ...) as a reasoner."""
+
+    def __init__(self, text: PreTrainedModel, rule: MaskRule, first_position: int = 0) -> None:
+        """
+        Args:
+            text: the module without its head, in evaluation mode.
+            rule: what its layers see.
+            first_position: of a row's first token; PaliGemma counts from 1.
+        """
+        self._text = text
+        self._config: Any = text.config
+        self._rule = rule
+        self._first_position = first_position
+        # Attention in plain torch adds its mask to the scores: a bool one would be silently wrong there.
+        self._adds_mask = self._config._attn_implementation == "eager"
+        self._by_kind = bool({SLIDING} & set(getattr(self._config, "layer_types", None) or ()))
+
+    def start(self, prompt: PaddedSequence, slots: int) -> SlotCache:
+        """As `Reasoner`."""
+        positions = self._positions(prompt, slots)
+        known = self._config.max_position_embeddings
+        if slots > known:
+            raise ContractError(
+                f"the sequence has {slots} tokens, but the language model has {known} positions; "
+                "use a shorter instruction or fewer cameras."
+            )
+        masks = self._rule.visible(slots, prompt.padding, prompt.blocks, prompt.embeds.device)
+        if self._adds_mask:
+            masks = {kind: additive(mask, prompt.embeds.dtype) for kind, mask in masks.items()}
+        return SlotCache(self._config.num_hidden_layers, masks, positions)
+
+    def read(self, embeds: Tensor, cache: SlotCache, keep: int) -> Tensor:
+        """As `Reasoner`."""
+        start, end = cache.filled, cache.filled + embeds.shape[1]
+        masks = {kind: mask[..., start:end, :end] for kind, mask in cache.masks.items()}
+        hidden = self._text(
+            inputs_embeds=embeds,
+            attention_mask=masks if self._by_kind else masks[FULL],
+            position_ids=cache.positions[..., start:end],
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        return hidden[:, -keep:]
+
+    def _positions(self, prompt: PaddedSequence, slots: int) -> Tensor:
+        """(B or 1, slots) or, where the prompt brings its own, (3, B, slots); those of the answer count on."""
+        S, device = prompt.embeds.shape[1], prompt.embeds.device
+        slot = torch.arange(slots, device=device)
+        if prompt.positions is None:
+            padding = 0 if prompt.padding is None else prompt.padding[:, None]
+            return (slot - padding).clamp(min=0).reshape(-1, slots) + self._first_position
+        after = next_position(self._real(prompt))[:, None, None] + torch.arange(slots - S, device=device)
+        return torch.cat([prompt.positions, after.expand(-1, 3, -1)], dim=2).movedim(1, 0)
+
+    @staticmethod
+    def _real(prompt: PaddedSequence) -> Tensor:
+        """The prompt's positions, 0 where there is padding."""
+        assert prompt.positions is not None
+        if prompt.padding is None:
+            return prompt.positions
+        slot = torch.arange(prompt.positions.shape[2], device=prompt.positions.device)
+        return prompt.positions * (slot >= prompt.padding[:, None])[:, None]
