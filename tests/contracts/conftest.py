@@ -19,36 +19,34 @@ from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.server import BridgeServer
 from vla_robot.transport.sockets import ServerSocket
 
-Serve = Callable[[Any], str]
+Serve = Callable[[Callable[[ServerSocket], Any]], str]
 
 
 @pytest.fixture
-def serve_in_thread() -> Iterator[Callable[[Callable[[Callable[[], bool]], None]], None]]:
-    """Runs `serve(should_stop)` in a thread until the test ends."""
+def serve() -> Iterator[Serve]:
+    """Runs the server that is made of a socket in a thread, until the test ends, and gives the address."""
     with contextlib.ExitStack() as stack:
 
-        def start(serve: Callable[[Callable[[], bool]], None]) -> None:
-            stop = threading.Event()
-            thread = threading.Thread(target=serve, args=(stop.is_set,), daemon=True)
+        def start(make_server: Callable[[ServerSocket], Any]) -> str:
+            socket, stop = stack.enter_context(ServerSocket()), threading.Event()
+            thread = threading.Thread(target=make_server(socket).serve, args=(stop.is_set,), daemon=True)
             thread.start()
             stack.callback(thread.join, timeout=60)
             stack.callback(stop.set)
+            return socket.address
 
         yield start
 
 
 @pytest.fixture
-def bridge_of(serve_in_thread: Any) -> Iterator[Callable[[Arm], str]]:
+def bridge_of(serve: Serve) -> Callable[[Arm], str]:
     """Serves an arm behind a bridge that a busy computer does not make impatient, and gives the address."""
-    with contextlib.ExitStack() as stack:
 
-        def start(arm: Arm) -> str:
-            clock = MonotonicClock()
-            limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
-            watchdog = Watchdog(clock, hold_after_s=30, stop_after_s=100, beat_after_s=30)
-            socket = stack.enter_context(ServerSocket())
-            bridge = Bridge(arm, limits, watchdog, clock, ExecutionConfig(max_age_s=10))
-            serve_in_thread(BridgeServer(bridge, socket, clock).serve)
-            return socket.address
+    def start(arm: Arm) -> str:
+        clock = MonotonicClock()
+        limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
+        watchdog = Watchdog(clock, hold_after_s=30, stop_after_s=100, beat_after_s=30)
+        bridge = Bridge(arm, limits, watchdog, clock, ExecutionConfig(max_age_s=10))
+        return serve(lambda socket: BridgeServer(bridge, socket, clock))
 
-        yield start
+    return start

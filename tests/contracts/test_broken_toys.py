@@ -191,6 +191,7 @@ BROKEN: dict[str, dict[str, Callable[[], Any]]] = {
         "refuses_seed": instead(ToyWorld, reset=lambda self, seed: ToyWorld.reset(self, abs(seed))),
         "repeats": unrepeatable,
         "looks": after(ToyWorld, "look", _look_steps),
+        "times": instead(ToyWorld, last_stages_ms={"render": -1.0}),
         "closes": instead(ToyWorld, close=lambda self: None),
     },
     "Policy": {
@@ -214,6 +215,7 @@ BROKEN: dict[str, dict[str, Callable[[], Any]]] = {
         "holds": after(ToyArm, "hold", lambda arm, result: replace(result, executed=np.array([0.0, 1.0]))),
         "looks": after(ToyArm, "look", lambda arm, seen: stepped(seen, len(arm.looks))),
         "cameras": instead(ToyArm, camera_stamps_ns={"wrist": 1}),
+        "streams": instead(ToyArm, next_set_point_ns=0, send_set_point=lambda self: None),
         "stops": instead(ToyArm, stop=fail),
         "closes": instead(ToyArm, close=fail),
     },
@@ -226,6 +228,8 @@ BROKEN: dict[str, dict[str, Callable[[], Any]]] = {
         "holds": after(ToyRobot, "ticks", _run),
         "plays": lambda: ToyRobot(delay=100),
         "ends": instead(ToyRobot, end=lambda self: self.send(chunk_for(self._look(), [0.0, 1.0]))),
+        "latches": instead(ToyRobot, stop=lambda self, reason: None, end=lambda self: setattr(self, "_queue", [])),
+        "reports": instead(ToyRobot, status=lambda self: {"mode": "on", "reason": ""}),
     },
     "Teleoperator": {
         "commands": lambda: instead(ScriptedTeleoperator, command=lambda self: None)(),

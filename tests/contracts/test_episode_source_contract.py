@@ -1,4 +1,4 @@
-"""What every dataset promises, asked of each format that is read."""
+"""What every dataset promises, asked of each format that is read. A new one joins by one line in WRITERS."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.data.formats.open import open_source
 from vla_robot.data.pipeline.mixture import open_parts
 from vla_robot.testing import ToySource, check_episode_source, toy_embodiment, toy_observation
+
+from .kinds import as_named
 
 SAMPLES = Path(__file__).parents[1] / "golden" / "rlds_samples"
 TOY = toy_embodiment(height=16, width=16)
@@ -60,13 +62,25 @@ def rlds(root: Path) -> Path:
     return root
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {"lerobot": lerobot, "hdf5": hdf5, "rlds": rlds}
+def lerobot_v2(root: Path) -> Path:
+    """As lerobot wrote it until version 2.1."""
+    from ..data.formats.test_lerobot_v2 import write_v2
+
+    return write_v2(root)
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "LeRobotSource": lerobot,
+    "LeRobotSource of version 2": lerobot_v2,
+    "Hdf5Dataset": hdf5,
+    "RldsDataset": rlds,
+}
 
 
 @pytest.mark.parametrize("kind", WRITERS)
 def test_every_format_keeps_the_contract(kind: str, tmp_path: Path) -> None:
     path = WRITERS[kind](tmp_path / "dataset")
-    check_episode_source(lambda: open_source(path))
+    check_episode_source(lambda: as_named(kind, open_source(path)))
 
 
 @pytest.fixture(params=sorted(path.name for path in SAMPLES.iterdir() if path.is_dir()))
@@ -85,5 +99,9 @@ def test_a_part_keeps_it(tmp_path: Path) -> None:
     check_episode_source(lambda: source)
 
 
-def test_a_dataset_in_memory_keeps_it() -> None:
-    check_episode_source(ToySource)
+IN_MEMORY: dict[str, Callable[[], EpisodeSource]] = {"ToySource": ToySource}
+
+
+@pytest.mark.parametrize("kind", IN_MEMORY)
+def test_every_dataset_in_memory_keeps_it(kind: str) -> None:
+    check_episode_source(lambda: as_named(kind, IN_MEMORY[kind]()))

@@ -1,10 +1,13 @@
-"""What every policy promises, asked of each that needs no weights. A new one joins by one line in KINDS."""
+"""What every policy promises: families, scripted ones, clients and wrappers. A new one joins by one line in KINDS."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,6 +22,9 @@ from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
 from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
 from vla_robot.policy.scripted.waypoints import ReachPolicy
 from vla_robot.record.collect import WithoutTruth
+from vla_robot.serve.interop.groot_policy import Generation, GrootPolicy
+from vla_robot.serve.interop.mapping import PeerMapping
+from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
 from vla_robot.serve.policy.batcher import Batcher, Line
 from vla_robot.serve.policy.client import RemotePolicy
 from vla_robot.serve.policy.server import PolicyServer, Served, answering
@@ -34,8 +40,11 @@ from vla_robot.testing import (
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
 
+from .kinds import Get, as_named
+
 POSE = tuple(Dim(name, "m", -1.0, 1.0) for name in ("x", "y", "z", "rx", "ry", "rz"))
 ARM = toy_embodiment(axes=TOOL_AXES, state=POSE)
+ONE_AXIS = toy_embodiment()
 WANTED = toy_embodiment(axes=TOOL_AXES, state=POSE[:2])
 TRUTH = {
     "eef_pos": np.array([0.1, 0.0, 0.9]),
@@ -43,39 +52,115 @@ TRUTH = {
     "cube_pos": np.array([0.0, 0.05, 0.82]),
     "cube_mat": np.eye(3).ravel(),
 }
-SEEN = [
+SEEN = tuple(
     Observation(o.images, o.state, o.instruction, o.stamp_ns, o.step, TRUTH)
     for o in (toy_observation(ARM, step, x=0.1 * step, stamp_ns=1000 + step) for step in range(3))
-]
+)
+_DRAWS = np.random.default_rng(0)
+TWO_CAMERAS = tuple(
+    Observation(
+        {name: _DRAWS.integers(0, 256, (32, 32, 3), dtype=np.uint8) for name in ("front", "wrist")},
+        _DRAWS.normal(size=2),
+        "lift the red cube",
+        stamp_ns=11 + step,
+        step=step,
+    )
+    for step in range(2)
+)
 MOVES = FunctionPolicy(lambda o: np.array([[0.01 * o.state[0], *[0.0] * 5, 1.0]] * 2))
 
-ONE_EPISODE = {"batched": False}
-"""What draws from a generator, or remembers an episode, answers a batch as consecutive questions."""
-KINDS: dict[str, tuple[Callable[[], Policy], dict[str, Any]]] = {
-    "hold": (lambda: HoldPolicy(ARM.action), {}),
-    "random": (lambda: RandomPolicy(ARM.action), ONE_EPISODE),
-    "reach": (lambda: ReachPolicy(ARM, [[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 1.0]]), ONE_EPISODE),
-    "expert": (lambda: ScriptedExpert(lift, ARM.action), {}),
-    "perturbed": (lambda: PerturbedPolicy(MOVES, ARM.action, Perturbation()), ONE_EPISODE),
-    "adapter": (lambda: ObservationAdapter(MOVES, WANTED, ARM), {}),
-    "without truth": (lambda: WithoutTruth(MOVES), {}),
-    "takeover": (lambda: Takeover(MOVES, ScriptedTeleoperator(), ARM, row_by_row=False), ONE_EPISODE),
-    "function": (lambda: MOVES, {}),
+
+@dataclass(frozen=True)
+class Kind:
+    """How a policy is asked.
+
+    Attributes:
+        make: builds it.
+        arm: that it drives.
+        seen: what it is asked with; empty for grey frames.
+        tolerance: see `check_policy`.
+        batched: False for what draws from a generator or remembers an episode: it answers a batch as consecutive
+            questions.
+    """
+
+    make: Callable[[Get], Policy]
+    arm: Embodiment = ARM
+    seen: Sequence[Observation] = SEEN
+    tolerance: float = 0.0
+    batched: bool = True
+
+
+def openpi(get: Get) -> Policy:
+    from ..serve.interop.peer_server import AHEAD, PEER, PeerServer
+
+    server = get("kept")(contextlib.closing(PeerServer(lambda request: AHEAD)))
+    return get("kept")(OpenpiPolicy(server.address, PeerMapping(PEER, ONE_AXIS)))
+
+
+def groot(generation: Generation) -> Callable[[Get], Policy]:
+    def make(get: Get) -> Policy:
+        from ..serve.interop.groot_server import PEERS, GrootServer
+
+        server, peer = get("kept")(contextlib.closing(GrootServer(generation))), PEERS[generation]
+        return get("kept")(GrootPolicy(server.address, PeerMapping(peer, ONE_AXIS), generation, prompt=peer.prompt))
+
+    return make
+
+
+def openvla(get: Get) -> Policy:
+    pytest.importorskip("torch")
+    from vla_robot.policy.openvla.policy import load
+
+    return load(get("tiny"))
+
+
+def oft(get: Get) -> Policy:
+    pytest.importorskip("torch")
+    from vla_robot.policy.openvla.oft import load_oft
+
+    from ..policy.openvla.tiny_policies import OFT, publish
+
+    return load_oft(publish(get("tiny"), get("tmp_path")), OFT)
+
+
+KINDS: dict[str, Kind] = {
+    "HoldPolicy": Kind(lambda get: HoldPolicy(ARM.action)),
+    "RandomPolicy": Kind(lambda get: RandomPolicy(ARM.action), batched=False),
+    "ReachPolicy": Kind(lambda get: ReachPolicy(ARM, [[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 1.0]]), batched=False),
+    "ScriptedExpert": Kind(lambda get: ScriptedExpert(lift, ARM.action)),
+    "PerturbedPolicy": Kind(lambda get: PerturbedPolicy(MOVES, ARM.action, Perturbation()), batched=False),
+    "ObservationAdapter": Kind(lambda get: ObservationAdapter(MOVES, WANTED, ARM)),
+    "WithoutTruth": Kind(lambda get: WithoutTruth(MOVES)),
+    "Takeover": Kind(lambda get: Takeover(MOVES, ScriptedTeleoperator(), ARM, row_by_row=False), batched=False),
+    "FunctionPolicy": Kind(lambda get: MOVES),
+    "_Seat": Kind(lambda get: get("kept")(SharedPolicy(MOVES, max_batch=4)).seat()),
+    "RemotePolicy": Kind(lambda get: get("remote_policy")),
+    "OpenpiPolicy": Kind(openpi, ONE_AXIS, ()),
+    **{f"GrootPolicy of {generation}": Kind(groot(generation), ONE_AXIS, ()) for generation in get_args(Generation)},
+    "OpenVLAPolicy": Kind(openvla, seen=TWO_CAMERAS),
+    # Arithmetic of another batch size rounds otherwise.
+    "OFTPolicy": Kind(oft, seen=TWO_CAMERAS, tolerance=1e-6),
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_policy_keeps_its_contract(kind: str) -> None:
-    make, options = KINDS[kind]
-    check_policy(make, ARM, SEEN, **options)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a new OpenVLA policy."""
+    from ..policy.openvla.tiny_policies import create_policy
+
+    return create_policy(tmp_path_factory.mktemp("tiny"))
 
 
-def test_a_seat_at_a_shared_policy_keeps_it() -> None:
-    with SharedPolicy(MOVES, max_batch=4) as shared:
-        check_policy(shared.seat, ARM, SEEN)
+@pytest.fixture
+def kept() -> Iterator[Callable[[contextlib.AbstractContextManager[Any]], Any]]:
+    """Enters contexts until the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context
 
 
-def test_a_policy_behind_a_socket_keeps_it() -> None:
+@pytest.fixture
+def remote_policy() -> Iterator[RemotePolicy]:
+    """The client of a server of MOVES."""
     batcher, wake, stop = Batcher(_answers, Line(8, 2_000_000)), Wake(), threading.Event()
     with ServerSocket(wake=wake) as socket:
         model = answering(batcher)
@@ -84,7 +169,7 @@ def test_a_policy_behind_a_socket_keeps_it() -> None:
         network.start()
         try:
             with RemotePolicy(socket.address) as policy:
-                check_policy(lambda: policy, ARM, SEEN)
+                yield policy
         finally:
             stop.set()
             network.join()
@@ -95,6 +180,13 @@ def test_a_policy_behind_a_socket_keeps_it() -> None:
 
 def _answers(observations: Sequence[Observation], keys: Sequence[str | None]) -> Any:
     return MOVES.act(observations)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_policy_keeps_its_contract(name: str, request: pytest.FixtureRequest) -> None:
+    kind = KINDS[name]
+    make = lambda: as_named(name, kind.make(request.getfixturevalue))  # noqa: E731 - named for the reader
+    check_policy(make, kind.arm, kind.seen, tolerance=kind.tolerance, batched=kind.batched)
 
 
 def test_an_embodiment_of_another_width_is_told_from_this_one() -> None:

@@ -1,4 +1,4 @@
-"""What every world promises, asked of every kind of world. A new kind joins by one line in KINDS."""
+"""What every world promises, asked of every kind of world. A new kind joins by one line in KINDS, a wrapper in TOYS."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import ContractError, VlaError
 from vla_robot.core.messages import Observation
-from vla_robot.core.ports import Arm, VisibleWorld, World
+from vla_robot.core.ports import VisibleWorld, World
 from vla_robot.evaluate.eval_wrappers import InstructedWorld, ReplaceableWorld
 from vla_robot.recipe import dump, read
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.serve.bridge.arm import WorldArm
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
 from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
+from vla_robot.serve.world.client import RemoteWorld
+from vla_robot.serve.world.server import WorldServer
 from vla_robot.serve.world.world_process import spawn_world
 from vla_robot.testing import ToyWorld, check_world, toy_embodiment
 from vla_robot.world.kinds import build_world
 from vla_robot.world.sim.paced_cameras import PacedCameras
+
+from .kinds import Get, as_named
 
 HORIZON = 6
 HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
@@ -50,12 +55,12 @@ def blind(name: str) -> EnvRecipe:
 
 
 KINDS: dict[str, tuple[EnvRecipe, Build]] = {
-    "mujoco without cameras": (blind("tabletop"), here),
-    "mujoco": (shipped("tabletop"), here),
-    "mujoco in a process": (shipped("tabletop"), in_a_process),
-    "robosuite": (shipped("lift"), here),
+    "MujocoWorld without cameras": (blind("tabletop"), here),
+    "MujocoWorld": (shipped("tabletop"), here),
+    "RemoteWorld in a process": (shipped("tabletop"), in_a_process),
+    "RobosuiteWorld": (shipped("lift"), here),
 }
-NEEDS_NO_RENDERER = ("mujoco without cameras",)
+NEEDS_NO_RENDERER = ("MujocoWorld without cameras",)
 PARAMETERS = [pytest.param(k, marks=() if k in NEEDS_NO_RENDERER else pytest.mark.sim, id=k) for k in KINDS]
 
 
@@ -97,23 +102,22 @@ def test_a_negative_seed_is_refused_in_a_sentence(world: World) -> None:
         world.reset(-1)
 
 
+CLOCK = MonotonicClock()
 TWO_CAMERAS = toy_embodiment(cameras=("front", "wrist"))
-WRAPPED: dict[str, Callable[[], World]] = {
-    "toy": ToyWorld,
-    "instructed": lambda: InstructedWorld(ToyWorld(), lambda task, seed: f"please {task}"),
-    "replaceable": lambda: ReplaceableWorld(lambda: contextlib.closing(ToyWorld())),
-    "paced cameras": lambda: PacedCameras(ToyWorld(embodiment=TWO_CAMERAS), {"wrist": 5.0}),
+TOYS: dict[str, Callable[[Get], World]] = {
+    "ToyWorld": lambda get: ToyWorld(),
+    "InstructedWorld": lambda get: InstructedWorld(ToyWorld(), lambda task, seed: f"please {task}"),
+    "ReplaceableWorld": lambda get: ReplaceableWorld(lambda: contextlib.closing(ToyWorld())),
+    "PacedCameras": lambda get: PacedCameras(ToyWorld(embodiment=TWO_CAMERAS), {"wrist": 5.0}),
+    "SynchronousEnv RemoteRobot": lambda get: SynchronousEnv(RemoteRobot(get("bridge_of")(WorldArm(ToyWorld())))),
+    "RemoteWorld": lambda get: RemoteWorld(get("serve")(lambda socket: WorldServer(ToyWorld(), socket, CLOCK))),
 }
+"""Wrappers and clients of worlds, over toys."""
 
 
-@pytest.mark.parametrize("wrapper", WRAPPED)
-def test_every_wrapper_of_a_world_is_a_world(wrapper: str) -> None:
-    check_world(WRAPPED[wrapper])
-
-
-def test_a_simulation_behind_a_bridge_is_a_world(bridge_of: Callable[[Arm], str]) -> None:
-    address = bridge_of(WorldArm(ToyWorld()))
-    check_world(lambda: SynchronousEnv(RemoteRobot(address)))
+@pytest.mark.parametrize("toy", TOYS)
+def test_every_wrapper_and_client_of_a_world_is_a_world(toy: str, request: pytest.FixtureRequest) -> None:
+    check_world(lambda: as_named(toy, TOYS[toy](request.getfixturevalue)))
 
 
 def test_a_seed_gives_the_same_bytes_whatever_ran_before(world: World) -> None:
@@ -194,5 +198,5 @@ def test_a_closed_world_says_so_and_may_be_closed_twice(kind: str, tmp_path: Pat
 
 def test_every_kind_keeps_the_contract(kind: str, world: World) -> None:
     """The last of its world, which it closes."""
-    assert isinstance(world, VisibleWorld) == (kind != "mujoco in a process")
-    check_world(lambda: world)
+    assert isinstance(world, VisibleWorld) == ("in a process" not in kind)
+    check_world(lambda: as_named(kind, world))

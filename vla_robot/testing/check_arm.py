@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vla_robot.core.messages import Observation, StepResult
-from vla_robot.core.ports import Arm
+from vla_robot.core.ports import Arm, Streamed
 from vla_robot.testing.contract import (
     FITS,
     INSTRUCTS,
@@ -46,6 +47,11 @@ CONTRACT = Contract(
             "camera_stamps_ns has positive stamps of the embodiment's cameras alone.",
             "Key it by the names in `embodiment.cameras`; leave a camera out that tells no stamp.",
         ),
+        "streams": Sentence(
+            "An arm that takes set points says when the next one is due, a positive stamp, and none earlier once that "
+            "is sent.",
+            "Keep the deadline by the bridge's clock, and move it on when a set point is sent.",
+        ),
         "stops": Sentence(
             "stop may be called twice, and the pose is kept.", "Hold the present position with torque on."
         ),
@@ -57,7 +63,14 @@ CONTRACT = Contract(
 """Sentence by sentence; `check_arm` asks for each."""
 
 
-def check_arm(make_arm: Callable[[], Arm], *, seed: int = 1, ticks: int = 3, tolerance: float = 1e-6) -> None:
+def check_arm(
+    make_arm: Callable[[], Arm],
+    *,
+    seed: int = 1,
+    ticks: int = 3,
+    tolerance: float = 1e-6,
+    inexact: ArrayLike = 0.0,
+) -> None:
     """Check that an arm keeps its contract: see CONTRACT, and `vla_robot.core.ports.Arm`.
 
     THE ARM MOVES: home, a few small steps, and back to rest. For a real one, mind the space around it. It is closed in
@@ -68,6 +81,8 @@ def check_arm(make_arm: Callable[[], Arm], *, seed: int = 1, ticks: int = 3, tol
         seed: of its reset.
         ticks: of motion.
         tolerance: by which a state that is held may drift, in the units of the state.
+        inexact: () or (D,) by which `executed` may differ from the action without a clamp, in the units of the action:
+            what inverse kinematics leaves over.
 
     Raises:
         BrokenContractError: a sentence does not hold; the message quotes it and says what to do.
@@ -76,10 +91,11 @@ def check_arm(make_arm: Callable[[], Arm], *, seed: int = 1, ticks: int = 3, tol
         require_embodiment(CONTRACT, arm.embodiment, arm.instruction)
         observation = arm.reset(seed)
         _check_observation(arm, observation, 0)
+        _check_set_points(arm)
         for tick in range(1, ticks + 1):
             action = small_action(arm.embodiment, observation.state)
             result = arm.command(action.copy())
-            CONTRACT.require_executed(arm.embodiment, action, result, "executes")
+            CONTRACT.require_executed(arm.embodiment, action, result, "executes", inexact)
             observation = result.observation
             _check_observation(arm, observation, tick)
         _check_hold(arm, ticks, tolerance)
@@ -98,6 +114,14 @@ def _check_observation(arm: Arm, observation: Observation, step: int) -> None:
     stamps = dict(arm.camera_stamps_ns)
     sound = set(stamps) <= names and all(isinstance(ns, int) and ns > 0 for ns in stamps.values())
     CONTRACT.require(sound, "cameras", f"{stamps}, where the cameras are {sorted(names)}")
+
+
+def _check_set_points(arm: Arm) -> None:
+    if isinstance(arm, Streamed):
+        due_ns = arm.next_set_point_ns
+        arm.send_set_point()
+        later_ns = arm.next_set_point_ns
+        CONTRACT.require(0 < due_ns <= later_ns, "streams", f"due at {due_ns} ns, then at {later_ns} ns")
 
 
 def _check_hold(arm: Arm, ticks: int, tolerance: float) -> None:

@@ -7,8 +7,8 @@ from typing import get_args
 
 import numpy as np
 
-from vla_robot.core.messages import ActionChunk
-from vla_robot.core.ports import Robot
+from vla_robot.core.messages import ActionChunk, Observation, Vector
+from vla_robot.core.ports import ReportsStatus, Robot, StoppableRobot
 from vla_robot.core.robot import Mode, Tick
 from vla_robot.testing.contract import (
     FITS,
@@ -47,6 +47,15 @@ CONTRACT = Contract(
             "end breaks the episode off: no action sent before it is played after it, and begin starts anew.",
             "Clear the queue of actions in end.",
         ),
+        "latches": Sentence(
+            "stop is an e-stop that stays pressed: no action is played after it. arm releases it, and begin starts "
+            "anew.",
+            "Keep the reason of the stop, and play nothing until arm clears it.",
+        ),
+        "reports": Sentence(
+            "status gives a mode of vla_robot.core.robot.Mode and a reason, both in words.",
+            "Return at least {'mode': ..., 'reason': ...}.",
+        ),
     },
 )
 """Sentence by sentence; `check_robot` asks for each."""
@@ -78,8 +87,10 @@ def check_robot(make_robot: Callable[[], Robot], *, seed: int = 1, patience: int
         for tick in before:
             _require_held(tick)
         _check_plays(robot, seen, before[-1], patience, timeout_s)
+        _check_status(robot)
         robot.end()
-        _check_ended(robot, timeout_s)
+        _check_ended(robot, timeout_s, "ends")
+    _check_stop(robot, seed, timeout_s)
 
 
 class _Seen:
@@ -110,8 +121,7 @@ class _Seen:
 
 def _check_plays(robot: Robot, seen: _Seen, newest: Tick, patience: int, timeout_s: float) -> None:
     observation = newest.result.observation
-    action = small_action(robot.embodiment, observation.state)
-    robot.send(ActionChunk(np.tile(action, (2, 1)), observation.stamp_ns, observation.step))
+    action = _send_small(robot, observation)
 
     def played(ticks: Sequence[Tick]) -> bool:
         return any(tick.mode == "run" for tick in ticks)
@@ -126,12 +136,39 @@ def _check_plays(robot: Robot, seen: _Seen, newest: Tick, patience: int, timeout
         CONTRACT.require_executed(robot.embodiment, action, tick.result, "plays")
 
 
+def _send_small(robot: Robot, observation: Observation) -> Vector:
+    """Two rows of a small motion; (D,) one of them."""
+    action = small_action(robot.embodiment, observation.state)
+    robot.send(ActionChunk(np.tile(action, (2, 1)), observation.stamp_ns, observation.step))
+    return action
+
+
 def _require_held(tick: Tick) -> None:
     is_held = tick.mode in get_args(Mode) and tick.mode != "run" and bool(tick.reason) and tick.cause_step == -1
     CONTRACT.require(is_held, "holds", f"mode '{tick.mode}', reason '{tick.reason}', cause_step {tick.cause_step}")
 
 
-def _check_ended(robot: Robot, timeout_s: float) -> None:
+def _check_ended(robot: Robot, timeout_s: float, name: str) -> None:
     robot.ticks(0)  # those that were under way
     late = [tick for tick in robot.ticks(timeout_s) if tick.mode == "run"]
-    CONTRACT.require(not late, "ends", f"{len(late)} actions were played after end")
+    CONTRACT.require(not late, name, f"{len(late)} actions were played afterwards")
+
+
+def _check_stop(robot: Robot, seed: int, timeout_s: float) -> None:
+    if not isinstance(robot, StoppableRobot):
+        return
+    _send_small(robot, robot.begin(seed))
+    robot.stop("a test")
+    _check_ended(robot, timeout_s, "latches")
+    robot.arm()
+    first = robot.begin(seed)
+    CONTRACT.require(first.step == 0, "latches", f"step {first.step} after arm and begin")
+    robot.end()
+
+
+def _check_status(robot: Robot) -> None:
+    if isinstance(robot, ReportsStatus):
+        status = robot.status()
+        mode, reason = status.get("mode"), status.get("reason")
+        in_words = mode in get_args(Mode) and isinstance(reason, str)
+        CONTRACT.require(in_words, "reports", f"mode {mode!r}, reason {reason!r}")

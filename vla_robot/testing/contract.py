@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError
@@ -88,15 +89,25 @@ class Contract:
         self.require(state.dtype == np.float64, name, f"the state's numbers are {state.dtype}")
         self.require(bool(np.isfinite(state).all()), name, f"the state is {state}")
 
-    def require_executed(self, embodiment: Embodiment, asked: Vector, result: StepResult, name: str) -> None:
-        """Raise BrokenContractError unless each number that differs from what was asked for has a clamp."""
+    def require_executed(
+        self, embodiment: Embodiment, asked: Vector, result: StepResult, name: str, inexact: ArrayLike = 0.0
+    ) -> None:
+        """Raise BrokenContractError unless each number that differs from what was asked for has a clamp.
+
+        Args:
+            embodiment: of the arm.
+            asked: (D,) the action.
+            result: what came of it.
+            name: of the sentence.
+            inexact: () or (D,) a smaller difference than this is none, in the units of the action.
+        """
         executed = result.executed
         if executed is None:
             self.require(False, name, "executed is None, though an action was sent")
             return
         self.require(executed.shape == asked.shape, name, f"executed has shape {executed.shape}, not {asked.shape}")
-        changed = {n for n, a, e in zip(embodiment.action.names, asked, executed, strict=True) if a != e}
-        silent = changed - {clamp.dim for clamp in result.clamps}
+        changed = np.abs(executed - asked) > inexact
+        silent = set(np.array(embodiment.action.names)[changed].tolist()) - {clamp.dim for clamp in result.clamps}
         self.require(not silent, name, f"{', '.join(sorted(silent))} differs from {asked} in {executed}, without clamp")
 
 

@@ -17,11 +17,15 @@ X = Dim("x", "m", -1.0, 1.0)
 WIDTH = Dim("gripper_width", "m", 0.0, 0.1)
 """Dimensions of a state: where the tool is, and how far the fingers are apart."""
 
+GRIPPER = Dim("gripper", "1", 0.0, 1.0)
+"""Dimension of an action: how far the gripper is open."""
+
 
 def toy_embodiment(
     *,
     name: str = "toy",
-    axes: Sequence[str] = ("dx",),
+    axes: Sequence[str | Dim] = ("dx",),
+    gripper: Dim | None = GRIPPER,
     step_m: float = 0.05,
     step_rad: float = 0.5,
     kind: ActionKind = "eef_delta",
@@ -36,7 +40,9 @@ def toy_embodiment(
 
     Args:
         name: of the arm.
-        axes: dimensions of the action before the gripper; those of TOOL_AXES from the fourth on are turns.
+        axes: dimensions of the action before the gripper, or their names; those of TOOL_AXES from the fourth on are
+            turns.
+        gripper: last dimension of the action; None for an arm without.
         step_m: most that one action moves the tool along an axis [m].
         step_rad: most that one action turns it [rad].
         kind: what an action means.
@@ -47,15 +53,20 @@ def toy_embodiment(
         width: of each frame in pixels.
         rate_hz: control steps per second.
     """
-    turns = TOOL_AXES[3:]
-    moves = [Dim(n, "rad", -step_rad, step_rad) if n in turns else Dim(n, "m", -step_m, step_m) for n in axes]
+    dims = [axis if isinstance(axis, Dim) else _motion(axis, step_m, step_rad) for axis in axes]
     return Embodiment(
         name=name,
-        action=ActionSpace(kind, "base", (*moves, Dim("gripper", "1", 0.0, 1.0))),
+        action=ActionSpace(kind, "base", (*dims, *([] if gripper is None else [gripper]))),
         state=(Dim("x", "m", -reach_m, reach_m),) if state is None else tuple(state),
         cameras=tuple(CameraSpec(camera, height, width) for camera in cameras),
         rate_hz=rate_hz,
     )
+
+
+def _motion(name: str, step_m: float, step_rad: float) -> Dim:
+    """One step along an axis of the tool, or about it."""
+    unit, most = ("rad", step_rad) if name in TOOL_AXES[3:] else ("m", step_m)
+    return Dim(name, unit, -most, most)
 
 
 def grey_frames(embodiment: Embodiment, shade: int) -> dict[str, Image]:

@@ -30,8 +30,11 @@ CAMERA = "observation.images.front"
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
+    return write_v2(tmp_path / "old")
+
+
+def write_v2(root: Path) -> Path:
     """Two episodes as lerobot wrote them until v2.1: a file each, and lists in JSON lines."""
-    root = tmp_path / "old"
     (root / "data" / "chunk-000").mkdir(parents=True)
     (root / "meta").mkdir()
     vector = {"dtype": "float32", "shape": [3], "names": ["a", "b", "c"]}

@@ -18,15 +18,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.data.pipeline.stats import dataset_statistics
-from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.weights import file_name, save_model, write_json
 from vla_robot.recipe.finetune import Architecture
+
+from .tiny_policies import create_policy
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "openvla_small"
 MEANS = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
@@ -103,27 +102,10 @@ def small_folder(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def arm(cameras: tuple[str, ...] = ("front", "wrist")) -> Embodiment:
-    names = ("dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper")
-    return Embodiment(
-        "toy",
-        ActionSpace("eef_delta", "base", tuple(Dim(n, "m", -1.0, 1.0) for n in names)),
-        (Dim("x", "m", -1.0, 1.0), Dim("width", "m", 0.0, 1.0)),
-        tuple(CameraSpec(n, 32, 32) for n in cameras),
-        10.0,
-    )
-
-
-TINY = Architecture(
-    image_size=28, tower_dim=24, tower_depth=2, tower_heads=2, llm_dim=32, llm_layers=2, llm_heads=2, llm_ff_dim=48,
-    text_vocab=320, max_positions=128,
-)  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new policy of two cameras and two state numbers, a few thousand weights."""
-    return _new_folder(tmp_path_factory.mktemp("tiny"), TINY)
+    return create_policy(tmp_path_factory.mktemp("tiny"))
 
 
 LARGE = Architecture(
@@ -135,14 +117,7 @@ LARGE = Architecture(
 @pytest.fixture(scope="session")
 def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new policy of some 240 MB."""
-    return _new_folder(tmp_path_factory.mktemp("large"), LARGE)
-
-
-def _new_folder(folder: Path, architecture: Architecture) -> Path:
-    rng = np.random.default_rng(0)
-    statistics = dataset_statistics("toy", rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), 5)
-    create(folder, architecture, arm(), statistics, ["lift the red cube", "open the door"], seed=0)
-    return folder
+    return create_policy(tmp_path_factory.mktemp("large"), LARGE)
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ class ReportsStatus(Protocol):
         ...
 
 
+@runtime_checkable
 class StoppableRobot(Robot, Protocol):
     """A robot whose e-stop can be pressed and released from here."""
 
