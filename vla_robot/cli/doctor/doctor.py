@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +24,7 @@ from vla_robot.cli.common.cli_common import EXIT_FAILED, option
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.doctor.finding import Finding, Verdict
 from vla_robot.core.host.optional import installed
+from vla_robot.core.host.provenance import available_cores
 
 MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 2.0
@@ -91,8 +92,7 @@ def check_extras() -> Iterable[Finding]:
 
 def check_clashes() -> Iterable[Finding]:
     """Versions that install together and then fail; each rule was met."""
-    clashes = [finding for rule in CLASHES if (finding := rule())]
-    yield from clashes or [Finding("version clashes", "none of the known ones")]
+    yield from [*_clashes()] or [Finding("version clashes", "none of the known ones")]
 
 
 def check_plugins() -> Iterable[Finding]:
@@ -137,7 +137,7 @@ def check_gpu() -> Iterable[Finding]:
 
 
 def check_machine() -> Iterable[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     fix = "World and policy share one core; episodes take about twice as long."
     yield Finding("CPU cores", str(cores)) if cores >= 2 else Finding("CPU cores", str(cores), "warn", fix)
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
@@ -195,62 +195,30 @@ _GL_FIX = (
 )
 
 
-def _clash_numpy() -> Finding | None:
+def _clashes() -> Iterator[Finding]:
+    mujoco, robosuite, transformers = _version("mujoco"), _version("robosuite"), _version("transformers")
     if _version("numpy") < (2,):
-        return Finding(
-            "numpy", str(installed("numpy")), "fail", "lerobot needs numpy 2: uv pip install 'numpy>=2,<2.3'"
-        )
-    return None
-
-
-def _clash_mujoco() -> Finding | None:
-    version = _version("mujoco")
-    if installed("robosuite") and version and version[:2] != (3, 3):
+        yield _clash("numpy", "numpy", "lerobot needs numpy 2: uv pip install 'numpy>=2,<2.3'")
+    if robosuite and mujoco and mujoco[:2] != (3, 3):
         fix = "robosuite 1.5.1 asserts on newer MuJoCo: uv pip install 'mujoco==3.3.*'"
-        return Finding("mujoco + robosuite", str(installed("mujoco")), "fail", fix)
-    return None
-
-
-def _clash_robosuite() -> Finding | None:
-    version = _version("robosuite")
-    if version and version != (1, 5, 1):
+        yield _clash("mujoco + robosuite", "mujoco", fix)
+    if robosuite and robosuite != (1, 5, 1):
         fix = "1.5.2 pins mink 0.0.5, which wants numpy 1: uv pip install robosuite==1.5.1"
-        return Finding("robosuite", str(installed("robosuite")), "fail", fix)
-    return None
-
-
-def _clash_mink() -> Finding | None:
-    if installed("robosuite") and _version("mink") >= (1,):
-        return Finding("mink + robosuite", str(installed("mink")), "fail", "uv pip install 'mink<1'")
-    return None
-
-
-def _clash_transformers() -> Finding | None:
-    version = _version("transformers")
-    if version and version < (5, 4):
-        fix = "uv pip install 'transformers>=5.4,<6'"
-        return Finding("transformers", str(installed("transformers")), "fail", fix)
-    return None
-
-
-def _clash_opencv() -> Finding | None:
+        yield _clash("robosuite", "robosuite", fix)
+    if robosuite and _version("mink") >= (1,):
+        yield _clash("mink + robosuite", "mink", "uv pip install 'mink<1'")
+    if transformers and transformers < (5, 4):
+        yield _clash("transformers", "transformers", "uv pip install 'transformers>=5.4,<6'")
     builds = [f"{n} {v}" for n in ("opencv-python", "opencv-python-headless") if (v := installed(n))]
     if len(builds) == 2:
         fix = (
             "Both own the folder cv2. Keep one: uv pip uninstall opencv-python, then reinstall opencv-python-headless."
         )
-        return Finding("OpenCV twice", " and ".join(builds), "warn", fix)
-    return None
+        yield Finding("OpenCV twice", " and ".join(builds), "warn", fix)
 
 
-CLASHES: tuple[Callable[[], Finding | None], ...] = (
-    _clash_numpy,
-    _clash_mujoco,
-    _clash_robosuite,
-    _clash_mink,
-    _clash_transformers,
-    _clash_opencv,
-)
+def _clash(name: str, package: str, fix: str) -> Finding:
+    return Finding(name, str(installed(package)), "fail", fix)
 
 
 def _version(distribution: str) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.evaluate.eval_summary import as_asked_for, in_words, score_table, trial_line
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import DataError, RecipeError
+from vla_robot.core.host.provenance import available_cores
 from vla_robot.core.ports import Policy
 from vla_robot.core.seeds import seed_problem
 from vla_robot.evaluate.eval_wrappers import ReplaceableWorld
@@ -149,7 +149,7 @@ def main(args: EvaluateArgs) -> int:
     with TrialLog(what.folder, what.header(), datetime.now().astimezone().isoformat(timespec="seconds")) as log:
         videos = VideoSelection(what.folder, args.videos, what.env.rate_hz, log.trials.values())
         try:
-            _drive(what, log, videos, args.workers or min(MOST_WORKERS, _cores()))
+            _drive(what, log, videos, args.workers or min(MOST_WORKERS, available_cores()))
         except Exception:
             with contextlib.suppress(DataError):  # a disk that ended the evaluation refuses its report as well
                 _report(args, what, what.evaluation(log))
@@ -259,10 +259,6 @@ def _named(sources: Sequence[PolicySource]) -> dict[str, PolicySource]:
     """By their names, or by their paths where names repeat: every training ends in a folder 'final'."""
     counts = Counter(source.name for source in sources)
     return {source.name if counts[source.name] == 1 else shown(source): source for source in sources}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _next(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> str:

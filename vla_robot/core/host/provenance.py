@@ -23,11 +23,16 @@ def machine() -> dict[str, Any]:
     """Processor, cores that this process may use, memory [GB], system, and the GPU when torch is in use."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "platform": platform.platform(terse=True),
         "gpu": _gpu(),
     }
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def document(command: str, rows: Sequence[Mapping[str, Any]], **more: object) -> dict[str, Any]:

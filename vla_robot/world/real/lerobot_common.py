@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.recipe.robot import RobotRecipe
+from vla_robot.recipe.teleoperator import LerobotTeleoperatorRecipe
 
 DEVICE_FAULTS = (OSError, RuntimeError, ValueError, IndexError, termios.error)
 """Errors of lerobot, the servo library and pyserial when a cable, a motor or a frame is bad. IndexError: the servo
@@ -86,6 +88,28 @@ def choice(registry: Any, noun: str, name: str, package: str, modules: Sequence[
     if name not in choices:
         raise RecipeError(unknown(noun, name, choices))
     return choices[name]
+
+
+def make_device(
+    make: Callable[[Any], Any],
+    schema: type,
+    recipe: RobotRecipe | LerobotTeleoperatorRecipe,
+    own: Mapping[str, Any],
+    where: str,
+) -> Any:
+    """Return lerobot's object for a recipe, not connected yet. `own` holds fields that the recipe cannot set.
+
+    Raises:
+        RecipeError: a field is unknown, missing or of the wrong type, or a package is not installed.
+    """
+    known = {f.name for f in dataclasses.fields(schema)}
+    own = {"id": recipe.id, **own}
+    own |= {"calibration_dir": str(recipe.calibration_dir)} if recipe.calibration_dir else {}
+    fields = {name: value for name, value in own.items() if name in known} | recipe.fields
+    try:
+        return make(decoded(schema, fields, where))
+    except ImportError as error:
+        raise RecipeError(f"lerobot's '{recipe.type}' needs a package that is not installed: {error}") from error
 
 
 def decoded(schema: type, fields: Mapping[str, Any], where: str) -> Any:

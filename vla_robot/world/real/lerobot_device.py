@@ -27,9 +27,9 @@ from vla_robot.recipe.robot import LIMITED_FIELD, JointRecipe, RobotRecipe
 from vla_robot.world.real.lerobot_common import (
     DEVICE_FAULTS,
     choice,
-    decoded,
     drop_late_answers,
     in_one_line,
+    make_device,
     require_port,
 )
 
@@ -348,11 +348,5 @@ def _make_robot(recipe: RobotRecipe, max_steps: Mapping[str, float]) -> Any:
     from lerobot.robots.utils import make_robot_from_config
 
     schema = choice(RobotConfig, "robot type", recipe.type, "lerobot.robots", ROBOT_MODULES)
-    known = {f.name for f in dataclasses.fields(schema)}
-    own: dict[str, Any] = {"id": recipe.id, LIMITED_FIELD: dict(max_steps), "disable_torque_on_disconnect": False}
-    own |= {"calibration_dir": str(recipe.calibration_dir)} if recipe.calibration_dir else {}
-    fields = {name: value for name, value in own.items() if name in known} | recipe.fields
-    try:
-        return make_robot_from_config(decoded(schema, fields, "[robot.fields]"))
-    except ImportError as error:
-        raise RecipeError(f"lerobot's '{recipe.type}' needs a package that is not installed: {error}") from error
+    own = {LIMITED_FIELD: dict(max_steps), "disable_torque_on_disconnect": False}
+    return make_device(make_robot_from_config, schema, recipe, own, "[robot.fields]")

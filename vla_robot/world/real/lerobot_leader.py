@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from vla_robot.recipe.teleoperator import LeaderJointRecipe, LerobotTeleoperator
 from vla_robot.world.real.lerobot_common import (
     DEVICE_FAULTS,
     choice,
-    decoded,
     drop_late_answers,
     in_one_line,
+    make_device,
     require_port,
 )
 
@@ -195,11 +194,4 @@ def _make(recipe: LerobotTeleoperatorRecipe) -> Any:
     from lerobot.teleoperators.utils import make_teleoperator_from_config
 
     schema = choice(TeleoperatorConfig, "teleoperator", recipe.type, "lerobot.teleoperators", TELEOPERATOR_MODULES)
-    known = {f.name for f in dataclasses.fields(schema)}
-    own: dict[str, Any] = {"id": recipe.id}
-    own |= {"calibration_dir": str(recipe.calibration_dir)} if recipe.calibration_dir else {}
-    fields = {name: value for name, value in own.items() if name in known} | recipe.fields
-    try:
-        return make_teleoperator_from_config(decoded(schema, fields, "[fields]"))
-    except ImportError as error:
-        raise RecipeError(f"lerobot's '{recipe.type}' needs a package that is not installed: {error}") from error
+    return make_device(make_teleoperator_from_config, schema, recipe, {}, "[fields]")
