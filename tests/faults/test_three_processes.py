@@ -14,12 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import eventually
 
 from vla_robot.core.clock import NS_PER_S
 from vla_robot.record.episode import EpisodeLog, read_episode
@@ -133,13 +134,6 @@ class Lab:
 def lab(tmp_path: Path) -> Iterator[Lab]:
     with contextlib.ExitStack() as programs:
         yield Lab(tmp_path, programs)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.01)
 
 
 def facts_of(board: LatestFrameBuffer) -> dict[str, object]:

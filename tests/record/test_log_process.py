@@ -7,14 +7,14 @@ import os
 import resource
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
+from waiting import eventually
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Clamp, Observation
@@ -99,14 +99,6 @@ def test_a_failed_write_raises_at_the_end(logs: LogProcess, tmp_path: Path) -> N
     with pytest.raises(DataError, match="Is a directory"):
         writer.finish(observation(1), {})
     logs.open(tmp_path / "next.vlalog", HEADER).finish(observation(0), {})  # the process goes on
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    """Wait until a condition holds that another thread or process brings about."""
-    end = time.monotonic() + 120
-    while not holds():
-        assert time.monotonic() < end, "the condition did not become true within 120 s"
-        time.sleep(0.01)
 
 
 def fails(writer: ProcessWriter, match: str) -> bool:

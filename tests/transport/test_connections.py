@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator
 
 import pytest
+from waiting import eventually
 
 from vla_robot.core.errors import TransportError
 from vla_robot.transport import connections
@@ -21,13 +22,6 @@ from vla_robot.transport.sockets import ClientSocket, ServerSocket
 PATIENCE_S = 60.0
 
 Connections = Callable[..., contextlib.AbstractContextManager[list[socket.socket]]]
-
-
-def until(true: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + PATIENCE_S
-    while not true():
-        assert time.monotonic() < end_s, "it never came"
-        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -154,7 +148,7 @@ def test_closing_a_server_ends_its_threads(silent: Connections) -> None:
     for _ in range(3):
         with ServerSocket() as server, silent(port_of(server.address), 5):
             pass
-    until(lambda: threading.active_count() <= before)
+    eventually(lambda: threading.active_count() <= before)
 
 
 def test_a_number_that_another_file_has_by_now_is_left_alone() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from waiting import eventually
 
 from vla_robot.core.clock import NS_PER_MS, FakeClock
 from vla_robot.core.embodiment import ActionSpace, Dim
@@ -36,15 +35,6 @@ NOTHING: dict[str, Any] = {"seat": "a", "axes": [0] * 6, "closed": False, "butto
 
 def observation(step: int = 0) -> Observation:
     return toy_observation(ARM, step, shade=120, instruction="lift the red cube")
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if holds():
-            return True
-        threading.Event().wait(0.01)
-    return False
 
 
 class Hands:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from waiting import eventually
 
 from benchmarks.loop import EmulatedArm
 from vla_robot.cli.view.view import access, serve_page
@@ -136,16 +137,6 @@ def open_page(driven: Served, browser: Browser, overlay: dict[str, Image]) -> It
 
         yield start
     assert [text for text in complaints if "403" not in text] == []
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Whether it holds within the deadline; polled, as the other side is another thread."""
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if holds():
-            return True
-        threading.Event().wait(0.01)
-    return False
 
 
 def comes_true(page: Page, expression: str) -> bool:

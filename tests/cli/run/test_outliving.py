@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import eventually
 
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.record.episode import read_episode
@@ -35,13 +36,6 @@ VLA = (sys.executable, "-P", "-m", "vla_robot.cli.main")
 ENTER, CTRL_C, CTRL_D, CTRL_Z, CTRL_BACKSLASH = "\r", "\x03", "\x04", "\x1a", "\x1c"
 
 pytestmark = pytest.mark.sim
-
-
-def eventually(holds: Callable[[], bool], told: Callable[[], str] = str) -> None:
-    end_s = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < end_s, told()
-        time.sleep(0.02)
 
 
 class Shell:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from waiting import eventually
 
 from vla_robot.cli.common.cli_common import EXIT_USER_ERROR
 from vla_robot.cli.main import main
@@ -61,15 +61,6 @@ class Session:
         self._thread.join(DEADLINE_S)
         assert self.result is not None
         return self.result
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if holds():
-            return True
-        threading.Event().wait(0.02)
-    return False
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from waiting import eventually
 
 from benchmarks.loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
@@ -65,16 +66,6 @@ def serve() -> Iterator[Callable[..., Served]]:
             return socket.address, arm, server
 
         yield start
-
-
-def eventually(holds: Callable[[], bool]) -> bool:
-    """Whether it holds within the deadline; polled, as the other side is another thread or process."""
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        if holds():
-            return True
-        threading.Event().wait(0.01)
-    return False
 
 
 def still(observation: Observation, rows: int = 1) -> ActionChunk:
