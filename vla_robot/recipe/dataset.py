@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.core.seeds import seed_problem
+from vla_robot.recipe.seeds import SeededEpisodes
 
 SMALLEST_PX, LARGEST_PX = 16, 640
 
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(SeededEpisodes):
     """Episodes that are recorded in one way.
 
     Attributes:
@@ -35,17 +35,9 @@ class Recording:
     also_ask: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise RecipeError(f"episodes is {self.episodes}; at least 1 is needed")
-        if problem := seed_problem(self.seed, self.episodes):
-            raise RecipeError(problem)
+        super().__post_init__()
         if not 0 <= self.noise <= 1:
             raise RecipeError(f"noise is {self.noise:g}; it must lie between 0 and 1")
-
-    @property
-    def seeds(self) -> range:
-        """One seed an episode."""
-        return range(self.seed, self.seed + self.episodes)
 
     @property
     def kept(self) -> Literal["all", "success"]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.seeds import seed_problem
+from vla_robot.recipe.seeds import SeededEpisodes
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class QuestionsRecipe:
 
 
 @dataclass(frozen=True)
-class RolloutsRecipe:
+class RolloutsRecipe(SeededEpisodes):
     """Episodes in closed loop while the policy learns: what losses only hint at.
 
     Attributes:
@@ -86,8 +87,7 @@ class RolloutsRecipe:
     def __post_init__(self) -> None:
         if self.every < 1 or self.episodes < 1:
             raise RecipeError(f"every is {self.every} and episodes {self.episodes}; must be at least 1")
-        if problem := seed_problem(self.seed, self.episodes):
-            raise RecipeError(problem)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

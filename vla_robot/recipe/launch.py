@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vla_robot.core.errors import RecipeError
-from vla_robot.core.seeds import seed_problem
+from vla_robot.recipe.seeds import SeededEpisodes
 
 
 @dataclass(frozen=True)
-class LaunchRecipe:
+class LaunchRecipe(SeededEpisodes):
     """Closed-loop episodes, ready to run.
 
     Attributes:
@@ -28,14 +27,3 @@ class LaunchRecipe:
     episodes: int = 5
     seed: int = 10000
     real_time: bool = False
-
-    def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise RecipeError(f"episodes is {self.episodes}; at least 1 is needed")
-        if problem := seed_problem(self.seed, self.episodes):
-            raise RecipeError(problem)
-
-    @property
-    def seeds(self) -> range:
-        """One seed an episode."""
-        return range(self.seed, self.seed + self.episodes)

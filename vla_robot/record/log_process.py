@@ -215,18 +215,7 @@ class ProcessWriter:
         self._tell({"do": "step", "step": step_record(step)}, images, holds_slot=bool(images))
 
     def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:
-        """Write the end, sync the file to the disk, and rename it to its own name. Waits for the process.
-
-        Args:
-            last: the observation after the last step.
-            summary: plain data on how the episode ended.
-
-        Returns:
-            The path of the log.
-
-        Raises:
-            DataError: a write failed; the .part file holds what was written before.
-        """
+        """Do as `EpisodeWriter.finish`; waits for the process."""
         record, dropped = observation_record(last), self.dropped_frames
         self._end({"do": "finish", "last": record, "summary": dict(summary), "dropped": dropped}, last.images)
         return self.path

@@ -40,7 +40,7 @@ class Rollouts:
         env_path = find("envs", self.recipe.env)
         env, source = read(EnvRecipe, env_path), find_policy(folder.resolve())
         recipe = replace(source.recipe, statistics_key=statistics_key)
-        seeds = range(self.recipe.seed, self.recipe.seed + self.recipe.episodes)
+        seeds = self.recipe.seeds
         with open_world(env_path) as world:
             policy = build_policy(replace(source, recipe=recipe), env, world.embodiment)
             info = RunInfo(env_path.stem, source.name, env.instruction)

@@ -64,11 +64,6 @@ HEALTH_EVERY_TICKS = 5
 """Ticks between two reads of a health register: at 30 Hz each of the three is read twice a second."""
 
 
-def always_false() -> bool:
-    """Return False: no interrupt."""
-    return False
-
-
 class LerobotArm:
     """The port Arm for one of lerobot's robots."""
 
@@ -78,7 +73,7 @@ class LerobotArm:
         self,
         recipe: RealArmRecipe,
         clock: Clock | None = None,
-        interrupted: Callable[[], bool] = always_false,
+        interrupted: Callable[[], bool] = lambda: False,
         show: Callable[[str], None] | None = None,
     ) -> None:
         """Connect and switch the torque on. The arm does not move before `reset`.
