@@ -34,11 +34,13 @@ from vla_robot.train.trainer import Trainer
 from vla_robot.recipe import read
 from vla_robot.recipe.finetune import FinetuneRecipe
 
-def spoilt(forward, trainer, *args):
+def spoilt(what, forward, trainer, *args):
     output = forward(trainer, *args)
-    return replace(output, loss=output.loss * float("nan")) if trainer.step == 2 else output
+    if trainer.step == 2 and what == "gradient":
+        output.loss.register_hook(lambda gradient: gradient * float("nan"))
+    return replace(output, loss=output.loss * float("nan")) if trainer.step == 2 and what == "loss" else output
 
-def train(rank, recipe, out, stop_at, spoilt_rank):
+def train(rank, recipe, out, stop_at, spoilt_rank, what):
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
     losses, reached = [], [0]
     watch = lambda p: losses.append(p.metrics["loss"]) if p.phase == "steps" else None
@@ -49,7 +51,7 @@ def train(rank, recipe, out, stop_at, spoilt_rank):
 
     if rank == spoilt_rank:
         forward = Trainer._forward
-        Trainer._forward = lambda *args: spoilt(forward, *args)
+        Trainer._forward = lambda *args: spoilt(what, forward, *args)
     try:
         finetune(read(FinetuneRecipe, Path(recipe)), Path(out), watch, should_stop)
     except CheckpointError as error:
@@ -82,8 +84,8 @@ Launch = Callable[..., list[Any]]
 @pytest.fixture(scope="module")
 def together() -> Iterator[Launch]:
     """`together(recipe, out, processes, steps)` runs it in several processes, connected as torchrun would, for so many
-    steps, and returns the first one's losses. With `spoilt_rank`, the loss is nan in the third step of that process
-    alone, and all errors are returned.
+    steps, and returns the first one's losses. With `spoilt_rank`, the loss, or only the gradient, is nan in the third
+    step of that process alone, and all errors are returned.
 
     They are forks of one process that has imported torch, which takes longer than the training, and done nothing else.
     """
@@ -99,14 +101,19 @@ def together() -> Iterator[Launch]:
         orders, ended = launcher.stdin, launcher.stdout
 
         def launch(
-            recipe: FinetuneRecipe, out: Path, processes: int, steps: int = -1, spoilt_rank: int = -1
+            recipe: FinetuneRecipe,
+            out: Path,
+            processes: int,
+            steps: int = -1,
+            spoilt_rank: int = -1,
+            spoilt: str = "loss",
         ) -> list[Any]:
             out.mkdir(exist_ok=True)
             (out.parent / "run.toml").write_text(dump(recipe))
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            order = [processes, port, str(out.parent / "run.toml"), str(out), steps, spoilt_rank]
+            order = [processes, port, str(out.parent / "run.toml"), str(out), steps, spoilt_rank, spoilt]
             print(json.dumps(order), file=orders, flush=True)
             assert json.loads(ended.readline()) == [0] * processes
             if spoilt_rank >= 0:
@@ -175,6 +182,16 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_both(
     errors = together(replace(recipe, micro_batch=2), tmp_path / "out", 2, spoilt_rank=1)
     assert len(errors) == 2
     assert all(error.startswith("the loss is nan at step 2. Lower learning_rate") for error in errors)
+
+
+@pytest.mark.parametrize("changes", [{}, {"clip_norm": 0.0}, {"shard": True}, {"shard": True, "clip_norm": 0.0}])
+def test_a_gradient_that_is_not_finite_in_one_process_stops_both(
+    recipe: FinetuneRecipe, tmp_path: Path, together: Launch, changes: dict[str, Any]
+) -> None:
+    recipe = replace(recipe, checkpoint_every=1, **changes)
+    errors = together(recipe, tmp_path / "out", 2, spoilt_rank=1, spoilt="gradient")
+    good = f"the last good checkpoint is {tmp_path / 'out' / 'resume'}"
+    assert all(e.startswith("the gradient norm is nan at step 2. Lower learning_rate") and good in e for e in errors)
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused() -> None:

@@ -93,7 +93,8 @@ def finetune(
             or writing failed, and the message names the last good checkpoint.
         RecipeError: the ranks cannot share a step equally, or [rollouts] is set without `roll_out`.
         MissingDependencyError: a tracker that the recipe asks for is not installed.
-        CheckpointError: `out` holds a run of another recipe, the start policy is damaged, or the loss is not finite.
+        CheckpointError: `out` holds a run of another recipe, the start policy is damaged, or the loss or a
+            gradient is not finite.
     """
     ranks = Ranks.here()
     device = ranks.device(recipe.device)

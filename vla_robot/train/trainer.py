@@ -73,6 +73,7 @@ QUESTIONS = {"loss": "question_loss"}
 """Metrics of a step by the kind of its rows."""
 
 LOSSES = (ROBOT["loss"], QUESTIONS["loss"])
+GRADIENT_NORM = "gradient_norm"
 
 
 class Trainer:
@@ -160,7 +161,8 @@ class Trainer:
         """Take one step and return its metrics over all ranks.
 
         Raises:
-            CheckpointError: the loss is not finite at some rank; all ranks raise, and the weights are unchanged.
+            CheckpointError: the loss or a gradient is not finite at some rank; all ranks raise, and the weights are
+                unchanged.
         """
         metrics = self._learn()
         self.step += 1
@@ -211,7 +213,7 @@ class Trainer:
         outputs = self._backward(self._parts())
         limit = self.recipe.clip_norm or math.inf
         norm = whole(torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit))
-        metrics = self._of_all_ranks(outputs, norm)  # reads the loss here alone, since reading waits for the device
+        metrics = self._of_all_ranks(outputs, norm)  # reads loss and norm here alone, since reading waits for the device
         self._require_finite(metrics)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -259,15 +261,19 @@ class Trainer:
     def _of_all_ranks(self, outputs: Mapping[str, Tensor], norm: Tensor) -> dict[str, float]:
         """Return a step's metrics as numbers, averaged over ranks. The gradients' norm is the same at every rank."""
         means = self._ranks.mean(torch.stack([value.float() for value in outputs.values()]))
-        names = ("gradient_norm", *outputs)
+        names = (GRADIENT_NORM, *outputs)
         return dict(zip(names, torch.cat([norm.float().reshape(1), means]).tolist(), strict=True))
 
     def _require_finite(self, metrics: Mapping[str, float]) -> None:
-        """Raise CheckpointError unless the losses are finite. They are means over all ranks, so all ranks agree."""
-        for loss in (metrics[name] for name in LOSSES if name in metrics):
-            if not math.isfinite(loss):
+        """Raise CheckpointError unless the losses and the norm of all gradients are finite.
+
+        They are means over all ranks, so all ranks agree. A finite loss may have a gradient that is not.
+        """
+        watched = [(name.replace("_", " "), metrics[name]) for name in (*LOSSES, GRADIENT_NORM) if name in metrics]
+        for name, value in watched:
+            if not math.isfinite(value):
                 newest = checkpoint.newest(self.out)
-                raise CheckpointError(f"the loss is {loss} at step {self.step}. Lower learning_rate; {newest}.")
+                raise CheckpointError(f"the {name} is {value} at step {self.step}. Lower learning_rate; {newest}.")
 
     def _rate(self) -> float:
         """Return the learning rate: linear warm-up, then a cosine down to `final_rate` of the peak."""

@@ -140,7 +140,7 @@ class OFTPolicy:
     def _predict(self, batch: Batch, stages: StageTimer) -> Tensor:
         completed = [self._generator.complete(prompt) for prompt in batch.prompts]
         prompt = embed(self.model, replace(batch, prompts=completed), stages)
-        actions = self._generator.actions(prompt.embeds, prompt.lengths.to(prompt.embeds.device))
+        actions = self._generator.actions(prompt.embeds, prompt.lengths)
         stages.lap("decode")
         return actions
 

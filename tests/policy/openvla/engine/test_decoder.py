@@ -69,6 +69,18 @@ def test_a_draft_leaves_no_trace() -> None:
     torch.testing.assert_close(hidden, expected[:, -2:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("lengths", [[9, 9], [9, 4]])
+def test_whether_rows_are_padded_is_decided_without_the_device(lengths: list[int]) -> None:
+    """Numbers on the meta device cannot be read."""
+    embeds = torch.empty(2, 9, 64, device="meta")
+    moved = RaggedSequence(embeds, torch.tensor(lengths)).padded_left()
+    assert moved.embeds.shape == embeds.shape
+    assert (moved.padding is None) == (lengths == [9, 9])
+    assert moved.padding is None or moved.padding.is_meta
+    hidden = Decoder(llama().to("meta")).bidirectional(embeds, torch.tensor(lengths))
+    assert hidden.shape == embeds.shape
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=6), st.integers(0, 2**16))
 def test_each_row_of_a_ragged_batch_equals_itself_alone(lengths: list[int], seed: int) -> None:

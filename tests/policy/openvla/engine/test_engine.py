@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,14 @@ def test_plain_timm_and_transformers_give_the_same_tokens(tiny: OpenVLAPolicy) -
         for i, o in enumerate(seen)
     ]
     np.testing.assert_array_equal(tiny.generate(batch, DIMS), plain)
+
+
+def test_the_lengths_of_prompts_stay_where_reading_them_waits_for_no_device(tiny: OpenVLAPolicy) -> None:
+    batch = tiny.read(observations(tiny, ["lift", "lift the red cube"]))
+    prompt = embed(deepcopy(tiny.model).to("meta"), batch)
+    assert prompt.embeds.is_meta
+    inserted = prompt.embeds.shape[1] - len(batch.prompts[1])
+    assert prompt.lengths.tolist() == [inserted + len(ids) for ids in batch.prompts]
 
 
 def test_the_counted_operations_are_those_that_run(tiny: OpenVLAPolicy) -> None:

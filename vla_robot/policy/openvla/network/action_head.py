@@ -91,7 +91,7 @@ class ParallelGenerator:
 
         Args:
             embeds: (B, S, llm_dim), padded at the right; each row ends in its placeholders and EOS.
-            lengths: (B,) int64 real tokens per row.
+            lengths: (B,) int64 real tokens per row, in main memory.
 
         Returns:
             (B, K, D), not clipped: regression may leave [-1, 1].
@@ -99,9 +99,10 @@ class ParallelGenerator:
         Raises:
             PolicyError: a number is not finite.
         """
-        first = (lengths - 1 - self._placeholders)[:, None]  # (B, 1) slot of each row's first placeholder
+        end = (lengths - 1).to(embeds.device, non_blocking=True)[:, None]  # (B, 1) slot of each row's EOS
+        first = end - self._placeholders  # (B, 1) slot of each row's first placeholder
         slot = torch.arange(embeds.shape[1], device=embeds.device)
-        is_placeholder = (slot >= first) & (slot < lengths[:, None] - 1)  # (B, S)
+        is_placeholder = (slot >= first) & (slot < end)  # (B, S)
         hidden = self._decoder.bidirectional(embeds.masked_fill(is_placeholder[..., None], 0.0), lengths)
         rows = torch.arange(len(embeds), device=embeds.device)[:, None]
         columns = first - 1 + torch.arange(self._placeholders, device=embeds.device)  # (B, K * D)

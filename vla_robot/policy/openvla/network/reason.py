@@ -168,7 +168,7 @@ class Decoder:
 
         Args:
             embeds: (B, S, D), padded at the right.
-            lengths: (B,) int64 real tokens per row, at most S.
+            lengths: (B,) int64 real tokens per row, at most S; in main memory, so that reading them waits for no device.
 
         Returns:
             (B, S, D) normed hidden states; those of padding are meaningless.
@@ -181,7 +181,8 @@ class Decoder:
         cos, sin = self._cos[:S], self._sin[:S]
         visible = None
         if int(lengths.min()) < S:
-            visible = (torch.arange(S, device=embeds.device) < lengths[:, None])[:, None, None]  # (B, 1, 1, S)
+            ends = lengths.to(embeds.device, non_blocking=True)
+            visible = (torch.arange(S, device=embeds.device) < ends[:, None])[:, None, None]  # (B, 1, 1, S)
         x = embeds
         for layer in self._layers:
             x = self._finish(layer, x, self._attend(*self._qkv(layer, x, cos, sin), mask=visible))
