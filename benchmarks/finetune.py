@@ -30,7 +30,7 @@ from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.recipe import find
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe
 
 if TYPE_CHECKING:
     from vla_robot.data.demonstration import Demonstration
@@ -136,7 +136,7 @@ def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Call
     policy = find("policies", args.policy)
     data = args.data or _made(policy, folder / "frames")
     # What only we do (averages cannot be switched off, but cost little) or do otherwise stays out of the losses.
-    recipe = FinetuneRecipe(
+    recipe = DemosFinetuneRecipe(
         data=(data,), dataset_name=KEY, policy=policy, lora_rank=lora_rank, batch_size=args.batch_size,
         steps=args.rounds * args.steps + 1, learning_rate=1e-4, warmup_steps=0, final_rate=1.0, weight_decay=0.0,
         bin_smoothing=0.0, shift_px=0, held_out=0.0, device="cpu",

@@ -13,7 +13,7 @@ from write_world import RailWorld
 
 from vla_robot.data.demonstration import DemonstrationBuilder
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
-from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
+from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
 from vla_robot.train.finetune import Trained, finetune
 
 TINY = Architecture(
@@ -38,7 +38,7 @@ def record(folder: Path, episodes: int) -> None:
 
 def main(folder: Path, episodes: int = 20, steps: int = 200) -> Trained:
     record(folder / "demonstrations", episodes)
-    recipe = FinetuneRecipe(
+    recipe = DemosFinetuneRecipe(
         data=(folder / "demonstrations",), architecture=TINY, dataset_name="rail", steps=steps, batch_size=16,
         warmup_steps=min(20, steps - 1), evaluate_every=steps, held_out=0.2,
     )  # fmt: skip

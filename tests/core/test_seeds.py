@@ -5,7 +5,7 @@ import pytest
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.seeds import MAX_SEED, require_seed, seed_problem
 from vla_robot.recipe.dataset import Recording
-from vla_robot.recipe.finetune import FinetuneRecipe, RolloutsRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, RolloutsRecipe
 from vla_robot.recipe.launch import LaunchRecipe
 
 
@@ -28,7 +28,7 @@ def test_every_recipe_refuses_a_seed_that_no_log_could_hold(seed: int) -> None:
         lambda: LaunchRecipe(env="lift", policy="hold", seed=seed),
         lambda: Recording(source="expert", seed=seed),
         lambda: RolloutsRecipe(env="lift", seed=seed),
-        lambda: FinetuneRecipe(data=(), seed=seed),
+        lambda: DemosFinetuneRecipe(data=(), seed=seed),
     ):
         with pytest.raises(RecipeError, match="seed is"):
             recipe()

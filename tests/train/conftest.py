@@ -11,7 +11,7 @@ import pytest
 from vla_robot.core.messages import Observation, StepResult
 from vla_robot.data.demonstration import DemonstrationBuilder
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
-from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
+from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
 from vla_robot.testing import toy_embodiment
 
 EMBODIMENT = toy_embodiment(step_m=1, height=28, width=28)
@@ -43,8 +43,8 @@ def demos_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def recipe(demos_folder: Path) -> FinetuneRecipe:
-    return FinetuneRecipe(
+def recipe(demos_folder: Path) -> DemosFinetuneRecipe:
+    return DemosFinetuneRecipe(
         data=(demos_folder,), architecture=TINY, dataset_name="light", steps=6, batch_size=8, warmup_steps=2,
         evaluate_every=3, checkpoint_every=2, held_out=0.2,
     )  # fmt: skip

@@ -22,7 +22,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.network.model import TrainingOutput
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import dump, read
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe
 from vla_robot.recipe.policy import OpenVLARecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.train.checkpoint import FOLDER, PREVIOUS
@@ -235,7 +235,9 @@ def test_metrics_of_training_and_held_out_episodes_are_kept(recipe: FinetuneReci
     assert {"loss", "token_accuracy", "l1", "held_out_loss", "held_out_token_accuracy", "held_out_l1"} <= last.keys()
 
 
-def test_a_policy_is_trained_on_with_its_own_statistics(recipe: FinetuneRecipe, make_demos, tmp_path: Path) -> None:
+def test_a_policy_is_trained_on_with_its_own_statistics(
+    recipe: DemosFinetuneRecipe, make_demos, tmp_path: Path
+) -> None:
     finetune(recipe, tmp_path / "one", quiet)
     more = make_demos(tmp_path / "more", episodes=3)
     again = replace(recipe, policy=tmp_path / "one" / "final", data=(*recipe.data, more), steps=2)
@@ -267,7 +269,7 @@ def test_the_trained_policy_drives_by_the_statistics_of_its_newest_data(recipe: 
     ],
 )
 def test_data_that_do_not_fit_are_refused_with_the_field_and_the_commands(
-    recipe: FinetuneRecipe, tmp_path: Path, field: str, changed: str, said: str
+    recipe: DemosFinetuneRecipe, tmp_path: Path, field: str, changed: str, said: str
 ) -> None:
     policy = finetune(replace(recipe, steps=1), tmp_path / "one", quiet).policy
     path = policy / "embodiment.json"
@@ -328,6 +330,20 @@ def test_a_loss_that_is_not_finite_in_any_part_of_a_step_leaves_the_weights_alon
     with pytest.raises(CheckpointError, match="the loss is nan at step 1"):
         run.advance()
     assert run.step == 1
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, before[name])
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1.0])
+def test_a_gradient_that_is_not_finite_leaves_the_weights_alone_whatever_the_loss(
+    recipe: FinetuneRecipe, tmp_path: Path, clip_norm: float
+) -> None:
+    run, _ = open_run(replace(recipe, clip_norm=clip_norm), tmp_path, Ranks())
+    run.advance()
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    next(run.model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(CheckpointError, match=r"the gradient norm is (inf|nan) at step 1\. Lower learning_rate"):
+        run.advance()
     for name, weight in run.model.state_dict().items():
         assert torch.equal(weight, before[name])
 

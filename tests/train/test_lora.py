@@ -20,7 +20,8 @@ from vla_robot.core.messages import Observation
 from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.policy import load
-from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
+from vla_robot.recipe import parse
+from vla_robot.recipe.finetune import Architecture, FinetuneRecipe, with_mixture
 from vla_robot.train.checkpoint import FOLDER, learning
 from vla_robot.train.finetune import Progress, finetune
 from vla_robot.train.lora import adapt, merged
@@ -168,13 +169,13 @@ def test_parts_of_a_batch_add_up_to_the_whole(recipe: FinetuneRecipe, tmp_path: 
     [
         ({"train": ()}, "names no part"),
         ({"lora_rank": -1}, "lora_rank is -1"),
-        ({"data": ("x",), "mixture": "bridge"}, "two sources"),
-        ({"mixture": "bridge"}, "needs policy"),
+        ({"data": ("x",), "mixture": "bridge", "policy": "y"}, "data: this key is for kind 'demonstrations'"),
+        ({"mixture": "bridge"}, "policy: this key is missing"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(RecipeError, match=reason):
-        FinetuneRecipe(**changes)
+        parse(FinetuneRecipe, changes, "run.toml")
 
 
 @pytest.fixture
@@ -194,10 +195,9 @@ def test_a_mixture_trains_a_policy_and_a_broken_run_goes_on_bit_for_bit(
 ) -> None:
     samples = tmp_path / "oxe"
     shutil.copytree(Path(__file__).parent.parent / "golden" / "rlds_samples", samples)
-    recipe = replace(
-        recipe, data=(), mixture="bridge_rt_1", root=samples, policy=reads_eight_numbers, workers=0, steps=4,
-        batch_size=4,
-    )  # fmt: skip
+    recipe = with_mixture(
+        recipe, mixture="bridge_rt_1", root=samples, policy=reads_eight_numbers, workers=0, steps=4, batch_size=4
+    )
     with pytest.raises(DataError, match="held_out = 0 trains without"):
         finetune(recipe, tmp_path / "too small", quiet)
     recipe = replace(recipe, held_out=0.0)

@@ -21,7 +21,7 @@ from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.pipeline.shuffle import BLOCK, Weighted
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import dump, read
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe
 from vla_robot.train.batches.data import data_of_demos
 from vla_robot.train.finetune import Progress, finetune
 from vla_robot.train.parallel.ddp import Ranks
@@ -52,12 +52,12 @@ def test_each_dataset_has_its_share_and_each_of_its_frames_as_much_as_the_next(
 
 
 @pytest.fixture
-def two(recipe: FinetuneRecipe, make_demos: Callable[..., Path], tmp_path: Path) -> FinetuneRecipe:
+def two(recipe: DemosFinetuneRecipe, make_demos: Callable[..., Path], tmp_path: Path) -> DemosFinetuneRecipe:
     """A recipe with a dataset and a smaller one whose frames come up four times as often."""
     return replace(recipe, data=(*recipe.data, make_demos(tmp_path / "more", episodes=3)), weights=(1.0, 4.0))
 
 
-def test_a_weighted_run_that_was_stopped_ends_bit_for_bit(two: FinetuneRecipe, tmp_path: Path) -> None:
+def test_a_weighted_run_that_was_stopped_ends_bit_for_bit(two: DemosFinetuneRecipe, tmp_path: Path) -> None:
     whole = finetune(two, tmp_path / "whole", quiet)
     seen: list[int] = []
     finetune(two, tmp_path / "broken", lambda p: seen.append(p.done), lambda: len(seen) > 3)
@@ -69,7 +69,7 @@ def test_a_weighted_run_that_was_stopped_ends_bit_for_bit(two: FinetuneRecipe, t
     assert not all(torch.equal(one[name], pooled[name]) for name in one)
 
 
-def test_ranks_share_a_weighted_step_without_overlap(two: FinetuneRecipe, tmp_path: Path) -> None:
+def test_ranks_share_a_weighted_step_without_overlap(two: DemosFinetuneRecipe, tmp_path: Path) -> None:
     policy = load(finetune(replace(two, steps=1), tmp_path / "run", quiet).policy)
     demos = open_demos(two.data)
     whole, *halves = (
@@ -82,7 +82,7 @@ def test_ranks_share_a_weighted_step_without_overlap(two: FinetuneRecipe, tmp_pa
 
 
 def test_a_weighted_dataset_without_a_frame_to_train_on_is_named(
-    recipe: FinetuneRecipe, make_demos: Callable[..., Path], tmp_path: Path
+    recipe: DemosFinetuneRecipe, make_demos: Callable[..., Path], tmp_path: Path
 ) -> None:
     more = [make_demos(tmp_path / f"single {n}", episodes=1) for n in range(4)]
     recipe = replace(recipe, data=tuple(more), weights=(1.0, 1.0, 1.0, 2.0), held_out=0.5)
@@ -92,7 +92,7 @@ def test_a_weighted_dataset_without_a_frame_to_train_on_is_named(
 
 def test_every_mistake_in_weights_is_told_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
-        FinetuneRecipe(data=(Path("a"), Path("a")), weights=(1.0, 0.0, -2.0), steps=0)
+        DemosFinetuneRecipe(data=(Path("a"), Path("a")), weights=(1.0, 0.0, -2.0), steps=0)
     for part in ("3 numbers for 2 datasets", "names a dataset twice", "holds 0, -2", "steps is 0"):
         assert part in str(caught.value)
 
@@ -109,8 +109,9 @@ def test_every_mistake_in_weights_is_told_at_once() -> None:
 def test_the_command_takes_datasets_with_weights(
     texts: tuple[str, ...], data: tuple[str, ...], weights: tuple[float, ...]
 ) -> None:
-    recipe = FinetuneRecipe(data=(Path("x"),), weights=(3.0,))
+    recipe = DemosFinetuneRecipe(data=(Path("x"),), weights=(3.0,))
     chosen = _overridden(recipe, FinetuneArgs(out=Path("out"), data=texts))
+    assert isinstance(chosen, DemosFinetuneRecipe)
     assert chosen.data == tuple(map(Path, data))
     assert chosen.weights == weights
 
@@ -118,7 +119,8 @@ def test_the_command_takes_datasets_with_weights(
 def test_a_folder_with_a_colon_and_a_comma_in_its_name_is_a_folder(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a,b:2").mkdir()
-    chosen = _overridden(FinetuneRecipe(), FinetuneArgs(out=Path("out"), data=("a,b:2",)))
+    chosen = _overridden(DemosFinetuneRecipe(), FinetuneArgs(out=Path("out"), data=("a,b:2",)))
+    assert isinstance(chosen, DemosFinetuneRecipe)
     assert chosen.data == (Path("a,b:2"),)
     assert chosen.weights == ()
 
@@ -129,6 +131,6 @@ def test_a_weight_that_is_no_number_is_told(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_weights_survive_the_copy_of_a_recipe(tmp_path: Path) -> None:
-    recipe = FinetuneRecipe(data=(Path("/a"), Path("/b")), weights=(1.0, 2.5))
+    recipe = DemosFinetuneRecipe(data=(Path("/a"), Path("/b")), weights=(1.0, 2.5))
     (tmp_path / "run.toml").write_text(dump(recipe))
     assert read(FinetuneRecipe, tmp_path / "run.toml") == recipe

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.seeds import seed_problem
+from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.seeds import SeededEpisodes
 
 
@@ -90,24 +91,14 @@ class RolloutsRecipe(SeededEpisodes):
         super().__post_init__()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
-    """How a policy is trained.
+    """How a policy is trained. What all kinds have; `kind` chooses the dataclass, and may be left out.
 
     Attributes:
         verb: marks a launch file for `vla finetune`.
+        kind: where the frames are from.
         description: one line for `vla list`.
-        data: LeRobot dataset folders; their frames are pooled, and kept in memory.
-        weights: of data, how often a frame of each dataset is drawn, relative to a frame of the others; without it all
-            frames of all datasets are shuffled together.
-        mixture: instead of data, a mixture or one dataset of datasets/, by name or path, read while training.
-        root: folder that holds the mixture's datasets; without it each recipe's own location counts.
-        cameras: of a mixture, the roles that the policy looks at, in its order: "primary", "secondary", "wrist".
-        augment: of a mixture, OpenVLA's crop and colours.
-        workers: of a mixture, processes that decode frames; 0 decodes in the training process.
-        policy: checkpoint folder or policy recipe to start from; without it a new model of `architecture` is made.
-        architecture: size of a new model; ignored with `policy`.
-        dataset_name: of data, the key of their statistics in dataset_statistics.json; a mixture brings its own.
         chunk: consecutive actions that the policy says in one answer, token by token; without it the policy's own
             number, which is 1 for every published OpenVLA and for a new model.
         train: which parts learn: "vision", "projector", "decoder"; the others are frozen.
@@ -141,18 +132,11 @@ class FinetuneRecipe:
         rollouts: episodes in a world while the policy learns.
     """
 
+    kinds: ClassVar[Kinds[FinetuneRecipe]]
+
     verb: Literal["finetune"] = "finetune"
+    kind: str
     description: str = ""
-    data: tuple[Path, ...] = ()
-    weights: tuple[float, ...] = ()
-    mixture: str | None = None
-    root: Path | None = None
-    cameras: tuple[str, ...] = ("primary",)
-    augment: bool = True
-    workers: int = 2
-    policy: Path | None = None
-    architecture: Architecture = field(default_factory=Architecture)
-    dataset_name: str = "demos"
     chunk: int | None = None
     train: tuple[Literal["vision", "projector", "decoder"], ...] = ("vision", "projector", "decoder")
     lora_rank: int = 0
@@ -205,21 +189,13 @@ class FinetuneRecipe:
             raise RecipeError("; ".join(problems))
 
     def _source_problems(self) -> Iterator[str]:
-        if self.data and self.mixture:
-            yield "data and mixture are two sources of frames; give one of them"
-        if self.mixture and self.policy is None:
-            yield "a mixture does not say what arm it drives, so it needs policy: one to start from"
-        if self.weights and len(self.weights) != len(self.data):
-            yield f"weights has {len(self.weights)} numbers for {len(self.data)} datasets of data; give one for each"
-        if self.weights and len(set(self.data)) < len(self.data):
-            yield "data names a dataset twice; give it once, with a larger weight"
-        if wrong := [f"{weight:g}" for weight in self.weights if not 0 < weight < math.inf]:
-            yield f"weights holds {', '.join(wrong)}; each must be above 0: leave a dataset out of data instead"
+        """What is wrong with the keys of one kind alone."""
+        return iter(())
 
     def _range_problems(self) -> Iterator[str]:
         if problem := seed_problem(self.seed):
             yield problem
-        for name in ("lora_rank", "micro_batch", "workers"):
+        for name in ("lora_rank", "micro_batch"):
             if getattr(self, name) < 0:
                 yield f"{name} is {getattr(self, name)}, must be 0 or more"
         for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
@@ -228,3 +204,96 @@ class FinetuneRecipe:
         for name in ("final_rate", "ema", "held_out"):
             if not 0 <= getattr(self, name) <= 1:
                 yield f"{name} is {getattr(self, name)}, must lie in [0, 1]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemosFinetuneRecipe(FinetuneRecipe):
+    """From demonstrations that `vla record` made, which are kept in memory.
+
+    Attributes:
+        data: LeRobot dataset folders; their frames are pooled.
+        weights: how often a frame of each dataset is drawn, relative to a frame of the others; without it all frames of
+            all datasets are shuffled together.
+        dataset_name: the key of their statistics in dataset_statistics.json.
+        policy: checkpoint folder or policy recipe to start from; without it a new model of `architecture` is made.
+        architecture: size of a new model; ignored with `policy`.
+    """
+
+    kind: Literal["demonstrations"] = "demonstrations"
+    data: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
+    dataset_name: str = "demos"
+    policy: Path | None = None
+    architecture: Architecture = field(default_factory=Architecture)
+
+    def _source_problems(self) -> Iterator[str]:
+        if self.weights and len(self.weights) != len(self.data):
+            yield f"weights has {len(self.weights)} numbers for {len(self.data)} datasets of data; give one for each"
+        if self.weights and len(set(self.data)) < len(self.data):
+            yield "data names a dataset twice; give it once, with a larger weight"
+        if wrong := [f"{weight:g}" for weight in self.weights if not 0 < weight < math.inf]:
+            yield f"weights holds {', '.join(wrong)}; each must be above 0: leave a dataset out of data instead"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureFinetuneRecipe(FinetuneRecipe):
+    """From a mixture of datasets, which is read while training.
+
+    Attributes:
+        mixture: a mixture or one dataset of datasets/, by name or path. It brings its own statistics.
+        policy: checkpoint folder or policy recipe to start from: a mixture does not say what arm it drives.
+        root: folder that holds the mixture's datasets; without it each recipe's own location counts.
+        cameras: the roles that the policy looks at, in its order: "primary", "secondary", "wrist".
+        augment: OpenVLA's crop and colours.
+        workers: processes that decode frames; 0 decodes in the training process.
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    mixture: str
+    policy: Path
+    root: Path | None = None
+    cameras: tuple[str, ...] = ("primary",)
+    augment: bool = True
+    workers: int = 2
+
+    def _source_problems(self) -> Iterator[str]:
+        if self.workers < 0:
+            yield f"workers is {self.workers}, must be 0 or more"
+
+
+def _kind_by_keys(table: Mapping[str, Any]) -> str:
+    """Recipes that do not say their kind name a mixture or do not."""
+    return "mixture" if "mixture" in table else "demonstrations"
+
+
+FinetuneRecipe.kinds = Kinds(
+    "training",
+    FinetuneRecipe,
+    (DemosFinetuneRecipe, MixtureFinetuneRecipe),
+    groups=(),
+    default=_kind_by_keys,
+    idle=("dataset_name", "architecture", "root", "cameras", "augment", "workers"),
+)
+
+
+def with_data(recipe: FinetuneRecipe, **data: Any) -> DemosFinetuneRecipe:
+    """The same training from demonstrations; the keys of a mixture are left out."""
+    return DemosFinetuneRecipe(**{**_shared(recipe, DemosFinetuneRecipe), **data})
+
+
+def with_mixture(recipe: FinetuneRecipe, **mixture: Any) -> MixtureFinetuneRecipe:
+    """The same training from a mixture; the keys of demonstrations are left out.
+
+    Raises:
+        RecipeError: there is no policy to start from.
+    """
+    arguments = {**_shared(recipe, MixtureFinetuneRecipe), **mixture}
+    if arguments.get("policy") is None:
+        raise RecipeError("a mixture does not say what arm it drives, so it needs policy: one to start from")
+    return MixtureFinetuneRecipe(**arguments)
+
+
+def _shared(recipe: FinetuneRecipe, schema: type[FinetuneRecipe]) -> dict[str, Any]:
+    """What a recipe says that another kind, or the same, has a key for."""
+    names = {f.name for f in fields(schema)} - {"kind"}
+    return {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name in names}

@@ -6,12 +6,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vla_robot.core.embodiment import Embodiment, misfits
 from vla_robot.core.errors import ContractError, DataError, RecipeError
+from vla_robot.data.formats.kinds import format_at
 from vla_robot.data.formats.lerobot.demo_dataset import Demos, open_demos
 from vla_robot.data.formats.recognise import advise
 from vla_robot.data.pipeline.stats import dataset_statistics
@@ -20,7 +21,7 @@ from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.network.config import OUR_BLOCK, read_json
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.weights import write_json
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe, FinetuneRecipe, MixtureFinetuneRecipe
 from vla_robot.train.batches.data import TrainingData, data_of_demos, data_of_mixture, open_recipe_mixture
 from vla_robot.train.batches.questions import QuestionData
 from vla_robot.train.checkpoint import replacing
@@ -30,7 +31,16 @@ from vla_robot.train.trainer import OnProgress, Progress
 SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
 """Fields that older recipes lack, with the value that they imply; it leaves the fingerprint as it was."""
 
-NOT_LEARNED = ("activation_checkpointing", "shard", "tensorboard", "wandb")
+UNSAID: Mapping[str, Any] = {
+    "data": (), "dataset_name": "demos", "architecture": asdict(Architecture()),
+    "mixture": None, "root": None, "cameras": ("primary",), "augment": True,
+}  # fmt: skip
+"""What the fingerprint of a recipe says of the keys that its kind has not."""
+
+SAME: Mapping[str, Any] = {"description": "", "workers": 0, "device": "auto", "rollouts": None}
+"""What it says of fields that change nothing that is learned."""
+
+NOT_LEARNED = ("kind", "activation_checkpointing", "shard", "tensorboard", "wandb")
 """Fields that change how a run computes or where it reports, but not what is learned."""
 
 
@@ -66,10 +76,13 @@ def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProg
         RecipeError: the ranks cannot share a step's frames equally, or the policy has no embodiment.
     """
     ranks.share(recipe.batch_size)  # refuses before frames are decoded
-    return (_from_mixture if recipe.mixture else _from_demos)(recipe, out, ranks, on_progress)
+    if isinstance(recipe, MixtureFinetuneRecipe):
+        return _from_mixture(recipe, out, ranks, on_progress)
+    assert isinstance(recipe, DemosFinetuneRecipe)  # no package adds kinds of trainings
+    return _from_demos(recipe, out, ranks, on_progress)
 
 
-def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
+def _from_demos(recipe: DemosFinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
     demos = _open(recipe)
     start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
     policy = load(start, statistics_key=recipe.dataset_name, trainable=True)
@@ -82,12 +95,11 @@ def _from_demos(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: On
     return Prepared(start, name, policy, data, _questions(recipe, policy, ranks), drives_by=name)
 
 
-def _from_mixture(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
+def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
     def indexing(name: str, done: int, total: int) -> None:
         on_progress(Progress(f"indexing {name}", done, total, {}))
 
     folder = recipe.policy
-    assert folder is not None  # FinetuneRecipe requires it for a mixture
     mixture = open_recipe_mixture(recipe, "train", indexing, recipe.chunk or Checkpoint.read(folder).config.chunk)
     # The mixture's statistics take the place of those of the same name, as in the reference.
     start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
@@ -126,7 +138,7 @@ def _set_chunk(folder: Path, chunk: int | None) -> None:
         write_json(folder / "config.json", {**config, OUR_BLOCK: {**config.get(OUR_BLOCK, {}), "chunk": chunk}})
 
 
-def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
+def _write_start(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> None:
     """Write a copy of the recipe's policy, or a new one of its architecture.
 
     Statistics of a dataset that the policy already knows are kept, since its weights depend on those units. A new
@@ -145,7 +157,7 @@ def _write_start(recipe: FinetuneRecipe, demos: Demos, folder: Path) -> None:
     _copy_policy(recipe.policy, folder, new, recipe.chunk)
 
 
-def _require_fit(wanted: Embodiment, recorded: Embodiment, recipe: FinetuneRecipe) -> None:
+def _require_fit(wanted: Embodiment, recorded: Embodiment, recipe: DemosFinetuneRecipe) -> None:
     """Raise ContractError with every field that differs and the commands that help, unless the data fit the policy."""
     problems = [text.rstrip(".") for text in misfits(wanted, recorded, "the data")]
     if not problems:
@@ -161,7 +173,7 @@ def _require_fit(wanted: Embodiment, recorded: Embodiment, recipe: FinetuneRecip
     )
 
 
-def _open(recipe: FinetuneRecipe) -> Demos:
+def _open(recipe: DemosFinetuneRecipe) -> Demos:
     """Open the recipe's datasets; the error for a dataset in another format says how to train on it."""
     try:
         return open_demos(recipe.data)
@@ -179,17 +191,22 @@ def _open(recipe: FinetuneRecipe) -> Demos:
 def _other_format(root: Path) -> str | None:
     if root.is_dir() and (any(root.rglob("dataset_info.json")) or any(root.rglob("*.tfrecord*"))):
         return "an RLDS dataset"
-    return "a robomimic file" if root.suffix in (".hdf5", ".h5") and root.is_file() else None
+    try:
+        name = format_at(root)
+    except DataError:
+        return None
+    return {"lerobot": None, "hdf5": "a robomimic file"}.get(name, f"of the format '{name}'")
 
 
 def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:
     """Return a hash that changes when another recipe or other data would make a resumed run a different one."""
-    same = replace(recipe, description="", workers=0, device="auto", rollouts=None)  # none changes what is learned
-    facts = json.dumps(_said(same), default=str, sort_keys=True).encode()
+    facts = json.dumps(_said(recipe), default=str, sort_keys=True).encode()
     asked = prepared.questions.fingerprint() if prepared.questions else b""
     return hashlib.sha256(facts + prepared.data.fingerprint + asked).hexdigest()[:16]
 
 
 def _said(recipe: FinetuneRecipe) -> dict[str, Any]:
-    fields = {name: value for name, value in asdict(recipe).items() if name not in NOT_LEARNED}
+    """Return what decides what is learned, as recipes said it when one dataclass had the keys of all kinds."""
+    fields = {**UNSAID, **asdict(recipe), **SAME}
+    fields = {name: value for name, value in fields.items() if name not in NOT_LEARNED}
     return {name: value for name, value in fields.items() if name not in SINCE or value != SINCE[name]}

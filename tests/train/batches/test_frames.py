@@ -22,7 +22,7 @@ from vla_robot.data.pipeline.shuffle import Pooled
 from vla_robot.data.pipeline.windows import Window
 from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
-from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
+from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
 from vla_robot.train.batches.augment import RandomShift
 from vla_robot.train.batches.data import TrainingData, data_of_demos, datasets_of
 from vla_robot.train.batches.frames import Batch
@@ -42,14 +42,14 @@ def policy(
 
 
 def trained(folder: Path, architecture: Architecture, out: Path, **more: Any) -> OpenVLAPolicy:
-    recipe = FinetuneRecipe(
+    recipe = DemosFinetuneRecipe(
         data=(folder,), architecture=architecture, dataset_name="light", steps=1, batch_size=4, **more
     )
     return load(finetune(recipe, out, lambda progress: None).policy)
 
 
 def data_of(folder: Path, policy: OpenVLAPolicy, **more: Any) -> TrainingData:
-    recipe = FinetuneRecipe(data=(folder,), dataset_name="light", **{"batch_size": 4, "shift_px": 0, **more})
+    recipe = DemosFinetuneRecipe(data=(folder,), dataset_name="light", **{"batch_size": 4, "shift_px": 0, **more})
     return data_of_demos(recipe, open_demos(folder), policy, Ranks(), lambda done, total: None)
 
 

@@ -15,7 +15,7 @@ from vla_robot.core.errors import ContractError, DataError, RecipeError
 from vla_robot.data.questions import QuestionWriter, read_questions
 from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
-from vla_robot.recipe.finetune import FinetuneRecipe, QuestionsRecipe, RolloutsRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe, QuestionsRecipe, RolloutsRecipe
 from vla_robot.train.batches.questions import QuestionData
 from vla_robot.train.finetune import Progress, finetune
 from vla_robot.train.parallel.ddp import Ranks
@@ -58,7 +58,7 @@ def joint(recipe: FinetuneRecipe, questions: Path) -> FinetuneRecipe:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory, demos_folder: Path, tiny_architecture, questions: Path) -> Path:
     """A policy that has learned both."""
-    recipe = FinetuneRecipe(
+    recipe = DemosFinetuneRecipe(
         data=(demos_folder,), architecture=tiny_architecture, dataset_name="light", steps=200, batch_size=32,
         learning_rate=5e-3, warmup_steps=10, evaluate_every=200, held_out=0.2, shift_px=0, ema=0.9,
         questions=QuestionsRecipe(questions, weight=0.5),

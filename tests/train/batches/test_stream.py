@@ -18,7 +18,7 @@ from vla_robot.data.pipeline.mixture import Choices, Mixture, open_mixture
 from vla_robot.data.pipeline.windows import Window
 from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
-from vla_robot.recipe.finetune import Architecture, FinetuneRecipe
+from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
 from vla_robot.train.batches.augment import OpenVLAAugment
 from vla_robot.train.batches.frames import Batch
 from vla_robot.train.batches.stream import Batches, Encoder, MixtureStream
@@ -31,7 +31,7 @@ def policy(
 ) -> OpenVLAPolicy:
     """Any policy will do that has a tokenizer; it reads one camera and a state of one number."""
     out = tmp_path_factory.mktemp("run")
-    recipe = FinetuneRecipe(data=(demos_folder,), architecture=tiny_architecture, steps=1, batch_size=4)
+    recipe = DemosFinetuneRecipe(data=(demos_folder,), architecture=tiny_architecture, steps=1, batch_size=4)
     finetune(recipe, out, lambda progress: None)
     return load(out / "final")
 

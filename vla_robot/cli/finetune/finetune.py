@@ -20,7 +20,13 @@ from vla_robot.cli.finetune.training_rollouts import Rollouts
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.provenance import row
 from vla_robot.recipe import find, read
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import (
+    DemosFinetuneRecipe,
+    FinetuneRecipe,
+    MixtureFinetuneRecipe,
+    with_data,
+    with_mixture,
+)
 from vla_robot.train.finetune import Progress as Standing
 from vla_robot.train.finetune import Trained, finetune
 from vla_robot.train.parallel.ddp import Ranks
@@ -67,9 +73,9 @@ def main(args: FinetuneArgs) -> int:
         VlaError: the recipe, the data or the start policy is at fault. Checkpoints stay.
     """
     path = find("launch", args.recipe) if args.recipe else None
-    recipe = _overridden(read(FinetuneRecipe, path) if path else FinetuneRecipe(), args)
+    recipe = _overridden(read(FinetuneRecipe, path) if path else DemosFinetuneRecipe(), args)
     source = short_path(path) if path else "the command line"
-    if not recipe.data and not recipe.mixture:
+    if isinstance(recipe, DemosFinetuneRecipe) and not recipe.data:
         raise RecipeError(
             f"{source} names no data. Record some with `vla record` and give --data FOLDER; or --mixture NAME and "
             "--root FOLDER for Open-X-Embodiment's."
@@ -95,16 +101,19 @@ def main(args: FinetuneArgs) -> int:
 
 def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
     """An option beats the recipe."""
-    names = ("mixture", "root", "policy", "lora_rank", "steps", "seed", "wandb")
+    names = ("lora_rank", "steps", "seed", "wandb")
     chosen: dict[str, Any] = {n: v for n in names if (v := getattr(args, n)) is not None}
-    if args.data:
-        chosen |= {"mixture": None, **_datasets(args.data)}
-    if args.mixture:
-        chosen |= {"data": (), "weights": ()}
     if args.tensorboard:
         chosen["tensorboard"] = True
     if args.policy:
         chosen["policy"] = find("policies", args.policy)
+    if args.data and args.mixture:
+        raise RecipeError("--data and --mixture are two sources of frames; give one of them.")
+    if args.data:
+        return with_data(recipe, **_datasets(args.data), **chosen)
+    if args.mixture or isinstance(recipe, MixtureFinetuneRecipe):
+        of_mixture = {n: v for n in ("mixture", "root") if (v := getattr(args, n)) is not None}
+        return with_mixture(recipe, **of_mixture, **chosen)
     return dataclasses.replace(recipe, **chosen)
 
 

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, get_args, get_type_hints
 
 from vla_robot.core.errors import RecipeError, closest
@@ -36,6 +36,7 @@ class Kinds[R]:
         *,
         groups: Sequence[str],
         default: Callable[[Mapping[str, Any]], str | None] = lambda _: None,
+        idle: Collection[str] = (),
     ) -> None:
         """
         Args:
@@ -44,9 +45,12 @@ class Kinds[R]:
             built_in: dataclasses, each with a field `kind` whose annotation is a Literal of one name.
             groups: of the entry points by which installed packages add kinds.
             default: the kind of a table without the key; None when the key is required.
+            idle: keys of one kind that recipes of another had for nothing in earlier releases: they are told and left
+                out, where others are refused.
         """
         self.noun, self.groups = noun, tuple(groups)
         self.built_in: dict[str, type[R]] = {kind_name(schema): schema for schema in built_in}
+        self.idle = frozenset(idle)
         self._base, self._default = base, default
 
     def names(self) -> list[str]:
@@ -77,7 +81,7 @@ class Kinds[R]:
         Raises:
             RecipeError: no package adds it, or it cannot be used; its distribution is named.
         """
-        plugin = load_plugin(kind, *self.groups)
+        plugin = load_plugin(kind, *self.groups, wanted=Plugin)
         if problem := self._misfit(plugin, kind):
             raise RecipeError(f"the plugin '{kind}' of {plugin_names(*self.groups)[kind]} cannot be used: {problem}")
         return plugin

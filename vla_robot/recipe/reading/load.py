@@ -30,7 +30,7 @@ from vla_robot.core.errors import RecipeError, closest, unknown
 from vla_robot.core.untrusted import malformed, read_file, shortened
 from vla_robot.recipe.reading.find import Kind, find
 from vla_robot.recipe.reading.kinds import KIND_KEY, Kinds, concrete, family_of, kind_name, kinds_of
-from vla_robot.recipe.reading.renamed import inside, is_array, is_table, with_new_keys
+from vla_robot.recipe.reading.renamed import inside, is_array, is_table, tell, with_new_keys
 
 BASE_KEY = "base"
 MAX_BYTES = 2**20
@@ -243,6 +243,9 @@ class _Reader:
             return
         if owners:
             kinds = " or ".join(f"'{kind}'" for kind in owners)
+            if family and name in family.idle:
+                tell(f"the key '{name}' is for kind {kinds} and changes nothing in a recipe without it; delete it.")
+                return
             self._problem(_join(key, name), f"this key is for kind {kinds}, not for '{kind_name(schema)}'")
         else:
             self._problem(_join(key, name), unknown("key", name, fields).rstrip("."))

@@ -49,7 +49,7 @@ def with_new_keys(hint: Any, value: Any, source: str | Path) -> Any:
         if new != name:
             if new in value:
                 raise RecipeError(f"{source}: '{name}' is the old name of '{new}', which is there too; delete it.")
-            _tell(f"{source}: the key '{name}' is called '{new}' now; the old name works for one more release.")
+            tell(f"{source}: the key '{name}' is called '{new}' now; the old name works for one more release.")
         table[new] = with_new_keys(hints.get(new), below, source)
     return table
 
@@ -85,5 +85,6 @@ def _renamed_in(schema: type) -> dict[str, str]:
 
 
 @functools.cache
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """Log a warning, once in a process."""
     _log.warning("%s", line)

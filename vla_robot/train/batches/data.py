@@ -18,7 +18,7 @@ from vla_robot.data.pipeline.shuffle import ORDER, Order, Pooled, Weighted
 from vla_robot.data.pipeline.steps import EPISODE, StepTable
 from vla_robot.data.pipeline.windows import Window
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe, MixtureFinetuneRecipe
 from vla_robot.train.batches.augment import OpenVLAAugment, RandomShift
 from vla_robot.train.batches.frames import Batch
 from vla_robot.train.batches.stream import Batches, Encoder, Kept, MixtureStream
@@ -67,7 +67,11 @@ class TrainingData:
 
 
 def data_of_demos(
-    recipe: FinetuneRecipe, demos: Demos, policy: OpenVLAPolicy, ranks: Ranks, on_frames: Callable[[int, int], None]
+    recipe: DemosFinetuneRecipe,
+    demos: Demos,
+    policy: OpenVLAPolicy,
+    ranks: Ranks,
+    on_frames: Callable[[int, int], None],
 ) -> TrainingData:
     """Encode demonstrations once and keep them in memory, as a mixture whose datasets share their statistics.
 
@@ -140,7 +144,7 @@ def _held_out(count: int, share: float, seed: int) -> NDArray[np.bool_]:
     return np.isin(np.arange(count), np.random.default_rng([seed, HELD_OUT]).permutation(count)[:chosen])
 
 
-def _order(recipe: FinetuneRecipe, demos: Demos, counts: Sequence[int]) -> tuple[int, Order]:
+def _order(recipe: DemosFinetuneRecipe, demos: Demos, counts: Sequence[int]) -> tuple[int, Order]:
     """Return the samples of a step over all ranks, and the order of samples."""
     if not recipe.weights:
         if sum(counts) == 0:
@@ -157,7 +161,7 @@ def _order(recipe: FinetuneRecipe, demos: Demos, counts: Sequence[int]) -> tuple
 
 
 def data_of_mixture(
-    recipe: FinetuneRecipe,
+    recipe: MixtureFinetuneRecipe,
     mixture: Mixture,
     policy: OpenVLAPolicy,
     ranks: Ranks,
@@ -184,7 +188,7 @@ def data_of_mixture(
 
 
 def open_recipe_mixture(
-    recipe: FinetuneRecipe,
+    recipe: MixtureFinetuneRecipe,
     split: Literal["train", "val"] = "train",
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
     chunk: int = 1,
@@ -195,12 +199,11 @@ def open_recipe_mixture(
         DataError: the mixture cannot be read.
         RecipeError: no mixture has that name.
     """
-    assert recipe.mixture is not None  # the callers check it
     choices = Choices(split=split, window=Window(future=chunk - 1), cameras=recipe.cameras, seed=recipe.seed)
     return open_mixture(recipe.mixture, recipe.root, choices, on_progress=on_progress)
 
 
-def _validation(recipe: FinetuneRecipe, on_progress: Callable[[str, int, int], None], chunk: int) -> Mixture:
+def _validation(recipe: MixtureFinetuneRecipe, on_progress: Callable[[str, int, int], None], chunk: int) -> Mixture:
     try:
         return open_recipe_mixture(recipe, "val", on_progress, chunk)
     except DataError as error:
