@@ -27,8 +27,9 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.provenance import row
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.images import decode_image
-from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.open import open_source
 
 Order = Literal["in order", "shuffled"]
 ORDERS: tuple[Order, ...] = ("in order", "shuffled")
@@ -119,7 +120,7 @@ def main(args: DataArgs) -> int:
     return 0
 
 
-def measure(source: Source, order: Order, workers: int, cold: bool, seconds: float) -> Case:
+def measure(source: EpisodeSource, order: Order, workers: int, cold: bool, seconds: float) -> Case:
     """One case; a cold one is a single pass, since the second would be warm."""
     if cold:
         _forget(source.location)
@@ -131,7 +132,7 @@ def measure(source: Source, order: Order, workers: int, cold: bool, seconds: flo
     return Case(order, workers, cold, rate, max(share.resident_mb for share in shares))
 
 
-def _read(source: Source, order: Order, worker: int, workers: int, seconds: float) -> Share:
+def _read(source: EpisodeSource, order: Order, worker: int, workers: int, seconds: float) -> Share:
     """Every share at least once, then again until the time is over."""
     decode_image(_tiny_png(), "uint8", "warming up")  # the decoder is loaded
     places = _places(source, order)[worker::workers]
@@ -142,7 +143,7 @@ def _read(source: Source, order: Order, worker: int, workers: int, seconds: floa
     return Share(frames, time.perf_counter() - started_s, _resident_mb())
 
 
-def _places(source: Source, order: Order) -> Sequence[tuple[int, int]]:
+def _places(source: EpisodeSource, order: Order) -> Sequence[tuple[int, int]]:
     """(episode, step) of what is read, in its order; step 0 stands for a whole episode."""
     if order == "in order":
         return [(index, 0) for index in range(len(source))]
@@ -150,20 +151,20 @@ def _places(source: Source, order: Order) -> Sequence[tuple[int, int]]:
     return [places[i] for i in np.random.default_rng(SEED).permutation(len(places))]
 
 
-def _decode_episode(source: Source, index: int) -> int:
+def _decode_episode(source: EpisodeSource, index: int) -> int:
     episode = source.episode(index)
     films = [episode.frames(camera) for camera in _cameras(source)]
     return sum(1 for film in films for step in range(len(film)) if film.decode(step).size)
 
 
-def _decode_step(source: Source, index: int, step: int) -> int:
+def _decode_step(source: EpisodeSource, index: int, step: int) -> int:
     cameras = _cameras(source)
     for camera in cameras:
         decode_image(source.encoded(index, camera, step), source.fields[camera].dtype, camera)
     return len(cameras)
 
 
-def _cameras(source: Source) -> list[str]:
+def _cameras(source: EpisodeSource) -> list[str]:
     cameras = [name for name, field in source.fields.items() if field.kind == "image"]
     if not cameras:
         raise DataError(f"{source.location} has no frames to read. Fields: {', '.join(source.fields)}.")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from vla_robot.data.formats.kinds import FORMATS
+from vla_robot.data.formats.open import open_source
+from vla_robot.recipe.reading.formats import BUILT_IN
 
 Vla = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -41,20 +48,27 @@ def test_its_kinds_and_recipes_are_listed(example: Path, vla: Vla) -> None:
     assert done.returncode == 0, done.stderr
     for line in (
         "envs/point",
+        "envs/phantom",
         "policies/wave",
+        "datasets/tape",
         "launch/wave",
         "policies: wave",
         "worlds: point",
+        "robots: phantom",
+        "datasets: tape",
         "teleoperators: metronome",
         "vla-robot-example 1.0",
     ):
         assert line in done.stdout
 
 
+RECIPES = ("envs/point", "envs/phantom", "policies/wave", "launch/wave", "metronome", "datasets/tape")
+
+
 def test_its_recipes_are_valid_and_explained(example: Path, vla: Vla) -> None:
-    done = vla("check", "envs/point", "policies/wave", "launch/wave", "metronome", site=example)
+    done = vla("check", *RECIPES, site=example)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "All 4 recipes are valid." in done.stdout
+    assert f"All {len(RECIPES)} recipes are valid." in done.stdout
     shown = vla("show", "policies/wave", site=example).stdout
     assert '# Moves the tool to and fro along one axis.\nkind = "wave"' in shown
     assert "# control steps of one way to and fro.\nperiod_steps = 20" in shown
@@ -72,14 +86,19 @@ from vla_robot.recipe import read
 from vla_robot.recipe.teleoperator import TeleoperatorRecipe
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.policy.kinds import load_policy
+from vla_robot.data.formats.open import open_source
 from vla_robot.recipe.policy import PolicyRecipe
 from vla_robot.teleop.kinds import open_teleoperator
-from vla_robot.testing import check_policy, check_world
-from vla_robot.world.kinds import build_world, is_robot
+from vla_robot.testing import check_arm, check_episode_source, check_policy, check_world
+from vla_robot.world.kinds import build_robot, build_world, is_robot
 
 recipe = read(EnvRecipe, "point")
 assert not is_robot(recipe)
 check_world(lambda: build_world(recipe))
+robot = read(EnvRecipe, "phantom")
+assert is_robot(robot)
+check_arm(lambda: build_robot(robot, lambda: False, None))
+check_episode_source(lambda: open_source("tape"))
 arm = build_world(recipe).embodiment
 check_policy(lambda: load_policy(read(PolicyRecipe, "wave"), arm), arm)
 world = build_world(recipe)
@@ -93,9 +112,88 @@ print(sorted({float(np.sign(action[2])) for action in moves}))
 
 def test_its_parts_keep_the_contracts_of_the_ports(example: Path, repository: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": f"{example}{os.pathsep}{repository}"}
+    write_tape(tmp_path / "tape")
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "[-1.0, 1.0]\n", done.stderr
+
+
+def write_tape(folder: Path) -> None:
+    """A dataset of the example's format: two episodes, of 6 and 8 steps."""
+    folder.mkdir()
+    (folder / "tape.json").write_text('{"instruction": "move forward", "rate_hz": 10}')
+    for number, steps in enumerate((6, 8)):
+        lines = [f"{0.01 * step},0,0,{0.01 + 0.001 * step},0,0,0,0,0,{step % 2}" for step in range(steps)]
+        text = "\n".join(["x,y,z,dx,dy,dz,droll,dpitch,dyaw,gripper", *lines])
+        (folder / f"episode_{number:03d}.csv").write_text(text)
+
+
+def test_a_dataset_of_its_format_is_inspected_and_becomes_one_of_lerobot(
+    example: Path, vla: Vla, tmp_path: Path
+) -> None:
+    write_tape(tmp_path / "tape")
+    done = vla("data", "inspect", "tape", site=example)
+    assert done.returncode == 0, done.stderr
+    assert "2 episodes of 6 to 8 steps" in done.stdout and "10 steps a second" in done.stdout
+    done = vla("data", "convert", "tape", "made", "--to", "lerobot", site=example)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing was lost." in done.stdout
+    made, tape = open_source(tmp_path / "made"), (tmp_path / "tape" / "episode_001.csv").read_text()
+    numbers = np.array([line.split(",") for line in tape.splitlines()[1:]], np.float64)
+    assert (made.rate_hz, made.lengths.tolist()) == (10.0, [6, 8])
+    np.testing.assert_array_equal(made.episode(1).numbers("action"), numbers[:, 3:])
+    assert set(made.episode(1).instructions()) == {"move forward"}
+
+
+def test_a_recipe_names_its_format_and_makes_its_steps_standard(example: Path, vla: Vla, tmp_path: Path) -> None:
+    write_tape(tmp_path / "tape")
+    done = vla("data", "stats", "tape", "--root", ".", "--out", "statistics.json", site=example)
+    assert done.returncode == 0, done.stderr
+    statistics = json.loads((tmp_path / "statistics.json").read_text())["tape"]
+    assert statistics["num_transitions"] == 14
+    assert statistics["action"]["max"][0] == pytest.approx(0.017)
+    doctor = vla("data", "doctor", "tape", "--root", ".", site=example)
+    assert "Traceback" not in doctor.stderr and "tape" in doctor.stdout
+
+
+def test_training_on_its_format_says_how(example: Path, vla: Vla, tmp_path: Path) -> None:
+    write_tape(tmp_path / "tape")
+    done = vla("finetune", "--data", "tape", "--out", "run", site=example)
+    assert done.returncode == 2
+    assert "tape is of the format 'tape', and data takes LeRobot datasets: `vla data convert tape" in done.stderr
+
+
+def test_without_the_package_its_dataset_is_none(vla: Vla, tmp_path: Path) -> None:
+    write_tape(tmp_path / "tape")
+    done = vla("data", "inspect", "tape", site=tmp_path)
+    assert done.returncode == 2
+    assert "is no dataset: neither RLDS" in done.stderr
+
+
+@pytest.fixture
+def bridge(example: Path, repository: Path, tmp_path: Path) -> Iterator[str]:
+    """Address of a bridge that drives the example's robot."""
+    environment = os.environ | {"PYTHONPATH": f"{example}{os.pathsep}{repository}", "PYTHONUNBUFFERED": "1"}
+    patient = ("--max-age-s", "10", "--hold-after-s", "60", "--stop-after-s", "120")
+    command = [sys.executable, "-m", "vla_robot.cli.main", "bridge", "phantom", "--bind", "tcp://127.0.0.1:0", *patient]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line)
+            if found := re.search(r"listening on (tcp://\S+),", line):
+                yield found.group(1)
+                break
+        process.terminate()
+        process.communicate()
+        assert any("listening" in line for line in lines), "".join(lines)
+
+
+def test_its_policy_drives_its_robot_behind_a_bridge(example: Path, vla: Vla, tmp_path: Path, bridge: str) -> None:
+    options = ("--episodes", "1", "--out", str(tmp_path / "out"))
+    done = vla("run", "--robot", bridge, "--policy", "wave", *options, site=example)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "40 steps" in done.stdout, done.stdout
 
 
 def package(site: Path, name: str, entry: str, code: str) -> None:
@@ -173,3 +271,90 @@ def test_the_doctor_names_plugins(example: Path, repository: Path, tmp_path: Pat
     environment = os.environ | {"PYTHONPATH": f"{example}{os.pathsep}{repository}"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert "plugin policies: wave vla-robot-example 1.0: moves the tool to and fro along one axis ok" in done.stdout
+
+
+def test_the_formats_that_a_recipe_may_name_are_those_that_are_read() -> None:
+    assert tuple(FORMATS) == BUILT_IN
+
+
+TAKEN = {"policies": "hold", "worlds": "mujoco", "robots": "robot", "teleoperators": "leader", "datasets": "hdf5"}
+"""Group of entry points -> a kind of ours."""
+FAULTS = {
+    "absent": ("import a_package_that_is_not_there", "cannot be imported: ModuleNotFoundError"),
+    "wrong": ("PLUGIN = 3", "is a int, not a vla_robot.recipe."),
+    "thief": (
+        "from vla_robot.recipe import DatasetFormat, Plugin\nPLUGIN = {}".format(
+            "DatasetFormat('', str, str) if 'datasets' in __name__ else Plugin(int, '', int)"
+        ),
+        "is built in",
+    ),
+}
+"""What is wrong with a package -> its code, and what is said of it."""
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifteen packages: each of the faults in each of the groups."""
+    site = tmp_path_factory.mktemp("faulty")
+    for group, taken in TAKEN.items():
+        for fault, (code, _) in FAULTS.items():
+            name = f"{fault}_{group}"
+            entry = f"[vla_robot.{group}]\n{taken if fault == 'thief' else name} = {name}:PLUGIN\n"
+            package(site, name, entry, code)
+    return site
+
+
+def test_each_fault_in_each_group_is_listed_with_its_distribution(faulty: Path, vla: Vla) -> None:
+    done = vla("list", "policies", site=faulty)
+    assert done.returncode == 0, done.stderr
+    for group in TAKEN:
+        for fault, (_, says) in FAULTS.items():
+            assert any(f"of {fault}_{group} 2.0 can" in line and says in line for line in done.stdout.splitlines())
+
+
+def test_no_fault_breaks_what_does_not_use_it(faulty: Path, vla: Vla, tmp_path: Path) -> None:
+    recipes = ("policies/hold", "envs/lift", "envs/desk_so101", "so101_leader", "datasets/oxe/bridge_orig")
+    done = vla("check", *recipes, site=faulty)
+    assert (done.returncode, done.stderr) == (0, "")
+    golden = Path(__file__).parent / "golden" / "rlds_samples" / "bridge_orig"
+    shutil.copytree(golden, tmp_path / "bridge_orig")
+    done = vla("data", "inspect", "bridge_orig", "--episodes", "1", site=faulty)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("fault", ["absent", "wrong"])
+def test_each_group_names_the_distribution_where_its_kind_is_used(
+    faulty: Path, vla: Vla, tmp_path: Path, fault: str
+) -> None:
+    folders = {"policies": "policies", "worlds": "envs", "robots": "envs", "teleoperators": "envs/teleoperators"}
+    for group, folder in folders.items():
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / f"{group}.toml").write_text(f'kind = "{fault}_{group}"\n')
+    (tmp_path / "datasets").mkdir()
+    text = f'kind = "source"\nlocation = "."\nformat = "{fault}_datasets"\naction = ["action"]\n'
+    (tmp_path / "datasets" / "mine.toml").write_text(text)
+    checked = vla("check", *(f"{folder}/{group}.toml" for group, folder in folders.items()), site=faulty)
+    opened = vla("data", "stats", "datasets/mine.toml", site=faulty)
+    looked = vla("data", "inspect", ".", site=faulty)
+    for done, groups in ((checked, [*folders]), (opened, ["datasets"]), (looked, ["datasets"])):
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        for group in groups:
+            assert f"of {fault}_{group} 2.0 can" in done.stderr and FAULTS[fault][1] in done.stderr
+
+
+def test_a_format_that_fails_when_it_looks_is_named(vla: Vla, tmp_path: Path) -> None:
+    code = "from vla_robot.recipe import DatasetFormat\nPLUGIN = DatasetFormat('', lambda place: 1 / 0, str)"
+    package(tmp_path / "site", "rough", "[vla_robot.datasets]\nrough = rough:PLUGIN\n", code)
+    done = vla("data", "inspect", "site", site=tmp_path / "site")
+    assert done.returncode == 2
+    assert "the plugin 'rough' of rough 2.0 fails when it looks at site: ZeroDivisionError" in done.stderr
+
+
+def test_two_formats_that_recognise_one_dataset_are_both_named(vla: Vla, tmp_path: Path) -> None:
+    code = "from vla_robot.recipe import DatasetFormat\nPLUGIN = DatasetFormat('', lambda place: True, str)"
+    for name in ("one", "two"):
+        package(tmp_path / "site", name, f"[vla_robot.datasets]\n{name} = {name}:PLUGIN\n", code)
+    done = vla("data", "inspect", "site", site=tmp_path / "site")
+    assert done.returncode == 2
+    assert "'one' (one 2.0)" in done.stderr and "'two' (two 2.0)" in done.stderr

@@ -26,6 +26,7 @@ from typing import Literal
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.reading.find import available, find
+from vla_robot.recipe.reading.formats import format_names
 
 ActionEncoding = Literal["eef_pos", "eef_r6", "joint_pos", "joint_pos_bimanual"]
 StateEncoding = Literal["none", "pos_euler", "pos_quat", "joint", "joint_bimanual"]
@@ -161,6 +162,7 @@ class SourceRecipe:
         description: one line for `vla list`.
         location: path or URL; without it the folder of the recipe's name, in the folder that a command is told.
         version: the only version that is good; without it the newest.
+        format: "lerobot", "rlds", "hdf5", or one that an installed package adds; without it the format is recognised.
         action_encoding: "eef_pos" is 3 of translation, 3 of rotation and the gripper, "eef_r6" has 6 of rotation,
             "joint_pos" 7 joints and the gripper, "joint_pos_bimanual" 14 absolute numbers of two arms.
         state: what the arm's own state is made of; none means that there is none.
@@ -180,6 +182,7 @@ class SourceRecipe:
     description: str = ""
     location: str | None = None
     version: str | None = None
+    format: str | None = None
     action_encoding: ActionEncoding = "eef_pos"
     state: tuple[str, ...] = ()
     state_encoding: StateEncoding = "none"
@@ -193,6 +196,8 @@ class SourceRecipe:
     published: Published = field(default_factory=Published)
 
     def __post_init__(self) -> None:
+        if self.format is not None and self.format not in format_names():
+            raise RecipeError(unknown("dataset format", self.format, format_names()))
         parts = (*self.action_parts(), *self.state_parts())
         if not self.action:
             raise RecipeError("action has no part; at least one is needed")

@@ -41,6 +41,19 @@ class PointRecipe(EnvRecipe):
         raise RecipeError(f"camera '{camera.name}': a world of kind 'point' has nothing to see")
 
 
+def embodiment_of(recipe: EnvRecipe, name: str) -> Embodiment:
+    """A tool that is moved by changes of its pose, without a camera; its state is the position in metres."""
+    moves = [Dim(axis, "m", -recipe.max_step_m, recipe.max_step_m) for axis in ("dx", "dy", "dz")]
+    turns = [Dim(axis, "rad", -recipe.max_step_rad, recipe.max_step_rad) for axis in ("droll", "dpitch", "dyaw")]
+    return Embodiment(
+        name=name,
+        action=ActionSpace("eef_delta", "base", (*moves, *turns, Dim("gripper", "1", 0.0, 1.0))),
+        state=tuple(Dim(axis, "m", -REACH_M, REACH_M) for axis in ("x", "y", "z")),
+        cameras=(),
+        rate_hz=recipe.rate_hz,
+    )
+
+
 class PointWorld:
     """Implements the port VisibleWorld. Time moves only in `step`."""
 
@@ -50,16 +63,7 @@ class PointWorld:
 
     @property
     def embodiment(self) -> Embodiment:
-        recipe = self._recipe
-        moves = [Dim(name, "m", -recipe.max_step_m, recipe.max_step_m) for name in ("dx", "dy", "dz")]
-        turns = [Dim(name, "rad", -recipe.max_step_rad, recipe.max_step_rad) for name in ("droll", "dpitch", "dyaw")]
-        return Embodiment(
-            name="point",
-            action=ActionSpace("eef_delta", "base", (*moves, *turns, Dim("gripper", "1", 0.0, 1.0))),
-            state=tuple(Dim(name, "m", -REACH_M, REACH_M) for name in ("x", "y", "z")),
-            cameras=(),
-            rate_hz=recipe.rate_hz,
-        )
+        return embodiment_of(self._recipe, "point")
 
     @property
     def instruction(self) -> str:

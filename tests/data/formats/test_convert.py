@@ -14,13 +14,14 @@ import pytest
 
 from vla_robot.core.episode import Episode, Field
 from vla_robot.core.errors import DataError
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.demonstration import Demonstration
 from vla_robot.data.formats.conversion_metadata import Options
 from vla_robot.data.formats.convert import Converted, convert
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.layout import read_json
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
-from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.rlds.features import Features, Leaf
 from vla_robot.data.formats.rlds.reader import RldsDataset
 from vla_robot.data.formats.rlds.writer import RldsWriter
@@ -39,7 +40,7 @@ def sample(name: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(GOLDEN / name, tmp_path / name))
 
 
-def require_equal(ours: Source, theirs: Source, names: Mapping[str, str] | None = None) -> None:
+def require_equal(ours: EpisodeSource, theirs: EpisodeSource, names: Mapping[str, str] | None = None) -> None:
     """Every field of theirs is in ours, numbers and texts equal, frames the same files."""
     assert ours.lengths.tolist() == theirs.lengths.tolist()
     for index in range(len(theirs)):

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.conversion_metadata import Options
 from vla_robot.data.formats.convert import convert
 from vla_robot.data.formats.lerobot.source import LeRobotSource
 from vla_robot.data.formats.lerobot.tables import LeRobotTables
-from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.open import open_source
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -126,7 +127,7 @@ def test_an_episode_that_is_missing_is_named(old: Path) -> None:
         source.episode(1)
 
 
-def _require_content(source: Source) -> None:
+def _require_content(source: EpisodeSource) -> None:
     assert (source.lengths.tolist(), source.rate_hz) == (list(LENGTHS), 10.0)
     for index, length in enumerate(LENGTHS):
         episode = source.episode(index)

@@ -15,9 +15,10 @@ from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.provenance import row
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.conversion_metadata import Converted, Options
 from vla_robot.data.formats.convert import Format, convert
-from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.recognise import facts_of, recipe_line
 from vla_robot.data.formats.source import tell_left_out
 
@@ -78,7 +79,7 @@ def main(args: ConvertArgs) -> int:
     return 0
 
 
-def _closing(args: ConvertArgs, source: Source, converted: Converted, elapsed_s: float) -> str:
+def _closing(args: ConvertArgs, source: EpisodeSource, converted: Converted, elapsed_s: float) -> str:
     lines = [f"{converted.new} episodes in {elapsed_s:.1f} s; {args.destination} holds {converted.episodes}."]
     unread = tell_left_out(source.left_out)  # these are among what was lost
     lines += [note for note in source.notes if note not in unread]

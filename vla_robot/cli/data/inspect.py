@@ -20,8 +20,9 @@ from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import write_whole, writing
 from vla_robot.core.host.provenance import row
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.core.untrusted import MAX_NAME_CHARS
-from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.png import encode
 from vla_robot.data.formats.recognise import facts_of, recipe_line
 from vla_robot.data.summary import Dimension, Summary, contact_sheet, histograms, summarise
@@ -70,7 +71,7 @@ def main(args: InspectArgs) -> int:
     return 0
 
 
-def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: Terminal) -> None:
+def _print_facts(source: EpisodeSource, summary: Summary, args: InspectArgs, console: Terminal) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in source.splits.items())
     lengths = source.lengths
     rate = "rate unknown" if source.rate_hz is None else f"{source.rate_hz:g} steps a second"
@@ -99,7 +100,7 @@ def _print_facts(source: Source, summary: Summary, args: InspectArgs, console: T
     console.print(_action_table(summary.actions))
 
 
-def _field_table(source: Source) -> Table:
+def _field_table(source: EpisodeSource) -> Table:
     table = Table("field", "what", box=None, padding=(0, 2, 0, 0), title="Each step", title_justify="left")
     for name, field in source.fields.items():
         table.add_row(name, str(field))
@@ -126,7 +127,7 @@ def _bars(counts: NDArray[np.int64]) -> str:
     return "".join(BARS[level] for level in levels)
 
 
-def _draw(source: Source, summary: Summary, folder: Path) -> list[Path]:
+def _draw(source: EpisodeSource, summary: Summary, folder: Path) -> list[Path]:
     cameras = [name for name, field in source.fields.items() if field.kind == "image"]
     pictures = {f"frames_{_file_name(name)}.png": contact_sheet(source, name) for name in cameras}
     if summary.actions:
@@ -142,12 +143,12 @@ def _file_name(field: str) -> str:
     return re.sub(r"[^\w.-]", "_", field.rpartition("/")[2])[:MAX_NAME_CHARS]
 
 
-def _rows(source: Source) -> list[dict[str, Any]]:
+def _rows(source: EpisodeSource) -> list[dict[str, Any]]:
     values = [("episodes", len(source)), ("frames", int(source.lengths.sum()))]
     return [row(name, value, "1") for name, value in values]
 
 
-def _details(source: Source, summary: Summary) -> dict[str, Any]:
+def _details(source: EpisodeSource, summary: Summary) -> dict[str, Any]:
     names = ("min", "q01", "median", "q99", "max")
     return {
         "fields": {name: str(field) for name, field in source.fields.items()},

@@ -11,10 +11,10 @@ from typing import Any
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import writing
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.hdf5 import Hdf5Dataset
 from vla_robot.data.formats.lerobot.layout import EMBODIMENT, read_json, write_json
 from vla_robot.data.formats.lerobot.source import LeRobotSource
-from vla_robot.data.formats.open import Source
 from vla_robot.data.formats.rlds.features import to_tree
 from vla_robot.data.formats.rlds.reader import RldsDataset
 
@@ -59,7 +59,7 @@ class Origin:
     """Where a dataset was converted from.
 
     Attributes:
-        kind: "rlds", "lerobot" or "hdf5".
+        kind: "rlds", "lerobot", "hdf5", or "other" for a format that an installed package adds.
         name: of the source.
         parts: split here -> which part of the source it is, and how many episodes that had.
         names: field there -> field here.
@@ -81,13 +81,13 @@ class Origin:
     embodiment: dict[str, Any] | None = None
 
 
-def describe_source(source: Source) -> Origin:
+def describe_source(source: EpisodeSource) -> Origin:
     """What to remember of a source; parts, names and additions are known later."""
     common = {"name": source.name, "rate_hz": source.rate_hz}
     if isinstance(source, RldsDataset):
         return Origin("rlds", features=to_tree(source.features), **common)
-    if isinstance(source, Hdf5Dataset):
-        return Origin("hdf5", **common)
+    if not isinstance(source, LeRobotSource):
+        return Origin("hdf5" if isinstance(source, Hdf5Dataset) else "other", **common)
     path = source.root / EMBODIMENT
     embodiment = read_json(path) if path.is_file() else None
     return Origin(
@@ -95,7 +95,7 @@ def describe_source(source: Source) -> Origin:
     )
 
 
-def origin_of(source: Source) -> Origin | None:
+def origin_of(source: EpisodeSource) -> Origin | None:
     """Where a source itself was converted from; None when it was not, or not by us.
 
     Raises:

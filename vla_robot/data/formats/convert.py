@@ -13,17 +13,17 @@ from typing import Literal
 
 from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.conversion_metadata import Converted, Options
 from vla_robot.data.formats.lerobot.convert import to_lerobot
 from vla_robot.data.formats.lerobot.source import LeRobotSource
-from vla_robot.data.formats.open import Source
 from vla_robot.data.formats.rlds.convert import to_rlds
 
 Format = Literal["rlds", "lerobot"]
 
 
 def convert(
-    source: Source,
+    source: EpisodeSource,
     destination: Path,
     to: Format,
     options: Options,

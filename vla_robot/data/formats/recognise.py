@@ -17,9 +17,10 @@ from pathlib import Path
 
 from vla_robot.core.episode import Field
 from vla_robot.core.errors import DataError, RecipeError, VlaError
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.conversion_metadata import FILE, read_origin
 from vla_robot.data.formats.lerobot.layout import EMBODIMENT
-from vla_robot.data.formats.open import Source, open_source
+from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.rlds.reader import RldsDataset, describe_rlds, is_rlds
 from vla_robot.data.formats.rlds.storage import open_storage
 from vla_robot.data.formats.source import ACTIONS, STATES, instruction_text
@@ -71,7 +72,7 @@ class Known:
     why: str
 
 
-def facts_of(source: Source) -> Facts:
+def facts_of(source: EpisodeSource) -> Facts:
     """The facts of a dataset that is open."""
     if isinstance(source, RldsDataset):
         return _rlds_facts(source.location, source.name, source.version, source.fields)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -436,7 +437,7 @@ def open_table_of(
     on_progress: OnTableProgress = lambda name, done, total: None,
 ) -> tuple[dict[str, EpisodeSource], StepTable]:
     """All of a dataset by split, and the table of its standard steps; see `open_mixture`."""
-    parts = open_parts(member.location, skip_corrupt)
+    parts = open_parts(member.location, skip_corrupt, member.recipe.format)
     progress = _progress_of(member.name, on_progress)
     return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress)
 
@@ -446,17 +447,23 @@ def notes_of(parts: Iterable[EpisodeSource]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(note for part in parts for note in part.notes))
 
 
-def open_parts(location: str, skip_corrupt: bool = False) -> dict[str, EpisodeSource]:
+def open_parts(location: str, skip_corrupt: bool = False, format: str | None = None) -> dict[str, EpisodeSource]:
     """All of a dataset by split; "val" is the last 5 % of "train" where the dataset has none of its own.
+
+    Args:
+        location: path or URL.
+        skip_corrupt: leave damaged episodes out.
+        format: of its files; None recognises it.
 
     Raises:
         DataError: there is no dataset, or it is damaged.
     """
-    splits = open_source(location, "all[:0]", skip_corrupt=skip_corrupt).splits  # no episode is looked through for it
+    opened = partial(open_source, location, format=format, skip_corrupt=skip_corrupt)
+    splits = opened("all[:0]").splits  # no episode is looked through for it
     ranges = {name: name for name in splits}
     if "val" not in splits:
         ranges |= {"train": "train[:95%]", "val": "train[95%:]"}
-    return {name: open_source(location, part, skip_corrupt=skip_corrupt) for name, part in ranges.items()}
+    return {name: opened(part) for name, part in ranges.items()}
 
 
 def _is_folder(name_or_path: str | Path) -> bool:

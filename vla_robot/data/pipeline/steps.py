@@ -40,6 +40,8 @@ FORMAT = 1
 ABOUT = "about.json"
 NOT_IN_STEPS = ("description", "published")
 """What a recipe says that changes no step."""
+SINCE = ("format",)
+"""Fields that recipes did not always have: without a value, tables that were made before are still good."""
 
 EPISODE = np.dtype([("part", "<i4"), ("index", "<i8"), ("first", "<i4"), ("start", "<i8"), ("length", "<i8")])
 """Which part of the dataset and which of its episodes; raw step of step 0; first row and number of rows."""
@@ -141,11 +143,16 @@ def fingerprint(name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource])
     content = {
         "format": FORMAT,
         "name": name,
-        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key not in NOT_IN_STEPS},
+        "recipe": _said(recipe),
         "parts": [[part.name, hashlib.sha256(part.lengths.tobytes()).hexdigest()] for part in parts],
         "files": [_stamps(location) for location in dict.fromkeys(part.location for part in parts)],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _said(recipe: SourceRecipe) -> dict[str, Any]:
+    fields = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in NOT_IN_STEPS}
+    return {key: value for key, value in fields.items() if key not in SINCE or value is not None}
 
 
 def usual_cache() -> Path:

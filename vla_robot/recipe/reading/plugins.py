@@ -24,12 +24,13 @@ GROUPS = (
     "vla_robot.worlds",
     "vla_robot.robots",
     "vla_robot.teleoperators",
+    "vla_robot.datasets",
 )
 
 
 @dataclass(frozen=True)
 class Plugin:
-    """What an entry point's value must be.
+    """What an entry point's value must be; a dataset format's is a `DatasetFormat` (reading/formats.py).
 
     Attributes:
         recipe: the dataclass that a table of this kind follows; it derives from its family's base.
@@ -47,8 +48,13 @@ def plugin_names(*groups: str) -> Mapping[str, str]:
     return {name: " and ".join(map(_distribution, points)) for name, points in _points(groups).items()}
 
 
-def load_plugin(kind: str, *groups: str) -> Plugin:
+def load_plugin[P](kind: str, *groups: str, wanted: type[P]) -> P:
     """Import the plugin of a kind.
+
+    Args:
+        kind: its name.
+        groups: of the entry points in which it is looked for.
+        wanted: what its value must be.
 
     Raises:
         RecipeError: no package adds it, two do, or it cannot be imported; the distribution is named.
@@ -65,10 +71,10 @@ def load_plugin(kind: str, *groups: str) -> Plugin:
         raise RecipeError(
             f"the plugin '{kind}' of {owners} cannot be imported: {printable(in_words(error))}"
         ) from error
-    if not isinstance(plugin, Plugin):
+    if not isinstance(plugin, wanted):
         raise RecipeError(
             f"the plugin '{kind}' of {owners} cannot be used: {points[0].value} is a {type(plugin).__name__}, "
-            "not a vla_robot.recipe.Plugin"
+            f"not a vla_robot.recipe.{wanted.__name__}"
         )
     return plugin
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.reading.find import FORMER_FOLDERS, KINDS, POLICY_FILES, Kind, available, find, folder_of
+from vla_robot.recipe.reading.formats import GROUP, format_plugin
+from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.reading.load import BASE_KEY, find_base, read_toml
 from vla_robot.recipe.reading.plugins import GROUPS, Found, plugin_names
 
@@ -39,12 +42,16 @@ def installed_plugins() -> list[Found]:
 
 
 def _examined(group: str, kind: str, distribution: str) -> Found:
-    module, name = _FAMILIES[group]
     try:
-        plugin = getattr(import_module(module), name).kinds.plugin(kind)
+        plugin = format_plugin(kind) if group == GROUP else _family(group).plugin(kind)
     except RecipeError as error:
         return Found(group, kind, distribution, problem=str(error))
     return Found(group, kind, distribution, plugin.description)
+
+
+def _family(group: str) -> Kinds[Any]:
+    module, name = _FAMILIES[group]
+    return getattr(import_module(module), name).kinds
 
 
 _CHOICES: dict[Kind, tuple[str, str]] = {"launch": ("verb", "run"), "datasets": ("kind", "recording")}

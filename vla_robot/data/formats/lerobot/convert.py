@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from vla_robot.core.episode import Column, Episode, Field, Frames, OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import append_line, writing
+from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.conversion_metadata import (
     IN_LEROBOT,
     Converted,
@@ -35,7 +36,6 @@ from vla_robot.data.formats.conversion_metadata import (
 from vla_robot.data.formats.lerobot.layout import COUNTERS, EMBODIMENT, IMAGES, write_json
 from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
 from vla_robot.data.formats.lerobot.tables import EpisodeTable, LeRobotTables, feature, image_feature
-from vla_robot.data.formats.open import Source
 from vla_robot.data.formats.source import instruction_text
 from vla_robot.data.pipeline.stats import count_pixels, describe_pixels
 
@@ -45,7 +45,7 @@ MOST_DIMENSIONS = 5
 """LeRobot has no arrays of more."""
 
 
-def to_lerobot(source: Source, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
+def to_lerobot(source: EpisodeSource, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
     """Write a LeRobot dataset, or go on with it. See `convert`."""
     before = origin_of(source)
     rate_hz = _rate_hz(source, before, options)
@@ -71,7 +71,7 @@ def to_lerobot(source: Source, destination: Path, options: Options, on_progress:
         tables.close()
 
 
-def _rate_hz(source: Source, before: Origin | None, options: Options) -> float:
+def _rate_hz(source: EpisodeSource, before: Origin | None, options: Options) -> float:
     known = source.rate_hz or (before.rate_hz if before is not None else None)
     if known is not None and options.rate_hz not in (None, known):
         raise DataError(f"{source.location} says {known:g} steps per second, but --rate-hz is {options.rate_hz:g}.")
@@ -84,14 +84,14 @@ def _rate_hz(source: Source, before: Origin | None, options: Options) -> float:
     return rate_hz
 
 
-def _lost(source: Source) -> dict[str, str]:
+def _lost(source: EpisodeSource) -> dict[str, str]:
     """Field -> why LeRobot cannot hold it."""
     lost = {name: f"{name}: {why}" for name, field in source.fields.items() if (why := _why_not(field))}
     unread = {name: f"{name}: {why} is not read" for name, why in source.left_out.items()}
     return lost | _lost_bytes(source) | unread
 
 
-def _lost_bytes(source: Source) -> dict[str, str]:
+def _lost_bytes(source: EpisodeSource) -> dict[str, str]:
     """Fields that may hold any bytes, and whose values in the first episode are no text."""
     steps = [name for name, field in source.fields.items() if field.dtype == "bytes" and not field.shape]
     metadata = [name for name, field in source.metadata_fields.items() if field.dtype == "bytes"]
@@ -117,7 +117,7 @@ def _why_not(field: Field) -> str:
     return ""
 
 
-def _names(source: Source, before: Origin | None, lost: Mapping[str, str]) -> dict[str, str]:
+def _names(source: EpisodeSource, before: Origin | None, lost: Mapping[str, str]) -> dict[str, str]:
     """Field -> column, the instruction and the time left out: LeRobot has places of their own for them."""
     places = {instruction_text(source.fields) or INSTRUCTION, TIMESTAMP}
     added = before.added if before is not None else ()

@@ -16,7 +16,7 @@ import numpy as np
 
 from vla_robot.core.episode import Column, Episode, Field, OnProgress
 from vla_robot.core.errors import DataError
-from vla_robot.core.ports import MarksGaps
+from vla_robot.core.ports import EpisodeSource, MarksGaps
 from vla_robot.data.formats.conversion_metadata import (
     FILE,
     Converted,
@@ -29,7 +29,6 @@ from vla_robot.data.formats.conversion_metadata import (
 )
 from vla_robot.data.formats.images import image_format
 from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTAMP, LeRobotSource
-from vla_robot.data.formats.open import Source
 from vla_robot.data.formats.rlds.decode import STEP_MARKS
 from vla_robot.data.formats.rlds.features import STEPS, Features, Leaf, parse_features
 from vla_robot.data.formats.rlds.reader import RldsDataset
@@ -39,7 +38,7 @@ from vla_robot.data.formats.source import instruction_text
 VERSION = "1.0.0"
 
 
-def to_rlds(source: Source, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
+def to_rlds(source: EpisodeSource, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
     """Write one split of an RLDS dataset, or go on with it. See `convert`."""
     before = origin_of(source)
     features, names, added = _features(source, before, options)
@@ -61,7 +60,9 @@ def to_rlds(source: Source, destination: Path, options: Options, on_progress: On
         return Converted(writer.num_episodes, writer.num_episodes - done, tuple(_lost(source, before)))
 
 
-def _features(source: Source, before: Origin | None, options: Options) -> tuple[Features, dict[str, str], list[str]]:
+def _features(
+    source: EpisodeSource, before: Origin | None, options: Options
+) -> tuple[Features, dict[str, str], list[str]]:
     """(what a record holds, field there -> field here, fields that are added)."""
     instruction = {} if options.instruction is None else {INSTRUCTION: _step(Field(INSTRUCTION, "text", "str", ()))}
     if isinstance(source, RldsDataset):
@@ -122,7 +123,7 @@ def _step(field: Field) -> Leaf:
     return Leaf(f"{STEPS}/{field.name}", field, 1)
 
 
-def _lost(source: Source, before: Origin | None) -> list[str]:
+def _lost(source: EpisodeSource, before: Origin | None) -> list[str]:
     unread = [f"{name}: {why} is not read" for name, why in source.left_out.items()]
     if isinstance(source, RldsDataset):
         return unread

@@ -168,7 +168,7 @@ class Decoder:
 
         Args:
             embeds: (B, S, D), padded at the right.
-            lengths: (B,) int64 real tokens per row, at most S; in main memory, so that reading them waits for no device.
+            lengths: (B,) int64 real tokens per row, at most S; in main memory, where reading them waits for no device.
 
         Returns:
             (B, S, D) normed hidden states; those of padding are meaningless.
