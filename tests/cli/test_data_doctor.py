@@ -53,7 +53,7 @@ def test_a_dataset_is_compared_with_a_checkpoint(samples: Path, capsys: pytest.C
     ("arguments", "message"),
     [
         (["bridge_orgi"], "bridge_orgi"),
-        (["bridge_orig"], "does not say where the dataset lies; set location there, or name a folder with --root"),
+        (["bridge_orig"], "has no location of the dataset; set location there, or name a folder with --root"),
         (["bridge_orig", "--root", "nowhere"], "nowhere does not exist"),
         (["bridge_orig", "--recipe", "kuka"], "is a recipe itself"),
     ],

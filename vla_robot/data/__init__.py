@@ -1,4 +1,4 @@
-"""Datasets of other people and of ours: reading, standardising, mixing, converting and checking them.
+"""Reads, standardises, mixes, converts and checks datasets, both published ones and our own.
 
-It may import core and recipe. Driving a robot and training a policy belong to record and train.
+This room may import core and recipe. Driving a robot and training a policy belong to record and train.
 """

@@ -1,4 +1,4 @@
-"""What can be asked about red, green and blue cubes on a table, and what is true, by the simulator's own positions."""
+"""Makes questions about red, green and blue cubes on a table, with answers from the simulator's positions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ TABLE_WITHIN_M = 0.3
 """A cube is on the table when its height differs by less from the arm's base; one on the floor lies 0.9 m below."""
 
 CLEARLY_M = 0.03
-"""How much further left a cube must be for "left" to need no ruler, whatever the camera's perspective."""
+"""Smallest distance by which a cube must be further left to be called left, in spite of the camera's perspective."""
 
 
 def ask_about_cubes(scene: int, truth: Mapping[str, Vector]) -> list[tuple[str, str]]:
-    """Questions about a scene, each with its answer.
+    """Return questions about a scene, each with its answer.
 
     Args:
-        scene: its number; chooses which colour is asked for.
+        scene: number of the scene, which chooses the colour to ask for.
         truth: `Observation.privileged`; "red_pos" and so on are (3,) in the base frame [m], y to the right as the front
             camera sees it, since it looks at the arm.
 

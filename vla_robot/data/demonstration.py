@@ -1,4 +1,4 @@
-"""One demonstration: what was seen, what should be done, what was done. Frames are encoded as they come."""
+"""One demonstration: observations, labels and executed actions. Its builder encodes frames as they come."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Camera:
     """One camera's frames of an episode.
 
     Attributes:
-        png: one lossless image per step.
-        height: of each frame, in pixels.
-        width: of each frame, in pixels.
-        pixel_counts: (3, 256) how often each value occurs in each channel, over all frames.
+        png: one PNG file per step.
+        height: height of each frame [px].
+        width: width of each frame [px].
+        pixel_counts: (3, 256) number of pixels with each value in each channel, over all frames.
     """
 
     png: tuple[bytes, ...]
@@ -38,12 +38,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Corrections:
-    """Which of policy and person drove at each step, where a person may take over.
+    """The driver of each step, policy or person, where a person may take over.
 
     Attributes:
-        intervention: (T,) bool, a person drove: the action is their correction.
-        policy_actions: (T, D) what the policy would have done; the action itself where it was not asked.
-        policy_asked: (T,) bool, the policy was asked.
+        intervention: (T,) bool, whether a person drove, so that the action is a correction.
+        policy_actions: (T, D) the policy's actions; the step's own action where the policy was not asked.
+        policy_asked: (T,) bool, whether the policy was asked.
     """
 
     intervention: NDArray[np.bool_]
@@ -56,22 +56,22 @@ class Demonstration:
     """One episode of T steps, complete.
 
     Attributes:
-        embodiment: what the numbers mean.
-        seed: of the episode.
-        driver: name of what moved the arm, e.g. "expert".
+        embodiment: meaning of the numbers.
+        seed: the episode's seed.
+        driver: name of the driver of the arm, e.g. "expert".
         instruction: the task in plain words.
         cameras: name -> frames, one before each action.
-        states: (T, S) the arm's own state before each action, in the embodiment's units.
-        actions: (T, D) what should be done: the label that a policy learns, in the embodiment's units.
-        executed: (T, D) what was really sent to the arm; a step in which nothing was sent is never part of it.
-        success: (T,) bool, the task's success test held after the step.
-        stamps_ns: (T,) int64, when the oldest frame of each step was captured.
-        steps: (T,) int64, number of each control step in the episode as it was driven. It jumps where the arm rested in
-            between. Steps that were lost never lie inside: a demonstration ends there, and another one begins.
-        other_labels: other instruction -> (T, D), what should have been done for that one.
+        states: (T, S) the arm's state before each action, in the embodiment's units.
+        actions: (T, D) the labels that a policy learns, in the embodiment's units.
+        executed: (T, D) the actions that were sent to the arm; steps without one are not part of a demonstration.
+        success: (T,) bool, whether the task's success test held after the step.
+        stamps_ns: (T,) int64, capture time of the oldest frame of each step.
+        steps: (T,) int64, number of each control step in the episode as it was driven. The numbers jump where the arm
+            rested in between. Where steps were lost, a demonstration ends and another one begins.
+        other_labels: other instruction -> (T, D) labels for it.
         corrections: the driver of each step; None where one driver drove all of them.
-        frame_stamps_ns: camera -> (T,) int64, when each of its frames was captured, on the clock of `stamps_ns`.
-        facts: what else is noted of the episode, name -> number, e.g. the rate that was really kept.
+        frame_stamps_ns: camera -> (T,) int64, capture time of each of its frames, on the clock of `stamps_ns`.
+        facts: further numbers of the episode, by name, e.g. the measured rate.
     """
 
     embodiment: Embodiment
@@ -95,11 +95,11 @@ class Demonstration:
 
     @property
     def succeeded(self) -> bool:
-        """The task was done at the end."""
+        """Whether the task was done at the end."""
         return bool(self.success[-1])
 
     def asked_otherwise(self) -> list[Demonstration]:
-        """An episode for each other instruction: the same frames, other labels. Whether it was done is not known."""
+        """Return an episode for each other instruction: the same frames, its labels, and no success."""
         return [
             replace(
                 self,
@@ -126,25 +126,25 @@ class _Row(NamedTuple):
 
 
 BACKLOG = 64
-"""Steps whose frames may wait to be encoded: 20 MB with two cameras of 224 x 224."""
+"""Number of steps whose frames may wait to be encoded: 20 MB with two cameras of 224 x 224."""
 
 
 class DemonstrationBuilder:
-    """Gathers the steps of one episode in memory: about 20 kB a step with two cameras of 112 x 112.
+    """A builder that collects the steps of one episode in memory: 20 kB a step with two cameras of 112 x 112.
 
-    Where steps are missing, `cut` begins a new part: no reader may take the steps on both sides for neighbours, and an
-    episode's end is the one mark that every reader of every format heeds.
+    Where steps are missing, `cut` begins a new part, which becomes an episode of its own: every reader of every format
+    respects an episode's end, so that none takes the steps on both sides for consecutive ones.
 
     Attributes:
-        dropped: steps left out because frames came faster than they could be encoded; only `in_background`.
+        dropped: number of steps left out because frames came faster than they were encoded; only `in_background`.
     """
 
     def __init__(self, image_size: int | None = None, in_background: bool = False) -> None:
         """
         Args:
-            image_size: edge in pixels to which frames are resized, as a policy resizes them; None keeps them.
-            in_background: encode frames in a thread of its own, as the caller may not wait: `add` returns at once, and
-                leaves the step out when too many wait already, which cuts. Otherwise `add` takes the time it needs.
+            image_size: edge in pixels to which frames are resized, as a policy resizes them; None keeps their size.
+            in_background: encode frames in another thread, for callers that may not wait: `add` returns at once; when
+                BACKLOG steps wait already it leaves the step out and cuts. Otherwise `add` encodes them itself.
         """
         self.dropped = 0
         self._succeeded = False
@@ -158,10 +158,15 @@ class DemonstrationBuilder:
         return sum(len(part.rows) for part in self._parts)
 
     def add(self, observation: Observation, label: Vector, result: StepResult) -> None:
-        """One control step: the observation before it, the action to learn, and what the world answered.
+        """Add one control step.
+
+        Args:
+            observation: the observation before the step.
+            label: (D,) the action to be learned.
+            result: the world's result of the step.
 
         Raises:
-            DataError: nothing was executed in this step; a dataset holds only steps that happened.
+            DataError: no action was executed in this step.
         """
         if result.executed is None:
             raise DataError(f"step {observation.step} cannot be recorded: nothing was sent to the arm in it.")
@@ -184,32 +189,32 @@ class DemonstrationBuilder:
         self._parts[-1].instruction = observation.instruction
 
     def cut(self) -> None:
-        """Steps are missing here: what is added next follows none of those before."""
+        """Begin a new part, since steps are missing between the last step and the next one."""
         if self._parts[-1].rows:
             self._parts.append(_Part())
 
     def finish(self, embodiment: Embodiment, seed: int, driver: str) -> Demonstration:
-        """The episode as one; at least one step must have been added, and nothing was cut."""
+        """Return the episode as one demonstration. It must have at least one step and no cut between steps."""
         (demonstration,) = self.finish_parts(embodiment, seed, driver)
         return demonstration
 
     def finish_parts(self, embodiment: Embodiment, seed: int, driver: str) -> list[Demonstration]:
-        """A demonstration for each run of steps between cuts, in order; none when no step was added.
+        """Return a demonstration for each part between cuts, in order; none when no step was added.
 
-        Only the last one can have succeeded: its last step is the episode's own.
+        Only the last one can have succeeded, since it holds the end of the episode.
         """
         for encoded in self._encoded:
-            encoded.result()  # raises what went wrong there
+            encoded.result()  # raises the errors of the encoding thread
         parts = [part for part in self._parts if part.rows]
         made = [part.finish(embodiment, seed, driver) for part in parts]
-        if made:  # the last step itself may be left out
+        if made:  # the last step itself may have been left out
             made[-1].success[-1] = self._succeeded
         if len(made) < 2:
             return made
         return [replace(d, facts={"part": k, "parts": len(made)}) for k, d in enumerate(made, start=1)]
 
     def _film(self, images: Mapping[str, Image]) -> bool:
-        """Encode the frames of a step, now or soon; False when there is no room for them."""
+        """Encode the frames of a step, or queue them. Return False when the queue is full."""
         films = self._parts[-1].films
         if self._encoder is None:
             self._encode(images, films)
@@ -235,7 +240,7 @@ class DemonstrationBuilder:
 
 @dataclass
 class _Part:
-    """Consecutive steps, nothing missing between them."""
+    """Consecutive steps without a gap."""
 
     rows: list[_Row] = field(default_factory=list[_Row])
     films: dict[str, _Film] = field(default_factory=lambda: dict[str, _Film]())
@@ -260,7 +265,7 @@ class _Part:
 
 
 class _Film:
-    """One camera's frames while an episode is gathered."""
+    """One camera's frames while an episode is built."""
 
     def __init__(self) -> None:
         self._png: list[bytes] = []

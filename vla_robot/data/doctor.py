@@ -1,6 +1,6 @@
-"""What is wrong with a dataset, before a policy learns it. Each finding says what was seen and what to do.
+"""Checks a dataset before training. Each finding says what was seen and what to do.
 
-The checks look at standard steps, so they see what a policy would: after the recipe, before normalisation.
+The checks read standard steps, which are those that a policy learns from, before normalisation.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from vla_robot.recipe.oxe import SourceRecipe
 Verdict = Literal["problem", "note", "fine"]
 
 NO_OP = 1e-4
-"""Norm of a motion that is none: the rule by which LIBERO was freed of idle steps."""
+"""Norm of an action below which a step is idle, as in the filtering of LIBERO's idle steps."""
 MANY_NO_OPS = 0.02
 OUTLIER_SPANS = 5.0
-"""An action so many half-spans from the middle of its 1 % to 99 % range teaches nothing but the edge bin."""
+"""Distance from the middle of the 1 % to 99 % range, in half ranges, beyond which an action is an outlier."""
 BUSY_GRIPPER = 0.2
-"""Gripper flips per step beyond which it flutters."""
+"""Largest share of steps at which a gripper may switch between open and closed."""
 LARGE_RATIO, SMALL_RATIO = 2.0, 0.5
-"""Between these, two datasets' ranges are of one kind; ten- or hundredfold is another unit."""
+"""Ratios of two datasets' ranges between which they count as equal; another unit gives ratios of ten or more."""
 FROZEN = 0.02
 JITTER = 0.5
 """Share of a period by which a step may come early or late."""
 CAMERA_EPISODES = 20
-"""Episodes whose frames are compared; comparing reads them."""
+"""Number of episodes whose frames are read and compared."""
 RATE_TOLERANCE = 0.1
 CAPTURE = "stamp_ns"
 STAMPS: Mapping[str, float] = {"timestamp": 1.0, CAPTURE: 1e-9}
-"""Fields that say when a step was, and their unit in seconds: by the dataset's plan, and by the camera's clock."""
+"""Field of a step's time -> its unit [s]: the nominal time of the dataset, and the capture time."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        check: what was looked at, e.g. "no-ops".
-        verdict: "problem" spoils training, "note" is worth knowing.
+        check: name of the check, e.g. "no-ops".
+        verdict: "problem" when it harms training, "note" when the user should know it, else "fine".
         text: what was seen.
         fix: what to do about it; empty when there is nothing to do.
     """
@@ -82,23 +82,26 @@ class Patient:
 
     @property
     def is_first(self) -> NDArray[np.bool_]:
-        """(N,) the step is its episode's first."""
+        """(N,) whether the step is its episode's first."""
         first = np.zeros(len(self.table), dtype=bool)
         first[self.table.episodes["start"]] = True
         return first
 
     def where(self, row: int) -> str:
-        """Episode and step of a row of the table."""
+        """Return the episode and the step of a row of the table, in words."""
         number = int(np.searchsorted(self.table.episodes["start"], row, side="right")) - 1
         return f"episode {number}, step {row - int(self.table.episodes['start'][number])}"
 
 
 def examine(patient: Patient, reference: Mapping[str, Any] | None = None) -> list[Finding]:
-    """Every check, problems first.
+    """Run every check. Return the findings, problems first.
 
     Args:
         patient: the dataset.
-        reference: a checkpoint's statistics of the dataset that it learned, to compare with.
+        reference: a checkpoint's statistics of the dataset that it was trained on, to compare with.
+
+    Raises:
+        DataError: an episode is damaged.
     """
     found = [
         *no_ops(patient),
@@ -114,10 +117,10 @@ def examine(patient: Patient, reference: Mapping[str, Any] | None = None) -> lis
 
 
 def no_ops(patient: Patient) -> Iterator[Finding]:
-    """Steps in which nothing is done; a policy that learns many of them stands still for ever."""
+    """Check the share of idle steps; a policy that learns many of them may stop moving."""
     motion = patient.motion
     if motion.shape[1] == 0:
-        yield Finding("no-ops", "note", "the actions are absolute positions, in which standing still has no sign")
+        yield Finding("no-ops", "note", "the actions are absolute positions, by which idle steps cannot be recognised")
         return
     still = np.linalg.norm(motion, axis=1) < NO_OP
     if (grip := patient.gripper) is not None:
@@ -131,7 +134,7 @@ def no_ops(patient: Patient) -> Iterator[Finding]:
 
 
 def outliers(patient: Patient) -> Iterator[Finding]:
-    """Actions far outside the range of nearly all others."""
+    """Check for actions far outside the range of nearly all others, and for dimensions that never change."""
     block, mask = patient.table.statistics["action"], np.array(patient.recipe.action_mask)
     low, high = np.array(block["q01"]), np.array(block["q99"])
     half = np.where(high > low, (high - low) / 2, np.inf)
@@ -150,7 +153,7 @@ def outliers(patient: Patient) -> Iterator[Finding]:
             f"{len(rows)} actions are beyond {OUTLIER_SPANS:g} times the range of 98 % of them; the worst is "
             f"{value:.4g} in dimension {dim} ({patient.where(worst)}), where 98 % lie in {low[dim]:.4g} to "
             f"{high[dim]:.4g}",
-            "look at that episode and remove it if the arm jumped; statistics by quantiles bear the rest",
+            "look at that episode and remove it if the arm jumped; quantile statistics are hardly affected by the rest",
         )
     never = [str(d) for d in range(len(low)) if block["min"][d] == block["max"][d]]
     if never:
@@ -159,7 +162,7 @@ def outliers(patient: Patient) -> Iterator[Finding]:
 
 
 def gripper(patient: Patient) -> Iterator[Finding]:
-    """Range, sign and flutter of the gripper's action: 1 is open, 0 is closed."""
+    """Check range, sign and switching rate of the gripper's action: 1 is open, 0 is closed."""
     grip = patient.gripper
     if grip is None:
         return
@@ -191,12 +194,12 @@ def gripper(patient: Patient) -> Iterator[Finding]:
 
 
 def rate(patient: Patient) -> Iterator[Finding]:
-    """Steps come evenly, and at the rate that the dataset says."""
+    """Check that steps are evenly spaced, and at the rate that the dataset gives."""
     part = patient.parts[0]
     names = [name for name in STAMPS if name in part.fields]
     if not names or len(part) == 0:
-        text = "the steps have no time stamps" + ("" if part.rate_hz is None else f"; said to be {part.rate_hz:g} Hz")
-        yield Finding("rate", "note", text, "train and act at one rate: ask who recorded it")
+        text = "the steps have no time stamps" + ("" if part.rate_hz is None else f"; its rate is {part.rate_hz:g} Hz")
+        yield Finding("rate", "note", text, "train and act at one rate: find out at which rate it was recorded")
     for name in names:
         yield from _rate_by(part, name)
 
@@ -215,7 +218,7 @@ def _rate_by(part: EpisodeSource, name: str) -> Iterator[Finding]:
     text = f"{1 / period:.3g} Hz by '{name}', {uneven:.1%} of the steps more than half a period early or late"
     differs = part.rate_hz is not None and abs(part.rate_hz * period - 1) > RATE_TOLERANCE
     if name == CAPTURE and (differs or uneven > FROZEN):
-        fix = "a simulator does not run in real time, so there this is nothing; on an arm, steps were late or dropped"
+        fix = "ignore this for a simulator, which does not run in real time; on an arm, steps were late or dropped"
         yield Finding("rate", "note", text, fix)
     elif differs:
         yield Finding("rate", "problem", f"{text}, but the dataset says {part.rate_hz:g} Hz", "correct fps in its info")
@@ -226,7 +229,7 @@ def _rate_by(part: EpisodeSource, name: str) -> Iterator[Finding]:
 
 
 def frames(patient: Patient) -> Iterator[Finding]:
-    """Frames that stand still while the arm moves: a camera that was too slow, or dropped."""
+    """Check for frames that repeat while the arm moves: the camera was too slow, or frames were dropped."""
     motion = patient.motion
     moves = np.linalg.norm(motion, axis=1) >= NO_OP if motion.shape[1] else np.ones(len(patient.table), dtype=bool)
     episodes = patient.table.episodes
@@ -249,18 +252,18 @@ def frames(patient: Patient) -> Iterator[Finding]:
 
 
 def instructions(patient: Patient) -> Iterator[Finding]:
-    """What the robot was told to do, in words that a policy can tell apart."""
+    """Check that steps have instructions, and that a policy can tell them apart."""
     counts = np.bincount(patient.table.text_of, minlength=len(patient.table.texts))
     blank = [i for i, text in enumerate(patient.table.texts) if not text.strip()]
     if blank:
         share = counts[blank].sum() / len(patient.table)
         text = f"{share:.1%} of the steps have no instruction, and are not learned from"
-        yield Finding("instructions", "problem", text, "give them one, or name the field that has it in the recipe")
+        yield Finding("instructions", "problem", text, "add them, or name the field that has them in the recipe")
     texts = [text for text in patient.table.texts if text.strip()]
     stops = [text for text in texts if text.rstrip().endswith(".")]
     if stops:
         text = (
-            f"{len(stops)} of {len(texts)} end with a full stop, e.g. '{stops[0]}', which has changed what policies do"
+            f"{len(stops)} of {len(texts)} end with a full stop, e.g. '{stops[0]}', which can change a policy's actions"
         )
         yield Finding("instructions", "note", text, "ask the policy in the same words, full stop included")
     folded = {" ".join(text.lower().rstrip(". ").split()) for text in texts}
@@ -270,16 +273,21 @@ def instructions(patient: Patient) -> Iterator[Finding]:
     short = [text for text in folded if len(text.split()) < 2]
     if short:
         text = f"{len(short)} have fewer than two words, e.g. '{short[0]}'"
-        yield Finding("instructions", "note", text, "say what is done with what")
+        yield Finding("instructions", "note", text, "name the action and the object")
     if len(folded) == 1:
-        text = f"all episodes are told the same: '{texts[0]}'"
-        yield Finding("instructions", "note", text, "a policy will not learn to listen; add tasks if it should")
+        text = f"all episodes have the same instruction: '{texts[0]}'"
+        yield Finding("instructions", "note", text, "a policy will ignore it; add other tasks if it should not")
     elif folded and not blank:
         yield Finding("instructions", "fine", f"{len(folded)} tasks")
 
 
 def compare_statistics(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Finding]:
-    """The dataset's range of actions beside that of what a checkpoint learned."""
+    """Compare the dataset's range of actions with that of a checkpoint's dataset.
+
+    Args:
+        ours: block of dataset_statistics.json of the dataset.
+        theirs: the same of the checkpoint.
+    """
     mine, other = ours["action"], theirs["action"]
     if len(mine["q01"]) != len(other["q01"]):
         text = f"the checkpoint's actions have {len(other['q01'])} dimensions, the dataset's {len(mine['q01'])}"

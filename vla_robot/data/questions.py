@@ -1,12 +1,12 @@
-"""Questions about pictures, with their answers: what keeps a policy's language alive beside robot data.
+"""Reads and writes questions about pictures with their answers, which keep a policy's language beside robot data.
 
-    FOLDER/train.jsonl       one question a line, which a policy learns from
-    FOLDER/held_out.jsonl    questions about other scenes, which only measure
+    FOLDER/train.jsonl       one question a line, for training
+    FOLDER/held_out.jsonl    questions about other scenes, for evaluation only
     FOLDER/images/           JPEG or PNG
 
     {"scene": 7, "question": "which cube is left?", "answer": "green", "images": {"front": "images/7_front.jpg"}}
 
-An image is named by its camera, so that a policy of several cameras sees each in its place.
+The key of an image is its camera, so that a policy with several cameras gets each in its place.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Question:
     images: Mapping[str, Path]
 
     def frames(self) -> dict[str, Image]:
-        """Camera name -> what it saw, (H, W, 3) uint8.
+        """Decode the images. Return camera name -> (H, W, 3) uint8.
 
         Raises:
             DataError: an image cannot be read.
@@ -59,17 +59,17 @@ class Question:
 
 
 def read_questions(folder: Path) -> dict[Split, tuple[Question, ...]]:
-    """Both splits of a folder.
+    """Read both splits of a folder.
 
     Raises:
-        DataError: a file is missing or damaged, a line is no question, or a scene is in both splits.
+        DataError: a file is missing or damaged, a line is malformed, or a scene is in both splits.
     """
     splits: dict[Split, tuple[Question, ...]] = {split: _read_split(folder, split) for split in SPLITS}
     both = {q.scene for q in splits["train"]} & {q.scene for q in splits["held_out"]}
     if both:
         raise DataError(
             f"{folder}: scene {min(both)} is in train.jsonl and in held_out.jsonl ({len(both)} such scenes), so "
-            "held-out answers would measure memory. Move all questions of a scene into one of them."
+            "held-out answers could be memorised. Move all questions of a scene into one of them."
         )
     return splits
 
@@ -99,14 +99,14 @@ def _parse(line: str, folder: Path, where: str) -> Question:
 
 
 def _inside(folder: Path, name: object, where: str) -> Path:
-    """A file of the folder; a dataset from elsewhere must not read the rest of the disk."""
+    """Return the path of a file in the folder. Raise DataError for a name that leads out of it."""
     if not isinstance(name, str):
         raise DataError(f"{where}: an image must be the name of a file inside {folder}, got {name!r:.80}.")
     return require_inside(folder, name, where)
 
 
 class QuestionWriter:
-    """Writes a folder scene by scene. Use it in a `with` block: the two lists appear when all scenes are there."""
+    """A writer of a folder, scene by scene. Use it in a `with` block, whose end writes the two lists."""
 
     def __init__(self, folder: Path) -> None:
         """
@@ -126,13 +126,16 @@ class QuestionWriter:
             raise
 
     def write(self, split: Split, scene: int, images: Mapping[str, Image], asked: Iterable[tuple[str, str]]) -> None:
-        """One scene.
+        """Write the images of one scene, and keep its questions for the lists.
 
         Args:
-            split: where its questions belong.
-            scene: its number.
+            split: split of its questions.
+            scene: number of the scene.
             images: camera name -> (H, W, 3) uint8.
             asked: questions with their answers.
+
+        Raises:
+            DataError: writing to disk failed.
         """
         names = {camera: f"images/{scene}_{camera}.jpg" for camera in images}
         for camera, name in names.items():

@@ -1,4 +1,4 @@
-"""What is in a dataset: numbers of its actions, its instructions, and two pictures to look at."""
+"""Summarises a dataset: quantiles of its actions, its instructions, a contact sheet and histograms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vla_robot.data.formats.source import ACTIONS
 ACTION = "action"
 BINS = 24
 MOST_DIMENSIONS = 32
-"""A field of more numbers, such as an embedding, is no action to be looked at number by number."""
+"""Largest number of dimensions of an action; a larger field, such as an embedding, is left out."""
 
 CELL_PX = 112
 GAP_PX = 2
@@ -32,9 +32,9 @@ class Dimension:
     """One number of the actions, over all steps that were read.
 
     Attributes:
-        name: field and place, e.g. "action[3]".
+        name: field and index, e.g. "action[3]".
         quantiles: smallest, 1 %, median, 99 %, largest.
-        counts: (BINS,) how many steps lie in each of the bins between smallest and largest.
+        counts: (BINS,) number of steps in each of the bins between smallest and largest.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Summary:
-    """What was found.
+    """The summary of a dataset.
 
     Attributes:
-        episodes_read: how many of the episodes the numbers below are from.
-        instructions: text -> episodes; "" for those without one.
-        actions: every number of every action field.
-        corrected: steps in which a person drove in a policy's place; None where the dataset does not say.
-        corrected_episodes: how many episodes have such steps.
+        episodes_read: number of episodes that the numbers below are from.
+        instructions: text -> number of episodes; "" for those without one.
+        actions: every dimension of every action field.
+        corrected: number of steps in which a person drove in a policy's place; None where the dataset does not say.
+        corrected_episodes: number of episodes with such steps.
     """
 
     episodes_read: int
@@ -62,12 +62,12 @@ class Summary:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Up to `most` of `count` places, evenly spread, the first and the last among them."""
+    """Return up to `most` of the indices 0 to `count` - 1, evenly spread, with the first and the last."""
     return sorted({round(i) for i in np.linspace(0, count - 1, min(count, most))})
 
 
 def summarise(source: EpisodeSource, most: int, on_progress: OnProgress = lambda done, total: None) -> Summary:
-    """Read up to `most` episodes, evenly spread, without their frames.
+    """Summarise up to `most` episodes, evenly spread; frames are not read.
 
     Raises:
         DataError: the dataset is damaged, or empty.
@@ -94,7 +94,7 @@ def summarise(source: EpisodeSource, most: int, on_progress: OnProgress = lambda
 
 
 def contact_sheet(source: EpisodeSource, camera: str, episodes: int = 6, frames: int = 8) -> NDArray[np.uint8]:
-    """Frames of one camera: a row for each of some episodes, from its first step to its last.
+    """Draw frames of one camera, with a row for each of some episodes, from its first step to its last.
 
     Returns:
         (H, W, 3) uint8.
@@ -117,7 +117,7 @@ def contact_sheet(source: EpisodeSource, camera: str, episodes: int = 6, frames:
 
 
 def histograms(dimensions: Sequence[Dimension], columns: int = 4) -> NDArray[np.uint8]:
-    """A picture with one histogram for each dimension.
+    """Draw one histogram for each dimension.
 
     Returns:
         (H, W, 3) uint8.
@@ -153,7 +153,7 @@ def _is_action(field: Field) -> bool:
 
 
 def _dimensions(name: str, values: NDArray[Any]) -> list[Dimension]:
-    """(N, D) numbers of one field."""
+    """Return the dimensions of one field with values (N, D)."""
     numbers = values.astype(np.float64)
     names = [name] if numbers.shape[1] == 1 else [f"{name}[{i}]" for i in range(numbers.shape[1])]
     return [_dimension(n, numbers[:, i]) for i, n in enumerate(names)]
@@ -162,14 +162,14 @@ def _dimensions(name: str, values: NDArray[Any]) -> list[Dimension]:
 def _dimension(name: str, values: NDArray[np.float64]) -> Dimension:
     finite = values[np.isfinite(values)]
     if not len(finite):
-        raise DataError(f"'{name}' holds no finite number at all.")
+        raise DataError(f"'{name}' holds no finite number.")
     low, q01, median, q99, high = np.quantile(finite, [0, 0.01, 0.5, 0.99, 1]).tolist()
     counts, _ = np.histogram(finite, BINS, (low, high if high > low else low + 1))
     return Dimension(name, (low, q01, median, q99, high), counts)
 
 
 def _visible(frame: NDArray[Any]) -> NDArray[np.uint8]:
-    """Depth as grey, near dark and far bright."""
+    """Return a frame to display, (H, W, 3) uint8; depth becomes grey, near dark and far bright."""
     if frame.dtype == np.uint8:
         return frame
     depth = np.nan_to_num(frame[..., 0].astype(np.float64))

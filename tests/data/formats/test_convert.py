@@ -191,9 +191,7 @@ def test_splits_are_converted_one_after_another(tmp_path: Path) -> None:
 
 def test_what_a_format_needs_and_nothing_says_is_asked_for(tmp_path: Path) -> None:
     rlds = open_source(sample("bridge_orig", tmp_path))
-    with pytest.raises(
-        DataError, match=r"how many steps a second it has, and LeRobot needs it. Give it with --rate-hz"
-    ):
+    with pytest.raises(DataError, match=r"how many steps a second it has, which LeRobot needs. Give it with --rate-hz"):
         convert(rlds, tmp_path / "a", "lerobot", Options())
     mute = open_source(hdf5(tmp_path / "mute.hdf5", ""))
     with pytest.raises(DataError, match=r"data/demo_0: no instruction.* give it with --instruction"):

@@ -176,7 +176,7 @@ def test_depth_is_read_in_metres_as_lerobot_reads_it(
 @pytest.mark.parametrize(
     ("info", "reason"),
     [
-        ({}, r"a camera that its name calls depth and info.json does not"),
+        ({}, r"a camera that is depth by its name and not by info.json"),
         ({"is_depth_map": True}, r"a depth image whose depth_unit in info.json is None"),
         ({"video.is_depth_map": True, "depth_unit": "inch"}, r"a depth image whose depth_unit in info.json is 'inch'"),
     ],

@@ -226,7 +226,7 @@ def test_a_recipe_that_does_not_fit_names_the_field(tmp_path: Path, samples: Pat
 
 
 def test_a_place_must_be_known() -> None:
-    with pytest.raises(RecipeError, match=r"bridge_orig\.toml does not say where the dataset lies; set location"):
+    with pytest.raises(RecipeError, match=r"bridge_orig\.toml has no location of the dataset; set location"):
         members_of("bridge_orig")
 
 

@@ -1,4 +1,4 @@
-"""File formats behind the port EpisodeSource: RLDS, LeRobot and HDF5, and conversion between them.
+"""Implements the port EpisodeSource for RLDS, LeRobot and HDF5, and converts between these formats.
 
-It may import core and recipe. What a number means is decided in `data.pipeline`.
+This package may import core and recipe. `data.pipeline` decides what the numbers mean.
 """

@@ -1,7 +1,7 @@
-"""How much memory a dataset may ask for, and what an HDF5 file may refer to. docs/data.md lists the limits.
+"""Limits the memory that a dataset may take, and the references of an HDF5 file. docs/data.md lists the limits.
 
-A few bytes can announce gigabytes: a PNG by its header, zlib by its ratio, an HDF5 dataset by its shape. Announcements
-are compared with what is declared and with a limit before memory is taken for them.
+A few bytes can announce gigabytes: a PNG by its header, zlib by its ratio, an HDF5 dataset by its shape. An announced
+size is compared with the declared one and with a limit before memory is allocated.
 """
 
 from __future__ import annotations
@@ -23,53 +23,53 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 MAX_PIXELS = 2**24
-"""Of one frame: 16.8 million, two frames of 4K video."""
+"""Largest number of pixels of one frame: 16.8 million, two frames of 4K video."""
 ALWAYS_PIXELS = 2**20
-"""Of one frame, also where a dataset declares a smaller one: its description may be wrong, and 3 MB do no harm."""
+"""Number of pixels of a frame that are always allowed: a description may be wrong, and 3 MB do no harm."""
 MAX_VALUE_BYTES = 2**26
-"""Of one value of one step, decompressed: a depth image of 16 million pixels in float32."""
+"""Largest decompressed size of one value of one step: a depth image of 16 million pixels in float32."""
 MAX_COLUMN_BYTES = 2**31
-"""Of one field in one episode, and of what is read of one Parquet file at once."""
+"""Largest size of one field in one episode, and of one read of a Parquet file."""
 MAX_STEPS = 2**20
-"""In one episode: 29 hours at 10 Hz."""
+"""Largest number of steps in one episode: 29 hours at 10 Hz."""
 MAX_EPISODES = 2**20
-"""In one dataset or file that lists them one by one."""
+"""Largest number of episodes in a dataset or file that lists them one by one."""
 BATCH_ROWS = 2**16
-"""Of a Parquet file that are decoded together, at most."""
+"""Largest number of rows of a Parquet file that are decoded together."""
 MAX_ROWS = 2**26
-"""Of one read of a Parquet file: 77 days at 10 Hz."""
+"""Largest number of rows of one read of a Parquet file: 77 days at 10 Hz."""
 
 MAX_HDF5_RATIO = 1100
-"""Between the values of an HDF5 dataset and what the file stores of them. Deflate reaches 1032 at most."""
+"""Largest ratio of an HDF5 dataset's size to its size in the file. Deflate reaches 1032 at most."""
 UNSTORED_BYTES = 2**24
-"""Of an HDF5 dataset, beyond that ratio: what was never written takes no place in the file and reads as zeros."""
+"""Allowed size of an HDF5 dataset beyond that ratio: values that were never written take no space and read as zeros."""
 MAX_ATTRIBUTE_VALUES = 64
 MAX_LINKS = 16
-"""That follow each other in an HDF5 file."""
+"""Largest number of soft links in a chain in an HDF5 file."""
 MAX_FIELDS = 4096
-"""Of one step."""
+"""Largest number of fields of one step."""
 MAX_GROUP_DEPTH = 8
 
 
 def require_bytes(size: int, most: int, where: object) -> None:
-    """Raise DataError when something asks for more than `most` bytes."""
+    """Raise DataError when `size` is above `most` bytes."""
     if size > most:
-        raise DataError(f"{where} asks for {size} bytes of memory; at most {most} are given.")
+        raise DataError(f"{where} asks for {size} bytes of memory; at most {most} are allowed.")
 
 
 def require_pixels(width: int, height: int, declared: tuple[int | None, ...], where: object) -> None:
     """Raise DataError when a frame has more pixels than its dataset declares, or than any frame may have.
 
     Args:
-        width: of the frame, as its header says, in pixels.
-        height: likewise.
-        declared: shape of a frame in the dataset's description; () or None for what it leaves open.
-        where: file, field and step.
+        width: width of the frame by its header [px].
+        height: height of the frame by its header [px].
+        declared: shape of a frame in the dataset's description; () or None where it gives none.
+        where: file, field and step, for the error message.
     """
     if width * height <= ALWAYS_PIXELS:
         return
     known = declared and all(declared)
-    # (H, W, C), and (C, H, W) where a description does not name its axes: the product has the channels in any order.
+    # The axes may be (H, W, C) or (C, H, W): the product includes the channels in either case.
     stated = math.prod(n or 0 for n in declared) if known else MAX_PIXELS
     most = min(max(stated, ALWAYS_PIXELS), MAX_PIXELS)
     if width * height > most:
@@ -78,20 +78,20 @@ def require_pixels(width: int, height: int, declared: tuple[int | None, ...], wh
 
 
 def read_parquet(file: pq.ParquetFile, columns: Sequence[str] | None, groups: Sequence[int], path: Path) -> pa.Table:
-    """Row groups of a Parquet file.
+    """Read row groups of a Parquet file.
 
-    What rows take in memory is not what they take in the file: a dictionary stores a value once for any number of rows,
-    and a row that is null takes the whole width of a list of fixed size. They are decoded so few at a time that none of
-    this matters before the sum is known.
+    Rows can take much more memory than space in the file: a dictionary stores a value once for any number of rows, and
+    a null takes the whole width of a list of fixed size. Rows are therefore decoded in small batches, and their sizes
+    are added up.
 
     Args:
-        file: opened.
-        columns: which; None reads all.
-        groups: numbers of row groups.
-        path: of the file, for the error message.
+        file: the open file.
+        columns: names of the columns to read; None reads all.
+        groups: numbers of the row groups.
+        path: path of the file, for the error message.
 
     Raises:
-        DataError: they are more than MAX_ROWS, or take more than MAX_COLUMN_BYTES.
+        DataError: the groups have more than MAX_ROWS rows, or take more than MAX_COLUMN_BYTES.
     """
     import pyarrow as pa
 
@@ -100,7 +100,7 @@ def read_parquet(file: pq.ParquetFile, columns: Sequence[str] | None, groups: Se
     rows = sum(meta.num_rows for meta in metas)
     if not 0 <= rows <= MAX_ROWS:
         raise DataError(f"{path} has {rows} rows; at most {MAX_ROWS} are read at once.")
-    # What each column takes would bound it closer; pyarrow ends the process where that part of the footer is damaged.
+    # The sizes of single columns would be a closer bound, but pyarrow aborts the process where they are damaged.
     is_shared = any(_has_open_size(field.type) for field in schema)
     group_bytes = max((meta.total_byte_size for meta in metas), default=0) if is_shared else 0
     widest = max(group_bytes, sum(_row_bytes(field.type) for field in schema), 1)
@@ -115,7 +115,7 @@ def read_parquet(file: pq.ParquetFile, columns: Sequence[str] | None, groups: Se
 
 
 def _has_open_size(kind: pa.DataType) -> bool:
-    """Whether a value may be as long as it likes, and so may be stored once for many rows."""
+    """Return whether values of a type have no fixed size, so that one stored value may stand for many rows."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):
@@ -128,7 +128,7 @@ def _has_open_size(kind: pa.DataType) -> bool:
 
 
 def _row_bytes(kind: pa.DataType) -> int:
-    """What a row takes at least, also when it is null."""
+    """Return the smallest size of a row in memory [bytes], also when it is null."""
     import pyarrow as pa
 
     if isinstance(kind, pa.BaseExtensionType):
@@ -141,18 +141,18 @@ def _row_bytes(kind: pa.DataType) -> int:
 
 
 def hdf5_find(group: Any, place: str, links: int = MAX_LINKS) -> Any:
-    """What lies at a path in an HDF5 file, without leaving the file.
+    """Return the group or dataset at a path in an HDF5 file; links into other files are not followed.
 
     Args:
-        group: where the path begins.
+        group: group at which the path begins.
         place: names of links, joined by "/".
-        links: how many soft links may still be followed.
+        links: number of soft links that may still be followed.
 
     Returns:
-        The group or dataset; None when nothing lies there.
+        The group or dataset; None when the path does not exist.
 
     Raises:
-        DataError: a link on the way leads into another file, the dataset's values lie in another file, or it asks for
+        DataError: a link on the path leads into another file, the dataset's values are in another file, or it asks for
             more memory than a file of its size can hold.
     """
     import h5py
@@ -168,7 +168,7 @@ def hdf5_find(group: Any, place: str, links: int = MAX_LINKS) -> Any:
             raise DataError(
                 f"{node.file.filename}: '{node.name}/{name}' is a link into another file, "
                 f"{shortened(repr(link.filename))}. Such links are not followed, since they can name any file of this "
-                "computer. Copy the data into one file (`h5repack` or h5py's `copy` with expand_external)."
+                "computer. Copy the data into one file (`h5repack`, or h5py's `copy` with expand_external)."
             )
         if isinstance(link, h5py.SoftLink):
             if not links:
@@ -185,14 +185,14 @@ def hdf5_find(group: Any, place: str, links: int = MAX_LINKS) -> Any:
 
 
 def hdf5_datasets(group: Any, left_out: tuple[str, ...] = ()) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every dataset below a group with its path from there.
+    """Yield the path and the dataset of every dataset below a group.
 
     Args:
-        group: where to begin.
+        group: group at which to begin, and from which paths count.
         left_out: paths of groups that are not entered, each with a "/" at its end.
 
     Raises:
-        DataError: as `hdf5_find`; or groups without an end, which hard links to a group's own parent make.
+        DataError: as `hdf5_find`; or too many or too deep groups, such as those of a hard link to a group's parent.
     """
     import h5py
 
@@ -215,10 +215,10 @@ def hdf5_datasets(group: Any, left_out: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def hdf5_attribute(node: Any, name: str) -> Any:
-    """An attribute of a group or dataset; None when it has none of that name, or one that is neither text nor number.
+    """Return an attribute of a group or dataset; None when it does not exist, or is neither text nor number.
 
     Raises:
-        DataError: it is an array of more than MAX_ATTRIBUTE_VALUES, or its values are larger than what is stored.
+        DataError: the attribute has more than MAX_ATTRIBUTE_VALUES values, or announces more bytes than are stored.
     """
     import h5py
 
@@ -238,10 +238,10 @@ def hdf5_attribute(node: Any, name: str) -> Any:
 
 
 def hdf5_texts(values: h5py.Dataset) -> list[str]:
-    """The entries of a dataset of texts.
+    """Return the entries of a dataset of texts.
 
     Raises:
-        DataError: they are more than MAX_EPISODES, or take more than MAX_COLUMN_BYTES.
+        DataError: there are more than MAX_EPISODES entries, or they take more than MAX_COLUMN_BYTES.
     """
     where = f"{values.file.filename}, '{values.name}'"
     if values.ndim != 1 or len(values) > MAX_EPISODES:
@@ -249,7 +249,7 @@ def hdf5_texts(values: h5py.Dataset) -> list[str]:
     offset = values.id.get_offset()
     if offset is not None and values.dtype.kind == "O":
         require_texts_at(Path(values.file.filename), offset, len(values), values.file.userblock_size, where)
-    # Many entries may refer to one text: they are read so few at a time that all of them may be as long as the file.
+    # Many entries may refer to one text, so that each may be as long as the file: few are read at a time.
     rows = max(UNSTORED_BYTES // max(values.file.id.get_filesize(), 1), 1)
     texts: list[str] = []
     size = 0
@@ -262,7 +262,7 @@ def hdf5_texts(values: h5py.Dataset) -> list[str]:
 
 
 def _require_own(values: h5py.Dataset) -> None:
-    """Raise DataError unless a dataset's values lie in its own file, which is large enough to hold them."""
+    """Raise DataError unless a dataset's values are in its own file, which is large enough to hold them."""
     where = f"{values.file.filename}, '{values.name}'"
     elsewhere = "external storage" if values.id.get_create_plist().get_external_count() else ""
     elsewhere = "a virtual dataset" if values.is_virtual else elsewhere
@@ -272,7 +272,7 @@ def _require_own(values: h5py.Dataset) -> None:
             "this computer. Copy them into the file itself."
         )
     size = math.prod(values.shape or ()) * values.dtype.itemsize
-    # What is said to be stored may itself be more than the file has.
+    # The announced storage size may itself be larger than the file.
     stored = min(values.id.get_storage_size(), values.file.id.get_filesize())
     if size > MAX_HDF5_RATIO * stored + UNSTORED_BYTES:
         raise DataError(f"{where} asks for {size} bytes of memory, but the file stores {stored} bytes of it.")

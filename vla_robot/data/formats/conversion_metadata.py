@@ -1,6 +1,6 @@
-"""What a conversion is told, and what a converted dataset remembers, so that the way back gives the same dataset.
+"""Options of a conversion, and the metadata that a converted dataset stores so that converting back gives the original.
 
-One JSON file beside the data, conversion.json (LeRobot: in meta/). Only we read it; every other tool ignores it.
+The metadata is one JSON file beside the data, conversion.json (LeRobot: in meta/). Other tools ignore it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ IN_LEROBOT = f"meta/{FILE}"
 
 @dataclass(frozen=True)
 class Options:
-    """What the formats do not say themselves.
+    """Options of a conversion, for values that the formats do not give.
 
     Attributes:
         split: the part of the source that is being converted, as it was opened.
-        rate_hz: steps per second, for LeRobot from a source that does not say.
-        instruction: what the robot was told, for a source that does not say.
-        name: of an RLDS dataset; the folder's name by default.
+        rate_hz: steps per second, for LeRobot from a source without a rate.
+        instruction: the instruction, for a source without one.
+        name: name of the RLDS dataset; the folder's name by default.
     """
 
     split: str = "train"
@@ -41,12 +41,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion did.
+    """The result of a conversion.
 
     Attributes:
-        episodes: in the destination now.
-        new: of them, written by this call.
-        lost: what the destination does not hold, one line each.
+        episodes: number of episodes in the destination.
+        new: number of episodes that this call wrote.
+        lost: what the destination cannot hold, one line each.
     """
 
     episodes: int
@@ -56,16 +56,16 @@ class Converted:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a dataset was converted from.
+    """The source that a dataset was converted from.
 
     Attributes:
         kind: "rlds", "lerobot", "hdf5", or "other" for a format that an installed package adds.
-        name: of the source.
-        parts: split here -> which part of the source it is, and how many episodes that had.
-        names: field there -> field here.
-        added: fields here that were not there.
+        name: the source's name.
+        parts: split of this dataset -> [part of the source, number of its episodes].
+        names: field of the source -> field of this dataset.
+        added: fields of this dataset that the source lacks.
         features: the source's own description of its fields: features.json, or LeRobot's features.
-        rate_hz: steps per second; None when the source did not say.
+        rate_hz: steps per second; None when the source has no rate.
         robot: LeRobot's robot_type.
         embodiment: meta/embodiment.json, where a LeRobot dataset has one.
     """
@@ -82,7 +82,7 @@ class Origin:
 
 
 def describe_source(source: EpisodeSource) -> Origin:
-    """What to remember of a source; parts, names and additions are known later."""
+    """Return the metadata of a source, without parts, names and additions, which are known later."""
     common = {"name": source.name, "rate_hz": source.rate_hz}
     if isinstance(source, RldsDataset):
         return Origin("rlds", features=to_tree(source.features), **common)
@@ -96,7 +96,7 @@ def describe_source(source: EpisodeSource) -> Origin:
 
 
 def origin_of(source: EpisodeSource) -> Origin | None:
-    """Where a source itself was converted from; None when it was not, or not by us.
+    """Return the dataset that a source itself was converted from; None when it was not converted by this package.
 
     Raises:
         DataError: the file is damaged.
@@ -109,7 +109,7 @@ def origin_of(source: EpisodeSource) -> Origin | None:
 
 
 def read_origin(path: Path) -> Origin | None:
-    """None when there is no such file. Raises DataError when it is damaged."""
+    """Read a conversion.json. Return None when it does not exist; raise DataError when it is damaged."""
     if not path.is_file():
         return None
     try:
@@ -119,10 +119,10 @@ def read_origin(path: Path) -> Origin | None:
 
 
 def begin(path: Path, origin: Origin) -> None:
-    """Note the origin before the first episode; a conversion that was interrupted must be of the same source.
+    """Write the origin before the first episode. An interrupted conversion must have the same source.
 
     Raises:
-        DataError: the folder holds a conversion of something else.
+        DataError: the folder holds a conversion of another source.
     """
     there = read_origin(path) or origin
     merged = replace(origin, parts={**there.parts, **origin.parts})

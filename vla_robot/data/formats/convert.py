@@ -2,8 +2,8 @@
 
     convert(open_source("bridge_orig"), Path("data/bridge"), "lerobot", Options(rate_hz=5))
 
-Frames are never encoded anew: a JPEG in an RLDS record is the same JPEG in a LeRobot table. An interrupted conversion
-goes on behind its last whole episode. What the destination cannot hold is left out and listed in the result.
+Frames are not encoded anew: a JPEG in an RLDS record is the same JPEG in a LeRobot table. An interrupted conversion
+continues after its last whole episode. What the destination cannot hold is left out and listed in the result.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def convert(
     options: Options,
     on_progress: OnProgress = lambda done, total: None,
 ) -> Converted:
-    """Write a source in another format, or go on with it.
+    """Convert a source to another format, or continue its conversion.
 
     Args:
-        source: what to convert.
+        source: the dataset to convert.
         destination: the new dataset's folder.
-        to: its format.
-        options: what the formats do not say themselves.
+        to: the new dataset's format.
+        options: values that the formats do not give.
         on_progress: called after each episode.
 
     Raises:
-        DataError: the folder holds something else, or something is missing that the format needs.
+        DataError: the folder holds another dataset, or the source lacks a value that the format needs.
     """
     if not len(source):
         raise DataError(f"{source.location}, {options.split}: there is no episode to convert.")

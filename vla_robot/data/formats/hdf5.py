@@ -10,12 +10,12 @@
         src_demo_inds    MimicGen: one value for each subtask: not read, like everything without one value a step
     mask/NAME            robomimic's filter keys: names of demonstrations; they may overlap (optional)
 
-The masks "train" and "valid" are the splits "train" and "val", and other masks are parts that can be asked for by name.
-A folder of such files is one dataset: a LIBERO suite has ten, each with a task of its own.
+The masks "train" and "valid" are the splits "train" and "val", and other masks are parts that can be read by name. A
+folder of such files is one dataset: a LIBERO suite has ten files, each with a task of its own.
 
 Fields are named as in other sources: obs/NAME is "observation/NAME", and "actions", "rewards", "dones" lose their s.
 A file with only `states` and `actions`, as robosuite's collection writes it, has no frames until robomimic's
-dataset_states_to_obs.py has rendered them; it reads as it is.
+dataset_states_to_obs.py has rendered them; it is read without frames.
 
 Source: robomimic 0.5, docs/datasets/overview.md, utils/file_utils.py, scripts/split_train_val.py; robosuite 1.5.1,
 scripts/collect_human_demonstrations.py; MimicGen, utils/file_utils.py; LIBERO, scripts/create_dataset.py; Isaac Lab,
@@ -73,9 +73,9 @@ UPSIDE_DOWN = (
     "turned those of LIBERO by 180 degrees before training."
 )
 BYTES_AT_ONCE = 2**20
-"""Of frames: 4 of 300 x 300."""
+"""Size of the frames that are read together: 4 of 300 x 300."""
 MOST_NAMED = 4
-"""Demonstrations that a line names."""
+"""Largest number of demonstrations that a note names."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Demo:
     """One demonstration.
 
     Attributes:
-        path: its file.
-        name: of its group.
-        length: its steps.
-        instruction: what the robot was told; "" when nothing says.
+        path: path of its file.
+        name: name of its group.
+        length: number of its steps.
+        instruction: its instruction; "" when the file has none.
     """
 
     path: Path
@@ -102,17 +102,17 @@ class Demo:
 
 @dataclass(frozen=True)
 class Contents:
-    """What one file holds, without its numbers.
+    """The contents of one file, without its numbers.
 
     Attributes:
-        demos: in the order of their numbers; none of 0 steps.
-        num_empty: demonstrations of 0 steps.
-        masks: names of demonstrations, by mask.
-        fields: what each step has.
-        places: field -> its place in a demonstration.
-        left_out: place that is not read -> why.
-        rate_hz: steps per second; None when nothing says.
-        is_upside_down: the first row of a frame is the lowest.
+        demos: demonstrations with at least one step, in the order of their numbers.
+        num_empty: number of demonstrations of 0 steps.
+        masks: mask -> names of demonstrations.
+        fields: fields of each step, by name.
+        places: field -> its path in a demonstration.
+        left_out: path that is not read -> why.
+        rate_hz: steps per second; None when the file has no rate.
+        is_upside_down: whether the first row of a frame is the lowest.
     """
 
     demos: tuple[Demo, ...]
@@ -127,13 +127,13 @@ class Contents:
 
 @dataclass(frozen=True)
 class RawFrames:
-    """Frames that are stored as plain pixels; some that follow each other are read at once.
+    """Frames that are stored as plain pixels; consecutive ones are read together.
 
     Attributes:
-        path: the file.
-        dataset: the frames' place in it.
-        length: how many.
-        shape: of one, (H, W, 3).
+        path: path of the file.
+        dataset: path of the frames in it.
+        length: number of frames.
+        shape: shape of a frame, (H, W, 3).
     """
 
     path: Path
@@ -146,7 +146,7 @@ class RawFrames:
 
     @property
     def at_once(self) -> int:
-        """How many frames are read together."""
+        """Number of frames that are read together."""
         return max(BYTES_AT_ONCE // math.prod(size or 1 for size in self.shape), 1)
 
     def encoded(self, step: int) -> bytes:
@@ -163,31 +163,31 @@ class RawFrames:
 
 @functools.lru_cache(maxsize=4)
 def _read_block(frames: RawFrames, block: int, changed_ns: int) -> NDArray[Any]:
-    """(up to `at_once`, H, W, 3). Opening a file takes longer than reading a frame."""
+    """Read a block of frames, (up to `at_once`, H, W, 3), since opening a file takes longer than reading a frame."""
     first = block * frames.at_once
     with _opened(frames.path) as file:
         return _values(_dataset(file, frames.dataset), slice(first, first + frames.at_once))
 
 
 class Hdf5Dataset:
-    """Demonstrations of a file or of a folder of files, in order. An `EpisodeSource`; open it with `open_hdf5`.
+    """An `EpisodeSource` of the demonstrations of a file or of a folder of files. Open it with `open_hdf5`.
 
     Attributes:
-        splits: every split and how many demonstrations it has; each demonstration is in one of them.
-        subsets: every other mask and how many demonstrations it has; they may overlap.
-        num_skipped: demonstrations left out; a file that cannot be opened counts as one.
+        splits: split -> number of its demonstrations; each demonstration is in exactly one split.
+        subsets: other mask -> number of its demonstrations; these masks may overlap.
+        num_skipped: number of demonstrations left out; a file that cannot be opened counts as one.
     """
 
     def __init__(self, path: Path, split: str, damaged: Mapping[int, str] | None = None) -> None:
         """
         Args:
-            path: the file, or a folder of files.
+            path: path of the file, or of a folder of files.
             split: "train" (all, unless there are masks), the name of a mask, a part of one, or "all".
-            damaged: demonstrations of the split that are left out, and why; None reads all, and a file that cannot be
-                opened is an error.
+            damaged: index of a demonstration of the split that is left out -> why; None reads all, and then a file that
+                cannot be opened is an error.
 
         Raises:
-            DataError: no such file, not one of demonstrations, or an unknown split.
+            DataError: the file does not exist or holds no demonstrations, or the split is unknown.
             MissingDependencyError: the extra [data] is not installed.
         """
         require("h5py", "data", f"reading {path}")
@@ -264,15 +264,15 @@ class Hdf5Dataset:
 
 
 def open_hdf5(path: Path | str, split: str = "train", *, skip_corrupt: bool = False) -> Hdf5Dataset:
-    """Demonstrations of one file, or of all files of a folder.
+    """Open the demonstrations of one file, or of all files of a folder.
 
     Args:
-        path: the file or folder.
+        path: path of the file or folder.
         split: "train" (all, unless there are masks), the name of a mask, a part of one, or "all".
         skip_corrupt: read each demonstration once and leave damaged ones out, which `skipped` lists.
 
     Raises:
-        DataError: no such file, not one of demonstrations, or an unknown split.
+        DataError: the file does not exist or holds no demonstrations, or the split is unknown.
         MissingDependencyError: the extra [data] is not installed.
     """
     if not skip_corrupt:
@@ -281,7 +281,7 @@ def open_hdf5(path: Path | str, split: str = "train", *, skip_corrupt: bool = Fa
 
 
 def hdf5_files(folder: Path) -> list[Path]:
-    """The HDF5 files in a folder, in the order of their names.
+    """Return the HDF5 files in a folder, in the order of their names.
 
     Raises:
         DataError: the folder cannot be read.
@@ -294,12 +294,12 @@ def hdf5_files(folder: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Parts:
-    """How the demonstrations of a dataset are divided. Numbers count over all files.
+    """The splits of a dataset. Demonstrations are numbered over all files.
 
     Attributes:
-        splits: every demonstration is in exactly one of them.
-        subsets: other masks, which may overlap.
-        notes: what a user should know of them.
+        splits: split -> numbers of its demonstrations; each demonstration is in exactly one split.
+        subsets: other mask -> numbers of its demonstrations; these may overlap.
+        notes: notes on the masks for a user.
     """
 
     splits: dict[str, list[int]]
@@ -308,10 +308,10 @@ class Parts:
 
 
 def divide(files: Sequence[Contents]) -> Parts:
-    """robomimic's masks as splits, in which each demonstration is once, and as subsets.
+    """Divide demonstrations by robomimic's masks into splits, which do not overlap, and subsets.
 
-    A file without a mask "train" trains with all that "valid" has not. A demonstration in both trains, and validates
-    nothing.
+    In a file without a mask "train", all demonstrations outside of "valid" are "train". A demonstration in both masks
+    is in "train" only.
     """
     demos = [demo for file in files for demo in file.demos]
     number = {(demo.path, demo.name): place for place, demo in enumerate(demos)}
@@ -350,7 +350,7 @@ def _note(what: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _read_files(path: Path, skip_corrupt: bool) -> tuple[list[Contents], tuple[str, ...]]:
-    """(what each file holds, why files were left out).
+    """Return the contents of each file, and why files were left out.
 
     Raises:
         DataError: a file cannot be read, or none holds a demonstration.
@@ -389,9 +389,9 @@ def _read_file(path: Path) -> Contents:
 
 
 def _schema(file: h5py.File, demos: Sequence[Demo]) -> tuple[dict[str, Field], dict[str, str], dict[str, str]]:
-    """(what each step has, field -> its place, place that is not read -> why), by the first demonstration.
+    """Return the fields of a step, field -> its path, and path that is not read -> why, by the first demonstration.
 
-    One of another length shows what has as many values as the first has steps by chance.
+    A demonstration of another length shows which datasets have one value per step only by chance.
     """
     first = demos[0]
     other = next((demo for demo in demos if demo.length != first.length), None)
@@ -415,7 +415,7 @@ def _schema(file: h5py.File, demos: Sequence[Demo]) -> tuple[dict[str, Field], d
 
 
 def _why_not(values: h5py.Dataset, steps: int, *, is_constant: bool) -> str:
-    """Why a dataset of a demonstration is not read; empty when it is."""
+    """Return why a dataset of a demonstration is not read; "" when it is."""
     if values.dtype.kind not in "biuf":
         return "texts" if values.dtype.kind in "OSU" else f"values of type {values.dtype}"
     if not values.shape:
@@ -426,10 +426,10 @@ def _why_not(values: h5py.Dataset, steps: int, *, is_constant: bool) -> str:
 
 
 def _common_fields(files: Sequence[Contents], path: Path) -> tuple[dict[str, Field], dict[str, str]]:
-    """(fields that all files have alike, those that are not read and why).
+    """Return the fields that are equal in all files, and field that is not read -> why.
 
     Raises:
-        DataError: the actions differ, so that the files are no one dataset.
+        DataError: the actions differ, so that the files are not one dataset.
     """
     first = files[0]
     common, left_out = dict(first.fields), {_field_name(place): why for place, why in first.left_out.items()}
@@ -459,7 +459,7 @@ def _common_rate(files: Sequence[Contents], path: Path) -> float | None:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[h5py.File]:
-    """Opened for each access: an open file does not survive a fork, and cannot be sent to another process."""
+    """Open a file for one access: an open file cannot be used after a fork or sent to another process."""
     import h5py
 
     try:
@@ -472,7 +472,7 @@ def _opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _values(values: h5py.Dataset, which: Any) -> NDArray[Any]:
-    """Some values of a dataset. Raises DataError, naming it, when what is stored is damaged."""
+    """Read values of a dataset. Raise DataError with its name when they are damaged."""
     try:
         return np.asarray(values[which])
     except OSError as error:
@@ -480,10 +480,10 @@ def _values(values: h5py.Dataset, which: Any) -> NDArray[Any]:
 
 
 def _demonstrations(file: h5py.File, path: Path) -> list[str]:
-    """Their names, demo_2 before demo_10.
+    """Return the names of the demonstrations, demo_2 before demo_10.
 
     Raises:
-        DataError: there are none.
+        DataError: the file has no demonstrations.
     """
     demos = [name for name in _names(file, "data") if hdf5_find(file, f"data/{name}/actions") is not None]
     if not demos:
@@ -494,7 +494,7 @@ def _demonstrations(file: h5py.File, path: Path) -> list[str]:
 
 
 def _names(file: h5py.File, group: str) -> list[str]:
-    """What a group holds; nothing when there is no such group."""
+    """Return the names in a group; none when there is no such group."""
     found = hdf5_find(file, group)
     return [] if found is None else list(found)
 
@@ -527,7 +527,7 @@ def _length(file: h5py.File, demo: str, path: Path) -> int:
 
 
 def _rate_hz(file: h5py.File) -> float | None:
-    """robosuite's control rate, or Isaac Lab's, which is once in `decimation` steps of `dt` seconds."""
+    """Return robosuite's control rate, or Isaac Lab's, which is 1 / (`decimation` * `dt`) [Hz]; None without one."""
     arguments = _json(hdf5_attribute(hdf5_find(file, "data"), "env_args"))
     rate_hz = _positive(_part(arguments, "env_kwargs").get("control_freq"))
     period_s, decimation = (_positive(_part(arguments, "sim_args").get(key)) for key in ("dt", "decimation"))
@@ -537,12 +537,12 @@ def _rate_hz(file: h5py.File) -> float | None:
 
 
 def _is_upside_down(file: h5py.File) -> bool:
-    """LIBERO notes robosuite's image convention, in which "opengl" puts the first row at the bottom."""
+    """Return whether LIBERO's attribute for robosuite's image convention is "opengl": the first row is the lowest."""
     return _text(hdf5_attribute(hdf5_find(file, "data"), "macros_image_convention")) == "opengl"
 
 
 def _part(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A JSON object in another; empty where there is null or something else."""
+    """Return a JSON object in another; empty where the key has another value or is missing."""
     part = content.get(key)
     return part if isinstance(part, dict) else {}
 
@@ -553,7 +553,7 @@ def _positive(value: Any) -> float | None:
 
 
 def _instruction(file: h5py.File, demo: str) -> str:
-    """Where robosuite 1.5, LIBERO and robomimic keep it, in this order; "" when it is nowhere."""
+    """Return the instruction from where robosuite 1.5, LIBERO or robomimic store it, in this order; "" without one."""
     own, common = hdf5_find(file, f"data/{demo}"), hdf5_find(file, "data")
     said = [
         _json(hdf5_attribute(own, "ep_meta")).get("lang"),
@@ -565,9 +565,9 @@ def _instruction(file: h5py.File, demo: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """An attribute as text: str, bytes, or a list or array of words; "" for anything else.
+    """Return an attribute as text, from str, bytes, or a list or array of words; "" for anything else.
 
-    LIBERO's files have quotation marks around the instruction, as its task descriptions do.
+    Quotation marks around it are removed, which LIBERO's files have as its task descriptions do.
     """
     if isinstance(value, np.ndarray):
         value = value.ravel().tolist()
@@ -579,7 +579,7 @@ def _text(value: Any) -> str:
 
 
 def _json(value: Any) -> dict[str, Any]:
-    """The JSON object in an attribute; empty when there is none."""
+    """Return the JSON object in an attribute; empty when there is none."""
     entries = value.ravel().tolist() if isinstance(value, np.ndarray) else [value]
     text = entries[0] if len(entries) == 1 else None
     try:

@@ -1,11 +1,11 @@
-"""Texts in HDF5 attributes: where they lie in the file, looked at without the HDF5 library.
+"""Checks the texts of HDF5 attributes and datasets in the file itself, without the HDF5 library.
 
     an attribute's value    | length: u32 | address of a heap: u64 | index in it: u32 |
     a heap                  | GCOL | version: u8 | reserved: 3 | size: u64 | objects |
     an object of it         | index: u16 | references: u16 | reserved: 4 | size: u64 | content, padded to 8 |
 
-HDF5 2.0.0 takes the memory that the length asks for, up to 4 GB, and fills it, before it looks for the heap; with some
-addresses it ends the process. Source: the HDF5 file format specification, version 3.0, III.E, IV.A.1 and IV.A.2.m.
+HDF5 2.0.0 allocates and fills the memory that the length asks for, up to 4 GB, before it looks for the heap; for some
+addresses it aborts the process. Source: the HDF5 file format specification, version 3.0, III.E, IV.A.1 and IV.A.2.m.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from vla_robot.core.errors import DataError
 
 MAGIC = b"GCOL\x01\0\0\0"
 HEADER = 16
-"""Bytes before a heap's objects, and before each object's content."""
+"""Number of bytes before a heap's objects, and before each object's content."""
 REFERENCE = struct.Struct("<IQI")
 SCAN_BYTES = 2**30
 MAX_BLOCKS = 256
-"""Of one object's header."""
+"""Largest number of blocks of one object's header."""
 _CONTINUED, _ATTRIBUTE = 0x10, 0x0C
 
 
 @functools.lru_cache(maxsize=256)
 def require_sound_heaps(path: Path, size: int, changed_ns: int) -> None:
-    """Raise DataError when a global heap of an HDF5 file, where texts lie, has an object of an impossible size.
+    """Raise DataError when a global heap of an HDF5 file, which holds texts, has an object of an impossible size.
 
-    HDF5 2.0.0 walks a heap in an endless loop when an object in it takes no bytes, and nothing in this process could
-    stop it. Files of more than SCAN_BYTES are not searched, since that takes a second for each GB.
+    HDF5 2.0.0 loops without end over a heap with an object of 0 bytes, and nothing in this process could stop it. Files
+    of more than SCAN_BYTES are not searched, since that takes a second for each GB.
 
     Args:
-        path: of the file.
-        size: of the file, in bytes.
-        changed_ns: time of its last change; with it and the size a file that was found sound is known again.
+        path: path of the file.
+        size: size of the file [bytes].
+        changed_ns: time of its last change [ns]; path, size and time are the key of the cache of checked files.
     """
     if not 0 < size <= SCAN_BYTES:
         return
@@ -52,7 +52,7 @@ def require_sound_heaps(path: Path, size: int, changed_ns: int) -> None:
 
 
 def _require_sound_heap(data: mmap.mmap, at: int, stop: int, path: Path) -> None:
-    """An object: index (2 bytes), references (2), reserved (4), size (8), content padded to 8. Index 0: free space."""
+    """Raise DataError unless each object of a heap lies inside it. An object of index 0 is free space."""
     place = at + HEADER
     while place + HEADER <= stop:
         size = int.from_bytes(data[place + 8 : place + 16], "little")
@@ -63,14 +63,14 @@ def _require_sound_heap(data: mmap.mmap, at: int, stop: int, path: Path) -> None
 
 
 def require_stored_texts(node: Any, name: str, count: int, where: str) -> None:
-    """Raise DataError unless the heaps of the file hold the texts of an attribute, as long as it says.
+    """Raise DataError unless the heaps of the file hold the texts of an attribute with their announced lengths.
 
-    An attribute that is not found in its object's header (one of many, kept in a heap of their own) is not looked at.
+    An attribute that is not in its object's header (many attributes are kept in a heap of their own) is not checked.
 
     Args:
-        node: a group or dataset.
-        name: of an attribute of texts of variable length.
-        count: how many texts it holds.
+        node: the group or dataset.
+        name: name of an attribute of texts of variable length.
+        count: number of its texts.
         where: file and attribute, for the error message.
     """
     import h5py
@@ -87,12 +87,12 @@ def require_stored_texts(node: Any, name: str, count: int, where: str) -> None:
 
 
 def require_texts_at(path: Path, offset: int, count: int, base: int, where: str) -> None:
-    """Raise DataError unless the heaps of a file hold the texts of a dataset whose values lie in one piece.
+    """Raise DataError unless the heaps of a file hold the texts of a dataset whose values are contiguous.
 
     Args:
-        path: of the file.
-        offset: where the values lie, in bytes.
-        count: how many.
+        path: path of the file.
+        offset: offset of the values in the file [bytes].
+        count: number of values.
         base: size of the file's user block, from which addresses count.
         where: file and dataset, for the error message.
     """
@@ -111,7 +111,7 @@ def _require_references(data: mmap.mmap, stored: bytes, count: int, base: int, w
 
 
 def _stored_bytes(data: mmap.mmap, at: int, index: int) -> int:
-    """Size of an object of the heap at a place in the file; 0 when there is no such heap or object."""
+    """Return the size of an object of the heap at a place in the file; 0 when there is no such heap or object."""
     if not 0 <= at <= len(data) - HEADER or data[at : at + 8] != MAGIC:
         return 0
     stop = min(at + int.from_bytes(data[at + 8 : at + 16], "little"), len(data))
@@ -127,7 +127,7 @@ def _stored_bytes(data: mmap.mmap, at: int, index: int) -> int:
 
 
 def _attribute(data: mmap.mmap, at: int, base: int, name: bytes) -> bytes:
-    """The value of an attribute as it is stored in an object's header; empty when it is not there."""
+    """Return the stored value of an attribute in an object's header; empty when it is not there."""
     for kind, message in _messages(data, at, base):
         if kind != _ATTRIBUTE or len(message) < 9:
             continue
@@ -140,10 +140,10 @@ def _attribute(data: mmap.mmap, at: int, base: int, name: bytes) -> bytes:
 
 
 def _messages(data: mmap.mmap, at: int, base: int) -> Iterator[tuple[int, bytes]]:
-    """(kind, content) of each message of an object's header, of either version.
+    """Yield (kind, content) of each message of an object's header, of either version.
 
     Raises:
-        struct.error: it lies outside of the file.
+        struct.error: the header lies outside of the file.
     """
     is_new = data[at : at + 4] == b"OHDR"
     ordered = 0
@@ -155,7 +155,7 @@ def _messages(data: mmap.mmap, at: int, base: int) -> Iterator[tuple[int, bytes]
         blocks = [(start + width, int.from_bytes(data[start : start + width], "little"))]
     else:
         blocks = [(at + 16, struct.unpack_from("<I", data, at + 8)[0])]
-    for place, size in blocks:  # grows on the way
+    for place, size in blocks:  # the loop appends blocks
         stop = min(place + size, len(data))
         head = 4 + ordered if is_new else 8
         while place + head <= stop:

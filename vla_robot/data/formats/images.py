@@ -1,6 +1,6 @@
-"""Stored frames to pixels: JPEG and PNG, colour, grey and depth, as TensorFlow Datasets and LeRobot store them.
+"""Decodes stored frames: JPEG and PNG, colour, grey and depth, as TensorFlow Datasets and LeRobot store them.
 
-What a file announces is compared with what it holds before a decoder sees it, since decoders take the memory first.
+The announced size of a picture is checked before a decoder gets it, since decoders allocate the memory first.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ _PNG_SIZE = struct.Struct(">8xI4sII")
 _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_CHECKSUM = 4
 _PNG_FIRST = len(PNG_MAGIC) + _PNG_CHUNK.size + 13 + _PNG_CHECKSUM
-"""Where the chunk behind the header begins."""
+"""Offset of the chunk after the header."""
 _PNG_HEADER, _PNG_ANIMATION = b"IHDR", b"acTL"
 _JPEG_SIZE = struct.Struct(">HBHH")
 _JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-"""Markers of the segment that says how large a JPEG is."""
+"""Markers of the segment that holds the size of a JPEG."""
 _JPEG_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _JPEG_SCAN = 0xDA
 _JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
-"""Markers of segments that are passed over: tables, comments, and what applications add."""
+"""Markers of segments that are skipped: tables, comments and application data."""
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-"""Markers without a segment behind them."""
+"""Markers without a segment."""
 TIFF_MAGICS = (b"II*\0", b"MM\0*")
 _TIFF_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-"""Type of a value -> what it takes."""
+"""Type of a value -> its size [bytes]."""
 _TIFF_INTEGERS = {3: "H", 4: "I"}
 _WIDTH, _HEIGHT, _COMPRESSION, _STRIPS, _CHANNELS, _STRIP_BYTES = 256, 257, 259, 273, 277, 279
 _TILES = frozenset({322, 323, 324, 325})
 _TIFF_COMPRESSIONS = frozenset({1, 5, 8, 32773, 32946})
 """None, LZW, Deflate, PackBits, and Deflate by its older number."""
 MAX_TIFF_ENTRIES = 64
-"""Of a TIFF's directory; Pillow writes some ten."""
+"""Largest number of entries of a TIFF's directory; Pillow writes about ten."""
 MAX_SCANS = 64
-"""Of a progressive JPEG. Each scan costs as much as a whole picture; libjpeg itself writes about ten."""
+"""Largest number of scans of a progressive JPEG. Each takes as long as a whole picture; libjpeg writes about ten."""
 
 
 def image_format(data: bytes) -> str:
-    """ "jpeg" or "png", by what the file begins with; "" for anything else."""
+    """Return "jpeg" or "png", by the first bytes of the file; "" for anything else."""
     if data.startswith(JPEG_MAGIC):
         return "jpeg"
     return "png" if data.startswith(PNG_MAGIC) else ""
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels of a JPEG or PNG file, without its pixels; None when it is damaged."""
+    """Return (width, height) [px] of a JPEG or PNG file without decoding it; None when it is damaged."""
     if data.startswith(JPEG_MAGIC):
         return _jpeg_size(data)
     if len(data) < _PNG_SIZE.size or not data.startswith(PNG_MAGIC):
@@ -68,10 +68,10 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _has_sound_chunks(data: bytes) -> bool:
-    """Whether each chunk of a PNG lies inside the file, up to its end, and there is one header and one picture.
+    """Return whether each chunk of a PNG lies inside the file, up to its end, and there is one header and no animation.
 
-    OpenCV takes the memory that a chunk's length asks for, up to 4 GB, before it reads the chunk. A second header, or
-    the frames of an animation, would have sizes of their own.
+    OpenCV allocates the announced length of a chunk, up to 4 GB, before it reads the chunk. A second header, or the
+    frames of an animation, would have sizes of their own.
     """
     at = _PNG_FIRST
     while at + _PNG_CHUNK.size + _PNG_CHECKSUM <= len(data):
@@ -85,10 +85,10 @@ def _has_sound_chunks(data: bytes) -> bool:
 
 
 def tiff_size(data: bytes, where: str) -> tuple[int, int]:
-    """(width, height) in pixels of a TIFF of one channel in strips, as depth is stored, by its directory alone.
+    """Return (width, height) [px] of a TIFF of one channel in strips, as depth is stored, from its directory.
 
-    Pillow keeps a copy of what each entry of the directory points to, and libtiff takes memory for a whole tile however
-    small the picture is.
+    Pillow copies the values of each entry of the directory, and libtiff allocates a whole tile for any size of picture,
+    so that both are checked.
 
     Args:
         data: the file.
@@ -117,11 +117,11 @@ def tiff_size(data: bytes, where: str) -> tuple[int, int]:
 
 
 def _tiff_values(data: bytes) -> dict[int, tuple[int, ...]]:
-    """Tag -> its integers, of the first directory; () for values of another type.
+    """Return tag -> its integers, of the first directory; () for values of another type.
 
     Raises:
-        ValueError: the directory is not sound.
-        struct.error: it lies outside of the file.
+        ValueError: the directory is damaged.
+        struct.error: the directory lies outside of the file.
     """
     order = "<" if data.startswith(b"II") else ">"
     (start,) = struct.unpack_from(f"{order}I", data, 4)
@@ -141,7 +141,7 @@ def _tiff_values(data: bytes) -> dict[int, tuple[int, ...]]:
 
 
 class _LastJpeg(threading.local):
-    """Header of the JPEG read last, from its first byte to its size: the frames of a camera share it."""
+    """Header of the JPEG read last by this thread, up to its size: the frames of a camera have equal headers."""
 
     header = JPEG_MAGIC
     size: tuple[int, int] | None = None
@@ -151,7 +151,7 @@ _last_jpeg = _LastJpeg()
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) in pixels; None where the header is damaged, or a progressive JPEG has too many scans."""
+    """Return (width, height) [px]; None where the header is damaged, or a progressive JPEG has too many scans."""
     if _last_jpeg.size is not None and data.startswith(_last_jpeg.header):
         return _last_jpeg.size
     size, end = _walk_jpeg(data)
@@ -161,13 +161,13 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _walk_jpeg(data: bytes) -> tuple[tuple[int, int] | None, int]:
-    """Walks from marker to marker, as libjpeg does: what stands between two segments is skipped.
+    """Go from marker to marker, as libjpeg does: bytes between two segments are skipped.
 
     Returns:
-        (width, height) or None, and how many bytes decide it; 0 where the bytes behind the header decide too.
+        (width, height) or None, and the number of first bytes that it depends on; 0 when it depends on all bytes.
     """
     at, last = 2, len(data) - _JPEG_SIZE.size - 2
-    while at < last and data[at] == 0xFF and data[at + 1] in _JPEG_TABLES:  # what most files begin with, quickly
+    while at < last and data[at] == 0xFF and data[at + 1] in _JPEG_TABLES:  # a fast path for most files
         at += 2 + (data[at + 2] << 8 | data[at + 3])
     while 0 <= (at := data.find(b"\xff", at)) < len(data) - 1:
         marker, at = data[at + 1], at + 1
@@ -188,12 +188,12 @@ def _walk_jpeg(data: bytes) -> tuple[tuple[int, int] | None, int]:
 
 
 def decode_image(data: bytes, dtype: str, where: str, declared: tuple[int | None, ...] = ()) -> NDArray[Any]:
-    """One stored frame as pixels.
+    """Decode one stored frame.
 
     Args:
         data: a JPEG or PNG file.
         dtype: "uint8" for colour or grey; "uint16" for depth in a PNG of 16 bits; "float32" for depth whose four bytes
-            stand in the four channels of a PNG, as TensorFlow Datasets stores it.
+            are the four channels of a PNG, as TensorFlow Datasets stores it.
         where: file, field and step, for the error message.
         declared: shape of a frame in the dataset's description, where there is one; see `bounds.require_pixels`.
 
@@ -201,8 +201,8 @@ def decode_image(data: bytes, dtype: str, where: str, declared: tuple[int | None
         (H, W, 3) uint8; grey frames get three equal channels. (H, W, 1) uint16 or float32 for depth.
 
     Raises:
-        DataError: the frame is absent, damaged, or larger than declared or allowed. Its header is looked at before
-            memory is taken.
+        DataError: the frame is absent, damaged, or larger than declared or allowed. Its header is checked before
+            memory is allocated.
         MissingDependencyError: the extra [data] is not installed.
     """
     require_whole(data, where)
@@ -224,14 +224,14 @@ def require_whole(data: bytes, where: str) -> None:
 
 
 def _is_whole(data: bytes) -> bool:
-    """OpenCV fills up what is missing with grey and says nothing, so that must be noticed before."""
+    """Return whether a file has its end; OpenCV fills missing pixels with grey without an error."""
     if data.startswith(JPEG_MAGIC):
         return data.endswith(JPEG_END) or data.rstrip(b"\0").endswith(JPEG_END)
     return data.startswith(PNG_MAGIC) and PNG_END in data[-32:]
 
 
 def _colour(data: bytes) -> NDArray[np.uint8] | None:
-    """OpenCV gives the same pixels as pillow, 1.4 (PNG) to 2.6 (JPEG) times as fast at 112 x 112."""
+    """Decode colour by OpenCV: the same pixels as by pillow, 1.4 (PNG) to 2.6 (JPEG) times as fast at 112 x 112."""
     cv2, flags = _opencv()
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -242,7 +242,7 @@ def _colour(data: bytes) -> NDArray[np.uint8] | None:
 
 @functools.cache
 def _opencv() -> tuple[Any, int]:
-    """The module and the flags for a frame, looked up once: a frame takes 50 microseconds."""
+    """Return OpenCV and its flags for a frame. They are cached, since decoding a frame takes only 50 microseconds."""
     try:
         import cv2
     except ImportError as error:
@@ -250,7 +250,7 @@ def _opencv() -> tuple[Any, int]:
             "decoding frames needs the package 'opencv-python-headless', which is not installed. "
             "Install it with `pip install 'vla_robot[data]'`, or run `make setup` in a checkout."
         ) from error
-    # Without the second flag, a JPEG from a phone is turned as its metadata says; TensorFlow does not.
+    # Without the second flag, OpenCV turns a JPEG by its metadata; TensorFlow does not.
     return cv2, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 

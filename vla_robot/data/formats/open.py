@@ -1,4 +1,4 @@
-"""Opens a dataset, whatever it is stored as."""
+"""Opens a dataset of any format."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ def open_source(
     skip_corrupt: bool = False,
     on_progress: OnProgress = lambda done, total: None,
 ) -> EpisodeSource:
-    """A dataset, or a part of it.
+    """Open a dataset, or a part of it.
 
     Args:
         location: the folder of an RLDS or LeRobot dataset, a robomimic HDF5 file or a folder of them, the URL of an
             RLDS dataset, or what an installed package's format recognises.
         split: "train", "val", "train[:95%]", "train[10:20]", "train+val" or "all".
-        format: of its files, by name; None recognises it.
-        skip_corrupt: leave damaged episodes out, and say which in `skipped`.
+        format: name of the format; None recognises it.
+        skip_corrupt: leave damaged episodes out, which `skipped` lists.
         on_progress: called with shards done and shards in all while an RLDS dataset is indexed.
 
     Raises:
-        DataError: it is of no known format, or is damaged, or the split does not exist.
-        RecipeError: the plugin of a format that is named cannot be used.
+        DataError: there is no dataset of a known format, it is damaged, or the split does not exist.
+        RecipeError: the plugin of the named format cannot be used.
         MissingDependencyError: the extra [data] is not installed.
     """
     return format_named(format or format_at(location)).open(str(location), split, skip_corrupt, on_progress)

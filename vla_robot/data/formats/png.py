@@ -1,4 +1,4 @@
-"""Frames as PNG: lossless, so that a failure is studied, and a policy trained, on exactly the pixels that were seen."""
+"""Encodes and decodes frames as PNG, which is lossless: stored pixels are exactly those that the policy saw."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vla_robot.data.formats.bounds import require_pixels
 from vla_robot.data.formats.images import picture_size
 
 LEVEL = 1
-"""zlib's fastest: several times quicker than its default, at a tenth more bytes for rendered frames."""
+"""zlib's fastest level: several times faster than its default, with 10 % more bytes for rendered frames."""
 
 
 def encode(image: NDArray[np.uint8] | NDArray[np.float32]) -> bytes:
-    """(H, W, 3) uint8 -> PNG. (H, W, 1) float32 depth -> PNG whose four channels hold the four bytes of each number."""
-    import PIL.Image  # not at the top: the control loop imports this room and may never write a frame
+    """Encode (H, W, 3) uint8; or (H, W, 1) float32 depth, whose four bytes become the four channels of the PNG."""
+    import PIL.Image  # not at the top: the control loop imports this module and may never write a frame
 
     pixels = np.ascontiguousarray(image).view(np.uint8) if image.dtype == np.float32 else image
     buffer = io.BytesIO()
@@ -27,10 +27,10 @@ def encode(image: NDArray[np.uint8] | NDArray[np.float32]) -> bytes:
 
 
 def decode(data: bytes) -> Image:
-    """PNG -> (H, W, 3) uint8.
+    """Decode a PNG to (H, W, 3) uint8.
 
     Raises:
-        DataError: not a PNG, a damaged one, or one of more than `bounds.MAX_PIXELS`.
+        DataError: it is no PNG, is damaged, or has more than `bounds.MAX_PIXELS`.
     """
     import PIL.Image
 

@@ -1,11 +1,11 @@
-"""Which recipe makes the steps of a dataset standard, found by what the dataset says of itself.
+"""Finds the recipe of a dataset by the dataset's own description.
 
     facts = facts_of(open_source("data/droid"))      or facts_at("data/droid"), which reads no shard
     known = recognise(facts)                         the recipe 'droid', since its dataset_info.json says droid_101
     known or explain_unknown(facts)                  which recipes come near, and what would have to be assumed
 
-A dataset is trained on by a recipe that is published under its name and fits its fields, or by one that the user
-names, or, when a recording's embodiment contract says what its numbers mean, as it is. Nothing else is assumed.
+Training uses the recipe that is registered for the dataset's name and fits its fields, or one that the user names. A
+recording with an embodiment contract, which gives the meaning of its numbers, needs none. Nothing else is assumed.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from vla_robot.recipe.reading.schemas import schema_for
 
 MOST_NEAR = 3
 MOST_LACKS = 2
-"""Reasons that are given for each recipe that comes near."""
+"""Largest number of reasons that are given for each recipe that comes near."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a dataset says of itself.
+    """The description of a dataset.
 
     Attributes:
-        location: its path or URL.
-        name: of the dataset, as its description has it.
-        folder: what the folder of an RLDS dataset is called, its version aside; "" for other formats.
+        location: path or URL of the dataset.
+        name: name of the dataset in its description.
+        folder: name of the folder of an RLDS dataset, above its version; "" for other formats.
         version: e.g. "1.0.0"; "" where the format has none.
-        fields: what each step has.
-        is_standard: an embodiment contract says what its numbers mean: `vla record` made it.
-        copy_of: the RLDS dataset that an RLDS dataset was copied from; "" where it was not, or that is not known.
+        fields: fields of each step, by name.
+        is_standard: whether an embodiment contract gives the meaning of its numbers, as in recordings of `vla record`.
+        copy_of: name of the RLDS dataset that an RLDS dataset was copied from; "" where none is known.
     """
 
     location: str
@@ -62,8 +62,8 @@ class Known:
     """A dataset whose steps can be made standard.
 
     Attributes:
-        name: the key of its statistics.
-        recipe: how.
+        name: key of its statistics.
+        recipe: the recipe of its steps.
         why: how the recipe was found, in one sentence.
     """
 
@@ -73,7 +73,7 @@ class Known:
 
 
 def facts_of(source: EpisodeSource) -> Facts:
-    """The facts of a dataset that is open."""
+    """Return the description of an open dataset."""
     if isinstance(source, RldsDataset):
         return _rlds_facts(source.location, source.name, source.version, source.fields)
     has_contract = (Path(source.location) / EMBODIMENT).is_file()
@@ -81,7 +81,7 @@ def facts_of(source: EpisodeSource) -> Facts:
 
 
 def facts_at(location: str) -> Facts:
-    """The facts of the dataset at a path or URL; of an RLDS dataset, no shard is read.
+    """Return the description of the dataset at a path or URL; of an RLDS dataset, no shard is read.
 
     Raises:
         DataError: there is no dataset, or its description is damaged.
@@ -101,10 +101,10 @@ def _rlds_facts(location: str, name: str, version: str, fields: Mapping[str, Fie
 
 
 def recognise(facts: Facts) -> Known | None:
-    """The recipe of a dataset, by its contract, its name, its folder's, or that of the dataset that it is a copy of.
+    """Return the recipe of a dataset; None when none is known.
 
-    Returns:
-        None when no recipe is known.
+    It is found by the embodiment contract, the dataset's name, its folder's name, or the name of the dataset that it
+    was copied from.
 
     Raises:
         DataError: the recipe of the dataset's name does not fit it.
@@ -125,7 +125,7 @@ def recognise(facts: Facts) -> Known | None:
 
 
 def recipe_line(facts: Facts) -> str:
-    """One sentence for a user: which recipe a dataset is read by, or that none is known."""
+    """Return a sentence for a user about the recipe that a dataset is read by, or that none is known."""
     try:
         known = recognise(facts)
     except DataError as error:
@@ -134,7 +134,7 @@ def recipe_line(facts: Facts) -> str:
 
 
 def advise(location: str) -> str:
-    """How to train on a dataset, for a user who gave its place where the name of a recipe is needed."""
+    """Return advice for a user who gave the location of a dataset where the name of a recipe is needed."""
     try:
         facts = facts_at(location)
         known = recognise(facts)
@@ -143,7 +143,7 @@ def advise(location: str) -> str:
     if known is None:
         return explain_unknown(facts)
     if facts.is_standard:
-        return "`vla record` made it or what it was converted from: give it, as a LeRobot dataset, with --data."
+        return "It is a recording of `vla record`, or a conversion of one: give it, as a LeRobot dataset, with --data."
     if facts.folder in (known.name, *known.recipe.published.folders):
         folder = (
             facts.location if facts.location.rstrip("/").endswith(facts.folder) else facts.location.rpartition("/")[0]
@@ -156,7 +156,7 @@ def advise(location: str) -> str:
 
 
 def explain_unknown(facts: Facts) -> str:
-    """Which recipes come near a dataset that none is known for, and what would have to be assumed without one."""
+    """Return a message on a dataset without a known recipe: recipes that come near, and the necessary assumptions."""
     unknown = f"No recipe is known for '{facts.name}' ({facts.location}), so what its actions mean is not known."
     return f"{unknown} {_advice(facts)}"
 
@@ -174,10 +174,10 @@ def _advice(facts: Facts) -> str:
 
 
 def assumed_recipe(facts: Facts) -> SourceRecipe:
-    """The recipe of a dataset whose steps are standard already, such as `vla record` makes.
+    """Return a recipe for a dataset whose steps are standard already, as those of `vla record` are.
 
     Raises:
-        DataError: they cannot be; a recipe must say what they are.
+        DataError: the fields cannot be standard, so that the dataset needs a recipe of its own.
     """
     fields = facts.fields
     action = next((name for name in ACTIONS if name in fields), ACTIONS[0])
@@ -200,16 +200,16 @@ def assumed_recipe(facts: Facts) -> SourceRecipe:
 
 
 def _folder_name(location: str) -> str:
-    """The dataset's folder: of NAME/VERSION the name."""
+    """Return the name of the dataset's folder: NAME of a location NAME/VERSION."""
     parts = location.rstrip("/").split("/") if "://" in location else list(Path(location).resolve().parts)
     is_version = all(part.isdigit() for part in parts[-1].split("."))
     return parts[-2] if is_version and len(parts) > 1 else parts[-1]
 
 
 def _recipes() -> Iterator[tuple[str, SourceRecipe]]:
-    """Every recipe of a dataset that exists, the user's own first: (its bare name, the recipe).
+    """Yield the bare name and the recipe of every published dataset, the user's own recipes first.
 
-    One that cannot be read is passed over: `vla check` reports it, and it must not stop work on another dataset.
+    A recipe that cannot be read is skipped: `vla check` reports it, and it must not stop work on another dataset.
     """
     seen: set[str] = set()
     for name, path in available("datasets").items():
@@ -236,7 +236,7 @@ def _misfit_told(stem: str, recipe: SourceRecipe, facts: Facts) -> str:
 
 
 def _near(facts: Facts) -> list[str]:
-    """The recipes that lack least, those that use most of the fields first; each with what it lacks."""
+    """Return the recipes that lack the fewest fields, in words; among equal ones, those that use more come first."""
     ranked = sorted(
         (len(lacks := misfits(recipe, facts.fields)), -_size(recipe), -_likeness(stem, facts), stem, lacks)
         for stem, recipe in _recipes()
@@ -245,7 +245,7 @@ def _near(facts: Facts) -> list[str]:
 
 
 def _size(recipe: SourceRecipe) -> int:
-    """How many fields a recipe uses."""
+    """Return the number of fields that a recipe uses."""
     return len(fields_of(recipe)) + len(recipe.camera_fields)
 
 

@@ -1,13 +1,13 @@
-"""What every dataset looks like to the code that learns from it: episodes of steps, whatever they are stored as.
+"""Functions that the readers of all formats share; each reader implements the port EpisodeSource.
 
     source = open_source("bridge_orig/1.0.0", "train[:95%]")     data/formats/open.py; RLDS, LeRobot and HDF5 alike
     source.lengths                                               (E,) steps of each episode
-    episode = source.episode(3, fields=["action"])               only what is asked for is parsed
+    episode = source.episode(3, fields=["action"])               only these fields are parsed
     episode.steps["action"]                                      (T, 7)
     source.encoded(3, "observation/image_0", 12)                 one JPEG or PNG, read from its place on disk
 
-Fields are named as a step's keys joined by "/". Frames stay encoded until pixels are asked for, so an order can be
-shuffled over millions of frames without holding one.
+The name of a field is the keys of a step, joined by "/". Frames stay encoded until they are decoded one by one, so that
+an order over millions of frames needs no frame in memory.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.images import decode_image, require_whole
 
 ACTIONS = ("action", "actions")
-"""Where datasets keep the action, the usual place first."""
+"""Names of the field of the action, the most common first."""
 STATES = ("observation/state", "state")
-"""Where datasets keep the arm's own state, the usual place first."""
+"""Names of the field of the arm's state, the most common first."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class EncodedFrames:
     """Frames that are stored as JPEG or PNG files.
 
     Attributes:
-        files: one per step.
-        field: what they are.
+        files: one file per step.
+        field: description of the field.
         where: file and record, for error messages.
     """
 
@@ -61,7 +61,7 @@ class EncodedFrames:
 
 
 def instruction_text(fields: Mapping[str, Field]) -> str | None:
-    """The field that holds what the robot was told, as text; None when there is none."""
+    """Return the name of the field that holds the instruction as text; None when there is none."""
     return next((name for name in INSTRUCTIONS if name in fields and fields[name].kind == "text"), None)
 
 
@@ -71,16 +71,16 @@ def require_fields(
     where: str,
     left_out: Mapping[str, str] = MappingProxyType({}),
 ) -> Collection[str]:
-    """The fields to parse; all of them for None.
+    """Return the names of the fields to parse; all available ones for None.
 
     Args:
-        fields: their names.
-        available: those that can be parsed.
+        fields: names of the wanted fields.
+        available: fields that can be parsed.
         where: the dataset, for the error message.
-        left_out: those that a dataset has and that are not read, and why.
+        left_out: field of the dataset that is not read -> why.
 
     Raises:
-        DataError: one does not exist or is not read.
+        DataError: a field does not exist or is not read.
     """
     if fields is None:
         return available.keys()
@@ -93,7 +93,7 @@ def require_fields(
 
 
 def tell_left_out(left_out: Mapping[str, str]) -> tuple[str, ...]:
-    """One line about the fields of a dataset that are not read; none when all are.
+    """Return a line about the fields of a dataset that are not read; none when all are.
 
     Args:
         left_out: field -> why.
@@ -103,7 +103,7 @@ def tell_left_out(left_out: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def tell_empty(num_empty: int) -> tuple[str, ...]:
-    """One line about the episodes of 0 steps that a reader left out; none when there are none."""
+    """Return a line about the episodes of 0 steps that a reader left out; none when there are none."""
     return (f"Episodes of 0 steps that were left out: {num_empty}.",) if num_empty else ()
 
 
@@ -131,7 +131,7 @@ def require_finite(values: NDArray[Any], what: str) -> None:
 
 
 def find_damage(source: EpisodeSource) -> dict[int, str]:
-    """Episode that is damaged -> why. Every episode is read once; videos are not decoded.
+    """Read every episode once, without decoding videos. Return index of a damaged episode -> why.
 
     A null, a number of an action or a state that is not finite, and a frame that is absent or cut off count as damage.
     """
@@ -139,7 +139,7 @@ def find_damage(source: EpisodeSource) -> dict[int, str]:
 
 
 def _damage(source: EpisodeSource, index: int) -> str:
-    """Why an episode cannot be read; empty when it can."""
+    """Return why an episode cannot be read; "" when it can."""
     try:
         episode = source.episode(index)
         for name, field in source.fields.items():

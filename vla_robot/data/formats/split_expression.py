@@ -1,4 +1,4 @@
-"""A part of the episodes of a dataset that has no splits of its own, named as RLDS names parts: "train[:95%]"."""
+"""Reads split expressions of RLDS, such as "train[:95%]", for datasets of other formats."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ NOTHING: Mapping[str, list[int]] = MappingProxyType({})
 def episodes_of(
     expression: str, splits: Mapping[str, list[int]], where: str, subsets: Mapping[str, list[int]] = NOTHING
 ) -> list[int]:
-    """The episodes that an expression names, in its order, each once.
+    """Return the episodes that an expression names, in its order, each once.
 
     Args:
         expression: "train", "train[:95%]", "train[10:20]", "train+val" or "all".
         splits: split -> its episodes.
         where: the dataset's path, for error messages.
-        subsets: other names of episodes, which "all" does not mean.
+        subsets: other part -> its episodes, which "all" does not include.
 
     Raises:
-        DataError: it is no such expression, or names a split that does not exist.
+        DataError: the expression is malformed, or names a split that does not exist.
     """
     known = {**splits, **subsets}
     episodes: list[int] = []

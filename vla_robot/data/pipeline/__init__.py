@@ -1,4 +1,4 @@
-"""From episodes to training windows: standardised actions, statistics, shuffling, windows and weighted mixtures.
+"""Turns episodes into training windows: standardised actions, statistics, shuffling, windows and weighted mixtures.
 
-It may import core, recipe and `data.formats`. No tensor of torch is made here.
+This package may import core, recipe and `data.formats`, and not torch.
 """

@@ -1,13 +1,13 @@
-"""Several datasets as one endless, shuffled sequence of samples; sample n is the same in every process.
+"""Presents several datasets as one endless, shuffled sequence of samples; sample n is the same in every process.
 
     mixture = open_mixture("bridge_rt_1", Path("data/oxe"))
     sample = mixture.sample(123_456)
     sample.actions                  (1, 7) normalised
     sample.frames["primary"]        one JPEG file, still encoded
 
-What happens to a step, in the reference's order: standardise (data/pipeline/standardise.py), normalise by the quantiles
-of the whole dataset, leave out what has no instruction or is out of range, cut windows, mix by transitions, shuffle.
-Decoding, resizing and augmentation follow in train/batches/stream.py.
+The operations on a step are, in the reference's order: standardise (data/pipeline/standardise.py), normalise by the
+quantiles of the whole dataset, leave out steps without an instruction or out of range, cut windows, mix by transitions,
+shuffle. Decoding, resizing and augmentation follow in train/batches/stream.py.
 
 Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/dataset.py.
 """
@@ -38,11 +38,11 @@ from vla_robot.recipe.reading.schemas import schema_for
 
 ROLES = ("primary", "secondary", "wrist")
 STILL = 1e-5
-"""Normalised motion that is this close to none is none."""
+"""Largest normalised motion of an idle step."""
 SWAP = 12
-"""Sets the random stream that exchanges cameras apart from others with the same seed."""
+"""Key of the random stream that exchanges cameras, which makes it differ from others with the same seed."""
 ROWS = 65_536
-"""Rows that are normalised at once: a few megabytes."""
+"""Number of rows that are normalised at once: a few megabytes."""
 
 OnTableProgress = Callable[[str, int, int], None]
 """Called with a dataset's name, episodes done and episodes in all, while its table is made."""
@@ -50,16 +50,16 @@ OnTableProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Choices:
-    """What is drawn, and how.
+    """Options of the samples that are drawn.
 
     Attributes:
         split: "val" takes the dataset's own split of that name, or the last 5 % of its episodes.
-        window: how far a sample reaches to either side of its step.
-        cameras: those whose frames are given, by role; of a recording, by name.
-        known: the cameras that there may be.
+        window: number of observations and actions before and after a sample's step.
+        cameras: roles of the cameras whose frames are given; of a recording, their names.
+        known: all roles or names that `cameras` may have.
         max_action: leave out episodes with a normalised action beyond this, in any dimension.
-        max_state: the same for the state.
-        seed: of all orders.
+        max_state: leave out episodes with a normalised state beyond this, in any dimension.
+        seed: seed of all orders.
         skip_corrupt: leave damaged records out.
     """
 
@@ -83,12 +83,12 @@ class Sample:
     """One step of one dataset, ready to be decoded and tokenised.
 
     Attributes:
-        dataset: its name, which is the key of its statistics.
-        instruction: what the robot was told to do.
-        actions: (past + 1 + future, D) normalised.
-        state: (past + 1, P) normalised.
-        is_real: (past + 1,) False where an observation stands in for one before the episode's beginning.
-        frames: camera -> past + 1 JPEG or PNG files; empty bytes for a camera that the dataset has not.
+        dataset: the dataset's name, which is the key of its statistics.
+        instruction: the instruction of the step.
+        actions: (past + 1 + future, D) normalised actions.
+        state: (past + 1, P) normalised states.
+        is_real: (past + 1,) False where an observation replaces one before the episode's beginning.
+        frames: camera -> past + 1 JPEG or PNG files; empty bytes for a camera that the dataset lacks.
     """
 
     dataset: str
@@ -113,12 +113,12 @@ class Dataset:
     ) -> None:
         """
         Args:
-            name: of the dataset.
-            recipe: its recipe.
-            parts: all of it, by split.
-            table: its standard steps.
-            choices: what is drawn of it.
-            drawn: (E,) which episodes of the table, of those that are chosen; None for all.
+            name: the dataset's name.
+            recipe: the dataset's recipe.
+            parts: split -> its episodes.
+            table: the standard steps of all splits.
+            choices: options of the samples.
+            drawn: (E,) whether each episode of the table may be drawn; None for all.
         """
         self.name, self.recipe, self.table = name, recipe, table
         self._parts = tuple(parts.values())
@@ -143,25 +143,25 @@ class Dataset:
 
     @property
     def _windows(self) -> int:
-        """Steps with a window, before single ones are left out."""
+        """Number of steps with a window, before single steps are left out."""
         return int(self._ends[-1]) if len(self._ends) else 0
 
     @property
     def statistics(self) -> dict[str, Any]:
-        """Its block of dataset_statistics.json."""
+        """The dataset's block of dataset_statistics.json."""
         return self.table.statistics
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of its files: other versions, fields and episodes left out."""
+        """Notes on the dataset's files: other versions, fields and episodes left out."""
         return notes_of(self._parts)
 
     def sample(self, index: int, swap: bool = False) -> Sample:
-        """Step `index` of those that may be drawn.
+        """Return the sample of step `index` of those that may be drawn.
 
         Args:
             index: 0 to len - 1.
-            swap: exchange the two cameras that look from outside.
+            swap: exchange the primary and the secondary camera, where the recipe allows it.
 
         Raises:
             DataError: a file is damaged.
@@ -199,7 +199,7 @@ class Dataset:
         return normalised(values, self.statistics[block], self.recipe.keeps_constants)
 
     def _chosen(self, keep: NDArray[np.bool_]) -> NDArray[Any]:
-        """(E',) those of the (E,) episodes that have an instruction and lie within the limits, in order."""
+        """Return the episodes, (E',), that are in `keep`, have an instruction and lie within the limits, in order."""
         episodes = np.array(self.table.episodes)
         starts = episodes["start"]
         keep = keep & np.logical_or.reduceat(self._has_text(), starts)
@@ -212,23 +212,22 @@ class Dataset:
         return episodes[keep]
 
     def _goes_on(self, part: int) -> NDArray[np.bool_] | None:
-        """(E,) the chosen episode, of the split `part`, ends at a gap; None where its source knows of no gaps."""
+        """Return whether each chosen episode ends at a gap, (E',); None where the split's source marks no gaps."""
         source = self._parts[part]
         if not isinstance(source, MarksGaps):
             return None
         return np.array([source.goes_on(index) for index in self._episodes["index"].tolist()], dtype=np.bool_)
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Which of the chosen episodes, and which of its steps."""
+        """Return the index of the chosen episode, and of its step, of sample `index`."""
         place = index if self._kept is None else int(self._kept[index])
         number = int(np.searchsorted(self._ends, place, side="right"))
         return number, place - (int(self._ends[number - 1]) if number else 0)
 
     def _left_over(self) -> NDArray[np.int64] | None:
-        """Places that are left when single steps are left out; None for all, which is the rule and takes no memory.
+        """Return the indices of steps that may be drawn; None for all steps, which takes no memory.
 
-        A step without an instruction in an episode that has one is not asked for, and with `skip_still` none that
-        does not move.
+        Steps without an instruction are left out, and with `skip_still` idle steps.
         """
         keep = self._has_text()
         if self.recipe.skip_still:
@@ -240,11 +239,11 @@ class Dataset:
         return np.flatnonzero(keep[rows])
 
     def _has_text(self) -> NDArray[np.bool_]:
-        """(N,) the step has an instruction."""
+        """Return whether each step has an instruction, (N,)."""
         return np.array([bool(text.strip()) for text in self.table.texts])[self.table.text_of]
 
     def _moves(self) -> NDArray[np.bool_]:
-        """(N,) the step's motion differs from none."""
+        """Return whether each step moves the arm, (N,)."""
         relative = ~self._is_absolute
         block = self.statistics["action"]
         none = normalised(np.zeros(len(relative), np.float32), block)
@@ -259,13 +258,13 @@ class Dataset:
         return self._over_rows(lambda rows: np.abs(self._normalised(rows, "proprio")).max(axis=1), self.table.state)
 
     def _over_rows(self, function: Callable[[Any], Any], values: NDArray[np.float32] | None = None) -> NDArray[Any]:
-        """A function of rows over all N of them, a few at a time."""
+        """Apply a function to all N rows, ROWS at a time. Return its results, (N, ...)."""
         values = self.table.actions if values is None else values
         return np.concatenate([function(values[i : i + ROWS]) for i in range(0, len(values), ROWS)])
 
 
 class Mixture:
-    """Datasets that are drawn from by weight."""
+    """An endless sequence of samples that are drawn from datasets by weight."""
 
     def __init__(
         self, datasets: Sequence[Dataset], weights: Sequence[float], seed: int, order: Order | None = None
@@ -273,9 +272,10 @@ class Mixture:
         """
         Args:
             datasets: at least one.
-            weights: how often a step of each is drawn, relative to a step of the others.
-            seed: of the order.
-            order: another than the reference's, which draws each dataset by its weight and all its transitions.
+            weights: relative frequency with which a step of each dataset is drawn.
+            seed: seed of the order.
+            order: order of the samples; None for the reference's, where a dataset's share of the samples is its weight
+                times its number of transitions.
         """
         self.datasets = tuple(datasets)
         self.weights = tuple(weights)
@@ -300,18 +300,18 @@ class Mixture:
 
     @property
     def epoch(self) -> int:
-        """Samples until every dataset of weight 1 was seen whole; of the largest weight, where none has 1."""
+        """Number of samples until each dataset of weight 1 (or of the largest weight) was drawn whole."""
         main = 1.0 if 1.0 in self.weights else max(self.weights)
         sizes = [d.statistics["num_transitions"] for d in self.datasets]
         shares = self.probabilities.values()
         return int(max(n / p for n, p, w in zip(sizes, shares, self.weights, strict=True) if w == main))
 
     def place(self, number: int) -> tuple[int, int]:
-        """Which dataset sample `number` is from, and which of its steps it is."""
+        """Return the index of the dataset of sample `number`, and of its step."""
         return self._order.place(number)
 
     def sample(self, number: int) -> Sample:
-        """Sample `number` of the endless sequence.
+        """Return sample `number` of the endless sequence.
 
         Raises:
             DataError: a file is damaged.
@@ -326,11 +326,11 @@ class Member:
     """A dataset of a mixture, before it is opened.
 
     Attributes:
-        name: of the dataset.
-        recipe: how it becomes standard.
-        location: path or URL.
-        weight: in the mixture.
-        assumed: why what its actions mean is assumed and not known; "" when it is known.
+        name: the dataset's name.
+        recipe: the dataset's recipe.
+        location: path or URL of the dataset.
+        weight: weight in the mixture.
+        assumed: why the meaning of its actions is assumed; "" when it is known.
     """
 
     name: str
@@ -341,21 +341,21 @@ class Member:
 
 
 def members_of(name_or_path: str | Path, root: str | Path | None = None) -> tuple[Member, ...]:
-    """What a mixture is made of; a dataset by itself is a mixture of one.
+    """Return the datasets of a mixture; the recipe of a dataset is a mixture of one.
 
     Args:
-        name_or_path: of a recipe.
-        root: folder or URL that holds the datasets whose recipes do not say where they lie.
+        name_or_path: name or path of a recipe.
+        root: folder or URL that holds the datasets whose recipes have no location.
 
     Raises:
-        RecipeError: it is neither a mixture nor a dataset that exists, or a location is missing.
+        RecipeError: it is the recipe neither of a mixture nor of a published dataset, or a location is missing.
     """
     try:
         path = find("datasets", name_or_path)
     except RecipeError as error:
         if not _is_folder(name_or_path):
             raise
-        raise RecipeError(f"'{name_or_path}' is a dataset and no recipe. {advise(str(name_or_path))}") from error
+        raise RecipeError(f"'{name_or_path}' is a dataset, not a recipe. {advise(str(name_or_path))}") from error
     schema = schema_for("datasets", path)
     if schema is SourceRecipe:
         return (_member(Share(str(path)), root),)
@@ -366,15 +366,15 @@ def members_of(name_or_path: str | Path, root: str | Path | None = None) -> tupl
 
 
 def member_at(location: str, recipe: str | Path | None = None, *, may_assume: bool = False) -> Member:
-    """A dataset by its place. Its recipe is the one that is named, or the one that is published under its name.
+    """Return the dataset at a location, with the given recipe or the one that is registered for it.
 
     Args:
-        location: path or URL.
-        recipe: the one to use, by name or path.
-        may_assume: without a recipe, take the actions for standard ones: to look at the dataset, never to train on it.
+        location: path or URL of the dataset.
+        recipe: name or path of its recipe; None to recognise it.
+        may_assume: when no recipe is known, assume standard actions, to inspect the dataset and not to train on it.
 
     Raises:
-        RecipeError: the named recipe is none of a dataset.
+        RecipeError: the recipe is not that of a published dataset.
         DataError: there is no dataset, or no recipe is known for it.
     """
     if recipe is None:
@@ -398,17 +398,17 @@ def open_mixture(
     cache: Path | None = None,
     on_progress: OnTableProgress = lambda name, done, total: None,
 ) -> Mixture:
-    """A mixture, or a single dataset, ready to be drawn from. The first time, each dataset is read through once.
+    """Open a mixture, or a single dataset. The first time, each dataset is read whole to make its table of steps.
 
     Args:
-        name_or_path: of a recipe.
-        root: folder or URL that holds the datasets whose recipes do not say where they lie.
-        choices: what is drawn.
+        name_or_path: name or path of a recipe.
+        root: folder or URL that holds the datasets whose recipes have no location.
+        choices: options of the samples.
         cache: folder for the tables of steps; None takes the user's cache folder.
         on_progress: called while a table is made.
 
     Raises:
-        RecipeError: an unknown name.
+        RecipeError: the name is unknown.
         DataError: a dataset is absent, damaged or does not fit its recipe.
     """
     chosen = choices or Choices()
@@ -423,7 +423,7 @@ def open_dataset(
     cache: Path | None = None,
     on_progress: OnTableProgress = lambda name, done, total: None,
 ) -> Dataset:
-    """One dataset of a mixture; see `open_mixture`."""
+    """Open one dataset of a mixture; see `open_mixture`."""
     parts, table = open_table_of(member, choices.skip_corrupt, cache, on_progress)
     dataset = Dataset(member.name, member.recipe, parts, table, choices)
     dataset.require_steps()
@@ -436,19 +436,19 @@ def open_table_of(
     cache: Path | None = None,
     on_progress: OnTableProgress = lambda name, done, total: None,
 ) -> tuple[dict[str, EpisodeSource], StepTable]:
-    """All of a dataset by split, and the table of its standard steps; see `open_mixture`."""
+    """Return split -> episodes of a dataset, and the table of its standard steps; see `open_mixture`."""
     parts = open_parts(member.location, skip_corrupt, member.recipe.format)
     progress = _progress_of(member.name, on_progress)
     return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress)
 
 
 def notes_of(parts: Iterable[EpisodeSource]) -> tuple[str, ...]:
-    """What the splits of a dataset have to say beside damage, each note once."""
+    """Return the notes of a dataset's splits, each once."""
     return tuple(dict.fromkeys(note for part in parts for note in part.notes))
 
 
 def open_parts(location: str, skip_corrupt: bool = False, format: str | None = None) -> dict[str, EpisodeSource]:
-    """All of a dataset by split; "val" is the last 5 % of "train" where the dataset has none of its own.
+    """Open all splits of a dataset; "val" is the last 5 % of "train" where the dataset has no split of that name.
 
     Args:
         location: path or URL.
@@ -459,7 +459,7 @@ def open_parts(location: str, skip_corrupt: bool = False, format: str | None = N
         DataError: there is no dataset, or it is damaged.
     """
     opened = partial(open_source, location, format=format, skip_corrupt=skip_corrupt)
-    splits = opened("all[:0]").splits  # no episode is looked through for it
+    splits = opened("all[:0]").splits  # reads no episode
     ranges = {name: name for name in splits}
     if "val" not in splits:
         ranges |= {"train": "train[:95%]", "val": "train[95%:]"}
@@ -477,7 +477,7 @@ def _progress_of(name: str, on_progress: OnTableProgress) -> OnProgress:
 def _member(share: Share, root: str | Path | None) -> Member:
     path = find("datasets", share.name)
     if schema_for("datasets", path) is not SourceRecipe:
-        raise RecipeError(f"{path} is not a dataset that exists already, so it cannot stand in a mixture.")
+        raise RecipeError(f"{path} is not the recipe of a dataset that exists already, so no mixture can name it.")
     recipe = parse(SourceRecipe, read_table(SourceRecipe, path), path)
     return Member(path.stem, recipe, _location(path, recipe, root), share.weight)
 
@@ -489,17 +489,15 @@ def _location(path: Path, recipe: SourceRecipe, root: str | Path | None) -> str:
     elif root is not None:
         folder = f"{root}/{_folder_in(root, path.stem, recipe)}"
     else:
-        raise RecipeError(
-            f"{path} does not say where the dataset lies; set location there, or name a folder with --root."
-        )
+        raise RecipeError(f"{path} has no location of the dataset; set location there, or name a folder with --root.")
     return f"{folder}/{recipe.version}" if recipe.version else folder
 
 
 def _folder_in(root: str | Path, name: str, recipe: SourceRecipe) -> str:
-    """The dataset's folder in `root`: the recipe's name, or else the name that it is published under.
+    """Return the name of the dataset's folder in `root`: the recipe's name, or a name that it is published under.
 
     Raises:
-        DataError: several may be meant, and none is there.
+        DataError: the recipe has several names, and `root` has none of these folders.
     """
     names = (name, *recipe.published.folders)
     if len(names) == 1:
@@ -507,5 +505,5 @@ def _folder_in(root: str | Path, name: str, recipe: SourceRecipe) -> str:
     there = open_storage(root).folders()
     found = next((candidate for candidate in names if candidate in there), None)
     if found is None:
-        raise DataError(f"{root} holds none of the folders that '{name}' may lie in: {', '.join(names)}.")
+        raise DataError(f"{root} has none of the folders that may hold '{name}': {', '.join(names)}.")
     return found

@@ -1,6 +1,6 @@
-"""What the parts of a standard step are put through. `datasets/oxe/*.toml` name these; recipe/oxe.py lists the names.
+"""The operations on the parts of a standard step. `datasets/oxe/*.toml` name them; recipe/oxe.py lists the names.
 
-Each takes the T rows of one field in one episode, (T, n), and gives (T, m) float32.
+Each takes the T rows of one field in one episode, (T, n), and returns (T, m) float32.
 
 Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/utils/data_utils.py.
 """
@@ -20,27 +20,27 @@ from vla_robot.recipe.oxe import Operation
 Rows = NDArray[np.float32]
 
 OPEN_ABOVE, CLOSED_BELOW = 0.95, 0.05
-"""A gripper's command beyond these is settled; between them it is on its way."""
+"""Beyond these values a gripper is open or closed; between them it moves."""
 GRIPPER_MOVES = 0.1
-"""A relative gripper command beyond this, to either side, is meant."""
+"""Smallest magnitude of a relative gripper command that counts as one."""
 FLOAT_BYTES = 4
 
 
 def invert(rows: Rows) -> Rows:
-    """1 = closed becomes 1 = open: 1 - x."""
+    """Return 1 - x, which turns 1 = closed into 1 = open."""
     return np.float32(1) - rows
 
 
 def clip(rows: Rows) -> Rows:
-    """To [0, 1]."""
+    """Clip to [0, 1]."""
     return np.clip(rows, 0, 1)
 
 
 def binarise(rows: Rows) -> Rows:
-    """A gripper that moves gradually to one that is open (1) or closed (0).
+    """Turn a gripper's gradual values into open (1) and closed (0).
 
-    What is between takes the state that is reached after it. At an episode's end nothing is reached any more, and what
-    is between takes the last value, whatever that is.
+    A value in between becomes the open or closed state that follows it. Where none follows, at an episode's end, it
+    becomes the episode's last value.
 
         0.99 0.6 0.3 0.0   ->   1 0 0 0
     """
@@ -53,10 +53,10 @@ def binarise(rows: Rows) -> Rows:
 
 
 def relative_to_absolute(rows: Rows) -> Rows:
-    """+1 to close, -1 to open, 0 to stay becomes 0 = closed, 1 = open.
+    """Turn commands (+1 to close, -1 to open, 0 to stay) into states (0 = closed, 1 = open).
 
-    The first command is taken to have changed something, so before it the gripper was the opposite; without any
-    command it was open.
+    The first command is assumed to change the state, so that the gripper was in the opposite state before it; without
+    any command it was open.
 
         0 0 +1 0 -1   ->   1 1 0 0 1
     """
@@ -70,15 +70,15 @@ def relative_to_absolute(rows: Rows) -> Rows:
 
 
 def change_to_next(rows: Rows) -> Rows:
-    """What was reached instead of what was asked for: the next row less this one. Nothing follows the last row."""
+    """Return the next row minus this one: the motion that was reached. The last row, which has no next one, is NaN."""
     return np.concatenate([rows[1:] - rows[:-1], np.full_like(rows[:1], np.nan)])
 
 
 def quaternion_to_euler(rows: Rows) -> Rows:
-    """(T, 4) quaternions x, y, z, w -> (T, 3) angles about x, y, z [rad], applied in this order about fixed axes.
+    """Convert quaternions x, y, z, w, (T, 4), to angles about the fixed axes x, y, z in this order, (T, 3) [rad].
 
     Raises:
-        DataError: the rows are no quaternions.
+        DataError: the rows do not have 4 columns.
     """
     if rows.shape[1] != 4:
         raise DataError(f"quaternion_to_euler needs 4 columns (x, y, z, w), got {rows.shape[1]}")
@@ -86,7 +86,7 @@ def quaternion_to_euler(rows: Rows) -> Rows:
 
 
 def inflate(values: Sequence[bytes], width: int) -> Rows:
-    """zlib-compressed float32, `width` numbers a step (QT-Opt's state).
+    """Decompress zlib-compressed float32, `width` numbers a step (QT-Opt's state), to (T, width).
 
     Raises:
         DataError: a step is damaged, or holds another number of values.
@@ -108,14 +108,14 @@ ON_ROWS: Mapping[str, Callable[[Rows], Rows]] = {
 
 
 def apply(operations: Sequence[Operation], rows: Rows) -> Rows:
-    """The operations of a part, one after the other; `inflate` is not among them, as it does not take rows."""
+    """Apply operations one after the other. `inflate` is not allowed, since it takes no rows."""
     for operation in operations:
         rows = ON_ROWS[operation.name](rows)
     return rows
 
 
 def _decompressed(value: bytes, size: int, step: int) -> bytes:
-    """Never more than `size` bytes, whatever the file says."""
+    """Decompress `size` bytes. Raise DataError for any other size, without decompressing more."""
     stream = zlib.decompressobj()
     try:
         data = stream.decompress(value, size + 1)

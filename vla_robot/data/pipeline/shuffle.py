@@ -1,9 +1,9 @@
-"""Which step comes when: mixing and shuffling by numbers alone.
+"""Computes the order of samples: mixes datasets and shuffles steps as functions of the sample's number.
 
     sample n  --mix-->  the k-th draw of dataset d  --shuffle-->  epoch k // N, place k % N  -->  step j of N
 
-Everything is a function of the seed and n. There is no buffer to fill, to hold in memory or to lose: any process can
-say what sample n is, so ranks and workers share the samples by counting, and a run goes on at the exact sample.
+The order depends only on the seed and n. There is no shuffle buffer: any process can compute sample n, so that ranks
+and workers share the samples by counting, and a resumed run continues at the exact sample.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 BLOCK = 4096
-"""Samples whose datasets are put in order together."""
+"""Number of consecutive samples whose datasets are permuted together."""
 
 ROUNDS = 6
-"""Of the permutation; four would do for the eye, six leave no pattern that a test could find."""
+"""Rounds of the permutation; with four no pattern is visible, with six the tests find none."""
 
 MIX = 11
-"""Sets the random stream of this module apart from others with the same seed."""
+"""Key of this module's random stream, which makes it differ from others with the same seed."""
 
 ORDER = 0
-"""Sets the order of recordings apart from others with the same seed."""
+"""Key of the order of recordings, which makes it differ from others with the same seed."""
 
 _A, _B = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 def shares_of(draws: int, probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """(D,) how many of the first `draws` samples each dataset gives.
+    """Return how many of the first `draws` samples each dataset gives, (D,).
 
-    Sainte-Laguë's rule, as parliaments share seats: never more than about one away from `draws * probability`, sums to
-    `draws` exactly, and no dataset's number shrinks when `draws` grows.
+    They follow Sainte-Laguë's rule, by which parliaments share seats: each is within about one of
+    `draws * probability`, their sum is `draws`, and none decreases when `draws` grows.
     """
-    # Rounding a little fewer draws than there are gives no part too much; the rest is handed out one by one.
+    # Rounding slightly fewer draws gives no dataset too many; the remaining draws are assigned one by one.
     seats = np.floor(max(draws - len(probabilities), 0) * probabilities + 0.5).astype(np.int64)
     while seats.sum() < draws:
         seats[np.argmin((seats + 0.5) / probabilities)] += 1
@@ -44,13 +44,13 @@ def shares_of(draws: int, probabilities: NDArray[np.float64]) -> NDArray[np.int6
 
 
 class Mixing:
-    """An endless sequence of datasets in which each has its share, in an order drawn by chance."""
+    """An endless random sequence of datasets in which each has its share."""
 
     def __init__(self, probabilities: ArrayLike, seed: int) -> None:
         """
         Args:
-            probabilities: (D,) above 0; they are brought to the sum 1.
-            seed: of the order.
+            probabilities: (D,) above 0; they are scaled to the sum 1.
+            seed: seed of the order.
         """
         given = np.asarray(probabilities, dtype=np.float64)
         assert given.ndim == 1 and (given > 0).all(), "probabilities must be positive"
@@ -59,7 +59,7 @@ class Mixing:
         self._newest: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
     def draw(self, sample: int) -> tuple[int, int]:
-        """Which dataset sample `sample` is from, and how many draws that dataset had before."""
+        """Return the index of the dataset of a sample, and how many draws that dataset had before."""
         block, place = divmod(sample, BLOCK)
         if self._newest is None or self._newest[0] != block:
             self._newest = (block, *self._make_block(block))
@@ -72,7 +72,7 @@ class Mixing:
         order = np.random.default_rng([self._seed, MIX, block]).permutation(BLOCK)
         datasets = np.repeat(np.arange(len(counts)), counts)[order]
         draws = np.empty(BLOCK, dtype=np.int64)
-        # Each dataset's draws come in order, so that an epoch of it is over before the next one begins.
+        # Each dataset's draws are in order, so that one epoch of it ends before the next one begins.
         draws[np.argsort(datasets, kind="stable")] = np.concatenate(
             [start + np.arange(count) for start, count in zip(before, counts, strict=True)]
         )
@@ -80,23 +80,23 @@ class Mixing:
 
 
 class Order(Protocol):
-    """Which sample comes when: a function of its number alone."""
+    """The order of samples, as a function of a sample's number."""
 
     def place(self, number: int) -> tuple[int, int]:
-        """Which dataset sample `number` is from, and which of its steps it is."""
+        """Return the index of the dataset of sample `number`, and of its step."""
         ...
 
 
 class Weighted:
-    """Datasets that are drawn from by shares, each in epochs of its own."""
+    """An order that draws from datasets by shares, and shuffles each in epochs of its own."""
 
     def __init__(self, counts: Sequence[int], shares: Sequence[float], seed: int, key: tuple[int, ...] = ()) -> None:
         """
         Args:
-            counts: steps of each dataset.
-            shares: how often each is drawn, relative to the others.
-            seed: of the order.
-            key: sets the order apart from others with the same seed.
+            counts: number of steps of each dataset.
+            shares: relative frequency of each dataset.
+            seed: seed of the order.
+            key: numbers that make the order differ from others with the same seed.
         """
         self._counts, self._key, self._mixing = tuple(counts), (seed, *key), Mixing(shares, seed)
 
@@ -108,18 +108,18 @@ class Weighted:
 
 
 class Pooled:
-    """The steps of all datasets shuffled together; each epoch shows a step at most once, in whole batches.
+    """An order that shuffles the steps of all datasets together; each epoch has a step at most once, in whole batches.
 
     Attributes:
-        size: samples of a batch: as many as were asked for, or as there are.
+        size: number of samples in a batch: the wanted number, or that of all steps if that is less.
     """
 
     def __init__(self, counts: Sequence[int], size: int, seed: int) -> None:
         """
         Args:
-            counts: steps of each dataset, at least one in all.
-            size: samples of a batch. What is left of an epoch after whole batches is not drawn in it.
-            seed: of the order.
+            counts: number of steps of each dataset, at least one in all.
+            size: number of samples in a batch. The steps of an epoch that fill no whole batch are not drawn in it.
+            seed: seed of the order.
         """
         self._ends, self._seed = np.cumsum(counts), seed
         self.size = min(size, int(self._ends[-1]))
@@ -136,15 +136,18 @@ class Pooled:
 
 
 def shuffled(places: ArrayLike, count: int, key: tuple[int, ...]) -> NDArray[np.int64]:
-    """Where each place of 0..count-1 goes in a permutation that is drawn by `key`, without making the permutation.
+    """Return the values of a random permutation of 0..count-1 at some places, without computing the whole permutation.
 
-    A Feistel network permutes the next power of four; what lands outside is permuted again. It takes no
+    A Feistel network permutes the next power of four; a value outside of the range is permuted again. It takes no
     memory, where shuffled indices of all of Open-X-Embodiment would take a gigabyte in every worker.
 
     Args:
         places: (...) integers in [0, count).
-        count: how many there are, at least 1.
-        key: numbers, e.g. seed, dataset and epoch.
+        count: size of the permutation, at least 1.
+        key: numbers that seed the permutation, e.g. seed, dataset and epoch.
+
+    Returns:
+        (...) int64 in [0, count).
     """
     keys = np.random.SeedSequence(key).generate_state(ROUNDS, np.uint64).astype(np.uint64)
     half = max(1, (max(count - 1, 1).bit_length() + 1) // 2)  # bits of each half
@@ -165,7 +168,7 @@ def _feistel(values: NDArray[np.uint64], half: int, keys: NDArray[np.uint64]) ->
 
 
 def _mixed(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """splitmix64's finaliser: every bit of the result depends on every bit of value and key.
+    """Apply splitmix64's finaliser, by which each bit of the result depends on each bit of value and key.
 
     Source: Steele, Lea and Flood 2014, "Fast Splittable Pseudorandom Number Generators".
     """

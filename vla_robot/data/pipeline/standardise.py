@@ -1,8 +1,8 @@
-"""A dataset's episodes -> standard trajectories, as its recipe says.
+"""Converts a dataset's episodes to standard trajectories by its recipe.
 
-raw steps      0   1   2   3   4   5        the frames stay where they are; `first` says where they begin
+raw steps      0   1   2   3   4   5        frames keep the numbers of raw steps; `first` is the number of step 0
 skip_first = 1     1   2   3   4   5
-parts              operations see these, so that the one that looks ahead still sees step 5
+parts              the operations get these steps, so that `change_to_next` still has step 5
 skip_last = 1      1   2   3   4            = steps 0 to 3 of the trajectory, first = 1
 """
 
@@ -30,7 +30,7 @@ class Trajectory:
         actions: (T, D) float32, in the dataset's units; the gripper 1 = open, 0 = closed.
         state: (T, P) float32; P is 0 for a dataset without a state.
         instructions: T texts.
-        first: the raw step that is step 0; frames are found by it.
+        first: number of the raw step that is step 0, by which frames are found.
     """
 
     actions: NDArray[np.float32]
@@ -43,14 +43,14 @@ class Trajectory:
 
 
 def fields_of(recipe: SourceRecipe) -> tuple[str, ...]:
-    """What must be parsed of an episode: everything that is used, but no frame."""
+    """Return the fields of an episode that `standardise` reads; frames are not among them."""
     parts = (*recipe.action_parts(), *recipe.state_parts())
     names = [part.field for part in parts if isinstance(part, Columns)]
     return tuple(dict.fromkeys([*names, recipe.instruction_field()[0]]))
 
 
 def require_fit(recipe: SourceRecipe, fields: Mapping[str, Field], where: str) -> None:
-    """Raise DataError unless the dataset has what the recipe needs; everything that is missing is named."""
+    """Raise DataError unless the dataset has what the recipe needs; the message names all that is missing."""
     problems = misfits(recipe, fields)
     if problems:
         raise DataError(
@@ -59,7 +59,7 @@ def require_fit(recipe: SourceRecipe, fields: Mapping[str, Field], where: str) -
 
 
 def misfits(recipe: SourceRecipe, fields: Mapping[str, Field]) -> list[str]:
-    """What a dataset lacks that the recipe needs: fields, cameras, and columns of the action; empty when it fits."""
+    """Return the fields, cameras and columns of the action that the recipe needs and the dataset lacks, in words."""
     problems = [problem for name, kind in _needs(recipe) if (problem := _misfit(name, kind, fields))]
     if not problems:
         widths = [_width(part, fields) for part in recipe.action_parts()]
@@ -71,7 +71,7 @@ def misfits(recipe: SourceRecipe, fields: Mapping[str, Field]) -> list[str]:
 
 
 def _needs(recipe: SourceRecipe) -> list[tuple[str, str]]:
-    """(field, what it must hold), each field once."""
+    """Return (field, kind of its values) for each field that the recipe names."""
     parts = [part for part in (*recipe.action_parts(), *recipe.state_parts()) if isinstance(part, Columns)]
     needs = {part.field: "compressed numbers" if _is_compressed(part) else "numbers" for part in parts}
     name, is_codes = recipe.instruction_field()
@@ -81,7 +81,7 @@ def _needs(recipe: SourceRecipe) -> list[tuple[str, str]]:
 
 
 def _misfit(name: str, kind: str, fields: Mapping[str, Field]) -> str:
-    """What is wrong with a field that must hold something of a kind; "" when nothing is."""
+    """Return what is wrong with a field that must hold something of a kind; "" when nothing is."""
     if name not in fields:
         what = "camera" if kind == "colour frames" else "field"
         return unknown(what, name, fields).partition(" Available:")[0].rstrip(".")
@@ -96,7 +96,7 @@ def _misfit(name: str, kind: str, fields: Mapping[str, Field]) -> str:
 
 
 def _width(part: Part, fields: Mapping[str, Field]) -> int:
-    """Columns of a part."""
+    """Return the number of columns of a part."""
     if isinstance(part, Constant):
         return part.width
     if _is_compressed(part):
@@ -110,7 +110,7 @@ def _is_compressed(part: Columns) -> bool:
 
 
 def standardise(recipe: SourceRecipe, episode: Episode) -> Trajectory:
-    """One episode in standard form; without steps when it is too short for `skip_first` and `skip_last`.
+    """Convert one episode to standard form; it has no steps when it is too short for `skip_first` and `skip_last`.
 
     Raises:
         DataError: a field is absent or of the wrong kind, the action has another number of dimensions than its
@@ -132,13 +132,13 @@ def standardise(recipe: SourceRecipe, episode: Episode) -> Trajectory:
 
 
 def _beside(parts: Sequence[Part], episode: Episode, first: int, stop: int) -> Rows:
-    """(stop - first, columns of all parts)."""
-    nothing = np.empty((stop - first, 0), dtype=np.float32)  # so that no parts make no columns
+    """Return the columns of all parts side by side, (stop - first, n)."""
+    nothing = np.empty((stop - first, 0), dtype=np.float32)  # for a recipe without parts
     return np.concatenate([nothing, *(_rows(part, episode, first)[: stop - first] for part in parts)], axis=1)
 
 
 def _rows(part: Part, episode: Episode, first: int) -> Rows:
-    """The rows of a part from raw step `first` on."""
+    """Return the rows of a part from raw step `first` on."""
     if isinstance(part, Constant):
         return np.full((len(episode) - first, part.width), part.value, dtype=np.float32)
     try:
@@ -151,13 +151,13 @@ def _rows(part: Part, episode: Episode, first: int) -> Rows:
 
 
 def _numbers(part: Columns, episode: Episode) -> tuple[Rows, Sequence[Operation]]:
-    """(T, n) float32 of a field, and the operations that are left to do."""
+    """Return the numbers of a field, (T, n) float32, and the operations that are still to be applied."""
     values = episode.steps.get(part.field, ())
     if not _is_compressed(part):
         rows = episode.numbers(part.field).astype(np.float32)
         return rows.reshape(len(rows), -1), part.operations
     (width,), rest = part.operations[0].numbers, part.operations[1:]
-    if isinstance(values, np.ndarray):  # features.json said that it is compressed, and the reader has inflated it
+    if isinstance(values, np.ndarray):  # features.json says that it is compressed, so the reader has decompressed it
         rows = values.astype(np.float32).reshape(len(values), -1)
         if rows.shape[1] != width:
             raise DataError(f"it holds {rows.shape[1]} numbers a step, not {width}")
@@ -169,7 +169,7 @@ def _numbers(part: Columns, episode: Episode) -> tuple[Rows, Sequence[Operation]
 
 
 def _as_bytes(value: Any) -> bytes:
-    """A compressed entry; the reader gives bytes that happen to be UTF-8 as str."""
+    """Return a compressed entry as bytes; the reader returns bytes that are valid UTF-8 as str."""
     if not isinstance(value, (bytes, str)):
         raise DataError("it holds no compressed bytes")
     return value.encode() if isinstance(value, str) else value

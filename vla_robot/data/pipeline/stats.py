@@ -1,4 +1,4 @@
-"""Statistics of recordings: LeRobot's, for every feature, and OpenVLA's `dataset_statistics.json`."""
+"""Computes statistics of datasets: LeRobot's, for every feature, and OpenVLA's `dataset_statistics.json`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 QUANTILES: Mapping[str, float] = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
-"""LeRobot's names."""
+"""LeRobot's name of a quantile -> the quantile."""
 
 PIXEL_VALUES = 256
 
 Stats = dict[str, NDArray[Any]]
-"""min, max, mean, std and quantiles, one number per dimension, and count, (1,)."""
+"""min, max, mean, std and quantiles, (D,) each, and count, (1,)."""
 
 
 def describe(values: ArrayLike) -> Stats:
-    """Statistics of one feature over one episode.
+    """Return statistics of one feature over one episode.
 
     Args:
-        values: (T,) or (T, D) numbers or truth values.
+        values: (T,) or (T, D) numbers or bools.
 
     Returns:
         (D,) float64 each, (1,) for a feature of one number.
@@ -40,7 +40,7 @@ def describe(values: ArrayLike) -> Stats:
 
 
 def describe_finite(values: ArrayLike) -> Stats:
-    """As `describe`, of the numbers that are finite: JSON has no others. A dimension without any is described as 0."""
+    """Return the statistics of `describe` over finite values only, since JSON has no others; 0 where there are none."""
     x = np.asarray(values, dtype=np.float64)
     x = x.reshape(len(x), -1)
     finite = np.isfinite(x)
@@ -53,17 +53,17 @@ def describe_finite(values: ArrayLike) -> Stats:
 
 
 def count_pixels(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """(H, W, 3) uint8 -> (3, 256) how often each value occurs in each channel. Sums over frames are exact."""
+    """Return the number of pixels with each value in each channel, (3, 256), of a frame (H, W, 3) uint8."""
     channels = (np.bincount(image[..., c].ravel(), minlength=PIXEL_VALUES) for c in range(3))
     return np.stack(list(channels)).astype(np.int64)
 
 
 def describe_pixels(counts: NDArray[np.int64], num_frames: int) -> Stats:
-    """Statistics of one camera from its pixel counts, in LeRobot's form: values in [0, 1], shape (3, 1, 1).
+    """Return statistics of one camera from its pixel counts, in LeRobot's form: values in [0, 1], shape (3, 1, 1).
 
     Args:
         counts: (3, 256) from `count_pixels`, summed over frames.
-        num_frames: how many frames those were.
+        num_frames: number of frames.
     """
     values = np.arange(PIXEL_VALUES) / (PIXEL_VALUES - 1)
     shares = counts / counts.sum(axis=1, keepdims=True)
@@ -80,10 +80,10 @@ def describe_pixels(counts: NDArray[np.int64], num_frames: int) -> Stats:
 
 
 def merge(parts: Sequence[Stats]) -> Stats:
-    """Statistics of one feature over several episodes from the statistics of each.
+    """Return statistics of one feature over several episodes from the statistics of each.
 
-    Mean and deviation are exact. Quantiles are the episodes' means weighted by length, which is LeRobot's convention
-    and an approximation; `dataset_statistics` computes its own over all frames.
+    Mean and deviation are exact. Quantiles are the means of the episodes' quantiles, weighted by length, which is
+    LeRobot's convention and an approximation; `dataset_statistics` computes quantiles over all steps.
 
     Source: lerobot 0.6.1, datasets/compute_stats.py, aggregate_feature_stats.
     """
@@ -107,14 +107,14 @@ def merge(parts: Sequence[Stats]) -> Stats:
 def dataset_statistics(
     name: str, actions: ArrayLike, states: ArrayLike, num_episodes: int, mask: Sequence[bool] | None = None
 ) -> dict[str, Any]:
-    """The content of OpenVLA's `dataset_statistics.json`, over all transitions.
+    """Return the content of OpenVLA's `dataset_statistics.json`, over all transitions.
 
     Args:
         name: the dataset's name, which becomes the un-normalisation key.
-        actions: (N, D) in units.
-        states: (N, S) in units.
-        num_episodes: how many trajectories the N transitions come from.
-        mask: (D,) which dimensions are normalised; by default all but the last, the gripper.
+        actions: (N, D) actions in their units.
+        states: (N, S) states in their units.
+        num_episodes: number of trajectories that the N transitions come from.
+        mask: (D,) whether each dimension is normalised; by default all but the last, the gripper.
 
     Returns:
         Plain dictionaries and lists, ready for JSON.
@@ -133,6 +133,6 @@ def dataset_statistics(
 
 
 def _block(values: NDArray[Any]) -> dict[str, list[float]]:
-    # One dimension at a time: a table of millions of steps stays on disk, and no second copy of it is made.
+    # One dimension at a time, so that a table of millions of steps on the disk is not copied to memory.
     described = [describe(values[:, dim]) for dim in range(values.shape[1])]
     return {name: [float(d[name][0]) for d in described] for name in ("mean", "std", "max", "min", "q01", "q99")}

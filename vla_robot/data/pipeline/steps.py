@@ -1,13 +1,13 @@
-"""All standard steps of a dataset in one table on disk: made once, mapped into memory, shared by all processes.
+"""Writes all standard steps of a dataset to one table on the disk, which all processes map into memory.
 
     HASH/actions.npy         (N, D) float32, in units
     HASH/state.npy           (N, P) float32
-    HASH/instructions.npy    (N,) int32, which of the texts
-    HASH/episodes.npy        (E,) where the steps of each episode are
+    HASH/instructions.npy    (N,) int32, index into the texts
+    HASH/episodes.npy        (E,) the rows of each episode
     HASH/about.json          texts, and the statistics in the schema of dataset_statistics.json
 
-The numbers of a step take some 60 bytes; frames stay where they are. HASH is made of the recipe and of the names, sizes
-and times of the dataset's files, so that a change of either makes a new table and an old one is never mistaken for it.
+The numbers of a step take about 60 bytes; frames stay in the dataset. HASH is a hash of the recipe and of the names,
+sizes and times of the dataset's files, so that a change of either makes a new table.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from vla_robot.recipe.oxe import SourceRecipe
 FORMAT = 1
 ABOUT = "about.json"
 NOT_IN_STEPS = ("description", "published")
-"""What a recipe says that changes no step."""
+"""Fields of a recipe that change no step."""
 SINCE = ("format",)
-"""Fields that recipes did not always have: without a value, tables that were made before are still good."""
+"""Fields that older recipes lack: without a value, tables that were made before stay valid."""
 
 EPISODE = np.dtype([("part", "<i4"), ("index", "<i8"), ("first", "<i4"), ("start", "<i8"), ("length", "<i8")])
-"""Which part of the dataset and which of its episodes; raw step of step 0; first row and number of rows."""
+"""Index of the dataset's part, and of its episode; raw step of step 0; first row and number of rows."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class StepTable:
     """N standard steps of E episodes.
 
     Attributes:
-        folder: where it lies; None for one in memory.
-        actions: (N, D) float32; float64 for one in memory.
-        state: (N, P) likewise.
+        folder: folder of the table; None for one in memory.
+        actions: (N, D) float32; float64 for a table in memory.
+        state: (N, P) float32; float64 for a table in memory.
         text_of: (N,) int32, index into `texts`.
-        texts: every instruction, each once.
-        episodes: (E,) EPISODE; those without a step are not among them.
-        statistics: this dataset's block of dataset_statistics.json.
+        texts: all instructions, each once.
+        episodes: (E,) EPISODE, of the episodes with at least one step.
+        statistics: the dataset's block of dataset_statistics.json.
     """
 
     folder: Path | None
@@ -70,7 +70,7 @@ class StepTable:
     statistics: dict[str, Any]
 
     def __reduce__(self) -> tuple[Callable[..., StepTable], tuple[Any, ...]]:
-        """Another process maps the same files; numpy would send it a copy."""
+        """Pickle the folder, so that another process maps the same files; numpy would pickle a copy of the arrays."""
         return (StepTable, tuple(vars(self).values())) if self.folder is None else (open_table, (self.folder,))
 
     def __len__(self) -> int:
@@ -84,17 +84,17 @@ def step_table(
     cache: Path | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> StepTable:
-    """The table of a dataset, made if it is not there yet.
+    """Open the table of a dataset; make it first if it does not exist.
 
     Args:
-        name: of the dataset.
-        recipe: how its steps become standard.
-        parts: all of it, e.g. its splits: statistics cover what trains and what validates.
+        name: the dataset's name.
+        recipe: the dataset's recipe.
+        parts: all parts of the dataset, e.g. its splits: statistics cover training and validation.
         cache: folder for tables; None takes the user's cache folder.
-        on_progress: called while it is made.
+        on_progress: called while the table is made.
 
     Raises:
-        DataError: the dataset does not fit the recipe, is damaged, or has no step at all.
+        DataError: the dataset does not fit the recipe, is damaged, or has no step.
     """
     folder = (cache or usual_cache()) / fingerprint(name, recipe, parts)
     if not (folder / ABOUT).is_file():
@@ -105,10 +105,10 @@ def step_table(
 
 
 def open_table(folder: Path) -> StepTable:
-    """A table that was made.
+    """Open a table that exists.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the table is damaged.
     """
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
@@ -122,10 +122,10 @@ def open_table(folder: Path) -> StepTable:
 def normalised(
     values: NDArray[np.floating], block: Mapping[str, Any], keep_constants: bool = False
 ) -> NDArray[np.floating]:
-    """(..., D) in units -> normalised by a block of the statistics, in the precision that they have.
+    """Return values (..., D) normalised by a block of the statistics, with the dtype of the values.
 
-    A dimension that never changes becomes 0, in the reference also where the mask says that it is left alone;
-    `keep_constants` leaves it alone there.
+    A dimension that never changes becomes 0, as in the reference, even where the mask leaves it as it is;
+    `keep_constants` leaves it as it is there.
     """
     scaled = normalise(values, QuantileStats.from_dict(block))
     if not keep_constants:
@@ -134,12 +134,12 @@ def normalised(
 
 
 def is_absolute(recipe: SourceRecipe) -> NDArray[np.bool_]:
-    """(D,) which dimensions of an action are absolute."""
+    """Return whether each dimension of an action is absolute, (D,)."""
     return np.array(recipe.is_absolute)
 
 
 def fingerprint(name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource]) -> str:
-    """Changes with the recipe and with the dataset's files, and with nothing else: a dataset may be moved."""
+    """Return a hash of the recipe and the dataset's files. It does not depend on the dataset's location."""
     content = {
         "format": FORMAT,
         "name": name,
@@ -156,7 +156,7 @@ def _said(recipe: SourceRecipe) -> dict[str, Any]:
 
 
 def usual_cache() -> Path:
-    """Where a user's caches are."""
+    """Return the folder for tables in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vla_robot" / "steps"
 
 
@@ -164,7 +164,7 @@ _ARRAYS = ("actions", "state", "instructions", "episodes")
 
 
 def _stamps(location: str) -> list[list[Any]]:
-    """Names, sizes and times of the files of a dataset; what stands behind a URL is told apart by its lengths alone."""
+    """Return names, sizes and times of a dataset's files; none for a URL, where only the lengths are hashed."""
     root = Path(location)
     if "://" in location or not root.exists():
         return []
@@ -176,7 +176,7 @@ def _stamps(location: str) -> list[list[Any]]:
 def _make(
     folder: Path, name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource], on_progress: OnProgress
 ) -> None:
-    """Write a table; it appears whole or not at all, also when several processes make it at once."""
+    """Write a table in another folder and rename it, so that it is never partial, even with several processes."""
     try:
         make_folder(folder.parent)
         building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
@@ -196,7 +196,7 @@ def _make(
 
 
 class _Writer:
-    """Fills the arrays of a table, one episode after the other."""
+    """A writer that fills the arrays of a table, one episode after the other."""
 
     def __init__(self, folder: Path, name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource]) -> None:
         self._folder, self._name, self._recipe, self._parts = folder, name, recipe, parts
@@ -204,7 +204,7 @@ class _Writer:
         self._total = sum(int(np.maximum(part.lengths - lost, 0).sum()) for part in parts)
         if self._total == 0:
             places = ", ".join(dict.fromkeys(part.location for part in parts))
-            raise DataError(f"{places}: the dataset has no step that could be learned from.")
+            raise DataError(f"{places}: the dataset has no step to learn from.")
         self._arrays: dict[str, NDArray[Any]] = {}
         self._texts: dict[str, int] = {}
         self._episodes: list[tuple[int, int, int, int, int]] = []
@@ -223,7 +223,7 @@ class _Writer:
         self._write_about()
 
     def _trajectories(self, on_progress: OnProgress) -> Iterator[tuple[int, int, Trajectory]]:
-        """Part, episode and steps of every episode that has a step."""
+        """Yield the indices of part and episode, and the steps, of every episode that has a step."""
         done, total = 0, sum(len(part) for part in self._parts)
         wanted = fields_of(self._recipe)
         for number, part in enumerate(self._parts):
@@ -254,6 +254,6 @@ class _Writer:
 
 
 def _allocate(path: Path) -> None:
-    """Take the room of a sparse file now, as an OSError where there is none: a write by its mapping would be SIGBUS."""
+    """Allocate the disk space of a sparse file. On a full disk this raises OSError; a mapped write would be SIGBUS."""
     with path.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)

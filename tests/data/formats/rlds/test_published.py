@@ -559,7 +559,7 @@ def test_a_dataset_without_a_recipe_is_not_trained_on_with_guesses(tmp_path: Pat
     assert "No recipe is known for 'my_arm'" in text
     assert "Recipes that come near: '" in text and "(every field that it needs is there)" in text
     assert "assumed that 'action' is a standard action of encoding eef_pos" in text and "1 = open" in text
-    with pytest.raises(RecipeError, match=r"is a dataset and no recipe\. No recipe is known for 'my_arm'"):
+    with pytest.raises(RecipeError, match=r"is a dataset, not a recipe\. No recipe is known for 'my_arm'"):
         members_of(tmp_path / "mine")
     assert "No recipe is known" in advise(str(tmp_path / "mine"))
     assert "No recipe is known" in recipe_line(facts_of(open_source(tmp_path / "mine")))
@@ -610,7 +610,7 @@ def test_a_version_that_was_not_compared_is_told(tmp_path: Path) -> None:
 
 
 def test_a_root_without_the_dataset_names_the_folders_it_may_have(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds none of the folders that 'fmb_dataset' may lie in: fmb_dataset, fmb"):
+    with pytest.raises(DataError, match="has none of the folders that may hold 'fmb_dataset': fmb_dataset, fmb"):
         members_of("fmb_dataset", tmp_path)
 
 

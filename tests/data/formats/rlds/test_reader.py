@@ -256,7 +256,9 @@ def test_a_damaged_length_loses_the_rest_of_its_shard(copy_sample: CopySample) -
     info_file.write_text(info_file.read_text().replace('"1"', '"3"', 1))
     assert len(open_rlds(sample)) == 4
     flip(shard, 0)
-    with pytest.raises(DataError, match=r"the checksum of its length is wrong; with it 2 more, since what follows"):
+    with pytest.raises(
+        DataError, match=r"the checksum of its length is wrong; 2 more are lost, since the records after"
+    ):
         open_rlds(sample)
     dataset = open_rlds(sample, skip_corrupt=True)
     assert (len(dataset), dataset.num_skipped) == (1, 3)
@@ -309,7 +311,7 @@ def test_a_missing_shard_is_named(copy_sample: CopySample) -> None:
 def test_a_missing_description_is_named(copy_sample: CopySample, name: str) -> None:
     sample = copy_sample("bridge_orig")
     (version_folder(sample) / name).unlink()
-    with pytest.raises(DataError, match=rf"{name} is missing, without which its shards cannot be understood"):
+    with pytest.raises(DataError, match=rf"{name} is missing, without which its shards cannot be read"):
         open_rlds(version_folder(sample))
 
 

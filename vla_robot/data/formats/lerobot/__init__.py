@@ -1,4 +1,4 @@
-"""LeRobot datasets, versions 2.0 to 3.0: reading, and writing version 3.0.
+"""Reads LeRobot datasets of versions 2.0 to 3.0, and writes version 3.0.
 
-It may import core and `data.formats`. No other format belongs here.
+This package may import core and `data.formats`. No other format belongs here.
 """

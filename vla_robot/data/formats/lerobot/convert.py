@@ -1,6 +1,6 @@
-"""Any source to a LeRobot dataset.
+"""Converts any source to a LeRobot dataset.
 
-| there | here |
+| source | LeRobot |
 |---|---|
 | observation/NAME, a camera | observation.images.NAME |
 | action, observation/state, ... | action, observation.state, ...: "." for "/" |
@@ -40,19 +40,19 @@ from vla_robot.data.formats.source import instruction_text
 from vla_robot.data.pipeline.stats import count_pixels, describe_pixels
 
 SPLIT = "train"
-"""LeRobot datasets have no other."""
+"""The only split of LeRobot datasets."""
 MOST_DIMENSIONS = 5
-"""LeRobot has no arrays of more."""
+"""Largest number of dimensions of LeRobot's arrays."""
 
 
 def to_lerobot(source: EpisodeSource, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
-    """Write a LeRobot dataset, or go on with it. See `convert`."""
+    """Convert to a LeRobot dataset, or continue its conversion. See `convert`."""
     before = origin_of(source)
     rate_hz = _rate_hz(source, before, options)
     lost = _lost(source)
     names = _names(source, before, lost)
     origin = replace(describe_source(source), names=names, parts={SPLIT: [options.split, len(source)]})
-    history = before or origin  # a dataset that was LeRobot before gets back what RLDS had no place for
+    history = before or origin  # a dataset that was LeRobot before gets back the metadata that RLDS cannot hold
     tables = LeRobotTables(destination)
     try:
         begin(destination / IN_LEROBOT, origin)
@@ -78,21 +78,21 @@ def _rate_hz(source: EpisodeSource, before: Origin | None, options: Options) -> 
     rate_hz = known or options.rate_hz
     if rate_hz is None:
         raise DataError(
-            f"{source.location} does not say how many steps a second it has, and LeRobot needs it. "
+            f"{source.location} does not say how many steps a second it has, which LeRobot needs. "
             "Give it with --rate-hz."
         )
     return rate_hz
 
 
 def _lost(source: EpisodeSource) -> dict[str, str]:
-    """Field -> why LeRobot cannot hold it."""
+    """Return field -> why LeRobot cannot hold it."""
     lost = {name: f"{name}: {why}" for name, field in source.fields.items() if (why := _why_not(field))}
     unread = {name: f"{name}: {why} is not read" for name, why in source.left_out.items()}
     return lost | _lost_bytes(source) | unread
 
 
 def _lost_bytes(source: EpisodeSource) -> dict[str, str]:
-    """Fields that may hold any bytes, and whose values in the first episode are no text."""
+    """Return field of bytes -> why LeRobot cannot hold it, where its values in the first episode are no text."""
     steps = [name for name, field in source.fields.items() if field.dtype == "bytes" and not field.shape]
     metadata = [name for name, field in source.metadata_fields.items() if field.dtype == "bytes"]
     if not steps and not metadata:
@@ -118,7 +118,7 @@ def _why_not(field: Field) -> str:
 
 
 def _names(source: EpisodeSource, before: Origin | None, lost: Mapping[str, str]) -> dict[str, str]:
-    """Field -> column, the instruction and the time left out: LeRobot has places of their own for them."""
+    """Return field -> column, without the instruction and the time, which LeRobot stores in columns of its own."""
     places = {instruction_text(source.fields) or INSTRUCTION, TIMESTAMP}
     added = before.added if before is not None else ()
     fields = {n: f for n, f in source.fields.items() if n not in lost and n not in places and n not in added}
@@ -147,7 +147,7 @@ def _episode_table(
     columns = {column: episode.steps[name] for name, column in names.items() if fields[name].kind != "image"}
     for name in names:
         if fields[name].dtype == "bytes":
-            episode.texts(name)  # raises for a field that was text in the first episode and is not in this one
+            episode.texts(name)  # raises for a field that is text in the first episode and not in this one
     pixels = {column: _count_pixels(film) for column, film in frames.items()}
     features = {column: _own(image_feature(*size), described.get(column)) for column, (size, _) in pixels.items()}
     features |= {
@@ -173,13 +173,13 @@ def _feature(field: Field) -> dict[str, Any]:
 
 
 def _own(made: dict[str, Any], described: Mapping[str, Any] | None) -> dict[str, Any]:
-    """With the names of the dimensions that the dataset had when it was LeRobot's before."""
+    """Return the feature with the names of its dimensions from when the dataset was a LeRobot dataset before."""
     same = described is not None and list(described["shape"]) == made["shape"]
     return {**made, "names": described["names"]} if described is not None and same else made
 
 
 def _shaped(values: Column) -> Any:
-    """LeRobot knows no difference between one number and a list of one."""
+    """Return (T,) for numbers (T, 1), since LeRobot does not distinguish a number from a list of one."""
     if isinstance(values, np.ndarray) and values.shape[1:] == (1,):
         return values[:, 0]
     return values
@@ -195,7 +195,7 @@ def _tasks(episode: Episode, options: Options) -> tuple[str, ...]:
 
 
 def _count_pixels(film: Frames) -> tuple[tuple[int, int], NDArray[np.int64]]:
-    """((height, width), counts) over all frames."""
+    """Return (height, width) and the pixel counts over all frames, (3, 256)."""
     first = film.decode(0)
     counts = count_pixels(first)
     for step in range(1, len(film)):

@@ -1,10 +1,10 @@
-"""Demonstrations for training: LeRobot datasets with an embodiment contract, one or several as one.
+"""Opens demonstrations for training: one or several LeRobot datasets with an embodiment contract.
 
 demos = open_demos(["data/lift", "data/lift_round_1"])
-demos.actions                       (N, D) what should be done
+demos.actions                       (N, D) labels
 demos.images(17)                    {"front": (H, W, 3), "wrist": (H, W, 3)}
 
-`LeRobotSource` reads them, and the contract says what its fields mean.
+`LeRobotSource` reads the datasets; the contract gives the meaning of their fields.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class DemoEpisode:
     """One episode among the frames of `Demos`.
 
     Attributes:
-        source: the dataset that it is from.
-        index: its place there.
-        start: its first frame.
-        stop: one past its last frame.
-        instruction: the task in plain words, at its first step; `Demos.instruction_at` knows it at each.
-        success: the task was done at the end; None when the dataset does not say.
-        seed: of the episode; None when the dataset was not recorded by `vla record`.
-        driver: name of what moved the arm; None likewise.
-        goes_on: it ends at a gap: the robot went on, and what it did then is not known.
+        source: the episode's dataset.
+        index: index of the episode in its dataset.
+        start: number of its first frame.
+        stop: number after its last frame.
+        instruction: the task in plain words, at its first step; `Demos.instruction_at` gives that of each step.
+        success: whether the task was done at the end; None when the dataset does not say.
+        seed: the episode's seed; None when the dataset was not recorded by `vla record`.
+        driver: name of the driver of the arm; None when the dataset was not recorded by `vla record`.
+        goes_on: whether it ends at a gap, after which the robot moved on without a record.
     """
 
     source: LeRobotSource
@@ -70,17 +70,17 @@ class DemoEpisode:
 
 @dataclass(frozen=True)
 class Demos:
-    """N frames of demonstrations. Numbers are in memory; frames stay on disk until they are asked for.
+    """N steps of demonstrations. Numbers are in memory; frames are read from the disk when they are needed.
 
     Attributes:
-        parts: the datasets in order, and how the steps of each are read.
-        episodes: in order; they cover all frames.
-        cameras: name -> (height, width) of the stored frames, in pixels.
-        states: (N, S) float64, the arm's own state.
-        actions: (N, D) float64, what should be done: the labels.
-        executed: (N, D) float64, what the arm was given; None when a dataset does not say.
-        texts: every instruction, each once.
-        text_of: (N,) which of `texts` was told at each frame; one episode may have several.
+        parts: the datasets in order, each with its recipe.
+        episodes: the episodes in order, which cover all steps.
+        cameras: name -> (height, width) of the stored frames [px].
+        states: (N, S) float64, the arm's state.
+        actions: (N, D) float64, the labels.
+        executed: (N, D) float64, the actions that were sent to the arm; None when a dataset lacks them.
+        texts: all instructions, each once.
+        text_of: (N,) index into `texts` of each step's instruction; one episode may have several.
     """
 
     parts: tuple[tuple[LeRobotSource, RecordedRecipe], ...]
@@ -94,7 +94,7 @@ class Demos:
 
     @property
     def embodiment(self) -> Embodiment:
-        """What the numbers mean."""
+        """The embodiment of all datasets: meaning of the numbers."""
         return self.parts[0][1].embodiment
 
     @property
@@ -102,14 +102,14 @@ class Demos:
         return len(self.actions)
 
     def instruction_at(self, index: int) -> str:
-        """What the robot was told to do at a frame."""
+        """Return the instruction of a step."""
         return self.texts[self.text_of[index]]
 
     def film(self, episode: DemoEpisode, camera: str) -> Frames:
-        """The frames of an episode.
+        """Return the frames of an episode by one camera.
 
         Raises:
-            DataError: no such camera, or a file is damaged.
+            DataError: there is no such camera, or a file is damaged.
         """
         if camera not in self.cameras:
             raise DataError(unknown("camera", camera, self.cameras))
@@ -118,10 +118,10 @@ class Demos:
         return episode.source.episode(episode.index, [field]).frames(field)
 
     def images(self, index: int) -> dict[str, Image]:
-        """The frames of one step: camera -> (H, W, 3) uint8. Reads from disk.
+        """Read the frames of one step. Return camera -> (H, W, 3) uint8.
 
         Raises:
-            IndexError: there is no such frame.
+            IndexError: there is no such step.
             DataError: a file is damaged.
         """
         if not 0 <= index < self.num_frames:
@@ -131,13 +131,14 @@ class Demos:
 
 
 def open_demos(roots: Path | str | Sequence[Path | str]) -> Demos:
-    """One dataset, or several as one.
+    """Open one dataset, or several as one.
 
     Args:
         roots: folders of LeRobot datasets. All must have the same embodiment and the same frame sizes.
 
     Raises:
-        DataError: not a dataset, damaged, empty, without meta/embodiment.json, or two that do not go together.
+        DataError: a folder is no dataset, is damaged, empty, or without meta/embodiment.json, or two datasets differ in
+            embodiment or frame sizes.
         MissingDependencyError: the extra [data] is not installed.
     """
     folders = [Path(roots)] if isinstance(roots, (str, Path)) else [Path(root) for root in roots]
@@ -157,7 +158,7 @@ def open_demos(roots: Path | str | Sequence[Path | str]) -> Demos:
 
 
 def _open(root: Path) -> tuple[LeRobotSource, RecordedRecipe]:
-    """A dataset, and how its steps are read."""
+    """Open a dataset. Return it with its recipe."""
     embodiment = read_embodiment(root)
     if not (root / INFO).is_file():
         raise DataError(f"{root} holds no finished episode. `vla record` makes some.")
@@ -173,7 +174,7 @@ def _open(root: Path) -> tuple[LeRobotSource, RecordedRecipe]:
 
 
 def recipe_of(source: LeRobotSource, embodiment: Embodiment) -> RecordedRecipe:
-    """How the steps of a recording of this embodiment are read."""
+    """Return the recipe for recordings of this embodiment."""
 
     def field(column: str) -> str:
         return field_name(find_column(source.lerobot_features, column))
@@ -189,14 +190,14 @@ def recipe_of(source: LeRobotSource, embodiment: Embodiment) -> RecordedRecipe:
 
 
 def _sizes(source: LeRobotSource, recipe: RecordedRecipe) -> dict[str, tuple[int, int]]:
-    """Camera -> (height, width) of its stored frames."""
+    """Return camera -> (height, width) of its stored frames [px]."""
     shapes = {name: source.fields[field].shape for name, field in recipe.camera_fields.items()}
     return {name: (height or 0, width or 0) for name, (height, width, _) in shapes.items()}
 
 
 @dataclass(frozen=True)
 class _Numbers:
-    """What is read of one episode at once; `executed` and `success` as far as the dataset says."""
+    """The numbers of one episode; `executed` and `success` are None where the dataset lacks them."""
 
     source: LeRobotSource
     index: int
@@ -205,14 +206,14 @@ class _Numbers:
     success: bool | None
 
     def episode(self, stop: int) -> DemoEpisode:
-        """The episode that ends before this frame."""
+        """Return the episode, given the number after its last step."""
         note, start = self.source.note(self.index), stop - len(self.steps)
         told = note.get("seed"), note.get("driver"), self.source.goes_on(self.index)
         return DemoEpisode(self.source, self.index, start, stop, self.steps.instructions[0], self.success, *told)
 
 
 def _read(parts: Sequence[tuple[LeRobotSource, RecordedRecipe]], cameras: Mapping[str, tuple[int, int]]) -> Demos:
-    """All numbers of some datasets."""
+    """Read all numbers of some datasets."""
     read = [_numbers(source, recipe, index) for source, recipe in parts for index in range(len(source))]
     told = [text for each in read for text in each.steps.instructions]
     texts = {text: number for number, text in enumerate(dict.fromkeys(told))}

@@ -1,4 +1,4 @@
-"""LeRobot's dataset format on disk: what lies where, and how each kind of file is read and written.
+"""Reads and writes the files of LeRobot's dataset format.
 
 Version 3, which is read and written:
 
@@ -7,7 +7,7 @@ Version 3, which is read and written:
     meta/episodes/chunk-000/file-000.parquet    one row an episode: length, place, statistics
     meta/stats.json                             statistics of all episodes
     data/chunk-000/file-000.parquet             one row a step; frames are PNG inside the table
-    meta/embodiment.json                        ours: what the numbers mean (core/embodiment.py), verbatim
+    meta/embodiment.json                        ours: the embodiment (core/embodiment.py), unchanged
     meta/recording.jsonl                        ours: one line an episode: seed, driver, success; corrected steps
 
 Versions 2.0 and 2.1, which are only read, have a file for each episode:
@@ -59,7 +59,7 @@ FILES_PER_CHUNK = 1000
 MAX_FILES = 10**6
 MAX_DIMENSIONS = 8
 MAX_LINES_BYTES = 2**28
-"""Of a file with a line for each episode: more than a million of them."""
+"""Largest size of a file with a line for each episode: more than a million lines."""
 
 INFO = "meta/info.json"
 STATS = "meta/stats.json"
@@ -79,10 +79,10 @@ EXECUTED = "action.executed"
 SUCCESS = "next.success"
 STAMP = "stamp_ns"
 FRAME_STAMP = "stamp_ns."
-"""And the camera's name: when that frame was captured; STAMP is the oldest of a step."""
+"""Prefix, before a camera's name, of the column of its frames' capture times; STAMP is the oldest of a step."""
 STEP = "control_step"
-"""Number of the step in the episode as it was driven: it jumps where the arm rested. Where steps were lost, it goes on
-in the dataset's next episode."""
+"""Number of the step in the episode as it was driven. It jumps where the arm rested. Where steps were lost, it
+continues in the dataset's next episode."""
 INTERVENTION = "intervention"
 POLICY_ACTION = "action.policy"
 POLICY_ASKED = "policy_asked"
@@ -97,20 +97,20 @@ COUNTERS: Mapping[str, str] = {
     "index": "int64",
     "task_index": "int64",
 }
-"""Columns that every LeRobot dataset has, and their types."""
+"""Column that every LeRobot dataset has -> its type."""
 
 ALIASES: Mapping[str, str] = {ACTION: "actions", STATE: "state"}
-"""Other names of columns, which openpi and others write. A camera may lack IMAGES before its name, too."""
+"""Column -> its other name, as openpi and others write it. The name of a camera may lack the prefix IMAGES, too."""
 
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Where an episode's frames of one camera are.
+    """The place of an episode's frames of one camera.
 
     Attributes:
         path: the video file.
         start_s: time of the episode's first frame in it.
-        stop_s: where the next episode begins in it; infinite for the last one.
+        stop_s: time at which the next episode begins in it; infinite for the last one.
     """
 
     path: Path
@@ -120,14 +120,14 @@ class VideoPlace:
 
 @dataclass(frozen=True)
 class EpisodePlace:
-    """Where an episode is, whatever the dataset's version.
+    """The place of an episode, in a dataset of any version.
 
     Attributes:
         number: its episode_index.
-        length: its steps.
-        table: the Parquet file that holds its rows.
-        first_row: its first row in that file.
-        videos: column -> its frames, for cameras that are stored as video.
+        length: number of its steps.
+        table: the Parquet file with its rows.
+        first_row: number of its first row in that file.
+        videos: column -> place of its frames, for cameras that are stored as video.
     """
 
     number: int
@@ -138,24 +138,24 @@ class EpisodePlace:
 
 
 def numbered_file(root: Path, folder: str, number: int) -> Path:
-    """The n-th file of DATA or EPISODES."""
+    """Return the path of the n-th file of DATA or EPISODES."""
     chunk, file = divmod(number, FILES_PER_CHUNK)
     return root / folder / f"chunk-{chunk:03d}" / f"file-{file:03d}.parquet"
 
 
 def position(folder: str, number: int) -> dict[str, int]:
-    """How an episode's row names the n-th file of a folder."""
+    """Return the columns by which an episode's row names the n-th file of a folder."""
     chunk, file = divmod(number, FILES_PER_CHUNK)
     return {f"{folder}/chunk_index": chunk, f"{folder}/file_index": file}
 
 
 def file_number(row: Mapping[str, Any], folder: str) -> int:
-    """Inverse of `position`."""
+    """Return the number of a file from an episode's row, the inverse of `position`."""
     return int(row[f"{folder}/chunk_index"]) * FILES_PER_CHUNK + int(row[f"{folder}/file_index"])
 
 
 def read_json(path: Path) -> Any:
-    """Raises DataError when the file is missing, too large or no JSON."""
+    """Read a JSON file. Raise DataError when it is missing, too large or malformed."""
     try:
         return read_any_json(path)
     except OSError as error:
@@ -163,23 +163,23 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """The file appears whole, and is on the disk when this returns; raises OSError."""
+    """Write a JSON file that is never partial, and sync it to the disk. Raise OSError when that fails."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_whole(path, text.encode() + b"\n")
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet file, or some of its columns.
+    """Read a Parquet file, or some of its columns.
 
     Raises:
-        DataError: it is missing, damaged, or lacks a column.
+        DataError: the file is missing, damaged, or lacks a column.
     """
     with _opened(path, columns) as file:
         return read_parquet(file, columns, range(file.num_row_groups), path)
 
 
 def read_rows(path: Path, columns: Sequence[str], start: int, stop: int) -> tuple[pa.Table, int]:
-    """The row groups of a Parquet file that hold rows [start, stop), and the number of their first row.
+    """Read the row groups of a Parquet file that hold rows [start, stop). Return them and the number of the first row.
 
     Raises:
         DataError: as `read_table`.
@@ -216,7 +216,7 @@ def _opened(path: Path, columns: Sequence[str] | None) -> Iterator[pq.ParquetFil
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """The file appears whole, and is on the disk when this returns; raises OSError."""
+    """Write a Parquet file that is never partial, and sync it to the disk. Raise OSError when that fails."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -226,7 +226,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_embodiment(root: Path) -> Embodiment:
-    """The contract that a dataset was recorded with.
+    """Read the embodiment that a dataset was recorded with.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -244,9 +244,9 @@ def read_embodiment(root: Path) -> Embodiment:
 
 
 def require_same_embodiment(root: Path, there: Embodiment, here: Embodiment) -> None:
-    """Raise DataError, with every field that differs, unless two embodiments are one.
+    """Raise DataError, with every field that differs, unless two embodiments are equal.
 
-    How far the state may reach is an estimate by which nothing is scaled, so it may differ.
+    The limits of the state may differ, since they are estimates by which nothing is scaled.
     """
     theirs, ours = _contract(there), _contract(here)
     different = [f"{name} is {theirs[name]} there and {ours[name]} here" for name in ours if theirs[name] != ours[name]]
@@ -259,10 +259,10 @@ def _contract(embodiment: Embodiment) -> dict[str, Any]:
 
 
 def read_info(root: Path) -> dict[str, Any]:
-    """meta/info.json of a dataset of version 2.0, 2.1 or 3.
+    """Read meta/info.json of a dataset of version 2.0, 2.1 or 3.
 
     Raises:
-        DataError: the file is missing or incomplete, the version is another one, or a link leaves the folder.
+        DataError: the file is missing or incomplete, has another version, or a link leaves the folder.
     """
     info = read_json(root / INFO)
     require_links_inside(root)
@@ -287,7 +287,7 @@ def read_info(root: Path) -> dict[str, Any]:
 
 
 def _require_feature(feature: Mapping[str, Any], where: str) -> None:
-    """Raise DataError unless a column says a type and a shape that a value of one step can have."""
+    """Raise DataError unless a column has a type and a shape that a value of one step can have."""
     with malformed(where):
         dtype, shape = feature["dtype"], [int(size) for size in feature["shape"]]
         if not isinstance(dtype, str) or len(shape) > MAX_DIMENSIONS or not all(size >= 0 for size in shape):
@@ -298,12 +298,12 @@ def _require_feature(feature: Mapping[str, Any], where: str) -> None:
 
 
 def is_version_2(info: Mapping[str, Any]) -> bool:
-    """The dataset has a file for each episode."""
+    """Return whether the dataset has a file for each episode."""
     return str(info.get("codebase_version")).startswith("v2.")
 
 
 def read_tasks(root: Path, info: Mapping[str, Any]) -> dict[int, str]:
-    """task_index -> instruction.
+    """Read task_index -> instruction.
 
     Raises:
         DataError: the file is missing or damaged.
@@ -322,7 +322,7 @@ def read_tasks(root: Path, info: Mapping[str, Any]) -> dict[int, str]:
 
 
 def write_tasks(root: Path, tasks: Sequence[str]) -> None:
-    """lerobot looks instructions up in the index of a pandas table."""
+    """Write meta/tasks.parquet, with the instructions as pandas index, where lerobot looks them up."""
     import pandas as pd
     import pyarrow as pa
 
@@ -331,7 +331,7 @@ def write_tasks(root: Path, tasks: Sequence[str]) -> None:
 
 
 def read_episode_rows(root: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of meta/episodes in order; none when no episode has been finished yet.
+    """Read the rows of meta/episodes in order; none when no episode is finished.
 
     Raises:
         DataError: a file is damaged, or episodes are missing.
@@ -354,7 +354,7 @@ _COUNTS: Mapping[str, int] = {
     "data/chunk_index": MAX_FILES,
     "data/file_index": MAX_FILES,
 }
-"""Columns of meta/episodes that count, and the largest number that each may have."""
+"""Column of meta/episodes that counts -> its largest value."""
 
 
 def _checked(row: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -366,7 +366,7 @@ def _checked(row: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_places(root: Path, info: Mapping[str, Any]) -> list[EpisodePlace]:
-    """Where each episode is, in order; none when no episode has been finished yet.
+    """Return the place of each episode, in order; none when no episode is finished.
 
     Raises:
         DataError: a file is damaged, or episodes are missing.
@@ -401,7 +401,7 @@ _VIDEO_KEYS = ("chunk_index", "file_index", "from_timestamp")
 
 
 def _videos_v3(root: Path, info: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], name: str) -> list[VideoPlace]:
-    """Where each episode's frames of a camera are; one video holds those of many episodes."""
+    """Return the place of each episode's frames of a camera; one video holds those of many episodes."""
     numbers = [(int(row[f"videos/{name}/chunk_index"]), int(row[f"videos/{name}/file_index"])) for row in rows]
     path_of = {number: _video_path(root, info, name, *number) for number in dict.fromkeys(numbers)}
     paths = [path_of[number] for number in numbers]
@@ -421,13 +421,13 @@ def _video_path(root: Path, info: Mapping[str, Any], name: str, chunk: int, file
 
 
 def _after(starts: Sequence[float], start_s: float) -> float:
-    """Where the next episode of the same video begins."""
+    """Return the time at which the next episode of the same video begins [s]; infinite after the last one."""
     following = bisect.bisect_right(starts, start_s)
     return starts[following] if following < len(starts) else math.inf
 
 
 def _pandas_index(table: pa.Table) -> str:
-    """The column that pandas takes as the table's index: lerobot looks tasks up there, whatever it is called."""
+    """Return the column that is the table's pandas index, where lerobot looks tasks up by any name."""
     with malformed("the notes of pandas in a table of tasks"):
         notes = parse_json(
             (table.schema.metadata or {}).get(b"pandas", b"{}"), "the notes of pandas in a table of tasks"
@@ -456,7 +456,7 @@ def _places_v2(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> li
 
 
 def _read_lines(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """A file of one JSON object a line, each with these fields."""
+    """Read a file of one JSON object a line, each with these fields."""
     try:
         lines = read_file(path, MAX_LINES_BYTES).splitlines()
     except OSError as error:
@@ -469,22 +469,22 @@ def _read_lines(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def find_column(features: Mapping[str, Any], name: str) -> str:
-    """The column of that name, or of its other name; the name itself when there is neither."""
+    """Return the name of a column, or its other name if it has that one; the given name when there is neither."""
     other = name.removeprefix(IMAGES) if name.startswith(IMAGES) else ALIASES.get(name, name)
     return other if name not in features and other in features else name
 
 
 def to_numbers(values: pa.ChunkedArray, dtype: str, shape: Sequence[int], what: str) -> NDArray[Any]:
-    """A column of numbers, or of lists (of lists ...) of them -> (T, *shape).
+    """Convert a column of numbers, or of lists (of lists ...) of numbers, to (T, *shape).
 
     Args:
         values: T rows.
-        dtype: of the result.
-        shape: of one row's value.
+        dtype: dtype of the result.
+        shape: shape of one row's value.
         what: file, episode and field, for the error message.
 
     Raises:
-        DataError: a value is null, has another shape, or is no number; the message names the step.
+        DataError: a value is null, has another shape, or is no number; the message names the step where there is one.
     """
     import pyarrow as pa
 
@@ -515,7 +515,7 @@ def to_numbers(values: pa.ChunkedArray, dtype: str, shape: Sequence[int], what: 
 
 
 def has_null(values: pa.ChunkedArray) -> bool:
-    """A value of the column, or a number in a list in it, is null."""
+    """Return whether a value of the column, or a number in one of its lists, is null."""
     import pyarrow as pa
 
     flat: Any = values.combine_chunks()
@@ -530,21 +530,21 @@ def has_null(values: pa.ChunkedArray) -> bool:
 
 
 def _first_step(marks: NDArray[np.bool_], steps: int) -> int:
-    """The step of the first mark; there is the same number of marks for each step."""
+    """Return the step of the first True; each step has the same number of marks."""
     return int(np.argmax(marks)) // max(len(marks) // steps, 1)
 
 
 def goes_on(note: Mapping[str, Any]) -> bool:
-    """Whether a line of meta/recording.jsonl is of an episode that ends at a gap, behind which another part begins."""
+    """Return whether the episode of a line of meta/recording.jsonl ends at a gap, after which another part begins."""
     part, parts = note.get("part"), note.get("parts")
     return isinstance(part, int) and isinstance(parts, int) and part < parts
 
 
 def read_recording(root: Path) -> list[dict[str, Any]]:
-    """The lines of meta/recording.jsonl; none for a dataset that another program recorded.
+    """Read the lines of meta/recording.jsonl; none for a dataset that another program recorded.
 
-    A last line that a crash cut short is left out: its episode was never finished. When an episode was written again
-    after a crash, its last line counts.
+    A last line that a crash cut short is left out, since its episode was not finished. When an episode was written
+    again after a crash, its last line counts.
     """
     path = root / RECORDING
     if not path.is_file():

@@ -1,8 +1,8 @@
 """Reads LeRobot datasets of versions 2.0, 2.1 and 3, with frames in the tables or in videos.
 
-Tables are read with pyarrow and videos decoded by lerobot's own decoder, one episode at a time. Its LeRobotDataset
-would do, but it asks the network for what it does not find, imports torch to read a number, and decodes every frame of
-a step to give one; tests hold the two against each other.
+Tables are read with pyarrow and videos decoded by lerobot's own decoder, one episode at a time. LeRobotDataset is not
+used since it requests missing files from the network, imports torch to read a number, and decodes all frames of a step
+to return one; tests compare the two.
 
 Fields are named as in other sources, "/" for ".": "observation/state", "action". A camera's "observation.images.front"
 is "observation/images/front", and the task of each step is "language_instruction". Columns that are neither numbers,
@@ -66,16 +66,16 @@ from vla_robot.data.formats.split_expression import episodes_of
 INSTRUCTION = "language_instruction"
 NOTHING: Mapping[Any, str] = MappingProxyType({})
 METADATA = "meta/episode_metadata.jsonl"
-"""Ours: one line of JSON an episode, what its source said once about it."""
+"""File of our own with one line of JSON an episode: the metadata of the episode in the source of a conversion."""
 
 
 class LeRobotSource:
-    """Episodes of a LeRobot dataset, in order. An `EpisodeSource`; open it with `open_lerobot`.
+    """An `EpisodeSource` of a LeRobot dataset. Open it with `open_lerobot`.
 
     Attributes:
         root: the dataset's folder.
         robot: LeRobot's robot_type.
-        lerobot_features: info.json's own description of each column.
+        lerobot_features: column -> its description in info.json.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class LeRobotSource:
         """
         Args:
             root: the dataset's folder.
-            split: "train" for all episodes, a part of it such as "train[:95%]", or "all"; None also for an episode that
-                info.json does not count yet, since a crash came between the two.
-            damaged: episodes of the split that are left out, and why.
-            unneeded: fields that are left out, and why.
+            split: "train" for all episodes, a part of it such as "train[:95%]", or "all"; None for all episodes and one
+                that info.json does not count yet because of a crash.
+            damaged: index of an episode of the split that is left out -> why.
+            unneeded: field that is left out -> why.
 
         Raises:
-            DataError: no dataset of version 2.0, 2.1 or 3, damaged, empty, or an unknown split.
+            DataError: there is no dataset of version 2.0, 2.1 or 3, it is damaged or empty, or the split is unknown.
             MissingDependencyError: the extra [data] is not installed.
         """
         require("pyarrow", "data", "a LeRobot dataset")
@@ -141,14 +141,14 @@ class LeRobotSource:
         left_out = dict(self.left_out)
         for path in dict.fromkeys(self._places[number].table for number in self._numbers):
             columns = {name: self._columns[name] for name in names if name not in left_out}
-            with contextlib.suppress(DataError):  # told when an episode of that file is read
+            with contextlib.suppress(DataError):  # raised again when an episode of that file is read
                 table = read_table(path, list(columns.values()))
                 nulls = [name for name, column in columns.items() if has_null(table[column])]
                 left_out |= dict.fromkeys(nulls, f"a column with nulls (in {path.name})")
         return LeRobotSource(self.root, self._split, self._damaged, left_out)
 
     def column_of(self, field: str) -> str:
-        """LeRobot's name of a field."""
+        """Return LeRobot's column of a field."""
         return self._columns[field]
 
     def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
@@ -165,11 +165,11 @@ class LeRobotSource:
         return Episode(index, self._metadata().get(number, {}), steps, int(self.lengths[index]), where)
 
     def goes_on(self, index: int) -> bool:
-        """Whether meta/recording.jsonl says that this episode is a part, and not the last one: see `MarksGaps`."""
+        """Return whether the episode ends at a gap, by meta/recording.jsonl; see `MarksGaps`."""
         return goes_on(self.note(index))
 
     def note(self, index: int) -> Mapping[str, Any]:
-        """What meta/recording.jsonl says of an episode: seed, driver, success; nothing of one recorded elsewhere."""
+        """Return an episode's line of meta/recording.jsonl: seed, driver, success; empty for other recordings."""
         return self._notes.get(self._numbers[index], {})
 
     @functools.cached_property
@@ -245,7 +245,7 @@ class LeRobotSource:
 
 
 def open_lerobot(root: Path | str, split: str = "train", *, skip_corrupt: bool = False) -> LeRobotSource:
-    """A LeRobot dataset, or a part of it.
+    """Open a LeRobot dataset, or a part of it.
 
     Args:
         root: the dataset's folder.
@@ -253,7 +253,7 @@ def open_lerobot(root: Path | str, split: str = "train", *, skip_corrupt: bool =
         skip_corrupt: read each episode once and leave damaged ones out, which `skipped` lists.
 
     Raises:
-        DataError: no dataset of version 2.0, 2.1 or 3, damaged, empty, or an unknown split.
+        DataError: there is no dataset of version 2.0, 2.1 or 3, it is damaged or empty, or the split is unknown.
         MissingDependencyError: the extra [data] is not installed.
     """
     source = LeRobotSource(Path(root), split)
@@ -261,7 +261,7 @@ def open_lerobot(root: Path | str, split: str = "train", *, skip_corrupt: bool =
 
 
 def _splits(info: Mapping[str, Any], count: int) -> dict[str, list[int]]:
-    """LeRobot writes a split as "0:50"; datasets in the wild all have one, "train"."""
+    """Return split -> numbers of its episodes. LeRobot writes a split as "0:50"; most datasets have one, "train"."""
     splits: dict[str, list[int]] = {}
     for name, text in (info.get("splits") or {"train": f"0:{count}"}).items():
         first, _, last = str(text).partition(":")
@@ -273,17 +273,17 @@ def _splits(info: Mapping[str, Any], count: int) -> dict[str, list[int]]:
 
 
 def _is_carried(column: str) -> bool:
-    """Every counter but the time follows from the episode and the step."""
+    """Return whether a column is read as a field: all but the counters, and of these the time."""
     return column not in COUNTERS or column == TIMESTAMP
 
 
 def field_name(column: str) -> str:
-    """The field that a column of LeRobot is."""
+    """Return the name of the field of a LeRobot column."""
     return column.replace(".", "/")
 
 
 def _why_not(name: str, feature: Mapping[str, Any]) -> str:
-    """Why a column is not read; empty when it is."""
+    """Return why a column is not read; "" when it is."""
     dtype = str(feature["dtype"])
     if dtype in ("image", "video"):
         return why_not_depth(feature) if is_depth(name, feature) else ""
@@ -315,13 +315,13 @@ def _field(name: str, feature: Mapping[str, Any]) -> Field:
 
 
 def _numbers(table: Any, column: str, dtype: str, where: str) -> NDArray[Any]:
-    """(T,) a column that LeRobot keeps for itself."""
+    """Return one of LeRobot's counters, (T,)."""
     return to_numbers(table[column], dtype, (), f"{where}: column '{column}'")
 
 
 @functools.lru_cache(maxsize=16)
 def _read_rows(path: Path, columns: tuple[str, ...], start: int, stop: int, changed_ns: int) -> Any:
-    """Some rows of a table; of a file with many episodes, the row groups alone that hold them."""
+    """Read rows of a table; of a file with many episodes, only their row groups are read."""
     table, first = read_rows(path, columns, start, stop)
     if first + len(table) < stop:
         raise DataError(f"{path} has {first + len(table)} rows, but meta/episodes says at least {stop}.")

@@ -1,9 +1,9 @@
-"""Writes episodes of any features as a LeRobot dataset, version 3. lerobot's own LeRobotDataset opens it.
+"""Writes episodes of any features as a LeRobot dataset, version 3, which LeRobotDataset opens.
 
-Why not lerobot's own writer: it keeps its Parquet files open for the length of a recording, so that a crash leaves
-files that nothing can read, and it imports torch. Here each episode is a data file of its own and every file appears
-whole, by a rename. The row in meta/episodes comes last and counts: without it an episode does not exist, and whatever
-else a crash left of it is overwritten by the next one.
+lerobot's own writer is not used since it keeps its Parquet files open during a recording, so that a crash leaves files
+that cannot be read, and since it imports torch. Here each episode has a data file of its own, and every file is written
+whole and then renamed. The row in meta/episodes is written last: without it an episode does not exist, and the next
+episode overwrites all that a crash left of it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 VERSION = "v3.0"
 ROWS_PER_FILE = 100
-"""Episodes in one file of meta/episodes: it is written anew with each episode, so it must not grow without end."""
+"""Number of episodes in one file of meta/episodes, which is rewritten with each episode and so must stay small."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class EpisodeTable:
     """One episode of T steps, as a LeRobot dataset stores it.
 
     Attributes:
-        features: LeRobot's description of each column, counters left out.
-        columns: (T, ...) numbers, or T texts, by column.
-        images: T JPEG or PNG files, by column.
-        image_stats: statistics of the pixels, by column.
-        tasks: (T) what the robot was told to do.
-        timestamps: (T,) seconds since the episode began; None takes step / rate.
+        features: column -> LeRobot's description, without the counters.
+        columns: column -> (T, ...) numbers, or T texts.
+        images: column -> T JPEG or PNG files.
+        image_stats: column -> statistics of its pixels.
+        tasks: (T) instructions.
+        timestamps: (T,) time since the episode's begin [s]; None takes step / rate.
     """
 
     features: Mapping[str, Any]
@@ -77,7 +77,7 @@ class EpisodeTable:
 
 @dataclass
 class _State:
-    """What is known of the episodes that there are."""
+    """The state of the dataset after its last episode."""
 
     features: Mapping[str, Any] = field(default_factory=dict)
     tasks: list[str] = field(default_factory=list)
@@ -90,15 +90,15 @@ class _State:
 
 
 class LeRobotTables:
-    """Appends episodes; each is on the disk, whole, when `write` returns. A dataset that exists is continued."""
+    """A writer that appends episodes, and syncs each to the disk before `write` returns. It continues a dataset."""
 
     def __init__(self, root: Path) -> None:
         """
         Args:
-            root: the dataset's folder; made when it is missing. What its first episode looks like, all others must.
+            root: the dataset's folder; made when it is missing. All episodes must have the features of the first one.
 
         Raises:
-            DataError: the folder holds something else, is damaged, or is being written by another process.
+            DataError: the folder holds other files, is damaged, or is being written by another process.
             MissingDependencyError: the extra [data] is not installed.
         """
         require("pyarrow", "data", "a LeRobot dataset")
@@ -124,7 +124,7 @@ class LeRobotTables:
 
     @property
     def features(self) -> Mapping[str, Any]:
-        """LeRobot's description of each column, counters left out; empty before the first episode."""
+        """Column -> LeRobot's description, without the counters; empty before the first episode."""
         return self._state.features
 
     def write(
@@ -133,13 +133,13 @@ class LeRobotTables:
         """Append one episode.
 
         Args:
-            episode: what to store.
+            episode: the episode.
             rate_hz: steps per second.
             robot: LeRobot's robot_type.
-            before_it_counts: called when the data is on disk and the episode does not exist yet.
+            before_it_counts: called when the data is on the disk and the row in meta/episodes is not written yet.
 
         Raises:
-            DataError: it does not fit the dataset, or the disk refuses.
+            DataError: the episode does not fit the dataset, or writing to disk failed.
         """
         if self._state.features and episode.features != self._state.features:
             raise DataError(_difference(self._root, self._state.features, episode.features))
@@ -148,14 +148,14 @@ class LeRobotTables:
             self._write_files(episode, rate_hz, before_it_counts)
 
     def close(self) -> None:
-        """Let another process write. May be called twice."""
+        """Release the folder for other writers. May be called twice."""
         self._claim.release()
 
     def _what_is_safe(self) -> str:
         return f"Its {self.num_episodes} finished episodes are safe."
 
     def _take_up(self) -> None:
-        """Begin a dataset, or continue one where its last whole episode ended."""
+        """Begin a dataset, or continue one after its last whole episode."""
         root = self._root
         require_links_inside(root)
         info = read_info(root) if (root / INFO).is_file() else {}
@@ -183,13 +183,13 @@ class LeRobotTables:
             self._write_totals()
 
     def _write_files(self, episode: EpisodeTable, rate_hz: float, before_it_counts: Callable[[], None]) -> None:
-        """Data, then the row that makes the episode count, then what is derived from all rows."""
+        """Write the data, then the row in meta/episodes, then the totals of all rows."""
         state = self._state
         columns = {**episode.columns, **_counters(episode, state, self._task_indices(episode.tasks), rate_hz)}
         stats = _episode_stats(episode, columns)
         write_table(numbered_file(self._root, DATA, state.data_file), _table(episode, columns, self._all_features))
         if not state.num_episodes:
-            self._write_totals()  # so that a dataset with a row always has its description
+            self._write_totals()  # before the first row, so that a dataset with a row always has its description
         before_it_counts()
         if len(state.rows) == ROWS_PER_FILE:
             state.rows, state.episodes_file = [], state.episodes_file + 1
@@ -254,12 +254,12 @@ class LeRobotTables:
 
 
 def feature(dtype: str, shape: Sequence[int], names: Sequence[str] | None = None) -> dict[str, Any]:
-    """LeRobot's description of a column."""
+    """Return LeRobot's description of a column."""
     return {"dtype": dtype, "shape": list(shape), "names": None if names is None else list(names)}
 
 
 def image_feature(height: int, width: int, channels: int = 3) -> dict[str, Any]:
-    """LeRobot's description of a camera whose frames stand in the table."""
+    """Return LeRobot's description of a camera whose frames are in the table."""
     return feature("image", [height, width, channels], ["height", "width", "channels"])
 
 
@@ -271,7 +271,7 @@ def _require_dataset_or_nothing(root: Path) -> None:
 
 
 def _in_order(root: Path, tasks: Mapping[int, str]) -> list[str]:
-    """Instructions in the order of their task_index; new ones get the numbers that follow."""
+    """Return the instructions in the order of their task_index."""
     if sorted(tasks) != list(range(len(tasks))):
         raise DataError(f"{root}: its tasks are not numbered 0, 1, 2, ..., so no episode can be added to it.")
     return [tasks[index] for index in range(len(tasks))]
@@ -294,7 +294,7 @@ def _difference(root: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -
 def _counters(
     episode: EpisodeTable, state: _State, tasks: NDArray[np.int64], rate_hz: float
 ) -> dict[str, NDArray[Any]]:
-    """The columns that every dataset has."""
+    """Return the columns of COUNTERS, (T,) each."""
     step = np.arange(len(episode))
     stamps = step / rate_hz if episode.timestamps is None else episode.timestamps
     return {
@@ -307,7 +307,7 @@ def _counters(
 
 
 def _table(episode: EpisodeTable, columns: Mapping[str, Any], features: Mapping[str, Any]) -> pa.Table:
-    """(T rows) with the types and the notes that lerobot's own tables have."""
+    """Return a table of T rows with the types and the metadata of lerobot's own tables."""
     import pyarrow as pa
 
     arrays = {name: _image_array(files) for name, files in episode.images.items()}
@@ -318,7 +318,7 @@ def _table(episode: EpisodeTable, columns: Mapping[str, Any], features: Mapping[
 
 
 def _array(values: NDArray[Any] | Sequence[str]) -> Any:
-    """(T, ...) numbers as lists of lists of fixed size, texts as they are."""
+    """Return an array of T rows: numbers (T, ...) as lists of lists, texts as they are."""
     import pyarrow as pa
 
     if not isinstance(values, np.ndarray):
@@ -326,7 +326,7 @@ def _array(values: NDArray[Any] | Sequence[str]) -> Any:
     array = pa.array(values.ravel())
     inner = values.shape[1:]
     for size in reversed(inner):
-        # Array2D and more are lists of lists without fixed sizes in the package `datasets`.
+        # In the package `datasets`, Array2D and higher are lists of lists without fixed sizes.
         array = (
             pa.FixedSizeListArray.from_arrays(array, size)
             if len(inner) == 1
@@ -343,7 +343,7 @@ def _image_array(files: Sequence[bytes]) -> pa.StructArray:
 
 
 def _hugging_face_type(feature: Mapping[str, Any]) -> dict[str, Any]:
-    """How the package `datasets` names a column's type."""
+    """Return the name of a column's type in the package `datasets`."""
     if feature["dtype"] == "image":
         return {"_type": "Image"}
     number, shape = {"dtype": feature["dtype"], "_type": "Value"}, feature["shape"]
@@ -366,7 +366,7 @@ def _episode_stats(episode: EpisodeTable, columns: Mapping[str, Any]) -> dict[st
 
 
 def _stats_of(row: Mapping[str, Any]) -> dict[str, Stats]:
-    """The statistics in a row of meta/episodes."""
+    """Return the statistics in a row of meta/episodes."""
     stats: dict[str, Stats] = {}
     for name, value in row.items():
         if name.startswith("stats/"):

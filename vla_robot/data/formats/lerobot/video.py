@@ -1,10 +1,10 @@
-"""Frames of LeRobot datasets that are no JPEG or PNG in a table: videos, and depth in videos or tables.
+"""Reads frames of LeRobot datasets from videos, and depth from videos or tables.
 
     wanted     0.000   0.108   0.200        the steps' timestamps, off by less than half a period of 0.1 s
     frames     0.000   0.100   0.200        the nearest frame is the step's frame
 
-Depth is read in metres. LeRobot marks it in info.json; a camera that only its name calls depth is not read, since
-nothing says what its pixels mean.
+Depth is read in metres. LeRobot marks it in info.json; a camera that is depth only by its name is not read, since the
+unit of its pixels is not known.
 
 Source: huggingface/lerobot 0.6.1, datasets/{dataset_metadata,dataset_reader,depth_utils,image_writer,video_utils}.py.
 """
@@ -34,7 +34,7 @@ from vla_robot.data.formats.images import PNG_MAGIC, TIFF_MAGICS, picture_size, 
 _LOG = logging.getLogger(__name__)
 
 BLOCK = 64
-"""Frames of a video that are decoded together: 59 MB at 480 x 640."""
+"""Number of frames of a video that are decoded together: 59 MB at 480 x 640."""
 BLOCK_BYTES = 2**27
 MP4_MAGIC, MATROSKA_MAGIC = b"ftyp", b"\x1a\x45\xdf\xa3"
 HALF, ONE_AND_A_HALF = 0.5, 1.5
@@ -47,13 +47,13 @@ Decoder = Literal["torchcodec", "pyav"]
 
 @dataclass(frozen=True)
 class DepthCode:
-    """How depth is quantised to 12 bits in a video.
+    """The quantisation of depth to 12 bits in a video.
 
     Attributes:
-        depth_min: metres at code 0.
-        depth_max: metres at code 4095.
-        shift: metres that are added before the logarithm.
-        use_log: codes are even in the logarithm of depth, not in depth.
+        depth_min: depth at code 0 [m].
+        depth_max: depth at code 4095 [m].
+        shift: length that is added before the logarithm [m].
+        use_log: whether codes are evenly spaced in the logarithm of depth, and not in depth.
     """
 
     depth_min: float
@@ -64,16 +64,16 @@ class DepthCode:
 
 @dataclass(frozen=True)
 class VideoFrames:
-    """Frames of one episode in a video file; decoded in blocks, since a video cannot be entered at every frame.
+    """Frames of one episode in a video file; decoded in blocks, since decoding cannot begin at every frame.
 
     Attributes:
-        path: the video.
-        timestamps: (T,) seconds from its beginning.
-        stop_s: where the next episode begins in it; infinite for the last one.
-        period_s: of a step.
+        path: the video file.
+        timestamps: (T,) time of each step from the begin of the file [s].
+        stop_s: time at which the next episode begins in the file [s]; infinite for the last one.
+        period_s: period of the steps [s].
         where: dataset, episode and field, for error messages.
-        depth: how depth is coded; None for colour.
-        shape: (H, W, C) as the dataset declares.
+        depth: quantisation of depth; None for colour.
+        shape: (H, W, C) of a frame, as the dataset declares.
     """
 
     path: Path
@@ -95,7 +95,7 @@ class VideoFrames:
         return _decode_block(self, block)[place]
 
     def check(self) -> None:
-        """Raise DataError unless the video has a frame for each step; none is decoded."""
+        """Raise DataError unless the video has a frame for each step. No frame is decoded."""
         _require_file(self)
         wanted, times = [_inside(t, self) for t in self.timestamps], _frame_times(self)
         after = np.clip(np.searchsorted(times, wanted), 1, max(len(times) - 1, 1))
@@ -105,7 +105,7 @@ class VideoFrames:
 
     @property
     def block(self) -> int:
-        """Frames that are decoded together: fewer of large ones, so that a block takes at most BLOCK_BYTES."""
+        """Number of frames that are decoded together: BLOCK, or fewer so that they take at most BLOCK_BYTES."""
         height, width = (self.shape[0] or 1, self.shape[1] or 1) if len(self.shape) == 3 else (1, 1)
         return max(min(BLOCK, BLOCK_BYTES // (3 * height * width)), 1)
 
@@ -115,9 +115,9 @@ class DepthImages:
     """Depth in a table: one TIFF or PNG of one channel a step.
 
     Attributes:
-        files: one per step.
-        unit: of the stored values, "m" or "mm".
-        shape: (H, W, 1) as the dataset declares.
+        files: one file per step.
+        unit: unit of the stored values, "m" or "mm".
+        shape: (H, W, 1) of a frame, as the dataset declares.
         where: dataset, episode and field, for error messages.
     """
 
@@ -156,15 +156,15 @@ class DepthImages:
 
 
 def is_depth(name: str, feature: Mapping[str, Any]) -> bool:
-    """The camera gives depth, by its description or by its name."""
+    """Return whether the camera gives depth, by its description or by its name."""
     words = set(re.split(r"[^a-z]+", name.lower()))
     return _is_marked(feature) or ("depth" in words and not words & COLOUR_WORDS)
 
 
 def why_not_depth(feature: Mapping[str, Any]) -> str:
-    """Why a depth camera cannot be read in metres; empty when it can."""
+    """Return why a depth camera cannot be read in metres; "" when it can."""
     if not _is_marked(feature):
-        return "a camera that its name calls depth and info.json does not (is_depth_map)"
+        return "a camera that is depth by its name and not by info.json (is_depth_map)"
     if feature["dtype"] == "image":
         unit = _info(feature).get("depth_unit")
         return "" if unit in METRES_PER else f"a depth image whose depth_unit in info.json is {unit!r}, not 'm' or 'mm'"
@@ -172,7 +172,7 @@ def why_not_depth(feature: Mapping[str, Any]) -> str:
 
 
 def depth_code(feature: Mapping[str, Any]) -> DepthCode | None:
-    """How a depth video is coded; None when info.json does not say."""
+    """Return the quantisation of a depth video; None when info.json lacks it."""
     info = _info(feature)
     numbers = [info.get(f"video.{name}") for name in ("depth_min", "depth_max", "shift")]
     use_log = info.get("video.use_log")
@@ -184,7 +184,7 @@ def depth_code(feature: Mapping[str, Any]) -> DepthCode | None:
 
 
 def depth_unit(feature: Mapping[str, Any]) -> str:
-    """Of the values of a depth image."""
+    """Return the unit of the values of a depth image."""
     return str(_info(feature)["depth_unit"])
 
 
@@ -199,9 +199,9 @@ def _is_marked(feature: Mapping[str, Any]) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _decode_block(frames: VideoFrames, block: int) -> NDArray[Any]:
-    """(up to BLOCK, H, W, 3) uint8, or (..., 1) float32 metres.
+    """Decode a block of frames, (up to BLOCK, H, W, 3) uint8, or (..., 1) float32 [m].
 
-    Some blocks are kept, so that reading step by step decodes once.
+    The last blocks are cached, so that reading step by step decodes each block once.
 
     Raises:
         DataError: the video is missing or damaged, or has no frame near a step.
@@ -219,9 +219,9 @@ def _decode_block(frames: VideoFrames, block: int) -> NDArray[Any]:
 
 
 def _require_file(frames: VideoFrames) -> None:
-    """Raise DataError for a video that is missing, or that FFmpeg would take for a playlist.
+    """Raise DataError for a video that is missing, or neither MP4 nor Matroska.
 
-    A playlist names other files and addresses, and FFmpeg opens them.
+    FFmpeg would also read a playlist, and open the files and addresses that it names.
     """
     if not frames.path.is_file():
         raise DataError(f"{frames.where}: the video {frames.path} is missing.")
@@ -234,7 +234,9 @@ def _require_file(frames: VideoFrames) -> None:
 
 
 def _inside(time_s: float, frames: VideoFrames) -> float:
-    """Videos stand one behind the other in a file: what is wanted past the end is not the next episode's first frame.
+    """Return a time that lies inside the episode's part of a file: at its end, the time of its last frame.
+
+    The next episode's video follows in the same file, so that a later time would give a frame of that episode.
 
     Raises:
         DataError: the video is more than one frame too short.
@@ -250,7 +252,7 @@ def _inside(time_s: float, frames: VideoFrames) -> float:
 
 
 def _decode(frames: VideoFrames, wanted: list[float]) -> NDArray[Any] | None:
-    """The frames nearest to some times; None when one is half a period away from all."""
+    """Decode the frames nearest to some times; None when a time is half a period or more from all frames."""
     from av.error import FFmpegError
     from lerobot.datasets.depth_utils import dequantize_depth
     from lerobot.datasets.video_utils import FrameTimestampError, decode_video_frames
@@ -275,12 +277,12 @@ def _decode(frames: VideoFrames, wanted: list[float]) -> NDArray[Any] | None:
 
 
 def _require_decodable(frames: VideoFrames, wanted: Sequence[float]) -> None:
-    """Look at a video's header and packets before memory is taken for its frames.
+    """Check a video's header and packets before memory is allocated for its frames.
 
     Raises:
-        DataError: its frames are larger than declared or allowed; a depth video has not the 12 bits that its codes
-            need; or so many frames lie between the key frame before the wanted ones and the last of them, all of which
-            the decoder holds at once, that they take more than MAX_COLUMN_BYTES.
+        DataError: its frames are larger than declared or allowed; a depth video lacks the 12 bits of its codes; or the
+            frames from the key frame before the first wanted one to the last wanted one, all of which the decoder holds
+            at once, take more than MAX_COLUMN_BYTES.
     """
     import av
 
@@ -292,7 +294,7 @@ def _require_decodable(frames: VideoFrames, wanted: Sequence[float]) -> None:
         require_pixels(stream.width, stream.height, frames.shape, f"{frames.where}: the video {frames.path}")
         period_s = float(stream.time_base or 0)
         if not period_s > 0:
-            raise DataError(f"{frames.where}: the video {frames.path} does not say what its times mean.")
+            raise DataError(f"{frames.where}: the video {frames.path} has no unit of time.")
         most = MAX_COLUMN_BYTES // max(3 * stream.width * stream.height, 1)
         container.seek(round(min(wanted) / period_s) - 1, stream=stream)
         for count, packet in enumerate(container.demux(stream)):
@@ -306,10 +308,10 @@ def _require_decodable(frames: VideoFrames, wanted: Sequence[float]) -> None:
 
 
 def _repeat_last_frame(frames: VideoFrames, wanted: list[float], first: int) -> list[float]:
-    """The same times, where the last step of a video that is one frame short gets the frame before.
+    """Return the times, with that of the last frame for the last step of a video that is one frame short.
 
     Raises:
-        DataError: more is missing than the last frame.
+        DataError: more than the last frame is missing.
     """
     times, period_s = _frame_times(frames), frames.period_s
     last_s = float(times[-1])
@@ -326,10 +328,10 @@ def _repeat_last_frame(frames: VideoFrames, wanted: list[float], first: int) -> 
 
 
 def _frame_times(frames: VideoFrames) -> NDArray[np.float64]:
-    """Times of all frames of the video file, in order.
+    """Return the times of all frames of the video file, in order [s].
 
     Raises:
-        DataError: it is damaged, or has no frame.
+        DataError: the file is damaged, or has no frame.
     """
     from av.error import FFmpegError
 
@@ -344,7 +346,7 @@ def _frame_times(frames: VideoFrames) -> NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=16)
 def _packet_times(path: Path, changed_ns: int) -> NDArray[np.float64]:
-    """Times of all frames, in order; the packets are read, and none is decoded."""
+    """Return the times of all frames, in order [s]. Packets are read and not decoded."""
     import av
 
     container = av.open(str(path))
@@ -361,9 +363,9 @@ def _say_short(where: str) -> None:
 
 @functools.cache
 def video_decoder() -> Decoder:
-    """What decodes videos here. A line is logged when it is not torchcodec.
+    """Return the decoder of videos on this computer, and log a line when it is not torchcodec.
 
-    lerobot would choose the same, and print all that torchcodec tried, some hundred lines.
+    lerobot would choose the same one, and print about a hundred lines on what torchcodec tried.
     """
     try:
         import torchcodec
@@ -377,7 +379,7 @@ def video_decoder() -> Decoder:
 
 
 def _say_decoder(why: str) -> None:
-    """Once: not by each of the processes that load batches."""
+    """Log the reason once, and not in each process that loads batches."""
     from torch.utils.data import get_worker_info
 
     worker = get_worker_info()

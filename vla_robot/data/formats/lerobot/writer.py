@@ -1,7 +1,7 @@
-"""Writes demonstrations as LeRobot datasets, version 3, with what the numbers mean beside them.
+"""Writes demonstrations as LeRobot datasets, version 3, with their embodiment.
 
-`lerobot_tables` stores the episodes; what is added here is meta/embodiment.json, the contract that a policy inherits,
-and meta/recording.jsonl, by which an interrupted recording knows what it has.
+`tables.py` stores the episodes. This module adds meta/embodiment.json, which a policy inherits, and
+meta/recording.jsonl, by which an interrupted recording is continued.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ from vla_robot.data.pipeline.stats import describe_pixels
 
 
 class LeRobotWriter(Closeable):
-    """Writes demonstrations one by one; each is on disk, whole, when `write` returns.
+    """A writer of demonstrations, which syncs each to the disk before `write` returns.
 
-    A dataset that exists is continued, never overwritten. Use it in a `with` block, or call `close`.
+    It continues a dataset that exists, and never overwrites one. Use it in a `with` block, or call `close`.
     """
 
     def __init__(self, root: Path) -> None:
         """
         Args:
-            root: the dataset's folder; made when it is missing. What its first episode looks like, all others must.
+            root: the dataset's folder; made when it is missing. All episodes must have the features of the first one.
 
         Raises:
-            DataError: the folder holds something else, is damaged, or is being written by another process.
+            DataError: the folder holds other files, is damaged, or is being written by another process.
             MissingDependencyError: the extra [data] is not installed.
         """
         self._root = root
@@ -80,14 +80,14 @@ class LeRobotWriter(Closeable):
 
     @property
     def recorded(self) -> frozenset[tuple[int, str]]:
-        """(seed, driver) of every episode there is, so that a recording that was interrupted can go on."""
+        """(seed, driver) of every stored episode, by which an interrupted recording is continued."""
         return frozenset(self._recorded)
 
     def write(self, demonstration: Demonstration) -> None:
         """Append one episode.
 
         Raises:
-            DataError: it does not fit the dataset, or the disk refuses.
+            DataError: the episode does not fit the dataset, or writing to disk failed.
         """
         table = _like(_table(demonstration), self._tables.features)
         if self._embodiment is not None:
@@ -101,11 +101,11 @@ class LeRobotWriter(Closeable):
         self._recorded.add((demonstration.seed, demonstration.driver))
 
     def close(self) -> None:
-        """Let another process write. May be called twice."""
+        """Release the folder for other writers. May be called twice."""
         self._tables.close()
 
     def _keep_notes_of(self, num_episodes: int) -> set[tuple[int, str]]:
-        """Drop notes on an episode that a crash kept from being finished, or that it cut short."""
+        """Remove lines of meta/recording.jsonl whose episode was not finished because of a crash. Return the rest."""
         notes = [note for note in read_recording(self._root) if note["episode"] < num_episodes]
         with writing(self._root / RECORDING):
             write_whole(self._root / RECORDING, "".join(json.dumps(note) + "\n" for note in notes).encode())
@@ -120,10 +120,10 @@ class LeRobotWriter(Closeable):
 
 
 def features_of(demonstration: Demonstration) -> dict[str, Any]:
-    """LeRobot's description of each column, counters left out.
+    """Return column -> LeRobot's description, without the counters.
 
     Raises:
-        DataError: the demonstration's cameras or shapes are not its embodiment's.
+        DataError: the demonstration's cameras or shapes are not those of its embodiment.
     """
     embodiment = demonstration.embodiment
     cameras = [camera.name for camera in embodiment.cameras]
@@ -150,7 +150,7 @@ def features_of(demonstration: Demonstration) -> dict[str, Any]:
 
 
 def _correction_features(d: Demonstration, action: list[str]) -> dict[str, Any]:
-    """Columns that only datasets with corrections have."""
+    """Return the descriptions of the columns that only datasets with corrections have."""
     if d.corrections is None:
         return {}
     _require_numbers(POLICY_ACTION, d.corrections.policy_actions, (len(d), len(action)))
@@ -191,7 +191,7 @@ def _table(d: Demonstration) -> EpisodeTable:
 
 
 def _like(table: EpisodeTable, there: Mapping[str, Any]) -> EpisodeTable:
-    """Without frames' stamps and steps' numbers, where a dataset from before they were stored is continued."""
+    """Drop the columns of frames' stamps and steps' numbers when the continued dataset lacks them."""
     newer = {name for name in table.features if name == STEP or name.startswith(FRAME_STAMP)}
     drop = {name for name in newer if there and name not in there}
     if not drop:

@@ -1,11 +1,12 @@
-"""Datasets of Open-X-Embodiment as TensorFlow Datasets writes them (RLDS), read and written without TensorFlow.
+"""Reads and writes RLDS datasets, as Open-X-Embodiment has them, without TensorFlow.
 
-features.py   what each episode and step holds, from features.json
-splits.py     which shards and episodes "train[:95%]" means, from dataset_info.json
+features.py   fields of each episode and step, from features.json
+splits.py     shards and episodes of "train[:95%]", from dataset_info.json
 storage.py    files on disk and behind fsspec URLs
-tfrecord.py   a shard is a row of records with checksums
-example.py    a record is a protobuf tf.train.Example
-index.py      where each record and each frame begins, found once and kept
-reader.py     episodes
-writer.py     the same, backwards
+tfrecord.py   shards: records with checksums
+example.py    records: the protobuf message tf.train.Example
+index.py      offsets of records and frames, computed once and stored
+decode.py     fields of a record to arrays; encode.py is the inverse
+reader.py     reads episodes
+writer.py     writes episodes
 """

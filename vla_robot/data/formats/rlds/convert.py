@@ -1,8 +1,8 @@
-"""Any source to an RLDS dataset that TensorFlow Datasets reads.
+"""Converts any source to an RLDS dataset that TensorFlow Datasets reads.
 
-Fields keep their names; a camera's observation/images/NAME becomes observation/NAME, as Open-X-Embodiment has it, and
-each step gets is_first, is_last and is_terminal where the source has no such fields. A dataset that was RLDS before
-gets its own features.json back.
+Fields keep their names, except that a camera's observation/images/NAME becomes observation/NAME, as in
+Open-X-Embodiment. Each step gets is_first, is_last and is_terminal where the source has no such fields. A dataset that
+was RLDS before gets its own features.json back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VERSION = "1.0.0"
 
 
 def to_rlds(source: EpisodeSource, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
-    """Write one split of an RLDS dataset, or go on with it. See `convert`."""
+    """Convert one split to RLDS, or continue its conversion. See `convert`."""
     before = origin_of(source)
     features, names, added = _features(source, before, options)
     split = options.split.partition("[")[0].partition("+")[0].strip()
@@ -47,7 +47,7 @@ def to_rlds(source: EpisodeSource, destination: Path, options: Options, on_progr
     origin = replace(describe_source(source), names=names, added=added, parts=parts)
     folder = destination / VERSION
     if split in written_splits(folder) and read_origin(folder / FILE) is not None:
-        begin(folder / FILE, origin)  # the same conversion, or an error
+        begin(folder / FILE, origin)  # raises unless it was the same conversion
         return Converted(len(source), 0, tuple(_lost(source, before)))
     with RldsWriter(destination, options.name or destination.name, features, VERSION, split) as writer:
         begin(folder / FILE, origin)
@@ -63,7 +63,7 @@ def to_rlds(source: EpisodeSource, destination: Path, options: Options, on_progr
 def _features(
     source: EpisodeSource, before: Origin | None, options: Options
 ) -> tuple[Features, dict[str, str], list[str]]:
-    """(what a record holds, field there -> field here, fields that are added)."""
+    """Return the features of a record, field of the source -> field of the destination, and fields that are added."""
     instruction = {} if options.instruction is None else {INSTRUCTION: _step(Field(INSTRUCTION, "text", "str", ()))}
     if isinstance(source, RldsDataset):
         steps = {**source.features.steps, **instruction}
@@ -82,7 +82,7 @@ def _features(
 
 
 def _features_of_before(source: LeRobotSource, before: Origin) -> tuple[Features, dict[str, str], list[str]]:
-    """A dataset that was RLDS before gets the description that it had, less what was lost on the way."""
+    """Return what `_features` does for a dataset that was RLDS before: its old features, without lost fields."""
     described = parse_features(before.features, FILE)
     field_of = {source.column_of(name): name for name in source.fields if name != INSTRUCTION}
     names = {field_of[column]: name for name, column in before.names.items() if column in field_of}
@@ -99,7 +99,7 @@ def _features_of_before(source: LeRobotSource, before: Origin) -> tuple[Features
 
 
 def _nested_names(fields: Mapping[str, Field]) -> dict[str, str]:
-    """Cameras lie beside the state, as Open-X-Embodiment has them; a field below another keeps a dot instead."""
+    """Return field -> name in RLDS: observation/NAME for cameras, and "." for "/" below the name of another field."""
     wanted = {
         name: name.replace("observation/images/", "observation/", 1) if field.kind == "image" else name
         for name, field in fields.items()
@@ -134,14 +134,14 @@ def _lost(source: EpisodeSource, before: Origin | None) -> list[str]:
         and (source.root / METADATA).is_file()
         and (before is None or before.kind != "rlds")
     ):
-        lost.append(f"{METADATA}: episode metadata whose types nothing says")
+        lost.append(f"{METADATA}: episode metadata without types")
     return lost
 
 
 def _renamed(
     episode: Episode, features: Features, names: Mapping[str, str], options: Options, goes_on: bool
 ) -> Episode:
-    """The episode with the fields of the destination; one that goes on behind a gap has no terminal step."""
+    """Return the episode with the fields of the destination; one that ends at a gap has no terminal step."""
     count = len(episode)
     steps: dict[str, Column] = {new: episode.steps[name] for name, new in names.items() if new in features.steps}
     if options.instruction is not None and INSTRUCTION in features.steps:
@@ -158,7 +158,7 @@ def _renamed(
 
 
 def _fitted(values: Column, field: Field) -> Column:
-    """The dtype and shape of the destination: float64 to float32, and one number to a list of one."""
+    """Convert values to the dtype and shape of the destination: float64 to float32, and one number to a list of one."""
     if not isinstance(values, np.ndarray):
         return values
     return values.astype(field.dtype).reshape(len(values), *(size or 0 for size in field.shape))

@@ -1,4 +1,4 @@
-"""One field of one record, as numpy arrays, texts or frames."""
+"""Decodes a field of a record to numpy arrays, texts or frames."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from vla_robot.data.formats.source import EncodedFrames
 
 MOST_NAMED = 3
 STEP_MARKS = ("is_first", "is_last", "is_terminal")
-"""What RLDS prescribes for each step."""
+"""Fields that RLDS prescribes for each step."""
 
 
 def count_steps(record: bytes, places: Mapping[str, Place], features: Features) -> int:
-    """How many steps an episode has, by its marks of steps or the smallest field; 0 for an empty episode.
+    """Return the number of an episode's steps, by STEP_MARKS or the smallest field; 0 for an empty episode.
 
     Raises:
         DataError: the record has no field of a step, or one field is empty and another is not.
@@ -51,22 +51,22 @@ def _steps_by(leaf: Leaf, record: bytes, places: Mapping[str, Place]) -> int:
 
 
 def _counted_path(leaf: Leaf) -> str:
-    """The list of a record whose length tells the number of steps."""
+    """Return the path of the list of a record whose length gives the number of steps."""
     return f"{leaf.path}/{ROW_LENGTHS}0" if leaf.is_ragged else _values_path(leaf)
 
 
 def decode_steps(leaf: Leaf, record: bytes, places: Mapping[str, Place], steps: int, where: str) -> Column:
-    """The values of one field at all steps.
+    """Return the values of one field at all steps.
 
     Args:
         leaf: the field.
-        record: the episode.
+        record: bytes of the episode.
         places: from `example.places`.
-        steps: how many there are.
+        steps: number of steps.
         where: file and record, for error messages.
 
     Raises:
-        DataError: the record does not hold what features.json says; the field is named.
+        DataError: the record does not hold what features.json says; the message names the field.
     """
     try:
         values = _step_values(leaf, record, places, steps, where)
@@ -80,7 +80,7 @@ def decode_steps(leaf: Leaf, record: bytes, places: Mapping[str, Place], steps: 
 
 
 def decode_metadata(leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str) -> Any:
-    """A value that the episode has once. Raises DataError as `decode_steps` does."""
+    """Return a value that the episode has once. Raises DataError as `decode_steps` does."""
     try:
         return _episode_value(leaf, record, places, where)
     except MALFORMED as error:
@@ -120,7 +120,7 @@ def _episode_value(leaf: Leaf, record: bytes, places: Mapping[str, Place], where
 def _numbers(
     leaf: Leaf, record: bytes, places: Mapping[str, Place], outer: tuple[int, ...], where: str
 ) -> NDArray[Any] | tuple[NDArray[Any], ...]:
-    """(*outer, *shape) numbers; arrays of different shapes come as a tuple."""
+    """Return numbers, (*outer, *shape); a tuple of arrays where their shapes differ."""
     if leaf.encoding != "none":
         return _packed_arrays(leaf, record, places, where)
     inner = leaf.field.shape[leaf.depth :]
@@ -136,7 +136,7 @@ def _numbers(
 
 
 def _flat(leaf: Leaf, record: bytes, place: Place, where: str) -> NDArray[Any]:
-    """(N,) the numbers of a list, with the dtype that features.json says; a copy, so that the record can be freed."""
+    """Return the numbers of a list, (N,), with the dtype of features.json; a copy, so that the record can be freed."""
     wanted = FLOATS if leaf.stored_dtype is np.float32 else INTS
     if place.kind not in (wanted, 0):
         raise DataError(
@@ -147,12 +147,12 @@ def _flat(leaf: Leaf, record: bytes, place: Place, where: str) -> NDArray[Any]:
 
 
 def _entries(leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str) -> tuple[Any, ...]:
-    """Texts as str, everything else as bytes."""
+    """Return the entries of a field: texts as str, all others as bytes."""
     return _texts(leaf, _blobs(leaf, record, _find(places, _values_path(leaf), leaf, where), where), where)
 
 
 def _texts(leaf: Leaf, blobs: tuple[bytes, ...], where: str) -> tuple[Any, ...]:
-    """Texts as str; a Tensor of strings may hold any bytes, and those that are no UTF-8 stay bytes."""
+    """Decode texts; other fields, and a Tensor of strings that are not all UTF-8, stay bytes."""
     if leaf.field.kind != "text":
         return blobs
     try:
@@ -174,7 +174,7 @@ def _blobs(leaf: Leaf, record: bytes, place: Place, where: str) -> tuple[bytes, 
 def _packed_arrays(
     leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str
 ) -> NDArray[Any] | tuple[NDArray[Any], ...]:
-    """Arrays that are stored as their bytes, compressed or not."""
+    """Return arrays that are stored as their bytes, compressed or not."""
     blobs = _blobs(leaf, record, _find(places, _values_path(leaf), leaf, where), where)
     inner = tuple(-1 if size is None else size for size in leaf.field.shape[leaf.depth :])
     shapes: Sequence[tuple[int, ...]] = [inner] * len(blobs)
@@ -206,7 +206,7 @@ def _unpack(blob: bytes, leaf: Leaf, shape: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _inflate(blob: bytes, leaf: Leaf, shape: tuple[int, ...]) -> bytes:
-    """Never more bytes than the array has, or than any may have where its size is open."""
+    """Decompress an array's bytes, at most the size of its shape, or MAX_VALUE_BYTES where the shape is open."""
     size = math.prod(shape) * np.dtype(leaf.field.dtype).itemsize
     most = size if 0 <= size <= MAX_VALUE_BYTES and min(shape, default=0) >= 0 else MAX_VALUE_BYTES
     stream = zlib.decompressobj()
@@ -217,7 +217,7 @@ def _inflate(blob: bytes, leaf: Leaf, shape: tuple[int, ...]) -> bytes:
 
 
 def _ragged(leaf: Leaf, record: bytes, places: Mapping[str, Place], where: str) -> tuple[Any, ...]:
-    """Values in sequences in sequences: the innermost are cut from the flat list first."""
+    """Return values in nested sequences; the innermost sequences are cut from the flat list first."""
     place = _find(places, f"{leaf.path}/{FLAT_VALUES}", leaf, where)
     values: Any
     if leaf.field.kind == "number":
@@ -249,5 +249,5 @@ def _values_per_step(leaf: Leaf) -> int:
 
 
 def _cost(leaf: Leaf) -> tuple[bool, int]:
-    """What is cheap to count first: truth values and single numbers before long vectors, sequences last."""
+    """Return a key that sorts fields by the time to count them: bools, single numbers, long vectors, sequences."""
     return leaf.is_ragged, _values_per_step(leaf)

@@ -1,4 +1,4 @@
-"""The inverse of decode.py: one episode's fields as a record that TensorFlow Datasets reads."""
+"""Encodes an episode's fields as a record that TensorFlow Datasets reads; the inverse of decode.py."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from vla_robot.data.formats.rlds.example import encode
 from vla_robot.data.formats.rlds.features import FLAT_VALUES, ROW_LENGTHS, Features, Leaf
 
 Lists = dict[str, NDArray[Any] | Sequence[bytes]]
-"""Name in the record -> what stands there."""
+"""Name in the record -> its values."""
 
 
 def encode_episode(episode: Episode, features: Features) -> bytes:
-    """A record.
+    """Encode an episode as a record.
 
     Args:
-        episode: has at least the fields that `features` names.
-        features: what a record holds.
+        episode: an episode with at least the fields of `features`.
+        features: fields of the record.
 
     Raises:
-        DataError: a field is missing, or its values are not what `features` says.
+        DataError: a field is missing, or its values do not fit `features`.
     """
     lists: Lists = {}
     for name, leaf in features.steps.items():
@@ -47,7 +47,7 @@ def _require(episode: Episode, values: Mapping[str, Any], name: str) -> Any:
 
 
 def _alone(value: Any) -> Any:
-    """One value of an episode, as a column of one."""
+    """Return one value of an episode as a column of length 1."""
     return (value,) if isinstance(value, (str, bytes)) else np.asarray(value)[None]
 
 

@@ -1,12 +1,12 @@
-"""tf.train.Example, the protobuf message that one record holds, decoded where it lies and encoded.
+"""Decodes and encodes tf.train.Example, the protobuf message of a record.
 
     Example  { Features features = 1 }
     Features { map<string, Feature> feature = 1 }
     Feature  { oneof { BytesList = 1, FloatList = 2, Int64List = 3 } }      each list: repeated value = 1
 
-Why not the protobuf package: it does not say where in a record a frame lies, and that is what lets training read one
-frame of millions without reading its episode. A record is walked once for the places of its lists; only what is asked
-for is decoded, numbers as views of the record's own bytes. docs/data.md has the times of both.
+The protobuf package is not used since it does not give the offset of a frame in a record, by which training reads one
+frame without reading its episode. A record is parsed once for the places of its lists; only the wanted lists are
+decoded, numbers as views of the record's bytes. docs/data.md has the times of both.
 
 Source: tensorflow/tensorflow 2.21, tensorflow/core/example/{example,feature}.proto; the encoding is
 protobuf.dev/programming-guides/encoding.
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import DataError
 
 BYTES, FLOATS, INTS = 1, 2, 3
-"""The number of each kind of list in Feature."""
+"""Field number of each kind of list in Feature."""
 KIND_NAMES = {BYTES: "bytes", FLOATS: "floats", INTS: "integers"}
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
@@ -31,21 +31,21 @@ VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 MOST_VARINT_BYTES = 10
 MAX_ENTRIES = 2**20
-"""Of one list of bytes, or numbers of a list that is not packed: each takes up to 250 bytes of memory for 2 of the
-record."""
+"""Largest number of entries of a list of bytes, or of numbers of a list that is not packed: each entry takes up to 250
+bytes of memory for 2 bytes of the record."""
 FIRST = 1
-"""The number of the only field of Example, Features and each list; of the key in a map's entry."""
+"""Number of the only field of Example, Features and each list; of the key in a map's entry."""
 SECOND = 2
-"""The number of the value in a map's entry."""
+"""Number of the value in a map's entry."""
 
 
 class Place(NamedTuple):
-    """Where a list lies in a record.
+    """The place of a list in a record.
 
     Attributes:
         kind: BYTES, FLOATS or INTS; 0 for a Feature that holds no list.
-        start: its first byte.
-        stop: one past its last byte.
+        start: offset of its first byte.
+        stop: offset after its last byte.
     """
 
     kind: int
@@ -54,11 +54,11 @@ class Place(NamedTuple):
 
 
 Item = tuple[int, int, int, int]
-"""One field of a protobuf message: its number, its wire type, and where the bytes of its value begin and end."""
+"""One field of a protobuf message: its number, its wire type, and the offsets of its value's begin and end."""
 
 
 def places(record: bytes) -> dict[str, Place]:
-    """Name of each feature -> where its list lies.
+    """Return name of each feature -> place of its list.
 
     Raises:
         DataError: the record is no tf.train.Example.
@@ -70,7 +70,7 @@ def places(record: bytes) -> dict[str, Place]:
 
 
 def floats(record: bytes, place: Place) -> NDArray[np.float32]:
-    """(N,) the numbers of a FloatList; a view of the record where they are packed, as they always are in practice."""
+    """Return the numbers of a FloatList, (N,); a view of the record where they are packed, as is usual."""
     parts: list[NDArray[np.float32]] = []
     for number, wire, start, stop in _items(record, place.start, place.stop):
         _require(number, wire, LENGTH_DELIMITED, FIXED32)
@@ -81,7 +81,7 @@ def floats(record: bytes, place: Place) -> NDArray[np.float32]:
 
 
 def ints(record: bytes, place: Place) -> NDArray[np.int64]:
-    """(N,) the numbers of an Int64List, packed or not."""
+    """Return the numbers of an Int64List, (N,), packed or not."""
     parts: list[NDArray[np.int64]] = []
     for number, wire, start, stop in _items(record, place.start, place.stop):
         _require(number, wire, LENGTH_DELIMITED, VARINT)
@@ -90,7 +90,7 @@ def ints(record: bytes, place: Place) -> NDArray[np.int64]:
 
 
 def byte_places(record: bytes, place: Place) -> list[tuple[int, int]]:
-    """(offset, size) of each entry of a BytesList, counted from the record's first byte."""
+    """Return (offset, size) of each entry of a BytesList, counted from the record's first byte."""
     found: list[tuple[int, int]] = []
     for number, wire, start, stop in _items(record, place.start, place.stop):
         _require(number, wire, LENGTH_DELIMITED)
@@ -99,14 +99,14 @@ def byte_places(record: bytes, place: Place) -> list[tuple[int, int]]:
 
 
 def count(record: bytes, place: Place) -> int:
-    """How many values a list has; cheaper than reading them."""
+    """Return the number of a list's values."""
     if place.kind == BYTES:
         return len(byte_places(record, place))
     return len(floats(record, place) if place.kind == FLOATS else ints(record, place))
 
 
 def encode(features: Mapping[str, NDArray[Any] | Sequence[bytes]]) -> bytes:
-    """A tf.train.Example.
+    """Encode a tf.train.Example.
 
     Args:
         features: name -> float32 or int64 array of any shape, stored row by row, or entries of bytes.
@@ -139,17 +139,17 @@ def _entry(record: bytes, start: int, stop: int) -> tuple[str, Place]:
 
 
 def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
-    """The fields of the message that lies in record[position:stop]."""
+    """Yield the fields of the message in record[position:stop]."""
     for _ in range(MAX_ENTRIES):
         if position >= stop:
             return
         tag = record[position]
         position += 1
-        if tag >= 0x80:  # a field number above 15, which no message of ours has
+        if tag >= 0x80:  # a field number above 15, which these messages do not have
             tag, position = _varint(record, position - 1, stop)
         wire = tag & 7
         if wire == LENGTH_DELIMITED:
-            # Lengths of one and two bytes are read here: the call would take as long as all the rest.
+            # Lengths of one and two bytes are read inline, since a call would double the time of the loop.
             if position + 1 < stop and record[position] < 0x80:
                 size, position = record[position], position + 1
             elif position + 1 < stop and record[position + 1] < 0x80:
@@ -172,7 +172,7 @@ def _items(record: bytes, position: int, stop: int) -> Iterator[Item]:
 
 
 def _varint(record: bytes, position: int, stop: int) -> tuple[int, int]:
-    """The number there, and where what follows begins."""
+    """Return the number at a position, and the position after it."""
     value = shift = 0
     while True:
         if position >= stop:
@@ -188,9 +188,9 @@ def _varint(record: bytes, position: int, stop: int) -> tuple[int, int]:
 
 
 def _varints(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Numbers that stand one after another, 7 bits a byte, lowest first; the last byte of each is below 128."""
+    """Decode consecutive varints: 7 bits a byte, lowest first; the last byte of each is below 128."""
     is_last = raw < 0x80
-    if is_last.all():  # truth values and small counts: most of what there is
+    if is_last.all():  # bools and small counts, which are most values
         return raw.astype(np.int64)
     stops = np.flatnonzero(is_last) + 1
     starts = np.concatenate([[0], stops[:-1]])
@@ -222,7 +222,7 @@ def _feature(values: NDArray[Any] | Sequence[bytes]) -> bytes:
 
 def _delimited(number: int, content: bytes) -> bytes:
     head, size = bytearray([number << 3 | LENGTH_DELIMITED]), len(content)
-    while size >= 0x80:  # not by `_encode_varints`: numpy takes longer for one number than all the rest of a frame
+    while size >= 0x80:  # `_encode_varints` would be slower for one number
         head.append(size & 0x7F | 0x80)
         size >>= 7
     head.append(size)
@@ -230,7 +230,7 @@ def _delimited(number: int, content: bytes) -> bytes:
 
 
 def _encode_varints(values: NDArray[Any]) -> bytes:
-    """Inverse of `_varints`; negative numbers take ten bytes, as two's complement."""
+    """Encode numbers as varints, the inverse of `_varints`; negative ones take ten bytes, as two's complement."""
     unsigned = values.astype(np.int64).view(np.uint64)
     groups = unsigned[:, None] >> np.arange(0, 7 * MOST_VARINT_BYTES, 7, dtype=np.uint64)  # (N, 10)
     lengths = np.maximum((groups != 0).sum(axis=1), 1)[:, None]

@@ -1,11 +1,12 @@
-"""features.json: what each episode and each of its steps holds, and how a record stores it.
+"""Reads and writes features.json: the fields of episodes and steps, and how a record stores them.
 
-TensorFlow Datasets describes a dataset as a tree of feature classes. Its leaves are what we need: the name under which
-a record has the values, what one value looks like, and in how many sequences it lies:
+TensorFlow Datasets describes a dataset as a tree of feature classes. Each leaf gives the name of the values in a
+record, their type and shape, and in how many sequences they are:
 
     episode_metadata/file_path      0: one value an episode
-    steps/action                    1: one value a step; the values of all steps stand in one list, row by row
-    steps/boxes                     2: a sequence in each step; flat values, and the lengths of the rows beside them
+    steps/action                    1: one value a step; the values of all steps are one list, row by row
+    steps/boxes                     2: a sequence in each step; flat values, and the lengths of the rows in lists of
+                                    their own
 
 A leaf of a class or type that is not read (Video, Audio, BBox, ...) is left out and listed; the others are read.
 
@@ -42,9 +43,9 @@ CLASSES = {
     "Text": "text_feature.Text",
     "ClassLabel": "class_label_feature.ClassLabel",
 }
-"""The feature classes that are read -> where TensorFlow Datasets has them."""
+"""Feature class that is read -> its place in TensorFlow Datasets."""
 WRITTEN = ("Tensor", "Scalar", "Image", "Text")
-"""The classes of leaves that are written. The names of a ClassLabel are not kept, so it becomes a Scalar."""
+"""Classes of leaves that are written. A ClassLabel becomes a Scalar, since its names are not stored."""
 
 NUMBERS = frozenset(np.dtype(code).name for code in "?bhilqBHILQefd")
 PIXELS = ("uint8", "uint16", "float32")
@@ -60,11 +61,11 @@ class Leaf:
     """One value of an episode or of its steps, as a record stores it.
 
     Attributes:
-        path: the name of its list in a record.
-        field: what one value is; its name is the path without "steps/".
-        sequences: how many sequences it lies in.
+        path: name of its list in a record.
+        field: description of one value; its name is the path without "steps/".
+        sequences: number of nested sequences that contain the value.
         encoding: "none"; "bytes" or "zlib" for an array that is stored as its bytes; "png" or "jpeg".
-        feature: the feature class that features.json names; "" lets `to_tree` choose one.
+        feature: feature class in features.json; "" lets `to_tree` choose one.
     """
 
     path: str
@@ -79,32 +80,32 @@ class Leaf:
 
     @property
     def depth(self) -> int:
-        """In how many sequences a value lies beside the sequence of steps."""
+        """Number of nested sequences that contain the value, without the sequence of steps."""
         return self.sequences - self.is_step
 
     @property
     def is_ragged(self) -> bool:
-        """A record has its values flat, with the lengths of the rows beside them."""
+        """Whether a record stores the values flat, with the lengths of the rows in other lists."""
         return self.sequences >= 2
 
     @property
     def stored_dtype(self) -> type[np.float32] | type[np.int64]:
-        """A record has only these two; float64 loses digits there, and whole numbers and truth values do not."""
+        """Type in a record, which has only these two; float64 loses digits, integers and bools do not."""
         return np.float32 if np.issubdtype(np.dtype(self.field.dtype), np.floating) else np.int64
 
     @property
     def has_stored_shape(self) -> bool:
-        """Several dimensions are unknown, so that each value's shape stands beside it."""
+        """Whether each value's shape is stored, since several dimensions are unknown."""
         return self.encoding in ("bytes", "zlib") and self.field.shape.count(None) > 1
 
 
 @dataclass(frozen=True)
 class Features:
-    """Everything a dataset's episodes hold.
+    """The fields of a dataset's episodes.
 
     Attributes:
-        steps: what each step has, by field.
-        episode: what each episode has, by field.
+        steps: field of each step -> leaf.
+        episode: field of each episode -> leaf.
         left_out: path of a field that is not read -> why.
     """
 
@@ -119,14 +120,14 @@ class Features:
 
 
 def parse_features(tree: Any, where: str) -> Features:
-    """The leaves of a features.json.
+    """Return the leaves of a features.json.
 
     Args:
-        tree: its content.
-        where: its path, for error messages.
+        tree: content of the file.
+        where: path of the file, for error messages.
 
     Raises:
-        DataError: no field of the steps can be read, or a feature does not say its type; the field is named.
+        DataError: no field of the steps can be read, or a feature lacks its type; the message names the field.
     """
     left_out: dict[str, str] = {}
     leaves = list(_leaves(tree, "", 0, where, left_out))
@@ -142,7 +143,7 @@ def parse_features(tree: Any, where: str) -> Features:
 
 
 def to_tree(features: Features) -> dict[str, Any]:
-    """Inverse of `parse_features`: the content of features.json."""
+    """Return the content of features.json, the inverse of `parse_features`."""
     episode = _nest({leaf.path: _describe(leaf) for leaf in features.episode.values()})
     steps = _nest({name: _describe(leaf) for name, leaf in features.steps.items()})
     dataset = {"pythonClassName": MODULE + CLASSES["Dataset"], "sequence": {"feature": steps, "length": "-1"}}
@@ -151,11 +152,11 @@ def to_tree(features: Features) -> dict[str, Any]:
 
 
 class _UnreadError(Exception):
-    """A field of a kind that is not read; the message says of which."""
+    """A field of a kind that is not read; the message names the kind."""
 
 
 def _leaves(node: Any, path: str, sequences: int, where: str, left_out: dict[str, str]) -> Iterator[Leaf]:
-    """The leaves below a node that are read; the others are added to `left_out`."""
+    """Yield the leaves below a node that are read; add the others to `left_out`."""
     if path.count("/") + sequences > MAX_DEPTH:
         raise DataError(f"{where}: field '{shortened(path)}' lies more than {MAX_DEPTH} features deep.")
     kind = _class_of(node, path, where)
@@ -194,7 +195,7 @@ def _leaf(kind: str, node: Mapping[str, Any], path: str, sequences: int) -> Leaf
 
 
 def _make(path: str, kind: Kind, dtype: str, shape: Shape, sequences: int, encoding: str = "none") -> Leaf:
-    """A sequence in a step is a dimension of the step's value."""
+    """Return a leaf; each sequence in a step is a further dimension of the step's value."""
     leaf = Leaf(path, Field(path.removeprefix(STEPS + "/"), kind, dtype, shape), sequences, encoding)
     return replace(leaf, field=replace(leaf.field, shape=(None,) * leaf.depth + shape))
 
@@ -227,7 +228,7 @@ def _tensor(path: str, content: Mapping[str, Any], sequences: int) -> Leaf:
 
 
 def _shape(proto: Mapping[str, Any]) -> Shape:
-    """protobuf's JSON writes 64-bit numbers as strings, and -1 stands for unknown."""
+    """Return a shape from protobuf's JSON, which writes 64-bit numbers as strings, and -1 for unknown."""
     sizes = [int(size) for size in proto.get("dimensions", [])]
     if len(sizes) > MAX_DIMENSIONS or not all(size <= MAX_VALUE_BYTES for size in sizes):
         raise ValueError(f"its shape is {shortened(sizes)}")
@@ -235,7 +236,7 @@ def _shape(proto: Mapping[str, Any]) -> Shape:
 
 
 def _describe(leaf: Leaf) -> dict[str, Any]:
-    """A node of the tree."""
+    """Return the node of a leaf in features.json."""
     node = _describe_value(leaf)
     for _ in range(leaf.depth):
         node = {"pythonClassName": MODULE + CLASSES["Sequence"], "sequence": {"feature": node, "length": "-1"}}
@@ -257,7 +258,7 @@ def _describe_value(leaf: Leaf) -> dict[str, Any]:
 
 
 def _class_for(leaf: Leaf) -> str:
-    """The feature class of a leaf that came without one."""
+    """Return a feature class for a leaf without one."""
     if leaf.field.kind == "image":
         return "Image"
     if leaf.field.kind == "text" and leaf.field.dtype == "str":
@@ -266,7 +267,7 @@ def _class_for(leaf: Leaf) -> str:
 
 
 def _nest(nodes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Nodes by path -> one FeaturesDict of FeaturesDicts."""
+    """Return one FeaturesDict of FeaturesDicts for nodes by path."""
     root: dict[str, Any] = {"pythonClassName": MODULE + CLASSES["FeaturesDict"], "featuresDict": {"features": {}}}
     for path, node in nodes.items():
         *parents, name = path.split("/")

@@ -1,8 +1,8 @@
-"""Where each record and each frame of a split begins: found by reading every shard once, kept in one file.
+"""Indexes the offsets of all records and frames of a split, by reading every shard once, in one file.
 
-The file lies beside the data, in .vla_index/, or in the user's cache folder where the data cannot be written. It is
-mapped into memory, so that any number of workers share one copy. Each shard's size and time of change stand in it; a
-shard that changed is read again, and so is one whose records the index does not account for; the others are not.
+The file is beside the data, in .vla_index/, or in the user's cache folder where the data cannot be written. It is
+mapped into memory, so that all workers share one copy. It holds each shard's size and time of change: a shard that
+changed, or whose records the index does not account for, is read again.
 
     | u64: length of the header | header: JSON | records (R,) | frames (steps, cameras) |
 """
@@ -36,9 +36,9 @@ from vla_robot.data.formats.rlds.tfrecord import FOOTER, HEADER, Damage, ReadAt,
 FORMAT = 2
 FOLDER = ".vla_index"
 THREADS = 8
-"""Shards that are read at once while an index is made: reading waits for a disk or a network."""
+"""Number of shards that are read at once while an index is made, since reading waits for a disk or a network."""
 PIECE_BYTES = 16 * 2**20
-"""How much of a remote shard one request brings; each thread holds that much."""
+"""Size of one request to a remote shard; each thread holds that much."""
 
 RECORD = np.dtype([("shard", "<u4"), ("number", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("steps", "<u4")])
 FRAME = np.dtype([("offset", "<u8"), ("size", "<u4")])
@@ -46,14 +46,14 @@ FRAME = np.dtype([("offset", "<u8"), ("size", "<u4")])
 
 @dataclass(frozen=True)
 class DamagedRecord:
-    """A record that was found unreadable.
+    """A record that cannot be read.
 
     Attributes:
-        shard: file name.
-        number: its place in the shard, from 0.
-        offset: where it begins in the shard, in bytes.
+        shard: file name of its shard.
+        number: number of the record in the shard, from 0.
+        offset: offset of the record in the shard [bytes].
         reason: what is wrong.
-        lost: how many episodes are lost with it.
+        lost: number of episodes that are lost with it.
     """
 
     shard: str
@@ -63,21 +63,21 @@ class DamagedRecord:
     lost: int
 
     def __str__(self) -> str:
-        more = f"; with it {self.lost - 1} more, since what follows cannot be found" if self.lost > 1 else ""
+        more = f"; {self.lost - 1} more are lost, since the records after it cannot be found" if self.lost > 1 else ""
         return f"{self.shard}, record {self.number} at byte {self.offset}: {self.reason}{more}"
 
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """One split, indexed.
+    """The index of one split.
 
     Attributes:
         shards: file names in order.
-        records: (R,) RECORD, the intact ones in order.
-        frames: (steps of all records, cameras) FRAME, from the shard's first byte.
-        first_frames: (R,) the first row of each record in `frames`.
-        damaged: what could not be read.
-        num_empty: intact records of no steps, which are not among `records`.
+        records: (R,) RECORD, the intact records in order.
+        frames: (steps of all records, cameras) FRAME, with offsets from the shard's first byte.
+        first_frames: (R,) first row of each record in `frames`.
+        damaged: records that could not be read.
+        num_empty: number of intact records without steps, which are not in `records`.
     """
 
     shards: tuple[str, ...]
@@ -90,7 +90,7 @@ class SplitIndex:
 
 @dataclass(frozen=True)
 class _ShardIndex:
-    """What is known of one shard."""
+    """The index of one shard."""
 
     name: str
     stamp: Stamp
@@ -102,7 +102,7 @@ class _ShardIndex:
 
 @dataclass(frozen=True)
 class _ShardNote:
-    """What the file of an index says of one shard in its header."""
+    """The entry of one shard in the header of an index file."""
 
     name: str
     stamp: Stamp
@@ -113,7 +113,7 @@ class _ShardNote:
 
     @classmethod
     def of(cls, note: Any) -> _ShardNote:
-        """Raises one of `untrusted.MALFORMED` when the note has another form."""
+        """Return the entry from its JSON. Raise one of `untrusted.MALFORMED` when it has another form."""
         size, token = note["stamp"]
         records, steps = int(note["records"]), int(note["steps"])
         if not (0 <= records <= size and 0 <= steps <= size):  # a record and a step take a byte at least
@@ -135,13 +135,13 @@ def load_index(
     cache: Path | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> SplitIndex:
-    """The index of a split, made or brought up to date where needed.
+    """Return the index of a split; make or update it first where needed.
 
     Args:
         storage: the dataset's folder.
-        split: which one.
-        features: what its records hold.
-        cache: folder for the file; None takes the usual place.
+        split: the split.
+        features: fields of its records.
+        cache: folder for the file; None takes .vla_index beside the data, or the user's cache folder.
         on_progress: called after each shard that had to be read.
 
     Raises:
@@ -166,10 +166,10 @@ def load_index(
 
 
 def _fits(shard: _ShardIndex, length: int) -> bool:
-    """Whether an earlier index accounts for each record that dataset_info.json counts in a shard.
+    """Return whether an earlier index accounts for each record that dataset_info.json counts in a shard.
 
-    The index may have come with the data. Records whose numbers follow each other stand one behind the other in the
-    shard; what lies between others was empty or damaged, and is told.
+    The index may have come with the data. Records with consecutive numbers must be adjacent in the shard; between
+    others there were empty or damaged records, which the index counts.
     """
     numbers, starts, sizes = (shard.records[name].astype(np.int64) for name in ("number", "offset", "size"))
     lost = sum(damage.lost for damage in shard.damaged if damage.number < length)
@@ -199,7 +199,7 @@ def _scan_all(
 
 
 def _scan(storage: Storage, shard: str, length: int, stamp: Stamp, features: Features) -> _ShardIndex:
-    """Read a shard from end to end."""
+    """Read a whole shard, and index it."""
     records: list[tuple[int, int, int, int, int]] = []
     frames: list[NDArray[Any]] = []
     damaged: list[DamagedRecord] = []
@@ -231,7 +231,7 @@ def _scan(storage: Storage, shard: str, length: int, stamp: Stamp, features: Fea
 
 
 def _reader(storage: Storage, shard: str, size: int) -> ReadAt:
-    """Reads a remote shard in pieces: a request for each record would take far longer."""
+    """Return a function that reads a shard; a remote one in pieces, since a request for each record is slow."""
     if storage.local is not None:
         return lambda offset, count: storage.read(shard, offset, count)
     piece, start = b"", 0
@@ -247,7 +247,7 @@ def _reader(storage: Storage, shard: str, size: int) -> ReadAt:
 
 
 def _frames_of(record: Record, features: Features) -> tuple[int, NDArray[Any]]:
-    """How many steps an episode has, and (steps, cameras) where each of its frames lies."""
+    """Return the number of an episode's steps, and the offset and size of each frame, (steps, cameras) FRAME."""
     lists = places(record.content)
     steps = count_steps(record.content, lists, features)
     rows = np.zeros((steps, len(features.cameras)), FRAME)
@@ -273,7 +273,7 @@ def _stamps(storage: Storage, split: Split) -> list[Stamp]:
 
 
 def _usual_folder(storage: Storage) -> Path:
-    """Beside the data, or where a user's caches are."""
+    """Return the folder of the index: beside the data, or in the user's cache folder where that is not writable."""
     if storage.local is not None and os.access(storage.local, os.W_OK):
         return storage.local / FOLDER
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -282,7 +282,7 @@ def _usual_folder(storage: Storage) -> Path:
 
 
 def _write(path: Path, shards: Sequence[_ShardIndex], features: Features) -> None:
-    """The file appears whole or not at all, also when several processes make it at once."""
+    """Write an index file and rename it, so that it is never partial, even with several processes."""
     records = [shard.records.copy() for shard in shards]
     for number, part in enumerate(records):
         part["shard"] = number
@@ -308,13 +308,13 @@ def _describe(shard: _ShardIndex) -> dict[str, Any]:
 
 
 def _read(path: Path, features: Features) -> list[_ShardIndex]:
-    """What an earlier index knows; nothing when there is none, or one of another format."""
+    """Return the shards of an earlier index; none when there is none, or one of another format."""
     header = _header(path)
     if header is None or header.get("cameras") != list(features.cameras):
         return []
     try:
         index = _map(path, features)
-    except DataError:  # it is made anew
+    except DataError:  # a damaged index is made anew
         return []
     shards: list[_ShardIndex] = []
     record = step = 0
@@ -327,7 +327,7 @@ def _read(path: Path, features: Features) -> list[_ShardIndex]:
 
 
 def _header(path: Path) -> dict[str, Any] | None:
-    """None when there is no index of ours; it lies among the data, so another may have written it."""
+    """Return the header of an index file; None when it is missing or has another form, as from another program."""
     try:
         if not path.is_file():
             return None
@@ -339,7 +339,8 @@ def _header(path: Path) -> dict[str, Any] | None:
 
 
 def _map(path: Path, features: Features) -> SplitIndex:
-    """
+    """Map an index file into memory.
+
     Raises:
         DataError: its parts do not fit together.
     """
@@ -361,7 +362,7 @@ def _map(path: Path, features: Features) -> SplitIndex:
 
 
 def _require_consistent(path: Path, shards: Sequence[_ShardNote], records: NDArray[Any], size: int) -> None:
-    """Every record belongs to the shard and lies inside it, and each shard has the steps that its records have."""
+    """Raise DataError unless every record lies inside its shard, and each shard has the steps of its records."""
     if path.stat().st_size != size:
         raise DataError(f"{path} has {path.stat().st_size} bytes, but its header describes {size}.")
     stops = np.cumsum([shard.records for shard in shards])
@@ -373,6 +374,6 @@ def _require_consistent(path: Path, shards: Sequence[_ShardNote], records: NDArr
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
-    if 0 in shape:  # nothing cannot be mapped
+    if 0 in shape:  # an empty array cannot be mapped
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", offset, shape)

@@ -4,8 +4,7 @@
     dataset.episode(0).steps["action"]                 (T, 7) float32
     dataset.encoded(0, "observation/image_0", 12)      one JPEG, read from its place on disk
 
-Shards are read once from end to end, when the index is made; every checksum is checked then, and again whenever an
-episode is read.
+All shards are read once, when the index is made. Every checksum is checked then, and again when an episode is read.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ MOST_DAMAGES_NAMED = 3
 
 
 class RldsDataset:
-    """Episodes of an RLDS dataset, in order. An `EpisodeSource`; open it with `open_rlds`.
+    """An `EpisodeSource` of an RLDS dataset. Open it with `open_rlds`.
 
     Attributes:
-        features: how records store the fields.
-        version: e.g. "1.0.0".
+        features: content of features.json: how records store the fields.
+        version: the dataset's version, e.g. "1.0.0".
     """
 
     def __init__(
@@ -53,15 +52,15 @@ class RldsDataset:
         """
         Args:
             storage: the folder of the dataset's version.
-            info: its dataset_info.json.
-            features: its features.json.
-            parts: which episodes, in order.
-            reopen: opens the same dataset in another process.
-            notes: what was found out about the folder.
+            info: content of its dataset_info.json.
+            features: content of its features.json.
+            parts: parts of the splits, in order, with the splits' indexes.
+            reopen: function that opens the same dataset in another process.
+            notes: notes on the folder for a user.
         """
         self._storage = storage
         self.name, self.version, self.location = info.name, info.version, storage.location
-        self.rate_hz = None  # RLDS does not say
+        self.rate_hz = None  # RLDS stores no rate
         self.splits = {name: split.num_episodes for name, split in info.splits.items()}
         self.features, self.left_out = features, features.left_out
         self.metadata_fields = {name: leaf.field for name, leaf in features.episode.items()}
@@ -83,14 +82,14 @@ class RldsDataset:
         )
 
     def __reduce__(self) -> tuple[Callable[[], RldsDataset], tuple[()]]:
-        """Another process opens the files itself; the index is a map of one file and not worth sending."""
+        """Pickle `reopen`, so that another process opens the files itself and maps the index."""
         return self._reopen, ()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def where(self, index: int) -> str:
-        """Shard, record and offset of an episode, for error messages."""
+        """Return shard, record and offset of an episode, for error messages."""
         record, shard = self._record(index)
         return f"{self._storage.location}/{shard}, record {record['number']} at byte {record['offset']}"
 
@@ -108,7 +107,7 @@ class RldsDataset:
         return Episode(index, metadata, columns, steps, where)
 
     def _metadata(self, content: bytes, lists: Mapping[str, Place], where: str, *, is_wanted: bool) -> dict[str, Any]:
-        """What the episode has once. Where single fields are asked for, a value that is damaged is left out."""
+        """Return the episode's metadata. Unless `is_wanted`, leave damaged values out."""
         values: dict[str, Any] = {}
         for name, leaf in self.features.episode.items():
             try:
@@ -139,7 +138,7 @@ class RldsDataset:
         if content is None:
             raise DataError(
                 f"{self.where(index)}: the checksum of its content is wrong, and was right when the index was made. "
-                "Fetch the shard again; opening the dataset again finds what else is damaged."
+                "Fetch the shard again; opening the dataset again finds all other damage."
             )
         return content
 
@@ -157,18 +156,18 @@ def open_rlds(
     cache: Path | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> RldsDataset:
-    """A dataset, or a part of it.
+    """Open an RLDS dataset, or a part of it.
 
     Args:
-        location: the folder with features.json, or the one above it, of which the newest version whose files are all
-            there is taken; a path or a URL that fsspec knows.
+        location: path or fsspec URL of the folder with features.json, or of the one above it, in which the newest
+            complete version is read.
         split: "train", "val", "train[:95%]", "train[10:20]", "train+val" or "all".
-        skip_corrupt: leave damaged records out, and say which in `skipped`.
+        skip_corrupt: leave damaged records out, which `skipped` lists.
         cache: folder for the index; None takes .vla_index beside the data, or the user's cache folder.
         on_progress: called with shards done and shards in all while an index is made.
 
     Raises:
-        DataError: no dataset, an unknown split, or damaged records without `skip_corrupt`.
+        DataError: there is no dataset, the split is unknown, or records are damaged without `skip_corrupt`.
         MissingDependencyError: the extra [data] is not installed.
     """
     require_crc()
@@ -189,7 +188,7 @@ def open_rlds(
 
 
 def describe_rlds(location: str | Path) -> tuple[str, DatasetInfo, Features]:
-    """The folder that `open_rlds` would read, and what describes the dataset; no shard is read.
+    """Return the folder that `open_rlds` would read, and its two descriptions; no shard is read.
 
     Raises:
         DataError: there is no dataset, or its description is damaged.
@@ -199,10 +198,10 @@ def describe_rlds(location: str | Path) -> tuple[str, DatasetInfo, Features]:
 
 
 def read_description(storage: Storage) -> tuple[DatasetInfo, Features]:
-    """dataset_info.json and features.json of a folder.
+    """Read dataset_info.json and features.json of a folder.
 
     Raises:
-        DataError: one is missing or wrong.
+        DataError: a file is missing or malformed.
     """
     info, tree = (_read_json(storage, name) for name in (INFO_FILE, FEATURES_FILE))
     return (
@@ -212,14 +211,14 @@ def read_description(storage: Storage) -> tuple[DatasetInfo, Features]:
 
 
 def is_rlds(storage: Storage) -> bool:
-    """The folder, or one of its versions, holds an RLDS dataset."""
+    """Return whether the folder, or one of its versions, holds an RLDS dataset."""
     if INFO_FILE in storage.files():
         return True
     return any(INFO_FILE in storage.inside(version).files() for version in _versions(storage))
 
 
 def _version_folder(storage: Storage) -> tuple[Storage, tuple[str, ...]]:
-    """The folder of the newest version that is whole, or else of the newest; and notes on the others."""
+    """Return the folder of the newest complete version, or else of the newest one, and a note on the others."""
     files = storage.files()
     if INFO_FILE in files or FEATURES_FILE in files:
         return storage, ()
@@ -239,7 +238,7 @@ def _version_folder(storage: Storage) -> tuple[Storage, tuple[str, ...]]:
 
 
 def _what_lacks(storage: Storage) -> str:
-    """Why a version's folder cannot be read whole; "" when it can."""
+    """Return why a version's folder is incomplete; "" when it is complete."""
     files = storage.files()
     absent = [name for name in (INFO_FILE, FEATURES_FILE) if name not in files]
     if absent:
@@ -254,7 +253,7 @@ def _what_lacks(storage: Storage) -> str:
 
 
 def _versions(storage: Storage) -> list[str]:
-    """Folders that are named like versions, the newest last."""
+    """Return the names of folders that are versions, the newest last."""
     names = [name for name in storage.folders() if all(part.isdigit() for part in name.split("."))]
     return sorted(names, key=lambda name: [int(part) for part in name.split(".")])
 
@@ -262,14 +261,14 @@ def _versions(storage: Storage) -> list[str]:
 def _read_json(storage: Storage, name: str) -> Any:
     if name not in storage.files():
         raise DataError(
-            f"{storage.location}/{name} is missing, without which its shards cannot be understood. Fetch it from where "
+            f"{storage.location}/{name} is missing, without which its shards cannot be read. Fetch it from where "
             "the dataset came from; TensorFlow Datasets writes it beside the shards."
         )
     return parse_json(storage.read(name, size=MAX_JSON_BYTES + 1), f"{storage.location}/{name}")
 
 
 def _rows_of(part: Part, index: SplitIndex, info: DatasetInfo) -> NDArray[np.int64]:
-    """(E,) the records of a part that are intact. Boundaries count damaged ones too, so that they do not move."""
+    """Return the rows of a part's intact records, (E,). Its boundaries count damaged records, too."""
     lengths = info.splits[part.split].lengths
     before = np.cumsum([0, *lengths])[:-1]
     place = before[index.records["shard"]] + index.records["number"]

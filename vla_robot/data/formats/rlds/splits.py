@@ -1,6 +1,6 @@
-"""dataset_info.json: the splits of a dataset, their shards, and what "train[:95%]" means.
+"""Reads dataset_info.json, with the splits and shards of a dataset, and expressions such as "train[:95%]".
 
-A part is given as TensorFlow Datasets has it: "train", "val[10:20]", "train[:10%]", "train[90%:]+val", and "all".
+The syntax is that of TensorFlow Datasets: "train", "val[10:20]", "train[:10%]", "train[90%:]+val", and "all".
 
 Source: tensorflow/datasets 4.9.10, core/splits.py (percentages are rounded to the closest episode), core/naming.py.
 """
@@ -20,7 +20,7 @@ FILE_FORMAT = "tfrecord"
 TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 ALL = "all"
 MAX_EPISODES = 2**31 - 1
-"""In one shard."""
+"""Largest number of episodes in one shard."""
 PART = re.compile(r"(?P<name>[^\[\]+]+)(?:\[(?P<start>-?\d{1,18}%?)?:(?P<stop>-?\d{1,18}%?)?\])?")
 
 
@@ -31,8 +31,8 @@ class Split:
     Attributes:
         name: e.g. "train".
         shards: file names in order.
-        lengths: episodes in each shard.
-        lacks_lengths: dataset_info.json says that the split has content, but not how many episodes each shard has.
+        lengths: number of episodes in each shard.
+        lacks_lengths: whether dataset_info.json lacks the shards' lengths although the split has content.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Split:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What dataset_info.json says.
+    """The content of dataset_info.json.
 
     Attributes:
-        name: of the dataset.
-        version: e.g. "1.0.0".
-        splits: by name.
+        name: the dataset's name.
+        version: the dataset's version, e.g. "1.0.0".
+        splits: the splits, by name.
     """
 
     name: str
@@ -70,10 +70,10 @@ class Part:
 
 
 def parse_info(content: Any, where: str) -> DatasetInfo:
-    """The content of a dataset_info.json.
+    """Return the content of a dataset_info.json.
 
     Raises:
-        DataError: something is missing or malformed, a name could leave the folder, or the shards are no TFRecords.
+        DataError: a value is missing or malformed, a name could leave the folder, or the shards are no TFRecords.
     """
     with malformed(where):
         name, form = require_name(content["name"], "the dataset", where), str(content.get("fileFormat", FILE_FORMAT))
@@ -85,10 +85,10 @@ def parse_info(content: Any, where: str) -> DatasetInfo:
 
 
 def parse_parts(expression: str, splits: Mapping[str, Split], where: str) -> list[Part]:
-    """The episodes that an expression names, in its order.
+    """Return the parts of splits that an expression names, in its order.
 
     Raises:
-        DataError: it is no such expression, or names a split that does not exist or has no shard lengths.
+        DataError: the expression is malformed, or names a split that does not exist or has no shard lengths.
     """
     parts = [piece for text in expression.split("+") for piece in _part(text.strip(), splits, where)]
     for part in parts:
@@ -107,7 +107,7 @@ def _require_lengths(split: Split, where: str) -> None:
 
 
 def shard_name(dataset: str, split: str, number: int, count: int, template: str = TEMPLATE) -> str:
-    """The file name of a shard."""
+    """Return the file name of a shard."""
     words = {
         "DATASET": dataset,
         "SPLIT": split,
@@ -150,6 +150,6 @@ def _slice(split: Split, start: str | None, stop: str | None) -> Part:
 
 
 def _absolute(boundary: str, count: int) -> int:
-    """Negative boundaries count from the end; the result lies in 0..count."""
+    """Return a boundary as a number in 0..count; a negative one counts from the end."""
     value = round(int(boundary[:-1]) * count / 100) if boundary.endswith("%") else int(boundary)
     return min(max(value + count if value < 0 else value, 0), count)

@@ -1,7 +1,7 @@
-"""Files of a dataset: on disk, or behind a URL that fsspec knows (gs://, s3://, hf://, memory://).
+"""Reads files of a dataset on disk, or behind a URL that fsspec knows (gs://, s3://, hf://, memory://).
 
-A file is opened for each read and closed again: a mixture has thousands of shards, more than a process may hold open,
-and what is open does not survive a fork. It costs some microseconds; decoding the frame costs hundreds.
+A file is opened for each read: a mixture has thousands of shards, more than a process may hold open, and an open file
+cannot be used after a fork. Opening takes some microseconds; decoding a frame takes hundreds.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from vla_robot.core.host.optional import require
 from vla_robot.core.untrusted import require_inside
 
 PLAIN_READ_BYTES = 2**20
-"""Up to this size a read is not compared with the file's first: the memory that it reserves is bounded."""
+"""Largest read whose size is not first compared with the file's, since it allocates little memory."""
 
 
 class Stamp(NamedTuple):
-    """What a file looks like from outside; it changes when the file does.
+    """Size and change of a file; it differs when the file has changed.
 
     Attributes:
-        size: in bytes.
-        token: time of the last change, or what a remote store gives in its place.
+        size: size of the file [bytes].
+        token: time of the last change, or a remote store's equivalent.
     """
 
     size: int
@@ -33,41 +33,41 @@ class Stamp(NamedTuple):
 
 
 class Storage(Protocol):
-    """A folder of files."""
+    """The port of a folder of files."""
 
     @property
     def location(self) -> str:
-        """Its path or URL."""
+        """Path or URL of the folder."""
         ...
 
     @property
     def local(self) -> Path | None:
-        """Its path; None when it is not on this computer's disk."""
+        """Path of the folder; None when it is not on this computer's disk."""
         ...
 
     def files(self) -> Mapping[str, Stamp]:
-        """The files in it. Raises DataError for a symbolic link that leaves it."""
+        """Return name -> stamp of the folder's files. Raise DataError for a symbolic link that leaves the folder."""
         ...
 
     def folders(self) -> list[str]:
-        """The names of the folders in it."""
+        """Return the names of the folders inside."""
         ...
 
     def inside(self, name: str) -> Storage:
-        """A folder in it."""
+        """Return a folder inside, by name."""
         ...
 
     def read(self, name: str, offset: int = 0, size: int | None = None) -> bytes:
-        """Bytes of a file; fewer than `size` at its end, all from `offset` on without a size.
+        """Read `size` bytes of a file from an offset, fewer at its end; all bytes from the offset without a size.
 
         Raises:
-            DataError: it cannot be read.
+            DataError: the file cannot be read.
         """
         ...
 
 
 def open_storage(location: str | Path) -> Storage:
-    """The folder at a path or URL.
+    """Open the folder at a path or URL.
 
     Raises:
         MissingDependencyError: the package for this kind of URL is not installed.
@@ -115,11 +115,11 @@ class LocalFolder:
             try:
                 if size is not None and size <= PLAIN_READ_BYTES:
                     return os.pread(descriptor, size, offset)
-                left = max(os.fstat(descriptor).st_size - offset, 0)  # pread would reserve all that is asked for
+                left = max(os.fstat(descriptor).st_size - offset, 0)  # pread allocates the whole requested size
                 return os.pread(descriptor, left if size is None else min(size, left), offset)
             finally:
                 os.close(descriptor)
-        except OverflowError as error:  # an index of a stranger's making
+        except OverflowError as error:  # the index came from a stranger
             raise DataError(f"cannot read {self.path / name} at byte {offset}: no file is so long.") from error
         except OSError as error:
             raise DataError(f"cannot read {self.path / name}: {error.strerror}.") from error
@@ -173,7 +173,7 @@ class RemoteFolder:
             raise DataError(f"cannot list {self.location}: {error}.") from error
 
     def _system(self) -> tuple[Any, str]:
-        """fsspec keeps one file system per process and URL, and makes a new one after a fork."""
+        """Return fsspec's file system and the path in it; fsspec makes a new file system after a fork."""
         import fsspec.core
 
         try:
@@ -189,5 +189,5 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _token(entry: Mapping[str, Any]) -> str:
-    """Whatever of these a store gives; each changes with the file's content."""
+    """Return the first of these values that a store gives; each changes with the file's content."""
     return str(next((entry[k] for k in ("etag", "ETag", "md5Hash", "blob_id", "mtime", "created") if k in entry), ""))

@@ -1,4 +1,4 @@
-"""TFRecord files: records one after another, each with checksums of its length and of its content.
+"""Reads and writes the records of TFRecord files, each with checksums of its length and of its content.
 
     | length: u64 | masked crc of length: u32 | content: length bytes | masked crc of content: u32 |   little-endian
 
@@ -27,9 +27,9 @@ class Record:
     """One intact record of a shard.
 
     Attributes:
-        number: its place in the shard, from 0.
-        offset: where its content begins in the shard, in bytes.
-        content: what it holds.
+        number: number of the record in the shard, from 0.
+        offset: offset of its content in the shard [bytes].
+        content: its content.
     """
 
     number: int
@@ -42,10 +42,10 @@ class Damage:
     """A record that cannot be read.
 
     Attributes:
-        number: its place in the shard, from 0.
-        offset: where it begins in the shard, in bytes.
+        number: number of the record in the shard, from 0.
+        offset: offset of the record in the shard [bytes].
         reason: what is wrong.
-        ends_shard: what follows cannot be found, since the length of this record is not known.
+        ends_shard: whether the records after it cannot be found, since its length is not known.
     """
 
     number: int
@@ -55,7 +55,7 @@ class Damage:
 
 
 def masked_crc(data: bytes) -> int:
-    """CRC-32C, rotated and shifted so that a checksum of data which holds checksums stays strong."""
+    """Return the CRC-32C of data, rotated and shifted, so that checksums of data with checksums stay strong."""
     import google_crc32c  # not at the top: writing an episode log needs no checksums
 
     crc = google_crc32c.value(data)
@@ -68,13 +68,13 @@ def require_crc() -> None:
 
 
 def frame_record(content: bytes) -> bytes:
-    """A record as it stands in a file."""
+    """Return the bytes of a record in a file: its content with length and checksums."""
     length = struct.pack("<Q", len(content))
     return length + FOOTER.pack(masked_crc(length)) + content + FOOTER.pack(masked_crc(content))
 
 
 def read_record(read_at: ReadAt, offset: int, size: int) -> bytes | None:
-    """The content of a record whose place is known; None when it is not what its checksum says."""
+    """Read the content of a record, from its offset and size [bytes]; None when its checksum does not match."""
     content = read_at(offset, size)
     footer = read_at(offset + size, FOOTER.size)  # a second read takes less time than a copy without the footer
     intact = len(content) == size and len(footer) == FOOTER.size and FOOTER.unpack(footer)[0] == masked_crc(content)
@@ -82,11 +82,11 @@ def read_record(read_at: ReadAt, offset: int, size: int) -> bytes | None:
 
 
 def walk(read_at: ReadAt, size: int) -> Iterator[Record | Damage]:
-    """Every record of a shard in order, each one checked.
+    """Yield every record of a shard in order, with its checksums checked.
 
     Args:
-        read_at: reads the shard.
-        size: of the shard, in bytes.
+        read_at: function that reads the shard.
+        size: size of the shard [bytes].
     """
     number = offset = 0
     while offset < size:

@@ -4,8 +4,8 @@
         writer.write(episode)
         writer.finish()
 
-TensorFlow Datasets needs the number of shards in each file's name, which is known at the end alone. Until `finish`,
-episodes are appended to files in .partial/; after a crash, those files are read back, and writing goes on behind the
+TensorFlow Datasets needs the number of shards in each file's name, which is known only at the end. Until `finish`,
+episodes are appended to files in .partial/; after a crash, those files are read back, and writing continues after the
 last whole record.
 """
 
@@ -36,10 +36,10 @@ SHARD_BYTES = 256 * 2**20
 
 
 class RldsWriter(Closeable):
-    """Writes one split of a dataset, episode by episode. Use it in a `with` block, or call `close`.
+    """A writer of one split of a dataset, episode by episode. Use it in a `with` block, or call `close`.
 
     Attributes:
-        folder: where the files are: the folder of the version.
+        folder: folder of the version, with all files.
     """
 
     def __init__(
@@ -54,15 +54,15 @@ class RldsWriter(Closeable):
         """
         Args:
             root: the dataset's folder; files go to root/version.
-            name: of the dataset.
-            features: what every episode holds.
-            version: three numbers with dots.
-            split: which split is written; others that are there stay.
+            name: the dataset's name.
+            features: fields of every episode.
+            version: the dataset's version, three numbers with dots.
+            split: the split to write; other splits in the folder stay.
             shard_bytes: size beyond which a shard is closed.
 
         Raises:
-            DataError: the split is there already, the features differ from what is there, another process writes to
-                the folder, or the disk refuses.
+            DataError: the folder has the split already or other features, another process writes to it, or writing to
+                disk failed.
             MissingDependencyError: the extra [data] is not installed.
         """
         require_crc()
@@ -83,14 +83,14 @@ class RldsWriter(Closeable):
 
     @property
     def num_episodes(self) -> int:
-        """How many are written, those before a crash included."""
+        """Number of written episodes, with those from before a crash."""
         return sum(self._lengths)
 
     def write(self, episode: Episode) -> None:
         """Append one episode.
 
         Raises:
-            DataError: it does not fit the features, or the disk refuses.
+            DataError: the episode does not fit the features, or writing to disk failed.
         """
         record = frame_record(encode_episode(episode, self._features))
         with writing(self.folder, self._what_is_safe):
@@ -100,23 +100,23 @@ class RldsWriter(Closeable):
         self._lengths[-1] += 1
 
     def finish(self) -> None:
-        """Give the shards their names and write what describes them. Nothing can be written afterwards.
+        """Rename the shards and write their descriptions. No episode can be written afterwards.
 
         Raises:
-            DataError: there is no episode, or the disk refuses.
+            DataError: there is no episode, or writing to disk failed.
         """
         if not self.num_episodes:
             raise DataError(f"no episode was written to {self.folder}.")
         with writing(self.folder, self._what_is_safe):
             self._close_shard()
-            write_json(self._partial / PLAN, {"lengths": self._lengths})  # from here on a crash is taken up by moving
+            write_json(self._partial / PLAN, {"lengths": self._lengths})  # after a crash the next writer renames on
             self._move_shards(self._lengths)
 
     def close(self) -> None:
-        """Stop for now; opening the same split again goes on. May be called twice.
+        """Stop; opening the same split again continues it. May be called twice.
 
         Raises:
-            DataError: the disk refuses.
+            DataError: writing to disk failed.
         """
         try:
             with writing(self.folder, self._what_is_safe):
@@ -125,7 +125,7 @@ class RldsWriter(Closeable):
             self._claim.release()
 
     def _close_shard(self) -> None:
-        """Its episodes are on the disk when this returns."""
+        """Close the current shard and sync it to the disk."""
         if self._file is not None:
             file, self._file = self._file, None
             with file:
@@ -136,7 +136,7 @@ class RldsWriter(Closeable):
 
     def _require_place(self) -> None:
         plan = self._partial / PLAN
-        if plan.is_file():  # a crash came while the shards were given their names
+        if plan.is_file():  # a crash came while the shards were renamed
             self._move_shards(json.loads(plan.read_text())["lengths"])
         if self._split in written_splits(self.folder):
             raise DataError(f"{self.folder} has the split '{self._split}' already. Choose another folder.")
@@ -145,7 +145,7 @@ class RldsWriter(Closeable):
             raise DataError(f"{features} describes other fields than those to be written. Choose another folder.")
 
     def _take_up(self) -> None:
-        """Count the whole records that are there, and cut off one that is not."""
+        """Count the whole records that exist, and cut off a partial one."""
         make_folder(self._partial)
         storage = LocalFolder(self._partial)
         for number in range(len(storage.files())):
@@ -159,7 +159,7 @@ class RldsWriter(Closeable):
             self._lengths.append(records)
 
     def _open(self) -> BinaryIO:
-        """The file that the next record goes to."""
+        """Open the file for the next record."""
         if self._file is not None and self._file.tell() > self._shard_bytes:
             self._close_shard()
             self._lengths.append(0)
@@ -207,7 +207,7 @@ class RldsWriter(Closeable):
 
 
 def written_splits(folder: Path) -> dict[str, int]:
-    """The splits that were finished in a version's folder, and how many episodes each has."""
+    """Return finished split of a version's folder -> number of its episodes."""
     path = folder / INFO_FILE
     if not path.is_file():
         return {}
