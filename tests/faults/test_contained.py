@@ -129,7 +129,7 @@ def test_frames_that_are_not_the_announced_ones_stop_the_arm(make_stage: MakeSta
     if at == "reset":
         stage.begin()
     stage.play(1.0)
-    assert stage.status["mode"] == "stopped" and "does not give what it announced" in stage.status["reason"]
+    assert stage.status["mode"] == "stopped" and "does not fit its embodiment" in stage.status["reason"]
 
 
 @pytest.mark.parametrize("raised", RAISED[1:], ids=lambda error: type(error).__name__)

@@ -138,7 +138,7 @@ def test_a_run_prints_its_table_and_its_report(
     outcomes = [episode["outcome"] for episode in json.loads(file.read_text())["episodes"]]
     assert outcomes == ["error", "timeout", "timeout"]
     printed = capsys.readouterr().out
-    assert "0 of 3 succeeded" in printed and "say hello" not in printed
+    assert "0 of 3 succeeded" in printed and "hello first" not in printed
     assert (out / "report.html").is_file() and re.search("Report:", printed)
 
 

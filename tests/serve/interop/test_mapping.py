@@ -59,8 +59,8 @@ def test_a_single_action_needs_no_axis_of_time() -> None:
     ("answer", "says"),
     [
         ({"action": np.zeros((2, 2))}, "no 'actions'.*did you mean 'action'"),
-        ({"actions": [[0.0, 1.0]]}, "no array of numbers"),
-        ({"actions": np.zeros((2, 3))}, r"shape \[2, 3\], and the recipe names 2 numbers"),
+        ({"actions": [[0.0, 1.0]]}, "is not an array of numbers"),
+        ({"actions": np.zeros((2, 3))}, r"shape \[2, 3\], but the recipe names 2 numbers"),
         ({"actions": np.zeros((1, 2, 2))}, r"shape \[1, 2, 2\]"),
         ({"actions": np.zeros((0, 2))}, "holds 0 actions"),
         ({"actions": np.array([[np.nan, 0.0]])}, "not finite"),

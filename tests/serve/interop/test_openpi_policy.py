@@ -127,7 +127,7 @@ def test_a_late_answer_is_never_taken_for_the_next_one(serving: Any, connect: An
         return answer
 
     policy = connect(serving(infer).address, timeouts=Timeouts(answer_s=0.1))
-    with pytest.raises(PolicyError, match=r"did not answer within 0\.1 s. There is no action of this answer"):
+    with pytest.raises(PolicyError, match=r"did not answer within 0\.1 s. This answer is lost"):
         policy.act([SEEN])
     late.set()
     policy._timeouts = Timeouts()
@@ -141,7 +141,7 @@ def test_a_late_answer_is_never_taken_for_the_next_one(serving: Any, connect: An
     [
         ({"action": np.zeros((1, 2))}, "has no 'actions'"),
         ({"actions": np.full((1, 2), np.inf)}, "not finite"),
-        ("", "did not say why"),
+        ("", "without a reason"),
     ],
 )
 def test_an_answer_that_is_none_is_an_error(serving: Any, connect: Any, answer: Any, says: str) -> None:

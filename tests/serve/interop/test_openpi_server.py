@@ -170,7 +170,7 @@ def test_floats_from_0_to_1_are_pixels() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"prompt": None}, "'prompt' is missing, or is no text"),
+        ({"prompt": None}, "'prompt' is missing or is not text"),
         ({"observation/wrist_image": None}, "'observation/wrist_image' must be an image"),
         ({"observation/image": IMAGE.astype(np.float32)}, "values must be from 0 to 1"),
         ({"observation/image": np.full(IMAGE.shape, np.nan)}, "values must be from 0 to 1"),
@@ -238,7 +238,7 @@ def test_what_the_policy_needs_and_does_not_get_is_named(
         (pack({**LIBERO, "prompt": "nonsense"}), "trained on another task"),
         (pack({"prompt": "lift"}), "there is no image"),
         (b"\xc1", "not valid msgpack"),
-        ("hello", "binary frame of msgpack, and text came"),
+        ("hello", "binary frame of msgpack, got text"),
     ],
 )
 def test_an_error_is_a_text_frame_and_the_end_of_the_connection(serving: Start, frame: Any, says: str) -> None:
@@ -346,7 +346,7 @@ def test_a_loop_that_ends_is_told_and_begun_again(
     with connect(serving(Policy()), open_timeout=30) as connection:
         connection.recv()
         assert ask(connection, LIBERO)["actions"].shape == (2, 7)
-    assert caplog.text.count("it begins again") == 2
+    assert caplog.text.count("is restarted") == 2
 
 
 def test_a_taken_port_is_told(serving: Start) -> None:
@@ -406,7 +406,7 @@ def test_a_recipe_that_does_not_fit_the_policy_is_refused_with_every_difference(
         ({"observation/state": np.zeros(3)}, "'observation/state' must be 2 numbers, got 3"),
         ({"observation/state": "far"}, "must be a row of numbers"),
         ({"observation/wrist_image": 1}, "must be an image"),
-        ({"prompt": 1}, "'prompt' is missing, or is no text"),
+        ({"prompt": 1}, "'prompt' is missing or is not text"),
     ],
 )
 def test_what_does_not_fit_the_recipe_is_refused(changes: Mapping[str, Any], says: str) -> None:
@@ -432,7 +432,7 @@ def test_our_own_client_gets_what_our_server_gives(serving: Start) -> None:
     seen = Observation({"front": IMAGE, "wrist": IMAGE}, np.array([0.5]), "lift", stamp_ns=7, step=3)
     with OpenpiPolicy(serving(policy), PeerMapping(peer, ARM)) as client:
         assert client.metadata["policy"] == "toy_policy"
-        with pytest.raises(PolicyError, match=r"shape \[2, 7\], and the recipe names 2 numbers"):
+        with pytest.raises(PolicyError, match=r"shape \[2, 7\], but the recipe names 2 numbers"):
             client.act([seen])
     np.testing.assert_array_equal(policy.seen[0].images["front"], IMAGE)
 

@@ -108,7 +108,7 @@ def test_openvla_oft_sends_two_cameras_and_a_state_and_gets_a_list(serving: Call
     [
         ({"instruction": "go"}, "there is no image"),
         ({"image": pack_array(IMAGE)}, "'instruction' is missing"),
-        ({"image": pack_array(IMAGE), "instruction": 3}, "is no text"),
+        ({"image": pack_array(IMAGE), "instruction": 3}, "is not text"),
         ({"image": pack_array(IMAGE.astype(np.float32)), "instruction": "go"}, "must be (H, W, 3) uint8"),
         ({"image": pack_array(IMAGE[..., :1]), "instruction": "go"}, "shape [2, 3, 1]"),
         ({"image": pack_array(IMAGE), "instruction": "go", "unnorm_key": "nowhere"}, "unknown statistics key"),

@@ -188,7 +188,7 @@ def test_what_came_too_late_is_not_computed(serve: Start) -> None:
         thread = threading.Thread(target=lambda: busy.act([observation(1.0)]))
         thread.start()
         assert act.entered.acquire(timeout=60)
-        with pytest.raises(PolicyError, match=r"within 0.1 s. There is no action of this answer"):
+        with pytest.raises(PolicyError, match=r"within 0.1 s. This answer is lost"):
             hasty.act([observation(5.0)])
         hasty.status()  # is answered after the request was read, and then the server's deadline of 0.1 s began
         threading.Event().wait(0.2)
@@ -245,8 +245,8 @@ def test_the_status_does_not_wait_for_the_model(serve: Start) -> None:
         ("act", {"session": "old"}, "started anew"),
         ("act", {"session": None}, "'session' must be str"),
         ("act", {"session": "SESSION", "row": 64, "budget_ms": 1.0, "key": ""}, "row 64 is outside"),
-        ("act", {"session": "SESSION", "row": 0, "budget_ms": -1.0, "key": ""}, "is no time to wait"),
-        ("act", {"session": "SESSION", "row": 0, "budget_ms": float("nan"), "key": ""}, "is no time to wait"),
+        ("act", {"session": "SESSION", "row": 0, "budget_ms": -1.0, "key": ""}, "is out of range"),
+        ("act", {"session": "SESSION", "row": 0, "budget_ms": float("nan"), "key": ""}, "is out of range"),
         ("act", {"session": "SESSION", "row": 0, "budget_ms": 9.0, "key": "", "observation": {}}, "is missing"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A simulated world as an arm behind the bridge: one control step a tick."""
+"""Makes a simulated world an arm for the bridge: one control step per tick."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vla_robot.serve.bridge.camera_frames import stamps_of
 
 
 class WorldArm:
-    """A world as an arm: one control step a tick."""
+    """Arm whose commands are steps of a simulated world: one control step per tick."""
 
     can_wait = True
 
@@ -42,9 +42,13 @@ class WorldArm:
         return result
 
     def hold(self) -> StepResult:
-        """The pose is that after the last command: holding does not follow an arm that sags."""
+        """Hold the pose after the last command; an arm that sags is not followed.
+
+        Raises:
+            WorldError: the arm was never reset.
+        """
         if self._holding is None:
-            raise WorldError("an arm that was never reset has no pose to hold.")
+            raise WorldError("an arm that was never reset has no pose to hold; reset it first.")
         result = self._world.step(self._holding)
         self._stamps_ns = stamps_of(result.observation)
         return result
@@ -55,7 +59,7 @@ class WorldArm:
         return observation
 
     def stop(self) -> None:
-        """A simulation that is not stepped stands still in its pose."""
+        """Do nothing: a simulation that is not stepped does not move."""
 
     def close(self) -> None:
         self._world.close()
@@ -66,16 +70,16 @@ class WorldArm:
 
 
 def holding(space: ActionSpace, state: tuple[Dim, ...], at: Vector, after: Vector | None = None) -> Vector:
-    """(D,) the action that keeps the pose and the grip.
+    """Return the (D,) action that keeps the pose and the grip.
 
     Args:
-        space: of the action.
-        state: what `at` means.
-        at: (S,) where the arm is.
-        after: (D,) the last action; None before the first, when the gripper is open.
+        space: the action space.
+        state: the dimensions of `at`.
+        at: (S,) state of the arm.
+        after: (D,) the last action; None before the first one, with an open gripper.
 
     Raises:
-        ContractError: the arm is moved by positions that its state does not tell.
+        ContractError: actions are positions that the state does not contain.
     """
     grip = GRIPPER_OPEN if after is None else float(after[-1])
     if space.kind == "eef_delta":
@@ -84,6 +88,6 @@ def holding(space: ActionSpace, state: tuple[Dim, ...], at: Vector, after: Vecto
     missing = [name for name in space.names[:-1] if name not in measured]
     if missing:
         raise ContractError(
-            f"the arm cannot be held: it takes positions, and its state does not tell {', '.join(missing)}."
+            f"the arm cannot be held: its actions are positions, and its state lacks {', '.join(missing)}."
         )
     return np.array([*(measured[name] for name in space.names[:-1]), grip])

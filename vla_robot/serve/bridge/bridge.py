@@ -1,14 +1,14 @@
-"""The robot's side, without its sockets: what the arm does at each tick of the control clock.
+"""The bridge without its sockets: what the arm does at each tick of the control clock.
 
     chunk --> accept --> due row --> age --> limits --> arm.command      mode "run"
                             '- none, or refused ------> arm.hold         mode "hold"
               watchdog says stop, or e-stop --brake---> arm.stop         mode "stopped", until armed again
 
-Whatever arrives, only what this module lets through reaches the arm, and a tick always ends in one of the three.
+Only actions that this module allows reach the arm, and every tick ends in one of the three modes.
 
-A stop is supported: from the next command on, the speed goes down as fast as the acceleration limits allow, and no
-faster; then the pose is held with power on, the grip kept. In terms of IEC 60204-1 that is category 2. It replaces no
-switch that takes the power away.
+A stop is supported: from the next command on, the speed decreases as fast as the acceleration limits allow;
+then the pose is held with power on, the grip kept. In terms of IEC 60204-1 that is category 2. It does not
+replace a switch that cuts the power.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from vla_robot.serve.bridge.faults import Faults, contained, contained_listener
 NOTHING_PROCESSED = -1
 
 MAX_BRAKE_S = 1.0
-"""A ramp to rest that would take longer, as limits of a recipe may ask, is cut short by `Arm.stop`."""
+"""A ramp to rest that would take longer [s], as a recipe's limits may ask, is cut short by `Arm.stop`."""
 
 STOP_TRIES = 2
-"""One answer that is lost on a bus must not leave an arm on its way."""
+"""Attempts to stop the arm, so that one lost answer on a bus does not leave it moving."""
 
 MAX_ROWS = 1000
-"""Of one chunk: 20 s at 50 Hz, far more than any policy can foresee."""
+"""Most actions of one chunk: 20 s at 50 Hz."""
 
 
 @dataclass(frozen=True)
 class EpisodeBegan:
-    """The arm is where the episode begins."""
+    """An episode began; `observation` is the arm's first one."""
 
     episode: int
     seed: int
@@ -51,13 +51,13 @@ class EpisodeBegan:
 
 @dataclass(frozen=True)
 class Ticked:
-    """The arm did something.
+    """The arm executed a tick.
 
     Attributes:
-        before: what the cameras saw before it.
-        wanted: (D,) the action that was due; None when the pose was held.
-        tick: what was done.
-        released_ns: when the bridge let go of the command.
+        before: the observation before it.
+        wanted: (D,) action that was due; None if the pose was held.
+        tick: the tick's result.
+        released_ns: time at which the bridge sent the command [ns].
     """
 
     before: Observation
@@ -68,12 +68,12 @@ class Ticked:
 
 @dataclass(frozen=True)
 class EpisodeOver:
-    """The episode ended, or was broken off.
+    """The episode ended.
 
     Attributes:
-        last: the newest observation.
-        outcome: "success", "failure", "timeout", or "stopped" for whatever the world did not decide.
-        reason: for "stopped".
+        last: the last observation.
+        outcome: "success", "failure", "timeout", or "stopped" if the world did not end it.
+        reason: the reason of "stopped".
     """
 
     last: Observation
@@ -86,11 +86,11 @@ type Listener = Callable[[EpisodeBegan | Ticked | EpisodeOver], None]
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """How a bridge plays actions.
+    """How a bridge executes actions.
 
     Attributes:
-        max_age_s: an action is not played when the oldest frame that caused it is older than planned by this [s].
-        splice: what is played where two chunks meet; see `vla_robot.safety.chunk`.
+        max_age_s: an action is refused if the oldest frame that caused it is older than planned by this [s].
+        splice: how two chunks are merged; see `vla_robot.safety.chunk`.
     """
 
     max_age_s: float = 0.5
@@ -98,11 +98,11 @@ class ExecutionConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.max_age_s <= 10:
-            raise ContractError(f"max_age_s is {self.max_age_s:g}; more than 0, and 10 s at most.")
+            raise ContractError(f"max_age_s is {self.max_age_s:g}; it must be above 0 and at most 10 s.")
 
 
 class Bridge:
-    """One arm and its clock's work. Single-threaded: the server calls it between messages."""
+    """Executes the ticks of one arm. Single-threaded: the server calls it between messages."""
 
     def __init__(
         self,
@@ -116,13 +116,13 @@ class Bridge:
     ) -> None:
         """
         Args:
-            arm: reset, commanded and held here; closing it is the caller's part. Whatever it raises stops it.
-            limits: every action passes it.
-            watchdog: decides on hold and stop; the receiver of heartbeats notifies it.
-            clock: the one that stamps the arm's frames.
-            execution: how old an action may be, and what is played where two chunks meet.
-            listener: is told what happens, in this thread: it must return at once. Its failures are counted, no more.
-            faults: count what failed.
+            arm: the arm; the caller closes it. An exception that it raises stops it.
+            limits: filter that every action passes.
+            watchdog: decides on hold and stop; the server notifies it of heartbeats.
+            clock: the clock that stamps the arm's frames.
+            execution: age limit of actions, and how chunks are merged.
+            listener: called with every event in this thread; it must return at once. Its exceptions are only counted.
+            faults: counts failures.
         """
         self.faults = faults or Faults()
         self._arm = contained(arm, self.faults)
@@ -144,9 +144,9 @@ class Bridge:
         self.running = False
         self.dropped_rows = 0
         self.refused = 0
-        """Actions that were too old or not fit to be sent, over all episodes."""
+        """Number of actions refused, over all episodes: too old, or never to be sent."""
         self.unstopped = ""
-        """Why the arm did not take its last stop, in words; empty when it did."""
+        """Why the arm did not execute its last stop; empty if it did."""
 
     @property
     def arm(self) -> Arm:
@@ -163,22 +163,22 @@ class Bridge:
 
     @property
     def time_limits(self) -> TimeLimits:
-        """What an action's age and the silence between actions may be."""
+        """Limits of an action's age and of the silence between actions."""
         return TimeLimits(self._execution.max_age_s, self.watchdog.hold_after_s, self.watchdog.stop_after_s)
 
     def begin(self, episode: int, seed: int, lockstep: bool = False) -> Observation:
-        """Begin an episode, breaking off one that runs.
+        """Begin an episode, after ending one that runs.
 
         Raises:
-            ContractError: the arm is stopped and was not armed again, or cannot wait.
-            VlaError: the arm could not be reset, or was stopped on its way; it is stopped.
+            ContractError: the arm is stopped and was not armed again, or cannot wait for lockstep.
+            VlaError: the arm could not be reset, or was stopped during the reset; it is stopped.
         """
         if lockstep and not self._arm.can_wait:
-            raise ContractError("lockstep is for simulations: this arm's time does not stand still between commands.")
+            raise ContractError("lockstep is for simulations: this arm does not wait between commands.")
         if self.watchdog.stopped_by:
             raise ContractError(
                 f"the arm is stopped: {self.watchdog.stopped_by}. `arm` it first: `vla run --robot ADDRESS --arm`, "
-                "once you have looked why."
+                "once you have removed the cause."
             )
         self.end("another episode began")
         self._observation = self._reset(seed)
@@ -193,14 +193,14 @@ class Bridge:
         return self._observation
 
     def put(self, chunk: ActionChunk) -> int:
-        """Take over actions; the newest chunk wins.
+        """Accept a chunk; the newest chunk wins.
 
         Returns:
-            Rows whose tick has passed: they are skipped.
+            Number of rows whose tick has passed; they are skipped.
 
         Raises:
-            PolicyError: the chunk holds something that may never be sent. All of it is refused.
-            ContractError: no episode began, or the chunk is for a tick that was not seen yet.
+            PolicyError: the chunk holds an action that may never be sent, so all of it is refused.
+            ContractError: no episode began, or the chunk is for a future tick.
         """
         if self._observation is None:
             raise ContractError("no episode began here; `reset` begins one.")
@@ -208,7 +208,7 @@ class Bridge:
         if chunk.step > now:
             raise ContractError(f"a chunk for tick {chunk.step} came at tick {now}: that tick was not sent yet.")
         if not self.running or chunk.step <= self._last_processed:
-            # On its way while the episode ended, or while a newer one came.
+            # It arrived after the end of the episode, or after a newer one.
             self.dropped_rows += len(chunk.actions)
             return len(chunk.actions)
         try:
@@ -217,19 +217,19 @@ class Bridge:
             self._refuse(chunk.step, str(error))
             raise
         if chunk.intervention or (self._chunk is not None and self._chunk.intervention):
-            self._plan.clear()  # what one driver had planned is nothing that the other one's actions blend with
+            self._plan.clear()  # a person's and a policy's actions are never merged
         else:
             self._delay.add(self._clock.now_ns() - chunk.stamp_ns)
-        # A single action is meant for the moment it arrives; whether it is too old then is told by its stamp.
+        # A single action is for the tick of its arrival; its stamp says whether it is too old then.
         skipped = self._plan.insert(replace(chunk, step=now) if len(chunk.actions) == 1 else chunk, now)
         self.dropped_rows += skipped
-        if skipped < len(chunk.actions):  # of one that is late as a whole, no row is ever the cause of a motion
+        if skipped < len(chunk.actions):  # no row of a chunk that is wholly late is executed
             self._chunk = chunk
         self.watchdog.accepted()
         return skipped
 
     def tick(self) -> Tick:
-        """One period: play what is due, or hold, or stop. The episode must be running."""
+        """Execute one period: command the due action, or hold, or stop. An episode must be running."""
         before = self._observation
         assert before is not None and self.running
         verdict = self._verdict()
@@ -256,41 +256,41 @@ class Bridge:
         if tick.over:
             self._finish(_outcome(result), "")
             if not self._arm.can_wait:
-                self._stop_arm()  # the last action may have been a motion, and no tick follows that would end it
+                self._stop_arm()  # the last action may be a motion, and no further tick ends it
         return tick
 
     def take_ramp(self) -> list[Tick]:
-        """Ticks in which the arm was brought to rest since the last call: `tick` returns only the one after them."""
+        """Return the ticks of the ramp to rest since the last call; `tick` returns only the one after them."""
         ramp, self._ramp = self._ramp, []
         return ramp
 
     def emergency_stop(self, cause: str) -> None:
         """Latch the e-stop; from the next tick on the arm rests, until the watchdog is armed again."""
         self.watchdog.trip(cause)
-        self.watchdog.release(cause)  # a moment, not a button that stays pressed
+        self.watchdog.release(cause)  # the cause is momentary, not a button that stays pressed
 
     def fail(self, error: Exception) -> str:
-        """The arm, or the code that drives it, raised this: latch a stop, as `emergency_stop` does.
+        """Latch a stop for an exception of the arm or of the code that commands it, as `emergency_stop` does.
 
         Returns:
-            The error in words.
+            The error as text.
         """
         told = self.faults.add("arm", error)
         self.emergency_stop(f"a failure of the arm: {told}")
         return told
 
     def end(self, reason: str) -> None:
-        """Break the running episode off; the arm comes to rest and holds."""
+        """End the running episode as "stopped"; the arm comes to rest and holds."""
         if self.running:
             self._come_to_rest(reason)
             self._finish("stopped", reason)
 
     def _reset(self, seed: int) -> Observation:
-        """The arm where an episode begins; an arm that fails on its way there is stopped."""
+        """Reset the arm and the limits; stop an arm that fails meanwhile."""
         try:
             observation = self._arm.reset(seed)
         except ContractError:
-            raise  # it does not take this seed: nothing moved
+            raise  # it refuses this seed: the arm did not move
         except VlaError as error:
             self._fail_to_begin(error)
             raise
@@ -310,7 +310,7 @@ class Bridge:
         return told
 
     def _held(self, before: Observation) -> StepResult:
-        """Come to rest as gently as the limits ask, then keep the pose."""
+        """Brake within the limits, then hold the pose."""
         if self._limits.moving:
             return self._arm.command(self._limits.brake(before.state))
         result = self._arm.hold()
@@ -318,7 +318,7 @@ class Bridge:
         return result
 
     def _verdict(self) -> Verdict:
-        """In lockstep no command is late, but a stop is a stop."""
+        """Return the watchdog's verdict. In lockstep no command is late, but a stop still counts."""
         if not self._lockstep:
             return self.watchdog.check()
         stopped_by = self.watchdog.stopped_by
@@ -335,28 +335,28 @@ class Bridge:
         return tick
 
     def _come_to_rest(self, reason: str) -> None:
-        """Brake on the clock of the commands, then keep the pose. No request is answered meanwhile."""
-        if not isinstance(self._arm, Streamed):  # one that gets set points ramps down by them, in `stop`
+        """Brake at the control rate, then hold the pose. No request is answered meanwhile."""
+        if not isinstance(self._arm, Streamed):  # an arm with set points ramps down in `stop`
             try:
                 self._ramp_down(reason)
-            except Exception as error:  # an arm that fails on the way is left to its own `stop`
+            except Exception as error:  # after a failure, only the arm's own `stop` is left
                 self.fail(error)
         self._stop_arm()
 
     def stop_again(self) -> None:
-        """Between episodes, for an arm that did not take its last stop."""
+        """Try to stop the arm again, between episodes, if it did not execute its last stop."""
         if self.unstopped and not self.running:
             self._stop_arm()
 
     def _stop_arm(self) -> None:
-        """The arm's own stop. That it was not taken is told until one is."""
+        """Call the arm's own stop; `unstopped` says that it failed until one succeeds."""
         for _ in range(STOP_TRIES):
             try:
                 self._arm.stop()
                 self.unstopped = ""
                 return
             except VlaError as error:
-                self.unstopped = f"the arm did not take its stop: {self.fail(error)} Use its own switch"
+                self.unstopped = f"the arm did not stop: {self.fail(error)} Use its own switch"
 
     def _ramp_down(self, reason: str) -> None:
         rate_hz = self._arm.embodiment.rate_hz
@@ -367,14 +367,14 @@ class Bridge:
             self._brake(reason)
 
     def _await_next(self, period_ns: int) -> None:
-        """A period after the last command, which is still on its way: one that came early would brake too hard."""
+        """Wait until a period after the last command, which is still being executed; earlier would brake too hard."""
         now_ns = self._clock.now_ns()
         if not self._lockstep:
-            # Never longer than a period, should the clock have gone back.
+            # At most a period, even if the clock went back.
             self._clock.sleep_until_ns(min(self._commanded_ns, now_ns) + period_ns)
 
     def _brake(self, reason: str) -> None:
-        """One command of the ramp to rest."""
+        """Send one command of the ramp to rest."""
         before = self._observation
         assert before is not None
         released_ns = self._clock.now_ns()
@@ -386,7 +386,7 @@ class Bridge:
         self._listener(Ticked(before, None, tick, released_ns))
 
     def _promised(self, observation: Observation) -> Observation:
-        """With the actions that will be executed before an answer to it can come, for a policy that heeds them."""
+        """Add the actions that will be executed before an answer can arrive, for policies that use them."""
         if self._execution.splice != "rtc":
             return observation
         steps = self._delay.steps(self._arm.embodiment.rate_hz)
@@ -404,13 +404,13 @@ class Bridge:
         if ahead_s > 0:
             raise PolicyError(
                 f"the frames that caused an action were captured {ahead_s:.3g} s from now: the clock went back, or the "
-                "stamp is none of this bridge's. The age of the action is unknown."
+                "stamp is not from this bridge. The age of the action is unknown."
             )
         for row in chunk.actions:
             require_action(row, self._arm.embodiment.action, PolicyError)
 
     def _due(self, step: int, verdict: Verdict) -> tuple[ActionChunk, Vector] | tuple[None, None]:
-        """The action of this tick, and the chunk that had the last word on it."""
+        """Return the chunk and the action of this tick, or two None."""
         if verdict.mode != "run" or self._chunk is None:
             self._plan.clear()
             return None, None
@@ -420,7 +420,7 @@ class Bridge:
     def _allowed(
         self, chunk: ActionChunk, row: Vector, state: Vector
     ) -> tuple[Vector, tuple[Clamp, ...]] | tuple[None, tuple[()]]:
-        """The action as it may be sent; None when it is too old or may not be sent at all."""
+        """Return the action within the limits and its clamps; None if it is too old or may not be sent."""
         try:
             self._require_young(chunk)
             return self._limits.check(row, state)
@@ -433,7 +433,7 @@ class Bridge:
             return None, ()
 
     def _require_young(self, chunk: ActionChunk) -> None:
-        """In lockstep, thinking takes no time; in real time the world has moved on since."""
+        """Raise PolicyError for an action that is too old. In lockstep the world waits, so age does not count."""
         horizon_steps = 0 if self._observation is None else max(self._observation.step - chunk.step, 0)
         planned_s = 0.0 if len(chunk.actions) == 1 else horizon_steps / self._arm.embodiment.rate_hz
         age_s = (self._clock.now_ns() - chunk.stamp_ns) / NS_PER_S - planned_s
@@ -445,7 +445,7 @@ class Bridge:
             )
 
     def _stopped_cameras(self) -> str:
-        """Names the cameras that stopped, if any: they are why an action is old."""
+        """Return a phrase with the cameras that stopped, which may be why an action is old."""
         now_ns, limit_ns = self._clock.now_ns(), self._execution.max_age_s * NS_PER_S
         old = {n: now_ns - at for n, at in self._arm.camera_stamps_ns.items() if now_ns - at > limit_ns}
         return "".join(f"; camera '{name}' gave its last frame {age // NS_PER_MS} ms ago" for name, age in old.items())

@@ -1,9 +1,9 @@
-"""Each camera's frame crosses the wire once, when it is new; the controller puts observations together.
+"""Sends each camera's frame once, when it is new; the controller completes observations with earlier frames.
 
-    bridge   tick 7 {wrist}   tick 8 {wrist}   tick 9 {wrist, base}        what is new, and the stamps of all
-    watch    <- 7 {wrist: 7, base: 6}                                      what arrived, and which frames are there
+    bridge   tick 7 {wrist}   tick 8 {wrist}   tick 9 {wrist, base}        new frames, and the stamps of all
+    watch    <- 7 {wrist: 7, base: 6}                                      newest tick, and the frames received
 
-A frame is sent again where the controller heard of the tick that carried it, and does not have it: that one was lost.
+A frame is sent again if the controller received the tick that carried it but lacks the frame: it was lost.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from vla_robot.core.messages import Image, Observation
 
 @dataclass
 class FramesUnderWay:
-    """The bridge's side: which frames one controller has, or will have soon.
+    """The bridge's side: frames that one controller has, or that are on their way to it.
 
     Attributes:
-        sent: camera -> stamp [ns] of its last frame that went out, and the number of the tick that carried it.
-        asked: whether the controller says what it has. One that does not gets every frame with every tick.
+        sent: camera -> stamp [ns] of its last frame that was sent, and the number of the tick that carried it.
+        asked: whether the controller reports its frames. One that does not gets every frame with every tick.
     """
 
     sent: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
     asked: bool = False
 
     def acknowledge(self, seen: int, there: Mapping[str, int] | None) -> None:
-        """Take note of what arrived.
+        """Note the frames that arrived.
 
         Args:
-            seen: number of the newest tick that is there.
-            there: camera -> stamp of the newest frame that is there [ns].
+            seen: number of the newest tick that arrived.
+            there: camera -> stamp of its newest frame that arrived [ns]; None if the controller does not report frames.
         """
         self.asked = there is not None
         held = there or {}
         self.sent = {n: (at, k) for n, (at, k) in self.sent.items() if k > seen or held.get(n) == at}
 
     def give_up(self, seen: int) -> None:
-        """What is on its way beyond tick `seen` is taken for lost."""
+        """Take frames of ticks after `seen` for lost."""
         self.sent = {n: (at, k) for n, (at, k) in self.sent.items() if k <= seen}
 
     def pick(self, number: int, observation: Observation) -> Observation:
-        """With the stamps of all cameras, and only the frames that have to travel in tick `number`."""
+        """Return the observation with the stamps of all cameras but only the frames to send with tick `number`."""
         stamps_ns = stamps_of(observation)
         if not self.asked:
             return replace(observation, stamps_ns=stamps_ns)
@@ -52,7 +52,7 @@ class FramesUnderWay:
 
 
 class NewestFrames:
-    """The controller's side: the newest frame of each camera, and when it was captured."""
+    """The controller's side: the newest frame of each camera and its stamp."""
 
     def __init__(self) -> None:
         self._episode = 0
@@ -60,20 +60,20 @@ class NewestFrames:
 
     @property
     def stamps_ns(self) -> dict[str, int]:
-        """Camera -> stamp of the frame that is here [ns]."""
+        """Camera -> stamp of its newest frame [ns]."""
         return {name: stamp_ns for name, (_, stamp_ns) in self._frames.items()}
 
     def complete(self, episode: int, observation: Observation) -> Observation | None:
-        """An observation with the frames that did not travel with it.
+        """Return an observation completed with earlier frames that were not sent again.
 
-        Where a frame was lost on the way, the one before it stands in, and its stamp says so.
+        A lost frame is replaced by the one before it, with that one's stamp.
 
         Args:
-            episode: frames of another one are forgotten.
-            observation: as it came; `stamps_ns` names all cameras.
+            episode: number of the episode; frames of another one are dropped.
+            observation: as received; `stamps_ns` names all cameras.
 
         Returns:
-            None while a camera has no frame here.
+            The observation, or None while a camera has no frame yet.
         """
         if episode != self._episode:
             self._episode, self._frames = episode, {}
@@ -91,5 +91,5 @@ class NewestFrames:
 
 
 def stamps_of(observation: Observation) -> dict[str, int]:
-    """Camera -> when its frame was captured [ns]; where the observation does not say, all at once."""
+    """Return camera -> time of capture [ns]; without `stamps_ns`, the observation's stamp for all."""
     return {name: observation.stamps_ns.get(name, observation.stamp_ns) for name in observation.images}

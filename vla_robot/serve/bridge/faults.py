@@ -1,8 +1,8 @@
-"""Failures that a control loop survives: each is caught, counted, logged once and shown in the status.
+"""Failures that the control loop survives: each is caught, counted, logged once and shown in the status.
 
-arm       any exception --> WorldError in words      the bridge makes a supported stop of it
-log       any exception --> counted, shown           the arm goes on
-bridge    any exception --> an error answer          a bug of ours; the process stays
+arm       any exception --> WorldError               the bridge makes a supported stop
+log       any exception --> counted, shown           the arm continues
+bridge    any exception --> an error answer          a bug of this package; the process stays
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from vla_robot.core.wrapped_arm import WrappedArm
 Part = Literal["arm", "log", "bridge"]
 SAID: dict[Part, str] = {
     "arm": "the arm failed, and is stopped",
-    "log": "the bridge's log of an episode failed; the arm goes on, and the next episode gets a new log",
-    "bridge": "the bridge failed, and stops the arm; it goes on answering",
+    "log": "the bridge's log of an episode failed; the arm continues, and the next episode gets a new log",
+    "bridge": "the bridge failed, and stops the arm; it still answers requests",
 }
 
 _LOG = logging.getLogger(__name__)
 
 
 class Faults:
-    """Counts the failures of each part, and keeps the newest in words. May be used from any thread."""
+    """Counts the failures of each part, and stores the newest as text. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,7 +44,7 @@ class Faults:
             return {f"{part}_failures": count for part, count in self._counts.items()}
 
     def present(self, part: Part) -> str:
-        """What is wrong with the part now, in words; empty while nothing is."""
+        """Return the part's present failure as text; empty if there is none."""
         with self._lock:
             return self._present.get(part, "")
 
@@ -52,7 +52,7 @@ class Faults:
         """Count a failure of the part, which lasts until `clear`; log it as `explain` does.
 
         Returns:
-            The error in words.
+            The error as text.
         """
         told = self.explain(part, error)
         with self._lock:
@@ -61,7 +61,7 @@ class Faults:
         return told
 
     def explain(self, part: Part, error: BaseException) -> str:
-        """The error in words. It is logged unless the same one was logged before, a bug with its traceback."""
+        """Return the error as text, and log it if it is new; a bug is logged with its traceback."""
         told = str(error) if isinstance(error, VlaError) else in_words(error)
         with self._lock:
             is_new = told not in self._logged
@@ -71,19 +71,19 @@ class Faults:
         return told
 
     def clear(self, part: Part) -> None:
-        """The part works again; the count stays."""
+        """Note that the part works again; its count stays."""
         with self._lock:
             self._present.pop(part, None)
 
 
 class ContainedArm(WrappedArm):
-    """The Arm port over a driver that may raise anything: what is not ours becomes a WorldError."""
+    """Arm that wraps a driver: exceptions other than VlaError become WorldError."""
 
     def __init__(self, arm: Arm, faults: Faults) -> None:
         """
         Args:
             arm: the driver.
-            faults: get the traceback of every exception that is not ours.
+            faults: log the traceback of every such exception.
         """
         super().__init__(arm)
         self._faults = faults
@@ -121,11 +121,11 @@ class ContainedArm(WrappedArm):
             self._arm.close()
 
     def _require_whole(self, observation: Observation) -> None:
-        """A frame of another size could be packed for no client, and no limit could judge another state."""
+        """Raise WorldError unless the observation fits the embodiment, on which limits and clients rely."""
         try:
             self._arm.embodiment.check(observation)
         except ContractError as error:
-            raise WorldError(f"it does not give what it announced: {error}") from error
+            raise WorldError(f"its observation does not fit its embodiment: {error}") from error
 
     @contextlib.contextmanager
     def _contained(self) -> Iterator[None]:
@@ -133,12 +133,12 @@ class ContainedArm(WrappedArm):
             yield
         except (VlaError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # a native library's panic, or its exit(), is no Exception
+        except BaseException as error:  # a native library's panic or exit() is not an Exception
             raise WorldError(f"its driver raised {self._faults.explain('arm', error)}") from error
 
 
 class ContainedStreamedArm(ContainedArm):
-    """The same for an arm that takes set points between the ticks."""
+    """ContainedArm for an arm that takes set points between the ticks."""
 
     def __init__(self, arm: Arm, streamed: Streamed, faults: Faults) -> None:
         super().__init__(arm, faults)
@@ -154,12 +154,12 @@ class ContainedStreamedArm(ContainedArm):
 
 
 def contained(arm: Arm, faults: Faults) -> Arm:
-    """The same arm, which raises no exception but ours and KeyboardInterrupt."""
+    """Wrap an arm so that it raises only VlaError and KeyboardInterrupt."""
     return ContainedStreamedArm(arm, arm, faults) if isinstance(arm, Streamed) else ContainedArm(arm, faults)
 
 
 def contained_listener[E](listener: Callable[[E], None], faults: Faults) -> Callable[[E], None]:
-    """The same listener; its failures are counted as the log's and never reach the caller."""
+    """Wrap a listener so that its failures are counted as the log's and never reach the caller."""
 
     def listen(event: E) -> None:
         try:

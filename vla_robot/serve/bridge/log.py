@@ -1,4 +1,4 @@
-"""The bridge's own record of an episode, on the robot's disk: complete to the fault, whatever became of the network."""
+"""The bridge's own log of an episode on the robot's disk, which is complete even if the network fails."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from vla_robot.serve.bridge.bridge import EpisodeBegan, EpisodeOver, Ticked
 from vla_robot.serve.bridge.faults import Faults
 
 CLOSE_TIMEOUT_S = 10.0
-"""For the ends of logs that are still being written when the bridge ends."""
+"""Time limit for ends of logs that are still being written when the bridge ends [s]."""
 
 
 class Log(Protocol):
     """Writes one episode; `EpisodeWriter` is one."""
 
     def add(self, step: EpisodeStep) -> None:
-        """Returns at once. Raises DataError when it is known that nothing more can be written."""
+        """Add a step and return at once. Raises DataError if writing has failed."""
         ...
 
     def finish(self, last: Observation, summary: Mapping[str, Any]) -> Path:
-        """Write the end. Raises DataError when the log is not whole on the disk."""
+        """Write the end. Raises DataError if the log is not complete on the disk."""
         ...
 
     def abandon(self) -> None:
@@ -46,18 +46,18 @@ def _at_once(job: Job) -> None:
 
 
 class Background:
-    """A thread for what may take long: the disk's work at the end of a log. Use it in a `with` block."""
+    """Thread for slow jobs: the disk's work at the end of a log. Use it in a `with` block."""
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="ends of logs", daemon=True)
 
     def __call__(self, job: Job) -> None:
-        """Run it later, after those before it; returns at once. It tells its failures itself."""
+        """Queue a job and return at once. A job reports its own failures."""
         self._jobs.put(job)
 
     def settle(self) -> None:
-        """Wait until all is done, CLOSE_TIMEOUT_S at most."""
+        """Wait until all jobs are done, at most CLOSE_TIMEOUT_S."""
         done = threading.Event()
         self._jobs.put(done.set)
         done.wait(CLOSE_TIMEOUT_S)
@@ -72,7 +72,7 @@ class Background:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            with contextlib.suppress(Exception):  # a job tells its failures itself; the ones after it are still run
+            with contextlib.suppress(Exception):  # a job reports its own failures; later ones still run
                 job()
 
 
@@ -81,12 +81,12 @@ type OpenLog = Callable[[Path, Mapping[str, Any]], Log]
 
 @dataclass(frozen=True)
 class Recording:
-    """What a `BridgeLog` needs to keep all work with the disk out of the control thread.
+    """Functions with which a `BridgeLog` keeps disk work out of the control thread.
 
     Attributes:
-        open_log: path and header -> the writer.
-        later: runs what waits for the disk.
-        settle: waits for that.
+        open_log: (path, header) -> writer.
+        later: runs jobs that wait for the disk.
+        settle: waits for these jobs.
     """
 
     open_log: OpenLog = EpisodeWriter
@@ -96,7 +96,7 @@ class Recording:
 
 @contextlib.contextmanager
 def recording_process() -> Iterator[Recording]:
-    """A process that writes logs, and a thread that waits for it; leaving waits for what is still being written."""
+    """Run a process that writes logs and a thread that waits for it; the block's exit waits for unfinished logs."""
     with Background() as later, LogProcess() as logs:
         try:
             yield Recording(logs.open, later, later.settle)
@@ -105,9 +105,9 @@ def recording_process() -> Iterator[Recording]:
 
 
 class BridgeLog:
-    """A listener of a Bridge. Every episode is kept, however it ended; a held tick has no commanded action (None).
+    """Listener of a Bridge that logs every episode, however it ends; a held tick has `commanded` None.
 
-    A log that fails is given up, and the next episode gets a new one.
+    A log that fails is abandoned, and the next episode gets a new one.
     """
 
     def __init__(
@@ -119,10 +119,10 @@ class BridgeLog:
     ) -> None:
         """
         Args:
-            folder: gets one .vlalog an episode.
-            header: what all episodes share: recipe, embodiment, versions. Plain data.
-            recording: the writer, by default this process in the caller's thread.
-            faults: the bridge's; are told of failures that no caller waits for.
+            folder: gets one .vlalog per episode.
+            header: plain data that all episodes share: recipe, embodiment, versions.
+            recording: the writer; by default the caller's thread writes.
+            faults: the bridge's; they count failures that no caller waits for.
         """
         self._folder = folder
         self._recording = recording or Recording()
@@ -134,7 +134,7 @@ class BridgeLog:
     def __call__(self, event: EpisodeBegan | Ticked | EpisodeOver) -> None:
         """
         Raises:
-            DataError: the episode's log cannot be written; said once an episode.
+            DataError: the episode's log cannot be written; raised once per episode.
         """
         match event:
             case EpisodeBegan():
@@ -146,7 +146,7 @@ class BridgeLog:
                 summary = {"outcome": event.outcome, "error": event.reason or None, "steps": self._steps}
                 self._recording.later(lambda: self._finish(writer, event.last, summary))
             case _:
-                pass  # the log of this episode was given up
+                pass  # the log of this episode was abandoned
 
     def _begin(self, event: EpisodeBegan) -> None:
         self._give_up()
@@ -164,7 +164,7 @@ class BridgeLog:
             raise
 
     def _give_up(self) -> None:
-        """What was written of the log stays in its .part file."""
+        """Abandon the log; what was written stays in its .part file."""
         writer, self._writer = self._writer, None
         if writer is not None:
             self._recording.later(writer.abandon)

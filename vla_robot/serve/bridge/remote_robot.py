@@ -1,13 +1,13 @@
-"""A robot behind a bridge. The protocol stands in docs/bridge.md.
+"""Client of a bridge, as a Robot. The protocol is described in docs/bridge.md.
 
     main thread     --command connection-->  bridge      hello, reset, chunk, end, clock: one answer each
     stream thread   <--stream connection---  bridge      ticks, each once and in order
                     ---- watch ----------->              what arrived; ten times a second, the heartbeat
 
-The stream thread keeps every tick until the main thread takes it, so that a policy that thinks for many ticks loses
-none of them. What it keeps is bounded (BACKLOG_BYTES): the oldest ticks go first, and their numbers are missing.
+The stream thread stores every tick until the main thread takes it, so that a policy that computes for many ticks misses
+none of them. The store is bounded (BACKLOG_BYTES): the oldest ticks are dropped first, and their numbers are missing.
 
-The heartbeat says that this process lives. Whether its policy still thinks is told by the age of its actions.
+The heartbeat says that this process runs. The age of its actions says whether its policy still answers.
 """
 
 from __future__ import annotations
@@ -45,33 +45,33 @@ from vla_robot.transport.wire import Message, decode, encode
 
 CONNECT_TIMEOUT_S = 10.0
 RESET_TIMEOUT_S = 60.0
-"""robosuite's first reset builds shaders and takes seconds on a slow computer."""
+"""Time limit of a reset [s]: robosuite's first one builds shaders and takes seconds on a slow computer."""
 ANSWER_TIMEOUT_S = 3.0
 TRY_TIMEOUT_S = 1.0
-"""A request that may have been lost is sent again after this long."""
+"""An unanswered request is sent again after this time [s]."""
 CLOSE_TIMEOUT_S = 0.5
 PATIENCE_S = 3.0
-"""A controller that died has the arm for two seconds more."""
+"""How long to ask for an arm that another controller has [s]; one that died keeps it for 2 s."""
 SEAT_EVERY_S = 0.25
-"""An arm that has another controller is asked for again this often."""
+"""Period of asking for an arm that another controller has [s]."""
 
 BACKLOG_BYTES = 256 << 20
-"""Of frames of ticks that were not taken yet: 17 s of two raw cameras of 224 x 224 at 50 Hz."""
+"""Largest size of the frames of stored ticks [bytes]: 17 s of two raw cameras of 224 x 224 at 50 Hz."""
 NUMBERS_BYTES = 2048
-"""What a tick holds beside its frames, about."""
+"""Approximate size of a tick without its frames [bytes]."""
 
 SYNC_EXCHANGES = 8
-"""Exchanges of stamps before each episode: the quickest of some decides how well the clocks are known."""
+"""Exchanges of stamps before each episode; the fastest one determines the accuracy of the clock offset."""
 SYNC_EVERY_S = 1.0
-"""While ticks come, their stamps are learnt from this often: what is known of drifting clocks fades."""
+"""Period at which stamps of ticks update the clock offset [s], since clocks drift."""
 
 
 class RemoteRobot(Closeable):
-    """The Robot port over ZeroMQ; `SynchronousEnv` makes a World of it where the robot is simulated.
+    """Robot over ZeroMQ; `SynchronousEnv` makes a simulated one a World.
 
     Attributes:
         can_wait: whether the robot is simulated, so that lockstep is possible.
-        time_limits: what the bridge asks of the time of actions.
+        time_limits: the bridge's limits on the age of actions and the silence between them.
     """
 
     def __init__(
@@ -83,18 +83,18 @@ class RemoteRobot(Closeable):
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         clock: Clock | None = None,
     ) -> None:
-        """Connect and learn what robot it is.
+        """Connect and get the robot's embodiment.
 
         Args:
-            address: where a bridge listens, e.g. "tcp://127.0.0.1:5570".
-            security: this client's key, and the key that the bridge must own; None on this computer.
-            wanted: what the policy was made for; the bridge refuses what does not fit.
-            connect_timeout_s: how long the bridge may take to answer.
-            clock: times the stages.
+            address: address of a bridge, e.g. "tcp://127.0.0.1:5570".
+            security: this client's key and the bridge's public key; None on this computer.
+            wanted: embodiment of the policy; the bridge refuses one that does not fit.
+            connect_timeout_s: time limit of the bridge's first answer.
+            clock: measures the stages.
 
         Raises:
             TransportError: no answer came, or the bridge speaks another version or has a controller already.
-            ContractError: the policy does not fit the robot; every difference is in the message.
+            ContractError: the policy does not fit the robot; the message lists every difference.
         """
         self.address = address
         self._security = security
@@ -117,26 +117,26 @@ class RemoteRobot(Closeable):
 
     @property
     def last_stages_ms(self) -> Mapping[str, float]:
-        """Where the newest observation spent its time on the way here, in milliseconds: `render`, `transport_back`."""
+        """Times of the newest observation on its way here [ms]: `render`, `transport_back`."""
         return self._stages_ms
 
     @property
     def offset(self) -> Offset:
-        """The bridge's clock minus ours, with its bound."""
+        """The bridge's clock minus this computer's, with its bound."""
         return self._sync.offset(self._clock.now_ns())
 
     def begin(self, seed: int, *, lockstep: bool = False) -> Observation:
-        """Begin an episode. A bridge that was started anew since the last one is joined again.
+        """Begin an episode, and join a bridge again that was restarted since the last one.
 
         Args:
-            seed: of a simulation.
-            lockstep: the robot waits for each action.
+            seed: seed of a simulation.
+            lockstep: whether the robot waits for each action.
 
         Raises:
-            ContractError: the arm is stopped and was not armed again, or cannot wait; no such seed; or the bridge was
-                started anew with another arm, and every difference is in the message.
+            ContractError: the arm is stopped and was not armed again, or cannot wait; the seed is refused; the bridge
+                was restarted with another arm, and the message lists every difference.
             BusyError: another controller has the arm.
-            TransportError: no answer in time.
+            TransportError: no answer came in time.
         """
         self._join_again()
         self._synchronise()
@@ -154,7 +154,7 @@ class RemoteRobot(Closeable):
         self._requests.post("chunk", {"session": self._session, "chunk": pack_action_chunk(chunk)})
 
     def ticks(self, timeout_s: float) -> list[Tick]:
-        """See `Robot.ticks`.
+        """Return the ticks that arrived since the last call, as `Robot.ticks`.
 
         Raises:
             TransportError: the bridge refuses the stream.
@@ -164,10 +164,10 @@ class RemoteRobot(Closeable):
         return [self._taken(a) for a in arrived]
 
     def newest(self, after: int, timeout_s: float) -> Tick | None:
-        """The newest tick of this episode whose observation's step is above `after`; None when there is none in time.
+        """Return the newest tick of this episode whose observation's step is above `after`; None after the timeout.
 
-        For callers that record nothing: the ticks before it are forgotten. The tick that stops the arm sees nothing
-        new, and is told whatever its step.
+        It is for callers that record nothing: earlier ticks are dropped. The tick that stops the arm has no new
+        observation, and is returned for any step.
 
         Raises:
             TransportError: the bridge refuses the stream.
@@ -185,13 +185,13 @@ class RemoteRobot(Closeable):
         return None if arrived is None else self._taken(arrived)
 
     def look(self) -> Observation | None:
-        """The newest observation of this episode, without taking its tick; from any thread."""
+        """Return the newest observation of this episode without taking its tick; None before the first. Thread-safe."""
         stream = self._stream
         arrived = None if stream is None else stream.await_tick(lambda a: a.episode == self._episode, 0.0)
         return None if arrived is None else arrived.tick.result.observation
 
     def look_idle(self) -> Observation:
-        """What the cameras see between episodes; nothing moves.
+        """Return the present observation between episodes; the arm does not move.
 
         Raises:
             WorldError: the arm or a camera does not answer; a reset may connect it again.
@@ -210,26 +210,26 @@ class RemoteRobot(Closeable):
         self._command("arm", {}, ANSWER_TIMEOUT_S)
 
     def stop(self, reason: str) -> None:
-        """E-stop, latched at the bridge."""
+        """Latch the e-stop at the bridge."""
         self._exchange("stop", {"reason": reason}, ANSWER_TIMEOUT_S)
 
     def status(self) -> Mapping[str, Any]:
-        """How the bridge stands: mode, reason, counts; see docs/bridge.md."""
+        """Return the bridge's status: mode, reason, counts; see docs/bridge.md."""
         return self._exchange("status", {}, ANSWER_TIMEOUT_S).fields
 
     def play(self, chunk: ActionChunk) -> Tick:
-        """In lockstep: hand over one action, and wait for what came of it.
+        """Send one action in lockstep and return its tick.
 
         Raises:
-            PolicyError: the action may not be sent; nothing moved.
-            TransportError: no answer in time. Whether the arm moved is unknown.
+            PolicyError: the bridge refused the action; the arm did not move.
+            TransportError: no answer came in time. Whether the arm moved is unknown.
         """
         self._command("chunk", {"chunk": pack_action_chunk(chunk)}, RESET_TIMEOUT_S)
         self._number += 1
         return self._tick_above(self._number - 1, RESET_TIMEOUT_S)
 
     def close(self) -> None:
-        """Let another controller have the robot; the arm holds."""
+        """Disconnect, so that another controller can have the robot; the arm holds."""
         with contextlib.suppress(VlaError):
             self._command("close", {}, CLOSE_TIMEOUT_S)
         self._disconnect()
@@ -244,7 +244,7 @@ class RemoteRobot(Closeable):
         self._session = answer.text("session")
 
     def _join_again(self) -> None:
-        """Say hello between episodes: the answer has our session, or a new one where the bridge knows it no more."""
+        """Send hello between episodes: the answer has our session, or a new one if the bridge was restarted."""
         embodiment, session = self.embodiment, self._session
         self._hello(None, CONNECT_TIMEOUT_S)
         changed, self.embodiment = differences(embodiment, self.embodiment), embodiment
@@ -262,7 +262,7 @@ class RemoteRobot(Closeable):
         self._stream = _Stream(self.address, self._security, self._session, self._clock)
 
     def _seat(self, hello: Mapping[str, Any], timeout_s: float) -> MessageReader:
-        """The answer to `hello` once the arm is free: the controller before us may have died without a word."""
+        """Send `hello` until the arm is free: a controller before us may have died without closing."""
         end_ns = self._clock.now_ns() + round(min(timeout_s, PATIENCE_S) * NS_PER_S)
         while True:
             try:
@@ -284,7 +284,7 @@ class RemoteRobot(Closeable):
         self._synced_ns = sample.returned_ns
 
     def _first_tick(self, number: int) -> Tick:
-        """The tick with which an episode begins, or the first one after it that was not lost."""
+        """Return the first tick of an episode, or the first one after it that was not lost."""
         arrived = self._connected_stream().take_first(number, RESET_TIMEOUT_S)
         if arrived is None:
             raise self._sent_nothing(RESET_TIMEOUT_S)
@@ -314,17 +314,17 @@ class RemoteRobot(Closeable):
         return arrived.tick
 
     def _command(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> MessageReader:
-        """Raises SessionError as soon as the stream is told that our session is over: no answer need come then."""
+        """Send a command. Raises SessionError as soon as the stream reports that our session ended."""
         require = self._connected_stream().require_open
         return self._exchange(kind, {"session": self._session, **body}, timeout_s, require)
 
     def _exchange(
         self, kind: str, body: Mapping[str, Any], timeout_s: float, require: Callable[[], None] = lambda: None
     ) -> MessageReader:
-        """The answer; a request that got none in TRY_TIMEOUT_S is sent again, except for actions.
+        """Send a request and return its answer; without one in TRY_TIMEOUT_S it is sent again, except for actions.
 
         Raises:
-            VlaError: what the bridge reports, or TransportError when it does not answer.
+            VlaError: the error that the bridge reports, or TransportError if it does not answer.
         """
         end_ns = self._requests.ends_ns(timeout_s)
         first = self._requests.number + 1
@@ -338,14 +338,14 @@ class RemoteRobot(Closeable):
                 require()
             elif answer.seq < first:
                 self._note(answer)
-            elif answer.kind == "wait":  # the bridge is still at it
+            elif answer.kind == "wait":  # the bridge is still working on it
                 end_ns = self._requests.ends_ns(timeout_s)
             else:
                 return read_answer(answer, kind)
         raise no_answer(self.address, kind, timeout_s)
 
     def _drain(self) -> None:
-        """Take the answers to what was posted; refusals are kept for the next `send`."""
+        """Read the answers to posted messages; refusals are kept for the next `send`."""
         while (answer := self._requests.receive(0.0)) is not None:
             self._note(answer)
 
@@ -367,16 +367,16 @@ class RemoteRobot(Closeable):
 
 @dataclass(frozen=True)
 class Arrived:
-    """A tick as it came over the wire.
+    """A tick as received.
 
     Attributes:
-        number: of the message; it only grows within a session.
-        episode: which it belongs to.
-        tick: what the robot did.
-        returned_ns: when it was sent, on the bridge's clock.
-        at_ns: when it came, on ours.
-        clocks: the newest exchange of stamps until then, if any: `watch` is its way there, a tick its way back.
-        num_bytes: of the frames that came with it; those of before are shared.
+        number: number of the tick; it only grows within a session.
+        episode: number of its episode.
+        tick: the tick.
+        returned_ns: time at which it was sent, on the bridge's clock.
+        at_ns: time at which it arrived, on this computer's clock.
+        clocks: the newest exchange of stamps, if any: `watch` is its way there, a tick its way back.
+        num_bytes: size of the frames that came with it [bytes].
     """
 
     number: int
@@ -389,7 +389,7 @@ class Arrived:
 
 
 class _Stream:
-    """Receives ticks in a thread of its own, which alone touches the socket, and keeps them until they are taken."""
+    """Receives ticks in a thread of its own, which alone uses the socket, and stores them until they are taken."""
 
     def __init__(self, address: str, security: ClientSecurity | None, session: str, clock: Clock) -> None:
         self._session = session
@@ -406,7 +406,7 @@ class _Stream:
         self._thread.start()
 
     def await_tick(self, wanted: Callable[[Arrived], bool], timeout_s: float) -> Arrived | None:
-        """The newest tick, once it is a wanted one; None when it is none in time. Raises what ended the stream."""
+        """Wait until the newest tick is wanted, and return it; None after the timeout. Raises the stream's error."""
         with self._changed:
             self._changed.wait_for(lambda: self._failure or (self._newest and wanted(self._newest)), timeout_s)
             if self._failure is not None:
@@ -414,9 +414,9 @@ class _Stream:
             return self._newest if self._newest is not None and wanted(self._newest) else None
 
     def take(self, wanted: Callable[[Arrived], bool], timeout_s: float) -> list[Arrived]:
-        """All wanted ticks that were not taken yet, oldest first; the others are dropped.
+        """Return all wanted ticks that were not taken yet, oldest first; the others are dropped.
 
-        Raises what ended the stream, once all that came before is taken.
+        Raises the stream's error once all ticks before it are taken.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._failure or any(map(wanted, self._untaken)), timeout_s)
@@ -428,7 +428,7 @@ class _Stream:
             return taken
 
     def take_first(self, number: int, timeout_s: float) -> Arrived | None:
-        """The oldest tick from this number on; those before it are dropped. Raises what ended the stream."""
+        """Return the oldest tick from this number on; earlier ones are dropped. Raises the stream's error."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._failure or (self._untaken and self._untaken[-1].number >= number), timeout_s
@@ -441,7 +441,7 @@ class _Stream:
             return None
 
     def forget(self, number: int) -> None:
-        """Drop what was not taken up to this number."""
+        """Drop stored ticks up to this number."""
         with self._changed:
             self._drop_until(number)
 
@@ -455,7 +455,7 @@ class _Stream:
         return arrived
 
     def _keep(self, arrived: Arrived) -> None:
-        """Bounded: the oldest ticks give way; the numbers of the others show that some are gone."""
+        """Store a tick; if the store is full, drop the oldest ones."""
         self._untaken.append(arrived)
         self._untaken_bytes += arrived.num_bytes
         while self._untaken_bytes > BACKLOG_BYTES and len(self._untaken) > 1:
@@ -463,11 +463,11 @@ class _Stream:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended by itself."""
+        """Whether the stream ended with an error."""
         return self._failure is not None
 
     def require_open(self) -> None:
-        """Raise what ended the stream, if anything did."""
+        """Raise the error that ended the stream, if it ended."""
         if self._failure is not None:
             raise self._failure
 
@@ -490,10 +490,10 @@ class _Stream:
                 self._changed.notify_all()
 
     def _watch(self, socket: ClientSocket) -> None:
-        """Say what arrived, and that we live."""
+        """Report what arrived; this is also the heartbeat."""
         self._seq += 1
         seen = 0 if self._newest is None else self._newest.number
-        # While the network is frozen, the queue is full: what is said next says it all.
+        # While the network is frozen the queue is full; the next message says the same and more.
         with contextlib.suppress(TransportError):
             body = {"session": self._session, "seen": seen, "frames": self._frames.stamps_ns}
             socket.send(encode(Message("watch", self._seq, {**body, "sent_ns": self._clock.now_ns()})))
@@ -509,7 +509,7 @@ class _Stream:
         num_bytes = NUMBERS_BYTES + sum(image.nbytes for image in tick.result.observation.images.values())
         observation = self._frames.complete(episode, tick.result.observation)
         if observation is None:
-            return  # a camera's first frame was lost; what is not acknowledged comes again, whole
+            return  # a camera's first frame was lost; an unacknowledged tick is sent again, whole
         tick = replace(tick, result=replace(tick.result, observation=observation))
         returned_ns, at_ns = packed.integer("returned_ns"), self._clock.now_ns()
         clocks = None if self._newest is None else self._newest.clocks

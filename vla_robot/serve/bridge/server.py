@@ -1,11 +1,11 @@
-"""The bridge's sockets and its clock: between two deadlines it answers messages, at each deadline the arm gets its due.
+"""The bridge's sockets and control clock: it answers messages between deadlines, and the arm ticks at each deadline.
 
     |<------------- period ------------->|
     tick  publish   messages ...   sleep  tick
 
-Between episodes no deadline has to be kept: requests are answered first, and viewers get to see the arm.
+Between episodes there is no deadline: requests are answered first, and viewers get the cameras' frames.
 
-The protocol stands in docs/bridge.md. Everything happens in the thread that calls `serve`.
+The protocol is described in docs/bridge.md. Everything runs in the thread that calls `serve`.
 """
 
 from __future__ import annotations
@@ -45,44 +45,44 @@ from vla_robot.transport.sequence import SequenceGuard
 from vla_robot.transport.wire import UNNUMBERED, Buffer, Message, decode, encode
 
 CREDIT = 4
-"""Ticks on their way, unacknowledged. More would queue up in a slow network and arrive old."""
+"""Most unacknowledged ticks. More would queue up in a slow network and arrive old."""
 
 RESEND_S = 0.25
-"""A tick that is still the newest, and not acknowledged for this long, is sent again."""
+"""Resend the newest tick if it is unacknowledged for this long [s]."""
 
 IDLE_S = 0.05
-"""How long the server waits for a message when no clock is running."""
+"""How long the server waits for a message when no clock is running [s]."""
 
 MARGIN_NS = 1_200_000
-"""Polling a socket may return a millisecond late: the last bit before a deadline is slept on the clock."""
+"""Polling a socket may return 1 ms late: the last part before a deadline is slept on the clock [ns]."""
 
 SILENT_S = 2.0
-"""A controller that was not heard of for this long may be replaced by another one."""
+"""A controller that is silent for this long may be replaced by another one [s]."""
 
 DEAF_S = 0.1
-"""A longer pause between two looks at the socket is none of the controller's silence: the arm was busy."""
+"""A longer pause between two reads of the socket [s] does not count as the controller's silence: the arm was busy."""
 
 ASKED_AT_ONCE = 50
-"""Messages that are answered in one go while the arm is reset, so that a flood of messages delays no motion."""
+"""Messages that are answered at once while the arm is reset, so that a flood of messages delays no motion."""
 
 WHILE_RESETTING = ("stop", "status", "about", "clock", "watch", "view")
-"""What is answered while the arm is being reset, where the arm asks for it: nothing that moves it."""
+"""Requests that are answered while the arm is being reset: those that do not move it."""
 
 REQUESTS_PER_TICK = 20
 BURST = 200
-"""What one client may ask for; a controller asks about five times a tick."""
+"""Rate limit of one client; a controller sends about five requests per tick."""
 
 SHOWN_CHARS = 200
-"""Of a client's reason for stopping."""
+"""Longest reason of a stop that is shown [characters]."""
 
 NO_SESSION = "the bridge was started anew, or another controller has the arm by now."
 
 ENDED = "the bridge was ended"
-"""Why an episode was broken off that ran until then."""
+"""Reason of an episode that the bridge's end stopped."""
 
 
 class Socket(Protocol):
-    """The server's end; `ServerSocket` is one."""
+    """The server's socket; `ServerSocket` is one."""
 
     def receive(self, timeout_s: float) -> tuple[bytes, list[Buffer]] | None: ...
 
@@ -92,12 +92,12 @@ class Socket(Protocol):
 
 
 class Pace(Protocol):
-    """When the arm ticks; `Ticker` keeps absolute deadlines."""
+    """Schedule of the ticks; `Ticker` keeps absolute deadlines."""
 
     missed: int
 
     def next_ns(self) -> int:
-        """When the next tick is due."""
+        """Return the time of the next tick [ns]."""
         ...
 
 
@@ -105,21 +105,20 @@ class Pace(Protocol):
 class Stream:
     """The ticks on their way to the controller.
 
-    While the network keeps up, each tick is sent once and in order. Where it does not, the newest takes the place of
-    those that wait: their numbers are missing at the controller, which marks the gap. Only the ticks of a ramp to rest
-    wait behind each other: no answer to them is expected, so that their age does not matter.
-
+    While the network keeps up, each tick is sent once and in order. Otherwise the newest tick replaces those
+    that wait: their numbers are missing at the controller, which marks the gap. Only the ticks of a ramp to rest
+    are queued: no answer to them is expected, so their age does not matter.
     Attributes:
-        peer: its stream connection; None until it watches.
-        number: of the newest tick.
+        peer: connection of the stream; None until the controller sends `watch`.
+        number: number of the newest tick.
         newest: the newest tick; None before the first of an episode.
-        unsent: ticks that wait for room on the network, with their numbers.
-        seen: highest number that arrived there.
+        unsent: (number, tick) of ticks that wait to be sent.
+        seen: highest number that arrived.
         sent: highest number that was sent.
-        sent_ns: when something was sent last.
-        replaced: ticks that a newer one took the place of before they were sent.
-        frames: which cameras' frames are there, or on their way.
-        heard: when the newest `watch` was sent and received, each on its own clock [ns]; the next tick tells.
+        sent_ns: time of the last sending.
+        replaced: number of ticks that a newer one replaced before they were sent.
+        frames: frames that arrived or are on their way.
+        heard: times at which the newest `watch` was sent and received, each on its own clock [ns], for the next tick.
     """
 
     peer: bytes | None = None
@@ -134,7 +133,7 @@ class Stream:
     heard: dict[str, int] = field(default_factory=dict[str, int])
 
     def push(self, tick: Tick, ramp: Sequence[Tick] = ()) -> None:
-        """Take in a tick; `ramp` are those before it in which the arm was brought to rest."""
+        """Add a tick; `ramp` holds the ticks before it that brought the arm to rest."""
         self.replaced += len(self.unsent)
         self.unsent.clear()
         for pushed in (*ramp, tick):
@@ -143,7 +142,7 @@ class Stream:
         self.newest = tick
 
     def due(self, now_ns: int) -> tuple[int, Tick] | None:
-        """The tick that may be sent now, and its number."""
+        """Return the number and the tick to send now, and note it as sent; None if there is none."""
         if self.peer is None or self.newest is None or self.seen >= self.number:
             return None
         fresh = self.unsent and self.sent - self.seen < CREDIT
@@ -173,7 +172,7 @@ class Controller:
 
 
 class BridgeServer:
-    """Serves one bridge to one controller, and its state to every client that is let in."""
+    """Serves one bridge to one controller, and its state to viewers."""
 
     def __init__(
         self,
@@ -186,12 +185,12 @@ class BridgeServer:
     ) -> None:
         """
         Args:
-            bridge: what is served.
-            socket: bound, and the caller's to close.
-            clock: the one that stamps the arm's frames.
-            jpeg_quality: camera -> quality of the frames that travel as JPEG; the others stay exact.
-            pace: makes the control clock of an episode from a clock and a period [ns].
-            dry_run: the arm is told nothing, and the status says so.
+            bridge: the bridge to serve.
+            socket: bound socket; the caller closes it.
+            clock: the clock that stamps the arm's frames.
+            jpeg_quality: camera -> quality of frames sent as JPEG; other cameras' frames are sent raw.
+            pace: makes an episode's schedule from a clock and a period [ns].
+            dry_run: reported in the status: the arm gets no commands.
         """
         self._pace = pace
         self._dry_run = dry_run
@@ -232,19 +231,19 @@ class BridgeServer:
         }
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
-        """Tick and answer until `should_stop`, which is asked at least twenty times a second; then the arm holds."""
+        """Tick and answer until `should_stop`, which is called at least 20 times a second; then the arm holds."""
         self._should_stop = should_stop
         try:
             while not should_stop():
                 try:
                     self._turn()
-                except Exception as error:  # a bug of ours: the arm is stopped, and requests are still answered
+                except Exception as error:  # a bug: the arm is stopped, and requests are still answered
                     self._fail(error)
         finally:
             self._bridge.end(ENDED)
 
     def _turn(self) -> None:
-        """One period of the arm's clock, or one wait for a message where no clock is running."""
+        """Serve one period of the arm's clock, or wait once for a message if no clock is running."""
         while self._put_off:
             self._answer(*self._put_off.pop(0))
         if not self._bridge.running:
@@ -256,7 +255,7 @@ class BridgeServer:
         self._publish()
 
     def _fail(self, error: Exception) -> str:
-        """Stop the arm for a failure of this server; the failure in words."""
+        """Stop the arm after a failure of this server; return the failure as text."""
         told = self._bridge.faults.add("bridge", error)
         self.emergency_stop(f"a failure of the bridge: {told}")
         return told
@@ -269,25 +268,25 @@ class BridgeServer:
 
     @property
     def unstopped(self) -> str:
-        """Why the arm did not take its last stop, in words; empty when it did."""
+        """Why the arm did not execute its last stop; empty if it did."""
         return self._bridge.unstopped
 
     def interrupted(self) -> bool:
-        """Whether an arm that is being reset shall stay where it is: for a stop, or as its controller gave up.
+        """Return whether an arm that is being reset must stop moving, after a stop or when its controller gave up.
 
-        To be asked by the arm some times a second. Meanwhile requests that command nothing are answered; so is a stop.
+        The arm calls this several times a second. It answers requests that do not move the arm, including a stop.
         """
         try:
             for _ in range(ASKED_AT_ONCE):
                 if not self._answer_for(0.0):
                     break
             return self._should_stop() or bool(self._bridge.watchdog.stopped_by or self._put_off)
-        except Exception as error:  # ours, and not the arm's
+        except Exception as error:  # a bug of the server, not of the arm
             self._fail(error)
             return True
 
     def status(self) -> dict[str, Any]:
-        """How the bridge stands, in plain data."""
+        """Return the status as plain data; see docs/bridge.md."""
         observation = self._bridge.observation
         mode, reason = self._standing()
         return {
@@ -312,7 +311,7 @@ class BridgeServer:
         }
 
     def _standing(self) -> tuple[Mode, str]:
-        """The mode of the moment, and why it is not "run"."""
+        """Return the present mode, and why it is not "run"."""
         newest, stopped_by = self._controller.stream.newest, self._bridge.watchdog.stopped_by
         if self._bridge.running and newest is not None and not stopped_by:
             return newest.mode, newest.reason
@@ -322,7 +321,7 @@ class BridgeServer:
         return mode, "; ".join(filter(None, (reason, self._bridge.unstopped, unseen)))
 
     def _rest(self) -> None:
-        """No episode runs. Requests are answered first; while none comes, viewers see what the arm sees."""
+        """Serve without an episode: answer requests first; if none comes, send viewers the cameras' frames."""
         wait_s = min(IDLE_S, self._idle_cameras.due_in_s) if self._viewers else IDLE_S
         if self._answer_for(wait_s) or not self._viewers or self._idle_cameras.due_in_s > 0:
             return
@@ -331,20 +330,20 @@ class BridgeServer:
             self._viewers.push(self._idle_tick(observation))
 
     def _idle_tick(self, observation: Observation) -> Tick:
-        """What was seen while nothing was executed; as nothing moved, the task is as far as it was."""
+        """Return a tick without an action; since the arm did not move, the task's success is unchanged."""
         success = self._viewers.newest is not None and self._viewers.newest.result.success
         result = StepResult(observation, None, success, terminated=False, truncated=False)
         return Tick(result, *self._standing(), NOTHING_PROCESSED, 0, 0)
 
     def _answer_until(self, deadline_ns: int) -> bool:
-        """Answer messages, send the set points that fall due, and return at the deadline; whether it is reached."""
+        """Answer messages and send due set points until the deadline; return whether it was reached."""
         while (left_ns := deadline_ns - self._clock.now_ns() - MARGIN_NS) > 0:
             if left_ns > self._period_ns:
-                return True  # the clock went back: the arm does not wait for it
-            # In slices, as a resend may fall due in between.
+                return True  # the clock went back: tick now
+            # In slices, since a resend may become due in between.
             self._answer_for(min(left_ns / NS_PER_S, IDLE_S, self._set_point_in_s()))
             if self._should_stop():
-                return False  # asked here as well: an e-stop of the terminal does not wait for the end of a period
+                return False  # also here: the terminal's e-stop does not wait for the end of a period
             self._publish()
             self._send_set_point()
         self._clock.sleep_until_ns(deadline_ns)
@@ -352,13 +351,13 @@ class BridgeServer:
         return True
 
     def _set_point_in_s(self) -> float:
-        """How long nothing has to be sent to the arm; for ever when it takes one command a tick."""
+        """Return the time until the next set point [s]; infinite for an arm of one command per tick."""
         if not isinstance(self._bridge.arm, Streamed):
             return np.inf
         return max(self._bridge.arm.next_set_point_ns - self._clock.now_ns(), 0) / NS_PER_S
 
     def _send_set_point(self) -> None:
-        """Should one be due. An arm that fails here is stopped as one that fails in a tick is."""
+        """Send a set point if it is due. An arm that fails here is stopped, as in a tick."""
         arm = self._bridge.arm
         if not isinstance(arm, Streamed) or not self._bridge.running:
             return
@@ -367,14 +366,14 @@ class BridgeServer:
             self._guarded(arm.send_set_point)
 
     def _answer_for(self, timeout_s: float) -> bool:
-        """Wait for one message, and answer it; whether one came."""
+        """Wait for one message and answer it; return whether one came."""
         received = self._listen(timeout_s)
         if received is None:
             return False
         peer, frames = received
         try:
             request = decode(frames)
-        except Exception as error:  # whatever could not be read, in whichever way, asks for nothing
+        except Exception as error:  # an unreadable message requests nothing
             told = error if isinstance(error, VlaError) else TransportError(self._bridge.faults.add("bridge", error))
             self._send_error(peer, UNNUMBERED, told)
         else:
@@ -382,7 +381,7 @@ class BridgeServer:
         return True
 
     def _listen(self, timeout_s: float) -> tuple[bytes, list[Buffer]] | None:
-        """One message. While the bridge did not listen, its controller could not be heard: that is no silence."""
+        """Receive one message. A time in which the bridge did not listen is not counted as its controller's silence."""
         deaf_ns = self._clock.now_ns() - self._listened_ns
         if deaf_ns > DEAF_S * NS_PER_S:
             self._controller.heard_ns += deaf_ns
@@ -396,7 +395,7 @@ class BridgeServer:
         self._guarded(lambda: self._push(self._bridge.tick()))
 
     def _guarded(self, act: Callable[[], None]) -> None:
-        """Move the arm; one that fails is stopped."""
+        """Run an action of the arm, and stop the arm if it raises."""
         try:
             act()
         except Exception as error:
@@ -410,7 +409,7 @@ class BridgeServer:
         for earlier in ramp:
             self._viewers.push(earlier)
         self._viewers.push(tick)
-        # In lockstep a controller waits for the one tick of its action, and a ramp is none.
+        # In lockstep a controller waits for the one tick of its action, so it gets no ramp.
         self._controller.stream.push(tick, () if self._bridge.lockstep else ramp)
 
     def _publish(self) -> None:
@@ -438,7 +437,7 @@ class BridgeServer:
                 self._socket.send(peer, encode(Message("ok", request.seq, body)))
         except VlaError as error:
             self._send_error(peer, request.seq, error)
-        except Exception as error:  # a bug of ours: the client is answered, and nothing moves on
+        except Exception as error:  # a bug: the client gets an answer, and the arm is stopped
             told = f"the bridge failed at this request: {self._fail(error)}"
             self._send_error(peer, request.seq, TransportError(told))
 
@@ -447,7 +446,7 @@ class BridgeServer:
         self._socket.send(peer, encode(Message("error", seq, pack_error(error))))
 
     def _handle(self, peer: bytes, request: Message) -> dict[str, Any] | None:
-        """The answer; None where there is none, or not yet."""
+        """Return the answer; None if there is none, or not yet."""
         self._limit.admit(self._socket.user_of(peer) or peer.hex(), request.kind)
         if self._resetting and request.kind not in WHILE_RESETTING:
             return self._wait_for_reset(peer, request)
@@ -463,12 +462,12 @@ class BridgeServer:
         return self._commands[request.kind](reader)
 
     def _wait_for_reset(self, peer: bytes, request: Message) -> None:
-        """While the arm is being reset, its controller may give up; others are told to come back."""
+        """Handle a request during a reset: the controller may give up; other clients are told to try again."""
         if peer != self._controller.peer:
-            raise BusyError("the arm is being reset for its controller; ask again when it is there.")
+            raise BusyError("the arm is being reset for its controller; ask again when that is done.")
         if request.kind in ("end", "close") and len(self._put_off) < ASKED_AT_ONCE:
             self._put_off.append((peer, request))
-        elif request.kind == "reset":  # sent again, as it was not answered yet: the client may go on waiting
+        elif request.kind == "reset":  # a repeated request: tell the client to go on waiting
             self._socket.send(peer, encode(Message("wait", request.seq, {})))
 
     def _hello(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
@@ -479,20 +478,20 @@ class BridgeServer:
         silent_s = (self._clock.now_ns() - self._controller.heard_ns) / NS_PER_S
         if self._controller.peer not in (None, peer) and silent_s < SILENT_S:
             raise BusyError(
-                "the arm has a controller already, and obeys one at a time. Close that one, or wait until it has been "
+                "the arm has a controller already, and accepts one at a time. Close it, or wait until it has been "
                 f"silent for {SILENT_S:g} s."
             )
         self._bridge.end(
             "another controller took over" if peer != self._controller.peer else "its controller joined again"
         )
         if peer != self._controller.peer:
-            # Said twice on one connection, it was sent again because the answer took long: both answers must hold.
+            # A second hello on one connection is a repetition after a slow answer: both answers must be valid.
             self._controller = Controller(peer, session=self._guard.open())
         self._hear()
         return {"session": self._controller.session, **self._about(peer, seq, reader)}
 
     def _about(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
-        """What there is to know without commanding the arm."""
+        """Return the facts that a client needs no control for."""
         return {
             "protocol": BRIDGE_PROTOCOL,
             "embodiment": pack_embodiment(self._bridge.arm.embodiment),
@@ -505,10 +504,10 @@ class BridgeServer:
         self._viewers.acknowledge(peer, reader.integer("seen"))
 
     def _stop(self, peer: bytes, seq: int, reader: MessageReader) -> dict[str, Any]:
-        """A stop stops, whatever its reason looks like.
+        """Stop the arm, even if the request's reason is unreadable.
 
         Raises:
-            WorldError: the arm did not take it.
+            WorldError: the arm did not stop.
         """
         reason = ""
         with contextlib.suppress(TransportError):
@@ -538,7 +537,7 @@ class BridgeServer:
         self._bridge.watchdog.beat()
 
     def _reset(self, reader: MessageReader) -> dict[str, Any]:
-        """An episode that runs already is one whose answer was lost: nothing moves."""
+        """Begin an episode. If it runs already, its answer was lost, and the arm does not move."""
         episode = reader.integer("episode")
         if self._bridge.running and episode == self._bridge.episode:
             return {"number": self._controller.stream.number}
@@ -558,7 +557,7 @@ class BridgeServer:
             self._resetting = False
 
     def _first_tick(self, observation: Observation) -> Tick:
-        """What the cameras saw before anything was done."""
+        """Return the tick of an episode's first observation."""
         result = StepResult(observation, None, success=False, terminated=False, truncated=False)
         return Tick(result, "hold", "the episode begins", NOTHING_PROCESSED, 0, 0)
 
@@ -577,9 +576,9 @@ class BridgeServer:
         return {}
 
     def _look(self, reader: MessageReader) -> dict[str, Any]:
-        """What the cameras see between episodes, for a policy that is warmed up before it drives. Nothing moves."""
+        """Return the present observation between episodes, for the warm-up of a policy. The arm does not move."""
         if self._bridge.running:
-            raise ContractError("an episode is running: its ticks tell what the cameras see.")
+            raise ContractError("an episode is running; its ticks have the observations.")
         return {"observation": pack_observation(self._bridge.arm.look(), self._jpeg_quality)}
 
     def _close(self, reader: MessageReader) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A simulated robot behind a bridge as a World: it waits for each action, so that thinking takes no time there."""
+"""Makes a simulated robot behind a bridge a World that waits for each action."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vla_robot.serve.bridge.remote_robot import RemoteRobot
 
 
 class SynchronousEnv:
-    """The World port over a RemoteRobot, which stays the caller's to close."""
+    """World over a RemoteRobot in lockstep; `close` closes the robot."""
 
     def __init__(self, robot: RemoteRobot) -> None:
         self._robot, self.embodiment = robot, robot.embodiment
@@ -30,16 +30,16 @@ class SynchronousEnv:
         return self._observation
 
     def step(self, action: Vector) -> StepResult:
-        """One control step.
+        """Execute one control step.
 
         Raises:
-            ContractError: wrong shape, or a number that is not finite. Nothing was sent.
-            WorldError: the bridge stopped the arm; the message says why. Or there was no reset.
-            PolicyError: the action may not be sent; nothing moved.
-            TransportError: no answer in time. Whether the arm moved is unknown: reset before the next step.
+            ContractError: the action has a wrong shape or a number that is not finite. Nothing was sent.
+            WorldError: the bridge stopped the arm, and the message says why; or there was no reset.
+            PolicyError: the bridge refused the action; the arm did not move.
+            TransportError: no answer came in time. Whether the arm moved is unknown: reset before the next step.
         """
         if self._observation is None:
-            raise WorldError("this robot's last step did not come to an end, or there was none; reset it first.")
+            raise WorldError("this robot's last step did not complete, or there was no reset; reset it first.")
         action = require_action(action, self.embodiment.action)
         before, self._observation = self._observation, None
         tick = self._robot.play(ActionChunk(action[None], before.stamp_ns, before.step))

@@ -1,9 +1,9 @@
-"""Viewers watch a bridge and command nothing: each gets the newest tick as fast as it takes it.
+"""Viewers of a bridge, which send no commands: each gets the newest tick as fast as it takes it.
 
-    viewer  --view {seen}-->  bridge     what arrived; ten times a second, or as soon as a tick came
+    viewer  --view {seen}-->  bridge     newest tick received; ten times a second, or as soon as a tick came
             <----- tick ----
 
-One tick at most is on its way to a viewer, so that a slow one gets fewer of them and delays no other.
+At most one tick is on its way to a viewer, so that a slow one gets fewer of them and delays no other.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from vla_robot.core.messages import Clamp
 from vla_robot.core.robot import Tick
 
 MOST_VIEWERS = 8
-"""Packing and sending to one costs the control thread a fraction of a millisecond."""
+"""Largest number of viewers: each costs the control thread a fraction of a millisecond per tick."""
 
 MOST_HZ = 20.0
-"""A person sees no more; a policy that needs every tick is a controller."""
+"""Highest rate of ticks to a viewer [Hz]; a policy that needs every tick connects as a controller."""
 
 SILENT_S = 2.0
-"""A viewer that was not heard of for this long is forgotten."""
+"""A viewer that is silent for this long is forgotten [s]."""
 
 RESEND_S = 0.5
-"""A tick that is not acknowledged for this long is taken for lost."""
+"""A tick that is not acknowledged for this long was lost [s]."""
 
 
 @dataclass
@@ -40,24 +40,24 @@ class _Viewer:
 
 @dataclass(frozen=True)
 class _Cut:
-    """How often a limit changed a dimension, and what it did last."""
+    """Number of times a limit changed a dimension, and the last clamp."""
 
     times: int
     last: Clamp
 
 
 class Viewers:
-    """The viewers, and what each has seen."""
+    """The viewers of a bridge, and the newest tick that each has."""
 
     def __init__(self, clock: Clock) -> None:
         """
         Args:
-            clock: the bridge's.
+            clock: the bridge's clock.
         """
         self._clock = clock
         self._of: dict[bytes, _Viewer] = {}
         self.number = 0
-        """Of the newest tick; it only grows, over all controllers."""
+        """Number of the newest tick; it only grows, over all controllers."""
         self.newest: Tick | None = None
         self._cuts: dict[tuple[str, str], _Cut] = {}
 
@@ -72,7 +72,7 @@ class Viewers:
             self._cuts[key] = replace(before, times=before.times + 1, last=clamp)
 
     def cuts(self) -> list[Mapping[str, Any]]:
-        """What limits changed since the bridge began, the most frequent first: a viewer does not see every tick."""
+        """Return what limits changed since the bridge began, the most frequent first: viewers miss ticks."""
         rows = sorted(self._cuts.values(), key=lambda cut: -cut.times)
         return [
             {
@@ -86,26 +86,26 @@ class Viewers:
         ]
 
     def acknowledge(self, peer: bytes, seen: int) -> None:
-        """A viewer says what arrived.
+        """Note the newest tick that a viewer has.
 
         Args:
-            peer: its connection.
+            peer: the viewer's connection.
             seen: number of the newest tick it has; 0 for none.
 
         Raises:
-            TransportError: too many watch already.
+            TransportError: there are too many viewers.
         """
         now_ns = self._clock.now_ns()
         self._forget_silent(now_ns)
         if peer not in self._of and len(self._of) >= MOST_VIEWERS:
             raise TransportError(
-                f"{len(self._of)} viewers watch this bridge already, and {MOST_VIEWERS} may. Close one of them."
+                f"{len(self._of)} viewers watch this bridge already; {MOST_VIEWERS} are allowed. Close one of them."
             )
         viewer = self._of.setdefault(peer, _Viewer(now_ns))
         viewer.heard_ns, viewer.seen = now_ns, min(max(viewer.seen, seen), viewer.sent)
 
     def due(self) -> list[bytes]:
-        """The viewers that the newest tick is to be sent to now; they are taken to have been sent it."""
+        """Return the viewers to send the newest tick to now, and note it as sent."""
         now_ns = self._clock.now_ns()
         self._forget_silent(now_ns)
         chosen = [peer for peer, viewer in self._of.items() if self._wants(viewer, now_ns)]
@@ -114,7 +114,7 @@ class Viewers:
         return chosen
 
     def drop(self, peer: bytes) -> None:
-        """Its connection is gone."""
+        """Forget a viewer whose connection is gone."""
         self._of.pop(peer, None)
 
     def _wants(self, viewer: _Viewer, now_ns: int) -> bool:

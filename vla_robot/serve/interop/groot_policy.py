@@ -1,12 +1,12 @@
-"""A policy behind GR00T's ZeroMQ protocol that looks like any other policy.
+"""Client of GR00T's ZeroMQ protocol, as a Policy.
 
-    request   {endpoint, data, api_token}     answer   what the endpoint gives, or {error: text}
+    request   {endpoint, data, api_token}     answer   the endpoint's result, or {error: text}
 
     N1.5      get_action {video.cam: (1, H, W, 3), state.arm: (1, N), ..}        {action.arm: (T, N)}
     N1.6 on   get_action {observation: {video: {cam: (1, 1, H, W, 3)}, ..}}      [{arm: (1, T, N)}, info]
 
-The server's socket is a REP. Ours is a DEALER that numbers its requests in the envelope, which a REP sends back: unlike
-the REQ of GR00T's own client, it can go on after a request that got no answer, and cannot take a late one for the next.
+The server's socket is a REP. Ours is a DEALER that numbers its requests in the envelope, which a REP sends back.
+Unlike the REQ of GR00T's own client, it can continue after an unanswered request, and recognises a late answer.
 
 Source: Isaac-GR00T, gr00t/eval/service.py (N1.5), gr00t/policy/server_client.py and gr00t_policy.py (N1.6, N1.7).
 """
@@ -34,11 +34,11 @@ DIALECTS: dict[Generation, Dialect] = {"n1.5": "npy", "n1.6": "npy", "n1.7": "ms
 MAX_REASON_CHARS = 300
 
 MODALITIES = ("video", "state", "language")
-"""What a server is sent; it refuses to act unless it gets all of it."""
+"""Modalities of a request; a server needs all of them."""
 
 
 class GrootPolicy(Closeable):
-    """The Policy port over ZeroMQ, to a server of GR00T."""
+    """Policy over ZeroMQ, on a server of GR00T."""
 
     def __init__(
         self,
@@ -51,21 +51,21 @@ class GrootPolicy(Closeable):
         timeouts: Timeouts | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Connect, and compare what the server wants with what the recipe sends.
+        """Connect, and compare the server's modalities with the recipe's.
 
         Args:
             address: e.g. "tcp://127.0.0.1:5555".
-            mapping: the server's words. From N1.6 on, a key "video.cam" is sent as the entry "cam" of "video".
-            generation: of the server.
-            prompt: what it calls the instruction, e.g. "annotation.human.task_description" (N1.5) or
+            mapping: the server's names and units. From N1.6 on, a key "video.cam" is sent as entry "cam" of "video".
+            generation: generation of the server.
+            prompt: its key of the instruction, e.g. "annotation.human.task_description" (N1.5) or
                 "language.annotation.human.task_description".
-            token: sent with every request, where the server wants one.
-            timeouts: how long it may take.
-            clock: times the stages.
+            token: API token sent with every request; None without.
+            timeouts: time limits of its answers.
+            clock: measures the stages.
 
         Raises:
-            TransportError: no server answers there, or it is another computer's address.
-            ContractError: the server was trained on other cameras, state or actions than the recipe names.
+            TransportError: no server answers there, or the address is another computer's.
+            ContractError: the server was trained with other cameras, state or actions than the recipe names.
         """
         _require_loopback(address)
         self._address = address
@@ -89,7 +89,7 @@ class GrootPolicy(Closeable):
             raise
 
     def reset(self, seed: int) -> None:
-        """Look whether the server is there; from N1.6 on, it is told that an episode begins.
+        """Check that the server answers; from N1.6 on, tell it that an episode begins.
 
         Raises:
             TransportError: no answer came in time.
@@ -103,10 +103,10 @@ class GrootPolicy(Closeable):
             raise TransportError(str(error)) from error
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """One chunk per observation, one after the other.
+        """Return one chunk per observation, requested one after the other.
 
         Raises:
-            PolicyError: the server has no answer, or none in time.
+            PolicyError: the server reports an error, or does not answer in time.
         """
         return [self._act(observation) for observation in observations]
 
@@ -132,12 +132,12 @@ class GrootPolicy(Closeable):
         return {"observation": {**{modality: {} for modality in MODALITIES}, **entries}, "options": None}
 
     def _actions(self, answer: Any) -> dict[str, Any]:
-        """Their key -> (T, N); from N1.6 on, the answer's only row of (1, T, N)."""
+        """Return the answer's actions: key -> (T, N); from N1.6 on from (1, T, N)."""
         actions = answer
         if not self._is_flat:
             actions = answer[0] if isinstance(answer, list) and answer else None
         if not isinstance(actions, dict):
-            raise PolicyError(f"the GR00T server at {self._address} answers with no map of actions.")
+            raise PolicyError(f"the GR00T server at {self._address} sent an answer without a map of actions.")
         if self._is_flat:
             return actions
         return {
@@ -146,10 +146,10 @@ class GrootPolicy(Closeable):
         }
 
     def _ask(self, endpoint: str, data: Mapping[str, Any] | None = None, timeout_s: float | None = None) -> Any:
-        """What the endpoint gives.
+        """Return the endpoint's result.
 
         Raises:
-            PolicyError: an error, or no answer in time.
+            PolicyError: the server reports an error, or does not answer in time.
         """
         timeout_s = self._timeouts.connect_s if timeout_s is None else timeout_s
         request: dict[str, Any] = {"endpoint": endpoint}
@@ -184,9 +184,9 @@ class GrootPolicy(Closeable):
         )
 
     def _check_modalities(self, config: Any) -> None:
-        """Raise ContractError unless the recipe names all that the server wants, and nothing that it does not give."""
+        """Raise ContractError unless the recipe names all of the server's inputs, and only outputs that it gives."""
         if not isinstance(config, dict):
-            raise TransportError(f"the GR00T server at {self._address} does not say what it wants.")
+            raise TransportError(f"the GR00T server at {self._address} does not describe its modalities.")
         sent = [*self._mapping.sent_keys, self._prompt]
         wanted = [key for modality in MODALITIES for key in self._keys(config, modality)]
         problems = [unknown("key", key, wanted).rstrip(".") for key in sent if key not in wanted]
@@ -202,7 +202,7 @@ class GrootPolicy(Closeable):
             raise ContractError(f"the recipe does not fit the GR00T server at {self._address}: {'; '.join(problems)}.")
 
     def _keys(self, config: Mapping[str, Any], modality: str, prefix: str | None = None) -> list[str]:
-        """The server's keys of one modality, as a recipe names them."""
+        """Return the server's keys of one modality, as a recipe names them."""
         start = f"{modality}." if prefix is None else prefix
         keys = [str(key)[:80] for key in _listed(config, modality, "modality_keys")]
         if self._is_flat and modality == "language":
@@ -218,7 +218,7 @@ def _listed(config: Mapping[str, Any], modality: str, field: str) -> list[Any]:
 
 def _read(data: bytes) -> Any:
     if data == b"ERROR":
-        raise TransportError("it says ERROR, and not why; its log does.")
+        raise TransportError("it answered ERROR without a reason; see its log.")
     return unpack(data)
 
 

@@ -1,10 +1,10 @@
-"""GR00T's msgpack, in the two dialects that execute nothing. Both are read, whichever is sent.
+"""GR00T's msgpack, in its two safe dialects. Both are read, whichever is sent.
 
     "npy"            {"__ndarray_class__": true, "as_npy": bytes of a .npy file}                       N1.5 to N1.7
     "msgpack_numpy"  {b"nd": true, b"type": "<f4", b"kind": b"", b"shape": [..], b"data": bytes}       N1.7
 
-A server of before September 2025 speaks a third one, torch.save: to read it is to unpickle what the server sends, which
-runs whatever code stands there. It is refused.
+A server from before September 2025 uses a third one, torch.save. Reading it would unpickle the server's data and run
+any code in it, so it is refused.
 
 >>> unpack(pack({"action.arm": np.zeros((1, 16, 6), np.float32)}, "npy"))["action.arm"].shape
 (1, 16, 6)
@@ -31,7 +31,7 @@ from vla_robot.transport.wire import Array, Buffer, read_array
 Dialect = Literal["npy", "msgpack_numpy"]
 
 PICKLED = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""How a file of torch.save begins, new and old, or a bare pickle. As msgpack, 0x80 would be an empty map and over."""
+"""First bytes of a torch.save file, new or old, or of a pickle. As msgpack, 0x80 would be a complete, empty map."""
 
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _NPY_HEADER = re.compile(
@@ -42,10 +42,10 @@ _MODALITY_MARKS = ("__ModalityConfig__", "__ModalityConfig_class__")
 
 
 def pack(value: Mapping[str, Any], dialect: Dialect) -> bytes:
-    """One message.
+    """Pack one message.
 
     Raises:
-        TransportError: it holds something that cannot travel.
+        TransportError: a value cannot be packed.
     """
     try:
         return msgpack.packb(value, default=_PACKERS[dialect])
@@ -54,15 +54,15 @@ def pack(value: Mapping[str, Any], dialect: Dialect) -> bytes:
 
 
 def unpack(data: Buffer) -> Any:
-    """What a message holds; its arrays are read-only views of what arrived.
+    """Unpack a message; its arrays are read-only views of `data`.
 
     Raises:
-        TransportError: it is no such message, or one that only pickle can read.
+        TransportError: it is not such a message, or one that only pickle can read.
     """
     if bytes(memoryview(data)[:4]).startswith(PICKLED):
         raise TransportError(
-            "the server speaks GR00T's dialect of before September 2025, torch.save. To read it is to run whatever "
-            "code the server sends (pickle), so it is not read here. Update the server: N1.5 since then, N1.6 and "
+            "the server speaks GR00T's dialect of before September 2025, torch.save. Reading it would run any "
+            "code that the server sends (pickle), so it is refused. Update the server: N1.5 since then, N1.6 and "
             "N1.7 speak msgpack."
         )
     return unpack_with(data, _read_map)
@@ -105,7 +105,7 @@ def _read_map(table: Mapping[Any, Any]) -> Any:
 
 
 def _read_npy(data: bytes) -> Array:
-    """A .npy file of format 1.0 as np.save writes it. np.load would build what the header says before it looks."""
+    """Read a .npy file of format 1.0. np.load would allocate what the header says before it checks the size."""
     header_end = 10 + int.from_bytes(data[8:10], "little")
     header = _NPY_HEADER.fullmatch(data[10:header_end])
     if not data.startswith(_NPY_MAGIC) or header is None:
@@ -119,8 +119,8 @@ def _read_npy(data: bytes) -> Array:
 def _read_msgpack_numpy(table: Mapping[Any, Any]) -> Any:
     if _get(table, "kind") not in (None, b"", ""):
         raise TransportError(
-            f"an array of kind {str(_get(table, 'kind'))[:8]} came. Arrays of objects are pickled, and to read them is "
-            "to run what the server sends: they are never read."
+            f"an array of kind {str(_get(table, 'kind'))[:8]} came. Arrays of objects are pickled; reading them could "
+            "run code of the server: they are never read."
         )
     kind, data = _get(table, "type"), memoryview(_bytes(table, "data"))
     if _get(table, "nd"):
@@ -129,7 +129,7 @@ def _read_msgpack_numpy(table: Mapping[Any, Any]) -> Any:
 
 
 def _read_modality(config: Any) -> Any:
-    """What a server says of one modality: a map, or the same as JSON."""
+    """Return a server's configuration of one modality, which is a map or JSON text."""
     if not isinstance(config, str | bytes):
         return config
     try:
@@ -143,7 +143,7 @@ def _has(table: Mapping[Any, Any], key: str) -> bool:
 
 
 def _get(table: Mapping[Any, Any], key: str) -> Any:
-    """Either spelling: servers pack keys as text or as bytes."""
+    """Return the value of a key in either spelling: servers pack keys as text or as bytes."""
     return table.get(key, table.get(key.encode()))
 
 

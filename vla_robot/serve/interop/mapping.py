@@ -1,4 +1,4 @@
-"""Between our nouns and the words of another project's policy server, as a recipe's table [peer] says.
+"""Maps observations and actions to another project's names and units, as a recipe's table [peer] says.
 
 Observation --images, state, prompt--> request        answer --chunk--> ActionChunk
    front             "observation/image", 224 px         "actions" * scale + offset -> dx, dy, .., gripper
@@ -21,16 +21,16 @@ from vla_robot.core.messages import ActionChunk, Image, Observation, Vector
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 
 ROTATION = ("rx", "ry", "rz")
-"""Of a state: the tool's rotation, axis times angle."""
+"""Dimensions of a state that are the tool's rotation, axis times angle [rad]."""
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """How long a server may take.
+    """Time limits of a server.
 
     Attributes:
-        connect_s: to answer what needs no model.
-        answer_s: to answer an observation.
+        connect_s: limit of answers that need no model [s].
+        answer_s: limit of the answer to an observation [s].
     """
 
     connect_s: float = 10.0
@@ -38,16 +38,16 @@ class Timeouts:
 
 
 class PeerMapping:
-    """Knows one server's words and one arm."""
+    """Mapping between one server and one arm."""
 
     def __init__(self, peer: PeerRecipe, arm: Embodiment) -> None:
         """
         Args:
-            peer: the words.
-            arm: what is driven.
+            peer: the server's names and units.
+            arm: the arm's embodiment.
 
         Raises:
-            ContractError: the arm has no such camera, state or action, or another rate; every difference is listed.
+            ContractError: the arm lacks a camera, state or action, or has another rate; the message lists them all.
         """
         problems = differences(peer, arm)
         if problems:
@@ -63,33 +63,33 @@ class PeerMapping:
 
     @property
     def sent_keys(self) -> tuple[str, ...]:
-        """Of what an observation becomes, without the instruction."""
+        """Keys of a request, without the instruction's."""
         return (*(entry.key for entry in self._images), *(numbers.key for numbers in self._state))
 
     @property
     def action_keys(self) -> tuple[str, ...]:
-        """Of what an answer must hold."""
+        """Keys that an answer must have."""
         return tuple(numbers.key for numbers in self._action)
 
     def images(self, observation: Observation) -> dict[str, NDArray[np.uint8]]:
-        """Their key -> (H, W, 3) or (3, H, W) uint8, as the recipe says."""
+        """Return the server's key -> (H, W, 3) or (3, H, W) uint8, as the recipe says."""
         return {entry.key: _frame(observation.images[entry.camera], entry) for entry in self._images}
 
     def state(self, observation: Observation) -> dict[str, Vector]:
-        """Their key -> (N,) float64 in their units."""
+        """Return the server's key -> (N,) float64 in its units."""
         state = self._tool.there(observation.state)
         return {numbers.key: numbers.of(state[numbers.index]) for numbers in self._state}
 
     def chunk(self, answer: Mapping[str, Any], observation: Observation, stages_ms: Mapping[str, float]) -> ActionChunk:
-        """The answer as the arm understands it.
+        """Convert an answer to a chunk of the arm's actions.
 
         Args:
-            answer: their key -> (T, N) numbers in their units; (T,) where N is 1, (N,) for a single action.
-            observation: the cause.
-            stages_ms: where the time went.
+            answer: key -> (T, N) numbers in the server's units; (T,) if N is 1, (N,) for a single action.
+            observation: the observation that was sent.
+            stages_ms: time of each stage [ms].
 
         Raises:
-            PolicyError: something is missing, of another shape, or not finite.
+            PolicyError: a key is missing, or numbers have another shape or are not finite.
         """
         columns = [numbers.of(_rows_of(answer, numbers.key, len(numbers.index))) for numbers in self._action]
         lengths = {len(column) for column in columns}
@@ -104,7 +104,7 @@ class PeerMapping:
 
 
 class Numbers:
-    """One row of numbers: where its entries stand on our side, and the line from one unit to the other."""
+    """One key's numbers: their indices in our vector, and the linear map between the units."""
 
     def __init__(self, entry: PeerNumbersRecipe, ours: Sequence[str]) -> None:
         self.key = entry.key
@@ -113,32 +113,32 @@ class Numbers:
         self._offset = np.array(entry.offset or 0.0)
 
     def of(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(..., N) as the recipe has it: the arm's state to the server's, the server's action to the arm's."""
+        """Apply scale and offset to (..., N): the arm's state to the server's, or the server's action to the arm's."""
         return values * self._scale + self._offset
 
     def back(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The inverse."""
+        """Invert `of`."""
         return (values - self._offset) / self._scale
 
 
 class ToolTurn:
-    """Two frames of one tool, the second turned about the tool's z."""
+    """Two frames of one tool; the second is rotated about the tool's z axis."""
 
     def __init__(self, turn_deg: float, arm: Embodiment) -> None:
         """
         Args:
-            turn_deg: of the second frame against the first.
-            arm: its state holds rx, ry, rz, unless the turn is 0.
+            turn_deg: rotation of the second frame against the first [deg].
+            arm: its state contains rx, ry, rz, unless the rotation is 0.
         """
         self._turn_rad = np.deg2rad(turn_deg)
         self._index = [k for k, dim in enumerate(arm.state) if dim.name in ROTATION]
 
     def there(self, state: Vector) -> Vector:
-        """(S,) state of the first frame -> of the second."""
+        """Convert a (S,) state from the first frame to the second."""
         return self._turned(state, self._turn_rad)
 
     def back(self, state: Vector) -> Vector:
-        """The inverse."""
+        """Invert `there`."""
         return self._turned(state, -self._turn_rad)
 
     def _turned(self, state: Vector, angle_rad: float) -> Vector:
@@ -150,15 +150,15 @@ class ToolTurn:
 
 
 def turned_about_z(rotvec: Vector, angle_rad: float) -> Vector:
-    """(3,) axis times angle [rad], after a turn about the body's own z; the axis' largest component is positive.
+    """Rotate a (3,) axis times angle [rad] about the body's own z; the axis' largest component is positive.
 
-    That is how our worlds write a rotation, and how robosuite's is while the tool points down.
+    This is the form of rotations in our worlds, and in robosuite while the tool points down.
     """
     return half_space_rotvec(multiply(quat_from_rotvec(rotvec), quat_from_rotvec(np.array([0.0, 0.0, angle_rad]))))
 
 
 def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys with a dot, as maps in maps, two levels deep.
+    """Turn keys with a dot into maps in maps, two levels deep.
 
     >>> nested({"images.cam_high": 1, "language.annotation.human.task": 2, "state": 3})
     {'images': {'cam_high': 1}, 'language': {'annotation.human.task': 2}, 'state': 3}
@@ -174,11 +174,11 @@ def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resize_with_pad(image: Image, edge_px: int) -> Image:
-    """Bilinear, as large as fits into a black square, its proportions kept.
+    """Resize an image (bilinear) to fit into a black square, with its proportions kept.
 
     Args:
         image: (H, W, 3) uint8.
-        edge_px: of the square.
+        edge_px: edge of the square [px].
 
     Returns:
         (edge_px, edge_px, 3) uint8.
@@ -205,24 +205,24 @@ def _frame(image: Image, entry: PeerImageRecipe) -> NDArray[np.uint8]:
 
 
 def _rows_of(answer: Mapping[str, Any], key: str, width: int) -> NDArray[np.float64]:
-    """(T, width) float64."""
+    """Return a key's (T, width) float64."""
     if key not in answer:
         named = [str(name)[:40] for name in answer]
         raise PolicyError(f"the server's answer has no '{key}'. {unknown('key', key, named)}")
     array = answer[key]
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        raise PolicyError(f"'{key}' of the server's answer is no array of numbers.")
+        raise PolicyError(f"'{key}' of the server's answer is not an array of numbers.")
     rows = array[:, None] if array.ndim == 1 and width == 1 else np.atleast_2d(array)
     if rows.ndim != 2 or rows.shape[1] != width:
         raise PolicyError(
-            f"'{key}' of the server's answer has shape {list(array.shape)}, and the recipe names {width} numbers for "
+            f"'{key}' of the server's answer has shape {list(array.shape)}, but the recipe names {width} numbers for "
             "each action."
         )
     return rows.astype(np.float64)
 
 
 def differences(peer: PeerRecipe, arm: Embodiment) -> list[str]:
-    """Where the words do not fit the arm, in plain words."""
+    """Return the differences between a recipe's [peer] and an arm, one phrase each."""
     problems: list[str] = []
     if peer.rate_hz != arm.rate_hz:
         problems.append(f"rate: the server's actions are for {peer.rate_hz:g} Hz, the world runs at {arm.rate_hz:g} Hz")

@@ -1,8 +1,8 @@
-"""Reads msgpack of other projects, without believing it: the common half of their dialects.
+"""Reads msgpack of other projects safely: the common part of their dialects.
 
-Each dialect writes an array as a map of its own (see openpi_wire.py and groot_wire.py). What all have in common is that
-the bytes come from elsewhere: nothing in them is executed, sizes are compared before anything is built, and a message
-costs little more than its own bytes.
+Each dialect writes an array as a map of its own (see openpi_wire.py and groot_wire.py). For all of them,
+no code in the bytes is executed, sizes are checked before memory is allocated, and a message
+takes little more memory than its own bytes.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from vla_robot.core.errors import TransportError
 from vla_robot.transport.wire import DTYPES, MAX_FRAME_BYTES, MAX_ITEMS, MAX_VALUES, Array, Buffer
 
 MAX_MESSAGE_BYTES = 2 * MAX_FRAME_BYTES
-"""128 MiB: four frames of full HD are 25 MB."""
+"""Largest message: 128 MiB; four frames of full HD are 25 MB."""
 
 MAX_TEXT_BYTES = 1 << 16
 
 ReadMap = Callable[[Mapping[Any, Any]], Any]
-"""A map as it came -> the array that it stands for, or the map itself."""
+"""Converts a map to the array that it describes, or returns the map."""
 
 
 def unpack(data: Buffer, read_map: ReadMap) -> Any:
-    """What a message holds. Keys are str or bytes; values plain data, bytes, lists, maps, and what `read_map` made.
+    """Unpack a message. Keys are str or bytes; values are plain data, bytes, lists, maps, and results of `read_map`.
 
     Raises:
-        TransportError: it is no msgpack, too large, or an array in it is not what its map says.
+        TransportError: it is not msgpack, too large, or an array in it does not fit its map.
     """
     size = memoryview(data).nbytes
     if size > MAX_MESSAGE_BYTES:
@@ -54,10 +54,10 @@ def unpack(data: Buffer, read_map: ReadMap) -> Any:
 
 
 def sendable(array: Array) -> Array:
-    """The array as it may be sent: of one of the wire's types, little endian.
+    """Return the array in one of the wire's types, little endian.
 
     Raises:
-        TransportError: it holds something else than numbers.
+        TransportError: it is not an array of such numbers.
     """
     little = array if array.dtype.str in DTYPES else array.astype(array.dtype.newbyteorder("<"))
     if little.dtype.str not in DTYPES:
@@ -66,16 +66,16 @@ def sendable(array: Array) -> Array:
 
 
 def limit_sending(tcp: socket.socket, seconds: float) -> None:
-    """A peer that reads no more must not keep the sender: once the buffers are full, sending fails in time.
+    """Limit the time of sending [s], so that a peer that stopped reading does not block the sender.
 
-    Not `settimeout`: that would limit how long the other side may be silent as well.
+    `settimeout` would also limit the peer's silence.
     """
     whole = int(seconds)
     tcp.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", whole, round((seconds - whole) * 1e6)))
 
 
 class _Count:
-    """How much a message holds, so far: many empty lists would cost far more memory than bytes."""
+    """Counts the values of a message: many empty lists would take far more memory than bytes."""
 
     def __init__(self) -> None:
         self._values = 0
@@ -92,10 +92,10 @@ def _no_extension(code: int, data: bytes) -> Any:
 
 
 def not_this_computers(address: str, project: str, host: str, port: int | str) -> TransportError:
-    """The refusal of an address elsewhere, with the tunnel that makes it one of here."""
+    """Return the error for an address on another computer; it describes an SSH tunnel."""
     scheme = address.partition("://")[0]
     return TransportError(
-        f"'{address}' is another computer's, and {project}'s protocol has no keys: anybody between the two could read "
-        f"what is sent and command the arm. Make a tunnel, `ssh -N -L {port}:127.0.0.1:{port} {host}`, and use "
+        f"'{address}' is another computer's, and {project}'s protocol has no keys: any computer between could read "
+        f"the messages and command the arm. Make a tunnel, `ssh -N -L {port}:127.0.0.1:{port} {host}`, and use "
         f"{scheme}://127.0.0.1:{port}."
     )

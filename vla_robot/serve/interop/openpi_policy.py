@@ -1,11 +1,11 @@
-"""A policy behind openpi's WebSocket protocol that looks like any other policy.
+"""Client of openpi's WebSocket protocol, as a Policy.
 
-    server    metadata          at once after the connection is made
+    server    metadata          as soon as the connection is made
     client    observation       one binary frame
-    server    answer            one binary frame; or a text frame with what went wrong, and then it hangs up
+    server    answer            one binary frame; or a text frame with an error, after which it disconnects
 
-Nothing of the protocol is numbered: an answer that is late could not be told from the next one. So a connection is
-given up after the first failure, and every episode has one of its own.
+Messages have no numbers: a late answer could not be told from the next one. So a connection is closed
+after the first failure, and every episode makes a new one.
 
 Source: openpi @15a9616, src/openpi/serving/websocket_policy_server.py.
 """
@@ -37,10 +37,10 @@ MAX_REASON_CHARS = 300
 
 
 class OpenpiPolicy(Closeable):
-    """The Policy port over a WebSocket.
+    """Policy over a WebSocket.
 
     Attributes:
-        metadata: what the server says of itself; the protocol prescribes nothing.
+        metadata: the server's metadata; the protocol prescribes none.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class OpenpiPolicy(Closeable):
         timeouts: Timeouts | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """Connect and hear what the server says of itself.
+        """Connect and read the server's metadata.
 
         Args:
             address: e.g. "ws://127.0.0.1:8000".
-            mapping: the server's words.
-            prompt: what it calls the instruction.
-            token: sent as an API key, where the server wants one.
-            timeouts: how long it may take.
-            clock: times the stages.
+            mapping: names and units of the server.
+            prompt: its key of the instruction.
+            token: API key to send; None without.
+            timeouts: time limits of its answers.
+            clock: measures the stages.
 
         Raises:
-            TransportError: no server answers there, it is no openpi server, or it is another computer's address.
+            TransportError: no openpi server answers there, or the address is another computer's.
             MissingDependencyError: the package websockets is not installed.
         """
         require("websockets", "serve", "asking a server of openpi")
@@ -80,7 +80,7 @@ class OpenpiPolicy(Closeable):
         self._connect()
 
     def reset(self, seed: int) -> None:
-        """Begin anew on a connection of this episode's own; the protocol has no other way to say so.
+        """Make a new connection, since the protocol has no other way to begin an episode.
 
         Raises:
             TransportError: no answer came in time.
@@ -88,10 +88,10 @@ class OpenpiPolicy(Closeable):
         self._connect()
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """One chunk per observation, one after the other: the protocol has no batches.
+        """Return one chunk per observation, requested one after the other: the protocol has no batches.
 
         Raises:
-            PolicyError: the server has no answer, or none in time. The connection is given up until `reset`.
+            PolicyError: the server reports an error, or does not answer in time. The connection is closed then.
         """
         return [self._act(observation) for observation in observations]
 
@@ -121,7 +121,7 @@ class OpenpiPolicy(Closeable):
         limit_sending(tcp, self._timeouts.answer_s)
         return connect(
             self._address,
-            sock=tcp,  # and with it no proxy, and no redirection to another computer
+            sock=tcp,  # so that no proxy and no redirection to another computer is used
             compression=None,
             max_size=MAX_MESSAGE_BYTES,
             additional_headers={"Authorization": f"Api-Key {self._token}"} if self._token else None,
@@ -143,7 +143,7 @@ class OpenpiPolicy(Closeable):
 
     @contextlib.contextmanager
     def _giving_up(self) -> Iterator[ClientConnection]:
-        """The connection; after any failure there is none until the next episode."""
+        """Yield the connection, and close it after any failure, until the next episode."""
         from websockets.exceptions import WebSocketException
 
         if self._connection is None:
@@ -155,8 +155,8 @@ class OpenpiPolicy(Closeable):
         except TimeoutError as error:
             self.close()
             raise PolicyError(
-                f"the openpi server at {self._address} did not answer within {self._timeouts.answer_s:g} s. There is "
-                "no action of this answer. Where its first answer takes long, set peer.answer_timeout_s."
+                f"the openpi server at {self._address} did not answer within {self._timeouts.answer_s:g} s. This "
+                "answer is lost. If its first answer takes long, set peer.answer_timeout_s."
             ) from error
         except (OSError, EOFError, WebSocketException, VlaError) as error:
             self.close()
@@ -164,10 +164,10 @@ class OpenpiPolicy(Closeable):
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    """Of an address of this computer.
+    """Return host and port of an address on this computer.
 
     Raises:
-        TransportError: it is none.
+        TransportError: it is not such an address.
     """
     try:
         parts = urlsplit(address)
@@ -182,15 +182,15 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _binary(frame: str | bytes) -> bytes:
-    """A frame that is no error. An error is text: a traceback, of which the last line says what went wrong."""
+    """Return a binary frame. A text frame is an error: a traceback, whose last line is the reason."""
     if isinstance(frame, bytes):
         return frame
-    lines = frame.strip().splitlines() or ["it sent an empty text frame, and did not say why."]
+    lines = frame.strip().splitlines() or ["it sent an empty text frame without a reason."]
     raise PolicyError(lines[-1][:MAX_REASON_CHARS])
 
 
 def _stages_ms(answer: Mapping[str, Any], total_ms: float) -> dict[str, float]:
-    """The server's own time, where it says so, and the rest."""
+    """Return the server's own time, if it reports one, and the rest [ms]."""
     timing = answer.get("server_timing")
     infer_ms = timing.get("infer_ms") if isinstance(timing, dict) else None
     if not isinstance(infer_ms, int | float) or not 0 <= infer_ms <= total_ms:

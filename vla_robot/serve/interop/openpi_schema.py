@@ -1,8 +1,8 @@
-"""What a client of openpi says and hears: in the words of openpi's examples, or in those of a recipe.
+"""Requests and answers of openpi's clients, with the keys of openpi's examples or of a recipe.
 
     request, a map --read--> Observation --the policy--> ActionChunk --write--> a map
 
-A recipe's table [peer] is the one that would drive our arm with the client's own server, read the other way round.
+A recipe's table [peer] is the one that would control our arm with the client's own server, read in reverse.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from vla_robot.serve.interop.mapping import ROTATION, Numbers, ToolTurn, differe
 
 
 class Words(Protocol):
-    """Between a client and the policy."""
+    """Converts a client's requests and the policy's chunks."""
 
     def describe(self) -> dict[str, Any]:
-        """What the client is told first; the protocol prescribes nothing."""
+        """Return the metadata for a new client; the protocol prescribes none."""
         ...
 
     def read(self, request: Mapping[str, Any]) -> Observation:
         """
         Raises:
-            TransportError: something is missing, or of the wrong type.
-            ContractError: an image is none.
+            TransportError: an entry is missing, or of the wrong type.
+            ContractError: an image has another shape or type.
         """
         ...
 
     def write(self, chunk: ActionChunk) -> dict[str, NDArray[np.float64]]:
-        """Their key -> (T, N)."""
+        """Return the client's key -> (T, N)."""
         ...
 
 
 @dataclass(frozen=True)
 class Family:
-    """What one family of openpi's robots calls things.
+    """Keys of one family of openpi's robots.
 
     Attributes:
-        images: the camera that looks at the scene, then those on the wrists; "images.cam_high" is an entry of a map.
-        state: parts of the state, in order.
+        images: the scene camera, then the wrist cameras; "images.cam_high" is an entry of a map.
+        state: keys of the parts of the state, in order.
     """
 
     images: tuple[str, ...]
@@ -66,20 +66,20 @@ ALOHA = Family(("images.cam_high", "images.cam_left_wrist", "images.cam_right_wr
 UR5 = Family(("base_rgb", "wrist_rgb"), ("joints", "gripper"))
 JOINTS = ("observation/joint_position", "joints")
 GRIPPERS = ("observation/gripper_position", "gripper")
-"""Parts of a state that say what they are; the others are taken for the policy's own numbers."""
+"""Parts of a state with a known meaning; the others are taken for the policy's own numbers."""
 
 FAMILIES = (LIBERO, DROID, ALOHA, UR5)
 PROMPT = "prompt"
 
 
 class ExampleWords:
-    """Any of openpi's examples, told by the images that come; numbers stay what the policy's own are."""
+    """Keys of any of openpi's examples, recognised by the images' keys; numbers have the policy's own meaning."""
 
     def __init__(self, cameras: Sequence[str], embodiment: Embodiment | None) -> None:
         """
         Args:
-            cameras: the policy's own, in its order; empty for a published checkpoint, which names none and has one.
-            embodiment: what the policy was trained to drive, to tell the client.
+            cameras: the policy's cameras, in its order; empty for a published checkpoint, which names none and has one.
+            embodiment: the policy's embodiment, which clients are told; None if unknown.
         """
         self._cameras = cameras or ("image",)
         self._embodiment = embodiment
@@ -109,7 +109,7 @@ class ExampleWords:
         return {"actions": chunk.actions}
 
     def _require_meant(self, parts: Mapping[str, Vector]) -> None:
-        """Raise TransportError for numbers that mean something else than the policy's state: six joints and a gripper
+        """Raise TransportError for numbers of another meaning than the policy's state: six joints and a gripper
         are as many numbers as a position, a rotation and a gripper."""
         if self._embodiment is None or not parts:
             return
@@ -142,12 +142,12 @@ class ExampleWords:
 
 
 class RecipeWords:
-    """Those of one recipe, in its units."""
+    """Keys and units of one recipe."""
 
     def __init__(self, peer: PeerRecipe, embodiment: Embodiment) -> None:
         """
         Raises:
-            ContractError: the policy was trained on another camera, state, action or rate than the recipe names.
+            ContractError: the policy was trained with another camera, state, action or rate than the recipe names.
         """
         cameras, state = [c.name for c in embodiment.cameras], [d.name for d in embodiment.state]
         seen, felt = {e.camera for e in peer.images}, {name for e in peer.state for name in e.names}
@@ -183,12 +183,12 @@ class RecipeWords:
 def _observation(images: Mapping[str, Image], state: Vector, flat: Mapping[str, Any], prompt: str) -> Observation:
     instruction = flat.get(prompt)
     if not isinstance(instruction, str):
-        raise TransportError(f"'{prompt}' is missing, or is no text; it is the instruction.")
+        raise TransportError(f"'{prompt}' is missing or is not text; it is the instruction.")
     return Observation(images, state, instruction, stamp_ns=time.monotonic_ns(), step=0)
 
 
 def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
-    """{"images": {"cam_high": x}} -> {"images.cam_high": x}, one level deep."""
+    """Flatten {"images": {"cam_high": x}} to {"images.cam_high": x}, one level deep."""
     flat: dict[str, Any] = {}
     for key, value in request.items():
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
@@ -197,9 +197,9 @@ def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _image(flat: Mapping[str, Any], key: str, camera: str) -> Image:
-    """(H, W, 3) uint8, whichever of the protocol's four forms came."""
+    """Return (H, W, 3) uint8 from any of the protocol's four forms."""
     if key not in flat:
-        raise TransportError(f"the policy looks through its camera '{camera}', and there is no '{key}'.")
+        raise TransportError(f"the policy needs camera '{camera}', but there is no '{key}'.")
     value = flat[key]
     if not isinstance(value, np.ndarray) or value.ndim != 3:
         raise ContractError(f"'{key}' must be an image of shape (H, W, 3) or (3, H, W).")

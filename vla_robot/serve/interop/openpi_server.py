@@ -1,11 +1,11 @@
-"""Our policies over openpi's WebSocket protocol, so that its clients work unchanged. `OpenpiPolicy` is another client.
+"""Serves our policies over openpi's WebSocket protocol to its clients. `OpenpiPolicy` is another client.
 
-    ours      metadata          at once after the connection is made: what the actions and the cameras are
+    ours      metadata          as soon as the connection is made: actions and cameras
     client    observation       one binary frame
-    ours      {actions, policy_timing, server_timing}; or a text frame with the reason, and then the connection ends
+    ours      {actions, policy_timing, server_timing}; or a text frame with the error, after which it disconnects
 
-`GET /healthz` says OK. Only this computer can connect, and no web page: the protocol has no keys, so an SSH
-tunnel goes between computers.
+`GET /healthz` answers OK. Only programs on this computer can connect, and no web page: the protocol has no keys, so use
+an SSH tunnel between computers.
 
 Source: openpi @15a9616, src/openpi/serving/websocket_policy_server.py and src/openpi/policies.
 """
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 MAX_CONNECTIONS = 64
 SILENT, NEWCOMERS = 128, 48
-"""Connections that have sent nothing, and those whose WebSocket handshake is not over; each of the latter takes two
-threads and four file descriptors."""
+"""Most connections that have sent nothing, and most whose WebSocket handshake is not done; each of the latter takes
+two threads and four file descriptors."""
 
 HANDSHAKE_S = 10.0
 SEND_TIMEOUT_S, CLOSE_TIMEOUT_S = 10.0, 1.0
@@ -46,10 +46,10 @@ TRY_LATER, INTERNAL_ERROR = 1013, 1011
 """WebSocket close codes."""
 
 PAUSE_S = 0.2
-"""Before a loop that ended is begun again."""
+"""Pause before a loop that ended is restarted [s]."""
 
 SPARE = 8
-"""Connections that may be told at the same time that there is no more room."""
+"""Connections over the limit that can be refused at the same time."""
 
 _LOG = logging.getLogger(__name__)
 _THEIR_LOG = logging.getLogger(f"{__name__}.websockets")
@@ -57,14 +57,14 @@ _THEIR_LOG.setLevel(logging.CRITICAL)  # it logs a traceback for each client tha
 
 
 class OpenpiServer:
-    """Serves a batcher over WebSockets, with a thread for each connection."""
+    """Serves a batcher over WebSockets, with one thread per connection."""
 
     def __init__(self, batcher: Batcher, name: str, words: Words, port: int) -> None:
         """
         Args:
-            batcher: answers.
-            name: of the policy.
-            words: what clients say and hear.
+            batcher: answers the requests.
+            name: name of the policy.
+            words: converts requests and answers.
             port: on the loopback interface; 0 means any free one.
 
         Raises:
@@ -77,7 +77,7 @@ class OpenpiServer:
         self._metadata = pack({"server": "vla_robot", "policy": name, **words.describe()})
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
         try:
-            # With a plain socket, the server's loop ends for good when no file descriptor is left.
+            # With a plain socket, the server's loop would end when no file descriptor is left.
             self._listener = Listener(HOST, port, (SILENT, NEWCOMERS, MAX_CONNECTIONS + SPARE), HANDSHAKE_S)
         except OSError as error:
             raise TransportError(
@@ -90,7 +90,7 @@ class OpenpiServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Close every connection. An answer that is being made is waited for."""
+        """Close every connection, after waiting for running inferences."""
         self._over.set()
         self._server.shutdown()
         self._thread.join()
@@ -112,7 +112,7 @@ class OpenpiServer:
         )
 
     def _run(self) -> None:
-        """The server's loop ends for good when, say, no thread can be started; then it is told and begun again."""
+        """Run the server's loop; if it ends, for example because no thread can be started, log that and restart it."""
         while True:
             try:
                 self._server.serve_forever()
@@ -120,7 +120,7 @@ class OpenpiServer:
                 _LOG.exception("the server for openpi's clients failed")
             if self._over.wait(PAUSE_S):
                 return
-            _LOG.error("the loop of the server for openpi's clients ended; it begins again")
+            _LOG.error("the loop of the server for openpi's clients ended and is restarted")
             self._server = self._new_server()
 
     def _talk(self, connection: ServerConnection) -> None:
@@ -140,7 +140,7 @@ class OpenpiServer:
             _hang_up(connection, str(error))
         except Exception:
             _LOG.exception("an openpi client could not be answered")
-            _hang_up(connection, "the server failed; its log says how.")
+            _hang_up(connection, "the server failed; see its log.")
         finally:
             self._room.release()
 
@@ -151,7 +151,7 @@ class OpenpiServer:
             frame = connection.recv()
             began_ns = time.monotonic_ns()
             if not isinstance(frame, bytes):
-                raise TransportError("an observation is a binary frame of msgpack, and text came.")
+                raise TransportError("an observation is a binary frame of msgpack, got text.")
             chunk = self._batcher.ask(self._words.read(unpack(frame)), client=connection)
             timing["infer_ms"] = _since_ms(began_ns)
             times = {"policy_timing": {"infer_ms": _policy_ms(chunk)}, "server_timing": timing}

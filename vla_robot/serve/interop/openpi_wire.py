@@ -24,10 +24,10 @@ from vla_robot.transport.wire import Buffer, read_array
 
 
 def pack(value: Mapping[str, Any]) -> bytes:
-    """One message, with its arrays as openpi writes them.
+    """Pack one message, with arrays in openpi's format.
 
     Raises:
-        TransportError: it holds something that cannot travel.
+        TransportError: a value cannot be packed.
     """
     try:
         return msgpack.packb(value, default=_pack_array)
@@ -36,10 +36,10 @@ def pack(value: Mapping[str, Any]) -> bytes:
 
 
 def unpack(data: Buffer) -> Mapping[str, Any]:
-    """One message; its arrays are read-only views of what arrived.
+    """Unpack one message; its arrays are read-only views of `data`.
 
     Raises:
-        TransportError: it is no map in openpi's msgpack.
+        TransportError: it is not a map in openpi's msgpack.
     """
     value = unpack_with(data, _read_map)
     if not isinstance(value, dict):
@@ -63,6 +63,6 @@ def _read_map(table: Mapping[Any, Any]) -> Any:
     if b"__npgeneric__" in table:
         number = table.get(b"data")
         if not isinstance(number, bool | int | float):
-            raise TransportError(f"a NumPy scalar holds {type(number).__name__}, and no number.")
+            raise TransportError(f"a NumPy scalar holds {type(number).__name__}, not a number.")
         return number
     return table

@@ -1,4 +1,4 @@
-"""`POST /act`, as OpenVLA's and OpenVLA-OFT's deployment scripts have it, so that their clients work unchanged.
+"""Serves `POST /act` as OpenVLA's and OpenVLA-OFT's deployment scripts do, to their clients.
 
     request    {"image": ARRAY, "instruction": TEXT, "unnorm_key": NAME or absent}                       OpenVLA
                {"full_image": ARRAY, "wrist_image": ARRAY, "state": ARRAY, "instruction": TEXT}          OpenVLA-OFT
@@ -6,9 +6,9 @@
     answer     ARRAY of one action, a list of ARRAYs for a chunk, or either as a string of JSON where the request was
     ARRAY      {"__numpy__": base64 of the bytes, "dtype": "<f8" or "|u1", "shape": [..]}
 
-A request that fails is answered with status 200 and the body "error", as the contract has it; the reason stands in the
-header X-VLA-Error and in the log. `GET /health` tells how the server is. Only this computer can connect: the contract
-has no keys, so an SSH tunnel goes between computers. A page in this computer's browser is refused.
+As in those scripts, a request that fails is answered with status 200 and the body "error"; the reason is in the
+header X-VLA-Error and in the log. `GET /health` returns the status. Only programs on this computer can connect: the
+protocol has no keys, so use an SSH tunnel between computers. A page in this computer's browser is refused.
 
 Source: `vla-scripts/deploy.py` of the two projects.
 """
@@ -35,37 +35,37 @@ from vla_robot.web.http_json import BoundedServer, JsonHandler, Serving, parse_o
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost", "[::1]")
-"""What a client may call this server; under any other name it is asked by a page whose site was rebound to here."""
+"""Host names that a client may use; a page whose site was rebound to this computer uses another one."""
 
 MAX_BODY_BYTES = 1 << 26
-"""64 MiB: three frames of full HD in base64 are 25 MB."""
+"""Largest request: 64 MiB; three frames of full HD in base64 are 25 MB."""
 
 SOCKET_TIMEOUT_S = 10.0
-"""A client that is silent for so long, or does not fetch its answer, is let go."""
+"""A client that is silent, or does not read its answer, for this long is disconnected [s]."""
 
 REQUEST_S = 30.0
-"""A request must be there whole after this long; 25 MB take 20 s at 10 Mbit/s."""
+"""Time limit for receiving a request [s]; 25 MB take 20 s at 10 Mbit/s."""
 
 POLL_S = 0.05
-"""How soon closing is noticed."""
+"""Period at which the server checks whether it is closed [s]."""
 
 MAX_HEADER_CHARS = 500
 IMAGES = ("full_image", "wrist_image", "left_wrist_image", "right_wrist_image")
-"""The contract's names of cameras, in the order of a policy's own; "image" is the only camera of OpenVLA."""
+"""The scripts' camera keys, in the order of a policy's cameras; "image" is the only camera of OpenVLA."""
 
 _PLACES = "the images, 'state', 'instruction' and 'unnorm_key'"
 _LOG = logging.getLogger(__name__)
 
 
 class RestServer:
-    """Serves a batcher over HTTP from threads of its own."""
+    """Serves a batcher over HTTP, in threads of its own."""
 
     def __init__(self, batcher: Batcher, name: str, cameras: Sequence[str], port: int) -> None:
         """
         Args:
-            batcher: answers.
-            name: of the policy, for /health.
-            cameras: the policy's own, in its order; empty for a published checkpoint, which names none and has one.
+            batcher: answers the requests.
+            name: name of the policy, for /health.
+            cameras: the policy's cameras, in its order; empty for a published checkpoint, which names none and has one.
             port: on the loopback interface; 0 means any free one.
 
         Raises:
@@ -117,7 +117,7 @@ class _Handler(JsonHandler):
         self._reply(200, {"status": "ok", "policy": self.server.name, **self.server.batcher.status()})
 
     def _is_a_programs(self) -> bool:
-        """Whether no page of a browser asks; answers where one does."""
+        """Return whether the client is a program; a page of a browser gets status 403."""
         if not self.is_foreign(NAMES, any_port=True):
             return True
         self._reply(403, {"detail": "This server answers programs on this computer, and no page of a browser."})
@@ -142,11 +142,11 @@ class _Handler(JsonHandler):
 
 
 def read_observation(payload: Mapping[str, Any], cameras: Sequence[str]) -> Observation:
-    """A request of the contract -> an observation, with the cameras named as the policy names them.
+    """Convert a request to an observation with the policy's camera names.
 
     Raises:
-        TransportError: something is missing, of the wrong type, or unknown.
-        ContractError: an image is no (H, W, 3) uint8.
+        TransportError: an entry is missing, of the wrong type, or unknown.
+        ContractError: an image is not (H, W, 3) uint8.
     """
     names = _names(cameras)
     known = {*names, "state", "instruction", "unnorm_key"}
@@ -155,7 +155,7 @@ def read_observation(payload: Mapping[str, Any], cameras: Sequence[str]) -> Obse
             raise TransportError(f"{unknown('field', field[:40], known)} A request holds {_PLACES}.")
     instruction = payload.get("instruction")
     if not isinstance(instruction, str):
-        raise TransportError("'instruction' is missing, or is no text.")
+        raise TransportError("'instruction' is missing or is not text.")
     state = unpack_array(payload["state"], "state").astype(np.float64).ravel() if "state" in payload else np.zeros(0)
     images = {names[field]: _image(payload[field], field) for field in payload if field in names}
     if not images:
@@ -164,13 +164,13 @@ def read_observation(payload: Mapping[str, Any], cameras: Sequence[str]) -> Obse
 
 
 def pack_answer(chunk: ActionChunk) -> Any:
-    """One action as an array, several as a list of arrays."""
+    """Return one action as an array, several as a list of arrays."""
     rows = [pack_array(row) for row in chunk.actions]
     return rows[0] if len(rows) == 1 else rows
 
 
 def pack_array(array: NDArray[Any]) -> dict[str, Any]:
-    """As json_numpy writes it.
+    """Encode an array as json_numpy does.
 
     >>> pack_array(np.array([1, 2], dtype=np.uint8))
     {'__numpy__': 'AQI=', 'dtype': '|u1', 'shape': [2]}
@@ -180,10 +180,10 @@ def pack_array(array: NDArray[Any]) -> dict[str, Any]:
 
 
 def unpack_array(value: Any, field: str) -> NDArray[Any]:
-    """As json_numpy reads it, or nested lists of numbers. Nothing but numbers of fixed width comes out.
+    """Decode an array of json_numpy, or nested lists of numbers. Only numbers of fixed width are accepted.
 
     Raises:
-        TransportError: it is none, or its size and its shape differ.
+        TransportError: it is not an array, or its size does not fit its shape.
     """
     if isinstance(value, list):
         try:
@@ -204,7 +204,7 @@ def unpack_array(value: Any, field: str) -> NDArray[Any]:
 
 
 def _names(cameras: Sequence[str]) -> dict[str, str]:
-    """A request's field -> the policy's camera: the contract's names in order, or the policy's own."""
+    """Return the request's field -> the policy's camera: the scripts' keys in order, or the policy's own names."""
     if len(cameras) <= 1:
         only = cameras[0] if cameras else "image"
         return {"image": only, "full_image": only, only: only}
@@ -219,7 +219,7 @@ def _image(value: Any, field: str) -> Image:
 
 
 def _dtype(value: Any, field: str) -> np.dtype[Any]:
-    """One of the wire's; spelled '<f8' or 'float64', as json_numpy's versions differ."""
+    """Return one of the wire's dtypes, written '<f8' or 'float64': versions of json_numpy differ."""
     try:
         dtype = np.dtype(value) if isinstance(value, str) and len(value) < 16 else None
     except (TypeError, ValueError, SyntaxError):  # numpy reads "2,3f4" and the like with a parser of its own
@@ -237,5 +237,5 @@ def _shape(value: Any, field: str) -> tuple[int, ...]:
 
 
 def _header(text: str) -> str:
-    """What may stand in a header: printable ASCII of one line."""
+    """Return the text as an HTTP header value: printable ASCII on one line."""
     return "".join(c if " " <= c <= "~" else "?" for c in text)[:MAX_HEADER_CHARS]

@@ -1,4 +1,4 @@
-"""One policy for many robots: batching, its server and its client.
+"""One policy for many robots: batching, server and client.
 
 It may import core and transport. The model is behind the port Policy.
 """

@@ -1,10 +1,10 @@
-"""Dynamic batching: many clients, one model.
+"""Dynamic batching of many clients' requests for one model.
 
     clients --submit--> Line (at most one request each, oldest first) --batch--> act --answer--> each client
 
-A batch begins when it is full, when its oldest request has waited its time while the model was free, or when every
-client that asked lately is waiting already: one robot alone never waits for others. The newest request of a client
-replaces its older one, which is answered with an error. A request whose client has gone is dropped, and a row that
+A batch begins when it is full, when its oldest request has waited long enough while the model was free, or when every
+recent client is waiting already: one robot alone never waits for others. A client's newest request
+replaces its older one, which is answered with an error. A request whose deadline passed is dropped, and a row that
 cannot be answered fails alone.
 
 >>> line = Line(max_batch=2, max_wait_ns=5_000_000)
@@ -30,34 +30,34 @@ from vla_robot.core.errors import ContractError, OverdueError, PolicyError, Supe
 from vla_robot.core.messages import ActionChunk, Observation
 
 Act = Callable[[Sequence[Observation], Sequence[str | None]], list[ActionChunk]]
-"""Observations and, per row, the key of the statistics that un-normalise -> one chunk per row."""
+"""(observations, per row the statistics key that un-normalises) -> one chunk per row."""
 
 Answer = ActionChunk | VlaError
 
 MAX_INSTRUCTION_CHARS = 2000
 MAX_PIXELS = 1 << 24
-"""Of all images of an observation: two cameras of 4K video."""
+"""Most pixels of an observation: two cameras of 4K video."""
 
 RECENT_NS = NS_PER_S
-"""A client that asked within this time is expected to ask again."""
+"""A client that asked within this time is expected to ask again [ns]."""
 
 REMEMBERED = 2000
-"""Requests whose times are kept for the quantiles."""
+"""Number of requests whose times are kept for the quantiles."""
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One observation that wants an action.
+    """Request for a chunk for one observation.
 
     Attributes:
-        client: its name; a newer request of the same client takes the place of this one.
-        observation: what it sees.
-        answer: is given the chunk or the error, once, in whichever thread found out; it must not block.
-        statistics_key: whose statistics un-normalise; None for the policy's own.
-        deadline_ns: when the client stops waiting, on the batcher's clock; None: never.
-        since_ns: when it began to wait; set by the line.
+        client: its name; a newer request of the same client replaces this one.
+        observation: the client's observation.
+        answer: called once with the chunk or the error, in any thread; it must not block.
+        statistics_key: dataset whose statistics un-normalise; None for the policy's own.
+        deadline_ns: time at which the client stops waiting, on the batcher's clock; None: never.
+        since_ns: time at which it began to wait; set by the line.
     """
 
     client: Hashable
@@ -69,15 +69,15 @@ class Request:
 
 
 class Line:
-    """The requests that wait. It knows the time only from what it is told."""
+    """Queue of waiting requests. Its methods get the time as an argument."""
 
     def __init__(self, max_batch: int, max_wait_ns: int, max_waiting: int = 256) -> None:
         """
         Args:
-            max_batch: rows of one batch.
-            max_wait_ns: how long the first request of a batch waits for others once the model is free. Those who just
-                got their answers come back within that time, and then all go together.
-            max_waiting: clients that may wait at once.
+            max_batch: most rows of a batch.
+            max_wait_ns: how long the first request of a batch waits for others once the model is free, so that clients
+                that just got their answers can join.
+            max_waiting: most clients that wait at once.
         """
         if max_batch < 1 or max_wait_ns < 0 or max_waiting < max_batch:
             raise ContractError(
@@ -95,21 +95,21 @@ class Line:
         return len(self._waiting)
 
     def put(self, request: Request, now_ns: int) -> Request | None:
-        """Join, or take the place of one's older request, which is returned.
+        """Add a request; return the client's older request, which it replaces, or None.
 
         Raises:
-            PolicyError: too many wait.
+            PolicyError: too many clients wait.
         """
         older = self._waiting.get(request.client)
         if older is None and len(self._waiting) >= self._max_waiting:
             raise PolicyError(f"{self._max_waiting} clients wait already, and there is no room for more.")
-        # Its place in the line stays: a client that asks faster must not be served later.
+        # It keeps its place: a client that asks faster must not be served later.
         self._waiting[request.client] = replace(request, since_ns=older.since_ns if older else now_ns)
         self._note(request.client, now_ns)
         return older
 
     def due_ns(self, now_ns: int) -> int | None:
-        """When the next batch goes off; not later than `now_ns` when it may at once, None when no request waits."""
+        """Return when the next batch is due, at latest `now_ns` if it may start at once; None if no request waits."""
         if not self._waiting:
             return None
         self._forget(now_ns)
@@ -118,11 +118,11 @@ class Line:
         return max(self._free_ns, next(iter(self._waiting.values())).since_ns) + self._max_wait_ns
 
     def free(self, now_ns: int) -> None:
-        """The model has done its batch."""
+        """Note that the model finished its batch."""
         self._free_ns = now_ns
 
     def take(self, now_ns: int) -> tuple[list[Request], list[Request]]:
-        """The next batch, and those whose clients stopped waiting."""
+        """Remove and return the next batch, and the requests whose deadline passed."""
         overdue = [r for r in self._waiting.values() if r.deadline_ns is not None and r.deadline_ns <= now_ns]
         for request in overdue:
             del self._waiting[request.client]
@@ -132,7 +132,7 @@ class Line:
         return batch, overdue
 
     def drain(self) -> list[Request]:
-        """Every request; the line is empty afterwards."""
+        """Remove and return every request."""
         rest = list(self._waiting.values())
         self._waiting.clear()
         return rest
@@ -142,7 +142,7 @@ class Line:
         self._asked_ns.move_to_end(client)
 
     def _forget(self, now_ns: int) -> None:
-        """The clients that asked long ago, unless they wait still."""
+        """Forget clients that asked long ago, unless they still wait."""
         for client, asked_ns in list(self._asked_ns.items()):
             if now_ns - asked_ns <= RECENT_NS:
                 break
@@ -156,9 +156,9 @@ class Batcher:
     def __init__(self, act: Act, line: Line, clock: Clock | None = None) -> None:
         """
         Args:
-            act: the model.
-            line: where requests wait.
-            clock: deadlines are on it.
+            act: runs the model.
+            line: queue of the requests.
+            clock: clock of the deadlines.
         """
         self._act = act
         self._line = line
@@ -168,7 +168,7 @@ class Batcher:
         self.tally = Tally()
 
     def submit(self, request: Request) -> None:
-        """Put a request into the line; from any thread. Its answer comes from another, or from here at once."""
+        """Queue a request; thread-safe. Its answer comes from another thread, or from this one if it is refused."""
         older: Request | None = None
         refusal: VlaError | None = None
         with self._changed:
@@ -192,16 +192,16 @@ class Batcher:
         timeout_s: float = 30.0,
         client: Hashable | None = None,
     ) -> ActionChunk:
-        """Submit, and wait.
+        """Submit a request and wait for its answer.
 
         Args:
-            observation: what the client sees.
-            statistics_key: whose statistics un-normalise.
+            observation: the client's observation.
+            statistics_key: dataset whose statistics un-normalise.
             timeout_s: how long to wait.
-            client: its name; without it, a client that is expected to ask only once.
+            client: its name; None for a client that asks only once.
 
         Raises:
-            VlaError: what the policy says, or OverdueError after `timeout_s`.
+            VlaError: the policy's error, or OverdueError after `timeout_s`.
         """
         future: Future[Answer] = Future()
         deadline_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
@@ -215,7 +215,7 @@ class Batcher:
         return answer
 
     def run(self) -> None:
-        """Answer until `close`."""
+        """Answer batches until `close`."""
         while self._await_batch():
             try:
                 self.work()
@@ -223,7 +223,7 @@ class Batcher:
                 _LOG.exception("a batch was lost; its clients wait until their deadlines")
 
     def work(self) -> None:
-        """Answer the next batch, whether or not it is due."""
+        """Answer the next batch now, even if it is not due."""
         with self._changed:
             now_ns = self._clock.now_ns()
             batch, overdue = self._line.take(now_ns)
@@ -252,13 +252,13 @@ class Batcher:
             self._tell(request, PolicyError("the policy server is shutting down."))
 
     def status(self) -> dict[str, Any]:
-        """Counts and quantiles since the start; never waits for the model."""
+        """Return counts and quantiles since the start, without waiting for the model."""
         with self._changed:
             waiting = len(self._line)
         return {"waiting": waiting, **self.tally.summary()}
 
     def _await_batch(self) -> bool:
-        """Wait until a batch is due; False when closed."""
+        """Wait until a batch is due; return False if the batcher was closed."""
         with self._changed:
             while not self._closed:
                 now_ns = self._clock.now_ns()
@@ -269,7 +269,7 @@ class Batcher:
         return False
 
     def _answers(self, batch: Sequence[Request]) -> list[Answer]:
-        """One answer per request. A batch that fails is halved until the row that is at fault stands alone."""
+        """Return one answer per request. A batch that fails is halved until the faulty row is alone."""
         try:
             chunks = self._act([r.observation for r in batch], [r.statistics_key for r in batch])
             if len(chunks) != len(batch):
@@ -280,7 +280,7 @@ class Batcher:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            # A bug of a policy must reach the client, and not end the server. A panic of a library in Rust is no
+            # A bug of a policy must reach the client and not end the server. A panic of a Rust library is not an
             # Exception, and neither is what sys.exit raises.
             _LOG.exception("inference failed")
             failure = PolicyError(f"the policy failed with {in_words(error)}.")
@@ -298,7 +298,7 @@ class Batcher:
 
 
 class Tally:
-    """What a batcher has done, for its status. Written by several threads, each field under the lock."""
+    """Counts and times of a batcher, for its status. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -322,7 +322,7 @@ class Tally:
             self._wait_ns.append(wait_ns)
 
     def summary(self) -> dict[str, Any]:
-        """Plain data, as it travels: counts by outcome, batches by size, quantiles of the newest times in ms."""
+        """Return counts by outcome, batches by size, and quantiles of the newest times [ms], as plain data."""
         with self._lock:
             batches = sum(self._sizes.values())
             rows = sum(size * count for size, count in self._sizes.items())
@@ -336,7 +336,7 @@ class Tally:
 
 
 def _require_bounded(observation: Observation) -> None:
-    """Raise ContractError for what would hold the model for everyone else: its time grows with text and pixels."""
+    """Raise ContractError for an observation so large that it would delay all other clients."""
     if len(observation.instruction) > MAX_INSTRUCTION_CHARS:
         raise ContractError(
             f"the instruction has {len(observation.instruction)} characters, allowed are {MAX_INSTRUCTION_CHARS}."
@@ -357,7 +357,7 @@ def _quantiles_ms(times_ns: Sequence[int] | deque[int]) -> dict[str, float]:
 
 
 def _with_wait(answer: Answer, wait_ms: float) -> Answer:
-    """A chunk that says how long its observation stood in line."""
+    """Add the time that the observation waited to a chunk's stages."""
     if isinstance(answer, VlaError):
         return answer
     return replace(answer, stages_ms={"wait_for_batch": wait_ms, **answer.stages_ms})

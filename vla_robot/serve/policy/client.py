@@ -1,4 +1,4 @@
-"""A policy behind a socket that looks like any other policy."""
+"""Client of a policy server, as a Policy."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ ANSWER_TIMEOUT_S = 10.0
 
 
 class RemotePolicy(Closeable):
-    """The Policy port over ZeroMQ. Errors of the policy are raised here as they were there.
+    """Policy over ZeroMQ. Errors of the served policy are raised here with the same type.
 
     Attributes:
-        embodiment: what it was trained to drive; None for a published checkpoint, which does not say.
-        name: the policy's on the server.
-        max_batch: rows that one inference of the server takes.
+        embodiment: the arm it was trained for; None for a published checkpoint, which does not say.
+        name: its name on the server.
+        max_batch: most rows of one inference of the server.
     """
 
     def __init__(
@@ -48,15 +48,15 @@ class RemotePolicy(Closeable):
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         clock: Clock | None = None,
     ) -> None:
-        """Connect and learn what policy it is.
+        """Connect and get the policy's description.
 
         Args:
-            address: where a `vla serve` listens, e.g. "tcp://127.0.0.1:5580".
-            security: this computer's key and the server's; needed off loopback.
-            statistics_key: whose statistics un-normalise; None for the server's own choice.
-            answer_timeout_s: how long an answer may take; the server drops a request whose deadline has passed.
-            connect_timeout_s: how long the server may take to answer the first request.
-            clock: times the stages.
+            address: address of a `vla serve`, e.g. "tcp://127.0.0.1:5580".
+            security: this computer's key and the server's public key; required off loopback.
+            statistics_key: dataset whose statistics un-normalise; None for the server's choice.
+            answer_timeout_s: time limit of an answer; the server drops a request whose deadline passed.
+            connect_timeout_s: time limit of the first answer.
+            clock: measures the stages.
 
         Raises:
             TransportError: no answer came in time, or the server speaks another version.
@@ -74,12 +74,11 @@ class RemotePolicy(Closeable):
             raise
 
     def reset(self, seed: int) -> None:
-        """Look whether the server is there and holds the same policy. A served policy remembers nothing, so there is
-        nothing to forget.
+        """Check that the server answers and serves the same policy, which remembers no earlier observation.
 
         Raises:
             TransportError: no answer came in time.
-            ContractError: the server was started anew with a policy for another arm.
+            ContractError: the server was restarted with a policy for another arm.
         """
         before = self.embodiment
         self._hello()
@@ -89,11 +88,11 @@ class RemotePolicy(Closeable):
             require_fit(self.embodiment, before)
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """One chunk per observation, answered in one batch where the server has room.
+        """Return one chunk per observation, computed in one batch if the server has room.
 
         Raises:
             ContractError: an observation does not fit the policy.
-            PolicyError: no valid action exists, or none came in time.
+            PolicyError: the policy has no valid action, or did not answer in time.
         """
         if not 0 < len(observations) <= MAX_ROWS:
             raise ContractError(f"one request holds 1 to {MAX_ROWS} observations, got {len(observations)}.")
@@ -106,7 +105,7 @@ class RemotePolicy(Closeable):
         return [self._of(chunk, o) for chunk, o in zip(chunks, observations, strict=True) if chunk is not None]
 
     def status(self) -> Mapping[str, Any]:
-        """Counts and quantiles of the server; it answers at once, whatever the model does.
+        """Return counts and quantiles of the server, which answers without waiting for the model.
 
         Raises:
             TransportError: no answer came in time.
@@ -125,8 +124,8 @@ class RemotePolicy(Closeable):
         self.embodiment = unpack_embodiment(embodiment) if embodiment.names() else None
 
     def _send_row(self, row: int, observation: Observation) -> int:
-        """The number of the request."""
-        # The simulator's truth is never shown to a policy that learned, here or elsewhere.
+        """Send one row and return the number of the request."""
+        # A learned policy never gets the simulator's privileged state.
         body = {
             "session": self._session,
             "row": row,
@@ -148,18 +147,18 @@ class RemotePolicy(Closeable):
         return read_answer(answer, kind)
 
     def _await_answer(self, rows: Mapping[int, int], sent_ns: int) -> Message:
-        """The next answer to one of these requests."""
+        """Return the next answer to one of these requests."""
         end_ns = sent_ns + round(self._answer_timeout_s * NS_PER_S)
         answer = self._requests.wait(lambda message: message.seq in rows, end_ns)
         if answer is None:
             raise PolicyError(
                 f"the policy server at {self._address} did not answer within {self._answer_timeout_s:g} s. "
-                "There is no action of this answer."
+                "This answer is lost."
             )
         return answer
 
     def _chunk(self, answer: Message, sent_ns: int) -> ActionChunk:
-        """The answer, with the time on the wire beside the server's own stages."""
+        """Return the answer's chunk, with the time on the wire added to the server's stages."""
         reader = read_answer(answer, "act")
         try:
             chunk = unpack_action_chunk(reader.table("chunk"))
@@ -172,7 +171,7 @@ class RemotePolicy(Closeable):
         return replace(chunk, stages_ms={**chunk.stages_ms, "transport": wire_ms})
 
     def _of(self, chunk: ActionChunk, observation: Observation) -> ActionChunk:
-        """The chunk, when it answers this observation."""
+        """Return the chunk if it answers this observation; raise PolicyError otherwise."""
         if (chunk.stamp_ns, chunk.step) != (observation.stamp_ns, observation.step):
             raise PolicyError(f"the policy server at {self._address} answered another observation.")
         return chunk

@@ -1,16 +1,16 @@
-"""Serves one policy to many clients. `RemotePolicy` is the other side, `vla serve` the program.
+"""Serves one policy to many clients. `RemotePolicy` is the client, `vla serve` the program.
 
     request   hello {protocol}                                   answer   ok {protocol, session, name, embodiment, ...}
               act {session, row, observation, key, budget_ms}             ok {chunk}
               status {}                                                   ok {waiting, counts, batches, ...}
                                                                     or    error {error: class name, message}
 
-An answer bears the number of its request, and answers may overtake each other: one batch holds what many clients ask.
-`row` tells apart what one client asks at once; of the same row, the newest request wins. `budget_ms` says how long the
-client will wait, from the arrival on, so that the clocks of two computers need not agree.
+An answer has the number of its request, and answers may overtake each other: a batch holds requests of many clients.
+`row` distinguishes the requests that one client sends at once; of the same row, the newest request wins. `budget_ms` is
+the time that the client will wait from the arrival on, so that the clocks of two computers need not agree.
 
-One thread talks to the network and one runs the model. What a slow client does not fetch is dropped at its own
-connection, and costs the others nothing.
+One thread uses the network and one runs the model. What a slow client does not read is dropped at its own
+connection, without delay for the others.
 """
 
 from __future__ import annotations
@@ -44,22 +44,22 @@ from vla_robot.transport.wire import UNNUMBERED, Buffer, Message, decode, encode
 POLICY_PROTOCOL = 1
 
 MAX_ROWS = 64
-"""Observations that one client may ask at once."""
+"""Most observations that one client may send at once."""
 
 _LOG = logging.getLogger(__name__)
 
 REQUESTS_PER_S, BURST = 2000.0, 256
-"""Of one client: far above what a robot asks, far below what would keep the network's thread busy."""
+"""Rate limit of one client: far above a robot's rate, far below what would keep the network's thread busy."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a server tells about its policy.
+    """Description of a served policy.
 
     Attributes:
-        name: for tables and reports.
-        embodiment: what it was trained to drive; None for a published checkpoint, which does not say.
-        max_batch: rows that one inference takes.
+        name: its name in tables and reports.
+        embodiment: the arm it was trained for; None for a published checkpoint, which does not say.
+        max_batch: most rows of one inference.
     """
 
     name: str
@@ -68,18 +68,18 @@ class Served:
 
 
 class PolicyServer:
-    """Carries requests to a batcher and its answers back, in the thread that calls `serve`."""
+    """Passes requests to a batcher and its answers back, in the thread that calls `serve`."""
 
     def __init__(
         self, served: Served, batcher: Batcher, socket: ServerSocket, wake: Wake, clock: Clock | None = None
     ) -> None:
         """
         Args:
-            served: what the policy is.
-            batcher: answers; its `run` is the caller's to start and to end.
-            socket: bound with `wake`, and the caller's to close.
+            served: description of the policy.
+            batcher: answers the requests; the caller starts and ends its `run`.
+            socket: bound with `wake`; the caller closes it.
             wake: rings when an answer is ready.
-            clock: the batcher's.
+            clock: the batcher's clock.
         """
         self._served = served
         self._batcher = batcher
@@ -87,7 +87,7 @@ class PolicyServer:
         self._wake = wake
         self._clock = clock or MonotonicClock()
         self._limit = RateLimit(REQUESTS_PER_S, BURST, self._clock)
-        # A server that was started anew may hold another policy: its clients must look again.
+        # A restarted server may serve another policy: its clients must say hello again.
         self._session = secrets.token_hex(8)
         self._outgoing: deque[tuple[bytes, int, Answer]] = deque()
         self._handlers: dict[str, Callable[[MessageReader], dict[str, Any]]] = {
@@ -96,7 +96,7 @@ class PolicyServer:
         }
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
-        """Answer until `should_stop`, which is asked at least twenty times a second."""
+        """Answer until `should_stop`, which is called at least 20 times a second."""
         while not should_stop():
             received = self._socket.receive()
             if received is not None:
@@ -107,7 +107,7 @@ class PolicyServer:
             self._send_answers()
 
     def _answer(self, peer: bytes, frames: Sequence[Buffer]) -> list[Buffer] | None:
-        """What is known at once; None for what the model must answer."""
+        """Return the answer; None if the model must give it."""
         seq = UNNUMBERED
         try:
             request = decode(frames)
@@ -122,7 +122,7 @@ class PolicyServer:
             return encode(Message("ok", seq, self._handlers[request.kind](reader)))
         except VlaError as error:
             return encode(Message("error", seq, pack_error(error)))
-        except Exception as error:  # one odd request must not end the server for all robots
+        except Exception as error:  # one bad request must not end the server for all robots
             _LOG.exception("a request could not be answered")
             return encode(Message("error", seq, pack_error(PolicyError(f"the server failed: {in_words(error)}."))))
 
@@ -131,9 +131,9 @@ class PolicyServer:
             raise SessionError("the policy server was started anew during an episode.")
         row, budget_ms, key = reader.integer("row"), reader.number("budget_ms"), reader.text("key")
         if not 0 <= row < MAX_ROWS:
-            raise TransportError(f"row {row} is outside of 0 to {MAX_ROWS - 1}, what one client may ask at once.")
+            raise TransportError(f"row {row} is outside of 0 to {MAX_ROWS - 1}, the rows of one client.")
         if not 0 < budget_ms <= 1e7:
-            raise TransportError(f"budget_ms {budget_ms:g} is no time to wait; send milliseconds, above 0.")
+            raise TransportError(f"budget_ms {budget_ms:g} is out of range; it must be above 0 and at most 1e7 ms.")
         self._batcher.submit(
             Request(
                 client=(peer, row),
@@ -145,7 +145,7 @@ class PolicyServer:
         )
 
     def _answered(self, peer: bytes, seq: int, answer: Answer) -> None:
-        """From any thread."""
+        """Queue an answer for sending; thread-safe."""
         self._outgoing.append((peer, seq, answer))
         self._wake.ring()
 
@@ -170,14 +170,14 @@ class PolicyServer:
 
 
 def answering(batcher: Batcher) -> threading.Thread:
-    """The thread that runs the model, started; `batcher.close` ends it."""
+    """Start and return the thread that runs the model; `batcher.close` ends it."""
     thread = threading.Thread(target=batcher.run, name="inference", daemon=True)
     thread.start()
     return thread
 
 
 def _packed(seq: int, answer: Answer) -> list[Buffer]:
-    """An answer that cannot travel becomes an error that can."""
+    """Encode an answer; one that cannot be sent becomes an error."""
     if not isinstance(answer, VlaError):
         try:
             return encode(Message("ok", seq, {"chunk": pack_action_chunk(answer)}))

@@ -1,4 +1,4 @@
-"""One policy in this process for several worlds: whatever observations are ready go through it as one batch."""
+"""Shares one policy among several worlds in this process: observations that are ready form one batch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vla_robot.core.ports import Policy
 from vla_robot.serve.policy.batcher import Batcher, Line
 
 ANSWER_TIMEOUT_S = 3600.0
-"""Nothing moves while a world waits, so an answer may take as long as a large model needs on a slow computer."""
+"""A simulated world waits, so an answer may take as long as a large model needs on a slow computer [s]."""
 
 
 class SharedPolicy:
-    """Owns the thread in which the policy thinks; use it in a `with` block.
+    """Runs a policy in a thread of its own for several worlds; use it in a `with` block.
 
     >>> with SharedPolicy(policy, max_batch=4) as shared:                                        # doctest: +SKIP
     ...     policies = [shared.seat() for _ in worlds]
@@ -24,10 +24,10 @@ class SharedPolicy:
     def __init__(self, policy: Policy, max_batch: int) -> None:
         """
         Args:
-            policy: remembers nothing of an observation that it has answered, as it sees those of all worlds.
-            max_batch: the most rows at once.
+            policy: must have no memory between observations, since it gets those of all worlds.
+            max_batch: most rows of a batch.
         """
-        # No waiting for company: what comes in while the model computes is the next batch.
+        # A batch does not wait: what arrives while the model computes is the next batch.
         self._batcher = Batcher(lambda observations, _keys: policy.act(observations), Line(max_batch, max_wait_ns=0))
         self._thread = threading.Thread(target=self._batcher.run, name="policy", daemon=True)
 
@@ -41,11 +41,11 @@ class SharedPolicy:
 
     @property
     def waiting(self) -> int:
-        """Worlds whose observations are not taken into a batch yet."""
+        """Number of worlds whose observations are not in a batch yet."""
         return self._batcher.status()["waiting"]
 
     def seat(self) -> Policy:
-        """A policy for one world."""
+        """Return a policy for one world."""
         return _Seat(self._batcher)
 
 
@@ -54,7 +54,7 @@ class _Seat:
         self._batcher = batcher
 
     def reset(self, seed: int) -> None:
-        """Nothing to forget: see `SharedPolicy`."""
+        """Do nothing: see `SharedPolicy`."""
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return [self._batcher.ask(o, timeout_s=ANSWER_TIMEOUT_S, client=self) for o in observations]

@@ -1,4 +1,4 @@
-"""A world behind a socket that looks like any other world."""
+"""Client of a world server, as a World."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from vla_robot.transport.wire import UNNUMBERED, Message
 
 CONNECT_TIMEOUT_S = 10.0
 RESET_TIMEOUT_S = 60.0
-"""robosuite's first reset builds shaders and takes seconds on a slow computer."""
+"""Time limit of a reset [s]: robosuite's first one builds shaders and takes seconds on a slow computer."""
 STEP_TIMEOUT_S = 30.0
 CLOSE_TIMEOUT_S = 0.5
 
 
 class RemoteWorld(Closeable):
-    """The World port over ZeroMQ. Errors of the world are raised here as they were there."""
+    """World over ZeroMQ. Errors of the served world are raised here with the same type."""
 
     def __init__(
         self,
@@ -43,15 +43,15 @@ class RemoteWorld(Closeable):
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         clock: Clock | None = None,
     ) -> None:
-        """Connect and learn what world it is.
+        """Connect and get the world's embodiment and instruction.
 
         Args:
-            address: where a WorldServer listens, e.g. "tcp://127.0.0.1:5555".
-            check_peer: called while waiting; raises when it knows that no answer will come.
-            reset_timeout_s: how long a reset may take.
-            step_timeout_s: how long a step may take.
-            connect_timeout_s: how long the server may take to answer the first request.
-            clock: times the stages.
+            address: address of a WorldServer, e.g. "tcp://127.0.0.1:5555".
+            check_peer: called while waiting; raises an error when no answer can come.
+            reset_timeout_s: time limit of a reset.
+            step_timeout_s: time limit of a step.
+            connect_timeout_s: time limit of the first answer.
+            clock: measures the stages.
 
         Raises:
             TransportError: no answer came in time, or the server speaks another version or has a client already.
@@ -74,10 +74,10 @@ class RemoteWorld(Closeable):
 
     @property
     def last_stages_ms(self) -> Mapping[str, float]:
-        """Where the last reset or step spent its time, in milliseconds.
+        """Times of the last reset or step [ms].
 
-        transport_out, world_step, render and transport_back follow each other; a reset has the last two only. They
-        are right when both sides share a clock, as processes of one computer do.
+        transport_out, world_step, render and transport_back are consecutive; a reset has only the last two. They
+        are valid if both sides share a clock, as processes of one computer do.
         """
         return self._stages_ms
 
@@ -90,11 +90,11 @@ class RemoteWorld(Closeable):
         return observation
 
     def step(self, action: Vector) -> StepResult:
-        """One control step.
+        """Execute one control step.
 
         Raises:
-            ContractError: wrong shape, or a number that is not finite. Nothing moved.
-            TransportError: no answer in time. Whether the world moved is unknown: `reset` before the next step.
+            ContractError: the action has a wrong shape or a number that is not finite. The world did not move.
+            TransportError: no answer came in time. Whether the world moved is unknown: `reset` before the next step.
         """
         if self._unsure:
             raise TransportError(
@@ -117,18 +117,18 @@ class RemoteWorld(Closeable):
         return result
 
     def close(self) -> None:
-        """Let another client have the world."""
-        # A server that is busy or gone need not hold us up: it notices that the connection has ended.
+        """Disconnect, so that another client can have the world."""
+        # A server that is busy or gone is not waited for: it notices that the connection ended.
         with contextlib.suppress(TransportError):
             self._request("close", {}, CLOSE_TIMEOUT_S)
         self._requests.close()
 
     def _request(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> MessageReader:
-        """The body of the answer. Raises what the server reports, or TransportError when it does not answer."""
+        """Send a request and return the answer's body. Raises the server's error, or TransportError for no answer."""
         return read_answer(self._exchange(kind, body, timeout_s), kind)
 
     def _exchange(self, kind: str, body: Mapping[str, Any], timeout_s: float) -> Message:
-        """Whatever the server answers."""
+        """Send a request and return the answer, which may be an error."""
         seq = self._requests.post(kind, body)
 
         def is_answer(message: Message) -> bool:
@@ -139,7 +139,7 @@ class RemoteWorld(Closeable):
             return answer
         raise TransportError(
             f"the world at {self._address} did not answer '{kind}' within {timeout_s:g} s. "
-            "Is its server running there, and is the computer not overloaded?"
+            "Check that its server runs there, and that the computer is not overloaded."
         )
 
     def _checked(self, observation: Observation) -> Observation:

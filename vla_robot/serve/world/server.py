@@ -1,4 +1,4 @@
-"""Serves one world over a socket, to one client at a time. As a program: the child process of `spawn_world`.
+"""Serves one world over a socket to one client at a time. As a program: the child process of `spawn_world`.
 
     request   hello {protocol}           answer   ok {protocol, embodiment, instruction}
               reset {seed}                        ok {observation, returned_ns}
@@ -6,11 +6,10 @@
               close {}                            ok {}
                                          or       error {error: class name, message}
 
-An answer bears the number of its request. Numbers of one client only grow: a request that was replayed or came out of
-order is refused, and the world does not move. Whatever arrives, the server answers and stays; `close` makes it free for
+An answer has the number of its request. Numbers of one client only grow: a request that was replayed or is out of
+order is refused, and the world does not move. The server answers every message and continues; `close` frees it for
 the next client.
-
-Simulated time moves only inside of reset and step, so a slow client changes nothing in a simulation.
+Simulated time moves only inside reset and step, so a slow client changes nothing in a simulation.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ from vla_robot.transport.sockets import ANY_PORT, ServerSocket
 from vla_robot.transport.wire import UNNUMBERED, Buffer, Message, decode, encode
 
 PROTOCOL = 1
-"""Of requests and answers; the wire format below has a version of its own."""
+"""Version of requests and answers; the wire format has a version of its own."""
 
 GRACE_S = 1.0
-"""How long the world has to close after its parent has gone."""
+"""Time for the world to close after its parent is gone [s]."""
 
 EXIT_NOT_BUILT = 2
 
@@ -63,9 +62,9 @@ class WorldServer:
     def __init__(self, world: World, socket: ServerSocket, clock: Clock | None = None) -> None:
         """
         Args:
-            world: what is served; closing it is the caller's part.
-            socket: bound, and the caller's to close.
-            clock: the one that the world stamps with.
+            world: the world to serve; the caller closes it.
+            socket: bound socket; the caller closes it.
+            clock: the clock of the world's stamps.
         """
         self._world = world
         self._socket = socket
@@ -79,7 +78,7 @@ class WorldServer:
         }
 
     def serve(self, should_stop: Callable[[], bool]) -> None:
-        """Answer until `should_stop`, which is asked at least twenty times a second between requests."""
+        """Answer until `should_stop`, which is called at least 20 times a second between requests."""
         while not should_stop():
             received = self._socket.receive()
             if received is not None:
@@ -94,7 +93,7 @@ class WorldServer:
             return encode(Message("ok", seq, self._handle(peer, request)))
         except VlaError as error:
             return encode(Message("error", seq, pack_error(error)))
-        except Exception as error:  # a bug in a world must be reported to the client, and not end the server
+        except Exception as error:  # a bug in a world is reported to the client and does not end the server
             _LOG.exception("a request failed")
             return encode(Message("error", seq, pack_error(WorldError(f"the world failed with {in_words(error)}."))))
 
@@ -103,7 +102,7 @@ class WorldServer:
         if request.kind == "hello":
             return self._hello(peer, request.seq, reader)
         if peer != self._owner:
-            raise TransportError("this connection is not the one that the world obeys; say hello first.")
+            raise TransportError("this connection does not control the world; send hello first.")
         if request.kind not in self._handlers:
             raise TransportError(unknown("request", request.kind, ["hello", *self._handlers]))
         if request.seq <= self._last_seq:
@@ -118,7 +117,7 @@ class WorldServer:
         require_protocol(reader, PROTOCOL, "the client", "the world's server")
         if self._owner not in (None, peer) and self._is_there(self._owner):
             raise TransportError(
-                "the world has a client already, and obeys one at a time. Close that one, or start a second world."
+                "the world has a client already, and accepts one at a time. Close that one, or start a second world."
             )
         self._owner, self._last_seq = peer, seq
         return {
@@ -128,7 +127,7 @@ class WorldServer:
         }
 
     def _is_there(self, peer: bytes) -> bool:
-        """Whether a client's connection still stands. An answer that it never asked for finds out; it ignores that."""
+        """Return whether a client is still connected, by sending it an answer that it ignores."""
         return self._socket.send(peer, encode(Message("probe", UNNUMBERED, {})))
 
     def _reset(self, reader: MessageReader) -> dict[str, Any]:
@@ -148,10 +147,10 @@ class WorldServer:
 
 
 def run_child(build: Callable[[], World]) -> int:
-    """Build a world and serve it until the parent process lets go; the exit status.
+    """Build a world, serve it until the parent process ends or closes stdin, and return the exit status.
 
-    The first line on stdout is JSON: {"address"} when the world stands, or {"error", "message"} when it cannot. The
-    parent holds the other end of stdin and never writes: its end means that the parent closed it, or died.
+    The first line on stdout is JSON: {"address"} when the world is built, or {"error", "message"} if it cannot be. The
+    parent holds the other end of stdin and never writes: its end means that the parent closed it or died.
     """
     announcements = _claim_stdout()
     stop = threading.Event()
@@ -166,7 +165,7 @@ def run_child(build: Callable[[], World]) -> int:
         _announce(announcements, pack_error(error))
         return EXIT_NOT_BUILT
     try:
-        with steady_output(waits=True), ServerSocket(ANY_PORT) as socket:  # a library's print must end no episode
+        with steady_output(waits=True), ServerSocket(ANY_PORT) as socket:  # a library's print cannot end an episode
             _announce(announcements, {"address": socket.address})
             WorldServer(world, socket).serve(stop.is_set)
     finally:
@@ -175,10 +174,10 @@ def run_child(build: Callable[[], World]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The program: serve the world of one recipe."""
+    """Serve the world of one recipe."""
     parser = argparse.ArgumentParser(prog="python -m vla_robot.serve.world.server", description=main.__doc__)
     parser.add_argument("env", type=Path, help="recipe of the world")
-    parser.add_argument("--privileged", action="store_true", help="tell the simulator's truth")
+    parser.add_argument("--privileged", action="store_true", help="put the simulator's state into observations")
     arguments = parser.parse_args(argv)
     return run_child(lambda: _build(arguments.env, arguments.privileged))
 
@@ -192,7 +191,7 @@ def _build(env: Path, privileged: bool) -> World:
 
 
 def _claim_stdout() -> TextIO:
-    """The parent's pipe for announcements only; whatever libraries print goes to stderr from here on."""
+    """Return the parent's pipe for announcements, and redirect all other output to stderr."""
     pipe = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return pipe
@@ -204,8 +203,8 @@ def _announce(pipe: TextIO, what: Mapping[str, str]) -> None:
 
 
 def _watch_parent(stop: threading.Event) -> None:
-    """Ask the server to stop when stdin ends, and end the process when it cannot: while a world is being built."""
-    stdin = 0  # sys.stdin would hold a lock that the interpreter wants at exit
+    """Stop the server when stdin ends, and end the process if it cannot stop: while a world is being built."""
+    stdin = 0  # sys.stdin would hold a lock that the interpreter needs at exit
     while os.read(stdin, 4096):
         pass
     stop.set()

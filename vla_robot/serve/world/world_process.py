@@ -1,6 +1,6 @@
-"""A world in a process of its own, which ends when its user does, however that comes about.
+"""A world in a process of its own, which ends when its parent does.
 
-parent  --stdin, held open-->   child    its end tells the child that the parent let go, or died
+parent  --stdin, held open-->   child    its end tells the child that the parent closed it, or died
         <--one line of JSON--            address, or why the world could not be built
         <--stderr, to a file--           shown only if the child dies unexpectedly
         <====== ZeroMQ ======>
@@ -26,21 +26,21 @@ from vla_robot.transport.codec import MessageReader, unpack_error
 from vla_robot.transport.sockets import SLICE_S
 
 START_TIMEOUT_S = 180.0
-"""Importing a simulator and compiling its kernels for the first time takes a minute on a slow computer."""
+"""Time limit of the start [s]: importing a simulator and compiling its kernels can take a minute."""
 
 STOP_TIMEOUT_S = 1.4
-"""A child that has not ended by then is killed; it has GRACE_S of it to close its world."""
+"""A child that has not ended after this time is killed [s]; GRACE_S of it is for closing its world."""
 
 TAIL_LINES = 8
 
 
 @contextlib.contextmanager
 def spawn_world(env: str | Path, privileged: bool = False) -> Iterator[RemoteWorld]:
-    """The world of a recipe in a process of its own, for the length of a `with` block.
+    """Run the world of a recipe in a process of its own during a `with` block.
 
     Args:
         env: name or path of the recipe.
-        privileged: give the simulator's truth in `Observation.privileged`, for scripted experts and labels.
+        privileged: put the simulator's state into `Observation.privileged`, for scripted experts and labels.
 
     Raises:
         RecipeError: the recipe does not exist, or names something that does not.
@@ -54,7 +54,7 @@ def spawn_world(env: str | Path, privileged: bool = False) -> Iterator[RemoteWor
 
 @contextlib.contextmanager
 def connected(command: Sequence[str]) -> Iterator[RemoteWorld]:
-    """The world that a program serves which calls `run_child`, for the length of a `with` block."""
+    """Run a program that calls `run_child`, and yield its world during a `with` block."""
     with (
         WorldProcess(command) as process,
         RemoteWorld(process.await_address(), check_peer=process.require_alive) as world,
@@ -63,7 +63,7 @@ def connected(command: Sequence[str]) -> Iterator[RemoteWorld]:
 
 
 class WorldProcess:
-    """The child process; leaving its `with` block ends it in less than two seconds."""
+    """Child process of a world; leaving its `with` block ends it in less than 2 s."""
 
     def __init__(self, command: Sequence[str], clock: Clock | None = None) -> None:
         self._clock = clock or MonotonicClock()
@@ -82,10 +82,10 @@ class WorldProcess:
         return self._process.pid
 
     def await_address(self, timeout_s: float = START_TIMEOUT_S) -> str:
-        """Where the world listens, once it has been built.
+        """Wait until the world is built, and return its address.
 
         Raises:
-            VlaError: the one that building the world raised in the child.
+            VlaError: the error that building the world raised in the child.
             WorldError: the child died, or took too long.
         """
         line = self._first_line(timeout_s)
@@ -104,7 +104,7 @@ class WorldProcess:
             raise self._died("unexpectedly")
 
     def stop(self) -> None:
-        """End the child: politely, then by force. May be called twice."""
+        """End the child by closing its stdin, then by killing it. May be called twice."""
         with contextlib.suppress(BrokenPipeError):
             _pipe(self._process.stdin).close()
         try:
@@ -124,7 +124,7 @@ class WorldProcess:
         self.stop()
 
     def _first_line(self, timeout_s: float) -> bytes:
-        """Of the child's stdout; empty when the child closed it. Waits in slices, so that Ctrl-C gets through."""
+        """Return the first line of the child's stdout; empty if the child closed it. Ctrl-C interrupts the waiting."""
         pipe = _pipe(self._process.stdout)
         deadline_ns = self._clock.now_ns() + round(timeout_s * NS_PER_S)
         with selectors.DefaultSelector() as selector:
@@ -141,7 +141,7 @@ class WorldProcess:
         )
 
     def _tail(self) -> str:
-        """What the child last said on stderr."""
+        """Return the last lines of the child's stderr, as a sentence."""
         self._stderr.seek(0)
         lines = self._stderr.read().decode(errors="replace").strip().splitlines()
         return " It said last: " + " | ".join(line.strip() for line in lines[-TAIL_LINES:]) + "." if lines else ""
