@@ -105,7 +105,7 @@ def serve_with_keys(announce: Announce, folder: Path) -> None:
 def connect_with_keys(address: str, folder: Path) -> contextlib.AbstractContextManager[Exchange]:
     robot, desk = KeyFolder(folder / "robot"), KeyFolder(folder / "desk")
     robot.allow(desk.create("desk").public, "desk")
-    desk.pin(host_of(address), robot.pair().public)
+    desk.trust(host_of(address), robot.pair().public)
     return _exchanging(address, desk.client_security(address))
 
 

@@ -45,14 +45,14 @@ def test_two_computers_get_to_know_each_other(tmp_path: Path, monkeypatch: pytes
     assert desk.client_security("tcp://robot.local:5570").server_public == robot.pair().public
 
 
-def test_what_was_allowed_and_pinned_can_be_taken_back(folder: KeyFolder) -> None:
+def test_what_was_allowed_and_trusted_can_be_taken_back(folder: KeyFolder) -> None:
     public = folder.create("desk").public
     for argv in (["allow", public, "--name", "lab"], ["trust", "robot.local", public]):
         assert main(["keys", *argv]) == 0
     for argv in (["revoke", "lab"], ["distrust", "robot.local"]):
         assert main(["keys", *argv]) == 0
     assert not folder.allowed.names()
-    assert not folder.pinned.names()
+    assert not folder.trusted.names()
 
 
 def test_the_list_tells_all_but_the_secret(
@@ -60,26 +60,26 @@ def test_the_list_tells_all_but_the_secret(
 ) -> None:
     keys = folder.create("desk")
     folder.allow(keys.public, "lab")
-    folder.pin("robot.local", keys.public)
+    folder.trust("robot.local", keys.public)
     assert main(["keys", "list", "--json", str(tmp_path / "out.json")]) == 0
     out, written = capsys.readouterr().out, (tmp_path / "out.json").read_text()
     assert [line.split()[::2] for line in out.splitlines()[:3]] == [
         ["own", "desk"],
         ["allowed", "lab"],
-        ["pinned", "robot.local"],
+        ["trusted", "robot.local"],
     ]
-    assert json.loads(written)["pinned"] == {"robot.local": keys.public}
+    assert json.loads(written)["trusted"] == {"robot.local": keys.public}
     assert keys.secret not in out + written
 
 
-def test_one_key_is_pinned_for_two_hosts(folder: KeyFolder, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_key_is_trusted_for_two_hosts(folder: KeyFolder, capsys: pytest.CaptureFixture[str]) -> None:
     public = folder.create("desk").public
     for host in ("robot.local", "192.168.1.20"):
         assert main(["keys", "trust", host, public]) == 0
     capsys.readouterr()
     assert main(["keys", "list"]) == 0
     out = capsys.readouterr().out
-    assert f"pinned   {public} robot.local\n" in out and f"pinned   {public} 192.168.1.20\n" in out
+    assert f"trusted  {public} robot.local\n" in out and f"trusted  {public} 192.168.1.20\n" in out
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def test_of_a_frozen_bridge_a_controller_says_only_what_it_knows(bridges: Any, m
         freeze = at_step(10, lambda: bridges.process.send_signal(signal.SIGSTOP))
         policy = HoldPolicy(robot.embodiment.action)
         episode = run_live_episode(robot, policy, 0, guard=Free(), subscribers=[freeze])
-        with pytest.raises(TransportError, match=r"did not answer 'stop'.*Whether the arm stopped is not known"):
+        with pytest.raises(TransportError, match=r"did not answer 'stop'.*It is not known whether the arm stopped"):
             robot.stop("a person stood up")
     assert episode.outcome == "error" and "no tick came from the robot" in (episode.error or "")
     assert "holds the arm, is not known here" in (episode.error or "")

@@ -20,5 +20,5 @@ def robot(tmp_path: Path) -> KeyFolder:
 def desk(tmp_path: Path, robot: KeyFolder) -> KeyFolder:
     folder = KeyFolder(tmp_path / "desk")
     robot.allow(folder.create("desk").public, "desk")
-    folder.pin("127.0.0.1", robot.pair().public)
+    folder.trust("127.0.0.1", robot.pair().public)
     return folder

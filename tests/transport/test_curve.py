@@ -99,7 +99,7 @@ def test_a_client_that_is_not_on_the_list_is_told_how_to_get_there(
 ) -> None:
     stranger = KeyFolder(tmp_path / "stranger")
     public = stranger.create("stranger").public
-    stranger.pin("127.0.0.1", robot.pair().public)
+    stranger.trust("127.0.0.1", robot.pair().public)
     with (
         door_of(robot) as server,
         ClientSocket(server.address, stranger.client_security(server.address)) as client,
@@ -109,10 +109,10 @@ def test_a_client_that_is_not_on_the_list_is_told_how_to_get_there(
 
 def test_a_client_without_a_key_gets_nothing(robot: KeyFolder, desk: KeyFolder) -> None:
     with door_of(robot) as server, ClientSocket(server.address) as client:
-        assert "it wants a key" in refusal(client, server)
+        assert "it requires a key" in refusal(client, server)
 
 
-def test_a_server_with_another_key_than_the_pinned_one_gets_nothing(robot: KeyFolder, desk: KeyFolder) -> None:
+def test_a_server_with_another_key_than_the_trusted_one_gets_nothing(robot: KeyFolder, desk: KeyFolder) -> None:
     impostor = desk.pair().public
     with door_of(robot) as server:
         security = replace(desk.client_security(server.address), server_public=impostor)

@@ -98,7 +98,7 @@ def test_a_damaged_key_is_refused(tmp_path: Path) -> None:
     folder = KeyFolder(tmp_path)
     folder.create("desk")
     (tmp_path / "desk.key").write_text("truncated")
-    with pytest.raises(TransportError, match="holds no secret key"):
+    with pytest.raises(TransportError, match="does not hold a secret key"):
         folder.pair("desk")
 
 
@@ -251,12 +251,12 @@ def test_a_folder_that_cannot_be_read_allows_no_one_and_is_told_once(
 def test_one_server_may_be_known_under_two_names(tmp_path: Path) -> None:
     folder = KeyFolder(tmp_path)
     folder.create("desk")
-    folder.pin("robot.local", KEY)
-    folder.pin("192.168.1.20", KEY)
+    folder.trust("robot.local", KEY)
+    folder.trust("192.168.1.20", KEY)
     assert folder.client_security("tcp://robot.local:5570").server_public == KEY
     assert folder.client_security("tcp://192.168.1.20:5570").server_public == KEY
-    folder.pinned.remove("robot.local")
-    assert folder.pinned.keys() == {"192.168.1.20": KEY}
+    folder.trusted.remove("robot.local")
+    assert folder.trusted.keys() == {"192.168.1.20": KEY}
 
 
 def test_an_unknown_server_is_not_trusted_and_the_error_says_how_to(desk: KeyFolder) -> None:
@@ -266,7 +266,7 @@ def test_an_unknown_server_is_not_trusted_and_the_error_says_how_to(desk: KeyFol
         desk.client_security("tcp://robot.local:5570")
 
 
-def test_a_pinned_server_is_known_by_its_host_on_any_port(desk: KeyFolder, robot: KeyFolder) -> None:
+def test_a_trusted_server_is_known_by_its_host_on_any_port(desk: KeyFolder, robot: KeyFolder) -> None:
     assert desk.client_security("tcp://127.0.0.1:1").server_public == robot.pair().public
     assert desk.client_security("tcp://127.0.0.1:2").keys == desk.pair()
 

@@ -46,7 +46,7 @@ def test_what_is_no_address_is_refused_with_an_example(address: str) -> None:
 @pytest.mark.parametrize("port", ["65536", "70000", "99999999999999999999"])
 def test_a_port_that_does_not_exist_is_refused_and_not_taken_modulo_65536(port: str) -> None:
     for open_socket in (ServerSocket, ClientSocket):
-        with pytest.raises(TransportError, match="has no port that exists: 1 to 65535 do"):
+        with pytest.raises(TransportError, match="has no valid port: 1 to 65535 do"):
             open_socket(f"tcp://127.0.0.1:{port}")
     with pytest.raises(TransportError, match="1 to 65535"):
         Listener("127.0.0.1", int(port))

@@ -143,7 +143,7 @@ def test_a_message_cut_short_is_refused(message: Message, data: st.DataObject) -
 
 
 def test_a_stranger_is_told_apart() -> None:
-    with pytest.raises(TransportError, match=r"no message of vla_robot: it begins with b'GET '. Is it the right port"):
+    with pytest.raises(TransportError, match=r"not a message of vla_robot: it begins with b'GET '. Check the port"):
         decode([b"GET / HTTP/1.1"])
 
 

@@ -286,7 +286,7 @@ def test_a_viewer_whose_key_is_revoked_gets_no_tick_more(tmp_path: Path) -> None
     robot, desk = KeyFolder(tmp_path / "robot"), KeyFolder(tmp_path / "desk")
     for name in ("desk", "lab"):
         robot.allow(desk.create(name).public, name)
-    desk.pin("127.0.0.1", robot.create("robot").public)
+    desk.trust("127.0.0.1", robot.create("robot").public)
     with contextlib.closing(Served(security=robot.server_security())) as served:
         desk_keys, lab_keys = (desk.client_security(served.address, name) for name in ("desk", "lab"))
         with (

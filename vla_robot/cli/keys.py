@@ -108,10 +108,10 @@ def main(args: New | Show | Allow | Revoke | Trust | Distrust | List) -> int:
             folder.allowed.remove(args.name)
             say(f"'{args.name}' is shut out of every server on this computer.")
         case Trust():
-            folder.pin(args.host, read_public(args.public)[0])
+            folder.trust(args.host, read_public(args.public)[0])
             say(f"Servers on {args.host} are trusted if they prove to own that key.")
         case Distrust():
-            folder.pinned.remove(args.host)
+            folder.trusted.remove(args.host)
             say(f"No server on {args.host} is trusted any longer.")
         case List():
             _list(folder)
@@ -149,5 +149,5 @@ def _state(folder: KeyFolder) -> dict[str, dict[str, Any]]:
     return {
         "own": {name: folder.pair(name).public for name in folder.names()},
         "allowed": dict(folder.allowed.keys()),
-        "pinned": dict(folder.pinned.keys()),
+        "trusted": dict(folder.trusted.keys()),
     }

@@ -1,4 +1,4 @@
-"""Messages and how they travel: the wire format, its codec, ZeroMQ sockets, keys, clock offsets and rates.
+"""Transport of messages: the wire format, its codec, ZeroMQ sockets, keys, clock offsets and rates.
 
-It may import core. What a message means to a robot, a policy or a world belongs to serve.
+It may import core. The meaning of a message for a robot, a policy or a world belongs to serve.
 """

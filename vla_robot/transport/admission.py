@@ -1,11 +1,11 @@
-"""Which connections of a server are closed, so that a new one always finds room. Pure: it knows no sockets.
+"""Selects which connections of a server to close, so that a new one always has room. It uses no sockets.
 
-    enter --> rank 0: has said nothing --promote, hear--> rank 1, 2, ..: as the server trusts it
+    enter --> rank 0: has sent nothing --promote, hear--> rank 1, 2, ..: as the server trusts it
                  |                                          |
                  +-- past its deadline, or above the room of its rank: `surplus`, oldest first
 
-A flood from one address loses its own connections first: above the room of a rank, the address that has most
-connections of that rank loses the one that was heard longest ago. A connection that is being answered (`busy`) is
+A flood from one address loses its own connections first: above the room of a rank, the address with the most
+connections of that rank loses the one that was silent longest. A connection that is being answered (`busy`) is
 kept as long as an idle one can be closed instead.
 
 >>> admission = Admission(room=(2, 8))
@@ -24,7 +24,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 NEWCOMER = 0
-"""The rank of a connection that has said nothing yet."""
+"""Rank of a connection that has sent nothing yet."""
 
 
 @dataclass
@@ -37,40 +37,40 @@ class _Connection:
 
 
 class Admission:
-    """The open connections of one server, each with its rank. Not thread-safe."""
+    """Open connections of one server, each with its rank. Not thread-safe."""
 
     def __init__(self, room: Sequence[int]) -> None:
         """
         Args:
-            room: how many connections of each rank may be open, from rank 0 on.
+            room: most open connections of each rank, from rank 0 on.
         """
         self._room = tuple(room)
         self._open: dict[Hashable, _Connection] = {}
         self.closed = 0
-        """Connections that `surplus` has named so far."""
+        """Number of connections that `surplus` has returned so far."""
 
     def enter(self, key: Hashable, address: str, now_ns: int, deadline_ns: int | None = None) -> None:
-        """A connection was accepted.
+        """Add an accepted connection.
 
         Args:
-            key: names the connection from now on.
-            address: of the peer, without its port.
-            now_ns: the time of the caller's clock.
-            deadline_ns: when it is closed unless `hear` says otherwise; None: never.
+            key: name of the connection.
+            address: the peer's address, without the port.
+            now_ns: present time on the caller's clock [ns].
+            deadline_ns: time at which it is closed unless `hear` extends it [ns]; None: never.
         """
         self._open[key] = _Connection(address, now_ns, deadline_ns)
 
     def hear(
         self, key: Hashable, now_ns: int, rank: int | None = None, deadline_ns: int | None = None, busy: bool = False
     ) -> None:
-        """Something complete arrived, or the connection begins to wait for more. One that was closed stays closed.
+        """Note that a complete message arrived, or that the next one is awaited. A closed connection stays closed.
 
         Args:
-            key: of the connection.
-            now_ns: the time of the caller's clock.
-            rank: from now on; None leaves it. A rank never falls.
-            deadline_ns: when it is closed unless `hear` is called again; None: never.
-            busy: it is being answered.
+            key: name of the connection.
+            now_ns: present time on the caller's clock [ns].
+            rank: new rank; None keeps it. A rank never falls.
+            deadline_ns: time at which it is closed unless `hear` is called again [ns]; None: never.
+            busy: whether it is being answered.
         """
         connection = self._open.get(key)
         if connection is None:
@@ -79,7 +79,7 @@ class Admission:
         connection.rank = max(connection.rank, rank or NEWCOMER)
 
     def promote(self, key: Hashable, rank: int) -> None:
-        """The connection has begun to speak; its deadline stays."""
+        """Raise the rank of a connection that has begun to send; its deadline stays."""
         if key in self._open:
             self._open[key].rank = max(self._open[key].rank, rank)
 
@@ -87,12 +87,12 @@ class Admission:
         return key in self._open
 
     def rename(self, key: Hashable, to: Hashable) -> None:
-        """The connection has another key from now on."""
+        """Give a connection another key."""
         if key in self._open:
             self._open[to] = self._open.pop(key)
 
     def leave(self, keys: Iterable[Hashable]) -> None:
-        """The connections are closed."""
+        """Forget connections that are closed."""
         for key in keys:
             self._open.pop(key, None)
 
@@ -100,7 +100,7 @@ class Admission:
         return list(self._open)
 
     def surplus(self, now_ns: int) -> list[Hashable]:
-        """The connections to close now. They are forgotten here."""
+        """Return the connections to close now, and forget them."""
         late = [k for k, c in self._open.items() if c.deadline_ns is not None and c.deadline_ns <= now_ns]
         self.leave(late)
         counts = Counter(c.rank for c in self._open.values())
@@ -115,11 +115,11 @@ class Admission:
 
 
 def _first_to_go(members: Mapping[Hashable, _Connection], count: int) -> list[Hashable]:
-    """The idle ones that were heard longest ago, of the address that has most at each turn; then the newest busy ones.
+    """Return the idle ones that were silent longest, each of the address with the most; then the newest busy ones.
 
     Args:
         members: the connections of one rank.
-        count: how many go; at most all.
+        count: number of connections to return, at most all.
     """
     shares = Counter(c.address for c in members.values())
     idle: dict[str, list[Hashable]] = {}

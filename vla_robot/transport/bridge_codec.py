@@ -1,4 +1,4 @@
-"""Ticks <-> message bodies, and the protocol's version. The protocol stands in docs/bridge.md."""
+"""Converts ticks to message bodies and back; the protocol's version. See docs/bridge.md for the protocol."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from vla_robot.core.robot import Mode, Tick, TimeLimits
 from vla_robot.transport.codec import MessageReader, pack_observation, pack_step_result, unpack_step_result
 
 BRIDGE_PROTOCOL = 2
-"""Of requests and answers between a controller and a bridge; the wire format below has a version of its own."""
+"""Version of requests and answers between a controller and a bridge; the wire format has a version of its own."""
 
 
 def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> dict[str, Any]:
-    """
+    """Convert a tick to plain data and arrays.
+
     Args:
-        tick: what travels.
-        jpeg_quality: camera -> quality of the frames that travel as JPEG; the others stay exact.
-        returned_ns: now, on the clock that stamps the frames.
+        tick: the tick.
+        jpeg_quality: camera -> quality of the frames that are sent as JPEG; the others are sent raw.
+        returned_ns: present time on the clock of the frames' stamps [ns].
     """
     result = pack_step_result(tick.result)
     if jpeg_quality:
@@ -41,8 +42,8 @@ def pack_tick(tick: Tick, jpeg_quality: Mapping[str, int], returned_ns: int) -> 
 
 
 def no_answer(address: str, kind: str, timeout_s: float) -> TransportError:
-    """For a request that got no answer. What that means for the arm is said as far as it is known."""
-    unknown_stop = "Whether the arm stopped is not known: use its own switch."
+    """Return the error for a request without an answer."""
+    unknown_stop = "It is not known whether the arm stopped: use its own switch."
     return TransportError(
         f"the bridge at {address} did not answer '{kind}' within {timeout_s:g} s. "
         + (unknown_stop if kind == "stop" else "Is `vla bridge` running there?")

@@ -1,15 +1,15 @@
-r"""Two computers, two clocks: how far apart they are, with a bound that holds, from four stamps per exchange.
+r"""Offset between the clocks of two computers, with a guaranteed bound, from four stamps per exchange.
 
     here     sent ------\                        /----> returned       this computer's clock
                          \                      /
     there                 `--> received .. answered                    the peer's clock
 
-Nothing arrives before it is sent, so however unequal the two ways are, the offset (there - here) lies between
-`answered - returned` and `received - sent`. An exchange says less with age, as the clocks may drift apart; what holds
-now is where the intervals of all exchanges in the window overlap. A quick exchange makes the overlap narrow, a slow one
-does no harm. No overlap at all means that a clock jumped, and everything known before is void.
+Nothing arrives before it is sent, so for any two travel times the offset (there - here) lies between
+`answered - returned` and `received - sent`. An older exchange bounds it less, since the clocks may drift; the present
+offset lies where the intervals of all exchanges in the window overlap. A fast exchange makes the overlap narrow, a slow
+one does no harm. If there is no overlap, a clock jumped, and earlier exchanges are discarded.
 
-The best guess within the overlap follows a line through the quickest exchanges, whose slope is the drift.
+The estimate within the overlap follows a line through the fastest exchanges, whose slope is the drift.
 
 >>> sync = ClockSync()
 >>> sync.add(ClockSample(sent_ns=0, received_ns=5_000_100, answered_ns=5_000_200, returned_ns=300))
@@ -33,7 +33,7 @@ MAX_DRIFT_PPM = 500
 """Linux slews a clock by 500 ppm at most; the crystals of two computers differ by less than 100."""
 
 WINDOW = 64
-"""Exchanges that are remembered."""
+"""Number of exchanges that are kept."""
 
 _PPB_PER_PPM = 1_000
 _BILLION = 1_000_000_000
@@ -42,7 +42,7 @@ _ROUNDING_NS = 1  # a stamp is a whole number of nanoseconds
 
 @dataclass(frozen=True)
 class ClockSample:
-    """One exchange.
+    """Stamps of one exchange.
 
     Attributes:
         sent_ns: request sent, on the clock here.
@@ -58,18 +58,18 @@ class ClockSample:
 
     @property
     def travel_ns(self) -> int:
-        """Time on the way, there and back; what the peer took to answer does not count."""
+        """Travel time there and back, without the peer's time to answer."""
         return (self.returned_ns - self.sent_ns) - (self.answered_ns - self.received_ns)
 
 
 @dataclass(frozen=True)
 class Offset:
-    """What is known about the other clock at one moment.
+    """Estimate of the other clock's offset at one moment.
 
     Attributes:
-        offset_ns: clock there minus clock here, best guess.
-        bound_ns: the true offset is no further from the guess than this.
-        drift_ppm: by how much the clock there is faster; 0 until two exchanges are known.
+        offset_ns: estimate of the clock there minus the clock here.
+        bound_ns: largest distance of the true offset from the estimate.
+        drift_ppm: how much faster the clock there is; 0 until two exchanges are known.
     """
 
     offset_ns: int
@@ -78,19 +78,19 @@ class Offset:
 
 
 class ClockSync:
-    """The offset of one peer's clock. Pure: the owner of the sockets brings the stamps."""
+    """Estimates the offset of one peer's clock. It uses no sockets: the caller provides the stamps."""
 
     def __init__(self, max_drift_ppm: int = MAX_DRIFT_PPM, window: int = WINDOW) -> None:
         """
         Args:
-            max_drift_ppm: the bound holds as long as the clocks drift apart no faster.
-            window: exchanges that are remembered.
+            max_drift_ppm: largest drift for which the bound is valid.
+            window: number of exchanges that are kept.
         """
         self._max_drift_ppb = max_drift_ppm * _PPB_PER_PPM
         self._samples: deque[ClockSample] = deque(maxlen=window)
         self._line = (0, 0.0, 0.0)
         self.jumps = 0
-        """How often a clock, here or there, was seen to jump."""
+        """Number of jumps of either clock that were detected."""
 
     @property
     def ready(self) -> bool:
@@ -98,9 +98,9 @@ class ClockSync:
         return bool(self._samples)
 
     def add(self, sample: ClockSample) -> bool:
-        """Learn from one exchange; False when a clock jumped, and what was known before has been forgotten."""
+        """Add an exchange; return False if a clock jumped and earlier exchanges were discarded."""
         if sample.answered_ns < sample.received_ns or not self._overlap([sample], sample.returned_ns):
-            self._samples.clear()  # the jump fell between its stamps: this exchange is void as well
+            self._samples.clear()  # the jump lies between its stamps, so this exchange is invalid too
             self.jumps += 1
             return False
         consistent = self._overlap([*self._samples, sample], sample.returned_ns) is not None
@@ -112,7 +112,7 @@ class ClockSync:
         return consistent
 
     def offset(self, at_ns: int) -> Offset:
-        """The offset at a moment on the clock here; the further from the last exchange, the wider the bound.
+        """Return the offset at a time on the clock here; the further from the last exchange, the wider the bound.
 
         Raises:
             TransportError: no exchange was made yet.
@@ -126,42 +126,42 @@ class ClockSync:
         return Offset(guess, max(guess - low, high - guess), slope * 1e6)
 
     def age_ns(self, stamp_ns: int, now_ns: int) -> tuple[int, int]:
-        """How long ago something happened there.
+        """Return the age of an event there.
 
         Args:
-            stamp_ns: when, on the clock there.
-            now_ns: the clock here.
+            stamp_ns: time of the event, on the clock there.
+            now_ns: present time, on the clock here.
 
         Returns:
-            The age, and how far the true one may be from it, in nanoseconds.
+            The age and its largest error [ns].
 
         Raises:
             TransportError: no exchange was made yet.
         """
         offset = self.offset(now_ns)
         age_ns = now_ns - stamp_ns + offset.offset_ns
-        # The offset was another one then: it drifted for as long as the stamp is old, at most.
+        # The offset was different then: it drifted for at most the stamp's age.
         unsure_ns = abs(age_ns) + offset.bound_ns
         drifted_ns = -(-unsure_ns * self._max_drift_ppb // (_BILLION - self._max_drift_ppb))
         return age_ns, offset.bound_ns + drifted_ns
 
     def _overlap(self, samples: list[ClockSample] | deque[ClockSample], at_ns: int) -> tuple[int, int] | None:
-        """Where the true offset must lie at a moment here; None when the samples contradict each other."""
+        """Return the interval of the true offset at a time here; None if the samples contradict each other."""
         low = max(s.answered_ns - s.returned_ns - self._drift_ns(s, at_ns) for s in samples)
         high = min(s.received_ns - s.sent_ns + self._drift_ns(s, at_ns) for s in samples)
         return (low, high) if low <= high else None
 
     def _drift_ns(self, sample: ClockSample, at_ns: int) -> int:
-        """By how much the offset may have changed since, or until, the exchange."""
+        """Return how much the offset may have changed between the exchange and a time [ns]."""
         away_ns = max(abs(at_ns - sample.sent_ns), abs(at_ns - sample.returned_ns))
         return -(-away_ns * self._max_drift_ppb // _BILLION) + _ROUNDING_NS
 
     def _fit(self) -> tuple[int, float, float]:
-        """A line through the quicker half of the samples: moment here, offset then, and slope."""
+        """Fit a line through the faster half of the samples: time here, offset then, and slope."""
         quick = sorted(self._samples, key=lambda s: s.travel_ns)[: (len(self._samples) + 1) // 2 + 1]
         origin_ns, base_ns = quick[0].returned_ns, quick[0].received_ns - quick[0].sent_ns
         moments = np.array([(s.sent_ns + s.returned_ns) / 2 - origin_ns for s in quick])
-        # Differences to the first one, as float64 does not hold nanoseconds since boot exactly.
+        # Differences to the first one: float64 cannot represent nanoseconds since boot exactly.
         offsets = np.array([(s.received_ns - s.sent_ns + s.answered_ns - s.returned_ns) / 2 - base_ns for s in quick])
         centre, level = float(moments.mean()), float(offsets.mean())
         spread = float(((moments - centre) ** 2).sum())

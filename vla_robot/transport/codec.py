@@ -1,4 +1,4 @@
-"""The nouns of core <-> message bodies. Pure; whatever a peer sends, only TransportError comes out."""
+"""Convert an observation to plain data and arrays."""
 
 from __future__ import annotations
 
@@ -48,30 +48,30 @@ ERRORS: dict[str, type[VlaError]] = {
     "TeleopError": TeleopError,
     "MissingDependencyError": MissingDependencyError,
 }
-"""What may be raised here because a peer says so."""
+"""Errors that a peer can report and that are then raised here."""
 
 MAX_ERROR_CHARS = 8000
-"""Of a message to a peer: it may quote what the peer sent, and must fit into a header."""
+"""Longest error message to a peer: it may quote what the peer sent, and must fit into a header."""
 
 MAX_STAGES, MAX_STAGE_MS = 32, 1e7
-"""Of a chunk's times: how many, and how long one may be, about three hours."""
+"""Most stages of a chunk, and the longest time of one [ms], about three hours."""
 
 SHOWN_FIELDS, SHOWN_CHARS = 20, 40
-"""Of a peer's making, in our error messages."""
+"""Most of a peer's field names, and of a name's characters, that error messages show."""
 
 
 class MessageReader:
-    """A message body, read field by field; what is missing or of the wrong type raises TransportError.
+    """Reads a message body field by field; a missing field or wrong type raises TransportError.
 
     Attributes:
-        fields: the body itself, unchecked.
+        fields: the body, unchecked.
     """
 
     def __init__(self, body: Mapping[str, Any], of: str) -> None:
         """
         Args:
             body: decoded plain data and arrays.
-            of: what it should hold, for the error message.
+            of: name of the content, for error messages.
         """
         self.fields = body
         self._of = of
@@ -83,7 +83,7 @@ class MessageReader:
         return self._typed(key, bool)
 
     def integer(self, key: str) -> int:
-        """One that fits into 64 bits with its sign, as whatever stores it later assumes."""
+        """Return an integer of 64 bits with sign."""
         value = self._typed(key, int)
         if isinstance(value, bool):
             raise self._wrong(key, "int", value)
@@ -92,18 +92,18 @@ class MessageReader:
         return value
 
     def integers(self) -> dict[str, int]:
-        """All fields, each an integer."""
+        """Return all fields, each an integer."""
         return {name: self.integer(name) for name in self.names()}
 
     def number(self, key: str) -> float:
-        """A float; an int is taken for one."""
+        """Return a float; an int is converted."""
         value = self._get(key)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self._wrong(key, "number", value)
         return float(value)
 
     def finite(self, key: str, low: float = -math.inf, high: float = math.inf) -> float:
-        """A number that is neither NaN nor infinite, from `low` to `high`."""
+        """Return a finite number from `low` to `high`."""
         value = self.number(key)
         if not math.isfinite(value) or not low <= value <= high:
             raise TransportError(
@@ -124,11 +124,11 @@ class MessageReader:
         return array
 
     def array_or_none(self, key: str, dtype: type[np.generic], ndim: int) -> Array | None:
-        """As `array`; None where the peer says None."""
+        """Return an array as `array` does, or None if the value is None."""
         return None if self._get(key) is None else self.array(key, dtype, ndim)
 
     def ndim(self, key: str) -> int | None:
-        """Dimensions of an array; None when it is none."""
+        """Return the number of dimensions of an array; None if the value is not an array."""
         value = self._get(key)
         return cast(Array, value).ndim if isinstance(value, np.ndarray) else None
 
@@ -136,7 +136,7 @@ class MessageReader:
         return MessageReader(cast(Mapping[str, Any], self._typed(key, dict)), f"{self._of}.{key}")
 
     def tables(self, key: str) -> list[MessageReader]:
-        """A list of tables."""
+        """Return a list of tables."""
         items = cast(list[Any], self._typed(key, list))
         if not all(isinstance(item, dict) for item in items):
             raise TransportError(f"{self._of}: '{key}' must be a list of maps.")
@@ -164,8 +164,8 @@ class MessageReader:
 def pack_observation(observation: Observation, jpeg_quality: Mapping[str, int] | None = None) -> dict[str, Any]:
     """
     Args:
-        observation: what travels.
-        jpeg_quality: camera -> quality, 1 to 100, of the frames that travel as JPEG; the others stay exact.
+        observation: the observation.
+        jpeg_quality: camera -> quality, 1 to 100, of frames sent as JPEG; the others are sent raw.
     """
     return {
         "images": {
@@ -223,7 +223,7 @@ def unpack_step_result(reader: MessageReader) -> StepResult:
 
 
 def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
-    """Marks travel only where they are true: an older peer understands all other chunks."""
+    """Convert a chunk to plain data and arrays. Flags are sent only if set, so that older peers can read the others."""
     return {
         "actions": chunk.actions,
         "stamp_ns": chunk.stamp_ns,
@@ -245,7 +245,7 @@ def unpack_action_chunk(reader: MessageReader) -> ActionChunk:
 
 
 def _stages_ms(reader: MessageReader) -> dict[str, float]:
-    """They are summed, averaged and drawn: one NaN would end the report of a whole run."""
+    """Return the stages' times [ms], each finite: one NaN would spoil the report of a whole run."""
     names = reader.names()
     if len(names) > MAX_STAGES or any(len(name) > SHOWN_CHARS for name in names):
         raise TransportError(f"stages_ms: at most {MAX_STAGES} stages with names of {SHOWN_CHARS} characters.")
@@ -273,13 +273,13 @@ def unpack_embodiment(reader: MessageReader) -> Embodiment:
 
 
 def pack_error(error: VlaError) -> dict[str, str]:
-    """By the name of its class; a class from outside of this package travels as its nearest base class of ours."""
+    """Convert an error to its class name and message; another class is sent as its nearest known base."""
     name = next((c.__name__ for c in type(error).__mro__ if c.__name__ in ERRORS), "TransportError")
     return {"error": name, "message": str(error)[:MAX_ERROR_CHARS]}
 
 
 def unpack_error(reader: MessageReader) -> VlaError:
-    """The error that a peer reported, to be raised here."""
+    """Return the error that a peer reported, to be raised here."""
     name, message = reader.text("error"), reader.text("message")
     return ERRORS[name](message) if name in ERRORS else TransportError(f"the peer reported {name}: {message}")
 
@@ -302,12 +302,12 @@ def require_protocol(reader: MessageReader, ours: int, they: str, we: str) -> No
 
 
 def _pack_frame(image: Image, quality: int | None) -> NDArray[np.uint8]:
-    """(H, W, 3) pixels, or (N,) bytes of a JPEG file."""
+    """Return (H, W, 3) pixels, or (N,) bytes of a JPEG file if there is a quality."""
     return image if quality is None else encode_jpeg(image, quality)
 
 
 def _unpack_frames(images: MessageReader) -> dict[str, Image]:
-    """An array of one dimension is a JPEG file; all of them together may hold MAX_PIXELS."""
+    """Decode frames; an array of one dimension is a JPEG file. All JPEG frames together may hold MAX_PIXELS."""
     frames: dict[str, Image] = {}
     pixels = 0
     for name in images.names():

@@ -1,10 +1,10 @@
-"""Keeps the number of TCP connections to a ZeroMQ server bounded, as libzmq has no bound of its own.
+"""Limits the TCP connections to a ZeroMQ server, since libzmq has no limit of its own.
 
     libzmq --accepted, disconnected (monitor)--> ConnectionWatch --shutdown(fd)--> the connections that are too many
     ServerSocket.receive --the fd of a message-->
 
-A connection that has sent no whole message is a newcomer. It has NEWCOMER_S to send one, and only NEWCOMERS of them are
-kept: a flood of silent or half-open connections closes its own, and the next client still finds a file descriptor.
+A connection that has sent no complete message is a newcomer. It has NEWCOMER_S to send one, and only NEWCOMERS of them
+are kept: a flood of silent or half-open connections closes its own, and the next client still gets a file descriptor.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from vla_robot.core.clock import NS_PER_S
 from vla_robot.transport.admission import Admission
 
 NEWCOMERS, KNOWN = 128, 256
-"""Connections that have sent no message yet, and those that have."""
+"""Most connections that have sent no message yet, and most that have."""
 
 NEWCOMER_S = 10.0
-"""How long a connection may take for its handshake and its first message."""
+"""Time limit of a connection's handshake and first message [s]."""
 
 EVERY_S = 0.02
-"""Accepted connections are counted at most this often: in a flood, one wake-up of the interpreter for many of them."""
+"""Shortest period of counting accepted connections [s]: in a flood, one wake-up of the thread for many of them."""
 
 IDLE_S = 1.0
-"""How often deadlines are looked after while nothing happens."""
+"""Period at which deadlines are checked without other events [s]."""
 
 WANTED_FILES = 4096
 
@@ -45,19 +45,19 @@ _LOG = logging.getLogger(__name__)
 
 
 class ConnectionWatch:
-    """Closes what is too much, in a thread of its own, until `close`."""
+    """Closes surplus connections, in a thread of its own, until `close`."""
 
     def __init__(self, watched: zmq.Socket[bytes], room: Sequence[int] = (NEWCOMERS, KNOWN)) -> None:
         """
         Args:
-            watched: a server's socket, before it is bound.
-            room: how many newcomers, and how many others, may be connected.
+            watched: a server's socket that is not bound yet.
+            room: most newcomers, and most other connections.
         """
         self._admission = Admission(room)
         self._peer_of: dict[int, tuple[str, int]] = {}
         self._lock = threading.Lock()
         self._spoke: set[int] = set()
-        self._spoke_lock = threading.Lock()  # its own: in a flood, the other one is held for milliseconds
+        self._spoke_lock = threading.Lock()  # a lock of its own: in a flood, the other one is held for milliseconds
         self._over = threading.Event()
         self._watched = watched
         address = f"inproc://connections-{next(_NUMBER)}"
@@ -72,22 +72,22 @@ class ConnectionWatch:
 
     @property
     def closed(self) -> int:
-        """Connections that were closed so far because they were too many or too slow."""
+        """Number of connections that were closed because they were too many or too slow."""
         return self._admission.closed
 
     def heard(self, fd: int) -> None:
-        """A whole message came from this connection."""
+        """Note that a complete message came from a connection."""
         with self._spoke_lock:
             self._spoke.add(fd)
 
     def hang_up(self, fd: int) -> None:
-        """Close this connection now, if it is still open."""
+        """Close a connection now, if it is still open."""
         with self._lock:
             self._shut(fd)
             self._admission.leave([fd])
 
     def close(self) -> None:
-        """Must be called before the watched socket is closed. May be called twice."""
+        """End the thread, before the watched socket is closed. May be called twice."""
         self._over.set()
         with contextlib.suppress(zmq.ZMQError):
             self._watched.disable_monitor()  # its last event wakes the thread
@@ -99,8 +99,8 @@ class ConnectionWatch:
                 self._events.poll(round(IDLE_S * 1000))
                 try:
                     self._turn()
-                except Exception:  # one odd event must not leave the server without its bound
-                    _LOG.exception("counting connections failed; it goes on")
+                except Exception:  # one bad event must not leave the server without its limit
+                    _LOG.exception("counting connections failed; the server continues")
                 self._over.wait(EVERY_S)
         except zmq.ContextTerminated:
             pass
@@ -108,7 +108,7 @@ class ConnectionWatch:
             self._events.close()
 
     def _turn(self) -> None:
-        # Taken before the events: that a connection was accepted is told before its first message can be read.
+        # Taken before the events: the event of a connection's acceptance precedes its first message.
         with self._spoke_lock:
             spoke, self._spoke = self._spoke, set()
         with self._lock:
@@ -133,18 +133,18 @@ class ConnectionWatch:
                 self._admission.enter(fd, peer[0], now_ns, now_ns + round(NEWCOMER_S * NS_PER_S))
 
     def _shut(self, fd: int) -> None:
-        """libzmq then finds the connection ended by its peer, and forgets it."""
+        """Shut down a connection; libzmq then finds that its peer ended it, and forgets it."""
         with contextlib.suppress(OSError), _borrowed(fd) as connection:
-            # The number may have been given to another file since.
+            # The number may belong to another file by now.
             if _peer(connection) == self._peer_of.get(fd):
                 connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager
 def _borrowed(fd: int) -> Generator[socket.socket]:
-    """The connection behind a file descriptor of libzmq's, which keeps it; OSError where there is none.
+    """Borrow the connection of a file descriptor that libzmq owns. Raises OSError if there is none.
 
-    Not a duplicate: when this is needed most, there is no free descriptor.
+    It is not duplicated: when this is needed most, there is no free descriptor.
     """
     connection = socket.socket(fileno=fd)
     try:
@@ -154,14 +154,14 @@ def _borrowed(fd: int) -> Generator[socket.socket]:
 
 
 def _peer_of(fd: int) -> tuple[str, int] | None:
-    """Address and port of the peer of a connection; None where it is gone already."""
+    """Return address and port of a connection's peer; None if it is gone already."""
     with contextlib.suppress(OSError), _borrowed(fd) as connection:
         return _peer(connection)
     return None
 
 
 def _peer(connection: socket.socket) -> tuple[str, int]:
-    """Address and port; a Unix socket has none."""
+    """Return the peer's address and port; a Unix socket has none."""
     if connection.family not in (socket.AF_INET, socket.AF_INET6):
         return "", 0
     host, port, *_ = connection.getpeername()
@@ -173,7 +173,7 @@ def _context_of(socket_: zmq.Socket[bytes]) -> zmq.Context[zmq.Socket[bytes]]:
 
 
 def raise_file_limit() -> None:
-    """A server of this process may open as many files as this user may: a low limit is one that strangers exhaust."""
+    """Raise this process's limit of open files, since a low limit is easily exhausted by many connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,8 +1,8 @@
-"""Camera frames as JPEG, for networks that raw frames would fill: a frame of 640x480 shrinks from 922 kB to about 60.
+"""Encode a frame as JPEG.
 
-JPEG loses detail, and a policy sees what is lost: quality 90 and above changes a pixel by a few steps of 256.
+JPEG loses detail that a policy may need: quality 90 and above changes a pixel by a few steps of 256.
 
-What a peer sends is decoded only after its header was found to announce a plain RGB picture of bounded size.
+A peer's frame is decoded only if its header announces a plain RGB picture of bounded size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import PIL.Image
 
 MAX_PIXELS = 1 << 24
-"""16.8 million in one message, two cameras of 4K video. A JPEG of a few bytes may announce 65535 times 65535."""
+"""Decode a JPEG frame."""
 
 QUALITIES = range(1, 101)
 
@@ -36,8 +36,8 @@ def encode_jpeg(image: Image, quality: int) -> NDArray[np.uint8]:
         (N,) uint8, the bytes of a JPEG file.
 
     Raises:
-        ContractError: this is no image.
-        TransportError: no such quality, or more pixels than a peer would take.
+        ContractError: `image` is not an image.
+        TransportError: the quality does not exist, or there are more pixels than a peer accepts.
     """
     import PIL.Image  # pillow stays out of a server's start
 
@@ -54,13 +54,13 @@ def decode_jpeg(data: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Image:
     """
     Args:
         data: (N,) uint8, the bytes of a JPEG file.
-        max_pixels: what it may hold.
+        max_pixels: most pixels of the frame.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        TransportError: it is no JPEG file, damaged, not RGB, progressive, or too large.
+        TransportError: it is not a JPEG file, damaged, not RGB, progressive, or too large.
     """
     import PIL.Image
 
@@ -70,12 +70,12 @@ def decode_jpeg(data: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Image:
             return np.asarray(picture)
     except TransportError:
         raise
-    except Exception as error:  # what Pillow raises at a damaged file is not one family
+    except Exception as error:  # Pillow raises many kinds of errors for a damaged file
         raise TransportError(f"a frame of {data.size} bytes is not a JPEG file, or damaged: {error}.") from error
 
 
 def _check_header(picture: PIL.Image.Image, max_pixels: int) -> None:
-    """Nothing has been decoded yet."""
+    """Raise TransportError for a picture that must not be decoded."""
     _check_pixels(*picture.size, max_pixels)
     # Each scan of a progressive file costs as much as a whole picture, and a few bytes make a scan.
     if picture.mode != "RGB" or "progressive" in picture.info:

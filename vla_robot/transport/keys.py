@@ -1,12 +1,12 @@
-"""CURVE keys, the clients that a server allows, and the servers that a client trusts, as small files.
+"""Add a key under a name.
 
-    ~/.config/vla_robot/keys/      or the folder that VLA_KEYS names; only its owner may enter
+    ~/.config/vla_robot/keys/      or the folder that VLA_KEYS names; only its owner may read it
         NAME.key                   secret key of this computer, mode 0600; never leaves it
         NAME.pub                   public key, to give away: one line, "KEY NAME"
         allowed_clients            lines "KEY NAME": clients that may connect to servers on this computer
-        pinned_servers             lines "KEY HOST": the one key that a server on that host must prove to own
+        pinned_servers             lines "KEY HOST": the one key that a trusted server on that host must prove to own
 
-A key is written as 64 hexadecimal digits: no character of it means anything to a shell. An allow-list is read again
+A key is written as 64 hexadecimal digits, none of which is special to a shell. An allow-list is read again
 whenever it changes, so `vla keys revoke` needs no restart.
 """
 
@@ -35,7 +35,7 @@ PUBLIC_MODE = 0o644
 FOLDER_MODE = 0o700
 
 LOCK_FILE = ".lock"
-"""In the folder of a list; held while the list is changed."""
+"""Lock in the folder of a list, held while the list is changed."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,19 +45,19 @@ _HOST = re.compile(r"[A-Za-z0-9:][A-Za-z0-9._:-]{0,252}")
 
 
 def default_folder() -> Path:
-    """Where keys lie: the folder that VLA_KEYS names, else ~/.config/vla_robot/keys."""
+    """Return the folder of the keys: VLA_KEYS, else ~/.config/vla_robot/keys."""
     named = os.environ.get(KEYS_VARIABLE)
     return Path(named) if named else Path.home() / ".config" / "vla_robot" / "keys"
 
 
 @dataclass(frozen=True)
 class KeyPair:
-    """One computer's identity.
+    """Key pair that identifies a computer.
 
     Attributes:
-        name: of its files.
+        name: name of its files.
         public: 64 hexadecimal digits, to give away.
-        secret: 64 hexadecimal digits; they prove to be this computer.
+        secret: 64 hexadecimal digits that prove this computer's identity.
     """
 
     name: str
@@ -67,7 +67,7 @@ class KeyPair:
 
 @dataclass(frozen=True)
 class ServerSecurity:
-    """What a server needs to prove its identity, and to know its clients."""
+    """A server's key pair and its list of allowed clients."""
 
     keys: KeyPair
     allowed: KeyList
@@ -75,10 +75,10 @@ class ServerSecurity:
 
 @dataclass(frozen=True)
 class ClientSecurity:
-    """What a client needs to prove its identity, and to be sure of the server's.
+    """A client's key pair and the server's public key.
 
     Attributes:
-        keys: the client's own.
+        keys: the client's key pair.
         server_public: the key that the server must prove to own.
     """
 
@@ -87,17 +87,16 @@ class ClientSecurity:
 
 
 class KeyList:
-    """A file of lines "KEY NAME", read again when it changes. Each name stands in it once at most.
+    """File of lines "KEY NAME", read again when it changes. Each name appears at most once.
 
-    A list that other users may write, itself or through its folder, is refused: its writer decides which clients may
-    command the arm. Changes of several processes wait for each other, so that none undoes another's.
+    A list that other users may write, itself or through its folder, is refused, since it decides which clients may
     """
 
     def __init__(self, path: Path, *, unique_keys: bool = True) -> None:
         """
         Args:
-            path: of the file; it need not exist.
-            unique_keys: refuse a key that stands there with two names.
+            path: path of the file; it need not exist.
+            unique_keys: refuse a key that has two names.
         """
         self._path = path
         self._unique_keys = unique_keys
@@ -106,7 +105,7 @@ class KeyList:
         self._told = ""
 
     def keys(self) -> Mapping[str, str]:
-        """Name -> public key; empty when there is no file.
+        """Return name -> public key; empty if there is no file.
 
         Raises:
             TransportError: the file cannot be read, others may write it, or a line of it is not "KEY NAME".
@@ -127,15 +126,15 @@ class KeyList:
         return self._keys
 
     def names(self) -> Mapping[str, str]:
-        """Public key -> name.
+        """Return public key -> name.
 
         Raises:
-            TransportError: as `keys`.
+            TransportError: as for `keys`.
         """
         return {key: name for name, key in self.keys().items()}
 
     def name_of(self, public: str) -> str | None:
-        """The name of a key that is on the list now. A list that cannot be read allows no key; the log says why."""
+        """Return the name of a key that is on the list now, or None. An unreadable list is logged and allows no key."""
         try:
             name = next((name for name, key in self.keys().items() if key == public), None)
             self._told = ""
@@ -153,23 +152,23 @@ class KeyList:
         with self._changing() as keys:
             other = next((n for n, key in keys.items() if key == public and n != name), None)
             if self._unique_keys and other is not None:
-                raise TransportError(f"this key stands in {self._path} already, as '{other}'. Revoke that first.")
+                raise TransportError(f"this key is in {self._path} already, as '{other}'. Revoke that first.")
             if keys.get(name, public) != public:
                 raise TransportError(
-                    f"'{name}' stands in {self._path} already, with another key. Choose another name, or take that "
-                    "one back first: `vla keys revoke NAME`, or `vla keys distrust HOST`."
+                    f"'{name}' is in {self._path} already, with another key. Choose another name, or remove that "
+                    "one first: `vla keys revoke NAME`, or `vla keys distrust HOST`."
                 )
             keys[name] = public
 
     def remove(self, name: str) -> str:
-        """The key that `name` had.
+        """Remove a name and return its key.
 
         Raises:
-            TransportError: no such name, or the list cannot be read or written.
+            TransportError: there is no such name, or the list cannot be read or written.
         """
         self._require_known(name, self.keys())
         with self._changing() as keys:
-            self._require_known(name, keys)  # another process may have been faster
+            self._require_known(name, keys)  # another process may have removed it
             return keys.pop(name)
 
     def _require_known(self, name: str, keys: Mapping[str, str]) -> None:
@@ -193,7 +192,7 @@ class KeyList:
 
     @contextlib.contextmanager
     def _changing(self) -> Generator[dict[str, str]]:
-        """The list, to be changed in place and written at the end; no other process changes it meanwhile."""
+        """Yield the list to be changed in place, then write it; other processes wait meanwhile."""
         try:
             with _locked(self._path.parent):
                 keys = dict(self.keys())
@@ -205,7 +204,7 @@ class KeyList:
 
 
 class KeyFolder:
-    """The keys of this computer, and those it trusts."""
+    """Folder of this computer's keys, the clients that it allows and the servers that it trusts."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or default_folder()
@@ -216,19 +215,19 @@ class KeyFolder:
 
     @property
     def allowed(self) -> KeyList:
-        """Clients that may connect to servers here."""
+        """Clients that may connect to servers on this computer."""
         return KeyList(self._folder / "allowed_clients")
 
     @property
-    def pinned(self) -> KeyList:
-        """Servers that clients here talk to, by host. One server may be reached under several names."""
+    def trusted(self) -> KeyList:
+        """Servers that clients on this computer trust, by host. One server may have several host names."""
         return KeyList(self._folder / "pinned_servers", unique_keys=False)
 
     def create(self, name: str) -> KeyPair:
         """Make a key pair and write its two files.
 
         Raises:
-            TransportError: the name is taken or unfit for a file.
+            TransportError: the name is taken or invalid, or writing failed.
         """
         _require_name(name)
         self._make_folder()
@@ -238,7 +237,7 @@ class KeyFolder:
         except FileExistsError:
             raise TransportError(
                 f"there is a key '{name}' already, in {self._secret_file(name)}. Choose another name: computers that "
-                "know the old key would not know a new one."
+                "trust the old key would not trust a new one."
             ) from None
         except OSError as error:
             raise TransportError(f"cannot write {self._secret_file(name)}: {error.strerror}.") from error
@@ -246,10 +245,10 @@ class KeyFolder:
         return KeyPair(name, public, secret)
 
     def pair(self, name: str | None = None) -> KeyPair:
-        """One key pair; without a name, the only one there is.
+        """Return a key pair; without a name, the only one.
 
         Raises:
-            TransportError: there is none, there are several to choose from, or others may read its file.
+            TransportError: there is no key, there are several to choose from, or others may read its file.
         """
         name = name or self._only()
         path = self._secret_file(name)
@@ -258,7 +257,7 @@ class KeyFolder:
         _require_private(path)
         secret = _text(path).strip()
         if not _KEY.fullmatch(secret):
-            raise TransportError(f"{path} holds no secret key: 64 hexadecimal digits. Make another one.")
+            raise TransportError(f"{path} does not hold a secret key of 64 hexadecimal digits. Make another one.")
         public = zmq.curve_public(z85.encode(bytes.fromhex(secret)))
         return KeyPair(name, z85.decode(public).hex(), secret)
 
@@ -278,20 +277,20 @@ class KeyFolder:
         return self._folder / f"{name}.pub"
 
     def allow(self, public: str, name: str) -> None:
-        """Let a client connect to servers here."""
+        """Let a client connect to servers on this computer."""
         _require_name(name)
         self._make_folder()
         self.allowed.add(_require_key(public), name)
 
-    def pin(self, host: str, public: str) -> None:
-        """Trust servers on a host if they prove to own this key."""
+    def trust(self, host: str, public: str) -> None:
+        """Trust servers on a host that prove to own this key."""
         if not _HOST.fullmatch(host):
             raise TransportError(f"'{host}' is not a host; one looks like robot.local or 192.168.1.20.")
         self._make_folder()
-        self.pinned.add(_require_key(public), host)
+        self.trusted.add(_require_key(public), host)
 
     def server_security(self, key: str | None = None) -> ServerSecurity:
-        """For ServerSocket.
+        """Return the security of a ServerSocket.
 
         Args:
             key: name of the server's key; None takes the only one.
@@ -304,21 +303,21 @@ class KeyFolder:
         return security
 
     def client_security(self, address: str, key: str | None = None) -> ClientSecurity:
-        """For ClientSocket.
+        """Return the security of a ClientSocket.
 
         Args:
-            address: of the server, e.g. "tcp://robot.local:5570".
+            address: address of the server, e.g. "tcp://robot.local:5570".
             key: name of the client's key; None takes the only one.
 
         Raises:
-            TransportError: the client has no key, or the server's key is not known yet.
+            TransportError: the client has no key, or does not trust a key of the server yet.
         """
         host = host_of(address)
-        public = self.pinned.keys().get(host)
+        public = self.trusted.keys().get(host)
         if public is None:
             raise TransportError(
-                f"the public key of {host} is not known here, so an impostor could answer in its place. On {host}, "
-                f"`vla keys show` prints it; here, `vla keys trust {host} PUBLIC` notes it."
+                f"the public key of {host} is not known here, so another computer could pretend to be it. On {host}, "
+                f"`vla keys show` prints it; here, `vla keys trust {host} PUBLIC` stores it."
             )
         return ClientSecurity(self.pair(key), public)
 
@@ -343,10 +342,10 @@ class KeyFolder:
 
 
 def read_public(text: str) -> tuple[str, str | None]:
-    """A public key and the name it came with, from what a person typed: the key itself, or the path of a .pub file.
+    """Return a public key and its name, if any, from the key itself or the path of a .pub file.
 
     Raises:
-        TransportError: it is neither.
+        TransportError: the text is neither.
     """
     if _KEY.fullmatch(text):
         return text, None
@@ -361,17 +360,17 @@ def read_public(text: str) -> tuple[str, str | None]:
 
 
 def host_of(address: str) -> str:
-    """The host in an address of the form tcp://HOST:PORT; an IPv6 host loses its brackets."""
+    """Return the host of an address tcp://HOST:PORT; an IPv6 host without its brackets."""
     return address.partition("://")[2].rpartition(":")[0].strip("[]")
 
 
 def raw_key(key: str) -> bytes:
-    """The 32 bytes of a key, as ZeroMQ wants them."""
+    """Return the 32 bytes of a key, as ZeroMQ needs them."""
     return bytes.fromhex(key)
 
 
 def _create(path: Path, text: str) -> None:
-    """Write a new file that only its owner can read, from its first moment on; it is on the disk afterwards."""
+    """Write a new file that only its owner can ever read, and wait for the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SECRET_MODE)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -379,13 +378,13 @@ def _create(path: Path, text: str) -> None:
             sync_file(file)
         sync_folder(path.parent)
     except BaseException:
-        path.unlink()  # an empty file would take the name of the key
+        path.unlink()  # an empty file would occupy the name of the key
         raise
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Generator[None]:
-    """Until the end of the block, every other process and thread waits here. The lock ends with its process."""
+    """Hold the folder's lock during the block; other processes and threads wait. The lock ends with its process."""
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, SECRET_MODE)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -424,12 +423,12 @@ def _require_private(path: Path) -> None:
 
 
 def _require_unwritable(path: Path) -> None:
-    """For a list of keys. A folder that others may write lets them put another file in its place."""
+    """Raise TransportError if others may write a list of keys or its folder, where they could replace the file."""
     for place in (path, path.parent):
         mode = _mode(place)
         if mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise TransportError(
-                f"{place} can be written by others (mode {mode:04o}), so they decide whose keys count here. Look at "
+                f"{place} can be written by others (mode {mode:04o}), so they can change which keys count here. Check "
                 f"{path}, then: chmod go-w {place}"
             )
 

@@ -1,7 +1,7 @@
-"""How much one client may ask for, so that a runaway script cannot keep the server from the others, or from its arm.
+"""Limits the requests of one client, so that a runaway script cannot block the server for others or for its arm.
 
-A token bucket per client: `burst` requests at once, `rate_hz` on average. Stopping is never rationed. How many messages
-may wait is bounded beside this, per connection, by `sockets.QUEUED_MESSAGES`.
+It is a token bucket per client: `burst` requests at once, `rate_hz` on average. A stop is never limited. The number of
+waiting messages is limited separately, per connection, by `sockets.QUEUED_MESSAGES`.
 
 >>> from vla_robot.core.clock import FakeClock
 >>> limit = RateLimit(rate_hz=10.0, burst=2, clock=FakeClock())
@@ -20,7 +20,7 @@ from vla_robot.core.clock import NS_PER_S, Clock
 from vla_robot.core.errors import TransportError
 
 MAX_CLIENTS = 256
-"""Clients whose rate is remembered; the longest silent one is forgotten first."""
+"""Most clients whose rate is kept; the one that was silent longest is forgotten first."""
 
 STOP = "stop"
 
@@ -32,18 +32,18 @@ class _Bucket:
 
 
 class RateLimit:
-    """One limit for each client of a server."""
+    """Rate limit for each client of a server."""
 
     def __init__(self, rate_hz: float, burst: int, clock: Clock, exempt: Collection[str] = (STOP,)) -> None:
         """
         Args:
-            rate_hz: requests per second, on average.
+            rate_hz: average requests per second.
             burst: requests that may come at once after a silence, 1 or more.
-            clock: fills the buckets.
+            clock: clock that fills the buckets.
             exempt: kinds of request that are always admitted.
 
         Raises:
-            TransportError: a limit that would let no request through.
+            TransportError: the limit would let no request through.
         """
         if not rate_hz > 0 or burst < 1:
             raise TransportError(f"a limit of {rate_hz:g} requests a second and bursts of {burst} lets none through.")
@@ -53,17 +53,17 @@ class RateLimit:
         self._exempt = frozenset(exempt)
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
         self.refused = 0
-        """Requests refused so far."""
+        """Number of requests refused so far."""
 
     def admit(self, client: str, kind: str) -> None:
         """Return if the request may be served.
 
         Args:
-            client: its name on the allow-list, or of the connection where there are no keys.
-            kind: of request.
+            client: its name on the allow-list, or of the connection without keys.
+            kind: kind of request.
 
         Raises:
-            TransportError: the client asks too much.
+            TransportError: the client sends too many requests.
         """
         if kind in self._exempt:
             return
@@ -72,12 +72,12 @@ class RateLimit:
             self.refused += 1
             raise TransportError(
                 f"client '{client}' asks for more than {self._rate_hz:g} requests a second; '{kind}' was refused. "
-                f"Is a loop running without its clock? {STOP.capitalize()} always works."
+                f"A loop may run without its clock. {STOP.capitalize()} always works."
             )
         bucket.tokens -= 1.0
 
     def _filled(self, client: str) -> _Bucket:
-        """The client's bucket as it stands now."""
+        """Return the client's bucket, filled up to now."""
         now_ns = self._clock.now_ns()
         bucket = self._buckets.setdefault(client, _Bucket(self._burst, now_ns))
         self._buckets.move_to_end(client)

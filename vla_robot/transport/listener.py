@@ -1,11 +1,11 @@
-"""A listening TCP socket that keeps room for the next client; for servers that speak something else than ZeroMQ.
+"""Listening TCP socket that keeps room for the next client; for servers of other protocols than ZeroMQ.
 
     kernel --accept--> parked (silent) --first byte--> `accept`: SPEAKING --> a thread --hear--> GUEST, OPERATOR
                           |                               |                                         |
                           +-- too many, or too slow: closed ----------------------------------------+
 
-A silent connection costs a file descriptor and no thread. `accept` and `fileno` are those of a socket, so that a server
-of another project can be given a Listener instead of one.
+A silent connection takes a file descriptor and no thread. `accept` and `fileno` are those of a socket, so that a server
+of another project can use a Listener.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from vla_robot.transport.connections import raise_file_limit
 from vla_robot.transport.sockets import BACKLOG, require_port
 
 SPEAKING, GUEST, OPERATOR = 1, 2, 3
-"""Ranks of a connection that has sent something, or a whole request; an operator's has shown the token that may act."""
+"""Ranks of connections that sent something, that sent a whole request, and that showed the operator's token."""
 
 ROOM = (128, 64, 64, 32)
-"""Connections of each rank that may be open; those of rank 0 are silent, and cost a file descriptor each."""
+"""Most open connections of each rank; those of rank 0 are silent, and take a file descriptor each."""
 
 NEWCOMER_S = 10.0
-"""How long a connection may take until its first request is there whole, TLS handshake included."""
+"""Time limit of a connection's first complete request, TLS handshake included [s]."""
 
 SWEEP_S = 0.25
-"""How often deadlines are looked after."""
+"""Period at which deadlines are checked [s]."""
 
 ACCEPTED_AT_ONCE = 64
 PAUSE_S = 0.02
-"""Before the next attempt, where this process has no file descriptor left."""
+"""Pause before the next attempt when this process has no file descriptor left [s]."""
 
 _LOG = logging.getLogger(__name__)
 
 
 class Listener:
-    """Accepts connections and closes those that are too many."""
+    """Accepts connections and closes surplus ones."""
 
     def __init__(self, host: str, port: int, room: Sequence[int] = ROOM, newcomer_s: float = NEWCOMER_S) -> None:
         """
         Args:
             host: address to listen on.
             port: 0 means any free one.
-            room: connections of each rank that may be open, from silent ones on.
-            newcomer_s: time for a whole first request.
+            room: most open connections of each rank, from silent ones on.
+            newcomer_s: time limit of the first complete request.
 
         Raises:
-            TransportError: there is no such port.
-            OSError: it is taken, or the address is none.
+            TransportError: the port does not exist.
+            OSError: the port is taken, or the address does not exist.
         """
         require_port(port, f"{host}:{port}")
         raise_file_limit()
@@ -83,7 +83,7 @@ class Listener:
 
     @property
     def closed(self) -> int:
-        """Connections that were closed so far because they were too many or too slow."""
+        """Number of connections that were closed because they were too many or too slow."""
         return self._admission.closed
 
     def getsockname(self) -> tuple[str, int]:
@@ -91,18 +91,18 @@ class Listener:
         return host, port
 
     def fileno(self) -> int:
-        """Readable when `accept` may have a connection; -1 once closed."""
+        """Return a descriptor that is readable when `accept` may have a connection; -1 once closed."""
         return -1 if self._epoll.closed else self._epoll.fileno()
 
     def accept(self, timeout_s: float | None = None) -> tuple[socket.socket, tuple[str, int]]:
-        """The next connection that has sent something, and the address of its peer.
+        """Return the next connection that has sent something, and the address of its peer.
 
         Args:
             timeout_s: how long to wait; None: until `close`.
 
         Raises:
-            BlockingIOError: none came in time.
-            OSError: closed (EBADF).
+            BlockingIOError: no connection came in time.
+            OSError: the listener is closed (EBADF).
         """
         with self._accepting:
             return self._accept(math.inf if timeout_s is None else time.monotonic() + timeout_s)
@@ -110,13 +110,13 @@ class Listener:
     def hear(
         self, connection: socket.socket, rank: int | None = None, within_s: float | None = None, busy: bool = False
     ) -> bool:
-        """A whole request came, or the next one is waited for; then what is too much is closed.
+        """Note that a complete request came, or that the next one is awaited; then close surplus connections.
 
         Args:
-            connection: as `accept` returned it, or `replace` was told.
-            rank: GUEST or OPERATOR; None leaves it.
-            within_s: time until the next call, or the connection is closed; None: as long as it takes.
-            busy: it is being answered, and another one is closed instead where there is one.
+            connection: as `accept` returned it, or as given to `replace`.
+            rank: GUEST or OPERATOR; None keeps it.
+            within_s: time until the next call, after which the connection is closed [s]; None: without limit.
+            busy: whether it is being answered, so that an idle one is closed instead, if there is one.
 
         Returns:
             Whether the connection is still open on this side.
@@ -129,17 +129,17 @@ class Listener:
             return connection in self._admission
 
     def replace(self, connection: socket.socket, wrapped: socket.socket) -> None:
-        """The connection is used through another object from now on, e.g. for TLS."""
+        """Note that a connection is used through another object from now on, e.g. for TLS."""
         with self._lock:
             self._admission.rename(connection, wrapped)
 
     def leave(self, connection: socket.socket) -> None:
-        """Its thread has ended."""
+        """Forget a connection whose thread has ended."""
         with self._lock:
             self._admission.leave([connection])
 
     def close(self) -> None:
-        """Accept no more, and hang up on every connection. May be called twice."""
+        """Stop accepting, and close every connection. May be called twice."""
         self._over.set()
         with self._lock:
             if self._epoll.closed:
@@ -149,7 +149,7 @@ class Listener:
             self._wake.send(b"x")
             self._socket.close()
         self._sweeper.join()
-        with self._accepting:  # a thread that waits in an epoll which is closed is never woken
+        with self._accepting:  # a thread that waits in a closed epoll would never wake
             self._epoll.close()
             self._wake.close()
             self._rung.close()
@@ -164,18 +164,18 @@ class Listener:
                 spoken = self._unpark(fd)
                 if spoken is not None:
                     return spoken
-            # What was taken in by the first turn may have spoken already, and gets a second one.
+            # A connection accepted in the first turn may have sent something already, so there is a second turn.
             if time.monotonic() >= end_s and (took_in or not ready):
-                raise BlockingIOError(errno.EAGAIN, "no connection has said anything")
+                raise BlockingIOError(errno.EAGAIN, "no connection has sent anything")
             took_in = True
         raise OSError(errno.EBADF, "the listener is closed")
 
     def _ready(self, end_s: float) -> list[int]:
-        """File descriptors that can be read; waits for one until `end_s`, for ever where it is infinite."""
+        """Return readable file descriptors; wait for one until `end_s`, which may be infinite."""
         return [fd for fd, _ in self._epoll.poll(None if math.isinf(end_s) else max(end_s - time.monotonic(), 0.0))]
 
     def _take_in(self) -> None:
-        """Park what was accepted; an operating system that gives no more descriptors ends nothing."""
+        """Accept and park connections; if the system has no more descriptors, close silent ones."""
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 connection, address, *_ = self._socket.accept()
@@ -197,7 +197,7 @@ class Listener:
             self._epoll.register(connection, select.EPOLLIN)
 
     def _unpark(self, fd: int) -> tuple[socket.socket, tuple[str, int]] | None:
-        """A parked connection that has sent something."""
+        """Return a parked connection if it has sent something."""
         with self._lock:
             if fd not in self._parked:
                 return None
@@ -206,7 +206,7 @@ class Listener:
             try:
                 spoken = bool(connection.recv(1, socket.MSG_PEEK))
             except BlockingIOError:
-                return None  # a new one, that got the number of one that was closed a moment ago
+                return None  # a new connection that got the number of a closed one
             except OSError:
                 spoken = False
             del self._parked[fd]
@@ -234,7 +234,7 @@ class Listener:
                 with self._lock:
                     self._admission.leave([c for c in self._admission.open_keys() if _is_closed(c)])
                     self._close_surplus()
-            except Exception:  # one odd connection must not leave the server without its bound
+            except Exception:  # one bad connection must not leave the server without its limit
                 _LOG.exception("counting connections failed; it goes on")
 
     def _close_surplus(self) -> None:
@@ -242,7 +242,7 @@ class Listener:
             self._hang_up(connection)
 
     def _hang_up(self, connection: object) -> None:
-        """A parked one is closed here; another one belongs to its thread, which finds it ended."""
+        """Close a parked connection; shut down any other, so that its thread finds it ended."""
         assert isinstance(connection, socket.socket)
         if self._parked.pop(connection.fileno(), None) is not None:
             connection.close()

@@ -1,10 +1,10 @@
-"""Commands are obeyed once, in the order they were given, and only within the session they were given in.
+"""Admits each command once, in the order they were sent, and only in the session they were sent in.
 
     client --hello-->  server        server: open() -> session, a random number that cannot be guessed
            <-session--
            --command, session, seq-->        admit(session, seq): seq must be higher than any before
 
-CURVE already keeps strangers from replaying what they overheard. This keeps a command of yesterday's session, of a
+CURVE already prevents other computers from replaying what they recorded. This keeps a command of an old session, of a
 second client, or one that a proxy or a bug delivered twice, from moving the arm.
 
 >>> guard = SequenceGuard()
@@ -25,21 +25,21 @@ from vla_robot.core.errors import SessionError, TransportError
 SESSION_BYTES = 16
 
 _REMEMBERED = 1024
-"""Numbers below the highest for which it is known whether they came: tells a replay from a late arrival."""
+"""Numbers below the highest whose arrival is known, to tell a replay from a late arrival."""
 
 
 class SequenceGuard:
-    """The server's side, for one client."""
+    """Checks the commands of one client, on the server's side."""
 
     def __init__(self) -> None:
         self._session = ""
         self._highest = 0
         self._came = 1  # bit k: whether the number k below the highest came; there is no command 0
         self.counts = {"replayed": 0, "reordered": 0, "forged": 0}
-        """Commands refused so far, by reason; over all sessions."""
+        """Number of commands refused so far, by reason, over all sessions."""
 
     def open(self) -> str:
-        """Begin a session and end the one before; commands of that one are refused from now on.
+        """Begin a session and end the one before, whose commands are refused from now on.
 
         Returns:
             The session: 32 hexadecimal digits to hand to this client alone.
@@ -48,19 +48,19 @@ class SequenceGuard:
         return self._session
 
     def close(self) -> None:
-        """End the session; nothing is admitted until the next one opens."""
+        """End the session; no command is admitted until the next one opens."""
         self._session = ""
 
     def admit(self, session: str, seq: int) -> None:
-        """Return if the command may be obeyed.
+        """Return if the command may be executed.
 
         Args:
-            session: as the client wrote it into the command.
+            session: session that the command states.
             seq: the command's number, from 1.
 
         Raises:
-            SessionError: the session is not the open one; this is counted, as the others are.
-            TransportError: it came before, or was overtaken.
+            SessionError: the session is not the open one; counted as "forged".
+            TransportError: the command came before, or was overtaken.
         """
         if not self._session or not hmac.compare_digest(session.encode(), self._session.encode()):
             self.counts["forged"] += 1
@@ -74,7 +74,7 @@ class SequenceGuard:
             self._highest = seq
             return
         if behind < _REMEMBERED and not self._came >> behind & 1:
-            # Marked, so that a second copy counts as what it is.
+            # Marked, so that a second copy counts as replayed.
             self._came |= 1 << behind
             self.counts["reordered"] += 1
             raise TransportError(

@@ -1,9 +1,9 @@
-"""ZeroMQ sockets that close at once, open nothing to other computers without keys, and never wait longer than told.
+"""Queue a message for the server.
 
     ClientSocket (DEALER)  ----one connection----  ServerSocket (ROUTER)
-                                CURVE, where both have keys
+                                CURVE, if both have keys
 
-A DEALER, unlike a REQ, can go on after a request that got no answer: the late answer is told by its number.
+A DEALER, unlike a REQ, can continue after an unanswered request: it recognises a late answer by its number.
 """
 
 from __future__ import annotations
@@ -28,49 +28,49 @@ from vla_robot.transport.wire import MAX_ARRAYS, MAX_FRAME_BYTES, Buffer
 from vla_robot.transport.zap import DOMAIN, Doorkeeper
 
 ANY_PORT = "tcp://127.0.0.1:0"
-"""Bind here for a free port of the loopback interface."""
+"""Address for a free port of the loopback interface."""
 
 MAX_PORT = (1 << 16) - 1
 
 SLICE_S = 0.05
-"""Waits are cut into slices, so that a signal, a dead peer or a stop flag is noticed soon."""
+"""Longest wait of one poll [s], so that a signal, a dead peer or a stop flag is noticed soon."""
 
 QUEUED_MESSAGES = 64
-"""Per connection and direction. What is older than that many messages of a control loop is of no use."""
+"""Most queued messages per connection and direction; in a control loop, older ones are of no use."""
 
 COPIED_BYTES = 1 << 18
-"""Frames up to this size are copied on the way out: handing over the memory itself costs a thread switch, which is
-dearer than to copy 256 KiB."""
+"""Frames up to this size are copied when sent: handing over the memory costs a thread switch, which takes longer than
+copying 256 KiB."""
 
 MAX_PEERS = 1024
-"""Connections whose user is remembered; the longest silent one is forgotten first."""
+"""Most connections whose user is stored; the one that was silent longest is forgotten first."""
 
 MAX_PARTS = MAX_ARRAYS + 2
-"""Of a message: the sender's identity, the header, and a frame for each array."""
+"""Most parts of a message: the sender's identity, the header, and a frame for each array."""
 
 SKIPPED_AT_ONCE = 1000
-"""Parts of a message that has too many. Throwing away a million takes a second, and an arm's tick may be due."""
+"""Parts of an oversized message that are dropped at once: dropping a million takes 1 s, and a tick may be due."""
 
 BACKLOG = 4096
-"""Connections that the kernel may hold until libzmq accepts them. One more waits a second for its next attempt."""
+"""Connections that the kernel may hold until libzmq accepts them. One more waits 1 s for its next attempt."""
 
 HANDSHAKE_MS = 5000
-"""libzmq ends a connection whose handshake takes longer."""
+"""libzmq ends a connection whose handshake takes longer [ms]."""
 
 KEEPALIVE_IDLE_S, KEEPALIVE_EVERY_S, KEEPALIVE_TRIES = 30, 10, 3
-"""A connection whose computer has gone without a word is ended after a minute. A process that stands still is not."""
+"""TCP keepalive: a connection to a computer that vanished ends after a minute; a frozen process keeps its own."""
 
 SETTLE_S = 0.2
-"""Until what was sent has arrived, or its receiver is known to be gone."""
+"""Time for sent messages to arrive, or for their receiver to be known as gone [s]."""
 
 PATIENCE = 3
-"""Handshakes that fail in a row before a client gives up: one fails when a server happens to be restarting."""
+"""Failed handshakes in a row after which a client gives up; one fails when a server is restarting."""
 
 _LOG = logging.getLogger(__name__)
 
 
 def require_address(address: str, *, keys: bool) -> None:
-    """Raise TransportError unless this is an address, and one of this computer only when there are no keys."""
+    """Raise TransportError unless this is an address, and without keys one of this computer only."""
     scheme, _, rest = address.partition("://")
     if scheme in ("ipc", "inproc") and rest:
         return
@@ -87,25 +87,25 @@ def require_address(address: str, *, keys: bool) -> None:
 
 
 def require_port(port: int | str, where: str) -> None:
-    """Raise TransportError unless TCP has this port. libzmq takes the number modulo 65536, and listens elsewhere."""
+    """Raise TransportError unless this is a TCP port. libzmq would take the number modulo 65536."""
     if not 0 <= int(port) <= MAX_PORT:
         raise TransportError(
-            f"'{where}' has no port that exists: 1 to {MAX_PORT} do, and 0 takes a free one where a server listens."
+            f"'{where}' has no valid port: 1 to {MAX_PORT} do, and 0 takes a free one where a server listens."
         )
 
 
 class ServerSocket(Closeable):
-    """Answers many peers; told apart by an identity that ZeroMQ gives each connection."""
+    """Socket of a server with many peers, each identified by an identity that ZeroMQ gives its connection."""
 
     def __init__(
         self, address: str = ANY_PORT, security: ServerSecurity | None = None, wake: Wake | None = None
     ) -> None:
         """
         Args:
-            address: to listen on; port 0 means any free one.
-            security: whose key this server proves to own, and which clients it lets in. None: any process of this
-                computer, in the clear.
-            wake: ends a wait in `receive`, for a server whose answers are made in another thread.
+            address: address to listen on; port 0 means any free one.
+            security: this server's key and the clients it allows. None: unencrypted, for processes of this computer
+                only.
+            wake: ends a wait in `receive`, for a server whose answers come from another thread.
 
         Raises:
             TransportError: the address is taken, malformed, or off loopback without keys.
@@ -113,10 +113,10 @@ class ServerSocket(Closeable):
         require_address(address, keys=security is not None)
         self._security = security
         self._users: OrderedDict[bytes, _User] = OrderedDict()
-        # A doorkeeper answers for a whole context: with keys, each server has a context of its own.
+        # A doorkeeper serves a whole context: with keys, each server has a context of its own.
         self._own_context = None if security is None else zmq.Context()
         self._socket = _socket(self._own_context or _shared_context(), zmq.ROUTER, address)
-        # Without it, what is sent to a peer that has gone vanishes silently.
+        # Without it, messages to a peer that is gone are dropped silently.
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         _harden(self._socket)
         raise_file_limit()
@@ -139,7 +139,7 @@ class ServerSocket(Closeable):
             self._poller.register(wake, zmq.POLLIN)
 
     def receive(self, timeout_s: float = SLICE_S) -> tuple[bytes, list[Buffer]] | None:
-        """The sender's identity and the frames; None when nothing came in time, or nothing that is allowed."""
+        """Return the sender's identity and the frames; None if no allowed message came in time."""
         ready = dict(self._poller.poll(round(timeout_s * 1000)))
         if self._wake is not None and self._wake.fileno() in ready:
             self._wake.silence()
@@ -157,12 +157,12 @@ class ServerSocket(Closeable):
         return peer, [frame.buffer for frame in frames[1:]]
 
     def user_of(self, peer: bytes) -> str:
-        """Name on the allow-list of a peer that something was received from; empty without keys."""
+        """Return the allow-list's name of a peer that has sent something; empty without keys."""
         user = self._users.get(peer)
         return "" if user is None else user.name
 
     def send(self, peer: bytes, frames: list[Buffer]) -> bool:
-        """Whether the peer is still connected and allowed; what it has no room for is dropped."""
+        """Send a message; return whether the peer is connected and allowed. If its queue is full, it is dropped."""
         if self._security is not None and self._allowed_name(peer) is None:
             return False
         try:
@@ -176,10 +176,10 @@ class ServerSocket(Closeable):
         return True
 
     def settle(self) -> None:
-        """Wait before `close`, where clients may end at the same time.
+        """Wait before `close`, if clients may end at the same time.
 
-        libzmq (4.3.5, its issue 3442) ends the process when a socket is closed while its peer dies with a message half
-        on its way.
+        libzmq (4.3.5, its issue 3442) aborts the process when a socket is closed while its peer dies with a partly sent
+        message.
         """
         time.sleep(SETTLE_S)
 
@@ -197,14 +197,14 @@ class ServerSocket(Closeable):
             self._users.popitem(last=False)
 
     def _allowed_name(self, peer: bytes) -> str | None:
-        """The name of a peer whose key is on the list now. One that was revoked is hung up on: what waits in its
-        connection is not sent either."""
+        """Return the name of a peer whose key is on the list now. A connection with a revoked key is closed, and what
+        waits in it is dropped."""
         user = self._users.get(peer)
         if user is None or self._security is None:
             return None
         name = self._security.allowed.name_of(user.key)
         if name is None:
-            _LOG.warning("hung up on '%s', whose key is no longer allowed", user.name or "?")
+            _LOG.warning("closed the connection of '%s', whose key is no longer allowed", user.name or "?")
             del self._users[peer]
             self._connections.hang_up(user.fd)
         elif name != user.name:
@@ -214,12 +214,12 @@ class ServerSocket(Closeable):
 
 @dataclass(frozen=True)
 class _User:
-    """Of one connection with keys.
+    """User of a connection with keys.
 
     Attributes:
-        key: that it proved to own, 64 hexadecimal digits.
-        name: on the allow-list; empty until it was looked up.
-        fd: of the TCP connection, libzmq's.
+        key: key that it proved to own, 64 hexadecimal digits.
+        name: its name on the allow-list; empty until it was looked up.
+        fd: libzmq's file descriptor of the TCP connection.
     """
 
     key: str
@@ -233,9 +233,9 @@ class ClientSocket(Closeable):
     def __init__(self, address: str, security: ClientSecurity | None = None) -> None:
         """
         Args:
-            address: of the server.
-            security: this client's key, and the key that the server must prove to own. None: a server of this
-                computer, in the clear.
+            address: address of the server.
+            security: this client's key and the server's public key. None: unencrypted, for a server of this
+                computer only.
 
         Raises:
             TransportError: the address is malformed, or off loopback without keys.
@@ -269,10 +269,10 @@ class ClientSocket(Closeable):
             raise TransportError(f"cannot send to {self._address}: {error}.") from error
 
     def receive(self, timeout_s: float = SLICE_S) -> list[Buffer] | None:
-        """The frames of the next message; None when nothing came in time.
+        """Return the frames of the next message; None if none came in time.
 
         Raises:
-            TransportError: the server refuses this client, or is not the one whose key is pinned.
+            TransportError: the server refuses this client, or does not own the trusted key.
         """
         if not self._socket.poll(round(timeout_s * 1000)):
             self._check_handshakes()
@@ -306,12 +306,12 @@ class ClientSocket(Closeable):
     def _no_handshake(self) -> str:
         if self._security is None:
             return (
-                f"the server at {self._address} breaks off before a word is said: it wants a key, or is no server of "
+                f"the server at {self._address} ends the connection at once: it requires a key, or is not a server of "
                 "vla_robot. `vla keys new NAME` makes a key; docs/security.md says where it is used."
             )
         return (
             f"the server at {self._address} could not prove to own the key {self._security.server_public[:8]}... that "
-            "is pinned for it, or runs without keys. If it has a new key, and you know why: `vla keys trust`."
+            "is trusted for it, or runs without keys. If it has a new key, and you know why: `vla keys trust`."
         )
 
 
@@ -324,7 +324,7 @@ _HANDSHAKES = (
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this computer can reach the address; as an address without a network can be."""
+    """Return whether only this computer can reach the address, as for addresses without a network."""
     scheme, _, rest = address.partition("://")
     if scheme in ("ipc", "inproc"):
         return True
@@ -347,8 +347,8 @@ def _guard(socket: zmq.Socket[bytes], context: zmq.Context[zmq.Socket[bytes]], s
 
 
 def _fd_of(frame: zmq.Frame) -> int | None:
-    """Of the TCP connection that a message came by; None where the peer speaks ZeroMQ's protocol of before 2013, as
-    noise may, and none of our clients does."""
+    """Return the file descriptor of a message's TCP connection; None if the peer speaks a ZeroMQ protocol from before
+    2013, which only noise or other programs do."""
     try:
         return frame.get(zmq.SRCFD)
     except zmq.ZMQError:
@@ -356,7 +356,7 @@ def _fd_of(frame: zmq.Frame) -> int | None:
 
 
 def _harden(socket: zmq.Socket[bytes]) -> None:
-    """Against connections that say nothing; `ConnectionWatch` does the rest."""
+    """Limit silent connections; `ConnectionWatch` does the rest."""
     socket.setsockopt(zmq.BACKLOG, BACKLOG)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
@@ -387,10 +387,10 @@ def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, address: str) ->
 
 
 class _Inbox:
-    """Reads one message after the other; one of too many parts is thrown away, some of them at a time.
+    """Reads one message after the other, and drops a message of too many parts in steps.
 
-    libzmq has no limit of its own: it hands a message over once all of it has come, and MAXMSGSIZE is that of a part.
-    Until then its memory is the sender's to fill, which is why only those on the allow-list may send.
+    libzmq has no limit on parts: it delivers a message when all of it arrived, and MAXMSGSIZE limits one part.
+    Until then the sender can fill its memory, which is why only allowed clients may send.
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
@@ -398,7 +398,7 @@ class _Inbox:
         self._skipping = False
 
     def read(self) -> list[zmq.Frame] | None:
-        """The parts of the next message, which must be there; None when it has too many."""
+        """Return the parts of the next message, which must be there; None if it has too many."""
         if self._skipping:
             self._skip()
             return None
@@ -407,7 +407,7 @@ class _Inbox:
             parts.append(self._socket.recv(copy=False))
             if not parts[-1].more:
                 return parts
-        _LOG.warning("threw away a message of more than %d parts", MAX_PARTS)
+        _LOG.warning("dropped a message of more than %d parts", MAX_PARTS)
         self._skipping = True
         return None
 

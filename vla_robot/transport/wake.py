@@ -1,4 +1,4 @@
-"""Ends the wait of a socket's thread from another thread; ZeroMQ's own sockets belong to one thread each."""
+"""Wakes a socket's thread from another thread; ZeroMQ's own sockets belong to one thread each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 
 
 class Wake:
-    """A wake-up call: `ring` from any thread makes `fileno` readable. Ringing twice is ringing once."""
+    """Wake-up signal: `ring` from any thread makes `fileno` readable. Several rings count as one."""
 
     def __init__(self) -> None:
         self._heard, self._rung = socket.socketpair()
@@ -15,7 +15,7 @@ class Wake:
         self._rung.setblocking(False)
 
     def ring(self) -> None:
-        # Full: it rings already. Closed: it is not polled any more.
+        # Full: it is readable already. Closed: it is not polled any more.
         with contextlib.suppress(BlockingIOError, OSError):
             self._rung.send(b"\0")
 

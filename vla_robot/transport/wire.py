@@ -1,13 +1,13 @@
-"""The wire format: plain data and arrays <-> the frames of one ZeroMQ message. Nothing that arrives is ever executed.
+"""The wire format: plain data and arrays as the frames of one ZeroMQ message. No code in a message is executed.
 
     frame 0    "VLA" | format version (1 byte) | msgpack [kind, seq, body, arrays]
     frame 1..  the raw bytes of one array each, little endian, C order
 
-    body    None, bool, int, float, str, lists and maps of these; where an array stood, an ext value with its index
+    body    None, bool, int, float, str, lists and maps of these; an array is an ext value with its index
     arrays  [dtype, shape] of each array frame
 
-Sizes, depth and types are checked before anything is built from them, and arrays are views of the frames that arrived:
-a hostile message costs its own bytes and nothing more.
+Sizes, depth and types are checked before memory is allocated, and arrays are views of the frames that arrived:
+a hostile message costs no memory but its own bytes.
 
 >>> message = decode(encode(Message("step", 7, {"action": np.array([0.5, 1.0])})))
 >>> message.kind, message.seq, message.body["action"].tolist()
@@ -35,15 +35,15 @@ UNNUMBERED = 0
 
 MAX_HEADER_BYTES = 1 << 16
 MAX_FRAME_BYTES = 1 << 26
-"""64 MiB: a frame of 4K video is 25 MB."""
+"""Largest frame: 64 MiB; a frame of 4K video is 25 MB."""
 
 MAX_ARRAYS = 64
 MAX_DIMS = 8
 MAX_DEPTH = 16
 MAX_ITEMS = 4096
-"""In one list or map."""
+"""Most items of one list or map."""
 MAX_VALUES = 1 << 14
-"""In a whole body. A header of empty maps would otherwise cost a server a second of its time."""
+"""Most values of a body. A header of empty maps would otherwise take a server 1 s."""
 
 MAX_KIND_CHARS = 32
 
@@ -51,28 +51,27 @@ DTYPES = {
     name: np.dtype(name).itemsize
     for name in ("|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8")
 }
-"""Everything an array may be made of, and how many bytes a number of it has. Fixed widths only; an object array would
-be pickle by another name."""
+"""Allowed types of arrays -> bytes per number. Only fixed widths: an object array would have to be pickled."""
 
 Buffer = bytes | memoryview
 
 Array = NDArray[Any]
-"""Of any dtype and shape. A name, as to spell it out in a cast costs microseconds."""
+"""Array of any dtype and shape. An alias, since writing it out in a cast costs microseconds."""
 
 _PLAIN = frozenset({type(None), bool, int, float, str})
 
 _SLOT = 1
-"""Code of the ext value that stands for an array; its one byte is the array's index."""
+"""Code of the ext value of an array; its one byte is the array's index."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One message, either way.
+    """One request or answer.
 
     Attributes:
-        kind: what is asked or answered, e.g. "step".
-        seq: number of the request; its answer bears the same.
-        body: str keys; values are plain data and arrays, nested as you like. Tuples arrive as lists.
+        kind: kind of request or answer, e.g. "step".
+        seq: number of the request, which its answer repeats.
+        body: str keys; values are plain data and arrays, nested in any way. Tuples arrive as lists.
     """
 
     kind: str
@@ -81,10 +80,10 @@ class Message:
 
 
 def encode(message: Message) -> list[Buffer]:
-    """The frames of a message; array frames share memory with the arrays where these are contiguous.
+    """Return the frames of a message; array frames share memory with contiguous arrays.
 
     Raises:
-        TransportError: the body holds something that cannot travel, or too much of it.
+        TransportError: the body holds a value that cannot be sent, or too much.
     """
     packer = _Packer()
     body = packer.table(message.body)
@@ -103,10 +102,10 @@ def encode(message: Message) -> list[Buffer]:
 
 
 def decode(frames: Sequence[Buffer]) -> Message:
-    """The message that these frames hold; its arrays are read-only views of them.
+    """Return the message in these frames; its arrays are read-only views of them.
 
     Raises:
-        TransportError: the frames are not a valid message, for the reason that is named.
+        TransportError: the frames are not a valid message; the error says why.
     """
     if not frames:
         raise TransportError("empty message: there is no header frame.")
@@ -121,17 +120,17 @@ def decode(frames: Sequence[Buffer]) -> Message:
 
 
 def read_array(spec: Any, frame: memoryview) -> Array:
-    """One array, after its announced size was compared with the bytes that came.
+    """Return one array, after checking its announced size against the bytes.
 
     Args:
-        spec: a list of dtype, one of DTYPES, and shape, as it came.
+        spec: [dtype, shape] as received; dtype is one of DTYPES.
         frame: the bytes; the array is a read-only view of them.
 
     Raises:
         TransportError: the bytes are not such an array.
     """
     if not isinstance(spec, list) or len(cast(list[Any], spec)) != 2:
-        raise TransportError("an array is announced by something else than [dtype, shape].")
+        raise TransportError("an array is not announced as [dtype, shape].")
     dtype, shape = cast(list[Any], spec)
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise TransportError(f"an array of {str(dtype)[:32]!r} is announced; allowed are {', '.join(DTYPES)}.")
@@ -150,7 +149,7 @@ def read_array(spec: Any, frame: memoryview) -> Array:
 
 
 class _Packer:
-    """Replaces arrays by slots and collects them on the way."""
+    """Replaces arrays by slots and collects them."""
 
     def __init__(self) -> None:
         self.arrays: list[Array] = []
@@ -191,7 +190,7 @@ class _Packer:
 
 
 class _Unpacker:
-    """Puts arrays where their slots are, and refuses what msgpack knows and we do not."""
+    """Replaces slots by arrays, and refuses types that the format does not have."""
 
     def __init__(self, arrays: Sequence[Array]) -> None:
         self._arrays = arrays
@@ -241,13 +240,13 @@ def _slot(code: int, data: bytes) -> _Slot:
 
 
 class _Extent:
-    """How wide, deep and large a body is, so far."""
+    """Counts the width, depth and size of a body."""
 
     def __init__(self) -> None:
         self._values = 0
 
     def check(self, length: int, depth: int) -> None:
-        """Count a list or map; raise TransportError when it, or all of them, are too much."""
+        """Count a list or map; raise TransportError if it, or the whole body, is too large."""
         self._values += length
         if length > MAX_ITEMS or depth > MAX_DEPTH or self._values > MAX_VALUES:
             raise TransportError(
@@ -257,12 +256,12 @@ class _Extent:
 
 
 def _header(frame: memoryview) -> tuple[str, int, Any, list[Any]]:
-    """Kind, seq, body with slots, array specs."""
+    """Return kind, seq, body with slots, and array specs."""
     if frame.nbytes > MAX_HEADER_BYTES:
         raise TransportError(f"the header has {frame.nbytes} bytes, allowed are {MAX_HEADER_BYTES}.")
     data = bytes(frame)
     if len(data) <= len(MAGIC) or not data.startswith(MAGIC):
-        raise TransportError(f"this is no message of vla_robot: it begins with {data[:4]!r}. Is it the right port?")
+        raise TransportError(f"this is not a message of vla_robot: it begins with {data[:4]!r}. Check the port.")
     if data[len(MAGIC)] != FORMAT_VERSION:
         raise TransportError(
             f"the peer speaks wire format {data[len(MAGIC)]}, this side {FORMAT_VERSION}. Install the same version of "
@@ -300,7 +299,7 @@ def _dims(shape: Any) -> tuple[int, ...]:
     if not isinstance(shape, list) or len(cast(list[Any], shape)) > MAX_DIMS:
         raise TransportError(f"the shape of an array is not a list of at most {MAX_DIMS} numbers.")
     dims = cast(list[Any], shape)
-    # An empty array needs no bytes whatever its other dimensions are: numpy minds if their product overflows.
+    # An empty array needs no bytes for any other dimensions, but numpy fails if their product overflows.
     if not all(type(dim) is int and 0 <= dim <= MAX_FRAME_BYTES for dim in dims) or (
         0 in dims and math.prod(dim for dim in dims if dim) > MAX_FRAME_BYTES
     ):
@@ -309,7 +308,7 @@ def _dims(shape: Any) -> tuple[int, ...]:
 
 
 def _raw(array: Array) -> Buffer:
-    """The bytes of an array, not copied where they lie in order."""
+    """Return the bytes of an array, without a copy if it is contiguous."""
     if array.flags.c_contiguous and array.size:
         return array.data.cast("B")
     return array.tobytes()

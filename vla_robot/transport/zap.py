@@ -1,9 +1,9 @@
-"""The door of a server with keys: ZeroMQ asks here, once per connection, whether a client's key is on the allow-list.
+"""ZAP handler of a server with keys: ZeroMQ asks it once per connection whether a client's key is allowed.
 
     libzmq (handshake) --inproc--> Doorkeeper: 200 and the key as "User-Id", or 400
 
-Source: ZeroMQ RFC 27/ZAP 1.0. libzmq holds the connection back until it is answered, so that a doorkeeper that died
-lets no client in.
+Source: ZeroMQ RFC 27/ZAP 1.0. libzmq holds the connection back until the handler answers, so that no client gets in
+after the handler died.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _LOG = logging.getLogger(__name__)
 
 
 class Doorkeeper:
-    """Answers for all servers of one ZeroMQ context, until the context is terminated."""
+    """ZAP handler for all servers of one ZeroMQ context, until the context is terminated."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: KeyList) -> None:
         self._allowed = allowed
         self._refused, self._tell_s = 0, 0.0
-        # Bound here and not in the thread: a server must not listen before its door is kept.
+        # Bound here and not in the thread: a server must not listen before its handler is bound.
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(ADDRESS)
@@ -50,7 +50,7 @@ class Doorkeeper:
             self._socket.close()
 
     def _safe_answer(self, request: list[bytes]) -> list[bytes]:
-        """This thread must not end: without it, no client gets in any more."""
+        """Answer, or refuse after any exception: if this thread ended, no client could connect."""
         try:
             return self._answer(request)
         except Exception:
@@ -67,7 +67,7 @@ class Doorkeeper:
         return [_VERSION, request[1], b"200", b"", key.encode(), b""]
 
     def _tell_refused(self, key: str | None) -> None:
-        """One line a second at most: strangers must not fill the log."""
+        """Log refusals, at most one line per second, so that they cannot fill the log."""
         self._refused += 1
         if time.monotonic() >= self._tell_s:
             self._tell_s = time.monotonic() + TELL_EVERY_S
@@ -85,7 +85,7 @@ def _refusal(request: list[bytes]) -> list[bytes]:
 
 
 def _curve_key(request: list[bytes]) -> str | None:
-    """The client's public key; None for any other mechanism."""
+    """Return the client's public key; None for any other mechanism."""
     if len(request) != _CURVE_REQUEST_FRAMES or request[5] != b"CURVE" or len(request[6]) != _KEY_BYTES:
         return None
     return request[6].hex()

@@ -221,7 +221,7 @@ def test_the_policys_own_numbers_are_taken_under_a_name_that_does_not_say_what_t
     [
         ({"prompt": "lift"}, CAMERAS, "there is no image"),
         ({"observation/imag": IMAGE, "prompt": "lift"}, CAMERAS, "did you mean 'observation/image'"),
-        ({"observation/image": IMAGE, "prompt": "lift"}, CAMERAS, "camera 'wrist', and there is no 'observation/wrist"),
+        ({"observation/image": IMAGE, "prompt": "lift"}, CAMERAS, "camera 'wrist', but there is no 'observation/wrist"),
         (LIBERO, ("front", "wrist", "left"), "has 3 cameras, and this kind of robot only 2.*front, wrist, left"),
     ],
 )
