@@ -130,7 +130,7 @@ def test_allowing_twice_changes_nothing(tmp_path: Path) -> None:
 def test_a_name_cannot_silently_get_another_key(tmp_path: Path) -> None:
     folder = KeyFolder(tmp_path)
     folder.allow(KEY, "desk")
-    with pytest.raises(TransportError, match=r"'desk' stands in .* with another key"):
+    with pytest.raises(TransportError, match=r"'desk' is in .* with another key"):
         folder.allow(OTHER_KEY, "desk")
     with pytest.raises(TransportError, match=r"as 'desk'\. Revoke that first"):
         folder.allow(KEY, "lab")

@@ -121,7 +121,7 @@ def test_a_stop_holds_until_start_is_pressed(teleop: BrowserTeleop, hands: Hands
 def test_one_page_drives_until_it_is_silent(teleop: BrowserTeleop, hands: Hands, clock: FakeClock) -> None:
     hands.say(axes=[1, 0, 0, 0, 0, 0])
     status, told = hands.say(seat="b", axes=[-1, 0, 0, 0, 0, 0])
-    assert status == 400 and "another page drives already" in told["error"]
+    assert status == 400 and "another page has control already" in told["error"]
     action = teleop.command().action
     assert action is not None and action[0] == REACH_M
     clock.advance_ns(round(SEAT_S * 1000) * NS_PER_MS)

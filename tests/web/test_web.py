@@ -134,7 +134,7 @@ def test_a_read_only_page_lets_nobody_act(open_site: Callable[..., Site]) -> Non
     site = open_site(Access(operator=None))
     for token in ("", "None", SECRET):
         status, told = site.act({TOKEN_HEADER: token})
-        assert status == 403 and "may look only" in told["error"]
+        assert status == 403 and "may only view" in told["error"]
     assert site.done == [] and site.web.operator_url is None
 
 
@@ -270,7 +270,7 @@ def test_a_server_loop_that_fails_is_told_and_begun_again(
     monkeypatch.setattr(BoundedServer, "serve_forever", serve_forever)
     site = open_site()
     assert site.act({TOKEN_HEADER: SECRET}) == (200, {"stopped": True})
-    assert caplog.text.count("failed; it begins again") == 2
+    assert caplog.text.count("failed and is restarted") == 2
 
 
 def test_a_site_that_is_closed_at_once_is_closed() -> None:
@@ -286,9 +286,9 @@ def test_a_taken_port_is_told(open_site: Callable[..., Site]) -> None:
 
 
 def test_off_this_computer_a_certificate_is_needed() -> None:
-    with pytest.raises(TransportError, match=r"without a certificate each one between"):
+    with pytest.raises(TransportError, match=r"without a certificate, any computer between"):
         Listen(0, "192.168.1.20")
-    with pytest.raises(TransportError, match="no address that a browser could be given"):
+    with pytest.raises(TransportError, match="a browser cannot open"):
         Listen(0, "0.0.0.0", Path("cert.pem"))
 
 

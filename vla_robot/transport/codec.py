@@ -1,4 +1,4 @@
-"""Convert an observation to plain data and arrays."""
+"""Serialises core dataclasses to message bodies and back; any invalid message raises TransportError."""
 
 from __future__ import annotations
 
@@ -162,7 +162,8 @@ class MessageReader:
 
 
 def pack_observation(observation: Observation, jpeg_quality: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """
+    """Convert an observation to plain data and arrays.
+
     Args:
         observation: the observation.
         jpeg_quality: camera -> quality, 1 to 100, of frames sent as JPEG; the others are sent raw.

@@ -1,4 +1,4 @@
-"""Encode a frame as JPEG.
+"""Camera frames as JPEG, for slow networks: a frame of 640x480 shrinks from 922 kB to about 60 kB.
 
 JPEG loses detail that a policy may need: quality 90 and above changes a pixel by a few steps of 256.
 
@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     import PIL.Image
 
 MAX_PIXELS = 1 << 24
-"""Decode a JPEG frame."""
+"""Most pixels of one message: two cameras of 4K video. A JPEG of a few bytes may announce 65535 times 65535."""
 
 QUALITIES = range(1, 101)
 
 
 def encode_jpeg(image: Image, quality: int) -> NDArray[np.uint8]:
-    """
+    """Encode a frame as JPEG.
+
     Args:
         image: (H, W, 3) uint8 RGB.
         quality: 1 to 100.
@@ -51,7 +52,8 @@ def encode_jpeg(image: Image, quality: int) -> NDArray[np.uint8]:
 
 
 def decode_jpeg(data: NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> Image:
-    """
+    """Decode a JPEG frame.
+
     Args:
         data: (N,) uint8, the bytes of a JPEG file.
         max_pixels: most pixels of the frame.

@@ -1,4 +1,4 @@
-"""Add a key under a name.
+"""CURVE keys, the clients that a server allows, and the servers that a client trusts, stored as small files.
 
     ~/.config/vla_robot/keys/      or the folder that VLA_KEYS names; only its owner may read it
         NAME.key                   secret key of this computer, mode 0600; never leaves it
@@ -145,7 +145,8 @@ class KeyList:
         return name
 
     def add(self, public: str, name: str) -> None:
-        """
+        """Add a key under a name.
+
         Raises:
             TransportError: the key or the name is in the list already, or the list cannot be read or written.
         """

@@ -1,4 +1,4 @@
-"""Queue a message for the server.
+"""ZeroMQ sockets that close at once, are closed to other computers without keys, and never exceed their timeouts.
 
     ClientSocket (DEALER)  ----one connection----  ServerSocket (ROUTER)
                                 CURVE, if both have keys
@@ -259,7 +259,8 @@ class ClientSocket(Closeable):
             ) from error
 
     def send(self, frames: list[Buffer]) -> None:
-        """
+        """Queue a message for the server.
+
         Raises:
             TransportError: too many messages wait for the peer already.
         """

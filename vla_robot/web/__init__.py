@@ -1,5 +1,4 @@
-"""Web pages and their servers: the live view with its e-stop, and driving from a browser.
+"""Web pages and their servers: the live view with its e-stop, and teleoperation from a browser.
 
-It may import core, recipe, transport, world and teleop. What the arm does is decided at the bridge; the page only
-asks.
+It may import core, recipe, transport, world and teleop. The bridge decides what the arm does; a page sends requests.
 """

@@ -1,9 +1,9 @@
-"""A page in the browser as a person's hands: camera view, keys, two pads for mouse or finger, a gamepad.
+"""A page in the browser as a Teleoperator: camera view, keys, two pads for mouse or finger, a gamepad.
 
     page  --POST /act/drive, 20 Hz-->  BrowserTeleop  --command()-->  loop
           <------ /next -------------                 <---show()----
 
-One page drives at a time. A page that is closed, hidden or cut off says nothing any more, and the arm holds.
+One page has control at a time. A page that is closed, hidden or cut off sends no more messages, and the arm holds.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from vla_robot.web.server import Access, Listen, WebServer
 from vla_robot.web.view import about
 
 SILENT_AFTER_S = 0.4
-"""A page sends a message every 50 ms. After this long without one, no person is at the controls."""
+"""A page sends a message every 50 ms; after this long without one, it gives no action [s]."""
 
 SEAT_S = 1.5
-"""After this long without a word, another page may drive."""
+"""After this long without a message, another page may take control [s]."""
 
 MAX_INSTRUCTION_CHARS = 200
 
 
 class BrowserTeleop:
-    """The Teleoperator port, served as a page."""
+    """Teleoperator that is served as a web page."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ class BrowserTeleop:
     ) -> None:
         """
         Args:
-            embodiment: of the arm that is driven.
-            instruction: shown until another one is typed.
-            listen: where the page is served; by default on any free port of this computer.
-            access: its tokens; fresh ones by default.
-            clock: tells for how long the page has been silent.
+            embodiment: the arm's embodiment.
+            instruction: instruction to show until another one is typed.
+            listen: address of the page; by default any free port of this computer.
+            access: its tokens; by default new ones.
+            clock: measures the page's silence.
 
         Raises:
-            ContractError: hands cannot drive this arm.
+            ContractError: six axes and a gripper cannot control this arm.
             TransportError: the port is taken.
         """
         require_drivable(embodiment.action)
@@ -75,16 +75,16 @@ class BrowserTeleop:
 
     @property
     def url(self) -> str:
-        """The page that drives."""
+        """Address of the page with controls."""
         return self._web.operator_url or self._web.url
 
     @property
     def watcher_url(self) -> str:
-        """The same page for viewers."""
+        """Address of the page without controls."""
         return self._web.watcher_url
 
     def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
-        """Put this on the page; returns at once."""
+        """Show an observation on the page; return at once."""
         self._shown += 1
         with self._lock:
             mode, reason = self._standing()
@@ -103,7 +103,7 @@ class BrowserTeleop:
         self._board.post(facts, observation.images)
 
     def command(self) -> TeleopCommand:
-        """The newest of the hands, and what was pressed and typed since the last time."""
+        """Return the page's newest action, and the buttons and text since the last call."""
         with self._lock:
             buttons, self._buttons = frozenset(self._buttons), set()
             typed, self._typed = self._typed, None
@@ -111,7 +111,7 @@ class BrowserTeleop:
             return TeleopCommand(self._action.copy() if alive else None, buttons, typed)
 
     def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
-        """Beside a policy: the page shows which of the two drives; its grip follows the arm's meanwhile."""
+        """Show who is in control, and make the page's gripper follow the arm's meanwhile."""
         with self._lock:
             self._driver, self._executed = driver, executed
 
@@ -123,15 +123,15 @@ class BrowserTeleop:
         return about(self._embodiment.name, self._embodiment, kind="drive")
 
     def _drive(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """One message of a page: its hands, buttons and text.
+        """Handle one message of a page: its axes, buttons and text.
 
         Raises:
-            TransportError: it is malformed, or another page drives.
+            TransportError: it is malformed, or another page has control.
         """
         seat, axes, closed, buttons, typed = _read(body)
         with self._lock:
             if seat != self._seat and self._is_heard(SEAT_S):
-                raise TransportError("another page drives already; close that one, or wait until it is silent.")
+                raise TransportError("another page has control already; close that one, or wait until it is silent.")
             self._seat, self._heard_ns = seat, self._clock.now_ns()
             self._action = action_of(self._embodiment.action, axes, closed)
             self._buttons |= buttons
@@ -147,7 +147,7 @@ class BrowserTeleop:
         return {"stopped": True}
 
     def _shared(self) -> dict[str, Any]:
-        """What the page is told where a policy drives too."""
+        """Return the facts that the page gets if a policy shares control."""
         if self._driver is None:
             return {}
         executed = self._action if self._executed is None else self._executed
@@ -170,7 +170,7 @@ def _read(body: Mapping[str, Any]) -> tuple[str, list[float], bool, set[Button],
     seat, axes, closed = body.get("seat"), body.get("axes"), body.get("closed")
     buttons, typed = body.get("buttons"), body.get("instruction")
     if not isinstance(seat, str) or not 0 < len(seat) <= 64:
-        raise TransportError("'seat' must be a short text that tells one page from another.")
+        raise TransportError("'seat' must be a short text that identifies the page.")
     if not isinstance(closed, bool):
         raise TransportError("'closed' must be true or false.")
     if typed is not None and not (isinstance(typed, str) and len(typed) <= MAX_INSTRUCTION_CHARS):

@@ -1,8 +1,8 @@
-"""What our HTTP servers share: bounded connections, the refusal of other sites, and JSON of a bounded size.
+"""Common part of the HTTP servers: bounded connections, refusal of other sites, and JSON of a bounded size.
 
-    Listener --a connection that speaks--> a thread: JsonHandler --whole request--> do_GET, do_POST
+    Listener --a connection that sends--> a thread: JsonHandler --whole request--> do_GET, do_POST
 
-The standard library's server otherwise starts a thread for every connection, and waits for each line of a request anew.
+Without these, the standard library's server starts a thread for every connection, and a timeout for every line.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from vla_robot.core.errors import TransportError
 from vla_robot.transport.listener import GUEST, Listener
 
 MAX_VALUES = 1 << 16
-"""In one JSON body. 64 MiB of "[],[]," would take 1.4 GB when they are parsed."""
+"""Most values of a JSON body. 64 MiB of "[],[]," would take 1.4 GB when parsed."""
 
 PAUSE_S = 0.2
-"""Before a server's loop that failed is begun again."""
+"""Pause before a failed server loop is restarted [s]."""
 
 _PORT = re.compile(r":[0-9]+$")
 _LOG = logging.getLogger(__name__)
 
 
 class BoundedServer(ThreadingHTTPServer):
-    """A thread for each connection that has sent something; a Listener bounds them.
+    """HTTP server with a thread for each connection that has sent something; a Listener bounds them.
 
     Attributes:
-        listener: where connections come from.
+        listener: accepts the connections.
     """
 
     daemon_threads = True
@@ -43,7 +43,7 @@ class BoundedServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, handler: type[JsonHandler]) -> None:
         """
         Raises:
-            OSError: the port is taken, or the address is none.
+            OSError: the port is taken, or the address does not exist.
         """
         super().__init__((host, port), handler, bind_and_activate=False)
         self.socket.close()
@@ -53,7 +53,7 @@ class BoundedServer(ThreadingHTTPServer):
         self.server_name, self.server_port = host, self.listener.getsockname()[1]
 
     def accepted(self, request: socket.socket) -> socket.socket:
-        """The connection as its thread talks to it; OSError where it comes to nothing."""
+        """Return the connection for its thread to use; raise OSError if it failed."""
         return request
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -70,7 +70,7 @@ class BoundedServer(ThreadingHTTPServer):
             self.listener.leave(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignores a client that hangs up while an answer is sent; anything else is a fault of ours."""
+        """Ignore a client that disconnects while an answer is sent; log any other error."""
         if isinstance(sys.exception(), OSError):
             _LOG.debug("a connection broke", exc_info=True)
         else:
@@ -78,14 +78,14 @@ class BoundedServer(ThreadingHTTPServer):
 
 
 class Serving:
-    """Runs a server in a thread until `close`. A loop that fails is told and begun again."""
+    """Runs a server in a thread until `close`. A loop that fails is logged and restarted."""
 
     def __init__(self, server: BoundedServer, name: str, poll_s: float) -> None:
         """
         Args:
-            server: bound.
-            name: of the thread.
-            poll_s: how soon closing is noticed.
+            server: bound server.
+            name: name of the thread.
+            poll_s: period of checking whether it is closed [s].
         """
         self._server, self._poll_s = server, poll_s
         self._over = threading.Event()
@@ -93,7 +93,7 @@ class Serving:
         self._thread.start()
 
     def close(self) -> None:
-        """May be called twice."""
+        """Stop the server and wait for its thread. May be called twice."""
         self._over.set()
         self._server.shutdown()
         self._server.server_close()
@@ -105,19 +105,18 @@ class Serving:
             try:
                 self._server.serve_forever(self._poll_s)
             except Exception:
-                _LOG.exception("the server on port %d failed; it begins again", self._server.server_port)
+                _LOG.exception("the server on port %d failed and is restarted", self._server.server_port)
             if self._over.wait(PAUSE_S):
                 return
 
 
 class JsonHandler(BaseHTTPRequestHandler):
-    """One connection. A request, its head and its body, must be there whole within `request_s`.
+    """Handles one connection. A request, its head and its body, must arrive within `request_s`.
 
     Attributes:
-        timeout: how long a connection may be silent between requests [s].
-        request_s: how long a request may take to arrive [s].
-        answers_long: an answer may take longer than the next request is worth: such a connection is kept while an idle
-            one can be closed instead.
+        timeout: longest silence of a connection between requests [s].
+        request_s: longest time of a request's arrival [s].
+        answers_long: an answer may take long; such a connection is kept while an idle one can be closed instead.
     """
 
     server: BoundedServer  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -126,11 +125,11 @@ class JsonHandler(BaseHTTPRequestHandler):
     answers_long = False
     _had_request = False
     protocol_version = "HTTP/1.1"
-    # An answer leaves in two pieces, and Nagle's algorithm would hold the second one back for 40 ms.
+    # An answer is sent in two parts, and Nagle's algorithm would delay the second one by 40 ms.
     disable_nagle_algorithm = True
 
     def rank(self) -> int:
-        """Of the connection, by the head of the request that came."""
+        """Return the connection's rank, from the head of its request."""
         return GUEST
 
     def handle_one_request(self) -> None:
@@ -141,7 +140,7 @@ class JsonHandler(BaseHTTPRequestHandler):
         if not speaks:
             self.close_connection = True
             return
-        if self._had_request:  # the first one is due from when the connection was accepted
+        if self._had_request:  # the first request's time runs since the connection was accepted
             self.server.listener.hear(self.connection, within_s=self.request_s)
         self._had_request = True
         super().handle_one_request()
@@ -153,35 +152,35 @@ class JsonHandler(BaseHTTPRequestHandler):
         if "Host" not in self.headers:  # it broke off in its head, which the standard library takes for the end of one
             self.close_connection = True
             return False
-        # A request whose head was cut off by a hang-up looks like one whose head ended there.
+        # A request whose head was cut off looks like one whose head ended there.
         is_open = self.server.listener.hear(self.connection, self.rank(), self.request_s, self.answers_long)
         self.close_connection = self.close_connection or not is_open
         return is_open
 
     def read_object(self, max_bytes: int) -> Mapping[str, Any]:
-        """The body of a request.
+        """Read the body of a request.
 
         Raises:
-            TransportError: it is no JSON object, or says no size, or too large a one; then the connection ends, unread.
+            TransportError: it is not a JSON object, or has no size or a too large one; the connection then closes.
         """
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdecimal() and len(length) < 16 and int(length) <= max_bytes):
             self.close_connection = True
-            raise TransportError(f"a request says its Content-Length, at most {max_bytes} bytes, got '{length[:40]}'.")
+            raise TransportError(f"a request needs a Content-Length up to {max_bytes} bytes, got '{length[:40]}'.")
         body = self.rfile.read(int(length))
         self.server.listener.hear(self.connection, busy=self.answers_long)
         return parse_object(body)
 
     def is_foreign(self, hosts: Collection[str], origins: Collection[str] = (), *, any_port: bool = False) -> bool:
-        """Whether this request is another site's, or came by another site's name; then the connection ends, unread.
+        """Return whether a request is another site's, or used its name; the connection is then closed, unread.
 
         A page of another site can send requests here from a browser on this computer, and with DNS rebinding under a
         name of its own. A browser then names that page's origin, or that host; programs name no origin.
 
         Args:
-            hosts: names under which this server is reached, with their port unless `any_port`.
-            origins: of our own pages.
-            any_port: a tunnel may begin at another port; for servers that have no pages.
+            hosts: names of this server, with their port unless `any_port`.
+            origins: origins of our own pages.
+            any_port: allow any port, since a tunnel may begin at another one; for servers without pages.
         """
         foreign = self._foreign(hosts, origins, any_port)
         if foreign:
@@ -190,7 +189,7 @@ class JsonHandler(BaseHTTPRequestHandler):
         return bool(foreign)
 
     def _foreign(self, hosts: Collection[str], origins: Collection[str], any_port: bool) -> str:
-        """What is another site's, in words; empty where nothing is."""
+        """Describe what is another site's; empty if nothing is."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         site = self.headers.get("Sec-Fetch-Site", "none")
         if host not in hosts and not (any_port and _PORT.sub("", host) in hosts):
@@ -206,17 +205,18 @@ class JsonHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        with contextlib.suppress(OSError):  # it has hung up
+        with contextlib.suppress(OSError):  # the client disconnected
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Failures are logged with their reason; a line for each request would bury them."""
+        """Log no line per request; failures are logged with their reason."""
 
 
 def parse_object(text: bytes | str) -> Mapping[str, Any]:
-    """
+    """Parse a JSON object.
+
     Raises:
-        TransportError: it is no JSON object.
+        TransportError: it is not a JSON object, or has too many values.
     """
     marks = (b"[", b"{", b",") if isinstance(text, bytes) else ("[", "{", ",")
     if sum(text.count(mark) for mark in marks) > MAX_VALUES:  # pyright: ignore[reportArgumentType]

@@ -1,8 +1,8 @@
-"""What a page shows: the newest scene, for each client as fast as it asks.
+"""Buffer of the newest scene, which each page fetches as fast as it can.
 
     control or network thread --post--> LatestFrameBuffer <--next-- one HTTP thread per page
 
-Nothing queues up: a page that asks late gets the newest scene, and delays no other.
+Scenes are not queued: a page that asks late gets the newest scene, and delays no other.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from vla_robot.core.messages import Image
 from vla_robot.transport.jpeg import encode_jpeg
 
 JPEG_QUALITY = 85
-"""For eyes. What a policy sees never goes this way."""
+"""Quality of frames for people; a policy's frames are not encoded here."""
 
 _LENGTH = struct.Struct(">I")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One moment.
+    """Facts and images of one moment.
 
     Attributes:
-        number: of the scene; two of the same number are the same.
-        facts: plain data, for JSON; a number that is not finite is shown as none.
+        number: number of the scene; scenes of the same number are equal.
+        facts: plain data for JSON; a number that is not finite becomes null.
         images: camera -> (H, W, 3) uint8 RGB.
     """
 
@@ -43,7 +43,7 @@ class Scene:
 
     @cached_property
     def packed(self) -> bytes:
-        """Length of the JSON (4 bytes, big-endian), the JSON, and the JPEG files in the order of its "pictures"."""
+        """The scene as bytes: length of the JSON (4 bytes, big-endian), the JSON, the JPEG files of its "pictures"."""
         files = {name: encode_jpeg(image, JPEG_QUALITY).tobytes() for name, image in self.images.items()}
         pictures = [{"name": name, "bytes": len(file)} for name, file in files.items()]
         text = json.dumps({"number": self.number, "pictures": pictures, **plain(self.facts)}, allow_nan=False).encode()
@@ -51,7 +51,7 @@ class Scene:
 
 
 class LatestFrameBuffer:
-    """Holds the newest scene. Any thread may call any method."""
+    """Holds the newest scene. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -59,20 +59,20 @@ class LatestFrameBuffer:
         self._closed = False
 
     def post(self, facts: Mapping[str, Any], images: Mapping[str, Image]) -> None:
-        """Show this from now on; returns at once. The thread that asks for a picture encodes it."""
+        """Replace the scene; return at once. The thread that fetches a scene encodes it."""
         with self._changed:
             number = 1 if self._scene is None else self._scene.number + 1
             self._scene = Scene(number, facts, images)
             self._changed.notify_all()
 
     def next(self, seen: int, timeout_s: float) -> Scene | None:
-        """The newest scene, once its number is another than `seen`; None when there is none in time."""
+        """Wait until the newest scene's number differs from `seen`, and return it; None after the timeout."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._differs(seen), timeout_s)
             return self._scene if self._differs(seen) else None
 
     def close(self) -> None:
-        """Release every thread that waits."""
+        """Wake all waiting threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -82,7 +82,7 @@ class LatestFrameBuffer:
 
 
 def plain(value: Any) -> Any:
-    """Ready for JSON.
+    """Convert arrays and numbers that are not finite to plain data for JSON.
 
     >>> plain({"state": np.array([0.25, np.nan])})
     {'state': [0.25, None]}

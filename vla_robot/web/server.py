@@ -1,16 +1,16 @@
-"""The page's server: plain HTTP from the standard library, one thread a connection.
+"""Server of the page: HTTP from the standard library, one thread per connection.
 
     GET  /                  the page; /page.css and the scripts beside it
-    GET  /about             what there is to see, and what the client may do: {"title", ..., "may": [NAME, ..]}
-    GET  /next?seen=N       the newest scene once it is not number N, as `Scene.packed` has it; 204 after a second
-    POST /act/NAME          do something: a JSON object in, a JSON object out; needs the operator's token
+    GET  /about             description, and the actions that the client may use: {"title", ..., "may": [NAME, ..]}
+    GET  /next?seen=N       the newest scene when its number is not N, as `Scene.packed`; 204 after a second
+    POST /act/NAME          an action: a JSON object in, a JSON object out; needs the operator's token
 
-It listens on this computer only, unless it is given a certificate. Then looking needs a token as well. A token stands
-behind the # of the page's address, which a browser does not send; the page sends it in the header X-VLA-Token.
+It listens on this computer only, unless it has a certificate. Then viewing needs a token as well. A token is
+the part after the # of the page's address, which a browser does not send; the page sends it in the header X-VLA-Token.
 
-Another site that is open in the same browser can do nothing here: a request that names another Host (DNS rebinding) or
-another Origin is refused, the token's header would need a permission that is never given, and the page may load and
-embed nothing from elsewhere, nor be embedded.
+Another site that is open in the same browser cannot use it: a request that names another Host (DNS rebinding) or
+another Origin is refused, the token's header would need a permission that is never given, and the page may neither load
+nor embed content from elsewhere, nor be embedded.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ LOOPBACK = "127.0.0.1"
 
 MAX_BODY_BYTES = 1 << 16
 WAIT_S = 1.0
-"""How long a page waits for the next scene before it asks again."""
+"""How long a page waits for the next scene before it asks again [s]."""
 
 LOOK_UP_S = 0.05
-"""How often the server looks whether it is to end."""
+"""Period at which the server checks whether it is closed [s]."""
 
 TOKEN_HEADER = "X-VLA-Token"
 
@@ -71,11 +71,11 @@ type Action = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Access:
-    """Which token allows what. The token for acting allows looking too.
+    """Tokens of the page. The operator's token also allows viewing.
 
     Attributes:
-        operator: token that acting needs; with None no client may act.
-        watcher: token that looking needs; with None every client that can connect may look.
+        operator: token for actions; None allows no client to act.
+        watcher: token for viewing; None allows every client to view.
     """
 
     operator: str | None = field(default_factory=lambda: secrets.token_urlsafe(16))
@@ -90,11 +90,11 @@ class Access:
 
 @dataclass(frozen=True)
 class Listen:
-    """Where the page is served.
+    """Address of the page.
 
     Attributes:
         port: 0 means any free one.
-        host: the address that is typed into the browser. Off this computer it needs a certificate.
+        host: the host name in the browser. Off this computer it needs a certificate.
         certificate: PEM file; None for plain HTTP.
         key: PEM file of the certificate's key.
     """
@@ -111,19 +111,19 @@ class Listen:
     def __post_init__(self) -> None:
         if self.certificate is None and not self.is_loopback:
             raise TransportError(
-                f"'{self.host}' is reachable from other computers; without a certificate each one between could "
-                "read the token that stops the arm, and use it. Give one, see docs/bridge.md, or stay on "
+                f"'{self.host}' is reachable from other computers; without a certificate, any computer between could "
+                "read and use the token that stops the arm. Use a certificate (docs/bridge.md), or stay on "
                 f"{LOOPBACK}, with an SSH tunnel between computers."
             )
         if self.host in ("0.0.0.0", "::", ""):
             raise TransportError(
-                f"'{self.host}' is no address that a browser could be given, and the page is served under one name "
+                f"a browser cannot open '{self.host}', and the page is served under one name "
                 "only. Name this computer's own address in the network."
             )
 
 
 class WebServer:
-    """Serves one board, from threads of its own."""
+    """Serves the scenes of one buffer, in threads of its own."""
 
     def __init__(
         self,
@@ -135,14 +135,14 @@ class WebServer:
     ) -> None:
         """
         Args:
-            board: what is shown.
-            about: what a page is told once.
-            actions: what an operator may do, by name.
-            access: which token allows what.
-            listen: where; by default any free port of this computer.
+            board: buffer of the scenes.
+            about: returns the description of the page.
+            actions: the operator's actions by name.
+            access: the tokens.
+            listen: address; by default any free port of this computer.
 
         Raises:
-            TransportError: the port is taken, or the certificate is none.
+            TransportError: the port is taken, or the certificate is invalid.
         """
         listen = listen or Listen()
         try:
@@ -160,16 +160,16 @@ class WebServer:
 
     @property
     def operator_url(self) -> str | None:
-        """The address of the page that may act; None where none may."""
+        """Address of the page for the operator; None without an operator's token."""
         return None if self._access.operator is None else f"{self.url}#{self._access.operator}"
 
     @property
     def watcher_url(self) -> str:
-        """The address of the page that may only look."""
+        """Address of the page for viewers."""
         return self.url if self._access.watcher is None else f"{self.url}#{self._access.watcher}"
 
     def close(self) -> None:
-        """May be called twice."""
+        """Stop the server. May be called twice."""
         self._board.close()
         self._serving.close()
 
@@ -191,10 +191,10 @@ class _Server(BoundedServer):
         self.origins = {f"{'http' if self.tls is None else 'https'}://{host}" for host in self.hosts}
 
     def accepted(self, request: socket.socket) -> socket.socket:
-        """In TLS, where there is a certificate."""
+        """Wrap the connection in TLS if there is a certificate."""
         if self.tls is None:
             return request
-        # Here, and not on the listening socket: a peer that never ends its handshake would block all others.
+        # Here and not on the listening socket, where an unfinished handshake would block all others.
         request.settimeout(_Handler.timeout)
         wrapped = self.tls.wrap_socket(request, server_side=True, do_handshake_on_connect=False)
         self.listener.replace(request, wrapped)
@@ -221,7 +221,7 @@ class _Handler(JsonHandler):
             name, kind = ASSETS[place.path]
             self.reply(200, _asset(name), kind, HEADERS)
         elif not self.server.access.may_look(self._token):
-            self._fail(403, "this page needs the token that stands behind the # of its address.")
+            self._fail(403, "this page needs the token after the # of its address.")
         elif place.path == "/about":
             may = list(self.server.actions) if self.server.access.may_act(self._token) else []
             self._reply_json(200, {**self.server.about(), "may": may})
@@ -237,7 +237,7 @@ class _Handler(JsonHandler):
         try:
             body = self.read_object(MAX_BODY_BYTES)
             if not self.server.access.may_act(self._token):
-                self._fail(403, "this page may look only. The terminal that started it shows the address that may act.")
+                self._fail(403, "this page may only view. The terminal that started it shows the operator's address.")
                 return
             if name not in self.server.actions:
                 raise TransportError(unknown("action", name[:40], self.server.actions))
@@ -250,7 +250,7 @@ class _Handler(JsonHandler):
         return self.headers.get(TOKEN_HEADER, "")
 
     def _is_ours(self) -> bool:
-        """Whether this is a person's browser at our own page, or a program; answers when it is neither."""
+        """Return whether the request comes from our own page or a program; otherwise answer 403."""
         if not self.is_foreign(self.server.hosts, self.server.origins):
             return True
         self._fail(403, "this page answers under its own address only; a tunnel must keep its port.")
@@ -284,7 +284,8 @@ def _tls(listen: Listen) -> ssl.SSLContext | None:
 
 
 def _in_url(host: str) -> str:
-    """
+    """Write a host as in a URL.
+
     >>> _in_url("::1")
     '[::1]'
     """

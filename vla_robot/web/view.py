@@ -1,10 +1,10 @@
-"""Watches a bridge for a page: a viewer that commands nothing, and may stop the arm where it is allowed to.
+"""Viewer of a bridge for a page: it sends no commands but, if allowed, a stop.
 
     watching thread   --view, status, clock-->  bridge
                       <------- tick ----------           --post--> LatestFrameBuffer --> pages
     page's thread     --stop, over StopLine--->  bridge
 
-The bridge sends the newest tick only when the last one has arrived here, so that a slow viewer delays no other.
+The bridge sends the newest tick only after the last one arrived here, so that a slow viewer delays no other.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from vla_robot.web.latest_frame import LatestFrameBuffer
 CONNECT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 3.0
 WARM_TIMEOUT_S = 0.3
-"""Without an answer over the open connection for this long, a stop is sent over a new one."""
+"""Time limit of a stop over the open connection, before it is sent over a new one [s]."""
 
 WARM_EVERY_S = 1.0
-"""How often the open connection is used, so that the bridge keeps it and its loss is noticed."""
+"""Period of using the open connection, so that the bridge keeps it and its loss is noticed [s]."""
 
 TRY_TIMEOUT_S = 0.5
-"""A stop that may have been lost is sent again after this long; twice stopped is stopped."""
+"""An unanswered stop is sent again after this time [s]; stopping twice is harmless."""
 
 SLICE_S = 0.02
 VIEW_EVERY_S = 0.1
 ASK_EVERY_S = 0.25
 LOST_AFTER_S = 1.5
-"""Without a word from the bridge for this long, the page says that what it shows is old."""
+"""After this long without a message from the bridge, the page shows that its view is old [s]."""
 
 RATE_TICKS = 40
-"""The shown rate is the mean over so many ticks."""
+"""Number of ticks over which the shown rate is averaged."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ type Listener = Callable[[Tick, Embodiment], None]
 
 
 class BridgeView(Closeable):
-    """Attaches to a running bridge, and posts what it tells."""
+    """Connects to a running bridge as a viewer, and posts its ticks and status to a buffer."""
 
     def __init__(
         self,
@@ -69,19 +69,19 @@ class BridgeView(Closeable):
     ) -> None:
         """
         Args:
-            address: where a bridge listens.
-            board: gets every scene.
-            security: this client's key, and the key that the bridge must own; None on this computer.
-            connect_timeout_s: how long the bridge may take to answer.
-            clock: dates what arrives.
-            listener: is told of every tick that arrives, in the watching thread.
+            address: address of the bridge.
+            board: buffer that gets every scene.
+            security: this client's key and the bridge's public key; None on this computer.
+            connect_timeout_s: time limit of the bridge's first answer.
+            clock: stamps what arrives.
+            listener: called with every tick, in the viewing thread.
 
         Raises:
             TransportError: no answer came in time, or the bridge speaks another version.
         """
         self.address = address
         self.ticks = 0
-        """That arrived so far."""
+        """Number of ticks that arrived."""
         self._board = board
         self._security = security
         self._clock = clock or MonotonicClock()
@@ -95,10 +95,10 @@ class BridgeView(Closeable):
         self._thread.start()
 
     def stop(self, reason: str) -> None:
-        """E-stop; latched at the bridge until its controller arms it.
+        """Latch the e-stop at the bridge, until its controller arms it.
 
         Raises:
-            TransportError: the bridge did not say that it stopped: go to the arm's own button.
+            TransportError: the bridge did not confirm the stop: use the arm's own switch.
         """
         self._stop_line.stop(reason)
 
@@ -113,7 +113,7 @@ class BridgeView(Closeable):
         self.instruction = reader.text("instruction")
 
     def _run(self) -> None:
-        """Nothing that arrives ends this thread: the page would show an old picture, and not say so."""
+        """Run until closed; no message ends this thread, since the page would silently show an old picture."""
         with ClientSocket(self.address, self._security) as socket:
             while not self._over.is_set():
                 try:
@@ -122,17 +122,17 @@ class BridgeView(Closeable):
                 except VlaError as error:
                     self._tell_trouble(str(error))
                 except Exception as error:
-                    _LOG.exception("the view failed; it goes on")
+                    _LOG.exception("the view failed and continues")
                     self._tell_trouble(f"the view failed: {in_words(error)}")
 
     def _tell_trouble(self, trouble: str) -> None:
         self._link.trouble = trouble
-        with contextlib.suppress(Exception):  # it may be what failed
+        with contextlib.suppress(Exception):  # posting may be what failed
             self._post()
         self._over.wait(ASK_EVERY_S)
 
     def _turn(self, socket: ClientSocket) -> None:
-        """Ask what is due to be asked, and take one answer."""
+        """Send the due requests, and handle one answer."""
         now_ns = self._clock.now_ns()
         for message in self._link.due(now_ns):
             socket.send(encode(message))
@@ -179,7 +179,7 @@ class BridgeView(Closeable):
 
 
 class _Link:
-    """What is known of the bridge, and what is to be asked next."""
+    """State of the bridge as known here, and the requests that are due."""
 
     def __init__(self, now_ns: int) -> None:
         self.heard_ns = now_ns
@@ -194,7 +194,7 @@ class _Link:
         self._lost = False
 
     def due(self, now_ns: int) -> list[Message]:
-        """Requests to send now. After a silence, also the robot's name: it may be another one by now."""
+        """Return the requests to send now; after a silence also "about", since the robot may be another one."""
         messages: list[Message] = []
         if now_ns >= self._view_ns:
             messages.append(self._message("view", {"seen": self._number}))
@@ -209,7 +209,7 @@ class _Link:
     def take_tick(self, number: int, episode: int, tick: Tick, now_ns: int) -> None:
         self._number, self._episode, self.tick = number, episode, tick
         self._arrivals_ns.append(now_ns)
-        self._view_ns = now_ns  # say so at once: the next tick waits for it
+        self._view_ns = now_ns  # acknowledge at once: the next tick waits for it
 
     def take_stamps(self, reader: MessageReader, seq: int, now_ns: int) -> None:
         sent_ns = self._asked_at.pop(seq, None)
@@ -218,15 +218,15 @@ class _Link:
             self._sync.add(ClockSample(sent_ns, *stamps, now_ns))
 
     def newly_lost(self, now_ns: int) -> bool:
-        """Whether the page must be told that the bridge does not answer any more; once a second, as it goes on."""
+        """Return whether the bridge has just become silent, so that the page must show it."""
         before, self._lost = self._lost, now_ns - self.heard_ns > LOST_AFTER_S * NS_PER_S
         if self._lost and not before:
-            # It may be started anew, and count from 1 again.
+            # A restarted bridge counts from 1 again.
             self._number = 0
         return self._lost and not before
 
     def facts(self, now_ns: int) -> dict[str, Any]:
-        """One moment as plain data for the page."""
+        """Return the present state as plain data for the page."""
         silent_s = (now_ns - self.heard_ns) / NS_PER_S
         link = {"silent_s": silent_s if silent_s > LOST_AFTER_S else 0.0, "trouble": self.trouble}
         return {
@@ -259,7 +259,7 @@ class _Link:
             "capture_to_command_ms": (result.command_ns - tick.obs_stamp_ns) / NS_PER_MS if tick.obs_stamp_ns else None,
             "picture_age_ms": self._age_ms(observation.stamp_ns, now_ns),
         }
-        # The status is a moment older than a tick, unless the arm was stopped: that outlives the last tick.
+        # The status is older than a tick, unless the arm was stopped, which lasts beyond the last tick.
         if self.status.get("running") and self.status.get("mode") != "stopped":
             told |= {"mode": tick.mode, "reason": tick.reason}
         return told
@@ -280,12 +280,12 @@ class _Link:
 
 
 def about(title: str, embodiment: Embodiment, **more: Any) -> dict[str, Any]:
-    """What a page is told once.
+    """Return the description of a page.
 
     Args:
-        title: of the page.
-        embodiment: names and units of what is drawn.
-        more: anything else the page knows what to do with.
+        title: title of the page.
+        embodiment: gives the names and units of the plots.
+        more: further entries for the page.
     """
     return {
         "title": title,
@@ -299,17 +299,17 @@ def about(title: str, embodiment: Embodiment, **more: Any) -> dict[str, Any]:
 
 
 class StopLine:
-    """A connection to a bridge that is kept open for the e-stop, so that no flood of new ones delays it.
+    """Connection to a bridge that is kept open for the e-stop, so that a flood of new ones cannot delay it.
 
-    A stop that is not answered over it goes out once more over a new connection.
+    A stop that is not answered over it is sent once more over a new connection.
     """
 
     def __init__(self, address: str, security: ClientSecurity | None, clock: Clock) -> None:
         """
         Args:
-            address: of the bridge.
+            address: address of the bridge.
             security: as for `ClientSocket`.
-            clock: times the answers.
+            clock: measures timeouts.
 
         Raises:
             TransportError: the address is malformed, or off loopback without keys.
@@ -323,7 +323,7 @@ class StopLine:
     def stop(self, reason: str) -> None:
         """
         Raises:
-            TransportError: the bridge did not say that it stopped.
+            TransportError: the bridge did not confirm the stop.
         """
         with self._lock:
             try:
@@ -333,7 +333,7 @@ class StopLine:
                 self._ask(reason, STOP_TIMEOUT_S)
 
     def keep_warm(self) -> None:
-        """Use the connection, should it be due; returns at once. A connection that was refused is made anew."""
+        """Use the connection if that is due; return at once. A refused connection is made anew."""
         now_ns = self._clock.now_ns()
         if now_ns - self._used_ns < WARM_EVERY_S * NS_PER_S or not self._lock.acquire(blocking=False):
             return
@@ -363,10 +363,10 @@ class StopLine:
 
 
 def _exchange(socket: ClientSocket, request: Message, timeout_s: float, clock: Clock, address: str) -> MessageReader:
-    """One request, sent until it is answered; what it asks for must do no harm when it comes twice.
+    """Send a request until it is answered, and return the answer; the request must be harmless when repeated.
 
     Raises:
-        VlaError: what the bridge reports, or TransportError when it does not answer.
+        VlaError: the error that the bridge reports, or TransportError if it does not answer.
     """
     end_ns, try_ns = clock.now_ns() + round(timeout_s * NS_PER_S), 0
     while (now_ns := clock.now_ns()) < end_ns:

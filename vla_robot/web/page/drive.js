@@ -1,10 +1,10 @@
-// A person's hands: keys, two pads for mouse or finger, a gamepad. Sent twenty times a second while this page is seen.
+// Teleoperation by keys, two pads for mouse or finger, and a gamepad. Sent 20 times a second while this page is visible.
 
 const SEND_MS = 50;
 const SLOW = 0.3;
 const DEAD_ZONE = 0.12;
 
-// Axes of the hand: x, y, z, roll, pitch, yaw, each -1 to 1 of the fastest allowed.
+// Axes of the tool: x, y, z, roll, pitch, yaw, each -1 to 1 of the largest allowed motion.
 const KEYS = {
   KeyW: [0, 1], KeyS: [0, -1], KeyA: [1, 1], KeyD: [1, -1], KeyE: [2, 1], KeyQ: [2, -1],
   Period: [3, 1], Comma: [3, -1], ArrowUp: [4, 1], ArrowDown: [4, -1], ArrowLeft: [5, 1], ArrowRight: [5, -1],
@@ -15,16 +15,16 @@ const BUTTONS = [
   ["discard", "Discard", "", "F3"], ["rerecord", "Again", "", "F4"],
 ];
 
-// Where a policy drives too, these stand in place of the others.
+// Buttons that replace the others when a policy shares control.
 const SHARING = [["takeover", "KeyT"], ["giveback", "KeyG"], ["success", "F1"], ["stop", "F2"]];
 
-// Of a standard gamepad (https://w3c.github.io/gamepad): A, B, X, Y, start.
+// Buttons of a standard gamepad (https://w3c.github.io/gamepad): A, B, X, Y, select, start.
 const PAD_GRIP = 0, PAD_BUTTONS = { 1: "discard", 2: "rerecord", 3: "success", 8: "stop", 9: "start" };
 const PAD_SHARING = { 1: "giveback", 3: "takeover", 8: "giveback", 9: "takeover" };
 
 const part = (id) => document.getElementById(id);
 
-// A round pad: `at` is where the finger is, -1 to 1 to the right and up, and [0, 0] when it is let go.
+// A round pad: `at` is the finger's position, -1 to 1 to the right and up; [0, 0] without a finger.
 class Pad {
   at = [0, 0];
 
@@ -74,7 +74,7 @@ export class Drive {
     part("task").addEventListener("change", () => { this.task = part("task").value.trim(); });
     addEventListener("keydown", (event) => this.down(event));
     addEventListener("keyup", (event) => this.keys.delete(event.code));
-    // A key that is let go while another window is in front is never heard of.
+    // The page gets no event for a key that is released while another window has the focus.
     addEventListener("blur", () => this.keys.clear());
     setInterval(() => this.send(), SEND_MS);
   }
@@ -155,7 +155,7 @@ export class Drive {
     }
   }
 
-  // One message on its way at a time: over a slow network the newest hands count, not a queue of old ones.
+  // One message at a time: over a slow network the newest axes are sent, not a queue of old ones.
   async send() {
     if (this.busy || document.hidden) return;
     const buttons = [...this.pressed], task = this.task;
@@ -174,14 +174,14 @@ export class Drive {
     }
   }
 
-  // A policy drives too: say who does, and let the grip begin as the arm's is.
+  // A policy shares control: show who has it, and let the grip follow the arm's.
   share(facts) {
     this.driver = facts.driver;
     const you = facts.driver === "person";
     part("driver").hidden = false;
     part("driver").classList.toggle("you", you);
     part("driver-name").textContent = you ? "You drive" : "The policy drives";
-    part("driver-hint").textContent = you ? "what you do is recorded as a correction" : "move, or take over, to correct it";
+    part("driver-hint").textContent = you ? "your actions are recorded as a correction" : "move, or take over, to correct it";
     for (const name of ["start", "discard", "rerecord"]) part(`button-${name}`).hidden = true;
     part("button-stop").textContent = "No success";
     part("task").readOnly = true;

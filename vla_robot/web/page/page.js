@@ -1,4 +1,4 @@
-// Asks for the newest scene, draws it, asks again: a slow page sees fewer scenes, and delays nobody.
+// Fetches the newest scene, draws it, and fetches again: a slow page shows fewer scenes, and delays no other page.
 
 import { Drive } from "/drive.js";
 import { drawLine, drawModes, History, Multiples, readPalette } from "/traces.js";
@@ -12,7 +12,7 @@ const MOST_CUTS = 6;
 let about = null, drive = null, cameras = new Map(), state = null, action = null;
 let urgentUntil = 0, seen = 0, tick = 0, episode = null, arrivals = [];
 const modes = new History(), latency = new History();
-// For tests and the curious: what has been shown.
+// For tests: what has been shown.
 globalThis.shown = { scenes: 0, pictures: 0, mode: "", tick: 0, since: performance.now() };
 
 async function ask(path, options = {}) {
@@ -42,7 +42,7 @@ async function stop() {
   setTimeout(() => { button.disabled = false; button.textContent = "E-STOP"; }, 1500);
 }
 
-// The bar at the top: what somebody must read stays for a while, what is merely so changes with every scene.
+// The bar at the top: urgent messages stay for `staysMs`, others change with every scene.
 function warn(text, staysMs = 4000) {
   if (!staysMs && performance.now() < urgentUntil) return;
   urgentUntil = performance.now() + staysMs;
@@ -83,7 +83,7 @@ async function layOver(camera, base64) {
   camera.recorded = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
 }
 
-// The length of the facts, the facts, the JPEG files one after another.
+// A scene: length of the facts, the facts, the JPEG files one after another.
 function unpack(buffer) {
   const length = new DataView(buffer).getUint32(0);
   const facts = JSON.parse(decoder.decode(new Uint8Array(buffer, 4, length)));
@@ -136,8 +136,8 @@ function showStanding(facts) {
   shown.mode = facts.mode;
   const { silent_s: silent, trouble } = facts.link ?? { silent_s: 0, trouble: "" };
   document.body.classList.toggle("stale", silent > 0);
-  if (silent > 0) warn("No answer from the robot's side: what is shown is old, and what the arm does is not known.", 0);
-  else if (facts.log_failure) warn(`The arm goes on, and its log does not: ${facts.log_failure}`, 0);
+  if (silent > 0) warn("The bridge does not answer: this view is old, and the state of the arm is unknown.", 0);
+  else if (facts.log_failure) warn(`The arm continues without its log: ${facts.log_failure}`, 0);
   else warn(trouble, 0);
 }
 
@@ -191,7 +191,7 @@ function showTick(facts, now) {
   ]);
 }
 
-// No line from the end of one episode to the beginning of the next.
+// Ends the lines, so that none connects two episodes.
 function breakLines(now) {
   state.add(now, null, new Set());
   action.add(now, null, new Set());
@@ -218,7 +218,7 @@ function draw() {
     drawModes(part("modes"), modes, now);
     drawLine(part("latency-plot"), latency, now, { floor: 0, least: 10, bridged: true });
   }
-  // Ten drawings a second are enough for traces; the pictures are drawn as they come.
+  // Traces are drawn 10 times a second; pictures when they arrive.
   setTimeout(() => requestAnimationFrame(draw), 100);
 }
 
@@ -240,11 +240,11 @@ async function watch() {
       if (!answer.ok) throw new Error((await answer.json()).error);
       const [facts, files] = unpack(await answer.arrayBuffer());
       seen = facts.number;
-      const isNew = facts.tick !== tick; // a scene may bring news of the bridge alone
+      const isNew = facts.tick !== tick; // a scene may have only news of the bridge
       show(facts, performance.now());
       if (isNew) await Promise.all(files.map(paint));
     } catch (error) {
-      about = null; // another robot may be there when it comes back
+      about = null; // the bridge may serve another robot when it answers again
       document.body.classList.add("stale");
       warn(error instanceof TypeError ? "The program that serves this page has ended or cannot be reached." : error.message, 0);
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));

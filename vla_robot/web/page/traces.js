@@ -1,8 +1,8 @@
-// Small drawings over the last seconds. Nothing here knows where the numbers come from.
+// Small plots of the last seconds, for any numbers.
 
 export const WINDOW_MS = 20_000;
 
-// Looked up once a drawing and not once a line: each look-up makes the browser work out the page's style.
+// Read once per drawing and not per line, since each read makes the browser compute the page's style.
 let palette = new Map();
 export function readPalette() {
   const style = getComputedStyle(document.documentElement);
@@ -11,7 +11,7 @@ export function readPalette() {
 }
 const colour = (name) => palette.get(name);
 
-// A canvas at the screen's own resolution; gives [context, width, height] in CSS pixels, cleared.
+// Clears a canvas and sets it to the screen's resolution; returns [context, width, height] in CSS pixels.
 function prepared(canvas) {
   const ratio = devicePixelRatio || 1;
   const width = canvas.clientWidth, height = canvas.clientHeight;
@@ -30,7 +30,7 @@ function isSeen(element) {
   return box.bottom > 0 && box.top < innerHeight;
 }
 
-// Samples {at: ms, value, ...}, the oldest ones forgotten.
+// Samples {at: ms, value, ...}; old ones are dropped.
 export class History {
   samples = [];
 
@@ -45,7 +45,7 @@ export class History {
   }
 }
 
-// One line over time; a gap where there is no number unless it is bridged, a mark where a limit cut.
+// Draws a line over time, with a gap for a missing number unless `bridged`, and a mark where a limit clamped.
 export function drawLine(canvas, history, now, { least = 0.02, floor = null, bridged = false } = {}) {
   const [context, width, height] = prepared(canvas);
   const values = history.samples.filter((s) => s.value !== null).map((s) => s.value);
@@ -78,7 +78,7 @@ export function drawLine(canvas, history, now, { least = 0.02, floor = null, bri
   for (const { at, value, cut } of history.samples) if (cut && value !== null) context.fillRect(x(at) - 1, height - 6, 2, 6);
 }
 
-// What the watchdog allowed, as a band.
+// Draws the modes over time as a band.
 export function drawModes(canvas, history, now) {
   const [context, width, height] = prepared(canvas);
   context.fillStyle = colour("line");
