@@ -1,5 +1,5 @@
-"""The nouns that every room shares: observations, actions, embodiments, clocks, errors, geometry and the ports.
+"""Types that every room shares: observations, actions, embodiments, clocks, errors, geometry and the ports.
 
-It imports numpy and the standard library, and no room. Nothing that opens a socket, a device or a dataset belongs
-here.
+It imports numpy and the standard library, and no room. Code that opens a socket, a device or a dataset belongs
+elsewhere.
 """

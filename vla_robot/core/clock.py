@@ -1,7 +1,7 @@
 """Clocks and deadlines.
 
-One clock is injected everywhere, so that tests never sleep. Deadlines are absolute, `start + k * period`: a late tick
-does not push the ones after it.
+A clock is injected everywhere, so that tests never sleep. Deadlines are absolute, `start + k * period`: a late tick
+does not delay the ones after it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ NS_PER_MS = 1_000_000
 
 
 class Clock(Protocol):
-    """Where time comes from."""
+    """Source of time."""
 
     def now_ns(self) -> int:
-        """Monotonic nanoseconds."""
+        """Return monotonic time [ns]."""
         ...
 
     def sleep_until_ns(self, deadline_ns: int) -> None:
-        """Return at `deadline_ns`, or at once when it has passed."""
+        """Sleep until `deadline_ns`, or return at once if it has passed."""
         ...
 
 
 class MonotonicClock:
-    """The system's monotonic clock; on Linux it is common to all processes of one computer."""
+    """The system's monotonic clock; on Linux all processes of one computer share it."""
 
     def now_ns(self) -> int:
         return time.monotonic_ns()
@@ -38,7 +38,7 @@ class MonotonicClock:
 
 
 class FakeClock:
-    """A clock that moves only when told, or when a thread sleeps on it."""
+    """Clock for tests that moves only by `advance_ns` or `sleep_until_ns`."""
 
     def __init__(self, start_ns: int = 0) -> None:
         self._now_ns = start_ns
@@ -50,7 +50,7 @@ class FakeClock:
         self._now_ns = max(self._now_ns, deadline_ns)
 
     def advance_ns(self, duration_ns: int) -> None:
-        """Let time pass."""
+        """Advance the time."""
         self._now_ns += duration_ns
 
 
@@ -58,7 +58,7 @@ class FakeClock:
 class Ticker:
     """Paces a loop at absolute deadlines and counts the ticks it missed.
 
-    A tick that is late by whole periods skips them: the arm gets one fresh command, not a burst of old ones.
+    A tick that is late by whole periods skips them, so that the arm gets one fresh command, not a burst of old ones.
 
     >>> clock = FakeClock()
     >>> ticker = Ticker(clock, period_ns=100)
@@ -75,11 +75,11 @@ class Ticker:
         self._deadline_ns = self.clock.now_ns()
 
     def wait(self) -> None:
-        """Sleep until the next deadline that still lies ahead."""
+        """Sleep until the next deadline in the future."""
         self.clock.sleep_until_ns(self.next_ns())
 
     def next_ns(self) -> int:
-        """The next deadline that still lies ahead, for a caller that has other work until then."""
+        """Return the next deadline in the future [ns], for a caller with other work until then."""
         self._deadline_ns += self.period_ns
         late_ns = self.clock.now_ns() - self._deadline_ns
         if late_ns > 0:
@@ -87,5 +87,5 @@ class Ticker:
             self.missed += skipped
             self._deadline_ns += skipped * self.period_ns
         elif late_ns < -self.period_ns:
-            self._deadline_ns = self.clock.now_ns() + self.period_ns  # the clock went back: the schedule begins anew
+            self._deadline_ns = self.clock.now_ns() + self.period_ns  # the clock went back: restart the schedule
         return self._deadline_ns

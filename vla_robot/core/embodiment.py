@@ -1,7 +1,7 @@
 """The embodiment contract: what an arm's actions, state and cameras mean.
 
-It is data. It stands in the recipe, crosses the wire in the handshake, and is stored in every episode and checkpoint,
-so that a policy made for one arm is refused by another instead of moving it wrongly.
+It is data: written in the recipe, sent in the handshake, and stored in every episode and checkpoint, so that a policy
+made for one arm is refused by another instead of moving it wrongly.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from vla_robot.core.untrusted import malformed
 
 GRIPPER_OPEN = 1.0
 GRIPPER_CLOSED = 0.0
-"""The Open-X-Embodiment convention: the last action dimension is 1 for open and 0 for closed."""
+"""Convention of Open-X-Embodiment: the last action dimension is 1 for open and 0 for closed."""
 
 
 ActionKind = Literal["eef_delta", "joint_position"]
 ACTION_KINDS: tuple[ActionKind, ...] = get_args(ActionKind)
 
 MIN_RATE_HZ, MAX_RATE_HZ = 1e-3, 1e5
-"""Of control steps, as a file or a peer may say."""
+"""Allowed control rates in a file or message [Hz]."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class Dim:
 
 @dataclass(frozen=True)
 class ActionSpace:
-    """What the numbers of one action mean.
+    """Meaning of the numbers of an action.
 
     Attributes:
-        kind: "eef_delta" moves the tool relative to where it is, "joint_position" names absolute joint angles.
+        kind: "eef_delta" moves the tool relative to its pose, "joint_position" gives absolute joint angles.
         frame: coordinate frame of the tool motion ("base"), or "joint".
         dims: one entry per dimension, in order; the gripper is last, 1 = open, 0 = closed.
     """
@@ -78,12 +78,12 @@ class ActionSpace:
 
 @dataclass(frozen=True)
 class CameraSpec:
-    """One camera as the policy sees it.
+    """One camera of an embodiment.
 
     Attributes:
-        name: role in the policy's eyes, e.g. "front" or "wrist".
-        height: frame height in pixels.
-        width: frame width in pixels.
+        name: role for the policy, e.g. "front" or "wrist".
+        height: frame height [px].
+        width: frame width [px].
     """
 
     name: str
@@ -93,13 +93,13 @@ class CameraSpec:
 
 @dataclass(frozen=True)
 class Embodiment:
-    """The whole contract of one robot and its cameras.
+    """Contract of one robot and its cameras.
 
     Attributes:
         name: e.g. "panda".
-        action: what an action means.
-        state: what `Observation.state` means.
-        cameras: what `Observation.images` holds.
+        action: meaning of an action.
+        state: meaning of `Observation.state`.
+        cameras: cameras in `Observation.images`.
         rate_hz: control steps per second.
     """
 
@@ -110,7 +110,7 @@ class Embodiment:
     rate_hz: float
 
     def check(self, observation: Observation) -> None:
-        """Raise ContractError unless the observation holds exactly these cameras and this state."""
+        """Raise ContractError unless the observation has exactly these cameras and this state."""
         expected = {c.name: (c.height, c.width, 3) for c in self.cameras}
         seen = {name: image.shape for name, image in observation.images.items()}
         if seen != expected:
@@ -124,12 +124,12 @@ class Embodiment:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries and lists, ready for JSON or msgpack."""
+        """Return plain dictionaries and lists, ready for JSON or msgpack."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Embodiment:
-        """Inverse of `to_dict`. Raises ContractError when a field is missing or has the wrong type."""
+        """Make an embodiment from `to_dict`'s data. Raises ContractError if a field is missing or of the wrong type."""
         with malformed("not an embodiment", ContractError):
             action = data["action"]
             if action["kind"] not in ACTION_KINDS:
@@ -162,7 +162,7 @@ def _rate_hz(value: Any) -> float:
 
 
 def require_fit(wanted: Embodiment, offered: Embodiment) -> None:
-    """Raise ContractError, with every difference, unless a policy made for `wanted` may drive `offered`."""
+    """Raise ContractError with every difference unless a policy made for `wanted` may control `offered`."""
     if problems := misfits(wanted, offered):
         raise ContractError(
             f"the policy was made for '{wanted.name}' and does not fit the world's '{offered.name}': "
@@ -172,15 +172,14 @@ def require_fit(wanted: Embodiment, offered: Embodiment) -> None:
 
 
 def misfits(wanted: Embodiment, offered: Embodiment, who: str = "the world") -> list[str]:
-    """What keeps a policy made for `wanted` from `offered`, one entry a field; none when it fits.
+    """Return why a policy made for `wanted` does not fit `offered`, one entry per field; empty if it fits.
 
-    Action names, units, kind, frame and rate must be equal; the cameras and state that the policy uses must exist with
-    the same unit. Extra cameras and state are allowed.
+    Action names, units, kind, frame and rate must be equal; cameras and state that the policy uses must exist with
 
     Args:
-        wanted: of the policy.
-        offered: of the other side.
-        who: that is, in words.
+        wanted: embodiment of the policy.
+        offered: embodiment of the other side.
+        who: name of the other side, for the messages.
     """
     problems: list[str] = []
     for field in ("kind", "frame"):
@@ -202,7 +201,7 @@ def misfits(wanted: Embodiment, offered: Embodiment, who: str = "the world") -> 
 
 
 def differences(before: Embodiment, now: Embodiment) -> list[str]:
-    """All that changed, one entry a number or name; none when they are the same."""
+    """Return all changes, one entry per number or name; empty if both are equal."""
     old, new = _flat(before.to_dict()), _flat(now.to_dict())
     return [
         f"{key} was {old.get(key, 'absent')}, is {new.get(key, 'absent')}"
@@ -212,7 +211,7 @@ def differences(before: Embodiment, now: Embodiment) -> list[str]:
 
 
 def _flat(value: Any, at: str = "") -> dict[str, Any]:
-    """Nested plain data by its path: what has a name by that, what has none by its place."""
+    """Flatten nested plain data to paths; entries of lists are named by their "name" or their index."""
     if isinstance(value, Mapping):
         items = cast(Mapping[str, Any], value).items()
     elif isinstance(value, Sequence) and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What an episode of any dataset is: named fields, each with one value a step. Frames stay encoded until asked for."""
+"""Episode of any dataset: named fields, each with one value per step. Frames stay encoded until they are used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INSTRUCTIONS = (
     "observation/instruction",
     "instruction",
 )
-"""Where the datasets of Open-X-Embodiment keep what the robot was told to do, the usual place first."""
+"""Fields in which datasets of Open-X-Embodiment store the instruction, the most common first."""
 LETTERS = 0x110000
 SURROGATES = range(0xD800, 0xE000)
 
@@ -31,14 +31,14 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Field:
-    """One value that every step (or every episode) has.
+    """One value of every step (or every episode).
 
     Attributes:
         name: keys joined by "/", e.g. "observation/state".
         kind: "number", "image" or "text".
         dtype: numpy's name of the numbers; "uint8", "uint16" or "float32" for pixels; "str" for text, "bytes" for text
-            whose format allows any bytes, so that values which are no UTF-8 are given as bytes.
-        shape: of one value, (H, W, C) for an image; None where it differs from value to value.
+            whose format allows any bytes, so that values that are not UTF-8 are given as bytes.
+        shape: shape of one value, (H, W, C) for an image; None where it differs between values.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Field:
 
     @property
     def is_ragged(self) -> bool:
-        """Values of different steps have different shapes, so that they do not stack."""
+        """Whether values of different steps have different shapes and cannot be stacked."""
         return self.kind == "number" and None in self.shape
 
     @property
     def is_colour(self) -> bool:
-        """Frames that a policy can see: not depth."""
+        """Whether its frames are colour images, not depth."""
         return self.kind == "image" and self.dtype == "uint8"
 
     def __str__(self) -> str:
@@ -62,27 +62,27 @@ class Field:
 
 
 class Frames(Protocol):
-    """The frames of one camera in one episode."""
+    """Frames of one camera in one episode."""
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of frames."""
         ...
 
     def encoded(self, step: int) -> bytes:
-        """The frame as a JPEG or PNG file."""
+        """Return a frame as a JPEG or PNG file."""
         ...
 
     def decode(self, step: int) -> NDArray[Any]:
-        """The frame as (H, W, 3) uint8; (H, W, 1) of the field's dtype for depth."""
+        """Return a frame as (H, W, 3) uint8; depth as (H, W, 1) of the field's dtype."""
         ...
 
     def check(self) -> None:
-        """Raise DataError when a frame is absent or cut off. What takes long to decode is not decoded."""
+        """Raise DataError if a frame is absent or cut off. Frames that take long to decode are not decoded."""
         ...
 
 
 Column = NDArray[Any] | Frames | tuple[str, ...] | tuple[bytes, ...] | tuple[NDArray[Any], ...]
-"""All values of one field in one episode: (T, ...) numbers, frames, texts, or T arrays of different shapes."""
+"""Values of one field in one episode: (T, ...) numbers, frames, texts, or T arrays of different shapes."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class Episode:
     """One episode of T steps.
 
     Attributes:
-        index: its place in the source.
-        metadata: what is said once about the whole episode, by field.
+        index: its index in the source.
+        metadata: values of the whole episode, by field.
         steps: field -> its T values.
         length: T.
         where: file and record, for error messages.
@@ -107,10 +107,10 @@ class Episode:
         return self.length
 
     def numbers(self, name: str) -> NDArray[Any]:
-        """(T, ...) the values of a field of numbers.
+        """Return the (T, ...) values of a field of numbers.
 
         Raises:
-            DataError: no such field, or it does not hold numbers that stack.
+            DataError: there is no such field, or it does not hold numbers that can be stacked.
         """
         values = self._column(name)
         if not isinstance(values, np.ndarray):
@@ -118,10 +118,10 @@ class Episode:
         return values
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """T texts.
+        """Return the T texts of a field.
 
         Raises:
-            DataError: no such field, or it does not hold texts.
+            DataError: there is no such field, or it does not hold texts.
         """
         values = self._column(name)
         if isinstance(values, tuple) and any(isinstance(value, bytes) for value in values):
@@ -131,10 +131,10 @@ class Episode:
         return tuple(str(value) for value in values)
 
     def frames(self, name: str) -> Frames:
-        """The frames of a camera.
+        """Return the frames of a camera.
 
         Raises:
-            DataError: no such field, or it does not hold frames.
+            DataError: there is no such field, or it does not hold frames.
         """
         values = self._column(name)
         if isinstance(values, (np.ndarray, tuple)):
@@ -142,10 +142,10 @@ class Episode:
         return values
 
     def instructions(self) -> tuple[str, ...]:
-        """T times what the robot was told to do.
+        """Return the T instructions of the steps.
 
         Raises:
-            DataError: the episode has none, or only empty ones.
+            DataError: the episode has no instruction, or only empty ones.
         """
         name = next((name for name in INSTRUCTIONS if name in self.steps), None)
         if name is None:
@@ -159,10 +159,10 @@ class Episode:
         return texts
 
     def told_in(self, name: str) -> tuple[str, ...]:
-        """T texts of a field that holds instructions: as texts, or as letters in numbers (Language Table).
+        """Return the T texts of a field of instructions: texts, or letters as numbers (Language Table).
 
         Raises:
-            DataError: no such field, or it holds neither.
+            DataError: there is no such field, or it holds neither.
         """
         values = self._column(name)
         if not isinstance(values, np.ndarray):
@@ -181,10 +181,10 @@ class Episode:
 
 
 def codes_to_text(codes: NDArray[Any]) -> str:
-    """Letters as numbers, filled up with zeros (Language Table).
+    """Convert letters as numbers, padded with zeros, to text (Language Table).
 
     Raises:
-        DataError: a number stands for no letter.
+        DataError: a number is not a letter's code.
 
     >>> codes_to_text(np.array([103, 111, 0, 0]))
     'go'

@@ -1,4 +1,4 @@
-"""One error tree.
+"""The package's error tree.
 
 A message answers, in this order: what was wrong, the value seen, what was allowed or available, the closest match, and
 the command that helps. The command line prints the message as one paragraph and exits with status 2.
@@ -37,7 +37,7 @@ class TransportError(VlaError):
 
 
 class SessionError(TransportError):
-    """A server does not know the session of a request: it was started anew, or serves another client by now."""
+    """A server does not know the session of a request: it was restarted, or serves another client by now."""
 
 
 class BusyError(TransportError):
@@ -45,11 +45,11 @@ class BusyError(TransportError):
 
 
 class PolicyError(VlaError):
-    """A policy could not give an action. Nothing is sent to the arm in its place."""
+    """A policy could not give an action. No other action is sent to the arm instead."""
 
 
 class NoActionYetError(PolicyError):
-    """No action is available at this moment: a loop that knows this error asks again with the next observation."""
+    """No action is available at this moment; the loop asks again with the next observation."""
 
 
 class OverdueError(PolicyError):
@@ -57,7 +57,7 @@ class OverdueError(PolicyError):
 
 
 class SupersededError(PolicyError):
-    """A newer request of the same client took the place of this one."""
+    """A newer request of the same client replaced this one."""
 
 
 class WorldError(VlaError):
@@ -69,17 +69,17 @@ class TeleopError(VlaError):
 
 
 class MissingDependencyError(VlaError):
-    """An optional package is needed here and is not installed."""
+    """A required optional package is not installed."""
 
 
 def in_words(error: BaseException) -> str:
-    """An unexpected exception as a part of a sentence: what it was, and where it was raised."""
+    """Return an unexpected exception as part of a sentence: its type, message and place."""
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
 
 
 def closest(name: str, options: Iterable[str]) -> str:
-    """A sentence part that names the nearest option, or nothing when none is near.
+    """Return a phrase with the nearest option, or an empty string if none is near.
 
     >>> closest("lifft", ["lift", "door"])
     "; did you mean 'lift'?"
@@ -91,7 +91,7 @@ def closest(name: str, options: Iterable[str]) -> str:
 
 
 def unknown(what: str, name: object, options: Iterable[str], hint: str = "") -> str:
-    """The message for a name, or any other value, that is not among `options`.
+    """Return the message for a name, or any other value, that is not among `options`.
 
     >>> unknown("camera", "fronnt", ["front", "wrist"])
     "unknown camera 'fronnt'; did you mean 'front'? Available: front, wrist."

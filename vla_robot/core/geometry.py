@@ -1,17 +1,17 @@
-"""Rotations: the one place that makes, composes, compares and limits them. numpy alone.
+"""Rotations: makes, composes, compares and limits them, with numpy alone.
 
 Conventions, everywhere in the package unless a name says otherwise:
 
     quaternion        (4,) w, x, y, z, of length 1; q and -q are the same rotation
     rotation vector   (3,) axis times angle [rad]
-    matrix            (3, 3); its columns are the turned frame's axes, so that v_base = R @ v_tool
+    matrix            (3, 3); its columns are the rotated frame's axes, so that v_base = R @ v_tool
     roll, pitch, yaw  (3,) [rad] about x, then y, then z, each about the fixed axes: R = Rz(yaw) @ Ry(pitch) @ Rx(roll)
 
-A turn given "in the base frame" goes to the left of an orientation (turn * orientation), one about the body's own axes
-to the right. Arguments are float64 and are not checked: they are numbers of our own or were checked where they came in.
+A rotation "in the base frame" is multiplied from the left (turn * orientation), one about the body's own axes
+from the right. Arguments are float64 and are not checked; callers check what comes from outside.
 
 The maths follows MuJoCo's functions of the same purpose to the last bit (mju_mulQuat, mju_mat2Quat, mju_quat2Vel ...),
-so a simulated arm and one without MuJoCo are told the same. Three or four numbers are quicker in Python's own floats
+so that a simulated arm and one without MuJoCo get the same numbers. Three or four numbers are faster in Python's floats
 than as arrays.
 """
 
@@ -29,21 +29,21 @@ from vla_robot.core.messages import Vector
 Matrix = NDArray[np.float64]
 
 IDENTITY_QUAT = np.array([1.0, 0.0, 0.0, 0.0])
-"""No turn."""
+"""The identity rotation."""
 IDENTITY_QUAT.flags.writeable = False
 
 _TINY = 1e-15
-"""A length below it has no direction; one that is off by less than it is 1."""
+"""A length below it has no direction; a length within it of 1 counts as 1."""
 
 _NO_AXIS = 1e-9
-"""A sine of half the angle below it counts as no turn, where the sign of the axis is about to be chosen."""
+"""Sine of half the angle below which a rotation has no axis whose sign could be chosen."""
 
 GIMBAL_MARGIN = 1e-6
-"""Nearer than this to a sine of 1, the pitch hides the difference between roll and yaw."""
+"""Distance of the pitch's sine from 1 below which roll and yaw cannot be told apart."""
 
 
 def quat_from_rotvec(rotvec: Vector) -> Vector:
-    """(3,) rotation vector [rad] of any length -> (4,) quaternion."""
+    """Convert a (3,) rotation vector [rad] of any length to a (4,) quaternion."""
     angle = float(np.linalg.norm(rotvec))
     if angle == 0:
         return IDENTITY_QUAT.copy()
@@ -53,9 +53,9 @@ def quat_from_rotvec(rotvec: Vector) -> Vector:
 
 
 def quat_from_matrix(matrix: Matrix) -> Vector:
-    """(3, 3) or (9,) rotation matrix, row by row -> (4,) quaternion.
+    """Convert a (3, 3) or (9,) rotation matrix, row by row, to a (4,) quaternion.
 
-    The largest of the four numbers is the one that comes from a root, so that it is never divided by a small one.
+    The largest of the four numbers is computed by the square root, so that no division by a small number occurs.
     """
     r00, r01, r02, r10, r11, r12, r20, r21, r22 = matrix.ravel().tolist()
     if r00 + r11 + r22 > 0:
@@ -72,23 +72,23 @@ def quat_from_matrix(matrix: Matrix) -> Vector:
 
 
 def rotvec_from_quat(quat: Vector) -> Vector:
-    """(4,) quaternion -> (3,) rotation vector [rad], angle in [0, pi]."""
+    """Convert a (4,) quaternion to a (3,) rotation vector [rad], angle in [0, pi]."""
     w, x, y, z = quat.tolist()
     sine = math.sqrt(x * x + y * y + z * z)
     if sine < _TINY:
         return np.zeros(3)
     angle = 2 * math.atan2(sine, w)
-    if angle > math.pi:  # the other way round is shorter
+    if angle > math.pi:  # the opposite rotation is shorter
         angle -= 2 * math.pi
     inverse = 1 / sine
     return np.array([x * inverse * angle, y * inverse * angle, z * inverse * angle])
 
 
 def half_space_rotvec(quat: Vector) -> Vector:
-    """(4,) quaternion -> (3,) rotation vector [rad] whose largest component is positive, angle in [0, 2 pi).
+    """Convert a (4,) quaternion to a (3,) rotation vector [rad] with a positive largest component, angle in [0, 2 pi).
 
-    This is how a world's state tells the tool's orientation. A tool that points straight down is turned by pi, where
-    the axis' sign is arbitrary; with one half space for it, the state does not flip from frame to frame.
+    A world's state has the tool's orientation in this form. A tool that points straight down is rotated by pi, where
+    the axis' sign is arbitrary; restricting it to one half space keeps the state from flipping between frames.
     """
     sine = float(np.linalg.norm(quat[1:]))
     if sine < _NO_AXIS:
@@ -101,7 +101,7 @@ def half_space_rotvec(quat: Vector) -> Vector:
 
 
 def matrix_from_quat(quat: Vector) -> Matrix:
-    """(4,) quaternion -> (3, 3) rotation matrix."""
+    """Convert a (4,) quaternion to a (3, 3) rotation matrix."""
     w, x, y, z = quat.tolist()
     ww, xx, yy, zz = w * w, x * x, y * y, z * z
     return np.array(
@@ -114,7 +114,7 @@ def matrix_from_quat(quat: Vector) -> Matrix:
 
 
 def matrix_from_rotvec(rotvec: Vector) -> Matrix:
-    """(3,) rotation vector [rad] -> (3, 3) rotation matrix. Source: Rodrigues' formula."""
+    """Convert a (3,) rotation vector [rad] to a (3, 3) rotation matrix. Source: Rodrigues' formula."""
     angle = float(np.linalg.norm(rotvec))
     if angle < _NO_AXIS:
         return np.eye(3)
@@ -124,12 +124,12 @@ def matrix_from_rotvec(rotvec: Vector) -> Matrix:
 
 
 def rotvec_from_matrix(matrix: Matrix) -> Vector:
-    """(3, 3) or (9,) rotation matrix, row by row -> (3,) rotation vector [rad], angle in [0, pi]."""
+    """Convert a (3, 3) or (9,) rotation matrix, row by row, to a (3,) rotation vector [rad], angle in [0, pi]."""
     return rotvec_from_quat(quat_from_matrix(matrix))
 
 
 def rpy_from_quats(quats: NDArray[Any]) -> NDArray[Any]:
-    """(T, 4) quaternions, float32 or float64 -> (T, 3) roll, pitch and yaw [rad] of the same type.
+    """Convert (T, 4) quaternions, float32 or float64, to (T, 3) roll, pitch and yaw [rad] of the same type.
 
     Pitch is in [-pi/2, pi/2]. At its ends roll and yaw turn about the same axis, and yaw is taken as 0 (GIMBAL_MARGIN).
 
@@ -147,7 +147,7 @@ def rpy_from_quats(quats: NDArray[Any]) -> NDArray[Any]:
 
 
 def multiply(a: Vector, b: Vector) -> Vector:
-    """(4,) quaternion of the rotation b followed by a, both about the fixed axes: R(a) @ R(b)."""
+    """Return the (4,) quaternion of rotation b followed by a, both about the fixed axes: R(a) @ R(b)."""
     aw, ax, ay, az = a.tolist()
     bw, bx, by, bz = b.tolist()
     return np.array(
@@ -161,17 +161,17 @@ def multiply(a: Vector, b: Vector) -> Vector:
 
 
 def conjugate(quat: Vector) -> Vector:
-    """(4,) quaternion of the opposite rotation."""
+    """Return the (4,) quaternion of the opposite rotation."""
     return np.array([quat[0], -quat[1], -quat[2], -quat[3]])
 
 
 def rotate(quat: Vector, turn: Vector) -> Vector:
-    """(4,) orientation after a (3,) rotation vector [rad] that is given in the same frame as the orientation."""
+    """Rotate a (4,) orientation by a (3,) rotation vector [rad] in the same frame as the orientation."""
     return _unit(multiply(quat_from_rotvec(turn), quat).tolist())
 
 
 def rotvec_between(start: Vector, end: Vector) -> Vector:
-    """(3,) rotation vector [rad], angle in [0, pi], from one (4,) orientation to another, in the frame of both.
+    """Return the (3,) rotation vector [rad], angle in [0, pi], from one (4,) orientation to another, in their frame.
 
     `rotate(start, rotvec_between(start, end))` is `end`.
     """
@@ -179,14 +179,14 @@ def rotvec_between(start: Vector, end: Vector) -> Vector:
 
 
 def limit_rotation(start: Vector, end: Vector, max_rad: float) -> Vector:
-    """(4,) the orientation on the shortest way from one to the other, at most `max_rad` from the first."""
+    """Return the (4,) orientation on the shortest way from `start` to `end`, at most `max_rad` [rad] from `start`."""
     turn = rotvec_between(start, end)
     angle = float(np.linalg.norm(turn))
     return end if angle <= max_rad else rotate(start, turn * (max_rad / angle))
 
 
 def _unit(quat: Sequence[float]) -> Vector:
-    """(4,) the same direction at length 1."""
+    """Scale a (4,) quaternion to length 1."""
     w, x, y, z = quat
     norm = math.sqrt(w * w + x * x + y * y + z * z)
     scale = 1.0 if abs(norm - 1) <= _TINY else 1 / norm

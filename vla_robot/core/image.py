@@ -1,4 +1,4 @@
-"""Frames: the one resize that recording, training and acting share, so that all three see the same pixels."""
+"""Resizing of frames, shared by recording, training and acting, so that all three use the same pixels."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def check_image(image: object, name: str = "image") -> None:
 
 
 def resize(image: Image, height: int, width: int) -> Image:
-    """Bicubic with antialiasing, as PIL does it; the same array comes back when nothing is to be done.
+    """Resize as PIL does (bicubic, antialiasing); an image of that size is returned unchanged.
 
     Args:
         image: (H, W, 3) uint8.
-        height: new height in pixels.
-        width: new width in pixels.
+        height: new height [px].
+        width: new width [px].
 
     Returns:
         (height, width, 3) uint8.
@@ -41,12 +41,12 @@ def resize(image: Image, height: int, width: int) -> Image:
 
 
 def resize_lanczos(image: Image, height: int, width: int) -> Image:
-    """Lanczos with antialiasing, as the reference's training data was resized.
+    """Resize by Lanczos with antialiasing, as the reference's training data was.
 
     Args:
         image: (H, W, 3) uint8.
-        height: new height in pixels.
-        width: new width in pixels.
+        height: new height [px].
+        width: new width [px].
 
     Returns:
         (height, width, 3) uint8.
@@ -58,7 +58,7 @@ def resize_lanczos(image: Image, height: int, width: int) -> Image:
         return image
     import PIL.Image
 
-    # In floating point: on whole numbers Pillow cuts the overshoot at edges off after the first of its two passes.
+    # In floating point: with integers, Pillow clips the overshoot at edges after the first of its two passes.
     channels = (PIL.Image.fromarray(image[..., c].astype(np.float32)) for c in range(3))
     resized = [np.asarray(c.resize((width, height), PIL.Image.Resampling.LANCZOS)) for c in channels]
     return np.clip(np.rint(np.stack(resized, axis=-1)), 0, 255).astype(np.uint8)

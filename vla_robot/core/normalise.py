@@ -3,8 +3,8 @@
     normalise:    n = clip(2 (x - q01) / (q99 - q01 + 1e-8) - 1, -1, 1)   where mask; constant dimensions become 0
     unnormalise:  x = (n + 1) / 2 (q99 - q01) + q01                        where mask
 
-Dimensions outside the mask (the absolute gripper) pass through untouched and unclipped. OpenVLA-OFT has the same with
-other bounds for some arms, and adds 1e-8 in both directions.
+Dimensions outside the mask (the absolute gripper) are neither scaled nor clipped. OpenVLA-OFT uses other bounds
+for some arms, and adds 1e-8 in both directions.
 
 Source: openvla/openvla @c8f03f48, prismatic/vla/datasets/rlds/utils/data_utils.py and
 prismatic/extern/hf/modeling_prismatic.py.
@@ -25,21 +25,21 @@ from vla_robot.core.untrusted import MALFORMED, shortened
 EPSILON = 1e-8
 
 Bounds = tuple[str, str]
-"""The rows of a statistics block that are -1 and +1."""
+"""Names of the statistics that are -1 and +1."""
 
 Q99: Bounds = ("q01", "q99")
 MIN_MAX: Bounds = ("min", "max")
-"""OpenVLA-OFT's BOUNDS, for arms whose extreme positions are meant."""
+"""OpenVLA-OFT's BOUNDS, for arms whose extreme positions are intended."""
 
 
 @dataclass(frozen=True)
 class QuantileStats:
-    """Per-dimension 1 % and 99 % quantiles, or other bounds in their place.
+    """1 % and 99 % quantiles of each dimension, or other bounds.
 
     Attributes:
-        q01: (D,) float64, in the dimension's unit; what -1 stands for.
-        q99: (D,) float64, in the dimension's unit; what +1 stands for.
-        mask: (D,) bool; False means "leave this dimension alone".
+        q01: (D,) float64, value of -1 in the dimension's unit.
+        q99: (D,) float64, value of +1 in the dimension's unit.
+        mask: (D,) bool; dimensions with False are not changed.
     """
 
     q01: NDArray[np.float64]
@@ -57,7 +57,7 @@ class QuantileStats:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], bounds: Bounds = Q99) -> QuantileStats:
-        """From one block of `dataset_statistics.json`; a missing mask means every dimension is normalised."""
+        """Read one block of `dataset_statistics.json`; without a mask, every dimension is normalised."""
         low, high = bounds
         try:
             q01 = np.asarray(data[low], dtype=np.float64)
@@ -72,7 +72,7 @@ class QuantileStats:
 
 
 def normalise(values: ArrayLike, stats: QuantileStats) -> NDArray[np.float64]:
-    """(..., D) in units -> (..., D) in [-1, 1] where the mask is set.
+    """Normalise (..., D) in units to [-1, 1] where the mask is set.
 
     A constant dimension (q01 == q99) becomes 0.
     """
@@ -83,6 +83,6 @@ def normalise(values: ArrayLike, stats: QuantileStats) -> NDArray[np.float64]:
 
 
 def unnormalise(values: ArrayLike, stats: QuantileStats, epsilon: float = 0.0) -> NDArray[np.float64]:
-    """(..., D) in [-1, 1] -> (..., D) in units where the mask is set; `epsilon` widens the span, for OpenVLA-OFT."""
+    """Convert (..., D) in [-1, 1] to units where the mask is set; `epsilon` widens the span, for OpenVLA-OFT."""
     n = np.asarray(values, dtype=np.float64)
     return np.where(stats.mask, 0.5 * (n + 1) * (stats.q99 - stats.q01 + epsilon) + stats.q01, n)

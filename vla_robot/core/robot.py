@@ -1,4 +1,4 @@
-"""What a robot with a clock of its own says of each period: the nouns of the port `Robot`."""
+"""Types of the port `Robot`: what a robot with its own clock reports of each period."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 from vla_robot.core.messages import StepResult, Vector
 
 Mode = Literal["run", "hold", "stopped"]
-"""run: an action was played; hold: the pose was held, the next action goes on; stopped: until it is armed."""
+"""run: an action was executed; hold: the pose was held until the next action; stopped: until the robot is armed."""
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,18 @@ class Tick:
     """One period of the robot's clock.
 
     Attributes:
-        result: what was done, and the observation after it; `observation.step` is the tick's number in its episode.
-        mode: whether an action was played.
-        reason: why none was, in plain words; empty in mode "run".
-        last_processed_step: newest `ActionChunk.step` that was played or refused; -1 before the first. A controller
+        result: the executed action and the observation after it; `observation.step` is the tick's number.
+        mode: whether an action was executed.
+        reason: why none was; empty in mode "run".
+        last_processed_step: newest `ActionChunk.step` that was executed or refused; -1 before the first. A controller
             whose chunk is processed sees its effect in `result.observation`.
-        obs_stamp_ns: `stamp_ns` of the observation that caused the action; 0 when the pose was held.
-        cause_step: `ActionChunk.step` of the chunk that was played, as the controller sent it; -1 when the pose was
-            held.
-        wanted: (D,) the action that was due, before the limits of the robot's side and after the splice of chunks; None
-            when none was.
-        dropped_rows: rows of chunks skipped in this episode because their tick had passed, or because they were too
-            old.
-        intervention: the action that was played came from a person who took over from the policy.
+        obs_stamp_ns: `stamp_ns` of the observation that caused the action; 0 if the pose was held.
+        cause_step: `ActionChunk.step` of the executed chunk, as the controller sent it; -1 if the pose was held.
+        wanted: (D,) the action that was due, after merging chunks and before the limits of the robot's side; None if
+            there was none.
+        dropped_rows: number of rows of chunks that were skipped in this episode, since their tick had passed or they
+            were too old.
+        intervention: the executed action came from a person who took over from the policy.
     """
 
     result: StepResult
@@ -49,12 +48,12 @@ class Tick:
 
 @dataclass(frozen=True)
 class TimeLimits:
-    """What a bridge asks of the time of actions.
+    """A bridge's limits on the age of actions and the silence between them.
 
     Attributes:
-        max_age_s: an action is refused when its frames are older, beyond what was planned.
-        hold_after_s: the arm is held when no action came for this long.
-        stop_after_s: it is stopped when it was held for this long.
+        max_age_s: an action is refused if its frames are older than planned by this.
+        hold_after_s: the arm is held if no action came for this long.
+        stop_after_s: the arm is stopped if it was held for this long.
     """
 
     max_age_s: float
@@ -63,5 +62,5 @@ class TimeLimits:
 
     @property
     def stop_s(self) -> float:
-        """The arm is stopped when no action came for this long."""
+        """Time without an action after which the arm is stopped [s]."""
         return self.hold_after_s + self.stop_after_s

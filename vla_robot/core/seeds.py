@@ -1,4 +1,4 @@
-"""Which seeds there are: an episode's is written to logs and sent to other processes as 64 bits with a sign."""
+"""Range of seeds: an episode's seed is written to logs and sent to other processes as 64 bits with a sign."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MAX_SEED = 2**63 - 1
 
 
 def seed_problem(first: int, count: int = 1) -> str:
-    """Why `count` episodes cannot have the seeds from `first` on; empty when they can.
+    """Return why `count` episodes cannot have the seeds from `first` on; empty if they can.
 
     >>> seed_problem(-1)
     'seed is -1; it must be 0 or more'
@@ -22,10 +22,10 @@ def seed_problem(first: int, count: int = 1) -> str:
 
 
 def require_seed(seed: int, largest: int | None = MAX_SEED) -> int:
-    """The seed as Python's integer; `largest` is None for a world in this process, which takes any.
+    """Return the seed as Python's integer; `largest` is None for a world in this process, which takes any seed.
 
     Raises:
-        ContractError: it is none, and nothing moved.
+        ContractError: the seed is out of range; the arm did not move.
     """
     if seed < 0 or (largest is not None and seed > largest):
         allowed = "0 or more" if largest is None else f"0 to {largest}"

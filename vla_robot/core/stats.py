@@ -7,14 +7,14 @@ from statistics import NormalDist
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a success rate.
+    """Return Wilson's score interval of a success rate.
 
-    It stays within 0..1 and is honest at the edges, where the usual p ± 1.96 σ has no width: 5 of 5 is not certainty.
+    It stays within 0..1 and has a width at the edges, where the usual p ± 1.96 σ has none: 5 of 5 is not certainty.
 
     Args:
-        successes: how many trials succeeded.
-        trials: how many there were. None at all means that nothing is known: (0, 1).
-        confidence: share of such intervals that hold the true rate.
+        successes: number of successful trials.
+        trials: number of trials. Without a trial, nothing is known: (0, 1).
+        confidence: share of such intervals that contain the true rate.
 
     Returns:
         Lower and upper bound of the rate.
@@ -41,17 +41,17 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 
 def mcnemar_p(only_first: int, only_second: int) -> float:
-    """McNemar's exact test of two policies on the same seeds.
+    """Return the p-value of McNemar's exact test of two policies on the same seeds.
 
-    Seeds on which both succeed, or both fail, say nothing about which is better; under the hypothesis that neither
-    is, each of the others falls to either policy like a fair coin.
+    Seeds on which both succeed, or both fail, do not count; under the hypothesis that the policies are equal,
+    each other seed favours either policy with probability 0.5.
 
     Args:
         only_first: seeds on which only the first succeeded.
         only_second: seeds on which only the second succeeded.
 
     Returns:
-        The chance of a split at least as uneven, either way; 1 when no seed tells them apart.
+        The probability of a split at least as uneven, either way; 1 if no seed distinguishes the policies.
 
     Source: Q. McNemar, Psychometrika 12 (1947), with the exact binomial in the place of chi-square.
 

@@ -1,4 +1,4 @@
-"""What a person at the controls says: the nouns of the port `Teleoperator`."""
+"""Types of the port `Teleoperator`: a person's commands."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Literal
 from vla_robot.core.messages import Vector
 
 Button = Literal["start", "stop", "success", "discard", "rerecord", "estop", "takeover", "giveback"]
-"""start: begin an episode; stop: end it, and keep it; success: the same, as a success; discard: end it, and forget it;
-rerecord: the same, and begin it again; estop: let nothing move; takeover: drive in the policy's place; giveback: let it
-drive again."""
+"""start: begin an episode; stop: end it and keep it; success: end it as a success; discard: end it and delete it;
+rerecord: discard it and begin it again; estop: stop the arm; takeover: take control from the policy; giveback: return
+control to the policy."""
 
 Driver = Literal["policy", "person"]
-"""Who drives, where a policy and a person share an arm."""
+"""Who is in control of an arm that a policy and a person share."""
 
 
 @dataclass(frozen=True)
 class TeleopCommand:
-    """What a person says at one moment.
+    """A person's command at one moment.
 
     Attributes:
-        action: (D,) float64 in the units of the embodiment's action space; None when no person is there, or was
-            heard of too long ago. Then the arm holds.
-        buttons: pressed since the last time; one that is held counts once.
-        instruction: what the person newly typed; None when nothing.
+        action: (D,) float64 in the units of the embodiment's action space; None if the device gives none, or has been
+            silent too long. Then the arm holds.
+        buttons: buttons pressed since the last call; one that is held counts once.
+        instruction: newly typed instruction; None if there is none.
     """
 
     action: Vector | None

@@ -1,6 +1,6 @@
-"""What a person's hand moves: six axes of the tool, each -1 to 1 of the fastest that is allowed, and the gripper.
+"""Mapping of a teleoperation device to an action: six axes, -1 to 1 of the largest allowed motion, and a gripper.
 
-axes of the hand   x    y    z    roll   pitch   yaw
+axes of the device x    y    z    roll   pitch   yaw
 action             dx   dy   dz   droll  dpitch  dyaw  gripper
 """
 
@@ -15,27 +15,27 @@ from vla_robot.core.errors import ContractError, unknown
 from vla_robot.core.messages import Vector
 
 AXES: tuple[str, ...] = ("dx", "dy", "dz", "droll", "dpitch", "dyaw")
-"""What each axis of the hand moves."""
+"""Action dimension of each axis."""
 
 
 def require_drivable(space: ActionSpace) -> None:
-    """Raise ContractError unless each dimension is one that a hand moves: the tool's motion, and the gripper last."""
+    """Raise ContractError unless each dimension has an axis: the tool's motion, and the gripper last."""
     if space.kind != "eef_delta":
         raise ContractError(
-            f"this arm takes actions of kind '{space.kind}', and a person's hand moves the tool ('eef_delta'). "
+            f"this arm takes actions of kind '{space.kind}', but the device moves the tool ('eef_delta'). "
             "Drive it through an environment whose actions move its tool."
         )
     for name in space.names[:-1]:
         if name not in AXES:
-            raise ContractError(unknown("dimension of an action", name, AXES, "A hand has no axis for it."))
+            raise ContractError(unknown("dimension of an action", name, AXES, "The device has no axis for it."))
 
 
 def action_of(space: ActionSpace, axes: Sequence[float], closed: bool) -> Vector:
     """
     Args:
-        space: of the arm.
-        axes: one for each of AXES, -1 to 1.
-        closed: the gripper is to be.
+        space: action space of the arm.
+        axes: one value for each of AXES, -1 to 1.
+        closed: whether to close the gripper.
 
     Returns:
         (D,) in the units of the space, within its limits.
@@ -46,5 +46,5 @@ def action_of(space: ActionSpace, axes: Sequence[float], closed: bool) -> Vector
 
 
 def is_closed(opening: float) -> bool:
-    """Whether a gripper is nearer to closed than to open."""
+    """Return whether a gripper is nearer to closed than to open."""
     return abs(opening - GRIPPER_CLOSED) < abs(opening - GRIPPER_OPEN)

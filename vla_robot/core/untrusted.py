@@ -1,11 +1,11 @@
-"""Checks for what comes from an untrusted file or peer: JSON, names, path templates, paths, text.
+"""Checks of data from an untrusted file or peer: JSON, names, path templates, paths, text.
 
-malformed          turns what Python raises at unexpected data into one error of ours, with file and field
+malformed          turns Python's errors at unexpected data into one VlaError, with file and field
 parse_json         JSON of bounded size; read_file, read_json: the same from a regular file
 require_name       a name that is a single component of a path
 expand_template    a path from a template with known fields; `str.format` would also read attributes
 require_inside     a path that does not leave its folder, symbolic links resolved
-printable          text without anything that a terminal would obey
+printable          text without characters that control a terminal
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any
 from vla_robot.core.errors import DataError, VlaError
 
 MAX_JSON_BYTES = 16 * 2**20
-"""Descriptions of published datasets and checkpoints stay below 2. Parsed, so many bytes of "[],[]," take 0.4 GB."""
+"""Largest JSON file. Descriptions of published datasets stay below 2 MiB. "[],[]," of this size takes 0.4 GB."""
 MAX_NAME_CHARS = 128
 MAX_SHOWN_CHARS = 200
-"""Of a value that a stranger wrote, in an error message."""
+"""Longest untrusted value in an error message [characters]."""
 
 MALFORMED = (ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What Python and numpy raise where plain data does not have the form that the code expects."""
+"""Errors that Python and numpy raise for plain data of an unexpected form."""
 
 _NAME = re.compile(r"\w[\w .,+=@()~-]*")
 _FIELD = re.compile(r"\{([a-z_]+)(:0[36]d)?\}")
@@ -43,15 +43,15 @@ and halves of surrogate pairs, which cannot be printed at all."""
 def malformed(
     where: object, error: type[VlaError] = DataError, also: tuple[type[Exception], ...] = ()
 ) -> Generator[None]:
-    """The one boundary of a reader: data of an unexpected form becomes an error of ours.
+    """Convert errors at data of an unexpected form to a VlaError; for the boundary of a reader.
 
     Args:
-        where: file, and field where it is known; the message begins with it.
-        error: what is raised.
-        also: further exceptions that the library behind the reader raises.
+        where: file, and field if known; the message begins with it.
+        error: class of the error to raise.
+        also: further exceptions of the library behind the reader.
 
     Raises:
-        VlaError: of the class `error`. An error of ours passes as it is.
+        VlaError: of the class `error`. Other VlaErrors pass unchanged.
     """
     try:
         yield
@@ -62,7 +62,7 @@ def malformed(
 
 
 def shortened(value: object) -> str:
-    """What an error message shows of a value that a stranger wrote."""
+    """Shorten an untrusted value for an error message."""
     text = str(value)
     return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
 
@@ -72,10 +72,10 @@ def parse_json(text: bytes | str, where: object, error: type[VlaError] = DataErr
     Args:
         text: JSON in UTF-8.
         where: file or peer, for the error message.
-        error: what is raised.
+        error: class of the error to raise.
 
     Raises:
-        VlaError: of the class `error`: it is no JSON, or larger than MAX_JSON_BYTES.
+        VlaError: of the class `error`: it is not JSON, or larger than MAX_JSON_BYTES.
     """
     if len(text) > MAX_JSON_BYTES:
         raise error(f"{where} has {len(text)} bytes; JSON of at most {MAX_JSON_BYTES} is read.")
@@ -88,17 +88,17 @@ def parse_json(text: bytes | str, where: object, error: type[VlaError] = DataErr
 
 
 def read_json(path: Path, error: type[VlaError] = DataError) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file; other OSErrors likewise.
-        VlaError: as `parse_json`, or it is no regular file.
+        VlaError: as for `parse_json`, or it is not a regular file.
     """
     return parse_json(read_file(path, MAX_JSON_BYTES, error), path, error)
 
 
 def read_file(path: Path, max_bytes: int, error: type[VlaError] = DataError) -> bytes:
-    """A whole file.
+    """Read a whole file.
 
     Raises:
         OSError: it cannot be read.
@@ -108,23 +108,23 @@ def read_file(path: Path, max_bytes: int, error: type[VlaError] = DataError) -> 
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise error(f"{path} is no regular file.")
+            raise error(f"{path} is not a regular file.")
         if status.st_size > max_bytes:
             raise error(f"{path} has {status.st_size} bytes; at most {max_bytes} are read.")
         return file.read(max_bytes)
 
 
 def require_name(name: object, what: str, where: object, error: type[VlaError] = DataError) -> str:
-    """The name, if it can stand in a path and stay a single component of it.
+    """Return the name if it is a valid single component of a path.
 
     Args:
-        name: what a file says.
-        what: it names, for the error message.
+        name: name in a file.
+        what: kind of the named thing, for the error message.
         where: file, for the error message.
-        error: what is raised.
+        error: class of the error to raise.
 
     Raises:
-        VlaError: of the class `error`: it is no text, empty, too long, begins with a dot, or has other characters than
+        VlaError: of the class `error`: it is not text, empty, too long, begins with a dot, or has other characters than
             letters, digits, spaces and . , + = @ ( ) ~ - _
     """
     if isinstance(name, str) and len(name) <= MAX_NAME_CHARS and _NAME.fullmatch(name):
@@ -136,10 +136,10 @@ def require_name(name: object, what: str, where: object, error: type[VlaError] =
 
 
 def expand_template(template: object, values: Mapping[str, int | str], where: object) -> str:
-    """A relative path from a template such as "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4".
+    """Fill in a template of a path such as "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4".
 
     Args:
-        template: what a file says.
+        template: template in a file.
         values: field -> its value; no other fields are known. A number may be padded, ":03d" or ":06d".
         where: file and field, for the error message.
 
@@ -147,7 +147,7 @@ def expand_template(template: object, values: Mapping[str, int | str], where: ob
         DataError: the template has another field, attribute access, another format, or stray braces.
     """
     if not isinstance(template, str) or len(template) > 2 * MAX_NAME_CHARS:
-        raise DataError(f"{where}: {shortened(repr(template))} is no template of a path.")
+        raise DataError(f"{where}: {shortened(repr(template))} is not a template of a path.")
 
     def value(match: re.Match[str]) -> str:
         found = values.get(match[1])
@@ -163,14 +163,14 @@ def expand_template(template: object, values: Mapping[str, int | str], where: ob
 
 
 def require_inside(root: Path, relative: str | Path, where: object = None) -> Path:
-    """root / relative, if that lies below the root after symbolic links are resolved. It need not exist.
+    """Return root / relative if it lies below the root with symbolic links resolved. It need not exist.
 
     A snapshot in the cache of huggingface_hub is a folder of links into the folder `blobs` beside it: allowed.
 
     Args:
         root: a folder that the user named; it may itself be a symbolic link.
-        relative: what a file says.
-        where: file and field, for the error message; None says the root.
+        relative: path in a file.
+        where: file and field, for the error message; None names the root.
 
     Raises:
         DataError: the path is absolute, climbs, or a symbolic link leads out of the root.
@@ -183,7 +183,7 @@ def require_inside(root: Path, relative: str | Path, where: object = None) -> Pa
     try:
         real, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
     except (OSError, ValueError) as error:
-        raise DataError(f"{where or root}: {shortened(repr(text))} is no path: {error}.") from error
+        raise DataError(f"{where or root}: {shortened(repr(text))} is not a path: {error}.") from error
     blobs = _blobs_beside(home)
     if real.is_relative_to(home) or (blobs is not None and real.is_relative_to(blobs)):
         return path
@@ -206,7 +206,7 @@ def require_links_inside(root: Path) -> None:
 
 
 def _blobs_beside(folder: Path) -> Path | None:
-    """Where huggingface_hub keeps the files of a snapshot, which is .../datasets--NAME/snapshots/REVISION."""
+    """Return the folder of the files of a huggingface_hub snapshot, .../datasets--NAME/snapshots/REVISION; or None."""
     for parent in (folder, *folder.parents):
         if parent.parent.name == "snapshots" and parent.parent.parent.name.startswith(("datasets--", "models--")):
             return parent.parent.parent / "blobs"
@@ -214,10 +214,10 @@ def _blobs_beside(folder: Path) -> Path | None:
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    r"""Text as it may be written to a terminal or a log: what a terminal would obey is shown as an escape.
+    r"""Return text with all characters that control a terminal written as escapes.
 
     Args:
-        text: from a file, a peer, or a message that quotes them.
+        text: text from a file, a peer, or a message that quotes them.
         lines: keep line breaks and tabs, as in a message of several lines.
 
     >>> printable("open \x1b[2Jit\n")

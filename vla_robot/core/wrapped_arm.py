@@ -1,4 +1,4 @@
-"""What wrappers of an arm share."""
+"""Base of wrappers of an arm."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vla_robot.core.ports import Arm
 
 
 class WrappedArm:
-    """The Arm port over another arm: what it says of itself."""
+    """Base class of an arm that wraps another one; it passes on the descriptive properties."""
 
     def __init__(self, arm: Arm) -> None:
         self._arm, self.embodiment = arm, arm.embodiment

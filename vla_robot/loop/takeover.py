@@ -66,7 +66,7 @@ class Takeover:
             teleop: the person's teleoperator; the caller closes it.
             embodiment: the arm's embodiment.
             row_by_row: give out a policy's chunk one action at a time, for a loop that asks again only when a chunk is
-                    used up, so that the device is read at every step. A robot with its own clock gets whole chunks.
+                used up, so that the device is read at every step. A robot with its own clock gets whole chunks.
             clock: measures how long the policy computes.
             look: returns the newest observation of an arm that moves while the policy computes, to show the person.
             on_estop: called when the person pressed e-stop, before the episode ends.

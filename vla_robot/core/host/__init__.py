@@ -1,4 +1,4 @@
-"""What the computer around a program is asked for: durable files, claimed folders, the console, versions and packages.
+"""Services of the host computer: durable files, claimed folders, the console, versions, packages, renamed arguments.
 
-It imports the standard library and core.errors. Nothing about robots or policies belongs here.
+It imports the standard library and core.errors. Code about robots or policies belongs elsewhere.
 """

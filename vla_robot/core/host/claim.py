@@ -1,9 +1,9 @@
-"""A folder that one process at a time writes. The system ends the claim with the process, however it ends.
+"""Claim on a folder, which one process at a time may write. The system releases it when the process ends.
 
-FOLDER/.lock    locked (flock) while the claim is held; says who holds it; deleted when it is released
+FOLDER/.lock    locked (flock) while the claim is held; names its holder; deleted when it is released
 
-On a file system without locks, such as Lustre as it is often mounted, the file itself is the claim. What a process left
-there that died is taken over on its own computer only: another computer cannot tell whether it lives.
+On a file system without locks, such as some mounts of Lustre, the file itself is the claim. The file of a dead process
+is taken over on that process's computer only, since another computer cannot tell whether it runs.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ LOCK = ".lock"
 _BUSY = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 _HOLDER = re.compile(r"process (\d{1,10}) \([\w. /-]{1,80}\) on ([\w.-]{1,80})")
-"""What a lock file says. Any user may have written it, so an error message shows nothing else of it."""
+"""Content of a lock file. Any user may have written it, so error messages show only text of this form."""
 
 _held: weakref.WeakSet[Claim] = weakref.WeakSet()
 
 
 class Claim:
-    """Holds a folder. Use it in a `with` block, or call `release`."""
+    """Claim on a folder. Use it in a `with` block, or call `release`."""
 
     def __init__(self, folder: Path, lock: str = LOCK, made: Sequence[Path] = ()) -> None:
         """
         Args:
-            folder: made if it is missing.
+            folder: folder to claim, made if it is missing.
             lock: path of the lock file in it.
-            made: folders that the caller has just made, innermost first; those that stay empty go with the claim.
+            made: folders that the caller has just made, innermost first; `release` removes those that are empty.
 
         Raises:
-            DataError: another process holds it, which the message names; or the disk refuses.
+            DataError: another process holds it, which the message names; or writing failed.
         """
         self._path = folder / lock
         self._made = [p for p in (self._path.parent, *self._path.parent.parents) if not p.exists()]
@@ -67,24 +67,24 @@ class Claim:
         self.release()
 
     def release(self) -> None:
-        """Let another process write. A folder that the claim made and that is still empty goes. May be called twice."""
+        """Release the claim and remove the folders that it made if they are empty. May be called twice."""
         if self._descriptor is None:
             return
-        self._path.unlink(missing_ok=True)  # while it is locked: who waits for it sees that it is gone
+        self._path.unlink(missing_ok=True)  # while it is locked: a process that waits for it sees that it is gone
         self.forget()
-        with contextlib.suppress(OSError):  # it holds something, as it should
+        with contextlib.suppress(OSError):  # the folder is not empty
             for folder in self._made:
                 folder.rmdir()
 
     def forget(self) -> None:
-        """Let go of the lock and leave its file."""
+        """Release the lock and leave its file."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
 
 def _locked(path: Path, folder: Path) -> int:
-    """A descriptor of the lock file, locked."""
+    """Return a locked descriptor of the lock file. Raises DataError if another process holds it."""
     while True:
         descriptor, is_new = _opened(path)
         try:
@@ -101,11 +101,11 @@ def _locked(path: Path, folder: Path) -> int:
                 raise
             _remove_of_the_dead(path, folder)
             continue
-        os.close(descriptor)  # the file that was locked is not the one that is there now: its holder released it
+        os.close(descriptor)  # the locked file was replaced: its holder released it
 
 
 def _opened(path: Path) -> tuple[int, bool]:
-    """A descriptor of the lock file, and whether it was made here."""
+    """Return a descriptor of the lock file, and whether it was made here."""
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644), True
     except FileExistsError:
@@ -113,7 +113,7 @@ def _opened(path: Path) -> tuple[int, bool]:
 
 
 def _remove_of_the_dead(path: Path, folder: Path) -> None:
-    """Delete the claim of a process of this computer that has ended; raise DataError for any other claim."""
+    """Delete the claim of a dead process of this computer; raise DataError for any other claim."""
     holder = _HOLDER.fullmatch(_holder(path))
     if holder is None or holder.group(2) != _host() or _lives(int(holder.group(1))):
         raise DataError(
@@ -127,7 +127,7 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # another user's process
         return True
     return True
 
@@ -163,7 +163,7 @@ def _holder(path: Path) -> str:
 
 
 def _forget_all() -> None:
-    """In a child after a fork: the parent's claims end with the parent, not with a worker that outlives it."""
+    """Forget the parent's claims in a forked child: they end with the parent, not with a worker that outlives it."""
     for claim in list(_held):
         claim.forget()
 

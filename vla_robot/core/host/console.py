@@ -1,10 +1,10 @@
-"""Standard output and error of a process that must go on: a write never raises, never waits, and is lost at worst.
+"""Standard output and error for long-running processes: a write never raises and never waits; at worst it is lost.
 
     print, rich, logging --> SteadyStream.write --> bounded queue --> a thread --> terminal, pipe or file
 
-A closed pipe, a pipe without a reader, a full disk, a terminal that hung up and an encoding without the character must
-not end or delay a control loop. `steady_output` replaces `sys.stdout` and `sys.stderr` for a whole process, so that no
-call has to remember it: libraries, warnings and rich's live lines included.
+A closed pipe, a pipe without a reader, a full disk, a closed terminal and a character that the encoding lacks must
+not end or delay a control loop. `steady_output` replaces `sys.stdout` and `sys.stderr` for a whole process, which
+covers libraries, warnings and rich's live lines.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ from typing import TextIO
 from vla_robot.core.errors import VlaError
 
 MAX_LINE_BYTES = 1 << 16
-"""What is held back of a line that is not complete."""
+"""Longest incomplete line that is held back."""
 
 MAX_QUEUED_BYTES = 1 << 22
-"""Output that waits for its reader; what comes on top is lost and counted."""
+"""Most output that waits for its reader; more is lost and counted."""
 
 SETTLE_S = 2.0
-"""At the end, for how long a reader that takes nothing is waited for."""
+"""How long to wait at the end for a reader that reads nothing [s]."""
 
 DEGRADING = "vla_robot.degrading"
 """Name of the codec error handler below."""
 
 READER_LEFT = (errno.EPIPE, errno.ECONNRESET)
-"""A pipe's or a socket's reader ended: not an error of this process's work."""
+"""Errors of a pipe or socket whose reader ended, which is no error of this process."""
 
 HUNG_UP = (errno.EIO, errno.ENXIO)
-"""Of a terminal; of a file it is its disk's error."""
+"""Errors of a closed terminal; for a file they are disk errors."""
 
 ASCII = {"✔": "+", "✘": "x", "■": "-", "→": "->", "←": "<-", "–": "-", "—": "-", "×": "x", "·": "*", "▏": "|"}
-"""What stands for a character that an encoding lacks; others are decomposed ("²" to "2"), or become "?"."""
+"""Replacements of characters that an encoding lacks; others are decomposed ("²" to "2"), or become "?"."""
 
 
 def _degrade(error: UnicodeError) -> tuple[str, int]:
@@ -63,7 +63,7 @@ codecs.register_error(DEGRADING, _degrade)
 
 
 class _Stream(io.TextIOBase):
-    """A text stream onto a file descriptor, which stays the original stream's to close."""
+    """Text stream onto the file descriptor of another stream, which stays open."""
 
     def __init__(self, original: TextIO, name: str) -> None:
         self._original = original
@@ -82,7 +82,7 @@ class _Stream(io.TextIOBase):
 
     @property
     def buffer(self) -> io.BufferedIOBase:
-        """For a library that writes bytes."""
+        """The original buffer, for a library that writes bytes."""
         return self._original.buffer  # type: ignore[return-value]
 
     def fileno(self) -> int:
@@ -95,18 +95,18 @@ class _Stream(io.TextIOBase):
         return True
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: no text is held back."""
 
     def _encoded(self, text: str) -> bytes:
         return text.encode(self._encoding, DEGRADING)
 
 
 class CheckedStream(_Stream):
-    """Waits for its reader, for commands that are over in a moment.
+    """Stream that waits for its reader, for short commands.
 
     Raises:
-        BrokenPipeError: the reader left.
-        VlaError: a write failed otherwise, as on a full disk.
+        BrokenPipeError: the reader ended.
+        VlaError: a write failed for another reason, as on a full disk.
     """
 
     def write(self, text: str) -> int:
@@ -120,11 +120,11 @@ class CheckedStream(_Stream):
 
 
 class SteadyStream(_Stream):
-    """Never raises; never waits either, unless it is made to.
+    """Stream that never raises, and never waits unless `waits` is set.
 
     Attributes:
-        lost: lines that were not written.
-        failure: why the first of them was not; None where their reader left, or took nothing.
+        lost: number of lines that were not written.
+        failure: the error of the first one; None if the reader ended or read nothing.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class SteadyStream(_Stream):
 
     def write(self, text: str) -> int:
         data = self._encoded(text)
-        is_forked = os.getpid() != self._pid  # the thread stayed behind, and its lock may be held for ever
+        is_forked = os.getpid() != self._pid  # the child has no thread, and its lock may be held for ever
         if self._waits or is_forked:
             with contextlib.suppress(OSError):
                 _write_all(self._fd, data)
@@ -162,13 +162,13 @@ class SteadyStream(_Stream):
         return len(text)
 
     def flush(self) -> None:
-        """Hand over a line that is not complete, as a progress line is."""
+        """Write an incomplete line, such as a progress line."""
         if not self._waits and os.getpid() == self._pid:
             with self._changed:
                 self._enqueue()
 
     def _enqueue(self) -> None:
-        """Whole lines, so that those of two processes are not mixed."""
+        """Queue complete lines, so that those of two processes are not mixed."""
         data, self._line = self._line, b""
         if not data:
             return
@@ -182,7 +182,7 @@ class SteadyStream(_Stream):
             self._changed.notify_all()
 
     def _has_room(self, data: bytes) -> bool:
-        """Losses are whole lines in one block: from the moment the queue is full until half of it is free."""
+        """Return whether to queue the data. Lines are lost in one block, from a full queue until half of it is free."""
         if self._queued_bytes + len(data) > self._max_queued_bytes:
             self._losing = True
         elif self._losing and self._lost_whole_lines and self._queued_bytes <= self._max_queued_bytes / 2:
@@ -190,7 +190,7 @@ class SteadyStream(_Stream):
         return not (self._gone or self._losing)
 
     def settle(self, timeout_s: float = SETTLE_S) -> None:
-        """Wait until everything is written, or nothing was taken for `timeout_s`; what is left then is lost."""
+        """Wait until everything is written, or nothing was read for `timeout_s`; the rest is then lost."""
         self.flush()
         if os.getpid() != self._pid:
             return
@@ -231,11 +231,11 @@ class SteadyStream(_Stream):
         with self._changed:
             self._lose(data)
             if error.errno in READER_LEFT or (self._was_terminal and error.errno in HUNG_UP):
-                self._gone = True  # nothing that follows can arrive
+                self._gone = True  # later output cannot arrive either
                 self._lose(b"".join(self._queue))
                 self._queue.clear()
             else:
-                self.failure = self.failure or error  # a full disk may be cleared: the next write tries again
+                self.failure = self.failure or error  # a full disk may be cleared, so the next write tries again
 
     def _lose(self, data: bytes) -> None:
         lines = data.count(b"\n")
@@ -244,20 +244,20 @@ class SteadyStream(_Stream):
         self._unmentioned += lines
 
     def _mention(self) -> bytes:
-        """Where lines are missing, once there is room again."""
+        """Return a note about lost lines, once there is room again."""
         missing, self._unmentioned = self._unmentioned, 0
         return self._encoded(f"\n[{missing} lines are missing here: they could not be written]\n") if missing else b""
 
 
 @contextlib.contextmanager
 def steady_output(waits: bool = False) -> Generator[SteadyStream | None]:
-    """Let `sys.stdout` and `sys.stderr` never raise and never wait, for the length of a `with` block.
+    """Replace `sys.stdout` and `sys.stderr` by streams that never raise and never wait, during a `with` block.
 
     Args:
-        waits: write at once, though a pipe may be full: for a process whose last words before a crash matter most.
+        waits: write at once, even to a full pipe: for a process whose last output before a crash matters most.
 
     Yields:
-        What stands for `sys.stdout`; None where that writes to no descriptor, as while a test captures it.
+        The stream that replaces `sys.stdout`; None if that has no descriptor, as when a test captures it.
     """
     fill_standard_streams()
     steady = functools.partial(SteadyStream, waits=waits)
@@ -273,7 +273,7 @@ def steady_output(waits: bool = False) -> Generator[SteadyStream | None]:
 
 @contextlib.contextmanager
 def checked_output() -> Generator[None]:
-    """The same for commands that are over in a moment: their output waits for its reader, and fails with a sentence."""
+    """Replace them for short commands: output waits for its reader, and fails with a message."""
     fill_standard_streams()
     out, err = _over(sys.stdout, CheckedStream, "standard output"), _over(sys.stderr, SteadyStream, "standard error")
     with _replaced(out, err):
@@ -285,9 +285,9 @@ def checked_output() -> Generator[None]:
 
 
 def fill_standard_streams() -> None:
-    """Open descriptors 0, 1 and 2 on /dev/null where they are closed, as after `<&-`.
+    """Open descriptors 0, 1 and 2 on /dev/null if they are closed, as after `<&-`.
 
-    A serial port or a socket would get the number otherwise, and a library that prints would write to the arm.
+    Otherwise a serial port or a socket would get the number, and a library that prints would write to the arm.
     """
     for fd, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
@@ -309,7 +309,7 @@ def _over[S: _Stream](original: TextIO, kind: Callable[[TextIO, str], S], name: 
     try:
         original.flush()
         return kind(original, name)
-    except (OSError, ValueError, AttributeError):  # captured by a test, or closed
+    except (OSError, ValueError, AttributeError):  # captured by a test or closed
         return None
 
 

@@ -1,13 +1,13 @@
-"""Writes that survive a power cut, and errors for a disk that refuses them.
+"""Writes that survive a power cut, and errors of the disk.
 
 A file is on the disk when its content was forced there (fsync) and the folder that names it was forced as well:
 
     write_whole    new content   temporary file -> flush -> fsync -> rename -> fsync of the folder
-    append_line    one line more write -> flush -> fsync
+    append_line    one more line write -> flush -> fsync
     rename         a new name    rename -> fsync of the folder; the content must have been forced before
     make_folder    a new folder  mkdir -> fsync of each parent that got a new name
 
-Every function raises OSError. `writing` turns it into a DataError that says what is safe.
+Every function raises OSError. `writing` turns it into a DataError that says which data is safe.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Buffer
 
 TEMPORARY = ".tmp"
-"""Ends the name of a file that is being written. Such a file is left only by a process that was killed."""
+"""Suffix of a file that is being written. Only a process that was killed leaves such a file."""
 
 LEFT_BY_THE_KILLED = f"*.{'[0-9a-f]' * 8}{TEMPORARY}"
-"""The pattern of the temporary files of `write_whole`."""
+"""Pattern of the temporary files of `write_whole`."""
 
 FILE_MODE, FOLDER_MODE = 0o666, 0o777
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)
@@ -48,19 +48,19 @@ _ADVICE = {
     errno.EISDIR: "A folder is where a file is needed: choose another name",
 }
 DISK_FAILURES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""A disk that refuses, whatever was written to it."""
+"""Errors of the disk, independent of the data."""
 
 
 def write_whole(path: Path, content: Buffer, mode: int = FILE_MODE) -> None:
-    """Give a file new content. A reader, or a crash, meets the old content or the new one, never a part of it.
+    """Replace a file's content atomically: a reader, or a crash, finds the old content or the new one.
 
     Its folder is made if it is missing. Several processes may write the same path; the last one counts. A device or a
     pipe, such as /dev/stdout, is written to and never replaced.
 
     Args:
-        path: of the file.
-        content: all of it.
-        mode: permissions, less the process's umask; the file never has looser ones.
+        path: path of the file.
+        content: the whole content.
+        mode: permissions, reduced by the process's umask; the file never has others.
     """
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         with path.open("wb") as file:
@@ -80,9 +80,9 @@ def write_whole(path: Path, content: Buffer, mode: int = FILE_MODE) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file, which is made if it is missing; it is on the disk when this returns.
+    """Append a line to a text file, which is made if it is missing, and wait for the disk.
 
-    A last line without its newline was never finished, so it is cut off before.
+    A last line without its newline is incomplete and is cut off first.
     """
     is_new = not path.exists()
     with path.open("a+b") as file:
@@ -94,7 +94,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _end_of_lines(file: IO[bytes]) -> int:
-    """The offset behind the last newline."""
+    """Return the offset after the last newline."""
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - 1))
     if file.read(1) in (b"", b"\n"):
@@ -104,7 +104,7 @@ def _end_of_lines(file: IO[bytes]) -> int:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder, in place of a file that is there; the new name is on the disk when this returns."""
+    """Rename a file or folder, replacing a file that is there, and wait for the disk."""
     os.replace(source, target)
     sync_folder(target.parent)
     if source.parent != target.parent:
@@ -112,12 +112,12 @@ def rename(source: Path, target: Path) -> None:
 
 
 def make_folder(path: Path, exist_ok: bool = True, mode: int = FOLDER_MODE) -> None:
-    """Make a folder and its parents; their names are on the disk when this returns.
+    """Make a folder and its parents, and wait for the disk.
 
     Args:
-        path: of the folder.
-        exist_ok: it may be there already, and stays as it is.
-        mode: the folder's permissions, less the process's umask; parents get the usual ones.
+        path: path of the folder.
+        exist_ok: allow an existing folder, which is not changed.
+        mode: the folder's permissions, reduced by the process's umask; parents get the usual ones.
     """
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(mode, parents=True, exist_ok=exist_ok)
@@ -126,7 +126,7 @@ def make_folder(path: Path, exist_ok: bool = True, mode: int = FOLDER_MODE) -> N
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Force what was written so far to the disk: Python's buffer first, then the system's."""
+    """Force written data to the disk: Python's buffer first, then the system's."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -141,7 +141,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Force a closed file, as a library wrote it, to the disk; its name is not forced."""
+    """Force a closed file's content to the disk, but not its name."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -150,7 +150,7 @@ def sync_path(path: Path) -> None:
 
 
 def sync_tree(root: Path) -> None:
-    """Force all files below a folder, as libraries wrote them, and their names to the disk."""
+    """Force all files below a folder and their names to the disk."""
     for folder, _, names in os.walk(root, topdown=False):
         for name in names:
             sync_path(Path(folder, name))
@@ -159,14 +159,14 @@ def sync_tree(root: Path) -> None:
 
 @contextlib.contextmanager
 def writing(what: object, safe: str | Callable[[], str] = "") -> Generator[None]:
-    """A block that writes to the disk.
+    """Convert OSErrors of a block that writes to DataErrors.
 
     Args:
-        what: is written, as the error names it: a path, or words.
-        safe: a sentence on what is on the disk already, whatever fails now; or makes that sentence.
+        what: name of what is written, for the message: a path, or text.
+        safe: sentence about the data that is safe on the disk, or a function that returns it.
 
     Raises:
-        DataError: the disk refused.
+        DataError: writing failed.
     """
     try:
         yield
@@ -175,7 +175,7 @@ def writing(what: object, safe: str | Callable[[], str] = "") -> Generator[None]
 
 
 def refusal(what: object, error: OSError, safe: str | Callable[[], str] = "") -> DataError:
-    """The error for a disk that refused: what, why, what is safe, and what to do. Arguments as in `writing`."""
+    """Return the error of a failed write: what, why, which data is safe, and advice. Arguments as in `writing`."""
     said = safe if isinstance(safe, str) else safe()
     advice = _ADVICE.get(error.errno or 0, "Choose another place")
     again = ", then run the same command again" if error.errno in DISK_FAILURES else ""
@@ -183,5 +183,5 @@ def refusal(what: object, error: OSError, safe: str | Callable[[], str] = "") ->
 
 
 def why(error: OSError) -> str:
-    """The system's own words, without the number and the name of a temporary file."""
+    """Return the system's message, without the number and the name of a temporary file."""
     return error.strerror or str(error)

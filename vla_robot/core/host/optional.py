@@ -1,7 +1,7 @@
-"""Is an optional package really installed?
+"""Checks whether optional packages are installed.
 
-`import datasets` succeeds as an empty namespace when a folder of that name lies in the working directory, so presence
-is asked of the package metadata and not of the import system.
+`import datasets` succeeds as an empty namespace if the working directory has a folder of that name, so the package
+metadata is checked and not the import system.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vla_robot.core.errors import MissingDependencyError
 
 
 def installed(distribution: str) -> str | None:
-    """The installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -21,10 +21,10 @@ def installed(distribution: str) -> str | None:
 
 
 def require(distribution: str, extra: str, purpose: str) -> str:
-    """The installed version.
+    """Return the installed version of a distribution.
 
     Raises:
-        MissingDependencyError: it is absent; the message names the extra that brings it.
+        MissingDependencyError: it is absent; the message names the extra that includes it.
     """
     version = installed(distribution)
     if version is None:
@@ -36,6 +36,6 @@ def require(distribution: str, extra: str, purpose: str) -> str:
 
 
 def attribute(path: str) -> Any:
-    """What "package.module:name" means, its module imported now. For our own tables, never for a recipe's text."""
+    """Import "package.module:name" and return it. Only for tables in this package, never for a recipe's text."""
     module, _, name = path.partition(":")
     return getattr(import_module(module), name)

@@ -1,4 +1,4 @@
-"""What a number was measured with: versions and machine. Goes into every report, episode and JSON output."""
+"""Provenance of a measurement: versions and machine, for every report, episode and JSON output."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PACKAGES = ("vla_robot", "numpy", "mujoco", "robosuite", "torch", "transformers"
 
 
 def versions() -> dict[str, str | None]:
-    """Package -> version, None when it is absent. Read from the metadata: nothing is imported."""
+    """Return package -> version, None if it is absent. Versions are read from metadata, without imports."""
     return {"python": platform.python_version(), **{package: installed(package) for package in PACKAGES}}
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory [GB], system, and the GPU when torch is in use."""
+    """Return the processor, cores that this process may use, memory [GB], system, and the GPU if torch is loaded."""
     return {
         "cpu": _cpu_model(),
         "cores": available_cores(),
@@ -36,12 +36,12 @@ def available_cores() -> int:
 
 
 def document(command: str, rows: Sequence[Mapping[str, Any]], **more: object) -> dict[str, Any]:
-    """The one form of machine-readable output that all commands share.
+    """Return the common form of all commands' machine-readable output.
 
     Args:
         command: the verb, e.g. "run".
-        rows: one number each, as `row` makes them.
-        more: whatever else the command has to say.
+        rows: one number each, as returned by `row`.
+        more: further entries of the command.
     """
     return {"command": command, "versions": versions(), "machine": machine(), "rows": list(rows), **more}
 
@@ -49,20 +49,20 @@ def document(command: str, rows: Sequence[Mapping[str, Any]], **more: object) ->
 def row(
     name: str, value: float | None, unit: str, baseline: float | None = None, ratio: float | None = None
 ) -> dict[str, Any]:
-    """One number of a document.
+    """Return one number of a document.
 
     Args:
-        name: what it is.
-        value: None where nothing was measured.
-        unit: of it; "1" for counts and shares.
-        baseline: the number beside it, measured in the same run, in the same unit.
-        ratio: of the two; which way round, the command says.
+        name: name of the number.
+        value: the number; None if nothing was measured.
+        unit: its unit; "1" for counts and shares.
+        baseline: number to compare with, measured in the same run, in the same unit.
+        ratio: ratio of the two; the command defines its direction.
     """
     return {"name": name, "value": value, "unit": unit, "baseline": baseline, "ratio": ratio}
 
 
 def _cpu_model() -> str:
-    """Linux names the model in /proc only; elsewhere the platform module knows."""
+    """Return the CPU's model, on Linux from /proc, elsewhere from the platform module."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -72,7 +72,7 @@ def _cpu_model() -> str:
 
 
 def _gpu() -> str | None:
-    """Asked of torch only when a policy has loaded it already: importing it takes seconds."""
+    """Return the GPU's name if torch is loaded already, since importing it takes seconds."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return None

@@ -1,6 +1,7 @@
-"""The ports: what one room asks of another. Whatever implements one can stand where it is asked for.
+"""The ports: protocols between rooms. Any implementation can be used where its port is asked for.
 
-One file a port. It may import the nouns of core. Nothing here is implemented; `vla_robot.testing` checks who claims to.
+Each port has a file, which may import core's types. No port is implemented here; `vla_robot.testing` checks
+implementations.
 """
 
 from vla_robot.core.ports.arm import Arm, Motors, Streamed

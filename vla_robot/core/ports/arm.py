@@ -1,4 +1,4 @@
-"""The port of an arm with its cameras, and of the motors inside it."""
+"""Port of an arm with its cameras, and of its motors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vla_robot.core.messages import Observation, StepResult, Vector
 
 
 class Arm(Protocol):
-    """An arm with its cameras. One thread calls it, once a control tick."""
+    """An arm with its cameras. One thread calls it, once per control tick."""
 
     @property
     def embodiment(self) -> Embodiment: ...
@@ -20,68 +20,68 @@ class Arm(Protocol):
 
     @property
     def can_wait(self) -> bool:
-        """Whether its time stands still between commands, as a simulation's does."""
+        """Whether its time stands still between commands, as in a simulation."""
         ...
 
     @property
     def camera_stamps_ns(self) -> Mapping[str, int]:
-        """When each camera gave the frame that was last read, by the bridge's clock."""
+        """Stamp of the frame that was last read from each camera, on the bridge's clock [ns]."""
         ...
 
     def reset(self, seed: int) -> Observation:
-        """Go to where an episode begins."""
+        """Move to the start of an episode and return the observation there."""
         ...
 
     def command(self, action: Vector) -> StepResult:
-        """Execute one action for one tick. It is finite and within the limits."""
+        """Execute one action for one tick. The action is finite and within the limits."""
         ...
 
     def hold(self) -> StepResult:
-        """Keep the pose and the grip for one tick."""
+        """Hold the pose and the grip for one tick."""
         ...
 
     def look(self) -> Observation:
-        """What it sees and feels now, between episodes. It is read only: nothing is sent to it, and nothing moves.
+        """Return the present observation between episodes. This only reads: the arm gets no command and does not move.
 
         Raises:
-            WorldError: it does not answer.
+            WorldError: the arm or a camera does not answer.
         """
         ...
 
     def stop(self) -> None:
-        """Come to rest, supported: the pose and the grip are kept, nothing is dropped. May be called twice.
+        """Come to rest and hold the pose and the grip, so that nothing is dropped. May be called twice.
 
         Raises:
-            WorldError: the arm did not take it.
+            WorldError: the arm did not execute it.
         """
         ...
 
     def close(self) -> None:
-        """Stop, and let go of the hardware."""
+        """Stop the arm and release the hardware."""
         ...
 
 
 @runtime_checkable
 class Streamed(Protocol):
-    """What an arm has beside that when it takes set points between the ticks; see `vla_robot.world.real.set_points`."""
+    """An arm that also takes set points between the ticks; see `vla_robot.world.real.set_points`."""
 
     @property
     def next_set_point_ns(self) -> int:
-        """When the next one is due, by the bridge's clock."""
+        """Time of the next set point, on the bridge's clock [ns]."""
         ...
 
     def send_set_point(self) -> None:
-        """Send it. Raises WorldError when the arm does not take it."""
+        """Send the set point. Raises WorldError if the arm does not accept it."""
         ...
 
 
 class Motors(Protocol):
-    """Joints and a gripper that are told positions."""
+    """Motors of joints and a gripper, controlled by positions."""
 
     def read(self) -> tuple[Vector, float]:
-        """(J,) measured joints [rad], and the gripper's opening, 0 to 1."""
+        """Return the (J,) measured joints [rad], and the gripper's opening, 0 to 1."""
         ...
 
     def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
-        """Go there; what was really sent."""
+        """Command a position, and return the position that was sent."""
         ...

@@ -1,4 +1,4 @@
-"""The port of a dataset: episodes of steps, whatever they are stored as."""
+"""Port of a dataset: episodes of steps, in any format."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from vla_robot.core.episode import Episode, Field
 
 @runtime_checkable
 class MarksGaps(Protocol):
-    """A source that knows of episodes which are parts of a longer one, steps between them being lost."""
+    """A source that knows which episodes are parts of a longer one, with lost steps between them."""
 
     def goes_on(self, index: int) -> bool:
-        """Whether the robot went on after this episode's last step: what it did then is not known."""
+        """Return whether the robot continued after this episode's last step with unrecorded actions."""
         ...
 
 
 class EpisodeSource(Protocol):
-    """A dataset, or a part of one, in order. Processes may be forked from, and it may be pickled into, others."""
+    """A dataset, or part of one, in order. It must survive a fork and pickling into another process."""
 
     @property
     def name(self) -> str:
@@ -30,37 +30,37 @@ class EpisodeSource(Protocol):
 
     @property
     def location(self) -> str:
-        """Where it lies: a path or a URL."""
+        """Path or URL of the dataset."""
         ...
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """What each step has."""
+        """Fields of each step."""
         ...
 
     @property
     def metadata_fields(self) -> Mapping[str, Field]:
-        """What each episode has."""
+        """Fields of each episode."""
         ...
 
     @property
     def left_out(self) -> Mapping[str, str]:
-        """Field that is not read -> why."""
+        """Field that is not read -> reason."""
         ...
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of the dataset beside damage."""
+        """Notes about the dataset for the user, besides damage."""
         ...
 
     @property
     def skipped(self) -> Sequence[object]:
-        """What was left out as damaged, each printed as place and reason."""
+        """Damaged parts that were left out, each printed as place and reason."""
         ...
 
     @property
     def num_skipped(self) -> int:
-        """How many episodes that are."""
+        """Number of episodes that were left out."""
         ...
 
     @property
@@ -70,36 +70,36 @@ class EpisodeSource(Protocol):
 
     @property
     def splits(self) -> Mapping[str, int]:
-        """Every split of the whole dataset and how many episodes it has."""
+        """Every split of the whole dataset -> its number of episodes."""
         ...
 
     @property
     def rate_hz(self) -> float | None:
-        """Steps per second, where the format says."""
+        """Steps per second; None if the format does not say."""
         ...
 
     def __len__(self) -> int:
-        """How many episodes."""
+        """Return the number of episodes."""
         ...
 
     def episode(self, index: int, fields: Collection[str] | None = None) -> Episode:
-        """One episode.
+        """Return one episode.
 
         Args:
             index: 0 to len - 1.
-            fields: which to parse; None parses all.
+            fields: fields to parse; None parses all.
 
         Raises:
             IndexError: there is no such episode.
-            DataError: no such field, or the file is damaged.
+            DataError: there is no such field, or the file is damaged.
         """
         ...
 
     def encoded(self, index: int, field: str, step: int) -> bytes:
-        """One frame as a JPEG or PNG file, without reading the rest of its episode.
+        """Return one frame as a JPEG or PNG file, without reading the rest of its episode.
 
         Raises:
             IndexError: there is no such episode or step.
-            DataError: no such camera, or the file is damaged.
+            DataError: there is no such camera, or the file is damaged.
         """
         ...

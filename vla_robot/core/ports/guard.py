@@ -1,4 +1,4 @@
-"""The ports of what stands between a policy and an arm."""
+"""Ports of the limits between a policy and an arm."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ from vla_robot.core.messages import Clamp, Vector
 
 
 class Guard(Protocol):
-    """Stands between the policy and the arm."""
+    """Limits the actions of a policy in the controller."""
 
     def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        """The action that may be sent, and every limit that changed it. Raises PolicyError when none may."""
+        """Return the action that may be sent, and every limit that changed it. Raises PolicyError if none may."""
         ...
 
 
 class ActionFilter(Protocol):
-    """Decides what may reach the arm; `vla_robot.safety.filter.SafetyFilter` is one."""
+    """Limits the actions that reach the arm; `vla_robot.safety.filter.SafetyFilter` is one."""
 
     @property
     def moving(self) -> bool:
-        """Whether the last action that was let through leaves the arm with some speed."""
+        """Whether the arm is still moving after the last allowed action."""
         ...
 
     def reset(self, state: Vector) -> None:
-        """The arm is at rest here."""
+        """Note that the arm is at rest in this (S,) state."""
         ...
 
     def brake(self, state: Vector) -> Vector:
-        """The next action of a ramp to rest, the grip kept."""
+        """Return the next (D,) action of a ramp to rest, with the grip kept."""
         ...
 
     def check(self, action: Vector, state: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        """The action that may be sent from here, and every limit that changed it. Raises PolicyError when none may."""
+        """Return the action that may be sent in this state, and every limit that changed it.
+
+        Raises:
+            PolicyError: no action may be sent.
+        """
         ...

@@ -1,4 +1,4 @@
-"""The port of a policy. A wrapper of a policy is a policy."""
+"""Port of a policy. A wrapper of a policy is a policy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Policy(Protocol):
     """Answers observations with actions."""
 
     def reset(self, seed: int) -> None:
-        """Forget the last episode. A stochastic policy draws from `seed` from here on."""
+        """Forget the last episode. A stochastic policy draws from `seed` from now on."""
         ...
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """One chunk per observation; rows of a batch do not influence each other.
+        """Return one chunk per observation; rows of a batch do not influence each other.
 
         Raises:
-            PolicyError: no valid action exists. The caller holds the arm; it never invents an action.
+            PolicyError: no valid action exists. The caller holds the arm and sends no other action.
         """
         ...

@@ -1,6 +1,6 @@
-"""The port of a robot that moves on its own clock, whether or not an answer comes in time.
+"""Port of a robot with its own clock, which does not wait for answers.
 
-A World waits for its next action; a Robot does not. It ticks at its rate, plays what is due, and holds otherwise.
+A World waits for its next action; a Robot does not. It ticks at its rate, executes due actions, and holds otherwise.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from vla_robot.core.robot import Tick
 
 
 class Robot(Protocol):
-    """An arm with a clock of its own, here or behind a bridge."""
+    """An arm with its own clock, in this process or behind a bridge."""
 
     @property
     def embodiment(self) -> Embodiment:
-        """What actions, state and cameras mean here."""
+        """Meaning of its actions, state and cameras."""
         ...
 
     @property
     def instruction(self) -> str:
-        """The task in plain words."""
+        """The task as text."""
         ...
 
     def begin(self, seed: int) -> Observation:
-        """Begin an episode; the clock starts. What is seen before the first tick, unless that was lost on the way."""
+        """Begin an episode, start its clock, and return the first observation, or the first one that arrived."""
         ...
 
     def send(self, chunk: ActionChunk) -> None:
-        """Hand over actions; returns at once.
+        """Send actions; return at once.
 
         Raises:
             PolicyError: an earlier chunk was refused.
@@ -39,42 +39,42 @@ class Robot(Protocol):
         ...
 
     def ticks(self, timeout_s: float) -> list[Tick]:
-        """Every tick of this episode that arrived since the last call, in order; waits for one when there is none.
+        """Return every tick of this episode that arrived since the last call, in order; wait for one if there is none.
 
-        Ticks are numbered by `result.observation.step`, which grows by one a tick; the tick that stops the arm has the
-        number of the one before it. Where the numbers jump, ticks were lost on the way, or arrived faster than they
+        Ticks are numbered by `result.observation.step`, which grows by one per tick; the tick that stops the arm has
+        the number of the one before it. If numbers are missing, ticks were lost on the way, or arrived faster than they
         were taken. A recorder must not join the ticks on both sides of such a gap.
 
         Args:
             timeout_s: how long to wait for the first one; 0 returns at once.
 
         Returns:
-            Oldest first; empty when none came in time.
+            The ticks, oldest first; empty after the timeout.
         """
         ...
 
     def end(self) -> None:
-        """Break the episode off; the arm holds."""
+        """End the episode; the arm holds."""
         ...
 
 
 @runtime_checkable
 class ReportsStatus(Protocol):
-    """A robot whose bridge can be asked how it stands, beside its ticks."""
+    """A robot whose bridge also reports a status."""
 
     def status(self) -> Mapping[str, Any]:
-        """With `mode` and `reason`, in words. Raises TransportError when no answer comes."""
+        """Return the status, with `mode` and `reason`. Raises TransportError if no answer comes."""
         ...
 
 
 @runtime_checkable
 class StoppableRobot(Robot, Protocol):
-    """A robot whose e-stop can be pressed and released from here."""
+    """A robot whose e-stop can be triggered and released."""
 
     def stop(self, reason: str) -> None:
-        """E-stop, latched."""
+        """Latch the e-stop."""
         ...
 
     def arm(self) -> None:
-        """Release it."""
+        """Release the e-stop."""
         ...

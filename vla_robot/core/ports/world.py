@@ -1,4 +1,4 @@
-"""The port of a world, which waits for each action, and what some worlds can do beside that."""
+"""Port of a world, which waits for each action, and of what some worlds can do besides."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vla_robot.core.messages import Observation, StepResult, Vector
 
 @runtime_checkable
 class World(Protocol):
-    """A robot and its surroundings: simulated, real, or behind a socket. The loop cannot tell them apart."""
+    """A robot and its surroundings: simulated, real, or behind a socket."""
 
     @property
     def embodiment(self) -> Embodiment:
-        """What actions, state and cameras mean here."""
+        """Meaning of its actions, state and cameras."""
         ...
 
     @property
     def instruction(self) -> str:
-        """The task in plain words."""
+        """The task as text."""
         ...
 
     def reset(self, seed: int) -> Observation:
-        """Begin an episode. In simulation the same seed gives the same initial state, whatever ran before."""
+        """Begin an episode. In simulation, a seed gives the same initial state after any history."""
         ...
 
     def step(self, action: Vector) -> StepResult:
@@ -34,7 +34,7 @@ class World(Protocol):
             action: (D,) float64 in the units of `embodiment.action`.
 
         Raises:
-            ContractError: wrong shape, or a number that is not finite. Nothing moves.
+            ContractError: the action has a wrong shape, or a number that is not finite. The robot does not move.
         """
         ...
 
@@ -45,18 +45,18 @@ class World(Protocol):
 
 @runtime_checkable
 class VisibleWorld(World, Protocol):
-    """A world that can also be looked at between its steps; each that is built in this process."""
+    """A world that can also be observed between its steps, as every world in this process."""
 
     def look(self) -> Observation:
-        """What its cameras see now, with a stamp of now. Nothing moves, and its time stands still."""
+        """Return the present observation, stamped now. The robot does not move, and simulated time does not pass."""
         ...
 
 
 @runtime_checkable
 class ReportsStages(Protocol):
-    """A world that knows where its time went."""
+    """A world that reports the times of its stages."""
 
     @property
     def last_stages_ms(self) -> Mapping[str, float]:
-        """Stage name -> milliseconds, of the last reset or step."""
+        """Stage name -> time [ms] in the last reset or step."""
         ...

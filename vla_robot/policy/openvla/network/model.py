@@ -83,7 +83,7 @@ class OpenVLA(nn.Module):
             labels: (B, L) int64, IGNORE where there is no loss.
             state: (B, proprio_dim) or None.
             smoothing: standard deviation, in bins, of a Gaussian that spreads each action label over its neighbours;
-                    0 is the reference. Neighbouring bins are almost right, which plain cross-entropy ignores.
+                0 is the reference. Neighbouring bins are almost right, which plain cross-entropy ignores.
         """
         logits, targets, _ = self._predict(pixels, input_ids, labels, state)
         return self._score(logits, targets, smoothing)
