@@ -98,8 +98,8 @@ def test_each_key_of_each_kind_is_explained(base: type[PolicyRecipe | EnvRecipe]
 
 def test_a_shown_recipe_says_what_its_kind_does() -> None:
     shown = dump(RemoteRecipe(address="tcp://127.0.0.1:5580"), comments=True)
-    assert '# Asks a `vla serve`.\nkind = "remote"\n' in shown
-    assert "# where it listens" in shown
+    assert '# A policy served by `vla serve`.\nkind = "remote"\n' in shown
+    assert "# its address, e.g." in shown
 
 
 def test_a_recipe_says_its_cameras_where_the_folder_does_not() -> None:

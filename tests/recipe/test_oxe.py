@@ -121,7 +121,7 @@ def test_all_mistakes_of_a_mixture_are_named_at_once() -> None:
         )
     text = str(caught.value)
     assert "datasets[1]: unknown dataset 'brige_orig'; did you mean 'bridge_orig'?" in text
-    assert "datasets[2]: 'bridge_orig' stands twice" in text
+    assert "datasets[2]: 'bridge_orig' is there twice" in text
     assert "datasets[3]: the weight of 'toto' is 0; it must be above 0" in text
 
 

@@ -201,7 +201,7 @@ def test_a_bad_request_is_told_why(open_site: Callable[..., Site], name: str, bo
 def test_a_body_of_any_size_is_not_read(open_site: Callable[..., Site]) -> None:
     site = open_site()
     status, told = site.act({TOKEN_HEADER: SECRET, "Content-Length": str(MAX_BODY_BYTES + 1)})
-    assert status == 400 and "at most 65536 bytes" in told["error"]
+    assert status == 400 and "up to 65536 bytes" in told["error"]
 
 
 def until_ended(connection: socket.socket) -> bytes:

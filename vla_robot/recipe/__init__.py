@@ -1,4 +1,4 @@
-"""Recipes: TOML files -> frozen dataclasses. Strict, every error at once, with the nearest match named.
+"""Recipes: TOML files read strictly into frozen dataclasses; an error lists every problem with its nearest match.
 
 from vla_robot.recipe import read
 from vla_robot.recipe.env import EnvRecipe

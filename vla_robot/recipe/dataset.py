@@ -1,4 +1,4 @@
-"""Dataset recipes: how a dataset is recorded, so that anyone can make it again. `vla record datasets/mine.toml`."""
+"""Dataset recipes: how a dataset is recorded, reproducibly. `vla record datasets/mine.toml`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SMALLEST_PX, LARGEST_PX = 16, 640
 
 @dataclass(frozen=True)
 class Recording(SeededEpisodes):
-    """Episodes that are recorded in one way.
+    """Episodes of a dataset that are recorded with the same settings.
 
     Attributes:
-        source: what gives the label that a policy learns: a name from policies/ or a path.
-        driver: what moves the arm meanwhile (DAgger), a name or a path; without it, `source` itself.
-        noise: how strongly the driver is disturbed, 0 to 1, so that mistakes and their correction are seen (DART).
-        episodes: how many episodes are made.
+        source: policy that gives the labels to learn: a name from policies/ or a path.
+        driver: policy that moves the arm meanwhile (DAgger), a name or a path; without it, `source` itself.
+        noise: strength of the driver's noise, 0 to 1, so that mistakes and their correction are recorded (DART).
+        episodes: number of episodes.
         seed: the first episode's seed; the k-th episode has seed + k.
-        save: which episodes are stored; without it all when there is a driver, and successful ones otherwise.
-        also_ask: other instructions. Each frame gets a label for every one of them too, as episodes of their own: the
-            same picture with other words and another action is what teaches a policy to heed the words.
+        save: which episodes are stored; by default all when there is a driver, and successful ones otherwise.
+        also_ask: other instructions. Each frame also gets a label for each of them, as episodes of their own: the same
+            picture with other instructions and actions teaches a policy to follow the instruction.
     """
 
     source: str = "expert"
@@ -41,20 +41,20 @@ class Recording(SeededEpisodes):
 
     @property
     def kept(self) -> Literal["all", "success"]:
-        """A learner's failures are what it has to learn from; an expert's are not."""
+        """Which episodes are stored: a learner's failures are to be learned from, an expert's are not."""
         return self.save or ("success" if self.driver is None else "all")
 
 
 @dataclass(frozen=True)
 class DatasetRecipe:
-    """A dataset as data.
+    """A dataset to record.
 
     Attributes:
         env: the world: a name from envs/ or a path.
         recordings: what is recorded in it, one after the other.
         description: one line for `vla list`.
-        image_size: edge in pixels at which frames are stored; without it they keep the world's size. Take the input
-            size of the policy that will learn: a frame that is resized twice is not the frame that the policy sees.
+        image_size: edge at which frames are stored [px]; without it they keep the world's size. Use the input
+            size of the policy that will learn, so that frames are resized once only.
     """
 
     env: str

@@ -1,4 +1,4 @@
-"""EnvRecipe: one world as data. What stands here is exchanged in the handshake and stored in every episode."""
+"""EnvRecipe: one world as data, which is exchanged in the handshake and stored in every episode."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_HORIZON = 1_000_000
 
 @dataclass(frozen=True)
 class CameraRecipe:
-    """One camera, by the world's own name for it or by a placement of ours.
+    """One camera, by the world's name for it or by a pose.
 
     Attributes:
-        name: role in the policy's eyes, e.g. "front" or "wrist".
-        source: the world's camera of that name, e.g. "robot0_eye_in_hand"; without it pos and target place one.
-        pos: where our camera stands, in the world frame [m].
-        target: the point it looks at, in the world frame [m].
-        fovy_deg: vertical field of view of our camera [degrees].
+        name: role for the policy, e.g. "front" or "wrist".
+        source: name of the world's camera, e.g. "robot0_eye_in_hand"; without it, pos and target place a camera.
+        pos: position of the placed camera in the world frame [m].
+        target: point that the placed camera looks at, in the world frame [m].
+        fovy_deg: vertical field of view of the placed camera [degrees].
         height: frame height [px].
         width: frame width [px].
         rate_hz: frames per second of a simulated camera that is slower than the control; a real one has its own.
@@ -53,13 +53,13 @@ class CameraRecipe:
 
 @dataclass(frozen=True)
 class SuccessRecipe:
-    """A success test by name, for worlds that bring none of their own.
+    """A success test by name, for worlds without one of their own.
 
     Attributes:
-        test: which predicate; see vla_robot/world/sim/success.py.
-        body: the object that it is about.
+        test: name of the test; see vla_robot/world/sim/success.py.
+        body: the tested object.
         other: the second object, for every test but "lifted".
-        threshold: distance or height that decides [m].
+        threshold: distance or height of the test [m].
     """
 
     test: Literal["lifted", "near", "on_top", "inside"]
@@ -75,13 +75,13 @@ class SuccessRecipe:
 
 @dataclass(frozen=True)
 class PlacementRecipe:
-    """Where an object lies at the start of an episode, drawn evenly; its height stays the scene's.
+    """Uniformly random pose of an object at the start of an episode; its height is the scene's.
 
     Attributes:
         body: a body of the scene with a free joint.
         x: smallest and largest x in the world frame [m].
         y: smallest and largest y in the world frame [m].
-        yaw_deg: smallest and largest turn about the vertical [degrees].
+        yaw_deg: smallest and largest rotation about the vertical [degrees].
     """
 
     body: str
@@ -98,12 +98,12 @@ class PlacementRecipe:
 
 @dataclass(frozen=True)
 class LanguageRecipe:
-    """Other words for the task, for `vla eval --language`.
+    """Variants of the instruction, for `vla eval --language`.
 
     Attributes:
         paraphrases: the instruction in other words, with {target} where the instruction has it.
-        targets: the words that {target} can stand for; with them an instruction can name a wrong object.
-        neutral: what is said in the place of no instruction: a policy refuses an empty one.
+        targets: values of {target}; with them an instruction can name a wrong object.
+        neutral: sentence used for "no instruction", since a policy refuses an empty one.
     """
 
     paraphrases: tuple[str, ...] = ()
@@ -117,7 +117,7 @@ class LanguageRecipe:
             raise RecipeError("language.neutral is empty, which policies refuse; leave it out, or say 'do something'")
 
     def require_fit(self, instruction: str) -> None:
-        """Raise RecipeError unless these words can stand for the instruction."""
+        """Raise RecipeError unless these variants fit the instruction."""
         placeholders = _placeholders(instruction)
         if self.targets and placeholders != {TARGET}:
             raise RecipeError(f"language.targets needs {{{TARGET}}} in the instruction, which is '{instruction}'")
@@ -130,7 +130,7 @@ class LanguageRecipe:
 
 
 TARGET = "target"
-"""What stands in braces in the instruction of a task that draws its object anew for each episode."""
+"""Placeholder in the instruction of a task that draws its object for each episode."""
 
 
 def _placeholders(text: str) -> set[str]:
@@ -142,21 +142,21 @@ def _placeholders(text: str) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvRecipe:
-    """A task in a world. What all kinds have; `kind` chooses the dataclass.
+    """A task in a world. These keys are common to all kinds; `kind` chooses the dataclass.
 
     Attributes:
-        kind: which world or robot.
-        instruction: the task in plain words, as the policy is asked.
+        kind: kind of world or robot.
+        instruction: the task as text, as the policy gets it.
         description: one line for `vla list`.
-        language: other words for the task, for `vla eval --language`.
-        arm: robosuite's name of the robot, e.g. "Panda"; for other kinds what the arm shall be called.
+        language: variants of the instruction, for `vla eval --language`.
+        arm: robosuite's name of the robot, e.g. "Panda"; for other kinds a name of your choice.
         rate_hz: control steps per second.
-        horizon: control steps after which an episode is cut off.
-        success_hold: steps that the success test must hold before the episode ends.
+        horizon: control steps after which an episode ends.
+        success_hold: consecutive steps of success after which the episode ends.
         max_step_m: largest translation of the tool in one step, per axis [m].
         max_step_rad: largest rotation of the tool in one step, per axis [rad].
-        limits: what may reach the arm beside the steps' size; see vla_robot/recipe/limits.py.
-        cameras: what the policy sees.
+        limits: further limits of actions; see vla_robot/recipe/limits.py.
+        cameras: the policy's cameras.
     """
 
     kinds: ClassVar[Kinds[EnvRecipe]]
@@ -189,7 +189,7 @@ class EnvRecipe:
             self._require_camera(camera)
 
     def _require_camera(self, camera: CameraRecipe) -> None:
-        """Raise RecipeError unless this kind of world can have such a camera."""
+        """Raise RecipeError unless this kind of world supports the camera."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ class SimulationRecipe(EnvRecipe):
     """A task in a simulator, which waits for each action and can measure success.
 
     Attributes:
-        expert: scripted expert that can do the task; see vla_robot/policy/scripted/experts.py.
+        expert: scripted expert for the task; see vla_robot/policy/scripted/experts.py.
         shadows: render shadows and reflections; doubles the cost of a frame in software.
     """
 
@@ -226,12 +226,12 @@ class RobosuiteRecipe(SimulationRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class MujocoRecipe(SimulationRecipe):
-    """A MuJoCo scene of ours.
+    """A MuJoCo scene.
 
     Attributes:
         scene: MJCF file, relative to this recipe.
         success: the success test.
-        placements: the objects that lie somewhere else in every episode.
+        placements: objects with a random pose in every episode.
     """
 
     kind: Literal["mujoco"] = "mujoco"
@@ -242,7 +242,7 @@ class MujocoRecipe(SimulationRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class RealArmRecipe(EnvRecipe):
-    """A real arm, which does not wait: `vla bridge` drives it.
+    """A real arm, which does not wait: `vla bridge` controls it.
 
     Attributes:
         scene: MJCF file with the arm's joints and lengths, relative to this recipe.
@@ -280,11 +280,14 @@ EnvRecipe.kinds = Kinds(
 
 
 def at_speed[R: EnvRecipe](recipe: R, share: float) -> R:
-    """The same world with every speed at a share of what the recipe allows, the way home included.
+    """Return the recipe with every speed limit multiplied by a share, also on the way home.
 
     Args:
-        recipe: any world's.
-        share: above 0, at most 1.
+        recipe: recipe of any world.
+        share: factor above 0 and at most 1.
+
+        Raises:
+            RecipeError: the share is out of range.
     """
     if not 0 < share <= 1:
         raise RecipeError(f"a speed of {share:g} is outside of 0 to 1; 0.25 is a careful one.")

@@ -1,4 +1,4 @@
-"""FinetuneRecipe: one training run, complete enough that anyone can repeat it."""
+"""FinetuneRecipe: one training run, complete enough to repeat it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ class Architecture:
     """A new OpenVLA of any size, for training from scratch.
 
     Attributes:
-        image_size: edge of the towers' input, in pixels; a multiple of 14.
+        image_size: edge of the towers' input [px]; a multiple of 14.
         tower_dim: width of both vision towers.
-        tower_depth: their blocks; the last one does no work, as in OpenVLA.
-        tower_heads: their attention heads.
+        tower_depth: number of their blocks; the last one is unused, as in OpenVLA.
+        tower_heads: number of their attention heads.
         llm_dim: width of the decoder.
-        llm_layers: its layers.
-        llm_heads: its attention heads.
+        llm_layers: number of its layers.
+        llm_heads: number of its attention heads.
         llm_ff_dim: width of its gated MLP.
         text_vocab: tokens of the text tokenizer; 256 action rows and the padding rows follow.
         max_positions: longest sequence, patches included.
-        use_state: whether the arm's own state enters as one token.
+        use_state: whether the arm's state is an input, as one token.
     """
 
     image_size: int = 84
@@ -54,11 +54,11 @@ class Architecture:
 
 @dataclass(frozen=True)
 class QuestionsRecipe:
-    """Questions about pictures that are learned beside robot data, so that a policy keeps its language.
+    """Questions about pictures that are trained together with robot data, so that a policy keeps its language.
 
     Attributes:
-        folder: train.jsonl, held_out.jsonl and images; `vla data questions` makes one.
-        weight: share of each step's rows, and of its loss, that are questions; 0 only measures how many are answered.
+        folder: folder of train.jsonl, held_out.jsonl and images; `vla data questions` makes one.
+        weight: share of questions in each step's rows and loss; with 0 they are only measured.
     """
 
     folder: Path
@@ -71,13 +71,13 @@ class QuestionsRecipe:
 
 @dataclass(frozen=True)
 class RolloutsRecipe(SeededEpisodes):
-    """Episodes in closed loop while the policy learns: what losses only hint at.
+    """Episodes in closed loop during training, which measure the success rate.
 
     Attributes:
         env: the world, by name or path.
-        every: steps between such measurements; there is one before the first step and one after the last.
-        episodes: of each measurement, always the same ones.
-        seed: the first episode's; the k-th has seed + k. Training data and the final score should use others.
+        every: steps between measurements; there is also one before the first step and one after the last.
+        episodes: episodes of each measurement, with the same seeds each time.
+        seed: seed of the first episode; the k-th has seed + k. Use others for training data and the final score.
     """
 
     env: str
@@ -93,43 +93,43 @@ class RolloutsRecipe(SeededEpisodes):
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe:
-    """How a policy is trained. What all kinds have; `kind` chooses the dataclass, and may be left out.
+    """Settings of a training: the keys that all kinds have. `kind` chooses the dataclass, and may be left out.
 
     Attributes:
-        verb: marks a launch file for `vla finetune`.
-        kind: where the frames are from.
+        verb: command that reads this launch file: `vla finetune`.
+        kind: source of the frames.
         description: one line for `vla list`.
-        chunk: consecutive actions that the policy says in one answer, token by token; without it the policy's own
-            number, which is 1 for every published OpenVLA and for a new model.
-        train: which parts learn: "vision", "projector", "decoder"; the others are frozen.
-        lora_rank: learn matrices of this rank beside the frozen linear layers of those parts; 0 learns the weights.
-            OpenVLA uses 32. The trained policy is saved merged, as one without adapters.
+        chunk: consecutive actions of one answer, token by token; without it the policy's own number, 1 for every
+            published OpenVLA and for a new model.
+        train: trained parts: "vision", "projector", "decoder"; the others are frozen.
+        lora_rank: train LoRA matrices of this rank beside the frozen linear layers of those parts; 0 trains the
+            weights. OpenVLA uses 32. The trained policy is saved merged, without adapters.
         steps: optimiser steps.
         batch_size: frames per step.
-        micro_batch: frames that go through the model at once, where a step's do not fit into memory; 0 for all.
-        device: "auto" takes CUDA where it is.
+        micro_batch: frames of one forward pass, if a step's frames do not fit into memory; 0 for all.
+        device: torch device; "auto" takes CUDA if there is one.
         bf16: compute in bfloat16, with weights in fp32.
-        activation_checkpointing: let each block keep its input alone and compute the rest again for the gradient: much
-            less memory for about a third more time, and the same results.
-        shard: with several processes, let each hold a part of every weight, gradient and moment (FSDP) and not all of
-            them (DDP): for a model that does not fit on one GPU. One process holds all of it either way.
+        activation_checkpointing: store only each block's input and recompute the rest for the gradient: much less
+            memory for about a third more time, and the same results.
+        shard: with several processes, store only a part of every weight, gradient and moment in each (FSDP) and not all
+            (DDP): for a model that does not fit on one GPU. One process stores everything either way.
         learning_rate: peak rate of AdamW.
         warmup_steps: linear rise to the peak.
-        final_rate: share of the peak that the cosine ends at; 1 keeps the rate constant, as OpenVLA does.
-        weight_decay: AdamW's.
-        clip_norm: gradient norm above which it is scaled down; 0 switches it off.
+        final_rate: share of the peak at the cosine's end; 1 keeps the rate constant, as OpenVLA does.
+        weight_decay: weight decay of AdamW.
+        clip_norm: largest gradient norm, above which gradients are scaled down; 0 switches this off.
         bin_smoothing: spread of the action labels over neighbouring bins, in bins; 0 is OpenVLA's plain cross-entropy.
-        shift_px: random shift of each frame, in tower pixels, to either side.
-        ema: decay of the averaged weights that are saved and evaluated; 0 saves the raw ones.
-        held_out: share of episodes kept from training, for the held-out loss; a mixture keeps its validation split,
-            whatever the share, and 0 does without.
+        shift_px: largest random shift of each frame to either side, in pixels of the tower input.
+        ema: decay of the averaged weights, which are saved and evaluated; 0 saves the raw ones.
+        held_out: share of episodes that are held out for the held-out loss; for a mixture, any share above 0 uses its
+            validation split, and 0 does without.
         evaluate_every: steps between held-out losses.
         checkpoint_every: steps between checkpoints that a run can resume from.
-        seed: of initialisation, order and augmentation.
+        seed: seed of initialisation, order and augmentation.
         tensorboard: also write the lines of metrics.jsonl for TensorBoard, to OUT/tensorboard.
-        wandb: also send them to this project of Weights & Biases; the package is installed apart.
-        questions: question-answer data that are learned beside the robot's.
-        rollouts: episodes in a world while the policy learns.
+        wandb: also send them to this project of Weights & Biases; its package is installed separately.
+        questions: question-answer data that are trained together with the robot's.
+        rollouts: episodes in a world during training.
     """
 
     kinds: ClassVar[Kinds[FinetuneRecipe]]
@@ -166,13 +166,13 @@ class FinetuneRecipe:
 
     @property
     def question_rows(self) -> int:
-        """Rows of each step's batch that are questions: the nearest whole number, at least 1 unless the weight is 0."""
+        """Number of questions in each step's batch: the nearest integer, at least 1 unless the weight is 0."""
         weight = self.questions.weight if self.questions else 0.0
         return min(max(round(weight * self.batch_size), 1), self.batch_size - 1) if weight > 0 else 0
 
     @property
     def robot_rows(self) -> int:
-        """The others."""
+        """Number of robot frames in each step's batch."""
         return self.batch_size - self.question_rows
 
     def __post_init__(self) -> None:
@@ -189,7 +189,7 @@ class FinetuneRecipe:
             raise RecipeError("; ".join(problems))
 
     def _source_problems(self) -> Iterator[str]:
-        """What is wrong with the keys of one kind alone."""
+        """Return the problems of the keys that only one kind has."""
         return iter(())
 
     def _range_problems(self) -> Iterator[str]:
@@ -208,13 +208,13 @@ class FinetuneRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class DemosFinetuneRecipe(FinetuneRecipe):
-    """From demonstrations that `vla record` made, which are kept in memory.
+    """Training from demonstrations of `vla record`, which are kept in memory.
 
     Attributes:
         data: LeRobot dataset folders; their frames are pooled.
-        weights: how often a frame of each dataset is drawn, relative to a frame of the others; without it all frames of
-            all datasets are shuffled together.
-        dataset_name: the key of their statistics in dataset_statistics.json.
+        weights: relative frequency with which a frame of each dataset is drawn; without it all frames of all datasets
+            are shuffled together.
+        dataset_name: key of their statistics in dataset_statistics.json.
         policy: checkpoint folder or policy recipe to start from; without it a new model of `architecture` is made.
         architecture: size of a new model; ignored with `policy`.
     """
@@ -237,15 +237,15 @@ class DemosFinetuneRecipe(FinetuneRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureFinetuneRecipe(FinetuneRecipe):
-    """From a mixture of datasets, which is read while training.
+    """Training from a mixture of datasets, which are read during training.
 
     Attributes:
-        mixture: a mixture or one dataset of datasets/, by name or path. It brings its own statistics.
-        policy: checkpoint folder or policy recipe to start from: a mixture does not say what arm it drives.
-        root: folder that holds the mixture's datasets; without it each recipe's own location counts.
-        cameras: the roles that the policy looks at, in its order: "primary", "secondary", "wrist".
-        augment: OpenVLA's crop and colours.
-        workers: processes that decode frames; 0 decodes in the training process.
+        mixture: a mixture or one dataset of datasets/, by name or path. It has its own statistics.
+        policy: checkpoint folder or policy recipe to start from, since a mixture names no arm.
+        root: folder of the mixture's datasets; without it each recipe's own location is used.
+        cameras: the policy's cameras by role, in its order: "primary", "secondary", "wrist".
+        augment: use OpenVLA's augmentation by crop and colours.
+        workers: number of processes that decode frames; 0 decodes in the training process.
     """
 
     kind: Literal["mixture"] = "mixture"
@@ -262,7 +262,7 @@ class MixtureFinetuneRecipe(FinetuneRecipe):
 
 
 def _kind_by_keys(table: Mapping[str, Any]) -> str:
-    """Recipes that do not say their kind name a mixture or do not."""
+    """Return the kind of a table without `kind`: "mixture" if it has that key."""
     return "mixture" if "mixture" in table else "demonstrations"
 
 
@@ -277,12 +277,12 @@ FinetuneRecipe.kinds = Kinds(
 
 
 def with_data(recipe: FinetuneRecipe, **data: Any) -> DemosFinetuneRecipe:
-    """The same training from demonstrations; the keys of a mixture are left out."""
+    """Return the same training from demonstrations, without a mixture's keys."""
     return DemosFinetuneRecipe(**{**_shared(recipe, DemosFinetuneRecipe), **data})
 
 
 def with_mixture(recipe: FinetuneRecipe, **mixture: Any) -> MixtureFinetuneRecipe:
-    """The same training from a mixture; the keys of demonstrations are left out.
+    """Return the same training from a mixture, without the keys of demonstrations.
 
     Raises:
         RecipeError: there is no policy to start from.
@@ -294,6 +294,6 @@ def with_mixture(recipe: FinetuneRecipe, **mixture: Any) -> MixtureFinetuneRecip
 
 
 def _shared(recipe: FinetuneRecipe, schema: type[FinetuneRecipe]) -> dict[str, Any]:
-    """What a recipe says that another kind, or the same, has a key for."""
+    """Return the recipe's values of the keys that `schema` has too."""
     names = {f.name for f in fields(schema)} - {"kind"}
     return {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name in names}

@@ -1,4 +1,4 @@
-"""Launch files: which policy drives which world, how often and from which seed. `vla run launch/lift.toml`."""
+"""Launch files: policy, world, number of episodes and first seed. `vla run launch/lift.toml`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class LaunchRecipe(SeededEpisodes):
     Attributes:
         env: the world: a name from envs/ or a path.
         policy: a name from policies/ or a path.
-        verb: which command reads this file.
-        episodes: how many episodes.
+        verb: command that reads this file.
+        episodes: number of episodes.
         seed: the first episode's seed; the k-th episode has seed + k.
-        real_time: keep the world's control rate on the wall clock; off, a simulation steps as fast as it can.
+        real_time: keep the control rate on the wall clock; if false, a simulation steps as fast as it can.
     """
 
     env: str

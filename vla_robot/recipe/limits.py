@@ -1,4 +1,4 @@
-"""LimitsRecipe: what may reach the arm, as data. Checked on the robot's side, whatever policy or network do."""
+"""LimitsRecipe: limits of an arm as data, enforced on the robot's side for every policy."""
 
 from __future__ import annotations
 
@@ -39,31 +39,31 @@ RANGES: Mapping[str, tuple[float, float, str]] = {
     "max_lead_rad": (1e-3, math.pi, "rad"),
     "max_temperature_c": (20, 120, "degrees Celsius"),
 }
-"""Field of a recipe -> smallest and largest value that an arm can mean, and the unit. Outside of them lie slips of the
-keyboard, and numbers with which the filter's arithmetic would overflow or round every motion to nothing."""
+"""Field of a recipe -> smallest and largest plausible value of an arm, and the unit. Values outside are typing errors,
+or would make the filter's arithmetic overflow or round every motion to 0."""
 
 
 def require_ranges(recipe: Any, names: tuple[str, ...], of: str = "") -> None:
-    """Raise RecipeError for the first field outside of RANGES; a field without a value is none of them."""
+    """Raise RecipeError for the first field outside RANGES; fields without a value are not checked."""
     for name in names:
         value: float | tuple[float, ...] | None = getattr(recipe, name)
         low, high, unit = RANGES[name]
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         for number in numbers:
-            if not low <= number <= high:  # also what is not a number
+            if not low <= number <= high:  # also false for NaN
                 raise RecipeError(f"{of}{name} {number:g} is outside {low:g} to {high:g} {unit}")
 
 
 @dataclass(frozen=True)
 class DimLimitsRecipe:
-    """Limits of one action dimension, in its unit, over those of the whole arm.
+    """Limits of one action dimension, in its unit, which replace those of the whole arm.
 
     Attributes:
         low: smallest position: of the tool along this axis [m], of the joint [rad], or of the gripper [1].
         high: largest position, in the same unit.
-        max_step: furthest that a command may lie from where the arm was measured, in the same unit.
-        max_speed: in the unit per second.
-        max_acceleration: in the unit per second squared.
+        max_step: largest distance of a command from the measured position, in the same unit.
+        max_speed: largest speed, in the unit per second.
+        max_acceleration: largest acceleration, in the unit per second squared.
     """
 
     low: float | None = None
@@ -79,20 +79,20 @@ class DimLimitsRecipe:
 
 @dataclass(frozen=True)
 class LimitsRecipe:
-    """Limits of an arm. What is not given comes from the embodiment, whose ranges the world reads from its model.
+    """Limits of an arm. Missing ones come from the embodiment, whose ranges the world reads from its model.
 
     Attributes:
-        on_violation: "clamp" sends the nearest allowed action and says so, "reject" sends nothing, "stop" stops the
-            arm until it is armed again.
+        on_violation: "clamp" sends the nearest allowed action and reports it, "reject" sends no action, "stop" stops
+            the arm until it is armed again.
         workspace_low: smallest x, y, z of the tool in the base frame [m].
         workspace_high: largest x, y, z of the tool in the base frame [m].
-        max_speed_m_s: per axis of the tool [m/s].
-        max_speed_rad_s: per axis of the tool, or per joint [rad/s].
-        max_acceleration_m_s2: per axis of the tool [m/s2].
-        max_acceleration_rad_s2: per axis of the tool, or per joint [rad/s2].
-        max_joint_step_rad: furthest that a commanded joint may lie from the measured one [rad].
-        gripper_per_s: of the gripper's whole way, in one second.
-        dims: action dimension -> its own limits.
+        max_speed_m_s: largest speed per axis of the tool [m/s].
+        max_speed_rad_s: largest speed per axis of the tool, or per joint [rad/s].
+        max_acceleration_m_s2: largest acceleration per axis of the tool [m/s2].
+        max_acceleration_rad_s2: largest acceleration per axis of the tool, or per joint [rad/s2].
+        max_joint_step_rad: largest distance of a commanded joint from the measured one [rad].
+        gripper_per_s: largest speed of the gripper, in parts of its whole way per second.
+        dims: action dimension -> limits of its own.
     """
 
     on_violation: OnViolation = "clamp"

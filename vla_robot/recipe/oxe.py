@@ -1,16 +1,16 @@
-"""Datasets that exist already, and mixtures of them: how the steps of each become standard ones, as data.
+"""Recipes of existing datasets, and mixtures of them: how each dataset's steps become standard ones.
 
-A standard step has an action, a state, an instruction and up to three cameras. The recipe says which columns of the
-dataset they are made of, and what is done to them:
+A standard step has an action, a state, an instruction and up to three cameras. The recipe says from which columns of
+the dataset they are made, and by which operations:
 
     action = [
-      "action/world_vector",                                            three columns, as they are
-      "zeros 3",                                                        the rotation that this dataset has not
+      "action/world_vector",                                            three columns, unchanged
+      "zeros 3",                                                        the rotation, which this dataset lacks
       "action/gripper_closedness_action | relative_to_absolute",        +1 close, -1 open  ->  0 closed, 1 open
     ]
 
-A part is a field of the dataset, by its step's keys joined with "/", then perhaps `[first:last]` columns of it, then
-perhaps operations, each after a bar. `zeros N` and `ones N` are N constant columns. Parts stand beside each other.
+A part is a field of the dataset, by its step's keys joined with "/", optionally with `[first:last]` columns of it and
+operations, each after a bar. `zeros N` and `ones N` are N constant columns. Parts are concatenated.
 
 Source of the datasets in datasets/oxe/ and datasets/mixtures/: openvla/openvla @c8f03f48,
 prismatic/vla/datasets/rlds/oxe/{configs,transforms,mixtures}.py.
@@ -32,7 +32,7 @@ ActionEncoding = Literal["eef_pos", "eef_r6", "joint_pos", "joint_pos_bimanual"]
 StateEncoding = Literal["none", "pos_euler", "pos_quat", "joint", "joint_bimanual"]
 
 RELATIVE_DIMS: Mapping[ActionEncoding, int] = {"eef_pos": 6, "eef_r6": 9, "joint_pos": 7, "joint_pos_bimanual": 0}
-"""How many dimensions of an action, from the first on, are changes; what follows is absolute."""
+"""Number of an action's dimensions, from the first on, that are changes; the others are absolute."""
 ABSOLUTE_DIMS: Mapping[ActionEncoding, int] = {"eef_pos": 1, "eef_r6": 1, "joint_pos": 1, "joint_pos_bimanual": 14}
 
 OPERATIONS: Mapping[str, int] = {
@@ -44,7 +44,7 @@ OPERATIONS: Mapping[str, int] = {
     "quaternion_to_euler": 0,
     "inflate": 1,
 }
-"""What a part may be put through, and how many whole numbers each takes; data/pipeline/operations.py does it."""
+"""Operations on a part -> number of integer arguments; data/pipeline/operations.py implements them."""
 
 CONSTANTS: Mapping[str, float] = {"zeros": 0.0, "ones": 1.0}
 
@@ -54,7 +54,7 @@ _CONSTANT = re.compile(r"(?P<name>[a-z]+) (?P<width>\d+)")
 
 @dataclass(frozen=True)
 class Operation:
-    """A named operation with its numbers."""
+    """A named operation with its integer arguments."""
 
     name: str
     numbers: tuple[int, ...] = ()
@@ -62,7 +62,7 @@ class Operation:
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns `start:stop` of a field, put through operations."""
+    """Columns `start:stop` of a field, with operations applied."""
 
     field: str
     start: int | None = None
@@ -72,7 +72,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Constant:
-    """Columns that are the same at every step."""
+    """Columns of a constant value."""
 
     value: float
     width: int
@@ -82,7 +82,7 @@ Part = Columns | Constant
 
 
 def parse_part(text: str) -> Part:
-    """A part from how a recipe writes it.
+    """Parse a part of a recipe.
 
     >>> parse_part("action[-1:] | clip | invert")
     Columns(field='action', start=-1, stop=None, operations=(Operation(name='clip', numbers=()), \
@@ -91,7 +91,7 @@ Operation(name='invert', numbers=())))
     Constant(value=0.0, width=3)
 
     Raises:
-        RecipeError: it cannot be understood, or names an operation that does not exist.
+        RecipeError: the text is not a part, or names an unknown operation.
     """
     source, *operations = (piece.strip() for piece in text.split("|"))
     if match := _CONSTANT.fullmatch(source):
@@ -118,12 +118,12 @@ def _operation(text: str, piece: str) -> Operation:
 
 @dataclass(frozen=True)
 class Cameras:
-    """Which field is which camera; without one the policy would be given a black frame.
+    """Field of each camera; a policy gets a black frame for a missing one.
 
     Attributes:
-        primary: seen from outside; the only one that OpenVLA looks at.
-        secondary: from outside, from another side.
-        wrist: on the hand.
+        primary: view of the scene; the only camera of OpenVLA.
+        secondary: view of the scene from another side.
+        wrist: camera on the hand.
     """
 
     primary: str | None = None
@@ -131,20 +131,20 @@ class Cameras:
     wrist: str | None = None
 
     def by_role(self) -> dict[str, str]:
-        """Role -> field, of the cameras that there are."""
+        """Return role -> field of the existing cameras."""
         fields = {"primary": self.primary, "secondary": self.secondary, "wrist": self.wrist}
         return {role: name for role, name in fields.items() if name is not None}
 
 
 @dataclass(frozen=True)
 class Published:
-    """How a dataset is called where it is published.
+    """Names under which a dataset is published.
 
     Attributes:
-        names: what its dataset_info.json calls it; without them the recipe's own name. A recipe with an empty list is
-            taken only when it is asked for by name.
-        folders: what its folder is called, beside the recipe's own name.
-        versions: those whose structure the recipe was compared with.
+        names: its names in dataset_info.json; without them the recipe's own name. A recipe with an empty list is used
+            only when it is asked for by name.
+        folders: names of its folder, besides the recipe's own name.
+        versions: versions whose structure the recipe was compared with.
     """
 
     names: tuple[str, ...] | None = None
@@ -154,27 +154,27 @@ class Published:
 
 @dataclass(frozen=True)
 class SourceRecipe:
-    """A dataset that exists, and how it becomes standard: gripper 1 = open, 0 = closed, motion in the first dimensions.
+    """An existing dataset, and its conversion: gripper 1 = open, 0 = closed, motion in the first dimensions.
 
     Attributes:
-        kind: marks a recipe of a dataset that exists already.
-        action: what an action is made of.
+        kind: marks a recipe of an existing dataset.
+        action: parts of an action.
         description: one line for `vla list`.
-        location: path or URL; without it the folder of the recipe's name, in the folder that a command is told.
-        version: the only version that is good; without it the newest.
+        location: path or URL; without it the folder of the recipe's name in a command's --root.
+        version: the only supported version; without it the newest.
         format: "lerobot", "rlds", "hdf5", or one that an installed package adds; without it the format is recognised.
         action_encoding: "eef_pos" is 3 of translation, 3 of rotation and the gripper, "eef_r6" has 6 of rotation,
             "joint_pos" 7 joints and the gripper, "joint_pos_bimanual" 14 absolute numbers of two arms.
-        state: what the arm's own state is made of; none means that there is none.
-        state_encoding: what its numbers are.
-        instruction: the field that holds it; "| codes_to_text" where letters are stored as numbers.
-        skip_first: steps left out at an episode's beginning, before anything else is done.
-        skip_last: steps left out at its end, after everything else is done.
-        skip_still: leave out steps whose motion is zero.
-        swap_outside: exchange primary and secondary camera in every second draw, by chance.
+        state: parts of the arm's state; empty if there is none.
+        state_encoding: meaning of its numbers.
+        instruction: its field; "| codes_to_text" if letters are stored as numbers.
+        skip_first: steps removed from an episode's start, before all other operations.
+        skip_last: steps removed from its end, after all other operations.
+        skip_still: remove steps without motion.
+        swap_outside: exchange primary and secondary camera in half of the draws, at random.
         cameras: the frames.
-        depths: the depth images, in the same roles; nothing reads them yet.
-        published: how the dataset is called where it is published.
+        depths: the depth images, in the same roles; not used yet.
+        published: names under which the dataset is published.
     """
 
     kind: Literal["source"]
@@ -212,40 +212,40 @@ class SourceRecipe:
 
     @property
     def action_dim(self) -> int:
-        """Numbers of one action."""
+        """Number of an action's dimensions."""
         return RELATIVE_DIMS[self.action_encoding] + ABSOLUTE_DIMS[self.action_encoding]
 
     @property
     def is_absolute(self) -> tuple[bool, ...]:
-        """Which dimensions of an action are absolute."""
+        """True for each absolute dimension of an action."""
         relative = RELATIVE_DIMS[self.action_encoding]
         return tuple(dim >= relative for dim in range(self.action_dim))
 
     @property
     def action_mask(self) -> tuple[bool, ...]:
-        """Which dimensions of an action are normalised: all but a gripper that is open or closed."""
+        """True for each normalised dimension of an action: all but a gripper that is open or closed."""
         return tuple(not absolute or RELATIVE_DIMS[self.action_encoding] == 0 for absolute in self.is_absolute)
 
     @property
     def keeps_constants(self) -> bool:
-        """A gripper that never moves keeps its value when it is normalised; the reference makes it 0, closed."""
+        """Whether a constant gripper keeps its value when normalised; the reference makes it 0, closed."""
         return False
 
     @property
     def camera_fields(self) -> Mapping[str, str]:
-        """Camera -> its field, of the cameras that there are, by role."""
+        """Camera -> field of the existing cameras, by role."""
         return self.cameras.by_role()
 
     def action_parts(self) -> tuple[Part, ...]:
-        """`action`, understood."""
+        """Return the parsed parts of `action`."""
         return tuple(parse_part(text) for text in self.action)
 
     def state_parts(self) -> tuple[Part, ...]:
-        """`state`, understood."""
+        """Return the parsed parts of `state`."""
         return tuple(parse_part(text) for text in self.state)
 
     def instruction_field(self) -> tuple[str, bool]:
-        """The field, and whether it holds letters as numbers."""
+        """Return the instruction's field, and whether it holds letters as numbers."""
         name, bar, operation = (piece.strip() for piece in self.instruction.partition("|"))
         if bar and operation != "codes_to_text":
             raise RecipeError(f"'{self.instruction}': {unknown('operation', operation, ['codes_to_text'])}")
@@ -254,10 +254,10 @@ class SourceRecipe:
 
 @dataclass(frozen=True)
 class RecordedRecipe(SourceRecipe):
-    """How the steps of a recording become standard, by its embodiment: as they are. No file holds one.
+    """Conversion of a recording's steps, which are used unchanged, from its embodiment. No file holds one.
 
     Attributes:
-        embodiment: what the numbers mean.
+        embodiment: meaning of the numbers.
         fields: camera of the embodiment -> its field.
     """
 
@@ -270,12 +270,12 @@ class RecordedRecipe(SourceRecipe):
 
     @property
     def is_absolute(self) -> tuple[bool, ...]:
-        """All joint positions; of a motion, the gripper."""
+        """True for all joint positions, or for the gripper of a motion."""
         return tuple(self.embodiment.action.kind == "joint_position" or not n for n in self.action_mask)
 
     @property
     def action_mask(self) -> tuple[bool, ...]:
-        """All but the gripper, which is last."""
+        """True for all but the gripper, which is last."""
         return (True,) * (self.action_dim - 1) + (False,)
 
     @property
@@ -292,8 +292,8 @@ class Share:
     """A dataset in a mixture.
 
     Attributes:
-        name: a dataset recipe, by name or path.
-        weight: how often one of its steps is drawn, relative to the steps of the other datasets.
+        name: name or path of a dataset recipe.
+        weight: relative frequency with which one of its steps is drawn.
     """
 
     name: str
@@ -302,11 +302,11 @@ class Share:
 
 @dataclass(frozen=True)
 class MixtureRecipe:
-    """Datasets that are learned from together.
+    """Datasets that are trained on together.
 
     Attributes:
         kind: marks a recipe of a mixture.
-        datasets: which ones, and how much of each.
+        datasets: the datasets with their weights.
         description: one line for `vla list`.
     """
 
@@ -325,7 +325,7 @@ class MixtureRecipe:
         share = self.datasets[index]
         problems: list[str] = []
         if share.name in [other.name for other in self.datasets[:index]]:
-            problems.append(f"datasets[{index}]: '{share.name}' stands twice; keep one, with the weight that is meant")
+            problems.append(f"datasets[{index}]: '{share.name}' is there twice; keep one, with the intended weight")
         if not 0 < share.weight < float("inf"):
             problems.append(f"datasets[{index}]: the weight of '{share.name}' is {share.weight:g}; it must be above 0")
         try:

@@ -1,7 +1,7 @@
-"""PeerRecipe: what a policy server of another project calls things, and in which units.
+"""PeerRecipe: keys and units of another project's policy server.
 
-openpi's and GR00T's servers say little or nothing about the robot that they were trained on. What an answer's numbers
-mean stands here, so that it can be read, compared with the arm and refused before anything moves.
+openpi's and GR00T's servers report little or nothing about the robot that they were trained on. The recipe defines the
+meaning of an answer's numbers, so that it can be compared with the arm before anything moves.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from vla_robot.core.errors import RecipeError
 
 @dataclass(frozen=True)
 class PeerImageRecipe:
-    """One frame that is sent.
+    """One frame of a request.
 
     Attributes:
-        key: what the server calls it, e.g. "observation/image"; "images.cam_high" is an entry of a map.
+        key: the server's key, e.g. "observation/image"; "images.cam_high" is an entry of a map.
         camera: the world's camera.
-        size_px: edge of a square into which it is fitted, with black beside it; without it, frames go as they are.
+        size_px: edge of the square into which it is fitted with black bars [px]; without it, frames are sent unchanged.
         channels: "last" for (H, W, 3), "first" for (3, H, W).
     """
 
@@ -36,18 +36,18 @@ class PeerImageRecipe:
 
 
 MAX_FACTOR = 1e6
-"""Of a number that is converted; no unit of an arm is further from another."""
+"""Largest factor between two units of an arm."""
 
 
 @dataclass(frozen=True)
 class PeerNumbersRecipe:
-    """One row of numbers, and what each is to the arm: `to = from * scale + offset`.
+    """One key's numbers and their conversion: `to = from * scale + offset`.
 
     Attributes:
-        key: what the server calls it, e.g. "observation/state" or "actions".
+        key: the server's key, e.g. "observation/state" or "actions".
         names: the arm's dimensions, in the server's order.
-        scale: one for each; 1 where it is left out.
-        offset: one for each; 0 where it is left out.
+        scale: one for each dimension; 1 by default.
+        offset: one for each dimension; 0 by default.
     """
 
     key: str
@@ -62,7 +62,7 @@ class PeerNumbersRecipe:
             if values and len(values) != len(self.names):
                 raise RecipeError(f"'{self.key}' has {len(self.names)} names and {len(values)} numbers of {name}")
         if 0 in self.scale:
-            raise RecipeError(f"'{self.key}' has a scale of 0, which says nothing")
+            raise RecipeError(f"'{self.key}' has a scale of 0, which loses the number")
         for value in (*self.scale, *self.offset):
             if not (abs(value) <= MAX_FACTOR and (value == 0 or abs(value) >= 1 / MAX_FACTOR)):
                 raise RecipeError(
@@ -73,18 +73,18 @@ class PeerNumbersRecipe:
 
 @dataclass(frozen=True)
 class PeerRecipe:
-    """The words between a world and another project's policy server.
+    """Mapping between a world and another project's policy server.
 
     Attributes:
-        rate_hz: control steps per second that the server's actions are meant for; the world must run at it.
-        images: the frames that are sent.
-        action: where the answer's numbers go; each dimension of the arm once. Here `from` is the server's number.
-        state: the numbers that are sent. Here `from` is the arm's number.
-        tool_turn_deg: how far the server's tool is turned about its own z, against the arm's [degrees]; it changes rx,
-            ry and rz of the state. 90 where robosuite's hand is meant: ours is its grip site.
-        prompt: what the server calls the instruction.
-        rows: actions of an answer that are used before the next is asked for; without it, all.
-        answer_timeout_s: how long an answer may take. A server that compiles its model at the first one takes longer.
+        rate_hz: control rate of the server's actions, which must be the world's.
+        images: the frames of a request.
+        action: the answer's numbers, with each dimension of the arm once. `from` is the server's number.
+        state: the numbers of a request. `from` is the arm's number.
+        tool_turn_deg: rotation of the server's tool about its own z against the arm's [degrees]; it changes rx, ry and
+            rz of the state. Use 90 if the server's tool is robosuite's hand: ours is its grip site.
+        prompt: the server's key of the instruction.
+        rows: actions of an answer that are used before the next request; without it, all.
+        answer_timeout_s: time limit of an answer. A server that compiles its model at the first one takes longer.
         token: a file whose one line is the server's token, relative to this recipe; openpi sends it as an API key.
     """
 
@@ -118,7 +118,7 @@ class PeerRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class GrootPeerRecipe(PeerRecipe):
-    """The words between a world and a server of GR00T.
+    """Mapping between a world and a server of GR00T.
 
     Attributes:
         generation: "n1.5" takes flat keys; "n1.6" maps, and arrays as NumPy files; "n1.7" maps, and arrays as
@@ -132,4 +132,4 @@ def _refuse_repeats(what: str, names: Iterable[str]) -> None:
     listed = list(names)
     twice = sorted({name for name in listed if listed.count(name) > 1})
     if twice:
-        raise RecipeError(f"{what} {', '.join(twice)} stands there more than once")
+        raise RecipeError(f"{what} {', '.join(twice)} is there more than once")

@@ -1,4 +1,4 @@
-"""PolicyRecipe: which policy, and how it is used. One dataclass for each kind."""
+"""PolicyRecipe: a policy and its settings, with one dataclass for each kind."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vla_robot.recipe.peer import GrootPeerRecipe, PeerRecipe
 from vla_robot.recipe.reading.kinds import Kinds
 
 ADDRESS_SCHEMES = ("tcp://", "ipc://")
-"""How the address of a policy server begins."""
+"""Prefixes of the address of a policy server."""
 
 
 @dataclass(frozen=True)
 class OFTRecipe:
-    """What an OpenVLA-OFT checkpoint folder does not say about itself.
+    """Settings that an OpenVLA-OFT checkpoint folder does not contain.
 
     Attributes:
         chunk: actions per answer; upstream: LIBERO 8, ALOHA 25, Bridge 5.
@@ -24,7 +24,7 @@ class OFTRecipe:
         normalisation: "bounds_q99" maps the 1 % and 99 % quantiles to -1 and +1 (LIBERO, Bridge); "bounds" the
             smallest and largest value (ALOHA).
         cameras: names in the order of training: the third-person camera first, then those on the wrists.
-        proprio_dim: numbers of the arm's state that the policy reads; LIBERO 8, ALOHA 14, Bridge 7. Leave it out for a
+        proprio_dim: size of the arm's state that the policy reads; LIBERO 8, ALOHA 14, Bridge 7. Leave it out for a
             policy that does not read the state.
     """
 
@@ -45,16 +45,16 @@ class OFTRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRecipe:
-    """A policy as data. What all kinds have; `kind` chooses the dataclass.
+    """A policy as data. These keys are common to all kinds; `kind` chooses the dataclass.
 
     Attributes:
-        kind: which policy; `vla list policies` shows recipes of each.
+        kind: kind of policy; `vla list policies` shows recipes of each.
         description: one line for `vla list`.
     """
 
     kinds: ClassVar[Kinds[PolicyRecipe]]
     is_privileged: ClassVar[bool] = False
-    """Whether it works from the simulator's truth; every other one gets cameras and the arm's own state only."""
+    """Whether it reads the simulator's state; other policies get only cameras and the arm's state."""
 
     kind: str
     description: str = ""
@@ -62,15 +62,15 @@ class PolicyRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecipe(PolicyRecipe):
-    """A policy whose weights lie in a folder, and which runs in this process.
+    """A policy with weights in a folder, which runs in this process.
 
     Attributes:
         checkpoint: folder in the published OpenVLA layout, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
         dtype: precision of the weights while acting.
-        image_preprocessing: what happens to a frame before the towers' own resize. "none": nothing, as on OpenVLA's
-            model card; "rlds": JPEG and back, then Lanczos to the towers' size, as its training data was stored
-            (Bridge); "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
+        image_preprocessing: preprocessing of a frame before the towers' own resize. "none": none, as on OpenVLA's model
+            card; "rlds": JPEG and back, then Lanczos to the towers' size, as its training data was stored (Bridge);
+            "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
     """
 
     checkpoint: Path
@@ -80,7 +80,7 @@ class CheckpointRecipe(PolicyRecipe):
 
     @property
     def camera_names(self) -> tuple[str, ...]:
-        """Cameras in the policy's order, where the recipe says what the folder does not; else none."""
+        """Cameras in the policy's order, if the recipe names them because the folder does not; else empty."""
         return ()
 
 
@@ -89,10 +89,10 @@ class OpenVLARecipe(CheckpointRecipe):
     """Loads a checkpoint folder of OpenVLA.
 
     Attributes:
-        compiled: one compiled graph for each shape of batch: faster, after a first inference that takes a minute; on a
-            CPU it needs a C++ compiler.
-        quantise: "int8" or "int4" keeps matrices in so many bits: a quarter or an eighth of fp32's memory, and some
-            tokens differ. They need the extra [quantise].
+        compiled: compile a graph for each shape of batch: faster, but the first inference takes a minute, and a CPU
+            needs a C++ compiler.
+        quantise: "int8" or "int4" quantises matrices: a quarter or an eighth of fp32's memory, and some tokens differ.
+            They need the extra [quantise].
     """
 
     kind: Literal["openvla"] = "openvla"
@@ -109,7 +109,7 @@ class OpenVLAOFTRecipe(CheckpointRecipe):
     """Loads a checkpoint folder with OpenVLA-OFT's regression head.
 
     Attributes:
-        oft: what the folder does not say.
+        oft: settings that the folder does not contain.
     """
 
     kind: Literal["openvla_oft"] = "openvla_oft"
@@ -122,21 +122,21 @@ class OpenVLAOFTRecipe(CheckpointRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class HoldRecipe(PolicyRecipe):
-    """Keeps the arm where it is."""
+    """Holds the arm's pose."""
 
     kind: Literal["hold"] = "hold"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomRecipe(PolicyRecipe):
-    """Draws uniform actions: the baseline that a score is compared with."""
+    """Draws uniform actions, as a baseline."""
 
     kind: Literal["random"] = "random"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpertRecipe(PolicyRecipe):
-    """The world's own scripted expert, which sees the simulator's truth."""
+    """The world's scripted expert, which reads the simulator's state."""
 
     is_privileged: ClassVar[bool] = True
 
@@ -145,12 +145,12 @@ class ExpertRecipe(PolicyRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class WaypointsRecipe(PolicyRecipe):
-    """Goes from pose to pose.
+    """Moves the tool from pose to pose.
 
     Attributes:
-        poses: one after the other: x, y, z [m] and axis times angle [rad] of the tool in the base frame, and the
+        poses: poses in order: x, y, z [m] and axis times angle [rad] of the tool in the base frame, and the
             gripper, 1 open.
-        relative: the poses are from where the tool is when the episode begins.
+        relative: poses are relative to the tool's pose at the start of the episode.
     """
 
     kind: Literal["reach"] = "reach"
@@ -164,10 +164,10 @@ class WaypointsRecipe(PolicyRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteRecipe(PolicyRecipe):
-    """Asks a `vla serve`.
+    """A policy served by `vla serve`.
 
     Attributes:
-        address: where it listens, e.g. "tcp://127.0.0.1:5580".
+        address: its address, e.g. "tcp://127.0.0.1:5580".
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
     """
 
@@ -178,11 +178,11 @@ class RemoteRecipe(PolicyRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class OpenpiRecipe(PolicyRecipe):
-    """Asks a server of openpi.
+    """A policy served by openpi.
 
     Attributes:
-        address: where it listens, e.g. "ws://127.0.0.1:8000".
-        peer: what the server calls things; see docs/serving.md.
+        address: its address, e.g. "ws://127.0.0.1:8000".
+        peer: the server's keys and units; see docs/serving.md.
     """
 
     kind: Literal["openpi"] = "openpi"
@@ -192,11 +192,11 @@ class OpenpiRecipe(PolicyRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class GrootRecipe(PolicyRecipe):
-    """Asks a server of GR00T.
+    """A policy served by GR00T.
 
     Attributes:
-        address: where it listens, e.g. "tcp://127.0.0.1:5555".
-        peer: what the server calls things; see docs/serving.md.
+        address: its address, e.g. "tcp://127.0.0.1:5555".
+        peer: the server's keys and units; see docs/serving.md.
     """
 
     kind: Literal["groot"] = "groot"

@@ -1,4 +1,4 @@
-"""Where a policy comes from: a recipe, a checkpoint folder, or a server's address. One name on the command line."""
+"""Source of a policy: a recipe, a checkpoint folder, or a server's address, given as one name."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from vla_robot.recipe.reading.schemas import is_bare_checkpoint
 
 @dataclass(frozen=True)
 class PolicySource:
-    """A policy's recipe, with the name resolved.
+    """A policy's recipe, and the path that its name was resolved to.
 
     Attributes:
-        recipe: what it is.
-        path: its recipe or folder; None for an address.
+        recipe: the policy's recipe.
+        path: path of the recipe or folder; None for an address.
     """
 
     recipe: PolicyRecipe
@@ -28,23 +28,23 @@ class PolicySource:
 
     @property
     def name(self) -> str:
-        """For tables and reports."""
+        """Name in tables and reports."""
         return self.path.stem if self.path else self._address()
 
     @property
     def is_privileged(self) -> bool:
-        """Whether it works from the simulator's truth; every other one gets cameras and the arm's own state only."""
+        """Whether it reads the simulator's state; other policies get only cameras and the arm's state."""
         return self.recipe.is_privileged
 
     @property
     def is_recipe(self) -> bool:
-        """Whether a file says how it is used; a bare folder and an address speak for themselves."""
+        """Whether it has a recipe file; a bare folder and an address have none."""
         return self.path is not None and not is_bare_checkpoint(self.path)
 
     def fingerprint(self) -> str:
-        """Changes whenever what it does may change: its recipe, or size or time of a file of its checkpoint.
+        """Return a hash of its recipe, and of the sizes and times of its checkpoint's files.
 
-        A server's changes are not seen. Contents are not read: weights can be fifteen gigabytes.
+        A server's changes are not detected. Contents are not read: weights can be 15 GB.
         """
         recipe = self.recipe
         files = sorted(recipe.checkpoint.glob("**/*")) if isinstance(recipe, CheckpointRecipe) else []
@@ -59,10 +59,10 @@ class PolicySource:
 
 
 def find_policy(name: str | Path) -> PolicySource:
-    """A policy by its name or path, or at an address such as tcp://127.0.0.1:5580.
+    """Find a policy by name, path, or address such as tcp://127.0.0.1:5580.
 
     Raises:
-        RecipeError: there is no such policy; the nearest is named.
+        RecipeError: there is no such policy; the message names the nearest.
     """
     if str(name).startswith("ws://"):
         raise RecipeError(

@@ -1,4 +1,4 @@
-"""RobotRecipe: a real robot as data. Which driver, its fields, its cameras, and where an episode begins."""
+"""RobotRecipe: a real robot as data: driver, its settings, cameras, and the start of an episode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Field = bool | int | float | str
 LIMITED_FIELD = "max_relative_target"
 
 MAX_DELAY_S = 1.0
-"""Of set points. The memory of the smoothing window grows with it, and so does the way that the arm lags behind."""
+"""Longest delay by set points [s]. It increases the memory of the smoothing window and the arm's lag."""
 MAX_ANGLE_DEG = 720.0
 
 
@@ -25,7 +25,7 @@ class RobotCameraRecipe:
 
     Attributes:
         type: lerobot's name of the camera class, e.g. "opencv" or "intelrealsense".
-        fields: of lerobot's configuration of that class, e.g. index_or_path, width, height, fps.
+        fields: lerobot's configuration of that class, e.g. index_or_path, width, height, fps.
     """
 
     type: str = "opencv"
@@ -34,12 +34,12 @@ class RobotCameraRecipe:
 
 @dataclass(frozen=True)
 class JointRecipe:
-    """How a joint of the scene is told to the driver, where it is not simply its angle in degrees.
+    """Conversion of a scene's joint for the driver, if it is not its angle in degrees.
 
     Attributes:
-        motor: the driver's name of it; by default the joint's own.
-        inverted: the motor turns the other way.
-        zero_deg: the motor's angle where the scene's joint is at zero [degrees].
+        motor: the driver's name of the joint; by default the scene's.
+        inverted: whether the motor turns the other way.
+        zero_deg: the motor's angle at the zero of the scene's joint [degrees].
     """
 
     motor: str | None = None
@@ -52,16 +52,16 @@ class JointRecipe:
 
 @dataclass(frozen=True)
 class SetPointsRecipe:
-    """Positions that the motors get between two steps of control, so that they move without a jerk.
+    """Positions that the motors get between two control steps, for a smooth motion.
 
-    The price is a constant delay, max_speed / max_acceleration + max_acceleration / max_jerk: 65 ms by default.
+    They cause a constant delay, max_speed / max_acceleration + max_acceleration / max_jerk: 65 ms by default.
 
     Attributes:
-        rate_hz: of the positions; what the bus and the drives can take.
-        max_speed_rad_s: of each joint.
-        max_acceleration_rad_s2: of each joint.
-        max_jerk_rad_s3: of each joint.
-        opening_per_s: of the gripper's way, in one second.
+        rate_hz: rate of the positions, which bus and drives must support.
+        max_speed_rad_s: largest speed of each joint.
+        max_acceleration_rad_s2: largest acceleration of each joint.
+        max_jerk_rad_s3: largest jerk of each joint.
+        opening_per_s: largest speed of the gripper, in parts of its whole way per second.
     """
 
     rate_hz: float
@@ -90,24 +90,24 @@ class RobotRecipe:
     """A real arm.
 
     Attributes:
-        driver: talks to the motors: "lerobot".
+        driver: driver of the motors: "lerobot".
         type: lerobot's name of the robot, e.g. "so101_follower".
-        id: which one of that type; names its calibration file.
-        fields: of lerobot's configuration of that robot, e.g. port. The largest step is not among them: it is
-            `max_joint_step_rad` of [limits], and told to lerobot.
+        id: identifies the robot among those of its type; names its calibration file.
+        fields: lerobot's configuration of that robot, e.g. port. The largest step is not set here: lerobot gets
+            `max_joint_step_rad` of [limits].
         calibration_dir: folder of the calibration files, relative to this recipe; by default lerobot's own.
-        joints: joint of the scene -> how the driver knows it, where that differs.
+        joints: joint of the scene -> its conversion for the driver, where they differ.
         gripper: the driver's name of the gripper, 0 closed and 100 open.
-        gripper_width_m: between the fingers when it is open [m].
-        home_deg: joint of the scene -> angle at which episodes begin [degrees]; without it, they begin where the arm
-            happens to be.
-        home_gripper: opening at which episodes begin, 0 to 1.
-        home_speed_deg_s: of the fastest joint on the way there [degrees/s].
-        max_lead_m: how far the tool's target may run ahead of the measured tool [m].
+        gripper_width_m: distance between the open fingers [m].
+        home_deg: joint of the scene -> angle at which episodes begin [degrees]; without it, they begin at the arm's
+            present pose.
+        home_gripper: gripper's opening at which episodes begin, 0 to 1.
+        home_speed_deg_s: speed of the fastest joint on the way there [degrees/s].
+        max_lead_m: largest distance of the tool's target from the measured tool [m].
         max_lead_rad: the same for its orientation [rad].
-        max_temperature_c: at which a motor stops the arm [degrees Celsius].
-        set_points: positions between the steps of control; without it the motors get one goal a step.
-        cameras: what `source` of a [[cameras]] table may name.
+        max_temperature_c: temperature at which a motor stops the arm [degrees Celsius].
+        set_points: positions between the control steps; without it the motors get one goal per step.
+        cameras: cameras that `source` of a [[cameras]] table may name.
     """
 
     driver: Literal["lerobot"]

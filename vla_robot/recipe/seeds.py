@@ -7,7 +7,7 @@ from vla_robot.core.seeds import seed_problem
 
 
 class SeededEpisodes:
-    """Base of recipes with `episodes` and `seed`: the first episode's seed; the k-th episode has seed + k."""
+    """Base of recipes of `episodes` episodes; the first has the seed `seed`, the k-th seed + k."""
 
     episodes: int
     seed: int

@@ -15,13 +15,13 @@ from vla_robot.recipe.robot import Field
 
 @dataclass(frozen=True)
 class LeaderJointRecipe:
-    """How the driver tells a joint of the scene, where that is not simply its angle in degrees.
+    """Conversion of the driver's reading to a scene's joint, if it is not the angle in degrees.
 
     Attributes:
-        motor: the driver's name of it; by default the joint's own.
-        zero: what the driver tells where the scene's joint is at zero.
-        deg_per_unit: degrees of the joint for one unit of what the driver tells, negative if it turns the other way. A
-            driver that tells -100 to 100 over the calibrated range has a hundredth of half that range here.
+        motor: the driver's name of the joint; by default the scene's.
+        zero: the driver's reading at the zero of the scene's joint.
+        deg_per_unit: degrees of the joint per unit of the driver's reading, negative if it turns the other way. For a
+            driver that reads -100 to 100 over the calibrated range, it is a hundredth of half that range.
     """
 
     motor: str | None = None
@@ -35,10 +35,10 @@ class LeaderJointRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TeleoperatorRecipe:
-    """What a person holds while the arm moves. What all kinds have; `kind` chooses the dataclass.
+    """A teleoperation device. These keys are common to all kinds; `kind` chooses the dataclass.
 
     Attributes:
-        kind: which device; left out, a recipe with [axes] is of kind "axes" and any other of kind "leader".
+        kind: kind of device; without it, a recipe with [axes] is of kind "axes" and any other of kind "leader".
         description: one line for `vla list`.
     """
 
@@ -54,13 +54,13 @@ class LerobotTeleoperatorRecipe(TeleoperatorRecipe):
 
     Attributes:
         type: lerobot's name of the teleoperator, e.g. "so101_leader".
-        id: which one of that type; names its calibration file.
-        fields: of lerobot's configuration of that teleoperator, e.g. port.
+        id: identifies the device among those of its type; names its calibration file.
+        fields: lerobot's configuration of that teleoperator, e.g. port.
         calibration_dir: folder of the calibration files, relative to this recipe; by default lerobot's own.
         gripper: the driver's name of the gripper.
-        gripper_closed: what it tells when the gripper is closed.
-        gripper_open: what it tells when it is open.
-        gripper_keeps: what it tells when the gripper is to stay as it is, if it has such a word.
+        gripper_closed: its reading for a closed gripper.
+        gripper_open: its reading for an open gripper.
+        gripper_keeps: its reading for an unchanged gripper, if it has one.
     """
 
     type: str
@@ -79,13 +79,13 @@ class LerobotTeleoperatorRecipe(TeleoperatorRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderArmRecipe(LerobotTeleoperatorRecipe):
-    """A leader arm: its tool leads the tool of the arm.
+    """A leader arm, whose tool the arm's tool follows.
 
     Attributes:
         scene: MJCF file with the leader's joints and lengths, relative to this recipe.
-        joints: joint of the scene -> how the driver tells it, where that differs.
+        joints: joint of the scene -> its conversion from the driver's reading, where they differ.
         scale: metres that the arm moves for one metre of the leader.
-        turn_deg: how far the leader's base is turned about the vertical against the arm's [degrees]; 180 for a leader
+        turn_deg: rotation of the leader's base about the vertical against the arm's [degrees]; 180 for a leader
             that faces its arm.
     """
 
@@ -103,7 +103,7 @@ class LeaderArmRecipe(LerobotTeleoperatorRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class AxesDeviceRecipe(LerobotTeleoperatorRecipe):
-    """A device that tells motions itself, such as a gamepad.
+    """A device that gives motions, such as a gamepad.
 
     Attributes:
         axes: "dx", "dy", "dz", "droll", "dpitch" or "dyaw" -> the driver's name of a motion from -1 to 1.
@@ -115,14 +115,14 @@ class AxesDeviceRecipe(LerobotTeleoperatorRecipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.axes:
-            raise RecipeError("a device that tells motions needs [axes]")
+            raise RecipeError("a device that gives motions needs [axes]")
         for name in self.axes:
             if name not in AXES:
                 raise RecipeError(f"axes: {unknown('axis', name, AXES)}")
 
 
 def _kind_of(table: Mapping[str, object]) -> str:
-    """The kind of a recipe that does not say it."""
+    """Return the kind of a recipe without the key `kind`."""
     return "axes" if table.get("axes") and "scene" not in table else "leader"
 
 

@@ -121,9 +121,9 @@ def test_a_frame_that_fits_is_not_touched() -> None:
         ({"rows": 0}, "at least 1"),
         ({"answer_timeout_s": 0.0}, "outside 0 to 600"),
         ({"images": ()}, "at least one entry"),
-        ({"prompt": "state"}, "key state stands there more than once"),
-        ({"prompt": "state.text"}, "key state stands there more than once"),
-        ({"action": (PeerNumbersRecipe("a", ("dx", "dx")),)}, "action dimension dx stands there more than once"),
+        ({"prompt": "state"}, "key state is there more than once"),
+        ({"prompt": "state.text"}, "key state is there more than once"),
+        ({"action": (PeerNumbersRecipe("a", ("dx", "dx")),)}, "action dimension dx is there more than once"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_refused(changes: dict[str, object], says: str) -> None:

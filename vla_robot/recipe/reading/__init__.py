@@ -1,4 +1,4 @@
-"""How recipes are found, read strictly from TOML, checked and written back.
+"""Finds recipes, reads them strictly from TOML, checks them and writes them back.
 
-It may import core. What a recipe means is in the dataclasses beside this folder.
+It may import core. The dataclasses beside this folder define the recipes.
 """

@@ -1,4 +1,4 @@
-"""Frozen dataclass -> TOML text that `parse` reads back to an equal instance."""
+"""Writes a frozen dataclass as TOML text that `parse` reads back to an equal instance."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def dump(recipe: Any, *, comments: bool = False) -> str:
-    """TOML text of a recipe, defaults and inherited keys included; None is left out, as TOML has no null.
+    """Return a recipe as TOML text with defaults and inherited keys; None is left out, as TOML has no null.
 
     Args:
         recipe: a dataclass instance.
-        comments: put each field's line of the docstring's `Attributes:` above it.
+        comments: write each field's entry under the docstring's `Attributes:` above it.
     """
     return "\n".join(_table(recipe, (), comments)).strip() + "\n"
 
 
 def field_help(schema: type) -> dict[str, str]:
-    """Field name -> what the docstrings of the class and its bases say of it under `Attributes:`.
+    """Return field name -> its entry under `Attributes:` in the docstrings of the class and its bases.
 
-    Of a family's `kind`, the first line of the class's own docstring.
+    The entry of a family's `kind` is the first line of the class's own docstring.
     """
     pattern = re.compile(r"^    (\w+): (.*(?:\n        .*)*)", re.MULTILINE)
     notes: dict[str, str] = {}
@@ -41,7 +41,7 @@ def field_help(schema: type) -> dict[str, str]:
 
 
 def _table(node: Any, path: tuple[str, ...], comments: bool) -> list[str]:
-    """Plain keys first: in TOML a key that follows a [table] line belongs to that table."""
+    """Return the lines of a table, plain keys first: in TOML, a key after a [table] line belongs to that table."""
     items = _items(node)
     notes = field_help(type(node)) if comments and dataclasses.is_dataclass(node) else {}
     lines: list[str] = []
@@ -104,5 +104,5 @@ def _value(value: Any) -> str:
 
 
 def _string(text: str) -> str:
-    # JSON's escapes are TOML's, except that TOML also wants DEL escaped and forbids lone surrogates.
+    # JSON's escapes are TOML's, but TOML also requires DEL escaped and forbids lone surrogates.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,7 +1,7 @@
-"""Where recipes lie: the user's own folder first, then the checkout, then the copy inside the installed package, then
+"""Finds recipes: in the user's own folder first, then the checkout, then the copy inside the installed package, then
 the folders `recipes` of packages that add kinds (docs/plugins.md).
 
-    "lift", "lift.toml", "envs/lift.toml", "/abs/lift.toml"   all name   envs/lift.toml
+    "lift", "lift.toml", "envs/lift.toml", "/abs/lift.toml"   all find   envs/lift.toml
 
 A policy may also be a folder that holds `recipe.toml` or `config.json` beside its weights.
 """
@@ -22,16 +22,16 @@ Kind = Literal["envs", "policies", "datasets", "launch", "teleoperators"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 POLICY_FILES = ("recipe.toml", "config.json")
-"""Either one makes a folder a policy."""
+"""Files of which either makes a folder a policy."""
 
 FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "oxe_published", "mixtures")}
-"""Folders below a kind's own whose recipes have bare names too; the first that has a name wins."""
+"""Subfolders of a kind's folder whose recipes are also found by bare name; the first that has a name wins."""
 
 _FOLDERS: dict[Kind, str] = {"teleoperators": "envs/teleoperators"}
-"""Of kinds that share another one's folder; the others have a folder of their own name in the root."""
+"""Folders of kinds inside another kind's folder; the others have a folder of their own name in the root."""
 
 FORMER_FOLDERS: dict[Kind, str] = {"teleoperators": "hands"}
-"""Where recipes lay in earlier releases: searched last for one more release, with a line that names the new place."""
+"""Folders of earlier releases: searched last for one more release, with a line that names the new folder."""
 
 _log = logging.getLogger(__name__)
 _PACKAGE = Path(__file__).resolve().parents[2]
@@ -45,12 +45,12 @@ _NOUNS: dict[Kind, str] = {
 
 
 def folder_of(kind: Kind) -> str:
-    """The folder that holds recipes of a kind, relative to a root."""
+    """Return the folder of a kind's recipes, relative to a root."""
     return _FOLDERS.get(kind, kind)
 
 
 def roots() -> tuple[Path, ...]:
-    """Folders that may hold those of KINDS, in the order they are searched."""
+    """Return the folders that may contain folders of KINDS, in search order."""
     candidates = (Path.cwd(), _PACKAGE.parent, _PACKAGE / "_recipes")
     # An installed package's parent is site-packages, where a folder named `datasets` is Hugging Face's code.
     kept = [root for root in candidates if root != _PACKAGE.parent or (root / "pyproject.toml").is_file()]
@@ -58,10 +58,10 @@ def roots() -> tuple[Path, ...]:
 
 
 def find(kind: Kind, name_or_path: str | Path) -> Path:
-    """The absolute path of a recipe: a file, or a policy's folder.
+    """Return the absolute path of a recipe: a file, or a policy's folder.
 
     Raises:
-        RecipeError: nothing of that name exists; the message lists what does and names the nearest.
+        RecipeError: no recipe has that name; the message lists those that exist and names the nearest.
     """
     try:
         wanted = Path(name_or_path).expanduser()
@@ -71,12 +71,12 @@ def find(kind: Kind, name_or_path: str | Path) -> Path:
                 return candidate.resolve()
         message = _not_found(kind, wanted)
     except (OSError, RuntimeError, ValueError) as error:  # too long, "~nobody/", empty, a zero byte
-        raise RecipeError(f"'{shortened(name_or_path)}' is no name or path of a recipe: {shortened(error)}.") from error
+        raise RecipeError(f"'{shortened(name_or_path)}' is not a recipe's name or path: {shortened(error)}.") from error
     raise RecipeError(message)
 
 
 def available(kind: Kind) -> dict[str, Path]:
-    """Every recipe of one kind, name -> path; the first place searched wins. "oxe/NAME" is found as NAME too."""
+    """Return every recipe of one kind, name -> path; the first place searched wins. "oxe/NAME" is found as NAME too."""
     found: dict[str, Path] = {}
     for root in roots():
         for folder in ("", *FOLDERS_IN.get(kind, ())):

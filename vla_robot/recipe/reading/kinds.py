@@ -1,16 +1,16 @@
-"""Which dataclass a table follows, where its key `kind` chooses among several: built in, or from an installed plugin.
+"""Chooses the dataclass of a table by its key `kind`: a built-in one, or one from an installed plugin.
 
     @dataclass(frozen=True, kw_only=True)
-    class PolicyRecipe:                                  the base: what all kinds have
+    class PolicyRecipe:                                  the base: keys of all kinds
         kinds: ClassVar[Kinds[PolicyRecipe]]
         kind: str
 
     class HoldRecipe(PolicyRecipe):
-        kind: Literal["hold"] = "hold"                   the dataclass says by itself which kind it is
+            kind: Literal["hold"] = "hold"                   the dataclass states its kind
 
     PolicyRecipe.kinds = Kinds("policy", PolicyRecipe, (HoldRecipe, ...), groups=("vla_robot.policies",))
 
-`parse(PolicyRecipe, table, source)` then gives a HoldRecipe for `kind = "hold"`.
+`parse(PolicyRecipe, table, source)` then returns a HoldRecipe for `kind = "hold"`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KIND_KEY = "kind"
 
 
 class Kinds[R]:
-    """The dataclasses of one family of recipes, by the value of their key `kind`."""
+    """Dataclasses of one family of recipes, by the value of their key `kind`."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class Kinds[R]:
         """
         Args:
             noun: what a recipe describes, for messages.
-            base: what every one of them derives from.
+            base: base class of the dataclasses.
             built_in: dataclasses, each with a field `kind` whose annotation is a Literal of one name.
-            groups: of the entry points by which installed packages add kinds.
+            groups: groups of the entry points by which installed packages add kinds.
             default: the kind of a table without the key; None when the key is required.
             idle: keys of one kind that recipes of another had for nothing in earlier releases: they are told and left
                 out, where others are refused.
@@ -54,16 +54,16 @@ class Kinds[R]:
         self._base, self._default = base, default
 
     def names(self) -> list[str]:
-        """Every kind, plugins' after ours. No plugin is imported."""
+        """Return every kind, built-in ones first. No plugin is imported."""
         return [*self.built_in, *(name for name in plugin_names(*self.groups) if name not in self.built_in)]
 
     def chosen(self, table: Mapping[str, Any]) -> str | None:
-        """The kind that a table says, or that its other keys imply; None when it says none."""
+        """Return the kind that a table states, or that its other keys imply; None if it has none."""
         kind = table.get(KIND_KEY, self._default(table))
         return None if kind is None else str(kind)
 
     def schema(self, kind: str) -> type[R]:
-        """The dataclass of a kind.
+        """Return the dataclass of a kind.
 
         Raises:
             RecipeError: there is no such kind, or its plugin cannot be used.
@@ -76,10 +76,10 @@ class Kinds[R]:
         raise RecipeError(f"unknown value {kind!r}{near} expected one of: {', '.join(self.names())}")
 
     def plugin(self, kind: str) -> Plugin:
-        """The plugin that adds a kind.
+        """Return the plugin that adds a kind.
 
         Raises:
-            RecipeError: no package adds it, or it cannot be used; its distribution is named.
+            RecipeError: no package adds it, or it cannot be used; the message names its distribution.
         """
         plugin = load_plugin(kind, *self.groups, wanted=Plugin)
         if problem := self._misfit(plugin, kind):
@@ -87,11 +87,11 @@ class Kinds[R]:
         return plugin
 
     def owners(self, key: str) -> dict[str, type[R]]:
-        """The built-in kinds that have a key, and their dataclasses."""
+        """Return the built-in kinds that have a key, and their dataclasses."""
         return {kind: schema for kind, schema in self.built_in.items() if key in schema.__dataclass_fields__}  # pyright: ignore
 
     def _misfit(self, plugin: Plugin, kind: str) -> str | None:
-        """Why a plugin does not fit its family; None when it does."""
+        """Return why a plugin does not fit its family; None if it does."""
         recipe = plugin.recipe
         if kind in self.built_in:
             return f"the {self.noun} kind '{kind}' is built in"
@@ -103,26 +103,26 @@ class Kinds[R]:
 
 
 def family_of(schema: type) -> Kinds[Any] | None:
-    """The family of a base, or of a dataclass that derives from one."""
+    """Return the family of a base, or of a dataclass that derives from one."""
     return getattr(schema, "kinds", None)
 
 
 def kinds_of(schema: type) -> Kinds[Any] | None:
-    """The family of a base; None for a dataclass of one kind."""
+    """Return the family of a base; None for a dataclass of one kind."""
     return vars(schema).get("kinds")
 
 
 def concrete(schema: type, table: Mapping[str, Any]) -> type:
-    """The dataclass that a table follows; `schema` itself where the table names no kind that can be used."""
+    """Return the dataclass of a table; `schema` itself if the table names no usable kind."""
     kinds = kinds_of(schema)
     kind = kinds.chosen(table) if kinds else None
     try:
         return kinds.schema(kind) if kinds and kind in kinds.names() else schema
-    except RecipeError:  # a broken plugin: `parse` says it
+    except RecipeError:  # a broken plugin: `parse` reports it
         return schema
 
 
 def kind_name(schema: type) -> str:
-    """The one name in the Literal of a dataclass's field `kind`; empty when it has none."""
+    """Return the name in the Literal of a dataclass's field `kind`; empty if it has none."""
     names = get_args(get_type_hints(schema).get(KIND_KEY))
     return str(names[0]) if len(names) == 1 else ""

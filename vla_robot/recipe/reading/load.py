@@ -1,4 +1,4 @@
-"""TOML -> frozen dataclass. The annotations are the schema; nothing in a recipe is ever executed.
+"""Reads TOML into frozen dataclasses. The annotations are the schema; no text of a recipe is ever executed.
 
     @dataclass(frozen=True)
     class Camera:                       [[cameras]]
@@ -7,13 +7,13 @@
 
     envs/lift.toml: cameras[0].widht: unknown key 'widht'; did you mean 'width'? Available: name, width.
 
-Accepted annotations: bool, int, float (an int is taken), str, Path (relative to the recipe's folder), Literal,
-`X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, and dataclasses of these. A rule beyond types stands in the
+Accepted annotations: bool, int, float (an int is converted), str, Path (relative to the recipe's folder), Literal,
+`X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, and dataclasses of these. A rule beyond types is in the
 dataclass's `__post_init__`, which raises RecipeError; its message is reported with the others.
 
-A base with `kinds` stands for the dataclass that the table's key `kind` chooses; see reading/kinds.py.
+A base with `kinds` means the dataclass that the table's key `kind` chooses; see reading/kinds.py.
 
-One level of inheritance: a recipe with `base = "NAME"` is laid over NAME, table by table; NAME must have no base.
+One level of inheritance: a recipe with `base = "NAME"` overrides NAME, table by table; NAME must have no base.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from vla_robot.recipe.reading.renamed import inside, is_array, is_table, tell, w
 
 BASE_KEY = "base"
 MAX_BYTES = 2**20
-"""Of one recipe; ours have up to 3 kB."""
+"""Largest recipe; those of this package have up to 3 kB."""
 MAX_INTEGER = 2**63 - 1
 MAX_DEPTH = 32
-"""Tables and arrays within each other."""
+"""Deepest nesting of tables and arrays."""
 
 _FOLDERS: dict[str, Kind] = {
     "EnvRecipe": "envs",
@@ -61,22 +61,22 @@ _TYPE_WORDS: dict[type, str] = {
 
 
 def kind_of(schema: type) -> Kind:
-    """The folder that holds recipes of a schema; one of one kind lies where its family's do."""
+    """Return the kind of folder that holds recipes of a schema, or of its family."""
     return next(_FOLDERS[owner.__name__] for owner in schema.__mro__ if owner.__name__ in _FOLDERS)
 
 
 def read[T](schema: type[T], name_or_path: str | Path) -> T:
-    """The recipe of that name or path, checked.
+    """Read and check the recipe of a name or path.
 
     Raises:
-        RecipeError: it does not exist, is not TOML, or breaks the schema; every problem is in the message.
+        RecipeError: it does not exist, is not TOML, or does not fit the schema; the message lists every problem.
     """
     path = find(kind_of(schema), name_or_path)
     return parse(schema, read_table(schema, path), path)
 
 
 def read_table(schema: type, path: Path) -> dict[str, Any]:
-    """The raw table of one recipe, its base merged in."""
+    """Return the raw table of one recipe, merged into its base."""
     table = read_toml(path)
     if BASE_KEY not in table or BASE_KEY in {f.name for f in dataclasses.fields(schema)}:
         return table
@@ -93,15 +93,15 @@ def read_table(schema: type, path: Path) -> dict[str, Any]:
 
 
 def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T:
-    """An instance of `schema` from plain data.
+    """Make an instance of `schema` from plain data.
 
     Args:
         schema: a frozen dataclass.
-        table: what TOML gave.
-        source: named in messages; when it is a path, `Path` fields are relative to its folder (or to it, if it is one).
+        table: table read from TOML.
+        source: name for messages; if it is a path, `Path` fields are relative to its folder (or to it, if it is one).
 
     Raises:
-        RecipeError: with every problem, one a line.
+        RecipeError: the data does not fit the schema; the message has every problem, one per line.
     """
     reader = _Reader(folder=_folder_of(source) if isinstance(source, Path) else Path())
     instance = reader.dataclass(schema, with_new_keys(schema, table, source), "")
@@ -111,10 +111,10 @@ def parse[T](schema: type[T], table: Mapping[str, Any], source: str | Path) -> T
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The raw table of one TOML file; a policy folder's is in its recipe.toml.
+    """Read the raw table of one TOML file; a policy folder's is in its recipe.toml.
 
     Raises:
-        RecipeError: it cannot be read, or is not TOML; the message gives line and column.
+        RecipeError: it cannot be read, or is not TOML; the message has line and column.
     """
     path = path / "recipe.toml" if path.is_dir() else path
     try:
@@ -131,15 +131,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def find_base(path: Path, base: Any, among: type | Kind) -> Path:
-    """The recipe that `path` is laid over: a neighbour of that name, or what `find` finds by it.
+    """Return the base of the recipe at `path`: a neighbour of that name, or what `find` finds by it.
 
     Args:
-        path: of the heir.
-        base: what it names.
+        path: path of the derived recipe.
+        base: name of the base.
         among: the kind of recipe, or a schema of that kind.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: there is no such recipe.
     """
     if not isinstance(base, str):
         raise RecipeError(f"{path}: base: expected the name of another recipe, got {base!r}.")
@@ -151,7 +151,7 @@ def find_base(path: Path, base: Any, among: type | Kind) -> Path:
 
 
 def _is_shallow(value: Any) -> bool:
-    """At most MAX_DEPTH tables and arrays lie within each other, so that what walks them needs no guard of its own."""
+    """Return whether tables and arrays are nested at most MAX_DEPTH deep, so that recursion needs no other guard."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [item for outer in level for item in _items(outer)]
@@ -171,7 +171,7 @@ def _folder_of(recipe: Path) -> Path:
 
 
 def _anchored(hint: Any, value: Any, folder: Path) -> Any:
-    """The same plain data, its paths made absolute: a base's paths are relative to the base, wherever the heir lies."""
+    """Make the paths of a base's data absolute, since they are relative to the base, not to the derived recipe."""
     if hint is Path and isinstance(value, str):
         with malformed(f"{folder}: the path '{shortened(value)}'", RecipeError, also=(RuntimeError,)):
             return str(folder / Path(value).expanduser())
@@ -182,7 +182,7 @@ def _anchored(hint: Any, value: Any, folder: Path) -> Any:
 
 
 def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables are merged key by key, everything else is replaced."""
+    """Merge tables key by key; other values are replaced."""
     result = dict(base)
     for key, value in over.items():
         below = result.get(key)
@@ -191,9 +191,9 @@ def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Reader:
-    """Walks plain data beside annotations and collects every problem on the way.
+    """Converts plain data by annotations and collects every problem.
 
-    A value that has a problem is returned as None; it is never used, because `parse` raises.
+    A value with a problem becomes None, which is never used, since `parse` raises.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -225,7 +225,7 @@ class _Reader:
             return self._problem(key, str(error).rstrip("."))
 
     def _chosen(self, kinds: Kinds[Any], table: Mapping[str, Any], key: str) -> type | None:
-        """The dataclass of the table's kind; None, and a problem, where it says none that can be used."""
+        """Return the dataclass of the table's kind; add a problem and return None if it has no usable kind."""
         here, kind = _join(key, KIND_KEY), kinds.chosen(table)
         if kind is None:
             return self._problem(here, f"this key is missing; it must be one of {', '.join(kinds.names())}")
@@ -235,8 +235,8 @@ class _Reader:
             return self._problem(here, str(error).rstrip("."))
 
     def _unknown_key(self, schema: type, name: str, value: Any, key: str, fields: Collection[str]) -> None:
-        """A problem, unless the key says of another kind what is so anyway: earlier releases wrote all kinds' defaults
-        into the recipes that they stored in episodes."""
+        """Add a problem for an unknown key, unless it is another kind's key with its default value: earlier releases
+        wrote all kinds' defaults into the recipes that they stored in episodes."""
         family = family_of(schema)
         owners = family.owners(name) if family else {}
         if any(self._is_default(owner, name, value) for owner in owners.values()):
@@ -335,14 +335,14 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _seen(value: Any) -> str:
-    """The value and its type, short enough for a sentence."""
+    """Return the value and its type, shortened for a message."""
     text = repr(value)
     shown = text if len(text) <= 60 else text[:57] + "..."
     return f"{shown} ({_TYPE_WORDS.get(value.__class__, value.__class__.__name__)})"
 
 
 def _describe(hint: Any) -> str:
-    """An annotation in plain words."""
+    """Describe an annotation in words."""
     origin = get_origin(hint)
     describers: dict[Any, Callable[[], str]] = {
         Literal: lambda: "one of " + ", ".join(map(str, get_args(hint))),

@@ -3,7 +3,7 @@
     [project.entry-points."vla_robot.policies"]     in the package's pyproject.toml
     wave = "my_package.wave:PLUGIN"                 PLUGIN = Plugin(recipe=WaveRecipe, description=..., build=...)
 
-A package is imported only when a recipe of its kind is read, or when plugins are listed. docs/plugins.md goes with it.
+A package is imported only when a recipe of its kind is read, or when plugins are listed. See docs/plugins.md.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ GROUPS = (
 
 @dataclass(frozen=True)
 class Plugin:
-    """What an entry point's value must be; a dataset format's is a `DatasetFormat` (reading/formats.py).
+    """Value of an entry point that adds a kind; a dataset format's is a `DatasetFormat` (reading/formats.py).
 
     Attributes:
-        recipe: the dataclass that a table of this kind follows; it derives from its family's base.
+        recipe: dataclass of this kind's tables; it derives from its family's base.
         description: one line for `vla list` and `vla doctor`.
-        build: makes the thing of a recipe; docs/plugins.md has the signature of each group.
+        build: builds the object of a recipe; docs/plugins.md has the signature of each group.
     """
 
     recipe: type[Any]
@@ -44,7 +44,7 @@ class Plugin:
 
 
 def plugin_names(*groups: str) -> Mapping[str, str]:
-    """Kind -> the distribution that adds it and its version. Nothing is imported."""
+    """Return kind -> the distribution that adds it, with its version. No plugin is imported."""
     return {name: " and ".join(map(_distribution, points)) for name, points in _points(groups).items()}
 
 
@@ -53,11 +53,11 @@ def load_plugin[P](kind: str, *groups: str, wanted: type[P]) -> P:
 
     Args:
         kind: its name.
-        groups: of the entry points in which it is looked for.
-        wanted: what its value must be.
+        groups: groups of entry points to search.
+        wanted: required type of its value.
 
     Raises:
-        RecipeError: no package adds it, two do, or it cannot be imported; the distribution is named.
+        RecipeError: no package adds it, two do, or it cannot be imported; the message names the distribution.
     """
     points = _points(groups).get(kind, [])
     if not points:
@@ -67,7 +67,7 @@ def load_plugin[P](kind: str, *groups: str, wanted: type[P]) -> P:
         raise RecipeError(f"the kind '{kind}' is added by {owners}: uninstall all but one")
     try:
         plugin = points[0].load()
-    except Exception as error:  # whatever a stranger's module raises while it is imported
+    except Exception as error:  # any error of a plugin's module during its import
         raise RecipeError(
             f"the plugin '{kind}' of {owners} cannot be imported: {printable(in_words(error))}"
         ) from error
@@ -81,7 +81,7 @@ def load_plugin[P](kind: str, *groups: str, wanted: type[P]) -> P:
 
 @cache
 def recipe_folders() -> tuple[Path, ...]:
-    """The folder `recipes` of each package that adds kinds, where it has one. The package is not imported."""
+    """Return the folder `recipes` of each package that adds kinds, if it has one. No package is imported."""
     packages = dict.fromkeys(p.module.partition(".")[0] for points in _points(GROUPS).values() for p in points)
     found = (find_spec(package) for package in packages)
     places = (Path(place) / "recipes" for spec in found if spec for place in spec.submodule_search_locations or ())
@@ -90,14 +90,14 @@ def recipe_folders() -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Found:
-    """A plugin that is installed.
+    """An installed plugin.
 
     Attributes:
         group: one of GROUPS.
         kind: its name.
-        distribution: that adds it, and its version.
-        description: its own; empty where it cannot be used.
-        problem: why it cannot be used; empty where it can.
+        distribution: distribution that adds it, with its version.
+        description: the plugin's description; empty if it cannot be used.
+        problem: why it cannot be used; empty if it can.
     """
 
     group: str

@@ -1,9 +1,9 @@
-"""Keys of recipes that have a new name: the old one is read for one more release, and a line names the new one.
+"""Renamed keys of recipes: the old name is read for one more release, and a log line names the new one.
 
     RENAMED["Recording"] = {"by": "source"}      datasets/mine.toml: the key 'by' is called 'source' now; ...
 
-A key is renamed before a recipe is laid over its base and before it is checked, so that schemas, errors and `vla show`
-know new names alone.
+A key is renamed before a recipe is merged into its base and before it is checked, so that schemas, errors and
+`vla show` know only new names.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _log = logging.getLogger(__name__)
 
 
 def with_new_keys(hint: Any, value: Any, source: str | Path) -> Any:
-    """The same plain data, its old keys replaced by their new names; told once for each key of a source.
+    """Return the data with old keys replaced by new ones; each key of a source is logged once.
 
     Args:
-        hint: the annotation that the data is for: a dataclass, or what may hold one.
-        value: what TOML gave.
-        source: named in messages.
+        hint: annotation of the data: a dataclass, or a type that may contain one.
+        value: data read from TOML.
+        source: name for messages.
 
     Raises:
         RecipeError: a table has a key under both names.
@@ -55,12 +55,12 @@ def with_new_keys(hint: Any, value: Any, source: str | Path) -> Any:
 
 
 def inside(hint: Any, value: Any, change: Callable[[Any, Any], Any]) -> Any:
-    """What lies in an array or a table of any names, or is there at all, changed by its own annotation.
+    """Apply a change to the items of an array or table, or to an optional value, by their annotation.
 
     Args:
-        hint: `X | None`, `tuple[X, ...]`, `dict[str, X]`; anything else holds nothing.
+        hint: `X | None`, `tuple[X, ...]`, `dict[str, X]`; other annotations have no items.
         value: plain data.
-        change: (X, item) -> the new item. It leaves alone what is not for X.
+        change: (X, item) -> new item. It returns an item that is not an X unchanged.
     """
     for inner in get_args(hint):
         if is_array(value):

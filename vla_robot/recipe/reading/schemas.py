@@ -1,4 +1,4 @@
-"""Which schema reads which file. The only list of recipe kinds."""
+"""Table of recipe kinds and their schemas."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ _FAMILIES: dict[str, tuple[str, str]] = {
     "vla_robot.robots": _SCHEMAS["envs"],
     "vla_robot.teleoperators": _SCHEMAS["teleoperators"],
 }
-"""Group of entry points -> the base of what they add."""
+"""Group of entry points -> base class of its recipes."""
 
 
 def installed_plugins() -> list[Found]:
-    """Every plugin, with what is wrong with it, if anything. Each is imported."""
+    """Return every plugin with its problem, if it has one. Each is imported."""
     return [
         _examined(group, kind, distribution) for group in GROUPS for kind, distribution in plugin_names(group).items()
     ]
@@ -55,12 +55,12 @@ def _family(group: str) -> Kinds[Any]:
 
 
 _CHOICES: dict[Kind, tuple[str, str]] = {"launch": ("verb", "run"), "datasets": ("kind", "recording")}
-"""The key by which a file says which of several schemas it follows, and what its absence means."""
+"""Key by which a file chooses among several schemas, and its default value."""
 
 
 def schema_for(kind: Kind, path: Path) -> type:
-    """The dataclass that a recipe file must satisfy. A launch file says by `verb` which command it is for, a dataset
-    by `kind` whether it is to be recorded, exists already, or is a mixture.
+    """Return the dataclass of a recipe file. A launch file's `verb` is its command; a dataset's `kind` says whether it
+    is to be recorded, exists already, or is a mixture.
 
     Raises:
         RecipeError: the file cannot be read, or its verb or kind is unknown.
@@ -70,15 +70,15 @@ def schema_for(kind: Kind, path: Path) -> type:
 
 
 def is_bare_checkpoint(path: Path) -> bool:
-    """A policy folder without recipe.toml: its config.json is the whole description."""
+    """Return whether this is a policy folder without recipe.toml, described by its config.json alone."""
     return path.is_dir() and not (path / POLICY_FILES[0]).is_file()
 
 
 def locate(name_or_path: str, kind: Kind | None = None) -> tuple[Kind, Path]:
-    """Any recipe by name or path, whatever its kind.
+    """Find a recipe of any kind by name or path.
 
     Raises:
-        RecipeError: nothing has that name, or several kinds do; the message lists them.
+        RecipeError: no recipe has that name, or recipes of several kinds do; the message lists them.
     """
     kinds: list[Kind] = [kind] if kind else _kinds_of(name_or_path)
     found: dict[Kind, Path] = {k: path for k in kinds if (path := _try_find(k, name_or_path))}
@@ -106,7 +106,7 @@ def _choice(kind: Kind, path: Path) -> str:
 
 
 def _kinds_of(name_or_path: str) -> list[Kind]:
-    """A path inside a folder of recipes says its kind by the innermost one; a bare name may be any."""
+    """Return the kind of a path by its innermost folder of recipes; a bare name may be of any kind."""
     for parent in reversed(Path(name_or_path).expanduser().parts[:-1]):
         for kind in KINDS:
             if parent in (kind, FORMER_FOLDERS.get(kind)):
