@@ -1,9 +1,9 @@
-"""Formats of datasets: how one is recognised, and what opens it. The only list.
+"""Maps each format of datasets to the functions that recognise and open it. It is the only such list.
 
     format_at("data/mine")                   "lerobot", since it has a meta/info.json
     format_named("lerobot").open(...)        an EpisodeSource
 
-Ours are asked first, so that an installed package cannot take over a dataset that is read without it.
+The built-in formats come first, so that an installed package cannot take over a dataset that is read without it.
 """
 
 from __future__ import annotations
@@ -58,26 +58,26 @@ FORMATS: Mapping[str, DatasetFormat] = {
         lambda location, split, skip_corrupt, _: open_hdf5(_path(location), split, skip_corrupt=skip_corrupt),
     ),
 }
-"""Name -> format; the first that recognises a dataset opens it."""
+"""Name -> format. The first format that recognises a dataset opens it."""
 
 
 def format_named(name: str) -> DatasetFormat:
-    """A format by its name.
+    """Return a format by its name.
 
     Raises:
-        RecipeError: its plugin cannot be used; the distribution is named.
+        RecipeError: its plugin cannot be used; the message names the distribution.
     """
     return FORMATS[name] if name in FORMATS else format_plugin(name)
 
 
 def format_at(location: str | Path) -> str:
-    """The name of the format that a dataset is stored in.
+    """Return the name of a dataset's format.
 
     Args:
-        location: path or URL.
+        location: path or URL of the dataset.
 
     Raises:
-        DataError: no format recognises it, or two plugins do; plugins that cannot be used are named.
+        DataError: no format recognises it, or two plugins do; the message names plugins that cannot be used.
     """
     place = str(location)
     for name, known in FORMATS.items():
@@ -97,14 +97,14 @@ def format_at(location: str | Path) -> str:
 
 
 def _asked(name: str, place: str) -> bool | str:
-    """Whether a plugin's format recognises a dataset; why it cannot be asked."""
+    """Return whether a plugin's format recognises a dataset, or a message when the plugin fails."""
     try:
         known = format_plugin(name)
     except RecipeError as error:
         return str(error).rstrip(".")
     try:
         return bool(known.recognises(place))
-    except Exception as error:  # whatever a stranger's code raises
+    except Exception as error:  # code of another package may raise any error
         owner = plugin_names(GROUP)[name]
         return f"the plugin '{name}' of {owner} fails when it looks at {place}: {printable(in_words(error))}"
 

@@ -16,13 +16,13 @@ from vla_robot.world.sim.sim_embodiment import check_action
 
 
 class SimWorld[R: SimulationRecipe](ABC):
-    """The port World over MuJoCo's state. A subclass sets the attributes below in its constructor.
+    """The port World for a MuJoCo simulation. A subclass sets the attributes below in its constructor.
 
     Attributes:
-        embodiment: what actions and state mean.
-        instruction: of the present episode, where the task draws one.
+        embodiment: meaning of actions and state.
+        instruction: instruction of the present episode, which some tasks choose by the seed.
         _data: MuJoCo's state, an MjData.
-        _renderer: of its model.
+        _renderer: renderer of the model.
     """
 
     embodiment: Embodiment
