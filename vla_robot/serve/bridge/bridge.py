@@ -57,13 +57,11 @@ class Ticked:
         before: the observation before it.
         wanted: (D,) action that was due; None if the pose was held.
         tick: the tick's result.
-        released_ns: time at which the bridge sent the command [ns].
     """
 
     before: Observation
     wanted: Vector | None
     tick: Tick
-    released_ns: int
 
 
 @dataclass(frozen=True)
@@ -252,7 +250,7 @@ class Bridge:
         self._observation, self._commanded_ns = result.observation, released_ns
         processed, dropped = self._last_processed, self.dropped_rows
         tick = Tick(result, mode, reason, processed, obs_stamp_ns, dropped, intervention, cause_step, wanted)
-        self._listener(Ticked(before, wanted, tick, released_ns))
+        self._listener(Ticked(before, wanted, tick))
         if tick.over:
             self._finish(_outcome(result), "")
             if not self._arm.can_wait:
@@ -383,7 +381,7 @@ class Bridge:
         self._observation, self._commanded_ns = result.observation, released_ns
         tick = Tick(result, "hold", f"braking: {reason}", self._last_processed, 0, self.dropped_rows)
         self._ramp.append(tick)
-        self._listener(Ticked(before, None, tick, released_ns))
+        self._listener(Ticked(before, None, tick))
 
     def _promised(self, observation: Observation) -> Observation:
         """Add the actions that will be executed before an answer can arrive, for policies that use them."""

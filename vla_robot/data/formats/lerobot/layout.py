@@ -123,14 +123,12 @@ class EpisodePlace:
     """The place of an episode, in a dataset of any version.
 
     Attributes:
-        number: its episode_index.
         length: number of its steps.
         table: the Parquet file with its rows.
         first_row: number of its first row in that file.
         videos: column -> place of its frames, for cameras that are stored as video.
     """
 
-    number: int
     length: int
     table: Path
     first_row: int
@@ -386,7 +384,6 @@ def _places_v3(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> li
     films = {name: _videos_v3(root, info, rows, name) for name in videos}
     return [
         EpisodePlace(
-            number=number,
             length=row["length"],
             table=tables[number],
             first_row=row["dataset_from_index"] - first_rows[tables[number]],
@@ -451,7 +448,7 @@ def _places_v2(root: Path, info: Mapping[str, Any], videos: Sequence[str]) -> li
     for number, row in enumerate(rows):
         chunk, file = f"chunk-{number // per_chunk:03d}", f"episode_{number:06d}"
         films = {name: VideoPlace(root / "videos" / chunk / name / f"{file}.mp4") for name in videos}
-        places.append(EpisodePlace(number, int(row["length"]), root / DATA / chunk / f"{file}.parquet", 0, films))
+        places.append(EpisodePlace(int(row["length"]), root / DATA / chunk / f"{file}.parquet", 0, films))
     return places
 
 
