@@ -126,9 +126,9 @@ def main(args: FinetuneBenchArgs) -> int:
 
 def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Callable[[], object]) -> Contest:
     """Both contenders in turns, from the same weights."""
+    from benchmarks.models.plain_training import PlainFrames, PlainLoop, PlainModel, adapted
     from vla_robot.data.formats.lerobot.demo_dataset import open_demos
     from vla_robot.policy.openvla.policy import load
-    from vla_robot.train.baseline_loop import PlainFrames, PlainLoop, PlainModel, adapted
     from vla_robot.train.checkpoint import learning
     from vla_robot.train.finetune import open_run
     from vla_robot.train.parallel.ddp import Ranks

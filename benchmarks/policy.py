@@ -31,8 +31,8 @@ from vla_robot.recipe.policy import OpenVLARecipe
 from vla_robot.recipe.policy_source import find_policy
 
 if TYPE_CHECKING:
+    from benchmarks.models.inference_times import Contender, Timing
     from vla_robot.policy.openvla.engine.cost import Cost
-    from vla_robot.policy.openvla.engine.measure import Contender, Timing
     from vla_robot.policy.openvla.policy import OpenVLAPolicy
 
 PLAIN, COMPILED = "plain", "compiled"
@@ -143,7 +143,7 @@ def main(args: PolicyArgs) -> int:
 
 def measure(args: PolicyArgs, console: Terminal) -> Report:
     """All contenders in turns."""
-    from vla_robot.policy.openvla.engine.measure import memory_bytes_per_s, take_turns
+    from benchmarks.models.inference_times import memory_bytes_per_s, take_turns
 
     policies = {(dtype, ""): _load(args.policy, dtype) for dtype in args.dtype}
     first = policies[args.dtype[0], ""]
@@ -174,8 +174,8 @@ def _load(name: str, dtype: str, compiled: bool = False, quantise: str | None = 
 def _contenders(
     policies: Mapping[tuple[str, str], OpenVLAPolicy], scenes: Sequence[Observation], batches: Sequence[int]
 ) -> dict[Case, Contender]:
-    from vla_robot.policy.openvla.engine.baseline import Baseline
-    from vla_robot.policy.openvla.engine.measure import ours, plain
+    from benchmarks.models.inference_times import ours, plain
+    from benchmarks.models.plain_inference import Baseline
 
     (dtype, _), policy = next(iter(policies.items()))
     baseline = Baseline(policy.model, policy.preprocessor)
@@ -223,7 +223,7 @@ def _costs(policy: OpenVLAPolicy, batch: int) -> dict[str, Cost]:
 
 
 def _matmul(policy: OpenVLAPolicy, batch: int) -> dict[str, float]:
-    from vla_robot.policy.openvla.engine.measure import matmul_flops_per_s
+    from benchmarks.models.inference_times import matmul_flops_per_s
 
     config = policy.model.config
     patches = policy.model.vision_backbone.featurizer.patch_embed.num_patches

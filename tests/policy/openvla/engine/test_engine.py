@@ -12,9 +12,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.models.plain_inference import Baseline
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.engine import cpu_threads as threads
-from vla_robot.policy.openvla.engine.baseline import Baseline
 from vla_robot.policy.openvla.engine.compiled import CompiledInference
 from vla_robot.policy.openvla.engine.cost import costs
 from vla_robot.policy.openvla.inputs.inputs import embed

@@ -1,5 +1,4 @@
-"""Fast inference: decoding, compiled graphs, quantisation, threads, costs and the baseline.
+"""Fast inference: decoding, compiled graphs, quantisation, threads and costs.
 
-It may import core and `policy.openvla.network` and `inputs`; `measure` alone also imports `policy.openvla.policy`.
-Files and recipes are read elsewhere.
+It may import core and `policy.openvla.network` and `inputs`. Files and recipes are read elsewhere.
 """

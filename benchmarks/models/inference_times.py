@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.models.plain_inference import Baseline
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.engine.baseline import Baseline
 from vla_robot.policy.openvla.inputs.inputs import timer_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
