@@ -1,4 +1,4 @@
-"""Demonstrations whose content the tests know."""
+"""Fixtures: demonstrations with known content, and a measure of memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def demonstration(
     image_size: int | None = None,
     embodiment: Embodiment = EMBODIMENT,
 ) -> Demonstration:
-    """Random frames and numbers; the same arguments give the same ones."""
+    """Return random frames and numbers; the same arguments give the same ones."""
     rng = np.random.default_rng(seed)
     builder = DemonstrationBuilder(image_size)
     for step in range(steps):
@@ -50,10 +50,10 @@ def make_demo() -> MakeDemo:
 
 @dataclass
 class Traced:
-    """What a block of code allocated.
+    """The memory that a block of code allocated.
 
     Attributes:
-        peak_bytes: the most that numpy and Python had at once; known when the block has ended.
+        peak_bytes: largest memory of numpy and Python in the block, set at its end.
     """
 
     peak_bytes: int = 0

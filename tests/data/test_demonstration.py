@@ -1,4 +1,4 @@
-"""Gathering an episode beside a loop that may not wait: frames are encoded in the background, or left out, counted."""
+"""Tests of building an episode beside a loop that may not wait: frames are encoded in the background, or dropped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_frames_encoded_in_the_background_are_those_encoded_at_once() -> None:
     assert made[1].succeeded
 
 
-def test_a_step_whose_frames_find_no_room_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_whose_frames_exceed_the_backlog_is_left_out_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     may_encode = threading.Event()
     encode = png.encode
     monkeypatch.setattr(png, "encode", lambda image: encode(image) if may_encode.wait(60) else b"")
@@ -48,10 +48,10 @@ def test_a_step_whose_frames_find_no_room_is_left_out_and_counted(monkeypatch: p
     made = builder.finish(TOY, 0, "me")
     frames = [int(png.decode(data)[0, 0, 0]) for data in made.cameras["front"].png]
     assert frames == made.stamps_ns.tolist() == [0, 1, 2]
-    assert made.succeeded  # the last step's success counts, its frames or not
+    assert made.succeeded  # the success of the last step counts even if its frames were dropped
 
 
-def test_what_goes_wrong_in_the_background_is_told_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_background_is_raised_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(image: object) -> bytes:
         raise DataError("no room for a frame.")
 

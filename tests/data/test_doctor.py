@@ -1,4 +1,4 @@
-"""Each fault of a dataset is found, and its fix is said; a sound one is left in peace."""
+"""Tests that each fault of a dataset is found with its fix, and that a sound dataset has no problems."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAMERA, TEXT = "observation/image", "language_instruction"
 
 
 class Recording:
-    """A dataset in memory that a test may spoil."""
+    """A dataset in memory that a test may change."""
 
     name, location, metadata_fields, splits = "mine", "memory", {}, {"train": EPISODES}
     left_out: Mapping[str, str] = {}
@@ -91,7 +91,7 @@ def problems(findings: list[Finding]) -> list[str]:
     return [f"{f.check}: {f.text} FIX {f.fix}" for f in findings if f.verdict == "problem"]
 
 
-def test_a_sound_dataset_is_left_in_peace(recording: Recording, examine: Any) -> None:
+def test_a_sound_dataset_has_no_problems(recording: Recording, examine: Any) -> None:
     findings = examine(recording)
     assert problems(findings) == []
     assert {f.check for f in findings} == {"no-ops", "outliers", "gripper", "rate", "frames", "instructions"}
@@ -150,7 +150,7 @@ def test_steps_without_an_instruction_are_found(recording: Recording, examine: A
     assert "16.7% of the steps have no instruction" in found
 
 
-def test_careless_instructions_are_noted(recording: Recording, examine: Any) -> None:
+def test_ambiguous_instructions_are_noted(recording: Recording, examine: Any) -> None:
     recording.columns[0][TEXT] = ("Open the  drawer.",) * STEPS
     recording.columns[1][TEXT] = ("lift",) * STEPS
     notes = " ".join(f.text for f in examine(recording) if f.verdict == "note")

@@ -1,4 +1,4 @@
-"""Conversions: there and back again gives the same, interrupted ones go on, and what is lost is said."""
+"""Tests of conversions: round trips are equal, interrupted ones continue, and lost fields are listed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sample(name: str, tmp_path: Path) -> Path:
 
 
 def require_equal(ours: EpisodeSource, theirs: EpisodeSource, names: Mapping[str, str] | None = None) -> None:
-    """Every field of theirs is in ours, numbers and texts equal, frames the same files."""
+    """Assert that every field of theirs is in ours, with equal numbers and texts and the same files of frames."""
     assert ours.lengths.tolist() == theirs.lengths.tolist()
     for index in range(len(theirs)):
         there, here = theirs.episode(index), ours.episode(index)
@@ -148,7 +148,7 @@ def test_lerobot_opens_what_was_converted(tmp_path: Path, lerobot_dataset: Any) 
 
 
 class StopError(Exception):
-    """In place of a crash."""
+    """An error that stands for a crash."""
 
 
 @pytest.mark.parametrize("to", ["rlds", "lerobot"])
@@ -189,7 +189,7 @@ def test_splits_are_converted_one_after_another(tmp_path: Path) -> None:
     assert open_source(tmp_path / "out", "val").splits == {"train": 2, "val": 2}
 
 
-def test_what_a_format_needs_and_nothing_says_is_asked_for(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_rate_or_instruction_names_the_option(tmp_path: Path) -> None:
     rlds = open_source(sample("bridge_orig", tmp_path))
     with pytest.raises(DataError, match=r"how many steps a second it has, which LeRobot needs. Give it with --rate-hz"):
         convert(rlds, tmp_path / "a", "lerobot", Options())

@@ -1,4 +1,4 @@
-"""HDF5 files as robomimic, MimicGen, Isaac Lab and LIBERO write them, built after their own writers."""
+"""Tests of HDF5 files that are built as the writers of robomimic, MimicGen, Isaac Lab and LIBERO build them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write_robomimic(
     env_args: Any = ROBOMIMIC_ENV,
     lang: str = "lift the cube",
 ) -> Path:
-    """As robomimic's dataset_states_to_obs.py and create_hdf5_filter_key do."""
+    """Write a file as robomimic's dataset_states_to_obs.py and create_hdf5_filter_key do."""
     rng = np.random.default_rng(len(lengths))
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -64,7 +64,7 @@ def write_robomimic(
 
 
 def steps_of(source: Any) -> list[str]:
-    """The names of the demonstrations."""
+    """Return the names of the demonstrations."""
     return [source.episode(i, []).metadata["demonstration"] for i in range(len(source))]
 
 
@@ -73,7 +73,7 @@ def steps_of(source: Any) -> list[str]:
 
 @pytest.fixture
 def masked(tmp_path: Path) -> Path:
-    """Three demonstrations of 4, 5 and 6 steps, in masks that overlap."""
+    """A file of three demonstrations of 4, 5 and 6 steps, in masks that overlap."""
     masks = {
         "train": ["demo_0", "demo_1"],
         "valid": ["demo_1", "demo_2"],
@@ -119,7 +119,7 @@ def test_demonstrations_in_no_mask_are_a_split_of_their_own(tmp_path: Path) -> N
     assert any("named by a mask and not in the file: demo_9" in note for note in source.notes)
 
 
-def test_validation_demonstrations_do_not_train_where_no_mask_says_train(tmp_path: Path) -> None:
+def test_without_a_mask_train_validation_demonstrations_are_not_in_train(tmp_path: Path) -> None:
     path = write_robomimic(tmp_path / "valid.hdf5", (4, 5, 6), {"valid": ["demo_1"]})
     assert open_hdf5(path, "all").splits == {"train": 2, "val": 1}
     assert steps_of(open_hdf5(path)) == ["demo_0", "demo_2"]
@@ -203,7 +203,7 @@ def test_demonstrations_of_which_only_some_have_an_instruction(tmp_path: Path) -
 
 
 def test_a_file_of_mimicgen_is_read(tmp_path: Path) -> None:
-    """As MimicGen's write_demo_to_hdf5 and its merge do."""
+    """The file is written as by MimicGen's write_demo_to_hdf5 and its merge."""
     path, lengths = tmp_path / "mimicgen.hdf5", (3, 6)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")
@@ -215,7 +215,7 @@ def test_a_file_of_mimicgen_is_read(tmp_path: Path) -> None:
             demo.create_dataset("datagen_info/eef_pose", data=np.zeros((length, 4, 4)))
             demo.create_dataset("datagen_info/object_poses/cubeA", data=np.zeros((length, 4, 4)))
             demo.create_dataset("datagen_info/subtask_term_signals/grasp", data=np.zeros(length, np.int64))
-            # Three subtasks: as many as the first demonstration has steps.
+            # Three subtasks, which is also the number of steps of the first demonstration.
             demo.create_dataset("src_demo_inds", data=np.array([4, 0, 7]))
             demo.create_dataset("src_demo_labels", data=np.ones((length, 1), np.int64))
             demo.attrs["model_file"] = "<mujoco/>"
@@ -232,7 +232,7 @@ def test_a_file_of_mimicgen_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_of_isaac_lab_is_read(tmp_path: Path) -> None:
-    """As Isaac Lab's HDF5DatasetFileHandler does."""
+    """The file is written as by Isaac Lab's HDF5DatasetFileHandler."""
     path, lengths = tmp_path / "isaac.hdf5", (4, 7)
     with h5py.File(path, "w") as file:
         data = file.create_group("data")

@@ -1,4 +1,4 @@
-"""Stored frames to pixels."""
+"""Tests of decoding stored frames."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_grey_frames_get_three_channels() -> None:
     np.testing.assert_array_equal(grey, np.repeat(FRAME[..., :1], 3, axis=2))
 
 
-def test_a_note_about_orientation_turns_nothing() -> None:
+def test_orientation_in_metadata_is_ignored() -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # "turn by 90 degrees"
     assert decode_image(encode(FRAME, "JPEG", exif=exif), "uint8", "").shape == FRAME.shape
@@ -64,7 +64,7 @@ def test_a_damaged_frame_is_refused(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"BM" + b"\0" * 100])
-def test_what_is_no_frame_is_refused(data: bytes) -> None:
+def test_other_bytes_than_a_frame_are_refused(data: bytes) -> None:
     with pytest.raises(DataError, match=r"the frame is no JPEG or PNG"):
         decode_image(data, "uint8", "here")
 
@@ -76,11 +76,11 @@ def test_without_the_decoder_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         decode_image(encode(FRAME, "PNG"), "uint8", "here")
 
 
-# -- pictures that announce more than they are -----------------------------------------------------------------
+# -- pictures that announce a wrong size -----------------------------------------------------------------------
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG whose header announces a size, around the pixels of a small one."""
+    """Return a small PNG whose header announces another size."""
     data = bytearray(encode(FRAME, "PNG"))
     data[16:24] = struct.pack(">II", width, height)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -95,7 +95,7 @@ def jpeg_of(width: int, height: int, **options: object) -> bytes:
 
 
 def peak_bytes(act: Callable[[], object]) -> int:
-    """Of numpy and Python; what OpenCV takes besides is not seen, and nothing may have reached it."""
+    """Return the peak memory of numpy and Python. OpenCV's is not measured, and OpenCV must not be called."""
     with traced() as memory, pytest.raises(DataError):
         act()
     return memory.peak_bytes
@@ -155,7 +155,7 @@ HEADER_END = 33
 
 
 def with_chunk(added: bytes) -> bytes:
-    """A PNG with another chunk behind its header."""
+    """Return a PNG with a further chunk after its header."""
     return PNG_FILE[:HEADER_END] + added + PNG_FILE[HEADER_END:]
 
 
@@ -201,7 +201,7 @@ def test_depth_in_a_tiff_is_read_as_it_is_commonly_stored(compression: str | Non
 
 
 def tiff(*extra: tuple[int, int, int, int], order: str = "<", size: tuple[int, int] = (4, 3)) -> bytes:
-    """The depth above with other entries, each (tag, type, how many values, the value or its place)."""
+    """Return the depth above as TIFF with other entries, each (tag, type, number of values, value or its place)."""
     entries = {e[0]: e for e in ((256, 4, 1, size[0]), (257, 4, 1, size[1]), (258, 4, 1, 32), (259, 4, 1, 1))}
     entries |= {e[0]: e for e in ((262, 4, 1, 1), (273, 4, 1, 8), (277, 4, 1, 1), (279, 4, 1, 48), (339, 4, 1, 3))}
     entries |= {entry[0]: entry for entry in extra}
@@ -246,6 +246,6 @@ def test_a_tiff_that_announces_gigabytes_is_refused_before_memory_is_taken() -> 
 
 
 @pytest.mark.parametrize("data", [b"", b"II*\0", b"II+\0" + bytes(60), b"GIF89a", tiff()[:-1], with_chunk(b"a")])
-def test_what_is_no_depth_image_is_refused(data: bytes) -> None:
+def test_other_bytes_than_a_depth_image_are_refused(data: bytes) -> None:
     with pytest.raises(DataError, match="here, step 0: the depth image is"):
         metres(data)

@@ -1,4 +1,4 @@
-"""LeRobot datasets: what we write lerobot opens, what lerobot writes we open, and a crash costs one episode at most."""
+"""Tests of LeRobot datasets: lerobot opens ours, we open lerobot's, and a crash loses at most one episode."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def without_frame_stamps(table: Any, there: object) -> Any:
     return dataclasses.replace(table, features=kept, columns={n: c for n, c in table.columns.items() if n in kept})
 
 
-def test_facts_of_an_episode_stand_in_its_note(root: Path, make_demo: MakeDemo) -> None:
+def test_facts_of_an_episode_are_in_its_line_of_the_recording(root: Path, make_demo: MakeDemo) -> None:
     write(root, dataclasses.replace(make_demo(seed=1), facts={"rate_hz": 9.7, "dropped_frames": 2}))
     note = json.loads((root / RECORDING).read_text())
     assert note["rate_hz"] == 9.7 and note["dropped_frames"] == 2 and note["seed"] == 1
@@ -177,7 +177,7 @@ def test_we_open_what_lerobot_writes(root: Path, make_demo: MakeDemo, lerobot_da
 
 
 def frame(demo: Demonstration, step: int) -> dict[str, Any]:
-    """One step in the form that lerobot's own writer takes."""
+    """Return one step in the form that lerobot's own writer takes."""
     return {
         **{f"observation.images.{name}": png.decode(camera.png[step]) for name, camera in demo.cameras.items()},
         "observation.state": demo.states[step].astype(np.float32),
@@ -256,7 +256,7 @@ def test_continued_statistics_equal_those_of_one_session(tmp_path: Path, make_de
 
 
 class Crash(BaseException):
-    """Stands for the death of the process."""
+    """An error that stands for the death of the process."""
 
 
 @pytest.mark.parametrize("dies_before", range(6))
@@ -322,7 +322,7 @@ def test_two_processes_cannot_write_one_dataset(root: Path) -> None:
 def test_wherever_the_power_is_cut_finished_episodes_are_whole(
     root: Path, make_demo: MakeDemo, tmp_path: Path, power_cut: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After every rename and every fsync, the disk is looked at as a power cut would have left it."""
+    """After every rename and every fsync, the test checks the disk as a power cut would have left it."""
     finished: list[int] = []
     moments = 0
 
@@ -346,7 +346,7 @@ def test_wherever_the_power_is_cut_finished_episodes_are_whole(
 
 
 def require_survivors(survivors: dict[str, bytes], copy: Path, finished: list[int]) -> None:
-    """What is on the disk opens with all finished episodes, and perhaps the one that was just being written."""
+    """Assert that the disk's dataset has all finished episodes, and at most one more, which was being written."""
     for name, content in survivors.items():
         if name.startswith("demos/"):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -469,7 +469,7 @@ def test_an_episode_that_the_totals_do_not_count_yet_is_read(root: Path, make_de
     write(root, make_demo(seed=1))
     totals = (root / INFO).read_bytes()
     write(root, make_demo(seed=2))
-    (root / INFO).write_bytes(totals)  # as a crash between the episode's row and the totals leaves it
+    (root / INFO).write_bytes(totals)  # the state after a crash between the episode's row and the totals
     assert [episode.seed for episode in open_demos(root).episodes] == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""LeRobot datasets as other programs write them: lerobot's own writer and converter, depth, jitter, odd columns."""
+"""Tests of LeRobot datasets of other programs: lerobot's writer and converter, depth, jitter, unusual columns."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VECTOR = {"dtype": "float32", "shape": (7,), "names": None}
 
 @pytest.fixture
 def ours(tmp_path: Path, make_demo: MakeDemo) -> Path:
-    """Two episodes of 4 and 5 steps, recorded here."""
+    """A dataset of two episodes of 4 and 5 steps, written by our writer."""
     root = tmp_path / "ours"
     with LeRobotWriter(root) as writer:
         for seed in range(2):
@@ -53,7 +53,7 @@ def ours(tmp_path: Path, make_demo: MakeDemo) -> Path:
 def write_theirs(
     cls: Any, root: Path, features: Mapping[str, Any], episodes: Sequence[Sequence[Mapping[str, Any]]]
 ) -> None:
-    """A dataset by lerobot's own writer."""
+    """Write a dataset by lerobot's own writer."""
     use_videos = any(feature["dtype"] == "video" for feature in features.values())
     dataset = cls.create("test/theirs", fps=RATE_HZ, features=dict(features), root=root, use_videos=use_videos)
     for frames in episodes:
@@ -195,7 +195,7 @@ def test_depth_without_a_description_is_refused_by_its_name(
 
 
 def plain_cameras(root: Path) -> list[str]:
-    """Cameras that can be shown to a policy."""
+    """Return the cameras that a policy can use."""
     return [name for name, field in open_lerobot(root).fields.items() if field.is_colour]
 
 
@@ -228,7 +228,7 @@ def _with_camera_called(tmp_path: Path, make_demo: MakeDemo, name: str) -> Path:
 
 
 def colour(episode: int, step: int) -> np.ndarray:
-    """A frame that no other step has, in colours that survive the codec."""
+    """Return a frame that is different for each step, in colours that the codec keeps apart."""
     frame = np.full((SIZE, SIZE, 3), 30 + 60 * episode, np.uint8)
     frame[:, : 8 * (step + 1)] = 220
     return frame
@@ -249,7 +249,7 @@ def write_video(path: Path, frames: Sequence[np.ndarray]) -> None:
 
 @pytest.fixture
 def filmed(tmp_path: Path, lerobot_dataset: Any) -> Path:
-    """Version 2.1: two episodes of 5 steps, the video of the first one frame short."""
+    """A dataset of version 2.1: two episodes of 5 steps, the video of the first one frame short."""
     assert lerobot_dataset is not None
     root, counts = tmp_path / "filmed", (4, 5)
     (root / "data" / "chunk-000").mkdir(parents=True)
@@ -292,14 +292,14 @@ def filmed(tmp_path: Path, lerobot_dataset: Any) -> Path:
 
 
 def as_version_3(root: Path) -> Path:
-    """The dataset after lerobot's own conversion, which puts the videos of both episodes into one file."""
+    """Convert the dataset by lerobot, which puts the videos of both episodes into one file."""
     module = pytest.importorskip("lerobot.scripts.convert_dataset_v21_to_v30")
     module.convert_dataset(root.name, root=root, push_to_hub=False)
     return root
 
 
 def require_frames(root: Path, shown: Sequence[Sequence[int]]) -> None:
-    """The frame that each step has, by the number of the step that it was made for."""
+    """Assert that each step has the frame of the step with the given number."""
     source = open_lerobot(root)
     for number, steps in enumerate(shown):
         film = source.episode(number).frames("observation/images/front")
@@ -551,7 +551,7 @@ def test_columns_of_unknown_types_are_left_out_and_named(ours: Path, tmp_path: P
 
 @pytest.mark.slow  # importing lerobot takes up to half a minute
 def test_columns_without_the_usual_prefixes_are_found(tmp_path: Path, lerobot_dataset: Any) -> None:
-    """The names of openpi's conversion of LIBERO."""
+    """The names are those of openpi's conversion of LIBERO."""
     root, rng = tmp_path / "theirs", np.random.default_rng(0)
     camera = {"dtype": "image", "shape": (24, 32, 3), "names": ["height", "width", "channel"]}
     features = {"image": camera, "wrist_image": camera, "state": {**VECTOR, "shape": (8,)}, "actions": VECTOR}

@@ -1,4 +1,4 @@
-"""LeRobot v2.0 and v2.1: read as they are, and as lerobot's own conversion to version 3 gives them."""
+"""Tests of LeRobot v2.0 and v2.1, compared with lerobot's own conversion to version 3."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def old(tmp_path: Path) -> Path:
 
 
 def write_v2(root: Path) -> Path:
-    """Two episodes as lerobot wrote them until v2.1: a file each, and lists in JSON lines."""
+    """A dataset of two episodes as lerobot wrote them until v2.1: a file each, and lists in JSON lines."""
     (root / "data" / "chunk-000").mkdir(parents=True)
     (root / "meta").mkdir()
     vector = {"dtype": "float32", "shape": [3], "names": ["a", "b", "c"]}

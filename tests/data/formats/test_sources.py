@@ -1,4 +1,4 @@
-"""LeRobot and HDF5 datasets as sources of episodes, and opening a dataset whatever it is."""
+"""Tests of LeRobot and HDF5 datasets as sources of episodes, and of opening datasets of any format."""
 
 from __future__ import annotations
 
@@ -207,14 +207,14 @@ def test_demonstrations_without_an_instruction_read_and_say_so_when_asked(tmp_pa
         (lambda demo: _replace(demo, "dones", np.zeros(4, bool)), r"'done' has 4 values, but the episode 5 steps"),
     ],
 )
-def test_a_demonstration_that_is_off_is_named(hdf5: Path, damage: Callable[[Any], None], message: str) -> None:
+def test_a_malformed_demonstration_is_named(hdf5: Path, damage: Callable[[Any], None], message: str) -> None:
     with h5py.File(hdf5, "a") as file:
         damage(file["data/demo_1"])
     with pytest.raises(DataError, match=message):
         open_hdf5(hdf5).episode(1)
 
 
-def test_demonstrations_of_no_steps_are_left_out_and_told(hdf5: Path) -> None:
+def test_demonstrations_of_no_steps_are_left_out_and_noted(hdf5: Path) -> None:
     with h5py.File(hdf5, "a") as file:
         _replace(file["data/demo_0"], "actions", np.zeros((0, 7)))
     source = open_hdf5(hdf5)

@@ -1,4 +1,4 @@
-"""A LeRobot or HDF5 dataset of a stranger's making reaches no other file and fills no memory."""
+"""Tests that an untrusted LeRobot or HDF5 dataset can neither reach another file nor exhaust the memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def lerobot(tmp_path: Path, make_demo: MakeDemo) -> Path:
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A file of numbers that no dataset may show."""
+    """A file of numbers that no dataset may read."""
     path = tmp_path / "secret"
     with h5py.File(path, "w") as file:
         file["values"] = np.arange(21.0).reshape(3, 7)
@@ -184,7 +184,7 @@ def test_a_video_path_that_leaves_or_has_other_fields_is_refused(lerobot: Path, 
 
 
 def add_columns(path: Path, prefix: str) -> None:
-    """Where an episode's video is."""
+    """Add the columns with the place of an episode's video."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -270,7 +270,7 @@ def test_a_dictionary_that_repeats_one_large_value_is_refused_before_memory_is_t
     assert pa.default_memory_pool().max_memory() - before < 2 * limit
 
 
-def test_rows_of_nulls_as_wide_as_a_house_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_nulls_in_wide_lists_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "MAX_COLUMN_BYTES", 2**25)
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -286,7 +286,7 @@ def test_rows_of_nulls_as_wide_as_a_house_are_refused(tmp_path: Path, monkeypatc
 
 
 def test_a_table_whose_statistics_contradict_its_schema_is_damaged(tmp_path: Path) -> None:
-    """pyarrow 26 ends the process (std::terminate) when `column()` meets them. Found by fuzzing."""
+    """pyarrow 26 aborts the process (std::terminate) in `column()` for such statistics. Found by fuzzing."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -319,7 +319,7 @@ def test_a_playlist_in_place_of_a_video_is_not_opened(lerobot: Path, secret: Pat
 
 
 def film_of(path: Path, count: int, width: int, height: int) -> Path:
-    """A video with one key frame; MPEG-4, which every FFmpeg has."""
+    """Write a video with one key frame, in MPEG-4, which every FFmpeg has."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -365,9 +365,9 @@ def test_a_heap_of_an_hdf5_file_that_the_library_would_walk_without_an_end_is_re
     assert open_hdf5(hdf5).rate_hz == 20
     data = bytearray(hdf5.read_bytes())
     free = data.find(b"GCOL") + 16
-    while data[free : free + 2] != b"\0\0":  # past the objects, to the free space behind them
+    while data[free : free + 2] != b"\0\0":  # skip the objects up to the free space after them
         free += 16 + -(-int.from_bytes(data[free + 8 : free + 16], "little") // 8) * 8
-    data[free + 8 : free + 16] = bytes(8)  # h5py 3.16 with HDF5 2.0.0 would never return from here
+    data[free + 8 : free + 16] = bytes(8)  # h5py 3.16 with HDF5 2.0.0 would loop without end
     hdf5.write_bytes(data)
     with pytest.raises(DataError, match=r"is damaged: an object of the heap at byte \d+ has 0 bytes"):
         open_hdf5(hdf5)
@@ -409,7 +409,7 @@ def test_a_text_that_announces_more_than_its_heap_holds_is_refused_before_memory
         open_hdf5(hdf5)
 
 
-def test_an_attribute_that_is_neither_text_nor_number_says_nothing(hdf5: Path) -> None:
+def test_an_attribute_that_is_neither_text_nor_number_is_ignored(hdf5: Path) -> None:
     with h5py.File(hdf5, "a") as file:
         file["data"].attrs["env_args"] = np.zeros(3, [("a", "i4"), ("b", "S8")])
         file["data"].attrs["problem_info"] = file["data"].ref

@@ -1,4 +1,4 @@
-"""Datasets as one shuffled sequence, over the RLDS samples.
+"""Tests of datasets as one shuffled sequence, over the RLDS samples.
 
 golden/oxe/samples.npz: what TensorFlow Datasets 4.9 and openvla/openvla @c8f03f48 make of the same shards; made by
 tests/tools/make_oxe_sample_golden.py.
@@ -35,7 +35,7 @@ DATASETS = sorted({key.partition("|")[0] for key in GOLDEN})
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Copies, since an index is written beside each."""
+    """Copies of the samples, since an index is written beside each."""
     folder = tmp_path_factory.mktemp("data") / "oxe"
     shutil.copytree(Path(__file__).parents[2] / "golden" / "rlds_samples", folder)
     return folder
@@ -84,7 +84,7 @@ def test_quantiles_are_numpys_over_all_transitions(samples: Path, cache: Path) -
 
 
 def test_bridge_is_relabelled_with_the_state_that_was_reached(samples: Path, cache: Path) -> None:
-    """The first step is dropped, and the last one, as nothing is reached after it; the gripper is 0 or 1."""
+    """The first step is dropped, and the last one, which has no next state; the gripper is 0 or 1."""
     dataset = opened("bridge_orig", samples, cache).datasets[0]
     raw = open_parts(str(samples / "bridge_orig"))["train"].episode(0)
     state, episode = raw.numbers("observation/state"), dataset.table.episodes[0]
@@ -206,7 +206,7 @@ def test_swapped_cameras_are_swapped_in_half_of_the_draws(tmp_path: Path, sample
     assert plain.frames["primary"] == swapped.frames["secondary"] != swapped.frames["primary"]
 
 
-def test_ones_own_dataset_is_one_new_file(tmp_path: Path, samples: Path) -> None:
+def test_a_dataset_of_the_users_needs_one_new_file(tmp_path: Path, samples: Path) -> None:
     member = own_member(tmp_path, samples, 'action = ["action"]\n[cameras]\nprimary = "observation/image_0"\n')
     sample = open_dataset(member, Choices(), tmp_path / "cache").sample(0)
     assert sample.dataset == "mine" and sample.state.shape == (1, 0) and sample.frames["primary"][0][:2] == b"\xff\xd8"
@@ -235,7 +235,7 @@ def test_a_recording_recipe_is_no_mixture() -> None:
         members_of("lift_noisy")
 
 
-def test_a_version_that_alone_is_good_is_taken() -> None:
+def test_the_version_that_a_recipe_names_is_read() -> None:
     assert members_of("bc_z", "data")[0].location == "data/bc_z/0.1.0"
 
 

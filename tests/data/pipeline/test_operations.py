@@ -1,4 +1,4 @@
-"""Operations on parts of a step, with numbers worked by hand."""
+"""Tests of the operations on parts of a step, with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def test_clip_keeps_zero_to_one() -> None:
 @pytest.mark.parametrize(
     ("gripper", "expected"),
     [
-        ([0.99, 0.6, 0.3, 0.0], [1, 0, 0, 0]),  # it is closing, so it is closed from where it starts to
+        ([0.99, 0.6, 0.3, 0.0], [1, 0, 0, 0]),  # it counts as closed from the begin of the motion
         ([0.0, 0.5, 0.96, 0.5, 1.0], [0, 1, 1, 1, 1]),
-        ([1.0, 0.5, 0.4], [1, 0.4, 0.4]),  # nothing is reached any more: the last value stands
+        ([1.0, 0.5, 0.4], [1, 0.4, 0.4]),  # no state follows: the last value is kept
         ([0.5, 0.7], [0.7, 0.7]),
-        ([0.95, 0.05, 0.0], [0, 0, 0]),  # the borders themselves are between
+        ([0.95, 0.05, 0.0], [0, 0, 0]),  # the thresholds themselves count as in between
     ],
 )
 def test_binarise_gives_what_is_between_the_state_that_is_reached(
@@ -56,10 +56,10 @@ def test_binarise_gives_what_is_between_the_state_that_is_reached(
 @pytest.mark.parametrize(
     ("gripper", "expected"),
     [
-        ([0, 0, 1, 0, -1], [1, 1, 0, 0, 1]),  # it closes first, so it was open
-        ([0, -1, 0, 1], [0, 1, 1, 0]),  # it opens first, so it was closed
+        ([0, 0, 1, 0, -1], [1, 1, 0, 0, 1]),  # the first command closes, so it was open
+        ([0, -1, 0, 1], [0, 1, 1, 0]),  # the first command opens, so it was closed
         ([0, 0, 0], [1, 1, 1]),  # no command: open
-        ([0.1, -0.1, 0.11], [1, 1, 0]),  # a tenth is not meant
+        ([0.1, -0.1, 0.11], [1, 1, 0]),  # 0.1 does not count as a command
     ],
 )
 def test_relative_commands_become_states(gripper: Sequence[float], expected: Sequence[float]) -> None:
@@ -79,7 +79,7 @@ def test_change_to_next_is_what_was_reached() -> None:
         ([1, 0, 0, 0], [180, 0, 0]),
         ([0, 0, 0.5**0.5, 0.5**0.5], [0, 0, 90]),
         ([0, 0.5, 0, 0.75**0.5], [0, 60, 0]),
-        ([0, 0.5**0.5, 0, 0.5**0.5], [0, 90, 0]),  # gimbal lock: the turn about z is taken as 0
+        ([0, 0.5**0.5, 0, 0.5**0.5], [0, 90, 0]),  # gimbal lock: the angle about z is set to 0
     ],
 )
 def test_quaternions_become_angles(quaternion: Sequence[float], degrees: Sequence[float]) -> None:

@@ -1,4 +1,4 @@
-"""Mixing and shuffling by numbers alone."""
+"""Tests of mixing and shuffling by the numbers of samples."""
 
 from __future__ import annotations
 

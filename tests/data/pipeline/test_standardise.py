@@ -1,4 +1,4 @@
-"""Every dataset of the registry becomes standard exactly as in the reference.
+"""Tests that every dataset of the registry is standardised exactly as in the reference.
 
 golden/oxe/standardised.npz: what openvla/openvla @c8f03f48 made of invented episodes under TensorFlow 2.21; made by
 tests/tools/make_oxe_golden.py.

@@ -1,4 +1,4 @@
-"""Statistics of recordings."""
+"""Tests of the statistics of datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows and their padding, with numbers worked by hand."""
+"""Tests of windows and their padding, with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LAST_IS_ABSOLUTE = np.array([False, True])
 
 
 def window_of(window: Window, step: int, length: int = 4) -> list[list[float]]:
-    """Step t has the relative action t + 1 and the absolute one 10 t."""
+    """Return the padded window of a trajectory whose step t has the relative action t + 1 and the absolute one 10 t."""
     trajectory = np.array([[t + 1, 10 * t] for t in range(length)], dtype=np.float32)
     steps, after_end = window.actions(step, length)
     return pad_actions(trajectory[steps], after_end, LAST_IS_ABSOLUTE).tolist()
@@ -27,7 +27,7 @@ def test_after_the_end_relative_dimensions_are_zero_and_absolute_ones_stay() -> 
     assert window_of(Window(future=3), 2) == [[3, 20], [4, 30], [0, 30], [0, 30]]
 
 
-def test_before_the_beginning_the_first_step_stands_and_is_marked() -> None:
+def test_before_the_beginning_the_first_step_is_repeated_and_marked() -> None:
     steps, is_real = Window(past=2).observations(1)
     assert (steps.tolist(), is_real.tolist()) == ([0, 0, 1], [False, True, True])
     assert window_of(Window(past=2), 1) == [[1, 0], [1, 0], [2, 10]]
@@ -38,7 +38,7 @@ def test_complete_windows_begin_only_where_enough_follows(future: int, expected:
     assert Window(future=future, complete=True).steps_in(np.array([4, 1, 0])).tolist() == expected
 
 
-def test_where_an_episode_goes_on_behind_a_gap_nothing_stands_in_for_what_was_lost() -> None:
+def test_before_a_gap_only_steps_with_enough_following_steps_have_a_window() -> None:
     goes_on = np.array([True, False, True])
     assert Window(future=3).steps_in(np.array([5, 5, 2]), goes_on).tolist() == [2, 5, 0]
 

@@ -1,4 +1,4 @@
-"""Datasets in the schemas of BridgeData, RT-1 and LIBERO that TensorFlow Datasets wrote, and what TensorFlow reads."""
+"""Fixtures: datasets in the schemas of BridgeData, RT-1 and LIBERO, written and read by TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES = tuple(sorted(path.name for path in SAMPLES.iterdir() if path.is_dir()))
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes of the samples never lie beside them, where the next test would find them."""
+    """Put indexes into a folder of the test, since beside the samples the next test would find them."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -28,7 +28,7 @@ def sample(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copy_sample(tmp_path: Path) -> Callable[[str], Path]:
-    """A sample by name, in a place where a test may damage it."""
+    """Copy a sample by name, so that a test may damage it."""
     return lambda name: copy_of(name, tmp_path)
 
 

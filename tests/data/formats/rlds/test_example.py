@@ -1,4 +1,4 @@
-"""Our own decoder of tf.train.Example, against the protobuf package."""
+"""Tests of our decoder of tf.train.Example against the protobuf package."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vla_robot.data.formats.rlds.example import (
 
 
 def example_class(packed: bool = True) -> Any:
-    """protobuf's own tf.train.Example, built from a description of example.proto."""
+    """Return protobuf's own class tf.train.Example, built from a description of example.proto."""
     file = descriptor_pb2.FileDescriptorProto(name=f"example_{packed}.proto", package=f"p{packed}", syntax="proto3")
     field = descriptor_pb2.FieldDescriptorProto
     for name, kind in (

@@ -1,4 +1,4 @@
-"""features.json, the splits of dataset_info.json, and how records hold each kind of field."""
+"""Tests of features.json, the splits of dataset_info.json, and the decoding of each kind of field."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_arrays_that_are_stored_as_bytes_are_unpacked(encoding: str) -> None:
     np.testing.assert_array_equal(decoded(features, "x", {"steps/x": blobs}), values, strict=True)
 
 
-def test_arrays_of_unknown_shape_have_it_beside_them() -> None:
+def test_arrays_of_unknown_shape_are_stored_with_their_shape() -> None:
     features = described(x=tensor("int32", -1, -1, encoding="bytes"))
     arrays = [np.ones((1, 3), np.int32), np.zeros((2, 2), np.int32)]
     record = {"steps/x/value": [a.tobytes() for a in arrays], "steps/x/shape": np.array([[1, 3], [2, 2]])}
@@ -178,7 +178,7 @@ def test_depth_frames_are_decoded(dtype: str) -> None:
     np.testing.assert_array_equal(frames.decode(1), depth[..., None], strict=True)
 
 
-def test_what_an_episode_has_once_is_one_value() -> None:
+def test_metadata_of_an_episode_is_one_value() -> None:
     tree = to_tree(described(x=tensor("int64")))
     tree["featuresDict"]["features"] |= {"id": tensor("int32"), "name": node("Text", text={}), "all": tensor("int8", 2)}
     features = parse_features(tree, "f.json")
@@ -254,7 +254,7 @@ SPLITS = {"train": Split("train", ("a", "b"), (60, 43)), "val": Split("val", ("c
     ],
 )
 def test_a_part_of_a_split(expression: str, expected: list[tuple[str, int, int]]) -> None:
-    """Boundaries as TensorFlow Datasets 4.9.10 rounds them."""
+    """Boundaries are rounded as by TensorFlow Datasets 4.9.10."""
     assert [(p.split, p.start, p.stop) for p in parse_parts(expression, SPLITS, "here")] == expected
 
 
@@ -270,7 +270,7 @@ def test_a_split_without_shard_lengths_says_what_to_do(count: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("expression", ["train[", "train[1.5%:]", "", "train[::2]", "train++val"])
-def test_what_is_no_part_is_refused(expression: str) -> None:
+def test_a_malformed_split_expression_is_refused(expression: str) -> None:
     with pytest.raises(DataError, match=r"is no split. Write 'train'"):
         parse_parts(expression, SPLITS, "here")
 

@@ -1,4 +1,4 @@
-"""Every dataset of the registry whose published structure is known, built in it and read by recipe and by path.
+"""Tests that build every dataset of the registry with a known published structure, and read it by recipe and path.
 
 tests/tools/publish_rlds.py builds them without any code of ours. What is expected of each stands below, written from
 the documentation of the datasets and of OpenVLA's transforms, column by column, and not from the recipes.
@@ -43,7 +43,7 @@ Rows = NDArray[np.float32]
 
 
 class Steps:
-    """The steps of one episode as (T, n) columns."""
+    """The steps of one episode, as columns (T, n)."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = values
@@ -65,7 +65,9 @@ def clipped(rows: Rows) -> Rows:
 
 
 def opened_by_commands(rows: Rows) -> Rows:
-    """+1 closes, -1 opens, what is within 0.1 of zero keeps the state; before the first command, its opposite."""
+    """Return states from commands: +1 closes, -1 opens, within 0.1 of zero the state stays; before the first command it
+    is the opposite.
+    """
     commands = [1.0 if x < -0.1 else 0.0 if x > 0.1 else None for (x,) in rows.tolist()]
     first = next((c for c in commands if c is not None), None)
     state = 1.0 if first is None else 1.0 - first
@@ -77,7 +79,7 @@ def opened_by_commands(rows: Rows) -> Rows:
 
 
 def settled(rows: Rows) -> Rows:
-    """Beyond 0.95 open, below 0.05 closed; what is between becomes what follows it, the last value at the end."""
+    """Return 1 beyond 0.95, 0 below 0.05, and in between the state that follows; at the end the last value."""
     values = [x for (x,) in rows.tolist()]
     following, states = values[-1], list[list[float]]()
     for x in reversed(values):
@@ -96,7 +98,7 @@ def beside(*parts: Rows) -> Rows:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a dataset's steps become.
+    """The expected standard steps of a dataset.
 
     Attributes:
         action: (T, D) of an episode; of a BridgeData set, the gripper from the second step on.
@@ -120,13 +122,13 @@ def rt1_action(s: Steps) -> Rows:
 
 
 def rt1_action_absolute(s: Steps) -> Rows:
-    """The gripper's command is 1 = close."""
+    """Return RT-1's action, whose gripper command is 1 = close."""
     gripper = inverted(clipped(s["action/gripper_closedness_action"]))
     return beside(s["action/world_vector"], s["action/rotation_delta"], gripper)
 
 
 def closing_action(s: Steps) -> Rows:
-    """Robosuite's: -1 opens, +1 closes."""
+    """Return robosuite's action, whose gripper command is -1 = open, +1 = close."""
     return beside(s["action"][:, :6], inverted(clipped(s["action"][:, -1:])))
 
 
@@ -135,7 +137,7 @@ def action(s: Steps) -> Rows:
 
 
 def without_last(s: Steps) -> Rows:
-    """The last number says that the episode ends."""
+    """Return the action without its last number, which marks the end of the episode."""
     return s["action"][:, :7]
 
 
@@ -144,7 +146,7 @@ def state(s: Steps) -> Rows:
 
 
 def padded_pose(s: Steps) -> Rows:
-    """6 of pose, one that is empty, and the gripper."""
+    """Return 6 numbers of the pose, an empty one, and the gripper."""
     return beside(state(s)[:, :6], zeros(s, 1), state(s)[:, -1:])
 
 
@@ -354,7 +356,7 @@ VARIANTS: Mapping[str, tuple[str, Expected]] = {
 
 
 def expected_rows(expected: Expected, values: Mapping[str, Any]) -> tuple[Rows, Rows, range]:
-    """Action, state, and which raw step each is of."""
+    """Return action, state, and the raw step of each."""
     steps = Steps(values)
     rows, states = expected.action(steps), (expected.state or (lambda s: zeros(s, 0)))(steps)
     if not expected.bridge:
@@ -366,7 +368,7 @@ def expected_rows(expected: Expected, values: Mapping[str, Any]) -> tuple[Rows, 
 
 
 def require_standard(dataset: Dataset, built: Any, expected: Expected) -> None:
-    """The table's rows, texts and frames are those that were worked out by hand."""
+    """Assert that the table's rows, texts and frames are those that were computed by hand."""
     episodes = [values for split in built.episodes.values() for values in split]
     table = dataset.table
     assert len(table.episodes) == len(episodes)
@@ -380,7 +382,7 @@ def require_standard(dataset: Dataset, built: Any, expected: Expected) -> None:
 
 
 def require_frames(dataset: Dataset, built: Any) -> None:
-    """The first sample has the first used step's frame of each camera."""
+    """Assert that the first sample has each camera's frame of the first used step."""
     first = built.episodes["train"][0]
     for role, camera in dataset.recipe.cameras.by_role().items():
         frame = first[f"steps/{camera}"][dataset.recipe.skip_first]
@@ -388,7 +390,7 @@ def require_frames(dataset: Dataset, built: Any) -> None:
 
 
 def folders_of(name: str) -> list[str]:
-    """What the dataset's folder may be called: as it is published, and as the recipe is called."""
+    """Return the names that the dataset's folder may have: the published one and the recipe's."""
     return [*read(SourceRecipe, name).published.folders, name]
 
 
@@ -436,8 +438,8 @@ def test_the_older_name_of_droid_is_known(tmp_path: Path) -> None:
     assert member_at(str(tmp_path / "mine")).recipe.skip_still
 
 
-def test_recipes_and_published_structures_tell_the_same() -> None:
-    """Names, versions and cameras of each recipe; no name leads to two recipes."""
+def test_recipes_and_published_structures_agree() -> None:
+    """Names, versions and cameras of each recipe agree; no name belongs to two recipes."""
     names: list[str] = []
     for name, schema in SCHEMAS.items():
         recipe, fields = read(SourceRecipe, name), schema["features"]
@@ -490,8 +492,8 @@ def test_a_published_structure_comes_back_from_lerobot_to_the_bit(name: str, tmp
 
 
 @pytest.mark.parametrize("name", sorted(SCHEMAS))
-def test_a_published_structure_can_be_looked_into(name: str, tmp_path: Path) -> None:
-    """What `vla data inspect` reads: instructions, actions, and the frames of every camera and depth."""
+def test_a_published_structure_can_be_inspected(name: str, tmp_path: Path) -> None:
+    """`vla data inspect` reads instructions, actions, and the frames of every camera and depth."""
     build(tmp_path / "mine", name)
     source = open_source(tmp_path / "mine")
     summary = summarise(source, 10)
@@ -502,7 +504,7 @@ def test_a_published_structure_can_be_looked_into(name: str, tmp_path: Path) -> 
 
 
 def test_the_published_bridge_has_one_camera(tmp_path: Path) -> None:
-    """OpenVLA's table names a second one, which no published version has; it trains on the first alone."""
+    """OpenVLA's table names a second camera, which no published version has; OpenVLA trains on the first only."""
     build(tmp_path / "bridge", "bridge_oxe")
     member = members_of("bridge_oxe", tmp_path)[0]
     assert member.recipe.cameras.by_role() == {"primary": "observation/image"}
@@ -516,7 +518,7 @@ def sequence(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_fields_that_no_recipe_needs_do_not_lose_a_dataset(tmp_path: Path) -> None:
-    """Classes, dtypes and shapes that are not read are left out, told once, and listed when they are lost."""
+    """Classes, dtypes and shapes that are not read are left out, noted once, and listed when they are lost."""
     built = build(tmp_path / "viola", "viola")
     path = built.folder / "features.json"
     tree = json.loads(path.read_text())
@@ -601,7 +603,7 @@ def test_a_user_who_names_a_dataset_for_a_recipe_is_told_the_recipe(tmp_path: Pa
     )
 
 
-def test_a_version_that_was_not_compared_is_told(tmp_path: Path) -> None:
+def test_a_version_that_was_not_compared_is_noted(tmp_path: Path) -> None:
     built = build(tmp_path / "viola", "viola")
     info = built.folder / "dataset_info.json"
     info.write_text(info.read_text().replace('"0.1.0"', '"0.2.0"'))
@@ -652,7 +654,7 @@ def digests_of_tfds(repository: Path, folders: Sequence[Path]) -> list[dict[str,
 
 
 def digest(columns: Sequence[Any]) -> str:
-    """As read_with_tfds.py computes it over all steps."""
+    """Return the digest of all steps, as read_with_tfds.py computes it."""
     total = hashlib.sha256()
     for column in columns:
         for value in column:
@@ -665,7 +667,7 @@ SAMPLES = sorted((Path(__file__).parents[3] / "golden" / "rlds_samples").glob("*
 
 @pytest.mark.parametrize("folder", SAMPLES, ids=lambda folder: folder.parent.name)
 def test_the_golden_samples_have_the_published_structure(folder: Path) -> None:
-    """All but the size of the frames, which is the records' own."""
+    """All but the size of the frames is equal; the size is that of the records."""
     fields = {
         path: {**field, "shape": [112, 112, 3]} if field["class"] == "Image" else field
         for path, field in SCHEMAS[folder.parent.name]["features"].items()

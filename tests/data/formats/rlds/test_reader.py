@@ -1,4 +1,4 @@
-"""Reading what TensorFlow Datasets wrote, and refusing what is damaged."""
+"""Tests of reading datasets of TensorFlow Datasets, and of refusing damaged ones."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_another_process_reads_the_same(copy_sample: CopySample, method: str) ->
     with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
         there = pool.submit(dataset.episode, 1, ["action"]).result()
     np.testing.assert_array_equal(there.numbers("action"), dataset.episode(1).numbers("action"))
-    assert len(pickle.dumps(dataset)) < 1000  # only how to open it
+    assert len(pickle.dumps(dataset)) < 1000  # only the arguments for opening it
 
 
 # -- the index -------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_a_frame_that_is_no_image_names_its_step(copy_sample: CopySample) -> Non
         broken.decode(0)
 
 
-# -- what a user may get wrong ---------------------------------------------------------------------
+# -- mistakes of a user -----------------------------------------------------------------------------
 
 
 def test_a_missing_shard_is_named(copy_sample: CopySample) -> None:
@@ -387,7 +387,7 @@ def test_an_episode_without_an_instruction_is_named(copy_sample: CopySample) -> 
 
 
 def add_record(sample: Path, record: bytes) -> str:
-    """A record more in the first shard; its name."""
+    """Add a record to the first shard. Return the shard's name."""
     shard = shard_of(sample, "*train*")
     shard.write_bytes(shard.read_bytes() + frame_record(record))
     info_file = version_folder(sample) / "dataset_info.json"
@@ -400,7 +400,7 @@ def test_an_episode_without_steps_is_left_out_and_counted(copy_sample: CopySampl
     names = open_rlds(sample, cache=sample / "index").features.steps.values()
     empty = {leaf.path: np.empty(0, leaf.stored_dtype) for leaf in names if leaf.field.kind == "number"}
     add_record(sample, encode(empty | {leaf.path: [] for leaf in names if leaf.field.kind != "number"}))
-    for _ in range(2):  # the second time from the index
+    for _ in range(2):  # the second time, the index is read
         dataset = open_rlds(sample)
         assert (len(dataset), dataset.num_skipped) == (2, 0)
         assert dataset.notes == ("Episodes of 0 steps that were left out: 1.",)

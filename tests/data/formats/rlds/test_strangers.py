@@ -1,4 +1,4 @@
-"""An RLDS dataset of a stranger's making reaches no other folder and fills no memory."""
+"""Tests that an untrusted RLDS dataset can neither reach another folder nor exhaust the memory."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_names_that_leave_the_folder_are_refused(changes: dict[str, Any], what: 
 
 
 @pytest.mark.parametrize("length", ["-1", "9" * 400, "1e9"])
-def test_shard_lengths_that_are_none_are_refused(length: str) -> None:
+def test_malformed_shard_lengths_are_refused(length: str) -> None:
     with pytest.raises(DataError, match=r"^i\.json"):
         parse_info(information(split={"shardLengths": [length]}), "i.json")
 
@@ -81,7 +81,9 @@ def test_an_index_is_not_written_through_a_link(copy_sample: CopySample, tmp_pat
 
 @pytest.mark.parametrize("name", [INFO_FILE, "features.json"])
 @pytest.mark.parametrize("content", [b"[" * 5000, b'{"name": ' + b"1" * 5000, b"[]", b"null", b"{}", b"\xff\xfe"])
-def test_a_description_that_cannot_be_read_is_our_error(copy_sample: CopySample, name: str, content: bytes) -> None:
+def test_a_description_that_cannot_be_read_raises_a_data_error(
+    copy_sample: CopySample, name: str, content: bytes
+) -> None:
     folder = version_of(copy_sample("bridge_orig"))
     (folder / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
@@ -130,7 +132,7 @@ def test_an_index_with_offsets_outside_of_its_shard_is_made_anew(copy_sample: Co
 
 
 def all_of(data: bytes) -> tuple[dict[str, Any], NDArray[Any], bytes]:
-    """Header, records and frames of an index."""
+    """Return header, records and frames of an index."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     count = sum(shard["records"] for shard in header["shards"])
@@ -144,13 +146,13 @@ def index_of(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> by
 
 
 def outside(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
-    """A record whose number the shard does not have."""
+    """Change an index: one record has a number that the shard lacks."""
     records["number"][0] = 1522
     return index_of(header, records, frames)
 
 
 def twice(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
-    """All shards once more."""
+    """Change an index: all shards appear twice."""
     again = records.copy()
     again["shard"] += len(header["shards"])
     shards = 2 * header["shards"]
@@ -158,7 +160,7 @@ def twice(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes
 
 
 def without_last(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
-    """The last record and its frames are not there."""
+    """Change an index: the last record and its frames are missing."""
     last = {**header["shards"][-1]}
     steps = int(records["steps"][-1])
     last["records"], last["steps"] = last["records"] - 1, last["steps"] - steps
@@ -167,7 +169,7 @@ def without_last(header: dict[str, Any], records: NDArray[Any], frames: bytes) -
 
 
 def first_again(header: dict[str, Any], records: NDArray[Any], frames: bytes) -> bytes:
-    """The record lies behind another one that is not told."""
+    """Change an index: the record comes after another one that the index lacks."""
     records["offset"][0] += 1
     records["size"][0] -= 1
     return index_of(header, records, frames)
@@ -242,7 +244,7 @@ def test_a_shape_of_absurd_size_is_refused_by_the_name_of_its_field(dimensions: 
         parse_features(tree, "f.json")
 
 
-def test_a_frame_beyond_the_end_of_all_files_is_our_error(tmp_path: Path) -> None:
+def test_a_frame_beyond_the_end_of_all_files_raises_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "shard").write_bytes(b"x")
     with pytest.raises(DataError, match="no file is so long"):
         LocalFolder(tmp_path).read("shard", 2**64 - 1, 10)

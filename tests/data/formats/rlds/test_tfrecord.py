@@ -1,4 +1,4 @@
-"""The framing of shards: what is written is read, and no damage goes unnoticed."""
+"""Tests of the framing of shards: it reads what was written, and detects all damage."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_shard_that_ends_early_loses_its_end_only(contents: list[bytes], data:
     assert len(whole) < len(contents)
 
 
-def test_a_length_beyond_the_file_is_no_reason_to_allocate() -> None:
+def test_a_length_beyond_the_file_allocates_nothing() -> None:
     length = struct.pack("<Q", 2**62)
     shard = length + struct.pack("<I", masked_crc(length)) + b"x"
     (damage,) = records_of(shard)

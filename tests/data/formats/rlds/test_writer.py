@@ -1,4 +1,4 @@
-"""Writing RLDS: what was read is written back, crashes are taken up, and TensorFlow Datasets reads it."""
+"""Tests of writing RLDS: round trips, crashes, and reading by TensorFlow Datasets."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_shard_that_is_full_is_followed_by_another(copy_sample: CopySample, tm
 
 
 @pytest.mark.parametrize("torn", [0, 1, 1000])
-def test_writing_goes_on_after_a_crash(copy_sample: CopySample, tmp_path: Path, torn: int) -> None:
+def test_writing_continues_after_a_crash(copy_sample: CopySample, tmp_path: Path, torn: int) -> None:
     source = open_rlds(copy_sample("bridge_orig"), "all")
     with RldsWriter(tmp_path / "out", "mine", source.features) as writer:
         writer.write(source.episode(0))
@@ -84,7 +84,7 @@ def test_writing_goes_on_after_a_crash(copy_sample: CopySample, tmp_path: Path, 
     require_equal(open_rlds(tmp_path / "out"), source)
 
 
-def test_a_crash_while_the_shards_are_named_is_taken_up(
+def test_after_a_crash_while_shards_are_renamed_the_next_writer_renames_the_rest(
     copy_sample: CopySample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_rlds(copy_sample("bridge_orig"), "all")
