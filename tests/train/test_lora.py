@@ -198,7 +198,7 @@ def test_a_mixture_trains_a_policy_and_a_broken_run_goes_on_bit_for_bit(
     recipe = with_mixture(
         recipe, mixture="bridge_rt_1", root=samples, policy=reads_eight_numbers, workers=0, steps=4, batch_size=4
     )
-    with pytest.raises(DataError, match="held_out = 0 trains without"):
+    with pytest.raises(DataError, match="set held_out = 0 to train without"):
         finetune(recipe, tmp_path / "too small", quiet)
     recipe = replace(recipe, held_out=0.0)
     shutil.copytree(samples / "bridge_orig" / "1.0.0", samples / "bridge_orig" / "0.9.0")
