@@ -271,6 +271,21 @@ def test_the_doctor_names_plugins(example: Path, repository: Path, tmp_path: Pat
     environment = os.environ | {"PYTHONPATH": f"{example}{os.pathsep}{repository}"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert "plugin policies: wave vla-robot-example 1.0: moves the tool to and fro along one axis ok" in done.stdout
+    assert "plugin robots: phantom vla-robot-example 1.0: an arm without motors, for vla bridge ok" in done.stdout
+    assert "plugin datasets: tape vla-robot-example 1.0: a tape: numbers in CSV files beside" in done.stdout
+
+
+def test_the_doctor_names_each_fault_in_each_group(faulty: Path, repository: Path) -> None:
+    script = "from vla_robot.cli.doctor.doctor import check_plugins as check\n"
+    script += "for finding in check(): print(finding.verdict, finding.seen, finding.fix)"
+    environment = os.environ | {"PYTHONPATH": f"{faulty}{os.pathsep}{repository}"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(TAKEN) * len(FAULTS) and all(line.startswith("fail") for line in lines)
+    for group in TAKEN:
+        for fault, (_, says) in FAULTS.items():
+            name = f"{fault}_{group} 2.0"
+            assert any(says in line and f"Update or uninstall {name}." in line for line in lines)
 
 
 def test_the_formats_that_a_recipe_may_name_are_those_that_are_read() -> None:
