@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from vla_robot.evaluate.evaluation import Evaluation, Question, Score, Trial, compare, questions
+from vla_robot.evaluate.evaluation import Evaluation, Score, Trial, TrialKey, compare, trial_keys
 from vla_robot.evaluate.evaluation_report import write_evaluation
 from vla_robot.evaluate.instruction_variants import Language
 from vla_robot.evaluate.video_selection import film_path
@@ -25,7 +25,7 @@ def trial(
 ) -> Trial:
     error = "the world's process died <unexpectedly>" if outcome == "error" else None
     result = EpisodeResult(seed, outcome, 10 + seed, 1.0, error=error)
-    return Trial(Question(policy, language, seed), "lift the red cube", told, raised, result)
+    return Trial(TrialKey(policy, language, seed), "lift the red cube", told, raised, result)
 
 
 def score(policy: str, outcomes: Mapping[int, Outcome]) -> Score:
@@ -90,7 +90,7 @@ def test_a_policy_is_compared_with_the_first_in_its_language_and_a_language_with
 
 
 def test_every_policy_meets_every_seed_in_every_language() -> None:
-    asked = questions(("old", "new"), ("plain", "none"), range(3, 5))
+    asked = trial_keys(("old", "new"), ("plain", "none"), range(3, 5))
     assert len(asked) == len(set(asked)) == 8
     assert {q.seed for q in asked if q.policy == "new" and q.language == "none"} == {3, 4}
 
@@ -117,7 +117,7 @@ def test_the_page_shows_failures_first_and_lets_no_name_become_markup(tmp_path: 
     found = evaluation(trial(1, "success", "<new>"), trial(2, "error", "<new>"), trial(3, "failure", "<new>"))
     found = Evaluation("toy", ("<new>",), ("plain",), range(1, 4), found.trials, STARTED)
     for one in found.trials:
-        path = film_path(tmp_path, one.question)
+        path = film_path(tmp_path, one.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     page = write_evaluation(tmp_path, found, "vla eval --policy '<new>'").read_text()

@@ -22,8 +22,8 @@ from vla_robot.loop.results import EpisodeResult
 
 
 @dataclass(frozen=True)
-class Question:
-    """One episode to run.
+class TrialKey:
+    """The key of a trial: which episode it is.
 
     Attributes:
         policy: its name in the report.
@@ -41,14 +41,14 @@ class Trial:
     """One finished episode.
 
     Attributes:
-        question: the episode's policy, language and seed.
+        key: the episode's policy, language and seed.
         task: the world's own instruction, by which it judged success.
         instruction: the instruction that the policy got.
         raised: the object that was raised most when the episode ended; None if none was.
         result: the episode's result.
     """
 
-    question: Question
+    key: TrialKey
     task: str
     instruction: str
     raised: str | None
@@ -63,8 +63,8 @@ class Trial:
         """Return plain data for JSON. Latencies are left out: they depend on what else the cores do."""
         result = self.result.to_dict()
         return {
-            "policy": self.question.policy,
-            "language": self.question.language,
+            "policy": self.key.policy,
+            "language": self.key.language,
             "task": self.task,
             "instruction": self.instruction,
             "raised": self.raised,
@@ -74,7 +74,7 @@ class Trial:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trial:
         """Make a trial from the data of `to_dict`. Raises KeyError if a key is missing."""
-        question = Question(values["policy"], values["language"], values["seed"])
+        key = TrialKey(values["policy"], values["language"], values["seed"])
         result = EpisodeResult(
             seed=values["seed"],
             outcome=values["outcome"],
@@ -84,12 +84,12 @@ class Trial:
             missed_ticks=values["missed_ticks"],
             error=values["error"],
         )
-        return cls(question, values["task"], values["instruction"], values["raised"], result)
+        return cls(key, values["task"], values["instruction"], values["raised"], result)
 
 
 @dataclass(frozen=True)
 class Examiner:
-    """Runs the episodes of questions with one world and one policy.
+    """Runs episodes with one world and one policy.
 
     Attributes:
         world: the world; its observations hold the simulator's state.
@@ -97,7 +97,7 @@ class Examiner:
         guard: limits the actions.
         words: the instruction by language.
         should_stop: returns True to stop an episode.
-        subscribers: returns the subscribers of a question's events.
+        subscribers: returns the subscribers of an episode's events.
     """
 
     world: World
@@ -105,35 +105,35 @@ class Examiner:
     guard: Guard
     words: Mapping[Language, Words]
     should_stop: Callable[[], bool] = always_false
-    subscribers: Callable[[Question], Sequence[Subscriber]] = lambda question: ()
+    subscribers: Callable[[TrialKey], Sequence[Subscriber]] = lambda key: ()
 
-    def __call__(self, question: Question) -> Trial:
+    def __call__(self, key: TrialKey) -> Trial:
         """Run the episode. A failure of the world is an error of this episode alone.
 
         Raises:
             VlaError: any other error, which would occur in every episode.
         """
-        world = InstructedWorld(self.world, self.words[question.language])
-        result = EpisodeResult(question.seed, "error", 0, 0.0)
+        world = InstructedWorld(self.world, self.words[key.language])
+        result = EpisodeResult(key.seed, "error", 0, 0.0)
 
         def note(event: Event) -> None:
             nonlocal result
             if isinstance(event, EpisodeEnded):
                 result = event.result
 
-        subscribers = [*self.subscribers(question), note]
+        subscribers = [*self.subscribers(key), note]
         try:
             run_episode(
                 world,
                 self.policy,
-                question.seed,
+                key.seed,
                 guard=self.guard,
                 subscribers=subscribers,
                 should_stop=self.should_stop,
             )
         except (WorldError, TransportError) as failure:
             result = replace(result, outcome="error", error=str(failure))
-        return Trial(question, world.task, world.instruction, world.raised, result)
+        return Trial(key, world.task, world.instruction, world.raised, result)
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ class Comparison:
 
 def compare(baseline: Score, other: Score) -> Comparison:
     """Pair the episodes of two scores by seed; seeds that only one of them has are left out."""
-    solved = {trial.question.seed: trial.result.success for trial in baseline.trials}
-    pairs = [(solved[t.question.seed], t.result.success) for t in other.trials if t.question.seed in solved]
+    solved = {trial.key.seed: trial.result.success for trial in baseline.trials}
+    pairs = [(solved[t.key.seed], t.result.success) for t in other.trials if t.key.seed in solved]
     return Comparison(baseline.name, other.name, len(pairs), pairs.count((True, False)), pairs.count((False, True)))
 
 
@@ -301,8 +301,8 @@ class Evaluation:
         }
 
     def _score(self, policy: str, language: Language) -> Score:
-        own = [t for t in self.trials if (t.question.policy, t.question.language) == (policy, language)]
-        return Score(policy, language, tuple(sorted(own, key=lambda trial: trial.question.seed)))
+        own = [t for t in self.trials if (t.key.policy, t.key.language) == (policy, language)]
+        return Score(policy, language, tuple(sorted(own, key=lambda trial: trial.key.seed)))
 
     def _are_compared(self, base: Score, row: Score) -> bool:
         other_policy = base.policy == self.policies[0] != row.policy and base.language == row.language
@@ -310,9 +310,9 @@ class Evaluation:
         return other_policy or other_language
 
 
-def questions(policies: Iterable[str], languages: Sequence[Language], seeds: range) -> list[Question]:
+def trial_keys(policies: Iterable[str], languages: Sequence[Language], seeds: range) -> list[TrialKey]:
     """Return every seed in every language for every policy."""
-    return [Question(policy, language, seed) for policy in policies for language in languages for seed in seeds]
+    return [TrialKey(policy, language, seed) for policy in policies for language in languages for seed in seeds]
 
 
 def _rows(score: Score, first: Score) -> list[dict[str, Any]]:

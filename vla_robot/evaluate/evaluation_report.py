@@ -116,9 +116,9 @@ def _seed_row(folder: Path, score: Score) -> str:
 
 
 def _seed_mark(folder: Path, trial: Trial) -> str:
-    label = escape(f"seed {trial.question.seed}: {trial.result.outcome}, told “{trial.instruction}”")
+    label = escape(f"seed {trial.key.seed}: {trial.result.outcome}, told “{trial.instruction}”")
     place = f'class="{trial.result.outcome}" title="{label}"'
-    if film_path(folder, trial.question).is_file():
+    if film_path(folder, trial.key).is_file():
         return f'<a {place} href="#{_anchor(trial)}" aria-label="{label}"></a>'
     return f'<i {place} role="img" aria-label="{label}"></i>'
 
@@ -163,7 +163,7 @@ def _episodes(folder: Path, scores: Iterable[Score]) -> str:
 
 
 def _film_section(folder: Path, score: Score) -> str:
-    filmed = [trial for trial in score.trials if film_path(folder, trial.question).is_file()]
+    filmed = [trial for trial in score.trials if film_path(folder, trial.key).is_file()]
     if not filmed:
         return ""
     cards = "".join(_card(folder, trial) for trial in sorted(filmed, key=lambda trial: trial.result.success))
@@ -177,7 +177,7 @@ def _film_section(folder: Path, score: Score) -> str:
 
 
 def _card(folder: Path, trial: Trial) -> str:
-    video = video_element(folder, film_path(folder, trial.question))
+    video = video_element(folder, film_path(folder, trial.key))
     facts = [f"{trial.result.steps} steps"]
     if trial.raised is not None:
         facts.append(f"raised: {escape(trial.raised)}")
@@ -186,14 +186,14 @@ def _card(folder: Path, trial: Trial) -> str:
     error = f'<p class="error">{escape(trial.result.error)}</p>' if trial.result.error else ""
     return (
         f'<article class="episode card" id="{_anchor(trial)}">{video}'
-        f'<div class="text"><h3>seed {trial.question.seed} {badge(trial.result.outcome)}</h3>'
+        f'<div class="text"><h3>seed {trial.key.seed} {badge(trial.result.outcome)}</h3>'
         f'<p class="facts num">{" · ".join(facts)}</p>{error}</div></article>'
     )
 
 
 def _anchor(trial: Trial) -> str:
-    question = trial.question
-    return escape(f"{question.policy}-{question.language}-{question.seed}".replace(" ", "_"))
+    key = trial.key
+    return escape(f"{key.policy}-{key.language}-{key.seed}".replace(" ", "_"))
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

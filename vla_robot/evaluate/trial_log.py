@@ -16,7 +16,7 @@ from typing import Any, Self
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import append_line, writing
-from vla_robot.evaluate.evaluation import Question, Trial
+from vla_robot.evaluate.evaluation import Trial, TrialKey
 
 TRIALS = "trials.jsonl"
 STARTED_AT = "started_at"
@@ -27,7 +27,7 @@ class TrialLog:
     """Log of the trials in a folder, which it claims; use it in a `with` block.
 
     Attributes:
-        trials: the last trial of each question.
+        trials: the last trial of each key.
         started_at: wall clock at the start of the first command, ISO 8601.
     """
 
@@ -44,13 +44,13 @@ class TrialLog:
         """
         self._claim = Claim(folder)
         self._path = folder / TRIALS
-        self.trials: dict[Question, Trial] = {}
+        self.trials: dict[TrialKey, Trial] = {}
         try:
             first, *rest = self._whole_lines() or [self._begin(header, started_at)]
             self.started_at = self._require_same(first, header)
             for number, line in enumerate(rest, start=2):
                 trial = self._trial(line, number)
-                self.trials[trial.question] = trial
+                self.trials[trial.key] = trial
         except BaseException:
             self._claim.release()
             raise
@@ -68,7 +68,7 @@ class TrialLog:
             DataError: writing failed; the trials before are safe.
         """
         self._write(trial.to_dict())
-        self.trials[trial.question] = trial
+        self.trials[trial.key] = trial
 
     def _whole_lines(self) -> list[dict[str, Any]]:
         """Return all complete lines; `append_line` cuts off what follows the last newline."""

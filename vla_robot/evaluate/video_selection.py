@@ -15,7 +15,7 @@ from typing import Literal
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.optional import require
-from vla_robot.evaluate.evaluation import Question, Trial
+from vla_robot.evaluate.evaluation import Trial, TrialKey
 from vla_robot.evaluate.report_parts import video_path
 from vla_robot.loop.events import Subscriber
 from vla_robot.loop.recorder import EpisodeRecorder, log_path
@@ -29,9 +29,9 @@ SUCCESSES = 3
 """Successes that are shown of each policy in each language, besides the failures."""
 
 
-def film_path(folder: Path, question: Question) -> Path:
+def film_path(folder: Path, key: TrialKey) -> Path:
     """Return the path of a trial's video in the folder of its evaluation; the poster is the .jpg beside it."""
-    return video_path(_row_folder(folder, question), question.seed)
+    return video_path(_row_folder(folder, key), key.seed)
 
 
 class VideoSelection:
@@ -59,23 +59,23 @@ class VideoSelection:
         self._rate_hz = rate_hz
         self._lock = threading.Lock()
         self.failure: DataError | None = None
-        filmed = (t for t in trials if t.result.success and film_path(folder, t.question).is_file())
-        self._successes = Counter(_row_folder(folder, trial.question) for trial in filmed)
+        filmed = (t for t in trials if t.result.success and film_path(folder, t.key).is_file())
+        self._successes = Counter(_row_folder(folder, trial.key) for trial in filmed)
 
-    def subscribers(self, question: Question) -> Sequence[Subscriber]:
+    def subscribers(self, key: TrialKey) -> Sequence[Subscriber]:
         """Return the subscribers of the coming trial's events, and delete the files of an earlier attempt at it."""
-        path, log = film_path(self._folder, question), log_path(_row_folder(self._folder, question), question.seed)
+        path, log = film_path(self._folder, key), log_path(_row_folder(self._folder, key), key.seed)
         for stale in (path, path.with_suffix(".jpg"), log):
             stale.unlink(missing_ok=True)
-        return [] if self._videos == "none" else [EpisodeRecorder(_row_folder(self._folder, question), {})]
+        return [] if self._videos == "none" else [EpisodeRecorder(_row_folder(self._folder, key), {})]
 
     def develop(self, trial: Trial) -> Trial:
         """Write the video of a finished trial, if it is wanted, and return the trial."""
-        row = _row_folder(self._folder, trial.question)
-        log = log_path(row, trial.question.seed)
+        row = _row_folder(self._folder, trial.key)
+        log = log_path(row, trial.key.seed)
         try:
             if log.is_file() and self._is_wanted(trial, row):
-                write_video(read_episode(log), trial.result, film_path(self._folder, trial.question), self._rate_hz)
+                write_video(read_episode(log), trial.result, film_path(self._folder, trial.key), self._rate_hz)
         except DataError as error:
             self.failure = error
         log.unlink(missing_ok=True)
@@ -89,5 +89,5 @@ class VideoSelection:
             return self._successes[row] <= SUCCESSES
 
 
-def _row_folder(folder: Path, question: Question) -> Path:
-    return folder / re.sub(r"[^\w.-]+", "_", question.policy).strip("_.") / question.language
+def _row_folder(folder: Path, key: TrialKey) -> Path:
+    return folder / re.sub(r"[^\w.-]+", "_", key.policy).strip("_.") / key.language

@@ -27,7 +27,7 @@ from vla_robot.core.host.provenance import available_cores
 from vla_robot.core.ports import Policy
 from vla_robot.core.seeds import seed_problem
 from vla_robot.evaluate.eval_wrappers import ReplaceableWorld
-from vla_robot.evaluate.evaluation import Evaluation, Examiner, Question, Trial, questions
+from vla_robot.evaluate.evaluation import Evaluation, Examiner, Trial, TrialKey, trial_keys
 from vla_robot.evaluate.evaluation_report import write_evaluation
 from vla_robot.evaluate.instruction_variants import Language, Words, words_for
 from vla_robot.evaluate.runner import new_run_folder
@@ -177,8 +177,8 @@ def _report(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> None:
 
 
 def _drive(what: Plan, log: TrialLog, videos: VideoSelection, num_workers: int) -> None:
-    """Every question that has no answer yet. An episode that ended in an error is driven again."""
-    asked = questions(tuple(what.policies), tuple(what.words), what.seeds)
+    """Run every episode that has no trial yet. An episode that ended in an error is run again."""
+    asked = trial_keys(tuple(what.policies), tuple(what.words), what.seeds)
     left = [q for q in asked if q not in log.trials or log.trials[q].result.outcome == "error"]
     if len(left) < len(asked):
         say(f"  {len(asked) - len(left)} of {len(asked)} episodes are done already", flush=True)
@@ -188,7 +188,7 @@ def _drive(what: Plan, log: TrialLog, videos: VideoSelection, num_workers: int) 
         session = _Session(what, log, videos, worlds, stop)
         begun_s = time.monotonic()
         for name in what.policies:
-            session.examine(name, [question for question in left if question.policy == name])
+            session.examine(name, [key for key in left if key.policy == name])
         took_s = time.monotonic() - begun_s
     say(f"\n  {session.driven} episodes in {took_s:.0f} s: {60 * session.driven / took_s:.1f} a minute\n", flush=True)
 
@@ -204,7 +204,7 @@ class _Session:
     stop: Event
     driven: int = 0
 
-    def examine(self, name: str, asked: Sequence[Question]) -> None:
+    def examine(self, name: str, asked: Sequence[TrialKey]) -> None:
         """Write every trial that comes to its end."""
         if not asked or self.stop.is_set():
             return
@@ -215,10 +215,10 @@ class _Session:
             with contextlib.closing(run_in_pool(workers, asked)) as trials:
                 self._keep(trials, len(asked))
 
-    def _worker(self, world: ReplaceableWorld, policy: Policy) -> Callable[[Question], Trial]:
+    def _worker(self, world: ReplaceableWorld, policy: Policy) -> Callable[[TrialKey], Trial]:
         guard = build_guard(world.embodiment.action)
         examiner = Examiner(world, policy, guard, self.what.words, self.stop.is_set, self.videos.subscribers)
-        return lambda question: self.videos.develop(examiner(question))
+        return lambda key: self.videos.develop(examiner(key))
 
     def _keep(self, trials: Iterable[Trial], of: int) -> None:
         console = Terminal()
