@@ -1,7 +1,8 @@
 """Which classes implement a port, by the members that their source defines: nothing of the package is imported.
 
 A class implements a port when it, or a class that it inherits from, defines each member: a method that can be called as
-the port's is and gives the same, or a property, a field or an attribute of `self` in the place of a property.
+the port's is and gives the same, or a property, a field or an attribute of `self` in the place of a property. One that
+inherits from ABC itself is built by its subclasses alone, and left out.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def implementations(sources: Mapping[str, str], ports: Mapping[str, str]) -> dic
     classes = [cls for file, text in sources.items() for cls in _classes(file, text)]
     named = {cls.name: cls for cls in classes}  # a base is looked up by its name
     protocols = {cls.name: cls for file, text in ports.items() for cls in _classes(file, text) if _is_port(cls)}
-    made = [(cls, _all_members(cls, named)) for cls in classes if not _is_port(cls)]
+    made = [(cls, _all_members(cls, named)) for cls in classes if not _is_port(cls) and "ABC" not in cls.bases]
     return {
         name: {cls.name: cls.file for cls, members in made if _fits(members, _all_members(port, protocols))}
         for name, port in protocols.items()

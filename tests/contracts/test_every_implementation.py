@@ -126,6 +126,9 @@ class Field:
     turn: Callable[[float], Vector]
 class Inherits(Field):
     def close(self) -> None: ...
+class Abstract(ABC):
+    size = 3
+    def turn(self, angle: float) -> Vector: ...
 class LacksOne:
     size = 3
 class CallsItOtherwise(Method):
