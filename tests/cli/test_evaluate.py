@@ -22,7 +22,7 @@ from vla_robot.cli.main import main
 from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.evaluate import video_selection
-from vla_robot.testing import NoLimits, toy_embodiment
+from vla_robot.testing import FunctionPolicy, NoLimits, toy_embodiment
 
 EMBODIMENT = toy_embodiment(step_m=1, height=16, width=16)
 SIDES = ("left", "right")
@@ -64,18 +64,11 @@ class Sides:
         return Observation({"front": frame}, np.array([self.x]), text, self.now, self.now, truth)
 
 
-class Obedient:
+class Obedient(FunctionPolicy):
     """Goes where the words say."""
 
     def __init__(self) -> None:
-        self.seen: list[Observation] = []
-
-    def reset(self, seed: int) -> None:
-        pass
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        self.seen.extend(observations)
-        return [ActionChunk(np.array([[_where(o.instruction), 1.0]]), o.stamp_ns, o.step) for o in observations]
+        super().__init__(lambda o: [_where(o.instruction), 1.0])
 
 
 def _where(instruction: str) -> float:
@@ -182,7 +175,7 @@ def test_other_words_are_judged_by_the_same_task(bench: Bench) -> None:
 
 def test_a_learned_policy_is_not_told_the_truth(bench: Bench) -> None:
     assert run("--workers", "1") == 0
-    assert bench.built[0].seen and all(not o.privileged for o in bench.built[0].seen)
+    assert bench.built[0].saw and all(not o.privileged for o in bench.built[0].saw)
 
 
 def test_a_world_that_dies_is_an_error_of_that_episode_and_the_others_go_on(bench: Bench) -> None:
@@ -222,7 +215,7 @@ def test_ctrl_c_keeps_what_was_finished_and_the_same_command_goes_on(
 
     class Stops(Obedient):
         def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-            if len(self.seen) == 5:
+            if len(self.saw) == 5:
                 stop.set()
             return super().act(observations)
 

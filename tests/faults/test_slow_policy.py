@@ -5,37 +5,33 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from vla_robot.cli.bridge import BridgeArgs
 from vla_robot.cli.main import main
 from vla_robot.cli.run import run_robot
 from vla_robot.core.errors import RecipeError
-from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.messages import Observation
+from vla_robot.testing import FunctionPolicy
 
 COMPILES_S = 4.0
 """The bridge stops an arm that got no action for 3.5 s."""
 
 
-class Compiling:
+class Compiling(FunctionPolicy):
     """Answers at once, but for its first answer, or for all."""
 
     def __init__(self, always: bool = False) -> None:
-        self.always, self.asked = always, 0
+        super().__init__(self._think)
+        self.always = always
 
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        self.asked += 1
-        if self.always or self.asked == 1:
+    def _think(self, observation: Observation) -> list[float]:
+        if self.always or len(self.saw) == 1:
             time.sleep(COMPILES_S)
-        return [ActionChunk(np.array([[0, 0, 0, 1.0]]), o.stamp_ns, o.step) for o in observations]
+        return [0.0, 0.0, 0.0, 1.0]
 
 
 def run(bridges: Any, policy: Compiling, folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -34,9 +34,9 @@ FUZZER = importlib.import_module("atheris") if "--inputs" in sys.argv else None
 with FUZZER.instrument_imports(include=["vla_robot", "PIL"]) if FUZZER else contextlib.nullcontext():
     import PIL.JpegImagePlugin  # noqa: F401
 
-    from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
     from vla_robot.core.errors import TransportError, WorldError
     from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult
+    from vla_robot.testing.embodiments import X, toy_embodiment
     from vla_robot.transport import codec as nouns
     from vla_robot.transport import jpeg, wire
 
@@ -143,8 +143,7 @@ def seeds() -> list[bytes]:
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     observation = Observation({"front": image, "wrist": image}, np.zeros(2), "lift", 1, 2, {"cube": np.ones(3)})
     result = StepResult(observation, np.ones(2), True, False, False, (Clamp("x", "range", 2.0, 1.0),), 5)
-    dims = (Dim("x", "m", -1.0, 1.0),)
-    embodiment = Embodiment("arm", ActionSpace("eef_delta", "base", dims), dims, (CameraSpec("front", 4, 4),), 10.0)
+    embodiment = toy_embodiment(name="arm", axes=[X], gripper=None, height=4, width=4)
     bodies = {
         "observation": nouns.pack_observation(observation),
         "jpeg": nouns.pack_observation(observation, {"front": 50}),

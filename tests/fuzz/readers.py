@@ -18,15 +18,16 @@ import msgpack
 import mutate
 import numpy as np
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Dim
 from vla_robot.core.errors import DataError
 from vla_robot.core.messages import Observation
+from vla_robot.testing import toy_embodiment
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SAMPLES = REPOSITORY / "tests" / "golden" / "rlds_samples"
 
 DIMS = (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0))
-ARM = Embodiment("arm", ActionSpace("eef_delta", "base", DIMS), DIMS, (CameraSpec("front", 8, 8),), 10.0)
+ARM = toy_embodiment(name="arm", state=DIMS, height=8, width=8)
 FRAME = (np.arange(192) % 256).astype(np.uint8).reshape(8, 8, 3)
 
 
@@ -764,12 +765,15 @@ def openpi(folder: Path) -> Reader:
     peer = read_recipe(OpenpiRecipe, str(REPOSITORY / "policies" / "openpi_libero.toml")).peer
     names = [name for entry in peer.state for name in entry.names]
     actions = [name for entry in peer.action for name in entry.names]
-    arm = Embodiment(
-        "arm",
-        ActionSpace("eef_delta", "base", tuple(Dim(n, "m", -1, 1) for n in actions)),
-        tuple(Dim(n, "m", -1, 1) for n in dict.fromkeys([*names, "rx", "ry", "rz"])),
-        tuple(CameraSpec(entry.camera, 8, 8) for entry in peer.images),
-        peer.rate_hz,
+    arm = toy_embodiment(
+        name="arm",
+        axes=[Dim(n, "m", -1, 1) for n in actions],
+        gripper=None,
+        state=[Dim(n, "m", -1, 1) for n in dict.fromkeys([*names, "rx", "ry", "rz"])],
+        cameras=[entry.camera for entry in peer.images],
+        height=8,
+        width=8,
+        rate_hz=peer.rate_hz,
     )
     mapping = PeerMapping(peer, arm)
     observation = Observation({}, np.zeros(len(arm.state)), "lift", 0, 0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, FakeClock
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.ports import Arm as BridgeArm
@@ -32,10 +32,11 @@ from vla_robot.safety.limits import RangeGuard, limits_of
 from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge.arm import WorldArm
 from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
+from vla_robot.testing import FunctionPolicy, toy_embodiment
 
 PERIOD_MS = 20
-SPACE = ActionSpace("eef_delta", "base", (Dim("dx", "m", -0.05, 0.05), Dim("gripper", "1", 0.0, 1.0)))
-EMBODIMENT = Embodiment("toy", SPACE, (Dim("x", "m", -9.0, 9.0),), (CameraSpec("front", 6, 8),), 1000 / PERIOD_MS)
+EMBODIMENT = toy_embodiment(reach_m=9.0, rate_hz=1000 / PERIOD_MS)
+SPACE = EMBODIMENT.action
 OPEN = 1.0
 SEED = 3
 
@@ -160,27 +161,21 @@ class Ticking:
             self.newest_step = tick.result.observation.step
 
 
-class Slow:
+class Slow(FunctionPolicy):
     """Thinks for some ticks; its actions tell which step it saw. `fails_at` raises instead."""
 
     def __init__(self, robot: Ticking, late: Callable[[], int], rows: int = 1, fails_at: int | None = None) -> None:
-        self._robot, self._late, self._rows, self._fails_at = robot, late, rows, fails_at
-        self.saw: list[int] = []
+        super().__init__(self._think)
+        self._robot, self._late, self._num_rows, self._fails_at = robot, late, rows, fails_at
 
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        (seen,) = observations
-        self.saw.append(seen.step)
+    def _think(self, seen: Observation) -> Vector:
         assert seen.step == self._robot.newest_step, "the policy was shown a stale observation"
         for _ in range(self._late()):
             self._robot.pass_time()
         if self._fails_at is not None and seen.step >= self._fails_at:
             raise PolicyError("out of memory")
         grip = float(seen.step % 2)
-        rows = np.array([[0.0001 * (seen.step + k), grip] for k in range(self._rows)])
-        return [ActionChunk(rows, seen.stamp_ns, seen.step)]
+        return np.array([[0.0001 * (seen.step + k), grip] for k in range(self._num_rows)])
 
 
 def drive(robot: Ticking, policy: Slow, folder: Path | None = None) -> tuple[EpisodeResult, list[Event]]:
@@ -220,8 +215,8 @@ def test_while_the_policy_thinks_for_five_ticks_every_tick_is_recorded_with_its_
     for step in steps:
         require_true(step, robot.arm.received)
     played = [step for step in steps if not step.held]
-    assert len(played) == len([saw for saw in policy.saw if saw + 5 < 60]) >= 9
-    for step, saw in zip(played, policy.saw, strict=False):
+    assert len(played) == len([seen for seen in policy.saw if seen.step + 5 < 60]) >= 9
+    for step, saw in zip(played, (seen.step for seen in policy.saw), strict=False):
         assert step.wanted is not None and step.commanded is not None
         assert step.observation.step == saw + 5  # five ticks passed, and it was due in the next one
         assert step.wanted.tolist() == step.commanded.tolist() == [0.0001 * saw, float(saw % 2)]
@@ -280,24 +275,19 @@ def test_a_policy_that_failed_is_the_reason_even_if_the_arm_was_stopped_meanwhil
     assert [s.observation.step for s in steps_of(events)] == list(range(ended.steps))
 
 
-class Pushy:
+def pushy() -> FunctionPolicy:
     """Wants more than the space allows."""
-
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [ActionChunk(np.array([[0.06, OPEN]]), o.stamp_ns, o.step) for o in observations]
+    return FunctionPolicy(lambda o: [0.06, OPEN])
 
 
 def test_the_same_policy_is_clamped_as_often_live_as_in_a_world_that_waits(tmp_path: Path) -> None:
     clock, events = FakeClock(start_ns=10**12), list[Event]()
-    waiting = run_episode(Arm(clock, 5), Pushy(), 0, guard=RangeGuard(SPACE), subscribers=[events.append], clock=clock)
+    waiting = run_episode(Arm(clock, 5), pushy(), 0, guard=RangeGuard(SPACE), subscribers=[events.append], clock=clock)
     robot, live_events = Ticking(horizon=5), list[Event]()
     recorder = EpisodeRecorder(tmp_path, {})
     live = run_live_episode(
         robot,
-        Pushy(),
+        pushy(),
         0,
         guard=RangeGuard(SPACE),
         subscribers=[live_events.append, recorder],
@@ -425,21 +415,16 @@ class Simulated(Ticking):
         self._serve(WorldArm(Restamped(world, self.clock)), "drop")
 
 
-class Reaches:
+def reaches(robot: Ticking, late: int) -> FunctionPolicy:
     """Moves the tool down and to one side, and thinks for some ticks first."""
 
-    def __init__(self, robot: Ticking, late: int) -> None:
-        self._robot, self._late = robot, late
-
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        (seen,) = observations
-        for _ in range(self._late):
-            self._robot.pass_time()
+    def decide(seen: Observation) -> Vector:
+        for _ in range(late):
+            robot.pass_time()
         row = [0.01, 0.02, -0.015, 0.0, 0.0, 0.03, float(seen.step % 8 < 4)]
-        return [ActionChunk(np.tile(row, (2, 1)) if seen.step % 3 else np.array([row]), seen.stamp_ns, seen.step)]
+        return np.tile(row, (2 if seen.step % 3 else 1, 1))
+
+    return FunctionPolicy(decide)
 
 
 @pytest.mark.sim
@@ -455,7 +440,7 @@ def test_a_recorded_episode_with_a_late_first_row_replays_in_simulation_to_the_s
     robot = Simulated(world)
     guard = RangeGuard(world.embodiment.action)
     recorder = EpisodeRecorder(tmp_path, {})
-    policy = Reaches(robot, late=3)
+    policy = reaches(robot, late=3)
     run_live_episode(robot, policy, SEED, guard=guard, subscribers=[recorder], clock=robot.clock)
     (made,) = demonstrations_of(read_episode(log_path(tmp_path, SEED)), world.embodiment, "reaches")
     assert made.steps[0] == 3 and len(made) < 24, "the first row did not come late, or nothing was held"

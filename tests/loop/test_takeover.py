@@ -13,9 +13,9 @@ import pytest
 
 from vla_robot.core.clock import FakeClock
 from vla_robot.core.errors import NoActionYetError, PolicyError
-from vla_robot.core.messages import ActionChunk, Observation, Vector
+from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.ports import Guard, Teleoperator
-from vla_robot.core.teleop import Button, Driver, TeleopCommand
+from vla_robot.core.teleop import Button, TeleopCommand
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.data.formats.open import open_source
@@ -27,7 +27,7 @@ from vla_robot.loop.results import EpisodeResult, RunInfo
 from vla_robot.loop.takeover import Takeover
 from vla_robot.record.corrections import CORRECTED, LogStore
 from vla_robot.record.episode import read_episode
-from vla_robot.testing import toy_embodiment
+from vla_robot.testing import FunctionPolicy, ScriptedTeleoperator, press, toy_embodiment, toy_observation
 
 Make = Callable[..., Any]
 TAKE, GIVE = 3, 7
@@ -38,33 +38,16 @@ HAND = np.array([0.04, 1.0])
 EMBODIMENT = toy_embodiment(height=32, width=48)
 
 
-class Script:
+class Script(ScriptedTeleoperator):
     """Hands that press buttons when they see a step, and otherwise say the same all the time."""
 
     def __init__(
         self, buttons: Mapping[int, Button], action: Vector | None = HAND, actions: Mapping[int, Vector | None] = {}
     ) -> None:
-        self._buttons = dict(buttons)
-        self._action = action
-        self._actions = actions
-        self._step = 0
-        self.told: list[tuple[Driver, float | None]] = []
-        self.shown: list[Mapping[str, str]] = []
-
-    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
-        self._step = observation.step
-        self.shown.append(counters)
-
-    def command(self) -> TeleopCommand:
-        button = self._buttons.pop(self._step, None)
-        action = self._actions.get(self._step, self._action)
-        return TeleopCommand(action, frozenset() if button is None else frozenset({button}))
-
-    def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
-        self.told.append((driver, None if executed is None else float(executed[-1])))
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+        pressed = {step: press(button).buttons for step, button in buttons.items()}
+        steps = {*buttons, *actions}
+        said = {step: TeleopCommand(actions.get(step, action), pressed.get(step, frozenset())) for step in steps}
+        super().__init__(said, TeleopCommand(action))
 
 
 def still(x: float = 0.0, gripper: float = 1.0) -> Vector:
@@ -119,22 +102,15 @@ def test_hands_that_move_already_when_an_episode_begins_must_rest_first(make_pol
     assert corrected(steps) == []
 
 
-def test_a_chunk_is_dropped_at_the_takeover_and_the_policy_is_asked_afresh(
-    clock: FakeClock, make_policy: Make, drive: Make
-) -> None:
+def test_a_chunk_is_dropped_at_the_takeover_and_the_policy_is_asked_afresh(clock: FakeClock, drive: Make) -> None:
     asked: list[int] = []
 
-    class Counting:
-        reset = make_policy().reset
+    def count(seen: Observation) -> Vector:
+        asked.append(seen.step)
+        clock.advance_ns(80_000_000)  # too slow to be asked beside the person
+        return np.full((8, 2), seen.step / 1000)
 
-        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-            (observation,) = observations
-            asked.append(observation.step)
-            clock.advance_ns(80_000_000)  # too slow to be asked beside the person
-            rows = np.full((8, 2), observation.step / 1000)
-            return [ActionChunk(rows, observation.stamp_ns, observation.step)]
-
-    _, steps = drive(Counting(), corrects())
+    _, steps = drive(FunctionPolicy(count), corrects())
     assert asked == [0, GIVE]
     assert [float(s.commanded[0]) for s in steps if not s.intervention] == [0] * TAKE + [GIVE / 1000] * (HORIZON - GIVE)
     assert all(step.policy_action is None for step in steps)
@@ -171,15 +147,9 @@ def test_the_world_waits_for_a_person_who_lets_go_of_the_controls(clock: FakeClo
         assert driver.driver == "person"
 
 
-def test_the_grip_stays_as_the_policy_had_it_until_the_hands_change_theirs(make_policy: Make, drive: Make) -> None:
-    class Holding:
-        reset = make_policy().reset
-
-        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-            return [ActionChunk(still(0.0, 0.0)[None], o.stamp_ns, o.step) for o in observations]
-
+def test_the_grip_stays_as_the_policy_had_it_until_the_hands_change_theirs(drive: Make) -> None:
     later = {6: still(0.04, 0.0), 7: still(0.04, 1.0), 8: still(0.04, 1.0), 9: still(0.04, 1.0)}
-    _, steps = drive(Holding(), Script({TAKE: "takeover"}, HAND, later))
+    _, steps = drive(FunctionPolicy(lambda o: still(0.0, 0.0)), Script({TAKE: "takeover"}, HAND, later))
     grips = {s.observation.step: s.commanded[1] for s in steps}
     assert [grips[step] for step in range(HORIZON)] == [0, 0, 0, 0, 0, 0, 0, 1, 1, 1]
 
@@ -215,26 +185,18 @@ def test_what_a_person_calls_a_success_is_stored_as_one(run: Make, tmp_path: Pat
 def test_a_takeover_does_not_wait_for_a_policy_that_thinks(clock: FakeClock) -> None:
     thinks, may_answer = threading.Event(), threading.Event()
 
-    class Slow:
-        def __init__(self) -> None:
-            self.asked: list[int] = []
-
-        def reset(self, seed: int) -> None:
-            """Nothing to forget."""
-
-        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-            self.asked.append(observations[0].step)
-            thinks.set()
-            assert may_answer.wait(60)
-            return [ActionChunk(still()[None], o.stamp_ns, o.step) for o in observations]
+    def think(seen: Observation) -> Vector:
+        thinks.set()
+        assert may_answer.wait(60)
+        return still()
 
     class Impatient(Script):
         def command(self) -> TeleopCommand:
-            if thinks.is_set() and not may_answer.is_set() and self._step == 0:
-                self._step = TAKE  # the button is pressed while the policy thinks
+            if thinks.is_set() and not may_answer.is_set() and not self.shown:
+                self.show(observation(TAKE), {})  # the button is pressed while the policy thinks
             return super().command()
 
-    policy, hands = Slow(), Impatient({TAKE: "takeover", GIVE: "giveback"})
+    policy, hands = FunctionPolicy(think), Impatient({TAKE: "takeover", GIVE: "giveback"})
     with Takeover(policy, hands, EMBODIMENT, row_by_row=False, clock=clock) as driver:
         driver.reset(0)
         with pytest.raises(NoActionYetError, match="took over while the policy thought"):
@@ -242,7 +204,7 @@ def test_a_takeover_does_not_wait_for_a_policy_that_thinks(clock: FakeClock) -> 
         (chunk,) = driver.act([observation(1)])
         assert chunk.intervention and (chunk.actions == HAND).all()
         hands.show(observation(GIVE), {})
-        with pytest.raises(NoActionYetError, match="still busy"):
+        with pytest.raises(NoActionYetError, match="still computing"):
             driver.act([observation(GIVE)])
         may_answer.set()
         while True:
@@ -251,19 +213,15 @@ def test_a_takeover_does_not_wait_for_a_policy_that_thinks(clock: FakeClock) -> 
                 break
             except NoActionYetError:
                 continue
-        assert not chunk.intervention and chunk.step == GIVE + 1 and policy.asked == [0, GIVE + 1]
+        assert not chunk.intervention and chunk.step == GIVE + 1 and [seen.step for seen in policy.saw] == [0, GIVE + 1]
 
 
 def test_the_person_sees_what_happens_while_the_policy_thinks(clock: FakeClock) -> None:
     may_answer = threading.Event()
 
-    class Slow:
-        def reset(self, seed: int) -> None:
-            """Nothing to forget."""
-
-        def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-            assert may_answer.wait(60)
-            return [ActionChunk(still()[None], o.stamp_ns, o.step) for o in observations]
+    def think(seen: Observation) -> Vector:
+        assert may_answer.wait(60)
+        return still()
 
     class Watching(Script):
         def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
@@ -273,18 +231,18 @@ def test_the_person_sees_what_happens_while_the_policy_thinks(clock: FakeClock) 
 
     hands, passing = Watching({}, still()), range(1, TAKE + 1)
     look = partial(next, (observation(step) for step in passing), observation(TAKE))
-    with Takeover(Slow(), hands, EMBODIMENT, row_by_row=False, clock=clock, look=look) as driver:
+    with Takeover(FunctionPolicy(think), hands, EMBODIMENT, row_by_row=False, clock=clock, look=look) as driver:
         driver.reset(0)
         (chunk,) = driver.act([observation(0)])
-    assert chunk.step == 0 and hands._step == TAKE
+    assert chunk.step == 0 and hands.shown[-1][0].step == TAKE
 
 
 def test_the_person_is_told_who_drives_and_how_the_arm_grips(make_policy: Make, drive: Make) -> None:
     hands = corrects()
     drive(make_policy(), hands)
-    drivers = [driver for driver, _ in hands.told]
+    drivers = [driver for driver, _ in hands.drivers]
     assert drivers[0] == "policy" and "person" in drivers and drivers[-1] == "policy"
-    assert hands.shown[-1] == {"drives": "the policy", "episode": "1", "steps": str(HORIZON), "corrected": "4"}
+    assert hands.shown[-1][1] == {"drives": "the policy", "episode": "1", "steps": str(HORIZON), "corrected": "4"}
 
 
 @pytest.fixture
@@ -317,7 +275,8 @@ class Once(Script):
 
     def command(self) -> TeleopCommand:
         said = super().command()
-        return said if self._buttons or self._step >= GIVE else TeleopCommand(still())
+        is_first = all(seen.step < HORIZON for seen, _ in self.shown)
+        return said if is_first else TeleopCommand(still())
 
 
 def test_the_log_and_the_dataset_mark_exactly_the_corrected_steps(run: Make, tmp_path: Path) -> None:
@@ -354,4 +313,4 @@ def test_a_success_with_help_is_none_of_the_policys_own(run: Make) -> None:
 
 
 def observation(step: int) -> Observation:
-    return Observation({"front": np.zeros((32, 48, 3), np.uint8)}, np.zeros(1), "lift", step, step)
+    return toy_observation(EMBODIMENT, step, stamp_ns=step)

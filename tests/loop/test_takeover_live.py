@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from vla_robot.safety.limits import limits_of
 from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.log import BridgeLog
-from vla_robot.testing import FunctionPolicy, ToyArm, toy_embodiment
+from vla_robot.testing import FunctionPolicy, ScriptedTeleoperator, ToyArm, toy_embodiment
 
 TAKE, GIVE, HORIZON = 6, 14, 24
 ROWS = 8
@@ -68,25 +68,16 @@ def plans(rows: int) -> FunctionPolicy:
     return FunctionPolicy(lambda o: np.tile([-0.001 * o.step, 1.0], (rows, 1)))
 
 
-class Script:
+class Script(ScriptedTeleoperator):
     """Takes over and gives back at steps; between them the hands move, or nobody is there."""
 
-    def __init__(self, absent: range = range(0), give: int = GIVE) -> None:
-        self._buttons: dict[int, Button] = {TAKE: "takeover", give: "giveback"}
-        self._absent = absent
-        self._step = 0
-
-    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
-        self._step = observation.step
-
-    def command(self) -> TeleopCommand:
-        button = self._buttons.pop(self._step, None)
-        move = HAND if TAKE <= self._step < GIVE else 0.0
-        action = None if self._step in self._absent else np.array([move, 1.0])
-        return TeleopCommand(action, frozenset() if button is None else frozenset({button}))
-
-    def close(self) -> None:
-        """Nothing to let go of."""
+    def __init__(self, absent: range = range(0), give: int = GIVE, ends: Button | None = None) -> None:
+        pressed: dict[int, Button] = {TAKE: "takeover", give: ends or "giveback"}
+        rest = TeleopCommand(np.array([0.0, 1.0]))
+        said = {step: TeleopCommand(np.array([HAND, 1.0])) for step in range(TAKE, GIVE)}
+        said |= dict.fromkeys(absent, TeleopCommand(None))
+        said |= {at: replace(said.get(at, rest), buttons=frozenset({button})) for at, button in pressed.items()}
+        super().__init__(said, rest)
 
 
 Drive = Callable[..., tuple[EpisodeResult, list[StepDone]]]
@@ -170,12 +161,7 @@ def test_a_robot_that_a_person_lets_rest_for_long_is_not_taken_for_lost(drive: D
 
 
 def test_a_person_who_ends_the_episode_leaves_the_arm_held(drive: Drive, tmp_path: Path) -> None:
-    class Judge(Script):
-        def command(self) -> TeleopCommand:
-            said = super().command()
-            return said if self._step < GIVE else TeleopCommand(said.action, frozenset({"success"}))
-
-    result, steps = drive(plans(ROWS), Judge())
+    result, steps = drive(plans(ROWS), Script(ends="success"))
     assert (result.outcome, result.helped, len(steps)) == ("success", True, GIVE)
     (path,) = (tmp_path / "log").iterdir()
     summary = read_episode(path).summary

@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.errors import ContractError, PolicyError
-from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.robot import TimeLimits
 from vla_robot.loop.warm_up import Warm, too_slow, warm_up
+from vla_robot.testing import FunctionPolicy
 
 LIMITS = TimeLimits(max_age_s=0.5, hold_after_s=0.5, stop_after_s=3.0)
 RATE_HZ = 10.0
 NEVER = 1e9
 
 
-class Slow:
+class Slow(FunctionPolicy):
     """Takes so many seconds for each of its answers; the last time goes on. It gives up after its time-out."""
 
     def __init__(self, clock: FakeClock, *answer_s: float, rows: int = 1, timeout_s: float = NEVER) -> None:
+        super().__init__(self._think)
         self.clock, self.answer_s, self.rows, self.timeout_s = clock, list(answer_s), rows, timeout_s
-        self.seeds: list[int] = []
-        self.asked: list[Observation] = []
 
-    def reset(self, seed: int) -> None:
-        self.seeds.append(seed)
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        (observation,) = observations
-        self.asked.append(observation)
+    def _think(self, observation: Observation) -> Vector:
         takes_s = self.answer_s.pop(0) if len(self.answer_s) > 1 else self.answer_s[0]
         self.clock.advance_ns(round(min(takes_s, self.timeout_s) * NS_PER_S))
         if takes_s > self.timeout_s:
             raise PolicyError("the policy server did not answer.")
-        return [ActionChunk(np.zeros((self.rows, 2)), observation.stamp_ns, observation.step)]
+        return np.zeros((self.rows, 2))
 
 
 def warm(policy: Slow) -> Warm:
@@ -49,13 +42,13 @@ def warm(policy: Slow) -> Warm:
 def test_a_first_answer_that_compiles_is_waited_for_and_thrown_away() -> None:
     policy = Slow(FakeClock(), 40.0, 0.2)
     assert warm(policy) == Warm(first_s=40.0, quick_s=0.2, rows=1)
-    assert len(policy.asked) == 2 and policy.seeds == [7, 7]
-    assert policy.asked[1].stamp_ns > policy.asked[0].stamp_ns, "it was asked with what was seen before"
+    assert len(policy.saw) == 2 and policy.seeds == [7, 7]
+    assert policy.saw[1].stamp_ns > policy.saw[0].stamp_ns, "it was asked with what was seen before"
 
 
 def test_a_quick_policy_is_asked_once() -> None:
     policy = Slow(FakeClock(), 0.1)
-    assert warm(policy).quick_s == 0.1 and len(policy.asked) == 1
+    assert warm(policy).quick_s == 0.1 and len(policy.saw) == 1
 
 
 def test_a_moment_in_which_the_computer_was_busy_is_forgiven() -> None:
@@ -86,7 +79,7 @@ def test_a_policy_that_is_quick_enough_is_not(answer_s: float, rows: int) -> Non
 def test_a_policy_that_gives_up_while_its_server_compiles_is_asked_again() -> None:
     policy = Slow(FakeClock(), 60.0, 60.0, 0.1, timeout_s=10.0)
     assert warm(policy).first_s == pytest.approx(20.1)
-    assert len(policy.asked) == 4
+    assert len(policy.saw) == 4
 
 
 def test_a_policy_that_never_answers_is_given_up() -> None:
@@ -100,11 +93,11 @@ def test_a_policy_that_has_no_action_at_all_is_not_asked_again() -> None:
     policy = Slow(FakeClock(), 60.0, timeout_s=0.0)
     with pytest.raises(PolicyError, match="did not answer"):
         warm(policy)
-    assert len(policy.asked) == 1
+    assert len(policy.saw) == 1
 
 
 def test_a_person_who_ends_it_is_heard() -> None:
     policy = Slow(FakeClock(), 9.0)
     look = Observation({}, np.zeros(1), "", 0, 0)
     found = warm_up(policy, lambda: look, 0, LIMITS, RATE_HZ, clock=policy.clock, should_stop=lambda: True)
-    assert found == Warm(9.0, 9.0, 1) and len(policy.asked) == 1
+    assert found == Warm(9.0, 9.0, 1) and len(policy.saw) == 1

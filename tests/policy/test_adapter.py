@@ -5,33 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import ContractError
-from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.messages import Observation
 from vla_robot.policy.adapter import ObservationAdapter
+from vla_robot.testing import FunctionPolicy, toy_embodiment
 
 
 def embodiment(cameras: Sequence[str], state: Sequence[str], rate_hz: float = 10.0, gripper: str = "1") -> Embodiment:
-    return Embodiment(
-        "arm",
-        ActionSpace("eef_delta", "base", (Dim("dx", "m", -1, 1), Dim("gripper", gripper, 0, 1))),
-        tuple(Dim(name, "m", -1, 1) for name in state),
-        tuple(CameraSpec(name, 4, 4) for name in cameras),
-        rate_hz,
-    )
-
-
-class Spy:
-    def __init__(self) -> None:
-        self.seen: list[Observation] = []
-        self.seed: int | None = None
-
-    def reset(self, seed: int) -> None:
-        self.seed = seed
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        self.seen += observations
-        return [ActionChunk(np.zeros((1, 2)), o.stamp_ns, o.step) for o in observations]
+    dims, last = [Dim(name, "m", -1, 1) for name in state], Dim("gripper", gripper, 0, 1)
+    return toy_embodiment(state=dims, gripper=last, cameras=cameras, height=4, width=4, rate_hz=rate_hz)
 
 
 OFFERED = embodiment(["left", "front", "wrist"], ["x", "y", "width"])
@@ -40,13 +23,13 @@ SEEN = Observation(FRAMES, np.array([1.0, 2.0, 3.0]), "go", stamp_ns=7, step=3)
 
 
 def test_a_policy_sees_its_own_cameras_and_state_in_its_own_order() -> None:
-    spy = Spy()
+    spy = FunctionPolicy()
     policy = ObservationAdapter(spy, embodiment(["wrist", "front"], ["width", "x"]), OFFERED)
     policy.reset(5)
     (chunk,) = policy.act([SEEN])
-    assert list(spy.seen[0].images) == ["wrist", "front"]
-    np.testing.assert_array_equal(spy.seen[0].state, [3.0, 1.0])
-    assert (spy.seed, spy.seen[0].instruction, chunk.step) == (5, "go", 3)
+    assert list(spy.saw[0].images) == ["wrist", "front"]
+    np.testing.assert_array_equal(spy.saw[0].state, [3.0, 1.0])
+    assert (spy.seeds, spy.saw[0].instruction, chunk.step) == ([5], "go", 3)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +43,10 @@ def test_a_policy_sees_its_own_cameras_and_state_in_its_own_order() -> None:
 )
 def test_a_policy_for_another_arm_is_refused_with_the_difference(wanted: Embodiment, reason: str) -> None:
     with pytest.raises(ContractError, match=reason):
-        ObservationAdapter(Spy(), wanted, OFFERED)
+        ObservationAdapter(FunctionPolicy(), wanted, OFFERED)
 
 
 def test_all_differences_are_told_at_once() -> None:
     with pytest.raises(ContractError) as caught:
-        ObservationAdapter(Spy(), embodiment(["top"], ["q"], rate_hz=50), OFFERED)
+        ObservationAdapter(FunctionPolicy(), embodiment(["top"], ["q"], rate_hz=50), OFFERED)
     assert all(word in str(caught.value) for word in ("rate", "camera 'top'", "'q'"))

@@ -14,19 +14,12 @@ from vla_robot.recipe.limits import RANGES, DimLimitsRecipe, LimitsRecipe
 from vla_robot.recipe.reading.load import parse
 from vla_robot.safety.filter import LimitStopError, SafetyFilter
 from vla_robot.safety.limits import NO_LIMIT, Limits, limits_of
+from vla_robot.testing import TOOL_AXES, toy_embodiment
 
 RATE_HZ = 10.0
-TOOL = Embodiment(
+TOOL = toy_embodiment(
     name="tool",
-    action=ActionSpace(
-        "eef_delta",
-        "base",
-        (
-            *(Dim(n, "m", -0.05, 0.05) for n in ("dx", "dy", "dz")),
-            *(Dim(n, "rad", -0.5, 0.5) for n in ("droll", "dpitch", "dyaw")),
-            Dim("gripper", "1", 0.0, 1.0),
-        ),
-    ),
+    axes=TOOL_AXES,
     state=(
         *(Dim(n, "m", -1.5, 1.5) for n in ("x", "y", "z")),
         *(Dim(n, "rad", -7.0, 7.0) for n in ("rx", "ry", "rz")),
@@ -35,16 +28,9 @@ TOOL = Embodiment(
     cameras=(),
     rate_hz=RATE_HZ,
 )
-JOINTS = Embodiment(
-    name="joints",
-    action=ActionSpace(
-        "joint_position",
-        "joint",
-        (Dim("joint_1", "rad", -2.0, 2.0), Dim("joint_2", "rad", -0.5, 1.5), Dim("gripper", "1", 0.0, 1.0)),
-    ),
-    state=(Dim("joint_1", "rad", -2.0, 2.0), Dim("joint_2", "rad", -0.5, 1.5)),
-    cameras=(),
-    rate_hz=50.0,
+TWO_JOINTS = (Dim("joint_1", "rad", -2.0, 2.0), Dim("joint_2", "rad", -0.5, 1.5))
+JOINTS = toy_embodiment(
+    name="joints", axes=TWO_JOINTS, state=TWO_JOINTS, kind="joint_position", cameras=(), rate_hz=50.0
 )
 TOOL_RECIPE = LimitsRecipe(
     workspace_low=(0.2, -0.3, 0.01),

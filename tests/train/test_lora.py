@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Dim
 from vla_robot.core.errors import DataError, RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.data.pipeline.stats import dataset_statistics
@@ -22,6 +22,7 @@ from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import parse
 from vla_robot.recipe.finetune import Architecture, FinetuneRecipe, with_mixture
+from vla_robot.testing import toy_embodiment
 from vla_robot.train.checkpoint import FOLDER, learning
 from vla_robot.train.finetune import Progress, finetune
 from vla_robot.train.lora import adapt, merged
@@ -181,9 +182,11 @@ def test_recipes_that_make_no_sense_are_refused(changes: dict[str, Any], reason:
 @pytest.fixture
 def reads_eight_numbers(tiny_architecture: Architecture, tmp_path: Path) -> Path:
     """A new policy for the samples' arms: seven numbers an action, eight of the state."""
-    dims = tuple(Dim(f"a{i}", "m", -1, 1) for i in range(7))
-    state = tuple(Dim(f"s{i}", "m", -1, 1) for i in range(8))
-    arm = Embodiment("any", ActionSpace("eef_delta", "base", dims), state, (CameraSpec("primary", 28, 28),), 5.0)
+    dims = [Dim(f"a{i}", "m", -1, 1) for i in range(7)]
+    state = [Dim(f"s{i}", "m", -1, 1) for i in range(8)]
+    arm = toy_embodiment(
+        name="any", axes=dims, gripper=None, state=state, cameras=("primary",), height=28, width=28, rate_hz=5.0
+    )
     rng = np.random.default_rng(0)
     statistics = dataset_statistics("none", rng.normal(size=(50, 7)), rng.normal(size=(50, 8)), 5)
     create(tmp_path / "new", tiny_architecture, arm, statistics, ["pick up the can"], seed=0)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_S, FakeClock
-from vla_robot.core.embodiment import ActionSpace, Dim, Embodiment
+from vla_robot.core.embodiment import Dim
 from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
 from vla_robot.recipe.limits import LimitsRecipe
@@ -18,15 +17,14 @@ from vla_robot.safety.limits import limits_of
 from vla_robot.safety.watchdog import Watchdog
 from vla_robot.serve.bridge.bridge import Bridge, EpisodeBegan, EpisodeOver, Ticked
 from vla_robot.serve.bridge.server import BridgeServer
+from vla_robot.testing import ToyArm, toy_embodiment
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL
 from vla_robot.transport.wire import Buffer, Message, decode, encode
 from vla_robot.world.real.set_points import SetPoints, StreamBounds, StreamedArm
 from vla_robot.world.real.smooth import MotionBounds
 
 DIMS = tuple(Dim(f"joint_{i}", "rad", -2.0, 2.0) for i in range(3))
-EMBODIMENT = Embodiment(
-    "toy", ActionSpace("joint_position", "base", (*DIMS, Dim("gripper", "1", 0, 1))), DIMS, (), 10.0
-)
+EMBODIMENT = toy_embodiment(axes=DIMS, state=DIMS, kind="joint_position", cameras=())
 BOUNDS = StreamBounds(MotionBounds(1.5, 30.0, 2000.0), np.full(3, -2.0), np.full(3, 2.0), opening_per_s=3.0)
 
 
@@ -52,45 +50,19 @@ class RecordingMotors:
         return joints, opening
 
 
-@dataclass
-class JointArm:
+class JointArm(ToyArm):
     """An arm that takes joint angles and has no camera."""
 
-    motors: SetPoints
-    clock: FakeClock
-    embodiment: Embodiment = EMBODIMENT
-    instruction: str = "reach"
-    can_wait: bool = False
-    step: int = 0
-    stops: int = 0
-
-    @property
-    def camera_stamps_ns(self) -> Mapping[str, int]:
-        return {}
-
-    def reset(self, seed: int) -> Observation:
-        self.step = 0
-        return self._observe()
+    def __init__(self, motors: SetPoints, clock: FakeClock) -> None:
+        super().__init__(clock, EMBODIMENT, can_wait=False)
+        self.motors = motors
 
     def command(self, action: Vector) -> StepResult:
         self.motors.send(action[:-1], float(action[-1]))
-        return self.hold()
-
-    def hold(self) -> StepResult:
-        self.step += 1
-        return StepResult(self._observe(), np.zeros(4), False, False, False)
-
-    def look(self) -> Observation:
-        return self._observe()
-
-    def stop(self) -> None:
-        self.stops += 1
-
-    def close(self) -> None:
-        """Release nothing."""
+        return super().command(action)
 
     def _observe(self) -> Observation:
-        return Observation({}, self.motors.read()[0], self.instruction, self.clock.now_ns(), self.step)
+        return replace(super()._observe(), state=self.motors.read()[0])
 
 
 @dataclass

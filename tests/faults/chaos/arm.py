@@ -20,22 +20,23 @@ from typing import Any
 import numpy as np
 
 from vla_robot.cli import bridge
-from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.embodiment import Dim
 from vla_robot.core.errors import WorldError
 from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.testing.embodiments import WIDTH, toy_embodiment
 
 RATE_HZ = 20.0
 HORIZON = 60
 """Ticks of an episode: 3 s, so that episodes also begin and end under faults."""
 RANGE_M = 0.05
-EMBODIMENT = Embodiment(
-    "journal",
-    ActionSpace(
-        "eef_delta", "base", (*(Dim(f"d{axis}", "m", -RANGE_M, RANGE_M) for axis in "xyz"), Dim("gripper", "1", 0, 1))
-    ),
-    (*(Dim(axis, "m", -1.0, 1.0) for axis in "xyz"), Dim("gripper_width", "m", 0.0, 0.1)),
-    (CameraSpec("front", 32, 32),),
-    RATE_HZ,
+EMBODIMENT = toy_embodiment(
+    name="journal",
+    axes=("dx", "dy", "dz"),
+    step_m=RANGE_M,
+    state=(*(Dim(axis, "m", -1.0, 1.0) for axis in "xyz"), WIDTH),
+    height=32,
+    width=32,
+    rate_hz=RATE_HZ,
 )
 FAILURES: dict[str, type[BaseException]] = {
     "WorldError": WorldError,
