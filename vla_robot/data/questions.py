@@ -39,8 +39,8 @@ class Question:
 
     Attributes:
         scene: number of the scene, e.g. the seed that it was made with.
-        question: in plain words.
-        answer: in plain words.
+        question: the question in plain words.
+        answer: the answer in plain words.
         images: camera name -> file.
     """
 

@@ -29,7 +29,7 @@ INK, PAPER, BAR = (40, 40, 40), (250, 250, 250), (70, 110, 170)
 
 @dataclass(frozen=True)
 class Dimension:
-    """One number of the actions, over all steps that were read.
+    """One dimension of the actions, over all steps that were read.
 
     Attributes:
         name: field and index, e.g. "action[3]".

@@ -98,7 +98,13 @@ class Collector:
 class Writer(Protocol):
     """The port of what stores demonstrations."""
 
-    def write(self, demonstration: Demonstration) -> None: ...
+    def write(self, demonstration: Demonstration) -> None:
+        """Store one episode on the disk.
+
+        Raises:
+            DataError: the episode does not fit the dataset, or writing to disk failed.
+        """
+        ...
 
 
 @dataclass(frozen=True)

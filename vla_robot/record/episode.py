@@ -120,6 +120,7 @@ class EpisodeLog:
 
     @property
     def complete(self) -> bool:
+        """Whether the log has its end and no damage."""
         return self.summary is not None and self.damage is None
 
 

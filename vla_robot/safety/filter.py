@@ -262,7 +262,8 @@ def _require_usable(axis: _Axis, rate_hz: float) -> None:
     for name, value in steps.items():
         if not value >= SMALLEST_STEP:
             raise ContractError(
-                f"the {name} of '{axis.name}' allows {value:g} a step at {rate_hz:g} Hz; {SMALLEST_STEP:g} is least."
+                f"the {name} of '{axis.name}' allows {value:g} per step at {rate_hz:g} Hz; it must allow at least "
+                f"{SMALLEST_STEP:g}."
             )
     ends = (*axis.range, *axis.box, *steps.values())
     if not all(math.isfinite(end) and abs(end) <= 2 * NO_LIMIT for end in ends):

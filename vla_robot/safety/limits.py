@@ -30,7 +30,10 @@ class RangeGuard:
         """
         for dim in space.dims:
             if not (np.isfinite([dim.low, dim.high]).all() and dim.low <= dim.high):
-                raise ContractError(f"limits of '{dim.name}' are {dim.low:g} to {dim.high:g} {dim.unit}.")
+                raise ContractError(
+                    f"limits of '{dim.name}' are {dim.low:g} to {dim.high:g} {dim.unit}; "
+                    "they must be finite and in order."
+                )
         self._space = space
 
     def check(self, action: ArrayLike) -> tuple[Vector, tuple[Clamp, ...]]:

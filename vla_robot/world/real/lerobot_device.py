@@ -98,6 +98,7 @@ class LerobotDevice:
 
     @property
     def calibration_file(self) -> Path:
+        """Path of lerobot's calibration file of this arm."""
         return Path(self._robot.calibration_fpath)
 
     @property

@@ -57,6 +57,7 @@ class LerobotTeleoperator:
 
     @property
     def calibration_file(self) -> Path:
+        """Path of lerobot's calibration file of this device."""
         return Path(self._device.calibration_fpath)
 
     @property

@@ -68,7 +68,7 @@ class Smoother:
 
     @property
     def delay_s(self) -> float:
-        """How far the commands are behind the path."""
+        """Delay of the commands behind the path [s]."""
         return self._window.delay_s
 
     def target(self, position: ArrayLike, ticks: int) -> None:
@@ -85,7 +85,7 @@ class Smoother:
         self._target, self._ticks_left = values, ticks
 
     def stop(self) -> None:
-        """Come to a stand as fast as the bounds allow."""
+        """Come to rest as fast as the bounds allow."""
         self._target = self._path
 
     def tick(self) -> Vector:

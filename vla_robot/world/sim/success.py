@@ -35,10 +35,12 @@ class Placed:
 
     @property
     def bottom(self) -> float:
+        """Height of the lowest point of the bounding box [m]."""
         return float(self.centre[2] - self.half_size[2])
 
     @property
     def top(self) -> float:
+        """Height of the highest point of the bounding box [m]."""
         return float(self.centre[2] + self.half_size[2])
 
 

@@ -26,7 +26,9 @@ def reach_m(model: mujoco.MjModel, base: int, tool: int) -> float:
     length_m, body = float(np.linalg.norm(model.site_pos[tool])), int(model.site_bodyid[tool])
     while body != base:
         if body == 0:
-            raise ContractError(f"site '{model.site(tool).name}' does not hang on body '{model.body(base).name}'.")
+            raise ContractError(
+                f"site '{model.site(tool).name}' is on no descendant of body '{model.body(base).name}'. Move it there."
+            )
         length_m += float(np.linalg.norm(model.body_pos[body])) + _joints_m(model, body)
         body = int(model.body_parentid[body])
     return length_m
@@ -46,4 +48,4 @@ def _joint_m(model: mujoco.MjModel, joint: int) -> float:
         return 2 * float(np.linalg.norm(model.jnt_pos[joint]))  # half a turn about an anchor beside the origin
     if kind == mujoco.mjtJoint.mjJNT_SLIDE and model.jnt_limited[joint]:
         return float(np.abs(model.jnt_range[joint] - model.qpos0[model.jnt_qposadr[joint]]).max())
-    raise ContractError(f"joint '{model.joint(joint).name}' carries the tool without a limit.")
+    raise ContractError(f"joint '{model.joint(joint).name}' between base and tool has no limit. Give it a range.")

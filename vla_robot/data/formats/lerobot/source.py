@@ -121,7 +121,7 @@ class LeRobotSource:
         self.lengths = np.array([self._places[number].length for number in self._numbers], dtype=np.int64)
 
     def _describe(self, unneeded: Mapping[str, str]) -> None:
-        """What is read of each step, and what is left out."""
+        """Set the fields that are read of each step, and those that are left out."""
         features = {name: f for name, f in self.lerobot_features.items() if _is_carried(name)}
         unread = {field_name(name): why for name, f in features.items() if (why := _why_not(name, f))}
         self.left_out = {**unread, **unneeded}
@@ -136,7 +136,7 @@ class LeRobotSource:
         return len(self._numbers)
 
     def without_nulls(self) -> LeRobotSource:
-        """The same dataset without the fields of numbers that are null somewhere; action, state and time are kept."""
+        """Return the dataset without number fields that contain nulls; action, state and time are kept."""
         names = [n for n, f in self.fields.items() if f.kind == "number" and n not in (*ACTIONS, *STATES, TIMESTAMP)]
         left_out = dict(self.left_out)
         for path in dict.fromkeys(self._places[number].table for number in self._numbers):

@@ -267,7 +267,7 @@ def _stamps(storage: Storage, split: Split) -> list[Stamp]:
     if missing:
         raise DataError(
             f"{storage.location}: {len(missing)} of {len(split.shards)} shards of split '{split.name}' are missing, "
-            f"first {missing[0]}. Was the download finished?"
+            f"first {missing[0]}. Finish the download."
         )
     return [files[name] for name in split.shards]
 
