@@ -35,7 +35,7 @@ from vla_robot.recipe.reading.renamed import inside, is_array, is_table, tell, w
 BASE_KEY = "base"
 MAX_BYTES = 2**20
 """Largest recipe; those of this package have up to 3 kB."""
-MAX_INTEGER = 2**63 - 1
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
 MAX_DEPTH = 32
 """Deepest nesting of tables and arrays."""
 
@@ -280,7 +280,7 @@ class _Reader:
                 return self.folder / Path(value).expanduser()
             except RuntimeError as error:  # "~nobody/"
                 return self._problem(key, str(error).rstrip("."))
-        if type(value) is int and not -MAX_INTEGER <= value <= MAX_INTEGER:
+        if type(value) is int and not MIN_INTEGER <= value <= MAX_INTEGER:
             return self._problem(key, f"expected a number of up to 64 bits, got {_seen(value)}")
         if hint is float and type(value) in (int, float):
             return float(value) if math.isfinite(value) else self._problem(key, f"expected a number, got {value}")
