@@ -91,12 +91,16 @@ class VisionBackbone(nn.Module):
 def build_vit(config: OpenVLAConfig, index: int) -> Any:
     """Build timm's VisionTransformer of one tower, randomly initialised; untyped, since timm's attributes are unions.
 
+    On the meta device there is nothing to initialise, and timm would take longer for that than for all the rest.
+
     Raises:
         CheckpointError: timm does not know the name or the overrides.
     """
     overrides: Mapping[str, Any] = config.tower_overrides[index] if config.tower_overrides else {}  # only sizes
     act_layer = config.timm_override_act_layers[index]
     extra = {"act_layer": act_layer} if act_layer else {}
+    if torch.get_default_device().type == "meta":
+        extra["weight_init"] = "skip"
     name = config.timm_model_ids[index]
     try:
         vit = timm.create_model(name, pretrained=False, num_classes=0, img_size=config.image_size, **extra, **overrides)
