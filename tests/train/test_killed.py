@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,55 +17,69 @@ import pytest
 from vla_robot.recipe.finetune import Architecture
 
 KILLS = 3
-DEADLINE_S = 1000.0
-"""A run takes seconds where nothing else is at work."""
 
-RUN = """
-import os, signal, sys, threading, time
+LAUNCHER = """
+import json, os, signal, sys, threading, time
+import vla_robot.train.finetune
 from vla_robot.cli.main import main
 
-def moment():
+def moment(state):
     try:
         return os.stat(state).st_mtime_ns
     except FileNotFoundError:
         return 0
 
-def kill_self():
-    while moment() == before:
+def kill_self(state, before, delay_s):
+    while moment(state) == before:
         time.sleep(0.001)
-    end_s = time.process_time() + float(delay_s)
+    end_s = time.process_time() + delay_s
     while time.process_time() < end_s:
         time.sleep(0.001)
     os.kill(os.getpid(), signal.SIGKILL)
 
-state, delay_s, *arguments = sys.argv[1:]
-before = moment()
-if delay_s:
-    threading.Thread(target=kill_self, daemon=True).start()
-sys.exit(main(arguments))
+def run(state, delay_s, arguments):
+    if delay_s is not None:
+        threading.Thread(target=kill_self, args=(state, moment(state), delay_s), daemon=True).start()
+    return main(arguments)
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(2, 1)
+            os._exit(run(*json.loads(line)))
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 """`vla finetune`, which kills itself some computing time after its next checkpoint: the same moments of its work on
-a busy computer."""
+a busy computer. Each run is a fork of one process that has imported torch and done nothing else."""
+
+Launch = Callable[..., int]
 
 
-def launch(recipe: Path, out: Path, delay_s: str = "") -> subprocess.Popen[bytes]:
-    state = out / "resume" / "state.json"
-    command = [sys.executable, "-P", "-c", RUN, str(state), delay_s, "finetune", str(recipe), "--out", str(out)]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # the order of sums is part of the bits
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=one_thread)
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """`launch(recipe, out, delay_s)` trains in a process of its own and returns its exit status; it is killed some time
+    after a checkpoint where `delay_s` says so."""
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", LAUNCHER],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # the order of sums is part of the bits
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as launcher:
+        assert launcher.stdin is not None and launcher.stdout is not None
+        orders, ended = launcher.stdin, launcher.stdout
 
+        def run(recipe: Path, out: Path, delay_s: float | None = None) -> int:
+            arguments = ["finetune", str(recipe), "--out", str(out)]
+            print(json.dumps([str(out / "resume" / "state.json"), delay_s, arguments]), file=orders, flush=True)
+            return int(ended.readline())
 
-def finish(recipe: Path, out: Path) -> None:
-    with launch(recipe, out) as process:
-        told, _ = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0, told.decode()
-
-
-def kill_somewhere(recipe: Path, out: Path, delay_s: float) -> bool:
-    """Kill a run some time after it wrote a checkpoint; False when it was done before."""
-    with launch(recipe, out, str(delay_s)) as process:
-        process.communicate(timeout=DEADLINE_S)
-    return process.returncode == -signal.SIGKILL
+        yield run
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
@@ -79,24 +94,24 @@ def recipe_file(tmp_path: Path, demos_folder: Path, tiny_architecture: Architect
     )
     path = tmp_path / "tiny.toml"
     path.write_text(
-        f'verb = "finetune"\ndata = ["{demos_folder}"]\ndataset_name = "light"\nsteps = 100\nbatch_size = 8\n'
+        f'verb = "finetune"\ndata = ["{demos_folder}"]\ndataset_name = "light"\nsteps = 60\nbatch_size = 8\n'
         f"warmup_steps = 2\nevaluate_every = 20\ncheckpoint_every = 5\nheld_out = 0.2\n[architecture]\n{table}\n"
     )
     return path
 
 
-@pytest.mark.timeout(3600)
-def test_a_killed_run_ends_with_the_same_losses_and_weights_bit_for_bit(recipe_file: Path, tmp_path: Path) -> None:
-    finish(recipe_file, tmp_path / "whole")
+def test_a_killed_run_ends_with_the_same_losses_and_weights_bit_for_bit(
+    recipe_file: Path, tmp_path: Path, launch: Launch
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert launch(recipe_file, whole) == 0
     rng = random.Random()
     delays_s = [rng.uniform(0, 0.3) for _ in range(KILLS)]
-    killed = [kill_somewhere(recipe_file, tmp_path / "broken", delay_s) for delay_s in delays_s]
-    assert killed[0], delays_s
-    finish(recipe_file, tmp_path / "broken")
-    weights = sorted(
-        path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole" / "final").rglob("*.safetensors")
-    )
+    ended = [launch(recipe_file, broken, delay_s) for delay_s in delays_s]
+    assert ended[0] == -signal.SIGKILL, delays_s
+    assert launch(recipe_file, broken) == 0
+    weights = sorted(path.relative_to(whole) for path in (whole / "final").rglob("*.safetensors"))
     assert weights
     for name in weights:
-        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), delays_s
-    assert losses(tmp_path / "broken") == losses(tmp_path / "whole"), delays_s
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), delays_s
+    assert losses(broken) == losses(whole), delays_s
