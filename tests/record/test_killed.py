@@ -19,7 +19,7 @@ from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 
 KILLS = 50
-LONGEST_S = 0.3
+LONGEST_S = 0.1
 LEROBOT_OPENS_EVERY = 10
 KINDS = 7
 """Number of different episodes; the n-th of a dataset is episode n modulo this number."""
