@@ -23,7 +23,7 @@ def test_shuffling_200000_frames_stays_below_a_gigabyte_per_process(tmp_path: Pa
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
 
     run("synthesise_rlds.py", str(tmp_path), "200000")
-    measured = json.loads(run("measure_stream_memory.py", str(tmp_path / "large.toml"), "60", "2"))
+    measured = json.loads(run("measure_stream_memory.py", str(tmp_path / "large.toml"), "24", "2"))
     assert measured["steps"] == 190_000, "95 % of 200,000 train"
     assert measured["peak_kib"] < LIMIT_KIB
     assert measured["peak_worker_kib"] < LIMIT_KIB
