@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-# Before anything imports torch: the cores are shared by worlds, policies and, under xdist, pytest's own workers.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+# Before anything imports torch: the cores are shared by worlds, policies and pytest's own workers. Two threads of torch
+# spin while one waits for the other; on a busy computer a test then takes a hundred times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
 import itertools
