@@ -149,7 +149,7 @@ def assert_same_policy(one: Path, other: Path) -> None:
 def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(
     recipe: FinetuneRecipe, together: Launch, tmp_path: Path
 ) -> None:
-    recipe = replace(recipe, steps=20, micro_batch=2, shift_px=2)
+    recipe = replace(recipe, steps=20, micro_batch=2, shift_px=2, checkpoint_every=10)
     one, two = alone(recipe, tmp_path / "one"), together(recipe, tmp_path / "two", 2)
     assert two == pytest.approx(one, abs=1e-5)
     assert_same_policy(tmp_path / "one", tmp_path / "two")
@@ -158,7 +158,7 @@ def test_two_processes_lose_as_much_as_one_in_each_of_twenty_steps(
 def test_a_model_that_two_processes_share_learns_as_a_whole_one_and_goes_on_in_one(
     recipe: FinetuneRecipe, together: Launch, tmp_path: Path
 ) -> None:
-    recipe = replace(recipe, steps=23, micro_batch=2)
+    recipe = replace(recipe, steps=23, micro_batch=2, checkpoint_every=10)
     one, mixed = alone(recipe, tmp_path / "one"), tmp_path / "mixed"
     sharded = replace(recipe, shard=True, activation_checkpointing=True)
     losses = together(sharded, mixed, 2, steps=20) + alone(recipe, mixed)
@@ -169,7 +169,7 @@ def test_a_model_that_two_processes_share_learns_as_a_whole_one_and_goes_on_in_o
 def test_adapters_begin_in_one_process_and_end_in_two_that_share_them(
     recipe: FinetuneRecipe, together: Launch, tmp_path: Path
 ) -> None:
-    recipe = replace(recipe, steps=20, lora_rank=4)
+    recipe = replace(recipe, steps=20, lora_rank=4, checkpoint_every=10)
     one, mixed = alone(recipe, tmp_path / "one"), tmp_path / "mixed"
     losses = alone(recipe, mixed, steps=4) + together(replace(recipe, shard=True), mixed, 2)
     assert losses == pytest.approx(one, abs=1e-5)

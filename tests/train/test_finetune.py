@@ -50,7 +50,10 @@ def stop_after(step: int):
 
 
 def test_training_teaches_what_the_image_says(recipe: FinetuneRecipe, tmp_path: Path) -> None:
-    recipe = replace(recipe, steps=250, batch_size=32, learning_rate=3e-3, warmup_steps=20, shift_px=0, ema=0.95)
+    recipe = replace(
+        recipe, steps=250, batch_size=32, learning_rate=3e-3, warmup_steps=20, shift_px=0, ema=0.95, evaluate_every=250,
+        checkpoint_every=250,
+    )  # fmt: skip
     finetune(recipe, tmp_path, quiet)
     policy = load(tmp_path / "final")
     for light in (0.1, 0.4, 0.9):

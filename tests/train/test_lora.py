@@ -109,8 +109,9 @@ def test_lora_teaches_too_and_its_policy_loads_as_any_other(
     recipe: FinetuneRecipe, start: Path, tmp_path: Path
 ) -> None:
     recipe = replace(
-        recipe, policy=start, lora_rank=16, batch_size=32, learning_rate=1e-2, warmup_steps=0, shift_px=0, ema=0.0
-    )
+        recipe, policy=start, lora_rank=16, batch_size=32, learning_rate=1e-2, warmup_steps=0, shift_px=0, ema=0.0,
+        evaluate_every=60, checkpoint_every=60,
+    )  # fmt: skip
     before = finetune(replace(recipe, steps=1, learning_rate=0.0), tmp_path / "before", quiet).metrics
     trained = finetune(replace(recipe, steps=60), tmp_path / "after", quiet)
     # Not far: the start is almost random, and embeddings, norms and head are frozen.
