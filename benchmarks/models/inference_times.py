@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.models.plain_inference import Baseline
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.inputs.inputs import timer_of
+from vla_robot.policy.openvla.inputs import timer_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.policy.vla.stage_timer import StageTimer

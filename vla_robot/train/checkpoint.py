@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from vla_robot.core.errors import CheckpointError, DataError
 from vla_robot.core.host import durable
 from vla_robot.core.host.durable import make_folder, rename, sync_tree
-from vla_robot.policy.openvla.network.config import read_json
-from vla_robot.policy.openvla.weights import write_json
+from vla_robot.policy.vla.json_files import read_json, write_json
 from vla_robot.train.parallel.fsdp import collected, local, put
 
 FOLDER = "resume"

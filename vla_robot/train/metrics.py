@@ -21,8 +21,7 @@ from typing import Any, Protocol
 from vla_robot.core.errors import MissingDependencyError
 from vla_robot.core.host.durable import append_line, write_whole
 from vla_robot.core.host.optional import installed, require
-from vla_robot.policy.openvla.network.config import read_json
-from vla_robot.policy.openvla.weights import write_json
+from vla_robot.policy.vla.json_files import read_json, write_json
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import writing
 

@@ -18,9 +18,9 @@ from vla_robot.data.formats.recognise import advise
 from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.openvla.checkpoint import Checkpoint
 from vla_robot.policy.openvla.create import create
-from vla_robot.policy.openvla.network.config import OUR_BLOCK, read_json
+from vla_robot.policy.openvla.network.config import OUR_BLOCK
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
-from vla_robot.policy.openvla.weights import write_json
+from vla_robot.policy.vla.json_files import read_json, write_json
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe, FinetuneRecipe, MixtureFinetuneRecipe
 from vla_robot.train.batches.data import TrainingData, data_of_demos, data_of_mixture, open_recipe_mixture
 from vla_robot.train.batches.questions import QuestionData

@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from vla_robot.core.normalise import unnormalise
-from vla_robot.policy.openvla.weights import save_model, write_json
+from vla_robot.policy.openvla.weights import save_model
+from vla_robot.policy.vla.json_files import write_json
 
 FOLDER = os.environ.get("VLA_FULL_VISION")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not FOLDER, reason="VLA_FULL_VISION names no folder")]

@@ -86,7 +86,7 @@ def test_a_tower_is_named_plainly(broken: Callable[..., Path], reached: list[str
         ({"quantization_config": {"quant_method": "x"}}, "unknown key of text_config 'quantization_config'"),
         ({"auto_map": {"AutoModel": "a.B"}}, "unknown key of text_config 'auto_map'"),
         ({"num_hidden_layers": 20_000}, "num_hidden_layers is 20000; expected a whole number from 1 to 256"),
-        ({"max_position_embeddings": 10**12}, "max_position_embeddings is 10{12}; a whole number"),
+        ({"max_position_embeddings": 10**12}, "max_position_embeddings is 10{12}; expected a whole number"),
         ({"vocab_size": 2.5}, r"vocab_size is 2\.5"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is computed"),
         ({"attention_bias": True}, "attention_bias is True; only False is computed"),

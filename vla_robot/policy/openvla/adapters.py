@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.openvla.network.config import read_json
+from vla_robot.policy.vla.json_files import read_json
 
 CONFIG, SAFETENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

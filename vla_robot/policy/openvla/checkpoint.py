@@ -9,10 +9,11 @@ import torch
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, unknown
-from vla_robot.policy.openvla.inputs.image_preprocessing import NONE, require_preprocessing
-from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
-from vla_robot.policy.openvla.inputs.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
-from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
+from vla_robot.policy.vla.image_preprocessing import NONE, require_preprocessing
+from vla_robot.policy.vla.json_files import read_json
+from vla_robot.policy.vla.preprocess import Preprocessor
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Checkpoint:
             config = replace(config, norm_stats=read_json(folder / "dataset_statistics.json"))
         return cls(
             config,
-            replace(Preprocessor.read(folder, config), image_preprocessing=require_preprocessing(image_preprocessing)),
+            replace(
+                Preprocessor.read(folder, config.image_size, len(config.timm_model_ids), config.image_resize_strategy),
+                image_preprocessing=require_preprocessing(image_preprocessing),
+            ),
             _tokenizer(folder, config),
             _embodiment(folder),
         )

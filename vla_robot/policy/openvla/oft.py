@@ -28,25 +28,22 @@ from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
 from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_dtype
-from vla_robot.policy.openvla.inputs.image_preprocessing import NONE
-from vla_robot.policy.openvla.inputs.inputs import (
-    Batch,
-    Keys,
-    ObservationReader,
-    Statistics,
-    check_image_sensitivity,
-    chunks_of,
-    embed,
-    require_observations,
-    require_statistics,
-    timer_of,
-)
+from vla_robot.policy.openvla.inputs import embed, timer_of
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
 from vla_robot.policy.openvla.network.align import ProprioProjector
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
+from vla_robot.policy.vla.image_preprocessing import NONE
+from vla_robot.policy.vla.observations import (
+    Batch,
+    ObservationReader,
+    check_image_sensitivity,
+    chunks_of,
+    require_observations,
+)
 from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.statistics import Keys, Statistics, require_statistics
 from vla_robot.recipe.policy import OFTRecipe
 
 ACTION_HEAD, PROPRIO_PROJECTOR = "action_head", "proprio_projector"
@@ -93,7 +90,7 @@ class OFTPolicy:
         self._preprocessor = checkpoint.preprocessor
         self._statistics = Statistics(checkpoint.config.norm_stats, statistics_key, BOUNDS[oft.normalisation])
         self.read = ObservationReader(
-            model.config, checkpoint.preprocessor, checkpoint.tokenizer, self._statistics, oft.cameras
+            model.config.inputs, checkpoint.preprocessor, checkpoint.tokenizer, self._statistics, oft.cameras
         )
         self._generator = ParallelGenerator(
             Decoder(model.language_model), head, oft.chunk, oft.action_dim, self.read.tokenizer.eos
@@ -135,7 +132,9 @@ class OFTPolicy:
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its actions are not finite."""
-        check_image_sensitivity(self.model.config, self._preprocessor, lambda batch: self._predict(batch, StageTimer()))
+        check_image_sensitivity(
+            self.model.config.inputs, self._preprocessor, lambda batch: self._predict(batch, StageTimer())
+        )
 
     def _predict(self, batch: Batch, stages: StageTimer) -> Tensor:
         completed = [self._generator.complete(prompt) for prompt in batch.prompts]

@@ -19,28 +19,25 @@ from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_
 from vla_robot.policy.openvla.engine.compiled import CompiledInference
 from vla_robot.policy.openvla.engine.cpu_threads import threads_for
 from vla_robot.policy.openvla.engine.quantise import memory_bytes, quantise, require_quantiser
-from vla_robot.policy.openvla.inputs.action_tokens import ActionTokenizer
-from vla_robot.policy.openvla.inputs.image_preprocessing import NONE
-from vla_robot.policy.openvla.inputs.inputs import (
+from vla_robot.policy.openvla.inputs import embed, timer_of
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.reason import Decoder
+from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
+from vla_robot.policy.openvla.weights import load_model, require_complete
+from vla_robot.policy.vla.action_tokens import ActionTokenizer
+from vla_robot.policy.vla.generate import Generator, generate_text
+from vla_robot.policy.vla.image_preprocessing import NONE
+from vla_robot.policy.vla.observations import (
     Batch,
-    Keys,
     ObservationReader,
-    Statistics,
     check_image_sensitivity,
     chunks_of,
     committed_tokens,
-    embed,
     require_observations,
-    require_statistics,
-    timer_of,
 )
-from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
-from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer, finish
-from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.network.reason import Decoder
-from vla_robot.policy.openvla.weights import load_model, require_complete
-from vla_robot.policy.vla.generate import Generator, generate_text
+from vla_robot.policy.vla.preprocess import Preprocessor
 from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.statistics import Keys, Statistics, require_statistics
 
 LLAMA_SPACE = 29871
 """Llama's id of the space token, for checkpoints without a tokenizer."""
@@ -74,7 +71,7 @@ class OpenVLAPolicy:
         self._tokenizer = tokenizer
         self._statistics = Statistics(statistics, statistics_key)
         cameras = [camera.name for camera in embodiment.cameras] if embodiment else ()
-        self.read = ObservationReader(model.config, preprocessor, tokenizer, self._statistics, cameras)
+        self.read = ObservationReader(model.config.inputs, preprocessor, tokenizer, self._statistics, cameras)
         config = model.config
         self.action_tokens = ActionTokenizer(config.action_vocab_end, config.n_action_bins)
         self._decoder = Decoder(model.language_model)
@@ -235,7 +232,7 @@ class OpenVLAPolicy:
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its logits are not finite."""
-        check_image_sensitivity(self.model.config, self.preprocessor, self._first_logits)
+        check_image_sensitivity(self.model.config.inputs, self.preprocessor, self._first_logits)
 
 
 def load(

@@ -29,13 +29,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vla_robot.core.errors import CheckpointError
-from vla_robot.core.host.durable import make_folder, rename, sync_path, write_whole
+from vla_robot.core.host.durable import make_folder, rename, sync_path
 from vla_robot.policy.openvla import adapters
 from vla_robot.policy.openvla.network import layout
-from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.perceive import build_vit
 from vla_robot.policy.openvla.network.reason import fused_with
+from vla_robot.policy.vla.json_files import read_json, write_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -169,11 +170,6 @@ def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> 
 def _own(tensor: Tensor) -> Tensor:
     """Return the tensor, copied if it is part of a larger one (a fused matrix): safetensors refuses shared memory."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
-
-
-def write_json(path: Path, data: Mapping[str, object]) -> None:
-    """Write JSON atomically: a crash leaves the old file or the new one. Raises OSError."""
-    write_whole(path, json.dumps(data, indent=2, sort_keys=True).encode() + b"\n")
 
 
 def unused_names(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:

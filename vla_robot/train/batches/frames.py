@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_robot.policy.openvla.inputs.action_tokens import ActionTokenizer
-from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer
 from vla_robot.policy.openvla.network.model import IGNORE
+from vla_robot.policy.openvla.prompt import PromptTokenizer
+from vla_robot.policy.vla.action_tokens import ActionTokenizer
 
 
 @dataclass(frozen=True)

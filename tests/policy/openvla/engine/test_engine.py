@@ -18,7 +18,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.engine import cpu_threads as threads
 from vla_robot.policy.openvla.engine.compiled import CompiledInference
 from vla_robot.policy.openvla.engine.cost import costs
-from vla_robot.policy.openvla.inputs.inputs import embed
+from vla_robot.policy.openvla.inputs import embed
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 
 DIMS = 7

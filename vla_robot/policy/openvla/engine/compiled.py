@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.openvla.inputs.inputs import Batch, tensors_of
+from vla_robot.policy.openvla.inputs import tensors_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.vla.generate import Draft, Generator
+from vla_robot.policy.vla.observations import Batch
 from vla_robot.policy.vla.sequence import PaddedSequence
 from vla_robot.policy.vla.stage_timer import StageTimer
 

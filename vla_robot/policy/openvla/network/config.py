@@ -8,20 +8,18 @@ Source of the layout: openvla/openvla @c8f03f48, prismatic/extern/hf/configurati
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vla_robot.core.errors import CheckpointError, unknown
-from vla_robot.core.untrusted import read_file
 from vla_robot.policy.openvla.network import config_limits as limits
+from vla_robot.policy.vla.json_files import read_json
+from vla_robot.policy.vla.observations import InputSizes
 
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 OUR_BLOCK = "vla_robot"
-MAX_JSON_BYTES = 64 * 1024**2
-"""Largest JSON file of a checkpoint; openvla-7b's statistics of 25 datasets take 0.1 MB."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,11 @@ class OpenVLAConfig:
             raise CheckpointError(f"timm_model_ids must name one or two towers, got {list(self.timm_model_ids)}.")
         if self.chunk < 1:
             raise CheckpointError(f"chunk is {self.chunk}; an answer has at least 1 action.")
+
+    @property
+    def inputs(self) -> InputSizes:
+        """The sizes of what the model reads."""
+        return InputSizes(self.image_size, self.num_images, self.proprio_dim, int(self.text_config["vocab_size"]))
 
     @property
     def action_vocab_end(self) -> int:
@@ -121,26 +124,6 @@ class OpenVLAConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json as it was read, with the present statistics."""
         return {**self.published, "norm_stats": dict(self.norm_stats)}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a checkpoint file.
-
-    Raises:
-        CheckpointError: the file is absent, not a regular file, too large, not JSON, or not an object.
-    """
-    try:
-        data = json.loads(read_file(path, MAX_JSON_BYTES, CheckpointError).decode())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it.") from error
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    # ValueError: also bytes that are not UTF-8, and a number of thousands of digits; RecursionError: as many brackets.
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path} holds a {type(data).__name__}, expected an object.")
-    return data
 
 
 def _image_size(source: str, sizes: object) -> int:

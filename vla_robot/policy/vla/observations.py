@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +17,31 @@ from torch import Tensor
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, unknown
 from vla_robot.core.messages import ActionChunk, Image, Observation
-from vla_robot.core.normalise import Q99, Bounds, QuantileStats, normalise
-from vla_robot.policy.openvla.inputs.action_tokens import ActionTokenizer
-from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
-from vla_robot.policy.openvla.inputs.prompt import PromptTokenizer
-from vla_robot.policy.openvla.network.config import OpenVLAConfig
-from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.vla.sequence import RaggedSequence
+from vla_robot.core.normalise import QuantileStats, normalise
+from vla_robot.policy.vla.action_tokens import ActionTokenizer
+from vla_robot.policy.vla.preprocess import Preprocessor
 from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.statistics import Keys, Statistics
+
+PromptIds = Callable[[str], NDArray[np.int64]]
+"""Turns an instruction into (L,) token ids."""
+
+
+@dataclass(frozen=True)
+class InputSizes:
+    """What a model reads.
+
+    Attributes:
+        image_size: edge of a square image [px].
+        num_images: cameras of an observation.
+        proprio_dim: numbers of the arm's state, or None for a policy without proprioception.
+        vocabulary: ids of a prompt are smaller.
+    """
+
+    image_size: int
+    num_images: int
+    proprio_dim: int | None
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -43,73 +59,6 @@ class Batch:
     state: Tensor | None = None
 
 
-Keys = Sequence[str | None]
-"""The dataset whose statistics each row of a batch uses; None for the policy's own."""
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Statistics that turn normalised actions into units.
-
-    Attributes:
-        datasets: dataset name -> its block in dataset_statistics.json.
-        key: the dataset to use, or None for the only one.
-        bounds: the two rows of a block that are -1 and +1.
-    """
-
-    datasets: Mapping[str, Mapping[str, Any]]
-    key: str | None = None
-    bounds: Bounds = Q99
-
-    def resolve(self, key: str | None) -> str:
-        """Return `key`, or for None the only dataset's name.
-
-        Raises:
-            ContractError: the key is unknown, or None although there are several datasets.
-        """
-        if key is None:
-            if len(self.datasets) == 1:
-                return next(iter(self.datasets))
-            raise ContractError(
-                f"the checkpoint holds statistics of {len(self.datasets)} datasets; name one with statistics_key: "
-                f"{', '.join(sorted(self.datasets)) or 'none are there'}."
-            )
-        if key not in self.datasets:
-            raise ContractError(unknown("statistics key", key, self.datasets))
-        return key
-
-    def of(self, what: str, key: str | None = None) -> QuantileStats:
-        """Return the bounds of "action" or "proprio" of a dataset, by default of this object's own.
-
-        Raises:
-            ContractError: the dataset is unknown, or its block lacks these statistics.
-        """
-        name = self.resolve(key or self.key)
-        block = self.datasets[name]
-        if not isinstance(block, Mapping) or not isinstance(block.get(what, {}), Mapping):
-            raise ContractError(f"the statistics of '{name}' must be a table with '{what}', got {block!r:.80}.")
-        if what not in block:
-            raise ContractError(f"the statistics of '{name}' have no '{what}', only: {', '.join(sorted(block))}.")
-        return QuantileStats.from_dict(block[what], self.bounds)
-
-    def rows(self, what: str, count: int, keys: Keys | None) -> list[QuantileStats]:
-        """Return `of` for each of `count` rows of a batch; without keys, this object's own dataset for all."""
-        if keys is None:
-            return [self.of(what)] * count
-        if len(keys) != count:
-            raise ContractError(f"a batch needs one statistics key per observation, got {len(keys)} for {count}.")
-        return [self.of(what, key) for key in keys]
-
-
-def require_statistics(statistics: Statistics) -> None:
-    """Raise ContractError unless the named dataset, or without a name every dataset, can un-normalise actions."""
-    names = [statistics.key] if statistics.key is not None else list(statistics.datasets)
-    if not names:
-        raise ContractError("the checkpoint holds statistics of no dataset, so its actions have no units.")
-    for name in names:
-        statistics.of("action", name)
-
-
 def require_observations(observations: object) -> None:
     """Raise ContractError unless this is a list of at least one observation, each with an instruction as text."""
     if not isinstance(observations, Sequence):
@@ -125,33 +74,33 @@ def require_observations(observations: object) -> None:
             raise ContractError(f"an instruction is text, got {type(each.instruction).__name__}.")
 
 
-class ObservationReader:
+class ObservationReader[T: PromptIds]:
     """Makes batches from observations."""
 
     def __init__(
         self,
-        config: OpenVLAConfig,
+        sizes: InputSizes,
         preprocessor: Preprocessor,
-        tokenizer: PromptTokenizer | None,
+        tokenizer: T | None,
         statistics: Statistics,
         cameras: Sequence[str] = (),
     ) -> None:
         """
         Args:
-            config: number of cameras and size of the state that the model reads.
+            sizes: of what the model reads.
             preprocessor: turns frames into tower inputs.
             tokenizer: turns instructions into ids, or None for a checkpoint without one.
             statistics: normalise the state.
             cameras: names in the order of the model's images; empty takes all of an observation, sorted by name.
         """
-        self._config = config
+        self._sizes = sizes
         self._preprocessor = preprocessor
         self._tokenizer = tokenizer
         self._statistics = statistics
         self._cameras = tuple(cameras)
 
     @property
-    def tokenizer(self) -> PromptTokenizer:
+    def tokenizer(self) -> T:
         """The tokenizer. Raises CheckpointError when the folder has none."""
         if self._tokenizer is None:
             raise CheckpointError("this checkpoint has no tokenizer.json, so it cannot read instructions.")
@@ -182,16 +131,16 @@ class ObservationReader:
         missing = [name for name in wanted if name not in seen]
         if missing:
             raise ContractError(unknown("camera", missing[0], seen))
-        if len(wanted) != self._config.num_images:
+        if len(wanted) != self._sizes.num_images:
             raise ContractError(
-                f"the policy reads {self._config.num_images} camera(s), but the observation has {len(wanted)}: "
+                f"the policy reads {self._sizes.num_images} camera(s), but the observation has {len(wanted)}: "
                 f"{', '.join(wanted)}."
             )
         return [seen[name] for name in wanted]
 
     def _state(self, observations: Sequence[Observation], keys: Keys | None) -> Tensor | None:
         """Return (B, proprio_dim) float32, normalised and clipped, or None for a policy that reads no state."""
-        dim = self._config.proprio_dim
+        dim = self._sizes.proprio_dim
         if dim is None:
             return None
         for shape in (np.shape(o.state) for o in observations):
@@ -204,43 +153,6 @@ class ObservationReader:
         stats = self._statistics.rows("proprio", len(state), keys)
         normalised = [normalise(row, s) for row, s in zip(state, stats, strict=True)]
         return torch.from_numpy(np.stack(normalised).astype(np.float32))
-
-
-def timer_of(model: OpenVLA) -> StageTimer:
-    """Return a timer, started, for an inference of this model on its device."""
-    return StageTimer(model.projector.fc1.weight.device)
-
-
-def embed(model: OpenVLA, batch: Batch, stages: StageTimer | None = None) -> RaggedSequence:
-    """Perceive and align: run the towers and projectors.
-
-    Raises:
-        ContractError: the batch does not fit the model.
-    """
-    stages = stages or StageTimer()
-    pixels, ids, state, text_lengths = tensors_of(model, batch)
-    features = model.vision_backbone(pixels)
-    stages.lap("towers")
-    embeds = model.align(features, ids, state)
-    stages.lap("projector")
-    return RaggedSequence(embeds, text_lengths + embeds.shape[1] - ids.shape[1])
-
-
-def tensors_of(model: OpenVLA, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Return a batch's tensors on the model's device and in its precision.
-
-    Returns:
-        (B, N, C, S, S) pixels, (B, L) ids padded at the right, (B, P) state or None, (B,) real ids per row; the
-        last in main memory, where reading it waits for no device.
-
-    Raises:
-        ContractError: the batch does not fit the model.
-    """
-    _require_fit(batch, model.config)
-    weight = model.projector.fc1.weight
-    ids, lengths = _pad(batch.prompts, model.config.pad_token_id)
-    state = None if batch.state is None else batch.state.to(weight)
-    return batch.pixels.to(weight), ids.to(weight.device), state, lengths
 
 
 def committed_tokens(
@@ -292,22 +204,20 @@ def chunks_of(
     ]
 
 
-def check_image_sensitivity(
-    config: OpenVLAConfig, preprocessor: Preprocessor, answer: Callable[[Batch], Tensor]
-) -> None:
+def check_image_sensitivity(sizes: InputSizes, preprocessor: Preprocessor, answer: Callable[[Batch], Tensor]) -> None:
     """Raise CheckpointError unless a black and a white image give different answers.
 
     A model that ignores its image repeats one action for ever, and the arm moves without visual feedback.
 
     Args:
-        config: the model's configuration.
+        sizes: of what the model reads.
         preprocessor: turns frames into tower inputs.
         answer: maps a batch of two rows to (2, ...) logits or actions.
     """
-    black = np.zeros((config.image_size, config.image_size, 3), dtype=np.uint8)
+    black = np.zeros((sizes.image_size, sizes.image_size, 3), dtype=np.uint8)
     ids = np.array([1, 2, 3], dtype=np.int64)
-    frames = [[black] * config.num_images, [black + 255] * config.num_images]
-    state = None if config.proprio_dim is None else torch.zeros(2, config.proprio_dim)
+    frames = [[black] * sizes.num_images, [black + 255] * sizes.num_images]
+    state = None if sizes.proprio_dim is None else torch.zeros(2, sizes.proprio_dim)
     try:
         with torch.inference_mode():
             dark, bright = answer(Batch(preprocessor(frames), [ids, ids], state))
@@ -320,18 +230,17 @@ def check_image_sensitivity(
         )
 
 
-def _require_fit(batch: Batch, config: OpenVLAConfig) -> None:
+def require_fit(batch: Batch, sizes: InputSizes) -> None:
     """Raise ContractError for a batch that would cause an error inside torch, or a meaningless action."""
     rows, cameras = batch.pixels.shape[:2]
     if rows != len(batch.prompts):
         raise ContractError(f"a batch needs as many prompts as images, got {len(batch.prompts)} and {rows}.")
-    if cameras != config.num_images:
-        raise ContractError(f"the policy reads {config.num_images} camera(s), but the batch has {cameras}.")
-    vocabulary = int(config.text_config["vocab_size"])
+    if cameras != sizes.num_images:
+        raise ContractError(f"the policy reads {sizes.num_images} camera(s), but the batch has {cameras}.")
     for prompt in batch.prompts:
-        if prompt.min() < 0 or prompt.max() >= vocabulary:
-            raise ContractError(f"prompt ids must lie in [0, {vocabulary}), got {prompt.tolist()}.")
-    wanted = None if config.proprio_dim is None else (rows, config.proprio_dim)
+        if prompt.min() < 0 or prompt.max() >= sizes.vocabulary:
+            raise ContractError(f"prompt ids must lie in [0, {sizes.vocabulary}), got {prompt.tolist()}.")
+    wanted = None if sizes.proprio_dim is None else (rows, sizes.proprio_dim)
     seen = None if batch.state is None else tuple(batch.state.shape)
     if seen != wanted:
         raise ContractError(f"the policy reads a state of shape {wanted}, but the batch has {seen}.")
@@ -339,7 +248,7 @@ def _require_fit(batch: Batch, config: OpenVLAConfig) -> None:
         raise ContractError("the state holds numbers that are not finite.")
 
 
-def _pad(prompts: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_right(prompts: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pad prompts of different lengths at the right: return (B, L) int64 ids and (B,) lengths."""
     lengths = torch.tensor([len(p) for p in prompts])
     padded = np.full((len(prompts), int(lengths.max())), pad_id, dtype=np.int64)

@@ -9,9 +9,9 @@ from PIL import Image
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.openvla.checkpoint import Checkpoint
 from vla_robot.policy.openvla.create import train_tokenizer
-from vla_robot.policy.openvla.inputs.preprocess import Preprocessor
-from vla_robot.policy.openvla.inputs.prompt import TEMPLATE_VICUNA, PromptTokenizer
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.prompt import TEMPLATE_VICUNA, PromptTokenizer
+from vla_robot.policy.vla.preprocess import Preprocessor
 
 MEANS = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
 STDS = ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5))
@@ -90,14 +90,14 @@ def test_each_tower_gets_its_own_normalisation() -> None:
 
 def test_the_written_preprocessor_reads_back(tiny_folder) -> None:
     config = OpenVLAConfig.read(tiny_folder)
-    first = Preprocessor.read(tiny_folder, config)
-    assert Preprocessor.from_dict(first.to_dict(), config, "memory") == first
+    fits = config.image_size, len(config.timm_model_ids), config.image_resize_strategy
+    first = Preprocessor.read(tiny_folder, *fits)
+    assert Preprocessor.from_dict(first.to_dict(), *fits, "memory") == first
 
 
-def test_means_that_do_not_fit_the_towers_are_told(tiny_folder) -> None:
-    config = OpenVLAConfig.read(tiny_folder)
+def test_means_that_do_not_fit_the_towers_are_told() -> None:
     with pytest.raises(CheckpointError, match="1 means and 2 stds for 2 towers"):
-        Preprocessor.from_dict({"means": [MEANS[0]], "stds": STDS}, config, "memory")
+        Preprocessor.from_dict({"means": [MEANS[0]], "stds": STDS}, 28, 2, "resize-naive", "memory")
 
 
 def test_a_checkpoint_on_vicuna_is_asked_in_vicunas_way(tiny_folder, broken) -> None:

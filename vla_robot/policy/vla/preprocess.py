@@ -23,8 +23,8 @@ from torch import Tensor
 from vla_robot.core.errors import CheckpointError
 from vla_robot.core.image import check_image, resize
 from vla_robot.core.messages import Image
-from vla_robot.policy.openvla.inputs.image_preprocessing import NONE, preprocessed
-from vla_robot.policy.openvla.network.config import OpenVLAConfig, read_json
+from vla_robot.policy.vla.image_preprocessing import NONE, preprocessed
+from vla_robot.policy.vla.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -47,27 +47,32 @@ class Preprocessor:
     image_preprocessing: str = NONE
 
     @classmethod
-    def read(cls, folder: Path, config: OpenVLAConfig) -> Preprocessor:
+    def read(cls, folder: Path, size: int, towers: int, strategy: str) -> Preprocessor:
         """Read `folder/preprocessor_config.json`.
+
+        Args:
+            folder: of the checkpoint.
+            size: edge of the tower input [px].
+            towers: how many towers the model has.
+            strategy: how a frame becomes square, where the file does not say.
 
         Raises:
             CheckpointError: the file is missing or does not fit config.json.
         """
         path = folder / "preprocessor_config.json"
-        return cls.from_dict(read_json(path), config, str(path))
+        return cls.from_dict(read_json(path), size, towers, strategy, str(path))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], config: OpenVLAConfig, source: str) -> Preprocessor:
+    def from_dict(cls, data: Mapping[str, Any], size: int, towers: int, strategy: str, source: str) -> Preprocessor:
+        """As `read`, from the content of the file at `source`."""
         try:
             means = tuple((float(r), float(g), float(b)) for r, g, b in data["means"])
             stds = tuple((float(r), float(g), float(b)) for r, g, b in data["stds"])
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{source}: means and stds must be lists of RGB triples: {error}.") from error
-        towers = len(config.timm_model_ids)
         if len(means) != towers or len(stds) != towers:
             raise CheckpointError(f"{source}: {len(means)} means and {len(stds)} stds for {towers} towers.")
-        strategy = data.get("image_resize_strategy", config.image_resize_strategy)
-        return cls(size=config.image_size, strategy=strategy, means=means, stds=stds)
+        return cls(size, data.get("image_resize_strategy", strategy), means, stds)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of preprocessor_config.json, with every field that the reference's processor reads."""
