@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.claim import Claim
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.host.durable import append_line, writing
 from vla_robot.evaluate.evaluation import Trial, TrialKey
 
@@ -23,7 +24,7 @@ STARTED_AT = "started_at"
 """Key of the first line that may differ between commands."""
 
 
-class TrialLog:
+class TrialLog(Closeable):
     """Log of the trials in a folder, which it claims; use it in a `with` block.
 
     Attributes:
@@ -55,10 +56,7 @@ class TrialLog:
             self._claim.release()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._claim.release()
 
     def add(self, trial: Trial) -> None:

@@ -17,13 +17,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import NoActionYetError, PolicyError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy, SharesControl, Teleoperator
 from vla_robot.core.teleop import Button, Driver, TeleopCommand
@@ -46,7 +46,7 @@ ENDS: dict[Button, Outcome] = {"success": "success", "stop": "failure"}
 """Buttons that end an episode -> its outcome."""
 
 
-class Takeover:
+class Takeover(Closeable):
     """Policy that combines a policy and a teleoperator; as a subscriber of the loop it shows the person the frames."""
 
     def __init__(
@@ -83,10 +83,7 @@ class Takeover:
         self._chunk: ActionChunk | None = None
         self._thought_ns: int | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._worker.shutdown()
 
     @property

@@ -30,12 +30,13 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, NamedTuple
 
 import msgpack
 import numpy as np
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.messages import Image, Observation
 from vla_robot.record.episode import (
     FRAME_BACKLOG,
@@ -64,7 +65,7 @@ EXIT_TIMEOUT_S = 5.0
 _LENGTH = struct.Struct("<I")
 
 
-class LogProcess:
+class LogProcess(Closeable):
     """A process that writes logs, one after the other; use it in a `with` block.
 
     A process that died, or reads no more messages, is replaced for the next log.
@@ -73,10 +74,7 @@ class LogProcess:
     def __init__(self) -> None:
         self._process = _Process()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._process.end()
 
     def open(self, path: Path, header: Mapping[str, Any]) -> ProcessWriter:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from vla_robot.core.errors import VlaError, WorldError
+from vla_robot.core.host.closeable import Closeable
 from vla_robot.data.demonstration import Demonstration
 from vla_robot.record.collect import Collector
 
@@ -56,7 +57,7 @@ def collect_in_processes(build: Build, seeds: Sequence[int], num_workers: int) -
             yield finished.pop(seed)
 
 
-class _Worker:
+class _Worker(Closeable):
     """One process and the pipe to it."""
 
     def __init__(self, build: Build) -> None:
@@ -68,10 +69,7 @@ class _Worker:
         theirs.close()
         self.busy = False
 
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.pipe.close()
         self._process.terminate()
         self._process.join(STOP_TIMEOUT_S)
