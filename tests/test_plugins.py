@@ -250,7 +250,7 @@ def test_a_package_that_is_made_wrong_is_named_in_one_sentence(tmp_path: Path, v
 
 def test_a_built_in_kind_is_not_replaced(tmp_path: Path, vla: Vla) -> None:
     package(tmp_path / "site", "thief", "[vla_robot.policies]\nhold = thief:PLUGIN\n", OURS.replace("mine", "hold"))
-    assert "Keeps the arm where it is." in vla("show", "policies/hold", site=tmp_path / "site").stdout
+    assert "Holds the arm's pose." in vla("show", "policies/hold", site=tmp_path / "site").stdout
     doctor = vla("list", site=tmp_path / "site").stdout
     assert "the plugin 'hold' of thief 2.0 cannot be used: the policy kind 'hold' is built in" in doctor
 
