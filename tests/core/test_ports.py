@@ -20,6 +20,8 @@ PRIVATE = {
     "Words": "serve: families of openpi's clients",
     "TeleopDevice": "teleop: a device behind the terminal",
     "Sticks": "teleop: a device that springs back",
+    "Slots": "policy: mentions Tensor, which core does not import",
+    "Reasoner": "policy: the same",
     "Order": "data: which sample comes when, both its own",
     "Closable": "testing: what a check releases in the end",
     "Tracker": "train: who is told a run's numbers",
