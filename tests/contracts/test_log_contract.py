@@ -9,22 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vla_robot.record.episode import PART_SUFFIX, EpisodeStep, EpisodeWriter, read_episode
+from vla_robot.record.episode import PART_SUFFIX, EpisodeWriter, read_episode
 from vla_robot.record.log_process import LogProcess
 from vla_robot.serve.bridge.log import Log
-from vla_robot.testing import toy_embodiment, toy_observation
 
+from ..record.steps import observation, step_of
 from .kinds import Get, as_named
 
-ARM = toy_embodiment()
 HEADER = {"seed": 3, "instruction": "lift the cube"}
-STEPS = [
-    EpisodeStep(
-        toy_observation(ARM, step, x=0.1 * step, stamp_ns=1000 + step), np.ones(2), np.ones(2), 1500 + step, False
-    )
-    for step in range(4)
-]
-LAST = toy_observation(ARM, 4, stamp_ns=2000)
+STEPS = [step_of(step) for step in range(4)]
 
 LOGS: dict[str, Callable[[Get, Path], Log]] = {
     "EpisodeWriter": lambda get, path: EpisodeWriter(path, HEADER),
@@ -47,7 +40,7 @@ def log(request: pytest.FixtureRequest, tmp_path: Path) -> Log:
 
 
 def test_a_finished_log_holds_every_step_in_order(log: Log, tmp_path: Path) -> None:
-    path = log.finish(LAST, {"outcome": "success"})
+    path = log.finish(observation(len(STEPS)), {"outcome": "success"})
     assert path == tmp_path / "seed_3.vlalog"
     read = read_episode(path)
     assert read.complete and read.summary is not None and read.summary["outcome"] == "success"

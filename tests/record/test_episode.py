@@ -19,28 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vla_robot.core.errors import DataError
-from vla_robot.core.messages import Clamp, Observation
+from vla_robot.core.messages import Observation
 from vla_robot.data.formats import png
 from vla_robot.record import episode
 from vla_robot.record.episode import MAGIC, EpisodeLog, EpisodeStep, EpisodeWriter, Gap, frames_of, read_episode
 
+from .steps import observation, step_of
+
 HEADER = {"seed": 3, "instruction": "lift the cube", "recipes": {"lift.toml": "kind = 'robosuite'"}}
 N_STEPS = 3
-
-
-def observation(step: int) -> Observation:
-    rng = np.random.default_rng(step)
-    images = {name: rng.integers(0, 256, (8, 6, 3), dtype=np.uint8) for name in ("front", "wrist")}
-    truth = {"cube_pos": np.ones(3)}
-    return Observation(images, rng.normal(size=7), "lift the cube", 1000 + step, step, privileged=truth)
-
-
-def step_of(step: int) -> EpisodeStep:
-    rng = np.random.default_rng(100 + step)
-    clamps = (Clamp("dx", "range", 0.07, 0.05),) if step == 1 else ()
-    return EpisodeStep(
-        observation(step), rng.normal(size=7), rng.normal(size=7), 1500 + step, step == 2, clamps, {"policy": 20.5}
-    )
 
 
 def write(path: Path) -> Path:

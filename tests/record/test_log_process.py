@@ -17,24 +17,13 @@ import pytest
 from waiting import eventually
 
 from vla_robot.core.errors import DataError
-from vla_robot.core.messages import Clamp, Observation
 from vla_robot.record import log_process
-from vla_robot.record.episode import PART_SUFFIX, EpisodeStep, EpisodeWriter, read_episode, step_record
+from vla_robot.record.episode import PART_SUFFIX, EpisodeWriter, read_episode, step_record
 from vla_robot.record.log_process import LogProcess, ProcessWriter
 
+from .steps import observation, step_of
+
 HEADER = {"seed": 3, "instruction": "lift the cube"}
-
-
-def observation(step: int) -> Observation:
-    rng = np.random.default_rng(step)
-    images = {name: rng.integers(0, 256, (8, 6, 3), dtype=np.uint8) for name in ("front", "wrist")}
-    return Observation(images, rng.normal(size=7), "lift the cube", 1000 + step, step)
-
-
-def step_of(step: int) -> EpisodeStep:
-    rng = np.random.default_rng(100 + step)
-    clamps = (Clamp("dx", "range", 0.07, 0.05),)
-    return EpisodeStep(observation(step), rng.normal(size=7), rng.normal(size=7), 1500 + step, step == 2, clamps)
 
 
 @pytest.fixture
