@@ -44,6 +44,11 @@ class ScriptedTeleoperator:
     _calls: int = 0
     _pressed: set[int] = field(default_factory=set[int])
 
+    @property
+    def is_over(self) -> bool:
+        """Whether each command of a sequence was said."""
+        return self._calls >= len(self.script)
+
     def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
         self.shown.append((observation, counters))
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +20,23 @@ from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
 from vla_robot.cli.main import main
 from vla_robot.cli.record import record_teleop as record_by_hand
 from vla_robot.core.errors import TeleopError
-from vla_robot.core.messages import Observation
 from vla_robot.core.teleop import TeleopCommand
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
+from vla_robot.testing import ScriptedTeleoperator, press
 
 START_TIMEOUT_S = 120.0
 RATE_HZ = 10
 STEPS = 6
 
 
-class Scripted:
-    """Begins, moves up with a pause in the midst, and ends with success; what it saw is kept."""
+class Scripted(ScriptedTeleoperator):
+    """Begins, moves up with a pause in the midst, and ends with success; the last commands may be left out."""
 
-    def __init__(self, episodes: int, steps: int = STEPS) -> None:
-        move = TeleopCommand(np.array([0, 0, 0.02, 0, 0, 0, 1.0]))
-        start, success = (TeleopCommand(None, frozenset({b})) for b in ("start", "success"))
-        pause = [TeleopCommand(None)] * 5
-        self.said = [start, *[move] * steps, *pause, move, success] * episodes
-        self.saw: list[tuple[Observation, Mapping[str, str]]] = []
-        self.closed = False
-
-    def show(self, observation: Observation, counters: Mapping[str, str]) -> None:
-        self.saw.append((observation, counters))
-
-    def command(self) -> TeleopCommand:
-        return self.said.pop(0) if self.said else TeleopCommand(None)
-
-    def close(self) -> None:
-        self.closed = True
+    def __init__(self, episodes: int, steps: int = STEPS, left_out: int = 0) -> None:
+        up = TeleopCommand(np.array([0, 0, 0.02, 0, 0, 0, 1.0]))
+        said = [press("start"), *[up] * steps, *[TeleopCommand(None)] * 5, up, press("success")] * episodes
+        super().__init__(said[: len(said) - left_out])
 
 
 @pytest.fixture
@@ -116,12 +104,11 @@ def test_ctrl_c_ends_in_the_held_pose_and_keeps_what_is_finished(
 ) -> None:
     class Interrupts(Scripted):
         def command(self) -> TeleopCommand:
-            if not self.said:
+            if self.is_over:
                 signal.raise_signal(signal.SIGINT)
             return super().command()
 
-    person, out = Interrupts(episodes=2), tmp_path / "demos"
-    person.said = person.said[:-3]  # in the midst of the second one
+    person, out = Interrupts(episodes=2, left_out=3), tmp_path / "demos"  # in the midst of the second one
     monkeypatch.setattr(record_by_hand, "open_named_teleoperator", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
     monkeypatch.setattr(record_by_hand, "require_terminal_for", lambda _: None)
@@ -140,12 +127,11 @@ def test_when_a_device_is_lost_the_arm_holds_and_finished_episodes_stay(
 
     class Lost(Scripted):
         def command(self) -> TeleopCommand:
-            if not self.said:
+            if self.is_over:
                 raise TeleopError("the terminal is gone: nobody can drive from it any more.")
             return super().command()
 
-    person, out = Lost(episodes=2), tmp_path / "demos"
-    person.said = person.said[:-3]  # in the midst of the second one
+    person, out = Lost(episodes=2, left_out=3), tmp_path / "demos"  # in the midst of the second one
     monkeypatch.setattr(record_by_hand, "open_named_teleoperator", lambda *_, **__: person)
     monkeypatch.setattr(record_by_hand, "welcome", lambda _: "")
     monkeypatch.setattr(record_by_hand, "require_terminal_for", lambda _: None)
