@@ -14,14 +14,14 @@ from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import load
-from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.finetune import DemosFinetuneRecipe
 from vla_robot.train.lora import adapt
 from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 from vla_robot.train.parallel.memory_plan import plan_memory
 from vla_robot.train.sparse_last_layer import only_what_is_read
 
 
-def created(recipe: FinetuneRecipe, folder: Path) -> Path:
+def created(recipe: DemosFinetuneRecipe, folder: Path) -> Path:
     demos = open_demos(recipe.data)
     statistics = dataset_statistics("light", demos.actions, demos.states, len(demos.episodes))
     create(folder, recipe.architecture, demos.embodiment, statistics, demos.texts, seed=0)
@@ -29,7 +29,7 @@ def created(recipe: FinetuneRecipe, folder: Path) -> Path:
 
 
 @pytest.fixture
-def start(recipe: FinetuneRecipe, tmp_path: Path) -> Path:
+def start(recipe: DemosFinetuneRecipe, tmp_path: Path) -> Path:
     return created(recipe, tmp_path / "start")
 
 
@@ -41,7 +41,7 @@ def model(start: Path) -> OpenVLA:
 
 
 def test_all_weights_need_sixteen_bytes_each_and_their_average_four_more(
-    recipe: FinetuneRecipe, model: OpenVLA
+    recipe: DemosFinetuneRecipe, model: OpenVLA
 ) -> None:
     count = sum(p.numel() for p in model.parameters())
     parts = plan_memory(adapt(model, recipe), recipe).parts
@@ -49,19 +49,19 @@ def test_all_weights_need_sixteen_bytes_each_and_their_average_four_more(
     assert parts["moments"] == 8 * count
 
 
-def test_lora_needs_gradients_and_moments_of_its_matrices_alone(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+def test_lora_needs_gradients_and_moments_of_its_matrices_alone(recipe: DemosFinetuneRecipe, model: OpenVLA) -> None:
     recipe = replace(recipe, lora_rank=2)
     plan = plan_memory(adapt(model, recipe), recipe)
     assert 0 < plan.parts["gradients"] < 0.25 * plan.parts["weights"]
 
 
-def test_activations_grow_with_the_frames_that_go_through_at_once(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+def test_activations_grow_with_the_frames_that_go_through_at_once(recipe: DemosFinetuneRecipe, model: OpenVLA) -> None:
     adapt(model, recipe)
     whole, halves = (plan_memory(model, replace(recipe, micro_batch=n)).parts["activations"] for n in (0, 4))
     assert whole == 2 * halves > 0
 
 
-def test_blocks_that_are_recomputed_need_less(recipe: FinetuneRecipe, tmp_path: Path) -> None:
+def test_blocks_that_are_recomputed_need_less(recipe: DemosFinetuneRecipe, tmp_path: Path) -> None:
     deep = replace(recipe, architecture=replace(recipe.architecture, tower_depth=8, llm_layers=8))
     model = load(created(deep, tmp_path / "deep")).model
     only_what_is_read(model)
@@ -71,7 +71,7 @@ def test_blocks_that_are_recomputed_need_less(recipe: FinetuneRecipe, tmp_path: 
     assert 0 < again < 0.4 * kept
 
 
-def test_the_plan_of_recomputed_blocks_is_what_they_keep(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+def test_the_plan_of_recomputed_blocks_is_what_they_keep(recipe: DemosFinetuneRecipe, model: OpenVLA) -> None:
     adapt(model, recipe)
     checkpointing = replace(recipe, activation_checkpointing=True)
     planned = plan_memory(model, checkpointing).parts["activations"] / recipe.batch_size
@@ -80,7 +80,7 @@ def test_the_plan_of_recomputed_blocks_is_what_they_keep(recipe: FinetuneRecipe,
     assert held < planned < 2 * held, "beside what is held, one block is computed again"
 
 
-def test_ranks_that_share_a_model_need_their_part_and_one_block(recipe: FinetuneRecipe, model: OpenVLA) -> None:
+def test_ranks_that_share_a_model_need_their_part_and_one_block(recipe: DemosFinetuneRecipe, model: OpenVLA) -> None:
     adapt(model, recipe)
     whole, half = plan_memory(model, recipe).parts, plan_memory(model, recipe, count=2).parts
     for name in ("gradients", "moments", "average"):
