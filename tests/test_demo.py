@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vla_robot.cli.build import build_policy
+from vla_robot.cli.main import main
 from vla_robot.core.errors import ContractError
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
@@ -23,27 +24,35 @@ VLA = [sys.executable, "-m", "vla_robot.cli.main"]
 SEEDS = 3
 
 
-def vla(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*VLA, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+Refuse = Callable[..., str]
 
 
-def one_paragraph(done: subprocess.CompletedProcess[str]) -> str:
-    """The message of a command that failed as a user's mistake."""
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    return done.stderr
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """`refused(*arguments)` is the message, of one paragraph, of a command that fails as a user's mistake. It runs in
+    this process, which has imported torch, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        capfd.readouterr()
+        assert main(arguments) == 2
+        message = capfd.readouterr().err
+        assert "Traceback" not in message
+        assert len(message.strip().splitlines()) == 1
+        return message
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the demo has run on a few seeds."""
     folder = tmp_path_factory.mktemp("demo")
+    command = [*VLA, "run", "launch/lift.toml", "--episodes", str(SEEDS), "--out", str(folder / "run")]
     root = Path(__file__).resolve().parent.parent
-    done = vla("run", "launch/lift.toml", "--episodes", str(SEEDS), "--out", str(folder / "run"), "--json",
-               str(folder / "out.json"), cwd=root)  # fmt: skip
+    done = subprocess.run(
+        [*command, "--json", str(folder / "out.json")], cwd=root, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder
@@ -75,20 +84,25 @@ def test_the_demo_leaves_a_report_with_videos_and_says_what_is_next(demo: Path) 
     assert "Next: " in (demo / "stdout").read_text().splitlines()[-1]
 
 
-def test_the_same_seed_gives_the_same_actions_in_another_process(demo: Path, repository: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_actions_in_another_process(
+    demo: Path, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vla_robot.record.episode import read_episode
 
-    vla("run", "launch/lift.toml", "--episodes", "1", "--out", str(tmp_path / "again"), cwd=repository)
+    monkeypatch.chdir(repository)
+    assert main(["run", "launch/lift.toml", "--episodes", "1", "--out", str(tmp_path / "again")]) == 0
     first, second = (next(iter(sorted((root / "episodes").iterdir()))) for root in (demo / "run", tmp_path / "again"))
     once, again = ([step.executed for step in read_episode(path).steps] for path in (first, second))
     assert len(once) > 1 and all(action is not None for action in once)
     np.testing.assert_array_equal(once, again)
 
 
-def test_a_policy_for_another_rate_is_refused_with_the_difference(repository: Path, tmp_path: Path) -> None:
+def test_a_policy_for_another_rate_is_refused_with_the_difference(
+    repository: Path, tmp_path: Path, refused: Refuse
+) -> None:
     text = (repository / "envs" / "lift.toml").read_text().replace("rate_hz = 10 ", "rate_hz = 20 ")
     (tmp_path / "fast.toml").write_text(text)
-    message = one_paragraph(vla("run", "--env", str(tmp_path / "fast.toml"), "--policy", "openvla_nano", cwd=tmp_path))
+    message = refused("run", "--env", str(tmp_path / "fast.toml"), "--policy", "openvla_nano")
     assert "the policy was trained at 10 Hz, the world runs at 20 Hz" in message
 
 
@@ -105,22 +119,23 @@ def test_a_world_without_the_policys_camera_is_refused(repository: Path, tmp_pat
     world.close()
 
 
-def test_corrupt_weights_are_told_and_nothing_runs(repository: Path, tmp_path: Path) -> None:
+def test_corrupt_weights_are_told_and_nothing_runs(repository: Path, tmp_path: Path, refused: Refuse) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in (repository / "policies" / "openvla_nano").iterdir():
         if file.is_file():
             (broken / file.name).write_bytes(file.read_bytes())
     (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:5000])
-    message = one_paragraph(vla("run", "--env", "tabletop", "--policy", str(broken), cwd=tmp_path))
+    message = refused("run", "--env", "tabletop", "--policy", str(broken))
     assert "is damaged or not safetensors" in message
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_opengl_the_fix_is_named(repository: Path, tmp_path: Path) -> None:
-    done = vla("run", "--env", "lift", "--policy", "hold", "--episodes", "1", cwd=tmp_path, MUJOCO_GL="nonsense")
-    assert "OpenGL cannot start here (MUJOCO_GL=nonsense)" in one_paragraph(done)
-    assert "apt-get install libegl1" in done.stderr
+def test_without_opengl_the_fix_is_named(refused: Refuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "nonsense")
+    message = refused("run", "--env", "lift", "--policy", "hold", "--episodes", "1")
+    assert "OpenGL cannot start here (MUJOCO_GL=nonsense)" in message
+    assert "apt-get install libegl1" in message
 
 
 def test_ctrl_c_ends_within_two_seconds_and_leaves_no_process(tmp_path: Path) -> None:
