@@ -22,13 +22,13 @@ from vla_robot.cli.build import build_guard
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
 from vla_robot.cli.main import main
 from vla_robot.core.errors import ContractError, VlaError, WorldError
-from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.policy.scripted.waypoints import ReachPolicy
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.reading.load import read
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
+from vla_robot.testing import FunctionPolicy
 from vla_robot.transport.sockets import ClientSocket
 from vla_robot.transport.wire import Message, decode, encode
 from vla_robot.world.sim.sim_embodiment import embodiment_of
@@ -147,16 +147,6 @@ def angle_deg(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.degrees(np.arccos(np.clip((np.trace(a.T @ b) - 1) / 2, -1, 1))))
 
 
-class Still:
-    """Stays, and says so at every step."""
-
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [ActionChunk(np.array([[0, 0, 0, 0, 0, 0, 1.0]]), o.stamp_ns, o.step) for o in observations]
-
-
 def test_ten_poses_are_reached_at_thirty_hertz(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
     errors: list[tuple[float, float]] = []
     with RemoteRobot(stage.address) as robot:
@@ -225,6 +215,7 @@ MEND: dict[str, dict[str, Any]] = {
     ],
 )
 def test_a_fault_stops_the_arm_supported_and_says_so_until_it_is_mended(stage: Stage, fault: str, words: str) -> None:
+    still = FunctionPolicy(lambda seen: [0.0] * 6 + [1.0])
     with RemoteRobot(stage.address) as robot:
 
         def trip(event: Event) -> None:
@@ -232,7 +223,7 @@ def test_a_fault_stops_the_arm_supported_and_says_so_until_it_is_mended(stage: S
                 stage.bus.tell(BREAK[fault])
 
         guard = build_guard(robot.embodiment.action)
-        result = run_live_episode(robot, Still(), 0, guard=guard, subscribers=[trip])
+        result = run_live_episode(robot, still, 0, guard=guard, subscribers=[trip])
         assert result.outcome == "error"
         told = result.error or ""
         assert re.search(f"the bridge stopped the arm: emergency stop by a failure of the arm: .*{words}", told)
@@ -249,7 +240,7 @@ def test_a_fault_stops_the_arm_supported_and_says_so_until_it_is_mended(stage: S
         steps: list[int] = []
         again = run_live_episode(
             robot,
-            Still(),
+            still,
             1,
             guard=guard,
             subscribers=[lambda e: steps.append(1) if isinstance(e, StepDone) else None],

@@ -19,7 +19,7 @@ from waiting import eventually
 from benchmarks.loop import EmulatedArm
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import BusyError, ContractError, PolicyError, TransportError
-from vla_robot.core.messages import ActionChunk, Observation, StepResult
+from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.robot import Tick
 from vla_robot.loop.events import Event, StepDone, StepsLost
 from vla_robot.loop.live_loop import run_live_episode
@@ -32,7 +32,7 @@ from vla_robot.serve.bridge.bridge import Bridge, ExecutionConfig
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
 from vla_robot.serve.bridge.server import BridgeServer, Stream
 from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
-from vla_robot.testing import NoLimits
+from vla_robot.testing import FunctionPolicy, NoLimits
 from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL
 from vla_robot.transport.clock_sync import ClockSample, ClockSync
 from vla_robot.transport.sockets import ClientSocket, ServerSocket
@@ -68,22 +68,11 @@ def serve() -> Iterator[Callable[..., Served]]:
         yield start
 
 
+NUDGE = np.array([0.001, 0.0, 0.0, 1.0])
+
+
 def still(observation: Observation, rows: int = 1) -> ActionChunk:
-    return ActionChunk(np.tile([0.001, 0.0, 0.0, 1.0], (rows, 1)), observation.stamp_ns, observation.step)
-
-
-class Nudging:
-    """Moves a little; ends the run after some answers."""
-
-    def __init__(self, answers: int) -> None:
-        self.left = answers
-
-    def reset(self, seed: int) -> None:
-        """Nothing to forget."""
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        self.left -= 1
-        return [still(observation) for observation in observations]
+    return ActionChunk(np.tile(NUDGE, (rows, 1)), observation.stamp_ns, observation.step)
 
 
 def test_frames_arrive_as_they_were_captured(serve: Callable[..., Served]) -> None:
@@ -124,39 +113,31 @@ def test_the_robot_goes_on_without_its_controller(serve: Callable[..., Served]) 
 
 def test_the_live_loop_drives_it(serve: Callable[..., Served]) -> None:
     address, _, server = serve()
-    policy = Nudging(20)
+    policy = FunctionPolicy(lambda seen: NUDGE)
     with RemoteRobot(address) as robot:
-        episode = run_live_episode(robot, policy, 0, guard=NoLimits(), should_stop=lambda: policy.left <= 0)
+        episode = run_live_episode(robot, policy, 0, guard=NoLimits(), should_stop=lambda: len(policy.saw) >= 20)
     assert episode.outcome == "stopped" and episode.latency is not None
     assert episode.steps >= 20
     assert not server.status()["running"]
 
 
-class Pondering(Nudging):
-    """Thinks until the arm has ticked five times more."""
-
-    def __init__(self, answers: int, server: BridgeServer) -> None:
-        super().__init__(answers)
-        self._server = server
-        self.saw: list[int] = []
-
-    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        start = self._server.status()["step"]
-        assert eventually(lambda: self._server.status()["step"] >= start + 5)
-        self.saw += [observation.step for observation in observations]
-        return super().act(observations)
-
-
 def test_ticks_that_pass_while_the_policy_thinks_are_recorded(serve: Callable[..., Served]) -> None:
     address, _, server = serve()
-    policy, events = Pondering(8, server), list[Event]()
+
+    def ponder(seen: Observation) -> Vector:
+        """Think until the arm has ticked five times more."""
+        start = server.status()["step"]
+        assert eventually(lambda: server.status()["step"] >= start + 5)
+        return NUDGE
+
+    policy, events = FunctionPolicy(ponder), list[Event]()
     with RemoteRobot(address) as robot:
         episode = run_live_episode(
-            robot, policy, 0, guard=NoLimits(), subscribers=[events.append], should_stop=lambda: policy.left <= 0
+            robot, policy, 0, guard=NoLimits(), subscribers=[events.append], should_stop=lambda: len(policy.saw) > 8
         )
     steps = [event for event in events if isinstance(event, StepDone)]
     numbers = [step.observation.step for step in steps]
-    assert numbers == sorted(set(numbers)) and set(numbers) - set(policy.saw)
+    assert numbers == sorted(set(numbers)) and set(numbers) - {seen.step for seen in policy.saw}
     assert all(step.result.observation.step == step.observation.step + 1 for step in steps)
     # A busy computer may lose some; then it says so.
     assert len(steps) + episode.lost_steps == max(numbers[-1], *_ends(events)) + 1
