@@ -1,4 +1,4 @@
-"""The tree keeps its promises: data folders hold data, and no folder of ours hides somebody else's package."""
+"""The tree keeps its promises: data folders hold data, and no folder of ours hides an installed package."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def calibration_orders() -> Iterator[dict[str, Any]]:
     for number, motor in enumerate(MOTORS, start=1):
         low, high = RANGES.get(motor, USUAL_RANGE)
         position = (low + high) / 2 + REST_DEG.get(motor, -50) * TICKS_PER_DEG
-        # The goal is one that somebody left there: an arm that is not careful leaps to it.
+        # The goal register still holds an old goal: an arm that is enabled without care leaps to it.
         memory = {emulator.LOW_LIMIT: low, emulator.HIGH_LIMIT: high, emulator.GOAL: 2048}
         yield {"servo": number, "set": {"position": position, "fall": 0.0}, "put": memory}
 

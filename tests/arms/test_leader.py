@@ -150,7 +150,7 @@ def test_the_command_opens_a_leader_beside_the_terminals_keys(
         with contextlib.closing(
             open_named_teleoperator(by, world.embodiment, world.instruction, draws=False)
         ) as teleop:
-            assert teleop.command().action is None  # nobody pressed Enter
+            assert teleop.command().action is None  # Enter was not pressed
             os.write(keyboard, b"\r")
             assert teleop.command().buttons == {"start"}
             action = teleop.command().action

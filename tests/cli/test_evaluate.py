@@ -29,7 +29,7 @@ SIDES = ("left", "right")
 
 
 class Sides:
-    """Two cubes; whoever goes to one raises it. The seed says which one is asked for, and how far away they are."""
+    """Two cubes; an arm that reaches one raises it. The seed chooses the cube of the task, and the distance."""
 
     embodiment = EMBODIMENT
     instruction = "lift {target}"

@@ -168,7 +168,7 @@ def test_benchmarks_without_a_clone_are_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(command, "_ROOT", tmp_path)
-    (tmp_path / "benchmarks").mkdir()  # somebody else's, installed beside ours
+    (tmp_path / "benchmarks").mkdir()  # of another package that is installed beside ours
     assert main(["bench", "transport"]) == EXIT_USER_ERROR
     told = capsys.readouterr().err
     assert "benchmarks run from a clone of the repository" in told

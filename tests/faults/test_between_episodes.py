@@ -1,4 +1,4 @@
-"""Between episodes those who watch see what the cameras see; the arm is told nothing, and nobody waits."""
+"""Between episodes viewers get camera frames; the arm gets no command, and no request waits."""
 
 from __future__ import annotations
 

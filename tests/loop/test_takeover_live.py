@@ -69,7 +69,7 @@ def plans(rows: int) -> FunctionPolicy:
 
 
 class Script(ScriptedTeleoperator):
-    """Takes over and gives back at steps; between them the hands move, or nobody is there."""
+    """Takes over and gives back at steps; between them the hands move, or no person is there."""
 
     def __init__(self, absent: range = range(0), give: int = GIVE, ends: Button | None = None) -> None:
         pressed: dict[int, Button] = {TAKE: "takeover", give: ends or "giveback"}

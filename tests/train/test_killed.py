@@ -1,4 +1,4 @@
-"""`vla finetune` is killed with -9 again and again, at moments that nobody chose, and ends as if nothing had been."""
+"""`vla finetune` is killed with -9 again and again, at random moments, and ends like a run that was not interrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the last layer leaves out, nobody misses."""
+"""The last layer leaves out positions without a label, and loss and gradients stay the same."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_a_person_records_from_a_running_bridge_and_lerobot_opens_it(
     for note in notes:
         assert note["success"] and note["rested_ticks"] > 0 and note["rate_hz"] > 0
         assert {"dropped_frames", "held_ticks", "late_actions"} <= set(note)
-    with RemoteRobot(address) as robot:  # nobody drives any more: it holds, and is not stopped
+    with RemoteRobot(address) as robot:  # no person drives any more: the arm holds, and is not stopped
         assert robot.status()["mode"] == "hold"
 
 
@@ -128,7 +128,7 @@ def test_when_a_device_is_lost_the_arm_holds_and_finished_episodes_stay(
     class Lost(Scripted):
         def command(self) -> TeleopCommand:
             if self.is_over:
-                raise TeleopError("the terminal is gone: nobody can drive from it any more.")
+                raise TeleopError("the terminal is gone: no person can drive from it any more.")
             return super().command()
 
     person, out = Lost(episodes=2, left_out=3), tmp_path / "demos"  # in the midst of the second one

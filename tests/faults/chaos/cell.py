@@ -38,7 +38,7 @@ max_speed_m_s = 0.5
 max_acceleration_m_s2 = 5.0
 """
 MARK = "VLA_CHAOS_CELL"
-"""Variable by which every process of a cell is known, whoever started it."""
+"""Environment variable that marks every process of a cell, also those that another one started."""
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def _closed_output(name: str) -> Callable[[Cell, Random], None]:
 
 
 def _unread_output(cell: Cell, rng: Random) -> None:
-    """No one reads what the bridge prints, and it has much to print."""
+    """The output of the bridge is not read, and it prints much."""
     bridge = _program(cell, "bridge")
     bridge.stop_reading()
     for _ in range(100):
