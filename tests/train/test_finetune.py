@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,40 +140,21 @@ def test_a_full_disk_loses_nothing_and_names_the_last_good_checkpoint(
     assert steps == [3, 4, 5, 6]
 
 
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from vla_robot.core.errors import VlaError
-from vla_robot.train.finetune import finetune
-from vla_robot.recipe import read
-from vla_robot.recipe.finetune import FinetuneRecipe
-from vla_robot.recipe.policy_source import find_policy
-
-out, resume = Path(sys.argv[2]), Path(sys.argv[2]) / "resume" / "state.safetensors"
-
-def watch(progress):
-    if resume.exists():  # from now on no file may be as long as a checkpoint
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resume.stat().st_size // 2,) * 2)
-
-try:
-    finetune(read(FinetuneRecipe, Path(sys.argv[1])), out, watch)
-except VlaError as error:
-    sys.exit(str(error))
-"""
-
-
 def test_a_system_that_takes_no_more_bytes_leaves_the_last_good_checkpoint(
-    recipe: FinetuneRecipe, tmp_path: Path
+    recipe: FinetuneRecipe, tmp_path: Path, file_limit: Callable[[int], AbstractContextManager[None]]
 ) -> None:
-    (tmp_path / "run.toml").write_text(dump(recipe))
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", LIMITED, str(tmp_path / "run.toml"), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "cannot write the checkpoint of step 4: File too large." in done.stderr
-    assert f"The last good checkpoint is {out / FOLDER}." in done.stderr
+    state = tmp_path / FOLDER / "state.safetensors"
+    with ExitStack() as limits:
+
+        def watch(_: Progress) -> None:
+            if state.exists():  # from now on no file may be as long as a checkpoint
+                limits.enter_context(file_limit(state.stat().st_size // 2))
+
+        with pytest.raises(DataError, match=r"cannot write the checkpoint of step 4: File too large\.") as caught:
+            finetune(recipe, tmp_path, watch)
+    assert f"The last good checkpoint is {tmp_path / FOLDER}." in str(caught.value)
     steps: list[int] = []
-    finetune(recipe, out, lambda p: steps.append(p.done) if p.phase == "steps" else None)
+    finetune(recipe, tmp_path, lambda p: steps.append(p.done) if p.phase == "steps" else None)
     assert steps == [3, 4, 5, 6]
 
 
