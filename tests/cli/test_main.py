@@ -66,7 +66,7 @@ def test_show_prints_toml_with_source_and_help(capsys: pytest.CaptureFixture[str
     assert main(["show", "launch/lift"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"# {repository / 'launch' / 'lift.toml'}\n")
-    assert "# how many episodes.\nepisodes = 5" in out
+    assert "# number of episodes.\nepisodes = 5" in out
 
 
 def test_show_of_a_misspelt_recipe_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
