@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import subprocess
@@ -171,7 +172,7 @@ def by_transformers() -> Callable[..., tuple[list[int], float]]:
 
 
 _MEASURE = """
-import sys
+import os, sys
 from pathlib import Path
 from typing import Any
 from vla_robot.policy.openvla.policy import load
@@ -180,24 +181,31 @@ def resident(field):
     line = next(l for l in open("/proc/self/status") if l.startswith(field))
     return int(line.split()[1]) * 1024
 
-small, large, dtype = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-load(small, dtype)
-before = resident("VmRSS")
-policy = load(large, dtype)
-print(resident("VmHWM") - before, policy.memory_bytes())
+small, large = Path(sys.argv[1]), Path(sys.argv[2])
+for dtype in sys.argv[3:]:
+    child = os.fork()
+    if child == 0:
+        load(small, dtype)
+        before = resident("VmRSS")
+        policy = load(large, dtype)
+        print(dtype, resident("VmHWM") - before, policy.memory_bytes())
+        sys.exit()
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
 """
 
 
 @pytest.fixture(scope="session")
 def loading_peak() -> Callable[[Path, Path, str], tuple[int, int]]:
     """In a process of its own: a small folder, a large one and a precision -> bytes of the large one's loading at its
-    peak, self-test included, and of its weights."""
+    peak, self-test included, and of its weights. Both precisions are measured in forks of one process, and kept."""
 
-    def measure(small: Path, large: Path, dtype: str) -> tuple[int, int]:
-        command = [sys.executable, "-c", _MEASURE, str(small), str(large), dtype]
+    @functools.cache
+    def both(small: Path, large: Path) -> dict[str, tuple[int, int]]:
+        command = [sys.executable, "-c", _MEASURE, str(small), str(large), "float32", "bfloat16"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        peak, weights = map(int, done.stdout.split())
-        return peak, weights
+        lines = (line.split() for line in done.stdout.splitlines())
+        return {dtype: (int(peak), int(weights)) for dtype, peak, weights in lines}
 
-    return measure
+    return lambda small, large, dtype: both(small, large)[dtype]
