@@ -88,7 +88,7 @@ def test_the_command_prints_a_table_and_says_what_comes_next(
 
 
 def test_a_simulation_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"lift.toml is a simulation; `vla doctor` alone"):
+    with pytest.raises(RecipeError, match=r"lift.toml is a simulation; `vla doctor` without --robot"):
         examine_robot("lift")
 
 

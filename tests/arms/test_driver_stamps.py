@@ -278,7 +278,7 @@ def frames(*faults: str, driver: bool = True) -> list[Frame]:
         (
             frames(driver=False),
             "",
-            "stamped at arrival, which leaves out exposure and transfer: no driver tells more",
+            "stamped at arrival, which leaves out exposure and transfer: the driver gives no capture time",
             "",
         ),
         (
@@ -298,4 +298,4 @@ def test_the_verdict_on_stamps(seen_frames: list[Frame], moment: str, seen: str,
 
 def test_a_camera_that_is_slow_or_late_is_told_before_its_stamps() -> None:
     assert judge_camera(frames()[:9], "", age_ms=34, needed_hz=30)[2].startswith("The arm runs at 30 Hz")
-    assert judge_camera(frames(), "", age_ms=300, needed_hz=30)[2].startswith("Frames lie in a queue")
+    assert judge_camera(frames(), "", age_ms=300, needed_hz=30)[2].startswith("Frames are queued")

@@ -364,7 +364,7 @@ def test_a_dry_run_is_refused_where_the_arm_would_move(stage: Stage, capsys: pyt
     goals = stage.bus.tell()["goals"]
     options = ["--policy", "first_motion", "--episodes", "1", "--dry-run"]
     assert main(["run", "--robot", stage.address, *options]) == 2
-    assert "would move its arm: start it with `vla bridge ENV --dry-run`" in " ".join(capsys.readouterr().err.split())
+    assert "does not run dry: start it with `vla bridge ENV --dry-run`" in " ".join(capsys.readouterr().err.split())
     assert stage.bus.tell()["goals"] == goals
 
 

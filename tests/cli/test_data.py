@@ -95,7 +95,7 @@ def test_convert_that_is_interrupted_says_how_to_go_on(
 
     monkeypatch.setattr(data_convert, "convert", interrupt)
     assert main(["data", "convert", str(bridge), "out", "--to", "rlds"]) == EXIT_INTERRUPTED
-    assert "The same command goes on from here." in capsys.readouterr().out
+    assert "The same command continues from here." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

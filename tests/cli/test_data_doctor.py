@@ -108,7 +108,7 @@ def test_a_dataset_without_a_recipe_is_looked_at_and_converted_with_a_word_on_it
     assert main(["data", "inspect", str(nameless), "--out", str(tmp_path / "pictures")]) == 0
     assert "Without one it would have to be assumed that 'action' is a standard action" in capsys.readouterr().out
     assert main(["data", "convert", str(nameless), str(tmp_path / "lerobot"), "--to", "lerobot", "--rate-hz", "5"]) == 0
-    assert "were copied as they are. No recipe is known for 'my_arm'" in capsys.readouterr().out
+    assert "were copied unchanged. No recipe is known for 'my_arm'" in capsys.readouterr().out
 
 
 def test_the_recipe_of_a_dataset_is_told(samples: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

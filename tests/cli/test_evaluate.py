@@ -191,11 +191,11 @@ def test_an_error_is_driven_again_by_the_same_command_and_nothing_else_is(
 ) -> None:
     bench.world = lambda: Sides(dies_at=lambda seed: seed == 7)
     run("--workers", "2")
-    assert "--out e` goes on." in capsys.readouterr().out
+    assert "--out e` continues." in capsys.readouterr().out
     bench.world, before = Sides, found()["episodes"]
     bench.built.clear()
     assert run("--workers", "2") == 0
-    assert "3 of 4 episodes are done already" in capsys.readouterr().out
+    assert "3 of 4 episodes are finished already" in capsys.readouterr().out
     assert [e["outcome"] for e in found()["episodes"]] == ["success"] * 4
     assert [e for e in found()["episodes"] if e["seed"] != 7] == [e for e in before if e["seed"] != 7]
 

@@ -85,7 +85,7 @@ def test_one_key_is_trusted_for_two_hosts(folder: KeyFolder, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("argv", "reason"),
     [
-        (["allow", "ab" * 32], "Say whose it is with --name"),
+        (["allow", "ab" * 32], "give one with --name"),
         (["allow", "desk.pub"], "neither a public key"),
         (["revoke", "lab"], "unknown name 'lab'"),
         (["trust", "no host!", "ab" * 32], "is not a host"),

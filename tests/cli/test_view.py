@@ -80,7 +80,7 @@ def test_it_serves_a_page_until_ctrl_c(view: Callable[..., subprocess.Popen[str]
     with urllib.request.urlopen(f"{watcher}about", timeout=DEADLINE_S) as answer:
         assert json.load(answer)["may"] == []
     process.send_signal(signal.SIGINT)
-    assert "the robot was not touched" in process.stdout.read()
+    assert "the robot was not affected" in process.stdout.read()
     assert process.wait(DEADLINE_S) == 0
 
 

@@ -152,9 +152,9 @@ def test_a_log_that_failed_at_the_bridge_is_told_by_the_run_and_its_report(
     out, file = tmp_path / "run", tmp_path / "run.json"
     options = ["--policy", "hold", "--episodes", "2", "--out", str(out), "--json", str(file)]
     assert main(["run", "--robot", bridges.address, *options]) == 0
-    told = "The bridge's own log failed for 2 episodes; the arm went on."
+    told = "The bridge's log failed for 2 episodes; the arm continued."
     assert told in capsys.readouterr().out and told in json.loads(file.read_text())["notes"][0]
-    assert "own log failed for 2 episodes" in (out / "report.html").read_text()
+    assert "log failed for 2 episodes" in (out / "report.html").read_text()
 
 
 def test_a_run_whose_bridge_does_not_come_back_prints_its_table_too(

@@ -54,7 +54,7 @@ def test_a_first_answer_that_takes_long_costs_no_episode(
     episodes = json.loads((tmp_path / "run.json").read_text())["episodes"]
     assert [episode["outcome"] for episode in episodes] == ["timeout", "timeout"]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "warming the policy up, and nothing moves" in printed
+    assert "warming up the policy; nothing moves" in printed
     assert seconds(r"its first answer took (\S+) s", printed) >= COMPILES_S
 
 

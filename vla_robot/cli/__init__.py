@@ -1,4 +1,4 @@
-"""The `vla` command: one file or folder a verb; `build` is the one place that connects all rooms.
+"""The `vla` command: one file or folder per verb; `build` connects all rooms.
 
-It may import every room. What a program could want without a command line belongs to the rooms below.
+It may import every room. Functions that a program could use without a command line belong to the other rooms.
 """

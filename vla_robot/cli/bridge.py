@@ -1,4 +1,4 @@
-"""`vla bridge`: the robot's side. Owns the arm, the control clock, the limits and the e-stop."""
+"""`vla bridge`: runs the arm, the control clock, the limits and the e-stop, and serves them to one controller."""
 
 from __future__ import annotations
 
@@ -40,52 +40,52 @@ LOOPBACK = "tcp://127.0.0.1:5570"
 HOLDS = "The arm holds until a controller arms it again"
 STDIN = 0
 MAX_LINE_BYTES = 4096
-"""A terminal gives no longer line."""
+"""Largest number of bytes that a terminal returns for one line."""
 
 
 @dataclass(frozen=True)
 class BridgeArgs:
-    """The robot's side: its arm, its control clock, its limits. `vla run --robot ADDRESS` is the other side."""
+    """Serve a robot: its arm, control clock and limits. `vla run --robot ADDRESS` connects to it."""
 
     env: Annotated[str, tyro.conf.Positional, option("ENV")]
     """the world or robot, by name or path"""
     bind: Annotated[str, option("ADDRESS")] = LOOPBACK
     """where controllers connect; off this computer it needs keys, see `vla keys`"""
     key: Annotated[str | None, option("NAME")] = None
-    """which of this computer's keys to prove; only needed when there are several"""
+    """which of this computer's keys to use; only needed if there are several"""
     jpeg: Annotated[int | None, option("1..100")] = None
-    """send frames as JPEG of this quality; by default they travel exact"""
+    """send frames as JPEG of this quality; by default without loss"""
     max_age_s: Annotated[float, option("S")] = 0.5
-    """an action is refused when the oldest frame that caused it is older"""
+    """largest age of the oldest frame that an action is based on; older actions are refused"""
     splice: ChunkMerge = "drop"
-    """what is played where two chunks meet: the newest, a blend, ACT's ensemble, or real-time chunking"""
+    """how chunks that overlap are combined: the newest, a blend, ACT's ensemble, or real-time chunking"""
     hold_after_s: Annotated[float, option("S")] = 0.5
-    """hold the pose when no action or heartbeat came for this long"""
+    """hold the pose if no action or heartbeat arrived for this long"""
     stop_after_s: Annotated[float, option("S")] = 3.0
-    """stop the arm, supported, when nothing came for this long"""
+    """stop the arm, with torque, if nothing arrived for this long"""
     speed: Annotated[float, option("0..1")] = 1.0
-    """share of the recipe's speeds that may be used, the way home included; 0.25 for a first motion"""
+    """share of the recipe's speeds, also on the way home; 0.25 for a first motion"""
     horizon: Annotated[int | None, option("N")] = None
-    """control steps after which an episode is cut off; by default the recipe's, which is short for a person"""
+    """control steps after which an episode ends; by default the recipe's, which are few for a person"""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """a real arm is read and told nothing, without torque; what would be sent is shown"""
+    """read a real arm, without torque, and show the commands instead of sending them"""
     priority: Annotated[int, option("0..99")] = 0
-    """real-time priority of the control clock; for real robots, as a simulation would take its computer's time"""
+    """real-time priority of the control clock; for real robots, since a simulation would block other processes"""
     record: Annotated[Path | None, option("FOLDER")] = None
-    """keep the log of every episode there, complete to whatever ended it"""
+    """write each episode's log to this folder, also if the episode fails"""
     json: Annotated[Path | None, option("FILE")] = None
-    """when it ends, write what happened to this file, for machines"""
+    """at the end, also write the counts to this file as JSON"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.priority <= MAX_PRIORITY:
-            raise RecipeError(f"--priority {self.priority}: 0 to {MAX_PRIORITY}, 40 is a good one.")
+            raise RecipeError(f"--priority {self.priority}: 0 to {MAX_PRIORITY}; 40 suits most computers.")
         if self.horizon is not None and self.horizon < 1:
             raise RecipeError(f"--horizon {self.horizon}: at least 1 step.")
         if self.max_age_s > self.hold_after_s + self.stop_after_s:
             raise RecipeError(
                 f"--max-age-s {self.max_age_s:g} and --hold-after-s {self.hold_after_s:g} with --stop-after-s "
-                f"{self.stop_after_s:g} contradict each other: an action may be {self.max_age_s:g} s old, and an arm "
-                f"that got none for {self.hold_after_s + self.stop_after_s:g} s is stopped. Raise --stop-after-s, or "
+                f"{self.stop_after_s:g} contradict: an action may be {self.max_age_s:g} s old, and an arm "
+                f"without one for {self.hold_after_s + self.stop_after_s:g} s is stopped. Raise --stop-after-s, or "
                 "lower --max-age-s."
             )
         if self.jpeg is not None and not 1 <= self.jpeg <= 100:
@@ -93,7 +93,7 @@ class BridgeArgs:
 
 
 class EStop:
-    """What a key or a signal asked for, until the serving thread acts on it.
+    """Causes of an e-stop, from a key or a signal, until the serving thread handles them.
 
     Enter stops the arm while this process is in its terminal's foreground. A shell may start it in the background, or
     move it there and back: then the keys are another program's, and are not read.
@@ -116,12 +116,12 @@ class EStop:
         self._wake.ring()
 
     def how(self) -> str:
-        """What trips it now, for the terminal."""
+        """Return how to trigger it now, for the terminal."""
         key = "Enter here, or " if self._has_key else ""
         return f"e-stop: {key}kill -USR1 {os.getpid()}"
 
     def poll_key(self) -> None:
-        """Read the terminal where it is this process's to read, and say when that changed; returns at once."""
+        """Read the terminal if this process is in its foreground, and print when that changed; returns at once."""
         if self._in_foreground() != self._has_key:
             self._has_key = not self._has_key
             say(f"  {self.how()}", flush=True)
@@ -137,10 +137,10 @@ class EStop:
 
 
 def _typed(terminal: int) -> bool:
-    """Whether a line came. Read at once and whole: `readline` waits for the end of one that Ctrl-D cut off."""
+    """Return whether a line was typed. One read: `readline` would wait for the end of a line that Ctrl-D cut off."""
     try:
         return bool(select.select([terminal], [], [], 0)[0] and os.read(terminal, MAX_LINE_BYTES))
-    except OSError:  # the terminal went to another program, or hung up, in between
+    except OSError:  # meanwhile another program got the terminal, or it hung up
         return False
 
 
@@ -148,7 +148,7 @@ def main(args: BridgeArgs) -> int:
     """Serve until Ctrl-C; then the arm holds, and the process ends.
 
     Raises:
-        VlaError: the recipe, the world or the address is at fault.
+        VlaError: the recipe, the world or the address cannot be used.
     """
     path = find("envs", args.env)
     recipe = at_speed(read(EnvRecipe, path), args.speed)
@@ -165,7 +165,7 @@ def main(args: BridgeArgs) -> int:
         e_stop = EStop(wake)
         e_stop.watch_signal()
         faults = Faults()
-        servers: list[BridgeServer] = []  # the one that the arm asks on its way home comes after the arm
+        servers: list[BridgeServer] = []  # the arm's `interrupted` asks it; it is made after the arm
         arm = build_arm(recipe, lambda: any(s.interrupted() for s in servers), say if args.dry_run else None)
         try:
             freeze_garbage()
@@ -183,12 +183,12 @@ def main(args: BridgeArgs) -> int:
     if args.json:
         rows = [{"name": name, "value": value, "unit": ""} for name, value in status["counts"].items()]
         write_json(args.json, "bridge", rows, status=status)
-    say(f"\n{server.unstopped or 'The arm was held and let go'}. {_counts(status['counts'])}")
+    say(f"\n{server.unstopped or 'The arm was held, and its connection is closed'}. {_counts(status['counts'])}")
     return 0
 
 
 def _release(arm: Arm, faults: Faults) -> None:
-    """An arm that fails now was held before; the rest still comes to its end."""
+    """Close the arm. An error is added to `faults`: the arm was held before, and the caller's cleanup goes on."""
     try:
         contained(arm, faults).close()
     except VlaError as error:
@@ -196,15 +196,15 @@ def _release(arm: Arm, faults: Faults) -> None:
 
 
 def _logs(args: BridgeArgs) -> AbstractContextManager[Recording | None]:
-    """The writer of logs, away from the control clock.
+    """Start the process that writes logs, apart from the control clock; None without --record.
 
     Raises:
-        DataError: the folder is none.
+        DataError: --record names a file.
     """
     if args.record is None:
         return nullcontext()
     if args.record.exists() and not args.record.is_dir():
-        raise DataError(f"--record {args.record} is a file; a folder is needed, which gets a log for each episode.")
+        raise DataError(f"--record {args.record} is a file; give a folder, for one log per episode.")
     from vla_robot.serve.bridge.log import recording_process
 
     return recording_process()
@@ -247,7 +247,7 @@ def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm, logs: Recording, f
 
 
 def until_stopped(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> Callable[[], bool]:
-    """The server's stop flag; looks after key and signal whenever it is asked."""
+    """Return the server's stop flag, which also handles the e-stop's key and signal at each call."""
 
     def should_stop() -> bool:
         e_stop.poll_key()

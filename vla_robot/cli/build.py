@@ -1,6 +1,5 @@
-"""The composition root: recipes in, connected parts out. The only module that knows every room.
-
-Imports of heavy rooms are inside, so that a mistake in a recipe is told before torch has loaded.
+"""Builds the connected objects of recipes; the only module that imports every room.
+Heavy rooms are imported in functions, so that a mistake in a recipe is reported before torch has loaded.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[World]:
-    """The world of a recipe, in a process of its own that ends with the `with` block.
+    """Open the world of a recipe in a process of its own, which ends with the `with` block.
 
     Raises:
         RecipeError: the recipe names something that does not exist.
@@ -42,17 +41,17 @@ def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[Wo
 def build_arm(
     env: EnvRecipe, interrupted: Callable[[], bool] = lambda: False, show: Callable[[str], None] | None = None
 ) -> Arm:
-    """The arm of a recipe, in this process, as a bridge drives it.
+    """Build the arm of a recipe in this process, for a bridge.
 
     Args:
         env: a simulation or a real arm.
-        interrupted: asked while a real arm goes home; True lets it hold where it is.
-        show: for a dry run of a real arm: told in words what would be sent.
+        interrupted: called while a real arm goes home; if True, the arm holds where it is.
+        show: for a dry run of a real arm: receives each command as text.
 
     Raises:
         RecipeError: the recipe names something that does not exist, or a simulation is to run dry.
-        WorldError: the simulator or OpenGL cannot start; the real arm's port, calibration, motors or cameras are at
-            fault.
+        WorldError: the simulator or OpenGL cannot start, or the real arm's port, calibration, motors or cameras
+            cannot be used.
         MissingDependencyError: a simulator, or the drivers of a real arm, are not installed.
     """
     from vla_robot.world.kinds import build_robot, build_world, is_robot
@@ -60,14 +59,14 @@ def build_arm(
     if is_robot(env):
         return build_robot(env, interrupted, show)
     if show is not None:
-        raise RecipeError("a dry run is for real robots; a simulation breaks nothing: leave out --dry-run.")
+        raise RecipeError("--dry-run is for real robots; leave it out for a simulation.")
     from vla_robot.serve.bridge.arm import WorldArm
 
     return WorldArm(build_world(env))
 
 
 def build_limits(embodiment: Embodiment, env: EnvRecipe) -> ActionFilter:
-    """What stands between a bridge and its arm.
+    """Build the filter that applies the recipe's limits to an arm's commands.
 
     Raises:
         ContractError: the recipe's limits do not fit the arm.
@@ -79,7 +78,7 @@ def build_limits(embodiment: Embodiment, env: EnvRecipe) -> ActionFilter:
 
 
 def connect_robot(address: str, key: str | None = None) -> RemoteRobot:
-    """The robot behind a bridge.
+    """Connect to the robot behind a bridge.
 
     Raises:
         TransportError: no server answers there, or keys are missing.
@@ -90,44 +89,44 @@ def connect_robot(address: str, key: str | None = None) -> RemoteRobot:
 
 
 def server_security(address: str, key: str | None) -> ServerSecurity | None:
-    """Keys for a server: where its address leaves this computer, or one is named."""
-    require_address(address, keys=True)  # whether it needs them is decided here
+    """Return a server's keys; None if its address is on this computer and no key is named."""
+    require_address(address, keys=True)  # this check tells whether keys are needed
     return KeyFolder().server_security(key) if key or not is_loopback(address) else None
 
 
 def client_security(address: str, key: str | None) -> ClientSecurity | None:
-    """The same for a client."""
+    """Return a client's keys; None if the address is on this computer and no key is named."""
     require_address(address, keys=True)
     return KeyFolder().client_security(address, key) if key or not is_loopback(address) else None
 
 
 def build_policy(source: PolicySource, env: EnvRecipe | None, embodiment: Embodiment, key: str | None = None) -> Policy:
-    """A policy, here or behind its server, fit to drive this embodiment.
+    """Build a policy, here or behind its server, and check that it fits the embodiment.
 
     Args:
-        source: which.
-        env: the world's recipe, which names its expert; None where there is no simulation.
+        source: recipe or address of the policy.
+        env: the world's recipe, which names its expert; None without a simulation.
         embodiment: of the arm.
-        key: which of this computer's keys a server is shown; only needed when there are several.
+        key: name of this computer's key for a server; only needed if there are several.
 
     Raises:
         CheckpointError: its folder is incomplete or corrupt.
-        ContractError: it was made for another arm; every difference is in the message.
+        ContractError: it was made for another arm; the message lists every difference.
         TransportError: its server does not answer.
     """
     from vla_robot.policy.adapter import ObservationAdapter
 
     loaded = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
-    wanted: Embodiment | None = getattr(loaded, "embodiment", None)  # only a trained policy was made for some arm
+    wanted: Embodiment | None = getattr(loaded, "embodiment", None)  # only a trained policy has one
     return loaded if wanted is None else ObservationAdapter(loaded, wanted, embodiment)
 
 
 def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
-    """A policy in this process for clients elsewhere, and the arm that it was made for, if it says so.
+    """Build a policy in this process for remote clients; also return its embodiment, if the checkpoint names one.
 
     Raises:
-        ContractError: it needs the simulator's truth, or to be told of one arm.
-        RecipeError: it is served elsewhere already.
+        ContractError: it needs the simulator's state, or the embodiment of one arm.
+        RecipeError: another server has it already.
         CheckpointError: its folder is incomplete or corrupt.
     """
     from vla_robot.policy.kinds import load_policy
@@ -138,22 +137,22 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
             f"'{source.name}' is a policy of kind '{recipe.kind}', and a server needs one with weights: "
             "`vla list policies` shows them."
         )
-    policy: Any = load_policy(recipe, None)  # kinds with a checkpoint take statistics keys, and say their arm
+    policy: Any = load_policy(recipe, None)  # kinds with a checkpoint have statistics keys and an embodiment
     return policy.act, policy.embodiment
 
 
 def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None) -> Policy:
-    """The policy that drives the robot behind a bridge.
+    """Build the policy that drives the robot behind a bridge.
 
     Raises:
-        ContractError: it needs the simulator's truth, which no robot tells, or was made for another arm.
+        ContractError: it needs the simulator's state, which a robot does not have, or was made for another arm.
         VlaError: as `build_policy`.
     """
     source = find_policy(policy)
     if source.is_privileged:
         raise ContractError(
-            f"policy '{source.name}' needs to know where the objects are, and a robot tells what it sees and feels "
-            "only. Choose one that sees: `vla list policies`."
+            f"policy '{source.name}' needs the positions of the objects, and a robot has only cameras and joint "
+            "sensors. Choose a policy that uses cameras: `vla list policies`."
         )
     return build_policy(source, None, robot.embodiment, key)
 
@@ -165,7 +164,7 @@ def _load_policy(recipe: PolicyRecipe, env: EnvRecipe | None, embodiment: Embodi
 
 
 def _connect_policy(recipe: PolicyRecipe, embodiment: Embodiment, key: str | None) -> Policy | None:
-    """The client of a policy that runs behind a server; None for one that runs here."""
+    """Connect to a policy behind a server; None for one that runs here."""
     match recipe:
         case RemoteRecipe():
             return _connect_remote(recipe, key)
@@ -219,7 +218,7 @@ def _secret_line(path: Path) -> str:
 
 
 def build_guard(space: ActionSpace) -> Guard:
-    """What stands between the policy and the world."""
+    """Build the check of a policy's actions, before they reach the world."""
     from vla_robot.safety.limits import RangeGuard
 
     return RangeGuard(space)

@@ -1,4 +1,4 @@
-"""`vla keys`: this computer's keys, which clients its servers let in, and which servers it trusts."""
+"""`vla keys`: manages this computer's keys, the clients that its servers allow, and the servers that it trusts."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ from vla_robot.transport.keys import KeyFolder, read_public
 @dataclass(frozen=True, kw_only=True)
 class _Common:
     json: Annotated[Path | None, option("FILE")] = None
-    """also write what is there afterwards to this file, for machines; never a secret key"""
+    """also write the resulting names and public keys to this file as JSON"""
 
 
 @dataclass(frozen=True)
 class New(_Common):
-    """Make a key for this computer. Its secret half never leaves the folder."""
+    """Make a key for this computer. Its secret half stays in the folder."""
 
     name: Annotated[str, tyro.conf.Positional, option("NAME")]
-    """what others will know this computer by, e.g. "desk" """
+    """name of this computer for others, e.g. "desk" """
 
 
 @dataclass(frozen=True)
 class Show(_Common):
-    """Print a public key, to give away."""
+    """Print a public key, for other computers."""
 
     name: Annotated[str | None, tyro.conf.Positional, option("NAME")] = None
-    """whose; needless where there is only one"""
+    """the key's name; not needed if there is only one"""
 
 
 @dataclass(frozen=True)
 class Allow(_Common):
-    """Let a client connect to servers on this computer; servers that run already notice."""
+    """Let a client connect to servers on this computer, including those that run already."""
 
     public: Annotated[str, tyro.conf.Positional, option("PUBLIC | FILE")]
     """the client's public key, or the path of its .pub file"""
     name: Annotated[str | None, option("NAME")] = None
-    """what to call it in logs; without it, the name in the .pub file"""
+    """its name in logs; by default the name in the .pub file"""
 
 
 @dataclass(frozen=True)
 class Revoke(_Common):
-    """Shut a client out again, at once, connected or not."""
+    """Remove a client at once, also if it is connected."""
 
     name: Annotated[str, tyro.conf.Positional, option("NAME")]
     """as `vla keys list` shows it"""
@@ -57,7 +57,7 @@ class Revoke(_Common):
 
 @dataclass(frozen=True)
 class Trust(_Common):
-    """Trust servers on a host, if they prove to own this key."""
+    """Trust servers on a host that prove to have this key."""
 
     host: Annotated[str, tyro.conf.Positional, option("HOST")]
     """as in the address tcp://HOST:PORT"""
@@ -67,7 +67,7 @@ class Trust(_Common):
 
 @dataclass(frozen=True)
 class Distrust(_Common):
-    """Trust servers on a host no longer."""
+    """Stop trusting servers on a host."""
 
     host: Annotated[str, tyro.conf.Positional, option("HOST")]
     """as `vla keys list` shows it"""
@@ -90,7 +90,7 @@ KeysArgs = (
 
 
 def main(args: New | Show | Allow | Revoke | Trust | Distrust | List) -> int:
-    """Do one of them.
+    """Run the command of these arguments.
 
     Raises:
         TransportError: a key or a name is unknown, taken or malformed.
@@ -106,13 +106,13 @@ def main(args: New | Show | Allow | Revoke | Trust | Distrust | List) -> int:
             _allow(folder, args)
         case Revoke():
             folder.allowed.remove(args.name)
-            say(f"'{args.name}' is shut out of every server on this computer.")
+            say(f"'{args.name}' may no longer connect to servers on this computer.")
         case Trust():
             folder.trust(args.host, read_public(args.public)[0])
-            say(f"Servers on {args.host} are trusted if they prove to own that key.")
+            say(f"Servers on {args.host} are trusted if they prove to have that key.")
         case Distrust():
             folder.trusted.remove(args.host)
-            say(f"No server on {args.host} is trusted any longer.")
+            say(f"Servers on {args.host} are no longer trusted.")
         case List():
             _list(folder)
     if args.json:
@@ -123,7 +123,7 @@ def main(args: New | Show | Allow | Revoke | Trust | Distrust | List) -> int:
 def _new(folder: KeyFolder, name: str) -> None:
     keys = folder.create(name)
     say(f"{keys.public} {keys.name}")
-    say(f"\nThis is the public key; a copy lies in {short_path(folder.public_file(name))}.")
+    say(f"\nThis is the public key; a copy is in {short_path(folder.public_file(name))}.")
     say(f"Next, on the other computer: `vla keys allow {keys.public} --name {name}` if this one is the client, or")
     say(f"`vla keys trust HOST {keys.public}` if it is the server.")
 
@@ -132,20 +132,20 @@ def _allow(folder: KeyFolder, args: Allow) -> None:
     public, found = read_public(args.public)
     name = args.name or found
     if name is None:
-        raise TransportError("a key by itself has no name. Say whose it is with --name NAME.")
+        raise TransportError("this key has no name; give one with --name NAME.")
     folder.allow(public, name)
-    say(f"'{name}' may connect to servers on this computer. `vla keys revoke {name}` takes it back.")
+    say(f"'{name}' may connect to servers on this computer. `vla keys revoke {name}` removes it.")
 
 
 def _list(folder: KeyFolder) -> None:
     for what, entries in _state(folder).items():
         for name, public in entries.items():
             say(f"{what:8} {public} {name}")
-    say(f"\nThey lie in {short_path(folder.path)}. `vla keys new NAME` makes one.")
+    say(f"\nThey are in {short_path(folder.path)}. `vla keys new NAME` makes one.")
 
 
 def _state(folder: KeyFolder) -> dict[str, dict[str, Any]]:
-    """What is there, name -> public key; no secrets."""
+    """Return name -> public key of each list; no secret keys."""
     return {
         "own": {name: folder.pair(name).public for name in folder.names()},
         "allowed": dict(folder.allowed.keys()),

@@ -1,6 +1,5 @@
-"""`vla list`, `vla show`, `vla check`: what recipes there are, what one says, whether all are valid.
-
-None of them touches a world, hardware or a number of a policy's weights; `vla check` reads the headers of weight files.
+"""`vla list`, `vla show`, `vla check`: list recipes, print one, check whether all are valid.
+They open no world, hardware or weights; `vla check` reads only the headers of weight files.
 """
 
 from __future__ import annotations
@@ -29,33 +28,33 @@ from vla_robot.recipe.reading.schemas import installed_plugins, is_bare_checkpoi
 
 @dataclass(frozen=True)
 class ListArgs:
-    """Every recipe, what it is for, and where it lies."""
+    """List every recipe with its description and path."""
 
     kind: Annotated[Literal["all", Kind], tyro.conf.Positional] = "all"
     """only recipes of this kind"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write it to this file, for machines"""
+    """also write it to this file as JSON"""
 
 
 @dataclass(frozen=True)
 class ShowArgs:
-    """One recipe with its defaults and inherited keys filled in, each explained."""
+    """Print one recipe with its defaults and inherited keys, each explained."""
 
     recipe: Annotated[str, tyro.conf.Positional]
     """a recipe's name or path"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write it to this file, for machines"""
+    """also write it to this file as JSON"""
 
 
 @dataclass(frozen=True)
 class CheckArgs:
-    """Read recipes against their schema, and policies' folders up to the headers of their weights; exit status 2 with
-    every problem if one is invalid."""
+    """Check recipes against their schema, and policies' folders up to the headers of their weights; exit status 2, with
+    every problem, if one is invalid."""
 
     recipes: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """names or paths; none means every recipe that `vla list` shows"""
+    """names or paths; by default every recipe that `vla list` shows"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write it to this file, for machines"""
+    """also write it to this file as JSON"""
 
 
 def list_recipes(args: ListArgs) -> int:
@@ -108,12 +107,12 @@ def check_recipes(args: CheckArgs) -> int:
         raise RecipeError(f"{len(problems)} of {len(wanted)} recipes are not valid.\n" + "\n".join(problems))
     say(f"All {len(wanted)} recipes are valid.")
     if not looks_into_folders and any(kind == "policies" for kind, _ in wanted):
-        say("The policies' folders were not looked into: torch is not installed.")
+        say("The policies' folders were not checked: torch is not installed.")
     return 0
 
 
 def _check(kind: Kind, path: Path, looks_into_folders: bool) -> None:
-    """Raise VlaError for what the first second of `vla run` would find."""
+    """Raise VlaError for the mistakes that `vla run` would report before it loads weights."""
     if kind == "policies":
         source = find_policy(path)
         if looks_into_folders:
@@ -147,7 +146,7 @@ def _load(kind: Kind, path: Path) -> object:
 
 
 def _summary(path: Path) -> str:
-    """The recipe's `description`, or the first sentence of the comment that opens it."""
+    """Return the recipe's `description`, or the first sentence of its opening comment."""
     if is_bare_checkpoint(path):
         return "a checkpoint folder, described by its config.json"
     try:

@@ -1,4 +1,4 @@
-"""The `vla` command: finds the verb, parses its options, turns our errors into one paragraph.
+"""The `vla` command: finds the verb, parses its options, prints our errors as one paragraph.
 
 A verb's module is imported only when the verb is called, so that `vla --help` answers at once.
 """
@@ -33,11 +33,11 @@ class Verb:
     """One subcommand.
 
     Attributes:
-        module: holds `main(arguments) -> int | None` and the arguments' dataclass.
+        module: module with `main(arguments) -> int | None` and the arguments' dataclass.
         arguments: name of that dataclass; its fields are the options, its docstring the help.
         function: name of the entry function.
-        goes_on: holds an arm, serves, or works for long: its output may be lost, and never ends or delays it.
-        in_clone: the module lies beside the package, in a clone of the repository, and is not installed with it.
+        goes_on: it holds an arm, serves, or runs for long: lost output must not end or delay it.
+        in_clone: the module is in a clone of the repository beside the package, and is not installed with it.
     """
 
     module: str
@@ -47,7 +47,7 @@ class Verb:
     in_clone: bool = False
 
     def load(self) -> ModuleType:
-        """Its module.
+        """Import the verb's module.
 
         Raises:
             VlaError: it belongs to a clone of the repository, and this package was installed without one.
@@ -78,8 +78,8 @@ HELP = """\
 vla: put a vision-language-action policy on a robot.
 
   vla run launch/lift.toml                          closed-loop episodes: a policy drives a world, a report follows
-  vla run --env lift --policy openvla_nano          the same, put together by hand; --episodes, --seed, --json
-  vla bridge envs/lift.toml                         the robot's side: its arm, its clock, its limits, its e-stop
+  vla run --env lift --policy openvla_nano          the same, by options; --episodes, --seed, --json
+  vla bridge envs/lift.toml                         serve a robot: its arm, clock, limits and e-stop
   vla run --robot tcp://127.0.0.1:5570 --policy openvla_nano
                                                     the same episodes, on the robot behind a bridge
   vla serve openvla_nano                            one policy for many robots: --policy tcp://127.0.0.1:5580
@@ -96,11 +96,11 @@ vla: put a vision-language-action policy on a robot.
                                                     speed, next to a plain way to do the same, in one run
 
   vla list [envs | policies | datasets | launch | teleoperators]
-                                                    every recipe, and where it lies
+                                                    every recipe, and its path
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained
-  vla check [RECIPE ...]                            is every recipe valid?
-  vla keys [new | allow | trust | revoke | list]    keys and allowed clients, where a network lies in between
-  vla doctor                                        does this computer have what it takes; what to fix if not
+  vla check [RECIPE ...]                            are the recipes valid?
+  vla keys [new | allow | trust | revoke | list]    keys and allowed clients, for a network
+  vla doctor                                        is this computer ready; what to fix if not
 
 `vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,
 datasets/ datasets, launch/ which policy drives which world, envs/teleoperators/ leader arms. Name one by
@@ -109,7 +109,7 @@ its path, or by its bare name. Every verb takes --json FILE for machines. Start 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit status: 0 fine, 1 a measured failure, 2 a mistake to fix, 130 interrupted."""
+    """Run a command line; return the exit status: 0 fine, 1 a measured failure, 2 a mistake to fix, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not (arguments and arguments[0] in VERBS and VERBS[arguments[0]].goes_on):
         with checked_output():
@@ -131,17 +131,17 @@ def _status(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `vla list | head`: the reader left
+    except BrokenPipeError:  # `vla list | head`: the reader ended
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in DISK_FAILURES or os.environ.get(DEBUG_VARIABLE):
             raise
-        _explain(refusal(error.filename or "a file", error))  # by a library that says nothing better
+        _explain(refusal(error.filename or "a file", error))  # raised by a library without a better message
         return EXIT_USER_ERROR
 
 
 def _lost_output(output: SteadyStream | None) -> int:
-    """Say that lines were lost where that was an error, such as a full disk; the exit status."""
+    """Report lost lines if an error such as a full disk lost them; return the exit status."""
     if output is None or output.failure is None:
         return 0
     lost = f"{cannot_write('standard output', output.failure)} {output.lost} lines were lost; the rest was done."
@@ -172,7 +172,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _search_clone(folder: str) -> None:
-    """Let a folder beside the package be imported, ahead of an installed package of the same name."""
+    """Make a folder beside the package importable, before an installed package of the same name."""
     if not ((_ROOT / "pyproject.toml").is_file() and (_ROOT / folder).is_dir()):
         raise VlaError(
             f"{folder} run from a clone of the repository, and this vla_robot was installed without one (it lies in "
@@ -183,7 +183,7 @@ def _search_clone(folder: str) -> None:
 
 
 def _require_working_folder() -> None:
-    """Names of recipes and folders are looked up from it."""
+    """Raise VlaError without a working folder, which names of recipes and folders are relative to."""
     try:
         os.getcwd()
     except OSError as error:
@@ -191,14 +191,14 @@ def _require_working_folder() -> None:
 
 
 def parse_arguments(schema: type, name: str, rest: list[str]) -> Any:
-    """One verb's options, as an instance of its dataclass; prints help or the mistake and exits when it cannot."""
+    """Return a verb's options as its dataclass; print the help or the mistake and exit if they cannot be parsed."""
     import tyro
 
     return tyro.cli(schema, prog=f"vla {name}", args=rest)
 
 
 def _explain(error: VlaError) -> None:
-    """The message on stderr, wrapped for a person and left in one piece for a pipe."""
+    """Print the message on stderr, wrapped on a terminal and in one line in a pipe."""
     from rich.text import Text
 
     from vla_robot.cli.common.terminal import Terminal

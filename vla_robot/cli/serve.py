@@ -1,4 +1,4 @@
-"""`vla serve`: one policy for many robots. Their observations are gathered into batches."""
+"""`vla serve`: serves one policy to many robots, in batches of their observations."""
 
 from __future__ import annotations
 
@@ -35,40 +35,40 @@ LINE_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class ServeArgs:
-    """Serve a policy to many robots at once. `vla run --policy ADDRESS` is the other side."""
+    """Serve a policy to many robots at once. `vla run --policy ADDRESS` connects to it."""
 
     policy: Annotated[str, tyro.conf.Positional, option("POLICY")]
-    """which policy, by name or path"""
+    """the policy, by name or path"""
     bind: Annotated[str, option("ADDRESS")] = LOOPBACK
-    """where robots connect; off this computer it needs keys, see `vla keys`"""
+    """address where robots connect; off this computer it needs keys, see `vla keys`"""
     key: Annotated[str | None, option("NAME")] = None
-    """which of this computer's keys to prove; only needed when there are several"""
+    """which of this computer's keys to use; only needed if there are several"""
     max_batch: Annotated[int, option("N")] = 16
-    """observations in one inference"""
+    """largest number of observations in one inference"""
     max_wait_ms: Annotated[float, option("MS")] = 5.0
-    """how long the first of a batch waits for others; none waits when all clients that asked lately are there"""
+    """how long the first of a batch waits for others; it does not wait if all recent clients have asked"""
     rest: Annotated[int | None, option("PORT")] = None
     """also answer POST /act on this port of this computer, as OpenVLA's own server does; 0 for a free one"""
     openpi: Annotated[int | None, option("PORT")] = None
     """also answer clients of openpi on this port of this computer; 0 for a free one"""
     openpi_words: Annotated[str | None, option("RECIPE")] = None
-    """answer them in the words and units of this recipe's table [peer], e.g. openpi_libero"""
+    """answer openpi's clients in the words and units of this recipe's table [peer], e.g. openpi_libero"""
     json: Annotated[Path | None, option("FILE")] = None
-    """when it ends, write what happened to this file, for machines"""
+    """at the end, also write the counts and times to this file as JSON"""
 
     def __post_init__(self) -> None:
         for flag, port in (("--rest", self.rest), ("--openpi", self.openpi)):
             if port is not None and not 0 <= port < 1 << 16:
                 raise RecipeError(f"{flag} {port}: a port, 0 to 65535.")
         if self.openpi_words is not None and self.openpi is None:
-            raise RecipeError("--openpi-words says how clients of openpi are answered, and --openpi PORT is missing.")
+            raise RecipeError("--openpi-words is an option of --openpi PORT, which is missing.")
 
 
 def main(args: ServeArgs) -> int:
     """Serve until Ctrl-C.
 
     Raises:
-        VlaError: the policy or the address is at fault.
+        VlaError: the policy or the address cannot be used.
     """
     source = find_policy(args.policy)
     peer = None if args.openpi_words is None else _peer(args.openpi_words)
@@ -111,7 +111,7 @@ def _front_ends(
     cameras: Sequence[str],
     peer: PeerRecipe | None,
 ) -> str:
-    """Other protocols that share the batcher; the lines that say where they listen."""
+    """Start servers of other protocols that share the batcher; return the lines with their addresses."""
     lines = ""
     if args.rest is not None:
         rest = stack.enter_context(contextlib.closing(RestServer(batcher, served.name, cameras, args.rest)))
@@ -124,7 +124,7 @@ def _front_ends(
 
 
 def _peer(name: str) -> PeerRecipe:
-    """The table [peer] of a recipe."""
+    """Return the table [peer] of a recipe."""
     recipe = find_policy(name).recipe
     if not isinstance(recipe, OpenpiRecipe | GrootRecipe):
         raise RecipeError(f"--openpi-words {name}: this recipe has no table [peer]; openpi_libero is one that has.")
@@ -136,14 +136,14 @@ def _openpi_words(served: Served, cameras: Sequence[str], peer: PeerRecipe | Non
         return ExampleWords(cameras, served.embodiment)
     if served.embodiment is None:
         raise ContractError(
-            f"--openpi-words: '{served.name}' does not say what its numbers mean, so they cannot be put into the units "
+            f"--openpi-words: '{served.name}' has numbers of unknown meaning, so they cannot be converted to the units "
             "of a recipe. Leave the option out; clients then get the policy's own numbers."
         )
     return RecipeWords(peer, served.embodiment)
 
 
 def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
-    """The policy's own, in its order; none where the checkpoint does not say."""
+    """Return the policy's camera names in its order; none if the checkpoint does not name them."""
     if served.embodiment is not None:
         return [camera.name for camera in served.embodiment.cameras]
     return source.recipe.camera_names if isinstance(source.recipe, CheckpointRecipe) else ()
@@ -161,7 +161,7 @@ def _announce(address: str, urls: str, served: Served) -> None:
 
 
 def _until(stopped: Callable[[], bool], batcher: Batcher) -> Callable[[], bool]:
-    """The server's stop flag; prints a line now and then while something happens."""
+    """Return the server's stop flag, which also prints a line at intervals while requests arrive."""
     told, next_s = "", time.monotonic() + LINE_EVERY_S
 
     def should_stop() -> bool:

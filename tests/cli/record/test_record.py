@@ -49,7 +49,7 @@ def test_demonstrations_are_recorded_and_continued(env: Path, tmp_path: Path, ca
     assert [(e["seed"], e["success"], e["kept"]) for e in document["episodes"]] == [(5, True, True), (6, True, True)]
 
     assert run(env, out, "--episodes", "3", "--seed", "5") == 0
-    assert "2 of them are there" in capsys.readouterr().out
+    assert "2 of them are recorded" in capsys.readouterr().out
     demos = open_demos(out)
     assert [(e.seed, e.driver, e.success) for e in demos.episodes] == [(s, "expert", True) for s in (5, 6, 7)]
     assert demos.embodiment.name == "sixjoint"
@@ -97,7 +97,7 @@ def test_ctrl_c_keeps_what_is_finished(
 
     monkeypatch.setattr(record._Bar, "add", pressed)
     assert run(env, tmp_path / "demos", "--episodes", "5") == EXIT_INTERRUPTED
-    assert "the same command goes on from here" in capsys.readouterr().out
+    assert "the same command continues" in capsys.readouterr().out
     assert len(open_demos(tmp_path / "demos").episodes) == 1
 
 

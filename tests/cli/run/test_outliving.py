@@ -185,7 +185,7 @@ def test_nothing_that_is_typed_suspends_a_bridge_in_the_background(shell: Shell,
     shell.read_until("E-STOP: the Enter key at the bridge")
     assert state_of(int(pid)) != "T"
     shell.type(CTRL_BACKSLASH)  # a key that ends a program without a word, elsewhere
-    shell.read_until("The arm was held and let go")
+    shell.read_until("The arm was held, and its connection is closed")
     shell.read_until("ready> ")
 
 
@@ -197,7 +197,7 @@ def test_enter_in_the_foreground_is_promised_and_kept(shell: Shell, env: Path) -
     shell.read_until("E-STOP: the Enter key at the bridge")
     assert status(address)["reason"] == "emergency stop by the Enter key at the bridge"
     shell.type(CTRL_C)
-    shell.read_until("The arm was held and let go")
+    shell.read_until("The arm was held, and its connection is closed")
 
 
 def test_a_terminal_that_hangs_up_ends_the_bridge_as_sigterm_does(shell: Shell, env: Path, tmp_path: Path) -> None:

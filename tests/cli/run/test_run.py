@@ -253,7 +253,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_its_table_and_the_finished_episo
     out, error = capsys.readouterr()
     logs = list((disk / "r" / "episodes").glob("*.vlalog"))
     kept = len(logs)  # the second has its name if it still found room in its last page
-    assert f"{kept} of {kept}" in out and f"Finished episodes, safe in {disk / 'r' / 'episodes'}: {kept}." in out
+    assert f"{kept} of {kept}" in out and f"Finished episodes, saved in {disk / 'r' / 'episodes'}: {kept}." in out
     assert "No space left on device" in error and "Make room on that disk" in error
     assert "Traceback" not in error
     assert disk / "r" / "episodes" / "seed_7.vlalog" in logs and all(read_episode(log).complete for log in logs)

@@ -160,5 +160,9 @@ def test_steps_that_are_missing_are_told_with_what_became_of_them(tmp_path: Path
 
     args = RunArgs(record=tmp_path / "data")
     told = _stored(args, LogStore(Nowhere(), ARM, "hold", kept=2, stored=4, missing=9, rested=3))
-    assert "9 steps are missing" in told and "4 episodes in the dataset" in told and "3 steps left out" in told
+    assert (
+        "9 steps are missing" in told
+        and "4 episodes in the dataset" in told
+        and "3 steps without motion left out" in told
+    )
     assert "steps are missing" not in _stored(args, LogStore(Nowhere(), ARM, "hold", kept=2, stored=2))

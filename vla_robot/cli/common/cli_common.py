@@ -1,4 +1,4 @@
-"""Small things that several verbs say the same way."""
+"""Small functions that several verbs share."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from vla_robot.recipe.policy_source import PolicySource
 
 EXIT_FAILED = 1
-"""What was asked for was done, and the answer is bad."""
+"""Exit status of a command that ran to its end and found a problem."""
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
 def short_path(path: Path) -> str:
-    """Relative to here when it lies below here."""
+    """Return a path relative to the working folder if it is below it."""
     try:
         here = Path.cwd()
     except OSError:  # it was deleted meanwhile
@@ -24,12 +24,12 @@ def short_path(path: Path) -> str:
 
 
 def shown(policy: PolicySource) -> str:
-    """A policy as a person would type it: its path, relative to here, or its address."""
+    """Return a policy as the user types it: its path, relative to the working folder, or its address."""
     return short_path(policy.path) if policy.path else str(policy)
 
 
 def option(metavar: str) -> Any:
-    """A command-line option whose help needs no "(default: None)": the text says what its absence means."""
+    """Return the annotation of an option whose help shows no "(default: None)", since its text says the default."""
     import tyro
 
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")

@@ -1,4 +1,4 @@
-"""What the signals mean that end a command, and those of a terminal that would suspend it.
+"""Handlers of the signals that end a command, and of a terminal's signals that would suspend it.
 
 | signal | sent by | while `stop_on_interrupt` holds | else, in any command |
 |---|---|---|---|
@@ -24,17 +24,17 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP)
 
 
 def ending_signals() -> tuple[signal.Signals, ...]:
-    """Those that end a command here: SIGHUP and SIGQUIT unless the command was started with them ignored (`nohup`)."""
+    """Return the signals that end a command, without SIGHUP and SIGQUIT if it was started with them ignored."""
     always = (signal.SIGINT, signal.SIGTERM)  # a script's `&` ignores SIGINT, and `kill -INT` must still work
     return tuple(each for each in _ENDING if each in always or signal.getsignal(each) is not signal.SIG_IGN)
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[Event]:
-    """A signal sets the event, so that the running step ends and is kept; a second one raises KeyboardInterrupt.
+    """Set the event at a signal, so that the running step ends and is kept; a second one raises KeyboardInterrupt.
 
-    A hang-up comes from the shell and from the terminal, so twice: its second one is ignored, and so are those that
-    follow the block, which would cut the report short.
+    The shell and the terminal both send SIGHUP: its second one is ignored, and so are those after the block, which
+    would end the report early.
     """
     stop = Event()
 
@@ -51,10 +51,10 @@ def stop_on_interrupt() -> Iterator[Event]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """SIGTERM, SIGQUIT and SIGHUP raise KeyboardInterrupt, as Ctrl-C does, so that every `with` block is left."""
+    """Raise KeyboardInterrupt at SIGTERM, SIGQUIT and SIGHUP, as Ctrl-C does, so that every `with` block is left."""
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # once: what is being closed must not be broken off
+        signal.signal(number, signal.SIG_IGN)  # once: the cleanup must not be interrupted
         raise KeyboardInterrupt
 
     with _handled({each: interrupt for each in ending_signals() if each != signal.SIGINT}):
@@ -63,8 +63,8 @@ def interrupted_by_signals() -> Iterator[None]:
 
 @contextmanager
 def not_suspended() -> Iterator[None]:
-    """No key of a terminal suspends this process or the children it starts: its watchdog, or its e-stop, would stand
-    still. Reading a terminal from its background fails instead (EIO). SIGSTOP cannot be refused."""
+    """Ignore a terminal's keys that suspend this process and its children: its watchdog or e-stop would stop working.
+    Reading a terminal from its background fails instead (EIO). SIGSTOP cannot be ignored."""
     with _handled(dict.fromkeys(SUSPENDING, signal.SIG_IGN)):
         yield
 
@@ -74,7 +74,7 @@ Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 @contextmanager
 def _handled(handlers: Mapping[signal.Signals, Handler]) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     previous = {each: signal.signal(each, handler) for each, handler in handlers.items()}

@@ -1,4 +1,4 @@
-"""`--json FILE` and `--plot FILE`: one convention for every command."""
+"""Write the files of `--json FILE` and `--plot FILE`, in the same way for every command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOTS_PER_INCH = 150
 
 
 def write_json(path: Path, command: str, rows: Sequence[Mapping[str, Any]], **more: object) -> None:
-    """Write {"command", "versions", "machine", "rows", ...}; the file appears whole or not at all.
+    """Write {"command", "versions", "machine", "rows", ...}, atomically.
 
     Raises:
         DataError: it cannot be written.
@@ -30,7 +30,7 @@ def write_json(path: Path, command: str, rows: Sequence[Mapping[str, Any]], **mo
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    """Write a drawing, in the format of the path's suffix; the file appears whole or not at all.
+    """Write a drawing, in the format of the path's suffix, atomically.
 
     Raises:
         DataError: it cannot be written, or matplotlib does not know the suffix.

@@ -1,4 +1,4 @@
-"""A bar with the time left on a terminal; a plain line now and then in a pipe."""
+"""Progress: a bar with the time left on a terminal, a plain line at intervals in a pipe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vla_robot.cli.common.terminal import Terminal
 
 PLAIN_LINE_EVERY_S = 10.0
-"""In a pipe."""
+"""Seconds between lines in a pipe."""
 
 
 class ProgressBar:
-    """Base of what draws a bar on a terminal; use it in a `with` block."""
+    """Base of classes that draw a bar on a terminal; use it in a `with` block."""
 
     def __init__(self, console: Terminal, *, transient: bool = False) -> None:
         """

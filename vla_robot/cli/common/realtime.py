@@ -1,4 +1,4 @@
-"""Keeps away from a process what makes its control ticks late."""
+"""Avoids delays of the control ticks: garbage collection off, real-time priority on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ MAX_PRIORITY = 99
 
 
 def freeze_garbage() -> None:
-    """Switch off garbage collection, which stops the program for milliseconds while it visits all that was imported.
+    """Switch off garbage collection, which stops the program for milliseconds to visit all imported objects.
 
-    What a control loop makes is freed by reference counts. Call `gc.collect()` where nothing is urgent, as between
-    episodes: it then visits only what was made since.
+    Reference counts free a control loop's objects. Call `gc.collect()` when nothing is urgent, as between episodes: it
+    then visits only objects made after this call.
     """
     gc.collect()
     gc.freeze()
@@ -20,21 +20,21 @@ def freeze_garbage() -> None:
 
 
 def take_priority(priority: int) -> str:
-    """Ask for real-time priority (SCHED_FIFO) for this thread, 0 for none; what came of it, in words.
+    """Request real-time priority (SCHED_FIFO) for this thread, 0 for none; return the result in words.
 
-    Threads that are started later get an ordinary one: what writes a log must never keep the clock waiting.
+    Threads that are started later have ordinary priority: a writer of logs must not delay the clock.
     """
     if priority == 0:
         return "ordinary priority"
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
     except (OSError, AttributeError) as error:
-        return f"ordinary priority, as real-time priority is not to be had here ({error})"
+        return f"ordinary priority, since real-time priority is not permitted here ({error})"
     return f"real-time priority {priority}"
 
 
 def give_priority_back() -> None:
-    """An ordinary thread again."""
+    """Return this thread to ordinary priority."""
     if hasattr(os, "SCHED_RESET_ON_FORK"):
-        # The mark stays: only the system's administrator may take it off, and ordinary threads have nothing to reset.
+        # The reset-on-fork flag stays: only root may remove it, and ordinary threads have nothing to reset.
         os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))

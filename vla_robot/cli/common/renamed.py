@@ -1,4 +1,4 @@
-"""Words of the command line that got a new name: the old one works for one more release, and a line names the new."""
+"""Renamed words of the command line: the old word works for one more release, and a note names the new one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 
 
 def with_new_words(verb: str, words: Sequence[str]) -> list[str]:
-    """The same command line with today's words; each change is told on stderr.
+    """Return the command line with the new words; each change is noted on stderr.
 
     Args:
-        verb: what the words are for.
-        words: what follows it.
+        verb: the command.
+        words: the words after the verb.
     """
     renamed = RENAMED.get(verb, {})
     first = _first_positional(words)

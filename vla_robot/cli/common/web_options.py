@@ -1,4 +1,4 @@
-"""Options of every command that serves a page: where, and for whom."""
+"""Options of every command that serves a page: address and certificate."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 BROWSER = "browser"
-"""The device that is a page."""
+"""Name of the device that is a web page."""
 
 
 @dataclass(frozen=True)
 class PageArgs:
-    """Where the page is served."""
+    """Address and certificate of the page."""
 
     port: Annotated[int | None, option("PORT")] = None
-    """of the page; 0 takes a free one, by default 8571 of vla view, 8572 of a page that drives"""
+    """the page's port; 0 takes a free one, by default 8571 for vla view, 8572 for a page that drives"""
     host: Annotated[str | None, option("HOST")] = None
-    """this computer's address for browsers, by default 127.0.0.1; another one, for a phone, needs --certificate"""
+    """this computer's address for browsers, by default 127.0.0.1; another one, e.g. for a phone, needs --certificate"""
     certificate: Annotated[Path | None, option("FILE")] = None
     """PEM file, for a page that other computers may open; docs/bridge.md says how to make one"""
     certificate_key: Annotated[Path | None, option("FILE")] = None
-    """PEM file of its key; by default it stands in the certificate's"""
+    """PEM file of the certificate's key; by default the key is in --certificate"""
 
     def __post_init__(self) -> None:
         if self.port is not None and not 0 <= self.port < 1 << 16:
@@ -45,8 +45,8 @@ class PageArgs:
         return Listen(port, self.host or LOOPBACK, self.certificate, self.certificate_key)
 
     def validate_options(self, device: str | None, hint: str) -> None:
-        """Before anything is built: raise RecipeError where they were given and there is no page, and as `listen`."""
+        """Raise RecipeError if page options were given without a page; raise as `listen` otherwise."""
         if device == BROWSER:
             self.listen(0)
         elif self != PageArgs():
-            raise RecipeError(f"--port, --host and --certificate are for a page in the browser; {hint}.")
+            raise RecipeError(f"--port, --host and --certificate are options of a page in the browser; {hint}.")

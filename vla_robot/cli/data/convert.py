@@ -25,7 +25,7 @@ from vla_robot.data.formats.source import tell_left_out
 
 @dataclass(frozen=True)
 class ConvertArgs:
-    """Write a dataset in another format. The same command again goes on where an interrupted one ended."""
+    """Write a dataset in another format. The same command continues an interrupted one."""
 
     source: Annotated[str, tyro.conf.Positional, option("SRC")]
     """an RLDS or LeRobot folder, a robomimic HDF5 file or a folder of them, or the URL of an RLDS dataset"""
@@ -36,22 +36,22 @@ class ConvertArgs:
     split: Annotated[str, option("SPLIT")] = "train"
     """which part: train, val, train[:95%], all, ..."""
     rate_hz: Annotated[float | None, option("HZ")] = None
-    """steps per second; LeRobot needs it, and RLDS does not say it"""
+    """steps per second, for LeRobot from RLDS, which does not store it"""
     instruction: Annotated[str | None, option("TEXT")] = None
-    """what the robot was told to do, for a source that does not say"""
+    """the robot's instruction, for a source without one"""
     name: Annotated[str | None, option("NAME")] = None
-    """of the RLDS dataset; the folder's name by default"""
+    """name of the RLDS dataset; by default the folder's name"""
     skip_corrupt: bool = False
-    """leave damaged records out instead of stopping at the first"""
+    """skip damaged records instead of stopping at the first"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
 
 def main(args: ConvertArgs) -> int:
-    """Convert; status 130 when Ctrl-C came.
+    """Convert; status 130 after Ctrl-C.
 
     Raises:
-        DataError: the source is damaged, the folder holds something else, or something must be said.
+        DataError: the source is damaged, the folder holds something else, or an option is needed.
     """
     if args.rate_hz is not None and args.rate_hz <= 0:
         raise DataError(f"--rate-hz is {args.rate_hz:g}; it must be above 0.")
@@ -65,7 +65,7 @@ def main(args: ConvertArgs) -> int:
         with Bar("episodes", console) as bar:
             converted = convert(source, args.destination, args.to, options, bar.update)
     except KeyboardInterrupt:
-        say("\nInterrupted. The same command goes on from here.")
+        say("\nInterrupted. The same command continues from here.")
         return EXIT_INTERRUPTED
     elapsed_s = time.monotonic() - started_s
     say(_closing(args, source, converted, elapsed_s))
@@ -81,10 +81,10 @@ def main(args: ConvertArgs) -> int:
 
 def _closing(args: ConvertArgs, source: EpisodeSource, converted: Converted, elapsed_s: float) -> str:
     lines = [f"{converted.new} episodes in {elapsed_s:.1f} s; {args.destination} holds {converted.episodes}."]
-    unread = tell_left_out(source.left_out)  # these are among what was lost
+    unread = tell_left_out(source.left_out)  # these are in `converted.lost` too
     lines += [note for note in source.notes if note not in unread]
     if source.num_skipped:
         lines.append(f"{source.num_skipped} damaged episodes were left out.")
     lines += [f"Lost: {line}." for line in converted.lost] or ["Nothing was lost."]
-    lines.append(f"Actions and states were copied as they are. {recipe_line(facts_of(source))}")
+    lines.append(f"Actions and states were copied unchanged. {recipe_line(facts_of(source))}")
     return "\n".join([*lines, f"Next: vla data inspect {args.destination}"])

@@ -1,4 +1,4 @@
-"""`vla data WHAT`: look into datasets, convert them, find faults, make questions. Imports are late."""
+"""`vla data WHAT`: inspects and converts datasets, finds faults, makes questions. Imports are late."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ DataArgs = (
 
 
 def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs | QuestionsArgs) -> int:
-    """Do one of them.
+    """Run the command of these arguments.
 
     Raises:
-        VlaError: a dataset is damaged, or something must be said.
+        VlaError: a dataset is damaged, or an option is needed.
     """
     match args:
         case InspectArgs():

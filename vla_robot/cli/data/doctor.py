@@ -1,4 +1,4 @@
-"""`vla data doctor`: is this dataset fit to be learned from; what to fix if not."""
+"""`vla data doctor`: finds what makes a dataset unfit for training, and says how to fix it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vla_robot.recipe import find
 
 SIGNS = {"problem": "[red]✗[/red]", "note": "[yellow]![/yellow]", "fine": "[green]✓[/green]"}
 REPLAYS_TO_SUCCEED = 0.9
-"""Of the episodes that succeeded when they were recorded. A simulator of another version moves some of them."""
+"""Smallest share of replayed successes that succeed again. A simulator of another version changes some of them."""
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,21 @@ class DataDoctorArgs(MembersArgs):
     """Examine a dataset: no-ops, rate, outliers, gripper, frames, instructions; exit status 1 with a problem."""
 
     policy: Annotated[str | None, option("POLICY")] = None
-    """also compare the statistics with those that this checkpoint learned"""
+    """also compare the statistics with those of this checkpoint"""
     statistics_key: Annotated[str | None, option("NAME")] = None
     """which of the checkpoint's datasets; by default the one of the same name, or its only one"""
     env: Annotated[str | None, option("ENV")] = None
-    """also replay recorded actions in this world, the one that the dataset was recorded in"""
+    """also replay recorded actions in this world, in which the dataset was recorded"""
     replays: Annotated[int, option("N")] = 10
-    """how many episodes to replay"""
+    """number of episodes to replay"""
     skip_corrupt: bool = False
-    """leave damaged records out instead of stopping at the first"""
+    """skip damaged records instead of stopping at the first"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
 
 def data_doctor(args: DataDoctorArgs) -> int:
-    """Examine; 1 when a problem was found.
+    """Examine; status 1 if a problem was found.
 
     Raises:
         VlaError: an unknown recipe, or a dataset, policy or world that cannot be opened.
@@ -68,10 +68,10 @@ def data_doctor(args: DataDoctorArgs) -> int:
 
 
 def _recipe_known(member: Member) -> list[Finding]:
-    """Without a recipe the other checks rest on an assumption, and nothing may be trained."""
+    """Yield a finding if a dataset has no recipe: the other checks then assume one, and it must not be trained on."""
     if not member.assumed:
         return []
-    fix = "name the right recipe with --recipe, or write one; the checks below assume what is said here"
+    fix = "name the right recipe with --recipe, or write one; the checks below use this assumption"
     return [Finding("recipe", "problem", member.assumed, fix)]
 
 
@@ -84,7 +84,7 @@ def _examine(member: Member, args: DataDoctorArgs, console: Terminal) -> list[Fi
 
 
 def _reference(policy: str, key: str | None, name: str) -> dict[str, Any]:
-    """What a checkpoint learned: its statistics of one dataset."""
+    """Return a checkpoint's statistics of one dataset."""
     from vla_robot.policy.openvla.checkpoint import Checkpoint
 
     statistics = dict(Checkpoint.read(_checkpoint_folder(policy)).config.norm_stats)
@@ -95,7 +95,7 @@ def _reference(policy: str, key: str | None, name: str) -> dict[str, Any]:
 
 
 def _checkpoint_folder(policy: str) -> Path:
-    """A folder is its own checkpoint; a recipe names one."""
+    """Return the checkpoint folder of a policy: the folder itself, or the one that a recipe names."""
     from vla_robot.recipe import read
     from vla_robot.recipe.policy import CheckpointRecipe, PolicyRecipe
 
@@ -104,12 +104,12 @@ def _checkpoint_folder(policy: str) -> Path:
         return path
     recipe = read(PolicyRecipe, path)
     if not isinstance(recipe, CheckpointRecipe):
-        raise DataError(f"{path} has no checkpoint, and so no statistics to compare with.")
+        raise DataError(f"{path} has no checkpoint, so there are no statistics to compare with.")
     return recipe.checkpoint
 
 
 def _replay(member: Member, args: DataDoctorArgs, console: Terminal) -> Iterator[Finding]:
-    """Recorded actions do in the simulator what they did: units, frame, gripper sign and rate are right."""
+    """Yield whether recorded actions succeed in the simulator: units, frame, gripper sign and rate are then right."""
     demos = open_demos(member.location)
     episodes = [episode for episode in demos.episodes if episode.seed is not None and episode.success][: args.replays]
     if not episodes:
@@ -131,7 +131,7 @@ def _replay(member: Member, args: DataDoctorArgs, console: Terminal) -> Iterator
 
 
 def succeeds_again(world: World, demos: Demos, episode: DemoEpisode) -> bool:
-    """Give the world what the arm was given; whether the task's success test holds at the end."""
+    """Replay an episode's actions in the world; return whether the task succeeded at the end."""
     actions = demos.actions if demos.executed is None else demos.executed
     assert episode.seed is not None
     world.reset(episode.seed)

@@ -1,4 +1,4 @@
-"""`vla data inspect`: what is in a dataset, and two pictures of it."""
+"""`vla data inspect`: prints the contents of a dataset, and draws two pictures of it."""
 
 from __future__ import annotations
 
@@ -29,32 +29,32 @@ from vla_robot.data.summary import Dimension, Summary, contact_sheet, histograms
 
 BARS = " ▁▂▃▄▅▆▇█"
 MOST_INSTRUCTIONS = 8
-NEXT = "Next: `vla data doctor PATH` says what is wrong with it; `vla data convert` writes another format."
+NEXT = "Next: `vla data doctor PATH` finds its faults; `vla data convert` writes another format."
 
 
 @dataclass(frozen=True)
 class InspectArgs:
-    """Say what is in a dataset, and draw a contact sheet of its cameras and histograms of its actions."""
+    """Show what a dataset contains, and draw a contact sheet of its cameras and histograms of its actions."""
 
     path: Annotated[str, tyro.conf.Positional, option("PATH")]
     """an RLDS or LeRobot folder, a robomimic HDF5 file or a folder of them, or the URL of an RLDS dataset"""
     split: Annotated[str, option("SPLIT")] = "train"
     """which part: train, val, train[:95%], all, ..."""
     episodes: Annotated[int, option("N")] = 200
-    """how many episodes to read, evenly spread"""
+    """number of episodes to read, evenly spread"""
     out: Annotated[Path | None, option("FOLDER")] = None
-    """where the pictures go; by default runs/inspect_NAME"""
+    """folder of the pictures; by default runs/inspect_NAME"""
     skip_corrupt: bool = False
-    """leave damaged records out instead of stopping at the first"""
+    """skip damaged records instead of stopping at the first"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
 
 def main(args: InspectArgs) -> int:
-    """Inspect.
+    """Inspect a dataset.
 
     Raises:
-        DataError: no dataset, or a damaged one.
+        DataError: the path is no dataset, or it is damaged.
     """
     if args.episodes < 1:
         raise DataError(f"--episodes is {args.episodes}; at least 1 is needed.")
@@ -121,7 +121,7 @@ def _action_table(dimensions: Sequence[Dimension]) -> Table:
 
 
 def _bars(counts: NDArray[np.int64]) -> str:
-    """A histogram in one line, two bins a letter; what occurs at all is seen."""
+    """Return a histogram as one line, two bins per letter; a bin that is not empty is never blank."""
     counts = counts.reshape(-1, 2).sum(axis=1)
     levels = np.ceil(counts / counts.max() * (len(BARS) - 1)).astype(int)
     return "".join(BARS[level] for level in levels)
@@ -139,7 +139,7 @@ def _draw(source: EpisodeSource, summary: Summary, folder: Path) -> list[Path]:
 
 
 def _file_name(field: str) -> str:
-    """A field's last part, without what a file name should not have."""
+    """Return a field's last part, without characters that a file name should not have."""
     return re.sub(r"[^\w.-]", "_", field.rpartition("/")[2])[:MAX_NAME_CHARS]
 
 

@@ -1,4 +1,4 @@
-"""`vla data questions`: scenes of a world as questions with answers, so that a policy keeps its language."""
+"""`vla data questions`: writes questions and answers about a world's scenes, so that training keeps the language."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from vla_robot.data.questions import QuestionWriter, Split
 
 @dataclass(frozen=True)
 class QuestionsArgs:
-    """Questions about the cubes on a world's table, answered from the simulator's truth."""
+    """Write questions about the cubes on a world's table, with answers from the simulator's state."""
 
     out: Annotated[Path, option("FOLDER")]
     """a new folder: train.jsonl, held_out.jsonl and images/"""
     env: Annotated[str, option("ENV")] = "lift_some"
     """a world with red, green and blue cubes, by name or path"""
     scenes: Annotated[int, option("N")] = 400
-    """scenes to learn from"""
+    """scenes for training"""
     held_out: Annotated[int, option("N")] = 100
-    """scenes that only measure; their seeds follow"""
+    """scenes for the held-out questions; their seeds follow"""
     seed: Annotated[int, option("SEED")] = 0
-    """of the first scene; the k-th has SEED + k"""
+    """seed of the first scene; the k-th has SEED + k"""
     image_size: Annotated[int, option("PX")] = 84
-    """edge of the stored frames: the input size of the policy that will learn"""
+    """edge of the stored frames in pixels: the policy's input size"""
 
     def __post_init__(self) -> None:
         if min(self.scenes, self.held_out, self.image_size) < 1:
@@ -44,10 +44,10 @@ class QuestionsArgs:
 
 
 def data_questions(args: QuestionsArgs) -> int:
-    """Make them.
+    """Write the questions.
 
     Raises:
-        VlaError: the world cannot be built or has no such cubes, or the folder is taken.
+        VlaError: the world cannot be built or has no such cubes, or the folder is not empty.
     """
     from vla_robot.cli.build import open_world
     from vla_robot.recipe import find

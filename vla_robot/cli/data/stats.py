@@ -1,4 +1,4 @@
-"""`vla data stats`: the statistics that a policy's actions are normalised with, as dataset_statistics.json."""
+"""`vla data stats`: computes the statistics that normalise a policy's actions, as dataset_statistics.json."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ ROWS = ("q01", "q99", "mean", "std", "min", "max")
 
 @dataclass(frozen=True)
 class MembersArgs:
-    """Which datasets are meant."""
+    """The datasets of a command."""
 
     what: Annotated[str, tyro.conf.Positional, option("PATH|RECIPE")]
     """a dataset's folder, file or URL, or a recipe of a dataset or mixture"""
     root: Annotated[Path | None, option("FOLDER")] = None
-    """the folder that holds the datasets which a recipe names"""
+    """folder of the datasets that a recipe names"""
     recipe: Annotated[str | None, option("RECIPE")] = None
-    """what the steps of a dataset given by its PATH are made of; by default the one published under its name"""
+    """recipe of a dataset that is given by its PATH; by default the published one of the same name"""
 
 
 @dataclass(frozen=True)
 class StatsArgs(MembersArgs):
-    """Statistics over all transitions of a dataset or a mixture, train and val, in OpenVLA's schema."""
+    """Compute statistics over all transitions of a dataset or a mixture, train and val, in OpenVLA's schema."""
 
     out: Annotated[Path | None, option("FILE")] = None
     """write them to this file, e.g. dataset_statistics.json"""
     skip_corrupt: bool = False
-    """leave damaged records out instead of stopping at the first"""
+    """skip damaged records instead of stopping at the first"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
 
 def data_stats(args: StatsArgs) -> int:
-    """Compute them, or take those that were computed before.
+    """Compute the statistics, or read those that were computed before.
 
     Raises:
         VlaError: an unknown recipe, or a dataset that is absent, damaged or does not fit its recipe.
@@ -67,14 +67,14 @@ def data_stats(args: StatsArgs) -> int:
 
 
 def find_members(args: MembersArgs, *, may_assume: bool = False) -> tuple[Member, ...]:
-    """The datasets that a command line means.
+    """Return the datasets that a command line names.
 
     Args:
         args: the command line.
         may_assume: see `member_at`.
 
     Raises:
-        VlaError: there are none, or no recipe is known for one.
+        VlaError: there are none, or one has no known recipe.
     """
     names = available("datasets")
     is_recipe = args.what.endswith(".toml") or args.what in {
@@ -82,7 +82,7 @@ def find_members(args: MembersArgs, *, may_assume: bool = False) -> tuple[Member
     }
     if is_recipe and not (Path(args.what).is_dir() and args.root is None):
         if args.recipe is not None:
-            raise DataError(f"'{args.what}' is a recipe itself, so --recipe says nothing; leave it out.")
+            raise DataError(f"'{args.what}' is a recipe itself; leave out --recipe.")
         return members_of(args.what, args.root)
     return (member_at(args.what, args.recipe, may_assume=may_assume),)
 
@@ -103,7 +103,7 @@ def _print(name: str, block: dict[str, Any], console: Terminal) -> None:
         for row in ROWS:
             table.add_column(row, justify="right")
         for dim in range(len(block[what]["q01"])):
-            mark = "" if block[what].get("mask", [True] * (dim + 1))[dim] else " (as it is)"
+            mark = "" if block[what].get("mask", [True] * (dim + 1))[dim] else " (not normalised)"
             table.add_row(f"{dim}{mark}", *(f"{block[what][row][dim]:.4g}" for row in ROWS))
         console.print(table)
 

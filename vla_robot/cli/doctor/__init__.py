@@ -1,4 +1,4 @@
-"""`vla doctor`: what is installed, and whether a robot is ready.
+"""`vla doctor`: checks what is installed, and whether a robot is ready.
 
-It may import every room. What a program could want without a command line belongs to the rooms below.
+It may import every room. Functions that a program could use without a command line belong to the other rooms.
 """

@@ -1,7 +1,7 @@
-"""`vla doctor`: does this computer have what it takes, and what to do about what it lacks.
+"""`vla doctor`: checks whether this computer can run the package, and says how to fix what is missing.
 
-Every check is one function that returns findings; add one to CHECKS. A check never raises: what it cannot find out is
-a finding too.
+Each check is a function that returns findings; add new ones to CHECKS. A check never raises: a failed check is a
+finding too.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _MARKS: dict[Verdict, str] = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "
 
 @dataclass(frozen=True)
 class DoctorArgs:
-    """Look at Python, packages, rendering, GPU, memory and disk; exit status 1 when something will not work."""
+    """Check Python, packages, rendering, GPU, memory and disk; exit status 1 if something will not work."""
 
     robot: Annotated[str | None, option("ENV")] = None
-    """look at this real arm instead, by its recipe, or at the address of its bridge; nothing is moved"""
+    """check this real arm instead, by its recipe or its bridge's address; nothing is moved"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the findings to this file"""
+    """also write the findings to this file as JSON"""
 
 
 def main(args: DoctorArgs) -> int:
-    """Print one table and what to do next."""
+    """Print a table of the findings, and the next step; status 1 if something must be fixed."""
     findings = _examine(args.robot)
     Terminal().print(_table(findings))
     if args.json:
@@ -66,7 +66,7 @@ def _examine(robot: str | None) -> list[Finding]:
 
 
 def examine() -> list[Finding]:
-    """Every finding, in the order of CHECKS."""
+    """Return all findings, in the order of CHECKS."""
     return [finding for check in CHECKS for finding in check()]
 
 
@@ -79,24 +79,24 @@ def check_python() -> Iterable[Finding]:
 
 
 def check_extras() -> Iterable[Finding]:
-    """One line an extra: all there, or which package is not."""
+    """Return one finding per extra, with the packages that are missing."""
     for extra, packages in EXTRAS.items():
         versions = {package: installed(package) for package in packages}
         missing = [package for package, version in versions.items() if version is None]
         if missing:
-            fix = f"`make setup`, or pip install 'vla_robot[{extra}]' when {EXTRA_USES[extra]} is wanted."
+            fix = f"`make setup`, or pip install 'vla_robot[{extra}]' to use {EXTRA_USES[extra]}."
             yield Finding(f"[{extra}]", f"missing: {', '.join(missing)}", "warn", fix)
         else:
             yield Finding(f"[{extra}]", ", ".join(f"{p} {v}" for p, v in versions.items()))
 
 
 def check_clashes() -> Iterable[Finding]:
-    """Versions that install together and then fail; each rule was met."""
+    """Return combinations of versions that install together and then fail; each was observed."""
     yield from [*_clashes()] or [Finding("version clashes", "none of the known ones")]
 
 
 def check_plugins() -> Iterable[Finding]:
-    """Each kind that another package adds."""
+    """Return one finding per kind that another package adds."""
     from vla_robot.recipe.reading.schemas import installed_plugins
 
     for plugin in installed_plugins():
@@ -108,7 +108,7 @@ def check_plugins() -> Iterable[Finding]:
 
 
 def check_rendering() -> Iterable[Finding]:
-    """Render frames in a process of its own: a broken GL driver kills the process that touches it."""
+    """Render frames in a separate process: a broken GL driver kills the process that uses it."""
     if installed("mujoco") is None:
         return
     command = [sys.executable, "-m", "vla_robot.cli.doctor.render_probe"]
@@ -126,7 +126,7 @@ def check_rendering() -> Iterable[Finding]:
 
 
 def check_gpu() -> Iterable[Finding]:
-    """nvidia-smi rather than torch: it answers in a tenth of the time and works without torch."""
+    """Ask nvidia-smi for the GPU: it is ten times faster than importing torch, and works without it."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
@@ -142,12 +142,12 @@ def check_machine() -> Iterable[Finding]:
     yield Finding("CPU cores", str(cores)) if cores >= 2 else Finding("CPU cores", str(cores), "warn", fix)
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     verdict: Verdict = "ok" if memory_gb >= MIN_MEMORY_GB else "warn"
-    fix = "" if verdict == "ok" else f"At least {MIN_MEMORY_GB:g} GB are comfortable for a world and a policy."
+    fix = "" if verdict == "ok" else f"A world and a policy need about {MIN_MEMORY_GB:g} GB."
     yield Finding("memory", f"{memory_gb:.1f} GB", verdict, fix)
 
 
 def check_disk() -> Iterable[Finding]:
-    """`vla run` writes to ./runs."""
+    """Check free disk space, and that ./runs, which `vla run` writes to, is writable."""
     free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
     verdict: Verdict = "ok" if free_gb >= MIN_DISK_GB else "warn"
     fix = "" if verdict == "ok" else "Recordings and checkpoints need more; remove old folders of runs/."
@@ -222,7 +222,7 @@ def _clash(name: str, package: str, fix: str) -> Finding:
 
 
 def _version(distribution: str) -> tuple[int, ...]:
-    """The leading numbers of an installed version; empty when it is absent, which is below every version."""
+    """Return the leading numbers of an installed version; () if it is absent, which is below every version."""
     leading = re.match(r"\d+(\.\d+)*", installed(distribution) or "")
     return tuple(int(part) for part in leading.group().split(".")) if leading else ()
 
@@ -239,10 +239,10 @@ def _table(findings: Iterable[Finding]) -> Table:
 def _advice(findings: Iterable[Finding], ready: str) -> str:
     counts = {v: sum(f.verdict == v for f in findings) for v in ("fail", "warn")}
     if counts["fail"]:
-        return f"{counts['fail']} must be fixed first, {counts['warn']} to know about. Next: follow the fixes above."
+        return f"{counts['fail']} must be fixed, {counts['warn']} warnings. Next: apply the fixes above."
     if counts["warn"]:
-        return f"Everything needed works; {counts['warn']} to know about. Next: `{ready}`."
-    return f"All is well. Next: `{ready}`."
+        return f"Everything needed works; {counts['warn']} warnings. Next: `{ready}`."
+    return f"Everything works. Next: `{ready}`."
 
 
 def _write_json(path: Path, findings: Iterable[Finding]) -> None:

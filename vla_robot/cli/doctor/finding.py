@@ -1,4 +1,4 @@
-"""What `vla doctor` finds, of a computer and of a robot."""
+"""A result of `vla doctor`, about a computer or a robot."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: what was looked at.
-        seen: what is there.
+        name: subject of the check.
+        seen: its result.
         verdict: "ok"; "warn", something works less well; "fail", something will not work.
         fix: what to do, or an empty string.
     """

@@ -1,6 +1,6 @@
-"""Renders one frame as the simulated worlds do, and prints how: `python -m vla_robot.cli.doctor.render_probe`.
+"""Renders a frame as the simulated worlds do, and prints its time: `python -m vla_robot.cli.doctor.render_probe`.
 
-A program of its own, because a broken OpenGL driver may kill the process that touches it. Used by `vla doctor`.
+A separate program, because a broken OpenGL driver may kill the process that uses it. Used by `vla doctor`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CAMERA = CameraRecipe("front", pos=(0.8, 0.0, 0.6), target=(0.0, 0.0, 0.1))
 
 
 def main() -> int:
-    """Print "<backend> <milliseconds a frame>"; on failure one line on stderr and status 1."""
+    """Print "<backend> <milliseconds per frame>"; on failure one line on stderr and status 1."""
     try:
         frame_ms = _time_a_frame()
     except VlaError as error:
@@ -44,7 +44,7 @@ def _time_a_frame() -> float:
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     renderer = Renderer(model, shadows=False)
-    # The first frame compiles shaders; the second is what a control step pays.
+    # The first frame also compiles shaders; the second is as slow as in a control step.
     renderer.frame(data, _CAMERA)
     start_ns = time.monotonic_ns()
     frame = renderer.frame(data, _CAMERA)

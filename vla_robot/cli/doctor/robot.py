@@ -1,7 +1,7 @@
-"""`vla doctor --robot`: is this arm fit to move? It is looked at, and gets neither torque nor a goal.
+"""`vla doctor --robot`: checks whether an arm is ready, without torque or motion.
 
-With a recipe the arm's own computer looks at its port, motors, calibration, cameras and limits; with an address, a
-bridge that runs is asked how it stands.
+With a recipe, the arm's own computer checks its port, motors, calibration, cameras and limits; with an address, the
+running bridge returns its status.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ CAMERA_OLD_MS = 100.0
 MANY_OFFSET_MS = 5.0
 MIN_VOLTAGE_SHARE = 0.9
 WARM_SHARE = 0.85
-"""Of the temperature that stops the arm."""
+"""Share of the temperature that stops the arm, above which a motor is reported as warm."""
 
 
 def examine_robot(robot: str) -> list[Finding]:
-    """Every finding about an arm, by its recipe or its bridge's address.
+    """Return all findings about an arm, by its recipe or its bridge's address.
 
     Raises:
-        RecipeError: no such recipe, or it is one of a simulation.
+        RecipeError: no such recipe, or a simulation's.
     """
     if "://" in robot:
         return list(_safely("bridge", lambda: check_bridge(robot)))
     path = find("envs", robot)
     recipe = read(EnvRecipe, path)
     if not isinstance(recipe, RealArmRecipe):
-        raise RecipeError(f"{path} is a simulation; `vla doctor` alone looks at what that needs.")
+        raise RecipeError(f"{path} is a simulation; `vla doctor` without --robot checks it.")
     return [Finding("recipe", str(path)), *_safely("arm", lambda: _examine_arm(recipe)), *_examine_cameras(recipe)]
 
 
 def check_bridge(address: str) -> Iterator[Finding]:
-    """What a bridge that runs says of itself; it must have no controller."""
+    """Yield findings from the status of a running bridge, which must have no controller."""
     with connect_robot(address) as robot:
         status, offset = robot.status(), robot.offset
         seen = f"{status['mode']}: {status['reason']}" + (", dry run" if status.get("dry_run") else "")
-        fix = "" if status["mode"] != "stopped" else "Mend what it says; the next controller arms it."
+        fix = "" if status["mode"] != "stopped" else "Fix this cause; the next controller arms it."
         yield Finding("bridge", seen, "ok" if status["mode"] != "stopped" else "fail", fix)
         embodiment = robot.embodiment
         cameras = ", ".join(c.name for c in embodiment.cameras) or "none"
         yield Finding("arm", f"{embodiment.name} at {embodiment.rate_hz:g} Hz, cameras {cameras}")
         ahead_ms, bound_ms = offset.offset_ns / NS_PER_MS, offset.bound_ns / NS_PER_MS
-        fix = "The network is slow: a cable, or the same room." if bound_ms > MANY_OFFSET_MS else ""
+        fix = "The network is slow: use a cable, or a nearer access point." if bound_ms > MANY_OFFSET_MS else ""
         yield Finding("clock offset", f"{ahead_ms:.2f} ms, known to {bound_ms:.2f} ms", "warn" if fix else "ok", fix)
         missed = status["counts"]["missed_ticks"]
-        yield Finding("missed ticks", str(missed), "warn" if missed else "ok", "Too much runs there." if missed else "")
+        yield Finding("missed ticks", str(missed), "warn" if missed else "ok", "End other programs." if missed else "")
 
 
 def _examine_arm(recipe: RealArmRecipe) -> Iterator[Finding]:
@@ -90,7 +90,7 @@ def _examine_arm(recipe: RealArmRecipe) -> Iterator[Finding]:
 
 
 def check_port(port: str) -> Finding:
-    """Whether another program talks to it already: two at once garble each other's packets."""
+    """Return whether another program uses the port: two at once garble each other's packets."""
     users = _users_of(port)
     if users:
         return Finding("port", f"{port}, in use by process {', '.join(users)}", "fail", "End that program first.")
@@ -107,9 +107,9 @@ def check_motors(robot: RobotRecipe, device: LerobotDevice) -> Iterator[Finding]
         elif motor.temperature_c > robot.max_temperature_c:
             yield Finding(f"motor {name}", seen, "fail", f"Let it cool below {robot.max_temperature_c:g} °C.")
         elif motor.temperature_c > WARM_SHARE * robot.max_temperature_c:
-            yield Finding(f"motor {name}", seen, "warn", "Warm: let it rest between episodes.")
+            yield Finding(f"motor {name}", seen, "warn", "It is warm: pause between episodes.")
         elif motor.voltage_v < MIN_VOLTAGE_SHARE * usual_v:
-            yield Finding(f"motor {name}", seen, "warn", f"The others have {usual_v:.1f} V: look at its cable.")
+            yield Finding(f"motor {name}", seen, "warn", f"The others have {usual_v:.1f} V: check its cable.")
         else:
             yield Finding(f"motor {name}", seen)
 
@@ -120,7 +120,7 @@ def check_calibration_file(device: LerobotDevice) -> Finding:
         return Finding("calibration", f"no file {file}", "fail", device.calibrate_command)
     days = (time.time() - file.stat().st_mtime) / 86400
     if days > OLD_CALIBRATION_DAYS:
-        return Finding("calibration", f"{days:.0f} days old: {file}", "warn", "Do it anew if a horn was ever loosened.")
+        return Finding("calibration", f"{days:.0f} days old: {file}", "warn", "Repeat it if a horn was loosened.")
     return Finding("calibration", f"{days:.0f} days old: {file}")
 
 
@@ -131,7 +131,7 @@ def check_calibration(device: LerobotDevice) -> Finding:
 
 
 def check_pose(model: ArmModel, device: LerobotDevice) -> Finding:
-    """Joints far outside of the model's ranges were calibrated in another pose than the middle."""
+    """Return whether the joints are within the model's ranges; if far outside, they were calibrated in a wrong pose."""
     joints, _ = device.read()
     beyond = np.maximum(model.low - joints, joints - model.high)
     worst = int(beyond.argmax())
@@ -143,7 +143,7 @@ def check_pose(model: ArmModel, device: LerobotDevice) -> Finding:
 
 
 def check_limits(recipe: RealArmRecipe, model: ArmModel) -> Iterator[Finding]:
-    """What is kept, and whether home lies within it."""
+    """Yield the limits, and whether the home pose lies within them."""
     from vla_robot.world.real.lerobot_arm import arm_embodiment, home_joints, workspace
 
     build_limits(arm_embodiment(recipe, model), recipe)
@@ -155,7 +155,7 @@ def check_limits(recipe: RealArmRecipe, model: ArmModel) -> Iterator[Finding]:
     yield Finding("limits", seen, "warn" if fix else "ok", fix)
     home = home_joints(recipe, model)
     if home is None:
-        yield Finding("home", "none: episodes begin where the arm is")
+        yield Finding("home", "none: episodes start at the arm's current pose")
         return
     tool = model.pose(home)[0]
     inside = bool(((tool >= low) & (tool <= high)).all())
@@ -167,7 +167,7 @@ def check_step(recipe: RealArmRecipe, device: LerobotDevice) -> Finding:
     ours_deg, theirs_deg = math.degrees(recipe.limits.max_joint_step_rad), device.limited_to_deg
     agree = math.isclose(ours_deg, theirs_deg, rel_tol=1e-6)
     seen = f"{ours_deg:.1f}° a joint, lerobot's max_relative_target {theirs_deg:.1f}°"
-    return Finding("largest step", seen, "ok" if agree else "fail", "" if agree else "They must be one number.")
+    return Finding("largest step", seen, "ok" if agree else "fail", "" if agree else "Make them equal.")
 
 
 def _examine_cameras(recipe: RealArmRecipe) -> Iterator[Finding]:
@@ -177,7 +177,7 @@ def _examine_cameras(recipe: RealArmRecipe) -> Iterator[Finding]:
         yield from _safely(f"camera {source}", lambda source=source: _check_camera(recipe, source))
     if recipe.cameras:
         offset_ms = camera_clock_offset_ns() / NS_PER_MS
-        fix = "" if abs(offset_ms) < MANY_OFFSET_MS else "Frames would be taken for too old or too new on this system."
+        fix = "" if abs(offset_ms) < MANY_OFFSET_MS else "Frames would seem too old or too new on this system."
         yield Finding("camera clock offset", f"{offset_ms:.3f} ms from ours", "fail" if fix else "ok", fix)
 
 
@@ -196,28 +196,28 @@ def _check_camera(recipe: RealArmRecipe, source: str) -> Iterator[Finding]:
 
 
 def judge_camera(frames: Sequence[Frame], moment: str, age_ms: float, needed_hz: float) -> tuple[str, Verdict, str]:
-    """What is seen, the verdict, and what to do.
+    """Return the result in words, the verdict, and the fix.
 
     Args:
-        frames: those of CAMERA_LOOK_S, and the one before them.
-        moment: what the driver's stamps stand for, in words; "" where it is not known.
-        age_ms: of the newest frame, when it was looked at.
-        needed_hz: the arm's rate.
+        frames: frames of CAMERA_LOOK_S, and the one before them.
+        moment: meaning of the driver's timestamps, in words; "" if unknown.
+        age_ms: age of the newest frame [ms].
+        needed_hz: the arm's control rate [Hz].
     """
     height, width, _ = frames[-1].image.shape
     rate_hz = (len(frames) - 1) / CAMERA_LOOK_S
     seen = f"{width}x{height} at {rate_hz:.0f} Hz, {_whose_stamps(frames, moment)}, newest frame {age_ms:.0f} ms old"
     if rate_hz < 0.8 * needed_hz:
-        return seen, "warn", f"The arm runs at {needed_hz:g} Hz: a smaller picture, fourcc MJPG, or more light."
+        return seen, "warn", f"The arm runs at {needed_hz:g} Hz: use a smaller picture, fourcc MJPG, or more light."
     if age_ms > CAMERA_OLD_MS:
-        return seen, "warn", "Frames lie in a queue: another port, or another backend."
+        return seen, "warn", "Frames are queued: use another port or backend."
     if any(frame.fault for frame in frames):
         return seen, "warn", _STAMP_FIX
     return seen, "ok", ""
 
 
 def _watch(camera: LerobotCamera) -> list[Frame]:
-    """The frames of CAMERA_LOOK_S, in the order in which they came, and the one before them."""
+    """Return the frames of CAMERA_LOOK_S in order of arrival, and the one before them."""
     frames = [camera.newest()]
     end_ns = time.monotonic_ns() + round(CAMERA_LOOK_S * NS_PER_S)
     while time.monotonic_ns() < end_ns:
@@ -229,11 +229,11 @@ def _watch(camera: LerobotCamera) -> list[Frame]:
 
 
 def _whose_stamps(frames: Sequence[Frame], moment: str) -> str:
-    """And what their age leaves out."""
+    """Return the origin of the timestamps, and what the age leaves out."""
     at_arrival = [frame for frame in frames if frame.stamped_by == "arrival"]
     if at_arrival:
         some = f"{len(at_arrival)} of {len(frames)} frames " if len(at_arrival) < len(frames) else ""
-        why = next((frame.fault for frame in at_arrival if frame.fault), "no driver tells more")
+        why = next((frame.fault for frame in at_arrival if frame.fault), "the driver gives no capture time")
         return f"{some}stamped at arrival, which leaves out exposure and transfer: {why}"
     lead_ms = float(np.median([frame.arrived_ns - frame.stamp_ns for frame in frames])) / NS_PER_MS
     when = f"{moment}, {lead_ms:.0f}" if moment else f"{lead_ms:.0f}"
@@ -241,15 +241,15 @@ def _whose_stamps(frames: Sequence[Frame], moment: str) -> str:
 
 
 def _safely(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """What a check cannot find out is a finding too."""
+    """Yield a check's findings; an error becomes a finding."""
     try:
         yield from check()
     except VlaError as error:
-        yield Finding(name, str(error), "fail", "See what it says.")
+        yield Finding(name, str(error), "fail", "Fix this error.")
 
 
 def _users_of(port: str) -> list[str]:
-    """Ids of other processes that hold the port open; Linux only, empty elsewhere."""
+    """Return the ids of other processes that have the port open; Linux only, empty elsewhere."""
     target = os.path.realpath(port)
     users: list[str] = []
     for folder in Path("/proc").glob("[0-9]*/fd"):
@@ -257,7 +257,7 @@ def _users_of(port: str) -> list[str]:
             continue
         try:
             held = any(os.path.realpath(link) == target for link in folder.iterdir())
-        except OSError:  # it ended, or is another user's
+        except OSError:  # the process ended, or belongs to another user
             continue
         users += [folder.parent.name] if held else []
     return users
@@ -267,7 +267,7 @@ def _corner(point: np.ndarray) -> str:
     return "(" + ", ".join(f"{value:.2f}" for value in point) + ")"
 
 
-_MOTOR_FIX = "Switch its supply off, free the joint, let it cool, switch it on."
+_MOTOR_FIX = "Switch its supply off, free the joint, let the motor cool, switch the supply on."
 _STAMP_FIX = (
     "With uvcvideo, clock in /sys/module/uvcvideo/parameters/ should be CLOCK_MONOTONIC, and hwtimestamps 0; then plug "
     "the camera in again."

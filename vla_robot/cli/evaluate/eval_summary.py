@@ -1,4 +1,4 @@
-"""What `vla eval` says: its lines, its table, and the command that goes on."""
+"""Output of `vla eval`: its lines, its table, and the command that continues."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 def trial_line(trial: Trial, number: int, of: int) -> Text:
-    """The line of an episode, and what the policy was told where the world says something else."""
+    """Return an episode's line, with the policy's instruction if it differs from the world's."""
     line = episode_line(trial.result, number, of)
     return line if trial.instruction == trial.task else line.append(f"  “{trial.instruction}”", style="dim")
 
 
 def score_table(evaluation: Evaluation) -> Table:
-    """A row for each policy and language; columns that would be empty are left out."""
+    """Return a table with a row per policy and language, without empty columns."""
     scores = evaluation.scores
     languages, errors = len(evaluation.languages) > 1 or scores[0].language != "plain", any(s.errors for s in scores)
     misdirected = any(score.language == "wrong-object" for score in scores)
@@ -51,7 +51,7 @@ def _numbers(score: Score) -> list[str]:
 
 
 def in_words(c: Comparison) -> str:
-    """A comparison as a sentence."""
+    """Return a comparison as a sentence."""
     return (
         f"\n{c.policy} against {c.baseline}, seeds of both {c.paired}: {c.only_policy} solved by {c.policy} alone, "
         f"{c.only_baseline} by {c.baseline} alone; McNemar's exact test p = {c.p:.2g}"
@@ -59,7 +59,7 @@ def in_words(c: Comparison) -> str:
 
 
 def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
-    """The command line that goes on in this folder, or shows again what is in it."""
+    """Return the command line that continues in this folder, or shows its results again."""
     words = ["vla", "eval", "--env", args.env, "--policy", *args.policy]
     words += ["--episodes", str(args.episodes), "--seed", str(args.seed)]
     if args.language != ("plain",):

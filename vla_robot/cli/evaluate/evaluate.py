@@ -1,4 +1,4 @@
-"""`vla eval`: the scores of policies on the same seeds, with intervals, in plain words and in others."""
+"""`vla eval`: scores policies on the same seeds, with intervals, with the task's own and other instructions."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from vla_robot.record.collect import WithoutTruth
 from vla_robot.serve.policy.shared_policy import SharedPolicy
 
 MOST_WORKERS = 8
-"""More are used only when asked for: each holds a simulator, which grows to a gigabyte."""
+"""Largest default of --workers: each holds a simulator, which grows to 1 GB."""
 
 
 @dataclass(frozen=True)
 class EvaluateArgs:
-    """Score policies in closed loop, all on the same seeds. The same command with the same --out goes on."""
+    """Score policies in closed loop on the same seeds. The same command with the same --out continues."""
 
     env: Annotated[str, option("ENV")]
     """the world, by name or path"""
@@ -58,15 +58,15 @@ class EvaluateArgs:
     seed: Annotated[int, option("SEED")] = 10_000
     """the first episode's seed; the k-th has SEED + k. Training data should use others"""
     language: Annotated[tuple[Language, ...], option("LANGUAGE ...")] = ("plain",)
-    """how the task is said: plain, none, paraphrase, wrong-object; docs/evaluate.md explains them"""
+    """wording of the task: plain, none, paraphrase, wrong-object; docs/evaluate.md explains them"""
     workers: Annotated[int | None, option("N")] = None
-    """worlds at once, each in a process of its own; by default one a core, at most 8"""
+    """number of worlds in parallel, each in its own process; by default one per core, at most 8"""
     videos: Videos = "failures"
-    """which episodes are filmed; "failures" are shown with three successes beside them"""
+    """which episodes get a video; "failures" also gives three successes"""
     out: Annotated[Path | None, option("FOLDER")] = None
-    """where report, videos and finished episodes go; by default a new folder runs/eval-<time>"""
+    """folder of report, videos and finished episodes; by default a new one, runs/eval-<time>"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
@@ -88,15 +88,15 @@ class EvaluateArgs:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be driven, with every name resolved.
+    """An evaluation, with every name resolved.
 
     Attributes:
         env_path: the world's recipe.
-        env: what stands in it.
+        env: its contents.
         policies: name in the report -> the policy.
-        words: language -> how the task is said.
-        seeds: of each policy in each language.
-        folder: of the evaluation.
+        words: language -> the task's wording.
+        seeds: seeds of each policy in each language.
+        folder: the evaluation's folder.
     """
 
     env_path: Path
@@ -107,7 +107,7 @@ class Plan:
     folder: Path
 
     def header(self) -> dict[str, Any]:
-        """What must be the same for a command to go on where another was stopped."""
+        """Return the values that a command must share with the one that it continues."""
         return {
             "world": {self.env_path.stem: hashlib.sha256(dump(self.env).encode()).hexdigest()[:16]},
             "policies": {name: source.fingerprint() for name, source in self.policies.items()},
@@ -117,7 +117,7 @@ class Plan:
         }
 
     def evaluation(self, log: TrialLog) -> Evaluation:
-        """What came of it so far."""
+        """Return the results so far."""
         trials = tuple(log.trials.values())
         names, languages = tuple(self.policies), tuple(self.words)
         return Evaluation(self.env_path.stem, names, languages, self.seeds, trials, log.started_at)
@@ -127,7 +127,7 @@ def plan(args: EvaluateArgs) -> Plan:
     """Resolve a command line, before any process starts.
 
     Raises:
-        RecipeError: a name leads nowhere, or the world has no words for a language.
+        RecipeError: a name is unknown, or the world has no words for a language.
     """
     env_path = find("envs", args.env)
     env = read(EnvRecipe, env_path)
@@ -138,11 +138,11 @@ def plan(args: EvaluateArgs) -> Plan:
 
 
 def main(args: EvaluateArgs) -> int:
-    """Score; status 0 when every episode was driven to an end, whatever the score.
+    """Score; status 0 if no episode ended in an error, whatever the score.
 
     Raises:
-        VlaError: something is wrong with a recipe, the world, a policy or their fit; or with the folder. Finished
-            episodes are kept, and the same command goes on after them.
+        VlaError: a recipe, the world, a policy or the folder cannot be used, or they do not fit. Finished episodes are
+            kept, and the same command continues after them.
     """
     what = plan(args)
     say(f"vla eval: {short_path(what.env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
@@ -151,7 +151,7 @@ def main(args: EvaluateArgs) -> int:
         try:
             _drive(what, log, videos, args.workers or min(MOST_WORKERS, available_cores()))
         except Exception:
-            with contextlib.suppress(DataError):  # a disk that ended the evaluation refuses its report as well
+            with contextlib.suppress(DataError):  # a full disk may have ended the evaluation
                 _report(args, what, what.evaluation(log))
             raise
         evaluation = what.evaluation(log)
@@ -162,7 +162,7 @@ def main(args: EvaluateArgs) -> int:
 
 
 def _report(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> None:
-    """Print and write what came of the finished episodes."""
+    """Print and write the results of the finished episodes."""
     if evaluation.trials:
         console = Terminal()
         console.print(score_table(evaluation))
@@ -181,7 +181,7 @@ def _drive(what: Plan, log: TrialLog, videos: VideoSelection, num_workers: int) 
     asked = trial_keys(tuple(what.policies), tuple(what.words), what.seeds)
     left = [q for q in asked if q not in log.trials or log.trials[q].result.outcome == "error"]
     if len(left) < len(asked):
-        say(f"  {len(asked) - len(left)} of {len(asked)} episodes are done already", flush=True)
+        say(f"  {len(asked) - len(left)} of {len(asked)} episodes are finished already", flush=True)
     if not left:
         return
     with stop_on_interrupt() as stop, _worlds(what.env_path, min(num_workers, len(left))) as worlds:
@@ -195,7 +195,7 @@ def _drive(what: Plan, log: TrialLog, videos: VideoSelection, num_workers: int) 
 
 @dataclass
 class _Session:
-    """The worlds are open; one policy after the other is examined in them."""
+    """Evaluates one policy after the other in open worlds."""
 
     what: Plan
     log: TrialLog
@@ -205,7 +205,7 @@ class _Session:
     driven: int = 0
 
     def examine(self, name: str, asked: Sequence[TrialKey]) -> None:
-        """Write every trial that comes to its end."""
+        """Run the episodes with one policy; write each finished trial."""
         if not asked or self.stop.is_set():
             return
         source, embodiment = self.what.policies[name], self.worlds[0].embodiment
@@ -234,7 +234,7 @@ class _Session:
 
 @contextlib.contextmanager
 def _worlds(env: Path, count: int) -> Iterator[list[ReplaceableWorld]]:
-    """Worlds that show the simulator's truth, opened all at once: it takes seconds."""
+    """Open worlds that show the simulator's state, all at the same time, since each takes seconds."""
     worlds = [ReplaceableWorld(partial(open_world, env, privileged=True)) for _ in range(count)]
     with contextlib.ExitStack() as stack:
         for world in worlds:
@@ -246,7 +246,7 @@ def _worlds(env: Path, count: int) -> Iterator[list[ReplaceableWorld]]:
 
 @contextlib.contextmanager
 def _policies(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, count: int) -> Iterator[list[Policy]]:
-    """One for each world. Weights are loaded once and answer all worlds; what has none may remember its episode."""
+    """Build a policy per world. Weights are loaded once for all; policies without weights may have a state."""
     if not isinstance(source.recipe, CheckpointRecipe):
         policies = [build_policy(source, env, embodiment) for _ in range(count)]
         yield policies if source.is_privileged else [WithoutTruth(policy) for policy in policies]
@@ -256,15 +256,15 @@ def _policies(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, coun
 
 
 def _named(sources: Sequence[PolicySource]) -> dict[str, PolicySource]:
-    """By their names, or by their paths where names repeat: every training ends in a folder 'final'."""
+    """Return the policies by name, or by path if names repeat: every training ends in a folder 'final'."""
     counts = Counter(source.name for source in sources)
     return {source.name if counts[source.name] == 1 else shown(source): source for source in sources}
 
 
 def _next(args: EvaluateArgs, what: Plan, evaluation: Evaluation) -> str:
-    """One thing to try."""
+    """Return a suggestion for the next command."""
     if not evaluation.complete or any(score.errors for score in evaluation.scores):
-        return f"`{as_asked_for(args, what.folder)}` goes on."
+        return f"`{as_asked_for(args, what.folder)}` continues."
     return f"`vla run --env {args.env} --policy {args.policy[0]} --episodes 5` shows one in detail, with its timing."
 
 

@@ -1,4 +1,4 @@
-"""`vla finetune`: train a policy on demonstrations, from scratch or from another policy. Resumes where it stopped."""
+"""`vla finetune`: trains a policy on demonstrations, from scratch or from another policy, and resumes."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from vla_robot.train.finetune import Trained, finetune
 from vla_robot.train.parallel.ddp import Ranks
 
 PLAIN_LINE_EVERY = 100
-"""Steps between progress lines where there is no terminal to draw a bar on."""
+"""Steps between progress lines without a terminal."""
 
 
 @dataclass(frozen=True)
 class FinetuneArgs:
-    """Train a policy on demonstrations. The same command again goes on where an interrupted one ended."""
+    """Train a policy on demonstrations. The same command continues an interrupted one."""
 
     out: Annotated[Path, option("FOLDER")]
     """the run's folder: checkpoints, metrics.jsonl and the trained policy in FOLDER/final"""
@@ -53,7 +53,7 @@ class FinetuneArgs:
     policy: Annotated[Path | None, option("POLICY")] = None
     """start from this checkpoint folder instead of the recipe's"""
     lora_rank: Annotated[int | None, option("RANK")] = None
-    """learn matrices of this rank beside the frozen weights; OpenVLA uses 32, 0 learns all weights"""
+    """train LoRA matrices of this rank beside the frozen weights; OpenVLA uses 32, 0 trains all weights"""
     steps: Annotated[int | None, option("N")] = None
     """optimiser steps instead of the recipe's"""
     seed: Annotated[int | None, option("SEED")] = None
@@ -63,14 +63,14 @@ class FinetuneArgs:
     wandb: Annotated[str | None, option("PROJECT")] = None
     """also send the metrics to this project of Weights & Biases; needs `pip install wandb`"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
 
 def main(args: FinetuneArgs) -> int:
-    """Train; status 0 when all steps were done.
+    """Train; status 0 if all steps were done.
 
     Raises:
-        VlaError: the recipe, the data or the start policy is at fault. Checkpoints stay.
+        VlaError: the recipe, the data or the start policy cannot be used. Checkpoints are kept.
     """
     path = find("launch", args.recipe) if args.recipe else None
     recipe = _overridden(read(FinetuneRecipe, path) if path else DemosFinetuneRecipe(), args)
@@ -100,7 +100,7 @@ def main(args: FinetuneArgs) -> int:
 
 
 def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
-    """An option beats the recipe."""
+    """Return the recipe with the options in place of its own values."""
     names = ("lora_rank", "steps", "seed", "wandb")
     chosen: dict[str, Any] = {n: v for n in names if (v := getattr(args, n)) is not None}
     if args.tensorboard:
@@ -108,7 +108,7 @@ def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
     if args.policy:
         chosen["policy"] = find("policies", args.policy)
     if args.data and args.mixture:
-        raise RecipeError("--data and --mixture are two sources of frames; give one of them.")
+        raise RecipeError("--data and --mixture exclude each other; give one of them.")
     if args.data:
         return with_data(recipe, **_datasets(args.data), **chosen)
     if args.mixture or isinstance(recipe, MixtureFinetuneRecipe):
@@ -118,7 +118,7 @@ def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
 
 
 def _datasets(texts: Sequence[str]) -> dict[str, Any]:
-    """`A,B:2` -> data and weights of a recipe; no weights where none is said."""
+    """Return data and weights of a recipe for `A,B:2`; no weights if none is given."""
     pairs = [_dataset(part) for text in texts for part in ([text] if Path(text).exists() else text.split(","))]
     said = any(weight is not None for _, weight in pairs)
     return {
@@ -128,7 +128,7 @@ def _datasets(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _dataset(text: str) -> tuple[Path, float | None]:
-    """A folder and the weight that is said behind its last colon; a name with a colon in it is a name."""
+    """Return a folder and the weight after its last colon; a colon inside an existing name is part of the name."""
     folder, colon, weight = text.rpartition(":")
     try:
         return (Path(folder), float(weight)) if colon and not Path(text).exists() else (Path(text), None)
@@ -137,14 +137,14 @@ def _dataset(text: str) -> tuple[Path, float | None]:
 
 
 class _Bar(ProgressBar):
-    """A progress bar with the newest numbers and the time left; a pipe gets a plain line now and then."""
+    """A progress bar with the newest metrics and the time left; in a pipe, plain lines."""
 
     def __init__(self, console: Terminal) -> None:
         super().__init__(console)
         self._tasks: dict[str, TaskID] = {}
 
     def show(self, now: Standing) -> None:
-        """Draw where the run stands."""
+        """Draw the run's progress."""
         text = _facts(now)
         if now.phase not in self._tasks:
             self._tasks[now.phase] = self._progress.add_task(text, total=now.total)
@@ -175,7 +175,7 @@ def _rows(trained: Trained) -> list[dict[str, object]]:
 
 def _closing(trained: Trained, recipe: FinetuneRecipe, out: Path) -> str:
     if trained.steps < recipe.steps:
-        return f"\nStopped after {trained.steps} of {recipe.steps} steps. Next: the same command goes on from there."
+        return f"\nStopped after {trained.steps} of {recipe.steps} steps. Next: the same command continues."
     return (
         f"\nThe policy is in {trained.policy}.\n"
         f"Next: `vla run --env ENV --policy {short_path(trained.policy.resolve())} --episodes 50 --seed 10000`."

@@ -1,4 +1,4 @@
-"""The [rollouts] of a training run: episodes in closed loop, in a world of its own process, between two steps."""
+"""The [rollouts] of a training run: episodes in closed loop, in a world in a separate process, between two steps."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from vla_robot.recipe.policy_source import find_policy
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Drives a policy that is being trained; a `vla_robot.train.finetune.RollOut`.
+    """Runs episodes with a policy in training; a `vla_robot.train.finetune.RollOut`.
 
     Attributes:
-        recipe: where, and which episodes.
-        should_stop: True ends them early.
+        recipe: world and episodes.
+        should_stop: returns True to end them early.
     """
 
     recipe: RolloutsRecipe
     should_stop: Callable[[], bool]
 
     def __call__(self, folder: Path, statistics_key: str) -> float | None:
-        """The success rate of a policy's folder; None when the episodes were ended early.
+        """Return the success rate of a policy's folder; None if the episodes were ended early.
 
         Raises:
             VlaError: the world cannot be built, or the policy does not fit it.

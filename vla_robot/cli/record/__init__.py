@@ -1,4 +1,4 @@
-"""`vla record`: demonstrations by an expert, a policy or a person.
+"""`vla record`: records demonstrations by an expert, a policy or a person.
 
-It may import every room. What a program could want without a command line belongs to the rooms below.
+It may import every room. Functions that a program could use without a command line belong to the other rooms.
 """

@@ -1,4 +1,4 @@
-"""What `vla record` writes for machines."""
+"""The JSON results of `vla record`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vla_robot.record.collect import Collected
 
 
 def results(made: Sequence[Collected], elapsed_s: float) -> dict[str, Any]:
-    """For `--json`."""
+    """Return the contents of `--json`."""
     successes = sum(event.success for event in made)
     numbers = [
         ("episodes", len(made), "1"),

@@ -1,4 +1,4 @@
-"""`vla record`: demonstrations by a scripted expert, plain, disturbed, or of a learner that the expert corrects."""
+"""`vla record`: records a scripted expert, with noise or correcting a learner that drives."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
 from vla_robot.record.workers import collect_in_processes
 
 PLAIN_LINE_EVERY = 10
-"""Episodes between progress lines where there is no terminal to draw a bar on."""
+"""Episodes between progress lines without a terminal."""
 
 MOST_WORKERS = 4
-"""More are used only when asked for: each holds a simulator, and a learned driver holds its weights."""
+"""Largest default of --workers: each holds a simulator, and a learned driver its weights."""
 
 
 def plan(args: RecordArgs) -> DatasetRecipe:
-    """What a command line asks for.
+    """Return the dataset recipe of a command line.
 
     Raises:
-        RecipeError: neither a recipe nor a world, or both, or a number out of its range.
+        RecipeError: neither a recipe nor a world, or both, or a number outside its range.
     """
     if (args.recipe is None) == (args.env is None):
         raise RecipeError(
@@ -65,15 +65,15 @@ def plan(args: RecordArgs) -> DatasetRecipe:
 
 @dataclass(frozen=True)
 class Build:
-    """Makes the world and the policies of one recording; crosses into the worker processes.
+    """Builds the world and the policies of a recording; is sent to the worker processes.
 
     Attributes:
         env: the world's recipe.
-        label: the policy that says what should be done.
-        driver: the policy that moves the arm; None lets the label do it.
-        noise: how strongly the driver is disturbed, 0 to 1.
+        label: the policy that gives the label.
+        driver: the policy that moves the arm; None for `label`.
+        noise: strength of the driver's noise, 0 to 1.
         image_size: edge of the stored frames in pixels, or None.
-        also_ask: instructions that each frame is labelled for too.
+        also_ask: further instructions that each frame gets a label for.
     """
 
     env: Path
@@ -85,9 +85,9 @@ class Build:
 
     @property
     def driver_name(self) -> str:
-        """As it is stored with each episode: the same on every computer."""
+        """Driver's name, as stored with each episode: the same on every computer."""
         path = self.driver or self.label
-        is_checkpoint_of_a_run = path.is_dir() and path.parent.name != "policies"  # many are called "final"
+        is_checkpoint_of_a_run = path.is_dir() and path.parent.name != "policies"  # many have the name "final"
         name = "/".join(path.parts[-2:]) if is_checkpoint_of_a_run else path.name.removesuffix(".toml")
         return f"{name}, noise {self.noise:g}" if self.noise else name
 
@@ -118,10 +118,10 @@ class Build:
 
 
 def main(args: RecordArgs) -> int:
-    """Record; status 0 when every episode was made.
+    """Record; status 0 if every episode was made.
 
     Raises:
-        VlaError: something is wrong with a recipe, a policy, the world or the folder. Finished episodes are kept.
+        VlaError: a recipe, a policy, the world or the folder cannot be used. Finished episodes are kept.
     """
     if is_teleoperator(args.source):
         return record_by_hand.main(args)
@@ -140,7 +140,7 @@ def main(args: RecordArgs) -> int:
         finally:
             say(_news(args.out, session, writer, time.monotonic() - started_s), flush=True)
     elapsed_s = time.monotonic() - started_s
-    goes_on = "the same command goes on from here" if session.interrupted else "another --seed adds more"
+    goes_on = "the same command continues" if session.interrupted else "another --seed adds more"
     say(f"Next: name it under `data` in a launch file for `vla finetune`; {goes_on}.")
     if args.json:
         write_json(args.json, "record", **results(session.made, elapsed_s))
@@ -148,11 +148,11 @@ def main(args: RecordArgs) -> int:
 
 
 class Session:
-    """What one command records.
+    """The recording of one command.
 
     Attributes:
         made: every episode, in order.
-        interrupted: Ctrl-C came; nothing more is recorded.
+        interrupted: Ctrl-C was pressed; nothing more is recorded.
     """
 
     def __init__(self, writer: LeRobotWriter, num_workers: int, console: Terminal) -> None:
@@ -163,14 +163,14 @@ class Session:
         self._console = console
 
     def record(self, recording: Recording, build: Build) -> None:
-        """Make the episodes of one recording that the dataset does not hold yet."""
+        """Make the episodes of a recording that the dataset does not have yet."""
         if self.interrupted:
             return
         seeds = [seed for seed in recording.seeds if (seed, build.driver_name) not in self._writer.recorded]
         there = recording.episodes - len(seeds)
         self._console.print(
             f"  {recording.episodes} episodes from seed {recording.seed}, driven by {build.driver_name}"
-            + (f"; {there} of them are there" if there else ""),
+            + (f"; {there} of them are recorded" if there else ""),
             soft_wrap=True,
         )
         if not seeds:
@@ -190,7 +190,7 @@ class Session:
 
 
 class _Bar(ProgressBar):
-    """A progress bar with the time left; a pipe gets a plain line now and then."""
+    """A progress bar with the time left; in a pipe, plain lines."""
 
     def __init__(self, total: int, done: int, console: Terminal) -> None:
         super().__init__(console)
@@ -200,7 +200,7 @@ class _Bar(ProgressBar):
         self._task = self._progress.add_task("starting the simulator", total=total, completed=done)
 
     def add(self, event: Collected) -> None:
-        """One more episode."""
+        """Count one more episode."""
         self._events.append(event)
         made, done = len(self._events), self._before + len(self._events)
         steps = sum(e.steps for e in self._events) / made
@@ -211,7 +211,7 @@ class _Bar(ProgressBar):
 
 
 def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
-    """Every name resolved to a file, before any process starts."""
+    """Resolve every name to a file, before any process starts."""
     return Build(
         env=find("envs", recipe.env),
         label=find("policies", recording.source),
@@ -223,7 +223,7 @@ def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
 
 
 def _news(out: Path, session: Session, writer: LeRobotWriter, elapsed_s: float) -> str:
-    """What was made, and what there is now."""
+    """Return how many episodes were made, and how many there are now."""
     made = session.made
     left_out = len(made) - sum(event.kept for event in made)
     news = f"{len(made)} episodes in {elapsed_s:.0f} s" if made else "No new episode"

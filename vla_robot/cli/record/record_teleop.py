@@ -1,4 +1,4 @@
-"""`vla record --source keyboard` and the like: a person drives, and what they keep becomes a LeRobot v3 dataset."""
+"""`vla record --source keyboard` etc.: a person drives; kept episodes go into a LeRobot v3 dataset."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from vla_robot.record.controlled_robot import Controllable, LiveRobot, WaitingWo
 from vla_robot.record.teleop_session import Session
 
 PATIENCE_S = 120.0
-"""A recipe's horizon is made for policies; a person gets this much time of the world for one episode."""
+"""Smallest length of an episode for a person [s]; a recipe's horizon is made for policies."""
 
 
 def record_by_hand(args: RecordArgs) -> list[Collected]:
-    """Record until so many episodes are kept, or Ctrl-C.
+    """Record until --episodes are kept, or until Ctrl-C.
 
     Raises:
-        RecipeError: an option says nothing here.
-        ContractError: hands cannot drive this arm.
-        TeleopError: the device is not there, or was lost. Finished episodes are kept, the arm holds.
+        RecipeError: an option has no meaning here.
+        ContractError: the device cannot drive this arm.
+        TeleopError: the device is absent, or was lost. Finished episodes are kept, and the arm holds.
         TransportError: the bridge does not answer.
-        DataError: the folder holds something else, or the disk refuses.
+        DataError: the folder holds something else, or cannot be written.
     """
     _require_sense(args)
     driver_name = f"a person, by {args.source}"
@@ -64,7 +64,7 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
 
 
 def main(args: RecordArgs) -> int:
-    """Record, and say what there is now."""
+    """Record, and print the number of episodes."""
     from vla_robot.cli.common.json_out import write_json
 
     started_s = time.monotonic()
@@ -79,10 +79,10 @@ def main(args: RecordArgs) -> int:
 
 
 class _Arm(NamedTuple):
-    """What is driven.
+    """The arm that a person drives.
 
     Attributes:
-        driven: the arm.
+        driven: the arm itself.
         instruction: the task, until another one is typed.
         where: a recipe's path, or an address.
     """
@@ -93,7 +93,7 @@ class _Arm(NamedTuple):
 
 
 def _require_sense(args: RecordArgs) -> None:
-    """Raise RecipeError for options without a meaning where a person drives, TeleopError when no person could."""
+    """Raise RecipeError for options that have no meaning if a person drives, TeleopError without a terminal for one."""
     if args.recipe is not None or (args.env is None) == (args.robot is None):
         raise RecipeError(
             f"--source {args.source} needs a world and no dataset recipe: `vla record --env lift "
@@ -103,7 +103,7 @@ def _require_sense(args: RecordArgs) -> None:
         raise RecipeError(f"--seed {args.seed}: {problem}.")
     for name, given in (("--driver", args.driver), ("--noise", args.noise), ("--workers", args.workers)):
         if given:
-            raise RecipeError(f"{name} says nothing where a person drives; leave it out.")
+            raise RecipeError(f"{name} has no meaning if a person drives; leave it out.")
     if args.robot is None and (args.arm or args.key):
         raise RecipeError("--arm and --key are for a robot behind a bridge; leave them out, or add --robot ADDRESS.")
     args.page.validate_options(args.source, "--source browser opens one")
@@ -112,7 +112,7 @@ def _require_sense(args: RecordArgs) -> None:
 
 @contextlib.contextmanager
 def _opened(args: RecordArgs) -> Iterator[_Arm]:
-    """The world of a recipe here, or the robot behind a bridge; closed with the block."""
+    """Open the world of a recipe, or connect to the robot behind a bridge; closed with the block."""
     if args.robot is not None:
         with not_suspended(), connect_robot(args.robot, args.key) as robot:
             if args.arm:

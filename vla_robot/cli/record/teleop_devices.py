@@ -1,4 +1,4 @@
-"""Registry of teleoperation devices, by name. The only list of a person's devices."""
+"""Registry of teleoperation devices by name."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
     from vla_robot.teleop.motion import TeleopDevice
 
 TELEOP_DEVICES = (BROWSER, "keyboard", "spacemouse", "gamepad")
-"""What `--source` and `--takeover` take, beside the names of recipes in envs/teleoperators/."""
+"""Values of `--source` and `--takeover`, beside the names of recipes in envs/teleoperators/."""
 
 PAGE_PORT = 8572
-"""Of the page that drives."""
+"""Default port of the page that drives."""
 
 
 def open_named_teleoperator(
     name: str, embodiment: Embodiment, instruction: str, *, page: PageArgs | None = None, draws: bool = True
 ) -> Teleoperator:
-    """The device of that name, open; close it.
+    """Open the device of that name; the caller closes it.
 
     Args:
         name: one of TELEOP_DEVICES, or a recipe of envs/teleoperators/ by name or path.
-        embodiment: of the arm that is driven.
-        instruction: shown until another one is typed.
-        page: where it is served, where the device is one.
-        draws: the device may draw its keys and counters on this terminal; False where something else is drawn there.
+        embodiment: embodiment of the driven arm.
+        instruction: text that is shown until another one is typed.
+        page: address of the page, if the device is one.
+        draws: whether the device may draw its keys and counters on this terminal.
 
     Raises:
         RecipeError: there is no such device.
         ContractError: it cannot drive this arm.
         MissingDependencyError: it needs a package that is not installed.
-        VlaError: it is not there, or not permitted; the message says what to do.
+        VlaError: it is absent or not permitted; the message says what to do.
     """
     if name == BROWSER:
         from vla_robot.web.browser_teleop import BrowserTeleop
@@ -55,7 +55,7 @@ def open_named_teleoperator(
 
 
 def is_teleoperator(name: str) -> bool:
-    """Whether a person's device has that name: one of TELEOP_DEVICES, or a recipe of envs/teleoperators/, by name or
+    """Return whether a device has that name: one of TELEOP_DEVICES, or a recipe of envs/teleoperators/, by name or
     path."""
     if name in TELEOP_DEVICES or name in available("teleoperators"):
         return True
@@ -66,7 +66,7 @@ def is_teleoperator(name: str) -> bool:
 
 
 def require_terminal_for(name: str) -> None:
-    """Raise TeleopError, before anything is built or connected, when the device needs a terminal and there is none."""
+    """Raise TeleopError if the device needs a terminal and there is none; called before anything is built."""
     if name != BROWSER:
         from vla_robot.teleop.terminal import require_terminal
 
@@ -74,21 +74,21 @@ def require_terminal_for(name: str) -> None:
 
 
 def refuse_misspelt_device(name: str) -> None:
-    """Raise RecipeError for a name that is no policy's, and nearly a device's."""
+    """Raise RecipeError for a name that is not a policy's and similar to a device's."""
     devices = [*TELEOP_DEVICES, *available("teleoperators")]
     if name not in available("policies") and not Path(name).exists() and closest(name, devices):
         raise RecipeError(unknown("device", name, devices))
 
 
 def _says_teleoperator(table: Mapping[str, object]) -> bool:
-    """A device's recipe has a kind of its own, or lerobot's name of the device, or inherits one."""
+    """Return whether a recipe is a device's: it has a kind, lerobot's name of the device, or inherits one."""
     if "kind" in table:
         return str(table["kind"]) in TeleoperatorRecipe.kinds.names()
     return "type" in table or str(table.get("base", "")) in available("teleoperators")
 
 
 def _motion(name: str, embodiment: Embodiment) -> TeleopDevice:
-    """What moves the tool, beside the terminal's buttons."""
+    """Open the device that moves the tool, beside the terminal's buttons."""
     if name == "keyboard":
         from vla_robot.teleop.keys import KeyMotion
 
@@ -109,7 +109,7 @@ def _motion(name: str, embodiment: Embodiment) -> TeleopDevice:
 
 
 def _at_terminal(open_motion: Callable[[], TeleopDevice], instruction: str, draws: bool) -> Teleoperator:
-    """A device beside the keys of this terminal, which is left as it was when the device cannot be opened."""
+    """Open a device and the keys of this terminal, which is restored if the device cannot be opened."""
     from vla_robot.teleop.panel import Panel
     from vla_robot.teleop.terminal import Terminal
     from vla_robot.teleop.terminal_teleop import TerminalTeleop
@@ -120,7 +120,7 @@ def _at_terminal(open_motion: Callable[[], TeleopDevice], instruction: str, draw
 
 
 def welcome(teleop: Teleoperator) -> str:
-    """What the person must know before they can drive, for the terminal; lines without an end."""
+    """Return what the person must know before driving, for the terminal; lines without a final newline."""
     from vla_robot.web.browser_teleop import BrowserTeleop
 
     if isinstance(teleop, BrowserTeleop):

@@ -1,4 +1,4 @@
-"""`vla run`: closed-loop episodes in a simulation or on a robot.
+"""`vla run`: runs closed-loop episodes in a simulation or on a robot.
 
-It may import every room. What a program could want without a command line belongs to the rooms below.
+It may import every room. Functions that a program could use without a command line belong to the other rooms.
 """

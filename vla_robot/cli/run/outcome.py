@@ -1,4 +1,4 @@
-"""What `vla run` says of its episodes, in a world here and behind a bridge."""
+"""Output of `vla run` about its episodes, in a world here and behind a bridge."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vla_robot.record.episode import PART_SUFFIX
 
 
 def print_crashed(folder: Path) -> None:
-    """Say where the episodes are that an earlier run, which died, left in the same folder."""
+    """Print where the episodes of an earlier run in the same folder are, which crashed."""
     if count := len(list(folder.glob(f"episodes/*{PART_SUFFIX}"))):
-        say(f"  {count} episodes of a run that died are kept in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
+        say(f"  {count} episodes of a crashed run are in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
 
 
 def print_notes(summary: RunSummary) -> None:
@@ -27,15 +27,15 @@ def print_notes(summary: RunSummary) -> None:
 
 
 def print_finished(summary: RunSummary, folder: Path, file: Path | None) -> None:
-    """The table of a run that a failure ended, and where its finished episodes are; the same in a file for machines."""
+    """Print the table of a run that a failure ended, and its finished episodes; write the same to `file` as JSON."""
     if summary.episodes:
         Terminal().print(result_table(summary))
         print_notes(summary)
         has_report = (folder / REPORT).exists()
         say(f"\nReport: {folder / REPORT}" if has_report else "\nThe report could not be written.")
-        say(f"Finished episodes, safe in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)
+        say(f"Finished episodes, saved in {folder / 'episodes'}: {len(summary.episodes)}.", flush=True)
     if file is not None:
-        with contextlib.suppress(DataError):  # a disk that ended the run refuses this as well
+        with contextlib.suppress(DataError):  # a full disk may have ended the run
             write_json(file, "run", **summary.to_dict())
 
 

@@ -1,4 +1,4 @@
-"""What a person sees while episodes run: one live line each. A pipe gets one plain line per finished episode."""
+"""Progress of episodes: one live line each; in a pipe, one plain line per finished episode."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vla_robot.loop.results import EpisodeResult, Outcome, RunSummary
 from vla_robot.loop.timing import TOTAL
 
 REFRESH_HZ = 8
-"""The screen is drawn in a thread of rich's own; each drawing costs the control loop about a millisecond."""
+"""Redraws per second, in a thread of rich's; each delays the control loop by about 1 ms."""
 
 MARKS: dict[Outcome, tuple[str, str]] = {
     "success": ("✔", "green"),
@@ -30,7 +30,7 @@ MARKS: dict[Outcome, tuple[str, str]] = {
 
 
 class LiveView:
-    """A subscriber and a context manager.
+    """A subscriber of the loop's events that draws them; a context manager.
 
     >>> with LiveView(episodes=5) as view:                      # doctest: +SKIP
     ...     run_episodes(drive, embodiment, seeds, subscribers=[view], ...)
@@ -39,8 +39,8 @@ class LiveView:
     def __init__(self, episodes: int, console: Terminal | None = None) -> None:
         """
         Args:
-            episodes: how many will come.
-            console: where to; standard output when None.
+            episodes: number of episodes.
+            console: console to draw on; standard output if None.
         """
         self._episodes = episodes
         self._console = console or Terminal()
@@ -67,11 +67,11 @@ class LiveView:
             self._live.stop()
 
     def say(self, text: str, lasting: bool) -> None:
-        """Something beside the episodes.
+        """Print a line beside the episodes.
 
         Args:
             text: one line.
-            lasting: it stays; otherwise the live line shows it until the next one, where there is a live line.
+            lasting: whether it stays; otherwise the live line, if there is one, shows it until the next text.
         """
         if lasting or self._live is None:
             self._console.print(Text(text), soft_wrap=True)
@@ -112,7 +112,7 @@ class LiveView:
 
 
 def episode_line(episode: EpisodeResult, number: int, of: int) -> Text:
-    """The one line that stays of an episode."""
+    """Return the final line of an episode."""
     mark, style = MARKS[episode.outcome]
     latency = episode.latency
     p50_ms = None if latency is None else latency.p50
@@ -128,7 +128,7 @@ def episode_line(episode: EpisodeResult, number: int, of: int) -> Text:
 
 
 def result_table(run: RunSummary) -> Table:
-    """All episodes, and the score under them."""
+    """Return a table of all episodes, with the score below."""
     low, high = run.success_interval
     score = "no episode was finished"
     if run.success_rate is not None:

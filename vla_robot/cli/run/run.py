@@ -34,13 +34,13 @@ _NOTHING_TO_RUN = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run, with every name resolved to a file.
+    """A run, with every name resolved to a file.
 
     Attributes:
-        launch: the launch file with the command line's options laid over it.
-        source: where it came from, as a person would say it.
+        launch: the launch file with the command line's options.
+        source: its origin, for the user.
         env: the world's recipe.
-        policy: gives the actions.
+        policy: the policy.
     """
 
     launch: LaunchRecipe
@@ -53,7 +53,7 @@ def plan(args: RunArgs) -> Plan:
     """Resolve a command line, before any process starts.
 
     Raises:
-        RecipeError: nothing to run, or a name that leads nowhere.
+        RecipeError: nothing to run, or a name is unknown.
     """
     chosen = {
         name: value for name in ("env", "policy", "episodes", "seed") if (value := getattr(args, name)) is not None
@@ -71,10 +71,10 @@ def plan(args: RunArgs) -> Plan:
 
 
 def main(args: RunArgs) -> int:
-    """Run the episodes; status 0 when all were driven to an end, whatever their score.
+    """Run the episodes; status 0 if none ended in an error, whatever the score.
 
     Raises:
-        VlaError: something is wrong with a recipe, the world, the policy or their fit. Finished episodes are reported.
+        VlaError: a recipe, the world or the policy cannot be used, or they do not fit. Finished episodes are reported.
     """
     validate_options(args)
     if args.robot is not None:
@@ -82,7 +82,7 @@ def main(args: RunArgs) -> int:
 
         return run_on_robot(args, args.robot)
     if args.dry_run or args.arm:
-        raise RecipeError("--dry-run and --arm are for an arm behind a bridge: add --robot ADDRESS.")
+        raise RecipeError("--dry-run and --arm are for a robot behind a bridge: add --robot ADDRESS.")
     what = plan(args)
     env = read(EnvRecipe, what.env)
     say(_opening(what), flush=True)
@@ -125,7 +125,7 @@ def _opening(what: Plan) -> str:
 
 
 def _info(what: Plan, env: EnvRecipe) -> RunInfo:
-    """Names and recipes for the report; the recipes as they were merged, so that a run can be repeated from it."""
+    """Return names and recipes for the report; the recipes are merged, so that the run can be repeated from them."""
     launch = what.launch
     recipes = {"launch.toml": dump(launch), "env.toml": dump(env)}
     if what.policy.is_recipe:
@@ -143,7 +143,7 @@ def _info(what: Plan, env: EnvRecipe) -> RunInfo:
 
 
 def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
-    """The report, and one thing to try next."""
+    """Return where the report is, and a suggestion for the next command."""
     if not summary.episodes:
         return "No episode was finished; nothing was written."
     launch = what.launch

@@ -1,4 +1,4 @@
-"""`vla run --robot ADDRESS`: the same episodes, on the robot behind a bridge."""
+"""`vla run --robot ADDRESS`: runs episodes on the robot behind a bridge."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from vla_robot.serve.bridge.remote_robot import RemoteRobot
 from vla_robot.serve.bridge.synchronous_env import SynchronousEnv
 
 SLOW_S = 1.0
-"""A first answer that took longer is told."""
+"""Duration of the first inference above which it is reported [s]."""
 
 
 def run_on_robot(args: RunArgs, address: str) -> int:
-    """Run the episodes; status 0 when all were driven to an end, whatever their score.
+    """Run the episodes; status 0 if none ended in an error, whatever the score.
 
     Raises:
-        RecipeError: options that say nothing here, or no policy.
-        VlaError: the bridge, the policy or their fit is at fault. Finished episodes are reported.
+        RecipeError: an option has no meaning here, or no policy is named.
+        VlaError: the bridge or the policy cannot be used, or they do not fit. Finished episodes are reported.
     """
     launch = _launch(args, address)
     way = "lockstep" if args.lockstep else "real time"
@@ -89,12 +89,12 @@ def run_on_robot(args: RunArgs, address: str) -> int:
     if args.json:
         write_json(args.json, "run", **summary.to_dict())
     if summary.episodes:
-        say(f"\nReport: {folder / REPORT}\nNext: `--lockstep` beside it tells what thinking time costs.")
+        say(f"\nReport: {folder / REPORT}\nNext: repeat it with `--lockstep` to see the effect of inference time.")
     return exit_status(summary)
 
 
 class BridgeLogWatch:
-    """Whether the bridge's own log failed since this was made. A bridge that keeps none, or is gone, tells nothing."""
+    """Counts failures of the bridge's log since this object was made. A bridge without a log, or gone, reports none."""
 
     def __init__(self, robot: ReportsStatus) -> None:
         self._robot = robot
@@ -105,7 +105,7 @@ class BridgeLogWatch:
         if count <= self._before:
             return ()
         now = f" The newest: {newest}" if newest else ""
-        return (f"The bridge's own log failed for {count - self._before} episodes; the arm went on.{now}",)
+        return (f"The bridge's log failed for {count - self._before} episodes; the arm continued.{now}",)
 
     def _failures(self) -> tuple[int, str]:
         with contextlib.suppress(VlaError):
@@ -115,7 +115,7 @@ class BridgeLogWatch:
 
 
 class _Shown:
-    """Prints what the policy wants, some times a second."""
+    """Prints the policy's actions a few times per second."""
 
     EVERY = 6
 
@@ -133,27 +133,27 @@ class _Shown:
 
 
 def _require_armed(robot: RemoteRobot) -> None:
-    """What the first reset would say after a policy has loaded for minutes."""
+    """Raise TransportError if the arm is stopped, before the policy loads, which may take minutes."""
     status = robot.status()
     if status.get("mode") == "stopped":
         raise ContractError(
-            f"the arm is stopped: {status.get('reason')}. Look why, and then `vla run --robot {robot.address} --arm`."
+            f"the arm is stopped: {status.get('reason')}. Find the cause, then `vla run --robot {robot.address} --arm`."
         )
 
 
 def _warm_up(policy: Policy, robot: RemoteRobot, seed: int, view: LiveView, should_stop: Callable[[], bool]) -> None:
-    """Before the arm moves: a first answer that compiles a model is slower than any watchdog allows.
+    """Run the policy before the arm moves: a first inference that compiles a model exceeds every watchdog.
 
     Raises:
-        VlaError: the policy has no answer, or is too slow for this bridge.
+        VlaError: the policy fails, or is too slow for this bridge.
     """
-    view.say("warming the policy up, and nothing moves: its first answer may take minutes", lasting=False)
+    view.say("warming up the policy; nothing moves, and its first answer may take minutes", lasting=False)
     try:
         warm = warm_up(
             policy, robot.look_idle, seed, robot.time_limits, robot.embodiment.rate_hz, should_stop=should_stop
         )
     except WorldError as error:
-        view.say(f"the policy is not warmed up: nothing is seen before the first episode. {error}", lasting=True)
+        view.say(f"the policy is not warmed up: no observation comes before the first episode. {error}", lasting=True)
         return
     first = f"; its first answer took {warm.first_s:.1f} s" if warm.first_s > SLOW_S else ""
     view.say(f"the policy answers in {warm.quick_s:.2f} s{first}", lasting=bool(first))
@@ -162,16 +162,16 @@ def _warm_up(policy: Policy, robot: RemoteRobot, seed: int, view: LiveView, shou
 def _require_dry(robot: RemoteRobot) -> None:
     if not robot.status().get("dry_run"):
         raise RecipeError(
-            f"the bridge at {robot.address} would move its arm: start it with `vla bridge ENV --dry-run`, or leave out "
+            f"the bridge at {robot.address} does not run dry: start it with `vla bridge ENV --dry-run`, or leave out "
             "--dry-run here."
         )
 
 
 def _launch(args: RunArgs, address: str) -> LaunchRecipe:
     if args.launch is not None or args.env is not None:
-        raise RecipeError("with --robot, the bridge has chosen the world: leave out the launch file and --env.")
+        raise RecipeError("with --robot, the bridge has the world: leave out the launch file and --env.")
     if args.policy is None:
-        raise RecipeError(f"say who drives the robot at {address}: --policy NAME. `vla list policies` shows them.")
+        raise RecipeError(f"name the policy for the robot at {address}: --policy NAME. `vla list policies` shows them.")
     chosen = {name: value for name in ("episodes", "seed") if (value := getattr(args, name)) is not None}
     return LaunchRecipe(env=address, policy=args.policy, **chosen)
 

@@ -1,4 +1,4 @@
-"""What `vla run --takeover` and `--record` add to a run: a person beside the policy, and a dataset of what was done."""
+"""`vla run --takeover` and `--record`: a person who may take over, and a dataset of the episodes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def validate_options(args: RunArgs) -> None:
-    """Raise RecipeError for options that say nothing here."""
+    """Raise RecipeError for options that have no meaning here."""
     if args.save is not None and args.record is None:
-        raise RecipeError("--save says which episodes --record stores: add --record FOLDER, or leave it out.")
+        raise RecipeError("--save selects the episodes that --record stores: add --record FOLDER, or leave it out.")
     args.page.validate_options(args.takeover, "--takeover browser opens one")
 
 
@@ -38,21 +38,21 @@ def shared_control(
     look: Callable[[], Observation | None] = lambda: None,
     on_estop: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Policy, list[Subscriber]]]:
-    """The policy, with a person beside it where one is asked for, and further subscribers of the loop's events.
+    """Return the policy, with a person beside it if --takeover is given, and further subscribers of the loop's events.
 
     Args:
-        args: of the command line.
-        policy: drives until a person takes over.
-        embodiment: of the arm.
-        instruction: of the task.
+        args: the command line.
+        policy: the policy, which drives until a person takes over.
+        embodiment: the arm's embodiment.
+        instruction: the task.
         row_by_row: see `Takeover`.
         look: see `Takeover`.
-        on_estop: called when the person presses it.
+        on_estop: called if the person presses e-stop.
 
     Raises:
         RecipeError: there is no such device.
         ContractError: it cannot drive this arm.
-        VlaError: it is not there, or not permitted.
+        VlaError: it is absent or not permitted.
     """
     if args.takeover is None:
         yield policy, []
@@ -72,10 +72,10 @@ def shared_control(
 
 @contextlib.contextmanager
 def dataset(args: RunArgs, embodiment: Embodiment, policy_name: str) -> Iterator[OnEpisode]:
-    """What is done with each finished episode: `--record` adds it to a LeRobot dataset.
+    """Return the handler of finished episodes: `--record` adds them to a LeRobot dataset.
 
     Raises:
-        DataError: the folder holds something else, or the disk refuses.
+        DataError: the folder holds something else, or cannot be written.
         MissingDependencyError: the extra [data] is not installed.
     """
     if args.record is None:
@@ -93,18 +93,18 @@ def dataset(args: RunArgs, embodiment: Embodiment, policy_name: str) -> Iterator
 
 
 def _how(teleop: Teleoperator) -> str:
-    """What the person must know before they can take over."""
+    """Return what the person must know before taking over."""
     from vla_robot.web.browser_teleop import BrowserTeleop
 
-    keys = "T, or hands that begin to move, take over; G gives back; Escape is the e-stop."
+    keys = "T or a moved device takes over; G gives back; Escape is the e-stop."
     if isinstance(teleop, BrowserTeleop):
         return f"  {teleop.url}   drives: keep it to yourself\n  {teleop.watcher_url}   shows the same\n  There: {keys}"
-    ends = "Y ends an episode as a success, N as none. What moves the tool: docs/teleoperate.md"
+    ends = "Y ends an episode as a success, N as a failure. Keys that move the tool: docs/teleoperate.md"
     return f"  In this terminal: {keys}\n  {ends}"
 
 
 def _stored(args: RunArgs, store: LogStore) -> str:
-    left_out = f", {store.rested} steps left out in which the arm rested" if store.rested else ""
+    left_out = f", {store.rested} steps without motion left out" if store.rested else ""
     gaps = ""
     if store.missing:
         gaps = (

@@ -1,4 +1,4 @@
-"""`vla view`: a bridge in a browser or in Rerun.
+"""`vla view`: shows a bridge in a browser or in Rerun.
 
-It may import every room. What a program could want without a command line belongs to the rooms below.
+It may import every room. Functions that a program could use without a command line belong to the other rooms.
 """

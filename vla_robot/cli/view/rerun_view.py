@@ -1,4 +1,4 @@
-"""`vla view --rerun FILE`: what a viewer sees, as a recording that Rerun's viewer opens."""
+"""`vla view --rerun FILE`: records the view of a bridge for Rerun's viewer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RerunLog:
     def __init__(self, path: Path) -> None:
         """
         Args:
-            path: of the recording, .rrd; one that exists is never overwritten.
+            path: file of the recording, .rrd; an existing one is never overwritten.
 
         Raises:
             MissingDependencyError: Rerun is not installed.
@@ -31,10 +31,10 @@ class RerunLog:
         with writing(path):
             make_folder(path.parent)
             try:
-                path.open("xb").close()  # no other process gets it any more
+                path.open("xb").close()  # reserves the file for this process
             except FileExistsError as error:
                 raise DataError(
-                    f"{path} exists, and a recording is never overwritten. Choose another file with --rerun."
+                    f"{path} exists, and would be overwritten. Choose another file with --rerun."
                 ) from error
         self._path = path
         self._rerun = rerun
@@ -60,10 +60,10 @@ class RerunLog:
         self._stream.log("mode", self._rerun.TextLog(f"{tick.mode} {tick.reason}".rstrip()))
 
     def close(self) -> None:
-        """The file is whole, and on the disk, after this.
+        """Complete the file on the disk.
 
         Raises:
-            DataError: the disk refuses.
+            DataError: the file cannot be written.
         """
         self._stream.flush()
         self._stream.disconnect()

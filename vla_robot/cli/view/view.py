@@ -1,4 +1,4 @@
-"""`vla view`: a page in the browser that shows what a bridge sees and does, with the e-stop."""
+"""`vla view`: serves a page that shows a bridge's cameras and state, with the e-stop."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from vla_robot.web.view import BridgeView, Listener, about
 DEFAULT_PORT = 8571
 SLICE_S = 0.2
 OVERLAY_QUALITY = 90
-"""Of its JPEG."""
+"""JPEG quality of the overlay."""
 STOP_REASON = "the page of vla view"
 
 
 @dataclass(frozen=True)
 class ViewArgs:
-    """Watch a running bridge in the browser: cameras, traces, latency, limits, e-stop. It drives nothing."""
+    """Watch a running bridge in the browser: cameras, traces, latency, limits, e-stop. The page cannot drive."""
 
     robot: Annotated[str, tyro.conf.Positional, option("ADDRESS")]
-    """where the bridge listens, e.g. tcp://127.0.0.1:5570"""
+    """the bridge's address, e.g. tcp://127.0.0.1:5570"""
     page: Annotated[PageArgs, tyro.conf.arg(name="")] = field(default_factory=PageArgs)
     read_only: bool = False
-    """no e-stop on the page: its visitors can look, and nothing else"""
+    """no e-stop on the page: visitors can only look"""
     overlay: Annotated[Path | None, option("DATASET")] = None
-    """lay the first frame of this LeRobot dataset over each live one: does the camera stand where it stood?"""
+    """lay the first frame of this LeRobot dataset over the live one, to check whether the camera moved"""
     rerun: Annotated[Path | None, option("FILE")] = None
-    """also keep what is seen as a recording for Rerun's viewer, .rrd; needs the extra [rerun]"""
+    """also record the view for Rerun's viewer, .rrd; needs the extra [rerun]"""
     key: Annotated[str | None, option("NAME")] = None
-    """which of this computer's keys the bridge is shown; only needed when there are several"""
+    """which of this computer's keys to use for the bridge; only needed if there are several"""
     json: Annotated[Path | None, option("FILE")] = None
-    """when it ends, write what was seen to this file, for machines"""
+    """at the end, also write the counts to this file as JSON"""
 
 
 def main(args: ViewArgs) -> int:
@@ -60,7 +60,7 @@ def main(args: ViewArgs) -> int:
     listen = args.page.listen(DEFAULT_PORT)
     board, started_s = LatestFrameBuffer(), time.monotonic()
     with (
-        not_suspended(),  # the page's e-stop would stand still
+        not_suspended(),  # the page's e-stop would stop working
         _listener(args) as listener,
         BridgeView(args.robot, board, security=client_security(args.robot, args.key), listener=listener) as view,
         contextlib.closing(
@@ -75,12 +75,12 @@ def main(args: ViewArgs) -> int:
     if args.json:
         rows = [("ticks", view.ticks, "1"), ("time", elapsed_s, "s"), ("rate", view.ticks / elapsed_s, "Hz")]
         write_json(args.json, "view", [{"name": n, "value": v, "unit": u} for n, v, u in rows])
-    say(f"\nThe page is closed; the robot was not touched. {view.ticks} ticks were seen in {elapsed_s:.0f} s.")
+    say(f"\nThe page is closed; the robot was not affected. {view.ticks} ticks were received in {elapsed_s:.0f} s.")
     return 0
 
 
 def access(read_only: bool, listen: Listen) -> Access:
-    """Off this computer, looking needs a token as well."""
+    """Return who may use the page: off this computer, looking needs a token as well."""
     fresh = Access()
     watcher = None if listen.is_loopback else Access().operator
     return Access(None if read_only else fresh.operator, watcher)
@@ -93,13 +93,13 @@ def serve_page(
     listen: Listen,
     overlay: Mapping[str, Image] | None = None,
 ) -> WebServer:
-    """The page of one bridge; an operator may stop.
+    """Serve the page of a bridge; an operator may stop the arm.
 
     Args:
-        view: of that bridge.
-        board: what `view` posts to.
-        access: which token allows what.
-        listen: where the page is served.
+        view: view of that bridge.
+        board: board that `view` posts to.
+        access: permissions of each token.
+        listen: address of the page.
         overlay: camera -> (H, W, 3) uint8 that the page lays over the live picture.
     """
     pictures = {
@@ -117,11 +117,11 @@ def serve_page(
 
 
 def _overlay(args: ViewArgs, view: BridgeView) -> dict[str, Image]:
-    """The first frame of the dataset's cameras, as far as the robot has cameras of that name.
+    """Return the first frame of the dataset's cameras that the robot has too.
 
     Raises:
         DataError: not a LeRobot dataset.
-        RecipeError: none of its cameras is one of the robot's.
+        RecipeError: none of its cameras has the name of one of the robot's.
     """
     if args.overlay is None:
         return {}
@@ -131,7 +131,7 @@ def _overlay(args: ViewArgs, view: BridgeView) -> dict[str, Image]:
     if not set(recorded) & set(live):
         raise RecipeError(
             f"--overlay {args.overlay} has the cameras {', '.join(recorded)}, and the robot has "
-            f"{', '.join(live) or 'none'}: no name is the same."
+            f"{', '.join(live) or 'none'}: none has the same name."
         )
     return {name: image for name, image in recorded.items() if name in live}
 
@@ -153,6 +153,6 @@ def _announce(args: ViewArgs, view: BridgeView, web: WebServer) -> None:
     if web.operator_url:
         lines.append(f"  {web.operator_url}   may stop the arm: keep it to yourself")
     lines.append(f"  {web.watcher_url}   may look only")
-    lines.append("  Ctrl-C closes the page; the arm goes on.")
+    lines.append("  Ctrl-C closes the page; the arm runs on.")
     lines.append("Next: open one of the two in a browser." if web.operator_url else "Next: open it in a browser.")
     say("\n".join(lines), flush=True)
