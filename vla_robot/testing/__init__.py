@@ -1,4 +1,4 @@
-"""For tests, yours and ours: small stand-ins for each port, and checks of your own implementations.
+"""Support for tests, yours and ours: small stand-ins for each port, and checks of your own implementations.
 
     from vla_robot.testing import ToyWorld, check_policy, check_world, toy_embodiment
 
@@ -8,8 +8,8 @@
     def test_my_policy_keeps_the_contract() -> None:
         check_policy(MyPolicy, ToyWorld().embodiment)
 
-A check calls a port as the loops do. It raises BrokenContractError, which quotes the sentence of the contract that does
-not hold, says what was seen instead and what to do. The sentences stand on top of each check's module.
+A check calls a port as the loops do. It raises BrokenContractError, whose message quotes the broken sentence of the
+contract, what was seen instead and what to do. Each check's module begins with its sentences.
 
 It may import every room below cli; no room imports it. Nothing heavier than numpy is imported here.
 """

@@ -1,4 +1,4 @@
-"""An arm without motors, for what drives arms."""
+"""An arm without motors, for tests of code that drives arms."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from vla_robot.testing.embodiments import toy_embodiment, toy_observation
 
 @dataclass
 class ToyArm:
-    """Adds up the first number of its commands, and keeps each call with its time; holds and looks are no commands.
+    """An arm at x, the sum of the first numbers of its commands. It logs each call with its time.
 
     Attributes:
-        clock: stamps what it sees and keeps.
+        clock: clock of its observations and its log.
         embodiment: the first number of its state is x; the others stay in the middle of their ranges.
         instruction: the task.
-        can_wait: its time stands still between commands.
+        can_wait: whether its time stops between commands.
         horizon: step at which an episode is truncated; None for never.
-        succeeds: each step is a success.
-        raises: name of a method -> what it raises, after the call was kept.
-        commands: (stamp [ns], action) of each.
+        succeeds: whether each step is a success.
+        raises: name of a method -> exception that it raises, after the call was logged.
+        commands: (stamp [ns], action) of each command; `hold` and `look` are none.
         resets, holds, looks, stops: stamps of those calls [ns].
-        x, step: where it is, and how many ticks passed since reset.
-        stamp_ns: of the newest frames.
+        x, step: its position, and the number of ticks since reset.
+        stamp_ns: stamp of the newest frames.
     """
 
     clock: Clock = field(default_factory=MonotonicClock)

@@ -60,7 +60,7 @@ CONTRACT = Contract(
         ),
     },
 )
-"""Sentence by sentence; `check_arm` asks for each."""
+"""Sentences that `check_arm` checks."""
 
 
 def check_arm(
@@ -73,16 +73,16 @@ def check_arm(
 ) -> None:
     """Check that an arm keeps its contract: see CONTRACT, and `vla_robot.core.ports.Arm`.
 
-    THE ARM MOVES: home, a few small steps, and back to rest. For a real one, mind the space around it. It is closed in
-    the end.
+    THE ARM MOVES: home, a few small steps, and back to rest. For a real one, keep the space around it free. The check
+    closes it at the end.
 
     Args:
         make_arm: builds the arm, connected.
-        seed: of its reset.
-        ticks: of motion.
-        tolerance: by which a state that is held may drift, in the units of the state.
-        inexact: () or (D,) by which `executed` may differ from the action without a clamp, in the units of the action:
-            what inverse kinematics leaves over.
+        seed: seed of its reset.
+        ticks: number of motions.
+        tolerance: largest drift of a state that is held, in the units of the state.
+        inexact: () or (D,) largest difference between `executed` and the action that needs no clamp, in the units of
+            the action, such as the error of inverse kinematics.
 
     Raises:
         BrokenContractError: a sentence does not hold; the message quotes it and says what to do.

@@ -63,7 +63,7 @@ CONTRACT = Contract(
         ),
     },
 )
-"""Sentence by sentence; `check_episode_source` asks for each."""
+"""Sentences that `check_episode_source` checks."""
 
 
 def check_episode_source(make_source: Callable[[], EpisodeSource], *, most: int = 2) -> None:
@@ -71,7 +71,7 @@ def check_episode_source(make_source: Callable[[], EpisodeSource], *, most: int 
 
     Args:
         make_source: opens the dataset.
-        most: how many of its episodes are read.
+        most: largest number of episodes that are read.
 
     Raises:
         BrokenContractError: a sentence does not hold; the message quotes it and says what to do.
@@ -157,7 +157,7 @@ def _check_frames(source: EpisodeSource, episode: Episode, field: Field) -> None
 
 
 def _same(first: Any, second: Any, step: int) -> bool:
-    """Whether two columns hold the same; of frames, those of one step."""
+    """Return whether two columns are equal; of frames, only those of one step are compared."""
     if hasattr(first, "decode"):
         return bool(np.array_equal(first.decode(step), second.decode(step)))
     pairs = zip(first, second, strict=True)

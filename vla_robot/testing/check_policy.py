@@ -43,7 +43,7 @@ CONTRACT = Contract(
         ),
     },
 )
-"""Sentence by sentence; `check_policy` asks for each."""
+"""Sentences that `check_policy` checks."""
 
 
 def check_policy(
@@ -59,14 +59,13 @@ def check_policy(
 
     Args:
         make_policy: builds the policy; called once.
-        embodiment: of the arm that it drives.
-        observations: two or more of one episode, from step 0 on; when none are given, grey frames and a state in the
-            middle of its range.
-        seed: of the resets.
-        tolerance: by which two answers to the same question may differ, in the units of the action: arithmetic of
-            another batch size rounds otherwise.
-        batched: ask with several observations at once; False for a policy that draws from a generator or that serves
-            one episode alone.
+        embodiment: embodiment of the driven arm.
+        observations: two or more of one episode, from step 0 on; by default grey frames and a state mid-range.
+        seed: seed of the resets.
+        tolerance: largest difference between two answers to the same question, in the units of the action: another
+            batch size is rounded differently.
+        batched: also ask with several observations at once; False for a policy that uses a random generator or serves
+            a single episode.
 
     Raises:
         BrokenContractError: a sentence does not hold; the message quotes it and says what to do.
@@ -108,7 +107,7 @@ def _check_rows(
 
 
 def _ask(policy: Policy, embodiment: Embodiment, observations: Sequence[Observation]) -> list[ActionChunk]:
-    """The answers, each of which is well formed."""
+    """Return the policy's answers after checking the form of each."""
     chunks = policy.act(observations)
     seen = f"{len(chunks)} chunks for {len(observations)} observations"
     CONTRACT.require(len(chunks) == len(observations), "answers_each", seen)

@@ -58,19 +58,19 @@ CONTRACT = Contract(
         ),
     },
 )
-"""Sentence by sentence; `check_robot` asks for each."""
+"""Sentences that `check_robot` checks."""
 
 
 def check_robot(make_robot: Callable[[], Robot], *, seed: int = 1, patience: int = 50, timeout_s: float = 1.0) -> None:
     """Check that a robot keeps its contract: see CONTRACT, and `vla_robot.core.ports.Robot`.
 
-    THE ARM MOVES a little. For a real one, mind the space around it. The robot stays the caller's to close.
+    THE ARM MOVES a little. For a real one, keep the space around it free. The caller closes the robot.
 
     Args:
-        make_robot: builds the robot, or gives one that is connected.
-        seed: of the episodes.
-        patience: calls of `ticks` within which an action must have been played.
-        timeout_s: of each.
+        make_robot: builds the robot, or returns one that is connected.
+        seed: seed of the first episode.
+        patience: number of calls of `ticks` within which an action must be played.
+        timeout_s: timeout of each call [s].
 
     Raises:
         BrokenContractError: a sentence does not hold; the message quotes it and says what to do.
@@ -94,14 +94,14 @@ def check_robot(make_robot: Callable[[], Robot], *, seed: int = 1, patience: int
 
 
 class _Seen:
-    """All ticks of an episode, checked as they come."""
+    """Receives the ticks of an episode, and checks their order."""
 
     def __init__(self, robot: Robot) -> None:
         self._robot = robot
         self._step = 0
 
     def until(self, enough: Callable[[Sequence[Tick]], bool], patience: int, timeout_s: float) -> list[Tick]:
-        """What comes until it is enough, or the patience is at its end."""
+        """Return the ticks that arrive until `enough`, or within `patience` calls."""
         came: list[Tick] = []
         for _ in range(patience):
             if enough(came):
@@ -137,7 +137,7 @@ def _check_plays(robot: Robot, seen: _Seen, newest: Tick, patience: int, timeout
 
 
 def _send_small(robot: Robot, observation: Observation) -> Vector:
-    """Two rows of a small motion; (D,) one of them."""
+    """Send two equal rows of a small motion; return (D,) one of them."""
     action = small_action(robot.embodiment, observation.state)
     robot.send(ActionChunk(np.tile(action, (2, 1)), observation.stamp_ns, observation.step))
     return action
@@ -149,7 +149,7 @@ def _require_held(tick: Tick) -> None:
 
 
 def _check_ended(robot: Robot, timeout_s: float, name: str) -> None:
-    robot.ticks(0)  # those that were under way
+    robot.ticks(0)  # those that were sent before the end
     late = [tick for tick in robot.ticks(timeout_s) if tick.mode == "run"]
     CONTRACT.require(not late, name, f"{len(late)} actions were played afterwards")
 

@@ -36,7 +36,7 @@ CONTRACT = Contract(
         "closes": Sentence("close may be called twice.", "Let close return when the device was released before."),
     },
 )
-"""Sentence by sentence; `check_teleoperator` asks for each."""
+"""Sentences that `check_teleoperator` checks."""
 
 
 def check_teleoperator(
@@ -45,9 +45,9 @@ def check_teleoperator(
     """Check that a teleoperator keeps its contract: see CONTRACT, and `vla_robot.core.ports.Teleoperator`.
 
     Args:
-        make_teleoperator: opens the device; it is closed in the end.
-        embodiment: of the arm that it drives.
-        periods: of control, in each of which an observation is shown and a command asked for.
+        make_teleoperator: opens the device; the check closes it.
+        embodiment: embodiment of the driven arm.
+        periods: number of control periods; in each, an observation is shown and a command requested.
 
     Raises:
         BrokenContractError: a sentence does not hold; the message quotes it and says what to do.

@@ -90,19 +90,19 @@ CONTRACT = Contract(
         ),
     },
 )
-"""Sentence by sentence; `check_world` asks for each."""
+"""Sentences that `check_world` checks."""
 
 
 def check_world(make_world: Callable[[], World], *, seed: int = 1, steps: int = 3, simulated: bool = True) -> None:
     """Check that a world keeps its contract: see CONTRACT, and `vla_robot.core.ports.World`.
 
-    It drives some short episodes with small motions, and closes the world that it made.
+    It runs some short episodes with small motions, and closes the world at the end.
 
     Args:
         make_world: builds the world.
-        seed: of the episodes.
-        steps: of each episode; fewer than the world's horizon.
-        simulated: the world stands still between steps and repeats itself; False leaves out what no real robot can do.
+        seed: seed of the first episode.
+        steps: steps of each episode; fewer than the world's horizon.
+        simulated: whether time stops between steps and episodes repeat; False skips checks that no real robot passes.
 
     Raises:
         BrokenContractError: a sentence does not hold; the message quotes it and says what to do.
@@ -124,7 +124,7 @@ def check_world(make_world: Callable[[], World], *, seed: int = 1, steps: int = 
 
 
 def _check_episode(world: World, seed: int, steps: int) -> list[Observation]:
-    """One episode of small motions; its observations."""
+    """Run an episode of small motions; return its observations."""
     observation = world.reset(seed)
     _check_observation(world, observation, step=0)
     seen = [observation]
@@ -169,7 +169,7 @@ def _check_stages(world: World) -> None:
 
 
 def _newest_ns(observation: Observation) -> int:
-    """When the newest of its frames was captured."""
+    """Return the capture time of the newest frame [ns]."""
     return max(observation.stamps_ns.values(), default=observation.stamp_ns)
 
 
@@ -187,7 +187,7 @@ def _check_arrays(world: World, seed: int) -> None:
 
 
 def _check_refusals(world: World, seed: int, undisturbed: list[Observation]) -> None:
-    """Bad actions are refused; where an undisturbed episode is known, it follows as if they had not been sent."""
+    """Check that bad actions are refused, and that the episode then continues as the undisturbed one, if given."""
     first = world.reset(seed)
     rest = rest_action(world.embodiment, first.state)
     bad = {

@@ -1,4 +1,4 @@
-"""A port's contract as numbered sentences, and what the checks of several ports share."""
+"""A port's contract as named sentences, and the code that the checks of several ports share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vla_robot.core.messages import Observation, StepResult, Vector
 
 
 class BrokenContractError(ContractError):
-    """An implementation of a port does not do what the port promises.
+    """Error of an implementation that breaks a sentence of its port's contract.
 
     Attributes:
         port: name of the port, e.g. "World".
@@ -34,8 +34,8 @@ class Sentence:
     """One promise of a port.
 
     Attributes:
-        says: the promise.
-        remedy: what an implementation does to keep it.
+        says: its text.
+        remedy: how an implementation can keep it.
     """
 
     says: str
@@ -44,11 +44,11 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Contract:
-    """All promises of a port that a check can ask for.
+    """The promises of a port that a check tests.
 
     Attributes:
         port: its name.
-        sentences: by name.
+        sentences: name -> promise.
     """
 
     port: str
@@ -59,8 +59,8 @@ class Contract:
 
         Args:
             holds: whether it does.
-            name: of the sentence.
-            seen: what was seen instead.
+            name: name of the sentence.
+            seen: the observed result.
         """
         if not holds:
             sentence = self.sentences[name]
@@ -92,14 +92,14 @@ class Contract:
     def require_executed(
         self, embodiment: Embodiment, asked: Vector, result: StepResult, name: str, inexact: ArrayLike = 0.0
     ) -> None:
-        """Raise BrokenContractError unless each number that differs from what was asked for has a clamp.
+        """Raise BrokenContractError unless each number that differs from the action has a clamp.
 
         Args:
-            embodiment: of the arm.
+            embodiment: embodiment of the arm.
             asked: (D,) the action.
-            result: what came of it.
-            name: of the sentence.
-            inexact: () or (D,) a smaller difference than this is none, in the units of the action.
+            result: result of the step.
+            name: name of the sentence.
+            inexact: () or (D,) largest difference that needs no clamp, in the units of the action.
         """
         executed = result.executed
         if executed is None:
@@ -112,14 +112,14 @@ class Contract:
 
 
 class Closable(Protocol):
-    """What is released in the end."""
+    """An object with `close`."""
 
     def close(self) -> None: ...
 
 
 @contextlib.contextmanager
 def closed_in_the_end[T: Closable](made: T) -> Generator[T]:
-    """Close what was made after the block; a failure of that does not take the place of what the block found."""
+    """Close `made` after the block; an error of `close` does not replace the block's own."""
     try:
         yield made
     finally:
@@ -128,7 +128,7 @@ def closed_in_the_end[T: Closable](made: T) -> Generator[T]:
 
 
 def require_embodiment(contract: Contract, embodiment: Embodiment, instruction: str) -> None:
-    """Raise BrokenContractError unless both survive the way to another process: "travels" and "instructs"."""
+    """Raise BrokenContractError unless the embodiment survives to_dict and from_dict, and the instruction is a text."""
     there = Embodiment.from_dict(embodiment.to_dict())
     contract.require(there == embodiment, "travels", f"{embodiment} became {there}")
     is_text = isinstance(instruction, str) and bool(instruction.strip())
@@ -150,13 +150,13 @@ FITS = Sentence(
 
 
 def content(observation: Observation) -> tuple[bytes, ...]:
-    """All that is seen, without the stamps; two of them are equal when the observations are, bit for bit."""
+    """Return an observation's data without its stamps; equal for observations that are equal bit for bit."""
     frames = (observation.images[name].tobytes() for name in sorted(observation.images))
     return (observation.state.tobytes(), observation.instruction.encode(), *frames)
 
 
 def rest_action(embodiment: Embodiment, state: Vector) -> Vector:
-    """(D,) an action that keeps the arm where it is: no motion, or the measured joints; the gripper stays open."""
+    """Return (D,) an action without motion: zeros, or the measured joints; the gripper is open."""
     space = embodiment.action
     measured = {dim.name: float(value) for dim, value in zip(embodiment.state, state, strict=True)}
     stay = [0.0 if space.kind == "eef_delta" else measured.get(name, 0.0) for name in space.names[:-1]]
@@ -164,7 +164,7 @@ def rest_action(embodiment: Embodiment, state: Vector) -> Vector:
 
 
 def small_action(embodiment: Embodiment, state: Vector, share: float = 0.25) -> Vector:
-    """(D,) an action beside `rest_action` by a share of each dimension's way to its upper limit; the gripper rests."""
+    """Return (D,) `rest_action` plus a share of each dimension's distance to its upper limit; the gripper stays."""
     rest = rest_action(embodiment, state)
     step = share * (embodiment.action.high - rest)
     step[-1] = 0.0

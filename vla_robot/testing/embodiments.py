@@ -1,4 +1,4 @@
-"""The toy arm that the other stand-ins share: its tool moves along one axis, or along all six."""
+"""The toy arm of the other stand-ins: its tool moves along one axis or more."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TOOL_AXES = AXES
 
 X = Dim("x", "m", -1.0, 1.0)
 WIDTH = Dim("gripper_width", "m", 0.0, 0.1)
-"""Dimensions of a state: where the tool is, and how far the fingers are apart."""
+"""Dimensions of a state: the tool's position, and the distance between the fingers."""
 
 GRIPPER = Dim("gripper", "1", 0.0, 1.0)
-"""Dimension of an action: how far the gripper is open."""
+"""Dimension of an action: the gripper's opening, 0 closed to 1 open."""
 
 
 def toy_embodiment(
@@ -36,21 +36,20 @@ def toy_embodiment(
     width: int = 8,
     rate_hz: float = 10.0,
 ) -> Embodiment:
-    """An arm whose tool moves along an axis, with a gripper and small frames.
+    """Return an arm whose tool moves along an axis, with a gripper and small frames.
 
     Args:
-        name: of the arm.
-        axes: dimensions of the action before the gripper, or their names; those of TOOL_AXES from the fourth on are
-            turns.
-        gripper: last dimension of the action; None for an arm without.
-        step_m: most that one action moves the tool along an axis [m].
-        step_rad: most that one action turns it [rad].
-        kind: what an action means.
-        state: what the state holds; None for "x" alone.
-        reach_m: "x" lies within this of zero [m].
+        name: name of the arm.
+        axes: dimensions of the action before the gripper, or their names; the names in TOOL_AXES[3:] are rotations.
+        gripper: last dimension of the action; None for an arm without a gripper.
+        step_m: largest motion along an axis in one action [m].
+        step_rad: largest rotation in one action [rad].
+        kind: kind of the actions.
+        state: dimensions of the state; None for "x" alone.
+        reach_m: limit of |x| [m].
         cameras: their names.
-        height: of each frame in pixels.
-        width: of each frame in pixels.
+        height: height of each frame in pixels.
+        width: width of each frame in pixels.
         rate_hz: control steps per second.
     """
     dims = [axis if isinstance(axis, Dim) else _motion(axis, step_m, step_rad) for axis in axes]
@@ -64,13 +63,13 @@ def toy_embodiment(
 
 
 def _motion(name: str, step_m: float, step_rad: float) -> Dim:
-    """One step along an axis of the tool, or about it."""
+    """Return the dimension of a motion along an axis of the tool, or a rotation about it."""
     unit, most = ("rad", step_rad) if name in TOOL_AXES[3:] else ("m", step_m)
     return Dim(name, unit, -most, most)
 
 
 def grey_frames(embodiment: Embodiment, shade: int) -> dict[str, Image]:
-    """A frame of one grey, 0 to 255, for each camera."""
+    """Return a frame of one grey, 0 to 255, for each camera."""
     return {c.name: np.full((c.height, c.width, 3), shade % 256, np.uint8) for c in embodiment.cameras}
 
 
@@ -83,15 +82,15 @@ def toy_observation(
     instruction: str = "lift the cube",
     stamp_ns: int | None = None,
 ) -> Observation:
-    """What an arm sees at a step.
+    """Return an arm's observation at a step.
 
     Args:
-        embodiment: of the arm.
+        embodiment: embodiment of the arm.
         step: control steps since reset.
-        x: the first number of the state; each other one is in the middle of its range.
+        x: first number of the state; the others are in the middle of their ranges.
         shade: grey of all frames; None for the step.
         instruction: the task.
-        stamp_ns: when it was seen; None for the step.
+        stamp_ns: its time [ns]; None for the step.
     """
     state = np.array([(dim.low + dim.high) / 2 for dim in embodiment.state])
     state[:1] = x
@@ -100,5 +99,5 @@ def toy_observation(
 
 
 def chunk_for(observation: Observation, *rows: Sequence[float], conditioned: bool = False) -> ActionChunk:
-    """(T, D) these rows as the answer to an observation."""
+    """Return the answer to an observation with these (T, D) rows."""
     return ActionChunk(np.array(rows, np.float64), observation.stamp_ns, observation.step, conditioned=conditioned)

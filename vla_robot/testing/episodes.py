@@ -1,4 +1,4 @@
-"""A dataset in memory, for what reads datasets."""
+"""A dataset in memory, for tests of code that reads datasets."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ class ToyFrames:
         return self.pixels[step]
 
     def check(self) -> None:
-        """All frames are there."""
+        """Do nothing: all frames are complete."""
 
 
 @dataclass(frozen=True)
 class ToySource:
-    """Episodes of random numbers and frames; the same arguments give the same ones. An `EpisodeSource`.
+    """Episodes of random numbers and frames, the same for the same arguments. An `EpisodeSource`.
 
     Attributes:
         episode_lengths: steps of each episode.
-        name: of the dataset.
-        instruction: of every step.
-        seed: of the numbers.
+        name: name of the dataset.
+        instruction: instruction of every step.
+        seed: seed of the numbers.
     """
 
     episode_lengths: Sequence[int] = (3, 5)

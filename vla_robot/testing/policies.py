@@ -1,4 +1,4 @@
-"""A policy that asks a function, and a guard that lets every action through."""
+"""A policy that calls a function, and a guard that changes no action."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from vla_robot.core.messages import ActionChunk, Clamp, Observation, Vector
 
 @dataclass
 class FunctionPolicy:
-    """Answers each observation with what a function says of it.
+    """A policy whose action is the value of a function.
 
     Attributes:
         decide: observation -> (D,) action, (T, D) actions, or one number: the motion, with the gripper open. It may
             raise PolicyError.
-        seeds: of every reset.
+        seeds: seed of every reset.
         saw: every observation, in order.
     """
 
@@ -39,7 +39,7 @@ class FunctionPolicy:
 
 
 class NoLimits:
-    """A Guard without limits: every action is let through unchanged."""
+    """A Guard without limits: it returns every action unchanged."""
 
     def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
         return action, ()

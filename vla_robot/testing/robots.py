@@ -1,4 +1,4 @@
-"""A robot with a clock of its own, for what listens to robots: no thread, no socket, no waiting."""
+"""A robot with a clock of its own, for tests of code that uses robots: no thread, socket or wait."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from vla_robot.testing.embodiments import toy_embodiment, toy_observation
 
 @dataclass
 class ToyRobot:
-    """Plays the first action of the newest chunk `delay` ticks after it came, and holds otherwise. A `StoppableRobot`.
+    """A `StoppableRobot` that plays the first action of the newest chunk `delay` ticks after it came, or holds.
 
-    A tick passes whenever one is waited for; `slow_by` more pass at each of these times, as for a slow controller.
+    A call of `ticks` with a timeout is one tick; `slow_by` more follow at each call, as for a slow controller.
 
     Attributes:
-        clock: moved on by one period a tick.
-        embodiment: of the arm.
+        clock: its clock, which advances by one period per tick.
+        embodiment: embodiment of the arm.
         instruction: the task.
         delay: ticks between a chunk's arrival and its action.
         lost: steps whose ticks never arrive.
-        silent: no tick arrives, and time passes all the same.
+        silent: no tick arrives, and the timeout passes.
         slow_by: additional ticks at each call.
-        trips_at: step at which the arm is stopped by its bridge.
+        trips_at: step at which its bridge stops the arm.
         horizon: step at which an episode is truncated.
-        grip: of the gripper, 0 closed to 1 open.
-        log: each call of begin, end, stop and arm, in words.
+        grip: opening of the gripper, 0 closed to 1 open.
+        log: calls of begin, end, stop and arm, in words.
     """
 
     clock: FakeClock = field(default_factory=FakeClock)

@@ -1,4 +1,4 @@
-"""A person who follows a script."""
+"""A teleoperator with scripted commands."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.teleop import Button, Driver, TeleopCommand
 
 NO_COMMAND = TeleopCommand(None)
-"""The person asks for nothing."""
+"""A command without motion or button."""
 
 
 def move(dx: float, grip: float = 1.0) -> TeleopCommand:
-    """The person moves the tool along its first axis."""
+    """Return a command that moves the tool along its first axis by `dx` [m]."""
     return TeleopCommand(np.array([dx, grip]))
 
 
 def press(button: Button, instruction: str | None = None) -> TeleopCommand:
-    """The person presses a button, and asks for no motion."""
+    """Return a command that presses a button, without motion."""
     return TeleopCommand(None, frozenset({button}), instruction)
 
 
 @dataclass
 class ScriptedTeleoperator:
-    """Says one command after the other, or what the script has for the step that was shown last. SharesControl, too.
+    """A SharesControl that gives one command after the other, or that of the step shown last.
 
     Attributes:
-        script: a sequence, of which each call of `command` takes the next; or step -> command, where a command's
-            buttons are given once and its action as long as the step lasts.
-        otherwise: said where the script has nothing.
-        shown: every observation and what was shown beside it.
-        drivers: (driver, the arm's newest action) as told.
+        script: a sequence, one command per call of `command`; or step -> command: its buttons are given once, and its
+            action as long as the step lasts.
+        otherwise: command without an entry in the script.
+        shown: (observation, counters) of each call of `show`.
+        drivers: (driver, the arm's newest action) of each call of `tell_driver`.
     """
 
     script: Sequence[TeleopCommand] | Mapping[int, TeleopCommand] = ()

@@ -1,4 +1,4 @@
-"""A world without physics, for what is built on worlds."""
+"""A world without physics, for tests of code that uses worlds."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from vla_robot.testing.embodiments import grey_frames, toy_embodiment
 
 @dataclass
 class ToyWorld:
-    """A point on a line: each step adds the action's first number to x. A `VisibleWorld`.
+    """A point on a line; each step adds the action's first number to x. A `VisibleWorld`.
 
     Attributes:
-        clock: stamps observations. A FakeClock is moved on by what each part of a step is said to take.
+        clock: clock of the observations. A FakeClock advances by the durations of each step's parts.
         embodiment: the first number of its state is x; the others stay in the middle of their ranges.
         instruction: the task.
-        start: seed -> x at the beginning.
-        goal: x at which the task is done and the episode ends; None for never.
-        succeed_at: step from which on the task is done, and with which the episode ends; None for never.
+        start: seed -> x at reset.
+        goal: x from which on the task is done and the episode ends; None for never.
+        succeed_at: step from which on the task is done and the episode ends; None for never.
         fail_at: step at which the episode ends as a failure; None for never.
         horizon: step at which it is truncated; None for never.
-        shade: grey of the frames, of the world.
-        truth: the observation's `privileged`, of the world.
-        on_step: called in the midst of each step with the number of steps before it.
-        bounded: actions outside of the action space are refused, as simulators do.
-        send_ms, step_ms, render_ms: what a step takes on a FakeClock, before the command, after it, and for frames.
-        seeds: of every reset.
-        actions: of every step since the world was built.
-        x, at_step: where the point is, and how many steps were taken since reset.
+        shade: world -> grey of the frames, 0 to 255.
+        truth: world -> the observation's `privileged`.
+        on_step: called during each step with the number of steps before it.
+        bounded: whether actions outside of the action space are refused, as by simulators.
+        send_ms, step_ms, render_ms: durations on a FakeClock before the command, after it, and for the frames [ms].
+        seeds: seed of every reset.
+        actions: action of every step since the world was built.
+        x, at_step: the point's position, and the number of steps since reset.
     """
 
     clock: Clock = field(default_factory=MonotonicClock)
@@ -103,7 +103,7 @@ class ToyWorld:
         return Observation(frames, state, self.instruction, stamp_ns, self.at_step, self.truth(self))
 
     def _is_done(self) -> bool:
-        """The task's success test."""
+        """Return whether the task is done."""
         by_place = self.goal is not None and self.x >= self.goal
         return by_place or (self.succeed_at is not None and self.at_step >= self.succeed_at)
 
