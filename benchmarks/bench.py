@@ -1,4 +1,4 @@
-"""`vla bench WHAT`: one measurement, with its baseline in the same run. Each module imports what it measures late."""
+"""`vla bench WHAT`: runs one measurement and its baseline. The modules import heavy packages late."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ BenchArgs = (
 
 
 def main(args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | StopArgs | DataArgs | FinetuneBenchArgs) -> int:
-    """Measure one of them.
+    """Run the benchmark of these arguments.
 
     Raises:
-        VlaError: what it needs is not there.
+        VlaError: a policy, a package or a server that it needs is absent.
     """
     match args:
         case PolicyArgs():

@@ -1,4 +1,4 @@
-"""Processes beside a benchmark: modules of this folder, each in an interpreter of its own."""
+"""Starts the processes beside a benchmark: modules of this folder, each in an interpreter of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def start_child(module: str, *arguments: str, **options: Any) -> subprocess.Pope
     Args:
         module: name of a module of this folder.
         arguments: its command line.
-        options: more for `subprocess.Popen`.
+        options: further options of `subprocess.Popen`.
     """
     path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}

@@ -1,10 +1,10 @@
-"""`vla bench data`: frames a second and resident memory, by order and number of workers, cold and warm.
+"""`vla bench data`: frames per second and resident memory, by order and number of workers, cold and warm.
 
     in order    whole episodes, one after another, as statistics and conversions read
-    shuffled    single frames anywhere, as training reads: one read at the frame's place on disk, then decoding
+    shuffled    single frames at random, as training reads: one read from the disk, then decoding
 
-Workers are processes of their own, each with its share of the frames; their rates add up. Cold means that the system
-was told to forget the files first; a file that something else is reading may stay.
+Workers are processes, each with its share of the frames; their rates are added. Cold means that the system was asked
+to drop the files from its cache first; it may keep a file that another program reads.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ SEED = 0
 
 @dataclass(frozen=True)
 class DataArgs:
-    """Frames a second and memory while a dataset is read and decoded."""
+    """Measure frames per second and memory of reading and decoding a dataset."""
 
     path: Annotated[str, tyro.conf.Positional, option("PATH")]
     """an RLDS or LeRobot folder, or a robomimic HDF5 file"""
     split: Annotated[str, option("SPLIT")] = "train"
-    """which part"""
+    """its part: train, val, train[:95%], all"""
     workers: Annotated[tuple[int, ...], option("N ...")] = (1, 2)
     """numbers of processes to try"""
     seconds: Annotated[float, option("S")] = 3.0
-    """how long each case reads; a small dataset is read again and again"""
+    """duration of each case; a small dataset is read repeatedly"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
     def __post_init__(self) -> None:
         if self.seconds <= 0 or not self.workers or min(self.workers) < 1:
@@ -58,12 +58,12 @@ class DataArgs:
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker did.
+    """The work of one worker.
 
     Attributes:
-        frames: decoded.
-        seconds: it took.
-        resident_mb: memory of the process afterwards, its libraries included.
+        frames: number of decoded frames.
+        seconds: duration [s].
+        resident_mb: memory of the process afterwards, with its libraries [MB].
     """
 
     frames: int
@@ -76,11 +76,11 @@ class Case:
     """One measurement.
 
     Attributes:
-        order: how frames were chosen.
-        workers: processes.
-        cold: the files had to come from the disk; only one pass over them.
-        frames_per_second: of all workers together.
-        resident_mb: of the largest worker.
+        order: order of the frames.
+        workers: number of processes.
+        cold: the files were read from the disk, in a single pass.
+        frames_per_second: rate of all workers together.
+        resident_mb: memory of the largest worker [MB].
     """
 
     order: Order
@@ -95,10 +95,10 @@ class Case:
 
 
 def main(args: DataArgs) -> int:
-    """Measure.
+    """Measure, and print a table.
 
     Raises:
-        DataError: no dataset, or one without frames.
+        DataError: the path is no dataset, or it has no frames.
     """
     source = open_source(args.path, args.split)
     cameras = _cameras(source)
@@ -121,7 +121,7 @@ def main(args: DataArgs) -> int:
 
 
 def measure(source: EpisodeSource, order: Order, workers: int, cold: bool, seconds: float) -> Case:
-    """One case; a cold one is a single pass, since the second would be warm."""
+    """Measure one case; a cold one is a single pass, since a second one would be warm."""
     if cold:
         _forget(source.location)
     spawn = multiprocessing.get_context("spawn")  # a fork would count this process's memory as the worker's
@@ -133,8 +133,8 @@ def measure(source: EpisodeSource, order: Order, workers: int, cold: bool, secon
 
 
 def _read(source: EpisodeSource, order: Order, worker: int, workers: int, seconds: float) -> Share:
-    """Every share at least once, then again until the time is over."""
-    decode_image(_tiny_png(), "uint8", "warming up")  # the decoder is loaded
+    """Read a worker's share at least once, and repeat it until the time is over."""
+    decode_image(_tiny_png(), "uint8", "warming up")  # loads the decoder
     places = _places(source, order)[worker::workers]
     frames, started_s = 0, time.perf_counter()
     while not frames or time.perf_counter() - started_s < seconds:
@@ -144,7 +144,7 @@ def _read(source: EpisodeSource, order: Order, worker: int, workers: int, second
 
 
 def _places(source: EpisodeSource, order: Order) -> Sequence[tuple[int, int]]:
-    """(episode, step) of what is read, in its order; step 0 stands for a whole episode."""
+    """Return (episode, step) of the frames in their order; step 0 for a whole episode."""
     if order == "in order":
         return [(index, 0) for index in range(len(source))]
     places = [(index, step) for index, length in enumerate(source.lengths.tolist()) for step in range(length)]
@@ -172,7 +172,7 @@ def _cameras(source: EpisodeSource) -> list[str]:
 
 
 def _forget(location: str) -> None:
-    """Ask the system to drop the files from its cache; nothing happens where there are no such files."""
+    """Ask the system to drop the files from its cache; does nothing without files at `location`."""
     root = Path(location)
     for path in [root, *root.rglob("*")]:
         if path.is_file():
@@ -190,7 +190,7 @@ def _tiny_png() -> bytes:
 
 
 def _resident_mb() -> float:
-    """Memory of this process alone; pages of files that it maps belong to the system's cache."""
+    """Return the memory of this process alone [MB]; pages of mapped files belong to the system's cache."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(fields["RssAnon"].split()[0]) / 1024
 

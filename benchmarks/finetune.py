@@ -1,11 +1,11 @@
-"""`vla bench finetune`: samples a second of fine-tuning, next to the plain loop that a user would write, in one run.
+"""`vla bench finetune`: samples per second of fine-tuning, next to a plain loop, in one run.
 
-For all weights, and for LoRA, two contenders take turns, so that whatever else the computer does hits both alike:
+For all weights, and for LoRA, two contenders take turns, so that other load on the computer affects both alike:
 
 - ours: `vla finetune`'s own steps
 - plain: timm's towers, transformers' Llama with `labels`, peft and a DataLoader, on copies of the same weights
 
-Both see the same frames in the same order, and the losses of their steps are compared.
+Both get the same frames in the same order, and the losses of their steps are compared.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ if TYPE_CHECKING:
 
 INSTRUCTION = "lift the red cube"
 EPISODES, EPISODE_STEPS = 8, 40
-"""Of the frames that are made where no dataset is given."""
+"""Number of episodes and of steps in each, made without a dataset."""
 
 KEY = "bench"
 
 
 @dataclass(frozen=True)
 class FinetuneBenchArgs:
-    """Samples a second of fine-tuning, of all weights and with LoRA, next to a plain loop on the same weights."""
+    """Measure samples per second of fine-tuning, of all weights and with LoRA, next to a plain loop."""
 
     policy: Annotated[str, option("NAME | FOLDER")] = "openvla_nano"
     """the policy to start from"""
     data: Annotated[Path | None, option("FOLDER")] = None
     """a dataset that fits it; without one, frames of coarse colours are made for the run"""
     lora_rank: Annotated[int, option("RANK")] = 32
-    """of the runs with LoRA; 0 leaves them out"""
+    """rank of the runs with LoRA; 0 leaves them out"""
     batch_size: Annotated[int, option("N")] = 32
-    """frames of a step"""
+    """frames per step"""
     rounds: Annotated[int, option("N")] = 10
-    """turns of each contender"""
+    """turns per contender"""
     steps: Annotated[int, option("N")] = 2
-    """steps of a turn"""
+    """steps per turn"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.rounds, self.steps) < 1 or self.lora_rank < 0:
@@ -68,14 +68,14 @@ class FinetuneBenchArgs:
 
 @dataclass
 class Contest:
-    """What was measured of one way to fine-tune.
+    """The measurements of one way to fine-tune.
 
     Attributes:
         name: "full" or "lora32".
-        learned: share of the numbers that learn.
+        learned: share of the parameters that are trained.
         step_s: contender -> seconds of each step.
         losses: contender -> loss of each step.
-        loading_s: of plain's steps, seconds until the batch is there.
+        loading_s: time until the batch is ready in each of plain's steps [s].
     """
 
     name: str
@@ -85,17 +85,17 @@ class Contest:
     loading_s: list[float] = field(default_factory=list[float])
 
     def rate(self, contender: str, batch_size: int) -> float:
-        """Samples a second, by the median step."""
+        """Return samples per second, by the median step."""
         return batch_size / float(np.median(self.step_s[contender]))
 
     @property
     def loading(self) -> float:
-        """Share of plain's time that its frames take."""
+        """Share of plain's time that loading takes."""
         return float(np.sum(self.loading_s[-len(self.step_s[PLAIN]) :]) / np.sum(self.step_s[PLAIN]))
 
     @property
     def difference(self) -> float:
-        """The largest between losses of the same step, in units of the plain one."""
+        """Largest difference between losses of the same step, relative to plain's."""
         ours, plain = np.array(self.losses[OURS]), np.array(self.losses[PLAIN])
         return float(np.max(np.abs(ours - plain) / plain))
 
@@ -125,7 +125,7 @@ def main(args: FinetuneBenchArgs) -> int:
 
 
 def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Callable[[], object]) -> Contest:
-    """Both contenders in turns, from the same weights."""
+    """Run both contenders in turns, from the same weights."""
     from benchmarks.models.plain_training import PlainFrames, PlainLoop, PlainModel, adapted
     from vla_robot.data.formats.lerobot.demo_dataset import open_demos
     from vla_robot.policy.openvla.policy import load
@@ -135,7 +135,7 @@ def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Call
 
     policy = find("policies", args.policy)
     data = args.data or _made(policy, folder / "frames")
-    # What only we do (averages cannot be switched off, but cost little) or do otherwise stays out of the losses.
+    # Options that plain lacks are off, so that the losses are comparable (averages stay on; they cost little).
     recipe = DemosFinetuneRecipe(
         data=(data,), dataset_name=KEY, policy=policy, lora_rank=lora_rank, batch_size=args.batch_size,
         steps=args.rounds * args.steps + 1, learning_rate=1e-4, warmup_steps=0, final_rate=1.0, weight_decay=0.0,
@@ -171,13 +171,13 @@ def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Call
 
 
 def _made(policy: Path, folder: Path) -> Path:
-    """A dataset of coarse colours for a policy; every frame differs, and nothing else matters for time."""
+    """Write a dataset of coarse colours for a policy; every frame differs, and time depends on nothing else."""
     from vla_robot.data.formats.lerobot.writer import LeRobotWriter
     from vla_robot.policy.openvla.checkpoint import Checkpoint
 
     checkpoint = Checkpoint.read(policy)
     if checkpoint.embodiment is None:
-        raise RecipeError(f"{policy} does not say what it drives (no embodiment.json); give --data FOLDER.")
+        raise RecipeError(f"{policy} has no embodiment.json, so no frames can be made for it; give --data FOLDER.")
     if not folder.exists():
         with LeRobotWriter(folder) as writer:
             for seed in range(EPISODES):
@@ -204,7 +204,7 @@ def _episode(arm: Embodiment, seed: int) -> Demonstration:
 
 
 def rows(contests: list[Contest], batch_size: int) -> list[dict[str, Any]]:
-    """Rates beside the plain loop's, and how far the losses are apart."""
+    """Return the rates beside the plain loop's, and the difference of the losses."""
     found: list[dict[str, Any]] = []
     for c in contests:
         ours, plain = c.rate(OURS, batch_size), c.rate(PLAIN, batch_size)

@@ -1,8 +1,8 @@
-"""`vla bench loop`: how punctual the bridge's control clock is, and how soon a camera's frame becomes a command.
+"""`vla bench loop`: lateness of the bridge's control clock, and time from a camera's frame to its command.
 
     this process           bridge with an emulated arm, two 224x224 cameras, 50 Hz
-    a controller           answers every observation at once, as a policy would that needs no time
-    an inference beside    the nano policy, as fast as it goes, on the last core
+    a controller           answers every observation at once, as a policy without inference time
+    an inference beside    the nano policy, without a pause, on the last core
 
 The baseline is the same bridge in a loop that sleeps for a period after each tick, as control loops are often written:
 ordinary priority, garbage collection on. Both take turns within one run.
@@ -45,16 +45,16 @@ from vla_robot.serve.bridge.server import BridgeServer, Pace
 from vla_robot.transport.sockets import ServerSocket
 
 PRIORITY = 40
-"""Above everything ordinary, below the kernel's own threads."""
+"""Real-time priority above all ordinary processes, below the kernel's threads."""
 
 BASELINE_SHARE = 4
-"""The relative loop runs a quarter as many ticks: it drifts away soon enough."""
+"""The relative loop runs 1/4 of the ticks, which is enough to show its drift."""
 
 SLACK_S = 30.0
-"""How much longer than its ticks a loop may run."""
+"""Time that a loop may take beyond its ticks [s]."""
 
 WARM_UP = 25
-"""Ticks that are not counted: connections are made, caches fill."""
+"""Ticks that are not counted, while connections are made and caches fill."""
 
 MEASURES = ("late_ms", "interval_error_ms", "overhead_ms")
 QUANTILES = (("p50", 50.0), ("p99", 99.0), ("max", 100.0))
@@ -65,20 +65,20 @@ Numbers = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LoopArgs:
-    """Jitter of the bridge's control clock and its way from capture to command, with inference running beside it."""
+    """Measure the jitter of the bridge's control clock and its time from capture to command, beside inference."""
 
     ticks: Annotated[int, option("N")] = 1500
-    """how many ticks are measured; 10000 shows that nothing drifts"""
+    """number of ticks; 10000 show that the clock does not drift"""
     rate_hz: Annotated[float, option("HZ")] = 50.0
     """control rate"""
     policy: Annotated[str | None, option("POLICY")] = "openvla_nano"
-    """what infers beside it, by name or path; 'none' for nothing"""
+    """policy that runs inference beside it, by name or path; 'none' for no inference"""
     recording: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """instead of the baseline: the same with and without recording two cameras, here and at the other end, in turns"""
+    """instead of the baseline, compare recording two cameras, at the bridge and at its peer, with not recording"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
     plot: Annotated[Path | None, option("FILE.png")] = None
-    """also draw them"""
+    """also plot the results to this file"""
 
     def __post_init__(self) -> None:
         if not 100 <= self.ticks <= 1_000_000:
@@ -91,15 +91,15 @@ class LoopArgs:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one loop did.
+    """The measurements of one loop.
 
     Attributes:
-        late_ms: (N,) how long after its place in the absolute schedule each tick came. Where a loop skips the periods
-            that it missed, the place is the nearest one; where it skips none, lateness adds up.
-        interval_error_ms: (N - 1,) by how much each interval between ticks differs from the period.
-        stages_ms: stage -> (M,) of each chunk, from capture to its arrival at the bridge.
-        missed: periods that were skipped.
-        priority: what the process was given.
+        late_ms: (N,) delay of each tick after its time in the absolute schedule. In a loop that skips missed periods,
+            the nearest time counts; in one that skips none, lateness adds up.
+        interval_error_ms: (N - 1,) difference of each interval between ticks from the period.
+        stages_ms: stage -> (M,) duration for each chunk, from capture to its arrival at the bridge.
+        missed: number of skipped periods.
+        priority: the process's priority, in words.
     """
 
     late_ms: Numbers
@@ -110,17 +110,17 @@ class Measured:
 
     @property
     def drift_ms(self) -> float:
-        """How far behind its schedule the loop was at the end."""
+        """Delay of the loop at the end."""
         return float(np.median(self.late_ms[-10:]))
 
     @property
     def overhead_ms(self) -> Numbers:
-        """(M,) from capture to the command's arrival; there is no model in it."""
+        """(M,) time from capture to the command's arrival, without a model."""
         return np.sum([self.stages_ms[name] for name in STAGES], axis=0)
 
 
 class RelativePace:
-    """Sleeps for a period after the work of each tick: every bit of lateness stays."""
+    """A clock that sleeps for a period after the work of each tick, so that lateness adds up."""
 
     def __init__(self, clock: Clock, period_ns: int) -> None:
         self._clock = clock
@@ -133,7 +133,7 @@ class RelativePace:
 
 @dataclass
 class EmulatedArm:
-    """Two cameras and no motor; writes down when it was told something."""
+    """An arm with two cameras and no motor, which logs the times of its commands."""
 
     rate_hz: float
     can_wait: bool = False
@@ -173,10 +173,10 @@ class EmulatedArm:
         return self._observe()
 
     def stop(self) -> None:
-        """It rests already."""
+        """Do nothing: there is no motor."""
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Do nothing: there is no connection."""
 
     def _observe(self) -> Observation:
         images = {"front": self.frame, "wrist": self.frame.copy()}
@@ -184,7 +184,7 @@ class EmulatedArm:
 
 
 class TimedBridge(Bridge):
-    """Notes how long ago the frames of each chunk were captured when it arrives."""
+    """A bridge that logs, for each chunk that arrives, the time since its frames' capture."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -196,11 +196,11 @@ class TimedBridge(Bridge):
 
 
 def main(args: LoopArgs) -> int:
-    """Measure, and print what was found.
+    """Measure, and print a table.
 
     Raises:
-        RecipeError: the policy beside it does not exist.
-        TransportError: the controller does not come.
+        RecipeError: the policy for the inference does not exist.
+        TransportError: the controller does not connect.
         MissingDependencyError: the plot's package is not installed.
     """
     if args.plot:
@@ -250,19 +250,19 @@ def measure(
     listener: Listener = lambda _: None,
     controller: str = CONTROLLER,
 ) -> Measured:
-    """Let a bridge tick while a controller answers it.
+    """Run a bridge with a controller that answers it.
 
     Args:
-        ticks: how many are measured.
-        rate_hz: of the clock.
+        ticks: number of measured ticks.
+        rate_hz: rate of the clock.
         pace: makes the clock.
         priority: real-time priority of the bridge, 0 for none.
-        frozen: without garbage collection, as a bridge runs.
-        listener: of the bridge, such as its log.
-        controller: which peer answers.
+        frozen: switch garbage collection off, as `vla bridge` does.
+        listener: listener of the bridge, such as its log.
+        controller: peer that answers.
 
     Raises:
-        TransportError: the controller did not stay.
+        TransportError: the controller ended early.
     """
     clock, arm = MonotonicClock(), EmulatedArm(rate_hz)
     limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
@@ -275,7 +275,7 @@ def measure(
         missed = server.status()["counts"]["missed_ticks"]
         socket.settle()  # before its peer is ended
     if len(arm.told_ns) < wanted:
-        raise TransportError(f"the loop came to {len(arm.told_ns)} of {wanted} ticks: its controller did not stay.")
+        raise TransportError(f"the loop ended after {len(arm.told_ns)} of {wanted} ticks: its controller ended early.")
     at_ms = (np.array(arm.told_ns[WARM_UP:wanted], dtype=np.float64) - arm.told_ns[WARM_UP]) / NS_PER_MS
     period_ms = 1000 / rate_hz
     late_ms = lateness(at_ms, period_ms, skips=pace is Ticker)
@@ -283,12 +283,12 @@ def measure(
 
 
 def lateness(at_ms: Numbers, period_ms: float, *, skips: bool) -> Numbers:
-    """(N,) behind an absolute schedule in the phase of the most punctual of the first ticks.
+    """Return (N,) delays to an absolute schedule [ms], in the phase of the most punctual of the first ticks.
 
     Args:
-        at_ms: (N,) when the ticks came.
-        period_ms: of the schedule.
-        skips: whether the loop leaves out the periods that it missed.
+        at_ms: (N,) times of the ticks.
+        period_ms: period of the schedule.
+        skips: whether the loop skips missed periods.
     """
     place = np.round(at_ms / period_ms) if skips else np.arange(len(at_ms))
     late_ms = at_ms - place * period_ms
@@ -297,7 +297,7 @@ def lateness(at_ms: Numbers, period_ms: float, *, skips: bool) -> Numbers:
 
 @contextlib.contextmanager
 def punctual(priority: int, frozen: bool) -> Iterator[str]:
-    """A process as a bridge's is, or as any other; and as it was, afterwards."""
+    """Give this process a bridge's priority and garbage collection during the block, or the ordinary ones."""
     if frozen:
         freeze_garbage()
     try:
@@ -310,17 +310,17 @@ def punctual(priority: int, frozen: bool) -> Iterator[str]:
 
 @contextlib.contextmanager
 def peer(*arguments: str) -> Iterator[None]:
-    """A process of `loop_peers`, once it is ready, for the length of a `with` block.
+    """Run a process of `loop_peers` during a `with` block, which begins when the process is ready.
 
     Raises:
-        TransportError: it ended instead.
+        TransportError: it ended early.
     """
     process = start_child("loop_peers", *arguments, stdin=subprocess.PIPE)
     assert process.stdout is not None
     try:
         # The controller is ready once it runs; it connects when the bridge answers.
         if process.stdout.readline().strip() != READY:
-            raise TransportError(f"the process beside the bridge ('{arguments[0]}') ended before it began.")
+            raise TransportError(f"the process beside the bridge ('{arguments[0]}') ended before it was ready.")
         yield
     finally:
         process.kill()
@@ -328,7 +328,7 @@ def peer(*arguments: str) -> Iterator[None]:
 
 
 def rows(absolute: Measured, relative: Measured) -> list[dict[str, Any]]:
-    """Each measure of the bridge's loop next to the relative one's."""
+    """Return each measure of the bridge's loop next to the relative one's."""
     found: list[dict[str, Any]] = []
     for name in MEASURES:
         for label, percent in QUANTILES:
@@ -342,12 +342,12 @@ def rows(absolute: Measured, relative: Measured) -> list[dict[str, Any]]:
 
 
 def compared(name: str, value: float, baseline: float) -> dict[str, Any]:
-    """A number of milliseconds beside the baseline's; the ratio says how many times better it is."""
+    """Return a number of milliseconds beside the baseline's; `ratio` is how many times smaller it is."""
     return row(name, value, "ms", baseline, baseline / value if value else 0.0)
 
 
 def _stages(arrivals: list[tuple[float, Mapping[str, float]]]) -> dict[str, Numbers]:
-    """Those that the controller told, and what is left of the total: the way back to the bridge."""
+    """Return the stages that the controller reported, and the rest of the total: the way back to the bridge."""
     *told, last = STAGES
     stages_ms = {name: np.array([stages[name] for _, stages in arrivals]) for name in told}
     total_ms = np.array([total for total, _ in arrivals])
@@ -366,7 +366,7 @@ def _table(found: list[dict[str, Any]]) -> Table:
 
 
 def _draw(absolute: Measured, relative: Measured, path: Path) -> None:
-    """Lateness over time, its histogram, and the way from capture to command by stage."""
+    """Plot lateness over time, its histogram, and the time from capture to command by stage."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")

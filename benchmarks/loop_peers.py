@@ -18,16 +18,16 @@ from vla_robot.data.demonstration import DemonstrationBuilder
 CONTROLLER, RECORDER, INFERENCE = "controller", "recorder", "inference"
 
 READY = "ready"
-"""What a peer prints once it is at work."""
+"""Line that a peer prints when it is ready."""
 
 CONNECT_TIMEOUT_S = 60.0
 
 EPISODE_STEPS = 400
-"""After so many steps a recorded episode is forgotten, and another one begins: 120 MB of frames that are noise."""
+"""Number of steps after which a recorded episode is dropped for a new one: 120 MB of noise frames."""
 
 
 def control(address: str, records: bool = False) -> None:
-    """Answer every observation at once, until the process is ended; `records` also gathers them, as a person would."""
+    """Answer every observation at once, until the process is ended; with `records`, also collect them."""
     from vla_robot.serve.bridge.remote_robot import RemoteRobot
 
     print(READY, flush=True)
@@ -54,7 +54,7 @@ def control(address: str, records: bool = False) -> None:
 
 
 def infer(folder: Path) -> None:
-    """Ask a policy again and again, until the process is ended."""
+    """Run inference repeatedly, until the process is ended."""
     _keep_to_one_core()
     from vla_robot.policy.openvla.policy import load
 
@@ -68,20 +68,20 @@ def infer(folder: Path) -> None:
 
 
 def _keep_to_one_core() -> None:
-    """The last one, so that the bridge and its controller have the others; torch takes a thread per core it finds."""
+    """Use only the last core, since the bridge and its controller need the others and torch takes every core."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def imagined(embodiment: Embodiment) -> Observation:
-    """Noise in the shape of what a policy sees."""
+    """Return an observation of noise for a policy."""
     rng = np.random.default_rng(0)
     images = {c.name: rng.integers(0, 256, (c.height, c.width, 3), dtype=np.uint8) for c in embodiment.cameras}
     return Observation(images, np.zeros(len(embodiment.state)), "lift the red cube", stamp_ns=1, step=0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """One of them; ends when the parent does."""
+    """Run one of the peers; it ends with its parent process."""
     what, where = sys.argv[1:] if argv is None else argv
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if what in (CONTROLLER, RECORDER):
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_with_parent() -> None:
-    """The parent holds the other end of stdin and never writes."""
+    """End this process when stdin closes: the parent holds its other end and never writes."""
     while os.read(0, 4096):
         pass
     os._exit(0)

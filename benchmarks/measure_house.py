@@ -1,4 +1,4 @@
-"""Measures how the code is built: files and lines by room, folders, cycles, ports, functions.
+"""Measures the code's structure: files and lines by room, folders, cycles, ports, functions.
 
     python benchmarks/measure_house.py                 of this checkout
     python benchmarks/measure_house.py 37a059b HEAD    of two commits, side by side
@@ -39,7 +39,7 @@ class Function:
 
     Attributes:
         lines: from `def` to its end, without its docstring.
-        is_annotated: whether each of its arguments, and what it returns, has a type.
+        is_annotated: whether all arguments and the result have a type.
     """
 
     lines: int
@@ -47,7 +47,7 @@ class Function:
 
 
 def sources_of(commit: str) -> Sources:
-    """Every Python file of a commit."""
+    """Return every Python file of a commit."""
     archive = subprocess.run(["git", "archive", commit], capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         paths = [member for member in files.getmembers() if member.isfile() and member.name.endswith(".py")]
@@ -65,7 +65,7 @@ def inside(sources: Sources, folder: str) -> Sources:
 
 
 def rooms(package: Sources) -> dict[str, tuple[int, int]]:
-    """Room -> its files and lines."""
+    """Return room -> number of its files and lines."""
     files, lines = Counter[str](), Counter[str]()
     for path, text in package.items():
         room = path.parts[1] if len(path.parts) > 2 else "(top)"
@@ -96,7 +96,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Function:
 
 
 def ports(package: Sources) -> Counter[str]:
-    """File -> how many Protocols it defines whose name begins without an underscore."""
+    """Return file -> number of public Protocols that it defines."""
     return Counter(str(path) for path, text in package.items() for name in protocols(text) if name[0] != "_")
 
 
@@ -106,7 +106,7 @@ def _modules(package: Sources) -> Iterator[tuple[str, bool, str]]:
 
 
 def measures(commit: str) -> dict[str, str]:
-    """What is measured -> its value at a commit."""
+    """Return measure -> its value at a commit."""
     sources = sources_of(commit)
     package, tests = inside(sources, PACKAGE), inside(sources, "tests")
     made = functions(package)

@@ -1,12 +1,12 @@
-"""`vla bench policy`: where the milliseconds of an inference go, next to plain timm and transformers in the same run.
+"""`vla bench policy`: time of each stage of an inference, next to plain timm and transformers in the same run.
 
-Contenders take turns, so that whatever else the computer does hits all alike:
+Contenders take turns, so that other load on the computer affects all alike:
 
 - ours, for each batch size: frames to actions, a time for each stage
 - ours in another precision, when asked for, with the share of action tokens that differ
 - plain: the same weights as the model card would use them, through transformers' `generate`, one observation at a time
 
-What the machine can do at best is measured beside them: bare matrix products at each stage's shapes, and memory.
+The machine's limits are measured beside them: bare matrix products at each stage's shapes, and memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PLAIN, COMPILED = "plain", "compiled"
 FRAME_PX = 224
 SCENES = 32
-"""Each round looks at the next ones, as the number of passes over an answer depends on what is seen."""
+"""Number of scenes, one per round: the number of passes over an answer depends on the scene."""
 INSTRUCTION = "lift the red cube"
 COUNTED = ("towers", "projector", "prefill", "decode")
 """Stages whose operations are counted."""
@@ -46,24 +46,24 @@ COUNTED = ("towers", "projector", "prefill", "decode")
 
 @dataclass(frozen=True)
 class PolicyArgs:
-    """Latency of a policy by stage and batch size, next to plain timm and transformers on the same weights."""
+    """Measure a policy's latency by stage and batch size, next to plain timm and transformers on the same weights."""
 
     policy: Annotated[str, option("NAME | FOLDER")] = "openvla_nano"
     """a recipe of kind openvla, or a checkpoint folder"""
     batch: Annotated[tuple[int, ...], option("N ...")] = (1, 4, 16)
     """batch sizes"""
     dtype: Annotated[tuple[str, ...], option("DTYPE ...")] = ("float32",)
-    """precisions; the first is the one that the others' tokens are compared with"""
+    """precisions; the tokens of the others are compared with the first's"""
     compiled: bool = False
-    """also measure the first precision as a compiled graph; compiling takes a minute for each batch size"""
+    """also measure the first precision as a compiled graph; compiling takes a minute per batch size"""
     quantise: Annotated[tuple[str, ...], option("WAY ...")] = ()
     """also measure the first precision with matrices of fewer bits: int8, int4"""
     rounds: Annotated[int, option("N")] = 30
     """inferences of each contender"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
     plot: Annotated[Path | None, option("FILE.png")] = None
-    """also draw the stages"""
+    """also plot the stages to this file"""
 
     def __post_init__(self) -> None:
         if min(self.batch, default=0) < 1 or self.rounds < 1 or not self.dtype:
@@ -75,10 +75,10 @@ class Case:
     """One contender.
 
     Attributes:
-        dtype: precision of ours, or of the weights that `plain` shares.
-        batch: observations an inference.
-        plain: the baseline instead of ours.
-        how: of ours, what else was done: "compiled", or the way of quantising.
+        dtype: precision of ours, or of the weights that `plain` uses too.
+        batch: observations per inference.
+        plain: whether it is the baseline instead of ours.
+        how: variant of ours: "compiled", or the way of quantising.
     """
 
     dtype: str
@@ -92,19 +92,19 @@ class Case:
 
     @property
     def variant(self) -> str:
-        """Which weights, and how they run."""
+        """Weights and their variant, in words."""
         return f"{self.dtype}+{self.how}" if self.how else self.dtype
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured.
+    """The measurements.
 
     Attributes:
-        timings: by contender.
+        timings: contender -> its times.
         costs: batch size -> stage -> operations and bytes.
         matmul: batch size -> stage -> operations per second of the bare matrix products.
-        memory_bytes_per_s: of a large copy, read and written.
+        memory_bytes_per_s: rate of a large copy, read and written.
         weights_bytes: variant -> memory that the weights occupy.
     """
 
@@ -142,7 +142,7 @@ def main(args: PolicyArgs) -> int:
 
 
 def measure(args: PolicyArgs, console: Terminal) -> Report:
-    """All contenders in turns."""
+    """Measure all contenders in turns."""
     from benchmarks.models.inference_times import memory_bytes_per_s, take_turns
 
     policies = {(dtype, ""): _load(args.policy, dtype) for dtype in args.dtype}
@@ -202,7 +202,7 @@ def _cameras(policy: OpenVLAPolicy) -> list[str]:
 
 
 def _scene(policy: OpenVLAPolicy, seed: int) -> Observation:
-    """Coarse random colours. The shipped policy takes as many passes over its answers to them as in its own world."""
+    """Return a scene of random coarse colours. The shipped policy needs as many passes for it as in its own world."""
     rng = np.random.default_rng(seed)
     images = {
         name: np.kron(rng.integers(0, 256, (7, 7, 3)), np.ones((FRAME_PX // 7, FRAME_PX // 7, 1))).astype(np.uint8)
@@ -235,7 +235,7 @@ def _matmul(policy: OpenVLAPolicy, batch: int) -> dict[str, float]:
 
 
 def rows(report: Report) -> list[dict[str, Any]]:
-    """For JSON. Ratios compare with `plain` per observation; above 1 is faster than it."""
+    """Return the rows for JSON. Ratios compare with `plain` per observation; above 1 is faster than plain."""
     plain_ms = report.plain.percentile_ms(50)
     result = [row("plain/p50", plain_ms, "ms"), row("plain/p99", report.plain.percentile_ms(99), "ms")]
     result += [row(f"{variant}/weights", size, "bytes") for variant, size in report.weights_bytes.items()]
@@ -278,7 +278,7 @@ def _flops_per_s(report: Report, case: Case, stage: str) -> float:
 
 
 def _difference(report: Report, case: Case) -> float:
-    """Share of action tokens that differ: in the first precision from plain, else from ours in the first precision."""
+    """Return the share of action tokens that differ from plain's, or, in another precision, from the first's."""
     first = next(c.dtype for c in report.timings)
     if case.dtype == first and case.how in ("", COMPILED):
         mine, other = report.timings[case].tokens, report.plain.tokens
@@ -288,7 +288,7 @@ def _difference(report: Report, case: Case) -> float:
 
 
 def _table(report: Report) -> Table:
-    """A column per contender: the stages, then what they come to."""
+    """Return a table with a column per contender: the stages, then their sum."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("ms, median", no_wrap=True)
     for case in report.timings:
@@ -309,7 +309,7 @@ def _table(report: Report) -> Table:
 
 
 def _words(report: Report) -> str:
-    """How near each stage comes to the machine's best, for the first precision."""
+    """Return each stage's share of the machine's limit, for the first precision."""
     lines = ["", "Of what bare matrix products reach here at the same shapes (Gflop/s):"]
     for case in report.timings:
         if COUNTED[0] in report.timings[case].stages_ms() and case.dtype == next(iter(report.timings)).dtype:
@@ -326,12 +326,12 @@ def _words(report: Report) -> str:
 
 
 def _stages(report: Report) -> list[str]:
-    """All stages that a contender has, in order."""
+    """Return all stages of any contender, in order."""
     return list(dict.fromkeys(stage for timing in report.timings.values() for stage in timing.stages_ms()))
 
 
 def _draw(report: Report, path: Path) -> None:
-    """A bar per contender, its stages stacked, in ms an observation."""
+    """Plot a bar per contender, its stages stacked, in ms per observation."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.5), layout="constrained")

@@ -1,11 +1,11 @@
-"""`vla bench loop --recording`: by how much recording two raw cameras of 224 x 224 moves the control clock.
+"""`vla bench loop --recording`: effect of recording two raw 224 x 224 cameras on the control clock.
 
     nothing is recorded     the bridge ticks, a controller answers every observation at once
     the bridge's log        `vla bridge --record`: every tick as PNG in an episode log, by a process of its own
     a person's recording    `vla record --robot`: the same in the controller; its way from capture to command counts
 
-The three take turns, round by round, each round in another order. The frames are noise, the dearest there is: PNG finds
-nothing to save in them, and each tick writes 300 kB.
+The three take turns in rounds, each in another order. The frames are noise, the slowest content for PNG: it cannot be
+compressed, and each tick writes 300 kB.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ WAYS = (NOTHING, LOG, PERSON)
 
 @dataclass(frozen=True)
 class Recorded:
-    """All rounds of the three ways.
+    """The measurements of the three ways.
 
     Attributes:
         measured: way -> its rounds.
         logged: steps in the bridge's logs.
-        without_frames: those whose frames the writer had to leave out.
+        without_frames: number of steps that the writer stored without frames.
     """
 
     measured: Mapping[str, Sequence[Measured]]
@@ -50,12 +50,12 @@ class Recorded:
     without_frames: int
 
     def quantile(self, way: str, measure: str, percent: float) -> float:
-        """Of all rounds of a way together, in milliseconds."""
+        """Return a quantile over all rounds of a way, in milliseconds."""
         values = [np.abs(getattr(m, measure)) for m in self.measured[way]]
         return float(np.percentile(np.concatenate(values), percent))
 
     def moved_ms(self, way: str, measure: str = "interval_error_ms", percent: float = 99.0) -> float:
-        """By how much a way of recording moves a quantile."""
+        """Return the change of a quantile by a way of recording."""
         return self.quantile(way, measure, percent) - self.quantile(NOTHING, measure, percent)
 
     @property
@@ -65,16 +65,16 @@ class Recorded:
 
 
 def measure_recording(ticks: int, rate_hz: float, rounds: int = ROUNDS) -> Recorded:
-    """Let a bridge tick in each of the three ways.
+    """Run a bridge in each of the three ways.
 
     Args:
-        ticks: of each way, over all rounds.
+        ticks: number of ticks of each way, over all rounds.
         rate_hz: control rate.
-        rounds: turns that each way gets.
+        rounds: number of turns of each way.
 
     Raises:
-        TransportError: the controller does not come.
-        DataError: the disk refuses a log.
+        TransportError: the controller does not connect.
+        DataError: a log cannot be written.
     """
     measured: dict[str, list[Measured]] = {way: [] for way in WAYS}
     logged = without_frames = 0
@@ -99,7 +99,7 @@ def measure_recording(ticks: int, rate_hz: float, rounds: int = ROUNDS) -> Recor
 
 
 def rows(found: Recorded) -> list[dict[str, Any]]:
-    """Each measure of the two ways of recording; the baseline is that of no recording."""
+    """Return each measure of the two ways of recording, next to no recording."""
     made: list[dict[str, Any]] = []
     for way in (LOG, PERSON):
         for name in MEASURES:
@@ -111,7 +111,7 @@ def rows(found: Recorded) -> list[dict[str, Any]]:
 
 
 def show(found: Recorded, priority: str) -> None:
-    """Print the rows, and in a sentence what they say."""
+    """Print a table, and a sentence with the result."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("milliseconds", no_wrap=True)
     for way in WAYS:
@@ -126,20 +126,20 @@ def show(found: Recorded, priority: str) -> None:
         f"The bridge ran at {priority}. Its log moves the 99th percentile of an interval's error by "
         f"{found.moved_ms(LOG):+.3f} ms,\na person's recording at the other end by {found.moved_ms(PERSON):+.3f} ms, "
         f"and of the way from capture to command by {found.moved_ms(PERSON, 'overhead_ms'):+.3f} ms.\n"
-        f"{found.without_frames} of {found.logged} logged steps had to leave their frames out."
+        f"{found.without_frames} of {found.logged} logged steps were stored without frames."
     )
 
 
 @dataclass
 class _Log:
-    """The log of one round, in a folder of its own."""
+    """The log of one round, in its own folder."""
 
     folder: Path
     listener: Listener
     settle: Callable[[], None]
 
     def counted(self) -> tuple[int, int]:
-        """Steps, and steps without frames."""
+        """Return the number of steps, and of steps without frames."""
         self.settle()
         logs = [read_episode(path) for path in self.folder.iterdir()]
         dropped = [int(log.summary["dropped_frames"]) for log in logs if log.summary is not None]
@@ -155,4 +155,4 @@ def _log() -> Iterator[_Log]:
 
 
 def _deaf(event: EpisodeBegan | Ticked | EpisodeOver) -> None:
-    """Records nothing."""
+    """Ignore an event."""

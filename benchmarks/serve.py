@@ -1,13 +1,12 @@
-"""`vla bench serve`: what batching gives to many robots, next to the same server answering them one at a time.
+"""`vla bench serve`: effect of batching for many robots, next to the same server with batches of one.
 
-Two servers of the same policy run in processes of their own and are asked in turns, so that whatever else the computer
-does hits both alike:
+Two servers of the same policy run in their own processes and are asked in turns, so that other load on the computer
+affects both alike:
 
 - batched: up to --max-batch observations in one inference
 - one at a time: the same server with batches of one
 
-Each client asks again as soon as it has its answer. Every answer is compared with what the client got when it was
-alone.
+Each client asks again when it has its answer. Every answer is compared with the client's answer without others.
 """
 
 from __future__ import annotations
@@ -41,27 +40,27 @@ LISTENING = "listening on "
 FRAME_PX = 224
 INSTRUCTION = "lift the red cube"
 TOLERANCE = 1e-9
-"""Between an answer in a batch and the same alone, in the action's unit; one token is a thousand times that."""
+"""Largest difference between an answer in a batch and alone, in the action's unit; a token is 1000 times larger."""
 
 
 @dataclass(frozen=True)
 class ServeBenchArgs:
-    """Actions per second of many clients, batched and one at a time, in one run."""
+    """Measure actions per second of many clients, batched and one at a time, in one run."""
 
     policy: Annotated[str, option("POLICY")] = "openvla_nano"
-    """which policy, by name or path"""
+    """the policy, by name or path"""
     clients: Annotated[int, option("N")] = 8
-    """how many ask at once"""
+    """number of clients"""
     max_batch: Annotated[int, option("N")] = 16
-    """observations in one inference of the batching server"""
+    """largest batch of the batching server"""
     seconds: Annotated[float, option("S")] = 4.0
-    """how long each turn takes"""
+    """duration of each turn"""
     rounds: Annotated[int, option("N")] = 3
-    """turns of each server"""
+    """turns per server"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
     plot: Annotated[Path | None, option("FILE.png")] = None
-    """also draw the latencies"""
+    """also plot the latencies to this file"""
 
     def __post_init__(self) -> None:
         if min(self.clients, self.max_batch, self.rounds) < 1 or self.seconds <= 0:
@@ -70,13 +69,13 @@ class ServeBenchArgs:
 
 @dataclass
 class Client:
-    """One robot that asks as fast as it is answered.
+    """A robot that asks without a pause.
 
     Attributes:
-        scene: what it sees, always.
-        alone: (T, D) what the policy answers it when no other client asks.
-        latencies_ms: server -> from asking to the answer, one number each.
-        differing: answers that were not `alone`.
+        scene: its observation, always the same.
+        alone: (T, D) its answer without other clients.
+        latencies_ms: server -> time of each answer.
+        differing: number of answers that differ from `alone`.
     """
 
     scene: Observation
@@ -131,7 +130,7 @@ def main(args: ServeBenchArgs) -> int:
 
 @contextlib.contextmanager
 def served(policy: str, max_batch: int) -> Iterator[str]:
-    """The address of a `vla serve` that lives as long as the `with` block.
+    """Run a `vla serve` during the `with` block; yield its address.
 
     Raises:
         PolicyError: it did not start; its reason is on stderr.
@@ -161,7 +160,7 @@ def _clients(address: str, count: int) -> list[Client]:
 
 
 def _scene(embodiment: Embodiment | None, index: int) -> Observation:
-    """Noise: the work does not depend on what a frame shows."""
+    """Return an observation of noise: the time does not depend on the frames."""
     rng = np.random.default_rng(index)
     sizes = {c.name: (c.height, c.width) for c in embodiment.cameras} if embodiment else {"image": (FRAME_PX, FRAME_PX)}
     frames = {name: rng.integers(0, 256, (*size, 3), np.uint8) for name, size in sizes.items()}
@@ -180,7 +179,7 @@ def _turn(clients: Sequence[Client], address: str, name: str, seconds: float) ->
 
 
 def rows(clients: Sequence[Client], seconds: float, mean_batch: float) -> list[dict[str, Any]]:
-    """Rates and latencies of the batching server beside the other's."""
+    """Return rates and latencies of the batching server beside the other's."""
     rate, baseline = (_answers(clients, name) / seconds for name in (BATCHED, ALONE))
     found = [row("rate", rate, "actions/s", baseline, rate / baseline)]
     for label, percent in (("p50", 50.0), ("p99", 99.0)):
@@ -233,7 +232,7 @@ def _all_ms(clients: Sequence[Client], server: str) -> NDArray[np.float64]:
 
 
 def _draw(clients: Sequence[Client], path: Path) -> None:
-    """How many answers came within which time, a line for each client."""
+    """Plot the number of answers within a time, a line per client."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -1,4 +1,4 @@
-"""What source code says of its structure: modules that import each other, full folders, and ports."""
+"""Structure of source code: modules that import each other, full folders, and ports."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 
 MAX_FILES = 15
-"""Of code in one folder, beside its __init__."""
+"""Largest number of Python files in one folder, beside its __init__."""
 
 
 def module_of(path: PurePath) -> tuple[str, bool]:
-    """The name of a module at a path from the repository's root, and whether it is a package's __init__."""
+    """Return a module's name from its path relative to the repository's root, and whether it is an __init__."""
     parts = path.with_suffix("").parts
     is_package = parts[-1] == "__init__"
     return ".".join(parts[:-1] if is_package else parts), is_package
 
 
 def imported_modules(source: str, module: str, is_package: bool, types: bool = True) -> Iterator[str]:
-    """Absolute names of everything a file imports, lazily or not; with or without what only a type checker imports."""
+    """Yield absolute names of all imports of a file, lazy ones included, with or without those under TYPE_CHECKING."""
     parts = module.split(".")
     for node in executed_nodes(ast.parse(source)) if not types else ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -33,7 +33,7 @@ def imported_modules(source: str, module: str, is_package: bool, types: bool = T
 
 
 def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """A tree without the bodies of `if TYPE_CHECKING:`."""
+    """Yield the nodes of a tree without the bodies of `if TYPE_CHECKING:`."""
     yield node
     skipped = node.body if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING") else []
     for below in ast.iter_child_nodes(node):
@@ -42,7 +42,7 @@ def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports_of(sources: Mapping[str, tuple[str, bool]]) -> dict[str, set[str]]:
-    """Module -> modules among the same that it imports when it is imported or runs.
+    """Return module -> modules of `sources` that it imports, lazily or not.
 
     Args:
         sources: module -> its text, and whether it is a package's __init__.
@@ -57,12 +57,12 @@ def imports_of(sources: Mapping[str, tuple[str, bool]]) -> dict[str, set[str]]:
 
 
 def cycles(sources: Mapping[str, tuple[str, bool]]) -> list[list[str]]:
-    """Groups of modules that import each other, by whatever way round; see `imports_of`."""
+    """Return groups of modules that import each other, directly or not; see `imports_of`."""
     return sorted(group for group in components(imports_of(sources)) if len(group) > 1)
 
 
 def components(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
-    """Strongly connected components, as Tarjan finds them; most are of one module."""
+    """Yield strongly connected components, by Tarjan's algorithm; most have one module."""
     number: dict[str, int] = {}
     low: dict[str, int] = {}
     path: list[str] = []
@@ -87,12 +87,12 @@ def components(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
 
 
 def full_folders(paths: Iterable[PurePath]) -> dict[str, int]:
-    """Folders of more than MAX_FILES Python files, beside `__init__` and `conftest`."""
+    """Return the folders of more than MAX_FILES Python files, beside `__init__` and `conftest`."""
     counts = Counter(str(path.parent) for path in paths if path.stem not in ("__init__", "conftest"))
     return {folder: count for folder, count in counts.most_common() if count > MAX_FILES}
 
 
 def protocols(source: str) -> list[str]:
-    """Names of the classes whose bases name Protocol."""
+    """Return the names of the classes that derive from Protocol."""
     classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ClassDef)]
     return [c.name for c in classes if any("Protocol" in ast.unparse(base) for base in c.bases)]

@@ -1,11 +1,10 @@
-"""`vla bench stop`: how long an operator's stop takes while strangers flood the servers.
+"""`vla bench stop`: latency of an operator's stop while strangers flood the servers.
 
     flood, a process of its own  ====connections, garbage, requests====>  bridge | page of vla view | openpi server
     this process  --stop, over a new connection-->  bridge or page, processes of their own; an emulated arm at 50 Hz
 
-A stop ends the episode, so that another one begins before the next stop; each goes over a connection of its own. One
-that gets no answer in UNANSWERED_S is counted as unanswered. SIGUSR1 is measured until the bridge says that the arm is
-held.
+A stop ends the episode, so another one begins before the next stop; each uses a new connection. A stop without an
+answer within UNANSWERED_S counts as unanswered. SIGUSR1 is measured until the bridge reports that the arm is held.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ from vla_robot.transport.wire import Message, encode
 
 UNANSWERED_S = 5.0
 SPARE_S = 45.0
-"""Until a flood has made all its connections, and for the last stops."""
+"""Time for a flood to make all its connections, and for the last stops [s]."""
 
 PAUSE_S = 0.02
-"""Between two stops."""
+"""Pause between two stops [s]."""
 
 SIGNALS = 30
 QUIET = "quiet"
@@ -51,12 +50,12 @@ QUIET = "quiet"
 
 @dataclass(frozen=True)
 class StopArgs:
-    """Latency of an operator's stop over a new connection, quiet and under floods of connections; SIGUSR1 to held."""
+    """Measure the latency of an operator's stop, without and with floods of connections, and of SIGUSR1."""
 
     seconds: Annotated[float, option("S")] = 5.0
-    """how long stops are sent under each flood"""
+    """duration of the stops under each flood"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds <= 60:
@@ -68,11 +67,11 @@ class Case:
     """One measurement.
 
     Attributes:
-        name: of the row.
-        stopped_at: which server the stop goes to.
-        flood: what runs beside it, one of FLOODS; None for nothing.
-        flooded: which server the flood goes to.
-        keys: whether the bridge wants keys.
+        name: name of the row.
+        stopped_at: server that the stop goes to.
+        flood: flood beside it, one of FLOODS; None for none.
+        flooded: server that is flooded.
+        keys: whether the bridge needs keys.
     """
 
     name: str
@@ -98,17 +97,17 @@ CASES = (
     Case(f"openpi/{QUIET}", OPENPI),
     Case("openpi/idle", OPENPI, "idle", OPENPI),
 )
-"""The first of each server is its baseline. A client of openpi cannot stop: its time is that to the metadata."""
+"""The first of each server is its baseline. openpi has no stop: its time is that until the metadata arrives."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one case.
+    """The measurements of one case.
 
     Attributes:
-        times_ms: from the new connection to the answer.
-        unanswered: got none.
-        not_begun: how often no other episode began after a stop, so that the next one may have met an arm at rest.
+        times_ms: times from the new connection to the answer.
+        unanswered: number of stops without an answer.
+        not_begun: number of stops after which no other episode began, so that the next stop may meet an arm at rest.
     """
 
     times_ms: list[float]
@@ -136,7 +135,7 @@ def main(args: StopArgs) -> int:
 
 
 def rows(results: Mapping[Case, Measured], signals: Measured) -> list[dict[str, Any]]:
-    """Quantiles of every case beside those of its server without a flood, and what was not answered."""
+    """Return the quantiles of every case beside its server's baseline, and the number of unanswered stops."""
     quiet = {case.name.partition("/")[0]: found for case, found in results.items() if case.flood is None}
     made: list[dict[str, Any]] = []
     for case, found in results.items():
@@ -153,7 +152,7 @@ def rows(results: Mapping[Case, Measured], signals: Measured) -> list[dict[str, 
 
 
 def measure(case: Case, seconds: float) -> Measured:
-    """Start the servers, and the flood, and stop again and again."""
+    """Start the servers and the flood, and stop repeatedly."""
     with contextlib.ExitStack() as stack:
         servers = stack.enter_context(_servers(case))
         ask = _asking(case, servers)
@@ -166,7 +165,7 @@ def measure(case: Case, seconds: float) -> Measured:
 
 
 def measure_signal(count: int) -> Measured:
-    """From SIGUSR1 to the line that says that the arm is held."""
+    """Measure the time from SIGUSR1 to the bridge's line that the arm is held."""
     times_ms: list[float] = []
     not_begun = 0
     case, rng = Case("signal", BRIDGE), np.random.default_rng(0)
@@ -187,7 +186,7 @@ def measure_signal(count: int) -> Measured:
 
 @dataclass(frozen=True)
 class _Servers:
-    """What runs for a case: name -> address, name -> process, and the keys of a client."""
+    """Servers of a case: name -> address, name -> process, and the keys of a client."""
 
     addresses: Mapping[str, str]
     processes: Mapping[str, subprocess.Popen[str]]
@@ -196,7 +195,7 @@ class _Servers:
 
 @contextlib.contextmanager
 def _servers(case: Case) -> Generator[_Servers]:
-    """The bridge, and the page or the openpi server where the case wants one."""
+    """Run the bridge, and the page or the openpi server if the case uses one."""
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         keys, security = "", None
         if case.keys:
@@ -226,13 +225,13 @@ def _first_line(process: subprocess.Popen[str], name: str) -> str:
     assert process.stdout is not None
     line = process.stdout.readline().strip()
     if not line:
-        raise TransportError(f"the {name} of the benchmark ended before it began; its reason is on stderr.")
+        raise TransportError(f"the {name} of the benchmark ended before it was ready; its reason is on stderr.")
     return line
 
 
 @contextlib.contextmanager
 def _peer(*arguments: str) -> Generator[subprocess.Popen[str]]:
-    """A process of `stop_peers` for the length of a `with` block."""
+    """Run a process of `stop_peers` during a `with` block."""
     with start_child("stop_peers", *arguments) as process:
         try:
             yield process
@@ -242,17 +241,17 @@ def _peer(*arguments: str) -> Generator[subprocess.Popen[str]]:
 
 @contextlib.contextmanager
 def _running_episode(servers: _Servers) -> Generator[RemoteRobot]:
-    """The arm ticks, until it is stopped."""
+    """Connect to the bridge and run an episode, until the arm is stopped."""
     with RemoteRobot(servers.addresses[BRIDGE], security=servers.security) as robot:
         robot.begin(seed=0)
         yield robot
 
 
 def _begin_again(robot: RemoteRobot) -> bool:
-    """A stop ends the episode: another one begins, so that the next stop has something to stop.
+    """Begin another episode, since a stop ended the last one.
 
     Returns:
-        Whether it began: a flood may delay it, or deliver a stop late, in between.
+        Whether it began: a flood may delay it, or deliver an earlier stop now.
     """
     try:
         robot.arm()
@@ -263,7 +262,7 @@ def _begin_again(robot: RemoteRobot) -> bool:
 
 
 def _asking(case: Case, servers: _Servers) -> Callable[[], bool]:
-    """Sends one stop over a new connection; whether it was answered."""
+    """Return a function that sends a stop over a new connection and returns whether it was answered."""
     address = servers.addresses[case.stopped_at]
     if case.stopped_at == VIEW:
         return lambda: _stop_by_page(address.partition("://")[2].rstrip("/"))
@@ -297,7 +296,7 @@ def _stop_bridge(address: str, security: ClientSecurity | None) -> bool:
 
 
 def _stop_by_page(host: str) -> bool:
-    """As the page's button does."""
+    """Stop as the page's button does; return whether it was answered."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         connection = http.client.HTTPConnection(host, timeout=UNANSWERED_S)
         with contextlib.closing(connection):

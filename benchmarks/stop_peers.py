@@ -1,7 +1,7 @@
 """The processes beside `vla bench stop`: `python -m benchmarks.stop_peers bridge [FOLDER OF KEYS]`.
 
-The servers print their address once they listen. A flood goes on for the seconds it is told, on the loopback interface
-only, and never opens more than RATE_HZ connections a second.
+The servers print their address when they are ready. A flood runs for the given seconds, on the loopback interface
+only, and opens at most RATE_HZ connections per second.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ BRIDGE, VIEW, OPENPI = "bridge", "view", "openpi"
 KEY_NAMES = ("robot", "desk")
 TOKEN = "the-operators-token"
 STOPPED = "E-STOP"
-"""Stands in the line that a bridge prints once the arm is held."""
+"""Part of the line that a bridge prints when the arm is held."""
 
 AT_WORK = "at work"
-"""A flood prints it once it has made all its connections, or begun to send."""
+"""Line that a flood prints when it has made all its connections, or begun to send."""
 
 RATE_HZ = 500.0
-"""New connections of a flood: more than a busy server is asked for, and little enough that two cores are not simply
-spent on making them."""
+"""New connections per second of a flood: more than a busy server gets, and few enough that making them does not use
+both cores."""
 
 IDLE, SLOW, CLIENTS = 1100, 300, 16
-"""Connections held open that say nothing, those that send their request a byte at a time, and clients that ask."""
+"""Number of silent connections, of those that send a request byte by byte, and of clients that ask."""
 
 ARM_HZ = 50.0
 NEVER_S = 1000.0
@@ -43,7 +43,7 @@ LONGEST_S = 120.0
 
 
 def bridge(folder: str = "") -> None:
-    """A bridge as `vla bridge` runs one, with an emulated arm, until the process is ended."""
+    """Run a bridge as `vla bridge` does, with an emulated arm, until the process is ended."""
     from benchmarks.loop import EmulatedArm
     from vla_robot.cli.bridge import EStop, until_stopped
     from vla_robot.cli.common.realtime import freeze_garbage
@@ -71,7 +71,7 @@ def bridge(folder: str = "") -> None:
 
 
 def view(address: str, folder: str = "") -> None:
-    """The page of `vla view` on that bridge, until the process is ended."""
+    """Serve the page of `vla view` for that bridge, until the process is ended."""
     from vla_robot.cli.view.view import serve_page
     from vla_robot.web.latest_frame import LatestFrameBuffer
     from vla_robot.web.server import Access, Listen
@@ -85,7 +85,7 @@ def view(address: str, folder: str = "") -> None:
 
 
 def openpi() -> None:
-    """A server of openpi's protocol whose policy costs nothing, until the process is ended."""
+    """Serve openpi's protocol with a policy that takes no time, until the process is ended."""
     from vla_robot.core.messages import ActionChunk
     from vla_robot.serve.interop.openpi_schema import ExampleWords
     from vla_robot.serve.interop.openpi_server import OpenpiServer
@@ -104,12 +104,12 @@ def idle(target: str, seconds: str) -> None:
 
 
 def slow_head(target: str, seconds: str) -> None:
-    """Requests whose head comes a byte at a time and never ends."""
+    """Send requests whose head comes byte by byte and never ends."""
     _keep_open(target, float(seconds), SLOW, first=b"POST /act/stop HTTP/1.1\r\nX-Slow: ", then=b"a")
 
 
 def garbage(target: str, seconds: str) -> None:
-    """Connections that send noise, with ZeroMQ's signature or without, and hang up."""
+    """Open connections that send noise, with ZeroMQ's signature or without, and close them."""
     print(AT_WORK, flush=True)
     rng, end = np.random.default_rng(0), time.monotonic() + float(seconds)
     while time.monotonic() < end:
@@ -121,7 +121,7 @@ def garbage(target: str, seconds: str) -> None:
 
 
 def hellos(target: str, seconds: str) -> None:
-    """CLIENTS that say hello as fast as they are answered, and each time want to command the arm."""
+    """Run CLIENTS that request command of the arm again after each answer."""
     from vla_robot.transport.bridge_codec import BRIDGE_PROTOCOL
     from vla_robot.transport.sockets import ClientSocket
     from vla_robot.transport.wire import Message, encode
@@ -148,7 +148,7 @@ SERVERS: dict[str, Callable[..., None]] = {BRIDGE: bridge, VIEW: view, OPENPI: o
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the one that is named. Whatever happens to the benchmark, it ends by itself."""
+    """Run the named function. A flood ends by itself, also if the benchmark crashed."""
     ending = threading.Timer(LONGEST_S, os._exit, (1,))
     ending.daemon = True
     ending.start()
@@ -156,7 +156,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _keep_open(target: str, seconds: float, count: int, first: bytes, then: bytes) -> None:
-    """So many connections; each is told `first`, and then `then` once a second."""
+    """Keep `count` connections open; each sends `first`, and then `then` once a second."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     opened: list[socket.socket] = []
@@ -165,7 +165,7 @@ def _keep_open(target: str, seconds: float, count: int, first: bytes, then: byte
     while (began := time.monotonic()) < end:
         if len(opened) < count:
             with contextlib.suppress(OSError):
-                # Where the server's queue is full, the next attempt does as well.
+                # If the server's queue is full, the next attempt comes later.
                 connection = socket.create_connection(_host(target), timeout=0.05)
                 connection.sendall(first)
                 connection.setblocking(False)
@@ -180,7 +180,7 @@ def _keep_open(target: str, seconds: float, count: int, first: bytes, then: byte
 
 
 def _is_open(connection: socket.socket, says: bytes) -> bool:
-    """Whether the server has not hung up."""
+    """Return whether the server has not closed the connection."""
     try:
         if says:
             connection.send(says)

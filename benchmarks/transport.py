@@ -1,11 +1,11 @@
-"""`vla bench transport`: observations a second from one process to another, next to two other ways of sending them.
+"""`vla bench transport`: observations per second between two processes, next to two other protocols.
 
     client                                      server, a process of its own
     observation -> bytes  ======loopback=====>  bytes -> arrays
                           <------ a number ---
 
-One observation is on its way at a time, as between a robot and its policy. The contenders carry the same one and take
-turns, so that whatever else the computer does hits them alike. Encoding and decoding count, JPEG too.
+One observation is sent at a time, as between a robot and its policy. The contenders send the same one in turns, so
+that other load on the computer affects them alike. Encoding and decoding count, also of JPEG.
 """
 
 from __future__ import annotations
@@ -32,28 +32,28 @@ from vla_robot.core.messages import Image, Observation
 OURS, *BASELINES = CONTENDERS
 
 SIZES = ((224, 224), (480, 640))
-"""Height and width: what a policy sees, and what a camera gives."""
+"""Height and width of a policy's frames, and of a camera's, in pixels."""
 CAMERAS = ("front", "wrist")
 JPEG_QUALITY = 90
 
 DECADES = (1, 10, 100, 1000, 10_000)
-"""Observations a second, marked on the plot's axis."""
+"""Observations per second that are marked on the plot's axis."""
 
 ROUNDS = 8
 WARM_UP = 3
-"""Exchanges that are not counted: connections are made, buffers grow."""
+"""Exchanges that are not counted, while connections are made and buffers grow."""
 
 
 @dataclass(frozen=True)
 class TransportArgs:
-    """Observations a second between two processes, next to JSON with base64 and to WebSockets with msgpack."""
+    """Measure observations per second between two processes, next to JSON with base64 and WebSockets with msgpack."""
 
     seconds: Annotated[float, option("S")] = 4.0
-    """how long each contender sends, in each of the four cases"""
+    """duration for each contender in each of the four cases"""
     json: Annotated[Path | None, option("FILE")] = None
-    """also write the results to this file, for machines"""
+    """also write the results to this file as JSON"""
     plot: Annotated[Path | None, option("FILE.png")] = None
-    """also draw them"""
+    """also plot the results to this file"""
 
     def __post_init__(self) -> None:
         if not 0 < self.seconds < 3600:
@@ -62,11 +62,11 @@ class TransportArgs:
 
 @dataclass(frozen=True)
 class Case:
-    """What is sent.
+    """The frames that are sent.
 
     Attributes:
-        height, width: of each frame, in pixels.
-        quality: of JPEG; None sends raw frames.
+        height, width: size of each frame in pixels.
+        quality: quality of JPEG; None sends raw frames.
     """
 
     height: int
@@ -84,7 +84,7 @@ CASES = tuple(Case(*size, quality) for quality in (None, JPEG_QUALITY) for size 
 
 @dataclass
 class Tally:
-    """What one contender did in one case."""
+    """The measurements of one contender in one case."""
 
     durations_s: list[float] = field(default_factory=list[float])
     sent_bytes: int = 0
@@ -125,14 +125,14 @@ def main(args: TransportArgs) -> int:
 
 
 def measure(seconds: float, cases: Sequence[Case] = CASES) -> Results:
-    """Let all contenders take turns in each case."""
+    """Run all contenders in turns in each case."""
     with contextlib.ExitStack() as stack:
         exchanges = {name: stack.enter_context(running(name)) for name in CONTENDERS}
         return {case: _take_turns(exchanges, case, seconds) for case in cases}
 
 
 def rows(results: Results) -> list[dict[str, Any]]:
-    """One row for each case, measure and baseline."""
+    """Return a row for each case, measure and baseline."""
     return [
         _row(f"{name}/{case.name}/vs_{baseline}", unit, getattr(tallies[OURS], name), getattr(tallies[baseline], name))
         for case, tallies in results.items()
@@ -142,7 +142,7 @@ def rows(results: Results) -> list[dict[str, Any]]:
 
 
 def scene(height: int, width: int) -> Image:
-    """(height, width, 3) uint8: smooth, with some texture, as a camera sees a table. The same one every time."""
+    """Return a (height, width, 3) uint8 image, smooth with some texture, like a camera's. Always the same one."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[0:height, 0:width]
     smooth = np.stack([x * 200 // width, y * 200 // height, (x + y) * 200 // (height + width)], axis=-1)
@@ -195,7 +195,7 @@ def _table(results: Results) -> Table:
 
 
 def _draw(results: Results, path: Path) -> None:
-    """A bar for each contender and case; the more observations a second, the longer."""
+    """Plot a bar of observations per second for each contender and case."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.6, 4.5), layout="constrained")

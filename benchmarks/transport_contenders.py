@@ -1,11 +1,11 @@
-"""Ways to carry an observation to another process, for `vla bench transport`. As a program: the server of one.
+"""Ways to send an observation to another process, for `vla bench transport`. As a program: the server of one.
 
 - ours: the wire format of transport/ over ZeroMQ DEALER/ROUTER
 - ours_with_keys: the same, encrypted and authenticated
-- json_base64: arrays as base64 in JSON, over ZeroMQ REQ/REP: what an interface without pickle comes to if in a hurry
+- json_base64: arrays as base64 in JSON, over ZeroMQ REQ/REP: the simplest interface without pickle
 - websockets_msgpack: arrays as bytes in msgpack, over a WebSocket without compression, with an asyncio server
 
-Each server turns what arrives back into arrays, and answers how many numbers the images hold.
+Each server decodes the arrays, and answers with the number of values in the images.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from vla_robot.transport.wire import Message, decode, encode
 TIMEOUT_S = 10.0
 
 Exchange = Callable[[Observation, int | None], int]
-"""Send an observation, its frames as JPEG of a quality or raw, and wait for the answer; the bytes sent."""
+"""Send an observation, with frames as JPEG of a quality or raw, and wait for the answer; return the bytes sent."""
 
 Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way.
+    """A way to send observations.
 
     Attributes:
-        serve: announces its address, and then answers for ever. The folder is for keys.
-        connect: the way to a server at an address, for the length of a `with` block. The folder is the server's.
+        serve: announces its address, and then answers for ever. The folder holds keys.
+        connect: connects to a server's address during a `with` block. The folder is the server's.
     """
 
     serve: Callable[[Announce, Path], None]
@@ -59,7 +59,7 @@ class Contender:
 
 @contextlib.contextmanager
 def running(name: str) -> Iterator[Exchange]:
-    """A contender with its server in a process of its own, for the length of a `with` block.
+    """Run a contender's server in its own process, and connect to it, during a `with` block.
 
     Raises:
         MissingDependencyError: it needs a package that is not installed.
@@ -75,7 +75,7 @@ def running(name: str) -> Iterator[Exchange]:
             assert server.stdout is not None  # Popen was asked for it
             address = server.stdout.readline().strip()
             if not address:
-                raise TransportError(f"the server of '{name}' ended before it listened; stderr says why.")
+                raise TransportError(f"the server of '{name}' ended before it was ready; its reason is on stderr.")
             with CONTENDERS[name].connect(address, Path(folder)) as exchange:
                 yield exchange
         finally:
@@ -209,7 +209,7 @@ def _exchanging(address: str, security: ClientSecurity | None) -> Iterator[Excha
 def _packed(
     observation: Observation, quality: int | None, pack: Callable[[NDArray[np.uint8]], Any]
 ) -> dict[str, dict[str, Any]]:
-    """Images for the contenders that have no format of their own; no shape means JPEG."""
+    """Return images for the contenders without a format of their own; an image without shape is JPEG."""
     return {
         name: {"shape": list(image.shape), "data": pack(image)}
         if quality is None
