@@ -1,4 +1,4 @@
-"""Draws the pictures of README and docs from the program as it is; takes some minutes, and needs Chromium.
+"""Draws the pictures of README and docs from the program; takes some minutes, and needs Chromium.
 
     make pictures                          demo.webp, view.png, drive.png, takeover.png
     make pictures PICTURES="view.png"      one of them
@@ -6,7 +6,7 @@
                                            the plots of `vla bench`. docs/benchmarks.md and docs/serving.md quote the
                                            figures of the same runs: renew both together, on a quiet computer.
 
-pipeline.svg alone is written by hand.
+Only pipeline.svg is drawn by hand.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SEED = 10000
 """The first episode of launch/lift.toml."""
 
 SCENE = CameraRecipe("scene", pos=(0.95, -0.75, 1.35), target=(-0.12, 0.02, 1.0), fovy_deg=42, height=480, width=480)
-"""The robot as a visitor sees it; no policy looks through this camera."""
+"""A camera outside of the robot; no policy uses it."""
 
 DEMO_PAGE_PX = (960, 640)
 DEMO_FRAME_MS = 125
@@ -57,7 +57,7 @@ _Shot = tuple[int, PIL.Image.Image]
 
 
 def demo(browser: Browser, file: Path) -> None:
-    """The robot of `make demo` at work, beside the page of `vla view`, in real time."""
+    """Draw the robot of `make demo` beside the page of `vla view`, in real time."""
     with (
         tempfile.TemporaryDirectory() as folder,
         _command("bridge", "lift", "--bind", ADDRESS, until="listening on"),
@@ -72,7 +72,7 @@ def demo(browser: Browser, file: Path) -> None:
 
 
 def view(browser: Browser, file: Path) -> None:
-    """The live view on a desk and on a phone, of a policy that drives in real time."""
+    """Draw the live view on a desk and on a phone, with a policy in real time."""
     with (
         tempfile.TemporaryDirectory() as folder,
         _command("bridge", "lift", "--bind", ADDRESS, until="listening on"),
@@ -90,7 +90,7 @@ def view(browser: Browser, file: Path) -> None:
 
 
 def drive(browser: Browser, file: Path) -> None:
-    """The page with which a person drives, in the middle of an episode."""
+    """Draw the page with which a person drives, in the middle of an episode."""
     with tempfile.TemporaryDirectory() as folder:
         record = ("record", "--env", "envs/tabletop.toml", "--source", "browser", "--port", "0")
         with _command(*record, "--episodes", "1", "--out", f"{folder}/data", until="http") as line:
@@ -106,7 +106,7 @@ def drive(browser: Browser, file: Path) -> None:
 
 
 def takeover(browser: Browser, file: Path) -> None:
-    """The page from which a person takes over, while the policy drives."""
+    """Draw the page from which a person takes over, while the policy drives."""
     with tempfile.TemporaryDirectory() as folder:
         run = ("run", "--env", "lift", "--policy", "openvla_nano", "--takeover", "browser", "--port", "0")
         with _command(*run, "--episodes", "9", "--out", folder, until="http") as line:
@@ -129,7 +129,7 @@ PICTURES: dict[str, Callable[[Browser, Path], None]] = {
     "takeover.png": takeover,
 }
 PLOTS = {"loop.png": _plotted("loop"), "serving.png": _plotted("serve"), "transport.png": _plotted("transport")}
-"""Drawn only by name: pages quote the figures of the same runs."""
+"""Drawn only by name, since pages quote the figures of the same runs."""
 
 
 def _run(*options: str) -> subprocess.Popen[str]:
@@ -148,7 +148,7 @@ def _background(process: subprocess.Popen[str]) -> Iterator[None]:
 
 
 def _filmed(page: Page, process: subprocess.Popen[str]) -> list[_Shot]:
-    """Every picture that the page draws until the process ends."""
+    """Return every picture that the page draws until the process ends."""
     shots: list[_Shot] = []
     wall_ahead_ns = time.time_ns() - time.monotonic_ns()
     chromium = page.context.new_cdp_session(page)
@@ -168,7 +168,7 @@ def _filmed(page: Page, process: subprocess.Popen[str]) -> list[_Shot]:
 
 
 def _side_by_side(log: EpisodeLog, shots: Sequence[_Shot]) -> Iterator[tuple[Image, PIL.Image.Image]]:
-    """What the scene and the page showed at every DEMO_FRAME_MS of the episode."""
+    """Yield the pictures of scene and page at every DEMO_FRAME_MS of the episode."""
     assert log.last is not None
     scenes = list(_scenes(log))
     seen_ns = [*(step.observation.stamp_ns for step in log.steps), log.last.stamp_ns]
@@ -180,7 +180,7 @@ def _side_by_side(log: EpisodeLog, shots: Sequence[_Shot]) -> Iterator[tuple[Ima
 
 
 def _scenes(log: EpisodeLog) -> Iterator[Image]:
-    """The same episode from outside: the same seed and actions give the same states."""
+    """Yield the episode's frames from outside: the same seed and actions give the same states."""
     recipe = read(EnvRecipe, find("envs", "lift"))
     world = build_world(dataclasses.replace(recipe, cameras=(SCENE,)))
     yield world.reset(SEED).images[SCENE.name]
@@ -207,7 +207,7 @@ def _view_page() -> Iterator[str]:
 
 @contextmanager
 def _command(*arguments: str, until: str) -> Iterator[str]:
-    """A `vla` command that goes on meanwhile; its first line that holds `until`."""
+    """Run a `vla` command during the block; yield its first line that contains `until`."""
     process = subprocess.Popen([*VLA, *arguments], stdout=subprocess.PIPE, text=True, cwd=PICTURES_FOLDER.parents[1])
     assert process.stdout is not None
     try:
@@ -248,7 +248,7 @@ def _screenshot(page: Page) -> PIL.Image.Image:
 
 
 def main(names: Sequence[str]) -> None:
-    """Draw the named pictures; without names, all that are no plots.
+    """Draw the named pictures; without names, all but the plots.
 
     Raises:
         SystemExit: a name is unknown, or Chromium is missing.

@@ -1,8 +1,8 @@
-"""The pages of the documentation site, as a hook of mkdocs; see mkdocs.yml and `make docs`.
+"""Makes the pages of the documentation site, as a hook of mkdocs; see mkdocs.yml and `make docs`.
 
-Pages lie in the site as in the repository (README.md, docs/bridge.md, envs/README.md), so that one link is right in
-both. Each public module of the package has a page below reference/, made from its docstrings. The build fails where a
-public name of the package has none.
+Pages have the same paths in the site as in the repository (README.md, docs/bridge.md, envs/README.md), so that a link
+works in both. Each public module of the package has a page below reference/, made from its docstrings. The build fails
+if a public name of the package has none.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ GUIDES = {
     "Use": ("evaluate", "finetune", "data", "teleoperate", "openvla", "serving"),
     "Robot": ("real-arm", "bridge", "safety", "security", "reliability"),
 }
-"""Pages of docs/ by their tab; those that no tab names follow under "More"."""
+"""Pages of docs/ by their tab; pages without a tab follow under "More"."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the pages into their order."""
+    """Set the order of the pages."""
     guides = {f"docs/{name}.md" for names in GUIDES.values() for name in names}
     more = [page for page in _pages() if page.startswith("docs/") and page not in guides]
     folders = [page for page in _pages() if page.endswith("/README.md")]
@@ -49,7 +49,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Replace what mkdocs found below docs/ by the repository's pages, and add the reference."""
+    """Replace mkdocs' pages below docs/ by the repository's pages, and add the reference."""
     theirs = [file for file in files if not _is_below_docs(file)]  # the theme's
     names = {*_pages(), *(path.relative_to(ROOT).as_posix() for glob in ASSETS for path in ROOT.glob(glob))}
     ours = [File(name, str(ROOT), config.site_dir, config.use_directory_urls) for name in sorted(names)]
@@ -61,7 +61,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Raise unless each public name of the package has a place in the reference."""
+    """Raise PluginError unless each public name of the package has an entry in the reference."""
     inventory = (Path(config.site_dir) / "objects.inv").read_bytes()
     lines = zlib.decompress(inventory.split(b"\n", 4)[4]).decode().splitlines()
     documented = {line.split(" ", 1)[0] for line in lines}
@@ -75,7 +75,7 @@ def _is_below_docs(file: File) -> bool:
 
 
 def _pages() -> list[str]:
-    """Markdown of the repository's root, of docs/, and the README of each folder that has one."""
+    """Return the Markdown files of the repository's root, of docs/, and each folder's README."""
     found = [path for glob in ("*.md", "docs/*.md", "*/README.md", "*/*/README.md") for path in ROOT.glob(glob)]
     return sorted({path.relative_to(ROOT).as_posix() for path in found if not _is_hidden(path)})
 
@@ -86,7 +86,7 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _modules() -> list[Path]:
-    """Public modules of the package, and a package by its __init__."""
+    """Return the package's public modules; an `__init__` stands for its package."""
     return [path for path in sorted(PACKAGE.rglob("*.py")) if path.stem == "__init__" or path.stem[0] != "_"]
 
 
@@ -101,7 +101,7 @@ def _page_of(module: Path) -> str:
 
 
 def _reference(folder: Path) -> list[object]:
-    """The pages of one folder: its own, then its modules, then its folders."""
+    """Return the pages of one folder: its own, then its modules, then its folders."""
     modules = [path for path in _modules() if path.parent == folder and path.stem != "__init__"]
     packages = sorted(path.parent for path in folder.glob("*/__init__.py"))
     return [
@@ -112,7 +112,7 @@ def _reference(folder: Path) -> list[object]:
 
 
 def _public_names(module: Path) -> Iterator[str]:
-    """Functions and classes of a module without an underscore, and the public methods of those classes."""
+    """Yield a module's public functions and classes, and the public methods of those classes."""
     for node in ast.parse(module.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
             name = f"{_dotted(module)}.{node.name}"

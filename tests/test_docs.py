@@ -62,7 +62,7 @@ def test_the_guide_for_contributors_names_files_that_exist() -> None:
 
 def test_five_values_pass_files_that_exist_and_none_twice() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    walks = page.partition("## Five values on their way")[2].partition("\n## ")[0].split("\n**")[1:]
+    walks = page.partition("## The path of five values")[2].partition("\n## ")[0].split("\n**")[1:]
     stops = [re.findall(r"^\d+\. `([\w/]+\.py)`", walk, re.MULTILINE) for walk in walks]
     assert len(stops) == 5 and min(len(each) for each in stops) >= 6
     assert [stop for each in stops for stop in each if not (ROOT / "vla_robot" / stop).is_file()] == []
