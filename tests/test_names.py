@@ -1,4 +1,4 @@
-"""Names that the project gave up for the field's stay away: in code, recipes and pages, though not in alias tables."""
+"""No code, recipe or page has a name that was replaced, except the tables of aliases."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SCANNED = ("vla_robot/**/*", "envs/**/*", "policies/*", "datasets/*", "launch/*", "docs/*", "README.md")
-TEXTS = {".py", ".toml", ".md", ".html", ".js"}
-ALIASES = {"vla_robot/recipe/reading/renamed.py", "vla_robot/core/host/renamed.py"}
-"""Which must name what they replace."""
+RECIPES = ("envs/**/*", "policies/**/*", "datasets/**/*", "launch/*")
+SCANNED = ("vla_robot/**/*", *RECIPES, "docs/*", "examples/**/*", "benchmarks/*", "README.md", "CONTRIBUTING.md")
+TEXTS = {".py", ".toml", ".md", ".html", ".js", ".sh", ".sbatch"}
+ALIASES = {
+    "vla_robot/cli/common/renamed.py",
+    "vla_robot/core/host/renamed.py",
+    "vla_robot/recipe/reading/find.py",
+    "vla_robot/recipe/reading/renamed.py",
+}
+"""Modules that map old names to new ones, which must name both."""
 
 WORDS = (
     *("HandError", "HandRecipe", "ExaminedWorld", "LockstepWorld", "Filming", "Lookout", "_Tally", "_Asked"),
@@ -24,7 +30,9 @@ WORDS = (
     *("pre_step", "last_layer"),
     *("arm of metal", "arms of metal"),
 )
-"""Unlike any English word: not to be found anywhere."""
+"""No English words: they must not occur anywhere."""
+COMMANDS = (r"(?<![\w-])--(?:by|keep)(?![\w-])", r"(?<!\w)keys (?:un)?pin(?!\w)", r"(?<![\w./-])hands/")
+"""Old options, verbs and folders of the command line, as patterns."""
 DEFINED = (
     *("Fields", "Interpreter", "Board", "Driven", "Row", "Splice", "Execution", "Selecting", "Stages", "Held", "Moved"),
     *("Motion", "Run", "never", "tell", "says", "drives", "mark"),
@@ -44,9 +52,10 @@ MEMBERS = {
     "FinetuneRecipe": {"recompute"},
     "_Axis": {"max_speed", "max_change"},
 }
-"""Class -> members that it had."""
+"""Class -> members that were renamed."""
 
 _WORD = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, WORDS))})(?!\w)")
+_COMMAND = re.compile("|".join(COMMANDS))
 _ENGLISH = "|".join(DEFINED)
 _DEFINED = re.compile(
     rf"^ *(?:(?:class|def|type) (?:{_ENGLISH})(?=\W)|(?:{_ENGLISH}) = (?:Literal|Callable))", re.MULTILINE
@@ -59,13 +68,13 @@ def scanned() -> Iterator[Path]:
 
 
 def old_names_in(text: str, is_code: bool) -> list[str]:
-    found = _WORD.findall(text)
+    found = [*_WORD.findall(text), *_COMMAND.findall(text)]
     return [*found, *(match.strip() for match in _DEFINED.findall(text))] if is_code else found
 
 
 @functools.cache
 def classes() -> dict[str, list[ast.ClassDef]]:
-    """Those of MEMBERS, wherever they are."""
+    """Return the classes of MEMBERS: name -> definitions."""
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "vla_robot").rglob("*.py")]
     trees = [ast.parse(text) for text in texts if any(f"class {name}" in text for name in MEMBERS)]
     nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
@@ -95,7 +104,7 @@ def test_no_module_or_room_has_an_old_name() -> None:
 @pytest.mark.parametrize("name", MEMBERS)
 def test_no_member_has_an_old_name(name: str) -> None:
     trees = classes()[name]
-    assert trees, f"'{name}' has itself a new name: follow it in MEMBERS"
+    assert trees, f"class '{name}' is gone: rename it in MEMBERS too"
     assert set.union(*map(members_of, trees)) & MEMBERS[name] == set()
 
 
@@ -110,13 +119,24 @@ def test_no_member_has_an_old_name(name: str) -> None:
         ('Splice = Literal["drop"]\n', True),
         ("    def tell(self, line: Line) -> None:\n", True),
         ("def never() -> bool:\n", True),
+        ("vla record --env lift --by keyboard", False),
+        ("`--keep=all`", False),
+        ("vla keys pin robot.local robot.pub", False),
+        ("vla keys unpin robot.local", False),
+        ("[hands/leader](hands.md)", False),
     ],
 )
 def test_an_old_name_is_found(text: str, is_code: bool) -> None:
     assert len(old_names_in(text, is_code)) == 1
 
 
-@pytest.mark.parametrize("text", ["Fields that differ are left out", "it never moves", "class RowGroup:\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("Fields that differ are left out", "it never moves", "class RowGroup:\n"),
+        *("--keep-alive", "--by-hand", "keys pinned", "tests/hands/"),
+    ],
+)
 def test_english_is_left_alone(text: str) -> None:
     assert old_names_in(text, is_code=True) == []
 
