@@ -30,7 +30,7 @@ def test_stats_of_a_mixture_are_written_in_the_references_schema(samples: Path, 
 
 def test_a_path_takes_the_registrys_recipe_of_its_name(samples: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "stats", str(samples / "bridge_orig")]) == 0
-    assert "6 (as it is)" in capsys.readouterr().out
+    assert "6 (not normalised)" in capsys.readouterr().out
 
 
 def test_the_doctors_findings_are_printed_and_written(

@@ -65,4 +65,4 @@ def test_the_commands_of_before_still_do_their_work(
         "note: 'hands' is called 'teleoperators' now; the old name works for one more release."
     ]
     assert main(["run", "--env", "lift", "--policy", "hold", "--keep", "all"]) == 2
-    assert "--save says which episodes" in capsys.readouterr().err
+    assert "--save selects the episodes" in capsys.readouterr().err

@@ -227,7 +227,7 @@ def test_the_same_command_keeps_what_a_dead_run_left(
     left = (checkout / "r" / "episodes" / "seed_7.vlalog.part").read_bytes()
     parts(lambda _: 1.0)
     assert main(RUN) == 0
-    assert "1 episodes of a run that died are kept in r/episodes" in capsys.readouterr().out
+    assert "1 episodes of a crashed run are in r/episodes" in capsys.readouterr().out
     aside = checkout / "r" / "episodes" / "seed_7.crashed-1.vlalog.part"
     assert aside.read_bytes() == left
     assert len(read_episode(aside).steps) == 1

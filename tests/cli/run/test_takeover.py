@@ -129,7 +129,7 @@ def test_a_correction_in_a_world_here_is_recorded_and_told(
     assert [e.driver for e in demos.episodes] == ["hold" + CORRECTED] * 2 and all(e.success for e in demos.episodes)
     assert script.closed
     printed = " ".join(capsys.readouterr().out.split())
-    assert "take over; G gives back" in printed and "2 episodes were added" in printed
+    assert "takes over; G gives back" in printed and "2 episodes were added" in printed
     assert "0 of 2 succeeded by the policy alone" in printed
 
 

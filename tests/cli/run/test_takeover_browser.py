@@ -131,7 +131,7 @@ def test_a_page_that_is_closed_while_it_drives_leaves_the_world_waiting(
     ("options", "why"),
     [
         (["--save", "success"], "add --record FOLDER"),
-        (["--port", "0"], "are for a page in the browser; --takeover browser opens one"),
+        (["--port", "0"], "are options of a page in the browser; --takeover browser opens one"),
         (["--takeover", "browser", "--host", "192.168.1.20"], "without a certificate"),
         (["--takeover", "keybord"], "did you mean 'keyboard'"),
     ],
