@@ -23,7 +23,7 @@ NANO = Path(__file__).resolve().parents[2] / "policies" / "openvla_nano"
     ("options", "reason"),
     [
         (["--openpi", "70000"], "--openpi 70000: a port, 0 to 65535"),
-        (["--openpi-words", "openpi_libero"], "--openpi PORT is missing"),
+        (["--openpi-words", "openpi_libero"], "--openpi PORT, which is missing"),
         (["--openpi", "0", "--openpi-words", "hold"], "has no table [peer]"),
         (["--openpi", "0", "--openpi-words", "openpi_libeero"], "did you mean 'openpi_libero'"),
     ],

@@ -69,6 +69,6 @@ def test_a_policy_that_is_always_too_slow_is_refused_before_anything_moves(
 
 
 def test_time_limits_that_contradict_each_other_are_refused_with_both_numbers() -> None:
-    with pytest.raises(RecipeError, match=r"--max-age-s 5 .*none for 3\.5 s is stopped"):
+    with pytest.raises(RecipeError, match=r"--max-age-s 5 .*without one for 3\.5 s is stopped"):
         BridgeArgs("lift", max_age_s=5.0)
     BridgeArgs("lift", max_age_s=5.0, stop_after_s=4.5)

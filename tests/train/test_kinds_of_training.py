@@ -96,7 +96,7 @@ def test_options_change_the_kind_and_keep_the_rest() -> None:
     assert (back.data, back.policy, back.chunk, back.seed) == ((Path("a"), Path("b")), Path("/p"), 2, 7)
     with pytest.raises(RecipeError, match="needs policy"):
         _overridden(DEMOS, FinetuneArgs(out, mixture="bridge"))
-    with pytest.raises(RecipeError, match="two sources"):
+    with pytest.raises(RecipeError, match="exclude each other"):
         _overridden(DEMOS, FinetuneArgs(out, mixture="bridge", data=("a",)))
 
 

@@ -230,7 +230,7 @@ def test_a_recipe_that_does_not_fit_the_world_is_refused_before_anybody_is_asked
 
 
 def test_an_address_alone_does_not_say_what_the_numbers_mean() -> None:
-    with pytest.raises(RecipeError, match=r"has numbers of unknown meaning.*openpi_libero\.toml"):
+    with pytest.raises(RecipeError, match=r"does not say what its numbers mean.*openpi_libero\.toml"):
         find_policy("ws://127.0.0.1:8000")
 
 
