@@ -16,7 +16,7 @@ from vla_robot.core.errors import TransportError
 from vla_robot.transport.keys import KeyFolder
 from vla_robot.transport.sockets import ANY_PORT, ClientSocket, ServerSocket
 
-TRIES = 200
+TRIES = 2000
 """Slices of waiting before a test gives up; one that passes needs a few."""
 
 
