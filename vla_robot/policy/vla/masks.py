@@ -1,4 +1,4 @@
-"""Who sees whom: one rule for each kind of layer, over all slots of a prompt and its answer.
+"""Attention masks: one rule for each kind of layer, over all slots of a prompt and its answer.
 
     causal                     prefix (PaliGemma)          image block (Gemma 3)
     q\\k  0 1 2 3              q\\k  I I T | A              q\\k  T I I T
@@ -7,8 +7,8 @@
      2   x x x                 T    x x x                  I    x x x
      3   x x x x               A    x x x   x              T    x x x x
 
-A block is a set of tokens of one row that see each other. PaliGemma's is the whole prompt; Gemma 3's is each image.
-Sliding layers see keys less than a window behind the query; what a window does to a block differs by family.
+A block is a set of tokens of one row that attend to each other: PaliGemma's whole prompt, each image of Gemma 3.
+Sliding layers attend to keys less than a window behind the query; the effect on a block differs by family.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 @dataclass(frozen=True)
 class MaskRule:
-    """What a family's layers see.
+    """The attention rule of a family's layers.
 
     Attributes:
-        window: sliding layers see a key if query - key is less; None where there are no such layers.
-        blocks_in_full: in full layers, too, tokens of one block see each other.
-        window_cuts_blocks: in sliding layers a token sees only that part of its block that is not behind the window.
+        window: sliding layers attend to a key if query - key is less; None without such layers.
+        blocks_in_full: whether tokens of one block attend to each other in full layers too.
+        window_cuts_blocks: whether a token in sliding layers attends only to the part of its block within the window.
     """
 
     window: int | None = None
@@ -39,15 +39,15 @@ class MaskRule:
     def visible(
         self, slots: int, padding: Tensor | None, blocks: Tensor | None, device: torch.device
     ) -> dict[str, Tensor]:
-        """Kind of layer -> (B or 1, 1, slots, slots) bool: whether the query, by row, sees the key, by column.
+        """Return kind of layer -> (B or 1, 1, slots, slots) bool: whether the query (row) attends to the key (column).
 
-        Padding sees itself and is seen by no token, as a softmax over nothing is not a number.
+        Padding attends to itself only, since a softmax over no key is not a number, and no token attends to it.
 
         Args:
-            slots: of the prompt and the whole answer, which is causal.
-            padding: (B,) int64 slots at the left that hold no token, or None for none.
-            blocks: (B, S) int64 of the prompt, S at most `slots`, 0 for a causal token; or None.
-            device: of the mask.
+            slots: number of slots of the prompt and the whole answer, which is causal.
+            padding: (B,) int64 number of slots at the left without a token, or None for none.
+            blocks: (B, S) int64 block numbers of the prompt, S at most `slots`, 0 for a causal token; or None.
+            device: device of the mask.
         """
         slot = torch.arange(slots, device=device)
         behind = slot[:, None] - slot  # (query, key)
@@ -61,7 +61,7 @@ class MaskRule:
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as numbers that are added to scores: 0 where a key is seen, the most negative number elsewhere."""
+    """Return a bool mask as numbers to add to scores: 0 where it is true, the most negative number elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
 

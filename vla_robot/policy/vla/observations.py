@@ -87,7 +87,7 @@ class ObservationReader[T: PromptIds]:
     ) -> None:
         """
         Args:
-            sizes: of what the model reads.
+            sizes: sizes of the model's inputs.
             preprocessor: turns frames into tower inputs.
             tokenizer: turns instructions into ids, or None for a checkpoint without one.
             statistics: normalise the state.
@@ -110,7 +110,7 @@ class ObservationReader[T: PromptIds]:
         """Return a batch with one row per observation.
 
         Args:
-            observations: with any instructions.
+            observations: observations with any instructions.
             keys: dataset of each row, whose statistics normalise the state.
 
         Raises:
@@ -190,7 +190,7 @@ def chunks_of(
 ) -> list[ActionChunk]:
     """Return one chunk per row of (K, D) actions in units and the observation that caused it.
 
-    `conditions`: the actions were generated given those that the observation says are committed.
+    `conditions`: whether the actions were generated after the observation's committed actions.
     """
     return [
         ActionChunk(
@@ -210,7 +210,7 @@ def check_image_sensitivity(sizes: InputSizes, preprocessor: Preprocessor, answe
     A model that ignores its image repeats one action for ever, and the arm moves without visual feedback.
 
     Args:
-        sizes: of what the model reads.
+        sizes: sizes of the model's inputs.
         preprocessor: turns frames into tower inputs.
         answer: maps a batch of two rows to (2, ...) logits or actions.
     """

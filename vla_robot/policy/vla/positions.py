@@ -6,8 +6,8 @@
     height  0   1 1 1 2 2 2   4 5
     width   0   1 2 3 1 2 3   4 5
 
-Text counts on all three axes alike. An image begins where text would; the text behind it goes on after the larger of
-the image's sides. The time of a still image stands.
+Text counts on all three axes alike. An image begins where text would; the text after it continues after the larger of
+the image's sides. All tokens of a still image have the same time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """Where an image's tokens stand in a row.
+    """Place of an image's tokens in a row.
 
     Attributes:
         begin: column of the first one.
-        rows: of the grid of tokens, after the connector merged patches.
-        columns: of that grid.
+        rows: rows of the grid of tokens, after the connector merged patches.
+        columns: columns of that grid.
     """
 
     begin: int
@@ -40,11 +40,11 @@ class ImageSpan:
 
 
 def mrope(length: int, images: Sequence[ImageSpan]) -> Tensor:
-    """(3, length) int64 positions of one row.
+    """Return (3, length) int64 positions of one row.
 
     Args:
-        length: tokens of the row.
-        images: in their order; between two of them stands at least one other token.
+        length: number of tokens of the row.
+        images: spans in their order, with at least one other token between two of them.
     """
     parts: list[Tensor] = []
     column = position = 0
@@ -63,7 +63,7 @@ def _text(begin: int, count: int) -> Tensor:
 
 
 def _grid(rows: int, columns: int) -> Tensor:
-    """(3, rows * columns), row by row; the time is 0."""
+    """Return (3, rows * columns) positions, row by row; the time is 0."""
     height = torch.arange(rows).repeat_interleave(columns)
     width = torch.arange(columns).repeat(rows)
     return torch.stack([torch.zeros_like(height), height, width])

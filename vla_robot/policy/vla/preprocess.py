@@ -51,10 +51,10 @@ class Preprocessor:
         """Read `folder/preprocessor_config.json`.
 
         Args:
-            folder: of the checkpoint.
+            folder: folder of the checkpoint.
             size: edge of the tower input [px].
-            towers: how many towers the model has.
-            strategy: how a frame becomes square, where the file does not say.
+            towers: number of the model's towers.
+            strategy: strategy if the file names none.
 
         Raises:
             CheckpointError: the file is missing or does not fit config.json.
@@ -64,7 +64,7 @@ class Preprocessor:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], size: int, towers: int, strategy: str, source: str) -> Preprocessor:
-        """As `read`, from the content of the file at `source`."""
+        """Do the same as `read` with the content of the file at `source`."""
         try:
             means = tuple((float(r), float(g), float(b)) for r, g, b in data["means"])
             stds = tuple((float(r), float(g), float(b)) for r, g, b in data["stds"])
@@ -115,8 +115,8 @@ class Preprocessor:
     def normalise(self, squares: Tensor) -> Tensor:
         """Normalise (..., S, S, 3) uint8 on the CPU to (..., 3 * towers, S, S) float32.
 
-        This uses numpy, which stays on one core. torch shares even this among threads, and where another program used
-        one of the cores, three operations of 0.1 ms each waited 6 ms for their other half.
+        numpy uses one core here. torch splits even this work among threads; while another program used one of
+        the cores, three operations of 0.1 ms each waited 6 ms for their other half.
         """
         x = np.ascontiguousarray(squares.movedim(-1, -3).numpy()).astype(np.float32)  # (..., 3, S, S)
         x /= np.float32(255)

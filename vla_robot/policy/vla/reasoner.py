@@ -13,7 +13,7 @@ class Slots(Protocol):
     """Keys and values of one batch.
 
     Attributes:
-        filled: slots whose keys and values stay.
+        filled: number of slots whose keys and values stay.
     """
 
     filled: int
@@ -23,20 +23,20 @@ class Reasoner[S: Slots](Protocol):
     """A decoder that reads tokens into slots."""
 
     def start(self, prompt: PaddedSequence, slots: int) -> S:
-        """Empty slots for a prompt and its whole answer.
+        """Return empty slots for a prompt and its whole answer.
 
         Raises:
-            ContractError: the model knows fewer positions.
+            ContractError: the model has fewer positions.
         """
         ...
 
     def read(self, embeds: Tensor, cache: S, keep: int) -> Tensor:
-        """Read the next n tokens of every row into the slots behind `cache.filled`, which is left as it is.
+        """Read the next n tokens of every row into the slots after `cache.filled`, which does not change.
 
         Args:
-            embeds: (B, n, D).
+            embeds: (B, n, D) embeddings.
             cache: from `start`.
-            keep: tokens at the end whose hidden states are wanted, 1 to n.
+            keep: number of last tokens whose hidden states are returned, 1 to n.
 
         Returns:
             (B, keep, D) normed hidden states.

@@ -1,4 +1,4 @@
-"""Rows of embedded tokens of different lengths, and what attention must know of them.
+"""Rows of embedded tokens of different lengths, with the blocks and positions for attention.
 
 padded at the right     [BOS][image][text]       as perceive and align make them
                         [BOS][image][text][text]
@@ -23,8 +23,8 @@ class RaggedSequence:
     Attributes:
         embeds: (B, S, D).
         lengths: (B,) int64 tokens per row, in main memory, so that reading them waits for no device.
-        blocks: (B, S) int64: tokens of one row with the same number above 0 see each other, whichever comes first;
-            0 is a causal token. None says that all are causal.
+        blocks: (B, S) int64: tokens of one row with the same number above 0 attend to each other in both directions;
+            0 is a causal token. None: all are causal.
         positions: (B, 3, S) int64 rotary positions by time, height and width; None counts tokens.
     """
 
@@ -34,7 +34,7 @@ class RaggedSequence:
     positions: Tensor | None = None
 
     def followed_by(self, more: Sequence[Tensor]) -> RaggedSequence:
-        """Each row with causal tokens of its own behind it: B of (n, D), any n."""
+        """Return the rows with B of (n, D) causal tokens after them, any n."""
         counts = torch.tensor([len(row) for row in more])
         added = int(counts.max())
         embeds = pad(self.embeds, (0, 0, 0, added))
@@ -46,7 +46,7 @@ class RaggedSequence:
         return RaggedSequence(embeds, self.lengths + counts, blocks, positions)
 
     def _counted_on(self, positions: Tensor, added: int) -> Tensor:
-        """`positions` with `added` columns; behind each row they go on from its largest one."""
+        """Return `positions` with `added` more columns, which count on from each row's largest position."""
         column = torch.arange(positions.shape[-1] + added, device=positions.device)
         longer = pad(positions, (0, added))
         for index, length in enumerate(self.lengths.tolist()):
@@ -55,7 +55,7 @@ class RaggedSequence:
         return longer
 
     def padded_left(self) -> PaddedSequence:
-        """The same rows, all ending in the last slot."""
+        """Return the same rows, all ending in the last slot."""
         S = self.embeds.shape[1]
         padding = S - self.lengths
         if not padding.any():
@@ -76,10 +76,10 @@ class PaddedSequence:
     """Rows padded at the left, as a reasoner reads them.
 
     Attributes:
-        embeds: (B, S, D); what stands in padding is not read.
-        padding: (B,) int64 slots at the left of each row that hold no token; None says that no row is padded.
-        blocks: (B, S) int64 as in `RaggedSequence`; in padding they mean nothing.
-        positions: (B, 3, S) int64 as in `RaggedSequence`; in padding they mean nothing.
+        embeds: (B, S, D) embeddings; those in padding are not used.
+        padding: (B,) int64 number of slots at the left of each row without a token; None: no row is padded.
+        blocks: (B, S) int64 as in `RaggedSequence`; not used in padding.
+        positions: (B, 3, S) int64 as in `RaggedSequence`; not used in padding.
     """
 
     embeds: Tensor
@@ -89,5 +89,5 @@ class PaddedSequence:
 
 
 def next_position(positions: Tensor) -> Tensor:
-    """(..., 3, S) positions -> (...) the one of the token behind them: one more than the largest of any axis."""
+    """Return (...) the position after (..., 3, S) positions: one more than the largest of any axis."""
     return positions.amax(dim=(-2, -1)) + 1

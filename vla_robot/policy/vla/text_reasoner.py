@@ -1,14 +1,14 @@
-"""Reason: transformers' own text module over a cache of fixed slots, with masks and positions that are always given.
+"""Reason: transformers' own text module over a cache of fixed slots, with explicit masks and positions.
 
-One observation's life in it:
+Use of the slots for one observation:
 
     slots   0 .. S-1                            S .. S+n-1
             [pad][image][text]                  [n tokens of an answer]
     read    the next tokens of every row; their keys and values are written into the slots behind `filled`
 
-`filled` slots stay. What is read beyond them is a draft: it may be read again, with other tokens in the same slots.
+`filled` slots stay. Tokens after them are a draft: other tokens may be read into the same slots.
 
-Nothing is left to a default of the library: PaliGemma without an explicit mask attends to what it has not said yet.
+No library default is used: PaliGemma without an explicit mask attends to later tokens of its answer.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class SlotCache(Cache):
     """Preallocated keys and values, in the form that transformers' modules update.
 
     Attributes:
-        filled: slots whose keys and values stay.
-        masks: kind of layer -> (B or 1, 1, slots, slots), bool or additive.
-        positions: (B or 1, slots) or (3, B, slots) int64.
+        filled: number of slots whose keys and values stay.
+        masks: kind of layer -> (B or 1, 1, slots, slots) mask, bool or additive.
+        positions: (B or 1, slots) or (3, B, slots) int64 positions.
     """
 
     def __init__(self, layers: int, masks: Mapping[str, Tensor], positions: Tensor) -> None:
@@ -45,7 +45,7 @@ class SlotCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """(B, Hkv, n, hd) of the next n slots -> (B, Hkv, filled + n, hd) of all so far."""
+        """Store (B, Hkv, n, hd) of the next n slots; return (B, Hkv, filled + n, hd) of all so far."""
         keys, values = self._memory[layer_idx] or self._allocate(key_states, value_states, layer_idx)
         end = self.filled + key_states.shape[2]
         keys[:, :, self.filled : end], values[:, :, self.filled : end] = key_states, value_states
@@ -68,19 +68,19 @@ class TextReasoner:
         """
         Args:
             text: the module without its head, in evaluation mode.
-            rule: what its layers see.
-            first_position: of a row's first token; PaliGemma counts from 1.
+            rule: attention rule of its layers.
+            first_position: position of a row's first token; PaliGemma counts from 1.
         """
         self._text = text
         self._config: Any = text.config
         self._rule = rule
         self._first_position = first_position
-        # Attention in plain torch adds its mask to the scores: a bool one would be silently wrong there.
+        # Attention in plain torch adds its mask to the scores, so a bool mask would be wrong without an error.
         self._adds_mask = self._config._attn_implementation == "eager"
         self._by_kind = bool({SLIDING} & set(getattr(self._config, "layer_types", None) or ()))
 
     def start(self, prompt: PaddedSequence, slots: int) -> SlotCache:
-        """As `Reasoner`."""
+        """See `Reasoner`."""
         positions = self._positions(prompt, slots)
         known = self._config.max_position_embeddings
         if slots > known:
@@ -94,7 +94,7 @@ class TextReasoner:
         return SlotCache(self._config.num_hidden_layers, masks, positions)
 
     def read(self, embeds: Tensor, cache: SlotCache, keep: int) -> Tensor:
-        """As `Reasoner`."""
+        """See `Reasoner`."""
         start, end = cache.filled, cache.filled + embeds.shape[1]
         masks = {kind: mask[..., start:end, :end] for kind, mask in cache.masks.items()}
         hidden = self._text(
@@ -107,7 +107,7 @@ class TextReasoner:
         return hidden[:, -keep:]
 
     def _positions(self, prompt: PaddedSequence, slots: int) -> Tensor:
-        """(B or 1, slots) or, where the prompt brings its own, (3, B, slots); those of the answer count on."""
+        """Return (B or 1, slots) or, if the prompt has positions, (3, B, slots); those of the answer count on."""
         S, device = prompt.embeds.shape[1], prompt.embeds.device
         slot = torch.arange(slots, device=device)
         if prompt.positions is None:
@@ -118,7 +118,7 @@ class TextReasoner:
 
     @staticmethod
     def _real(prompt: PaddedSequence) -> Tensor:
-        """The prompt's positions, 0 where there is padding."""
+        """Return the prompt's positions, 0 in padding."""
         assert prompt.positions is not None
         if prompt.padding is None:
             return prompt.positions
