@@ -81,8 +81,8 @@ def view(browser: Browser, file: Path) -> None:
     ):
         desk, phone = _open(browser, url, *VIEW_PX), _open(browser, url, *PHONE_PX, dark=True)
         _wait_until(desk, "shown.mode === 'run'")
-        _wait_until(desk, f"shown.pictures > {desk.evaluate('shown.pictures') + 240} && shown.mode === 'run'")
-        pictures = [_screenshot(desk), _screenshot(phone)]
+        _wait_until(desk, f"shown.pictures > {desk.evaluate('shown.pictures') + 240}")
+        pictures = _while_running(desk, phone)
     both = PIL.Image.new("RGB", (VIEW_PX[0] + 20 + PHONE_PX[0], VIEW_PX[1]), "white")
     both.paste(pictures[0], (0, 0))
     both.paste(pictures[1], (both.width - PHONE_PX[0], 0))
@@ -173,8 +173,8 @@ def _side_by_side(log: EpisodeLog, shots: Sequence[_Shot]) -> Iterator[tuple[Ima
     scenes = list(_scenes(log))
     seen_ns = [*(step.observation.stamp_ns for step in log.steps), log.last.stamp_ns]
     shot_ns = [at_ns for at_ns, _ in shots]
-    after_ns = 3 * DEMO_FRAME_MS * NS_PER_MS  # the page has drawn the last step by then
-    for now_ns in range(seen_ns[0] + after_ns, seen_ns[-1] + 2 * after_ns, DEMO_FRAME_MS * NS_PER_MS):
+    drawn_ns = 3 * DEMO_FRAME_MS * NS_PER_MS  # by then the page has drawn the last step
+    for now_ns in range(seen_ns[0], seen_ns[-1] + drawn_ns, DEMO_FRAME_MS * NS_PER_MS):
         scene = scenes[bisect.bisect_right(seen_ns, now_ns) - 1]
         yield scene, shots[bisect.bisect_right(shot_ns, now_ns) - 1][1]
 
@@ -241,6 +241,15 @@ def _wait_until(page: Page, condition: str) -> None:
         if time.monotonic() > deadline:
             raise SystemExit(f"{page.url}: {condition} did not come true in {WAIT_S} s.")
         page.wait_for_timeout(50)
+
+
+def _while_running(*pages: Page) -> list[PIL.Image.Image]:
+    """Return a picture of each page during an episode, in which an action is played."""
+    while True:
+        _wait_until(pages[0], "shown.mode === 'run'")
+        pictures = [_screenshot(page) for page in pages]
+        if all(page.evaluate("shown.mode") == "run" for page in pages):
+            return pictures
 
 
 def _screenshot(page: Page) -> PIL.Image.Image:
