@@ -13,7 +13,9 @@ scs = pytest.importorskip("scservo_sdk")
 
 
 @pytest.fixture
-def port(bus: Any, tmp_path: Path) -> Iterator[Any]:
+def port(bus: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The makers' port, which waits a second for an answer: 34 ms are not enough on a busy computer."""
+    monkeypatch.setattr(scs.port_handler, "LATENCY_TIMER", 500)
     handler = scs.PortHandler(str(tmp_path / "port"))
     assert handler.openPort()
     yield handler
