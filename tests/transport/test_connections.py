@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator
+from typing import Any
 
 import pytest
 from waiting import eventually
@@ -141,6 +142,27 @@ def test_of_clients_that_speak_only_so_many_stay(monkeypatch: pytest.MonkeyPatch
             asks(first)
             assert time.monotonic() < end_s, "no client was hung up on"
         asks(first)  # heard a moment ago: it was not among those that went
+
+
+@pytest.mark.parametrize("last", [0, 5])
+def test_of_clients_that_spoke_since_the_last_count_the_one_that_spoke_last_stays(
+    last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def count_never(watch: Any) -> None:  # this test counts
+        watch._over.wait()
+        watch._events.close()
+
+    monkeypatch.setattr(ConnectionWatch, "_run", count_never)
+    monkeypatch.setattr(connections, "NEWCOMER_S", 3600.0)
+    monkeypatch.setattr(ConnectionWatch.__init__, "__defaults__", ((8, 1),))
+    with ServerSocket() as server, echoing(server), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(ClientSocket(server.address)) for _ in range(6)]
+        for client in (*clients, clients[last]):
+            asks(client)
+        for _ in range(2):
+            watch_of(server)._turn()  # pyright: ignore[reportPrivateUsage]
+            assert watch_of(server).closed == 5
+            asks(clients[last])
 
 
 def test_closing_a_server_ends_its_threads(silent: Connections) -> None:

@@ -56,7 +56,7 @@ class ConnectionWatch:
         self._admission = Admission(room)
         self._peer_of: dict[int, tuple[str, int]] = {}
         self._lock = threading.Lock()
-        self._spoke: set[int] = set()
+        self._spoke_ns: dict[int, int] = {}
         self._spoke_lock = threading.Lock()  # a lock of its own: in a flood, the other one is held for milliseconds
         self._over = threading.Event()
         self._watched = watched
@@ -78,7 +78,7 @@ class ConnectionWatch:
     def heard(self, fd: int) -> None:
         """Note that a complete message came from a connection."""
         with self._spoke_lock:
-            self._spoke.add(fd)
+            self._spoke_ns[fd] = time.monotonic_ns()
 
     def hang_up(self, fd: int) -> None:
         """Close a connection now, if it is still open."""
@@ -110,13 +110,13 @@ class ConnectionWatch:
     def _turn(self) -> None:
         # Taken before the events: the event of a connection's acceptance precedes its first message.
         with self._spoke_lock:
-            spoke, self._spoke = self._spoke, set()
+            spoke_ns, self._spoke_ns = self._spoke_ns, {}
         with self._lock:
             while self._events.poll(0):
                 event = parse_monitor_message(self._events.recv_multipart())
                 self._note(event["event"], event["value"])
-            for fd in spoke:
-                self._admission.hear(fd, time.monotonic_ns(), _KNOWN_RANK)
+            for fd, heard_ns in spoke_ns.items():
+                self._admission.hear(fd, heard_ns, _KNOWN_RANK)
             for fd in self._admission.surplus(time.monotonic_ns()):
                 assert isinstance(fd, int)
                 self._shut(fd)
