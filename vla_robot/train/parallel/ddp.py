@@ -21,6 +21,11 @@ from vla_robot.core.errors import RecipeError
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for the first one, which reads the datasets' shards before the others."""
 
+_GROUPS: list[object] = []
+"""The groups that this process has joined. torch frees one that Python holds without the interpreter's lock. Where a
+DistributedDataParallel held the last reference, it was freed with the lock, and waited for its own thread, which waited
+for the lock to free a tensor: the process never ended."""
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -60,6 +65,7 @@ class Ranks:
             yield
             return
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        _GROUPS.append(dist.group.WORLD)
         try:
             yield
             dist.barrier()  # a rank that leaves early would close the first one's connection
