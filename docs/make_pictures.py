@@ -140,6 +140,7 @@ def _run(*options: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def _background(process: subprocess.Popen[str]) -> Iterator[None]:
+    """Terminate a process at the end of the block."""
     try:
         yield
     finally:
@@ -210,14 +211,11 @@ def _command(*arguments: str, until: str) -> Iterator[str]:
     """Run a `vla` command during the block; yield its first line that contains `until`."""
     process = subprocess.Popen([*VLA, *arguments], stdout=subprocess.PIPE, text=True, cwd=PICTURES_FOLDER.parents[1])
     assert process.stdout is not None
-    try:
+    with _background(process):
         line = next((line for line in process.stdout if until in line), None)
         if line is None:
             raise SystemExit(f"`vla {' '.join(arguments)}` ended before it said '{until}'.")
         yield line
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
 
 
 def _url(line: str) -> str:

@@ -120,7 +120,7 @@ class TerminalTeleop:
         return TeleopCommand(None if rests else moved.action, buttons, typed)
 
     def tell_driver(self, driver: Driver, executed: Vector | None) -> None:
-        """Note who drives, and the policy's executed action, whose grip the person continues with."""
+        """Note whether policy or person is in control, and the policy's action: the person keeps its grip."""
         if driver != self._driver:
             self._motion.rest()
         if driver == "person" != self._driver:

@@ -213,9 +213,7 @@ class Trainer:
         outputs = self._backward(self._parts())
         limit = self.recipe.clip_norm or math.inf
         norm = whole(torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit))
-        metrics = self._of_all_ranks(
-            outputs, norm
-        )  # reads loss and norm here alone, since reading waits for the device
+        metrics = self._of_all_ranks(outputs, norm)  # the only read of a step: reading waits for the device
         self._require_finite(metrics)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

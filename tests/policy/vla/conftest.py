@@ -160,12 +160,11 @@ def qwen(name: str) -> Family:
     else:
         vision |= {"hidden_size": 32, "out_hidden_size": 32, "num_heads": 2, "intermediate_size": 48}
         vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
-    config = getattr(transformers, f"{'Qwen2VL' if name == 'Qwen2VL' else 'Qwen2_5_VL'}Config")(
+    config = getattr(transformers, f"{name}Config")(
         vision_config=vision, text_config=text, image_token_id=IMAGE, vision_start_token_id=302,
         vision_end_token_id=VISION_END,
     )  # fmt: skip
-    kind = "Qwen2VL" if name == "Qwen2VL" else "Qwen2_5_VL"
-    model = _ready(getattr(transformers, f"{kind}ForConditionalGeneration")(config))
+    model = _ready(getattr(transformers, f"{name}ForConditionalGeneration")(config))
     grids = torch.tensor([[1, 4, 6], [1, 4, 6]])
     pixels = torch.randn(48, 1176)
     rows, inputs = _rows([[IMAGE] * 6 + [VISION_END]] * 2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import END_OF_ACTIONS, FIRST_ACTION, tiny_llama
 
 from vla_robot.core.errors import ContractError
 from vla_robot.policy.openvla.network.reason import Decoder
@@ -105,14 +105,8 @@ def test_the_worked_example_of_positions() -> None:
 
 @pytest.mark.parametrize("lengths", [[9], [9, 4, 7]])
 def test_both_reasoners_say_the_same_of_a_llama(lengths: list[int]) -> None:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    llama = LlamaForCausalLM(config).eval().requires_grad_(False)
-    llama.lm_head.weight[100:356] *= 30
-    rows = llama.model.embed_tokens.weight, llama.lm_head.weight, 100, 356
+    llama = tiny_llama(kv_heads=2, sharpness=30)
+    rows = llama.model.embed_tokens.weight, llama.lm_head.weight, FIRST_ACTION, END_OF_ACTIONS
     by_the_library = Generator(TextReasoner(llama.model, MaskRule()), *rows)
     ours = Generator(Decoder(llama), *rows)
     prompt = RaggedSequence(torch.randn(len(lengths), max(lengths), 64), torch.tensor(lengths))

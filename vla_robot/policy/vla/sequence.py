@@ -79,7 +79,7 @@ class PaddedSequence:
         embeds: (B, S, D) embeddings; those in padding are not used.
         padding: (B,) int64 number of slots at the left of each row without a token; None: no row is padded.
         blocks: (B, S) int64 as in `RaggedSequence`; not used in padding.
-        positions: (B, 3, S) int64 as in `RaggedSequence`; not used in padding.
+        positions: (B, 3, S) int64 as in `RaggedSequence`; padding has those of the row's first token.
     """
 
     embeds: Tensor

@@ -77,7 +77,7 @@ class TextReasoner:
         self._first_position = first_position
         # Attention in plain torch adds its mask to the scores, so a bool mask would be wrong without an error.
         self._adds_mask = self._config._attn_implementation == "eager"
-        self._by_kind = bool({SLIDING} & set(getattr(self._config, "layer_types", None) or ()))
+        self._by_kind = SLIDING in (getattr(self._config, "layer_types", None) or ())
 
     def start(self, prompt: PaddedSequence, slots: int) -> SlotCache:
         """See `Reasoner`."""
@@ -113,14 +113,5 @@ class TextReasoner:
         if prompt.positions is None:
             padding = 0 if prompt.padding is None else prompt.padding[:, None]
             return (slot - padding).clamp(min=0).reshape(-1, slots) + self._first_position
-        after = next_position(self._real(prompt))[:, None, None] + torch.arange(slots - S, device=device)
+        after = next_position(prompt.positions)[:, None, None] + torch.arange(slots - S, device=device)
         return torch.cat([prompt.positions, after.expand(-1, 3, -1)], dim=2).movedim(1, 0)
-
-    @staticmethod
-    def _real(prompt: PaddedSequence) -> Tensor:
-        """Return the prompt's positions, 0 in padding."""
-        assert prompt.positions is not None
-        if prompt.padding is None:
-            return prompt.positions
-        slot = torch.arange(prompt.positions.shape[2], device=prompt.positions.device)
-        return prompt.positions * (slot >= prompt.padding[:, None])[:, None]

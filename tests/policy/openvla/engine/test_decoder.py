@@ -12,22 +12,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import END_OF_ACTIONS, FIRST_ACTION, tiny_llama
+from transformers import LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.vla.generate import Draft, Generator
 from vla_robot.policy.vla.sequence import PaddedSequence, RaggedSequence
 from vla_robot.policy.vla.stage_timer import StageTimer
-
-
-def llama(kv_heads: int = 4) -> Any:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=kv_heads, max_position_embeddings=64,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval().requires_grad_(False)
 
 
 def hidden_by_transformers(model: LlamaForCausalLM, embeds: torch.Tensor) -> torch.Tensor:
@@ -49,7 +41,7 @@ def read_in_parts(decoder: Decoder, embeds: torch.Tensor, lengths: list[int], pa
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("sizes", [[9], [6, 1, 1, 1], [6, 3], [5, 2, 2]])
 def test_reading_in_parts_equals_one_full_pass(kv_heads: int, sizes: list[int]) -> None:
-    model = llama(kv_heads)
+    model = tiny_llama(kv_heads)
     prompt, *parts = torch.randn(2, 9, 64).split(sizes, dim=1)
     expected = hidden_by_transformers(model, torch.cat([prompt, *parts], dim=1))
     hidden = read_in_parts(Decoder(model), prompt, [prompt.shape[1]] * 2, parts)
@@ -57,7 +49,7 @@ def test_reading_in_parts_equals_one_full_pass(kv_heads: int, sizes: list[int]) 
 
 
 def test_a_draft_leaves_no_trace() -> None:
-    model = llama()
+    model = tiny_llama()
     decoder = Decoder(model)
     prompt, wrong, right = torch.randn(3, 2, 6, 64)
     cache = decoder.start(PaddedSequence(prompt), 12)
@@ -77,7 +69,7 @@ def test_whether_rows_are_padded_is_decided_without_the_device(lengths: list[int
     assert moved.embeds.shape == embeds.shape
     assert (moved.padding is None) == (lengths == [9, 9])
     assert moved.padding is None or moved.padding.is_meta
-    hidden = Decoder(llama().to("meta")).bidirectional(embeds, torch.tensor(lengths))
+    hidden = Decoder(tiny_llama().to("meta")).bidirectional(embeds, torch.tensor(lengths))
     assert hidden.shape == embeds.shape
 
 
@@ -87,7 +79,7 @@ def test_each_row_of_a_ragged_batch_equals_itself_alone(lengths: list[int], seed
     generator = torch.Generator().manual_seed(seed)
     embeds = torch.randn(len(lengths), max(lengths), 64, generator=generator)
     more = list(torch.randn(len(lengths), 4, 64, generator=generator).split([1, 3], dim=1))
-    decoder = Decoder(llama())
+    decoder = Decoder(tiny_llama())
     together = read_in_parts(decoder, embeds, lengths, more)
     for row, length in enumerate(lengths):
         this = slice(row, row + 1)
@@ -98,11 +90,11 @@ def test_each_row_of_a_ragged_batch_equals_itself_alone(lengths: list[int], seed
 
 def test_more_tokens_than_positions_are_refused() -> None:
     with pytest.raises(ContractError, match="65 tokens, but the language model has 64 positions"):
-        Decoder(llama()).start(PaddedSequence(torch.zeros(1, 60, 64)), 65)
+        Decoder(tiny_llama()).start(PaddedSequence(torch.zeros(1, 60, 64)), 65)
 
 
 def test_fused_weights_are_the_models_own_memory() -> None:
-    model = llama()
+    model = tiny_llama()
     Decoder(model)
     attention = model.model.layers[0].self_attn
     assert attention.q_proj.weight.untyped_storage().data_ptr() == attention.k_proj.weight.untyped_storage().data_ptr()
@@ -110,7 +102,7 @@ def test_fused_weights_are_the_models_own_memory() -> None:
 
 def generator_of(model: LlamaForCausalLM, chunk: int = 1) -> Generator:
     weights = model.model.embed_tokens.weight, model.lm_head.weight
-    return Generator(Decoder(model), *weights, first_id=100, vocab_end=356, chunk=chunk)
+    return Generator(Decoder(model), *weights, first_id=FIRST_ACTION, vocab_end=END_OF_ACTIONS, chunk=chunk)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -124,9 +116,12 @@ def test_guessing_gives_the_tokens_of_greedy_decoding_one_by_one(
     by_transformers: Callable[..., tuple[list[int], float]], lengths: list[int], count: int, chunk: int, seed: int
 ) -> None:
     """Whatever is guessed, for every row, and in no more passes than tokens."""
-    model = llama()
+    model = tiny_llama()
     embeds = torch.randn(len(lengths), max(lengths), 64, generator=torch.Generator().manual_seed(seed))
-    expected = [by_transformers(model, embeds[row, :length], count, 100, 356) for row, length in enumerate(lengths)]
+    expected = [
+        by_transformers(model, embeds[row, :length], count, FIRST_ACTION, END_OF_ACTIONS)
+        for row, length in enumerate(lengths)
+    ]
     assume(min(lead for _, lead in expected) > 1e-5)  # nearer ones are decided by the order of a sum
     stages = StageTimer()
     said = generator_of(model, chunk).tokens(RaggedSequence(embeds, torch.tensor(lengths)), count, stages)
@@ -137,7 +132,7 @@ def test_guessing_gives_the_tokens_of_greedy_decoding_one_by_one(
 def test_what_repeats_itself_is_not_read_token_by_token() -> None:
     """A model whose answers do not hang on what it said before needs one pass to correct its guess, and one to see that
     nothing changes; the same action again costs one."""
-    model = llama()
+    model = tiny_llama()
     model.model.embed_tokens.weight[100:356] = 0.0
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight[:] = 0.0  # each token sees itself alone
@@ -148,7 +143,7 @@ def test_what_repeats_itself_is_not_read_token_by_token() -> None:
 
 
 def test_a_device_that_rounds_differently_each_time_cannot_keep_an_answer_from_ending() -> None:
-    generator = generator_of(llama())
+    generator = generator_of(tiny_llama())
     stages = StageTimer()
     draft = generator.begin(PaddedSequence(torch.randn(1, 5, 64)), 7, 7)
     never = itertools.count()
@@ -162,7 +157,7 @@ def test_a_device_that_rounds_differently_each_time_cannot_keep_an_answer_from_e
 
 
 def test_only_action_tokens_can_be_said() -> None:
-    model = llama()
+    model = tiny_llama()
     model.lm_head.weight[:100] += 100.0  # words that would win everywhere
     tokens = generator_of(model).tokens(RaggedSequence(torch.randn(8, 5, 64), torch.full((8,), 5)), 7)
     assert tokens.shape == (8, 7)
@@ -170,14 +165,14 @@ def test_only_action_tokens_can_be_said() -> None:
 
 
 def test_logits_that_are_not_finite_never_become_an_action() -> None:
-    model = llama()
+    model = tiny_llama()
     embeds = torch.full((1, 4, 64), np.nan)
     with pytest.raises(PolicyError, match="logits are not finite"):
         generator_of(model).tokens(RaggedSequence(embeds, torch.tensor([4])), 7)
 
 
 def test_an_unknown_rope_is_refused() -> None:
-    model = llama()
+    model = tiny_llama()
     model.config.rope_parameters["rope_type"] = "yarn"
     with pytest.raises(CheckpointError, match="rope_type 'yarn' is not supported"):
         Decoder(model)

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_llama import END_OF_ACTIONS as END
+from tiny_llama import FIRST_ACTION as FIRST
+from tiny_llama import tiny_llama
+from transformers import LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import Observation
@@ -20,20 +23,12 @@ from vla_robot.policy.vla.generate import Generator
 from vla_robot.policy.vla.sequence import RaggedSequence
 
 K, D = 4, 7
-FIRST, END = 100, 356
 TOKENS = 12
 
 
 @pytest.fixture(scope="module")
 def llama() -> LlamaForCausalLM:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=400, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).eval().requires_grad_(False)
-    model.lm_head.weight[FIRST:END] *= 30  # logits far enough apart that their order is no accident
-    return model
+    return tiny_llama(kv_heads=2, seed=1, sharpness=30)
 
 
 @pytest.fixture(scope="module")
