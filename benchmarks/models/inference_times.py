@@ -16,7 +16,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.inputs import timer_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
-from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 BANDWIDTH_BYTES = 256 * 2**20
 

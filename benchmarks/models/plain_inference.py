@@ -20,7 +20,7 @@ from vla_robot.core.messages import Image
 from vla_robot.policy.openvla.network import layout
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.perceive import Tower, build_vit
-from vla_robot.policy.vla.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 
 
 class Baseline:

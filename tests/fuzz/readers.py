@@ -855,8 +855,8 @@ class Toml:
 
 def statistics(folder: Path) -> Reader:
     from vla_robot.core.normalise import MIN_MAX, Q99, unnormalise
+    from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
     from vla_robot.policy.vla.json_files import read_json
-    from vla_robot.policy.vla.statistics import Statistics, require_statistics
 
     path = folder / "dataset_statistics.json"
 

@@ -23,8 +23,8 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.weights import file_name, save_model
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.json_files import write_json
-from vla_robot.policy.vla.preprocess import Preprocessor
 from vla_robot.recipe.finetune import Architecture
 
 from .tiny_policies import create_policy

@@ -13,7 +13,7 @@ import vla_robot
 from vla_robot.core.errors import ContractError
 from vla_robot.core.image import resize_lanczos
 from vla_robot.policy.openvla.checkpoint import Checkpoint
-from vla_robot.policy.vla.image_preprocessing import centre_crop, preprocessed
+from vla_robot.policy.vla.inputs.image_preprocessing import centre_crop, preprocessed
 
 
 def photo(height: int = 96, width: int = 128) -> np.ndarray:

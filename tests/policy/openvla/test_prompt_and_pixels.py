@@ -11,7 +11,7 @@ from vla_robot.policy.openvla.checkpoint import Checkpoint
 from vla_robot.policy.openvla.create import train_tokenizer
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.prompt import TEMPLATE_VICUNA, PromptTokenizer
-from vla_robot.policy.vla.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 
 MEANS = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
 STDS = ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5))

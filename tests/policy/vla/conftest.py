@@ -13,11 +13,11 @@ import transformers
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from vla_robot.policy.vla.generate import Generator
-from vla_robot.policy.vla.masks import MaskRule
-from vla_robot.policy.vla.positions import ImageSpan, mrope
-from vla_robot.policy.vla.sequence import RaggedSequence
-from vla_robot.policy.vla.text_reasoner import TextReasoner
+from vla_robot.policy.vla.reason.generate import Generator
+from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
+from vla_robot.policy.vla.sequence.masks import MaskRule
+from vla_robot.policy.vla.sequence.positions import ImageSpan, mrope
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 
 VOCAB, FIRST, END = 320, 40, 296
 IMAGE, PAD, BOS, VISION_END = 300, 0, 2, 301

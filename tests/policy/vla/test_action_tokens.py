@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vla_robot.core.errors import ContractError
-from vla_robot.policy.vla.action_tokens import ActionTokenizer
+from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 
 OPENVLA = ActionTokenizer(vocab_end=32000)
 HALF_BIN = 1 / 255

@@ -13,11 +13,11 @@ from tiny_llama import END_OF_ACTIONS, FIRST_ACTION, tiny_llama
 
 from vla_robot.core.errors import ContractError
 from vla_robot.policy.openvla.network.reason import Decoder
-from vla_robot.policy.vla.generate import Generator
-from vla_robot.policy.vla.masks import MaskRule
-from vla_robot.policy.vla.positions import ImageSpan, mrope
-from vla_robot.policy.vla.sequence import RaggedSequence, next_position
-from vla_robot.policy.vla.text_reasoner import TextReasoner
+from vla_robot.policy.vla.reason.generate import Generator
+from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
+from vla_robot.policy.vla.sequence.masks import MaskRule
+from vla_robot.policy.vla.sequence.positions import ImageSpan, mrope
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence, next_position
 
 IMAGE = 300
 

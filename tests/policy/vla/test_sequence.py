@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from vla_robot.policy.vla.masks import FULL, SLIDING, MaskRule, additive
-from vla_robot.policy.vla.positions import ImageSpan, mrope
-from vla_robot.policy.vla.sequence import RaggedSequence
+from vla_robot.policy.vla.sequence.masks import FULL, SLIDING, MaskRule, additive
+from vla_robot.policy.vla.sequence.positions import ImageSpan, mrope
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 
 
 def rows() -> RaggedSequence:

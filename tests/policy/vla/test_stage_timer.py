@@ -8,8 +8,8 @@ from itertools import count
 import pytest
 import torch
 
-from vla_robot.policy.vla import stage_timer
-from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.reason import stage_timer
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 
 class Event:

@@ -11,9 +11,9 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, unknown
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
-from vla_robot.policy.vla.image_preprocessing import NONE, require_preprocessing
+from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.json_files import read_json
-from vla_robot.policy.vla.preprocess import Preprocessor
 
 
 @dataclass(frozen=True)

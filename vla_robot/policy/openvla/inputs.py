@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.vla.observations import Batch, pad_right, require_fit
-from vla_robot.policy.vla.sequence import RaggedSequence
-from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.inputs.observations import Batch, pad_right, require_fit
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 
 
 def timer_of(model: OpenVLA) -> StageTimer:

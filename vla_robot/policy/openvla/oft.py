@@ -34,16 +34,16 @@ from vla_robot.policy.openvla.network.align import ProprioProjector
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
-from vla_robot.policy.vla.image_preprocessing import NONE
-from vla_robot.policy.vla.observations import (
+from vla_robot.policy.vla.inputs.image_preprocessing import NONE
+from vla_robot.policy.vla.inputs.observations import (
     Batch,
     ObservationReader,
     check_image_sensitivity,
     chunks_of,
     require_observations,
 )
-from vla_robot.policy.vla.stage_timer import StageTimer
-from vla_robot.policy.vla.statistics import Keys, Statistics, require_statistics
+from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.policy import OFTRecipe
 
 ACTION_HEAD, PROPRIO_PROJECTOR = "action_head", "proprio_projector"

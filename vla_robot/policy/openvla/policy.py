@@ -24,10 +24,8 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
 from vla_robot.policy.openvla.weights import load_model, require_complete
-from vla_robot.policy.vla.action_tokens import ActionTokenizer
-from vla_robot.policy.vla.generate import Generator, generate_text
-from vla_robot.policy.vla.image_preprocessing import NONE
-from vla_robot.policy.vla.observations import (
+from vla_robot.policy.vla.inputs.image_preprocessing import NONE
+from vla_robot.policy.vla.inputs.observations import (
     Batch,
     ObservationReader,
     check_image_sensitivity,
@@ -35,9 +33,11 @@ from vla_robot.policy.vla.observations import (
     committed_tokens,
     require_observations,
 )
-from vla_robot.policy.vla.preprocess import Preprocessor
-from vla_robot.policy.vla.stage_timer import StageTimer
-from vla_robot.policy.vla.statistics import Keys, Statistics, require_statistics
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
+from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
+from vla_robot.policy.vla.reason.generate import Generator, generate_text
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 LLAMA_SPACE = 29871
 """Llama's id of the space token, for checkpoints without a tokenizer."""

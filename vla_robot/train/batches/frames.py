@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.prompt import PromptTokenizer
-from vla_robot.policy.vla.action_tokens import ActionTokenizer
+from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ from vla_robot.data.formats.images import decode_image
 from vla_robot.data.pipeline.mixture import Dataset, Mixture, Sample
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.policy.openvla.prompt import PromptTokenizer
-from vla_robot.policy.vla.action_tokens import ActionTokenizer
-from vla_robot.policy.vla.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.train.batches.augment import Augment
 from vla_robot.train.batches.frames import Batch, Rows, answers_of, labelled
 

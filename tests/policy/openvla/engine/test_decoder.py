@@ -17,9 +17,9 @@ from transformers import LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
 from vla_robot.policy.openvla.network.reason import Decoder
-from vla_robot.policy.vla.generate import Draft, Generator
-from vla_robot.policy.vla.sequence import PaddedSequence, RaggedSequence
-from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.reason.generate import Draft, Generator
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence
 
 
 def hidden_by_transformers(model: LlamaForCausalLM, embeds: torch.Tensor) -> torch.Tensor:

@@ -19,8 +19,8 @@ from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
-from vla_robot.policy.vla.generate import Generator
-from vla_robot.policy.vla.sequence import RaggedSequence
+from vla_robot.policy.vla.reason.generate import Generator
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 
 K, D = 4, 7
 TOKENS = 12

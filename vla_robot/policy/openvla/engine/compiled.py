@@ -17,10 +17,10 @@ from torch import Tensor
 from vla_robot.core.errors import PolicyError
 from vla_robot.policy.openvla.inputs import tensors_of
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.vla.generate import Draft, Generator
-from vla_robot.policy.vla.observations import Batch
-from vla_robot.policy.vla.sequence import PaddedSequence
-from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.inputs.observations import Batch
+from vla_robot.policy.vla.reason.generate import Draft, Generator
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence
 
 
 class CompiledInference:

@@ -14,7 +14,7 @@ import torch
 
 from vla_robot.policy.openvla.engine.cost import costs
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.vla.observations import Batch
+from vla_robot.policy.vla.inputs.observations import Batch
 
 WORTH_SHARING_FLOPS = 1e9
 """An inference of fewer operations runs on one core, which takes 10 to 50 ms for so many."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from vla_robot.core.errors import CheckpointError, unknown
 from vla_robot.policy.openvla.network import config_limits as limits
+from vla_robot.policy.vla.inputs.observations import InputSizes
 from vla_robot.policy.vla.json_files import read_json
-from vla_robot.policy.vla.observations import InputSizes
 
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 OUR_BLOCK = "vla_robot"

@@ -30,7 +30,7 @@ from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
-from vla_robot.policy.vla.sequence import PaddedSequence
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence
 
 
 def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from vla_robot.policy.vla.sequence import PaddedSequence
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence
 
 
 class Slots(Protocol):

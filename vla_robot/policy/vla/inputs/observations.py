@@ -18,10 +18,10 @@ from torch import Tensor
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, unknown
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, normalise
-from vla_robot.policy.vla.action_tokens import ActionTokenizer
-from vla_robot.policy.vla.preprocess import Preprocessor
-from vla_robot.policy.vla.stage_timer import StageTimer
-from vla_robot.policy.vla.statistics import Keys, Statistics
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
+from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 PromptIds = Callable[[str], NDArray[np.int64]]
 """Turns an instruction into (L,) token ids."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from vla_robot.core.errors import CheckpointError
 from vla_robot.core.image import check_image, resize
 from vla_robot.core.messages import Image
-from vla_robot.policy.vla.image_preprocessing import NONE, preprocessed
+from vla_robot.policy.vla.inputs.image_preprocessing import NONE, preprocessed
 from vla_robot.policy.vla.json_files import read_json
 
 

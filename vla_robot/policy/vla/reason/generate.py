@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.vla.reasoner import Reasoner, Slots
-from vla_robot.policy.vla.sequence import PaddedSequence, RaggedSequence
-from vla_robot.policy.vla.stage_timer import StageTimer
+from vla_robot.policy.vla.reason.reasoner import Reasoner, Slots
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from vla_robot.core.errors import ContractError
-from vla_robot.policy.vla.masks import FULL, SLIDING, MaskRule, additive
-from vla_robot.policy.vla.sequence import PaddedSequence, next_position
+from vla_robot.policy.vla.sequence.masks import FULL, SLIDING, MaskRule, additive
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence, next_position
 
 
 class SlotCache(Cache):
