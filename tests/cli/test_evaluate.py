@@ -101,7 +101,8 @@ class Bench:
         self.opened.append(self.world())
         yield self.opened[-1]
 
-    def build_policy(self, *_: object) -> Any:
+    def build_policy(self, *_: object, rows: int | None) -> Any:
+        self.rows = rows
         self.built.append(self.policy())
         return self.built[-1]
 
@@ -304,6 +305,15 @@ def test_the_shipped_policy_scores_the_same_in_one_world_and_in_three(tmp_path: 
         assert main([*words, "--json", str(out)]) == 0
         results.append([(e["seed"], e["outcome"], e["steps"]) for e in json.loads(out.read_text())["episodes"]])
     assert results[0] == results[1]
+
+
+def test_an_execution_horizon_reaches_the_policies_and_another_does_not_continue(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--rows", "3") == 0
+    assert bench.rows == 3 and "--rows 3" in Path("e/report.html").read_text()
+    assert run() == 2 and "rows" in capsys.readouterr().err
+    assert run("--rows", "0") == 2 and "--rows 0: at least 1" in capsys.readouterr().err
 
 
 def test_evaluations_of_one_second_get_a_folder_each(bench: Bench) -> None:

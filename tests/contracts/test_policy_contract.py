@@ -17,6 +17,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.core.ports import Policy
 from vla_robot.loop.takeover import Takeover
 from vla_robot.policy.adapter import ObservationAdapter
+from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.policy.scripted.experts import ScriptedExpert, lift
 from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
 from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
@@ -130,6 +131,7 @@ KINDS: dict[str, Kind] = {
     "ScriptedExpert": Kind(lambda get: ScriptedExpert(lift, ARM.action)),
     "PerturbedPolicy": Kind(lambda get: PerturbedPolicy(MOVES, ARM.action, Perturbation()), batched=False),
     "ObservationAdapter": Kind(lambda get: ObservationAdapter(MOVES, WANTED, ARM)),
+    "ExecutionHorizon": Kind(lambda get: ExecutionHorizon(MOVES, 2)),
     "WithoutTruth": Kind(lambda get: WithoutTruth(MOVES)),
     "Takeover": Kind(lambda get: Takeover(MOVES, ScriptedTeleoperator(), ARM, row_by_row=False), batched=False),
     "FunctionPolicy": Kind(lambda get: MOVES),

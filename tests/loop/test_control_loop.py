@@ -14,6 +14,7 @@ from vla_robot.core.ports import Guard
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost, Subscriber
 from vla_robot.loop.timing import TOTAL, WORLD_STEP
+from vla_robot.policy.execution_horizon import ExecutionHorizon
 
 Make = Callable[..., Any]
 
@@ -88,6 +89,37 @@ def test_a_chunk_is_played_before_the_policy_is_asked_again(make_world: Make, ma
     run(make_world(succeed_at=5, horizon=9), policy, subscribers=[steps_into(events)])
     assert policy.calls.count("policy.act") == 2
     assert len({np.asarray(event.wanted).tobytes() for event in events}) == 5, "an action was played twice"
+
+
+def test_the_policy_is_asked_again_after_the_rows_of_its_execution_horizon(
+    make_world: Make, make_policy: Make, run: Make
+) -> None:
+    events: list[StepDone] = []
+    policy = make_policy(rows=8)
+    chunks: list[np.ndarray] = []
+
+    class Kept:
+        reset = policy.reset
+
+        def act(self, observations: Any) -> Any:
+            answer = policy.act(observations)
+            chunks.append(answer[0].actions)
+            return answer
+
+    run(make_world(succeed_at=7, horizon=9), ExecutionHorizon(Kept(), 3), subscribers=[steps_into(events)])
+    assert len(chunks) == 3  # at steps 0, 3 and 6
+    np.testing.assert_array_equal(
+        [e.wanted for e in events], np.concatenate([chunks[0][:3], chunks[1][:3], chunks[2][:1]])
+    )
+
+
+def test_a_horizon_longer_than_the_chunk_is_an_error_and_nothing_moves(
+    make_world: Make, make_policy: Make, run: Make
+) -> None:
+    world = make_world()
+    result = run(world, ExecutionHorizon(make_policy(rows=2), 3))
+    assert result.outcome == "error" and "rows is 3, but an answer of the policy has 2 action(s)" in result.error
+    assert world.actions == []
 
 
 def test_rows_for_steps_that_are_over_are_skipped(make_world: Make, make_policy: Make, run: Make) -> None:

@@ -16,12 +16,14 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.core.ports import Arm as BridgeArm
+from vla_robot.core.ports import Policy
 from vla_robot.core.robot import Tick
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone, StepsLost
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.loop.recorder import EpisodeRecorder, log_path
 from vla_robot.loop.results import EpisodeResult
+from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.recipe.limits import LimitsRecipe
 from vla_robot.record import episode
 from vla_robot.record.corrections import demonstrations_of
@@ -178,7 +180,7 @@ class Slow(FunctionPolicy):
         return np.array([[0.0001 * (seen.step + k), grip] for k in range(self._num_rows)])
 
 
-def drive(robot: Ticking, policy: Slow, folder: Path | None = None) -> tuple[EpisodeResult, list[Event]]:
+def drive(robot: Ticking, policy: Policy, folder: Path | None = None) -> tuple[EpisodeResult, list[Event]]:
     """One episode, recorded below a folder."""
     events: list[Event] = []
     recorders = [] if folder is None else [EpisodeRecorder(folder, {})]
@@ -234,6 +236,21 @@ def test_each_row_of_a_chunk_stands_beside_the_tick_that_played_it(late: int) ->
         assert step.held == (step.wanted is None)
         assert step.wanted is None or step.wanted[0] == pytest.approx(0.0001 * step.observation.step)
     assert len([step for step in steps if not step.held]) >= (40 - late if late < 4 else 4)
+
+
+@pytest.mark.parametrize(("rows", "late"), [(1, 0), (3, 0), (3, 2), (4, 4)])
+def test_the_rest_of_a_chunk_is_played_while_the_answer_after_its_execution_horizon_is_computed(
+    rows: int, late: int
+) -> None:
+    robot = Ticking(horizon=40)
+    policy = Slow(robot, lambda: late, rows=8)
+    _, events = drive(robot, ExecutionHorizon(policy, rows))
+    asked = [seen.step for seen in policy.saw]
+    assert {b - a for a, b in itertools.pairwise(asked)} == {max(rows, late)}
+    steps = steps_of(events)
+    assert [step.observation.step for step in steps if step.held] == list(range(late))  # until the first answer
+    for step in steps[late:]:
+        assert step.wanted is not None and step.wanted[0] == pytest.approx(0.0001 * step.observation.step)
 
 
 @pytest.mark.parametrize("splice", ["blend", "ensemble"])

@@ -25,6 +25,7 @@ from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.results import EpisodeResult, RunInfo
 from vla_robot.loop.takeover import Takeover
+from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.record.corrections import CORRECTED, LogStore
 from vla_robot.record.episode import read_episode
 from vla_robot.testing import FunctionPolicy, ScriptedTeleoperator, press, toy_embodiment, toy_observation
@@ -114,6 +115,12 @@ def test_a_chunk_is_dropped_at_the_takeover_and_the_policy_is_asked_afresh(clock
     assert asked == [0, GIVE]
     assert [float(s.commanded[0]) for s in steps if not s.intervention] == [0] * TAKE + [GIVE / 1000] * (HORIZON - GIVE)
     assert all(step.policy_action is None for step in steps)
+
+
+def test_beside_a_person_a_policy_keeps_its_execution_horizon(drive: Make) -> None:
+    policy = FunctionPolicy(lambda seen: np.full((8, 2), seen.step / 1000))
+    _, steps = drive(ExecutionHorizon(policy, 3), Script({}, None))
+    assert [round(1000 * float(s.commanded[0])) for s in steps] == [k - k % 3 for k in range(HORIZON)]
 
 
 def test_a_quick_policy_is_asked_beside_the_person(make_policy: Make, drive: Make) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from vla_robot.core.clock import NS_PER_S, FakeClock
 from vla_robot.core.errors import ContractError, PolicyError
-from vla_robot.core.messages import Observation, Vector
+from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.robot import TimeLimits
-from vla_robot.loop.warm_up import Warm, too_slow, warm_up
+from vla_robot.loop.warm_up import Warm, too_seldom, too_slow, warm_up
+from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.testing import FunctionPolicy
 
 LIMITS = TimeLimits(max_age_s=0.5, hold_after_s=0.5, stop_after_s=3.0)
@@ -74,6 +77,23 @@ def test_a_policy_that_could_never_move_the_arm_is_refused_with_both_numbers(
 @pytest.mark.parametrize(("answer_s", "rows"), [(0.5, 1), (0.7, 8), (3.4, 50)])
 def test_a_policy_that_is_quick_enough_is_not(answer_s: float, rows: int) -> None:
     assert too_slow(answer_s, rows, LIMITS, RATE_HZ) == ""
+
+
+@pytest.mark.parametrize(("rows", "answer_s", "refused"), [(4, 0.1, False), (5, 0.1, True), (2, 0.6, True)])
+def test_an_execution_horizon_that_outlasts_the_bridges_patience_is_refused(
+    rows: int, answer_s: float, refused: bool
+) -> None:
+    chunk = ActionChunk(np.zeros((50, 2)), 0, 0, rows=rows)
+    told = too_seldom(answer_s, chunk, LIMITS, RATE_HZ)
+    assert ("the bridge holds the arm when no action came for 0.5 s. Use fewer `rows`" in told) == refused
+    assert too_seldom(answer_s, replace(chunk, rows=None), LIMITS, RATE_HZ) == ""
+
+
+def test_a_policy_with_such_a_horizon_moves_nothing() -> None:
+    clock = FakeClock()
+    policy = ExecutionHorizon(Slow(clock, 0.1, rows=50), 20)
+    with pytest.raises(ContractError, match=r"an answer comes every 2\.00 s.*--hold-after-s 4\.0.*Nothing was moved"):
+        warm_up(policy, lambda: Observation({}, np.zeros(1), "", 0, 0), 7, LIMITS, RATE_HZ, clock=clock)
 
 
 def test_a_policy_that_gives_up_while_its_server_compiles_is_asked_again() -> None:

@@ -44,9 +44,30 @@ def test_the_kind_chooses_the_dataclass() -> None:
 
 
 def test_one_kind_can_be_asked_for() -> None:
-    assert read(OpenpiRecipe, "openpi_libero").peer.rows == 5
+    assert read(OpenpiRecipe, "openpi_libero").rows == 5
     with pytest.raises(RecipeError, match="kind: unknown value 'hold'"):
         read(OpenpiRecipe, "hold")
+
+
+def peer_table(**more: Any) -> dict[str, Any]:
+    """A recipe of openpi's kind, with more keys in its table [peer]."""
+    images = [{"key": "image", "camera": "front"}]
+    peer = {"rate_hz": 10, "images": images, "action": [{"key": "actions", "names": ["dx"]}], **more}
+    return {"kind": "openpi", "address": "ws://127.0.0.1:8000", "peer": peer}
+
+
+def test_rows_in_a_table_peer_become_the_policys_own() -> None:
+    recipe = parse(OpenpiRecipe, peer_table(rows=4), "mine")
+    assert (recipe.rows, recipe.peer.rows) == (4, None)
+    assert recipe == parse(OpenpiRecipe, {**peer_table(), "rows": 4}, "mine")
+    with pytest.raises(RecipeError, match=r"rows is there twice; delete the one in the table \[peer\]"):
+        parse(OpenpiRecipe, {**peer_table(rows=4), "rows": 4}, "mine")
+
+
+def test_rows_below_one_are_refused_for_every_kind() -> None:
+    for table in ({"kind": "hold"}, peer_table(), {"kind": "reach", "poses": [[0.0] * 7]}):
+        with pytest.raises(RecipeError, match="rows must be at least 1, got 0"):
+            parse(PolicyRecipe, {**table, "rows": 0}, "mine")
 
 
 @pytest.mark.parametrize(

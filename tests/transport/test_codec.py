@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,10 @@ def test_a_step_result_survives(result: StepResult) -> None:
     )
 
 
-@given(chunks)
-def test_a_chunk_survives(chunk: ActionChunk) -> None:
+@given(chunks, st.data())
+def test_a_chunk_survives(chunk: ActionChunk, data: st.DataObject) -> None:
+    if len(chunk.actions):
+        chunk = replace(chunk, rows=data.draw(st.none() | st.integers(1, len(chunk.actions))))
     np.testing.assert_equal(vars(unpack_action_chunk(carried(pack_action_chunk(chunk)))), vars(chunk))
 
 
@@ -213,6 +216,13 @@ def test_whatever_a_peer_sends_only_transport_error_comes_of_it(
 def test_times_that_could_not_be_summed_or_shown_are_refused(stages_ms: dict[str, float]) -> None:
     packed = pack_action_chunk(ActionChunk(np.zeros((1, 2)), 1, 0, stages_ms))
     with pytest.raises(TransportError, match="stages_ms"):
+        unpack_action_chunk(MessageReader(packed, "chunk"))
+
+
+@pytest.mark.parametrize("rows", [0, -1, 3])
+def test_an_execution_horizon_beyond_the_chunk_is_refused(rows: int) -> None:
+    packed = pack_action_chunk(ActionChunk(np.zeros((2, 2)), 1, 0, rows=rows))
+    with pytest.raises(TransportError, match=f"rows {rows} is outside 1 to 2"):
         unpack_action_chunk(MessageReader(packed, "chunk"))
 
 

@@ -100,7 +100,13 @@ def client_security(address: str, key: str | None) -> ClientSecurity | None:
     return KeyFolder().client_security(address, key) if key or not is_loopback(address) else None
 
 
-def build_policy(source: PolicySource, env: EnvRecipe | None, embodiment: Embodiment, key: str | None = None) -> Policy:
+def build_policy(
+    source: PolicySource,
+    env: EnvRecipe | None,
+    embodiment: Embodiment,
+    key: str | None = None,
+    rows: int | None = None,
+) -> Policy:
     """Build a policy, here or behind its server, and check that it fits the embodiment.
 
     Args:
@@ -108,6 +114,7 @@ def build_policy(source: PolicySource, env: EnvRecipe | None, embodiment: Embodi
         env: the world's recipe, which names its expert; None without a simulation.
         embodiment: of the arm.
         key: name of this computer's key for a server; only needed if there are several.
+        rows: its execution horizon; None for the recipe's.
 
     Raises:
         CheckpointError: its folder is incomplete or corrupt.
@@ -115,10 +122,14 @@ def build_policy(source: PolicySource, env: EnvRecipe | None, embodiment: Embodi
         TransportError: its server does not answer.
     """
     from vla_robot.policy.adapter import ObservationAdapter
+    from vla_robot.policy.execution_horizon import ExecutionHorizon
 
-    loaded = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
-    wanted: Embodiment | None = getattr(loaded, "embodiment", None)  # only a trained policy has one
-    return loaded if wanted is None else ObservationAdapter(loaded, wanted, embodiment)
+    policy = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
+    wanted: Embodiment | None = getattr(policy, "embodiment", None)  # only a trained policy has one
+    if wanted is not None:
+        policy = ObservationAdapter(policy, wanted, embodiment)
+    rows = rows or source.recipe.rows
+    return policy if rows is None else ExecutionHorizon(policy, rows)
 
 
 def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
@@ -138,10 +149,17 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
             "`vla list policies` shows them."
         )
     policy: Any = load_policy(recipe, None)  # kinds with a checkpoint have statistics keys and an embodiment
-    return policy.act, policy.embodiment
+    return (policy.act if recipe.rows is None else _with_rows(policy.act, recipe.rows)), policy.embodiment
 
 
-def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None) -> Policy:
+def _with_rows(act: Act, rows: int) -> Act:
+    """Return the same answers with an execution horizon, which a client's own overrides."""
+    from vla_robot.policy.execution_horizon import with_rows
+
+    return lambda observations, keys: [with_rows(chunk, rows) for chunk in act(observations, keys)]
+
+
+def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None, rows: int | None = None) -> Policy:
     """Build the policy that drives the robot behind a bridge.
 
     Raises:
@@ -154,7 +172,7 @@ def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None) 
             f"policy '{source.name}' needs the positions of the objects, and a robot has only cameras and joint "
             "sensors. Choose a policy that uses cameras: `vla list policies`."
         )
-    return build_policy(source, None, robot.embodiment, key)
+    return build_policy(source, None, robot.embodiment, key, rows)
 
 
 def _load_policy(recipe: PolicyRecipe, env: EnvRecipe | None, embodiment: Embodiment) -> Policy:

@@ -62,6 +62,8 @@ class ActionChunk:
         rests: the person gave no action, and this one only holds the arm's pose: not to be learned from. It is never
             sent over the wire, like `policy_actions`.
         policy_actions: (T, D) the policy's own actions while a person was in control, if it was asked.
+        rows: execution horizon: number of actions, 1 to T, that are used before the policy is asked again. None: all of
+            them in a world that waits; in real time, the policy is asked again at once.
     """
 
     actions: NDArray[np.float64]
@@ -72,6 +74,11 @@ class ActionChunk:
     conditioned: bool = False
     rests: bool = False
     policy_actions: NDArray[np.float64] | None = None
+    rows: int | None = None
+
+    def lasts(self, step: int) -> bool:
+        """Return whether a world that waits uses an action of this chunk at a control step."""
+        return 0 <= step - self.step < (self.rows or len(self.actions))
 
 
 @dataclass(frozen=True)

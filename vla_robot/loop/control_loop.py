@@ -80,7 +80,7 @@ def run_episode(
     try:
         while outcome is None and not should_stop():
             pace.wait(is_first=not stats.steps_ms)
-            if chunk is None or not _covers(chunk, observation.step):
+            if chunk is None or not chunk.lasts(observation.step):
                 try:
                     chunk = ask(policy, observation)
                 except NoActionYetError:

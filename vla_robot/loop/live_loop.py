@@ -7,9 +7,9 @@
 Every tick becomes one StepDone: the observation before it, the action wanted for it, and the action executed in
 it. Ticks that arrive while the policy computes are processed afterwards, and the policy gets the newest one.
 
-A policy with chunks is asked again at once, while its last chunk is executed. A policy of single actions is asked
-again when its last action shows in the observation; earlier, it would give the same action twice. A person who took
-over is asked at every tick, since the teleoperator's action changes each time.
+A policy with chunks is asked again at once, or after `ActionChunk.rows` steps, while its last chunk is executed. A
+policy of single actions is asked again when its last action shows in the observation; earlier, it would give the same
+action twice. A person who took over is asked at every tick, since the teleoperator's action changes each time.
 """
 
 from __future__ import annotations
@@ -182,8 +182,10 @@ class _Pairing:
     def may_ask(self) -> bool:
         """Return whether asking now gives an action that was not sent already."""
         step, last = self.newest.step, self._last
-        if last is None or ((len(last.actions) > 1 or last.intervention) and step > last.step):
+        if last is None:
             return True
+        if len(last.actions) > 1 or last.intervention:
+            return step >= last.step + (last.rows or 1)
         played = self._last_processed >= last.step
         lost = self._answered_at >= 0 and step > self._answered_at + PATIENCE_TICKS
         return step > last.step and (played or lost)

@@ -159,14 +159,18 @@ class Takeover(Closeable):
     def _by_policy(self, observation: Observation) -> ActionChunk:
         if not self._row_by_row:
             return self._asked(observation)
-        if self._chunk is None or not 0 <= observation.step - self._chunk.step < len(self._chunk.actions):
+        if self._chunk is None or not self._chunk.lasts(observation.step):
             self._chunk = self._asked(observation)
             stages_ms = self._chunk.stages_ms
         else:
             stages_ms = {}
         row = observation.step - self._chunk.step
         return replace(
-            self._chunk, actions=self._chunk.actions[row : row + 1], step=observation.step, stages_ms=stages_ms
+            self._chunk,
+            actions=self._chunk.actions[row : row + 1],
+            step=observation.step,
+            stages_ms=stages_ms,
+            rows=None,
         )
 
     def _asked(self, observation: Observation) -> ActionChunk:

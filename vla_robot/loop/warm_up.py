@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import ContractError, PolicyError
-from vla_robot.core.messages import Observation
+from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Policy
 from vla_robot.core.robot import TimeLimits
 from vla_robot.loop.control_loop import always_false, ask
@@ -67,17 +67,17 @@ def warm_up(
         ContractError: the policy is too slow for the bridge; the message has both times.
     """
     clock = clock or MonotonicClock()
-    first_s, rows = _patiently(policy, look, seed, clock, should_stop)
+    first_s, chunk = _patiently(policy, look, seed, clock, should_stop)
     quick_s = first_s
     for _ in range(TRIES):
-        if should_stop() or not too_slow(quick_s, rows, limits, rate_hz):
+        if should_stop() or not too_slow(quick_s, len(chunk.actions), limits, rate_hz):
             break
-        again_s, rows = _timed(policy, look, seed, clock)
+        again_s, chunk = _timed(policy, look, seed, clock)
         quick_s = min(quick_s, again_s)
-    problem = too_slow(quick_s, rows, limits, rate_hz)
+    problem = too_slow(quick_s, len(chunk.actions), limits, rate_hz) or too_seldom(quick_s, chunk, limits, rate_hz)
     if problem and not should_stop():
         raise ContractError(f"{problem} Nothing was moved.")
-    return Warm(first_s, quick_s, rows)
+    return Warm(first_s, quick_s, len(chunk.actions))
 
 
 def too_slow(answer_s: float, rows: int, limits: TimeLimits, rate_hz: float) -> str:
@@ -108,16 +108,37 @@ def too_slow(answer_s: float, rows: int, limits: TimeLimits, rate_hz: float) -> 
     return ""
 
 
+def too_seldom(answer_s: float, chunk: ActionChunk, limits: TimeLimits, rate_hz: float) -> str:
+    """Return why the bridge would hold the arm between two answers of this execution horizon; empty if it would not.
+
+    Args:
+        answer_s: time of an answer [s].
+        chunk: an answer.
+        limits: time limits of the bridge.
+        rate_hz: control rate.
+    """
+    if chunk.rows is None:
+        return ""
+    between_s = max(chunk.rows / rate_hz, answer_s)
+    if between_s >= limits.hold_after_s:
+        return (
+            f"with {chunk.rows} rows of a chunk at {rate_hz:g} Hz, an answer comes every {between_s:.2f} s, and the "
+            f"bridge holds the arm when no action came for {limits.hold_after_s:g} s. Use fewer `rows`, or start the "
+            f"bridge with --hold-after-s {2 * between_s:.1f}."
+        )
+    return ""
+
+
 def _patiently(
     policy: Policy, look: Callable[[], Observation], seed: int, clock: Clock, should_stop: Callable[[], bool]
-) -> tuple[float, int]:
+) -> tuple[float, ActionChunk]:
     """Time the first answer; a policy that fails while its server compiles is asked again."""
     begun_ns = clock.now_ns()
     while True:
         asked_ns = clock.now_ns()
         try:
-            _, rows = _timed(policy, look, seed, clock)
-            return (clock.now_ns() - begun_ns) / NS_PER_S, rows
+            _, chunk = _timed(policy, look, seed, clock)
+            return (clock.now_ns() - begun_ns) / NS_PER_S, chunk
         except PolicyError:
             now_ns = clock.now_ns()
             at_once = now_ns - asked_ns < AT_ONCE_S * NS_PER_S
@@ -125,10 +146,10 @@ def _patiently(
                 raise
 
 
-def _timed(policy: Policy, look: Callable[[], Observation], seed: int, clock: Clock) -> tuple[float, int]:
-    """Return the time of one answer [s], and its number of actions."""
+def _timed(policy: Policy, look: Callable[[], Observation], seed: int, clock: Clock) -> tuple[float, ActionChunk]:
+    """Return the time of one answer [s], and the answer."""
     policy.reset(seed)
     observation = look()
     asked_ns = clock.now_ns()
     chunk = ask(policy, observation)
-    return (clock.now_ns() - asked_ns) / NS_PER_S, len(chunk.actions)
+    return (clock.now_ns() - asked_ns) / NS_PER_S, chunk

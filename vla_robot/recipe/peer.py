@@ -83,7 +83,7 @@ class PeerRecipe:
         tool_turn_deg: rotation of the server's tool about its own z against the arm's [degrees]; it changes rx, ry and
             rz of the state. Use 90 if the server's tool is robosuite's hand: ours is its grip site.
         prompt: the server's key of the instruction.
-        rows: actions of an answer that are used before the next request; without it, all.
+        rows: the former place of the policy's own key `rows`, read for one more release.
         answer_timeout_s: time limit of an answer. A server that compiles its model at the first one takes longer.
         token: a file whose one line is the server's token, relative to this recipe; openpi sends it as an API key.
     """

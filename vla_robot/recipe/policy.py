@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.peer import GrootPeerRecipe, PeerRecipe
 from vla_robot.recipe.reading.kinds import Kinds
+from vla_robot.recipe.reading.renamed import tell
 
 ADDRESS_SCHEMES = ("tcp://", "ipc://")
 """Prefixes of the address of a policy server."""
@@ -50,6 +51,8 @@ class PolicyRecipe:
     Attributes:
         kind: kind of policy; `vla list policies` shows recipes of each.
         description: one line for `vla list`.
+        rows: execution horizon: how many actions of an answer are used before the policy is asked again; without it, as
+            the policy says: most use all. `--rows` of `vla run` and `vla eval` overrides it.
     """
 
     kinds: ClassVar[Kinds[PolicyRecipe]]
@@ -58,6 +61,11 @@ class PolicyRecipe:
 
     kind: str
     description: str = ""
+    rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and self.rows < 1:
+            raise RecipeError(f"rows must be at least 1, got {self.rows}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +108,7 @@ class OpenVLARecipe(CheckpointRecipe):
     quantise: Literal["int8", "int4"] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.quantise and self.compiled:
             raise RecipeError("quantise and compiled = true exclude each other; leave one of them out")
 
@@ -158,6 +167,7 @@ class WaypointsRecipe(PolicyRecipe):
     relative: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.poses:
             raise RecipeError("kind 'reach' needs poses, at least one")
 
@@ -177,7 +187,28 @@ class RemoteRecipe(PolicyRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenpiRecipe(PolicyRecipe):
+class _PeerPolicyRecipe(PolicyRecipe):
+    """A policy behind a server of another project."""
+
+    address: str
+    peer: PeerRecipe
+
+    def __post_init__(self) -> None:
+        """Move `rows` from its former place in the table [peer]."""
+        if self.peer.rows is not None:
+            if self.rows is not None:
+                raise RecipeError("rows is there twice; delete the one in the table [peer]")
+            tell(
+                "the key 'rows' of a table [peer] is the policy's own now, above the table; the old place works for "
+                "one more release."
+            )
+            object.__setattr__(self, "rows", self.peer.rows)
+            object.__setattr__(self, "peer", replace(self.peer, rows=None))
+        super().__post_init__()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenpiRecipe(_PeerPolicyRecipe):
     """A policy served by openpi.
 
     Attributes:
@@ -186,12 +217,10 @@ class OpenpiRecipe(PolicyRecipe):
     """
 
     kind: Literal["openpi"] = "openpi"
-    address: str
-    peer: PeerRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrootRecipe(PolicyRecipe):
+class GrootRecipe(_PeerPolicyRecipe):
     """A policy served by GR00T.
 
     Attributes:

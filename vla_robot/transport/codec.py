@@ -231,18 +231,28 @@ def pack_action_chunk(chunk: ActionChunk) -> dict[str, Any]:
         "step": chunk.step,
         "stages_ms": dict(chunk.stages_ms),
         **{mark: True for mark in ("intervention", "conditioned") if getattr(chunk, mark)},
+        **({} if chunk.rows is None else {"rows": chunk.rows}),
     }
 
 
 def unpack_action_chunk(reader: MessageReader) -> ActionChunk:
+    actions = reader.array("actions", np.float64, ndim=2)
     return ActionChunk(
-        actions=reader.array("actions", np.float64, ndim=2),
+        actions=actions,
         stamp_ns=reader.integer("stamp_ns"),
         step=reader.integer("step"),
         stages_ms=_stages_ms(reader.table("stages_ms")),
         intervention="intervention" in reader.names() and reader.flag("intervention"),
         conditioned="conditioned" in reader.names() and reader.flag("conditioned"),
+        rows=_rows(reader, len(actions)) if "rows" in reader.names() else None,
     )
+
+
+def _rows(reader: MessageReader, most: int) -> int:
+    rows = reader.integer("rows")
+    if not 1 <= rows <= most:
+        raise TransportError(f"rows {rows} is outside 1 to {most}, the actions of the chunk.")
+    return rows
 
 
 def _stages_ms(reader: MessageReader) -> dict[str, float]:

@@ -39,11 +39,6 @@ def test_an_answer_becomes_the_arms_units() -> None:
     assert (chunk.stamp_ns, chunk.step, chunk.stages_ms) == (7, 3, {"server": 5.0})
 
 
-def test_only_so_many_actions_are_used_as_the_recipe_says() -> None:
-    chunk = PeerMapping(replace(PEER, rows=4), ARM).chunk({"actions": np.zeros((10, 2))}, SEEN, {})
-    assert chunk.actions.shape == (4, 2)
-
-
 def test_an_action_may_come_in_parts_and_a_single_number_as_a_row() -> None:
     parts = (PeerNumbersRecipe("grip", ("gripper",)), PeerNumbersRecipe("arm", ("dx",)))
     answer = {"arm": np.array([[0.01], [0.02]], np.float32), "grip": np.array([1.0, 0.0]), "other": "ignored"}

@@ -62,6 +62,8 @@ def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
     """Return the command line that continues in this folder, or shows its results again."""
     words = ["vla", "eval", "--env", args.env, "--policy", *args.policy]
     words += ["--episodes", str(args.episodes), "--seed", str(args.seed)]
+    if args.rows is not None:
+        words += ["--rows", str(args.rows)]
     if args.language != ("plain",):
         words += ["--language", *args.language]
     return shlex.join([*words, "--out", short_path(folder)])

@@ -59,6 +59,8 @@ class EvaluateArgs:
     """the first episode's seed; the k-th has SEED + k. Training data should use others"""
     language: Annotated[tuple[Language, ...], option("LANGUAGE ...")] = ("plain",)
     """wording of the task: plain, none, paraphrase, wrong-object; docs/evaluate.md explains them"""
+    rows: Annotated[int | None, option("N")] = None
+    """execution horizon: how many actions of an answer are used before a policy is asked again"""
     workers: Annotated[int | None, option("N")] = None
     """number of worlds in parallel, each in its own process; by default one per core, at most 8"""
     videos: Videos = "failures"
@@ -73,6 +75,8 @@ class EvaluateArgs:
             raise RecipeError(f"--episodes {self.episodes}: at least 1.")
         if problem := seed_problem(self.seed, self.episodes):
             raise RecipeError(f"--seed {self.seed}: {problem}.")
+        if self.rows is not None and self.rows < 1:
+            raise RecipeError(f"--rows {self.rows}: at least 1.")
         if not self.policy:
             raise RecipeError("--policy names no policy. `vla list policies` shows them.")
         if self.workers is not None and self.workers < 1:
@@ -96,6 +100,7 @@ class Plan:
         policies: name in the report -> the policy.
         words: language -> the task's wording.
         seeds: seeds of each policy in each language.
+        rows: execution horizon of every policy; None for each recipe's.
         folder: the evaluation's folder.
     """
 
@@ -104,6 +109,7 @@ class Plan:
     policies: dict[str, PolicySource]
     words: dict[Language, Words]
     seeds: range
+    rows: int | None
     folder: Path
 
     def header(self) -> dict[str, Any]:
@@ -114,6 +120,7 @@ class Plan:
             "languages": list(self.words),
             "seed": self.seeds.start,
             "episodes": len(self.seeds),
+            **({} if self.rows is None else {"rows": self.rows}),
         }
 
     def evaluation(self, log: TrialLog) -> Evaluation:
@@ -134,7 +141,7 @@ def plan(args: EvaluateArgs) -> Plan:
     policies = _named([find_policy(name) for name in args.policy])
     words: dict[Language, Words] = {language: words_for(env, language) for language in args.language}
     folder = args.out or new_run_folder(Path("runs"), "eval-")
-    return Plan(env_path, env, policies, words, args.seeds, folder)
+    return Plan(env_path, env, policies, words, args.seeds, args.rows, folder)
 
 
 def main(args: EvaluateArgs) -> int:
@@ -210,7 +217,7 @@ class _Session:
             return
         source, embodiment = self.what.policies[name], self.worlds[0].embodiment
         say(f"\n  {name}: {shown(source)}; {len(self.worlds)} at once", flush=True)
-        with _policies(source, self.what.env, embodiment, len(self.worlds)) as policies:
+        with _policies(source, self.what, embodiment, len(self.worlds)) as policies:
             workers = [self._worker(world, policy) for world, policy in zip(self.worlds, policies, strict=True)]
             with contextlib.closing(run_in_pool(workers, asked)) as trials:
                 self._keep(trials, len(asked))
@@ -245,13 +252,14 @@ def _worlds(env: Path, count: int) -> Iterator[list[ReplaceableWorld]]:
 
 
 @contextlib.contextmanager
-def _policies(source: PolicySource, env: EnvRecipe, embodiment: Embodiment, count: int) -> Iterator[list[Policy]]:
+def _policies(source: PolicySource, what: Plan, embodiment: Embodiment, count: int) -> Iterator[list[Policy]]:
     """Build a policy per world. Weights are loaded once for all; policies without weights may have a state."""
+    build = partial(build_policy, source, what.env, embodiment, rows=what.rows)
     if not isinstance(source.recipe, CheckpointRecipe):
-        policies = [build_policy(source, env, embodiment) for _ in range(count)]
+        policies = [build() for _ in range(count)]
         yield policies if source.is_privileged else [WithoutTruth(policy) for policy in policies]
         return
-    with SharedPolicy(WithoutTruth(build_policy(source, env, embodiment)), max_batch=count) as shared:
+    with SharedPolicy(WithoutTruth(build()), max_batch=count) as shared:
         yield [shared.seat() for _ in range(count)]
 
 

@@ -36,6 +36,8 @@ class RunArgs:
     """number of episodes"""
     seed: Annotated[int | None, option("SEED")] = None
     """the first episode's seed; the k-th has SEED + k"""
+    rows: Annotated[int | None, option("N")] = None
+    """execution horizon: how many actions of an answer are used before the policy is asked again"""
     real_time: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """keep the world's control rate on the wall clock; a simulation otherwise steps as fast as it can"""
     takeover: Annotated[str | None, option("DEVICE")] = None

@@ -12,6 +12,7 @@ from vla_robot.cli.run.progress_view import result_table
 from vla_robot.core.errors import DataError
 from vla_robot.evaluate.report_parts import REPORT
 from vla_robot.loop.results import RunSummary
+from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.record.episode import PART_SUFFIX
 
 
@@ -19,6 +20,11 @@ def print_crashed(folder: Path) -> None:
     """Print where the episodes of an earlier run in the same folder are, which crashed."""
     if count := len(list(folder.glob(f"episodes/*{PART_SUFFIX}"))):
         say(f"  {count} episodes of a crashed run are in {folder / 'episodes'}, as *{PART_SUFFIX}", flush=True)
+
+
+def rows_option(launch: LaunchRecipe) -> str:
+    """Return the end of a command line that gives the launch's execution horizon; empty if it has none."""
+    return "" if launch.rows is None else f" --rows {launch.rows}"
 
 
 def print_notes(summary: RunSummary) -> None:

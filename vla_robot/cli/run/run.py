@@ -13,7 +13,7 @@ from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.run.args import RunArgs
-from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished
+from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished, rows_option
 from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control, validate_options
 from vla_robot.core.errors import RecipeError
@@ -55,9 +55,8 @@ def plan(args: RunArgs) -> Plan:
     Raises:
         RecipeError: nothing to run, or a name is unknown.
     """
-    chosen = {
-        name: value for name in ("env", "policy", "episodes", "seed") if (value := getattr(args, name)) is not None
-    }
+    options = ("env", "policy", "episodes", "seed", "rows")
+    chosen = {name: value for name in options if (value := getattr(args, name)) is not None}
     if args.real_time:
         chosen["real_time"] = True
     if args.launch is not None:
@@ -88,7 +87,7 @@ def main(args: RunArgs) -> int:
     say(_opening(what), flush=True)
     with run_folder(args.out) as folder, open_world(what.env, what.policy.is_privileged) as world:
         print_crashed(folder)
-        policy = build_policy(what.policy, env, world.embodiment, args.key)
+        policy = build_policy(what.policy, env, world.embodiment, args.key, what.launch.rows)
         with (
             stop_on_interrupt() as stop,
             dataset(args, world.embodiment, what.policy.name) as on_episode,
@@ -136,7 +135,7 @@ def _info(what: Plan, env: EnvRecipe) -> RunInfo:
         instruction=env.instruction,
         command=(
             f"vla run --env {short_path(what.env)} --policy {shown(what.policy)} "
-            f"--episodes {launch.episodes} --seed {launch.seed}"
+            f"--episodes {launch.episodes} --seed {launch.seed}{rows_option(launch)}"
         ),
         recipes=recipes,
     )

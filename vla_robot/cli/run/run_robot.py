@@ -11,7 +11,7 @@ from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.run.args import RunArgs
-from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished, print_notes
+from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished, print_notes, rows_option
 from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control
 from vla_robot.core.errors import ContractError, RecipeError, VlaError, WorldError
@@ -49,7 +49,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
         if args.arm:
             robot.arm()
         _require_armed(robot)
-        policy = build_robot_policy(launch.policy, robot, args.key)
+        policy = build_robot_policy(launch.policy, robot, args.key, launch.rows)
         guard = build_guard(robot.embodiment.action)
         with (
             stop_on_interrupt() as stop,
@@ -172,12 +172,12 @@ def _launch(args: RunArgs, address: str) -> LaunchRecipe:
         raise RecipeError("with --robot, the bridge has the world: leave out the launch file and --env.")
     if args.policy is None:
         raise RecipeError(f"name the policy for the robot at {address}: --policy NAME. `vla list policies` shows them.")
-    chosen = {name: value for name in ("episodes", "seed") if (value := getattr(args, name)) is not None}
+    chosen = {name: value for name in ("episodes", "seed", "rows") if (value := getattr(args, name)) is not None}
     return LaunchRecipe(env=address, policy=args.policy, **chosen)
 
 
 def _info(args: RunArgs, launch: LaunchRecipe, robot: RemoteRobot) -> RunInfo:
-    more = " --lockstep" if args.lockstep else ""
+    more = rows_option(launch) + (" --lockstep" if args.lockstep else "")
     return RunInfo(
         env=robot.embodiment.name,
         policy=find_policy(launch.policy).name,

@@ -55,7 +55,6 @@ class PeerMapping:
                 f"the recipe's table [peer] does not fit the world's '{arm.name}': " + "; ".join(problems) + "."
             )
         self._images = peer.images
-        self._rows = peer.rows
         self._tool = ToolTurn(peer.tool_turn_deg, arm)
         self._state = [Numbers(entry, [d.name for d in arm.state]) for entry in peer.state]
         self._action = [Numbers(entry, arm.action.names) for entry in peer.action]
@@ -100,7 +99,7 @@ class PeerMapping:
             actions[:, numbers.index] = column
         if not np.isfinite(actions).all():
             raise PolicyError("the server sent an action that is not finite.")
-        return ActionChunk(actions[: self._rows], observation.stamp_ns, observation.step, stages_ms)
+        return ActionChunk(actions, observation.stamp_ns, observation.step, stages_ms)
 
 
 class Numbers:
