@@ -25,7 +25,7 @@ from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, TransportError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
-from vla_robot.serve.interop import openpi_server
+from vla_robot.serve.interop import websocket_server
 from vla_robot.serve.interop.mapping import PeerMapping
 from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
 from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Words
@@ -269,7 +269,7 @@ def test_a_web_page_is_not_let_in(serving: Start) -> None:
 
 
 def test_there_is_room_for_so_many_clients_and_no_more(serving: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openpi_server, "MAX_CONNECTIONS", 1)
+    monkeypatch.setattr(websocket_server, "MAX_CONNECTIONS", 1)
     url = serving(Policy())
     with connect(url) as first:
         first.recv()
@@ -279,7 +279,7 @@ def test_there_is_room_for_so_many_clients_and_no_more(serving: Start, monkeypat
 
 
 def test_a_client_that_never_listens_keeps_neither_the_others_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openpi_server, "SEND_TIMEOUT_S", 3.0)  # the other client fetches 16 MiB, on a busy computer
+    monkeypatch.setattr(websocket_server, "SEND_TIMEOUT_S", 3.0)  # the other client fetches 16 MiB, on a busy computer
     batcher = Batcher(lambda seen, _: [ActionChunk(np.zeros((1 << 20, 2)), o.stamp_ns, 0) for o in seen], Line(8, 0))
     answers = answering(batcher)
     server = OpenpiServer(batcher, "toy_policy", ExampleWords(CAMERAS, JOINT_ARM), 0)
