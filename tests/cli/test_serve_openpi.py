@@ -26,6 +26,9 @@ NANO = Path(__file__).resolve().parents[2] / "policies" / "openvla_nano"
         (["--openpi-words", "openpi_libero"], "--openpi PORT, which is missing"),
         (["--openpi", "0", "--openpi-words", "hold"], "has no table [peer]"),
         (["--openpi", "0", "--openpi-words", "openpi_libeero"], "did you mean 'openpi_libero'"),
+        (["--vla-eval", "-1"], "--vla-eval -1: a port, 0 to 65535"),
+        (["--vla-eval-words", "openpi_libero"], "--vla-eval PORT, which is missing"),
+        (["--vla-eval", "0", "--vla-eval-words", "hold"], "--vla-eval-words hold: this recipe has no table [peer]"),
     ],
 )
 def test_what_cannot_be_answered_is_told_before_weights_are_read(

@@ -17,6 +17,7 @@ from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import NS_PER_MS
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import CheckpointRecipe, GrootRecipe, OpenpiRecipe
@@ -24,6 +25,7 @@ from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Words
 from vla_robot.serve.interop.openpi_server import OpenpiServer
 from vla_robot.serve.interop.rest import RestServer
+from vla_robot.serve.interop.vla_eval_server import EvalSchema, EvalServer
 from vla_robot.serve.policy.batcher import Act, Batcher, Line
 from vla_robot.serve.policy.server import PolicyServer, Served, answering
 from vla_robot.transport.sockets import ServerSocket
@@ -53,15 +55,21 @@ class ServeArgs:
     """also answer clients of openpi on this port of this computer; 0 for a free one"""
     openpi_words: Annotated[str | None, option("RECIPE")] = None
     """answer openpi's clients in the words and units of this recipe's table [peer], e.g. openpi_libero"""
+    vla_eval: Annotated[int | None, option("PORT")] = None
+    """also answer AllenAI's vla-eval on this port of this computer; 0 for a free one"""
+    vla_eval_words: Annotated[str | None, option("RECIPE")] = None
+    """answer vla-eval in the words and units of this recipe's table [peer]: openpi_libero fits its LIBERO"""
     json: Annotated[Path | None, option("FILE")] = None
     """at the end, also write the counts and times to this file as JSON"""
 
     def __post_init__(self) -> None:
-        for flag, port in (("--rest", self.rest), ("--openpi", self.openpi)):
+        for flag, port in (("--rest", self.rest), ("--openpi", self.openpi), ("--vla-eval", self.vla_eval)):
             if port is not None and not 0 <= port < 1 << 16:
                 raise RecipeError(f"{flag} {port}: a port, 0 to 65535.")
         if self.openpi_words is not None and self.openpi is None:
             raise RecipeError("--openpi-words is an option of --openpi PORT, which is missing.")
+        if self.vla_eval_words is not None and self.vla_eval is None:
+            raise RecipeError("--vla-eval-words is an option of --vla-eval PORT, which is missing.")
 
 
 def main(args: ServeArgs) -> int:
@@ -71,7 +79,7 @@ def main(args: ServeArgs) -> int:
         VlaError: the policy or the address cannot be used.
     """
     source = find_policy(args.policy)
-    peer = None if args.openpi_words is None else _peer(args.openpi_words)
+    peers = _Peers(_peer("--openpi-words", args.openpi_words), _peer("--vla-eval-words", args.vla_eval_words))
     line = Line(args.max_batch, round(args.max_wait_ms * NS_PER_MS))
     security = server_security(args.bind, args.key)
     say(f"vla serve: {shown(source)}", flush=True)
@@ -82,7 +90,7 @@ def main(args: ServeArgs) -> int:
         act, embodiment = build_served_policy(source)
         served = Served(source.name, embodiment, args.max_batch)
         batcher = stack.enter_context(_running(act, line))
-        urls = _front_ends(stack, args, batcher, served, _cameras(source, served), peer)
+        urls = _front_ends(stack, args, batcher, served, _cameras(source, served), peers)
         _announce(socket.address, urls, served)
         PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher))
         status = batcher.status()
@@ -109,7 +117,7 @@ def _front_ends(
     batcher: Batcher,
     served: Served,
     cameras: Sequence[str],
-    peer: PeerRecipe | None,
+    peers: _Peers,
 ) -> str:
     """Start servers of other protocols that share the batcher; return the lines with their addresses."""
     lines = ""
@@ -117,29 +125,49 @@ def _front_ends(
         rest = stack.enter_context(contextlib.closing(RestServer(batcher, served.name, cameras, args.rest)))
         lines += f"  POST {rest.url}\n"
     if args.openpi is not None:
-        words = _openpi_words(served, cameras, peer)
+        words = _openpi_words(served, cameras, peers.openpi)
         openpi = stack.enter_context(contextlib.closing(OpenpiServer(batcher, served.name, words, args.openpi)))
         lines += f"  openpi's clients: {openpi.url}\n"
+    if args.vla_eval is not None:
+        if peers.vla_eval is not None:
+            _require_embodiment("--vla-eval-words", served)
+        schema = EvalSchema(cameras, served.embodiment, peers.vla_eval)
+        harness = stack.enter_context(contextlib.closing(EvalServer(batcher, schema, args.vla_eval)))
+        lines += f"  vla-eval: {harness.url}\n"
     return lines
 
 
-def _peer(name: str) -> PeerRecipe:
+@dataclass(frozen=True)
+class _Peers:
+    """Words and units of the clients of other protocols; None for the policy's own."""
+
+    openpi: PeerRecipe | None
+    vla_eval: PeerRecipe | None
+
+
+def _peer(flag: str, name: str | None) -> PeerRecipe | None:
     """Return the table [peer] of a recipe."""
+    if name is None:
+        return None
     recipe = find_policy(name).recipe
     if not isinstance(recipe, OpenpiRecipe | GrootRecipe):
-        raise RecipeError(f"--openpi-words {name}: this recipe has no table [peer]; openpi_libero is one that has.")
+        raise RecipeError(f"{flag} {name}: this recipe has no table [peer]; openpi_libero is one that has.")
     return recipe.peer
 
 
 def _openpi_words(served: Served, cameras: Sequence[str], peer: PeerRecipe | None) -> Words:
     if peer is None:
         return ExampleWords(cameras, served.embodiment)
+    return RecipeWords(peer, _require_embodiment("--openpi-words", served))
+
+
+def _require_embodiment(flag: str, served: Served) -> Embodiment:
     if served.embodiment is None:
         raise ContractError(
-            f"--openpi-words: '{served.name}' has numbers of unknown meaning, so they cannot be converted to the units "
+            f"{flag}: '{served.name}' has numbers of unknown meaning, so they cannot be converted to the units "
             "of a recipe. Leave the option out; clients then get the policy's own numbers."
         )
-    return RecipeWords(peer, served.embodiment)
+    return served.embodiment
 
 
 def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
