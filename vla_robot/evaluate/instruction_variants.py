@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe.env import TARGET, EnvRecipe, LanguageRecipe
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.language import TARGET, LanguageRecipe
 
 Language = Literal["plain", "none", "paraphrase", "wrong-object"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)

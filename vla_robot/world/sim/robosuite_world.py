@@ -10,10 +10,6 @@ Differences from robosuite that a user should know:
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import random
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
@@ -27,6 +23,7 @@ from vla_robot.core.host.optional import require
 from vla_robot.core.messages import Vector
 from vla_robot.recipe.env import RobosuiteRecipe
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
+from vla_robot.world.sim.robosuite_calls import quiet, seeded
 from vla_robot.world.sim.sim_embodiment import MAX_OPENING_M, embodiment_of
 from vla_robot.world.sim.sim_world import SimWorld
 from vla_robot.world.sim.workspace import reach_m
@@ -90,7 +87,7 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
     def _begin(self, seed: int) -> None:
         if hasattr(self._env, "choose_target"):
             self.instruction = self._recipe.instruction.format(target=self._env.choose_target(seed))
-        with _seeded(seed):
+        with seeded(seed):
             self._env.reset()
         self._robot.gripper[self._arm].current_action = np.zeros(self._robot.gripper[self._arm].dof)
         self._data.qacc_warmstart[:] = 0
@@ -191,7 +188,7 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
 def _make(recipe: RobosuiteRecipe) -> Any:
     require("robosuite", "sim", "a robosuite world")
     start_mujoco()
-    with _quiet():
+    with quiet():
         import robosuite
         from robosuite.controllers import load_composite_controller_config
         from robosuite.robots import ROBOT_CLASS_MAPPING
@@ -206,7 +203,7 @@ def _make(recipe: RobosuiteRecipe) -> Any:
         for part in config["body_parts"].values():
             if part.get("type") == "OSC_POSE":
                 part |= {"output_max": limits, "output_min": [-limit for limit in limits]}
-        with _seeded(BUILD_SEED), _told_by_robosuite(recipe):
+        with seeded(BUILD_SEED), _told_by_robosuite(recipe):
             env = robosuite.make(
                 recipe.task,
                 robots=recipe.arm,
@@ -274,45 +271,3 @@ def _pads(model: Any, gripper: Any) -> tuple[int, int] | None:
 def _controller_scale(robot: Any) -> Vector:
     """Return the controller's largest step, (6,) [m] and [rad]."""
     return np.asarray(robot.part_controllers[robot.arms[0]].output_max, dtype=np.float64)
-
-
-def _words(seed: int) -> int | list[int]:
-    """Return a seed in a form that numpy's global generator takes: words of 32 bits when it is longer than 32 bits."""
-    if seed < 1 << 32:
-        return seed
-    return [seed >> shift & 0xFFFFFFFF for shift in range(0, seed.bit_length(), 32)]
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of numpy and Python, and restore them at the end.
-
-    robosuite 1.5.1 draws from numpy's and, where a task chooses among objects, from Python's.
-    """
-    words = _words(seed)
-    state, python_state = np.random.get_state(), random.getstate()
-    np.random.seed(words)
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
-        random.setstate(python_state)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the warnings that robosuite prints when it is imported, about macros and packages that are not needed."""
-    logger = logging.getLogger("robosuite_logs")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
