@@ -163,7 +163,10 @@ def test_an_environment_as_episodes_of_earlier_releases_hold_it_is_read(own: dic
             "scene: this key is for kind 'mujoco' or 'robot', not",
         ),
         ({"kind": "mujoco", "scene": "a.xml"}, "success: this key is missing"),
-        ({"kind": "robot", "expert": "lift"}, "expert: this key is for kind 'robosuite' or 'mujoco', not for 'robot'"),
+        (
+            {"kind": "robot", "expert": "lift"},
+            "this key is for kind 'robosuite' or 'mujoco' or 'libero', not for 'robot'",
+        ),
     ],
 )
 def test_an_environment_that_fits_no_kind_is_told_why(table: dict[str, Any], says: str) -> None:

@@ -4,6 +4,7 @@ Heavy rooms are imported in functions, so that a mistake in a recipe is reported
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,17 +26,31 @@ if TYPE_CHECKING:
     from vla_robot.serve.policy.batcher import Act
 
 
-def open_world(env: Path, privileged: bool = False) -> AbstractContextManager[World]:
+def open_world(env: EnvRecipe, privileged: bool = False) -> AbstractContextManager[World]:
     """Open the world of a recipe in a process of its own, which ends with the `with` block.
 
     Raises:
         RecipeError: the recipe names something that does not exist.
+        MissingDependencyError: the environment that the recipe names is not installed.
         WorldError: the simulator or OpenGL cannot start.
         TransportError: the process did not answer.
     """
     from vla_robot.serve.world.world_process import spawn_world
 
     return spawn_world(env, privileged=privileged)
+
+
+def open_world_here(env: EnvRecipe, privileged: bool = False) -> AbstractContextManager[World]:
+    """Open the world of a recipe in this process, or, if it names an environment of its own, in a process there.
+
+    Raises:
+        VlaError: as `open_world`.
+    """
+    from vla_robot.world.kinds import build_world, environment_of
+
+    if environment_of(env) is None:
+        return contextlib.closing(build_world(env, privileged))
+    return open_world(env, privileged)
 
 
 def build_arm(
@@ -121,11 +136,13 @@ def build_policy(
         ContractError: it was made for another arm; the message lists every difference.
         TransportError: its server does not answer.
     """
-    from vla_robot.policy.adapter import ObservationAdapter
+    from vla_robot.policy.adapter import MirroredFrames, ObservationAdapter
     from vla_robot.policy.execution_horizon import ExecutionHorizon
 
     policy = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
     wanted: Embodiment | None = getattr(policy, "embodiment", None)  # only a trained policy has one
+    if isinstance(source.recipe, CheckpointRecipe) and source.recipe.mirror:
+        policy = MirroredFrames(policy)
     if wanted is not None:
         policy = ObservationAdapter(policy, wanted, embodiment)
     rows = rows or source.recipe.rows
@@ -149,7 +166,14 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
             "`vla list policies` shows them."
         )
     policy: Any = load_policy(recipe, None)  # kinds with a checkpoint have statistics keys and an embodiment
-    return (policy.act if recipe.rows is None else _with_rows(policy.act, recipe.rows)), policy.embodiment
+    act = _seeing_mirrored(policy.act) if recipe.mirror else policy.act
+    return (act if recipe.rows is None else _with_rows(act, recipe.rows)), policy.embodiment
+
+
+def _seeing_mirrored(act: Act) -> Act:
+    from vla_robot.policy.adapter import mirrored
+
+    return lambda observations, keys: act([mirrored(observation) for observation in observations], keys)
 
 
 def _with_rows(act: Act, rows: int) -> Act:

@@ -17,8 +17,9 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.errors import RecipeError, VlaError
 from vla_robot.core.host.optional import installed
-from vla_robot.recipe import KINDS, Kind, available, dump, find, folder_of, parse, read, read_table
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe import KINDS, Kind, available, dump, folder_of, parse, read_table
+from vla_robot.recipe.env_source import find_env
+from vla_robot.recipe.environment import EnvironmentRecipe
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.recipe.reading.load import read_toml
@@ -122,8 +123,10 @@ def _check(kind: Kind, path: Path, looks_into_folders: bool) -> None:
         return
     recipe = _load(kind, path)
     if isinstance(recipe, LaunchRecipe):
-        read(EnvRecipe, find("envs", recipe.env))
+        find_env(recipe.env)
         find_policy(recipe.policy)
+    if isinstance(recipe, EnvironmentRecipe):
+        recipe.packages()
 
 
 def _plugin_table(plugins: Sequence[Found]) -> Table:

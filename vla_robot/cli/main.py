@@ -71,6 +71,7 @@ VERBS: dict[str, Verb] = {
     "data": Verb("vla_robot.cli.data.data", "DataArgs"),
     "bench": Verb("benchmarks.bench", "BenchArgs", in_clone=True),
     "keys": Verb("vla_robot.cli.keys", "KeysArgs"),
+    "install": Verb("vla_robot.cli.install", "InstallArgs"),
     "doctor": Verb("vla_robot.cli.doctor.doctor", "DoctorArgs"),
 }
 
@@ -95,16 +96,18 @@ vla: put a vision-language-action policy on a robot.
   vla bench [policy | serve | loop | transport | data | finetune]
                                                     speed, next to a plain way to do the same, in one run
 
-  vla list [envs | policies | datasets | launch | teleoperators]
+  vla list [envs | policies | datasets | launch | teleoperators | environments]
                                                     every recipe, and its path
   vla show RECIPE                                   one recipe, defaults and inherited keys included, explained
   vla check [RECIPE ...]                            are the recipes valid?
+  vla install libero                                an environment of its own, for worlds whose packages do not fit here
   vla keys [new | allow | trust | revoke | list]    keys and allowed clients, for a network
   vla doctor                                        is this computer ready; what to fix if not
 
 `vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,
-datasets/ datasets, launch/ which policy drives which world, envs/teleoperators/ leader arms. Name one by
-its path, or by its bare name. Every verb takes --json FILE for machines. Start with `vla run launch/lift.toml`.
+datasets/ datasets, launch/ which policy drives which world, envs/teleoperators/ leader arms, envs/environments/
+what `vla install` makes. Name one by its path, or by its bare name. Every verb takes --json FILE for machines.
+Start with `vla run launch/lift.toml`.
 """
 
 

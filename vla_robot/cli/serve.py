@@ -90,7 +90,7 @@ def main(args: ServeArgs) -> int:
         act, embodiment = build_served_policy(source)
         served = Served(source.name, embodiment, args.max_batch)
         batcher = stack.enter_context(_running(act, line))
-        urls = _front_ends(stack, args, batcher, served, _cameras(source, served), peers)
+        urls = _front_ends(stack, args, batcher, served, _cameras(source, served), peers, _mirrors(source))
         _announce(socket.address, urls, served)
         PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher))
         status = batcher.status()
@@ -118,20 +118,21 @@ def _front_ends(
     served: Served,
     cameras: Sequence[str],
     peers: _Peers,
+    mirror: bool,
 ) -> str:
     """Start servers of other protocols that share the batcher; return the lines with their addresses."""
     lines = ""
     if args.rest is not None:
-        rest = stack.enter_context(contextlib.closing(RestServer(batcher, served.name, cameras, args.rest)))
+        rest = stack.enter_context(contextlib.closing(RestServer(batcher, served.name, cameras, args.rest, mirror)))
         lines += f"  POST {rest.url}\n"
     if args.openpi is not None:
-        words = _openpi_words(served, cameras, peers.openpi)
+        words = _openpi_words(served, cameras, peers.openpi, mirror)
         openpi = stack.enter_context(contextlib.closing(OpenpiServer(batcher, served.name, words, args.openpi)))
         lines += f"  openpi's clients: {openpi.url}\n"
     if args.vla_eval is not None:
         if peers.vla_eval is not None:
             _require_embodiment("--vla-eval-words", served)
-        schema = EvalSchema(cameras, served.embodiment, peers.vla_eval)
+        schema = EvalSchema(cameras, served.embodiment, peers.vla_eval, mirror)
         harness = stack.enter_context(contextlib.closing(EvalServer(batcher, schema, args.vla_eval)))
         lines += f"  vla-eval: {harness.url}\n"
     return lines
@@ -155,9 +156,9 @@ def _peer(flag: str, name: str | None) -> PeerRecipe | None:
     return recipe.peer
 
 
-def _openpi_words(served: Served, cameras: Sequence[str], peer: PeerRecipe | None) -> Words:
+def _openpi_words(served: Served, cameras: Sequence[str], peer: PeerRecipe | None, mirror: bool) -> Words:
     if peer is None:
-        return ExampleWords(cameras, served.embodiment)
+        return ExampleWords(cameras, served.embodiment, mirror)
     return RecipeWords(peer, _require_embodiment("--openpi-words", served))
 
 
@@ -168,6 +169,10 @@ def _require_embodiment(flag: str, served: Served) -> Embodiment:
             "of a recipe. Leave the option out; clients then get the policy's own numbers."
         )
     return served.embodiment
+
+
+def _mirrors(source: PolicySource) -> bool:
+    return isinstance(source.recipe, CheckpointRecipe) and source.recipe.mirror
 
 
 def _cameras(source: PolicySource, served: Served) -> Sequence[str]:

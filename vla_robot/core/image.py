@@ -1,4 +1,4 @@
-"""Resizing of frames, shared by recording, training and acting, so that all three use the same pixels."""
+"""Resizing, turning and mirroring of frames, shared by worlds, recording, training and acting."""
 
 from __future__ import annotations
 
@@ -20,6 +20,28 @@ def check_image(image: object, name: str = "image") -> None:
         raise ContractError(f"{name} must be a uint8 array of RGB values 0..255, got {array.dtype}.")
     if array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ContractError(f"{name} must have shape (H, W, 3), got {array.shape}.")
+
+
+def turned(image: Image, turn_deg: int, mirror: bool) -> Image:
+    """Turn a picture clockwise by a multiple of 90 degrees, then exchange left and right.
+
+    Args:
+        image: (H, W, 3) uint8.
+        turn_deg: 0, 90, 180 or 270.
+        mirror: whether to exchange left and right.
+
+    Returns:
+        (H, W, 3) or (W, H, 3) uint8, contiguous; the image itself if nothing is to be done.
+    """
+    if not turn_deg and not mirror:
+        return image
+    result = np.rot90(image, -turn_deg // 90)
+    return np.ascontiguousarray(result[:, ::-1] if mirror else result)
+
+
+def turned_back(image: Image, turn_deg: int, mirror: bool) -> Image:
+    """Invert `turned` with the same arguments."""
+    return turned(image, turn_deg if mirror else -turn_deg % 360, mirror)
 
 
 def resize(image: Image, height: int, width: int) -> Image:

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.env import EnvRecipe
-from vla_robot.recipe.language import TARGET, LanguageRecipe
+from vla_robot.recipe.scene import TARGET, LanguageRecipe
 
 Language = Literal["plain", "none", "paraphrase", "wrong-object"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)

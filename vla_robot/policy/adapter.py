@@ -1,4 +1,4 @@
-"""Selects from a world's observation the cameras and the state that a policy was trained on, by name."""
+"""Shows a policy what it was trained on: cameras and state that it knows by name, and frames as they were stored."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vla_robot.core.embodiment import Embodiment, require_fit
+from vla_robot.core.image import turned
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Policy
 
@@ -38,3 +39,26 @@ class ObservationAdapter:
     def _select(self, observation: Observation) -> Observation:
         images = {name: observation.images[name] for name in self._cameras}
         return replace(observation, images=images, state=observation.state[self._state])
+
+
+class MirroredFrames:
+    """Policy that passes every frame on to another with left and right exchanged."""
+
+    def __init__(self, policy: Policy) -> None:
+        """
+        Args:
+            policy: the wrapped policy, trained on mirrored frames, as those of LIBERO's published data.
+        """
+        self._policy = policy
+
+    def reset(self, seed: int) -> None:
+        self._policy.reset(seed)
+
+    def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        return self._policy.act([mirrored(observation) for observation in observations])
+
+
+def mirrored(observation: Observation) -> Observation:
+    """Return an observation whose frames have left and right exchanged."""
+    images = {name: turned(image, 0, mirror=True) for name, image in observation.images.items()}
+    return replace(observation, images=images)

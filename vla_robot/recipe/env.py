@@ -5,62 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from vla_robot.core.errors import RecipeError, unknown
-from vla_robot.recipe.camera import CameraRecipe as CameraRecipe
-from vla_robot.recipe.language import LanguageRecipe
 from vla_robot.recipe.limits import LimitsRecipe, require_ranges
 from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.robot import RobotRecipe
+from vla_robot.recipe.scene import CameraRecipe as CameraRecipe
+from vla_robot.recipe.scene import LanguageRecipe
+from vla_robot.recipe.scene import PlacementRecipe as PlacementRecipe
+from vla_robot.recipe.scene import SuccessRecipe as SuccessRecipe
 
 MAX_HORIZON = 1_000_000
 """Control steps: 28 hours at 10 Hz."""
-
-
-@dataclass(frozen=True)
-class SuccessRecipe:
-    """A success test by name, for worlds without one of their own.
-
-    Attributes:
-        test: name of the test; see vla_robot/world/sim/success.py.
-        body: the tested object.
-        other: the second object, for every test but "lifted".
-        threshold: distance or height of the test [m].
-    """
-
-    test: Literal["lifted", "near", "on_top", "inside"]
-    body: str
-    other: str | None = None
-    threshold: float = 0.04
-
-    def __post_init__(self) -> None:
-        if (self.other is None) != (self.test == "lifted"):
-            needed = "takes no" if self.other else "needs an"
-            raise RecipeError(f"success test '{self.test}' {needed} object 'other'")
-
-
-@dataclass(frozen=True)
-class PlacementRecipe:
-    """Uniformly random pose of an object at the start of an episode; its height is the scene's.
-
-    Attributes:
-        body: a body of the scene with a free joint.
-        x: smallest and largest x in the world frame [m].
-        y: smallest and largest y in the world frame [m].
-        yaw_deg: smallest and largest rotation about the vertical [degrees].
-    """
-
-    body: str
-    x: tuple[float, float]
-    y: tuple[float, float]
-    yaw_deg: tuple[float, float] = (-180.0, 180.0)
-
-    def __post_init__(self) -> None:
-        for name in ("x", "y", "yaw_deg"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise RecipeError(f"placement of '{self.body}' has {name} from {low:g} down to {high:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +77,13 @@ class SimulationRecipe(EnvRecipe):
     """A task in a simulator, which waits for each action and can measure success.
 
     Attributes:
+        environment: name of a recipe in envs/environments/: the Python environment of its own in which the world runs,
+            made by `vla install`. Without it, the world runs with this environment's packages.
         expert: scripted expert for the task; see vla_robot/policy/scripted/experts.py.
         shadows: render shadows and reflections; doubles the cost of a frame in software.
     """
 
+    environment: str | None = None
     expert: str | None = None
     shadows: bool = False
 
@@ -164,6 +124,92 @@ class MujocoRecipe(SimulationRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SuiteRecipe(SimulationRecipe):
+    """The tasks of a benchmark. "NAME/TASK" names one of them: `find_env` sets `task`.
+
+    Attributes:
+        instruction: words for the policy in the place of the benchmark's own.
+        task: the task; without it, the recipe stands for the whole suite, and no world can be built.
+    """
+
+    instruction: str = ""
+    task: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.language is not None and not self.instruction:
+            raise RecipeError("language varies an instruction, and this recipe leaves it to the benchmark")
+        if self.task is not None:
+            self._require_task(self.task)
+
+    def tasks(self) -> tuple[str, ...]:
+        """Return the names of the suite's tasks."""
+        raise NotImplementedError
+
+    def of_task(self, task: str) -> Self:
+        """Return the recipe of one task. Raises RecipeError unless the suite has it."""
+        return replace(self, task=task)
+
+    def require_one(self) -> str:
+        """Return the task. Raises RecipeError for a recipe that stands for the whole suite."""
+        if self.task is None:
+            first, *_, last = self.tasks()
+            raise RecipeError(
+                f"this recipe is a suite of {len(self.tasks())} tasks, and a world has one: name it as NAME/{first} to "
+                f"NAME/{last}, or set task"
+            )
+        return self.task
+
+    def _require_task(self, task: str) -> None:
+        if task not in self.tasks():
+            raise RecipeError(f"task: {unknown('task', task, self.tasks())}")
+
+
+LIBERO_BASES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+LIBERO_CHANGES = ("lan", "object", "swap", "task")
+"""LIBERO-PRO's changes of a suite: other words, other objects, other places, another task."""
+
+LIBERO_SUITES = (*LIBERO_BASES, "libero_90", *(f"{base}_{how}" for base in LIBERO_BASES for how in LIBERO_CHANGES))
+"""Suites of LIBERO and LIBERO-PRO that the benchmark's package holds as a whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiberoRecipe(SuiteRecipe):
+    """A suite of LIBERO or LIBERO-PRO by the reference protocol. Seed k is the task's initial state k modulo 50.
+
+    The keys that the benchmark fixes are refused with another value.
+
+    Attributes:
+        suite: the benchmark's name of it, e.g. "libero_spatial" or "libero_spatial_swap".
+        shadows: the benchmark's own picture, to the pixel; false renders faster, without shadows, reflections and
+            multisampling.
+        settle_steps: control steps after a reset in which the gripper opens and objects come to rest; not counted.
+    """
+
+    kind: Literal["libero"] = "libero"
+    environment: str | None = "libero"
+    suite: str
+    rate_hz: float = 20.0
+    success_hold: int = 1
+    shadows: bool = True
+    settle_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.suite not in LIBERO_SUITES:
+            raise RecipeError(unknown("suite", self.suite, LIBERO_SUITES))
+        fixed = {"arm": "Panda", "rate_hz": 20.0, "max_step_m": 0.05, "max_step_rad": 0.5}
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise RecipeError(f"{name} is {getattr(self, name)}; LIBERO's is {value}, and policies rely on it")
+        if not 0 <= self.settle_steps <= 100:
+            raise RecipeError(f"settle_steps {self.settle_steps} is outside 0 to 100")
+        super().__post_init__()
+
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(map(str, range(90 if self.suite == "libero_90" else 10)))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RealArmRecipe(EnvRecipe):
     """A real arm, which does not wait: `vla bridge` controls it.
 
@@ -187,6 +233,11 @@ class RealArmRecipe(EnvRecipe):
                 f"camera '{camera.name}' has rate_hz, which is for simulations; a camera of metal has fps in "
                 f"[robot.cameras.{camera.source}.fields]"
             )
+        if camera.turn_deg or camera.mirror:
+            raise RecipeError(
+                f"camera '{camera.name}' has turn_deg or mirror, which are for simulations; a camera of metal is "
+                f"turned by its driver, in [robot.cameras.{camera.source}.fields]"
+            )
         if camera.source not in self.robot.cameras:
             raise RecipeError(
                 f"camera '{camera.name}': {unknown('source', str(camera.source), self.robot.cameras)} "
@@ -197,7 +248,7 @@ class RealArmRecipe(EnvRecipe):
 EnvRecipe.kinds = Kinds(
     "env",
     EnvRecipe,
-    (RobosuiteRecipe, MujocoRecipe, RealArmRecipe),
+    (RobosuiteRecipe, MujocoRecipe, LiberoRecipe, RealArmRecipe),
     groups=("vla_robot.worlds", "vla_robot.robots"),
 )
 

@@ -23,12 +23,16 @@ class PeerImageRecipe:
         camera: the world's camera.
         size_px: edge of the square into which it is fitted with black bars [px]; without it, frames are sent unchanged.
         channels: "last" for (H, W, 3), "first" for (3, H, W).
+        turn_deg: rotation of the frame, clockwise [degrees].
+        mirror: exchange left and right of the frame, after the turn. LIBERO's policies were trained on such frames.
     """
 
     key: str
     camera: str
     size_px: int | None = None
     channels: Literal["last", "first"] = "last"
+    turn_deg: Literal[0, 90, 180, 270] = 0
+    mirror: bool = False
 
     def __post_init__(self) -> None:
         if self.size_px is not None and not 16 <= self.size_px <= 1024:

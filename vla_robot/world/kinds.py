@@ -11,13 +11,22 @@ from typing import Any
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.optional import attribute
 from vla_robot.core.ports import Arm, VisibleWorld
-from vla_robot.recipe.env import EnvRecipe, MujocoRecipe, RealArmRecipe, RobosuiteRecipe
+from vla_robot.recipe.env import (
+    EnvRecipe,
+    LiberoRecipe,
+    MujocoRecipe,
+    RealArmRecipe,
+    RobosuiteRecipe,
+    SimulationRecipe,
+)
 from vla_robot.recipe.reading.plugins import plugin_names
+from vla_robot.world.environments.location import find_environment
 from vla_robot.world.sim.paced_cameras import PacedCameras
 
 WORLDS: dict[type[EnvRecipe], str] = {
     RobosuiteRecipe: "vla_robot.world.sim.robosuite_world:RobosuiteWorld",
     MujocoRecipe: "vla_robot.world.sim.build:build_mujoco",
+    LiberoRecipe: "vla_robot.world.sim.libero.world:LiberoWorld",
 }
 """Recipe's dataclass -> "module:function" of a function (recipe, privileged, warm) -> VisibleWorld."""
 
@@ -38,16 +47,34 @@ def build_world(recipe: EnvRecipe, privileged: bool = False, warm: bool = True) 
     Raises:
         RecipeError: the recipe names something that does not exist, or a robot.
         WorldError: the simulator or OpenGL cannot start.
-        MissingDependencyError: the extra [sim] is not installed.
+        MissingDependencyError: the extra [sim], or the world's own environment, is not installed.
     """
     if is_robot(recipe):
         raise RecipeError(
             f"'{recipe.arm}' is a real robot, which does not wait for its next action: drive it with `vla bridge`, and "
             "connect to that with `vla run --robot ADDRESS`."
         )
+    _require_environment(recipe)
     world = _builder(recipe, WORLDS)(recipe, privileged, warm)
     rates_hz = {camera.name: camera.rate_hz for camera in recipe.cameras if camera.rate_hz is not None}
     return PacedCameras(world, rates_hz) if rates_hz else world
+
+
+def environment_of(recipe: EnvRecipe) -> str | None:
+    """Return the name of the environment of its own in which a world runs; None for this one's packages."""
+    return recipe.environment if isinstance(recipe, SimulationRecipe) else None
+
+
+def _require_environment(recipe: EnvRecipe) -> None:
+    """Raise an error unless this process runs in the environment that the recipe names, if it names one."""
+    name = environment_of(recipe)
+    if name is None or (environment := find_environment(name)).is_this_process:
+        return
+    environment.require_made("this world")
+    raise RecipeError(
+        f"this world runs in the environment '{name}', in a process of its own, and not in this one: `vla run`, "
+        "`vla eval` and `vla record` start it there."
+    )
 
 
 def build_robot(recipe: EnvRecipe, interrupted: Callable[[], bool], show: Callable[[str], None] | None) -> Arm:

@@ -66,7 +66,7 @@ def test_a_launch_file_says_what_runs(checkout: Path, repository: Path) -> None:
 
 def test_an_option_beats_the_launch_file(checkout: Path) -> None:
     what = plan(RunArgs("lift", env="mine", policy="mine", episodes=1, seed=3, real_time=True, rows=4))
-    assert what.env == checkout / "envs" / "mine.toml"
+    assert what.env.path == checkout / "envs" / "mine.toml"
     assert (list(what.launch.seeds), what.launch.real_time, what.launch.rows) == ([3], True, 4)
 
 

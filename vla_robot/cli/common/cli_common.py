@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vla_robot.recipe.env_source import EnvSource
     from vla_robot.recipe.policy_source import PolicySource
 
 EXIT_FAILED = 1
@@ -26,6 +27,11 @@ def short_path(path: Path) -> str:
 def shown(policy: PolicySource) -> str:
     """Return a policy as the user types it: its path, relative to the working folder, or its address."""
     return short_path(policy.path) if policy.path else str(policy)
+
+
+def shown_env(env: EnvSource) -> str:
+    """Return a world as the user types it: its recipe's path, relative to the working folder, and a suite's task."""
+    return f"{short_path(env.path)}/{env.chosen}" if env.chosen else short_path(env.path)
 
 
 def option(metavar: str) -> Any:

@@ -19,6 +19,7 @@ from vla_robot.data.doctor import Finding, Patient, examine
 from vla_robot.data.formats.lerobot.demo_dataset import DemoEpisode, Demos, open_demos
 from vla_robot.data.pipeline.mixture import Member, notes_of, open_table_of
 from vla_robot.recipe import find
+from vla_robot.recipe.env_source import find_env
 
 SIGNS = {"problem": "[red]✗[/red]", "note": "[yellow]![/yellow]", "fine": "[green]✓[/green]"}
 REPLAYS_TO_SUCCEED = 0.9
@@ -118,7 +119,7 @@ def _replay(member: Member, args: DataDoctorArgs, console: Terminal) -> Iterator
         return
     assert args.env is not None
     done = 0
-    with open_world(find("envs", args.env)) as world, Bar("episodes replayed", console) as bar:
+    with open_world(find_env(args.env).recipe) as world, Bar("episodes replayed", console) as bar:
         for number, episode in enumerate(episodes, start=1):
             done += succeeds_again(world, demos, episode)
             bar.update(number, len(episodes))

@@ -50,12 +50,12 @@ def data_questions(args: QuestionsArgs) -> int:
         VlaError: the world cannot be built or has no such cubes, or the folder is not empty.
     """
     from vla_robot.cli.build import open_world
-    from vla_robot.recipe import find
+    from vla_robot.recipe.env_source import find_env
 
     total = args.scenes + args.held_out
     with (
         QuestionWriter(args.out) as writer,
-        open_world(find("envs", args.env), privileged=True) as world,
+        open_world(find_env(args.env).recipe, privileged=True) as world,
         Bar("scenes", Terminal()) as bar,
     ):
         for number in range(total):

@@ -23,8 +23,11 @@ from rich.text import Text
 from vla_robot.cli.common.cli_common import EXIT_FAILED, option
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.doctor.finding import Finding, Verdict
+from vla_robot.core.errors import VlaError
 from vla_robot.core.host.optional import installed
 from vla_robot.core.host.provenance import available_cores
+from vla_robot.recipe import available
+from vla_robot.world.environments.location import Environment, find_environment, made_at, others_of
 
 MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 2.0
@@ -107,6 +110,15 @@ def check_plugins() -> Iterable[Finding]:
             yield Finding(name, f"{plugin.distribution}: {plugin.description}")
 
 
+def check_environments() -> Iterable[Finding]:
+    """Return one finding per environment of its own that worlds may run in; none of them is needed by the others."""
+    for path in available("environments").values():
+        try:
+            yield _environment(find_environment(str(path)))
+        except VlaError as error:
+            yield Finding(f"environment {path.stem}", str(error), "fail", f"Correct or remove {path}.")
+
+
 def check_rendering() -> Iterable[Finding]:
     """Render frames in a separate process: a broken GL driver kills the process that uses it."""
     if installed("mujoco") is None:
@@ -165,6 +177,7 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     check_extras,
     check_clashes,
     check_plugins,
+    check_environments,
     check_rendering,
     check_gpu,
     check_machine,
@@ -193,6 +206,16 @@ _GL_FIX = (
     "Without a display: sudo apt install libegl1 libgl1 (MUJOCO_GL=egl), or libosmesa6 and MUJOCO_GL=osmesa. "
     "In a container, give it those libraries too."
 )
+
+
+def _environment(environment: Environment) -> Finding:
+    name, old = f"environment {environment.name}", others_of(environment)
+    if environment.is_made:
+        cleaning = f"An earlier one is left over: remove {old[0]}." if old else ""
+        return Finding(name, f"{environment.folder}, of {made_at(environment)}", "ok", cleaning)
+    if environment.folder.exists():
+        return Finding(name, f"half-made: {environment.folder}", "warn", f"`{environment.command}` makes it whole.")
+    return Finding(name, f"not installed; {environment.size}", "ok", f"`{environment.command}`, to use its worlds.")
 
 
 def _clashes() -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from threading import Event
 from typing import Annotated, Any
 
 from vla_robot.cli.build import build_guard, build_policy, open_world
-from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, option, short_path, shown
+from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, option, shown, shown_env
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
@@ -34,8 +34,9 @@ from vla_robot.evaluate.runner import new_run_folder
 from vla_robot.evaluate.trial_log import TrialLog
 from vla_robot.evaluate.video_selection import Videos, VideoSelection
 from vla_robot.evaluate.worker_pool import run_in_pool
-from vla_robot.recipe import dump, find, read
+from vla_robot.recipe import dump
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env_source import EnvSource, find_env
 from vla_robot.recipe.policy import CheckpointRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.record.collect import WithoutTruth
@@ -95,8 +96,7 @@ class Plan:
     """An evaluation, with every name resolved.
 
     Attributes:
-        env_path: the world's recipe.
-        env: its contents.
+        env: the world.
         policies: name in the report -> the policy.
         words: language -> the task's wording.
         seeds: seeds of each policy in each language.
@@ -104,8 +104,7 @@ class Plan:
         folder: the evaluation's folder.
     """
 
-    env_path: Path
-    env: EnvRecipe
+    env: EnvSource
     policies: dict[str, PolicySource]
     words: dict[Language, Words]
     seeds: range
@@ -115,7 +114,7 @@ class Plan:
     def header(self) -> dict[str, Any]:
         """Return the values that a command must share with the one that it continues."""
         return {
-            "world": {self.env_path.stem: hashlib.sha256(dump(self.env).encode()).hexdigest()[:16]},
+            "world": {self.env.name: hashlib.sha256(dump(self.env.recipe).encode()).hexdigest()[:16]},
             "policies": {name: source.fingerprint() for name, source in self.policies.items()},
             "languages": list(self.words),
             "seed": self.seeds.start,
@@ -127,7 +126,7 @@ class Plan:
         """Return the results so far."""
         trials = tuple(log.trials.values())
         names, languages = tuple(self.policies), tuple(self.words)
-        return Evaluation(self.env_path.stem, names, languages, self.seeds, trials, log.started_at)
+        return Evaluation(self.env.name, names, languages, self.seeds, trials, log.started_at)
 
 
 def plan(args: EvaluateArgs) -> Plan:
@@ -136,12 +135,11 @@ def plan(args: EvaluateArgs) -> Plan:
     Raises:
         RecipeError: a name is unknown, or the world has no words for a language.
     """
-    env_path = find("envs", args.env)
-    env = read(EnvRecipe, env_path)
+    env = find_env(args.env)
     policies = _named([find_policy(name) for name in args.policy])
-    words: dict[Language, Words] = {language: words_for(env, language) for language in args.language}
+    words: dict[Language, Words] = {language: words_for(env.recipe, language) for language in args.language}
     folder = args.out or new_run_folder(Path("runs"), "eval-")
-    return Plan(env_path, env, policies, words, args.seeds, args.rows, folder)
+    return Plan(env, policies, words, args.seeds, args.rows, folder)
 
 
 def main(args: EvaluateArgs) -> int:
@@ -152,9 +150,9 @@ def main(args: EvaluateArgs) -> int:
             kept, and the same command continues after them.
     """
     what = plan(args)
-    say(f"vla eval: {short_path(what.env_path)}, {args.episodes} episodes from seed {args.seed}", flush=True)
+    say(f"vla eval: {shown_env(what.env)}, {args.episodes} episodes from seed {args.seed}", flush=True)
     with TrialLog(what.folder, what.header(), datetime.now().astimezone().isoformat(timespec="seconds")) as log:
-        videos = VideoSelection(what.folder, args.videos, what.env.rate_hz, log.trials.values())
+        videos = VideoSelection(what.folder, args.videos, what.env.recipe.rate_hz, log.trials.values())
         try:
             _drive(what, log, videos, args.workers or min(MOST_WORKERS, available_cores()))
         except Exception:
@@ -191,7 +189,7 @@ def _drive(what: Plan, log: TrialLog, videos: VideoSelection, num_workers: int) 
         say(f"  {len(asked) - len(left)} of {len(asked)} episodes are finished already", flush=True)
     if not left:
         return
-    with stop_on_interrupt() as stop, _worlds(what.env_path, min(num_workers, len(left))) as worlds:
+    with stop_on_interrupt() as stop, _worlds(what.env.recipe, min(num_workers, len(left))) as worlds:
         session = _Session(what, log, videos, worlds, stop)
         begun_s = time.monotonic()
         for name in what.policies:
@@ -240,7 +238,7 @@ class _Session:
 
 
 @contextlib.contextmanager
-def _worlds(env: Path, count: int) -> Iterator[list[ReplaceableWorld]]:
+def _worlds(env: EnvRecipe, count: int) -> Iterator[list[ReplaceableWorld]]:
     """Open worlds that show the simulator's state, all at the same time, since each takes seconds."""
     worlds = [ReplaceableWorld(partial(open_world, env, privileged=True)) for _ in range(count)]
     with contextlib.ExitStack() as stack:
@@ -254,7 +252,7 @@ def _worlds(env: Path, count: int) -> Iterator[list[ReplaceableWorld]]:
 @contextlib.contextmanager
 def _policies(source: PolicySource, what: Plan, embodiment: Embodiment, count: int) -> Iterator[list[Policy]]:
     """Build a policy per world. Weights are loaded once for all; policies without weights may have a state."""
-    build = partial(build_policy, source, what.env, embodiment, rows=what.rows)
+    build = partial(build_policy, source, what.env.recipe, embodiment, rows=what.rows)
     if not isinstance(source.recipe, CheckpointRecipe):
         policies = [build() for _ in range(count)]
         yield policies if source.is_privileged else [WithoutTruth(policy) for policy in policies]

@@ -12,8 +12,7 @@ from vla_robot.core.errors import PolicyError
 from vla_robot.evaluate.runner import run_episodes
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.results import RunInfo
-from vla_robot.recipe import find, read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env_source import find_env
 from vla_robot.recipe.finetune import RolloutsRecipe
 from vla_robot.recipe.policy_source import find_policy
 
@@ -37,13 +36,12 @@ class Rollouts:
             VlaError: the world cannot be built, or the policy does not fit it.
             PolicyError: the policy had no action in any episode.
         """
-        env_path = find("envs", self.recipe.env)
-        env, source = read(EnvRecipe, env_path), find_policy(folder.resolve())
+        env, source = find_env(self.recipe.env), find_policy(folder.resolve())
         recipe = replace(source.recipe, statistics_key=statistics_key)
         seeds = self.recipe.seeds
-        with open_world(env_path) as world:
-            policy = build_policy(replace(source, recipe=recipe), env, world.embodiment)
-            info = RunInfo(env_path.stem, source.name, env.instruction)
+        with open_world(env.recipe) as world:
+            policy = build_policy(replace(source, recipe=recipe), env.recipe, world.embodiment)
+            info = RunInfo(env.name, source.name, env.recipe.instruction or world.instruction)
             guard = build_guard(world.embodiment.action)
             drive = partial(run_episode, world, policy, guard=guard, should_stop=self.should_stop)
             summary = run_episodes(drive, world.embodiment, seeds, info=info, should_stop=self.should_stop)

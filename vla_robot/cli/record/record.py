@@ -11,8 +11,8 @@ from pathlib import Path
 
 import tyro
 
-from vla_robot.cli.build import build_policy
-from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, short_path
+from vla_robot.cli.build import build_policy, open_world_here
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, shown_env
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import ProgressBar
 from vla_robot.cli.common.terminal import Terminal, say
@@ -27,6 +27,7 @@ from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe import find, read
 from vla_robot.recipe.dataset import DatasetRecipe, Recording
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env_source import EnvSource, find_env
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
 from vla_robot.record.workers import collect_in_processes
@@ -68,7 +69,7 @@ class Build:
     """Builds the world and the policies of a recording; is sent to the worker processes.
 
     Attributes:
-        env: the world's recipe.
+        env: the world.
         label: the policy that gives the label.
         driver: the policy that moves the arm; None for `label`.
         noise: strength of the driver's noise, 0 to 1.
@@ -76,7 +77,7 @@ class Build:
         also_ask: further instructions that each frame gets a label for.
     """
 
-    env: Path
+    env: EnvSource
     label: Path
     driver: Path | None
     noise: float
@@ -93,10 +94,8 @@ class Build:
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[Collector]:
-        from vla_robot.world.kinds import build_world
-
-        recipe = read(EnvRecipe, self.env)
-        with contextlib.closing(build_world(recipe, privileged=True)) as world:
+        recipe = self.env.recipe
+        with open_world_here(recipe, privileged=True) as world:
             label = self._policy(self.label, recipe, world.embodiment)
             driver = label if self.driver is None else self._policy(self.driver, recipe, world.embodiment)
             driver = self._disturbed(driver, world.embodiment.action)
@@ -129,7 +128,7 @@ def main(args: RecordArgs) -> int:
     recipe = plan(args)
     builds = [_build(recipe, recording) for recording in recipe.recordings]
     console = Terminal()
-    source = args.recipe or short_path(builds[0].env)
+    source = args.recipe or shown_env(builds[0].env)
     console.print(f"vla record: {source} → {args.out}", soft_wrap=True)
     started_s = time.monotonic()
     with LeRobotWriter(args.out) as writer:
@@ -213,7 +212,7 @@ class _Bar(ProgressBar):
 def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
     """Resolve every name to a file, before any process starts."""
     return Build(
-        env=find("envs", recipe.env),
+        env=find_env(recipe.env),
         label=find("policies", recording.source),
         driver=None if recording.driver is None else find("policies", recording.driver),
         noise=recording.noise,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from vla_robot.cli.build import connect_robot
-from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
+from vla_robot.cli.build import connect_robot, open_world_here
+from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, shown_env
 from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.common.terminal import say
 from vla_robot.cli.record.args import RecordArgs
@@ -19,8 +19,8 @@ from vla_robot.cli.record.teleop_devices import open_named_teleoperator, require
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.seeds import seed_problem
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
-from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env_source import find_env
 from vla_robot.record.collect import Collected
 from vla_robot.record.controlled_robot import Controllable, LiveRobot, WaitingWorld
 from vla_robot.record.teleop_session import Session
@@ -119,12 +119,10 @@ def _opened(args: RecordArgs) -> Iterator[_Arm]:
                 robot.arm()
             yield _Arm(LiveRobot(robot), robot.instruction, args.robot)
         return
-    from vla_robot.world.kinds import build_world
-
     assert args.env is not None  # _require_sense asks for it
-    path = find("envs", args.env)
-    with contextlib.closing(build_world(_patient(read(EnvRecipe, path)))) as world:
-        yield _Arm(WaitingWorld(world), world.instruction, str(path))
+    env = find_env(args.env)
+    with open_world_here(_patient(env.recipe)) as world:
+        yield _Arm(WaitingWorld(world), world.instruction, shown_env(env))
 
 
 def _patient(recipe: EnvRecipe) -> EnvRecipe:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from vla_robot.cli.build import build_guard, build_policy, open_world
-from vla_robot.cli.common.cli_common import short_path, shown
+from vla_robot.cli.common.cli_common import shown, shown_env
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
@@ -22,7 +22,7 @@ from vla_robot.evaluate.runner import run_episodes, run_folder
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.results import RunInfo, RunSummary
 from vla_robot.recipe import dump, find, read
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env_source import EnvSource, find_env
 from vla_robot.recipe.launch import LaunchRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 
@@ -39,13 +39,13 @@ class Plan:
     Attributes:
         launch: the launch file with the command line's options.
         source: its origin, for the user.
-        env: the world's recipe.
+        env: the world.
         policy: the policy.
     """
 
     launch: LaunchRecipe
     source: str
-    env: Path
+    env: EnvSource
     policy: PolicySource
 
 
@@ -66,7 +66,7 @@ def plan(args: RunArgs) -> Plan:
         launch, source = LaunchRecipe(**chosen), "the command line"
     else:
         raise RecipeError(_NOTHING_TO_RUN)
-    return Plan(launch, source, find("envs", launch.env), find_policy(launch.policy))
+    return Plan(launch, source, find_env(launch.env), find_policy(launch.policy))
 
 
 def main(args: RunArgs) -> int:
@@ -83,9 +83,9 @@ def main(args: RunArgs) -> int:
     if args.dry_run or args.arm:
         raise RecipeError("--dry-run and --arm are for a robot behind a bridge: add --robot ADDRESS.")
     what = plan(args)
-    env = read(EnvRecipe, what.env)
+    env = what.env.recipe
     say(_opening(what), flush=True)
-    with run_folder(args.out) as folder, open_world(what.env, what.policy.is_privileged) as world:
+    with run_folder(args.out) as folder, open_world(env, what.policy.is_privileged) as world:
         print_crashed(folder)
         policy = build_policy(what.policy, env, world.embodiment, args.key, what.launch.rows)
         with (
@@ -100,7 +100,7 @@ def main(args: RunArgs) -> int:
                 partial(run_episode, world, driver, guard=guard, rate_hz=pace_hz, should_stop=stop.is_set),
                 world.embodiment,
                 what.launch.seeds,
-                info=_info(what, env),
+                info=_info(what, world.instruction),
                 folder=folder,
                 subscribers=[view, *seeing],
                 should_stop=stop.is_set,
@@ -118,23 +118,23 @@ def _opening(what: Plan) -> str:
     launch = what.launch
     return (
         f"vla run: {what.source}\n"
-        f"  world {short_path(what.env)}, policy {shown(what.policy)}, "
+        f"  world {shown_env(what.env)}, policy {shown(what.policy)}, "
         f"{launch.episodes} episodes from seed {launch.seed}"
     )
 
 
-def _info(what: Plan, env: EnvRecipe) -> RunInfo:
+def _info(what: Plan, instruction: str) -> RunInfo:
     """Return names and recipes for the report; the recipes are merged, so that the run can be repeated from them."""
     launch = what.launch
-    recipes = {"launch.toml": dump(launch), "env.toml": dump(env)}
+    recipes = {"launch.toml": dump(launch), "env.toml": dump(what.env.recipe)}
     if what.policy.is_recipe:
         recipes["policy.toml"] = dump(what.policy.recipe)
     return RunInfo(
-        env=what.env.stem,
+        env=what.env.name,
         policy=what.policy.name,
-        instruction=env.instruction,
+        instruction=what.env.recipe.instruction or instruction,
         command=(
-            f"vla run --env {short_path(what.env)} --policy {shown(what.policy)} "
+            f"vla run --env {shown_env(what.env)} --policy {shown(what.policy)} "
             f"--episodes {launch.episodes} --seed {launch.seed}{rows_option(launch)}"
         ),
         recipes=recipes,
@@ -146,9 +146,9 @@ def _closing(what: Plan, summary: RunSummary, folder: Path) -> str:
     if not summary.episodes:
         return "No episode was finished; nothing was written."
     launch = what.launch
-    again = f"`vla run --env {short_path(what.env)} --policy {shown(what.policy)} --episodes 50 --seed {launch.seed}`"
+    again = f"`vla run --env {shown_env(what.env)} --policy {shown(what.policy)} --episodes 50 --seed {launch.seed}`"
     baseline = (
-        f"`vla run --env {short_path(what.env)} --policy random --episodes {launch.episodes} --seed {launch.seed}`"
+        f"`vla run --env {shown_env(what.env)} --policy random --episodes {launch.episodes} --seed {launch.seed}`"
     )
     suggestion = (
         f"{again} narrows the interval" if launch.episodes < 50 else f"{baseline} is the baseline to compare with"

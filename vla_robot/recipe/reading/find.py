@@ -18,16 +18,16 @@ from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.untrusted import shortened
 from vla_robot.recipe.reading.plugins import recipe_folders
 
-Kind = Literal["envs", "policies", "datasets", "launch", "teleoperators"]
+Kind = Literal["envs", "policies", "datasets", "launch", "teleoperators", "environments"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 POLICY_FILES = ("recipe.toml", "config.json")
 """Files of which either makes a folder a policy."""
 
-FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "oxe_published", "mixtures")}
+FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "oxe_published", "mixtures"), "envs": ("libero",)}
 """Subfolders of a kind's folder whose recipes are also found by bare name; the first that has a name wins."""
 
-_FOLDERS: dict[Kind, str] = {"teleoperators": "envs/teleoperators"}
+_FOLDERS: dict[Kind, str] = {"teleoperators": "envs/teleoperators", "environments": "envs/environments"}
 """Folders of kinds inside another kind's folder; the others have a folder of their own name in the root."""
 
 FORMER_FOLDERS: dict[Kind, str] = {"teleoperators": "hands"}
@@ -41,6 +41,7 @@ _NOUNS: dict[Kind, str] = {
     "datasets": "dataset",
     "launch": "launch file",
     "teleoperators": "device",
+    "environments": "environment",
 }
 
 

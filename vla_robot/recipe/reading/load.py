@@ -48,6 +48,7 @@ _FOLDERS: dict[str, Kind] = {
     "LaunchRecipe": "launch",
     "FinetuneRecipe": "launch",
     "TeleoperatorRecipe": "teleoperators",
+    "EnvironmentRecipe": "environments",
 }
 
 _TYPE_WORDS: dict[type, str] = {

@@ -20,6 +20,7 @@ _SCHEMAS: dict[str, tuple[str, str]] = {
     "datasets.source": ("vla_robot.recipe.oxe", "SourceRecipe"),
     "datasets.mixture": ("vla_robot.recipe.oxe", "MixtureRecipe"),
     "teleoperators": ("vla_robot.recipe.teleoperator", "TeleoperatorRecipe"),
+    "environments": ("vla_robot.recipe.environment", "EnvironmentRecipe"),
     "launch.run": ("vla_robot.recipe.launch", "LaunchRecipe"),
     "launch.finetune": ("vla_robot.recipe.finetune", "FinetuneRecipe"),
 }

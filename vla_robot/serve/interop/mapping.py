@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, unknown
 from vla_robot.core.geometry import half_space_rotvec, multiply, quat_from_rotvec
+from vla_robot.core.image import turned
 from vla_robot.core.messages import ActionChunk, Image, Observation, Vector
 from vla_robot.recipe.peer import PeerImageRecipe, PeerNumbersRecipe, PeerRecipe
 
@@ -199,7 +200,8 @@ def resize_with_pad(image: Image, edge_px: int) -> Image:
 
 
 def _frame(image: Image, entry: PeerImageRecipe) -> NDArray[np.uint8]:
-    fitted = image if entry.size_px is None else resize_with_pad(image, entry.size_px)
+    shown = turned(image, entry.turn_deg, entry.mirror)
+    fitted = shown if entry.size_px is None else resize_with_pad(shown, entry.size_px)
     return fitted.transpose(2, 0, 1) if entry.channels == "first" else fitted
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, TransportError, unknown
-from vla_robot.core.image import check_image
+from vla_robot.core.image import check_image, turned_back
 from vla_robot.core.messages import ActionChunk, Image, Observation, Vector
-from vla_robot.recipe.peer import PeerRecipe
+from vla_robot.recipe.peer import PeerImageRecipe, PeerRecipe
 from vla_robot.serve.interop.mapping import ROTATION, Numbers, ToolTurn, differences
 
 
@@ -75,12 +75,14 @@ PROMPT = "prompt"
 class ExampleWords:
     """Keys of any of openpi's examples, recognised by the images' keys; numbers have the policy's own meaning."""
 
-    def __init__(self, cameras: Sequence[str], embodiment: Embodiment | None) -> None:
+    def __init__(self, cameras: Sequence[str], embodiment: Embodiment | None, mirror: bool = False) -> None:
         """
         Args:
             cameras: the policy's cameras, in its order; empty for a published checkpoint, which names none and has one.
             embodiment: the policy's embodiment, which clients are told; None if unknown.
+            mirror: whether the policy's recipe mirrors frames. LIBERO's clients send mirrored ones already.
         """
+        self._mirror = mirror
         self._cameras = cameras or ("image",)
         self._embodiment = embodiment
 
@@ -100,7 +102,11 @@ class ExampleWords:
                 f"the policy has {len(self._cameras)} cameras, and this kind of robot only {len(family.images)}. Send "
                 f"them by their own names: {', '.join(self._cameras)}."
             )
-        images = {camera: _image(flat, key, camera) for key, camera in zip(family.images, self._cameras, strict=False)}
+        mirror = self._mirror and family is LIBERO
+        images = {
+            camera: turned_back(_image(flat, key, camera), 0, mirror)
+            for key, camera in zip(family.images, self._cameras, strict=False)
+        }
         parts = {key: _numbers(flat, key) for key in family.state if key in flat}
         self._require_meant(parts)
         return _observation(images, np.concatenate([*parts.values(), np.zeros(0)]), flat, PROMPT)
@@ -167,7 +173,7 @@ class RecipeWords:
 
     def read(self, request: Mapping[str, Any]) -> Observation:
         flat = _flat(request)
-        images = {entry.camera: _image(flat, entry.key, entry.camera) for entry in self._peer.images}
+        images = {entry.camera: _upright(flat, entry) for entry in self._peer.images}
         state = np.empty(self._dims)
         for numbers in self._state:
             theirs = _numbers(flat, numbers.key)
@@ -178,6 +184,11 @@ class RecipeWords:
 
     def write(self, chunk: ActionChunk) -> dict[str, NDArray[np.float64]]:
         return {numbers.key: numbers.back(chunk.actions[:, numbers.index]) for numbers in self._action}
+
+
+def _upright(flat: Mapping[str, Any], entry: PeerImageRecipe) -> Image:
+    """Return a client's frame as our worlds show it: the recipe's turn is undone."""
+    return turned_back(_image(flat, entry.key, entry.camera), entry.turn_deg, entry.mirror)
 
 
 def _observation(images: Mapping[str, Image], state: Vector, flat: Mapping[str, Any], prompt: str) -> Observation:

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import ContractError, TransportError, VlaError, unknown
+from vla_robot.core.image import turned_back
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.serve.policy.batcher import Batcher
 from vla_robot.transport.wire import DTYPES, MAX_DIMS
@@ -60,19 +61,20 @@ _LOG = logging.getLogger(__name__)
 class RestServer:
     """Serves a batcher over HTTP, in threads of its own."""
 
-    def __init__(self, batcher: Batcher, name: str, cameras: Sequence[str], port: int) -> None:
+    def __init__(self, batcher: Batcher, name: str, cameras: Sequence[str], port: int, mirror: bool = False) -> None:
         """
         Args:
             batcher: answers the requests.
             name: name of the policy, for /health.
             cameras: the policy's cameras, in its order; empty for a published checkpoint, which names none and has one.
             port: on the loopback interface; 0 means any free one.
+            mirror: whether the policy's recipe mirrors frames. Clients of those scripts send mirrored ones already.
 
         Raises:
             TransportError: the port is taken.
         """
         try:
-            self._http = _Server(batcher, name, cameras, port)
+            self._http = _Server(batcher, name, cameras, port, mirror)
         except OSError as error:
             raise TransportError(f"cannot listen on {HOST}:{port}: {error.strerror}. Choose another --rest.") from error
         self.url = f"http://{HOST}:{self._http.server_port}/act"
@@ -83,7 +85,8 @@ class RestServer:
 
 
 class _Server(BoundedServer):
-    def __init__(self, batcher: Batcher, name: str, cameras: Sequence[str], port: int) -> None:
+    def __init__(self, batcher: Batcher, name: str, cameras: Sequence[str], port: int, mirror: bool) -> None:
+        self.mirror = mirror
         self.batcher = batcher
         self.name = name
         self.cameras = cameras
@@ -132,7 +135,7 @@ class _Handler(JsonHandler):
         key = payload.get("unnorm_key")
         if key is not None and not isinstance(key, str):
             raise TransportError(f"'unnorm_key' must be text, got {type(key).__name__}.")
-        observation = read_observation(payload, self.server.cameras)
+        observation = read_observation(payload, self.server.cameras, self.server.mirror)
         chunk = self.server.batcher.ask(observation, key, client=("rest", *self.client_address))
         answer = pack_answer(chunk)
         return json.dumps(answer) if encoded else answer
@@ -141,8 +144,13 @@ class _Handler(JsonHandler):
         self.reply(status, json.dumps(body).encode(), "application/json", headers)
 
 
-def read_observation(payload: Mapping[str, Any], cameras: Sequence[str]) -> Observation:
+def read_observation(payload: Mapping[str, Any], cameras: Sequence[str], mirror: bool = False) -> Observation:
     """Convert a request to an observation with the policy's camera names.
+
+    Args:
+        payload: the request.
+        cameras: the policy's cameras, in its order.
+        mirror: exchange left and right of the frames, to undo what the client did.
 
     Raises:
         TransportError: an entry is missing, of the wrong type, or unknown.
@@ -157,7 +165,8 @@ def read_observation(payload: Mapping[str, Any], cameras: Sequence[str]) -> Obse
     if not isinstance(instruction, str):
         raise TransportError("'instruction' is missing or is not text.")
     state = unpack_array(payload["state"], "state").astype(np.float64).ravel() if "state" in payload else np.zeros(0)
-    images = {names[field]: _image(payload[field], field) for field in payload if field in names}
+    frames = {names[field]: _image(payload[field], field) for field in payload if field in names}
+    images = {name: turned_back(frame, 0, mirror) for name, frame in frames.items()}
     if not images:
         raise TransportError(f"there is no image; the policy's cameras are called {', '.join(names)} here.")
     return Observation(images, state, instruction, stamp_ns=time.monotonic_ns(), step=0)

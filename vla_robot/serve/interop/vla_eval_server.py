@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import TransportError, VlaError
+from vla_robot.core.image import turned_back
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.serve.interop.openpi_schema import PROMPT, ExampleWords, RecipeWords, Words
 from vla_robot.serve.interop.vla_eval_wire import EvalMessage, pack, unpack
@@ -58,12 +60,19 @@ _LOG = logging.getLogger(__name__)
 class EvalSchema:
     """Converts vla-eval's observations to a policy's, and chunks to its actions."""
 
-    def __init__(self, cameras: Sequence[str], embodiment: Embodiment | None, peer: PeerRecipe | None = None) -> None:
+    def __init__(
+        self,
+        cameras: Sequence[str],
+        embodiment: Embodiment | None,
+        peer: PeerRecipe | None = None,
+        mirror: bool = False,
+    ) -> None:
         """
         Args:
             cameras: the policy's cameras, in its order; empty for a published checkpoint, which names none and has one.
             embodiment: the policy's; None if unknown.
             peer: the benchmark's names and units; None for the policy's own.
+            mirror: whether the policy's recipe mirrors frames. The benchmark LIBERO sends mirrored ones already.
 
         Raises:
             ContractError: the recipe does not fit the policy.
@@ -71,6 +80,7 @@ class EvalSchema:
         self._cameras = tuple(cameras) or ("image",)
         self._embodiment = embodiment
         self._peer = peer
+        self._mirror = mirror and peer is None  # a recipe says itself what its frames are
         words: Words = ExampleWords(self._cameras, embodiment)
         if peer is not None:
             assert embodiment is not None  # the command refuses a recipe without it
@@ -100,6 +110,8 @@ class EvalSchema:
             VlaError: an entry is missing or wrong, or the policy has no action.
         """
         observation = self._words.read(self._request(payload))
+        images = {name: turned_back(image, 0, self._mirror) for name, image in observation.images.items()}
+        observation = replace(observation, images=images)
         chunk = batcher.ask(observation, client=client)
         return {key: numbers[: chunk.rows] for key, numbers in self._words.write(chunk).items()}
 

@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import selectors
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Self
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import WorldError
-from vla_robot.recipe import find
-from vla_robot.serve.world.client import RemoteWorld
+from vla_robot.recipe import dump
+from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env_source import find_env
+from vla_robot.serve.world import isolated
+from vla_robot.serve.world.client import RESET_TIMEOUT_S, RemoteWorld
 from vla_robot.transport.codec import MessageReader, unpack_error
 from vla_robot.transport.sockets import SLICE_S
+from vla_robot.world.environments.location import Environment, find_environment
+from vla_robot.world.kinds import environment_of
 
 START_TIMEOUT_S = 180.0
 """Time limit of the start [s]: importing a simulator and compiling its kernels can take a minute."""
@@ -33,31 +40,79 @@ STOP_TIMEOUT_S = 1.4
 
 TAIL_LINES = 8
 
+PARENTS_OWN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+"""Variables of the parent that name its packages; a child in an environment of its own does not get them."""
+
+
+@dataclass(frozen=True)
+class TimeLimits:
+    """Time limits of a world's process.
+
+    Attributes:
+        start_s: limit of its start, until the world is built [s].
+        reset_s: limit of a reset [s].
+    """
+
+    start_s: float = START_TIMEOUT_S
+    reset_s: float = RESET_TIMEOUT_S
+
 
 @contextlib.contextmanager
-def spawn_world(env: str | Path, privileged: bool = False) -> Iterator[RemoteWorld]:
+def spawn_world(env: str | Path | EnvRecipe, privileged: bool = False) -> Iterator[RemoteWorld]:
     """Run the world of a recipe in a process of its own during a `with` block.
 
+    A recipe that names an environment of its own runs with that environment's interpreter and packages, and with this
+    very package.
+
     Args:
-        env: name or path of the recipe.
+        env: name or path of the recipe, or the recipe.
         privileged: put the simulator's state into `Observation.privileged`, for scripted experts and labels.
 
     Raises:
         RecipeError: the recipe does not exist, or names something that does not.
+        MissingDependencyError: its environment is not installed; the message names the command.
         WorldError: the world cannot be built, or its process died.
     """
-    path = find("envs", env)
-    command = [sys.executable, "-P", "-m", "vla_robot.serve.world.server", str(path)]
-    with connected(command + ["--privileged"] * privileged) as world:
-        yield world
+    recipe = env if isinstance(env, EnvRecipe) else find_env(env).recipe
+    own = environment_of(recipe)
+    environment = None if own is None else find_environment(own)
+    with tempfile.TemporaryDirectory(prefix="vla_world_") as folder:
+        path = Path(folder, "world.toml")  # merged and checked: the child searches no base
+        path.write_text(dump(recipe), encoding="utf-8")
+        arguments = [str(path), *(["--privileged"] if privileged else [])]
+        with _started(environment, arguments) as world:
+            yield world
+
+
+def _started(
+    environment: Environment | None, arguments: Sequence[str]
+) -> contextlib.AbstractContextManager[RemoteWorld]:
+    if environment is None:
+        return connected([sys.executable, "-P", "-m", "vla_robot.serve.world.server", *arguments])
+    environment.require_made("this world")
+    command = [str(environment.python), "-I", str(Path(isolated.__file__)), *arguments]
+    limits = TimeLimits(environment.recipe.start_timeout_s, environment.recipe.reset_timeout_s)
+    variables = {name: value for name, value in os.environ.items() if name not in PARENTS_OWN}
+    return connected(command, limits, variables)
 
 
 @contextlib.contextmanager
-def connected(command: Sequence[str]) -> Iterator[RemoteWorld]:
-    """Run a program that calls `run_child`, and yield its world during a `with` block."""
+def connected(
+    command: Sequence[str], limits: TimeLimits | None = None, variables: Mapping[str, str] | None = None
+) -> Iterator[RemoteWorld]:
+    """Run a program that calls `run_child`, and yield its world during a `with` block.
+
+    Args:
+        command: the program and its arguments.
+        limits: time limits; by default those of a world in this environment.
+        variables: the program's environment variables; by default this process's.
+    """
+    limits = limits or TimeLimits()
     with (
-        WorldProcess(command) as process,
-        RemoteWorld(process.await_address(), check_peer=process.require_alive) as world,
+        WorldProcess(command, variables=variables) as process,
+        RemoteWorld(
+            process.await_address(limits.start_s), check_peer=process.require_alive, reset_timeout_s=limits.reset_s
+        ) as world,
     ):
         yield world
 
@@ -65,7 +120,9 @@ def connected(command: Sequence[str]) -> Iterator[RemoteWorld]:
 class WorldProcess:
     """Child process of a world; leaving its `with` block ends it in less than 2 s."""
 
-    def __init__(self, command: Sequence[str], clock: Clock | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], clock: Clock | None = None, variables: Mapping[str, str] | None = None
+    ) -> None:
         self._clock = clock or MonotonicClock()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed by stop)
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
@@ -73,6 +130,7 @@ class WorldProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
+            env=variables,
             # Ctrl-C in a terminal goes to the whole group: the parent decides what it means for the world.
             process_group=0,
         )

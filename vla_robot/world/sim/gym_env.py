@@ -139,9 +139,12 @@ def env_id(name: str) -> str:
 
 
 def register_all() -> None:
-    """Register every recipe of envs/ with gymnasium. May be called again when there are new ones."""
+    """Register every recipe of envs/ itself with gymnasium; may be called again when there are new ones.
+
+    Suites lie in folders below: they stand for many tasks, and run in another environment.
+    """
     for name in available("envs"):
-        if env_id(name) not in gymnasium.registry:
+        if "/" not in name and env_id(name) not in gymnasium.registry:
             gymnasium.register(id=env_id(name), entry_point=f"{__name__}:make_env", kwargs={"recipe": name})
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_robot.core.errors import WorldError
+from vla_robot.core.image import turned
 from vla_robot.core.messages import Image
 
 if TYPE_CHECKING:
@@ -88,14 +89,16 @@ class Renderer:
         Raises:
             WorldError: OpenGL cannot start here, or another thread renders at this moment.
         """
-        renderer = self._renderer(camera.height, camera.width)
+        is_lying = camera.turn_deg in (90, 270)
+        size = (camera.width, camera.height) if is_lying else (camera.height, camera.width)
+        renderer = self._renderer(*size)
         if camera.source is not None:
             renderer.update_scene(data, camera.source)
         else:
             self._model.vis.global_.fovy = camera.fovy_deg
             renderer.update_scene(data, _free_camera(camera))
         try:
-            return renderer.render()
+            return turned(renderer.render(), camera.turn_deg, camera.mirror)
         except Exception as error:  # OpenGL loaders raise errors of many types
             raise WorldError(f"a frame cannot be drawn: {error}. Use a world from one thread at a time.") from error
         finally:
