@@ -8,7 +8,7 @@ import pytest
 from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Observation
-from vla_robot.policy.adapter import ObservationAdapter
+from vla_robot.policy.adapter import MirroredFrames, ObservationAdapter
 from vla_robot.testing import FunctionPolicy, toy_embodiment
 
 
@@ -50,3 +50,15 @@ def test_all_differences_are_told_at_once() -> None:
     with pytest.raises(ContractError) as caught:
         ObservationAdapter(FunctionPolicy(), embodiment(["top"], ["q"], rate_hz=50), OFFERED)
     assert all(word in str(caught.value) for word in ("rate", "camera 'top'", "'q'"))
+
+
+def test_a_policy_of_mirrored_frames_sees_left_and_right_exchanged() -> None:
+    spy = FunctionPolicy()
+    policy = MirroredFrames(spy)
+    frame = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    seen = Observation({"front": frame}, np.array([1.0]), "go", stamp_ns=7, step=3)
+    policy.reset(5)
+    (chunk,) = policy.act([seen])
+    np.testing.assert_array_equal(spy.saw[0].images["front"], frame[:, ::-1])
+    np.testing.assert_array_equal(seen.images["front"], np.arange(18).reshape(2, 3, 3))
+    assert (spy.seeds, chunk.step, spy.saw[0].instruction) == ([5], 3, "go")
