@@ -41,6 +41,12 @@ POSE = [
     Dim("gripper_width", "m", 0.0, 0.08),
 ]
 ARM = toy_embodiment(axes=AXES, state=POSE, cameras=("front", "wrist"), height=8, width=12, rate_hz=20.0)
+IN_THE_WORLD = [
+    *(Dim(f"world_{name}", "m", -2.0, 2.0) for name in "xyz"),
+    *(Dim(f"hand_{name}", "rad", -6.3, 6.3) for name in ("rx", "ry", "rz")),
+    *(Dim(f"finger_{name}", "m", -0.05, 0.05) for name in ("left", "right")),
+]
+LIBERO_ARM = toy_embodiment(axes=AXES, state=IN_THE_WORLD, cameras=("front", "wrist"), height=8, width=12, rate_hz=20.0)
 LIBERO = {
     "images": {"agentview": IMAGE, "wrist": IMAGE + 1},
     "states": np.array([0.1, 0.2, 0.3, np.pi, 0.0, 0.0, 0.02, -0.02]),
@@ -85,7 +91,7 @@ def serving() -> Iterator[Start]:
 def libero_schema() -> EvalSchema:
     recipe = read(PolicyRecipe, "openpi_libero")
     assert isinstance(recipe, OpenpiRecipe)
-    return EvalSchema(("front", "wrist"), ARM, recipe.peer)
+    return EvalSchema(("front", "wrist"), LIBERO_ARM, recipe.peer)
 
 
 def ask(connection: ClientConnection, kind: str, payload: Mapping[str, Any], seq: int = 1) -> EvalMessage:
@@ -150,8 +156,17 @@ def test_libero_gets_fractions_of_its_largest_step_and_the_policy_metres_and_rad
         actions = [ask(connection, "observation", LIBERO, seq).payload["actions"].tolist() for seq in (3, 4)]
     np.testing.assert_allclose(actions, [[1, 0, 0, 0, 0, 0.5, -1], [0, 0.5, 0, 0, 0, 0, 1]])  # -1 open, 1 closed
     (seen,) = policy.seen
-    np.testing.assert_allclose(seen.state[[0, 1, 2, 6]], [0.1, 0.2, 0.3, 0.04])
-    np.testing.assert_array_equal(seen.images["wrist"], IMAGE + 1)
+    np.testing.assert_array_equal(seen.state, LIBERO["states"])
+    np.testing.assert_array_equal(
+        seen.images["wrist"], (IMAGE + 1)[:, ::-1]
+    )  # theirs are mirrored, our worlds' are not
+
+
+def test_a_checkpoint_that_mirrors_is_not_given_the_benchmarks_mirrored_frames_twice(serving: Start) -> None:
+    policy = Policy()
+    with episode(serving(policy, EvalSchema(("front", "wrist"), ARM, mirror=True))) as connection:
+        ask(connection, "observation", observed(), 3)
+    np.testing.assert_array_equal(policy.seen[0].images["front"], IMAGE[:, ::-1])
 
 
 def test_the_policys_own_camera_names_come_first_and_the_benchmarks_order_else(serving: Start) -> None:
@@ -330,5 +345,5 @@ def test_vla_eval_itself_runs_episodes_with_our_policy(serving: Start, vla_eval:
     done = subprocess.run([str(vla_eval), "-c", PEER_SCRIPT, url], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "is content" in done.stdout
-    np.testing.assert_array_equal(policy.seen[0].images["wrist"], IMAGE + 1)
+    np.testing.assert_array_equal(policy.seen[0].images["wrist"], (IMAGE + 1)[:, ::-1])
     assert policy.seen[0].instruction == "lift"
