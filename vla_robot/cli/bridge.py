@@ -24,8 +24,9 @@ from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import MonotonicClock
 from vla_robot.core.errors import DataError, RecipeError, VlaError
 from vla_robot.core.ports import Arm
-from vla_robot.recipe import dump, find, read
+from vla_robot.recipe import dump
 from vla_robot.recipe.env import EnvRecipe, at_speed
+from vla_robot.recipe.env_source import find_env
 from vla_robot.safety.chunk import ChunkMerge
 from vla_robot.serve.bridge.bridge import Bridge, EpisodeBegan, EpisodeOver, ExecutionConfig, Listener, Ticked
 from vla_robot.serve.bridge.faults import Faults, contained
@@ -150,11 +151,11 @@ def main(args: BridgeArgs) -> int:
     Raises:
         VlaError: the recipe, the world or the address cannot be used.
     """
-    path = find("envs", args.env)
-    recipe = at_speed(read(EnvRecipe, path), args.speed)
+    env = find_env(args.env)
+    recipe = at_speed(env.recipe, args.speed)
     recipe = recipe if args.horizon is None else replace(recipe, horizon=args.horizon)
     security = server_security(args.bind, args.key)
-    say(f"vla bridge: {path}", flush=True)
+    say(f"vla bridge: {env.path}", flush=True)
     with (
         not_suspended(),
         _logs(args) as logs,

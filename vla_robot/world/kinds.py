@@ -72,8 +72,8 @@ def _require_environment(recipe: EnvRecipe) -> None:
         return
     environment.require_made("this world")
     raise RecipeError(
-        f"this world runs in the environment '{name}', in a process of its own, and not in this one: `vla run`, "
-        "`vla eval` and `vla record` start it there."
+        f"this world runs in the environment '{name}', in a process of its own, and not in this one. `vla run`, "
+        "`vla eval` and `vla record` start it there; a bridge cannot serve it yet."
     )
 
 

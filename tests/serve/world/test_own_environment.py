@@ -51,8 +51,9 @@ body = "cube"
         ["run", "--env", "mine", "--policy", "hold"],
         ["eval", "--env", "mine", "--policy", "hold"],
         ["record", "--env", "mine", "--source", "expert", "--out", "d"],
+        ["bridge", "mine", "--bind", "tcp://127.0.0.1:0"],
     ],
-    ids=["run", "eval", "record"],
+    ids=["run", "eval", "record", "bridge"],
 )
 def test_a_command_names_the_one_that_makes_a_missing_environment(
     recipe: Path, command: list[str], capsys: pytest.CaptureFixture[str]
@@ -65,8 +66,13 @@ def test_a_world_of_another_environment_is_not_built_in_this_process(recipe: Pat
     with pytest.raises(MissingDependencyError, match="`vla install toy`"):
         build_world(read(EnvRecipe, recipe))
     make(toy)
-    with pytest.raises(RecipeError, match="runs in the environment 'toy', in a process of its own"):
+    with pytest.raises(RecipeError, match="runs in the environment 'toy', in a process of its own, and not in"):
         build_world(read(EnvRecipe, recipe))
+
+
+def test_a_whole_suite_is_refused_before_a_process_starts() -> None:
+    with pytest.raises(RecipeError, match=r"a suite of 10 tasks.*NAME/0 to NAME/9"), spawn_world("libero_spatial"):
+        pass
 
 
 @pytest.mark.sim

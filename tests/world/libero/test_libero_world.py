@@ -157,18 +157,6 @@ def test_the_upright_frame_has_the_cabinet_on_the_left_and_the_mirrored_one_on_t
     np.testing.assert_array_equal(seen["hanging"], seen["front"][::-1, ::-1])
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("libero_spatial", r"a suite of 10 tasks.*NAME/0 to NAME/9"),
-        ("libero_90", "a suite of 90 tasks"),
-    ],
-)
-def test_a_suite_is_no_world(name: str, says: str) -> None:
-    with pytest.raises(RecipeError, match=says), spawn_world(name):
-        pass
-
-
 def test_a_camera_that_the_scene_lacks_gets_the_nearest() -> None:
     camera = CameraRecipe("front", source="agentvieww")
     with (

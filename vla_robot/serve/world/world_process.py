@@ -23,7 +23,7 @@ from typing import IO, Any, Self
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import WorldError
 from vla_robot.recipe import dump
-from vla_robot.recipe.env import EnvRecipe
+from vla_robot.recipe.env import EnvRecipe, SuiteRecipe
 from vla_robot.recipe.env_source import find_env
 from vla_robot.serve.world import isolated
 from vla_robot.serve.world.client import RESET_TIMEOUT_S, RemoteWorld
@@ -74,6 +74,8 @@ def spawn_world(env: str | Path | EnvRecipe, privileged: bool = False) -> Iterat
         WorldError: the world cannot be built, or its process died.
     """
     recipe = env if isinstance(env, EnvRecipe) else find_env(env).recipe
+    if isinstance(recipe, SuiteRecipe):
+        recipe.require_one()
     own = environment_of(recipe)
     environment = None if own is None else find_environment(own)
     with tempfile.TemporaryDirectory(prefix="vla_world_") as folder:
