@@ -41,6 +41,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "MarksGaps": SOURCES,
     "Motors": ("MOTORS of test_motors_contract.py", (test_motors_contract.MOTORS,)),
     "Policy": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
+    "ReadsHistory": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "ReportsStages": WORLDS,
     "ReportsStatus": ROBOTS,
     "Robot": ROBOTS,

@@ -41,6 +41,8 @@ from vla_robot.testing import (
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
 
+from ..policy.lerobot.lerobot_folders import ARM as TWO_EYED
+from ..policy.lerobot.lerobot_folders import observation as lerobot_observation
 from .kinds import Get, as_named
 
 POSE = tuple(Dim(name, "m", -1.0, 1.0) for name in ("x", "y", "z", "rx", "ry", "rz"))
@@ -124,6 +126,16 @@ def oft(get: Get) -> Policy:
     return load_oft(publish(get("tiny"), get("tmp_path")), OFT)
 
 
+def lerobot(get: Get) -> Policy:
+    pytest.importorskip("lerobot")
+    from vla_robot.policy.kinds import load_policy
+    from vla_robot.recipe.policy import LeRobotRecipe
+
+    from ..policy.lerobot.lerobot_folders import act_config, features, save
+
+    return load_policy(LeRobotRecipe(checkpoint=save(act_config(**features()), get("tmp_path") / "act")), TWO_EYED)
+
+
 KINDS: dict[str, Kind] = {
     "HoldPolicy": Kind(lambda get: HoldPolicy(ARM.action)),
     "RandomPolicy": Kind(lambda get: RandomPolicy(ARM.action), batched=False),
@@ -139,6 +151,7 @@ KINDS: dict[str, Kind] = {
     "RemotePolicy": Kind(lambda get: get("remote_policy")),
     "OpenpiPolicy": Kind(openpi, ONE_AXIS, ()),
     **{f"GrootPolicy of {generation}": Kind(groot(generation), ONE_AXIS, ()) for generation in get_args(Generation)},
+    "LeRobotPolicy": Kind(lerobot, TWO_EYED, tuple(map(lerobot_observation, range(3))), tolerance=1e-6),
     "OpenVLAPolicy": Kind(openvla, seen=TWO_CAMERAS),
     # Arithmetic of another batch size rounds otherwise.
     "OFTPolicy": Kind(oft, seen=TWO_CAMERAS, tolerance=1e-6),

@@ -14,7 +14,6 @@ from vla_robot.policy.kinds import FAMILIES
 from vla_robot.recipe import dump, parse, read, read_table
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.policy import (
-    CheckpointRecipe,
     HoldRecipe,
     OFTRecipe,
     OpenpiRecipe,
@@ -22,6 +21,7 @@ from vla_robot.recipe.policy import (
     OpenVLARecipe,
     PolicyRecipe,
     RemoteRecipe,
+    WeightsRecipe,
 )
 from vla_robot.recipe.reading.dump import field_help
 from vla_robot.world.kinds import ROBOTS, WORLDS
@@ -134,7 +134,7 @@ def test_each_policy_that_runs_here_has_code_that_exists() -> None:
     assert set(FAMILIES) == {s for kind, s in PolicyRecipe.kinds.built_in.items() if kind not in elsewhere}
     for schema, family in FAMILIES.items():
         assert callable(attribute(family.build))
-        assert issubclass(schema, CheckpointRecipe) == (family.check is not None)
+        assert issubclass(schema, WeightsRecipe) == (family.check is not None)
 
 
 STORED_ENV: dict[str, Any] = {"instruction": "lift the cube", "arm": "Panda", "shadows": False, "placements": []}

@@ -15,7 +15,7 @@ from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
-from vla_robot.recipe.policy import CheckpointRecipe, GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe
+from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe, WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import is_loopback, require_address
@@ -160,12 +160,17 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
     from vla_robot.policy.kinds import load_policy
 
     recipe = source.recipe
-    if not isinstance(recipe, CheckpointRecipe):
+    if not isinstance(recipe, WeightsRecipe):
         raise RecipeError(
             f"'{source.name}' is a policy of kind '{recipe.kind}', and a server needs one with weights: "
             "`vla list policies` shows them."
         )
     policy: Any = load_policy(recipe, None)  # kinds with a checkpoint have statistics keys and an embodiment
+    if steps := getattr(policy, "history_steps", 0):
+        raise ContractError(
+            f"'{source.name}' reads {steps + 1} observations for an answer, and a served request has one. Run it in "
+            f"the loop's own process: vla run --policy {source}."
+        )
     act = _seeing_mirrored(policy.act) if recipe.mirror else policy.act
     return (act if recipe.rows is None else _with_rows(act, recipe.rows)), policy.embodiment
 

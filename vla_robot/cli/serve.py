@@ -20,7 +20,7 @@ from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.recipe.peer import PeerRecipe
-from vla_robot.recipe.policy import CheckpointRecipe, GrootRecipe, OpenpiRecipe
+from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Words
 from vla_robot.serve.interop.openpi_server import OpenpiServer
@@ -179,7 +179,7 @@ def _cameras(source: PolicySource, served: Served) -> Sequence[str]:
     """Return the policy's camera names in its order; none if the checkpoint does not name them."""
     if served.embodiment is not None:
         return [camera.name for camera in served.embodiment.cameras]
-    return source.recipe.camera_names if isinstance(source.recipe, CheckpointRecipe) else ()
+    return source.recipe.camera_names if isinstance(source.recipe, WeightsRecipe) else ()
 
 
 def _announce(address: str, urls: str, served: Served) -> None:

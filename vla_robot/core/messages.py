@@ -36,6 +36,8 @@ class Observation:
             on while the answer is computed; the answer's first n rows cannot change them. None if the arm waits.
         stamps_ns: camera name -> time at which its frame was captured, for cameras with different rates; empty if all
             frames have `stamp_ns`.
+        before: observations of the control steps before this one, oldest first, for a policy that `ReadsHistory`; fewer
+            than it reads at the start of an episode. Never sent over the wire.
     """
 
     images: Mapping[str, Image]
@@ -46,6 +48,7 @@ class Observation:
     privileged: Mapping[str, Vector] = field(default_factory=dict[str, Vector])
     committed: NDArray[np.float64] | None = None
     stamps_ns: Mapping[str, int] = field(default_factory=dict[str, int])
+    before: tuple[Observation, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from vla_robot.core.messages import ActionChunk, Observation, StepResult
 from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.loop.episode_stats import EpisodeStats
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, Subscriber
+from vla_robot.loop.history import History
 from vla_robot.loop.results import EpisodeResult, Outcome
 from vla_robot.loop.timing import Stopwatch
 
@@ -71,7 +72,7 @@ def run_episode(
     clock = clock or MonotonicClock()
     policy.reset(seed)
     observation = world.reset(seed)
-    stats, pace = EpisodeStats(clock), _Pace(clock, rate_hz)
+    stats, pace, history = EpisodeStats(clock), _Pace(clock, rate_hz), History(policy)
     pace.watch.received(observation, world)
     notify(subscribers, EpisodeStarted(seed, observation))
     chunk: ActionChunk | None = None
@@ -82,7 +83,7 @@ def run_episode(
             pace.wait(is_first=not stats.steps_ms)
             if chunk is None or not chunk.lasts(observation.step):
                 try:
-                    chunk = ask(policy, observation)
+                    chunk = ask(policy, history.put_before(observation))
                 except NoActionYetError:
                     pace.pause()
                     continue
@@ -98,6 +99,7 @@ def run_episode(
             step = replace(step, **marks_of(chunk, observation.step - chunk.step))
             stats.add(step)
             notify(subscribers, step)
+            history.add(observation)
             observation, outcome = result.observation, outcome_of(result)
     except EndedByPersonError as end:
         outcome = end.outcome

@@ -29,6 +29,7 @@ from vla_robot.core.robot import Tick
 from vla_robot.loop.control_loop import EndedByPersonError, always_false, ask, marks_of, notify, outcome_of
 from vla_robot.loop.episode_stats import EpisodeStats
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, StepDone, StepsLost, Subscriber
+from vla_robot.loop.history import History
 from vla_robot.loop.results import EpisodeResult, Outcome
 from vla_robot.loop.timing import TOTAL
 
@@ -73,7 +74,7 @@ def run_live_episode(
     observation = robot.begin(seed)
     stats = _LiveStats(clock)
     notify(subscribers, EpisodeStarted(seed, observation))
-    pairing = _Pairing(observation, guard, clock)
+    pairing = _Pairing(observation, guard, clock, History(policy))
     course = _Course(pairing, stats, subscribers)
     ended_here = True
     try:
@@ -170,8 +171,9 @@ since a person who takes over may get the observation that the policy got last."
 class _Pairing:
     """Matches ticks with the answers that they executed."""
 
-    def __init__(self, first: Observation, guard: Guard, clock: Clock) -> None:
+    def __init__(self, first: Observation, guard: Guard, clock: Clock, history: History) -> None:
         self.newest = first
+        self._history = history
         self._guard = guard
         self._clock = clock
         self._sent: dict[_Cause, _Sent] = {}
@@ -193,7 +195,7 @@ class _Pairing:
     def ask(self, policy: Policy, robot: Robot) -> ActionChunk:
         """Ask the policy with the newest observation; return and store its answer, within the guard's limits."""
         begun_ns = self._clock.now_ns()
-        chunk = ask(policy, self.newest)
+        chunk = ask(policy, self._history.put_before(self.newest))
         commanded, clamps = zip(*(self._guard.check(row) for row in chunk.actions), strict=True)
         policy_ms = (self._clock.now_ns() - begun_ns) / NS_PER_MS
         way_back_ms = robot.last_stages_ms if isinstance(robot, ReportsStages) else {}
@@ -216,6 +218,7 @@ class _Pairing:
         due = before.step if tick.mode == "stopped" else before.step + 1
         if after.step < due:
             return  # older than the newest tick
+        self._history.add(before)
         self.newest = after
         self._last_processed = max(self._last_processed, tick.last_processed_step)
         if after.step > due:

@@ -87,6 +87,10 @@ class Takeover(Closeable):
         self._worker.shutdown()
 
     @property
+    def history_steps(self) -> int:
+        return getattr(self._policy, "history_steps", 0)
+
+    @property
     def driver(self) -> Driver:
         return self._hands.driver
 

@@ -30,6 +30,10 @@ class ObservationAdapter:
         names = [dim.name for dim in offered.state]
         self._state = [names.index(dim.name) for dim in wanted.state]
 
+    @property
+    def history_steps(self) -> int:
+        return getattr(self._policy, "history_steps", 0)
+
     def reset(self, seed: int) -> None:
         self._policy.reset(seed)
 
@@ -38,7 +42,8 @@ class ObservationAdapter:
 
     def _select(self, observation: Observation) -> Observation:
         images = {name: observation.images[name] for name in self._cameras}
-        return replace(observation, images=images, state=observation.state[self._state])
+        before = tuple(self._select(earlier) for earlier in observation.before)
+        return replace(observation, images=images, state=observation.state[self._state], before=before)
 
 
 class MirroredFrames:
@@ -51,6 +56,10 @@ class MirroredFrames:
         """
         self._policy = policy
 
+    @property
+    def history_steps(self) -> int:
+        return getattr(self._policy, "history_steps", 0)
+
     def reset(self, seed: int) -> None:
         self._policy.reset(seed)
 
@@ -61,4 +70,4 @@ class MirroredFrames:
 def mirrored(observation: Observation) -> Observation:
     """Return an observation whose frames have left and right exchanged."""
     images = {name: turned(image, 0, mirror=True) for name, image in observation.images.items()}
-    return replace(observation, images=images)
+    return replace(observation, images=images, before=tuple(map(mirrored, observation.before)))

@@ -30,6 +30,10 @@ class ExecutionHorizon:
         self._policy = policy
         self._rows = rows
 
+    @property
+    def history_steps(self) -> int:
+        return getattr(self._policy, "history_steps", 0)
+
     def reset(self, seed: int) -> None:
         self._policy.reset(seed)
 

@@ -14,6 +14,7 @@ from vla_robot.core.ports import Policy
 from vla_robot.recipe.policy import (
     ExpertRecipe,
     HoldRecipe,
+    LeRobotRecipe,
     OpenVLAOFTRecipe,
     OpenVLARecipe,
     PolicyRecipe,
@@ -39,6 +40,7 @@ class Family:
 FAMILIES: dict[type[PolicyRecipe], Family] = {
     OpenVLARecipe: Family("vla_robot.policy.openvla.build:build", "vla_robot.policy.openvla.build:check"),
     OpenVLAOFTRecipe: Family("vla_robot.policy.openvla.build:build_oft", "vla_robot.policy.openvla.build:check_oft"),
+    LeRobotRecipe: Family("vla_robot.policy.lerobot.build:build", "vla_robot.policy.lerobot.build:check"),
     HoldRecipe: Family("vla_robot.policy.scripted.build:hold"),
     RandomRecipe: Family("vla_robot.policy.scripted.build:uniform"),
     ExpertRecipe: Family("vla_robot.policy.scripted.build:scripted_expert"),

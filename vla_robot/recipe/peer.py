@@ -6,7 +6,7 @@ meaning of an answer's numbers, so that it can be compared with the arm before a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -60,19 +60,7 @@ class PeerNumbersRecipe:
     offset: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.names:
-            raise RecipeError(f"'{self.key}' has no names")
-        for name, values in (("scale", self.scale), ("offset", self.offset)):
-            if values and len(values) != len(self.names):
-                raise RecipeError(f"'{self.key}' has {len(self.names)} names and {len(values)} numbers of {name}")
-        if 0 in self.scale:
-            raise RecipeError(f"'{self.key}' has a scale of 0, which loses the number")
-        for value in (*self.scale, *self.offset):
-            if not (abs(value) <= MAX_FACTOR and (value == 0 or abs(value) >= 1 / MAX_FACTOR)):
-                raise RecipeError(
-                    f"'{self.key}' has a scale or offset of {value:g}; its size must be 0 or lie between "
-                    f"{1 / MAX_FACTOR:g} and {MAX_FACTOR:g}"
-                )
+        require_linear(f"'{self.key}'", self.names, self.scale, self.offset)
 
 
 @dataclass(frozen=True)
@@ -130,6 +118,23 @@ class GrootPeerRecipe(PeerRecipe):
     """
 
     generation: Literal["n1.5", "n1.6", "n1.7"]
+
+
+def require_linear(what: str, names: Sequence[str], scale: Sequence[float], offset: Sequence[float]) -> None:
+    """Raise RecipeError unless there are names, and scale and offset are absent or one usable number for each name."""
+    if not names:
+        raise RecipeError(f"{what} has no names")
+    for name, values in (("scale", scale), ("offset", offset)):
+        if values and len(values) != len(names):
+            raise RecipeError(f"{what} has {len(names)} names and {len(values)} numbers of {name}")
+    if 0 in scale:
+        raise RecipeError(f"{what} has a scale of 0, which loses the number")
+    for value in (*scale, *offset):
+        if not (abs(value) <= MAX_FACTOR and (value == 0 or abs(value) >= 1 / MAX_FACTOR)):
+            raise RecipeError(
+                f"{what} has a scale or offset of {value:g}; its size must be 0 or lie between "
+                f"{1 / MAX_FACTOR:g} and {MAX_FACTOR:g}"
+            )
 
 
 def _refuse_repeats(what: str, names: Iterable[str]) -> None:

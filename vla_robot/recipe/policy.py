@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.recipe.lerobot import LeRobotNumbersRecipe
 from vla_robot.recipe.peer import GrootPeerRecipe, PeerRecipe
 from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.reading.renamed import tell
@@ -69,8 +70,24 @@ class PolicyRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointRecipe(PolicyRecipe):
-    """A policy with weights in a folder, which runs in this process.
+class WeightsRecipe(PolicyRecipe):
+    """A policy with weights in a folder, which runs in this process and can be served.
+
+    Attributes:
+        checkpoint: the folder, relative to this file.
+    """
+
+    checkpoint: Path
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """Cameras in the policy's order, if the recipe names them because the folder does not; else empty."""
+        return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointRecipe(WeightsRecipe):
+    """A policy of OpenVLA's family.
 
     Attributes:
         checkpoint: folder in the published OpenVLA layout, relative to this file.
@@ -83,16 +100,10 @@ class CheckpointRecipe(PolicyRecipe):
             published data, whose frames are turned by 180 degrees against upside-down ones: mirrored.
     """
 
-    checkpoint: Path
     statistics_key: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none"
     mirror: bool = False
-
-    @property
-    def camera_names(self) -> tuple[str, ...]:
-        """Cameras in the policy's order, if the recipe names them because the folder does not; else empty."""
-        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +141,38 @@ class OpenVLAOFTRecipe(CheckpointRecipe):
     @property
     def camera_names(self) -> tuple[str, ...]:
         return self.oft.cameras
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeRobotRecipe(WeightsRecipe):
+    """Runs a policy that lerobot trained: ACT, Diffusion Policy, SmolVLA, pi0 or pi0.5; see docs/lerobot.md.
+
+    Attributes:
+        checkpoint: lerobot's folder `pretrained_model`, relative to this file.
+        embodiment: description of the arm of its training: the dataset's meta/embodiment.json, relative to this file.
+            Without it, the folder's own embodiment.json; without that, sizes, names and ranges alone are compared.
+        rate_hz: control rate of its training, where no embodiment says it.
+        cameras: the policy's image -> the arm's camera, where their names differ: top = "front".
+        state: the arm's state that the policy reads; without it, all of it in the arm's order and units.
+        action: the arm's dimensions that the policy's numbers are for; without it, in the arm's order and units.
+        hub: name on the hub -> local folder with the tokenizer, or the configuration of the vision-language model.
+            Nothing is downloaded; without an entry, the local cache of the hub is searched.
+    """
+
+    kind: Literal["lerobot"] = "lerobot"
+    embodiment: Path | None = None
+    rate_hz: float | None = None
+    cameras: dict[str, str] = field(default_factory=dict[str, str])
+    state: LeRobotNumbersRecipe | None = None
+    action: LeRobotNumbersRecipe | None = None
+    hub: dict[str, Path] = field(default_factory=dict[str, Path])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rate_hz is not None and not 1 <= self.rate_hz <= 1000:
+            raise RecipeError(f"rate_hz {self.rate_hz:g} is outside 1 to 1000")
+        if len(set(self.cameras.values())) != len(self.cameras):
+            raise RecipeError(f"cameras names a camera twice: {', '.join(self.cameras.values())}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +285,7 @@ PolicyRecipe.kinds = Kinds(
     (
         OpenVLARecipe,
         OpenVLAOFTRecipe,
+        LeRobotRecipe,
         HoldRecipe,
         RandomRecipe,
         ExpertRecipe,

@@ -7,11 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe.policy import ADDRESS_SCHEMES, CheckpointRecipe, OpenVLARecipe, PolicyRecipe, RemoteRecipe
+from vla_robot.recipe.policy import (
+    ADDRESS_SCHEMES,
+    LeRobotRecipe,
+    OpenVLARecipe,
+    PolicyRecipe,
+    RemoteRecipe,
+    WeightsRecipe,
+)
 from vla_robot.recipe.reading.dump import dump
 from vla_robot.recipe.reading.find import find
 from vla_robot.recipe.reading.load import read
-from vla_robot.recipe.reading.schemas import is_bare_checkpoint
+from vla_robot.recipe.reading.schemas import is_bare_checkpoint, is_lerobot_folder
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class PolicySource:
         A server's changes are not detected. Contents are not read: weights can be 15 GB.
         """
         recipe = self.recipe
-        files = sorted(recipe.checkpoint.glob("**/*")) if isinstance(recipe, CheckpointRecipe) else []
+        files = sorted(recipe.checkpoint.glob("**/*")) if isinstance(recipe, WeightsRecipe) else []
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
         return hashlib.sha256(f"{dump(self.recipe)}{stats}".encode()).hexdigest()[:16]
 
@@ -74,5 +81,6 @@ def find_policy(name: str | Path) -> PolicySource:
         return PolicySource(RemoteRecipe(address=str(name)), None)
     path = find("policies", name)
     if is_bare_checkpoint(path):
-        return PolicySource(OpenVLARecipe(checkpoint=path), path)
+        kind = LeRobotRecipe if is_lerobot_folder(path) else OpenVLARecipe
+        return PolicySource(kind(checkpoint=path), path)
     return PolicySource(read(PolicyRecipe, path), path)

@@ -30,11 +30,19 @@ class WithoutTruth:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
+    @property
+    def history_steps(self) -> int:
+        return getattr(self._policy, "history_steps", 0)
+
     def reset(self, seed: int) -> None:
         self._policy.reset(seed)
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return self._policy.act([replace(observation, privileged={}) for observation in observations])
+        return self._policy.act([_without_truth(observation) for observation in observations])
+
+
+def _without_truth(observation: Observation) -> Observation:
+    return replace(observation, privileged={}, before=tuple(map(_without_truth, observation.before)))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from vla_robot.evaluate.worker_pool import run_in_pool
 from vla_robot.recipe import dump
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.env_source import EnvSource, find_env
-from vla_robot.recipe.policy import CheckpointRecipe
+from vla_robot.recipe.policy import WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.record.collect import WithoutTruth
 from vla_robot.serve.policy.shared_policy import SharedPolicy
@@ -253,7 +253,7 @@ def _worlds(env: EnvRecipe, count: int) -> Iterator[list[ReplaceableWorld]]:
 def _policies(source: PolicySource, what: Plan, embodiment: Embodiment, count: int) -> Iterator[list[Policy]]:
     """Build a policy per world. Weights are loaded once for all; policies without weights may have a state."""
     build = partial(build_policy, source, what.env.recipe, embodiment, rows=what.rows)
-    if not isinstance(source.recipe, CheckpointRecipe):
+    if not isinstance(source.recipe, WeightsRecipe):
         policies = [build() for _ in range(count)]
         yield policies if source.is_privileged else [WithoutTruth(policy) for policy in policies]
         return

@@ -7,7 +7,7 @@ implementations.
 from vla_robot.core.ports.arm import Arm, Motors, Streamed
 from vla_robot.core.ports.episode_source import EpisodeSource, MarksGaps
 from vla_robot.core.ports.guard import ActionFilter, Guard
-from vla_robot.core.ports.policy import Policy
+from vla_robot.core.ports.policy import Policy, ReadsHistory
 from vla_robot.core.ports.robot import ReportsStatus, Robot, StoppableRobot
 from vla_robot.core.ports.teleoperator import Kinematics, LeaderArm, SharesControl, Teleoperator
 from vla_robot.core.ports.world import ReportsStages, VisibleWorld, World
@@ -22,6 +22,7 @@ __all__ = [
     "MarksGaps",
     "Motors",
     "Policy",
+    "ReadsHistory",
     "ReportsStages",
     "ReportsStatus",
     "Robot",

@@ -9,6 +9,16 @@ from vla_robot.core.messages import ActionChunk, Observation
 
 
 @runtime_checkable
+class ReadsHistory(Protocol):
+    """A policy that also reads earlier observations, which a loop puts into `Observation.before`."""
+
+    @property
+    def history_steps(self) -> int:
+        """Number of earlier control steps whose observations it reads; 0 for none."""
+        ...
+
+
+@runtime_checkable
 class Policy(Protocol):
     """Answers observations with actions."""
 

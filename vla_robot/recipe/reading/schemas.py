@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.core.untrusted import read_json
 from vla_robot.recipe.reading.find import FORMER_FOLDERS, KINDS, POLICY_FILES, Kind, available, find, folder_of
 from vla_robot.recipe.reading.formats import GROUP, format_plugin
 from vla_robot.recipe.reading.kinds import Kinds
@@ -73,6 +74,15 @@ def schema_for(kind: Kind, path: Path) -> type:
 def is_bare_checkpoint(path: Path) -> bool:
     """Return whether this is a policy folder without recipe.toml, described by its config.json alone."""
     return path.is_dir() and not (path / POLICY_FILES[0]).is_file()
+
+
+def is_lerobot_folder(path: Path) -> bool:
+    """Return whether lerobot wrote this policy folder: its config.json alone states a `type` and features."""
+    try:
+        config: Any = read_json(path / "config.json", RecipeError)
+    except (OSError, RecipeError):
+        return False  # the policy's kind reports it
+    return isinstance(config, dict) and {"type", "input_features", "output_features"} <= set(cast(Any, config))
 
 
 def locate(name_or_path: str, kind: Kind | None = None) -> tuple[Kind, Path]:

@@ -28,6 +28,7 @@ class SharedPolicy:
             max_batch: most rows of a batch.
         """
         # A batch does not wait: what arrives while the model computes is the next batch.
+        self._history_steps: int = getattr(policy, "history_steps", 0)
         self._batcher = Batcher(lambda observations, _keys: policy.act(observations), Line(max_batch, max_wait_ns=0))
         self._thread = threading.Thread(target=self._batcher.run, name="policy", daemon=True)
 
@@ -46,12 +47,13 @@ class SharedPolicy:
 
     def seat(self) -> Policy:
         """Return a policy for one world."""
-        return _Seat(self._batcher)
+        return _Seat(self._batcher, self._history_steps)
 
 
 class _Seat:
-    def __init__(self, batcher: Batcher) -> None:
+    def __init__(self, batcher: Batcher, history_steps: int) -> None:
         self._batcher = batcher
+        self.history_steps = history_steps
 
     def reset(self, seed: int) -> None:
         """Do nothing: see `SharedPolicy`."""
