@@ -254,7 +254,8 @@ def smolvlm(folder: Path, *, weights: bool = False) -> Path:
         "image_size": 32,
         "patch_size": 8,
     }
-    config = SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, image_token_id=271, pad_token_id=0)
+    sizes: dict[str, Any] = {"image_token_id": 271, "pad_token_id": 0}
+    config = SmolVLMConfig(text_config=text, vision_config=vision, scale_factor=2, **sizes)
     config.save_pretrained(folder)
     from transformers import AutoTokenizer
 

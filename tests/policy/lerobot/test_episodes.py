@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +12,11 @@ import torch
 
 from vla_robot.cli.build import build_policy
 from vla_robot.core.clock import FakeClock
-from vla_robot.core.messages import Observation, StepResult, Vector
+from vla_robot.core.messages import Clamp, Observation, StepResult, Vector
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.policy.lerobot.noise import row_seed
+from vla_robot.policy.lerobot.policy import LeRobotPolicy
 from vla_robot.recipe.policy_source import find_policy
-from vla_robot.safety.limits import RangeGuard
 
 from .lerobot_folders import ARM, batch_of, lerobots_own, observation
 
@@ -45,10 +45,10 @@ class Film:
         """Nothing is open."""
 
 
-class Unlimited(RangeGuard):
-    """Lets every action pass, so that it can be compared."""
+class Unlimited:
+    """A guard that lets every action pass, so that it can be compared."""
 
-    def check(self, action: Vector) -> tuple[Vector, tuple[()]]:
+    def check(self, action: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
         return action, ()
 
 
@@ -57,7 +57,7 @@ def test_an_episode_by_the_folders_path_is_lerobots_own(kind: str, folder: Calla
     """ACT's chunks have 8 actions; Diffusion Policy's 4, for which it reads two observations."""
     world = Film()
     policy = build_policy(find_policy(str(folder(kind))), None, ARM)
-    ended = run_episode(world, policy, SEED, guard=Unlimited(ARM.action), clock=FakeClock(start_ns=1))
+    ended = run_episode(world, policy, SEED, guard=Unlimited(), clock=FakeClock(start_ns=1))
     assert (ended.outcome, ended.steps) == ("timeout", STEPS)
     model, before, after = lerobots_own(folder(kind))
     model.reset()
@@ -68,7 +68,7 @@ def test_an_episode_by_the_folders_path_is_lerobots_own(kind: str, folder: Calla
         np.testing.assert_allclose(action, theirs, rtol=0, atol=1e-6)
 
 
-def test_two_observations_are_read_where_they_differ(load: Callable[..., Film]) -> None:
+def test_two_observations_are_read_where_they_differ(load: Callable[..., LeRobotPolicy]) -> None:
     """Lest the episode above is equal because the earlier observation is never looked at."""
     policy = load("diffusion")
     policy.reset(SEED)
@@ -80,6 +80,4 @@ def test_two_observations_are_read_where_they_differ(load: Callable[..., Film]) 
 
 
 def _with(seen: Observation, *before: Observation) -> Observation:
-    from dataclasses import replace
-
     return replace(seen, before=before)

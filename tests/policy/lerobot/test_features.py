@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def other_arm() -> Embodiment:
     return Embodiment("other", ActionSpace("eef_delta", "base", dims), state, cameras, 10.0)
 
 
-OTHER = {
+OTHER: dict[str, Any] = {
     "cameras": {"front": "top", "wrist": "hand"},
     "state": LeRobotNumbersRecipe(("px", "py", "width"), scale=(1000.0, 1000.0, 1000.0)),
     "action": LeRobotNumbersRecipe(("ahead", "aside", "grip"), scale=(1000.0, 1000.0, 1.0)),

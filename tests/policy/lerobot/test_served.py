@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,6 @@ def test_committed_actions_reach_a_served_policy(
 def test_a_robot_that_does_not_fit_is_refused_and_a_late_request_is_dropped(
     serve: Callable[[str], tuple[Batcher, str]],
 ) -> None:
-    from dataclasses import replace
-
     batcher, address = serve("act")
     with pytest.raises(ContractError, match="the policy was trained at 10 Hz, the world runs at 20 Hz"):
         build_policy(PolicySource(RemoteRecipe(address=address), None), None, replace(ARM, rate_hz=20.0))

@@ -115,7 +115,7 @@ class LeRobotPolicy:
         stages.lap("postprocess")
         return [
             ActionChunk(
-                rows if not committed else np.concatenate([o.committed[:committed], rows[committed:]]),  # pyright: ignore
+                _begun(o, rows, committed),
                 o.stamp_ns,
                 o.step,
                 stages.ms,
@@ -151,3 +151,10 @@ class LeRobotPolicy:
                 "the arm has committed to actions that are not finite, or of another number of numbers."
             )
         return self._features.from_arm(np.stack(rows))
+
+
+def _begun(observation: Observation, rows: Rows, committed: int) -> Rows:
+    """Return the (K, D) rows with the committed actions, which the arm executes unchanged, in place of the first."""
+    if observation.committed is None or not committed:
+        return rows
+    return np.concatenate([observation.committed[:committed], rows[committed:]])

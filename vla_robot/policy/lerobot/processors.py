@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import CheckpointError, in_words
-from vla_robot.policy.lerobot.folder import POSTPROCESSOR, PREPROCESSOR, TOKENIZER_STEP, PolicyFolder
+from vla_robot.policy.lerobot.folder import ACTION, POSTPROCESSOR, PREPROCESSOR, TOKENIZER_STEP, PolicyFolder
 from vla_robot.policy.lerobot.hub import local_folder, offline
 
 NEEDED = {
@@ -87,8 +87,8 @@ def _problems(folder: PolicyFolder, pipeline: Any, file: str) -> Iterator[str]:
         return
     (step,) = steps
     modes = {kind.value: mode.value for kind, mode in step.norm_map.items()}
-    side = {POSTPROCESSOR: {}}.get(file, folder.config["input_features"])
-    for name, feature in {**side, "action": folder.config["output_features"]["action"]}.items():
+    inputs = folder.config["input_features"] if file == PREPROCESSOR else {}
+    for name, feature in {**inputs, ACTION: folder.config["output_features"][ACTION]}.items():
         if "empty_camera" in name:
             continue
         if name not in step.features:
