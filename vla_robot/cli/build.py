@@ -141,7 +141,7 @@ def build_policy(
 
     policy = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
     wanted: Embodiment | None = getattr(policy, "embodiment", None)  # only a trained policy has one
-    if isinstance(source.recipe, CheckpointRecipe) and source.recipe.mirror:
+    if isinstance(source.recipe, WeightsRecipe) and source.recipe.mirror:
         policy = MirroredFrames(policy)
     if wanted is not None:
         policy = ObservationAdapter(policy, wanted, embodiment)

@@ -172,7 +172,7 @@ def _require_embodiment(flag: str, served: Served) -> Embodiment:
 
 
 def _mirrors(source: PolicySource) -> bool:
-    return isinstance(source.recipe, CheckpointRecipe) and source.recipe.mirror
+    return isinstance(source.recipe, WeightsRecipe) and source.recipe.mirror
 
 
 def _cameras(source: PolicySource, served: Served) -> Sequence[str]:

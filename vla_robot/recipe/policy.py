@@ -75,9 +75,12 @@ class WeightsRecipe(PolicyRecipe):
 
     Attributes:
         checkpoint: the folder, relative to this file.
+        mirror: exchange left and right of the world's frames before any other processing. Needed by policies trained on
+            LIBERO's published data, whose frames are turned by 180 degrees against upside-down ones: mirrored.
     """
 
     checkpoint: Path
+    mirror: bool = False
 
     @property
     def camera_names(self) -> tuple[str, ...]:
@@ -96,14 +99,11 @@ class CheckpointRecipe(WeightsRecipe):
         image_preprocessing: preprocessing of a frame before the towers' own resize. "none": none, as on OpenVLA's model
             card; "rlds": JPEG and back, then Lanczos to the towers' size, as its training data was stored (Bridge);
             "rlds_crop": then the middle 0.9 of the area, for checkpoints trained with augmentation (LIBERO).
-        mirror: exchange left and right of the world's frames before all that. Needed by policies trained on LIBERO's
-            published data, whose frames are turned by 180 degrees against upside-down ones: mirrored.
     """
 
     statistics_key: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none"
-    mirror: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
