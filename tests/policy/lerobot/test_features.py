@@ -153,10 +153,12 @@ def test_the_embodiment_of_the_dataset_is_compared_whole(
         LeRobotRecipe(checkpoint=own),
         LeRobotRecipe(checkpoint=folder("act"), embodiment=dataset / "meta" / "embodiment.json"),
     ):
-        with pytest.raises(ContractError, match="was made for 'toy' and does not fit 'fast': rate: .* 10 Hz, .* 20 Hz"):
+        with pytest.raises(
+            ContractError, match=r"was made for 'toy' and does not fit 'fast': rate: .* 10 Hz, .* 20 Hz"
+        ):
             load_policy(recipe, replace(ARM, name="fast", rate_hz=20.0))
     edit(own, "embodiment.json", lambda data: data.pop("action"))
-    with pytest.raises(Exception, match="embodiment.json.*'action' is missing"):
+    with pytest.raises(Exception, match=r"embodiment.json.*'action' is missing"):
         load_policy(LeRobotRecipe(checkpoint=own), ARM)
 
 

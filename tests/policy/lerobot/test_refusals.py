@@ -150,10 +150,10 @@ def test_missing_statistics_are_told(act: Path, name: str) -> None:
 def test_statistics_of_another_width_or_of_no_number_are_told(act: Path) -> None:
     stats = load_file(act / NORMALIZER)
     save_file({**stats, "observation.state.mean": stats["observation.state.mean"][:2].clone()}, act / NORMALIZER)
-    with pytest.raises(CheckpointError, match="mean of 'observation.state' has 2 numbers, the feature 3"):
+    with pytest.raises(CheckpointError, match=r"mean of 'observation.state' has 2 numbers, the feature 3"):
         load_policy(LeRobotRecipe(checkpoint=act), ARM)
     save_file({**stats, "observation.state.std": stats["observation.state.std"] * float("nan")}, act / NORMALIZER)
-    with pytest.raises(CheckpointError, match="std of 'observation.state' is not finite"):
+    with pytest.raises(CheckpointError, match=r"std of 'observation.state' is not finite"):
         load_policy(LeRobotRecipe(checkpoint=act), ARM)
 
 
@@ -192,5 +192,5 @@ def test_a_folder_without_a_recipe_is_recognised_by_its_own_config(
 
 
 def test_a_server_needs_the_meaning_of_the_numbers(folder: Callable[[str], Path]) -> None:
-    with pytest.raises(ContractError, match="a server must tell its clients. Copy meta/embodiment.json"):
+    with pytest.raises(ContractError, match=r"a server must tell its clients. Copy meta/embodiment.json"):
         load_policy(LeRobotRecipe(checkpoint=folder("act")), None)
