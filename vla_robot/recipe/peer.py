@@ -1,4 +1,4 @@
-"""PeerRecipe: keys and units of another project's policy server.
+"""PeerRecipe: keys and units of another project's policy server, and of a policy that lerobot trained.
 
 openpi's and GR00T's servers report little or nothing about the robot that they were trained on. The recipe defines the
 meaning of an answer's numbers, so that it can be compared with the arm before anything moves.
@@ -61,6 +61,26 @@ class PeerNumbersRecipe:
 
     def __post_init__(self) -> None:
         require_linear(f"'{self.key}'", self.names, self.scale, self.offset)
+
+
+@dataclass(frozen=True)
+class LeRobotNumbersRecipe:
+    """The numbers of one feature and their conversion: `arm = policy * scale + offset`.
+
+    Attributes:
+        names: the arm's dimensions, in the policy's order.
+        scale: one for each dimension; 1 by default. From degrees to radians: 0.017453292519943295.
+        offset: one for each dimension; 0 by default.
+    """
+
+    names: tuple[str, ...]
+    scale: tuple[float, ...] = ()
+    offset: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names):
+            raise RecipeError(f"names holds a dimension twice: {', '.join(self.names)}")
+        require_linear("it", self.names, self.scale, self.offset)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError
-from vla_robot.recipe.lerobot import LeRobotNumbersRecipe
-from vla_robot.recipe.peer import GrootPeerRecipe, PeerRecipe
+from vla_robot.recipe.peer import GrootPeerRecipe, LeRobotNumbersRecipe, PeerRecipe
 from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.reading.renamed import tell
 

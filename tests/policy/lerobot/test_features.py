@@ -17,7 +17,7 @@ from vla_robot.core.errors import ContractError
 from vla_robot.core.messages import Observation
 from vla_robot.policy.kinds import load_policy
 from vla_robot.recipe import dump, parse
-from vla_robot.recipe.lerobot import LeRobotNumbersRecipe
+from vla_robot.recipe.peer import LeRobotNumbersRecipe
 from vla_robot.recipe.policy import LeRobotRecipe, PolicyRecipe
 
 from .lerobot_folders import ARM, edit, observation

@@ -24,7 +24,7 @@ from vla_robot.core.errors import ContractError, unknown
 from vla_robot.core.messages import Image, Observation
 from vla_robot.policy.lerobot.folder import ACTION, IMAGE, STATE, PolicyFolder
 from vla_robot.policy.lerobot.processors import Range
-from vla_robot.recipe.lerobot import LeRobotNumbersRecipe
+from vla_robot.recipe.peer import LeRobotNumbersRecipe
 from vla_robot.recipe.policy import LeRobotRecipe
 
 MARGIN = 0.5
