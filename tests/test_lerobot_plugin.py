@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ from vla_robot.loop.control_loop import run_episode
 from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.env_source import find_env
-from vla_robot.recipe.policy_source import find_policy
+from vla_robot.recipe.policy import OpenVLARecipe
+from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.safety.limits import RangeGuard
 from vla_robot.testing.embodiments import toy_embodiment
 from vla_robot.testing.policies import FunctionPolicy
@@ -297,6 +298,28 @@ def test_a_damaged_embodiment_is_named(tmp_path: Path) -> None:
 def test_a_policy_that_cannot_be_had_by_name_says_what_is_missing(name: str | None, env: str | None, says: str) -> None:
     with pytest.raises(VlaError, match=says), no_worlds():
         VlaRobotPolicy(VlaRobotConfig(policy=name, env=env))
+
+
+@dataclass
+class Trained(FunctionPolicy):
+    """A policy with weights that says its arm."""
+
+    embodiment: Embodiment = ARM
+    history_steps: int = 0
+
+
+def test_a_recipes_mirror_holds_and_a_policy_of_several_observations_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = Trained()
+    monkeypatch.setattr(saved_folder, "load_policy", lambda recipe, arm: policy)
+    source = PolicySource(OpenVLARecipe(checkpoint=Path("."), mirror=True, rows=1), Path("."))
+    loaded = load(source, None)
+    VlaRobotPolicy(VlaRobotConfig(units="vla_robot"), loaded=loaded).select_action(batch())
+    np.testing.assert_array_equal(policy.saw[0].images["front"], FRAMES[0, 0, :, ::-1])
+    policy.history_steps = 1
+    with pytest.raises(RecipeError, match="reads 2 observations"):
+        load(source, None)
 
 
 def test_a_servers_policy_is_not_exported(tmp_path: Path) -> None:

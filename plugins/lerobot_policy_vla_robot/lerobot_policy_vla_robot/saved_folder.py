@@ -30,6 +30,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, RecipeError
 from vla_robot.core.host.durable import write_whole, writing
 from vla_robot.core.ports import Policy
+from vla_robot.policy.adapter import MirroredFrames
 from vla_robot.policy.execution_horizon import ExecutionHorizon
 from vla_robot.policy.kinds import load_policy
 from vla_robot.recipe import dump, read
@@ -98,13 +99,25 @@ def load(source: PolicySource, arm: Embodiment | None) -> Loaded:
             "`vla list policies` shows others."
         )
     if arm is not None:
-        return Loaded(source, build_policy(source, None, arm), arm)
-    policy = _load_for_its_own_arm(source)
-    embodiment: Embodiment | None = getattr(policy, "embodiment", None)
-    if embodiment is None:
-        raise _needs_arm(source)
-    rows = source.recipe.rows
-    return Loaded(source, policy if rows is None else ExecutionHorizon(policy, rows), embodiment)
+        policy = build_policy(source, None, arm)
+    else:
+        policy = _load_for_its_own_arm(source)
+        arm = getattr(policy, "embodiment", None)
+        if arm is None:
+            raise _needs_arm(source)
+        policy = _as_its_recipe_says(policy, source.recipe)
+    if history := getattr(policy, "history_steps", 0):
+        raise RecipeError(
+            f"policy '{source.name}' reads {history + 1} observations for an answer, and a batch of lerobot's has one."
+        )
+    return Loaded(source, policy, arm)
+
+
+def _as_its_recipe_says(policy: Policy, recipe: PolicyRecipe) -> Policy:
+    """Return a policy with the mirrored frames and the execution horizon of its recipe, as `build_policy` does."""
+    if isinstance(recipe, WeightsRecipe) and recipe.mirror:
+        policy = MirroredFrames(policy)
+    return policy if recipe.rows is None else ExecutionHorizon(policy, recipe.rows)
 
 
 def _load_for_its_own_arm(source: PolicySource) -> Policy:
