@@ -173,9 +173,9 @@ def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Call
 def _made(policy: Path, folder: Path) -> Path:
     """Write a dataset of coarse colours for a policy; every frame differs, and time depends on nothing else."""
     from vla_robot.data.formats.lerobot.writer import LeRobotWriter
-    from vla_robot.policy.openvla.checkpoint import Checkpoint
+    from vla_robot.policy.openvla.checkpoint import read_checkpoint
 
-    checkpoint = Checkpoint.read(policy)
+    checkpoint = read_checkpoint(policy)
     if checkpoint.embodiment is None:
         raise RecipeError(f"{policy} has no embodiment.json, so no frames can be made for it; give --data FOLDER.")
     if not folder.exists():

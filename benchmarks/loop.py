@@ -29,7 +29,7 @@ from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.cli.common.json_out import write_figure, write_json
 from vla_robot.cli.common.realtime import freeze_garbage, give_priority_back, take_priority
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Ticker
+from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import RecipeError, TransportError
 from vla_robot.core.host.optional import require
@@ -49,9 +49,6 @@ PRIORITY = 40
 
 BASELINE_SHARE = 4
 """The relative loop runs 1/4 of the ticks, which is enough to show its drift."""
-
-SLACK_S = 30.0
-"""Time that a loop may take beyond its ticks [s]."""
 
 WARM_UP = 25
 """Ticks that are not counted, while connections are made and caches fill."""
@@ -268,10 +265,9 @@ def measure(
     limits = SafetyFilter(arm.embodiment, limits_of(arm.embodiment, LimitsRecipe()))
     bridge = TimedBridge(arm, limits, Watchdog(clock, stop_after_s=3600.0), clock, listener=listener)
     wanted = ticks + WARM_UP
-    end_ns = clock.now_ns() + round((1.5 * wanted / rate_hz + SLACK_S) * NS_PER_S)
-    with ServerSocket() as socket, peer(controller, socket.address), punctual(priority, frozen) as given:
+    with ServerSocket() as socket, peer(controller, socket.address) as process, punctual(priority, frozen) as given:
         server = BridgeServer(bridge, socket, clock, pace=pace)
-        server.serve(lambda: len(arm.told_ns) >= wanted or clock.now_ns() > end_ns)
+        server.serve(lambda: len(arm.told_ns) >= wanted or process.poll() is not None)
         missed = server.status()["counts"]["missed_ticks"]
         socket.settle()  # before its peer is ended
     if len(arm.told_ns) < wanted:
@@ -309,7 +305,7 @@ def punctual(priority: int, frozen: bool) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def peer(*arguments: str) -> Iterator[None]:
+def peer(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Run a process of `loop_peers` during a `with` block, which begins when the process is ready.
 
     Raises:
@@ -321,7 +317,7 @@ def peer(*arguments: str) -> Iterator[None]:
         # The controller is ready once it runs; it connects when the bridge answers.
         if process.stdout.readline().strip() != READY:
             raise TransportError(f"the process beside the bridge ('{arguments[0]}') ended before it was ready.")
-        yield
+        yield process
     finally:
         process.kill()
         process.communicate()

@@ -18,7 +18,7 @@ from vla_robot.core.host.renamed import takes_old_names
 if TYPE_CHECKING:
     import torch
 
-    from vla_robot.policy.openvla.policy import OpenVLAPolicy
+    from vla_robot.policy.vla.policy import AnyVLAPolicy
 
 __all__ = ["load_policy"]
 
@@ -35,12 +35,12 @@ def load_policy(
     device: str | torch.device = "cpu",
     statistics_key: str | None = None,
     image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none",
-) -> OpenVLAPolicy:
-    """Load an OpenVLA checkpoint, ready to act.
+) -> AnyVLAPolicy:
+    """Load a checkpoint of any family, ready to act.
 
     Args:
-        folder: of the published layout: config.json, safetensors, preprocessor_config.json, tokenizer.json, and
-            dataset_statistics.json, which replaces the statistics in config.json when it is there.
+        folder: of the published layout of its family: config.json, safetensors, preprocessor_config.json,
+            tokenizer.json, and dataset_statistics.json, which replaces the statistics in config.json of OpenVLA.
         dtype: precision of the weights, by name or as torch's own object.
         device: torch device, e.g. "cpu" or "cuda:0".
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
@@ -49,7 +49,7 @@ def load_policy(
             docs/openvla.md.
 
     Returns:
-        A policy: `act(observations) -> list[ActionChunk]` takes any number of observations in one batch;
+        A policy: `act(observations) -> list[ActionChunk]` takes any number of observations in one batch. OpenVLA's
         `generate_tokens(images, input_ids) -> (B, action_dim)` calls the bare model.
 
     Raises:
@@ -60,7 +60,7 @@ def load_policy(
     from vla_robot.core.host.optional import require
 
     for distribution in ("torch", "transformers", "timm"):
-        require(distribution, "policy", "an OpenVLA policy")
-    from vla_robot.policy.openvla.policy import load
+        require(distribution, "policy", "a vision-language-action policy")
+    from vla_robot.policy.families import family_of
 
-    return load(Path(folder), dtype, device, statistics_key, image_preprocessing)
+    return family_of(Path(folder)).load(Path(folder), dtype, device, statistics_key, image_preprocessing)

@@ -13,7 +13,6 @@ from torch import nn
 
 from benchmarks.models.plain_inference import Baseline
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.inputs import timer_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
@@ -64,7 +63,7 @@ def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, 
     """Return this package's inference of a batch, from frames to actions in units."""
 
     def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
-        stages = timer_of(policy.model)
+        stages = policy.model.timer()
         batch = policy.read(_window(scenes, number, batch_size))
         stages.lap("preprocess")
         tokens = policy.generate(batch, action_dim, stages)

@@ -24,9 +24,10 @@ from torch.utils.data import DataLoader, Dataset
 from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.data.formats.lerobot.demo_dataset import Demos
 from vla_robot.data.pipeline.shuffle import Pooled
-from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
+from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.perceive import Tower, build_vit
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.model import IGNORE
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.batches.frames import answers_of
 

@@ -16,8 +16,9 @@ from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.messages import Observation
 from vla_robot.core.ports import Policy
 from vla_robot.loop.takeover import Takeover
-from vla_robot.policy.adapter import ObservationAdapter
+from vla_robot.policy.adapter import MirroredFrames, ObservationAdapter
 from vla_robot.policy.execution_horizon import ExecutionHorizon
+from vla_robot.policy.families import FAMILIES
 from vla_robot.policy.scripted.experts import ScriptedExpert, lift
 from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
 from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
@@ -117,6 +118,19 @@ def openvla(get: Get) -> Policy:
     return load(get("tiny"))
 
 
+def vlm(family: str) -> Callable[[Get], Policy]:
+    def make(get: Get) -> Policy:
+        pytest.importorskip("torch")
+        from vla_robot.policy.families import family_of
+
+        from ..policy.vlm.tiny_vlms import create
+
+        folder = create(get("tmp_path") / family, family, use_state=True)
+        return family_of(folder).load(folder)
+
+    return make
+
+
 def oft(get: Get) -> Policy:
     pytest.importorskip("torch")
     from vla_robot.policy.openvla.oft import load_oft
@@ -144,6 +158,7 @@ KINDS: dict[str, Kind] = {
     "PerturbedPolicy": Kind(lambda get: PerturbedPolicy(MOVES, ARM.action, Perturbation()), batched=False),
     "ObservationAdapter": Kind(lambda get: ObservationAdapter(MOVES, WANTED, ARM)),
     "ExecutionHorizon": Kind(lambda get: ExecutionHorizon(MOVES, 2)),
+    "MirroredFrames": Kind(lambda get: MirroredFrames(MOVES)),
     "WithoutTruth": Kind(lambda get: WithoutTruth(MOVES)),
     "Takeover": Kind(lambda get: Takeover(MOVES, ScriptedTeleoperator(), ARM, row_by_row=False), batched=False),
     "FunctionPolicy": Kind(lambda get: MOVES),
@@ -153,6 +168,7 @@ KINDS: dict[str, Kind] = {
     **{f"GrootPolicy of {generation}": Kind(groot(generation), ONE_AXIS, ()) for generation in get_args(Generation)},
     "LeRobotPolicy": Kind(lerobot, TWO_EYED, tuple(map(lerobot_observation, range(3))), tolerance=1e-6),
     "OpenVLAPolicy": Kind(openvla, seen=TWO_CAMERAS),
+    **{f"VLAPolicy of {family}": Kind(vlm(family), seen=TWO_CAMERAS) for family in FAMILIES if family != "openvla"},
     # Arithmetic of another batch size rounds otherwise.
     "OFTPolicy": Kind(oft, seen=TWO_CAMERAS, tolerance=1e-6),
 }

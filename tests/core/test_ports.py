@@ -22,6 +22,8 @@ PRIVATE = {
     "Sticks": "teleop: a device that springs back",
     "Slots": "policy: mentions Tensor, which core does not import",
     "Reasoner": "policy: the same",
+    "VLAConfig": "policy: what its models' configurations have in common",
+    "Family": "policy: mentions its models",
     "Order": "data: which sample comes when, both its own",
     "Closable": "testing: what a check releases in the end",
     "Tracker": "train: who is told a run's numbers",

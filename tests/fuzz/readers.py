@@ -901,14 +901,14 @@ class Checkpoint:
         name, content = data
         (self._folder / name).write_bytes(content)
         try:
-            checkpoint.Checkpoint.read(self._folder)
+            checkpoint.read_checkpoint(self._folder)
         finally:
             (self._folder / name).write_bytes(self._valid[name])
 
 
 def safetensors(folder: Path) -> Reader:
     """Headers of weight files, and the index that names them."""
-    from vla_robot.policy.openvla.weights import INDEX, SINGLE, _stored
+    from vla_robot.policy.vla.safetensors_files import INDEX, SINGLE, stored_in
 
     header = {"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}, "__metadata__": {"format": "pt"}}
     text = json.dumps(header).encode()
@@ -930,6 +930,6 @@ def safetensors(folder: Path) -> Reader:
         (folder / INDEX).unlink(missing_ok=True)
         (folder / (INDEX if is_index else SINGLE)).write_bytes(data)
         (folder / "model-00001-of-00001.safetensors").write_bytes(single)
-        _stored(folder)
+        stored_in(folder)
 
     return Simple("safetensors", [single, index], change, read)

@@ -10,7 +10,7 @@ import pytest
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.optional import attribute
-from vla_robot.policy.kinds import FAMILIES
+from vla_robot.policy.kinds import KINDS
 from vla_robot.recipe import dump, parse, read, read_table
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.policy import (
@@ -73,7 +73,7 @@ def test_rows_below_one_are_refused_for_every_kind() -> None:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({}, "kind: this key is missing; it must be one of openvla, openvla_oft, hold"),
+        ({}, "kind: this key is missing; it must be one of openvla, openvla_oft, vla, lerobot, hold"),
         ({"kind": "holt"}, "kind: unknown value 'holt'; did you mean 'hold'"),
         ({"kind": 3}, "kind: unknown value '3'"),
         ({"kind": "hold", "adress": "tcp://a:1"}, "adress: unknown key 'adress'"),
@@ -131,8 +131,8 @@ def test_a_recipe_says_its_cameras_where_the_folder_does_not() -> None:
 
 def test_each_policy_that_runs_here_has_code_that_exists() -> None:
     elsewhere = {"remote", "openpi", "groot"}
-    assert set(FAMILIES) == {s for kind, s in PolicyRecipe.kinds.built_in.items() if kind not in elsewhere}
-    for schema, family in FAMILIES.items():
+    assert set(KINDS) == {s for kind, s in PolicyRecipe.kinds.built_in.items() if kind not in elsewhere}
+    for schema, family in KINDS.items():
         assert callable(attribute(family.build))
         assert issubclass(schema, WeightsRecipe) == (family.check is not None)
 

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vla_robot.cli.main import main
 from vla_robot.core.errors import CheckpointError, ContractError, DataError
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.network.model import TrainingOutput
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.model import TrainingOutput
 from vla_robot.recipe import dump, read
 from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe
 from vla_robot.recipe.policy import OpenVLARecipe
@@ -165,7 +165,7 @@ def test_a_disk_that_fills_up_before_the_policy_is_written_loses_no_step(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("vla_robot.train.finetune.save_model", full)
+        broken.setattr("vla_robot.policy.openvla.family.save_model", full)
         with pytest.raises(DataError, match=r"cannot write .*final: No space.*good checkpoint is .*resume"):
             finetune(recipe, tmp_path, quiet)
     steps: list[int] = []

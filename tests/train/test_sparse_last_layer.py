@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
+from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.model import IGNORE
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.finetune import finetune
 from vla_robot.train.lora import adapt

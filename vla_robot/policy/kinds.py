@@ -19,13 +19,14 @@ from vla_robot.recipe.policy import (
     OpenVLARecipe,
     PolicyRecipe,
     RandomRecipe,
+    VLARecipe,
     WaypointsRecipe,
 )
 from vla_robot.recipe.reading.kinds import kind_name
 
 
 @dataclass(frozen=True)
-class Family:
+class Functions:
     """Functions of a policy kind, each as "module:function".
 
     Attributes:
@@ -37,14 +38,15 @@ class Family:
     check: str | None = None
 
 
-FAMILIES: dict[type[PolicyRecipe], Family] = {
-    OpenVLARecipe: Family("vla_robot.policy.openvla.build:build", "vla_robot.policy.openvla.build:check"),
-    OpenVLAOFTRecipe: Family("vla_robot.policy.openvla.build:build_oft", "vla_robot.policy.openvla.build:check_oft"),
-    LeRobotRecipe: Family("vla_robot.policy.lerobot.build:build", "vla_robot.policy.lerobot.build:check"),
-    HoldRecipe: Family("vla_robot.policy.scripted.build:hold"),
-    RandomRecipe: Family("vla_robot.policy.scripted.build:uniform"),
-    ExpertRecipe: Family("vla_robot.policy.scripted.build:scripted_expert"),
-    WaypointsRecipe: Family("vla_robot.policy.scripted.build:waypoints"),
+KINDS: dict[type[PolicyRecipe], Functions] = {
+    OpenVLARecipe: Functions("vla_robot.policy.openvla.build:build", "vla_robot.policy.openvla.build:check"),
+    OpenVLAOFTRecipe: Functions("vla_robot.policy.openvla.build:build_oft", "vla_robot.policy.openvla.build:check_oft"),
+    VLARecipe: Functions("vla_robot.policy.families:build", "vla_robot.policy.families:check"),
+    LeRobotRecipe: Functions("vla_robot.policy.lerobot.build:build", "vla_robot.policy.lerobot.build:check"),
+    HoldRecipe: Functions("vla_robot.policy.scripted.build:hold"),
+    RandomRecipe: Functions("vla_robot.policy.scripted.build:uniform"),
+    ExpertRecipe: Functions("vla_robot.policy.scripted.build:scripted_expert"),
+    WaypointsRecipe: Functions("vla_robot.policy.scripted.build:waypoints"),
 }
 
 
@@ -61,10 +63,10 @@ def load_policy(recipe: PolicyRecipe, embodiment: Embodiment | None, *, expert: 
         CheckpointError: the folder is incomplete or damaged.
         ContractError: the policy was made for another arm; the message lists every difference.
     """
-    if family := FAMILIES.get(type(recipe)):
-        return attribute(family.build)(recipe, embodiment, expert)
+    if known := KINDS.get(type(recipe)):
+        return attribute(known.build)(recipe, embodiment, expert)
     if recipe.kind in PolicyRecipe.kinds.built_in:
-        raise RecipeError(unknown("policy kind", recipe.kind, map(kind_name, FAMILIES)))
+        raise RecipeError(unknown("policy kind", recipe.kind, map(kind_name, KINDS)))
     return PolicyRecipe.kinds.plugin(recipe.kind).build(recipe, embodiment)
 
 
@@ -77,6 +79,6 @@ def check_policy(recipe: PolicyRecipe) -> None:
         CheckpointError: the folder is incomplete or damaged.
         ContractError: the recipe names statistics that the folder does not hold.
     """
-    family = FAMILIES.get(type(recipe))
-    if family is not None and family.check is not None:
-        attribute(family.check)(recipe)
+    known = KINDS.get(type(recipe))
+    if known is not None and known.check is not None:
+        attribute(known.check)(recipe)

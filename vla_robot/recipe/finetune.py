@@ -16,22 +16,24 @@ from vla_robot.recipe.seeds import SeededEpisodes
 
 @dataclass(frozen=True)
 class Architecture:
-    """A new OpenVLA of any size, for training from scratch.
+    """A new model of any size, for training from scratch.
 
     Attributes:
+        family: its family, by the `model_type` of its folder: "openvla", "paligemma" ...
         image_size: edge of the towers' input [px]; a multiple of 14.
-        tower_dim: width of both vision towers.
-        tower_depth: number of their blocks; the last one is unused, as in OpenVLA.
+        tower_dim: width of the vision towers: OpenVLA has two, other families one.
+        tower_depth: number of their blocks; OpenVLA does not use the last one, and other families have one less.
         tower_heads: number of their attention heads.
         llm_dim: width of the decoder.
         llm_layers: number of its layers.
         llm_heads: number of its attention heads.
         llm_ff_dim: width of its gated MLP.
-        text_vocab: tokens of the text tokenizer; 256 action rows and the padding rows follow.
+        text_vocab: tokens of the text tokenizer; 256 action rows follow, and OpenVLA's padding rows.
         max_positions: longest sequence, patches included.
         use_state: whether the arm's state is an input, as one token.
     """
 
+    family: str = "openvla"
     image_size: int = 84
     tower_dim: int = 96
     tower_depth: int = 5

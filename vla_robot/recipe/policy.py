@@ -89,10 +89,10 @@ class WeightsRecipe(PolicyRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecipe(WeightsRecipe):
-    """A policy of OpenVLA's family.
+    """A vision-language-action policy, in the published layout of its family.
 
     Attributes:
-        checkpoint: folder in the published OpenVLA layout, relative to this file.
+        checkpoint: folder in the published layout of its family, relative to this file.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
         dtype: precision of the weights while acting.
         image_preprocessing: preprocessing of a frame before the towers' own resize. "none": none, as on OpenVLA's model
@@ -124,6 +124,13 @@ class OpenVLARecipe(CheckpointRecipe):
         super().__post_init__()
         if self.quantise and self.compiled:
             raise RecipeError("quantise and compiled = true exclude each other; leave one of them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VLARecipe(CheckpointRecipe):
+    """Loads a checkpoint folder of another vision-language model: its config.json names the family."""
+
+    kind: Literal["vla"] = "vla"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +291,7 @@ PolicyRecipe.kinds = Kinds(
     (
         OpenVLARecipe,
         OpenVLAOFTRecipe,
+        VLARecipe,
         LeRobotRecipe,
         HoldRecipe,
         RandomRecipe,

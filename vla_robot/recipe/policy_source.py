@@ -13,12 +13,13 @@ from vla_robot.recipe.policy import (
     OpenVLARecipe,
     PolicyRecipe,
     RemoteRecipe,
+    VLARecipe,
     WeightsRecipe,
 )
 from vla_robot.recipe.reading.dump import dump
 from vla_robot.recipe.reading.find import find
 from vla_robot.recipe.reading.load import read
-from vla_robot.recipe.reading.schemas import is_bare_checkpoint, is_lerobot_folder
+from vla_robot.recipe.reading.schemas import is_bare_checkpoint, is_lerobot_folder, model_type_of
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,13 @@ def find_policy(name: str | Path) -> PolicySource:
         return PolicySource(RemoteRecipe(address=str(name)), None)
     path = find("policies", name)
     if is_bare_checkpoint(path):
-        kind = LeRobotRecipe if is_lerobot_folder(path) else OpenVLARecipe
-        return PolicySource(kind(checkpoint=path), path)
+        return PolicySource(_recipe_of(path), path)
     return PolicySource(read(PolicyRecipe, path), path)
+
+
+def _recipe_of(folder: Path) -> WeightsRecipe:
+    """Return the recipe of a bare folder: lerobot's, or by the `model_type` of its config.json, OpenVLA's in doubt."""
+    if is_lerobot_folder(folder):
+        return LeRobotRecipe(checkpoint=folder)
+    model_type = model_type_of(folder)  # None for a damaged file, of which OpenVLA's loader tells what is wrong
+    return OpenVLARecipe(checkpoint=folder) if model_type in (None, "openvla") else VLARecipe(checkpoint=folder)

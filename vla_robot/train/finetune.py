@@ -23,8 +23,8 @@ import torch
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import write_whole
-from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.weights import save_model
+from vla_robot.policy.families import family_of
+from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning, replacing, writing
@@ -44,9 +44,9 @@ RECIPE_COPY = "recipe.toml"
 SIDE_FILES = ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json", "embodiment.json")
 DRIVES = """\
 # Written by `vla finetune`: of all statistics that this folder has, those of the data that it learned from.
-kind = "openvla"
+kind = "{kind}"
 checkpoint = "."
-statistics_key = {}
+statistics_key = {key}
 """
 
 RollOut = Callable[[Path, str], float | None]
@@ -144,12 +144,12 @@ def _unheard(_: Progress) -> None:
 
 
 def _on_device(
-    model: OpenVLA,
+    model: AnyVLAModel,
     recipe: FinetuneRecipe,
     ranks: Ranks,
     device: torch.device,
     on_plan: Callable[[MemoryPlan | str], None],
-) -> OpenVLA:
+) -> AnyVLAModel:
     """Put the model, or this rank's part of it, on the device. The first rank reports the memory plan."""
     is_shared = recipe.shard and ranks.count > 1
     if not is_shared:
@@ -190,16 +190,17 @@ def save_policy(trainer: Trainer, prepared: Prepared, folder: Path, ranks: Ranks
         DataError: writing failed.
         CheckpointError: the start policy is damaged.
     """
-    start = prepared.start
+    start, family = prepared.start, family_of(prepared.start)
     with trainer.averaged():
         learned = collected(learning(trainer.model).items(), keep=ranks.first)
         if not ranks.first:
             return
         plain = merged(trainer.model, start, learned)
         with replacing(folder, trainer.out) as partial:
-            save_model(plain, partial, carry_from=start)
+            family.save_model(plain, partial, start)
             for name in SIDE_FILES:
                 if (start / name).is_file():
                     shutil.copyfile(start / name, partial / name)
             if prepared.drives_by:
-                (partial / "recipe.toml").write_text(DRIVES.format(json.dumps(prepared.drives_by)), encoding="utf-8")
+                drives = DRIVES.format(kind=family.kind, key=json.dumps(prepared.drives_by))
+                (partial / "recipe.toml").write_text(drives, encoding="utf-8")

@@ -14,34 +14,25 @@ import torch
 from torch import Tensor, nn
 
 from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.openvla.network.config import OpenVLAConfig
-from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.weights import load_model
+from vla_robot.policy.families import family_of
+from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning
 from vla_robot.train.parallel.fsdp import is_sharded
 
-PARTS = {
-    "vision": ("vision_backbone.",),
-    "projector": ("projector.", "proprio_projector."),
-    "decoder": ("language_model.",),
-}
-"""Part of the model -> prefixes of its parameters' names."""
-
-HEAD = "language_model.lm_head"
 ADAPTER = "default"
 
 
-def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
+def adapt[M: AnyVLAModel](model: M, recipe: FinetuneRecipe) -> M:
     """Make the parts that the recipe names trainable, through LoRA if `lora_rank` is set, and freeze the rest."""
-    prefixes = tuple(prefix for part in recipe.train for prefix in PARTS[part])
+    prefixes = tuple(prefix for part in recipe.train for prefix in model.PARTS[part])
     model.requires_grad_(False).train()
     if recipe.lora_rank:
         from peft import LoraConfig, inject_adapter_in_model  # only adapters need it, and its import takes time
 
         torch.manual_seed(recipe.seed)
         alpha = min(recipe.lora_rank, 16)
-        targets = [name for name, m in model.named_modules() if _is_target(name, m, prefixes)]
+        targets = [name for name, m in model.named_modules() if _is_target(name, m, prefixes, model.HEAD)]
         config = LoraConfig(
             r=recipe.lora_rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian", lora_dropout=0.0
         )
@@ -53,7 +44,7 @@ def adapt(model: OpenVLA, recipe: FinetuneRecipe) -> OpenVLA:
 
 
 @torch.no_grad()
-def merged(model: OpenVLA, start: Path, learned: Mapping[str, Tensor] | None = None) -> OpenVLA:
+def merged(model: AnyVLAModel, start: Path, learned: Mapping[str, Tensor] | None = None) -> AnyVLAModel:
     """Return the whole model without adapters: itself, or the start's weights with the trained ones merged in.
 
     Args:
@@ -70,7 +61,7 @@ def merged(model: OpenVLA, start: Path, learned: Mapping[str, Tensor] | None = N
         return model
     weight = next(iter(model.parameters()))
     device = torch.device("cpu") if sharded else weight.device
-    plain = load_model(start, OpenVLAConfig.read(start), weight.dtype, device)
+    plain = family_of(start).load_model(start, weight.dtype, device)
     for name, tensor in learned.items():
         before, adapter, _ = name.partition(f".lora_B.{ADAPTER}")
         if adapter:
@@ -81,17 +72,17 @@ def merged(model: OpenVLA, start: Path, learned: Mapping[str, Tensor] | None = N
     return plain
 
 
-def _linear(plain: OpenVLA, name: str, start: Path) -> nn.Linear:
+def _linear(plain: AnyVLAModel, name: str, start: Path) -> nn.Linear:
     linear = plain.get_submodule(name)
     if not isinstance(linear, nn.Linear):
         raise CheckpointError(f"'{name}' of {start} is not a linear layer, so its adapter cannot be merged.")
     return linear
 
 
-def _scaling(model: OpenVLA, name: str) -> float:
+def _scaling(model: AnyVLAModel, name: str) -> float:
     adapted: Any = model.get_submodule(name)
     return adapted.scaling[ADAPTER]
 
 
-def _is_target(name: str, module: nn.Module, prefixes: tuple[str, ...]) -> bool:
-    return isinstance(module, nn.Linear) and name.startswith(prefixes) and name != HEAD
+def _is_target(name: str, module: nn.Module, prefixes: tuple[str, ...], head: str) -> bool:
+    return isinstance(module, nn.Linear) and name.startswith(prefixes) and name != head

@@ -16,11 +16,10 @@ from vla_robot.data.formats.kinds import format_at
 from vla_robot.data.formats.lerobot.demo_dataset import Demos, open_demos
 from vla_robot.data.formats.recognise import advise
 from vla_robot.data.pipeline.stats import dataset_statistics
-from vla_robot.policy.openvla.checkpoint import Checkpoint
-from vla_robot.policy.openvla.create import create
-from vla_robot.policy.openvla.network.config import OUR_BLOCK
-from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.families import family_named, family_of
+from vla_robot.policy.vla.checkpoint import OUR_BLOCK
 from vla_robot.policy.vla.json_files import read_json, write_json
+from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe, FinetuneRecipe, MixtureFinetuneRecipe
 from vla_robot.train.batches.data import TrainingData, data_of_demos, data_of_mixture, open_recipe_mixture
 from vla_robot.train.batches.questions import QuestionData
@@ -60,7 +59,7 @@ class Prepared:
 
     start: Path
     key: str
-    policy: OpenVLAPolicy
+    policy: AnyVLAPolicy
     data: TrainingData
     questions: QuestionData | None
     drives_by: str | None
@@ -85,7 +84,7 @@ def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProg
 def _from_demos(recipe: DemosFinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
     demos = _open(recipe)
     start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
-    policy = load(start, statistics_key=recipe.dataset_name, trainable=True)
+    policy = family_of(start).load(start, statistics_key=recipe.dataset_name, trainable=True)
 
     def decoding(done: int, total: int) -> None:
         on_progress(Progress("frames", done, total, {}))
@@ -100,18 +99,19 @@ def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_pro
         on_progress(Progress(f"indexing {name}", done, total, {}))
 
     folder = recipe.policy
-    mixture = open_recipe_mixture(recipe, "train", indexing, recipe.chunk or Checkpoint.read(folder).config.chunk)
+    chunk = recipe.chunk or family_of(folder).read(folder).config.chunk
+    mixture = open_recipe_mixture(recipe, "train", indexing, chunk)
     # The mixture's statistics take the place of those of the same name, as in the reference.
     start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
     key = next(iter(mixture.statistics))
-    policy = load(start, statistics_key=key, trainable=True)
+    policy = family_of(start).load(start, statistics_key=key, trainable=True)
     data = data_of_mixture(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
     notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)
     return Prepared(start, key, policy, data, _questions(recipe, policy, ranks), drives_by=only, notes=notes)
 
 
-def _questions(recipe: FinetuneRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> QuestionData | None:
+def _questions(recipe: FinetuneRecipe, policy: AnyVLAPolicy, ranks: Ranks) -> QuestionData | None:
     return None if recipe.questions is None else QuestionData(recipe, recipe.questions, policy, ranks)
 
 
@@ -127,7 +127,7 @@ def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
 def _copy_policy(policy: Path, folder: Path, statistics: Mapping[str, Any], chunk: int | None) -> None:
     """Copy a policy's folder, add or replace these statistics, and set the actions of an answer."""
     shutil.copytree(policy, folder)
-    write_json(folder / "dataset_statistics.json", {**Checkpoint.read(policy).config.norm_stats, **statistics})
+    write_json(folder / "dataset_statistics.json", {**family_of(policy).read(policy).config.norm_stats, **statistics})
     _set_chunk(folder, chunk)
 
 
@@ -139,17 +139,23 @@ def _set_chunk(folder: Path, chunk: int | None) -> None:
 
 
 def _write_start(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> None:
-    """Write a copy of the recipe's policy, or a new one of its architecture.
+    """Write a copy of the recipe's policy, or a new one of its architecture or of a model without action tokens.
 
     Statistics of a dataset that the policy already knows are kept, since its weights depend on those units. A new
     dataset's are computed from all its transitions.
     """
     statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
     if recipe.policy is None:
-        create(folder, recipe.architecture, demos.embodiment, statistics, demos.texts, recipe.seed)
+        new = recipe.architecture
+        family_named(new.family).create(folder, new, demos.embodiment, statistics, demos.texts, recipe.seed)
         _set_chunk(folder, recipe.chunk)
         return
-    policy = Checkpoint.read(recipe.policy)
+    family = family_of(recipe.policy)
+    if not family.acts(recipe.policy):
+        family.adopt(recipe.policy, folder, demos.embodiment, statistics)
+        _set_chunk(folder, recipe.chunk)
+        return
+    policy = family.read(recipe.policy)
     if policy.embodiment is None:
         raise RecipeError(f"{recipe.policy} does not say which robot it controls (it has no embodiment.json).")
     _require_fit(policy.embodiment, demos.embodiment, recipe)
@@ -208,5 +214,7 @@ def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:
 def _said(recipe: FinetuneRecipe) -> dict[str, Any]:
     """Return what decides what is learned, as recipes said it when one dataclass had the keys of all kinds."""
     fields = {**UNSAID, **asdict(recipe), **SAME}
+    new = fields["architecture"]
+    fields["architecture"] = {name: value for name, value in new.items() if (name, value) != ("family", "openvla")}
     fields = {name: value for name, value in fields.items() if name not in NOT_LEARNED}
     return {name: value for name, value in fields.items() if name not in SINCE or value != SINCE[name]}

@@ -16,19 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
-from transformers.models.llama.modeling_llama import rotate_half
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 
-from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
+from vla_robot.policy.vla.model import IGNORE, AnyVLAModel
 
 
-def only_what_is_read(model: OpenVLA) -> None:
-    """Restrict a model's last layer whenever it gets labels; loss and gradients stay the same up to rounding."""
-    layer: Any = model.language_model.model.layers[-1]
+def only_what_is_read(model: AnyVLAModel) -> None:
+    """Restrict a model's last layer whenever it gets labels; loss and gradients stay the same up to rounding.
+
+    Only a causal layer of Llama is restricted; other models stay as they are.
+    """
+    layer: Any = model.layers()[-1]
+    if not _is_llama(layer):
+        return
     plain = layer.forward
     read = _Read()
     model.register_forward_pre_hook(read.enter)
     model.register_forward_hook(read.leave, always_call=True)
     layer.forward = partial(_forward, layer, plain, read)
+
+
+def _is_llama(layer: object) -> bool:
+    return type(layer) is LlamaDecoderLayer
 
 
 class _Read:

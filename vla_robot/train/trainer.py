@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.openvla.network.model import OpenVLA, TrainingOutput
+from vla_robot.policy.vla.model import AnyVLAModel, TrainingOutput
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train import checkpoint
 from vla_robot.train.batches.data import TrainingData
@@ -83,7 +83,7 @@ class Trainer:
         self,
         recipe: FinetuneRecipe,
         out: Path,
-        model: OpenVLA,
+        model: AnyVLAModel,
         data: TrainingData,
         ranks: Ranks,
         questions: QuestionData | None = None,
@@ -290,7 +290,7 @@ class Trainer:
 class _Swapped:
     """Context manager that exchanges a model's weights with their average, and back."""
 
-    def __init__(self, model: OpenVLA, average: Average | None) -> None:
+    def __init__(self, model: AnyVLAModel, average: Average | None) -> None:
         self._model = model
         self._average = average
 
@@ -311,7 +311,7 @@ class _Swapped:
             average.copy_(kept)
 
 
-def _groups(model: OpenVLA, weight_decay: float) -> list[dict[str, Any]]:
+def _groups(model: AnyVLAModel, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: matrices decay; biases, norms and positions do not."""
     parameters = learning(model).values()
     matrices = [p for p in parameters if p.ndim >= 2 and 1 not in p.shape]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import vla_robot
 from vla_robot.core.errors import ContractError
 from vla_robot.core.image import resize_lanczos
-from vla_robot.policy.openvla.checkpoint import Checkpoint
+from vla_robot.policy.openvla.checkpoint import read_checkpoint
 from vla_robot.policy.vla.inputs.image_preprocessing import centre_crop, preprocessed
 
 
@@ -70,10 +70,10 @@ def test_nothing_happens_unless_asked() -> None:
 
 
 def test_it_is_the_first_thing_that_happens_to_a_frame(tiny_folder: Path) -> None:
-    cropping = Checkpoint.read(tiny_folder, "rlds_crop").preprocessor
-    plain = Checkpoint.read(tiny_folder).preprocessor
+    cropping = read_checkpoint(tiny_folder, "rlds_crop").preprocessor
+    plain = read_checkpoint(tiny_folder).preprocessor
     image = photo()
-    np.testing.assert_array_equal(cropping.square(image), plain.square(preprocessed(image, 28, "rlds_crop")))
+    np.testing.assert_array_equal(cropping.resized(image), plain.resized(preprocessed(image, 28, "rlds_crop")))
 
 
 def test_an_unknown_preprocessing_is_told(tiny_folder: Path) -> None:

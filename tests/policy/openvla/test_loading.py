@@ -17,7 +17,8 @@ from torch import nn
 from vla_robot.policy.openvla.network import layout
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.policy import load
-from vla_robot.policy.openvla.weights import INDEX, SINGLE, load_model
+from vla_robot.policy.openvla.weights import load_model
+from vla_robot.policy.vla.safetensors_files import INDEX, SINGLE
 
 
 def test_two_shards_load_equal_to_the_single_file(tiny_folder: Path, tmp_path: Path) -> None:

@@ -22,10 +22,10 @@ from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, R
 from vla_robot.core.ports import Policy
 from vla_robot.policy.kinds import load_policy
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
-from vla_robot.policy.openvla.network.align import ProprioProjector
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.vla.inputs.observations import Batch
+from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.recipe import parse, read
 from vla_robot.recipe.policy import PolicyRecipe
 from vla_robot.testing import toy_embodiment

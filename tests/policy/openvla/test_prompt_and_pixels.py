@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,29 +9,32 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vla_robot.core.errors import CheckpointError, ContractError
-from vla_robot.policy.openvla.checkpoint import Checkpoint
-from vla_robot.policy.openvla.create import train_tokenizer
+from vla_robot.policy.openvla.checkpoint import read_checkpoint
+from vla_robot.policy.openvla.create import CONTROL
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
-from vla_robot.policy.openvla.prompt import TEMPLATE_VICUNA, PromptTokenizer
+from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer, finish
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.prompts import train_tokenizer
 
 MEANS = ((0.484375, 0.455078125, 0.40625), (0.5, 0.5, 0.5))
 STDS = ((0.228515625, 0.2236328125, 0.224609375), (0.5, 0.5, 0.5))
-PROMPT = PromptTokenizer(train_tokenizer(["lift the red cube"], 320))
+PROMPT = PromptTokenizer(train_tokenizer([TEMPLATE.format(instruction="lift the red cube")], 320, CONTROL))
 
 
 def test_the_prompt_is_the_published_one() -> None:
     assert PROMPT.text("Lift the RED cube") == "In: What action should the robot take to lift the red cube?\nOut:"
     assert PROMPT.text("Lift it. ") == "In: What action should the robot take to lift it. ?\nOut:"  # as in training
-    v01 = PromptTokenizer(train_tokenizer(["lift"], 320), TEMPLATE_VICUNA).text("lift")
+    v01 = PromptTokenizer(train_tokenizer([TEMPLATE.format(instruction="lift")], 320, CONTROL), TEMPLATE_VICUNA).text(
+        "lift"
+    )
     assert v01.endswith("USER: What action should the robot take to lift? ASSISTANT:")
 
 
 def test_ids_begin_with_bos_and_end_with_the_space() -> None:
     ids = PROMPT("lift the red cube")
     assert (ids[0], ids[-1]) == (PROMPT.bos, PROMPT.space)
-    np.testing.assert_array_equal(PROMPT.finish(ids), ids)
-    np.testing.assert_array_equal(PROMPT.finish(ids[:-1]), ids)
+    np.testing.assert_array_equal(finish(ids, PROMPT.space), ids)
+    np.testing.assert_array_equal(finish(ids[:-1], PROMPT.space), ids)
 
 
 @given(st.text(min_size=1).filter(lambda text: text.replace(".", "").strip()))
@@ -59,7 +64,7 @@ def test_a_folder_without_a_readable_tokenizer_is_told(tmp_path) -> None:
 @pytest.mark.parametrize("strategy", ["resize-naive", "letterbox", "resize-crop"])
 @given(height=st.integers(1, 90), width=st.integers(1, 90))
 def test_any_frame_becomes_a_square(strategy: str, height: int, width: int) -> None:
-    squared = Preprocessor(28, strategy, MEANS, STDS).square(np.full((height, width, 3), 7, np.uint8))
+    squared = Preprocessor(28, strategy, MEANS, STDS).resized(np.full((height, width, 3), 7, np.uint8))
     assert squared.shape == (28, 28, 3)
     assert squared.dtype == np.uint8
 
@@ -67,11 +72,11 @@ def test_any_frame_becomes_a_square(strategy: str, height: int, width: int) -> N
 def test_resize_naive_is_pils_bicubic() -> None:
     image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(Preprocessor(28, "resize-naive", MEANS, STDS).square(image), expected)
+    np.testing.assert_array_equal(Preprocessor(28, "resize-naive", MEANS, STDS).resized(image), expected)
 
 
 def test_a_letterbox_fills_with_the_mean_colour() -> None:
-    squared = Preprocessor(28, "letterbox", MEANS, STDS).square(np.zeros((28, 14, 3), np.uint8))
+    squared = Preprocessor(28, "letterbox", MEANS, STDS).resized(np.zeros((28, 14, 3), np.uint8))
     np.testing.assert_array_equal(squared[:, 0], np.tile([123, 116, 103], (28, 1)))
     np.testing.assert_array_equal(squared[:, 14], np.zeros((28, 3)))
 
@@ -79,7 +84,7 @@ def test_a_letterbox_fills_with_the_mean_colour() -> None:
 def test_resize_crop_keeps_the_middle() -> None:
     image = np.zeros((28, 84, 3), np.uint8)
     image[:, 28:56] = 255
-    np.testing.assert_array_equal(Preprocessor(28, "resize-crop", MEANS, STDS).square(image), 255)
+    np.testing.assert_array_equal(Preprocessor(28, "resize-crop", MEANS, STDS).resized(image), 255)
 
 
 def test_each_tower_gets_its_own_normalisation() -> None:
@@ -102,6 +107,14 @@ def test_means_that_do_not_fit_the_towers_are_told() -> None:
 
 def test_a_checkpoint_on_vicuna_is_asked_in_vicunas_way(tiny_folder, broken) -> None:
     for folder, expected in ((tiny_folder, "In: "), (broken(llm_backbone_id="vicuna-v15-7b"), "A chat between ")):
-        tokenizer = Checkpoint.read(folder).tokenizer
+        tokenizer = read_checkpoint(folder).tokenizer
         assert tokenizer is not None
         assert tokenizer.text("lift the red cube").startswith(expected)
+
+
+def test_a_univla_that_calls_itself_openvla_is_told(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(["lift"], 320, CONTROL)
+    tokenizer.add_special_tokens([f"<ACT_{code}>" for code in range(32)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(CheckpointError, match="holds a UniVLA, not an OpenVLA"):
+        PromptTokenizer.read(tmp_path)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
+from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.model import IGNORE
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.policy.kinds import check_policy
 from vla_robot.policy.openvla import weights
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load
+from vla_robot.policy.vla import safetensors_files
 from vla_robot.recipe.policy import OpenVLARecipe
 
 OTHER = "vit_so400m_patch14_siglip_224"
@@ -127,7 +128,7 @@ def test_a_file_that_is_no_json_object_is_told(broken: Callable[..., Path], name
 )
 def test_an_index_names_files_of_its_own_folder(broken: Callable[..., Path], weight_map: object) -> None:
     folder = broken()
-    (folder / weights.INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    (folder / safetensors_files.INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(CheckpointError, match="weight_map must name files of this folder"):
         load(folder)
 

@@ -61,7 +61,7 @@ class Family:
         reasoner = TextReasoner(text, self.rule, self.first_position)
         embeddings = text.embed_tokens.weight * self.embedding_scale
         cap = getattr(text.config, "final_logit_softcapping", None)
-        return Generator(reasoner, embeddings, self.model.lm_head.weight, FIRST, END, soft_cap=cap)
+        return Generator(reasoner, embeddings[FIRST:END], self.model.lm_head.weight[FIRST:END], FIRST, soft_cap=cap)
 
     @torch.inference_mode()
     def generate(self, rows: slice = slice(None)) -> tuple[list[list[int]], Tensor]:

@@ -106,7 +106,8 @@ def test_the_worked_example_of_positions() -> None:
 @pytest.mark.parametrize("lengths", [[9], [9, 4, 7]])
 def test_both_reasoners_say_the_same_of_a_llama(lengths: list[int]) -> None:
     llama = tiny_llama(kv_heads=2, sharpness=30)
-    rows = llama.model.embed_tokens.weight, llama.lm_head.weight, FIRST_ACTION, END_OF_ACTIONS
+    actions = slice(FIRST_ACTION, END_OF_ACTIONS)
+    rows = llama.model.embed_tokens.weight[actions], llama.lm_head.weight[actions], FIRST_ACTION
     by_the_library = Generator(TextReasoner(llama.model, MaskRule()), *rows)
     ours = Generator(Decoder(llama), *rows)
     prompt = RaggedSequence(torch.randn(len(lengths), max(lengths), 64), torch.tensor(lengths))

@@ -20,8 +20,8 @@ from vla_robot.data.formats.lerobot.layout import RECORDING, write_tasks
 from vla_robot.data.pipeline.mixture import Choices
 from vla_robot.data.pipeline.shuffle import Pooled
 from vla_robot.data.pipeline.windows import Window
-from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.vla.model import IGNORE
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
 from vla_robot.train.batches.augment import RandomShift
 from vla_robot.train.batches.data import TrainingData, data_of_demos, datasets_of

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from vla_robot.core.errors import ContractError, DataError, RecipeError
 from vla_robot.data.questions import QuestionWriter, read_questions
-from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.vla.model import IGNORE
 from vla_robot.recipe.finetune import DemosFinetuneRecipe, FinetuneRecipe, QuestionsRecipe, RolloutsRecipe
 from vla_robot.train.batches.questions import QuestionData
 from vla_robot.train.finetune import Progress, finetune

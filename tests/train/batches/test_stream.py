@@ -16,8 +16,8 @@ from vla_robot.core.image import resize_lanczos
 from vla_robot.data.formats.images import decode_image
 from vla_robot.data.pipeline.mixture import Choices, Mixture, open_mixture
 from vla_robot.data.pipeline.windows import Window
-from vla_robot.policy.openvla.network.model import IGNORE
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.vla.model import IGNORE
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe
 from vla_robot.train.batches.augment import OpenVLAAugment
 from vla_robot.train.batches.frames import Batch
@@ -80,7 +80,7 @@ def test_a_batch_holds_the_samples_actions_as_labels(mixture: Mixture, encoder: 
 def test_without_augmentation_pixels_are_the_resized_frame(mixture: Mixture, encoder: Encoder) -> None:
     plain = replace(encoder, augment=None)
     frame = decode_image(mixture.sample(0).frames["primary"][0], "uint8", "here")
-    square = resize_lanczos(frame, encoder.preprocessor.size, encoder.preprocessor.size)
+    square = resize_lanczos(frame, *encoder.frame_shape)
     expected = encoder.preprocessor.normalise(torch.from_numpy(square)[None, None])
     torch.testing.assert_close(stream(mixture, plain, 1).batch(0).pixels, expected, rtol=0, atol=0)
     assert not torch.equal(stream(mixture, encoder, 1).batch(0).pixels, expected)
@@ -126,7 +126,7 @@ def take_exactly(batches: Batches, steps: int) -> None:
 def test_a_camera_that_a_dataset_has_not_is_black(policy: OpenVLAPolicy, mixture: Mixture, encoder: Encoder) -> None:
     sample = mixture.sample(0)
     lacking = replace(sample, frames={"primary": (b"",)})
-    black = torch.zeros((1, 1, encoder.preprocessor.size, encoder.preprocessor.size, 3), dtype=torch.uint8)
+    black = torch.zeros((1, 1, *encoder.frame_shape, 3), dtype=torch.uint8)
     made = encoder([lacking], np.array([0])).pixels
     torch.testing.assert_close(made, encoder.preprocessor.normalise(black), rtol=0, atol=0)
 

@@ -86,9 +86,10 @@ def _examine(member: Member, args: DataDoctorArgs, console: Terminal) -> list[Fi
 
 def _reference(policy: str, key: str | None, name: str) -> dict[str, Any]:
     """Return a checkpoint's statistics of one dataset."""
-    from vla_robot.policy.openvla.checkpoint import Checkpoint
+    from vla_robot.policy.families import family_of
 
-    statistics = dict(Checkpoint.read(_checkpoint_folder(policy)).config.norm_stats)
+    folder = _checkpoint_folder(policy)
+    statistics = dict(family_of(folder).read(folder).config.norm_stats)
     wanted = key or (name if name in statistics else next(iter(statistics)) if len(statistics) == 1 else name)
     if wanted not in statistics:
         raise DataError(unknown("statistics key", wanted, statistics, "Name one with --statistics-key."))

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.policy.openvla.network.config import OUR_BLOCK, OpenVLAConfig
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.prompt import SPACE, TEMPLATE
+from vla_robot.policy.openvla.prompt import TEMPLATE
 from vla_robot.policy.openvla.weights import save_model
+from vla_robot.policy.vla.checkpoint import OUR_BLOCK
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.prompts import train_tokenizer
 from vla_robot.policy.vla.json_files import write_json
 from vla_robot.recipe.finetune import Architecture
 
 TIMM_MODEL_IDS = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")
 PADDING_ROWS = 64
 ACTION_BINS = 256
+CONTROL = ("<unk>", "<s>", "</s>")
 IMAGENET_MEAN, IMAGENET_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
 HALF = (0.5, 0.5, 0.5)
 
@@ -54,26 +56,8 @@ def create(
     write_json(folder / "preprocessor_config.json", preprocessor.to_dict())
     write_json(folder / "dataset_statistics.json", statistics)
     write_json(folder / "embodiment.json", embodiment.to_dict())
-    train_tokenizer(instructions, architecture.text_vocab).save(str(folder / "tokenizer.json"))
-
-
-def train_tokenizer(instructions: Iterable[str], vocab: int) -> Tokenizer:
-    """Train a byte-pair tokenizer like Llama's: the space is a token, and unknown characters become bytes."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, behavior="merged_with_next")
-    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
-        initial_alphabet=[SPACE, *"abcdefghijklmnopqrstuvwxyz"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(
-        (TEMPLATE.format(instruction=text.lower()) for text in sorted(set(instructions))), trainer
-    )
-    return tokenizer
+    asks = (TEMPLATE.format(instruction=text.lower()) for text in instructions)
+    train_tokenizer(asks, architecture.text_vocab, CONTROL).save(str(folder / "tokenizer.json"))
 
 
 def _config(architecture: Architecture, embodiment: Embodiment, statistics: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,13 +27,11 @@ from torch import Tensor, nn
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
-from vla_robot.policy.openvla.checkpoint import Checkpoint, torch_device, torch_dtype
-from vla_robot.policy.openvla.inputs import embed, timer_of
+from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
-from vla_robot.policy.openvla.network.align import ProprioProjector
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
+from vla_robot.policy.vla.checkpoint import torch_device, torch_dtype
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import (
     Batch,
@@ -43,6 +41,7 @@ from vla_robot.policy.vla.inputs.observations import (
     require_observations,
 )
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
+from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.policy import OFTRecipe
 
@@ -69,7 +68,7 @@ class OFTPolicy:
         self,
         model: OpenVLA,
         head: L1Head,
-        checkpoint: Checkpoint,
+        checkpoint: OpenVLACheckpoint,
         oft: OFTRecipe,
         statistics_key: str | None = None,
     ) -> None:
@@ -92,9 +91,7 @@ class OFTPolicy:
         self.read = ObservationReader(
             model.config.inputs, checkpoint.preprocessor, checkpoint.tokenizer, self._statistics, oft.cameras
         )
-        self._generator = ParallelGenerator(
-            Decoder(model.language_model), head, oft.chunk, oft.action_dim, self.read.tokenizer.eos
-        )
+        self._generator = ParallelGenerator(model.reasoner(), head, oft.chunk, oft.action_dim, self.read.tokenizer.eos)
 
     def reset(self, seed: int) -> None:
         """Do nothing: regression from single observations has no memory and no randomness."""
@@ -110,7 +107,7 @@ class OFTPolicy:
             ContractError: a camera, the state, the instruction or the statistics do not fit.
             PolicyError: the model's output is not finite.
         """
-        stages = timer_of(self.model)
+        stages = self.model.timer()
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         for sizes in stats:
@@ -138,7 +135,7 @@ class OFTPolicy:
 
     def _predict(self, batch: Batch, stages: StageTimer) -> Tensor:
         completed = [self._generator.complete(prompt) for prompt in batch.prompts]
-        prompt = embed(self.model, replace(batch, prompts=completed), stages)
+        prompt = self.model.prompt(replace(batch, prompts=completed), stages)
         actions = self._generator.actions(prompt.embeds, prompt.lengths)
         stages.lap("decode")
         return actions
@@ -166,7 +163,7 @@ def load_oft(
         CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
             variant that is not supported.
     """
-    checkpoint = Checkpoint.read(folder, image_preprocessing)
+    checkpoint = read_checkpoint(folder, image_preprocessing)
     _refuse_other_variants(folder)
     config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
     llm_dim = int(config.text_config.get("hidden_size", 4096))
@@ -189,7 +186,7 @@ def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, i
         CheckpointError: a file is missing or damaged, or the weights do not fit config.json.
         ContractError: the statistics key or image_preprocessing is unknown.
     """
-    checkpoint = Checkpoint.read(folder, image_preprocessing)
+    checkpoint = read_checkpoint(folder, image_preprocessing)
     _refuse_other_variants(folder)
     components = [ACTION_HEAD] if oft.proprio_dim is None else [ACTION_HEAD, PROPRIO_PROJECTOR]
     for component in components:

@@ -13,36 +13,27 @@ checkpoint is ever executed.
 
 from __future__ import annotations
 
-import json
 import logging
-import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vla_robot.core.errors import CheckpointError
 from vla_robot.core.host.durable import make_folder, rename, sync_path
-from vla_robot.policy.openvla import adapters
 from vla_robot.policy.openvla.network import layout
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.perceive import build_vit
 from vla_robot.policy.openvla.network.reason import fused_with
-from vla_robot.policy.vla.json_files import read_json, write_json
+from vla_robot.policy.vla import adapters
+from vla_robot.policy.vla.json_files import write_json
+from vla_robot.policy.vla.safetensors_files import SINGLE, Stored, audit, require_floats, stored_in
 
 _LOG = logging.getLogger(__name__)
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.safetensors")
 TOWERS = ("vision_backbone.featurizer.", "vision_backbone.fused_featurizer.")
 
 
@@ -107,16 +98,16 @@ def require_complete(folder: Path, config: OpenVLAConfig, beside: Collection[str
     require_weights(folder, config, {n: p for n, p in model.named_parameters() if not n.startswith(tuple(beside))})
 
 
-def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str, Tensor]) -> dict[str, _Stored]:
+def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str, Tensor]) -> dict[str, Stored]:
     """Return where the folder stores each tensor, by its name in the file.
 
     Raises:
         CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape.
     """
     shapes = {file_name(name): tuple(p.shape) for name, p in parameters.items()}
-    found = _stored(folder)
+    found = stored_in(folder)
     audit(folder, shapes, {name: stored.shape for name, stored in found.items()}, unused_names(config))
-    _require_floats(found[name] for name in shapes)
+    require_floats(found[name] for name in shapes)
     return found
 
 
@@ -139,7 +130,7 @@ def _allocate(
     return memory
 
 
-def _fill(targets: Mapping[str, Tensor], found: Mapping[str, _Stored]) -> None:
+def _fill(targets: Mapping[str, Tensor], found: Mapping[str, Stored]) -> None:
     """Read each tensor, by its name in the file, into its memory."""
     buffer = torch.empty(max(found[name].size for name in targets), dtype=torch.uint8)
     with ExitStack() as stack:
@@ -189,7 +180,7 @@ def unused_names(config: OpenVLAConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _unused_tensors(config: OpenVLAConfig, carry_from: Path | None, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    found = _stored(carry_from) if carry_from else {}
+    found = stored_in(carry_from) if carry_from else {}
     for name, shape in unused_names(config).items():
         if name in found:
             with found[name].path.open("rb") as file:
@@ -202,128 +193,3 @@ def _rebuild_buffers(model: OpenVLA, device: torch.device) -> None:
     """Recompute the rotary frequencies, which are not stored and are empty on the meta device."""
     rotary = model.language_model.model.rotary_emb
     model.language_model.model.rotary_emb = type(rotary)(model.language_model.config).to(device)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / INDEX).is_file():
-        files = _shards(folder, read_json(folder / INDEX).get("weight_map"))
-    else:
-        files = [folder / SINGLE]
-    missing = [path.name for path in files if not path.is_file()]
-    if missing or not files:
-        alone = [each for each in (folder, folder / "lora_adapter") if adapters.are_in(each)]
-        more = f" Only LoRA adapters are there, in {alone[0]}. {adapters.MERGE}" if alone else ""
-        lacks = ", ".join(missing) or "weight files"
-        raise CheckpointError(f"{folder} lacks {lacks}; download or copy them again.{more}")
-    return files
-
-
-def _shards(folder: Path, weight_map: object) -> list[Path]:
-    """Return the files that an index names, each directly in the folder."""
-    names: list[object] = list(weight_map.values()) if isinstance(weight_map, dict) else [None]
-    plain = {name for name in names if isinstance(name, str) and SHARD_NAME.fullmatch(name)}
-    if strange := [name for name in names if not (isinstance(name, str) and name in plain)]:
-        raise CheckpointError(f"{folder / INDEX}: weight_map must name files of this folder, it holds {strange!r:.80}.")
-    return [folder / name for name in sorted(plain)]
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """One tensor of a safetensors file.
-
-    Attributes:
-        name: name in the file.
-        path: path of the file.
-        dtype: torch's, or None for one that torch lacks.
-        shape: shape of the tensor.
-        begin: offset of its first byte in the file.
-        size: size [bytes].
-    """
-
-    name: str
-    path: Path
-    dtype: torch.dtype | None
-    shape: tuple[int, ...]
-    begin: int
-    size: int
-
-    def read(self, file: BufferedReader, buffer: Tensor) -> Tensor:
-        """Read the tensor as a view of `buffer`, (size or more,) uint8, from `file`, which is open at `path`."""
-        assert self.dtype is not None
-        raw = buffer[: self.size]
-        file.seek(self.begin)
-        if file.readinto(memoryview(raw.numpy())) != self.size:
-            raise CheckpointError(f"{self.path} ends within tensor '{self.name}'. Copy the file again.")
-        return raw.view(self.dtype).view(self.shape)
-
-
-def _stored(folder: Path) -> dict[str, _Stored]:
-    """Return every tensor of a folder's files, by name; reads only their headers.
-
-    Raises:
-        CheckpointError: a file is missing, truncated or not safetensors.
-    """
-    found: dict[str, _Stored] = {}
-    for path in _weight_files(folder):
-        try:
-            with safe_open(path, framework="pt"):
-                pass  # the library's own checks: header, overlaps, and whether the file holds what it says
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(size))
-        except (SafetensorError, OSError, ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"{path} is damaged or not safetensors ({error}). Copy the file again and compare its size."
-            ) from error
-        for name, spec in header.items():
-            if name != "__metadata__":
-                begin, end = spec["data_offsets"]
-                dtype, shape = _DTYPES.get(spec["dtype"]), tuple(spec["shape"])
-                found[name] = _Stored(name, path, dtype, shape, 8 + size + begin, end - begin)
-    return found
-
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Names of floating-point precisions in safetensors."""
-
-
-def _require_floats(tensors: Iterable[_Stored]) -> None:
-    for stored in tensors:
-        if stored.dtype is None:
-            raise CheckpointError(f"tensor '{stored.name}' in {stored.path} is not in {', '.join(_DTYPES)}.")
-
-
-def audit(
-    place: Path,
-    wanted: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, tuple[int, ...]],
-    unused: Mapping[str, tuple[int, ...]],
-    described_by: str = "its config.json",
-) -> None:
-    """Raise CheckpointError, which lists every difference by group, unless the tensors found are those wanted.
-
-    Args:
-        place: the folder or file that was read.
-        wanted: name -> shape.
-        found: name -> shape.
-        unused: name -> shape of tensors that may be there and are ignored.
-        described_by: source of the wanted shapes, for the message.
-    """
-    missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted and name not in unused]
-    wrong = [f"{n} {list(found[n])} (expected {list(s)})" for n, s in wanted.items() if n in found and found[n] != s]
-    if missing or unexpected or wrong:
-        parts = [
-            f"{len(names)} {what}: {_by_group(names)}"
-            for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", wrong))
-            if names
-        ]
-        raise CheckpointError(f"the weights in {place} do not fit {described_by}. " + ". ".join(parts) + ".")
-
-
-def _by_group(names: Iterable[str]) -> str:
-    """Return "group (count, first name)" for each top-level part of the model."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[".".join(name.split(".")[:2])].append(name)
-    return "; ".join(f"{group} ({len(members)}, e.g. {members[0]})" for group, members in sorted(groups.items()))

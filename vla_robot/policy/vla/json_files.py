@@ -38,3 +38,32 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, data: Mapping[str, object]) -> None:
     """Write JSON atomically: a crash leaves the old file or the new one. Raises OSError."""
     write_whole(path, json.dumps(data, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def whole(source: str, key: str, value: object, largest: int, smallest: int = 1) -> int:
+    """Return `value` if it is a whole number within bounds.
+
+    Args:
+        source: file, for the message.
+        key: key of the file, for the message.
+        value: the value as read.
+        largest: upper bound, inclusive.
+        smallest: lower bound, inclusive.
+
+    Raises:
+        CheckpointError: it is not a whole number, or out of bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
+        raise CheckpointError(
+            f"{source}: {key} is {shown(value)}; expected a whole number from {smallest} to {largest}."
+        )
+    return value
+
+
+def shown(value: object, longest: int = 80) -> str:
+    """Return the value's repr, shortened: an untrusted value may be a megabyte."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of more digits than Python converts
+        return f"a {type(value).__name__} that is too long to print"
+    return text if len(text) <= longest else f"{text[:longest]}..."

@@ -78,11 +78,22 @@ def is_bare_checkpoint(path: Path) -> bool:
 
 def is_lerobot_folder(path: Path) -> bool:
     """Return whether lerobot wrote this policy folder: its config.json alone states a `type` and features."""
+    return {"type", "input_features", "output_features"} <= _config_of(path).keys()
+
+
+def model_type_of(path: Path) -> str | None:
+    """Return the `model_type` of a policy folder's config.json; None if it states none, or is damaged."""
+    model_type = _config_of(path).get("model_type")
+    return model_type if isinstance(model_type, str) else None
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    """Return the content of a policy folder's config.json; empty if it is damaged, which the policy's kind reports."""
     try:
         config: Any = read_json(path / "config.json", RecipeError)
     except (OSError, RecipeError):
-        return False  # the policy's kind reports it
-    return isinstance(config, dict) and {"type", "input_features", "output_features"} <= set(cast(Any, config))
+        return {}
+    return cast(dict[str, Any], config) if isinstance(config, dict) else {}
 
 
 def locate(name_or_path: str, kind: Kind | None = None) -> tuple[Kind, Path]:

@@ -17,7 +17,7 @@ from vla_robot.data.pipeline.mixture import Choices, Dataset, Mixture, open_mixt
 from vla_robot.data.pipeline.shuffle import ORDER, Order, Pooled, Weighted
 from vla_robot.data.pipeline.steps import EPISODE, StepTable
 from vla_robot.data.pipeline.windows import Window
-from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.recipe.finetune import DemosFinetuneRecipe, MixtureFinetuneRecipe
 from vla_robot.train.batches.augment import OpenVLAAugment, RandomShift
 from vla_robot.train.batches.frames import Batch
@@ -69,7 +69,7 @@ class TrainingData:
 def data_of_demos(
     recipe: DemosFinetuneRecipe,
     demos: Demos,
-    policy: OpenVLAPolicy,
+    policy: AnyVLAPolicy,
     ranks: Ranks,
     on_frames: Callable[[int, int], None],
 ) -> TrainingData:
@@ -163,7 +163,7 @@ def _order(recipe: DemosFinetuneRecipe, demos: Demos, counts: Sequence[int]) -> 
 def data_of_mixture(
     recipe: MixtureFinetuneRecipe,
     mixture: Mixture,
-    policy: OpenVLAPolicy,
+    policy: AnyVLAPolicy,
     ranks: Ranks,
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> TrainingData:

@@ -18,14 +18,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_robot.policy.openvla.network.model import IGNORE
-from vla_robot.policy.openvla.prompt import PromptTokenizer
+from vla_robot.policy.vla.inputs.prompts import Prompts
+from vla_robot.policy.vla.model import IGNORE
 from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of `OpenVLA.forward`.
+    """Inputs of `VLAModel.forward`.
 
     Attributes:
         pixels: (B, N, C, S, S) float32.
@@ -82,9 +82,7 @@ class Rows:
         return replace(self, **{name: value[places] for name, value in vars(self).items() if value is not None})
 
 
-def answers_of(
-    actions: NDArray[np.floating], action_tokens: ActionTokenizer, tokenizer: PromptTokenizer
-) -> NDArray[np.int64]:
+def answers_of(actions: NDArray[np.floating], action_tokens: ActionTokenizer, tokenizer: Prompts) -> NDArray[np.int64]:
     """Return (B, K * D + 1) token ids for (B, K, D) normalised actions: the actions' tokens, then end-of-sequence."""
     tokens = action_tokens.encode(actions).reshape(len(actions), -1)
     return np.concatenate([tokens, np.full((len(tokens), 1), tokenizer.eos)], axis=1)

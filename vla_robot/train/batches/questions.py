@@ -23,8 +23,8 @@ from torch import Tensor
 from vla_robot.core.errors import ContractError, DataError
 from vla_robot.data.pipeline.shuffle import Pooled
 from vla_robot.data.questions import Question, read_questions
-from vla_robot.policy.openvla.network.model import IGNORE
-from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.model import IGNORE
+from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.recipe.finetune import FinetuneRecipe, QuestionsRecipe
 from vla_robot.train.batches.augment import RandomShift
 from vla_robot.train.batches.frames import Batch, Rows, labelled
@@ -38,7 +38,7 @@ MEASURED_ROWS = 64
 class QuestionData:
     """Questions of a run by step number. A step's questions depend on its number alone, as with robot data."""
 
-    def __init__(self, recipe: FinetuneRecipe, asked: QuestionsRecipe, policy: OpenVLAPolicy, ranks: Ranks) -> None:
+    def __init__(self, recipe: FinetuneRecipe, asked: QuestionsRecipe, policy: AnyVLAPolicy, ranks: Ranks) -> None:
         """
         Raises:
             DataError: the folder is damaged, or lacks an image of a camera that the policy uses.
@@ -50,7 +50,8 @@ class QuestionData:
         self._train = _rows(splits["train"], policy)
         self._held_out = _rows(splits["held_out"], policy)
         self._rows = ranks.share(min(recipe.question_rows, len(self._train)))
-        cameras = tuple(f"image {number}" for number in range(policy.model.config.num_images))  # their order counts
+        count = policy.model.config.inputs.num_images
+        cameras = tuple(f"image {number}" for number in range(count))  # their order counts
         self._plain = Encoder.of(policy, cameras, as_acting=True)
         shift = RandomShift(recipe.shift_px, recipe.seed, self._rows * ranks.count) if recipe.shift_px else None
         self._encoder = replace(self._plain, augment=shift)
@@ -76,7 +77,7 @@ class QuestionData:
         """Return the share of the held-out questions that the model answers word for word.
 
         Args:
-            answers_match: maps a batch to (B,) bool, as `OpenVLA.answers_match`.
+            answers_match: maps a batch to (B,) bool, as `VLAModel.answers_match`.
         """
         return float(torch.cat([answers_match(batch).cpu() for batch in self._measured()]).float().mean())
 
@@ -98,8 +99,9 @@ def _labels(batch: Batch) -> int:
     return int((batch.labels != IGNORE).sum())
 
 
-def _rows(questions: Sequence[Question], policy: OpenVLAPolicy) -> Rows:
+def _rows(questions: Sequence[Question], policy: AnyVLAPolicy) -> Rows:
     config, words = policy.model.config, policy.tokenizer
+    dim = config.inputs.proprio_dim
     prompts, answers = [words.question(q.question) for q in questions], [words.answer(q.answer) for q in questions]
     input_ids, labels = labelled(prompts, answers, config.pad_token_id)
     squares: dict[tuple[Path, ...], NDArray[np.uint8]] = {}  # several questions are about the same images
@@ -110,13 +112,13 @@ def _rows(questions: Sequence[Question], policy: OpenVLAPolicy) -> Rows:
     return Rows(
         frames=frames,
         is_there=np.ones(frames.shape[:2], dtype=np.bool_),
-        state=None if config.proprio_dim is None else np.zeros((len(questions), config.proprio_dim), np.float32),
+        state=None if dim is None else np.zeros((len(questions), dim), np.float32),
         input_ids=input_ids,
         labels=labels,
     )
 
 
-def _squares(question: Question, policy: OpenVLAPolicy) -> NDArray[np.uint8]:
+def _squares(question: Question, policy: AnyVLAPolicy) -> NDArray[np.uint8]:
     """Return (N, S, S, 3) frames of a question, made square as the policy does."""
     try:
         images = policy.read.images(question.frames())
@@ -124,4 +126,4 @@ def _squares(question: Question, policy: OpenVLAPolicy) -> NDArray[np.uint8]:
         raise DataError(
             f"the question '{question.question}' about scene {question.scene} does not fit the policy: {error}"
         ) from error
-    return np.stack([policy.preprocessor.square(image) for image in images])
+    return np.stack([policy.preprocessor.resized(image) for image in images])

@@ -29,9 +29,9 @@ from vla_robot.core.image import resize_lanczos
 from vla_robot.core.messages import Image
 from vla_robot.data.formats.images import decode_image
 from vla_robot.data.pipeline.mixture import Dataset, Mixture, Sample
-from vla_robot.policy.openvla.policy import OpenVLAPolicy
-from vla_robot.policy.openvla.prompt import PromptTokenizer
-from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
+from vla_robot.policy.vla.inputs.prompts import Prompts
+from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.train.batches.augment import Augment
 from vla_robot.train.batches.frames import Batch, Rows, answers_of, labelled
@@ -55,19 +55,21 @@ class Encoder:
         proprio_dim: size of the state, or None for a policy that does not read it.
         chunk: actions of an answer, the present one first.
         cameras: camera of each image of the model, in order: roles of a mixture, or names of a recording.
+        frame_shape: height and width of a resized frame [px].
         present: index of the present action in a window.
         augment: augmentation of the frames; None leaves them as they are.
         as_acting: True makes frames square as the policy does when it acts; False resizes them by Lanczos, as the
             reference's training data was.
     """
 
-    preprocessor: Preprocessor
-    tokenizer: PromptTokenizer
+    preprocessor: FramePreprocessor
+    tokenizer: Prompts
     action_tokens: ActionTokenizer
     pad_id: int
     proprio_dim: int | None
     chunk: int
     cameras: tuple[str, ...]
+    frame_shape: tuple[int, int]
     present: int = 0
     augment: Augment | None = None
     as_acting: bool = False
@@ -75,7 +77,7 @@ class Encoder:
     @classmethod
     def of(
         cls,
-        policy: OpenVLAPolicy,
+        policy: AnyVLAPolicy,
         cameras: tuple[str, ...] = ("primary",),
         augment: Augment | None = None,
         *,
@@ -87,16 +89,17 @@ class Encoder:
             DataError: the policy uses another number of cameras.
         """
         config = policy.model.config
-        if len(cameras) != config.num_images:
-            raise DataError(f"the policy uses {config.num_images} camera(s), got {', '.join(cameras) or 'none'}.")
+        if len(cameras) != (count := config.inputs.num_images):
+            raise DataError(f"the policy uses {count} camera(s), got {', '.join(cameras) or 'none'}.")
         return cls(
             preprocessor=policy.preprocessor,
             tokenizer=policy.tokenizer,
             action_tokens=policy.action_tokens,
             pad_id=config.pad_token_id,
-            proprio_dim=config.proprio_dim,
+            proprio_dim=config.inputs.proprio_dim,
             chunk=config.chunk,
             cameras=cameras,
+            frame_shape=_frame_shape(policy),
             augment=augment,
             as_acting=as_acting,
         )
@@ -158,8 +161,7 @@ class Encoder:
         self, samples: Sequence[Sample], pool: ThreadPoolExecutor | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Return (B, N, S, S, 3) frames and (B, N) False where a camera is missing and the frame black."""
-        size = self.preprocessor.size
-        squares = np.zeros((len(samples), len(self.cameras), size, size, 3), dtype=np.uint8)
+        squares = np.zeros((len(samples), len(self.cameras), *self.frame_shape, 3), dtype=np.uint8)
         files = [(sample, camera, sample.frames[camera][-1]) for sample in samples for camera in self.cameras]
         is_there = np.array([bool(data) for _, _, data in files]).reshape(squares.shape[:2])
         decoded = (pool.map if pool else map)(self._square, (file for file in files if file[2]))
@@ -170,8 +172,21 @@ class Encoder:
     def _square(self, file: tuple[Sample, str, bytes]) -> Image:
         sample, camera, data = file
         image = decode_image(data, "uint8", f"{sample.dataset}, camera {camera}")
-        size = self.preprocessor.size
-        return self.preprocessor.square(image) if self.as_acting else resize_lanczos(image, size, size)
+        return self.preprocessor.resized(image) if self.as_acting else resize_lanczos(image, *self.frame_shape)
+
+
+def _frame_shape(policy: AnyVLAPolicy) -> tuple[int, int]:
+    """Return height and width of the policy's resized frames [px].
+
+    Raises:
+        DataError: they differ by camera.
+    """
+    size = policy.model.config.inputs.image_size
+    cameras = policy.embodiment.cameras if policy.embodiment else ()
+    shapes = {policy.preprocessor.shape(camera.height, camera.width) for camera in cameras}
+    if len(shapes) > 1:
+        raise DataError(f"the cameras' frames have different sizes after resizing: {sorted(shapes)}; they must agree.")
+    return shapes.pop() if shapes else (size, size)
 
 
 class Kept:
@@ -191,8 +206,7 @@ class Kept:
         """
         places = [(dataset, step) for dataset in datasets for step in range(len(dataset))]
         self._starts = np.cumsum([0, *(len(dataset) for dataset in datasets)])
-        size = encoder.preprocessor.size
-        frames = np.empty((len(places), len(encoder.cameras), size, size, 3), dtype=np.uint8)
+        frames = np.empty((len(places), len(encoder.cameras), *encoder.frame_shape, 3), dtype=np.uint8)
         is_there = np.empty(frames.shape[:2], dtype=np.bool_)
         samples: list[Sample] = []
         with ThreadPoolExecutor(DECODE_THREADS) as pool:

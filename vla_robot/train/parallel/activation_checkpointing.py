@@ -10,25 +10,18 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.network.perceive import Tower
+from vla_robot.policy.vla.model import AnyVLAModel
 
 
-def blocks(model: OpenVLA) -> list[nn.Module]:
-    """Return the blocks of the towers, then the layers of the decoder, in the order of the forward pass."""
-    towers = [module for module in model.vision_backbone.children() if isinstance(module, Tower)]
-    return [block for tower in towers for block in tower.blocks] + list(model.language_model.model.layers)
-
-
-def checkpointed(model: OpenVLA) -> list[nn.Module]:
+def checkpointed(model: AnyVLAModel) -> list[nn.Module]:
     """Return the blocks to checkpoint: all but the decoder's last layer, which computes few positions.
 
     See sparse_last_layer.py.
     """
-    return blocks(model)[:-1]
+    return model.layers()[:-1]
 
 
-def checkpoint_activations(model: OpenVLA) -> None:
+def checkpoint_activations(model: AnyVLAModel) -> None:
     """Checkpoint the blocks of a model. Parameter names stay, and results are the same bit for bit."""
     for block in checkpointed(model):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -19,11 +19,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vla_robot.policy.openvla.network.model import OpenVLA, TrainingOutput
-from vla_robot.train.parallel.activation_checkpointing import blocks
+from vla_robot.policy.vla.model import AnyVLAModel, TrainingOutput
 
 
-def shard(model: OpenVLA, device: torch.device, count: int) -> None:
+def shard(model: AnyVLAModel, device: torch.device, count: int) -> None:
     """Shard a model block by block and keep only this rank's part on its device, which never holds the whole model.
 
     Args:
@@ -33,7 +32,7 @@ def shard(model: OpenVLA, device: torch.device, count: int) -> None:
     """
     _look_into_outputs()
     mesh = init_device_mesh(device.type, (count,))
-    for block in blocks(model):
+    for block in model.layers():
         fully_shard(block, mesh=mesh)
     # The default leaves the weights outside the blocks gathered, and a model without gradients would stay so.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)

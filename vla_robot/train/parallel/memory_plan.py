@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vla_robot.policy.openvla.network.model import IGNORE, OpenVLA
+from vla_robot.policy.vla.model import IGNORE, AnyVLAModel
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning
-from vla_robot.train.parallel.activation_checkpointing import blocks, checkpointed
+from vla_robot.train.parallel.activation_checkpointing import checkpointed
 
 PROMPT, ANSWER = 32, 8
 """Tokens of the measured frame: an ordinary instruction, and one action of seven numbers with end-of-sequence."""
@@ -54,7 +54,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: OpenVLA, recipe: FinetuneRecipe, device: torch.device | None = None, count: int = 1
+    model: AnyVLAModel, recipe: FinetuneRecipe, device: torch.device | None = None, count: int = 1
 ) -> MemoryPlan:
     """Plan the memory of a model whose `requires_grad` is set, before it is sharded or checkpoints activations.
 
@@ -77,16 +77,16 @@ def plan_memory(
     return MemoryPlan(parts, _available(device or here), _name(device or here))
 
 
-def _largest_gathered(model: OpenVLA) -> int:
+def _largest_gathered(model: AnyVLAModel) -> int:
     """Return the bytes of the largest block and the weights outside all blocks, gathered at one time."""
-    sizes = [sum(p.nbytes for p in block.parameters()) for block in blocks(model)]
+    sizes = [sum(p.nbytes for p in block.parameters()) for block in model.layers()]
     return max(sizes) + sum(p.nbytes for p in model.parameters()) - sum(sizes)
 
 
 class _Kept:
     """Tensors that autograd keeps of one frame for the backward pass; each storage is counted once."""
 
-    def __init__(self, model: OpenVLA) -> None:
+    def __init__(self, model: AnyVLAModel) -> None:
         self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self._block: int | None = None
         self._owner: dict[int, int | None] = {}
@@ -94,7 +94,7 @@ class _Kept:
         self._inputs: set[int] = set()
 
     @classmethod
-    def of_one_frame(cls, model: OpenVLA, recipe: FinetuneRecipe, device: torch.device) -> _Kept:
+    def of_one_frame(cls, model: AnyVLAModel, recipe: FinetuneRecipe, device: torch.device) -> _Kept:
         kept = cls(model)
         hooks = [hook for number, block in enumerate(checkpointed(model)) for hook in kept._watch(number, block)]
         counted = torch.autograd.graph.saved_tensors_hooks(kept._note, lambda tensor: tensor)
@@ -136,15 +136,16 @@ class _Kept:
 
 
 def _one_frame(
-    model: OpenVLA, recipe: FinetuneRecipe, device: torch.device
+    model: AnyVLAModel, recipe: FinetuneRecipe, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     config = model.config
-    pixels = torch.zeros(1, config.num_images, 3 * len(config.timm_model_ids), config.image_size, config.image_size)
+    pixels = torch.zeros(1, *model.pixel_shape())
     answer = (ANSWER - 1) * config.chunk + 1
     ids = torch.full((1, PROMPT + answer), config.action_vocab_end - 1)
     labels = ids.clone()
     labels[:, :PROMPT] = IGNORE
-    state = None if config.proprio_dim is None else torch.zeros(1, config.proprio_dim, device=device)
+    dim = config.inputs.proprio_dim
+    state = None if dim is None else torch.zeros(1, dim, device=device)
     return pixels.to(device), ids.to(device), labels.to(device), state
 
 

@@ -102,7 +102,8 @@ def test_fused_weights_are_the_models_own_memory() -> None:
 
 def generator_of(model: LlamaForCausalLM, chunk: int = 1) -> Generator:
     weights = model.model.embed_tokens.weight, model.lm_head.weight
-    return Generator(Decoder(model), *weights, first_id=FIRST_ACTION, vocab_end=END_OF_ACTIONS, chunk=chunk)
+    rows = [weight[FIRST_ACTION:END_OF_ACTIONS] for weight in weights]
+    return Generator(Decoder(model), *rows, first_id=FIRST_ACTION, chunk=chunk)
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,11 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models.plain_inference import Baseline
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.engine import cpu_threads as threads
 from vla_robot.policy.openvla.engine.compiled import CompiledInference
 from vla_robot.policy.openvla.engine.cost import costs
-from vla_robot.policy.openvla.inputs import embed
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.vla.reason import cpu_threads as threads
 
 DIMS = 7
 
@@ -53,7 +52,7 @@ def test_plain_timm_and_transformers_give_the_same_tokens(tiny: OpenVLAPolicy) -
 
 def test_the_lengths_of_prompts_stay_where_reading_them_waits_for_no_device(tiny: OpenVLAPolicy) -> None:
     batch = tiny.read(observations(tiny, ["lift", "lift the red cube"]))
-    prompt = embed(deepcopy(tiny.model).to("meta"), batch)
+    prompt = deepcopy(tiny.model).to("meta").prompt(batch)
     assert prompt.embeds.is_meta
     inserted = prompt.embeds.shape[1] - len(batch.prompts[1])
     assert prompt.lengths.tolist() == [inserted + len(ids) for ids in batch.prompts]
@@ -63,7 +62,7 @@ def test_the_counted_operations_are_those_that_run(tiny: OpenVLAPolicy) -> None:
     batch = tiny.read(observations(tiny, ["lift the red cube"] * 2))
     # The fused attention of a CPU is not in torch's counter, its plain one is.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        embed(tiny.model, batch)
+        tiny.model.prompt(batch)
     counted = costs(tiny.model, 2, len(batch.prompts[0]), DIMS)
     embedding = counted["towers"].flops + counted["projector"].flops
     proprio = 2 * 2 * (2 * 32 + 32 * 32)  # the state's projector, which no stage names
@@ -75,11 +74,11 @@ def test_a_small_inference_runs_on_one_core_and_gives_the_others_back(
 ) -> None:
     before = torch.get_num_threads()
     batch = tiny.read(observations(tiny, ["lift the red cube"]))
-    with threads.threads_for(tiny.model, batch):
+    with threads.threads_for(tiny._flops(batch)):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
     monkeypatch.setattr(threads, "WORTH_SHARING_FLOPS", 1.0)
-    with threads.threads_for(tiny.model, batch):
+    with threads.threads_for(tiny._flops(batch)):
         assert torch.get_num_threads() == before
 
 

@@ -33,7 +33,7 @@ def llama() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def generator(llama: LlamaForCausalLM) -> Generator:
-    return Generator(Decoder(llama), llama.model.embed_tokens.weight, llama.lm_head.weight, FIRST, END)
+    return Generator(Decoder(llama), llama.model.embed_tokens.weight[FIRST:END], llama.lm_head.weight[FIRST:END], FIRST)
 
 
 def prompts(lengths: Sequence[int]) -> RaggedSequence:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.openvla.inputs import tensors_of
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.reason.generate import Draft, Generator
@@ -55,7 +54,7 @@ class CompiledInference:
             ContractError: the batch does not fit the model.
             PolicyError: a logit is not finite.
         """
-        pixels, ids, state, _ = tensors_of(self._model, batch)
+        pixels, ids, state, _ = self._model.tensors(batch)
         action_dim = self._generator.action_dim(count)
         torch.compiler.cudagraph_mark_step_begin()  # the graphs' outputs stay valid until this is called again
         draft = self._begin(pixels, ids, state, count, action_dim)

@@ -1,4 +1,4 @@
-"""Align: maps patch features and the arm's state to the language model's space."""
+"""Align: maps patch features to the language model's space."""
 
 from __future__ import annotations
 
@@ -23,19 +23,3 @@ class Projector(nn.Module):
         """Map (B, P, vision_dim) to (B, P, llm_dim)."""
         x = self.fc2(gelu(self.fc1(features)))
         return x if self.fc3 is None else self.fc3(gelu(x))
-
-
-class ProprioProjector(nn.Module):
-    """Maps the normalised state to one token.
-
-    Source: moojink/openvla-oft @213c5ff8, prismatic/models/projectors.py (ProprioProjector).
-    """
-
-    def __init__(self, proprio_dim: int, llm_dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(proprio_dim, llm_dim)
-        self.fc2 = nn.Linear(llm_dim, llm_dim)
-
-    def forward(self, state: Tensor) -> Tensor:
-        """Map (B, proprio_dim) in [-1, 1] to (B, 1, llm_dim)."""
-        return self.fc2(gelu(self.fc1(state))).unsqueeze(1)

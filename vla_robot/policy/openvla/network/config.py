@@ -15,11 +15,11 @@ from typing import Any
 
 from vla_robot.core.errors import CheckpointError, unknown
 from vla_robot.policy.openvla.network import config_limits as limits
+from vla_robot.policy.vla.checkpoint import OUR_BLOCK, table_of
 from vla_robot.policy.vla.inputs.observations import InputSizes
-from vla_robot.policy.vla.json_files import read_json
+from vla_robot.policy.vla.json_files import read_json, whole
 
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
-OUR_BLOCK = "vla_robot"
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class OpenVLAConfig:
         towers = limits.tower_names(source, data.get("timm_model_ids"))
         text = limits.text_config(source, data.get("text_config"))
         vocab = text["vocab_size"]
-        ours, stats = _table(source, data, OUR_BLOCK), _table(source, data, "norm_stats")
+        ours, stats = table_of(source, data, OUR_BLOCK), table_of(source, data, "norm_stats")
 
         def size(key: str, default: int, largest: int, smallest: int = 1, table: Mapping[str, Any] = data) -> int:
-            return limits.whole(source, key, table.get(key, default), largest, smallest)
+            return whole(source, key, table.get(key, default), largest, smallest)
 
         return cls(
             timm_model_ids=towers,
@@ -131,11 +131,4 @@ def _image_size(source: str, sizes: object) -> int:
         raise CheckpointError(f"{source}: image_sizes must be a list of one size in pixels for each tower.")
     if sizes[0] != sizes[-1]:
         raise CheckpointError(f"{source}: image_sizes {sizes} differ; square inputs of one size are needed.")
-    return limits.whole(source, "image_sizes", sizes[0], 2048)
-
-
-def _table(source: str, data: Mapping[str, Any], key: str) -> dict[str, Any]:
-    table = data.get(key) or {}
-    if not isinstance(table, dict):
-        raise CheckpointError(f"{source}: {key} must be an object, got a {type(table).__name__}.")
-    return table
+    return whole(source, "image_sizes", sizes[0], 2048)

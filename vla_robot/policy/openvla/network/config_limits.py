@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vla_robot.core.errors import CheckpointError, unknown
+from vla_robot.policy.vla.json_files import shown, whole
 
 MODEL_NAME = re.compile(r"[a-z0-9_]{1,100}(\.[a-z0-9_]{1,100})?")
 """timm's own spelling, e.g. "vit_so400m_patch14_siglip_224" or "vit_large_patch14_reg4_dinov2.lvd142m"."""
@@ -61,26 +62,6 @@ ATTENTION = (None, "eager", "sdpa", "flash_attention_2", "flash_attention_3")
 """Implementations of the same function; ignored, since the engine has its own."""
 
 
-def whole(source: str, key: str, value: object, largest: int, smallest: int = 1) -> int:
-    """Return `value` if it is a whole number within bounds.
-
-    Args:
-        source: file, for the message.
-        key: key of the file, for the message.
-        value: the value as read.
-        largest: upper bound, inclusive.
-        smallest: lower bound, inclusive.
-
-    Raises:
-        CheckpointError: it is not a whole number, or out of bounds.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
-        raise CheckpointError(
-            f"{source}: {key} is {_shown(value)}; expected a whole number from {smallest} to {largest}."
-        )
-    return value
-
-
 def tower_names(source: str, names: object) -> tuple[str, ...]:
     """Return timm's names of one or two towers.
 
@@ -88,11 +69,11 @@ def tower_names(source: str, names: object) -> tuple[str, ...]:
         CheckpointError: there are more or fewer, or a name would make timm look elsewhere.
     """
     if not isinstance(names, list) or len(names) not in (1, 2):
-        raise CheckpointError(f"{source}: timm_model_ids must name one or two towers, got {_shown(names)}.")
+        raise CheckpointError(f"{source}: timm_model_ids must name one or two towers, got {shown(names)}.")
     for name in names:
         if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
             raise CheckpointError(
-                f"{source}: timm_model_ids holds {_shown(name)}; only a plain model name of timm is read, such as "
+                f"{source}: timm_model_ids holds {shown(name)}; only a plain model name of timm is read, such as "
                 "'vit_so400m_patch14_siglip_224', and nothing is looked up elsewhere."
             )
     return tuple(names)
@@ -107,7 +88,7 @@ def activations(source: str, names: object, towers: int) -> tuple[str | None, ..
     given = names or [None] * towers
     if not isinstance(given, list) or len(given) != towers or any(name not in ACTIVATIONS for name in given):
         known = ", ".join(str(name) for name in ACTIVATIONS)
-        raise CheckpointError(f"{source}: timm_override_act_layers is {_shown(names)}; {towers} of {known}.")
+        raise CheckpointError(f"{source}: timm_override_act_layers is {shown(names)}; {towers} of {known}.")
     return tuple(given)
 
 
@@ -119,7 +100,7 @@ def tower_overrides(source: str, overrides: object, towers: int) -> tuple[dict[s
     """
     given = overrides or [{} for _ in range(towers)]
     if not isinstance(given, list) or len(given) != towers or not all(isinstance(each, dict) for each in given):
-        raise CheckpointError(f"{source}: tower_overrides must be {towers} tables, got {_shown(overrides)}.")
+        raise CheckpointError(f"{source}: tower_overrides must be {towers} tables, got {shown(overrides)}.")
     return tuple(_tower(source, each) for each in given)
 
 
@@ -141,9 +122,9 @@ def text_config(source: str, text: object) -> dict[str, Any]:
         CheckpointError: `reason.Decoder` cannot compute this Llama, a key is unknown, or a value is out of bounds.
     """
     if not isinstance(text, dict):
-        raise CheckpointError(f"{source}: text_config must be an object, got {_shown(text)}.")
+        raise CheckpointError(f"{source}: text_config must be an object, got {shown(text)}.")
     if text.get("model_type", "llama") != "llama":
-        raise CheckpointError(f"{source}: text_config.model_type is {_shown(text['model_type'])}, expected 'llama'.")
+        raise CheckpointError(f"{source}: text_config.model_type is {shown(text['model_type'])}, expected 'llama'.")
     kept = {key: _text_value(source, key, value) for key, value in text.items() if not _is_left_out(source, key, value)}
     return {"vocab_size": 32064, **kept}
 
@@ -151,7 +132,7 @@ def text_config(source: str, text: object) -> dict[str, Any]:
 def _is_left_out(source: str, key: str, value: object) -> bool:
     if key in ("attn_implementation", "_attn_implementation"):
         if value not in ATTENTION:
-            raise CheckpointError(f"{source}: text_config.{key} is {_shown(value)}; code from elsewhere is never run.")
+            raise CheckpointError(f"{source}: text_config.{key} is {shown(value)}; code from elsewhere is never run.")
         return True
     return key in GENERIC or value is None
 
@@ -167,7 +148,7 @@ def _text_value(source: str, key: str, value: Any) -> Any:
         return whole(source, where, value, TEXT_SIZES["vocab_size"], smallest=-1)
     if key in FIXED:
         if value != FIXED[key]:
-            raise CheckpointError(f"{source}: {where} is {_shown(value)}; only {FIXED[key]!r} is computed.")
+            raise CheckpointError(f"{source}: {where} is {shown(value)}; only {FIXED[key]!r} is computed.")
         return value
     if key == "tie_word_embeddings" and isinstance(value, bool):
         return value
@@ -181,20 +162,11 @@ def _rope(source: str, where: str, value: Any) -> dict[str, Any]:
     """Return plain rotary positions. `reason` refuses scaled ones too, but only after it read gigabytes."""
     kind = value.get("rope_type", value.get("type", "default")) if isinstance(value, dict) else value
     if kind != "default":
-        raise CheckpointError(f"{source}: {where} is {_shown(value)}; only rope_type 'default' is computed.")
+        raise CheckpointError(f"{source}: {where} is {shown(value)}; only rope_type 'default' is computed.")
     return {"rope_type": "default", "rope_theta": _number(source, where, value.get("rope_theta", 10_000.0), 1e9)}
 
 
 def _number(source: str, key: str, value: object, largest: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= largest:
-        raise CheckpointError(f"{source}: {key} is {_shown(value)}; expected a number from 0 to {largest:g}.")
+        raise CheckpointError(f"{source}: {key} is {shown(value)}; expected a number from 0 to {largest:g}.")
     return value
-
-
-def _shown(value: object, longest: int = 80) -> str:
-    """Return the value's repr, shortened: an untrusted value may be a megabyte."""
-    try:
-        text = repr(value)
-    except ValueError:  # a whole number of more digits than Python converts
-        return f"a {type(value).__name__} that is too long to print"
-    return text if len(text) <= longest else f"{text[:longest]}..."

@@ -18,7 +18,7 @@ from torch import Tensor
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, unknown
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, normalise
-from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
 from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
@@ -80,7 +80,7 @@ class ObservationReader[T: PromptIds]:
     def __init__(
         self,
         sizes: InputSizes,
-        preprocessor: Preprocessor,
+        preprocessor: FramePreprocessor,
         tokenizer: T | None,
         statistics: Statistics,
         cameras: Sequence[str] = (),
@@ -204,7 +204,9 @@ def chunks_of(
     ]
 
 
-def check_image_sensitivity(sizes: InputSizes, preprocessor: Preprocessor, answer: Callable[[Batch], Tensor]) -> None:
+def check_image_sensitivity(
+    sizes: InputSizes, preprocessor: FramePreprocessor, answer: Callable[[Batch], Tensor]
+) -> None:
     """Raise CheckpointError unless a black and a white image give different answers.
 
     A model that ignores its image repeats one action for ever, and the arm moves without visual feedback.

@@ -11,8 +11,9 @@ Source: openvla/openvla @c8f03f48, prismatic/extern/hf/processing_prismatic.py (
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,50 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vla_robot.core.errors import CheckpointError
+from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.image import check_image, resize
 from vla_robot.core.messages import Image
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, preprocessed
 from vla_robot.policy.vla.json_files import read_json
 
 
+class FramePreprocessor(ABC):
+    """Turns frames of a camera into what a model perceives: resized, then normalised."""
+
+    @abstractmethod
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        """Return height and width of a frame of (height, width) after resizing [px]."""
+
+    @abstractmethod
+    def resized(self, image: Image) -> Image:
+        """Return a (H, W, 3) uint8 frame resized to `shape`. Raises ContractError for another shape or dtype."""
+
+    @abstractmethod
+    def normalise(self, frames: Tensor) -> Tensor:
+        """Map (..., H, W, 3) uint8 resized frames on the CPU to (..., C, H, W) float32."""
+
+    @abstractmethod
+    def after(self, image_preprocessing: str) -> FramePreprocessor:
+        """Return this one, after one of `image_preprocessing.PREPROCESSINGS`. Raises ContractError if it cannot be."""
+
+    def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
+        """Return frames, given by row and camera, as (B, N, C, H, W) float32.
+
+        Raises:
+            ContractError: frames of one batch have different sizes after resizing.
+        """
+        frames = [[self.resized(image) for image in row] for row in images]
+        sizes = {frame.shape[:2] for row in frames for frame in row}
+        if len(sizes) > 1:
+            raise ContractError(
+                f"the frames of a batch have different sizes after resizing: {sorted(sizes)}; give all cameras one "
+                "aspect ratio."
+            )
+        return self.normalise(torch.from_numpy(np.stack([np.stack(row) for row in frames])))
+
+
 @dataclass(frozen=True)
-class Preprocessor:
+class Preprocessor(FramePreprocessor):
     """Makes frames square and normalises them.
 
     Attributes:
@@ -102,8 +138,13 @@ class Preprocessor:
     def _resize_size(self) -> int | list[int]:
         return self.size if self.strategy == "resize-crop" else [self.size, self.size]
 
-    def square(self, image: Image) -> Image:
-        """Return a (H, W, 3) uint8 frame as (size, size, 3) uint8. Raises ContractError for another shape or dtype."""
+    def shape(self, height: int, width: int) -> tuple[int, int]:
+        return self.size, self.size
+
+    def after(self, image_preprocessing: str) -> Preprocessor:
+        return replace(self, image_preprocessing=image_preprocessing)
+
+    def resized(self, image: Image) -> Image:
         check_image(image)
         image = preprocessed(image, self.size, self.image_preprocessing)
         if self.strategy == "letterbox":
@@ -112,22 +153,17 @@ class Preprocessor:
             return _resize_crop(image, self.size)
         return resize(image, self.size, self.size)
 
-    def normalise(self, squares: Tensor) -> Tensor:
-        """Normalise (..., S, S, 3) uint8 on the CPU to (..., 3 * towers, S, S) float32.
+    def normalise(self, frames: Tensor) -> Tensor:
+        """Map (..., S, S, 3) uint8 frames on the CPU to (..., 3 * towers, S, S) float32.
 
         numpy uses one core here. torch splits even this work among threads; while another program used one of
         the cores, three operations of 0.1 ms each waited 6 ms for their other half.
         """
-        x = np.ascontiguousarray(squares.movedim(-1, -3).numpy()).astype(np.float32)  # (..., 3, S, S)
+        x = np.ascontiguousarray(frames.movedim(-1, -3).numpy()).astype(np.float32)  # (..., 3, S, S)
         x /= np.float32(255)
         y = x[..., None, :, :, :] - np.array(self.means, np.float32)[..., None, None]  # (..., towers, 3, S, S)
         y /= np.array(self.stds, np.float32)[..., None, None]
         return torch.from_numpy(y).flatten(-4, -3)
-
-    def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
-        """Return frames, given by row and camera, as (B, N, 3 * towers, S, S) float32."""
-        squares = np.stack([np.stack([self.square(image) for image in row]) for row in images])
-        return self.normalise(torch.from_numpy(squares))
 
 
 def _letterbox_fill(mean: tuple[float, float, float]) -> tuple[int, int, int]:

@@ -68,24 +68,22 @@ class Generator:
         embeddings: Tensor,
         head: Tensor,
         first_id: int,
-        vocab_end: int,
         chunk: int = 1,
         soft_cap: float | None = None,
     ) -> None:
         """
         Args:
             reasoner: the language model.
-            embeddings: (V, D) token embeddings.
-            head: (V, D) output rows.
+            embeddings: (A, D) embeddings of the action ids, in their order.
+            head: (A, D) output rows of the action ids.
             first_id: smallest action id.
-            vocab_end: one past the largest action id.
             chunk: number of actions in an answer; the first guess of each is the one before it.
             soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap), as Gemma 2 and 4 do.
         """
         self._reasoner = reasoner
         self._first_id = first_id
-        self._embeddings = embeddings[first_id:vocab_end]
-        self._head = head[first_id:vocab_end]
+        self._embeddings = embeddings
+        self._head = head
         self._chunk = chunk
         self._soft_cap = soft_cap
 
@@ -208,8 +206,7 @@ class Generator:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Return (B, n, 256) logits of (B, n, D) hidden states."""
-        logits = linear(hidden, self._head)
-        return logits if self._soft_cap is None else self._soft_cap * torch.tanh(logits / self._soft_cap)
+        return capped(linear(hidden, self._head), self._soft_cap)
 
     def first_logits(self, prompt: RaggedSequence) -> Tensor:
         """Return (B, 256) logits of the first generated action token. Raises PolicyError like `tokens`."""
@@ -221,14 +218,19 @@ class Generator:
 
 
 def generate_text(
-    reasoner: Reasoner[Any], embeddings: Tensor, head: Tensor, prompt: RaggedSequence, end: int, max_tokens: int
+    reasoner: Reasoner[Any],
+    look_up: Callable[[Tensor], Tensor],
+    word_logits: Callable[[Tensor], Tensor],
+    prompt: RaggedSequence,
+    end: int,
+    max_tokens: int,
 ) -> Tensor:
     """Decode one text greedily.
 
     Args:
         reasoner: the language model.
-        embeddings: (W, D) embeddings of the words that it may generate, by their ids.
-        head: (W, D) output rows of these words.
+        look_up: maps (n,) ids to (n, D) embeddings.
+        word_logits: maps (..., D) hidden states to (..., W) logits of the words that it may generate, by their ids.
         prompt: a sequence of one row.
         end: id that ends the text.
         max_tokens: longest text, in ids.
@@ -237,7 +239,7 @@ def generate_text(
         (L,) int64 ids, including the end.
 
     Raises:
-        PolicyError: a logit is not finite.
+        PolicyError: every logit of a position is minus infinity, or one is not a number.
         ContractError: the sequence is longer than the positions that the model knows.
     """
     padded = prompt.padded_left()
@@ -245,13 +247,18 @@ def generate_text(
     cache = reasoner.start(padded, embeds.shape[1] + max_tokens - 1)
     said: list[Tensor] = []
     while True:
-        logits = linear(reasoner.read(embeds, cache, keep=1), head)[:, 0]  # (1, W)
-        require_finite(torch.isfinite(logits).all())
-        said.append(logits.argmax(dim=-1))
+        best = word_logits(reasoner.read(embeds, cache, keep=1))[:, 0].max(dim=-1)  # of (1, W)
+        require_finite(torch.isfinite(best.values).all())  # a maximum over a NaN is NaN
+        said.append(best.indices)
         if len(said) == max_tokens or int(said[-1]) == end:
             return torch.cat(said)
         cache.filled += embeds.shape[1]
-        embeds = embeddings[said[-1]][None]
+        embeds = look_up(said[-1])[None]
+
+
+def capped(logits: Tensor, soft_cap: float | None) -> Tensor:
+    """Return the logits after a soft cap, if there is one."""
+    return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
 
 
 def require_finite(finite: Tensor) -> None:

@@ -13,7 +13,7 @@ No library default is used: PaliGemma without an explicit mask attends to later 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 
 from vla_robot.core.errors import ContractError
 from vla_robot.policy.vla.sequence.masks import FULL, SLIDING, MaskRule, additive
-from vla_robot.policy.vla.sequence.ragged import PaddedSequence, next_position
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence, next_position
 
 
 class SlotCache(Cache):
@@ -64,47 +64,66 @@ class SlotCache(Cache):
 class TextReasoner:
     """A text module of transformers (Llama, Gemma, Qwen2, Qwen2-VL ...) as a reasoner."""
 
-    def __init__(self, text: PreTrainedModel, rule: MaskRule, first_position: int = 0) -> None:
+    def __init__(
+        self,
+        text: PreTrainedModel,
+        rule: MaskRule,
+        first_position: int = 0,
+        beside: Callable[[Tensor], Mapping[str, Any]] | None = None,
+    ) -> None:
         """
         Args:
-            text: the module without its head, in evaluation mode.
+            text: the module without its head.
             rule: attention rule of its layers.
             first_position: position of a row's first token; PaliGemma counts from 1.
+            beside: maps the (B, n, E) columns of embeddings beyond the module's width, which its later layers read
+                (Qwen3-VL's and Gemma 4's), to arguments of the module.
         """
         self._text = text
         self._config: Any = text.config
         self._rule = rule
         self._first_position = first_position
+        self._beside = beside
         # Attention in plain torch adds its mask to the scores, so a bool mask would be wrong without an error.
         self._adds_mask = self._config._attn_implementation == "eager"
         self._by_kind = SLIDING in (getattr(self._config, "layer_types", None) or ())
 
     def start(self, prompt: PaddedSequence, slots: int) -> SlotCache:
         """See `Reasoner`."""
-        positions = self._positions(prompt, slots)
         known = self._config.max_position_embeddings
         if slots > known:
             raise ContractError(
                 f"the sequence has {slots} tokens, but the language model has {known} positions; "
                 "use a shorter instruction or fewer cameras."
             )
-        masks = self._rule.visible(slots, prompt.padding, prompt.blocks, prompt.embeds.device)
-        if self._adds_mask:
-            masks = {kind: additive(mask, prompt.embeds.dtype) for kind, mask in masks.items()}
-        return SlotCache(self._config.num_hidden_layers, masks, positions)
+        return SlotCache(self._config.num_hidden_layers, self._masks(prompt, slots), self._positions(prompt, slots))
 
     def read(self, embeds: Tensor, cache: SlotCache, keep: int) -> Tensor:
         """See `Reasoner`."""
         start, end = cache.filled, cache.filled + embeds.shape[1]
         masks = {kind: mask[..., start:end, :end] for kind, mask in cache.masks.items()}
-        hidden = self._text(
-            inputs_embeds=embeds,
-            attention_mask=masks if self._by_kind else masks[FULL],
-            position_ids=cache.positions[..., start:end],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        hidden = self._run(embeds, masks, cache.positions[..., start:end], past_key_values=cache, use_cache=True)
         return hidden[:, -keep:]
+
+    def whole(self, rows: RaggedSequence) -> Tensor:
+        """Return the (B, S, D) normed hidden states of whole rows without a cache, for training."""
+        S = rows.embeds.shape[1]
+        prompt = PaddedSequence(rows.embeds, None, rows.blocks, rows.positions)
+        return self._run(rows.embeds, self._masks(prompt, S), self._positions(prompt, S), use_cache=False)
+
+    def _run(self, embeds: Tensor, masks: Mapping[str, Tensor], positions: Tensor, **others: Any) -> Tensor:
+        mask = masks if self._by_kind else masks[FULL]
+        if self._beside is not None:
+            width = self._config.hidden_size
+            embeds, more = embeds[..., :width], embeds[..., width:]
+            others |= self._beside(more)
+        return self._text(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, **others).last_hidden_state
+
+    def _masks(self, prompt: PaddedSequence, slots: int) -> dict[str, Tensor]:
+        masks = self._rule.visible(slots, prompt.padding, prompt.blocks, prompt.embeds.device)
+        if not self._adds_mask:
+            return masks
+        return {kind: additive(mask, prompt.embeds.dtype) for kind, mask in masks.items()}
 
     def _positions(self, prompt: PaddedSequence, slots: int) -> Tensor:
         """Return (B or 1, slots) or, if the prompt has positions, (3, B, slots); those of the answer count on."""

@@ -1,0 +1,65 @@
+"""Table of the families of vision-language-action models, by the `model_type` of their config.json.
+
+Families are named and not imported, so that a folder's family costs no import of the others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vla_robot.core.embodiment import Embodiment, require_fit
+from vla_robot.core.errors import CheckpointError, RecipeError, unknown
+from vla_robot.core.host.optional import attribute
+from vla_robot.policy.vla.json_files import read_json
+from vla_robot.recipe.policy import VLARecipe
+
+if TYPE_CHECKING:
+    from vla_robot.policy.vla.family import Family
+    from vla_robot.policy.vla.policy import AnyVLAPolicy
+
+FAMILIES = {
+    "openvla": "vla_robot.policy.openvla.family:OPENVLA",
+    "paligemma": "vla_robot.policy.paligemma.family:PALIGEMMA",
+    "qwen2_vl": "vla_robot.policy.qwen_vl.family:QWEN2_VL",
+    "qwen2_5_vl": "vla_robot.policy.qwen_vl.family:QWEN2_5_VL",
+    "qwen3_vl": "vla_robot.policy.qwen_vl.family:QWEN3_VL",
+    "gemma4": "vla_robot.policy.gemma4.family:GEMMA4",
+}
+
+
+def family_named(model_type: str) -> Family:
+    """Return a family by its `model_type`. Raises RecipeError for an unknown one."""
+    if model_type not in FAMILIES:
+        raise RecipeError(unknown("family", model_type, FAMILIES))
+    return attribute(FAMILIES[model_type])
+
+
+def family_of(folder: Path) -> Family:
+    """Return the family of a checkpoint folder.
+
+    Raises:
+        CheckpointError: config.json is missing or damaged, or names a `model_type` that no family has.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise CheckpointError(f"policy folder {folder} does not exist. Run `vla list policies`.")
+    model_type = read_json(path).get("model_type")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise CheckpointError(f"{path}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}.")
+    return attribute(FAMILIES[model_type])
+
+
+def build(recipe: VLARecipe, embodiment: Embodiment | None, expert: str | None) -> AnyVLAPolicy:
+    """Build the policy of a recipe as `load_policy` does."""
+    folder = recipe.checkpoint
+    key, preprocessing = recipe.statistics_key, recipe.image_preprocessing
+    policy = family_of(folder).load(folder, recipe.dtype, statistics_key=key, image_preprocessing=preprocessing)
+    if policy.embodiment is not None and embodiment is not None:
+        require_fit(policy.embodiment, embodiment)
+    return policy
+
+
+def check(recipe: VLARecipe) -> None:
+    """Check the folder of a recipe as `check_policy` does."""
+    family_of(recipe.checkpoint).check(recipe.checkpoint, recipe.statistics_key, recipe.image_preprocessing)

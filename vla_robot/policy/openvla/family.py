@@ -1,0 +1,72 @@
+"""OpenVLA as a family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
+from vla_robot.policy.openvla.create import create
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load
+from vla_robot.policy.openvla.weights import load_model, save_model
+from vla_robot.policy.vla.inputs.image_preprocessing import NONE
+from vla_robot.policy.vla.model import AnyVLAModel
+from vla_robot.recipe.finetune import Architecture
+
+
+class OpenVLAFamily:
+    """See `Family`."""
+
+    kind = "openvla"
+
+    def read(self, folder: Path) -> OpenVLACheckpoint:
+        return read_checkpoint(folder)
+
+    def load(
+        self,
+        folder: Path,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        statistics_key: str | None = None,
+        image_preprocessing: str = NONE,
+        *,
+        trainable: bool = False,
+    ) -> OpenVLAPolicy:
+        return load(folder, dtype, device, statistics_key, image_preprocessing, trainable=trainable)
+
+    def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
+        check(folder, statistics_key, image_preprocessing)
+
+    def load_model(self, folder: Path, dtype: torch.dtype, device: torch.device) -> OpenVLA:
+        return load_model(folder, OpenVLAConfig.read(folder), dtype, device)
+
+    def save_model(self, model: AnyVLAModel, folder: Path, start: Path) -> None:
+        assert isinstance(model, OpenVLA)
+        save_model(model, folder, carry_from=start)
+
+    def adopt(self, source: Path, folder: Path, embodiment: Embodiment, statistics: Mapping[str, Any]) -> None:
+        raise CheckpointError(f"{source} has action tokens already: every OpenVLA has.")
+
+    def acts(self, folder: Path) -> bool:
+        return True
+
+    def create(
+        self,
+        folder: Path,
+        architecture: Architecture,
+        embodiment: Embodiment,
+        statistics: Mapping[str, Any],
+        instructions: Iterable[str],
+        seed: int,
+    ) -> None:
+        create(folder, architecture, embodiment, statistics, instructions, seed)
+
+
+OPENVLA = OpenVLAFamily()

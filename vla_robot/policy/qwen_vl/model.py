@@ -1,0 +1,114 @@
+"""Qwen-VL's perceive and align, and its positions.
+
+Sources: transformers 5.23, models/qwen2_vl, qwen2_5_vl and qwen3_vl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vla_robot.policy.vla.sequence.masks import MaskRule
+from vla_robot.policy.vla.sequence.positions import ImageSpan, mrope
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence
+from vla_robot.policy.vlm.model import TransformersModel
+
+
+class QwenVL(TransformersModel):
+    """Qwen2-VL or Qwen2.5-VL: everything is causal."""
+
+    PARTS: ClassVar = {
+        "vision": ("vlm.model.visual.patch_embed.", "vlm.model.visual.pos_embed.", "vlm.model.visual.blocks."),
+        "projector": ("vlm.model.visual.merger.", "vlm.model.visual.deepstack_merger_list.", "proprio_projector."),
+        "decoder": ("vlm.model.language_model.", "vlm.lm_head."),
+    }
+
+    def perceive(self, pixels: Tensor) -> Tensor:
+        B, N = pixels.shape[:2]
+        features = torch.stack(list(self._see(pixels).pooler_output))  # (B * N, P, D)
+        return features.reshape(B, N * features.shape[1], -1)
+
+    def connect(self, features: Tensor) -> list[Tensor]:
+        return list(features.chunk(self.config.num_images, dim=1))  # the ViT's last step is the connector
+
+    def arrange(self, pixels: Tensor, embeds: Tensor, prompts: Tensor) -> RaggedSequence:
+        rows, columns = self._grid(pixels)
+        begins = self.layout.image_columns(rows * columns)
+        positions = mrope(embeds.shape[1], [ImageSpan(begin, rows, columns) for begin in begins])
+        return RaggedSequence(embeds, prompts, None, positions.to(embeds.device).expand(len(embeds), -1, -1))
+
+    def mask_rule(self) -> MaskRule:
+        return MaskRule()
+
+    def tower_layers(self) -> Sequence[nn.Module]:
+        return list(self.vlm.model.visual.blocks)
+
+    @property
+    def image_tokens(self) -> int:
+        return self.config.num_images * (self.config.image_size // self._cell) ** 2
+
+    @property
+    def _cell(self) -> int:
+        vision = self.vlm.config.vision_config
+        return vision.patch_size * vision.spatial_merge_size
+
+    def _grid(self, pixels: Tensor) -> tuple[int, int]:
+        """Return rows and columns of an image's tokens."""
+        return pixels.shape[-2] // self._cell, pixels.shape[-1] // self._cell
+
+    def _see(self, pixels: Tensor) -> Any:
+        """Return the library's features of (B, N, 3, H, W) frames, each with its own entry."""
+        vision = self.vlm.config.vision_config
+        frames = pixels.flatten(0, 1)
+        grid = torch.tensor([[1, *(side // vision.patch_size for side in frames.shape[-2:])]])
+        flat = patches_of(frames, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+        return self.vlm.model.get_image_features(flat, grid.expand(len(frames), -1).to(pixels.device))
+
+
+class Qwen3VL(QwenVL):
+    """Qwen3-VL: an image token's embedding is followed by what DeepStack adds in the first language layers."""
+
+    def perceive(self, pixels: Tensor) -> Tensor:
+        B, N = pixels.shape[:2]
+        seen = self._see(pixels)
+        levels = [seen.pooler_output, *seen.deepstack_features]
+        features = torch.cat([torch.stack(list(level)) for level in levels], dim=-1)  # (B * N, P, D + levels * D)
+        return features.reshape(B, N * features.shape[1], -1)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        words = super().look_up(ids)
+        return pad(words, (0, self.width - words.shape[-1]))  # DeepStack adds nothing to words
+
+    @property
+    def width(self) -> int:
+        return super().width * (1 + self._levels)
+
+    def beside(self) -> Callable[[Tensor], Mapping[str, Any]]:
+        return self._deepstack
+
+    @property
+    def _levels(self) -> int:
+        return len(self.vlm.config.vision_config.deepstack_visual_indexes)
+
+    def _deepstack(self, columns: Tensor) -> Mapping[str, Any]:
+        """Return the module's arguments of (B, n, levels * D) columns."""
+        levels = columns.flatten(0, 1).chunk(self._levels, dim=-1)
+        everywhere = torch.ones(columns.shape[:2], dtype=torch.bool, device=columns.device)
+        return {"visual_pos_masks": everywhere, "deepstack_visual_embeds": list(levels)}
+
+
+def patches_of(frames: Tensor, patch: int, merge: int, times: int) -> Tensor:
+    """Return (B * P, 3 * times * patch * patch) patches of (B, 3, H, W) frames, in the order in which they are merged.
+
+    A still image is repeated `times` times, since the model's patches extend over so many frames of a video.
+    """
+    B, C, H, W = frames.shape
+    cell = patch * merge
+    x = frames.view(B, C, H // cell, merge, patch, W // cell, merge, patch)
+    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7)  # (B, rows, columns, merge, merge, C, patch, patch)
+    x = x.unsqueeze(6).expand(*x.shape[:6], times, patch, patch)
+    return x.reshape(-1, C * times * patch * patch)

@@ -1,0 +1,124 @@
+"""The port of a family: how the policies of one kind of model are read, made and written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.policy.vla.checkpoint import AnyCheckpoint
+from vla_robot.policy.vla.inputs.image_preprocessing import NONE
+from vla_robot.policy.vla.model import AnyVLAModel
+from vla_robot.policy.vla.policy import AnyVLAPolicy
+from vla_robot.recipe.finetune import Architecture
+
+
+class Family(Protocol):
+    """Functions of a family; `policy/families.py` names the family of a folder."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the recipes that load its folders."""
+        ...
+
+    def read(self, folder: Path) -> AnyCheckpoint:
+        """Read the small files of a folder. Raises CheckpointError if one is missing, damaged or inconsistent."""
+        ...
+
+    def load(
+        self,
+        folder: Path,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        statistics_key: str | None = None,
+        image_preprocessing: str = NONE,
+        *,
+        trainable: bool = False,
+    ) -> AnyVLAPolicy:
+        """Load a policy.
+
+        Args:
+            folder: checkpoint in the family's published layout.
+            dtype: "float32", "bfloat16" or "float16", or torch's own object.
+            device: torch device.
+            statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
+            image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
+            trainable: store matrices as optimisers need them, not as acting reads them fastest.
+
+        Raises:
+            CheckpointError: the folder is incomplete, damaged or fails the self-test.
+            ContractError: the precision, the device or image_preprocessing is unknown.
+        """
+        ...
+
+    def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
+        """Raise what `load` and the first `act` would raise, without reading weights.
+
+        Args:
+            folder: checkpoint in the family's published layout.
+            statistics_key: dataset whose statistics will un-normalise the actions, if one is named.
+            image_preprocessing: "none", "rlds" or "rlds_crop".
+
+        Raises:
+            CheckpointError: a file is missing or damaged, or the weights do not fit config.json.
+            ContractError: the statistics key or image_preprocessing is unknown.
+        """
+        ...
+
+    def load_model(self, folder: Path, dtype: torch.dtype, device: torch.device) -> AnyVLAModel:
+        """Load the model of a folder, in evaluation mode. Raises CheckpointError as `load`."""
+        ...
+
+    def save_model(self, model: AnyVLAModel, folder: Path, start: Path) -> None:
+        """Write config.json and the weights.
+
+        Args:
+            model: a model of this family, without adapters.
+            folder: where to write; created when missing.
+            start: folder that the model was loaded from, whose tensors that are never used are carried over.
+        """
+        ...
+
+    def adopt(self, source: Path, folder: Path, embodiment: Embodiment, statistics: Mapping[str, Any]) -> None:
+        """Write a vision-language model without action tokens as a policy that knows no action yet.
+
+        Its 256 rarest words become actions: the last ids before the first control token.
+
+        Args:
+            source: folder of the model, in its published layout.
+            folder: where to write; must not exist.
+            embodiment: the arm of the policy; its cameras become the policy's images, in order.
+            statistics: content of dataset_statistics.json.
+
+        Raises:
+            CheckpointError: the folder is damaged, or its tokenizer has too few words.
+        """
+        ...
+
+    def acts(self, folder: Path) -> bool:
+        """Return whether a folder has action tokens. Raises CheckpointError for a damaged config.json."""
+        ...
+
+    def create(
+        self,
+        folder: Path,
+        architecture: Architecture,
+        embodiment: Embodiment,
+        statistics: Mapping[str, Any],
+        instructions: Iterable[str],
+        seed: int,
+    ) -> None:
+        """Write a checkpoint folder with random weights.
+
+        Args:
+            folder: where to write; created when missing.
+            architecture: sizes of the model.
+            embodiment: the arm of the policy; its cameras become the policy's images, in order.
+            statistics: content of dataset_statistics.json.
+            instructions: texts that the tokenizer's merges are learned from.
+            seed: seed of the weights.
+        """
+        ...

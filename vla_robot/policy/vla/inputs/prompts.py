@@ -1,0 +1,157 @@
+"""Prompts: turn an instruction or a question into token ids, and the ids of an answer into words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+from vla_robot.core.errors import CheckpointError, ContractError
+
+ASKED_FOR_ACTION = "What action should the robot take to {instruction}?"
+"""OpenVLA's question, in which an instruction is put to every family."""
+SPACE = "\u2581"
+"""SentencePiece's symbol for a space, a token of its own."""
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """Read `folder/tokenizer.json`. Raises CheckpointError if it is missing or not a tokenizer."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; a checkpoint folder needs it to read instructions.")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust library raises bare Exception
+        raise CheckpointError(f"{path} is not a tokenizer: {error}.") from error
+
+
+def train_tokenizer(texts: Iterable[str], vocab: int, control: Sequence[str]) -> Tokenizer:
+    """Train a byte-pair tokenizer like Llama's: the space is a token, and unknown characters become bytes.
+
+    Args:
+        texts: texts that the merges are learned from; any other text is encoded byte by byte.
+        vocab: number of its tokens.
+        control: control tokens, which get the first ids; "<unk>" is among them.
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, behavior="merged_with_next")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[*control, *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=[SPACE, *"abcdefghijklmnopqrstuvwxyz"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(set(texts)), trainer)
+    return tokenizer
+
+
+def rarest_words(tokenizer: Tokenizer, count: int) -> int:
+    """Return one past the last of `count` consecutive ids before the tokens that were added to a tokenizer.
+
+    Merges of a byte-pair tokenizer are in the order of their frequency, so that the last ones are the rarest.
+
+    Raises:
+        CheckpointError: it has too few words.
+    """
+    added = tokenizer.get_added_tokens_decoder().keys()
+    end = tokenizer.get_vocab_size(with_added_tokens=True)
+    while end >= count and (taken := [id for id in range(end - count, end) if id in added]):
+        end = taken[0]
+    if end < count:
+        raise CheckpointError(f"the tokenizer has no {count} consecutive words that are not control tokens.")
+    return end
+
+
+class Prompts(ABC):
+    """Turns instructions into ids; each instruction is tokenised once.
+
+    Attributes:
+        eos: id that ends an answer.
+    """
+
+    eos: int
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._control = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+        self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
+
+    @abstractmethod
+    def action_text(self, instruction: str) -> str:
+        """Return the text that asks for an action."""
+
+    @abstractmethod
+    def question_text(self, question: str) -> str:
+        """Return the text that asks a question."""
+
+    @abstractmethod
+    def prompt(self, text: str) -> NDArray[np.int64]:
+        """Return (L,) ids of a text from `action_text` or `question_text`."""
+
+    def __call__(self, instruction: str) -> NDArray[np.int64]:
+        """Return (L,) int64 prompt ids of an instruction.
+
+        Raises:
+            ContractError: the instruction is empty, or holds a control token such as "</s>".
+        """
+        return self._encode(instruction)
+
+    def text(self, instruction: str) -> str:
+        """Return the prompt of an instruction, in lower case and otherwise unchanged, as in training.
+
+        Raises:
+            ContractError: as in `__call__`.
+        """
+        if not instruction.replace(".", "").strip():
+            raise ContractError("the instruction is empty; say what the robot should do, e.g. 'lift the red cube'.")
+        self._require_plain(instruction, "instruction")
+        return self.action_text(instruction.lower())
+
+    def question(self, question: str) -> NDArray[np.int64]:
+        """Return (L,) int64 ids of a prompt with this question, whose case is kept.
+
+        Raises:
+            ContractError: the question is empty, or holds a control token.
+        """
+        if not question.strip():
+            raise ContractError("the question is empty; ask something about the image, e.g. 'which cube is left?'.")
+        self._require_plain(question, "question")
+        return self.prompt(self.question_text(question))
+
+    def answer(self, answer: str) -> NDArray[np.int64]:
+        """Return (L,) int64 ids of an answer, including the end token."""
+        return np.array([*self.ids(answer), self.eos], dtype=np.int64)
+
+    def words(self, ids: NDArray[np.int64]) -> str:
+        """Return the text of an answer's ids, up to its end token."""
+        said = ids.tolist()
+        return self._tokenizer.decode(said[: said.index(self.eos)] if self.eos in said else said).strip()
+
+    def ids(self, text: str) -> list[int]:
+        """Return the ids of a text, without anything added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def id_of(self, token: str) -> int:
+        """Return the id of a token. Raises CheckpointError if the tokenizer has none."""
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"the tokenizer has no token {token!r}, which the prompt needs.")
+        return found
+
+    def _encode_uncached(self, instruction: str) -> NDArray[np.int64]:
+        prompt = self.prompt(self.text(instruction))
+        prompt.setflags(write=False)  # the cache hands out the same array again
+        return prompt
+
+    def _require_plain(self, text: str, what: str) -> None:
+        """Raise ContractError if a text would become a control token, such as the end of its own turn."""
+        for token in self._control:
+            if token in text or token in text.lower():
+                raise ContractError(f"the {what} holds {token!r}, a control token of this model; write it otherwise.")

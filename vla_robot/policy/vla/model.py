@@ -1,0 +1,271 @@
+"""A vision-language-action model as one torch module, for training and for acting.
+
+    pixels --perceive--> features --+
+    state, token ids ---------------+--align--> embeddings --arrange--> rows --hidden--> states --logits--> next tokens
+
+A family implements the steps. Training and its metrics, and the checks of a batch, are the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from vla_robot.policy.vla.inputs.observations import Batch, InputSizes, pad_right, require_fit
+from vla_robot.policy.vla.reason.generate import capped
+from vla_robot.policy.vla.reason.reasoner import Reasoner
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence
+
+IGNORE = -100
+"""Label of a position that has no loss."""
+
+
+class VLAConfig(Protocol):
+    """What training and acting need to know of a model.
+
+    Attributes:
+        inputs: sizes of what the model reads.
+        chunk: K, consecutive actions of one answer, token by token.
+        pad_token_id: id that pads text at the right.
+        n_action_bins: number of action ids.
+        action_vocab_end: one past the last action id.
+        num_words: one past the last id of which a text consists; action ids among them are never words.
+        norm_stats: dataset name -> statistics, as in dataset_statistics.json.
+    """
+
+    @property
+    def inputs(self) -> InputSizes: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    @property
+    def n_action_bins(self) -> int: ...
+    @property
+    def action_vocab_end(self) -> int: ...
+    @property
+    def num_words(self) -> int: ...
+    @property
+    def norm_stats(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """Loss and metrics of one training batch.
+
+    Attributes:
+        loss: () mean cross-entropy over all labelled positions.
+        token_accuracy: () share of action tokens predicted exactly.
+        l1: () mean absolute difference of the bin centres, in normalised units.
+    """
+
+    loss: Tensor
+    token_accuracy: Tensor
+    l1: Tensor
+
+
+class VLAModel[C: VLAConfig](nn.Module, ABC):
+    """Maps pixels, a prompt and the arm's state to logits.
+
+    Attributes:
+        config: sizes and statistics.
+        PARTS: trainable part ("vision", "projector", "decoder") -> prefixes of its parameters' names.
+        HEAD: name of the linear layer that gives the logits.
+        soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap); None leaves it.
+    """
+
+    PARTS: ClassVar[Mapping[str, tuple[str, ...]]]
+    HEAD: ClassVar[str]
+    soft_cap: float | None = None
+    config: C
+
+    @property
+    @abstractmethod
+    def weight(self) -> Tensor:
+        """A weight on the model's device and in its precision."""
+
+    @abstractmethod
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Return the shape of one row's pixels: cameras, channels, height and width."""
+
+    @property
+    @abstractmethod
+    def image_tokens(self) -> int:
+        """Tokens that a row's images take in the sequence."""
+
+    @abstractmethod
+    def perceive(self, pixels: Tensor) -> Tensor:
+        """Map (B, N, C, H, W) normalised frames to (B, N * P, Dv) features."""
+
+    @abstractmethod
+    def align(self, features: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
+        """Return the sequence of a row's image tokens, its state and its text.
+
+        Args:
+            features: (B, N * P, Dv) from `perceive`.
+            input_ids: (B, L) int64 text, padded at the right.
+            state: (B, proprio_dim) in [-1, 1], or None for a policy without proprioception.
+
+        Returns:
+            (B, S, D) embeddings. All of the text but its first tokens is at the end, so that S - L tokens are inserted.
+        """
+
+    def arrange(self, pixels: Tensor, embeds: Tensor, prompts: Tensor) -> RaggedSequence:
+        """Return rows with their blocks and positions; by default all tokens are causal and are counted from 0.
+
+        Args:
+            pixels: (B, N, C, H, W), of which only the shape is used.
+            embeds: (B, S, D) from `align`.
+            prompts: (B,) int64 tokens of each row's prompt, what is inserted included.
+        """
+        return RaggedSequence(embeds, prompts)
+
+    @abstractmethod
+    def hidden(self, rows: RaggedSequence) -> Tensor:
+        """Return (B, S, D) normed hidden states of whole rows, for training."""
+
+    @abstractmethod
+    def reasoner(self) -> Reasoner[Any]:
+        """Return the language model as acting reads it."""
+
+    @abstractmethod
+    def look_up(self, ids: Tensor) -> Tensor:
+        """Return (..., D) embeddings of (...) int64 ids, as they stand in a sequence."""
+
+    @property
+    @abstractmethod
+    def head(self) -> Tensor:
+        """(V, D) rows that give the logits."""
+
+    @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """Return the blocks of the towers, then the layers of the decoder, in the order of the forward pass."""
+
+    def embed(self, pixels: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
+        """Perceive and align: return (B, S, D)."""
+        return self.align(self.perceive(pixels), input_ids, state)
+
+    def timer(self) -> StageTimer:
+        """Return a timer, started, for an inference on the model's device."""
+        return StageTimer(self.weight.device)
+
+    def prompt(self, batch: Batch, stages: StageTimer | None = None) -> RaggedSequence:
+        """Perceive and align a batch of prompts. Raises ContractError if it does not fit the model."""
+        stages = stages or StageTimer()
+        pixels, ids, state, text_lengths = self.tensors(batch)
+        features = self.perceive(pixels)
+        stages.lap("towers")
+        embeds = self.align(features, ids, state)
+        stages.lap("projector")
+        return self.arrange(pixels, embeds, text_lengths + embeds.shape[1] - ids.shape[1])
+
+    def tensors(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return a batch's tensors on the model's device and in its precision.
+
+        Returns:
+            (B, N, C, H, W) pixels, (B, L) ids padded at the right, (B, P) state or None, (B,) real ids per row; the
+            last in main memory, where reading it waits for no device.
+
+        Raises:
+            ContractError: the batch does not fit the model.
+        """
+        require_fit(batch, self.config.inputs)
+        ids, lengths = pad_right(batch.prompts, self.config.pad_token_id)
+        state = None if batch.state is None else batch.state.to(self.weight)
+        return batch.pixels.to(self.weight), ids.to(self.weight.device), state, lengths
+
+    def forward(
+        self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None, smoothing: float = 0.0
+    ) -> TrainingOutput:
+        """Return the training loss and metrics of a right-padded batch.
+
+        Answers are causal, so padding at the right is hidden from every labelled position.
+
+        Args:
+            pixels: (B, N, C, H, W).
+            input_ids: (B, L) int64.
+            labels: (B, L) int64, IGNORE where there is no loss.
+            state: (B, proprio_dim) or None.
+            smoothing: standard deviation, in bins, of a Gaussian that spreads each action label over its neighbours;
+                0 is the reference. Neighbouring bins are almost right, which plain cross-entropy ignores.
+        """
+        logits, targets, _ = self._predict(pixels, input_ids, labels, state)
+        return self._score(logits, targets, smoothing)
+
+    def answers_match(self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None) -> Tensor:
+        """Return (B,) bool: whether greedy decoding over the words would give exactly a row's labels.
+
+        One pass is enough: as long as each token is the label, the next one depends on the labels before it.
+
+        Args:
+            pixels: as in `forward`.
+            input_ids: as in `forward`.
+            labels: as in `forward`; words and the end token.
+            state: as in `forward`.
+        """
+        logits, targets, rows = self._predict(pixels, input_ids, labels, state)
+        wrong = over_words(logits, self.config).argmax(dim=1) != targets
+        return torch.bincount(rows[wrong], minlength=len(input_ids)) == 0
+
+    def _predict(
+        self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, for all K labelled positions, (K, V) logits, (K,) labels and (K,) rows of the batch."""
+        embeds = self.embed(pixels, input_ids, state)
+        inserted = embeds.shape[1] - input_ids.shape[1]
+        has_label = labels[:, 1:] != IGNORE
+        hidden = self.hidden(self.arrange(pixels, embeds, has_label.int().argmax(dim=1) + 1 + inserted))
+        rows, columns = torch.nonzero(has_label, as_tuple=True)
+        # Label `columns + 1` of the text is predicted one position earlier, after the inserted tokens.
+        logits = capped(self.get_submodule(self.HEAD)(hidden[rows, columns + inserted]), self.soft_cap).float()
+        return logits, labels[rows, columns + 1], rows
+
+    def _score(self, logits: Tensor, targets: Tensor, smoothing: float) -> TrainingOutput:
+        end, bins = self.config.action_vocab_end, self.config.n_action_bins
+        is_action = (targets >= end - bins) & (targets < end)
+        if smoothing > 0:
+            loss = cross_entropy(logits, _smooth(targets, is_action, logits.shape[1], end - bins, end, smoothing))
+        else:
+            loss = cross_entropy(logits, targets)
+        with torch.no_grad():
+            predicted, wanted = logits[is_action].argmax(dim=1), targets[is_action]
+            accuracy = (predicted == wanted).float().mean()
+            l1 = (_centre(predicted, end, bins) - _centre(wanted, end, bins)).abs().mean()
+        return TrainingOutput(loss, accuracy, l1)
+
+
+def over_words(logits: Tensor, config: VLAConfig) -> Tensor:
+    """Return (..., num_words) logits of (..., V), those of action ids minus infinity."""
+    first = config.action_vocab_end - config.n_action_bins
+    words = logits[..., : config.num_words]
+    if first < config.num_words:
+        words = words.clone()
+        words[..., first : config.action_vocab_end] = -torch.inf
+    return words
+
+
+type AnyVLAModel = VLAModel[Any]
+"""A model of any family."""
+
+
+def _centre(ids: Tensor, vocab_end: int, bins: int) -> Tensor:
+    """Return the bin centre of each id; as in the reference, any other id counts as the nearest extreme."""
+    index = (vocab_end - ids - 1).clamp(0, bins - 2)
+    return (2 * index + 1) / (bins - 1) - 1.0
+
+
+def _smooth(targets: Tensor, is_action: Tensor, vocab: int, first: int, end: int, sigma: float) -> Tensor:
+    """Return (K, V) target probabilities: one-hot, but Gaussian over neighbouring bins for action labels."""
+    ids = torch.arange(vocab, device=targets.device)
+    distance = (ids[None] - targets[:, None]).float()
+    weight = torch.exp(-0.5 * (distance / sigma) ** 2) * ((ids >= first) & (ids < end))
+    one_hot = (distance == 0).float()
+    soft = torch.where(is_action[:, None], weight, one_hot)
+    return soft / soft.sum(dim=1, keepdim=True)

@@ -1,0 +1,184 @@
+"""A vision-language-action model as a Policy: turns observations into action chunks in physical units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import linear
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.messages import ActionChunk, Image, Observation
+from vla_robot.core.normalise import QuantileStats, unnormalise
+from vla_robot.policy.vla.inputs.observations import (
+    Batch,
+    ObservationReader,
+    check_image_sensitivity,
+    chunks_of,
+    committed_tokens,
+    require_observations,
+)
+from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
+from vla_robot.policy.vla.inputs.prompts import Prompts
+from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
+from vla_robot.policy.vla.model import VLAModel, over_words
+from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
+from vla_robot.policy.vla.reason.cpu_threads import threads_for
+from vla_robot.policy.vla.reason.generate import Generator, capped, generate_text
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
+
+
+class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
+    """A loaded checkpoint that acts.
+
+    Attributes:
+        model: the model, in evaluation mode.
+        embodiment: the arm the policy was trained for, or None for a published checkpoint, which does not say.
+        statistics: dataset name -> statistics of actions (and of the state).
+        preprocessor: turns frames into the model's pixels.
+        action_tokens: converts between normalised actions and token ids.
+        read: makes the batch that `generate` takes from observations.
+    """
+
+    def __init__(
+        self,
+        model: M,
+        preprocessor: F,
+        tokenizer: T | None,
+        statistics: Mapping[str, Mapping[str, Any]],
+        embodiment: Embodiment | None = None,
+        statistics_key: str | None = None,
+    ) -> None:
+        self.model = model
+        self.embodiment = embodiment
+        self.statistics = statistics
+        self.preprocessor = preprocessor
+        self._statistics = Statistics(statistics, statistics_key)
+        cameras = [camera.name for camera in embodiment.cameras] if embodiment else ()
+        config = model.config
+        self.read = ObservationReader(config.inputs, preprocessor, tokenizer, self._statistics, cameras)
+        self.action_tokens = ActionTokenizer(config.action_vocab_end, config.n_action_bins)
+        self._reasoner = model.reasoner()
+        self._generator = self._generator_of(model)
+        self._weights = sum(p.numel() for layer in model.layers() for p in layer.parameters())
+
+    def reset(self, seed: int) -> None:
+        """Do nothing: greedy decoding of single observations has no memory and no randomness."""
+
+    def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
+        """Return one chunk of `config.chunk` actions per observation, computed in one batch.
+
+        A policy of several actions must begin with those that the arm will execute anyway
+        (`Observation.committed`), and generates the others given them.
+
+        Args:
+            observations: with any instructions.
+            statistics_keys: per row, the dataset whose statistics un-normalise; None for the policy's own.
+
+        Raises:
+            ContractError: a camera, the state, the instruction, a key or a committed action does not fit.
+            PolicyError: the model's output is not finite.
+        """
+        stages = self.model.timer()
+        chunk = self.model.config.chunk
+        require_observations(observations)
+        stats = self._statistics.rows("action", len(observations), statistics_keys)
+        batch = self.read(observations, statistics_keys)
+        stages.lap("preprocess")
+        # A row of fewer dimensions generates its own tokens first; later ones cannot change them.
+        prefixes = [committed_tokens(o, s, chunk, self.action_tokens) for o, s in zip(observations, stats, strict=True)]
+        tokens = self.generate(batch, chunk * max(map(len, stats)), stages, prefixes)
+        rows = zip(self.action_tokens.decode(tokens), stats, strict=True)
+        actions = [unnormalise(row[: chunk * len(s)].reshape(chunk, -1), s) for row, s in rows]  # each (K, D)
+        stages.lap("detokenise")
+        return chunks_of(actions, observations, stages, conditions=chunk > 1)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        batch: Batch,
+        action_dim: int,
+        stages: StageTimer | None = None,
+        prefixes: Sequence[NDArray[np.int64]] | None = None,
+    ) -> NDArray[np.int64]:
+        """Return (B, action_dim) token ids of a batch from `read`; `stages` receives the time of each stage.
+
+        With `prefixes`, each row begins with its own given ids, fewer than `action_dim`.
+        """
+        stages = stages or StageTimer()
+        with threads_for(self._flops(batch)):
+            if prefixes is not None and any(map(len, prefixes)):
+                prompt = self.model.prompt(batch, stages)
+                forced = [torch.from_numpy(prefix).to(prompt.embeds.device) for prefix in prefixes]
+                tokens = self._generator.continued(prompt, forced, action_dim, stages)
+            else:
+                tokens = self._tokens(batch, action_dim, stages)
+        return tokens.cpu().numpy()
+
+    @torch.inference_mode()
+    def answer(self, images: Mapping[str, Image], question: str, max_tokens: int = 32) -> str:
+        """Answer a question about a scene in words; useful after training on questions ("Keep its language").
+
+        Args:
+            images: camera name -> (H, W, 3) uint8.
+            question: in plain words, e.g. "which cube is left?".
+            max_tokens: longest answer, in tokens.
+
+        Raises:
+            ContractError: a camera is missing, or the question is empty or too long.
+            PolicyError: the model's output is not finite.
+        """
+        dim = self.model.config.inputs.proprio_dim
+        state = None if dim is None else torch.zeros(1, dim)  # a question is about the scene, not the arm
+        batch = Batch(self.preprocessor([self.read.images(images)]), [self.tokenizer.question(question)], state)
+        with threads_for(self._flops(batch)):
+            prompt, words = self.model.prompt(batch), self.tokenizer
+            said = generate_text(self._reasoner, self.model.look_up, self._word_logits, prompt, words.eos, max_tokens)
+        return words.words(said.cpu().numpy())
+
+    def action_stats(self, key: str | None = None) -> QuantileStats:
+        """Return the quantiles that turn normalised actions into units, by default those that `act` uses.
+
+        Raises:
+            ContractError: the dataset is unknown, or not given although there are several.
+        """
+        return self._statistics.of("action", key)
+
+    @property
+    def tokenizer(self) -> T:
+        """The tokenizer. Raises CheckpointError if the folder has none."""
+        return self.read.tokenizer
+
+    def self_test(self) -> None:
+        """Raise CheckpointError if the model ignores its image or its logits are not finite."""
+        check_image_sensitivity(self.model.config.inputs, self.preprocessor, self._first_logits)
+
+    def _tokens(self, batch: Batch, action_dim: int, stages: StageTimer) -> Tensor:
+        return self._generator.tokens(self.model.prompt(batch, stages), action_dim, stages)
+
+    def _first_logits(self, batch: Batch) -> Tensor:
+        return self._generator.first_logits(self.model.prompt(batch))
+
+    def _word_logits(self, hidden: Tensor) -> Tensor:
+        head = self.model.head[: self.model.config.num_words]
+        return over_words(capped(linear(hidden, head), self.model.soft_cap), self.model.config)
+
+    def _flops(self, batch: Batch) -> float:
+        """Return about how many operations a batch takes: every weight once for each token of its rows."""
+        return 2.0 * self._weights * (sum(map(len, batch.prompts)) + len(batch.prompts) * self.model.image_tokens)
+
+    def _generator_of(self, model: M) -> Generator:
+        config = model.config
+        first, end = config.action_vocab_end - config.n_action_bins, config.action_vocab_end
+        ids = torch.arange(first, end, device=model.head.device)
+        with torch.no_grad():
+            embeddings = model.look_up(ids)
+        return Generator(self._reasoner, embeddings, model.head[first:end], first, config.chunk, model.soft_cap)
+
+
+type AnyVLAPolicy = VLAPolicy[Any, Any, Any]
+"""A policy of any family."""

@@ -1,0 +1,209 @@
+"""A family of transformers' vision-language models: its description, and what all of them do with it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.vla.checkpoint import (
+    OUR_BLOCK,
+    Checkpoint,
+    read_embodiment,
+    read_statistics,
+    require_folder,
+    torch_device,
+    torch_dtype,
+)
+from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
+from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
+from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, rarest_words, read_tokenizer, train_tokenizer
+from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
+from vla_robot.policy.vla.json_files import read_json, shown, write_json
+from vla_robot.policy.vla.model import AnyVLAModel
+from vla_robot.policy.vla.policy import VLAPolicy
+from vla_robot.policy.vlm.config import VLMConfig, block_of, require_plain, without_implementation
+from vla_robot.policy.vlm.model import TransformersModel
+from vla_robot.policy.vlm.prompts import TEXT, Template, TemplatePrompts
+from vla_robot.policy.vlm.weights import fill_extras, load_vlm, require_weights, save_vlm
+from vla_robot.recipe.finetune import Architecture
+
+ACTION_BINS = 256
+USUAL_FRAME = 224
+"""Edge of the frame [px] by which a model of any frame size is measured and tested."""
+
+type VLMCheckpoint = Checkpoint[VLMConfig, TemplatePrompts, FramePreprocessor]
+type VLMPolicy = VLAPolicy[TransformersModel, TemplatePrompts, FramePreprocessor]
+
+
+@dataclass(frozen=True)
+class TransformersFamily:
+    """See `vla.family.Family`.
+
+    Attributes:
+        model_type: of config.json.
+        vlm: name of transformers' class with the head.
+        model: our class around it.
+        sub_types: key of a part of config.json -> `model_type` values that it may have.
+        template: the prompt.
+        preprocessor: reads how frames become pixels from a folder and its config.json.
+        nano: maps the sizes of a new model, the rows of its vocabulary and its tokenizer to a config.json.
+        control_tokens: control tokens of a new tokenizer: padding first, then the unknown one, then the template's.
+        processor: content of preprocessor_config.json of a new folder with frames of an edge [px].
+    """
+
+    model_type: str
+    vlm: str
+    model: type[TransformersModel]
+    sub_types: Mapping[str, Collection[str]]
+    template: Template
+    preprocessor: Callable[[Path, Mapping[str, Any]], FramePreprocessor]
+    nano: Callable[[Architecture, int, Tokenizer], dict[str, Any]]
+    control_tokens: tuple[str, ...]
+    processor: Callable[[int], dict[str, Any]]
+
+    kind = "vla"
+
+    def read(self, folder: Path, image_preprocessing: str = NONE) -> VLMCheckpoint:
+        """See `Family`."""
+        require_folder(folder)
+        config = self._config(folder)
+        preprocessor = self.preprocessor(folder, config.published)
+        prompts = TemplatePrompts(read_tokenizer(folder), self.template)
+        return Checkpoint(
+            config,
+            preprocessor.after(require_preprocessing(image_preprocessing)),
+            prompts,
+            read_embodiment(folder),
+        )
+
+    def load(
+        self,
+        folder: Path,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device = "cpu",
+        statistics_key: str | None = None,
+        image_preprocessing: str = NONE,
+        *,
+        trainable: bool = False,
+    ) -> VLMPolicy:
+        """See `Family`."""
+        checkpoint = self.read(folder, image_preprocessing)
+        policy = VLAPolicy(
+            self._model(folder, checkpoint, torch_dtype(dtype), torch_device(device)),
+            checkpoint.preprocessor,
+            checkpoint.tokenizer,
+            checkpoint.config.norm_stats,
+            checkpoint.embodiment,
+            statistics_key,
+        )
+        policy.self_test()
+        return policy
+
+    def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
+        """See `Family`."""
+        config = self.read(folder, image_preprocessing).config
+        require_statistics(Statistics(config.norm_stats, statistics_key))
+        require_weights(folder, self._class, config.published)
+
+    def load_model(self, folder: Path, dtype: torch.dtype, device: torch.device) -> TransformersModel:
+        """See `Family`."""
+        return self._model(folder, self.read(folder), dtype, device)
+
+    def save_model(self, model: AnyVLAModel, folder: Path, start: Path) -> None:
+        """See `Family`."""
+        assert isinstance(model, TransformersModel)
+        save_vlm(model, folder)
+
+    def acts(self, folder: Path) -> bool:
+        """See `Family`."""
+        return OUR_BLOCK in read_json(folder / "config.json")
+
+    def adopt(self, source: Path, folder: Path, embodiment: Embodiment, statistics: Mapping[str, Any]) -> None:
+        """See `Family`. The policy does not read the arm's state, for which the model has no token."""
+        end = rarest_words(read_tokenizer(source), ACTION_BINS)
+        data = read_json(source / "config.json")
+        shutil.copytree(source, folder)
+        block = {"action_vocab_end": end, "n_action_bins": ACTION_BINS, "num_images": len(embodiment.cameras)}
+        write_json(folder / "config.json", {**data, OUR_BLOCK: block})
+        write_json(folder / "dataset_statistics.json", statistics)
+        write_json(folder / "embodiment.json", embodiment.to_dict())
+        self.check(folder)
+
+    def create(
+        self,
+        folder: Path,
+        architecture: Architecture,
+        embodiment: Embodiment,
+        statistics: Mapping[str, Any],
+        instructions: Iterable[str],
+        seed: int,
+    ) -> None:
+        """See `Family`."""
+        asks = (self.template.text.replace(TEXT, ASKED_FOR_ACTION.format(instruction=t.lower())) for t in instructions)
+        tokenizer = train_tokenizer(asks, architecture.text_vocab, self.control_tokens)
+        vocabulary = architecture.text_vocab + ACTION_BINS
+        published = self.nano(architecture, vocabulary, tokenizer)
+        config = VLMConfig(
+            published,
+            architecture.image_size,
+            vocabulary,
+            action_vocab_end=vocabulary,
+            n_action_bins=ACTION_BINS,
+            num_images=len(embodiment.cameras),
+            proprio_dim=len(embodiment.state) if architecture.use_state else None,
+        )
+        torch.manual_seed(seed)
+        vlm = self._class(self._class.config_class.from_dict(published))
+        save_vlm(self._wrap(vlm, config, TemplatePrompts(tokenizer, self.template)), folder)
+        write_json(folder / "preprocessor_config.json", self.processor(architecture.image_size))
+        write_json(folder / "dataset_statistics.json", statistics)
+        write_json(folder / "embodiment.json", embodiment.to_dict())
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    @property
+    def _class(self) -> Any:
+        return getattr(transformers, self.vlm)
+
+    def _config(self, folder: Path) -> VLMConfig:
+        path = folder / "config.json"
+        data = read_json(path)
+        if data.get("model_type") != self.model_type:
+            found = shown(data.get("model_type"))
+            raise CheckpointError(f"{path}: model_type is {found}, expected {self.model_type!r}.")
+        require_plain(str(path), data, self.sub_types)
+        published = without_implementation(data)
+        try:
+            text = self._class.config_class.from_dict(published).get_text_config()
+            vocabulary = int(text.vocab_size)
+        except Exception as error:  # transformers validates in many ways
+            raise CheckpointError(f"{path} does not make a {self.vlm}: {error}.") from error
+        return VLMConfig(
+            published,
+            max(self.preprocessor(folder, published).shape(USUAL_FRAME, USUAL_FRAME)),
+            vocabulary,
+            norm_stats=read_statistics(folder) or {},
+            pad_token_id=text.pad_token_id or 0,
+            **block_of(str(path), data, vocabulary),
+        )
+
+    def _model(
+        self, folder: Path, checkpoint: VLMCheckpoint, dtype: torch.dtype, device: torch.device
+    ) -> TransformersModel:
+        config, prompts = checkpoint.config, checkpoint.tokenizer
+        assert prompts is not None  # `read` raises for a folder without a tokenizer
+        vlm = load_vlm(folder, self._class, config.published, dtype)
+        model = self._wrap(vlm, config, prompts)
+        fill_extras(model, folder)
+        return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+
+    def _wrap(self, vlm: Any, config: VLMConfig, prompts: TemplatePrompts) -> TransformersModel:
+        return self.model(vlm, config, prompts.layout(config.num_images, config.proprio_dim is not None))

@@ -1,0 +1,112 @@
+"""A vision-language model of transformers as one of ours: its own towers and language model, our sequence and masks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from vla_robot.policy.vla.model import VLAModel
+from vla_robot.policy.vla.proprio import ProprioProjector
+from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
+from vla_robot.policy.vla.sequence.masks import MaskRule
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence
+from vla_robot.policy.vlm.config import VLMConfig
+from vla_robot.policy.vlm.layout import Layout
+
+
+class TransformersModel(VLAModel[VLMConfig]):
+    """A model of transformers with action tokens, and a token for the arm's state.
+
+    Attributes:
+        vlm: transformers' own module, with its names.
+        layout: beginning of every row.
+        proprio_projector: maps the state to a token; None for a policy that does not read it.
+    """
+
+    HEAD = "vlm.lm_head"
+
+    def __init__(self, vlm: PreTrainedModel, config: VLMConfig, layout: Layout) -> None:
+        """
+        Args:
+            vlm: with a head over the vocabulary.
+            config: sizes and statistics.
+            layout: beginning of every row.
+        """
+        super().__init__()
+        self.config = config
+        self.vlm: Any = vlm
+        self.layout = layout
+        width = self._text.config.hidden_size
+        dim = config.proprio_dim
+        self.proprio_projector = None if dim is None else ProprioProjector(dim, width)
+        self.soft_cap = getattr(self._text.config, "final_logit_softcapping", None)
+
+    @abstractmethod
+    def mask_rule(self) -> MaskRule:
+        """Return the attention rule of the language model's layers."""
+
+    first_position = 0
+    """Position of a row's first token."""
+
+    def beside(self) -> Callable[[Tensor], Mapping[str, Any]] | None:
+        """Return how columns of embeddings beyond the language model's width are read; None without such columns."""
+        return None
+
+    @abstractmethod
+    def tower_layers(self) -> Sequence[nn.Module]:
+        """Return the blocks of the vision tower."""
+
+    @abstractmethod
+    def connect(self, features: Tensor) -> list[Tensor]:
+        """Return each camera's (B, P, D) image tokens of (B, N * P, Dv) features."""
+
+    @property
+    def _text(self) -> Any:
+        return self.vlm.model.language_model
+
+    @property
+    def weight(self) -> Tensor:
+        return self.vlm.lm_head.weight
+
+    def pixel_shape(self) -> tuple[int, ...]:
+        size = self.config.image_size
+        return self.config.num_images, 3, size, size
+
+    def align(self, features: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
+        token = None
+        if self.proprio_projector is not None:
+            assert state is not None
+            token = self.state_token(state)
+        return self.layout.assemble(self.look_up, self.connect(features), token, self.look_up(input_ids))
+
+    def state_token(self, state: Tensor) -> Tensor:
+        """Return the (B, 1, D) embedding of a (B, proprio_dim) state."""
+        assert self.proprio_projector is not None
+        token = self.proprio_projector(state)
+        return pad(token, (0, self.width - token.shape[-1]))  # nothing in columns beside its own
+
+    @property
+    def width(self) -> int:
+        """Columns of an embedding, those beside the language model's own included."""
+        return self._text.config.hidden_size
+
+    def reasoner(self) -> TextReasoner:
+        return TextReasoner(self._text, self.mask_rule(), self.first_position, self.beside())
+
+    def hidden(self, rows: RaggedSequence) -> Tensor:
+        return self.reasoner().whole(rows)
+
+    def look_up(self, ids: Tensor) -> Tensor:
+        return self.vlm.get_input_embeddings()(ids)
+
+    @property
+    def head(self) -> Tensor:
+        return self.vlm.lm_head.weight.detach()
+
+    def layers(self) -> list[nn.Module]:
+        return [*self.tower_layers(), *self._text.layers]

@@ -1,0 +1,142 @@
+"""Reads and writes the weights of a folder of transformers' layout.
+
+    config.json  model.safetensors (or shards + their index)  tokenizer.json  preprocessor_config.json
+    vla_robot.safetensors (ours: the projector of the arm's state)
+    dataset_statistics.json  embodiment.json (ours)
+
+The library reads its own files, so that names of older versions, tied weights, buffers that are in the file and buffers
+that are not are its own; every name that it could not place is an error here. Nothing is looked up elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.utils import logging
+
+from vla_robot.core.errors import CheckpointError
+from vla_robot.core.host.durable import make_folder
+from vla_robot.policy.vla import adapters
+from vla_robot.policy.vla.json_files import read_json, write_json
+from vla_robot.policy.vla.safetensors_files import audit, stored_in
+from vla_robot.policy.vlm.model import TransformersModel
+
+EXTRAS = "vla_robot.safetensors"
+"""File of the parameters that transformers' model does not have."""
+
+
+def load_vlm(folder: Path, vlm_class: Any, published: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """Load transformers' model of a folder.
+
+    Args:
+        folder: folder of config.json and safetensors.
+        vlm_class: transformers' class.
+        published: content of config.json, checked.
+        dtype: precision of the weights.
+
+    Raises:
+        CheckpointError: weights are missing, unexpected, of another shape, damaged, or LoRA adapters lie beside them.
+    """
+    config = require_weights(folder, vlm_class, published)
+    try:
+        with _without_bars():
+            vlm, told = vlm_class.from_pretrained(
+                str(folder),
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # the library's and safetensors' own, of many types
+        raise CheckpointError(f"the weights in {folder} cannot be read as {vlm_class.__name__}: {error}") from error
+    wrong = {what: sorted(map(str, told[what])) for what in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    if any(wrong.values()):
+        parts = [f"{what.replace('_', ' ')}: {', '.join(n[:5])} ({len(n)})" for what, n in wrong.items() if n]
+        raise CheckpointError(f"the weights in {folder} do not fit its config.json. {'. '.join(parts)}.")
+    return vlm
+
+
+def fill_extras(model: TransformersModel, folder: Path) -> None:
+    """Read the parameters that transformers' model does not have into their memory.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or does not fit.
+    """
+    wanted = dict(_extras(model))
+    path = folder / EXTRAS
+    if not wanted:
+        if path.is_file():
+            raise CheckpointError(f"{path} is there, but config.json names no proprio_dim; one of the two is wrong.")
+        return
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; it holds the projector of the arm's state. Copy it again.")
+    try:
+        found = load_file(path)
+    except Exception as error:  # safetensors raises its own and the system's
+        raise CheckpointError(f"{path} is damaged or not safetensors ({error}). Copy the file again.") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+    audit(path, {name: tuple(p.shape) for name, p in wanted.items()}, shapes, {})
+    with torch.no_grad():
+        for name, parameter in wanted.items():
+            parameter.copy_(found[name])
+
+
+def save_vlm(model: TransformersModel, folder: Path) -> None:
+    """Write config.json with our block, and the weights."""
+    make_folder(folder)
+    with _without_bars():
+        model.vlm.save_pretrained(str(folder))
+    write_json(folder / "config.json", model.config.with_block(read_json(folder / "config.json")))
+    if extras := {name: p.detach().cpu().contiguous() for name, p in _extras(model)}:
+        save_file(extras, folder / EXTRAS, metadata={"format": "pt"})
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Return a context without the library's progress bars, which fill a log and show a second's work."""
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def _extras(model: TransformersModel) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if not name.startswith("vlm.")]
+
+
+def require_weights(folder: Path, vlm_class: Any, published: Mapping[str, Any]) -> Any:
+    """Return transformers' configuration, if the folder's files can hold its model; reads only their headers.
+
+    Args:
+        folder: folder of config.json and safetensors.
+        vlm_class: transformers' class.
+        published: content of config.json, checked.
+
+    Raises:
+        CheckpointError: the configuration makes no model, a file is missing or damaged, the files hold fewer numbers
+            than the model has, or LoRA adapters lie beside them.
+    """
+    if adapters.are_in(folder):
+        raise CheckpointError(f"{folder} holds adapters, which are not merged here. {adapters.MERGE}")
+    there = sum(torch.Size(stored.shape).numel() for stored in stored_in(folder).values())
+    try:
+        config = vlm_class.config_class.from_dict(dict(published))
+        with torch.device("meta"):
+            empty = vlm_class(config)
+    except Exception as error:  # transformers validates in many ways
+        raise CheckpointError(f"{folder / 'config.json'} does not make a {vlm_class.__name__}: {error}.") from error
+    needed = sum(p.numel() for p in empty.parameters())  # a tied one is counted once
+    if there < needed:
+        raise CheckpointError(
+            f"the files in {folder} hold {there:,} numbers, but a model of its config.json has {needed:,}: some "
+            "weights are missing. Copy the folder again."
+        )
+    return config
