@@ -110,8 +110,9 @@ def test_guard_an_episode_is_the_same_in_any_order(spatial: World) -> None:
 
 
 def test_guard_the_floor_of_object_has_its_brightness() -> None:
-    with spawn_world(recipe_of("libero_object/0")) as world:
-        assert world.reset(0).images["front"].mean() == pytest.approx(138.7, abs=1.0)
+    front = find_env("libero_object/0").recipe.cameras[0]  # of the shipped size: 64 px are brighter by 1
+    with spawn_world(recipe_of("libero_object/0", cameras=(front,))) as world:
+        assert world.reset(0).images["front"].mean() == pytest.approx(138.7, abs=0.1)  # 102.4 on mujoco 3.17
 
 
 def test_guard_pro_has_words_of_its_own() -> None:
