@@ -27,13 +27,14 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation
-from vla_robot.recipe.policy import OpenVLARecipe
+from vla_robot.recipe.policy import OpenVLARecipe, VLARecipe
 from vla_robot.recipe.policy_source import find_policy
 
 if TYPE_CHECKING:
     from benchmarks.models.inference_times import Contender, Timing
     from vla_robot.policy.openvla.engine.cost import Cost
     from vla_robot.policy.openvla.policy import OpenVLAPolicy
+    from vla_robot.policy.vla.policy import AnyVLAPolicy
 
 PLAIN, COMPILED = "plain", "compiled"
 FRAME_PX = 224
@@ -49,7 +50,7 @@ class PolicyArgs:
     """Measure a policy's latency by stage and batch size, next to plain timm and transformers on the same weights."""
 
     policy: Annotated[str, option("NAME | FOLDER")] = "openvla_nano"
-    """a recipe of kind openvla, or a checkpoint folder"""
+    """a recipe of kind openvla or vla, or a checkpoint folder; another family than OpenVLA without the arm's state"""
     batch: Annotated[tuple[int, ...], option("N ...")] = (1, 4, 16)
     """batch sizes"""
     dtype: Annotated[tuple[str, ...], option("DTYPE ...")] = ("float32",)
@@ -102,7 +103,7 @@ class Report:
 
     Attributes:
         timings: contender -> its times.
-        costs: batch size -> stage -> operations and bytes.
+        costs: batch size -> stage -> operations and bytes; empty for families whose operations are not counted.
         matmul: batch size -> stage -> operations per second of the bare matrix products.
         memory_bytes_per_s: rate of a large copy, read and written.
         weights_bytes: variant -> memory that the weights occupy.
@@ -156,59 +157,78 @@ def measure(args: PolicyArgs, console: Terminal) -> Report:
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("rounds", total=args.rounds + 1)
         timings = take_turns({c.name: work for c, work in contenders.items()}, args.rounds, lambda: bar.advance(task))
-    costs = {n: _costs(first, n) for n in args.batch}
-    matmul = {n: _matmul(first, n) for n in args.batch}
+    openvla = _as_openvla(first)
+    costs = {n: _costs(openvla, n) for n in args.batch} if openvla else {}
+    matmul = {n: _matmul(openvla, n) for n in args.batch} if openvla else {}
     weights = {Case(dtype, 1, how=how).variant: policy.memory_bytes() for (dtype, how), policy in policies.items()}
     return Report({case: timings[case.name] for case in contenders}, costs, matmul, memory_bytes_per_s(), weights)
 
 
-def _load(name: str, dtype: str, compiled: bool = False, quantise: str | None = None) -> OpenVLAPolicy:
+def _load(name: str, dtype: str, compiled: bool = False, quantise: str | None = None) -> AnyVLAPolicy:
+    from benchmarks.models.plain_vlm import without_state
+    from vla_robot.policy.families import family_of
     from vla_robot.policy.openvla.policy import load
 
     recipe = find_policy(name).recipe
+    if isinstance(recipe, VLARecipe):
+        if compiled or quantise:
+            raise RecipeError(f"'{name}' is of kind 'vla'; only kind 'openvla' can be compiled or quantised.")
+        return without_state(family_of(recipe.checkpoint).load(recipe.checkpoint, dtype))
     if not isinstance(recipe, OpenVLARecipe):
-        raise RecipeError(f"'{name}' is a policy of kind '{recipe.kind}'; `vla bench policy` measures kind 'openvla'.")
+        raise RecipeError(f"'{name}' is of kind '{recipe.kind}'; `vla bench policy` measures 'openvla' and 'vla'.")
     return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key, compiled=compiled, quantise=quantise)
 
 
 def _contenders(
-    policies: Mapping[tuple[str, str], OpenVLAPolicy], scenes: Sequence[Observation], batches: Sequence[int]
+    policies: Mapping[tuple[str, str], AnyVLAPolicy], scenes: Sequence[Observation], batches: Sequence[int]
 ) -> dict[Case, Contender]:
-    from benchmarks.models.inference_times import ours, plain
-    from benchmarks.models.plain_inference import Baseline
+    from benchmarks.models.inference_times import ours
 
     (dtype, _), policy = next(iter(policies.items()))
-    baseline = Baseline(policy.model, policy.preprocessor)
-    cases: dict[Case, Contender] = {
-        Case(dtype, 1, plain=True): plain(baseline, policy, scenes, _cameras(policy), _action_dim(policy))
-    }
+    cases: dict[Case, Contender] = {Case(dtype, 1, plain=True): _plain(policy, scenes)}
     for (name, how), each in policies.items():
         cases |= {Case(name, n, how=how): ours(each, scenes, n, _action_dim(each)) for n in batches}
     return cases
 
 
-def _action_dim(policy: OpenVLAPolicy) -> int:
+def _plain(policy: AnyVLAPolicy, scenes: Sequence[Observation]) -> Contender:
+    from benchmarks.models.inference_times import plain, plain_vlm
+    from benchmarks.models.plain_inference import Baseline
+
+    if (openvla := _as_openvla(policy)) is None:
+        return plain_vlm(policy, scenes, _action_dim(policy))
+    baseline = Baseline(openvla.model, openvla.preprocessor)
+    return plain(baseline, openvla, scenes, _cameras(policy), _action_dim(policy))
+
+
+def _as_openvla(policy: AnyVLAPolicy) -> OpenVLAPolicy | None:
+    from vla_robot.policy.openvla.policy import OpenVLAPolicy
+
+    return policy if isinstance(policy, OpenVLAPolicy) else None
+
+
+def _action_dim(policy: AnyVLAPolicy) -> int:
     return len(policy.action_stats(_key(policy)))
 
 
-def _key(policy: OpenVLAPolicy) -> str:
+def _key(policy: AnyVLAPolicy) -> str:
     return next(iter(policy.statistics))
 
 
-def _cameras(policy: OpenVLAPolicy) -> list[str]:
+def _cameras(policy: AnyVLAPolicy) -> list[str]:
     if policy.embodiment is not None:
         return [camera.name for camera in policy.embodiment.cameras]
-    return [f"camera_{i}" for i in range(policy.model.config.num_images)]
+    return [f"camera_{i}" for i in range(policy.model.config.inputs.num_images)]
 
 
-def _scene(policy: OpenVLAPolicy, seed: int) -> Observation:
+def _scene(policy: AnyVLAPolicy, seed: int) -> Observation:
     """Return a scene of random coarse colours. The shipped policy needs as many passes for it as in its own world."""
     rng = np.random.default_rng(seed)
     images = {
         name: np.kron(rng.integers(0, 256, (7, 7, 3)), np.ones((FRAME_PX // 7, FRAME_PX // 7, 1))).astype(np.uint8)
         for name in _cameras(policy)
     }
-    state = np.zeros(policy.model.config.proprio_dim or 0)
+    state = np.zeros(policy.model.config.inputs.proprio_dim or 0)
     return Observation(images, state, INSTRUCTION, stamp_ns=0, step=0)
 
 
@@ -257,7 +277,8 @@ def rows(report: Report) -> list[dict[str, Any]]:
         for stage, ms in stages_ms.items():
             for percent in (50, 99):
                 result.append(row(f"{case.name}/{stage}_p{percent}", float(np.percentile(ms, percent)), "ms"))
-        result += [r for stage in COUNTED if stage in stages_ms for r in _stage_rows(report, case, stage)]
+        counted = [stage for stage in COUNTED if stage in stages_ms and report.costs]
+        result += [r for stage in counted for r in _stage_rows(report, case, stage)]
     return result
 
 
@@ -310,8 +331,8 @@ def _table(report: Report) -> Table:
 
 def _words(report: Report) -> str:
     """Return each stage's share of the machine's limit, for the first precision."""
-    lines = ["", "Of what bare matrix products reach here at the same shapes (Gflop/s):"]
-    for case in report.timings:
+    lines = ["", "Of what bare matrix products reach here at the same shapes (Gflop/s):"] if report.costs else [""]
+    for case in report.timings if report.costs else ():
         if COUNTED[0] in report.timings[case].stages_ms() and case.dtype == next(iter(report.timings)).dtype:
             shares = [
                 f"{stage} {_flops_per_s(report, case, stage) / 1e9:.0f} of {report.matmul[case.batch][stage] / 1e9:.0f}"

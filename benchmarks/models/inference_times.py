@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.models.plain_inference import Baseline
+from benchmarks.models.plain_vlm import PlainVLM
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.policy.vlm.family import VLMPolicy
 
 BANDWIDTH_BYTES = 256 * 2**20
 
@@ -59,7 +62,7 @@ Contender = Callable[[int], tuple[NDArray[np.int64], StageTimer]]
 """Maps a round's number to (B, action_dim) tokens and the times of its stages."""
 
 
-def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, action_dim: int) -> Contender:
+def ours(policy: AnyVLAPolicy, scenes: Sequence[Observation], batch_size: int, action_dim: int) -> Contender:
     """Return this package's inference of a batch, from frames to actions in units."""
 
     def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
@@ -70,6 +73,16 @@ def ours(policy: OpenVLAPolicy, scenes: Sequence[Observation], batch_size: int, 
         policy.action_tokens.decode(tokens)
         stages.lap("detokenise")
         return tokens, stages
+
+    return infer
+
+
+def plain_vlm(policy: VLMPolicy, scenes: Sequence[Observation], dims: int) -> Contender:
+    """Return transformers' own inference of one observation, from frames to tokens."""
+    baseline = PlainVLM(policy)
+
+    def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
+        return baseline.tokens(scenes[number % len(scenes)], dims)[None].cpu().numpy(), StageTimer()
 
     return infer
 

@@ -66,6 +66,10 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         self._generator = self._generator_of(model)
         self._weights = sum(p.numel() for layer in model.layers() for p in layer.parameters())
 
+    def memory_bytes(self) -> int:
+        """Return the bytes that the weights occupy."""
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+
     def reset(self, seed: int) -> None:
         """Do nothing: greedy decoding of single observations has no memory and no randomness."""
 
