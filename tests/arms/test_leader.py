@@ -286,8 +286,8 @@ class Led:
     def __init__(self) -> None:
         self.joints = np.zeros(3)
 
-    def read(self) -> tuple[Vector, float]:
-        return self.joints.copy(), 1.0
+    def read(self) -> tuple[Vector, Vector]:
+        return self.joints.copy(), np.ones(1)
 
     def close(self) -> None: ...
 

@@ -20,6 +20,7 @@ from vla_robot.serve.bridge.arm import WorldArm
 from vla_robot.serve.bridge.faults import Faults, contained
 from vla_robot.serve.bridge.remote_robot import RemoteRobot
 from vla_robot.testing import ToyArm, ToyRobot, ToyWorld, check_arm, check_robot, toy_embodiment
+from vla_robot.world.kinds import build_robot
 from vla_robot.world.real.set_points import SetPoints, StreamBounds, StreamedArm
 from vla_robot.world.real.smooth import MotionBounds
 
@@ -29,20 +30,21 @@ from .kinds import Get, as_named
 
 JOINTS = tuple(Dim(f"joint_{i}", "rad", -2.0, 2.0) for i in range(3))
 JOINT_ARM = toy_embodiment(axes=JOINTS, state=JOINTS, kind="joint_position", cameras=())
-BOUNDS = StreamBounds(MotionBounds(1.5, 30.0, 2000.0), np.full(3, -2.0), np.full(3, 2.0), opening_per_s=3.0)
+NAMES = (*(dim.name for dim in JOINTS), "gripper")
+BOUNDS = StreamBounds(MotionBounds(1.5, 30.0, 2000.0), np.full(3, -2.0), np.full(3, 2.0), 3.0, NAMES)
 
 
 class StillMotors:
     """Follow at once."""
 
-    joints, opening = np.zeros(3), 1.0
+    joints, openings = np.zeros(3), np.ones(1)
 
-    def read(self) -> tuple[Any, float]:
-        return self.joints, self.opening
+    def read(self) -> tuple[Vector, Vector]:
+        return self.joints, self.openings
 
-    def send(self, joints: Any, opening: float) -> tuple[Any, float]:
-        self.joints, self.opening = joints, opening
-        return joints, opening
+    def send(self, joints: Vector, openings: Vector) -> tuple[Vector, Vector]:
+        self.joints, self.openings = joints, openings
+        return joints, openings
 
 
 class GoalArm(ToyArm):
@@ -51,7 +53,7 @@ class GoalArm(ToyArm):
     motors: SetPoints
 
     def command(self, action: Vector) -> StepResult:
-        self.motors.send(action[:-1], float(action[-1]))
+        self.motors.send(action[:-1], action[-1:])
         return super().command(action)
 
 
@@ -62,14 +64,14 @@ def streamed() -> Arm:
     return StreamedArm(arm, arm.motors)
 
 
-def real(get: Get) -> Arm:
+def real(get: Get, actions: str = "tool") -> Arm:
     """lerobot's own driver, on emulated servos."""
     pytest.importorskip("scservo_sdk")
-    from vla_robot.world.real.lerobot_arm import LerobotArm
 
     servos = get("bus")
     servos.now_s = itertools.count(servos.now_s(), 1.0).__next__  # they arrive, however busy this computer is
-    return LerobotArm(read(RealArmRecipe, get("desk")()))
+    recipe = read(RealArmRecipe, get("desk")(robot=f'actions = "{actions}"'))
+    return build_robot(recipe, interrupted=lambda: False, show=None)
 
 
 ARMS: dict[str, Callable[[Get], Arm]] = {
@@ -79,6 +81,7 @@ ARMS: dict[str, Callable[[Get], Arm]] = {
     "StreamedArm SetPoints": lambda get: streamed(),
     "ContainedStreamedArm StreamedArm": lambda get: contained(streamed(), Faults()),
     "LerobotArm LerobotDevice ArmModel": real,
+    "JointArm": lambda get: real(get, "joints"),
 }
 ROBOTS: dict[str, Callable[[Get], Robot]] = {
     "ToyRobot": lambda get: ToyRobot(),
@@ -88,6 +91,7 @@ ROBOTS: dict[str, Callable[[Get], Robot]] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     # Five joints follow no rotation exactly, and servos hang below their goals.
     "LerobotArm LerobotDevice ArmModel": {"inexact": [1e-3] * 3 + [0.02] * 3 + [0.0], "tolerance": 1e-3},
+    "JointArm": {"inexact": 1e-6, "tolerance": 1e-3},
 }
 
 

@@ -51,12 +51,12 @@ def arm_of(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
 @pytest.mark.parametrize("kind", MOTORS)
 def test_all_motors_tell_where_they_are_and_what_was_sent(kind: str, request: pytest.FixtureRequest) -> None:
     motors = as_named(kind, MOTORS[kind](request.getfixturevalue))
-    joints, opening = _read(motors)
+    joints, openings = _read(motors)
     goal = joints.copy()
-    sent, sent_opening = motors.send(goal, opening)
+    sent, opened = motors.send(goal, openings)
     assert np.array_equal(goal, joints)
     assert sent.shape == joints.shape and sent.dtype == np.float64
-    assert np.abs(sent - joints).max() < 0.05 and abs(sent_opening - opening) < 0.05
+    assert np.abs(sent - joints).max() < 0.05 and np.abs(opened - openings).max() < 0.05
 
 
 @pytest.mark.parametrize("kind", LEADERS)
@@ -78,9 +78,10 @@ def test_every_model_of_an_arm_tells_where_its_tool_is(kind: str) -> None:
     np.testing.assert_array_equal(model.pose(joints)[0], position)
 
 
-def _read(device: Motors | LeaderArm) -> tuple[Vector, float]:
-    """(J,) finite float64 joints [rad], and an opening from 0 to 1."""
-    joints, opening = device.read()
-    assert joints.ndim == 1 and joints.dtype == np.float64 and np.isfinite(joints).all()
-    assert 0.0 <= opening <= 1.0
-    return joints, opening
+def _read(device: Motors | LeaderArm) -> tuple[Vector, Vector]:
+    """(J,) finite float64 joints [rad], and (G,) openings from 0 to 1."""
+    joints, openings = device.read()
+    for values in (joints, openings):
+        assert values.ndim == 1 and values.dtype == np.float64 and np.isfinite(values).all()
+    assert len(openings) and (openings >= 0.0).all() and (openings <= 1.0).all()
+    return joints, openings

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 from vla_robot.core.clock import NS_PER_S, FakeClock
+from vla_robot.core.embodiment import Dim
 from vla_robot.core.ports import Kinematics, LeaderArm, Teleoperator
 from vla_robot.recipe import read
 from vla_robot.recipe.teleoperator import AxesDeviceRecipe, LeaderArmRecipe, LerobotTeleoperatorRecipe
 from vla_robot.teleop.gamepad import SOUTH, Gamepad, Layout
+from vla_robot.teleop.joint_leader import JointLeaderMotion
 from vla_robot.teleop.keys import KeyMotion
 from vla_robot.teleop.leader import LeaderMotion
 from vla_robot.teleop.motion import TeleopDevice
@@ -26,11 +28,15 @@ from vla_robot.teleop.teleoperator import ToldAxes
 from vla_robot.teleop.terminal import Terminal
 from vla_robot.teleop.terminal_teleop import TerminalTeleop
 from vla_robot.testing import TOOL_AXES, ScriptedTeleoperator, check_teleoperator, move, press, toy_embodiment
+from vla_robot.testing.embodiments import GRIPPER, toy_observation
 from vla_robot.web.browser_teleop import BrowserTeleop
+from vla_robot.world.real.lerobot_leader import Leader
 
 from .kinds import as_named
 
 ARM = toy_embodiment(axes=TOOL_AXES)
+ELBOW = Dim("elbow", "rad", -2.0, 2.0)
+JOINT_ARM = toy_embodiment(axes=[ELBOW], state=[ELBOW, GRIPPER], kind="joint_position")
 PERSONS: list[int] = []
 """The other ends of the devices' files."""
 
@@ -75,6 +81,9 @@ class Told:
     def read(self) -> Mapping[str, float]:
         return self._values
 
+    def scale(self, motor: str) -> None:
+        """It does not tell its units."""
+
     def close(self) -> None: ...
 
 
@@ -91,6 +100,7 @@ def told_leader() -> tuple[LeaderArm, Kinematics]:
     from vla_robot.world.real.lerobot_leader import Leader
 
     recipe = read(LeaderArmRecipe, "so101_leader")
+    assert recipe.scene is not None
     model = ArmModel(recipe.scene)
     motors = {f"{name}.pos": 0.0 for name in model.names} | {recipe.gripper: 50.0}
     device: Any = Told(recipe, motors)
@@ -103,6 +113,15 @@ def leader() -> LeaderMotion:
     return motion
 
 
+def joint_leader() -> JointLeaderMotion:
+    """The shipped leader arm, held still, before an arm of the same joints."""
+    device: Any = Told(read(LeaderArmRecipe, "so101_leader"), {f"{name}.pos": 50.0 for name in JOINT_ARM.action.names})
+    motion = JointLeaderMotion(Leader(device, {}, JOINT_ARM.action.names[:-1]), JOINT_ARM)
+    motion.see(toy_observation(JOINT_ARM))
+    motion.wake()
+    return motion
+
+
 KINDS: dict[str, Callable[[], Teleoperator]] = {
     "BrowserTeleop": lambda: BrowserTeleop(ARM, "lift it"),
     "TerminalTeleop KeyMotion": lambda: terminal(KeyMotion(ARM), b"w\ry"),
@@ -110,13 +129,14 @@ KINDS: dict[str, Callable[[], Teleoperator]] = {
     "TerminalTeleop StickMotion SpaceMouse": lambda: terminal(StickMotion(spacemouse(), ARM)),
     "TerminalTeleop StickMotion ToldAxes": lambda: terminal(StickMotion(told_axes(), ARM)),
     "TerminalTeleop LeaderMotion Leader ArmModel": lambda: terminal(leader()),
+    "TerminalTeleop JointLeaderMotion Leader": lambda: terminal(joint_leader()),
     "ScriptedTeleoperator": ScriptedTeleoperator,
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_teleoperator_keeps_its_contract(kind: str) -> None:
-    check_teleoperator(lambda: as_named(kind, KINDS[kind]()), ARM)
+    check_teleoperator(lambda: as_named(kind, KINDS[kind]()), JOINT_ARM if "JointLeader" in kind else ARM)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("Terminal")])

@@ -20,6 +20,7 @@ PRIVATE = {
     "Words": "serve: families of openpi's clients",
     "TeleopDevice": "teleop: a device behind the terminal",
     "Sticks": "teleop: a device that springs back",
+    "Bound": "world: limits of a real arm's joints together, all its own",
     "Slots": "policy: mentions Tensor, which core does not import",
     "Reasoner": "policy: the same",
     "VLAConfig": "policy: what its models' configurations have in common",

@@ -88,7 +88,7 @@ def test_the_gripper_toggles_and_gets_the_time_to_close(motion: KeyMotion) -> No
 
 
 def test_another_drivers_grip_is_kept(motion: KeyMotion) -> None:
-    motion.grip(0.0)
+    motion.grip(np.zeros(7))
     motion.press("w")
     action = motion.move().action
     assert action is not None and action[-1] == 0

@@ -26,11 +26,11 @@ class Held:
     def __init__(self) -> None:
         self.joints, self.opening, self.fails, self.closed = np.zeros(6), 1.0, 0, False
 
-    def read(self) -> tuple[Vector, float]:
+    def read(self) -> tuple[Vector, Vector]:
         if self.fails:
             self.fails -= 1
             raise TeleopError("the leader does not answer")
-        return self.joints.copy(), self.opening
+        return self.joints.copy(), np.array([self.opening])
 
     def close(self) -> None:
         self.closed = True
@@ -150,7 +150,7 @@ def test_rest_holds_until_wake(motion: LeaderMotion) -> None:
 def test_a_policys_grip_is_kept_until_the_hand_moves_the_trigger(
     motion: LeaderMotion, held: Held, clock: FakeClock
 ) -> None:
-    motion.grip(0.0)
+    motion.grip(np.zeros(7))
     held.opening = 0.9
     assert grip_of(motion) == 0.0
     held.opening = 0.8

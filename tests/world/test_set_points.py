@@ -25,7 +25,8 @@ from vla_robot.world.real.smooth import MotionBounds
 
 DIMS = tuple(Dim(f"joint_{i}", "rad", -2.0, 2.0) for i in range(3))
 EMBODIMENT = toy_embodiment(axes=DIMS, state=DIMS, kind="joint_position", cameras=())
-BOUNDS = StreamBounds(MotionBounds(1.5, 30.0, 2000.0), np.full(3, -2.0), np.full(3, 2.0), opening_per_s=3.0)
+NAMES = (*(dim.name for dim in DIMS), "gripper")
+BOUNDS = StreamBounds(MotionBounds(1.5, 30.0, 2000.0), np.full(3, -2.0), np.full(3, 2.0), 3.0, NAMES)
 
 
 @dataclass
@@ -38,16 +39,16 @@ class RecordingMotors:
     sent_ns: list[int] = field(default_factory=list[int])
     raises: Exception | None = None
 
-    def read(self) -> tuple[Vector, float]:
-        return self.at[:-1], float(self.at[-1])
+    def read(self) -> tuple[Vector, Vector]:
+        return self.at[:-1], self.at[-1:]
 
-    def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
+    def send(self, joints: Vector, openings: Vector) -> tuple[Vector, Vector]:
         if self.raises is not None:
             raise self.raises
-        self.at = np.append(joints, opening)
+        self.at = np.append(joints, openings)
         self.sent.append(self.at)
         self.sent_ns.append(self.clock.now_ns())
-        return joints, opening
+        return joints, openings
 
 
 class JointArm(ToyArm):
@@ -58,7 +59,7 @@ class JointArm(ToyArm):
         self.motors = motors
 
     def command(self, action: Vector) -> StepResult:
-        self.motors.send(action[:-1], float(action[-1]))
+        self.motors.send(action[:-1], action[-1:])
         return super().command(action)
 
     def _observe(self) -> Observation:
@@ -151,8 +152,8 @@ def test_a_goal_that_stays_is_reached_exactly() -> None:
     clock = FakeClock()
     motors = RecordingMotors(clock)
     stream = SetPoints(motors, 10.0, 100.0, BOUNDS, clock)
-    stream.start(np.zeros(3), 0.0)
-    stream.send(np.array([0.1, -0.1, 5.0]), 1.0)
+    stream.start(np.zeros(3), np.zeros(1))
+    stream.send(np.array([0.1, -0.1, 5.0]), np.ones(1))
     for _ in range(300):
         stream.send_next()
     assert motors.sent[-1] == pytest.approx([0.1, -0.1, 2.0, 1.0], abs=1e-12)
@@ -162,9 +163,9 @@ def test_a_set_point_that_its_check_cuts_is_a_clamp_of_the_next_tick() -> None:
     rig = Rig(100.0)
     streamed, outside = StreamedArm(rig.arm, rig.stream), np.array([2.5, 0.0, 0.0])
     rig.arm.reset(0)
-    rig.stream.start(outside, 0.0)  # the arm was pushed out of its range
+    rig.stream.start(outside, np.zeros(1))  # the arm was pushed out of its range
     streamed.send_set_point()
-    assert streamed.command(np.zeros(4)).clamps == (Clamp("joint_1", "set_point", 2.5, 2.0),)
+    assert streamed.command(np.zeros(4)).clamps == (Clamp("joint_0", "set_point", 2.5, 2.0),)
     assert streamed.command(np.zeros(4)).clamps == ()
 
 
@@ -172,7 +173,7 @@ def test_before_start_goals_pass_through_unchanged() -> None:
     clock = FakeClock()
     motors = RecordingMotors(clock)
     stream = SetPoints(motors, 10.0, 100.0, BOUNDS, clock)
-    stream.send(np.array([1.0, 1.0, 1.0]), 0.5)
+    stream.send(np.array([1.0, 1.0, 1.0]), np.full(1, 0.5))
     assert motors.sent[0].tolist() == [1.0, 1.0, 1.0, 0.5]
 
 
@@ -195,6 +196,6 @@ def test_fewer_set_points_than_goals_are_refused() -> None:
 
 def test_an_arm_that_is_blocked_is_stopped_in_its_own_way() -> None:
     rig = Rig(100.0)
-    rig.motors.read = lambda: (np.full(3, -1.9), 0.0)  # type: ignore[method-assign]
+    rig.motors.read = lambda: (np.full(3, -1.9), np.zeros(1))  # type: ignore[method-assign]
     rig.play(0.5)
     assert rig.arm.stops

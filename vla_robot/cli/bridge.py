@@ -269,11 +269,12 @@ def _announce(address: str, arm: Arm, args: BridgeArgs, e_stop: EStop) -> None:
     if args.speed < 1:
         say(f"  at {args.speed:.0%} of the recipe's speeds", flush=True)
     dry = " --dry-run" if args.dry_run else ""
+    policy = "openvla_nano" if embodiment.action.kind == "eef_delta" else "POLICY"
     say(
         f"  {embodiment.name} at {embodiment.rate_hz:g} Hz, cameras {cameras}\n"
         f"  listening on {address}, process {os.getpid()}\n"
         f"  {e_stop.how()}; Ctrl-C holds the arm and ends\n"
-        f"Next: vla run --robot {address} --policy openvla_nano{dry}",
+        f"Next: vla run --robot {address} --policy {policy}{dry}",
         flush=True,
     )
 

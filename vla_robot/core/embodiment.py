@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.errors import ContractError, unknown
 from vla_robot.core.messages import Observation, Vector
@@ -19,7 +20,10 @@ from vla_robot.core.untrusted import malformed
 
 GRIPPER_OPEN = 1.0
 GRIPPER_CLOSED = 0.0
-"""Convention of Open-X-Embodiment: the last action dimension is 1 for open and 0 for closed."""
+"""Convention of Open-X-Embodiment: a gripper's action dimension is 1 for open and 0 for closed."""
+
+GRIP_UNIT = "1"
+"""Unit of a gripper's opening; no other dimension of an action has it."""
 
 
 ActionKind = Literal["eef_delta", "joint_position"]
@@ -53,7 +57,8 @@ class ActionSpace:
     Attributes:
         kind: "eef_delta" moves the tool relative to its pose, "joint_position" gives absolute joint angles.
         frame: coordinate frame of the tool motion ("base"), or "joint".
-        dims: one entry per dimension, in order; the gripper is last, 1 = open, 0 = closed.
+        dims: one entry per dimension, in order. A gripper has the unit "1", 1 = open, 0 = closed; the gripper of a
+            single arm is last, and a pair of arms has the first one's before the joints of the second.
     """
 
     kind: ActionKind
@@ -71,6 +76,16 @@ class ActionSpace:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(d.name for d in self.dims)
+
+    @property
+    def is_grip(self) -> NDArray[np.bool_]:
+        """(D,) whether each dimension is the opening of a gripper."""
+        return np.array([d.unit == GRIP_UNIT for d in self.dims], dtype=np.bool_)
+
+    @property
+    def is_step(self) -> NDArray[np.bool_]:
+        """(D,) whether each number is a motion from the present position; the others are positions."""
+        return ~self.is_grip if self.kind == "eef_delta" else np.zeros(len(self), dtype=np.bool_)
 
     def __len__(self) -> int:
         return len(self.dims)

@@ -211,21 +211,35 @@ class LiberoRecipe(SuiteRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class RealArmRecipe(EnvRecipe):
-    """A real arm, which does not wait: `vla bridge` controls it.
+    """A real arm, or a pair of arms, which does not wait: `vla bridge` controls it.
 
     Attributes:
-        scene: MJCF file with the arm's joints and lengths, relative to this recipe.
+        scene: MJCF file with the arm's joints and lengths, relative to this recipe. Tool steps need it; joint
+            positions take the joints' ranges from it, and without it from the calibration.
         robot: driver, joints and cameras; see vla_robot/recipe/robot.py.
     """
 
     kind: Literal["robot"] = "robot"
-    scene: Path
+    scene: Path | None = None
     robot: RobotRecipe
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.robot.actions == "joints":
+            self._require_joint_limits()
+        elif self.scene is None:
+            raise RecipeError(
+                'scene is missing: tool steps need the arm\'s MJCF file, robot.actions = "joints" does not'
+            )
         if self.robot.set_points and self.robot.set_points.rate_hz < self.rate_hz:
             raise RecipeError(f"set_points.rate_hz {self.robot.set_points.rate_hz:g} is below rate_hz {self.rate_hz:g}")
+
+    def _require_joint_limits(self) -> None:
+        """Raise RecipeError unless the joints' speed is limited: nothing else in an absolute position limits it."""
+        if self.limits.max_speed_rad_s is None:
+            raise RecipeError("joint positions need max_speed_rad_s in [limits]: how fast a joint may turn")
+        if self.scene is None and (self.limits.workspace_low or self.limits.workspace_high):
+            raise RecipeError("workspace_low and workspace_high need the scene, which tells where the tool is")
 
     def _require_camera(self, camera: CameraRecipe) -> None:
         if camera.rate_hz is not None:
@@ -269,7 +283,9 @@ def at_speed[R: EnvRecipe](recipe: R, share: float) -> R:
         return recipe
     limits = recipe.limits
     slow_m_s = share * min(limits.max_speed_m_s or math.inf, recipe.max_step_m * recipe.rate_hz)
-    slow_rad_s = share * min(limits.max_speed_rad_s or math.inf, recipe.max_step_rad * recipe.rate_hz)
+    in_steps = not (isinstance(recipe, RealArmRecipe) and recipe.robot.actions == "joints")
+    step_rad_s = recipe.max_step_rad * recipe.rate_hz if in_steps else math.inf
+    slow_rad_s = share * min(limits.max_speed_rad_s or math.inf, step_rad_s)
     dims = {n: replace(d, max_speed=d.max_speed and share * d.max_speed) for n, d in limits.dims.items()}
     slow = replace(limits, max_speed_m_s=slow_m_s, max_speed_rad_s=slow_rad_s, dims=dims)
     if not isinstance(recipe, RealArmRecipe):

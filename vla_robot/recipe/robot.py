@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.joint_units import JointUnit
 from vla_robot.recipe.limits import require_ranges
 
 Field = bool | int | float | str
 """A value of a driver's own configuration."""
+
+FieldOrTable = Field | dict[str, Field]
+"""The same, or a table of them, such as the configuration of one arm of a pair."""
 
 LIMITED_FIELD = "max_relative_target"
 
@@ -34,20 +38,31 @@ class RobotCameraRecipe:
 
 @dataclass(frozen=True)
 class JointRecipe:
-    """Conversion of a scene's joint for the driver, if it is not its angle in degrees.
+    """Conversion of a joint for the driver, where the two differ, and its range, where nothing else tells it.
 
     Attributes:
-        motor: the driver's name of the joint; by default the scene's.
+        motor: the driver's name of the joint; by default the joint's own.
         inverted: whether the motor turns the other way.
-        zero_deg: the motor's angle at the zero of the scene's joint [degrees].
+        zero_deg: the motor's angle at the zero of the joint [degrees].
+        low_deg: smallest angle of the joint [degrees], for joint positions.
+        high_deg: largest angle of the joint [degrees].
     """
 
     motor: str | None = None
     inverted: bool = False
     zero_deg: float = 0.0
+    low_deg: float | None = None
+    high_deg: float | None = None
 
     def __post_init__(self) -> None:
         _require_angle("zero_deg", self.zero_deg)
+        if (self.low_deg is None) != (self.high_deg is None):
+            raise RecipeError("low_deg and high_deg belong together: give both, or neither")
+        if self.low_deg is not None and self.high_deg is not None:
+            _require_angle("low_deg", self.low_deg)
+            _require_angle("high_deg", self.high_deg)
+            if self.low_deg >= self.high_deg:
+                raise RecipeError(f"low_deg {self.low_deg:g} must be below high_deg {self.high_deg:g}")
 
 
 @dataclass(frozen=True)
@@ -93,13 +108,19 @@ class RobotRecipe:
         driver: driver of the motors: "lerobot".
         type: lerobot's name of the robot, e.g. "so101_follower".
         id: identifies the robot among those of its type; names its calibration file.
+        actions: meaning of an action: "tool" moves the tool by steps, "joints" gives the position of every joint.
         fields: lerobot's configuration of that robot, e.g. port. The largest step is not set here: lerobot gets
             `max_joint_step_rad` of [limits].
         calibration_dir: folder of the calibration files, relative to this recipe; by default lerobot's own.
-        joints: joint of the scene -> its conversion for the driver, where they differ.
-        gripper: the driver's name of the gripper, 0 closed and 100 open.
+        unit: unit of the driver's joints, where the driver itself does not tell it: "degrees", "radians", "range"
+            (-100 to 100) or "share" (0 to 100 of the joint's range).
+        joints: joint -> its conversion for the driver, and its range, where they are not known otherwise.
+        gripper: the driver's name of the gripper; in a pair of arms, each arm's is called left_ or right_ and this.
+            "" for a robot without one, which joint positions allow.
+        gripper_closed: the driver's number of a closed gripper.
+        gripper_open: its number of an open one.
         gripper_width_m: distance between the open fingers [m].
-        home_deg: joint of the scene -> angle at which episodes begin [degrees]; without it, they begin at the arm's
+        home_deg: joint -> angle at which episodes begin [degrees]; without it, they begin at the arm's
             present pose.
         home_gripper: gripper's opening at which episodes begin, 0 to 1.
         home_speed_deg_s: speed of the fastest joint on the way there [degrees/s].
@@ -113,10 +134,14 @@ class RobotRecipe:
     driver: Literal["lerobot"]
     type: str
     id: str
-    fields: dict[str, Field] = field(default_factory=dict[str, Field])
+    actions: Literal["tool", "joints"] = "tool"
+    fields: dict[str, FieldOrTable] = field(default_factory=dict[str, FieldOrTable])
     calibration_dir: Path | None = None
+    unit: JointUnit | None = None
     joints: dict[str, JointRecipe] = field(default_factory=dict[str, JointRecipe])
     gripper: str = "gripper"
+    gripper_closed: float = 0.0
+    gripper_open: float = 100.0
     gripper_width_m: float = 0.1
     home_deg: dict[str, float] = field(default_factory=dict[str, float])
     home_gripper: float = 1.0
@@ -128,11 +153,16 @@ class RobotRecipe:
     cameras: dict[str, RobotCameraRecipe] = field(default_factory=dict[str, RobotCameraRecipe])
 
     def __post_init__(self) -> None:
-        if LIMITED_FIELD in self.fields:
+        tables = [self.fields, *(value for value in self.fields.values() if isinstance(value, dict))]
+        if any(LIMITED_FIELD in table for table in tables):
             raise RecipeError(
                 f"leave out fields.{LIMITED_FIELD}: the largest step is max_joint_step_rad of [limits], and lerobot is "
                 "told the same"
             )
+        if self.gripper_open == self.gripper_closed:
+            raise RecipeError(f"gripper_open and gripper_closed are both {self.gripper_open:g}")
+        if not self.gripper and self.actions == "tool":
+            raise RecipeError('an arm without a gripper takes joint positions only: actions = "joints"')
         if not 0 <= self.home_gripper <= 1:
             raise RecipeError(f"home_gripper is {self.home_gripper:g}, allowed is 0 (closed) to 1 (open)")
         names = ("gripper_width_m", "home_speed_deg_s", "max_lead_m", "max_lead_rad", "max_temperature_c")

@@ -10,23 +10,23 @@ from typing import ClassVar, Literal
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.teleop_device import AXES
 from vla_robot.recipe.reading.kinds import Kinds
-from vla_robot.recipe.robot import Field
+from vla_robot.recipe.robot import FieldOrTable
 
 
 @dataclass(frozen=True)
 class LeaderJointRecipe:
-    """Conversion of the driver's reading to a scene's joint, if it is not the angle in degrees.
+    """Conversion of the driver's reading to a joint, where it is not what the driver tells.
 
     Attributes:
-        motor: the driver's name of the joint; by default the scene's.
-        zero: the driver's reading at the zero of the scene's joint.
-        deg_per_unit: degrees of the joint per unit of the driver's reading, negative if it turns the other way. For a
-            driver that reads -100 to 100 over the calibrated range, it is a hundredth of half that range.
+        motor: the driver's name of the joint; by default the joint's own.
+        zero: the driver's reading at the zero of the joint; by default where the driver has it.
+        deg_per_unit: degrees of the joint per unit of the driver's reading, negative if it turns the other way. By
+            default what the driver tells of its unit, and 1 if it tells nothing.
     """
 
     motor: str | None = None
-    zero: float = 0.0
-    deg_per_unit: float = 1.0
+    zero: float | None = None
+    deg_per_unit: float | None = None
 
     def __post_init__(self) -> None:
         if self.deg_per_unit == 0:
@@ -65,7 +65,7 @@ class LerobotTeleoperatorRecipe(TeleoperatorRecipe):
 
     type: str
     id: str
-    fields: dict[str, Field] = field(default_factory=dict[str, Field])
+    fields: dict[str, FieldOrTable] = field(default_factory=dict[str, FieldOrTable])
     calibration_dir: Path | None = None
     gripper: str = "gripper.pos"
     gripper_closed: float = 0.0
@@ -79,18 +79,18 @@ class LerobotTeleoperatorRecipe(TeleoperatorRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderArmRecipe(LerobotTeleoperatorRecipe):
-    """A leader arm, whose tool the arm's tool follows.
+    """A leader arm, whose tool the arm's tool follows; an arm in joint positions takes the leader's joints instead.
 
     Attributes:
-        scene: MJCF file with the leader's joints and lengths, relative to this recipe.
-        joints: joint of the scene -> its conversion from the driver's reading, where they differ.
+        scene: MJCF file with the leader's joints and lengths, relative to this recipe; joint positions need none.
+        joints: joint -> its conversion from the driver's reading, where they differ.
         scale: metres that the arm moves for one metre of the leader.
         turn_deg: rotation of the leader's base about the vertical against the arm's [degrees]; 180 for a leader
             that faces its arm.
     """
 
     kind: Literal["leader"] = "leader"
-    scene: Path
+    scene: Path | None = None
     joints: dict[str, LeaderJointRecipe] = field(default_factory=dict[str, LeaderJointRecipe])
     scale: float = 1.0
     turn_deg: float = 0.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.embodiment import Embodiment
@@ -167,7 +168,8 @@ class LiveRobot:
         self._clock = clock or MonotonicClock()
         self._newest: Observation | None = None
         self._running = self._stopped_here = False
-        self._grip: float | None = None
+        self._place: Vector | None = None
+        self._executed: Vector | None = None
         self._sent: dict[int, Vector | None] = {}
         self._heard_ns = 0
         self._is_gap = False
@@ -200,7 +202,7 @@ class LiveRobot:
             self._robot.arm()
             self._stopped_here = False
         self._newest = self._robot.begin(seed)
-        self._running, self._grip, self._sent = True, None, {}
+        self._running, self._place, self._executed, self._sent = True, None, None, {}
         self._is_gap = False
         self._dropped = self._held = self._stayed = self._late = 0
         self._heard_ns = self._clock.now_ns()
@@ -245,11 +247,10 @@ class LiveRobot:
         """Send the action, or "stay" when there is none: the bridge takes silence for a lost controller."""
         self._sent[before.step] = action
         if action is not None:
-            self._grip = float(action[-1])
-        elif self._grip is None:
-            return  # the first tick gives the gripper's opening
-        told = self._stay(self._grip) if action is None else action
-        self._robot.send(ActionChunk(told[None], before.stamp_ns, before.step))
+            self._stand(action, self.embodiment.action.is_grip)
+        told = self._stay() if action is None else action
+        if told is not None:  # else the first tick tells where the arm and its gripper are
+            self._robot.send(ActionChunk(told[None], before.stamp_ns, before.step))
 
     def _rows(self, before: Observation, tick: Tick) -> list[Transition]:
         """Return the row of one tick; no row for a tick that is not recorded."""
@@ -272,18 +273,33 @@ class LiveRobot:
         executed = tick.result.executed
         if executed is None:  # a dry run: no action was executed
             return None
-        grip = float(executed[-1])
-        self._grip = grip if self._grip is None else self._grip
+        is_grip = self.embodiment.action.is_grip
+        moves = self._moves(executed)
+        self._executed = executed
+        self._stand(executed, ~is_grip)
         action = self._sent.get(tick.cause_step) if tick.mode == "run" else None
         if action is not None:
             return action
-        if np.abs(executed[:-1]).max(initial=0.0) > STILL:
-            return self._stay(grip)
+        if moves:
+            stay = self._stay()
+            return stay if stay is None else np.where(is_grip, executed, stay)
         self._stayed += 1
         return None
 
-    def _stay(self, grip: float) -> Vector:
-        return np.append(np.zeros(len(self.embodiment.action) - 1), grip)
+    def _moves(self, executed: Vector) -> bool:
+        """Return whether an executed action moved the arm; its grip does not count."""
+        space = self.embodiment.action
+        rest = executed if self._executed is None else self._executed
+        motion = np.where(space.is_step, executed, executed - rest)[~space.is_grip]
+        return bool(np.abs(motion).max(initial=0.0) > STILL)
+
+    def _stand(self, action: Vector, which: NDArray[np.bool_]) -> None:
+        """Note some numbers (D,) of an action as where the arm stays."""
+        self._place = action if self._place is None else np.where(which, action, self._place)
+
+    def _stay(self) -> Vector | None:
+        """Return the action (D,) that keeps pose and grip; None before the first action of person or arm."""
+        return None if self._place is None else np.where(self.embodiment.action.is_step, 0.0, self._place)
 
     def _require_alive(self) -> None:
         silent_s = (self._clock.now_ns() - self._heard_ns) / NS_PER_S

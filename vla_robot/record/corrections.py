@@ -132,8 +132,7 @@ def _row(step: EpisodeStep, before: EpisodeStep | None, embodiment: Embodiment) 
 
 def _moves(executed: Vector, last: Vector | None, embodiment: Embodiment) -> bool:
     """Return whether an action moves the arm; grip and positions are compared with the last action that was sent."""
-    is_step = [embodiment.action.kind == "eef_delta" and dim.unit != "1" for dim in embodiment.action.dims]
-    rest = np.where(is_step, 0.0, executed if last is None else last)
+    rest = np.where(embodiment.action.is_step, 0.0, executed if last is None else last)
     return bool(np.abs(executed - rest).max() > STILL)
 
 

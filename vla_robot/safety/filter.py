@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.embodiment import GRIP_UNIT, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.core.messages import Clamp, Vector
 from vla_robot.safety.limits import NO_LIMIT, RANGE, Limits, position_name, require_action
@@ -40,6 +40,9 @@ CAUSES = (ACCELERATION, SPEED, POSITION, STEP, POSITION, RANGE)
 
 SMALLEST_STEP = 1e-12
 """Smallest limit on a step, in the dimension's unit. Below it, 64-bit numbers do not resolve the change of position."""
+
+SAME = 1e-6
+"""Difference of two positions that counts as none, in the dimension's unit: drivers round."""
 
 Interval = tuple[float, float]
 """Smallest and largest allowed value."""
@@ -112,6 +115,17 @@ class SafetyFilter:
                 clamps.append(Clamp(axis.name, cause, wanted, value))
                 allowed[index] = value
         return allowed, tuple(clamps)
+
+    def note(self, executed: ArrayLike) -> None:
+        """Take what the arm was really sent as the last command: the arm itself may have cut the allowed one.
+
+        Only positions are taken: of a tool's motion, inverse kinematics executes a little less or more.
+
+        Args:
+            executed: (D,) the action that was sent to the arm.
+        """
+        for axis, value in zip(self._axes, np.asarray(executed, dtype=np.float64).tolist(), strict=True):
+            axis.correct(value)
 
     def brake(self, state: ArrayLike) -> Vector:
         """Return the action that slows the arm down by its acceleration limit; at rest, the action that holds it.
@@ -221,6 +235,12 @@ class _Axis:
         self.position = 0.0 if self.is_delta else sent
         self.is_known = True
 
+    def correct(self, sent: float) -> None:
+        """Replace the last remembered position by the one that was sent."""
+        if not self.is_delta and abs(sent - self.position) > SAME:
+            before, self.position = self.position - self.step, sent
+            self.step = sent - before if self.is_known else 0.0
+
     def _intervals(self, measured: float) -> tuple[Interval, ...]:
         """Return the allowed interval of each of CAUSES."""
         still = 0.0 if self.is_delta else self.position  # the value for no motion
@@ -244,7 +264,8 @@ def _axis(index: int, embodiment: Embodiment, limits: Limits) -> _Axis:
     axis = _Axis(
         name=dim.name,
         is_delta=name != dim.name,
-        state_index=state.index(name) if name in state else None,
+        # A gripper that holds an object is measured away from its command: its last command is its position.
+        state_index=state.index(name) if name in state and dim.unit != GRIP_UNIT else None,
         range=(dim.low, dim.high),
         box=(float(limits.low[index]), float(limits.high[index])),
         max_step=float(limits.max_step[index]),

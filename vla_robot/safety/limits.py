@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vla_robot.core.embodiment import ActionSpace, Dim, Embodiment
+from vla_robot.core.embodiment import GRIP_UNIT, ActionSpace, Dim, Embodiment
 from vla_robot.core.errors import ContractError, PolicyError, VlaError, unknown
 from vla_robot.core.messages import Clamp, Vector, clamps_of
 from vla_robot.recipe.limits import DimLimitsRecipe, LimitsRecipe, OnViolation
@@ -119,7 +119,7 @@ def limits_of(embodiment: Embodiment, recipe: LimitsRecipe) -> Limits:
 
 def position_name(dim: Dim, space: ActionSpace) -> str:
     """Return the state's name of the position that an action dimension moves: "x" for "dx", "joint_1" for "joint_1"."""
-    is_delta = space.kind == "eef_delta" and dim.unit != "1"
+    is_delta = space.kind == "eef_delta" and dim.unit != GRIP_UNIT
     return dim.name.removeprefix("d") if is_delta else dim.name
 
 

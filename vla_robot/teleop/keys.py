@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.messages import Observation
+from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.teleop_device import AXES, action_of, is_closed, require_drivable
 from vla_robot.teleop.motion import MotionCommand
 
@@ -100,8 +100,8 @@ class HandMotion:
 
     def wake(self) -> None: ...
 
-    def grip(self, opening: float) -> None:
-        self._closed = is_closed(opening)
+    def grip(self, executed: Vector) -> None:
+        self._closed = is_closed(float(executed[-1]))
 
     def _toggle(self) -> None:
         self._closed, self._goes_on = not self._closed, self._grip_ticks

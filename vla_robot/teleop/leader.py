@@ -50,6 +50,30 @@ LOST_READS = 10
 """After one failed read the arm rests for a period; after this many in a row the device counts as disconnected."""
 
 
+class PatientReads:
+    """Reads a leader arm, and bears LOST_READS failures in a row."""
+
+    def __init__(self, leader: LeaderArm) -> None:
+        self._leader = leader
+        self._lost = 0
+
+    def next(self) -> tuple[Vector, Vector] | None:
+        """Return the leader's joints (J,) [rad] and openings (G,); None where this read failed.
+
+        Raises:
+            TeleopError: the leader is disconnected.
+        """
+        try:
+            reading = self._leader.read()
+        except TeleopError:
+            self._lost += 1
+            if self._lost >= LOST_READS:
+                raise
+            return None
+        self._lost = 0
+        return reading
+
+
 @dataclass
 class Anchor:
     """The leader's pose when driving started, and the motion that was sent since.
@@ -109,6 +133,7 @@ class LeaderMotion:
         """
         require_drivable(embodiment.action)
         self._leader, self._model = leader, model
+        self._reads = PatientReads(leader)
         self._space = embodiment.action
         self._low, self._high = _step_limits(embodiment.action)
         self._most_behind = LAG_S * embodiment.rate_hz * self._high
@@ -123,7 +148,6 @@ class LeaderMotion:
         self._anchor: Anchor | None = None
         self._moved_ns = 0
         self._grip = GRIPPER_OPEN
-        self._lost = 0
 
     @property
     def standing(self) -> str:
@@ -146,11 +170,12 @@ class LeaderMotion:
     def move(self) -> MotionCommand:
         now_ns, before_ns = self._clock.now_ns(), self._moved_ns
         self._moved_ns = now_ns
-        reading = self._read()
+        reading = self._reads.next()
         if not self._engaged or reading is None:
             self._anchor = None
             return MotionCommand(None)
-        joints, opening = reading
+        joints, openings = reading
+        opening = float(openings[-1])
         position, quat = self._model.pose(joints)
         if self._anchor is None or now_ns - before_ns >= GAP_NS:
             self._anchor, self._slip = Anchor(position, quat, opening), np.zeros(6)
@@ -162,22 +187,11 @@ class LeaderMotion:
     def wake(self) -> None:
         self._engaged, self._anchor = True, None
 
-    def grip(self, opening: float) -> None:
-        self._grip = opening
+    def grip(self, executed: Vector) -> None:
+        self._grip = float(executed[-1])
 
     def close(self) -> None:
         self._leader.close()
-
-    def _read(self) -> tuple[Vector, float] | None:
-        try:
-            reading = self._leader.read()
-        except TeleopError:
-            self._lost += 1
-            if self._lost >= LOST_READS:
-                raise
-            return None
-        self._lost = 0
-        return reading
 
     def _step(self, anchor: Anchor, position: Vector, quat: Vector, opening: float) -> Vector:
         """Return the next action towards the leader's pose, (D,), and add it to the anchor's sums."""

@@ -57,8 +57,8 @@ class TeleopDevice(Protocol):
         """Begin to follow the person, who starts or takes over; a leader arm leads from the arm's pose from now on."""
         ...
 
-    def grip(self, opening: float) -> None:
-        """Continue with the gripper opening that another driver commanded, 0 closed to 1 open."""
+    def grip(self, executed: Vector) -> None:
+        """Continue with the grip of the (D,) action that another driver commanded."""
         ...
 
     def close(self) -> None:

@@ -127,7 +127,7 @@ class TerminalTeleop:
             self._motion.wake()
         self._driver = driver
         if driver == "policy" and executed is not None:
-            self._motion.grip(float(executed[-1]))
+            self._motion.grip(executed)
 
     def close(self) -> None:
         """Release the device and restore the terminal. May be called twice."""

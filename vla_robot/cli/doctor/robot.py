@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +19,14 @@ import numpy as np
 from vla_robot.cli.build import build_limits, connect_robot
 from vla_robot.cli.doctor.finding import Finding, Verdict
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S
+from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError, VlaError
+from vla_robot.core.messages import Vector
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import EnvRecipe, RealArmRecipe
 from vla_robot.recipe.robot import RobotRecipe
 
 if TYPE_CHECKING:
-    from vla_robot.world.real.arm_model import ArmModel
     from vla_robot.world.real.camera_stamps import Frame
     from vla_robot.world.real.lerobot_camera import LerobotCamera
     from vla_robot.world.real.lerobot_device import LerobotDevice
@@ -71,22 +73,58 @@ def check_bridge(address: str) -> Iterator[Finding]:
 
 
 def _examine_arm(recipe: RealArmRecipe) -> Iterator[Finding]:
-    from vla_robot.world.real.arm_model import ArmModel
-    from vla_robot.world.real.lerobot_device import LerobotDevice
-
-    model = ArmModel(recipe.scene)
-    yield from _safely("limits", lambda: check_limits(recipe, model))
-    device = LerobotDevice(recipe.robot, model.names, recipe.limits.max_joint_step_rad)
+    body = bare_body(recipe)
+    device = body.device
+    yield from _safely("limits", lambda: check_limits(recipe, body))
     yield check_step(recipe, device)
-    yield check_calibration_file(device)
-    yield check_port(device.port)
+    yield from check_calibration_files(device)
+    yield from (check_port(port) for port in device.port.split(", "))
     try:
         device.open_quietly()
         yield from check_motors(recipe.robot, device)
         yield check_calibration(device)
-        yield check_pose(model, device)
+        yield check_pose(body)
     finally:
         device.close()
+
+
+@dataclass(frozen=True)
+class BareBody:
+    """An arm that is not connected.
+
+    Attributes:
+        device: lerobot's robot.
+        embodiment: the arm's embodiment.
+        ranges: smallest and largest joint angles, each (J,) [rad].
+        tool: returns the (3,) position of the tool [m] at joint angles [rad]; None where no scene tells it.
+    """
+
+    device: LerobotDevice
+    embodiment: Embodiment
+    ranges: tuple[Vector, Vector]
+    tool: Callable[[Vector], Vector] | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """(J,) names of the joints."""
+        return self.device.wiring.joints
+
+
+def bare_body(recipe: RealArmRecipe) -> BareBody:
+    """Return the arm of a recipe, without connecting to it. Raises RecipeError as the arm itself would."""
+    from vla_robot.world.real.joint_arm import joint_embodiment, joint_ranges
+    from vla_robot.world.real.lerobot_arm import arm_embodiment, scene_model
+    from vla_robot.world.real.lerobot_device import LerobotDevice
+
+    step_rad = recipe.limits.max_joint_step_rad
+    if recipe.robot.actions == "joints":
+        device = LerobotDevice(recipe.robot, None, step_rad)
+        ranges = joint_ranges(recipe, device.wiring)
+        return BareBody(device, joint_embodiment(recipe, device.wiring, ranges), ranges, None)
+    model = scene_model(recipe)
+    device = LerobotDevice(recipe.robot, model.names, step_rad)
+    embodiment = arm_embodiment(recipe, model)
+    return BareBody(device, embodiment, (model.low, model.high), lambda joints: model.pose(joints)[0])
 
 
 def check_port(port: str) -> Finding:
@@ -114,14 +152,15 @@ def check_motors(robot: RobotRecipe, device: LerobotDevice) -> Iterator[Finding]
             yield Finding(f"motor {name}", seen)
 
 
-def check_calibration_file(device: LerobotDevice) -> Finding:
-    file = device.calibration_file
-    if not file.is_file():
-        return Finding("calibration", f"no file {file}", "fail", device.calibrate_command)
-    days = (time.time() - file.stat().st_mtime) / 86400
-    if days > OLD_CALIBRATION_DAYS:
-        return Finding("calibration", f"{days:.0f} days old: {file}", "warn", "Repeat it if a horn was loosened.")
-    return Finding("calibration", f"{days:.0f} days old: {file}")
+def check_calibration_files(device: LerobotDevice) -> Iterator[Finding]:
+    for file in device.calibration_files:
+        if not file.is_file():
+            yield Finding("calibration", f"no file {file}", "fail", device.calibrate_command)
+            continue
+        days = (time.time() - file.stat().st_mtime) / 86400
+        old = days > OLD_CALIBRATION_DAYS
+        fix = "Repeat it if a horn was loosened." if old else ""
+        yield Finding("calibration", f"{days:.0f} days old: {file}", "warn" if old else "ok", fix)
 
 
 def check_calibration(device: LerobotDevice) -> Finding:
@@ -130,41 +169,67 @@ def check_calibration(device: LerobotDevice) -> Finding:
     return Finding("calibration in the motors", "differs from the file", "fail", device.calibrate_command)
 
 
-def check_pose(model: ArmModel, device: LerobotDevice) -> Finding:
-    """Return whether the joints are within the model's ranges; if far outside, they were calibrated in a wrong pose."""
-    joints, _ = device.read()
-    beyond = np.maximum(model.low - joints, joints - model.high)
+def check_pose(body: BareBody) -> Finding:
+    """Return whether the joints are within their ranges; if far outside, they were calibrated in a wrong pose."""
+    joints, _ = body.device.read()
+    low, high = body.ranges
+    beyond = np.maximum(low - joints, joints - high)
     worst = int(beyond.argmax())
-    seen = ", ".join(f"{n} {math.degrees(a):.0f}°" for n, a in zip(model.names, joints, strict=True))
+    seen = ", ".join(f"{n} {math.degrees(a):.0f}°" for n, a in zip(body.names, joints, strict=True))
     if beyond[worst] > math.radians(5):
-        fix = f"{model.names[worst]} is {math.degrees(beyond[worst]):.0f}° out of range: {device.calibrate_command}"
-        return Finding("pose", seen, "fail", fix)
+        out = f"{body.names[worst]} is {math.degrees(beyond[worst]):.0f}° out of range"
+        return Finding("pose", seen, "fail", f"{out}: {body.device.calibrate_command}")
     return Finding("pose", seen)
 
 
-def check_limits(recipe: RealArmRecipe, model: ArmModel) -> Iterator[Finding]:
+def check_limits(recipe: RealArmRecipe, body: BareBody) -> Iterator[Finding]:
     """Yield the limits, and whether the home pose lies within them."""
-    from vla_robot.world.real.lerobot_arm import arm_embodiment, home_joints, workspace
+    from vla_robot.world.real.arm_body import home_joints
 
-    build_limits(arm_embodiment(recipe, model), recipe)
+    build_limits(body.embodiment, recipe)
+    yield _joint_limits(recipe) if body.tool is None else _tool_limits(recipe)
+    home = home_joints(recipe, body.names, body.ranges)
+    if home is None:
+        yield Finding("home", "none: episodes start at the arm's current pose")
+    elif body.tool is None:
+        yield Finding("home", "within the joints' ranges")
+    else:
+        yield _home_in_workspace(recipe, body.tool(home))
+
+
+def _joint_limits(recipe: RealArmRecipe) -> Finding:
+    limits = recipe.limits
+    seen = (
+        f"joint positions, {limits.max_speed_rad_s:g} rad/s, {limits.max_acceleration_rad_s2:g} rad/s2, "
+        f"{recipe.rate_hz:g} Hz"
+    )
+    return Finding("limits", seen)
+
+
+def _tool_limits(recipe: RealArmRecipe) -> Finding:
+    from vla_robot.world.real.lerobot_arm import workspace
+
     limits = recipe.limits
     low, high = workspace(recipe)
     speed = limits.max_speed_m_s or recipe.max_step_m * recipe.rate_hz
     fix = "" if limits.workspace_low and limits.workspace_high else "Give workspace_low and workspace_high in [limits]."
     seen = f"workspace {_corner(low)} to {_corner(high)} m, {speed:g} m/s, {recipe.rate_hz:g} Hz"
-    yield Finding("limits", seen, "warn" if fix else "ok", fix)
-    home = home_joints(recipe, model)
-    if home is None:
-        yield Finding("home", "none: episodes start at the arm's current pose")
-        return
-    tool = model.pose(home)[0]
+    return Finding("limits", seen, "warn" if fix else "ok", fix)
+
+
+def _home_in_workspace(recipe: RealArmRecipe, tool: Vector) -> Finding:
+    from vla_robot.world.real.lerobot_arm import workspace
+
+    low, high = workspace(recipe)
     inside = bool(((tool >= low) & (tool <= high)).all())
     fix = "" if inside else "Widen the workspace, or change [robot.home_deg]."
-    yield Finding("home", f"tool at {_corner(tool)} m", "ok" if inside else "fail", fix)
+    return Finding("home", f"tool at {_corner(tool)} m", "ok" if inside else "fail", fix)
 
 
 def check_step(recipe: RealArmRecipe, device: LerobotDevice) -> Finding:
     ours_deg, theirs_deg = math.degrees(recipe.limits.max_joint_step_rad), device.limited_to_deg
+    if theirs_deg is None:
+        return Finding("largest step", f"{ours_deg:.1f}° a joint, by vla alone: lerobot has no limit for this robot")
     agree = math.isclose(ours_deg, theirs_deg, rel_tol=1e-6)
     seen = f"{ours_deg:.1f}° a joint, lerobot's max_relative_target {theirs_deg:.1f}°"
     return Finding("largest step", seen, "ok" if agree else "fail", "" if agree else "Make them equal.")

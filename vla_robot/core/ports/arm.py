@@ -76,12 +76,12 @@ class Streamed(Protocol):
 
 
 class Motors(Protocol):
-    """Motors of joints and a gripper, controlled by positions."""
+    """Motors of J joints and G grippers, controlled by positions."""
 
-    def read(self) -> tuple[Vector, float]:
-        """Return the (J,) measured joints [rad], and the gripper's opening, 0 to 1."""
+    def read(self) -> tuple[Vector, Vector]:
+        """Return the (J,) measured joints [rad], and the grippers' (G,) openings, 0 closed to 1 open."""
         ...
 
-    def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
-        """Command a position, and return the position that was sent."""
+    def send(self, joints: Vector, openings: Vector) -> tuple[Vector, Vector]:
+        """Command positions, as `read` returns them, and return the positions that were sent."""
         ...

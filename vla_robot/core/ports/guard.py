@@ -27,6 +27,10 @@ class ActionFilter(Protocol):
         """Note that the arm is at rest in this (S,) state."""
         ...
 
+    def note(self, executed: Vector) -> None:
+        """Note the (D,) action that the arm was really sent in place of the last one that this filter allowed."""
+        ...
+
     def brake(self, state: Vector) -> Vector:
         """Return the next (D,) action of a ramp to rest, with the grip kept."""
         ...

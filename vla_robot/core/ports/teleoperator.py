@@ -53,8 +53,12 @@ class SharesControl(Protocol):
 class LeaderArm(Protocol):
     """A leader arm; `vla_robot.world.real.lerobot_leader.Leader` is one."""
 
-    def read(self) -> tuple[Vector, float]:
-        """Return the (J,) joints [rad], and the gripper's opening, 0 to 1. Raises TeleopError if it does not answer."""
+    def read(self) -> tuple[Vector, Vector]:
+        """Return the (J,) joints [rad], and the grippers' (G,) openings, 0 to 1.
+
+        Raises:
+            TeleopError: it does not answer.
+        """
         ...
 
     def close(self) -> None: ...

@@ -81,13 +81,12 @@ def holding(space: ActionSpace, state: tuple[Dim, ...], at: Vector, after: Vecto
     Raises:
         ContractError: actions are positions that the state does not contain.
     """
-    grip = GRIPPER_OPEN if after is None else float(after[-1])
-    if space.kind == "eef_delta":
-        return np.append(np.zeros(len(space) - 1), grip)
+    grips = np.full(len(space), GRIPPER_OPEN) if after is None else after
     measured = {dim.name: float(value) for dim, value in zip(state, at, strict=True)}
-    missing = [name for name in space.names[:-1] if name not in measured]
-    if missing:
+    positions = [name for name, kept in zip(space.names, ~(space.is_grip | space.is_step), strict=True) if kept]
+    if missing := [name for name in positions if name not in measured]:
         raise ContractError(
             f"the arm cannot be held: its actions are positions, and its state lacks {', '.join(missing)}."
         )
-    return np.array([*(measured[name] for name in space.names[:-1]), grip])
+    stay = np.array([measured[name] if name in positions else 0.0 for name in space.names])
+    return np.where(space.is_grip, grips, stay)

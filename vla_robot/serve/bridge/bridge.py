@@ -243,7 +243,7 @@ class Bridge:
             result, mode, reason = self._held(before), "hold", self._why_held(verdict)
         else:
             wanted, obs_stamp_ns, cause_step, intervention = row, chunk.stamp_ns, chunk.step, chunk.intervention
-            result, mode, reason = self._arm.command(allowed), "run", ""
+            result, mode, reason = self._command(allowed), "run", ""
             self._last_processed, self._refusal = max(self._last_processed, chunk.step), ""
         result = replace(result, clamps=(*clamps, *result.clamps), command_ns=result.command_ns or released_ns)
         result = replace(result, observation=self._promised(result.observation))
@@ -307,10 +307,17 @@ class Bridge:
         self._stop_arm()
         return told
 
+    def _command(self, allowed: Vector) -> StepResult:
+        """Command an allowed action; what the arm itself cuts from it is noted for the next one's limits."""
+        result = self._arm.command(allowed)
+        if result.executed is not None:
+            self._limits.note(result.executed)
+        return result
+
     def _held(self, before: Observation) -> StepResult:
         """Brake within the limits, then hold the pose."""
         if self._limits.moving:
-            return self._arm.command(self._limits.brake(before.state))
+            return self._command(self._limits.brake(before.state))
         result = self._arm.hold()
         self._limits.reset(result.observation.state)
         return result
@@ -376,7 +383,7 @@ class Bridge:
         before = self._observation
         assert before is not None
         released_ns = self._clock.now_ns()
-        result = self._arm.command(self._limits.brake(before.state))
+        result = self._command(self._limits.brake(before.state))
         result = replace(result, command_ns=result.command_ns or released_ns)
         self._observation, self._commanded_ns = result.observation, released_ns
         tick = Tick(result, "hold", f"braking: {reason}", self._last_processed, 0, self.dropped_rows)

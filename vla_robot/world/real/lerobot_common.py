@@ -65,6 +65,18 @@ def require_port(port: object, where: str) -> None:
         )
 
 
+def ports_as_options(of: str, fields: Mapping[str, Any]) -> str:
+    """Return the ports of a recipe's fields as options of lerobot's commands, each after a space.
+
+    Args:
+        of: "robot" or "teleop".
+        fields: the recipe's fields; a pair of arms has a table for each.
+    """
+    nested = {f"{name}.port": v["port"] for name, v in fields.items() if isinstance(v, dict) and "port" in v}
+    ports = nested | ({"port": fields["port"]} if "port" in fields else {})
+    return "".join(f" --{of}.{name}={port}" for name, port in ports.items())
+
+
 def choice(registry: Any, noun: str, name: str, package: str, modules: Sequence[str]) -> type:
     """Return the configuration class that lerobot or an installed plug-in of it registers under a name.
 

@@ -1,6 +1,6 @@
 """Drives motors through lerobot's own classes, and turns their exceptions into WorldError with what to do.
 
-lerobot uses degrees for joints and 0 to 100 for the gripper; this module uses radians, and 0 to 1.
+This module uses radians for joints, and 0 to 1 for grippers; lerobot_wiring.py converts them to lerobot's units.
 
     check            calibrated?  cool?  powered?                nothing has moved yet
     anchor           goal := measured position                   before torque, so that the arm does not jump
@@ -20,25 +20,39 @@ from typing import Any
 
 import numpy as np
 
-from vla_robot.core.errors import RecipeError, WorldError, unknown
+from vla_robot.core.errors import RecipeError, WorldError
 from vla_robot.core.host.optional import require
 from vla_robot.core.messages import Vector
-from vla_robot.recipe.robot import LIMITED_FIELD, JointRecipe, RobotRecipe
+from vla_robot.recipe.robot import LIMITED_FIELD, RobotRecipe
 from vla_robot.world.real.lerobot_common import (
     DEVICE_FAULTS,
     choice,
     drop_late_answers,
     in_one_line,
     make_device,
+    ports_as_options,
     require_port,
 )
+from vla_robot.world.real.lerobot_wiring import SUFFIX, ArmPart, parts_of, require_positions_only, wire
 
-ROBOT_MODULES = ("so_follower", "koch_follower", "omx_follower", "openarm_follower", "rebot_b601_follower", "hope_jr")
+ROBOT_MODULES = (
+    "so_follower",
+    "bi_so_follower",
+    "koch_follower",
+    "omx_follower",
+    "openarm_follower",
+    "bi_openarm_follower",
+    "rebot_b601_follower",
+    "bi_rebot_b601_follower",
+    "hope_jr",
+    "reachy2",
+)
 """Modules to import: lerobot registers a robot class when its module is imported."""
 
 STATUS_BITS = {1: "voltage out of range", 2: "angle sensor", 4: "too hot", 8: "too much current", 32: "overload"}
 """Bit of a motor's status -> fault. Source: Feetech STS3215 memory table, register 65."""
 
+TORQUE_FIELD = "disable_torque_on_disconnect"
 CONNECT_TRIES = 3
 HEALTH_REGISTERS = ("Status", "Present_Temperature", "Present_Voltage")
 
@@ -59,69 +73,95 @@ class Health:
 
 
 class LerobotDevice:
-    """One of lerobot's robots without its cameras."""
+    """One of lerobot's robots, or a pair of arms in one, without its cameras."""
 
-    def __init__(self, recipe: RobotRecipe, joints: Sequence[str], max_step_rad: float) -> None:
+    def __init__(self, recipe: RobotRecipe, joints: Sequence[str] | None, max_step_rad: float) -> None:
         """
         Args:
             recipe: lerobot's type of the robot, and its fields.
-            joints: names of the scene's joints, in order.
+            joints: names of the scene's joints, in order, for an arm that takes tool steps; None for every joint that
+                lerobot drives.
             max_step_rad: largest distance of a commanded joint from the measured one; lerobot gets the same limit.
 
         Raises:
-            RecipeError: lerobot has no such robot, or the robot has no such field or motor.
+            RecipeError: lerobot has no such robot, or the robot has no such field, motor or unit.
             MissingDependencyError: lerobot or its drivers are not installed.
         """
         require("lerobot", "arm", "a real arm")
         self.recipe = recipe
-        self._joints = [(name, recipe.joints.get(name, JointRecipe())) for name in joints]
-        for name in recipe.joints:
-            if name not in joints:
-                raise RecipeError(unknown("joint in [robot.joints]", name, joints))
-        motors = [joint.motor or name for name, joint in self._joints]
-        # The gripper's unit is a hundredth of its range, so that 100 does not limit it.
-        steps = {**dict.fromkeys(motors, math.degrees(max_step_rad)), recipe.gripper: 100.0}
-        self._robot = _make_robot(recipe, steps)
-        self._keys = [f"{joint.motor or name}.pos" for name, joint in self._joints]
-        self._gripper = f"{recipe.gripper}.pos"
-        for key in (*self._keys, self._gripper):
-            if key not in self._robot.action_features:
-                motors = [f.removesuffix(".pos") for f in self._robot.action_features]
-                raise RecipeError(unknown("motor", key.removesuffix(".pos"), motors, "See [robot.joints]."))
-        if self._bus is not None:
-            drop_late_answers(self._bus.port_handler)
+        self._robot = _make_robot(recipe)
+        self._parts = parts_of(self._robot)
+        if joints is None:
+            require_positions_only(recipe, self._robot)
+        elif len(self._parts) > 1:
+            raise RecipeError(
+                f"'{recipe.type}' is a pair of arms, and tool steps move one: set actions to \"joints\" in [robot]."
+            )
+        self.wiring = wire(recipe, self._robot, joints)
+        self._configure(self.wiring.steps(max_step_rad))
+        for _, bus in self._buses:
+            drop_late_answers(bus.port_handler)
 
     @property
     def port(self) -> str:
-        """The serial port, or the robot's type where it has none."""
-        return str(self.recipe.fields.get("port", self.recipe.type))
+        """The serial ports, or the robot's type where it has none."""
+        return ", ".join(port for port, _ in self._ports) or self.recipe.type
 
     @property
-    def calibration_file(self) -> Path:
-        """Path of lerobot's calibration file of this arm."""
-        return Path(self._robot.calibration_fpath)
+    def calibration_files(self) -> tuple[Path, ...]:
+        """Path of lerobot's calibration file of each arm."""
+        return tuple(Path(part.robot.calibration_fpath) for part in self._parts)
 
     @property
     def calibrate_command(self) -> str:
         """The command that calibrates this arm, in backticks."""
-        folder = self.recipe.calibration_dir
-        return (
-            f"`lerobot-calibrate --robot.type={self.recipe.type} --robot.port={self.port} --robot.id={self.recipe.id}"
-            + (f" --robot.calibration_dir={folder}`" if folder else "`")
-        )
+        recipe = self.recipe
+        folder = f" --robot.calibration_dir={recipe.calibration_dir}" if recipe.calibration_dir else ""
+        ports = ports_as_options("robot", recipe.fields)
+        return f"`lerobot-calibrate --robot.type={recipe.type}{ports} --robot.id={recipe.id}{folder}`"
 
     @property
-    def limited_to_deg(self) -> float:
-        """lerobot's own largest step of a joint [degrees]."""
-        return min(
-            value for motor, value in self._robot.config.max_relative_target.items() if motor != self.recipe.gripper
-        )
+    def limited_to_deg(self) -> float | None:
+        """lerobot's own largest step of a joint [degrees]; None for a robot that lerobot does not limit."""
+        steps = [
+            math.degrees(step * rad_per_unit)
+            for key, rad_per_unit in zip(self.wiring.keys, np.abs(self.wiring.scales.rad_per_unit), strict=True)
+            if (step := self._step_of(key)) is not None
+        ]
+        return min(steps, default=None)
 
     @property
-    def _bus(self) -> Any:
-        """The Feetech bus below lerobot's robot; None for robots with other motors."""
-        bus = getattr(self._robot, "bus", None)
-        return bus if bus is not None and type(bus).__name__ == "FeetechMotorsBus" else None
+    def _buses(self) -> list[tuple[str, Any]]:
+        """Prefix and bus of each arm with Feetech motors."""
+        return [(part.prefix, part.feetech) for part in self._parts if part.feetech is not None]
+
+    @property
+    def _ports(self) -> list[tuple[str, str]]:
+        """Port of each arm, and the recipe's table that names it."""
+        told = [(getattr(part.robot.config, "port", None), part.table) for part in self._parts]
+        return [(port, f"[robot.fields{'.' * bool(table)}{table}]") for port, table in told if isinstance(port, str)]
+
+    def _configure(self, steps: Mapping[str, float]) -> None:
+        """Set what the recipe cannot: lerobot's own limit of a step, for arms that have one for each motor, and that
+        an arm keeps its torque when it disconnects, unless the recipe's fields say otherwise."""
+        for part in self._parts:
+            kinds = {field.name: str(field.type) for field in dataclasses.fields(part.robot.config)}
+            if "dict" in kinds.get(LIMITED_FIELD, ""):
+                mine = {key for key in steps if key.startswith(part.prefix)}
+                own = {key.removeprefix(part.prefix).removesuffix(SUFFIX): steps[key] for key in mine}
+                setattr(part.robot.config, LIMITED_FIELD, own)
+            if TORQUE_FIELD in kinds and TORQUE_FIELD not in self._fields_of(part):
+                setattr(part.robot.config, TORQUE_FIELD, False)
+
+    def _fields_of(self, part: ArmPart) -> Mapping[str, Any]:
+        """Return the recipe's fields of one arm."""
+        table = self.recipe.fields.get(part.table, {}) if part.prefix else self.recipe.fields
+        return table if isinstance(table, dict) else {}
+
+    def _step_of(self, key: str) -> float | None:
+        part = next(p for p in self._parts if key.startswith(p.prefix))
+        limits = getattr(part.robot.config, LIMITED_FIELD, None) or {}
+        return limits.get(key.removeprefix(part.prefix).removesuffix(SUFFIX))
 
     def connect(self) -> None:
         """Check the motors, then switch the torque on. For a moment nothing holds the arm, so it must be at rest.
@@ -129,10 +169,11 @@ class LerobotDevice:
         Raises:
             WorldError: no such port, no permission, no answer, not calibrated, or a motor reports a fault.
         """
-        self._require_port()
-        if not self._robot.calibration:
-            raise WorldError(self._uncalibrated(f"has no calibration at {self.calibration_file}"))
-        if self._bus is not None:
+        self._require_ports()
+        for part in self._parts:
+            if hasattr(part.bus, "calibration") and not part.robot.calibration:
+                raise WorldError(self._uncalibrated(f"has no calibration at {part.robot.calibration_fpath}"))
+        if self._buses:
             with self._explained("does not answer"):
                 self._patiently(self._look)
         with self._explained("cannot be connected"):
@@ -141,13 +182,13 @@ class LerobotDevice:
             raise WorldError(self._uncalibrated("is calibrated differently from its file"))
 
     def open_quietly(self) -> None:
-        """Open the port to read only, without torque.
+        """Open the ports to read only, without torque.
 
         Raises:
             WorldError: no such port, no permission, or a motor does not answer.
         """
-        self._require_port()
-        if self._bus is None:
+        self._require_ports()
+        if len(self._buses) < len(self._parts):
             raise WorldError(f"'{self.recipe.type}' has no Feetech bus, so it cannot be read without torque.")
         with self._explained("does not answer"):
             self._patiently(self._meet)
@@ -158,33 +199,32 @@ class LerobotDevice:
         Raises:
             WorldError: the cable is still out, or a motor reports a fault.
         """
-        self._require_port()
-        bus = self._bus
-        if bus is None:
+        self._require_ports()
+        if len(self._buses) < len(self._parts):
             with contextlib.suppress(*DEVICE_FAULTS):
                 self._robot.disconnect()
             with self._explained("cannot be connected"):
                 self._robot.connect(calibrate=False)
             return
-        self._close_port()
+        self._close_ports()
         with self._explained("does not answer"):
             self._patiently(self._hold_again)
 
-    def read(self) -> tuple[Vector, float]:
-        """Return the measured joints, (J,) [rad], and the gripper's opening, 0 closed to 1 open.
+    def read(self) -> tuple[Vector, Vector]:
+        """Return the measured joints, (J,) [rad], and the grippers' openings, (G,) 0 closed to 1 open.
 
         Raises:
             WorldError: a motor does not answer, or its answer is damaged.
         """
         with self._explained("does not answer"):
-            return self._from_device(self._robot.get_observation())
+            return self.wiring.from_device(self._robot.get_observation())
 
-    def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
+    def send(self, joints: Vector, openings: Vector) -> tuple[Vector, Vector]:
         """Set the goals.
 
         Args:
             joints: (J,) joint goals [rad].
-            opening: goal of the gripper, 0 closed to 1 open.
+            openings: (G,) goals of the grippers, 0 closed to 1 open.
 
         Returns:
             The goals that lerobot sent: it limits their distance from the measured positions.
@@ -192,9 +232,8 @@ class LerobotDevice:
         Raises:
             WorldError: a motor does not answer, or its answer is damaged.
         """
-        goal = dict(zip(self._keys, self._to_degrees(joints), strict=True)) | {self._gripper: 100.0 * opening}
         with self._explained("does not take commands"):
-            return self._from_device(self._robot.send_action(goal))
+            return self.wiring.from_device(self._robot.send_action(self.wiring.to_device(joints, openings)))
 
     def health(self) -> dict[str, Health]:
         """Return motor -> temperature, voltage and faults; empty for robots that do not report them.
@@ -202,14 +241,15 @@ class LerobotDevice:
         Raises:
             WorldError: a motor does not answer.
         """
-        if self._bus is None:
-            return {}
-        values: list[dict[str, int]] = []
-        for name in HEALTH_REGISTERS:
-            with self._explained("does not answer"):
-                values.append(self._bus.sync_read(name, num_retry=2))
-        status, heat, voltage = values
-        return {m: Health(float(heat[m]), voltage[m] / 10, _faults(int(status[m]))) for m in status}
+        found: dict[str, Health] = {}
+        for prefix, bus in self._buses:
+            values: list[dict[str, int]] = []
+            for name in HEALTH_REGISTERS:
+                with self._explained("does not answer"):
+                    values.append(bus.sync_read(name, num_retry=2))
+            status, heat, voltage = values
+            found |= {prefix + m: Health(float(heat[m]), voltage[m] / 10, _faults(int(status[m]))) for m in status}
+        return found
 
     def unfit(self, register: int) -> str:
         """Read one of HEALTH_REGISTERS, which takes a millisecond, and return the faults in words; "" if there are
@@ -221,86 +261,73 @@ class LerobotDevice:
         Raises:
             WorldError: a motor does not answer.
         """
-        if self._bus is None:
-            return ""
-        name = HEALTH_REGISTERS[register % len(HEALTH_REGISTERS)]
-        with self._explained("does not answer"):
-            values = self._bus.sync_read(name, num_retry=2)
-        if name == "Status":
-            found = [f"motor '{m}' reports: {', '.join(_faults(int(v)))}" for m, v in values.items() if v]
-        elif name == "Present_Temperature":
-            limit = self.recipe.max_temperature_c
-            found = [f"motor '{m}' has {v:g} °C, allowed are {limit:g} °C" for m, v in values.items() if v > limit]
-        else:
-            found = []
+        name, found = HEALTH_REGISTERS[register % len(HEALTH_REGISTERS)], list[str]()
+        for prefix, bus in self._buses:
+            with self._explained("does not answer"):
+                values = bus.sync_read(name, num_retry=2)
+            found += self._judged(name, {prefix + motor: value for motor, value in values.items()})
         return "; ".join(found)
+
+    def _judged(self, register: str, values: Mapping[str, float]) -> list[str]:
+        """Return the faults that the values of a register tell, one sentence for each motor."""
+        if register == "Status":
+            return [f"motor '{m}' reports: {', '.join(_faults(int(v)))}" for m, v in values.items() if v]
+        if register == "Present_Temperature":
+            limit = self.recipe.max_temperature_c
+            return [f"motor '{m}' has {v:g} °C, allowed are {limit:g} °C" for m, v in values.items() if v > limit]
+        return []
 
     def matches_calibration(self) -> bool:
         """Return whether the motors' calibration is that of the file."""
         with self._explained("does not answer"):
-            return bool(self._robot.calibration) and bool(self._robot.is_calibrated)
+            return all(part.robot.calibration for part in self._parts) and bool(self._robot.is_calibrated)
 
     def close(self) -> None:
-        """Close the port. The torque stays on, unless the recipe's fields set disable_torque_on_disconnect."""
-        with contextlib.suppress(*DEVICE_FAULTS):
-            if self._robot.is_connected:
-                self._robot.disconnect()
-        self._close_port()
+        """Close the ports. The torque stays on, unless the recipe's fields set disable_torque_on_disconnect."""
+        for part in self._parts:
+            with contextlib.suppress(*DEVICE_FAULTS):
+                if part.robot.is_connected:
+                    part.robot.disconnect()
+        self._close_ports()
 
     def _check_and_anchor(self) -> None:
         """Raise WorldError unless all motors work; set the goals of motors without torque to their positions."""
         self._require_healthy()
         if not self._robot.is_calibrated:
             raise WorldError(self._uncalibrated("is calibrated differently from its file"))
-        if limp := self._limp():
-            here = self._bus.sync_read("Present_Position", limp, normalize=False)
-            self._bus.sync_write("Goal_Position", here, normalize=False)
-
-    def _limp(self) -> list[str]:
-        """Return the names of the motors without torque."""
-        return [motor for motor, on in self._bus.sync_read("Torque_Enable").items() if not on]
+        for _, bus in self._buses:
+            if limp := _limp(bus):
+                here = bus.sync_read("Present_Position", limp, normalize=False)
+                bus.sync_write("Goal_Position", here, normalize=False)
 
     def _require_healthy(self) -> None:
         for register in range(len(HEALTH_REGISTERS)):
             if unfit := self.unfit(register):
                 raise WorldError(f"{self._named()}: {unfit}. Let it cool, look for what blocks it, check its supply.")
 
-    def _from_device(self, values: Mapping[str, Any]) -> tuple[Vector, float]:
-        degrees = np.array([float(values[key]) for key in self._keys])
-        sign = np.array([-1.0 if joint.inverted else 1.0 for _, joint in self._joints])
-        zero = np.array([joint.zero_deg for _, joint in self._joints])
-        return np.radians(sign * (degrees - zero)), float(values[self._gripper]) / 100
-
-    def _to_degrees(self, joints: Vector) -> list[float]:
-        return [
-            math.degrees(angle) * (-1.0 if joint.inverted else 1.0) + joint.zero_deg
-            for angle, (_, joint) in zip(joints.tolist(), self._joints, strict=True)
-        ]
-
     def _look(self) -> None:
         self._meet()
         self._check_and_anchor()
-        self._bus.disconnect(disable_torque=False)
+        for _, bus in self._buses:
+            bus.disconnect(disable_torque=False)
 
     def _hold_again(self) -> None:
         self._meet()
         self._check_and_anchor()
-        self._bus.enable_torque(self._limp())
+        for _, bus in self._buses:
+            bus.enable_torque(_limp(bus))
 
     def _meet(self) -> None:
-        """Open the bus and ping every motor; lerobot's own handshake takes a hot motor for an absent one."""
-        bus = self._bus
-        bus.connect(handshake=False)
-        absent = [f"'{name}' (id {motor.id})" for name, motor in bus.motors.items() if not self._is_there(motor.id)]
+        """Open each bus and ping every motor; lerobot's own handshake takes a hot motor for an absent one."""
+        absent: list[str] = []
+        for prefix, bus in self._buses:
+            bus.connect(handshake=False)
+            absent += [f"'{prefix}{name}' (id {m.id})" for name, m in bus.motors.items() if not _is_there(bus, m.id)]
         if absent:
             raise WorldError(
                 f"{self._named()}: no answer from motor {', '.join(absent)}. Check the cables, in the order of the "
                 "ids, and the supply."
             )
-
-    def _is_there(self, number: int) -> bool:
-        bus = self._bus
-        return any(bus.packet_handler.ping(bus.port_handler, number)[1] == 0 for _ in range(CONNECT_TRIES))
 
     def _patiently(self, connect: Callable[[], None]) -> None:
         """Try to connect up to CONNECT_TRIES times: lerobot sends some eighty requests, and none may be lost."""
@@ -310,19 +337,20 @@ class LerobotDevice:
             except DEVICE_FAULTS:
                 if not left:
                     raise
-                self._close_port()
+                self._close_ports()
 
-    def _require_port(self) -> None:
-        require_port(self.recipe.fields.get("port"), "[robot.fields]")
+    def _require_ports(self) -> None:
+        for port, where in self._ports:
+            require_port(port, where)
 
-    def _close_port(self) -> None:
-        bus = self._bus
-        if bus is None or not bus.port_handler.is_open:
-            return
-        with contextlib.suppress(*DEVICE_FAULTS):
-            bus.port_handler.closePort()
-        # The servo library leaves both flags set when a cable is pulled during a request.
-        bus.port_handler.is_open = bus.port_handler.is_using = False
+    def _close_ports(self) -> None:
+        for _, bus in self._buses:
+            if not bus.port_handler.is_open:
+                continue
+            with contextlib.suppress(*DEVICE_FAULTS):
+                bus.port_handler.closePort()
+            # The servo library leaves both flags set when a cable is pulled during a request.
+            bus.port_handler.is_open = bus.port_handler.is_using = False
 
     def _uncalibrated(self, what: str) -> str:
         return f"{self._named()} {what}. Nothing was moved. Calibrate it: {self.calibrate_command}."
@@ -343,11 +371,19 @@ def _faults(status: int) -> tuple[str, ...]:
     return tuple(text for bit, text in STATUS_BITS.items() if status & bit)
 
 
-def _make_robot(recipe: RobotRecipe, max_steps: Mapping[str, float]) -> Any:
+def _limp(bus: Any) -> list[str]:
+    """Return the names of a bus's motors without torque."""
+    return [motor for motor, on in bus.sync_read("Torque_Enable").items() if not on]
+
+
+def _is_there(bus: Any, number: int) -> bool:
+    return any(bus.packet_handler.ping(bus.port_handler, number)[1] == 0 for _ in range(CONNECT_TRIES))
+
+
+def _make_robot(recipe: RobotRecipe) -> Any:
     """Return lerobot's robot of that type, not connected yet."""
     from lerobot.robots.config import RobotConfig
     from lerobot.robots.utils import make_robot_from_config
 
     schema = choice(RobotConfig, "robot type", recipe.type, "lerobot.robots", ROBOT_MODULES)
-    own = {LIMITED_FIELD: dict(max_steps), "disable_torque_on_disconnect": False}
-    return make_device(make_robot_from_config, schema, recipe, own, "[robot.fields]")
+    return make_device(make_robot_from_config, schema, recipe, {}, "[robot.fields]")

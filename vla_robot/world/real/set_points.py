@@ -41,14 +41,14 @@ class StreamBounds:
         low: (J,) smallest angles [rad].
         high: (J,) largest angles [rad].
         opening_per_s: largest speed of the gripper, in full openings per second.
-        names: (J,) names of the joints, for clamps.
+        names: (J + G,) names of the joints, then of the grippers, for clamps.
     """
 
     joints: MotionBounds
     low: Vector
     high: Vector
     opening_per_s: float
-    names: tuple[str, ...] = ()
+    names: tuple[str, ...]
 
     @property
     def opening(self) -> MotionBounds:
@@ -77,7 +77,7 @@ class SetPoints:
         if command_rate_hz < rate_hz:
             raise ContractError(f"{command_rate_hz:g} set points a second are too few for {rate_hz:g} goals a second.")
         self._motors, self._bounds, self._clock = motors, bounds, clock
-        self._names = (*(bounds.names or [f"joint_{k + 1}" for k in range(len(bounds.low))]), "gripper")
+        self._names = bounds.names
         self._rate_hz = command_rate_hz
         self._ticks = max(round(command_rate_hz / rate_hz), 1)
         self._smooth: tuple[Smoother, Smoother] | None = None
@@ -93,32 +93,32 @@ class SetPoints:
         """Time at which the next set point is due [ns], on the clock."""
         return self._due_ns if self._smooth else self._clock.now_ns() + NS_PER_S
 
-    def start(self, joints: Vector, opening: float) -> None:
+    def start(self, joints: Vector, openings: Vector) -> None:
         """Begin to send set points, from a position at which the motors are at rest.
 
         Args:
             joints: (J,) joint angles [rad].
-            opening: opening of the gripper, 0 closed to 1 open.
+            openings: (G,) openings of the grippers, 0 closed to 1 open.
         """
-        self._last = np.append(joints, opening)
+        self._last = np.append(joints, openings)
         self._smooth = (
             Smoother(joints, self._rate_hz, self._bounds.joints),
-            Smoother([opening], self._rate_hz, self._bounds.opening),
+            Smoother(openings, self._rate_hz, self._bounds.opening),
         )
         self._ticker = Ticker(self._clock, round(NS_PER_S / self._rate_hz))
         self._due_ns = self._ticker.next_ns()
 
-    def read(self) -> tuple[Vector, float]:
+    def read(self) -> tuple[Vector, Vector]:
         return self._motors.read()
 
-    def send(self, joints: Vector, opening: float) -> tuple[Vector, float]:
+    def send(self, joints: Vector, openings: Vector) -> tuple[Vector, Vector]:
         """Take a goal. Return it clipped to the ranges, as the set points will reach it one delay later."""
         if self._smooth is None:
-            return self._motors.send(joints, opening)
+            return self._motors.send(joints, openings)
         goal = np.clip(joints, self._bounds.low, self._bounds.high)
-        held = min(max(opening, 0.0), 1.0)
+        held = np.clip(openings, 0.0, 1.0)
         self._smooth[0].target(goal, self._ticks)
-        self._smooth[1].target([held], self._ticks)
+        self._smooth[1].target(held, self._ticks)
         return goal, held
 
     def send_next(self) -> None:
@@ -133,7 +133,8 @@ class SetPoints:
     def _put(self, wanted: Vector) -> None:
         allowed = self._allowed(wanted)
         self._cuts += clamps_of(self._names, SET_POINT, wanted, allowed, TOLERANCE)
-        self._motors.send(allowed[:-1], float(allowed[-1]))
+        joints = len(self._bounds.low)
+        self._motors.send(allowed[:joints], allowed[joints:])
         self._last = allowed
         self._due_ns = self._ticker.next_ns()
 
@@ -158,7 +159,7 @@ class SetPoints:
             joints, _ = self._motors.read()
         except WorldError:
             return False
-        return bool(np.abs(joints - self._last[:-1]).max() < BLOCKED_RAD)
+        return bool(np.abs(joints - self._last[: len(joints)]).max() < BLOCKED_RAD)
 
     def _ramp(self, *smoothers: Smoother) -> Iterator[Vector]:
         """Yield the set points of the ramp, which lasts as long as the window."""
@@ -169,10 +170,12 @@ class SetPoints:
 
     def _allowed(self, wanted: Vector) -> Vector:
         """Return the set point clipped to the ranges, and to the longest step from the last one."""
-        speeds = np.append(np.full(len(wanted) - 1, self._bounds.joints.speed), self._bounds.opening_per_s)
+        joints, grippers = len(self._bounds.low), len(wanted) - len(self._bounds.low)
+        speeds = np.repeat([self._bounds.joints.speed, self._bounds.opening_per_s], [joints, grippers])
         step = speeds / self._rate_hz
         near = np.clip(wanted, self._last - step, self._last + step)
-        return np.clip(near, np.append(self._bounds.low, 0.0), np.append(self._bounds.high, 1.0))
+        low, high = np.append(self._bounds.low, np.zeros(grippers)), np.append(self._bounds.high, np.ones(grippers))
+        return np.clip(near, low, high)
 
 
 class StreamedArm(WrappedArm):

@@ -1,0 +1,219 @@
+"""Implements the port Arm for LeRobot's robots in joint positions: one arm or a pair, with or without grippers.
+
+    action --> joint step --> bounds of the configuration --> motors
+               (from the      (the tool's workspace)
+               measured)
+
+An action is the position of every joint [rad] and the opening of every gripper, in lerobot's order and by the names of
+its motors, as lerobot's own datasets have them; the state is the same, measured. Each cut is reported as a clamp, and
+the executed action is what was sent.
+
+This module does not decide when to move, how fast, and what to refuse; vla_robot/serve/bridge/bridge.py does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vla_robot.core.clock import Clock
+from vla_robot.core.embodiment import GRIP_UNIT, ActionSpace, CameraSpec, Dim, Embodiment
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.messages import Clamp, Observation, StepResult, Vector, clamps_of
+from vla_robot.core.ports import Motors
+from vla_robot.recipe.env import RealArmRecipe
+from vla_robot.world.real.arm_body import TOLERANCE, ArmBody
+from vla_robot.world.real.arm_model import ArmModel, scene_ranges
+from vla_robot.world.real.bounds import Bound, ToolBox, last_allowed
+from vla_robot.world.real.lerobot_arm import workspace
+from vla_robot.world.real.lerobot_device import Health, LerobotDevice
+from vla_robot.world.real.lerobot_wiring import Wiring
+from vla_robot.world.sim.sim_embodiment import check_action
+
+FRAME = "joint"
+
+
+class JointArm:
+    """The port Arm for one of lerobot's robots in joint positions."""
+
+    can_wait = False
+
+    def __init__(
+        self,
+        recipe: RealArmRecipe,
+        clock: Clock | None = None,
+        interrupted: Callable[[], bool] = lambda: False,
+        show: Callable[[str], None] | None = None,
+    ) -> None:
+        """Connect and switch the torque on. The arm does not move before `reset`. Arguments are those of `ArmBody`.
+
+        Raises:
+            RecipeError: the recipe names something that lerobot or the scene lacks, or a joint's range is not known.
+            WorldError: port, permission, calibration, motor or camera does not work; nothing was moved.
+            MissingDependencyError: the extra [arm] is not installed.
+        """
+        self._recipe = recipe
+        device = LerobotDevice(recipe.robot, None, recipe.limits.max_joint_step_rad)
+        wiring = device.wiring
+        ranges = joint_ranges(recipe, wiring)
+        self.embodiment = joint_embodiment(recipe, wiring, ranges)
+        self._joints_at = [wiring.order.index(name) for name in wiring.joints]
+        self._grips_at = [wiring.order.index(name) for name in wiring.grippers]
+        self._bounds = bounds_of(recipe, wiring)
+        self._body = ArmBody(recipe, device, ranges, clock, interrupted, show)
+
+    @property
+    def motors(self) -> Motors:
+        """Port to the motors. It may be replaced by a wrapper, such as set points, before `reset`."""
+        return self._body.motors
+
+    @motors.setter
+    def motors(self, motors: Motors) -> None:
+        self._body.motors = motors
+
+    @property
+    def body(self) -> ArmBody:
+        return self._body
+
+    @property
+    def instruction(self) -> str:
+        return self._recipe.instruction
+
+    @property
+    def camera_stamps_ns(self) -> Mapping[str, int]:
+        return self._body.stamps_ns
+
+    @property
+    def health(self) -> dict[str, Health]:
+        return self._body.health
+
+    def reset(self, seed: int) -> Observation:
+        """Reconnect if the link was lost, then move home slowly.
+
+        Raises:
+            WorldError: the arm does not answer, is interrupted, or does not get home; it stays where it is.
+        """
+        self._body.reset()
+        return self._body.observe(self._state())
+
+    def command(self, action: Vector) -> StepResult:
+        """Send the joint goals of one action.
+
+        Args:
+            action: (D,) positions of the joints [rad] and openings of the grippers, 0 closed to 1 open.
+
+        Returns:
+            `executed` is the action that was sent; None in a dry run, which sends nothing.
+
+        Raises:
+            ContractError: the action has the wrong shape, is not finite, or lies outside of the limits.
+            WorldError: the arm does not answer, or a motor reports a fault.
+        """
+        values = check_action(action, self.embodiment.action)
+        self._body.require_link()
+        joints, clamps = self._allowed(values[self._joints_at])
+        clamps += self._body.follow(joints, values[self._grips_at])
+        return dataclasses.replace(self._body.tick(self._sent(), self._state), clamps=clamps)
+
+    def hold(self) -> StepResult:
+        """Let the motors hold their goals for one tick; nothing is sent."""
+        self._body.require_link()
+        return self._body.tick(self._sent(), self._state)
+
+    def look(self) -> Observation:
+        """Return the present joints and frames.
+
+        Raises:
+            WorldError: the arm does not answer, or a camera never gave a frame.
+        """
+        self._body.require_link()
+        self._body.sense()
+        return self._body.observe(self._state())
+
+    def stop(self) -> None:
+        """Stop: replace goals that the arm still moves to by near ones.
+
+        Raises:
+            WorldError: the arm does not answer.
+        """
+        self._body.stop()
+
+    def close(self) -> None:
+        """Stop, and close the ports; the motors keep their torque, so that the arm does not fall."""
+        self._body.close()
+
+    def _allowed(self, joints: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
+        """Return the joint goals within all bounds, and the clamps of what was cut."""
+        near, clamps = self._body.near(joints)
+        allowed, cause = last_allowed(self._body.goal, near, self._bounds)
+        return allowed, (*clamps, *clamps_of(self._body.joint_names, cause, near, allowed, TOLERANCE))
+
+    def _sent(self) -> Vector | None:
+        """Return the action that was sent last, (D,); None in a dry run."""
+        return None if self._body.is_dry else self._ordered(self._body.goal, self._body.opening_goals)
+
+    def _state(self) -> Vector:
+        """Return the state, (D,): measured joints [rad] and openings of the grippers."""
+        return self._ordered(self._body.joints, self._body.openings)
+
+    def _ordered(self, joints: Vector, openings: Vector) -> Vector:
+        row = np.empty(len(joints) + len(openings))
+        row[self._joints_at], row[self._grips_at] = joints, openings
+        return row
+
+
+def joint_embodiment(recipe: RealArmRecipe, wiring: Wiring, ranges: tuple[Vector, Vector]) -> Embodiment:
+    """Return the embodiment of a robot in joint positions.
+
+    Args:
+        recipe: the robot's recipe.
+        wiring: names of its joints and grippers.
+        ranges: smallest and largest joint angles, each (J,) [rad].
+    """
+    joints = zip(wiring.joints, ranges[0].tolist(), ranges[1].tolist(), strict=True)
+    dims = {name: Dim(name, "rad", low, high) for name, low, high in joints}
+    dims |= {name: Dim(name, GRIP_UNIT, 0.0, 1.0) for name in wiring.grippers}
+    ordered = tuple(dims[name] for name in wiring.order)
+    return Embodiment(
+        name=recipe.arm.lower(),
+        action=ActionSpace("joint_position", FRAME, ordered),
+        state=ordered,
+        cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in recipe.cameras),
+        rate_hz=recipe.rate_hz,
+    )
+
+
+def joint_ranges(recipe: RealArmRecipe, wiring: Wiring) -> tuple[Vector, Vector]:
+    """Return the smallest and largest joint angles, each (J,) [rad]: what recipe, calibration and scene all allow.
+
+    Raises:
+        RecipeError: none of them tells a joint's range, they allow no angle, or the scene lacks a joint.
+    """
+    low, high = wiring.low.copy(), wiring.high.copy()
+    if recipe.scene is not None:
+        scene_low, scene_high = scene_ranges(recipe.scene, wiring.joints)
+        low, high = np.maximum(low, scene_low), np.minimum(high, scene_high)
+    unknown = [name for name, a, b in zip(wiring.joints, low, high, strict=True) if not np.isfinite([a, b]).all()]
+    if unknown:
+        raise RecipeError(
+            f"the range of {', '.join(unknown)} is not known. Calibrate the arm, name its MJCF file with scene, or "
+            "give low_deg and high_deg in [robot.joints.NAME]."
+        )
+    for name, a, b in zip(wiring.joints, low, high, strict=True):
+        if a >= b:
+            raise RecipeError(f"recipe, calibration and scene allow no angle of '{name}': {a:g} to {b:g} rad.")
+    return low, high
+
+
+def bounds_of(recipe: RealArmRecipe, wiring: Wiring) -> tuple[Bound, ...]:
+    """Return the bounds of a robot's configuration that the recipe asks for.
+
+    Raises:
+        RecipeError: the scene lacks a joint between base and tool.
+    """
+    limits = recipe.limits
+    if recipe.scene is None or not (limits.workspace_low or limits.workspace_high):
+        return ()
+    return (ToolBox(ArmModel(recipe.scene), *workspace(recipe), wiring.joints),)
