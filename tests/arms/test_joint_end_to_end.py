@@ -243,13 +243,14 @@ def test_a_leaders_joints_are_recorded_as_they_are_and_replayed_to_the_same_join
 
         actions = iter(demos.actions.astype(np.float64))
         last = demos.actions[-1].astype(np.float64)
-        left_over = itertools.count(len(demos.actions) + 30, -1)
+        steps: list[int] = []
         result = run_live_episode(
             robot,
             FunctionPolicy(lambda seen: next(actions, last)),
             3,
             guard=build_guard(robot.embodiment.action),
-            should_stop=lambda: next(left_over) <= 0,
+            subscribers=[lambda event: steps.append(1) if isinstance(event, StepDone) else None],
+            should_stop=lambda: len(steps) >= len(demos.actions) + 60,
         )
         assert result.error is None
         again = np.array(list(conftest.angles_deg(stage.bus).values())[:5])
