@@ -25,11 +25,13 @@ from . import conftest
 pytest.importorskip("scservo_sdk")
 
 from vla_robot.world.real.joint_arm import JointArm
+from vla_robot.world.real.kinematics.clearance import clearance_of
 from vla_robot.world.real.lerobot_arm import arm_embodiment, scene_model
 from vla_robot.world.real.set_points import StreamedArm
 
 Desk = Callable[..., Path]
 JOINTS = 'actions = "joints"'
+TO_THE_RIGHT = np.array([0, -0.006, 0, 0, 0, 0, 1.0])
 HOME = np.radians([0, -30, 20, 90, 0])
 POSES_DEG = [
     (0, -30, 20, 90, 0),
@@ -165,6 +167,54 @@ def test_a_joint_is_cut_to_the_largest_step_and_the_tool_to_its_workspace(bus: A
         for _ in range(10):
             result = tick(lambda: arm.command(goal))
         assert result.executed == pytest.approx(goal, abs=1e-6)  # and back inside
+
+
+CLOSE = "[limits]\nclearance_m = 0.01\n{more}\n[obstacles.post]\nlow = [0.15, -0.15, 0.0]\nhigh = [0.3, -0.1, 0.5]"
+
+
+@pytest.mark.parametrize("actions", ["tool", "joints"])
+def test_a_post_ends_the_way_of_both_kinds_of_actions(bus: Any, desk: Desk, actions: str) -> None:
+    recipe = read(RealArmRecipe, desk(CLOSE.format(more=""), f'actions = "{actions}"'))
+    with contextlib.closing(build_arm(recipe)) as arm:
+        tick, start = Ticks(bus), arm.reset(0).state
+        causes: set[str] = set()
+        for step in range(60):
+            turned = np.append(HOME + [0.02 * step, 0, 0, 0, 0], 1.0)
+            result = tick(lambda turned=turned: arm.command(turned if actions == "joints" else TO_THE_RIGHT))
+            causes |= {clamp.cause for clamp in result.clamps if "collision" in clamp.cause}
+        assert causes and all(cause.endswith(" with post") for cause in causes)
+        limit: Any = clearance_of(recipe, conftest.MOTORS[:5])
+        joints = result.observation.state[:5] if actions == "joints" else result.observation.state[7:]
+        assert limit.depths_m(joints).max() < 0.002  # servos sag a little
+        assert np.abs(result.observation.state - start).max() > 0.02
+
+
+@pytest.mark.parametrize("rule", ["reject", "stop"])
+def test_a_recipe_may_refuse_a_command_that_leads_into_a_post(bus: Any, desk: Desk, rule: str) -> None:
+    more = f'on_violation = "{rule}"'
+    with contextlib.closing(JointArm(recipe_of(desk, CLOSE.format(more=more)))) as arm:
+        tick, state = Ticks(bus), arm.reset(0).state
+        for step in range(60):
+            turned = np.append(HOME + [0.02 * step, 0, 0, 0, 0], state[5])
+            before = arm.body.goal.copy()
+            try:
+                result = tick(lambda turned=turned: arm.command(turned))
+            except WorldError as error:
+                assert rule == "stop" and "a limit: collision of" in str(error)
+                return
+            if any("collision" in clamp.cause for clamp in result.clamps):
+                assert rule == "reject" and arm.body.goal == pytest.approx(before, abs=1e-9)
+                return
+        raise AssertionError("nothing was in the way")
+
+
+def test_a_way_home_through_a_post_ends_before_it(bus: Any, desk: Desk) -> None:
+    with bus.settled():
+        bus.servos[1].position += 60 * conftest.TICKS_PER_DEG
+    with contextlib.closing(JointArm(recipe_of(desk, CLOSE.format(more=""), "home_speed_deg_s = 90"))) as arm:
+        with pytest.raises(WorldError, match=r"the way home ends at a collision of .* with post\. Move"):
+            arm.reset(0)
+        assert conftest.angles_deg(bus)["shoulder_pan"] > 20
 
 
 def test_the_limits_of_speed_and_acceleration_are_those_of_each_joint(bus: Any, desk: Desk) -> None:

@@ -37,7 +37,7 @@ from vla_robot.teleop.motion import TeleopDevice
 from vla_robot.teleop.terminal import Terminal
 from vla_robot.teleop.terminal_teleop import TerminalTeleop
 from vla_robot.world.kinds import build_world
-from vla_robot.world.real.arm_model import ArmModel
+from vla_robot.world.real.kinematics.arm_model import ArmModel
 from vla_robot.world.real.lerobot_arm import LerobotArm
 
 pytest.importorskip("scservo_sdk")

@@ -96,7 +96,7 @@ def told_axes() -> ToldAxes:
 def told_leader() -> tuple[LeaderArm, Kinematics]:
     """The shipped leader arm, held still, and its model."""
     pytest.importorskip("mujoco")
-    from vla_robot.world.real.arm_model import ArmModel
+    from vla_robot.world.real.kinematics.arm_model import ArmModel
     from vla_robot.world.real.lerobot_leader import Leader
 
     recipe = read(LeaderArmRecipe, "so101_leader")

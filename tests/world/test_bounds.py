@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vla_robot.core.messages import Vector
-from vla_robot.world.real.bounds import SLACK_M, WAY_RAD, last_allowed
+from vla_robot.world.real.kinematics.bounds import SLACK_M, WAY_RAD, last_allowed
 
 
 class Wall:

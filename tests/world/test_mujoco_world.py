@@ -25,7 +25,7 @@ from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
 from vla_robot.recipe import find, read
 from vla_robot.recipe.env import CameraRecipe, MujocoRecipe, PlacementRecipe, SuccessRecipe
 from vla_robot.world.kinds import build_world
-from vla_robot.world.real.tool_ik import ToolIk
+from vla_robot.world.real.kinematics.tool_ik import ToolIk
 from vla_robot.world.sim.mujoco_world import MujocoWorld
 
 HOLD = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])

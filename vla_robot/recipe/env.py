@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Self
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.recipe.limits import LimitsRecipe, require_ranges
 from vla_robot.recipe.reading.kinds import Kinds
-from vla_robot.recipe.robot import RobotRecipe
+from vla_robot.recipe.robot import ObstacleRecipe, RobotRecipe
 from vla_robot.recipe.scene import CameraRecipe as CameraRecipe
 from vla_robot.recipe.scene import LanguageRecipe
 from vla_robot.recipe.scene import PlacementRecipe as PlacementRecipe
@@ -86,6 +86,11 @@ class SimulationRecipe(EnvRecipe):
     environment: str | None = None
     expert: str | None = None
     shadows: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limits.clearance_m is not None:
+            raise RecipeError("limits.clearance_m is for real arms: a simulator's bodies collide by themselves")
 
     def _require_camera(self, camera: CameraRecipe) -> None:
         if camera.rate_hz is not None and not 0.1 <= camera.rate_hz <= self.rate_hz:
@@ -217,14 +222,24 @@ class RealArmRecipe(EnvRecipe):
         scene: MJCF file with the arm's joints and lengths, relative to this recipe. Tool steps need it; joint
             positions take the joints' ranges from it, and without it from the calibration.
         robot: driver, joints and cameras; see vla_robot/recipe/robot.py.
+        obstacles: boxes that `limits.clearance_m` keeps the arm away from.
     """
 
     kind: Literal["robot"] = "robot"
     scene: Path | None = None
     robot: RobotRecipe
+    obstacles: dict[str, ObstacleRecipe] = field(default_factory=dict[str, ObstacleRecipe])
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.limits.clearance_m is not None and self.scene is None:
+            raise RecipeError("clearance_m needs the scene, whose shapes are kept apart")
+        if self.obstacles and self.limits.clearance_m is None:
+            raise RecipeError("obstacles are avoided by clearance_m in [limits], which is missing")
+        if self.robot.mounts and (self.scene is None or self.robot.actions == "tool"):
+            raise RecipeError('mounts place the scene of each arm of a pair: they need scene, and actions = "joints"')
+        if self.robot.mounts and (self.limits.workspace_low or self.limits.workspace_high):
+            raise RecipeError("workspace_low and workspace_high are for one arm; obstacles limit a pair")
         if self.robot.actions == "joints":
             self._require_joint_limits()
         elif self.scene is None:

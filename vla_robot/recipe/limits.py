@@ -35,6 +35,7 @@ RANGES: Mapping[str, tuple[float, float, str]] = {
     "max_acceleration": (1e-3, 1e5, "in the dimension's unit per second squared"),
     "gripper_width_m": (1e-3, 1, "m"),
     "home_speed_deg_s": (0.1, 1e3, "degrees/s"),
+    "clearance_m": (1e-4, 0.5, "m"),
     "max_lead_m": (1e-4, 1, "m"),
     "max_lead_rad": (1e-3, math.pi, "rad"),
     "max_temperature_c": (20, 120, "degrees Celsius"),
@@ -92,6 +93,8 @@ class LimitsRecipe:
         max_acceleration_rad_s2: largest acceleration per axis of the tool, or per joint [rad/s2].
         max_joint_step_rad: largest distance of a commanded joint from the measured one [rad].
         gripper_per_s: largest speed of the gripper, in parts of its whole way per second.
+        clearance_m: smallest distance of a real arm's bodies from each other, from its twin's and from obstacles, by
+            the shapes of its scene [m]; without it, they are not watched.
         dims: action dimension -> limits of its own.
     """
 
@@ -104,6 +107,7 @@ class LimitsRecipe:
     max_acceleration_rad_s2: float = PANDA_ACCELERATION_RAD_S2
     max_joint_step_rad: float = 0.5
     gripper_per_s: float | None = None
+    clearance_m: float | None = None
     dims: dict[str, DimLimitsRecipe] = field(default_factory=dict[str, DimLimitsRecipe])
 
     def __post_init__(self) -> None:

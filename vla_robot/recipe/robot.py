@@ -21,6 +21,7 @@ LIMITED_FIELD = "max_relative_target"
 MAX_DELAY_S = 1.0
 """Longest delay by set points [s]. It increases the memory of the smoothing window and the arm's lag."""
 MAX_ANGLE_DEG = 720.0
+MAX_OBSTACLE_M = 100.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,43 @@ class JointRecipe:
             _require_angle("high_deg", self.high_deg)
             if self.low_deg >= self.high_deg:
                 raise RecipeError(f"low_deg {self.low_deg:g} must be below high_deg {self.high_deg:g}")
+
+
+@dataclass(frozen=True)
+class MountRecipe:
+    """Place of one arm of a pair.
+
+    Attributes:
+        pos: origin of the arm's scene in the frame of the pair [m].
+        yaw_deg: rotation about the vertical [degrees].
+    """
+
+    pos: tuple[float, float, float]
+    yaw_deg: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require_angle("yaw_deg", self.yaw_deg)
+
+
+@dataclass(frozen=True)
+class ObstacleRecipe:
+    """A box that the arm must not touch, such as a table or a post, in the frame of the workspace.
+
+    Attributes:
+        low: smallest x, y, z [m].
+        high: largest x, y, z [m].
+    """
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for low, high in zip(self.low, self.high, strict=True):
+            if not -MAX_OBSTACLE_M <= low < high <= MAX_OBSTACLE_M:
+                raise RecipeError(
+                    f"an obstacle reaches from {list(self.low)} to {list(self.high)} m; each number of low must be "
+                    f"below that of high, and all between {-MAX_OBSTACLE_M:g} and {MAX_OBSTACLE_M:g}"
+                )
 
 
 @dataclass(frozen=True)
@@ -120,6 +158,7 @@ class RobotRecipe:
         gripper_closed: the driver's number of a closed gripper.
         gripper_open: its number of an open one.
         gripper_width_m: distance between the open fingers [m].
+        mounts: "left" and "right" -> place of that arm; the scene is then the one of each.
         home_deg: joint -> angle at which episodes begin [degrees]; without it, they begin at the arm's
             present pose.
         home_gripper: gripper's opening at which episodes begin, 0 to 1.
@@ -143,6 +182,7 @@ class RobotRecipe:
     gripper_closed: float = 0.0
     gripper_open: float = 100.0
     gripper_width_m: float = 0.1
+    mounts: dict[str, MountRecipe] = field(default_factory=dict[str, MountRecipe])
     home_deg: dict[str, float] = field(default_factory=dict[str, float])
     home_gripper: float = 1.0
     home_speed_deg_s: float = 30.0
@@ -167,6 +207,8 @@ class RobotRecipe:
             raise RecipeError(f"home_gripper is {self.home_gripper:g}, allowed is 0 (closed) to 1 (open)")
         names = ("gripper_width_m", "home_speed_deg_s", "max_lead_m", "max_lead_rad", "max_temperature_c")
         require_ranges(self, names)
+        if self.mounts and set(self.mounts) != {"left", "right"}:
+            raise RecipeError(f"mounts are those of 'left' and 'right', not of {', '.join(self.mounts)}")
         for joint, angle in self.home_deg.items():
             _require_angle(f"home_deg.{joint}", angle)
 

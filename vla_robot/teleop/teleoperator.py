@@ -11,7 +11,7 @@ from vla_robot.teleop.joint_leader import JointLeaderMotion
 from vla_robot.teleop.leader import LeaderMotion
 from vla_robot.teleop.motion import TeleopDevice
 from vla_robot.teleop.sticks import DeviceState, StickMotion
-from vla_robot.world.real.arm_model import ArmModel
+from vla_robot.world.real.kinematics.arm_model import ArmModel
 from vla_robot.world.real.lerobot_leader import Leader, LerobotTeleoperator, clipped_opening
 
 

@@ -65,7 +65,7 @@ class LeaderArm(Protocol):
 
 
 class Kinematics(Protocol):
-    """Forward kinematics of an arm; `vla_robot.world.real.arm_model.ArmModel` is one."""
+    """Forward kinematics of an arm; `vla_robot.world.real.kinematics.arm_model.ArmModel` is one."""
 
     def pose(self, joints: Vector) -> tuple[Vector, Vector]:
         """Return the (3,) position [m] and (4,) unit quaternion of the tool, in the base frame."""

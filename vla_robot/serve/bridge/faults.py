@@ -16,7 +16,7 @@ from typing import Literal
 from vla_robot.core.errors import ContractError, VlaError, WorldError, in_words
 from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.ports import Arm, Streamed
-from vla_robot.core.wrapped_arm import WrappedArm
+from vla_robot.core.ports.wrapped_arm import WrappedArm
 
 Part = Literal["arm", "log", "bridge"]
 SAID: dict[Part, str] = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from vla_robot.core.messages import Clamp, Image, Observation, StepResult, Vecto
 from vla_robot.core.ports import Motors
 from vla_robot.recipe.env import RealArmRecipe
 from vla_robot.world.real.dry_device import DryDevice
+from vla_robot.world.real.kinematics.bounds import Bound, last_allowed
 from vla_robot.world.real.lerobot_camera import LerobotCamera, fitted
 from vla_robot.world.real.lerobot_device import Health, LerobotDevice
 
@@ -57,6 +58,7 @@ class ArmBody:
         recipe: RealArmRecipe,
         device: LerobotDevice,
         ranges: tuple[Vector, Vector],
+        clearance: Bound | None = None,
         clock: Clock | None = None,
         interrupted: Callable[[], bool] = lambda: False,
         show: Callable[[str], None] | None = None,
@@ -67,6 +69,7 @@ class ArmBody:
             recipe: the arm's recipe.
             device: lerobot's robot, not connected yet.
             ranges: smallest and largest joint angles, each (J,) [rad].
+            clearance: keeps the bodies apart, also on the way home; None where nothing does.
             clock: stamps the arm's readings; must be the clock of the cameras' stamps.
             interrupted: called during the motion home, when no request is answered; True ends that motion.
             show: makes this a dry run, and is called with the commands that would be sent, in words; the motors are
@@ -84,6 +87,7 @@ class ArmBody:
         self.grippers = device.wiring.grippers
         self.joint_range = ranges
         self._home = None if show else home_joints(recipe, self.joint_names, ranges)
+        self._clearance = [] if clearance is None else [clearance]
         self._max_step = recipe.limits.max_joint_step_rad
         self._device: LerobotDevice | DryDevice = DryDevice(device, show) if show else device
         sources = {c.source for c in recipe.cameras if c.source}
@@ -124,10 +128,28 @@ class ArmBody:
             self._go_home(self._home)
         self._step = 0
 
-    def near(self, joints: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        """Return joint goals (J,) [rad] within the largest step from the measured joints, and what was cut."""
-        allowed = self._at_most_a_step(joints)
-        return allowed, clamps_of(self.joint_names, STEP, joints, allowed, TOLERANCE)
+    def allowed(self, joints: Vector, bounds: Sequence[Bound] = ()) -> tuple[Vector, tuple[Clamp, ...]]:
+        """Return joint goals (J,) [rad] within the largest step from the measured joints and within all bounds.
+
+        Args:
+            joints: (J,) wanted goals [rad].
+            bounds: bounds beside the clearance.
+
+        Returns:
+            The goals, and the clamps of what was cut. Where the recipe says "reject", goals that a bound cuts are the
+            ones that were sent last.
+
+        Raises:
+            WorldError: a bound cuts the goals, and the recipe says "stop".
+        """
+        near = self._at_most_a_step(joints)
+        inside, cause = last_allowed(self.goal, near, (*bounds, *self._clearance))
+        if cause and self._recipe.limits.on_violation == "stop":
+            raise WorldError(f"a limit: {cause}. The arm stops until it is armed again.")
+        if cause and self._recipe.limits.on_violation == "reject":
+            inside = self.goal
+        cut = clamps_of(self.joint_names, STEP, joints, near, TOLERANCE)
+        return inside, (*cut, *clamps_of(self.joint_names, cause, near, inside, TOLERANCE))
 
     def follow(self, joints: Vector, openings: Vector) -> tuple[Clamp, ...]:
         """Send goals, (J,) [rad] and (G,). Return the clamps of what the driver cut.
@@ -260,7 +282,12 @@ class ArmBody:
         for step in range(1, steps + 1 + round(HOME_SETTLE_S * HOME_RATE_HZ)):
             share = min(step / steps, 1.0)
             # At most a step from the measured joints: if something blocks the arm, the goal waits there.
-            goal = self._at_most_a_step(start + share * (home - start))
+            goal, cause = last_allowed(self.goal, self._at_most_a_step(start + share * (home - start)), self._clearance)
+            if cause:
+                self.stop()
+                raise WorldError(
+                    f"the way home ends at a {cause}. Move the arm nearer to home by hand, then reset again."
+                )
             self._sending(goal, openings + share * (self._robot.home_gripper - openings))
             ticker.wait()
             self.sense()

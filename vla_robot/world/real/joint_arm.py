@@ -1,8 +1,8 @@
 """Implements the port Arm for LeRobot's robots in joint positions: one arm or a pair, with or without grippers.
 
-    action --> joint step --> bounds of the configuration --> motors
-               (from the      (the tool's workspace)
-               measured)
+    action --> joint step --> bounds of the configuration --------> motors
+               (from the      (the tool's workspace, clearance of
+               measured)      the bodies)
 
 An action is the position of every joint [rad] and the opening of every gripper, in lerobot's order and by the names of
 its motors, as lerobot's own datasets have them; the state is the same, measured. Each cut is reported as a clamp, and
@@ -21,12 +21,14 @@ import numpy as np
 from vla_robot.core.clock import Clock
 from vla_robot.core.embodiment import GRIP_UNIT, ActionSpace, CameraSpec, Dim, Embodiment
 from vla_robot.core.errors import RecipeError
-from vla_robot.core.messages import Clamp, Observation, StepResult, Vector, clamps_of
+from vla_robot.core.messages import Observation, StepResult, Vector
 from vla_robot.core.ports import Motors
 from vla_robot.recipe.env import RealArmRecipe
-from vla_robot.world.real.arm_body import TOLERANCE, ArmBody
-from vla_robot.world.real.arm_model import ArmModel, scene_ranges
-from vla_robot.world.real.bounds import Bound, ToolBox, last_allowed
+from vla_robot.world.real.arm_body import ArmBody
+from vla_robot.world.real.kinematics.arm_model import ArmModel
+from vla_robot.world.real.kinematics.bounds import Bound, ToolBox
+from vla_robot.world.real.kinematics.clearance import clearance_of
+from vla_robot.world.real.kinematics.scene import compiled, joint_ranges_of
 from vla_robot.world.real.lerobot_arm import workspace
 from vla_robot.world.real.lerobot_device import Health, LerobotDevice
 from vla_robot.world.real.lerobot_wiring import Wiring
@@ -62,7 +64,8 @@ class JointArm:
         self._joints_at = [wiring.order.index(name) for name in wiring.joints]
         self._grips_at = [wiring.order.index(name) for name in wiring.grippers]
         self._bounds = bounds_of(recipe, wiring)
-        self._body = ArmBody(recipe, device, ranges, clock, interrupted, show)
+        clearance = clearance_of(recipe, wiring.joints)
+        self._body = ArmBody(recipe, device, ranges, clearance, clock, interrupted, show)
 
     @property
     def motors(self) -> Motors:
@@ -113,7 +116,7 @@ class JointArm:
         """
         values = check_action(action, self.embodiment.action)
         self._body.require_link()
-        joints, clamps = self._allowed(values[self._joints_at])
+        joints, clamps = self._body.allowed(values[self._joints_at], self._bounds)
         clamps += self._body.follow(joints, values[self._grips_at])
         return dataclasses.replace(self._body.tick(self._sent(), self._state), clamps=clamps)
 
@@ -143,12 +146,6 @@ class JointArm:
     def close(self) -> None:
         """Stop, and close the ports; the motors keep their torque, so that the arm does not fall."""
         self._body.close()
-
-    def _allowed(self, joints: Vector) -> tuple[Vector, tuple[Clamp, ...]]:
-        """Return the joint goals within all bounds, and the clamps of what was cut."""
-        near, clamps = self._body.near(joints)
-        allowed, cause = last_allowed(self._body.goal, near, self._bounds)
-        return allowed, (*clamps, *clamps_of(self._body.joint_names, cause, near, allowed, TOLERANCE))
 
     def _sent(self) -> Vector | None:
         """Return the action that was sent last, (D,); None in a dry run."""
@@ -193,7 +190,7 @@ def joint_ranges(recipe: RealArmRecipe, wiring: Wiring) -> tuple[Vector, Vector]
     """
     low, high = wiring.low.copy(), wiring.high.copy()
     if recipe.scene is not None:
-        scene_low, scene_high = scene_ranges(recipe.scene, wiring.joints)
+        scene_low, scene_high = joint_ranges_of(compiled(recipe), wiring.joints)
         low, high = np.maximum(low, scene_low), np.minimum(high, scene_high)
     unknown = [name for name, a, b in zip(wiring.joints, low, high, strict=True) if not np.isfinite([a, b]).all()]
     if unknown:

@@ -7,8 +7,8 @@
 Each action moves the target pose, which is kept from tick to tick and not set from the measured pose: a motor with a
 position controller rests a little below its goal, so an arm whose goal is its measured pose at every tick sinks. The
 target may lead the measured tool by `max_lead_m` and `max_lead_rad` at most. Each cut is reported as a clamp: of the
-lead, the workspace, the joint step, and lerobot's own driver. After a cut of the joints the target is the pose of the
-joints that were sent.
+lead, the workspace, the joint step, the clearance of the bodies, and lerobot's own driver. After a cut of the joints
+the target is the pose of the joints that were sent.
 
 The executed action is the tool's motion by the joints that were sent, by forward kinematics: an arm of five joints
 cannot follow each rotation, and inverse kinematics has a remaining error.
@@ -31,7 +31,8 @@ from vla_robot.core.messages import Clamp, Observation, StepResult, Vector, clam
 from vla_robot.core.ports import Motors
 from vla_robot.recipe.env import RealArmRecipe
 from vla_robot.world.real.arm_body import TOLERANCE, ArmBody
-from vla_robot.world.real.arm_model import ArmModel
+from vla_robot.world.real.kinematics.arm_model import ArmModel
+from vla_robot.world.real.kinematics.clearance import clearance_of
 from vla_robot.world.real.lerobot_device import Health, LerobotDevice
 from vla_robot.world.sim.sim_embodiment import check_action, embodiment_of
 
@@ -65,7 +66,8 @@ class LerobotArm:
         self.embodiment = arm_embodiment(recipe, self._model)
         self._low, self._high = workspace(recipe)
         device = LerobotDevice(self._robot, self._model.names, recipe.limits.max_joint_step_rad)
-        self._body = ArmBody(recipe, device, (self._model.low, self._model.high), clock, interrupted, show)
+        clearance = clearance_of(recipe, self._model.names)
+        self._body = ArmBody(recipe, device, (self._model.low, self._model.high), clearance, clock, interrupted, show)
         self._target, self._target_quat = self._model.pose(self._body.goal)
 
     @property
@@ -159,7 +161,7 @@ class LerobotArm:
         ]
         quat = limit_rotation(tool_quat, rotate(self._target_quat, action[3:6]), self._robot.max_lead_rad)
         clamps += clamps_of(TURNS, LEAD, action[3:6], rotvec_between(self._target_quat, quat), TOLERANCE)
-        allowed, cut = self._body.near(self._model.solve(self._body.goal, position, quat))
+        allowed, cut = self._body.allowed(self._model.solve(self._body.goal, position, quat))
         if cut:  # the target must not be ahead of the joints that are sent
             position, quat = self._model.pose(allowed)
         return Goal(position, quat, allowed, action[-1:]), (*clamps, *cut)

@@ -19,7 +19,7 @@ from vla_robot.core.clock import NS_PER_S, Clock, Ticker
 from vla_robot.core.errors import ContractError, WorldError
 from vla_robot.core.messages import Clamp, Observation, StepResult, Vector, clamps_of
 from vla_robot.core.ports import Arm, Motors
-from vla_robot.core.wrapped_arm import WrappedArm
+from vla_robot.core.ports.wrapped_arm import WrappedArm
 from vla_robot.world.real.smooth import MotionBounds, Smoother
 
 SET_POINT = "set_point"

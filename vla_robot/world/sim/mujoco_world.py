@@ -24,7 +24,7 @@ from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.geometry import half_space_rotvec, matrix_from_quat, quat_from_matrix, rotate
 from vla_robot.core.messages import Vector
 from vla_robot.recipe.env import MujocoRecipe, PlacementRecipe
-from vla_robot.world.real.tool_ik import ToolIk
+from vla_robot.world.real.kinematics.tool_ik import ToolIk
 from vla_robot.world.sim.render import Renderer, choose_gl_backend
 from vla_robot.world.sim.sim_embodiment import embodiment_of
 from vla_robot.world.sim.sim_world import SimWorld

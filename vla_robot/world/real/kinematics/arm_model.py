@@ -6,10 +6,7 @@ physics is simulated and nothing is rendered.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.geometry import multiply, quat_from_matrix
@@ -36,7 +33,7 @@ class ArmModel:
         start_mujoco()
         import mujoco
 
-        from vla_robot.world.real.tool_ik import ToolIk
+        from vla_robot.world.real.kinematics.tool_ik import ToolIk
 
         self._mujoco = mujoco
         self._model = model = _load(scene)
@@ -83,24 +80,6 @@ class ArmModel:
     def _place(self, joints: Vector) -> None:
         self._data.qpos[self._qpos] = joints
         self._mujoco.mj_kinematics(self._model, self._data)
-
-
-def scene_ranges(scene: Path, joints: Sequence[str]) -> tuple[Vector, Vector]:
-    """Return the smallest and largest angles of a scene's joints, each (J,) [rad]; infinite where it has no limit.
-
-    Raises:
-        RecipeError: the file cannot be read, or lacks a joint.
-    """
-    start_mujoco()
-    model = _load(scene)
-    names = [model.joint(j).name for j in range(model.njnt)]
-    for name in joints:
-        if name not in names:
-            raise RecipeError(f"{scene}: {unknown('joint', name, names, 'See [robot.joints].')}")
-    at = [names.index(name) for name in joints]
-    limited = model.jnt_limited[at].astype(bool)
-    low, high = np.where(limited[:, None], model.jnt_range[at], [-np.inf, np.inf]).T
-    return low, high
 
 
 def _load(scene: Path):

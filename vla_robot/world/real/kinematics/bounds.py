@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from vla_robot.core.messages import Vector
-from vla_robot.world.real.arm_model import ArmModel
+from vla_robot.world.real.kinematics.arm_model import ArmModel
 
 WAY_RAD = 0.02
 """Distance of two configurations that are tested on the way, in the joint that turns furthest."""
