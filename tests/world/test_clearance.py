@@ -24,15 +24,16 @@ from vla_robot.world.real.kinematics.scene import compiled
 
 MARGIN_M = 0.01
 READY = np.array([0.0, -0.52, 0.35, 1.2, 0.0])
+POST = ObstacleRecipe((0.15, 0.10, 0.0), (0.30, 0.14, 0.5))
 BOX = {"low": [0.0, 0.0, 0.0], "high": [1.0, 1.0, 1.0]}
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll")
 
 
 @pytest.fixture
 def check(repository: Path) -> Any:
-    """tests/tools/check_clearance.py, which is a program too."""
+    """tests/shared/check_clearance.py, which is a program too."""
     name = "check_clearance"
-    spec = importlib.util.spec_from_file_location(name, repository / "tests" / "tools" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, repository / "tests" / "shared" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -69,8 +70,7 @@ def test_neighbours_are_left_out_and_the_gripper_is_kept_from_the_base(repositor
 
 
 def test_a_cut_names_both_bodies_and_ends_at_the_margin(repository: Path) -> None:
-    post = ObstacleRecipe((0.15, 0.10, 0.0), (0.30, 0.14, 0.5))
-    limit = clearance_of(recipe_of(repository, obstacles={"post": post}), JOINTS)
+    limit = clearance_of(recipe_of(repository, obstacles={"post": POST}), JOINTS)
     assert limit is not None
     wanted = READY + [-1.0, 0, 0, 0, 0]
     allowed, cause = last_allowed(READY, wanted, [limit])
@@ -99,13 +99,15 @@ def test_a_pair_of_arms_is_kept_from_its_twin(repository: Path) -> None:
 
 
 def test_an_arm_inside_its_margin_may_leave_it_and_not_go_further_in(repository: Path) -> None:
-    limit = Clearance(compiled(recipe_of(repository)), JOINTS, MARGIN_M)
-    folded = np.radians([0, -100, 90, 70, 0])
-    assert limit.depths_m(folded).max() > 0
-    out, cause = last_allowed(folded, folded + [0, 0.2, 0, 0, 0], [limit])
-    deeper, why = last_allowed(folded, folded + [0, -0.2, 0, 0, 0], [limit])
-    assert (cause == "" and out[1] == folded[1] + 0.2) or (why == "" and deeper[1] == folded[1] - 0.2)
-    assert cause or why
+    model = compiled(recipe_of(repository, obstacles={"post": POST}))
+    towards = np.array([-1.0, 0, 0, 0, 0])
+    near, _ = last_allowed(READY, READY + towards, [Clearance(model, JOINTS, MARGIN_M)])
+    wider = Clearance(model, JOINTS, 1.5 * MARGIN_M)
+    assert wider.depths_m(near).max() == pytest.approx(0.5 * MARGIN_M, abs=1e-3)
+    further, cause = last_allowed(near, near + 0.02 * towards, [wider])
+    assert further == pytest.approx(near, abs=1e-3) and cause.endswith(" with post")
+    back, cause = last_allowed(near, near - 0.1 * towards, [wider])
+    assert cause == "" and back[0] == near[0] + 0.1
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Drives an arm's joints at random, and asks MuJoCo after each command whether its bodies keep their distance.
 
-    python tests/tools/check_clearance.py so101 100000
-    python tests/tools/check_clearance.py panda 100000 1       # another seed
+    python tests/shared/check_clearance.py so101 100000
+    python tests/shared/check_clearance.py panda 100000 1       # another seed
 
 It asks for every pair of shapes, without the bounding spheres that the limit itself asks first. A cut must be due: a
 little further on the way, the margin is broken.
