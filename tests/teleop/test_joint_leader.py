@@ -26,7 +26,9 @@ class Held:
     """A pair of leaders in two hands."""
 
     def __init__(self) -> None:
-        self.joints, self.openings, self.fails, self.closed = np.array([0.1, -0.2]), np.ones(2), 0, False
+        self.joints: Vector = np.array([0.1, -0.2])
+        self.openings: Vector = np.ones(2)
+        self.fails, self.closed = 0, False
 
     def read(self) -> tuple[Vector, Vector]:
         if self.fails:
