@@ -164,8 +164,7 @@ def test_a_joint_is_cut_to_the_largest_step_and_the_tool_to_its_workspace(bus: A
             assert abs(model.pose(result.executed[:5])[0][1]) <= 0.02 + 1e-6
         assert causes - {"driver"} == {"step", "position"}  # lerobot measures once more
         goal[0] = -0.01
-        for _ in range(10):
-            result = tick(lambda: arm.command(goal))
+        result = [tick(lambda: arm.command(goal)) for _ in range(10)][-1]
         assert result.executed == pytest.approx(goal, abs=1e-6)  # and back inside
 
 
@@ -178,6 +177,7 @@ def test_a_post_ends_the_way_of_both_kinds_of_actions(bus: Any, desk: Desk, acti
     with contextlib.closing(build_arm(recipe)) as arm:
         tick, start = Ticks(bus), arm.reset(0).state
         causes: set[str] = set()
+        result = tick(arm.hold)
         for step in range(60):
             turned = np.append(HOME + [0.02 * step, 0, 0, 0, 0], 1.0)
             result = tick(lambda turned=turned: arm.command(turned if actions == "joints" else TO_THE_RIGHT))
@@ -352,8 +352,7 @@ def test_a_pair_of_arms_is_one_robot(pair: tuple[Any, Any, Callable[..., Path]])
         tick, state = Ticks(left, right), arm.reset(0).state
         goal = state.copy()
         goal[[0, 5, 6, 11]] = 0.15, 0.2, -0.15, 0.8
-        for _ in range(45):
-            result = tick(lambda: arm.command(goal))
+        result = [tick(lambda: arm.command(goal)) for _ in range(45)][-1]
         assert result.executed == pytest.approx(goal, abs=1e-6) and not result.clamps
         assert emulated(left)[[0, 5]] == pytest.approx([np.degrees(0.15), 0.2], abs=0.5)
         assert emulated(right)[[0, 5]] == pytest.approx([np.degrees(-0.15), 0.8], abs=0.5)
