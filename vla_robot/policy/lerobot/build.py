@@ -39,7 +39,7 @@ def build(recipe: LeRobotRecipe, embodiment: Embodiment | None, expert: str | No
         folder.family,
         features,
         embodiment=folder.embodiment,
-        history_steps=folder.history_steps,
+        history_steps=folder.earlier_steps,
         whole_chunks=recipe.rows is not None,
     )
 

@@ -66,7 +66,7 @@ class Features:
             )
         self._cameras = cameras
         self._reads_state = folder.width(STATE) is not None
-        self._history_steps = folder.history_steps
+        self._history_steps = folder.earlier_steps
         self._shape = len(arm.state)
 
     def batch(self, observations: Sequence[Observation]) -> dict[str, Any]:

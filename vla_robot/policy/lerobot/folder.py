@@ -79,7 +79,7 @@ class PolicyFolder:
         return self.path / WEIGHTS
 
     @property
-    def history_steps(self) -> int:
+    def earlier_steps(self) -> int:
         """Earlier observations that it reads beside the present one."""
         return self.config.get("n_obs_steps", 1) - 1
 
