@@ -134,7 +134,9 @@ def statistics() -> dict[str, dict[str, Any]]:
         span = {"min": low, "max": high, "q01": low, "q99": high}
         return {**span, "mean": (low + high) / 2, "std": (high - low) / 4}
 
-    return {"observation.state": of(STATE), "action": of(ARM.action.dims)}
+    pixels = {"mean": torch.full((3, 1, 1), 0.5), "std": torch.full((3, 1, 1), 0.25)}
+    images = {f"observation.images.{c.name}": pixels for c in ARM.cameras}
+    return {"observation.state": of(STATE), "action": of(ARM.action.dims), **images}
 
 
 def save(config: Any, folder: Path, local: Path | None = None, hub: str = "") -> Path:
