@@ -28,7 +28,7 @@ format: setup  ## format the code
 check: setup  ## lint and type-check
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/pyright
 
-build: setup  ## build wheel and sdist, install each in a clean environment and try it
+build: setup  ## build wheel and sdist, install each in a clean environment and try it; then the plugins
 	@rm -rf dist && $(BIN)/uv build --quiet --out-dir dist
 	@for artefact in dist/*.whl dist/*.tar.gz; do \
 	  clean=$$(mktemp -d) && trap 'rm -rf "$$clean"' EXIT; \
@@ -36,6 +36,12 @@ build: setup  ## build wheel and sdist, install each in a clean environment and 
 	  $(BIN)/uv pip install --quiet --python "$$clean/venv/bin/python" -c constraints.txt "$$artefact"; \
 	  (cd "$$clean" && venv/bin/vla --help >/dev/null && venv/bin/vla list >/dev/null && venv/bin/vla check); \
 	  echo "works from a clean install: $$artefact"; \
+	done
+	@for plugin in plugins/*/; do \
+	  clean=$$(mktemp -d) && trap 'rm -rf "$$clean"' EXIT; \
+	  $(BIN)/uv build --quiet --out-dir dist/plugins "$$plugin"; \
+	  $(BIN)/uv pip install --quiet --no-deps --target "$$clean" dist/plugins/$$(basename "$$plugin")-*.whl; \
+	  PYTHONPATH="$$clean" $(BIN)/python -c "import $$(basename "$$plugin") as plugin; print('works from its wheel:', plugin.__file__)"; \
 	done
 
 pictures: setup  ## draw the pictures of README and docs anew, from the program; PICTURES="view.png" draws one
@@ -57,5 +63,6 @@ $(STAMP): pyproject.toml constraints.txt .python-version
 	@echo "Installing the packages of constraints.txt (about 6 GB of disk the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all,dev,docs]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e plugins/lerobot_policy_vla_robot
 	@touch $@
 	@echo "Set up in $(VENV). If something seems off: $(BIN)/vla doctor"

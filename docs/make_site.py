@@ -25,7 +25,17 @@ ASSETS = (
     *(f"docs/**/*.{suffix}" for suffix in ("png", "svg", "gif", "webp")),
 )
 GUIDES = {
-    "Use": ("evaluate", "benchmarks-worlds", "finetune", "data", "teleoperate", "openvla", "families", "serving"),
+    "Use": (
+        "evaluate",
+        "benchmarks-worlds",
+        "finetune",
+        "data",
+        "teleoperate",
+        "openvla",
+        "families",
+        "lerobot",
+        "serving",
+    ),
     "Robot": ("real-arm", "bridge", "safety", "security", "reliability"),
 }
 """Pages of docs/ by their tab; pages without a tab follow under "More"."""

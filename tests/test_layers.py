@@ -73,7 +73,11 @@ def test_a_circle_is_found_however_late_its_import(line: str, is_cycle: bool) ->
 
 
 def test_no_folder_is_a_flat_drawer(repository: Path) -> None:
-    files = [path for top in (PACKAGE, "tests", "benchmarks", "examples") for path in (repository / top).rglob("*.py")]
+    files = [
+        path
+        for top in (PACKAGE, "tests", "benchmarks", "examples", "plugins")
+        for path in (repository / top).rglob("*.py")
+    ]
     assert len({path.parent for path in files}) > 50
     assert full_folders(files) == {}
 

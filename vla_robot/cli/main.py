@@ -65,6 +65,7 @@ VERBS: dict[str, Verb] = {
     "record": Verb("vla_robot.cli.record.record", "RecordArgs", goes_on=True),
     "finetune": Verb("vla_robot.cli.finetune.finetune", "FinetuneArgs", goes_on=True),
     "eval": Verb("vla_robot.cli.evaluate.evaluate", "EvaluateArgs", goes_on=True),
+    "export": Verb("vla_robot.cli.export", "ExportArgs"),
     "list": Verb("vla_robot.cli.list_show_check", "ListArgs", "list_recipes"),
     "show": Verb("vla_robot.cli.list_show_check", "ShowArgs", "show_recipe"),
     "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
@@ -89,6 +90,7 @@ vla: put a vision-language-action policy on a robot.
                                                     demonstrations, as a LeRobot v3 dataset; --source keyboard: by you
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
   vla eval                                          measure a policy: success over many seeds, with its interval
+  vla export lerobot POLICY FOLDER                  a folder that lerobot-eval and lerobot-rollout load
 
   vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5
   vla data convert SRC DST --to lerobot             the same dataset in another format
