@@ -17,6 +17,7 @@ from vla_robot.cli.record.record import Build, RecordArgs, plan
 from vla_robot.core.errors import RecipeError
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.recipe.dataset import DatasetRecipe, Recording
+from vla_robot.recipe.env_source import find_env
 
 RECIPE = """
 env = "{env}"
@@ -157,7 +158,7 @@ def test_drivers_are_named_alike_on_every_computer(policy: str, name: str, tmp_p
     path = tmp_path / policy
     path.parent.mkdir(parents=True)
     path.touch() if path.suffix else path.mkdir()
-    assert Build(Path("e"), Path("l"), path, 0.0, None).driver_name == name
+    assert Build(find_env("lift"), Path("l"), path, 0.0, None).driver_name == name
 
 
 def test_a_disk_that_fills_up_keeps_every_episode_and_the_same_command_goes_on(
