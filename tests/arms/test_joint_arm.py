@@ -29,22 +29,14 @@ from vla_robot.world.real.kinematics.clearance import clearance_of
 from vla_robot.world.real.lerobot_arm import arm_embodiment, scene_model
 from vla_robot.world.real.set_points import StreamedArm
 
+from .test_end_to_end import JOINTS_DEG
+from .test_lerobot_arm import FAULTS
+
 Desk = Callable[..., Path]
 JOINTS = 'actions = "joints"'
 TO_THE_RIGHT = np.array([0, -0.006, 0, 0, 0, 0, 1.0])
 HOME = np.radians([0, -30, 20, 90, 0])
-POSES_DEG = [
-    (0, -30, 20, 90, 0),
-    (15, -25, 25, 80, 10),
-    (25, -15, 25, 70, 20),
-    (25, -5, 5, 80, 0),
-    (10, 5, -5, 75, -20),
-    (-10, 0, 10, 65, -10),
-    (-25, -15, 30, 65, 15),
-    (-20, -35, 45, 70, 30),
-    (-5, -40, 35, 85, 10),
-    (0, -25, 30, 60, 0),
-]
+POSES_DEG = JOINTS_DEG
 
 
 def recipe_of(desk: Desk, top: str = "", robot: str = "") -> RealArmRecipe:
@@ -269,15 +261,7 @@ def test_a_dry_run_shows_joints_and_sends_nothing(bus: Any, desk: Desk) -> None:
     assert "shoulder_pan +2.0 -> +2.0" in shown[0] and "gripper" in shown[0]
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ("unplugged", "does not (answer|take commands)"),
-        ("silent", "There is no status packet"),
-        ("hot", "motor 'shoulder_lift' (reports: too hot|has 75 °C, allowed are 60 °C)"),
-        ("damaged", "Incorrect status packet"),
-    ],
-)
+@pytest.mark.parametrize(("fault", "words"), FAULTS)
 def test_a_fault_is_told_and_the_arm_comes_back(bus: Any, arm: JointArm, fault: str, words: str) -> None:
     from .test_lerobot_arm import fail, mend
 

@@ -253,15 +253,16 @@ def mend(bus: Any, fault: str) -> None:
     bus.damaged_answers = 0
 
 
-@pytest.mark.parametrize(
-    ("fault", "words"),
-    [
-        ("unplugged", "does not (answer|take commands)"),
-        ("silent", "There is no status packet"),
-        ("hot", "motor 'shoulder_lift' (reports: too hot|has 75 °C, allowed are 60 °C)"),
-        ("damaged", "Incorrect status packet"),
-    ],
-)
+FAULTS = [
+    ("unplugged", "does not (answer|take commands)"),
+    ("silent", "There is no status packet"),
+    ("hot", "motor 'shoulder_lift' (reports: too hot|has 75 °C, allowed are 60 °C)"),
+    ("damaged", "Incorrect status packet"),
+]
+"""Fault of the emulated bus -> words of the error that tells it."""
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS)
 def test_a_fault_is_told_and_the_arm_comes_back(bus: Any, arm: LerobotArm, fault: str, words: str) -> None:
     arm.reset(0)
     fail(bus, fault)

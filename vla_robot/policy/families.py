@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vla_robot.core.embodiment import Embodiment, require_fit
 from vla_robot.core.errors import CheckpointError, RecipeError, unknown
 from vla_robot.core.host.optional import attribute
-from vla_robot.policy.vla.json_files import read_json
+from vla_robot.policy.vla.json_files import read_json, require_folder
 from vla_robot.recipe.policy import VLARecipe
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ def family_of(folder: Path) -> Family:
         CheckpointError: config.json is missing or damaged, or names a `model_type` that no family has.
     """
     path = folder / "config.json"
-    if not folder.is_dir():
-        raise CheckpointError(f"policy folder {folder} does not exist. Run `vla list policies`.")
+    require_folder(folder)
     model_type = read_json(path).get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"{path}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}.")

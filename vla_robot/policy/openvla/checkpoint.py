@@ -7,9 +7,10 @@ from pathlib import Path
 
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
-from vla_robot.policy.vla.checkpoint import Checkpoint, read_embodiment, read_statistics, require_folder
+from vla_robot.policy.vla.checkpoint import Checkpoint, read_embodiment, read_statistics
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.json_files import require_folder
 
 type OpenVLACheckpoint = Checkpoint[OpenVLAConfig, PromptTokenizer, Preprocessor]
 

@@ -41,12 +41,6 @@ type AnyCheckpoint = Checkpoint[Any, Any, Any]
 """The small files of a folder of any family."""
 
 
-def require_folder(folder: Path) -> None:
-    """Raise CheckpointError unless the folder exists."""
-    if not folder.is_dir():
-        raise CheckpointError(f"policy folder {folder} does not exist. Run `vla list policies`.")
-
-
 def read_statistics(folder: Path) -> dict[str, Any] | None:
     """Return the content of dataset_statistics.json, or None if the folder has none. Raises as `read_json`."""
     path = folder / "dataset_statistics.json"

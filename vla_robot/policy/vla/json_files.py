@@ -15,6 +15,12 @@ MAX_JSON_BYTES = 64 * 1024**2
 """Largest JSON file of a checkpoint; openvla-7b's statistics of 25 datasets take 0.1 MB."""
 
 
+def require_folder(folder: Path) -> None:
+    """Raise CheckpointError unless the folder exists."""
+    if not folder.is_dir():
+        raise CheckpointError(f"policy folder {folder} does not exist. Run `vla list policies`.")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a checkpoint file.
 

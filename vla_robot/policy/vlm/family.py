@@ -19,7 +19,6 @@ from vla_robot.policy.vla.checkpoint import (
     Checkpoint,
     read_embodiment,
     read_statistics,
-    require_folder,
     torch_device,
     torch_dtype,
 )
@@ -27,7 +26,7 @@ from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_prepro
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, rarest_words, read_tokenizer, train_tokenizer
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
-from vla_robot.policy.vla.json_files import read_json, shown, write_json
+from vla_robot.policy.vla.json_files import read_json, require_folder, shown, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
 from vla_robot.policy.vlm.config import VLMConfig, block_of, require_plain, without_implementation
