@@ -56,7 +56,7 @@ class PlainVLM:
     def _inputs(self, observation: Observation) -> dict[str, Any]:
         model, batch = self._policy.model, self._policy.read([observation])
         pixels = batch.pixels[0].to(model.weight)  # (N, 3, H, W)
-        per_image = model.image_tokens // len(pixels)
+        per_image = model.image_tokens // model.layout.parts.count(Place.IMAGE)
         ids: list[int] = []
         for part in model.layout.parts:
             ids += list(part) if isinstance(part, tuple) else [self._vlm.config.image_token_id] * per_image
@@ -94,11 +94,16 @@ def _gemma4(vision: Any, pixels: Tensor, kinds: Tensor) -> dict[str, Tensor]:
     return {"pixel_values": patches, "image_position_ids": places, "mm_token_type_ids": kinds}
 
 
+def _smolvlm(vision: Any, pixels: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+    return {"pixel_values": pixels.unflatten(1, (-1, 3)).flatten(0, 1)[None]}  # (1, images, 3, H, W)
+
+
 PIXELS: dict[str, Callable[[Any, Tensor, Tensor], dict[str, Tensor]]] = {
     "paligemma": _paligemma,
     "qwen2_vl": _qwen,
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
     "gemma4": _gemma4,
+    "smolvlm": _smolvlm,
 }
 """`model_type` -> transformers' arguments of (N, 3, H, W) frames, given which tokens are images."""

@@ -19,6 +19,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from vla_robot.core.messages import Observation
 from vla_robot.policy.families import family_of
@@ -37,8 +38,9 @@ PROCESSORS: dict[str, Any] = {
     "qwen2_5_vl": Qwen2VLImageProcessorPil,
     "qwen3_vl": Qwen2VLImageProcessorPil,
     "gemma4": Gemma4ImageProcessorPil,
+    "smolvlm": SmolVLMImageProcessorPil,
 }
-PIXELS = {"gemma4": ("pixel_values", "image_position_ids")}
+PIXELS = {"gemma4": ("pixel_values", "image_position_ids"), "smolvlm": ("pixel_values", "pixel_attention_mask")}
 """Names of what a processor makes of frames; the others' are those of Qwen's."""
 
 
@@ -74,7 +76,7 @@ class Sample:
         processor = PROCESSORS[self.name].from_pretrained(str(self.folder), local_files_only=True)
         frames = [observation.images[camera] for camera in CAMERAS]
         made = processor(frames, return_tensors="pt")
-        counts = [self._tokens(made, n) for n in range(len(frames))]
+        counts = [self._tokens(made, n) for n in range(policy.model.layout.parts.count(Place.IMAGE))]
         ids: list[int] = []
         for part in policy.model.layout.parts:
             ids += [self.library.config.image_token_id] * counts.pop(0) if part is Place.IMAGE else list(part)
@@ -86,12 +88,16 @@ class Sample:
         if self.name == "paligemma":
             inputs["token_type_ids"] = (torch.arange(row.shape[1]) >= prefix).long()[None]
             return inputs | {"pixel_values": made["pixel_values"]}
+        if self.name == "smolvlm":
+            return inputs | {name: made[name] for name in PIXELS[self.name]}
         names = PIXELS.get(self.name, ("pixel_values", "image_grid_thw"))
         return inputs | {"mm_token_type_ids": kinds} | {name: made[name] for name in names}
 
     def _tokens(self, made: Any, image: int) -> int:
         if self.name == "paligemma":
             return (28 // 14) ** 2
+        if self.name == "smolvlm":
+            return (56 // 14 // 2) ** 2
         if self.name == "gemma4":
             return int(made["num_soft_tokens_per_image"][image])
         return int(made["image_grid_thw"][image].prod()) // 4

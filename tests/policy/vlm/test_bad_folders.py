@@ -123,6 +123,13 @@ def test_a_tokenizer_of_another_family_is_told(broken: Callable[[str], Path]) ->
         PALIGEMMA.load(folder)
 
 
+def test_a_control_token_that_would_become_plain_text_is_told(broken: Callable[[str], Path]) -> None:
+    folder = broken("smolvlm")
+    change(folder, "preprocessor_config.json", size={"longest_edge": 3 * 56})
+    with pytest.raises(CheckpointError, match="the tokenizer has no token '<row_1_col_3>'"):
+        family_of(folder).check(folder)
+
+
 def test_adapters_and_a_stray_projector_are_told(broken: Callable[[str], Path], tmp_path: Path) -> None:
     folder = broken("paligemma")
     with_state = create(tmp_path / "with_state", "paligemma", use_state=True)

@@ -16,6 +16,11 @@ from vla_robot.testing import TOOL_AXES, toy_embodiment
 
 CAMERAS = ("front", "wrist")
 HEIGHT, WIDTH = 24, 40
+PROCESSORS = {
+    "gemma4": {"max_soft_tokens": 70},  # the library's processor takes no smaller budget
+    "smolvlm": {"do_image_splitting": True, "size": {"longest_edge": 112}},  # 2 x 2 parts, and the whole
+}
+"""What differs from a new folder's preprocessor_config.json."""
 INSTRUCTIONS = ("lift the red cube", "open the door and then the drawer")
 
 
@@ -38,9 +43,8 @@ def create(folder: Path, name: str, use_state: bool) -> Path:
     rng = np.random.default_rng(0)
     statistics = dataset_statistics("toy", rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), 5)
     family_named(name).create(folder, architecture, arm(), statistics, INSTRUCTIONS, seed=0)
-    if name == "gemma4":  # the library's processor takes no smaller budget
-        described = json.loads((folder / "preprocessor_config.json").read_text())
-        (folder / "preprocessor_config.json").write_text(json.dumps(described | {"max_soft_tokens": 70}))
+    described = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(described | PROCESSORS.get(name, {})))
     return folder
 
 

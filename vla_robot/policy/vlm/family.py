@@ -76,7 +76,7 @@ class TransformersFamily:
         require_folder(folder)
         config = self._config(folder)
         preprocessor = self.preprocessor(folder, config.published)
-        prompts = TemplatePrompts(read_tokenizer(folder), self.template)
+        prompts = TemplatePrompts(read_tokenizer(folder), self.template_of(preprocessor))
         return Checkpoint(
             config,
             preprocessor.after(require_preprocessing(image_preprocessing)),
@@ -112,6 +112,10 @@ class TransformersFamily:
         config = self.read(folder, image_preprocessing).config
         require_statistics(Statistics(config.norm_stats, statistics_key))
         require_weights(folder, self._class, config.published)
+
+    def template_of(self, preprocessor: FramePreprocessor) -> Template:
+        """Return the prompt of a folder with this preprocessor; it depends on it if a frame becomes several images."""
+        return self.template
 
     def load_model(self, folder: Path, dtype: torch.dtype, device: torch.device) -> TransformersModel:
         """See `Family`."""

@@ -28,7 +28,7 @@ class Layout:
     """Parts of the beginning, in order: token ids, or a place.
 
     Attributes:
-        parts: as many `Place.IMAGE` as the policy has cameras, at most one `Place.STATE`.
+        parts: a `Place.IMAGE` for each image of each camera, at most one `Place.STATE`.
     """
 
     parts: tuple[tuple[int, ...] | Place, ...]
@@ -40,7 +40,7 @@ class Layout:
 
         Args:
             look_up: maps (n,) ids to (n, D) embeddings.
-            images: one (B, P, D) for each camera.
+            images: one (B, P, D) for each `Place.IMAGE`.
             state: (B, 1, D), or None without a place for it.
             text: (B, L, D) embeddings of the text.
         """

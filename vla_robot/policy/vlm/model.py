@@ -63,7 +63,7 @@ class TransformersModel(VLAModel[VLMConfig]):
 
     @abstractmethod
     def connect(self, features: Tensor) -> list[Tensor]:
-        """Return each camera's (B, P, D) image tokens of (B, N * P, Dv) features."""
+        """Return each image's (B, P, D) tokens of (B, N * P, Dv) features."""
 
     @property
     def _text(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, Prompts
 from vla_robot.policy.vlm.layout import Layout, Place
 
 IMAGE, TEXT = "{image}", "{text}"
+CONTROL_TOKEN = re.compile(r"<[^<>{}\s]+>")
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Template:
 
     Attributes:
         begin: what stands before the images.
-        image: one image, with its place "{image}".
+        image: one camera's images, each with its place "{image}".
         after: what stands between images (and state) and the text.
         text: the text, with its place "{text}", up to where the answer begins.
         end: token that ends an answer.
@@ -39,11 +41,14 @@ class TemplatePrompts(Prompts):
     def __init__(self, tokenizer: Tokenizer, template: Template) -> None:
         """
         Raises:
-            CheckpointError: the tokenizer lacks the token that ends an answer.
+            CheckpointError: the tokenizer lacks a control token of the template, which would become plain text.
         """
         super().__init__(tokenizer)
         self._template = template
         self.eos = self.id_of(template.end)
+        for text in (template.begin, template.image, template.after, template.text):
+            for token in CONTROL_TOKEN.findall(text):
+                self.id_of(token)
 
     def action_text(self, instruction: str) -> str:
         return self._template.text.replace(TEXT, ASKED_FOR_ACTION.format(instruction=instruction))
@@ -57,8 +62,8 @@ class TemplatePrompts(Prompts):
     def layout(self, cameras: int, reads_state: bool) -> Layout:
         """Return the beginning of every row, for a number of cameras."""
         t = self._template
-        before, after = t.image.split(IMAGE)
-        image = (*self._part(before), Place.IMAGE, *self._part(after))
+        before, *behind = (self._part(piece) for piece in t.image.split(IMAGE))
+        image = (*before, *(part for piece in behind for part in (Place.IMAGE, *piece)))
         state = (Place.STATE,) if reads_state else ()
         return Layout((*self._part(t.begin), *image * cameras, *state, *self._part(t.after)))
 

@@ -216,7 +216,7 @@ def check_image_sensitivity(
         preprocessor: turns frames into tower inputs.
         answer: maps a batch of two rows to (2, ...) logits or actions.
     """
-    black = np.zeros((sizes.image_size, sizes.image_size, 3), dtype=np.uint8)
+    black = np.zeros((*preprocessor.shape(sizes.image_size, sizes.image_size), 3), dtype=np.uint8)
     ids = np.array([1, 2, 3], dtype=np.int64)
     frames = [[black] * sizes.num_images, [black + 255] * sizes.num_images]
     state = None if sizes.proprio_dim is None else torch.zeros(2, sizes.proprio_dim)
