@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
@@ -21,7 +22,7 @@ def module_of(path: PurePath) -> tuple[str, bool]:
 def imported_modules(source: str, module: str, is_package: bool, types: bool = True) -> Iterator[str]:
     """Yield absolute names of all imports of a file, lazy ones included, with or without those under TYPE_CHECKING."""
     parts = module.split(".")
-    for node in executed_nodes(ast.parse(source)) if not types else ast.walk(ast.parse(source)):
+    for node in ast.walk(_tree(source)) if types else executed_nodes(_tree(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -30,6 +31,11 @@ def imported_modules(source: str, module: str, is_package: bool, types: bool = T
             yield base
             # `from vla_robot import loop` names a room only in its aliases.
             yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@functools.cache
+def _tree(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def executed_nodes(node: ast.AST) -> Iterator[ast.AST]:

@@ -22,6 +22,7 @@ from vla_robot.cli.build import build_guard
 from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED
 from vla_robot.cli.main import main
 from vla_robot.core.errors import ContractError, VlaError, WorldError
+from vla_robot.core.ports import Policy
 from vla_robot.loop.events import Event, StepDone
 from vla_robot.loop.live_loop import run_live_episode
 from vla_robot.policy.scripted.waypoints import ReachPolicy
@@ -205,6 +206,21 @@ MEND: dict[str, dict[str, Any]] = {
 }
 
 
+def require_driven_again(robot: RemoteRobot, policy: Policy) -> None:
+    """Arm a robot that was stopped, and drive it for ten steps."""
+    robot.arm()
+    steps: list[int] = []
+    again = run_live_episode(
+        robot,
+        policy,
+        1,
+        guard=build_guard(robot.embodiment.action),
+        subscribers=[lambda e: steps.append(1) if isinstance(e, StepDone) else None],
+        should_stop=lambda: len(steps) >= 10,
+    )
+    assert (again.outcome, again.error) == ("stopped", None)
+
+
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
@@ -236,17 +252,7 @@ def test_a_fault_stops_the_arm_supported_and_says_so_until_it_is_mended(stage: S
         with pytest.raises(ContractError, match="`arm` it first"):
             robot.begin(0)
         stage.bus.tell(MEND[fault])
-        robot.arm()
-        steps: list[int] = []
-        again = run_live_episode(
-            robot,
-            still,
-            1,
-            guard=guard,
-            subscribers=[lambda e: steps.append(1) if isinstance(e, StepDone) else None],
-            should_stop=lambda: len(steps) >= 10,
-        )
-        assert (again.outcome, again.error) == ("stopped", None)
+        require_driven_again(robot, still)
 
 
 def test_a_policy_that_was_made_for_another_arm_is_refused(stage: Stage) -> None:

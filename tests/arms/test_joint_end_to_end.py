@@ -37,7 +37,7 @@ from vla_robot.testing import FunctionPolicy
 from vla_robot.world.sim.sim_embodiment import embodiment_of
 
 from . import conftest
-from .test_end_to_end import BREAK, MEND, PATIENT, Stage, bridge, write_desk
+from .test_end_to_end import BREAK, MEND, PATIENT, Stage, bridge, require_driven_again, write_desk
 from .test_joint_arm import JOINTS, PAIR, POSES_DEG
 
 pytest.importorskip("scservo_sdk")
@@ -143,17 +143,7 @@ def test_a_fault_stops_the_arm_supported_and_says_so_until_it_is_mended(stage: S
         with pytest.raises(WorldError):
             robot.begin(0)  # nothing is mended yet
         stage.bus.tell(MEND[fault])
-        robot.arm()
-        steps: list[int] = []
-        again = run_live_episode(
-            robot,
-            still,
-            1,
-            guard=guard,
-            subscribers=[lambda e: steps.append(1) if isinstance(e, StepDone) else None],
-            should_stop=lambda: len(steps) >= 10,
-        )
-        assert (again.outcome, again.error) == ("stopped", None)
+        require_driven_again(robot, still)
 
 
 def test_a_policy_that_was_made_for_tool_steps_is_refused(stage: Stage) -> None:

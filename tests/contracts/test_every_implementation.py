@@ -57,6 +57,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
 """Port -> where a new implementation joins, and the tables of its suite."""
 
 NOT_ASKED: dict[str, dict[str, str]] = {
+    "ReadsHistory": {"WrappedPolicy": "the base of policies that wrap another, each of which is asked"},
     "ReportsStatus": {
         "BridgeServer": "the status that RemoteRobot fetches",
         "Batcher": "the status of a server of policies, which is no robot",

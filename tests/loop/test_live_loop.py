@@ -471,6 +471,13 @@ def test_a_recorded_episode_with_a_late_first_row_replays_in_simulation_to_the_s
     again.close()
 
 
+def test_the_folder_of_the_logs_is_on_the_disk_before_an_episode_begins(tmp_path: Path, power_cut: Any) -> None:
+    robot, recorder = Ticking(horizon=5), EpisodeRecorder(tmp_path / "run", {})
+    assert power_cut.calls == [f"fsync {tmp_path.name}/", "fsync run/"]
+    run_live_episode(robot, pushy(), SEED, guard=RangeGuard(SPACE), subscribers=[recorder], clock=robot.clock)
+    assert not {f"fsync {tmp_path.name}/", "fsync run/"} & set(power_cut.calls[2:])
+
+
 def crashed_log(folder: Path) -> tuple[EpisodeLog, Ticking]:
     """A log whose process died in the midst of the episode, which began with ticks in which nothing was due."""
     robot = Ticking(60)

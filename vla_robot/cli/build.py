@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.ports import Guard, Policy, World
+from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe, WeightsRecipe
@@ -136,17 +137,10 @@ def build_policy(
         ContractError: it was made for another arm; the message lists every difference.
         TransportError: its server does not answer.
     """
-    from vla_robot.policy.adapter import MirroredFrames, ObservationAdapter
-    from vla_robot.policy.execution_horizon import ExecutionHorizon
+    from vla_robot.policy.wrappers import wrap_policy
 
     policy = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
-    wanted: Embodiment | None = getattr(policy, "embodiment", None)  # only a trained policy has one
-    if isinstance(source.recipe, WeightsRecipe) and source.recipe.mirror:
-        policy = MirroredFrames(policy)
-    if wanted is not None:
-        policy = ObservationAdapter(policy, wanted, embodiment)
-    rows = rows or source.recipe.rows
-    return policy if rows is None else ExecutionHorizon(policy, rows)
+    return wrap_policy(policy, source.recipe, embodiment, rows)
 
 
 def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
@@ -166,7 +160,7 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
             "`vla list policies` shows them."
         )
     policy: Any = load_policy(recipe, None)  # kinds with a checkpoint have statistics keys and an embodiment
-    if steps := getattr(policy, "history_steps", 0):
+    if steps := history_steps(policy):
         raise ContractError(
             f"'{source.name}' reads {steps + 1} observations for an answer, and a served request has one. Run it in "
             f"the loop's own process: vla run --policy {source}."

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_robot.core.host.durable import make_folder, writing
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
 from vla_robot.record.episode import SUFFIX, EpisodeStep, EpisodeWriter, Gap
 
@@ -23,7 +24,13 @@ class EpisodeRecorder:
         Args:
             folder: folder of the run; logs go to its `episodes/`.
             header: plain data that all episodes share: recipes, embodiment, versions.
+
+        Raises:
+            DataError: the folder cannot be made.
         """
+        logs = log_path(folder, 0).parent
+        with writing(logs):
+            make_folder(logs)  # here, since an episode that has begun must not wait for the disk
         self._folder = folder
         self._header = header
         self._writer: EpisodeWriter | None = None

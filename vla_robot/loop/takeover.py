@@ -26,6 +26,7 @@ from vla_robot.core.errors import NoActionYetError, PolicyError
 from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy, SharesControl, Teleoperator
+from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.core.teleop import Button, Driver, TeleopCommand
 from vla_robot.loop.control_loop import EndedByPersonError
 from vla_robot.loop.events import EpisodeEnded, EpisodeStarted, Event, StepDone, StepsLost
@@ -88,7 +89,7 @@ class Takeover(Closeable):
 
     @property
     def history_steps(self) -> int:
-        return getattr(self._policy, "history_steps", 0)
+        return history_steps(self._policy)
 
     @property
     def driver(self) -> Driver:

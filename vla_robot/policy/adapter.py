@@ -9,9 +9,10 @@ from vla_robot.core.embodiment import Embodiment, require_fit
 from vla_robot.core.image import turned
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Policy
+from vla_robot.core.ports.wrapped_policy import WrappedPolicy
 
 
-class ObservationAdapter:
+class ObservationAdapter(WrappedPolicy):
     """Policy that passes on to another only the cameras and state it knows; the world may offer more."""
 
     def __init__(self, policy: Policy, wanted: Embodiment, offered: Embodiment) -> None:
@@ -25,17 +26,10 @@ class ObservationAdapter:
             ContractError: the world lacks a wanted camera or state, or its actions mean something else.
         """
         require_fit(wanted, offered)
-        self._policy = policy
+        super().__init__(policy)
         self._cameras = [camera.name for camera in wanted.cameras]
         names = [dim.name for dim in offered.state]
         self._state = [names.index(dim.name) for dim in wanted.state]
-
-    @property
-    def history_steps(self) -> int:
-        return getattr(self._policy, "history_steps", 0)
-
-    def reset(self, seed: int) -> None:
-        self._policy.reset(seed)
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return self._policy.act([self._select(observation) for observation in observations])
@@ -46,22 +40,9 @@ class ObservationAdapter:
         return replace(observation, images=images, state=observation.state[self._state], before=before)
 
 
-class MirroredFrames:
-    """Policy that passes every frame on to another with left and right exchanged."""
-
-    def __init__(self, policy: Policy) -> None:
-        """
-        Args:
-            policy: the wrapped policy, trained on mirrored frames, as those of LIBERO's published data.
-        """
-        self._policy = policy
-
-    @property
-    def history_steps(self) -> int:
-        return getattr(self._policy, "history_steps", 0)
-
-    def reset(self, seed: int) -> None:
-        self._policy.reset(seed)
+class MirroredFrames(WrappedPolicy):
+    """Policy that passes every frame on, with left and right exchanged, to one that was trained on mirrored frames, as
+    those of LIBERO's published data."""
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return self._policy.act([mirrored(observation) for observation in observations])

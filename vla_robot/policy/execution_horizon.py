@@ -8,9 +8,10 @@ from dataclasses import replace
 from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Policy
+from vla_robot.core.ports.wrapped_policy import WrappedPolicy
 
 
-class ExecutionHorizon:
+class ExecutionHorizon(WrappedPolicy):
     """Policy that marks the chunks of another with `ActionChunk.rows`; the loops read it.
 
     The chunk keeps its other actions: in real time the arm executes them while the next answer is computed.
@@ -27,15 +28,8 @@ class ExecutionHorizon:
         """
         if rows < 1:
             raise ContractError(f"rows must be at least 1, got {rows}.")
-        self._policy = policy
+        super().__init__(policy)
         self._rows = rows
-
-    @property
-    def history_steps(self) -> int:
-        return getattr(self._policy, "history_steps", 0)
-
-    def reset(self, seed: int) -> None:
-        self._policy.reset(seed)
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return the policy's chunks.

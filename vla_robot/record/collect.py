@@ -19,23 +19,14 @@ import numpy as np
 from vla_robot.core.errors import PolicyError
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.core.ports import Policy, World
+from vla_robot.core.ports.wrapped_policy import WrappedPolicy
 from vla_robot.data.demonstration import Demonstration, DemonstrationBuilder
 
 Keep = Literal["all", "success"]
 
 
-class WithoutTruth:
+class WithoutTruth(WrappedPolicy):
     """A policy that removes the simulator's privileged values from observations and asks another policy."""
-
-    def __init__(self, policy: Policy) -> None:
-        self._policy = policy
-
-    @property
-    def history_steps(self) -> int:
-        return getattr(self._policy, "history_steps", 0)
-
-    def reset(self, seed: int) -> None:
-        self._policy.reset(seed)
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         return self._policy.act([_without_truth(observation) for observation in observations])

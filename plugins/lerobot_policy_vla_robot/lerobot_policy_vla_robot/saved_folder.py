@@ -30,9 +30,9 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, RecipeError
 from vla_robot.core.host.durable import write_whole, writing
 from vla_robot.core.ports import Policy
-from vla_robot.policy.adapter import MirroredFrames
-from vla_robot.policy.execution_horizon import ExecutionHorizon
+from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.policy.kinds import load_policy
+from vla_robot.policy.wrappers import wrap_policy
 from vla_robot.recipe import dump, read
 from vla_robot.recipe.env_source import find_env
 from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe, WeightsRecipe
@@ -105,19 +105,12 @@ def load(source: PolicySource, arm: Embodiment | None) -> Loaded:
         arm = getattr(policy, "embodiment", None)
         if arm is None:
             raise _needs_arm(source)
-        policy = _as_its_recipe_says(policy, source.recipe)
-    if history := getattr(policy, "history_steps", 0):
+        policy = wrap_policy(policy, source.recipe, arm)
+    if history := history_steps(policy):
         raise RecipeError(
             f"policy '{source.name}' reads {history + 1} observations for an answer, and a batch of lerobot's has one."
         )
     return Loaded(source, policy, arm)
-
-
-def _as_its_recipe_says(policy: Policy, recipe: PolicyRecipe) -> Policy:
-    """Return a policy with the mirrored frames and the execution horizon of its recipe, as `build_policy` does."""
-    if isinstance(recipe, WeightsRecipe) and recipe.mirror:
-        policy = MirroredFrames(policy)
-    return policy if recipe.rows is None else ExecutionHorizon(policy, recipe.rows)
 
 
 def _load_for_its_own_arm(source: PolicySource) -> Policy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from vla_robot.cli.record.outcome import results
 from vla_robot.cli.record.teleop_devices import is_teleoperator, refuse_misspelt_device
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.provenance import available_cores
 from vla_robot.core.ports import Policy
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
 from vla_robot.recipe import find, read
@@ -132,7 +132,7 @@ def main(args: RecordArgs) -> int:
     console.print(f"vla record: {source} → {args.out}", soft_wrap=True)
     started_s = time.monotonic()
     with LeRobotWriter(args.out) as writer:
-        session = Session(writer, args.workers or min(MOST_WORKERS, os.cpu_count() or 1), console)
+        session = Session(writer, args.workers or min(MOST_WORKERS, available_cores()), console)
         try:
             for recording, build in zip(recipe.recordings, builds, strict=True):
                 session.record(recording, build)

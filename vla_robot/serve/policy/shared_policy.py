@@ -8,6 +8,7 @@ from typing import Self
 
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Policy
+from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.serve.policy.batcher import Batcher, Line
 
 ANSWER_TIMEOUT_S = 3600.0
@@ -28,7 +29,7 @@ class SharedPolicy:
             max_batch: most rows of a batch.
         """
         # A batch does not wait: what arrives while the model computes is the next batch.
-        self._history_steps: int = getattr(policy, "history_steps", 0)
+        self._history_steps = history_steps(policy)
         self._batcher = Batcher(lambda observations, _keys: policy.act(observations), Line(max_batch, max_wait_ns=0))
         self._thread = threading.Thread(target=self._batcher.run, name="policy", daemon=True)
 
