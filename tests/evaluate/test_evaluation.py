@@ -22,18 +22,19 @@ def trial(
     language: Language = "plain",
     told: str = "lift the red cube",
     raised: str | None = None,
+    world: str = "toy",
 ) -> Trial:
     error = "the world's process died <unexpectedly>" if outcome == "error" else None
     result = EpisodeResult(seed, outcome, 10 + seed, 1.0, error=error)
-    return Trial(TrialKey(policy, language, seed), "lift the red cube", told, raised, result)
+    return Trial(TrialKey(policy, language, world, seed), "lift the red cube", told, raised, result)
 
 
 def score(policy: str, outcomes: Mapping[int, Outcome]) -> Score:
-    return Score(policy, "plain", tuple(trial(seed, outcome, policy) for seed, outcome in outcomes.items()))
+    return Score(policy, "plain", tuple(trial(seed, outcome, policy) for seed, outcome in outcomes.items()), ("toy",))
 
 
 def evaluation(*trials: Trial, languages: tuple[Language, ...] = ("plain",)) -> Evaluation:
-    return Evaluation("toy", ("old", "new"), languages, range(1, 4), trials, STARTED)
+    return Evaluation({"toy": ("toy",)}, ("old", "new"), languages, range(1, 4), trials, STARTED)
 
 
 def test_episodes_are_paired_by_seed_and_not_by_place() -> None:
@@ -79,7 +80,7 @@ def test_following_the_words_is_not_success() -> None:
         trial(2, "success", told=told, raised="red", language="wrong-object"),
         trial(3, "timeout", told=told, raised=None, language="wrong-object"),
     ]
-    found = Score("old", "wrong-object", tuple(trials))
+    found = Score("old", "wrong-object", tuple(trials), ("toy",))
     assert (found.followed, found.successes, found.name) == (1, 1, "old, wrong-object")
 
 
@@ -90,7 +91,7 @@ def test_a_policy_is_compared_with_the_first_in_its_language_and_a_language_with
 
 
 def test_every_policy_meets_every_seed_in_every_language() -> None:
-    asked = trial_keys(("old", "new"), ("plain", "none"), range(3, 5))
+    asked = trial_keys(("old", "new"), ("toy",), ("plain", "none"), range(3, 5))
     assert len(asked) == len(set(asked)) == 8
     assert {q.seed for q in asked if q.policy == "new" and q.language == "none"} == {3, 4}
 
@@ -115,7 +116,7 @@ def test_a_trial_survives_json() -> None:
 
 def test_the_page_shows_failures_first_and_lets_no_name_become_markup(tmp_path: Path) -> None:
     found = evaluation(trial(1, "success", "<new>"), trial(2, "error", "<new>"), trial(3, "failure", "<new>"))
-    found = Evaluation("toy", ("<new>",), ("plain",), range(1, 4), found.trials, STARTED)
+    found = Evaluation({"toy": ("toy",)}, ("<new>",), ("plain",), range(1, 4), found.trials, STARTED)
     for one in found.trials:
         path = film_path(tmp_path, one.key)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,3 +133,46 @@ def test_the_page_shows_failures_first_and_lets_no_name_become_markup(tmp_path: 
 def test_an_unfinished_evaluation_says_so(tmp_path: Path) -> None:
     page = write_evaluation(tmp_path, evaluation(trial(1, "success")), "vla eval").read_text()
     assert "Not finished: 1 of 6 episodes are shown." in page
+
+
+SUITES = {"base": ("base/0", "base/1"), "base_swap": ("base_swap/0", "base_swap/1")}
+
+
+def of_suites(*trials: Trial) -> Evaluation:
+    return Evaluation(SUITES, ("old",), ("plain",), range(1, 3), trials, STARTED, perturbed={"base_swap": "base"})
+
+
+def test_a_suite_has_a_row_and_each_of_its_tasks_a_count() -> None:
+    found = of_suites(
+        trial(1, "success", world="base/1"),
+        trial(2, "timeout", world="base/1"),
+        trial(1, "success", world="base/0"),
+        trial(1, "failure", world="base_swap/0"),
+    )
+    assert found.planned == 8
+    assert [(s.name, s.successes, s.count) for s in found.scores] == [("old, base", 2, 3), ("old, base_swap", 0, 1)]
+    assert list(found.scores[0].by_task.items()) == [
+        ("base/0: lift the red cube", (1, 1)),
+        ("base/1: lift the red cube", (1, 2)),
+    ]
+
+
+def test_a_perturbed_suite_is_compared_with_its_own_task_by_task_and_others_are_not() -> None:
+    trials = [trial(seed, "success", world=f"base/{task}") for task in (0, 1) for seed in (1, 2)]
+    trials += [trial(1, "success", world="base_swap/0"), trial(2, "timeout", world="base_swap/1")]
+    [found] = of_suites(*trials).comparisons
+    assert (found.policy, found.baseline, found.paired, found.only_baseline) == ("old, base_swap", "old, base", 2, 1)
+    unrelated = Evaluation(SUITES, ("old",), ("plain",), range(1, 3), tuple(trials), STARTED)
+    assert unrelated.comparisons == ()
+
+
+def test_the_page_of_a_suite_shows_its_tasks_its_protocol_and_what_decides_the_score(tmp_path: Path) -> None:
+    trials = (trial(1, "success", world="base/0"), trial(2, "timeout", world="base/1"))
+    found = Evaluation(
+        {"base": ("base/0", "base/1")}, ("old",), ("plain",), range(1, 3), trials, STARTED,
+        protocols={"base": "the reference's: Departures: none"}, packages={"mujoco": "3.3.0"},
+    )  # fmt: skip
+    page = write_evaluation(tmp_path, found, "vla eval --suite base").read_text()
+    assert "2 tasks, 2 seeds from 1 in each" in page
+    assert "base/0: lift the red cube" in page and "1 of 1" in page and "0 of 1" in page
+    assert "Departures: none" in page and "<dt>mujoco</dt><dd>3.3.0</dd>" in page

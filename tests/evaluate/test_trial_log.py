@@ -19,7 +19,7 @@ HEADER = {"world": {"toy": "a1"}, "policies": {"old": "b2"}, "languages": ["plai
 
 def trial(seed: int, outcome: Outcome = "success") -> Trial:
     result = EpisodeResult(seed, outcome, 10, 1.0)
-    return Trial(TrialKey("old", "plain", seed), "gå rett frem", "gå rett frem", None, result)
+    return Trial(TrialKey("old", "plain", "toy", seed), "gå rett frem", "gå rett frem", None, result)
 
 
 def opened(folder: Path, header: dict[str, object] = HEADER) -> TrialLog:
@@ -45,7 +45,7 @@ def test_an_episode_that_is_driven_again_counts_once(folder: Path) -> None:
     with opened(folder) as log:
         log.add(trial(2))
     with opened(folder) as log:
-        assert log.trials[TrialKey("old", "plain", 2)].result.success
+        assert log.trials[TrialKey("old", "plain", "toy", 2)].result.success
         assert len(log.trials) == 2
 
 
@@ -59,7 +59,7 @@ def test_wherever_the_power_fails_finished_lines_are_kept(folder: Path) -> None:
             assert len(log.trials) == max(0, whole[:length].count(b"\n") - 1)
             log.add(trial(3))
         with opened(folder) as log:
-            assert TrialKey("old", "plain", 3) in log.trials
+            assert TrialKey("old", "plain", "toy", 3) in log.trials
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,17 @@ def test_a_disk_that_takes_no_more_keeps_the_trials_before(
             file_limit(size + 50),
         ):
             log.add(trial(3))
-        assert TrialKey("old", "plain", 3) not in log.trials
+        assert TrialKey("old", "plain", "toy", 3) not in log.trials
     with opened(folder) as log:
         log.add(trial(3))
     with opened(folder) as log:
         assert len(log.trials) == 3
+
+
+def test_a_log_of_before_suites_continues(folder: Path) -> None:
+    """Its lines name no world, and its header names the only one."""
+    text = (folder / TRIALS).read_text()
+    assert '"world": "toy", ' in text
+    (folder / TRIALS).write_text(text.replace('"world": "toy", ', ""))
+    with opened(folder) as log:
+        assert list(log.trials.values()) == [trial(1), trial(2, "error")]

@@ -89,7 +89,8 @@ vla: put a vision-language-action policy on a robot.
   vla record --env envs/lift.toml --source expert --episodes 50 --out data/lift
                                                     demonstrations, as a LeRobot v3 dataset; --source keyboard: by you
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
-  vla eval                                          measure a policy: success over many seeds, with its interval
+  vla eval --env lift --policy A B                  measure policies: success over many seeds, with its interval
+  vla eval --suite libero_spatial --policy A        the same over all tasks of a benchmark's suite
   vla export lerobot POLICY FOLDER                  a folder that lerobot-eval and lerobot-rollout load
 
   vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5

@@ -1,10 +1,12 @@
-"""Evaluation of policies: each runs the same seeds in each instruction variant; scores and comparisons."""
+"""Evaluation of policies: each runs the same seeds in each world and instruction variant; scores and comparisons.
+
+A suite is the worlds that share a row: the tasks of a benchmark's suite, or one world.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -28,11 +30,13 @@ class TrialKey:
     Attributes:
         policy: its name in the report.
         language: the instruction variant.
+        world: the world's name, e.g. "lift" or "libero_spatial/3".
         seed: seed of world and policy.
     """
 
     policy: str
     language: Language
+    world: str
     seed: int
 
 
@@ -65,6 +69,7 @@ class Trial:
         return {
             "policy": self.key.policy,
             "language": self.key.language,
+            "world": self.key.world,
             "task": self.task,
             "instruction": self.instruction,
             "raised": self.raised,
@@ -74,7 +79,7 @@ class Trial:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Trial:
         """Make a trial from the data of `to_dict`. Raises KeyError if a key is missing."""
-        key = TrialKey(values["policy"], values["language"], values["seed"])
+        key = TrialKey(values["policy"], values["language"], values["world"], values["seed"])
         result = EpisodeResult(
             seed=values["seed"],
             outcome=values["outcome"],
@@ -138,22 +143,27 @@ class Examiner:
 
 @dataclass(frozen=True)
 class Score:
-    """All trials of one policy in one language, in the order of their seeds.
+    """All trials of one policy in one language in one suite, in the order of its worlds and their seeds.
 
     Attributes:
         policy: its name.
         language: the instruction variant.
         trials: the trials.
+        worlds: the suite's worlds, in order.
+        suite: its name; empty if the evaluation has one suite.
     """
 
     policy: str
     language: Language
     trials: tuple[Trial, ...]
+    worlds: tuple[str, ...]
+    suite: str = ""
 
     @property
     def name(self) -> str:
         """Name of the row in tables."""
-        return self.policy if self.language == "plain" else f"{self.policy}, {self.language}"
+        language = "" if self.language == "plain" else self.language
+        return ", ".join(part for part in (self.policy, language, self.suite) if part)
 
     @property
     def count(self) -> int:
@@ -196,10 +206,25 @@ class Score:
 
     @property
     def by_task(self) -> dict[str, tuple[int, int]]:
-        """Task -> (successes, episodes)."""
-        asked = Counter(trial.task for trial in self.trials)
-        solved = Counter(trial.task for trial in self.trials if trial.result.success)
-        return {task: (solved[task], asked[task]) for task in sorted(asked)}
+        """Task -> (successes, episodes). Of a suite of several worlds, a task's world stands before it."""
+        tasks = sorted({self._task(t) for t in self.trials}, key=self._order)
+        counts: dict[str, tuple[int, int]] = dict.fromkeys(tasks, (0, 0))
+        for trial in self.trials:
+            solved, asked = counts[self._task(trial)]
+            counts[self._task(trial)] = solved + trial.result.success, asked + 1
+        return counts
+
+    def episodes(self) -> dict[tuple[int, int], bool]:
+        """Return (number of the world, seed) -> success: what an episode of another score is paired by."""
+        places = {world: number for number, world in enumerate(self.worlds)}
+        return {(places[t.key.world], t.key.seed): t.result.success for t in self.trials}
+
+    def _task(self, trial: Trial) -> str:
+        return f"{trial.key.world}: {trial.task}" if len(self.worlds) > 1 else trial.task
+
+    def _order(self, task: str) -> tuple[int, str]:
+        world = task.partition(": ")[0]
+        return (self.worlds.index(world) if world in self.worlds else 0), task
 
 
 @dataclass(frozen=True)
@@ -238,9 +263,9 @@ class Comparison:
 
 
 def compare(baseline: Score, other: Score) -> Comparison:
-    """Pair the episodes of two scores by seed; seeds that only one of them has are left out."""
-    solved = {trial.key.seed: trial.result.success for trial in baseline.trials}
-    pairs = [(solved[t.key.seed], t.result.success) for t in other.trials if t.key.seed in solved]
+    """Pair the episodes of two scores by world and seed; those that only one of them has are left out."""
+    solved = baseline.episodes()
+    pairs = [(solved[place], success) for place, success in other.episodes().items() if place in solved]
     return Comparison(baseline.name, other.name, len(pairs), pairs.count((True, False)), pairs.count((False, True)))
 
 
@@ -249,24 +274,36 @@ class Evaluation:
     """Plan of an evaluation, and its trials so far.
 
     Attributes:
-        env: name of the world's recipe.
+        suites: name of a suite -> its worlds, in order. One world is a suite of its own.
         policies: their names, the baseline first.
         languages: the instruction variants; the others are compared with the first.
-        seeds: seeds of each policy in each language.
+        seeds: seeds of each policy in each language in each world.
         trials: finished trials, in any order.
         started_at: wall clock, ISO 8601 with the zone's offset.
+        perturbed: name of a suite -> name of the suite whose tasks it perturbs, number by number.
+        protocols: name of a suite -> the benchmark's protocol, and the departures from it; empty for other worlds.
+        packages: name of a package that decides a score -> its version in the benchmark's environment.
     """
 
-    env: str
+    suites: Mapping[str, tuple[str, ...]]
     policies: tuple[str, ...]
     languages: tuple[Language, ...]
     seeds: range
     trials: tuple[Trial, ...]
     started_at: str
+    perturbed: Mapping[str, str] = field(default_factory=dict[str, str])
+    protocols: Mapping[str, str] = field(default_factory=dict[str, str])
+    packages: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def env(self) -> str:
+        """Name of the suites together."""
+        return ", ".join(self.suites)
 
     @property
     def planned(self) -> int:
-        return len(self.policies) * len(self.languages) * len(self.seeds)
+        worlds = sum(map(len, self.suites.values()))
+        return len(self.policies) * len(self.languages) * worlds * len(self.seeds)
 
     @property
     def complete(self) -> bool:
@@ -274,20 +311,28 @@ class Evaluation:
 
     @cached_property
     def scores(self) -> tuple[Score, ...]:
-        """One score per policy and language that has a trial."""
-        rows = (self._score(policy, language) for policy in self.policies for language in self.languages)
+        """One score per policy, language and suite that has a trial."""
+        rows = (
+            self._score(policy, language, suite)
+            for suite in self.suites
+            for policy in self.policies
+            for language in self.languages
+        )
         return tuple(row for row in rows if row.trials)
 
     @cached_property
     def comparisons(self) -> tuple[Comparison, ...]:
-        """Each policy compared with the first in the same language, and each language with the policy's first."""
+        """Each policy compared with the first, each language with the first, each perturbed suite with its own."""
         return tuple(compare(base, row) for row in self.scores for base in self.scores if self._are_compared(base, row))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON: one row per score, every episode, the comparisons, and the first row's score."""
-        first = self.scores[0] if self.scores else Score(self.policies[0], self.languages[0], ())
+        first = self.scores[0] if self.scores else Score(self.policies[0], self.languages[0], (), ())
         return {
             "env": self.env,
+            "suites": {name: list(worlds) for name, worlds in self.suites.items()},
+            "protocols": dict(self.protocols),
+            "packages": dict(self.packages),
             "started_at": self.started_at,
             "planned": self.planned,
             "interrupted": not self.complete,
@@ -300,19 +345,34 @@ class Evaluation:
             "success_interval_95": list(first.interval),
         }
 
-    def _score(self, policy: str, language: Language) -> Score:
-        own = [t for t in self.trials if (t.key.policy, t.key.language) == (policy, language)]
-        return Score(policy, language, tuple(sorted(own, key=lambda trial: trial.key.seed)))
+    def _score(self, policy: str, language: Language, suite: str) -> Score:
+        worlds = self.suites[suite]
+        place = {world: number for number, world in enumerate(worlds)}
+        own = [t for t in self.trials if (t.key.policy, t.key.language) == (policy, language) and t.key.world in place]
+        own.sort(key=lambda trial: (place[trial.key.world], trial.key.seed))
+        return Score(policy, language, tuple(own), worlds, suite if len(self.suites) > 1 else "")
 
     def _are_compared(self, base: Score, row: Score) -> bool:
-        other_policy = base.policy == self.policies[0] != row.policy and base.language == row.language
-        other_language = base.language == self.languages[0] != row.language and base.policy == row.policy
-        return other_policy or other_language
+        """Return whether two scores differ in one of policy, language and suite, and `base` is that one's baseline."""
+        differences = [
+            (base.policy != row.policy, base.policy == self.policies[0]),
+            (base.language != row.language, base.language == self.languages[0]),
+            (base.suite != row.suite, self.perturbed.get(row.suite) == base.suite),
+        ]
+        return [is_base for differs, is_base in differences if differs] == [True]
 
 
-def trial_keys(policies: Iterable[str], languages: Sequence[Language], seeds: range) -> list[TrialKey]:
-    """Return every seed in every language for every policy."""
-    return [TrialKey(policy, language, seed) for policy in policies for language in languages for seed in seeds]
+def trial_keys(
+    policies: Iterable[str], worlds: Sequence[str], languages: Sequence[Language], seeds: range
+) -> list[TrialKey]:
+    """Return every seed in every language in every world for every policy, in an order that changes worlds seldom."""
+    return [
+        TrialKey(policy, language, world, seed)
+        for policy in policies
+        for world in worlds
+        for language in languages
+        for seed in seeds
+    ]
 
 
 def _rows(score: Score, first: Score) -> list[dict[str, Any]]:

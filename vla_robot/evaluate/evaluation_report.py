@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_robot.core.host.provenance import document
+from vla_robot.core.stats import wilson_interval
 from vla_robot.evaluate.evaluation import Comparison, Evaluation, Score, Trial
 from vla_robot.evaluate.report_parts import (
     badge,
@@ -51,8 +52,7 @@ def _fields(folder: Path, evaluation: Evaluation, command: str, summary: dict[st
     return {
         "title": escape(f"{evaluation.env} evaluated: {', '.join(evaluation.policies)}"),
         "env": escape(evaluation.env),
-        "count": str(len(evaluation.seeds)),
-        "first": str(evaluation.seeds.start),
+        "seeds_of": escape(_seeds_of(evaluation)),
         "when": f"{datetime.fromisoformat(evaluation.started_at):%d %B %Y, %H:%M}",
         "notice": _notice(evaluation),
         "legend": _legend(scores),
@@ -65,11 +65,19 @@ def _fields(folder: Path, evaluation: Evaluation, command: str, summary: dict[st
         "provenance": folded(
             [
                 ("Command", f"<pre>{escape(command)}</pre>"),
+                *([("Protocol", definitions(evaluation.protocols))] if evaluation.protocols else []),
+                *([("The benchmark's packages", definitions(evaluation.packages))] if evaluation.packages else []),
                 ("Machine", definitions(summary["machine"])),
                 ("Versions", definitions(summary["versions"])),
             ]
         ),
     }
+
+
+def _seeds_of(evaluation: Evaluation) -> str:
+    worlds, seeds = sum(map(len, evaluation.suites.values())), evaluation.seeds
+    each = f"{len(seeds)} seeds from {seeds.start}"
+    return each if worlds == 1 else f"{worlds} tasks, {each} in each"
 
 
 def _notice(evaluation: Evaluation) -> str:
@@ -92,6 +100,7 @@ def _legend(scores: Iterable[Score]) -> str:
 def _score_table(scores: Sequence[Score]) -> str:
     """Return one row per score; columns that would be empty are left out."""
     columns: dict[str, Callable[[Score], str]] = {
+        "suite": lambda s: escape(s.suite),
         "policy": lambda s: escape(s.policy),
         "wording": lambda s: s.language,
         "rate": lambda s: interval_bar(s.rate or 0.0, s.interval),
@@ -103,6 +112,8 @@ def _score_table(scores: Sequence[Score]) -> str:
         "errors": lambda s: str(s.errors),
         "median steps": lambda s: "–" if s.median_steps is None else f"{s.median_steps:.0f}",
     }  # fmt: skip
+    if not any(score.suite for score in scores):
+        del columns["suite"]
     if not any(score.language == "wrong-object" for score in scores):
         del columns["did as told"]
     if not any(score.errors for score in scores):
@@ -116,7 +127,7 @@ def _seed_row(folder: Path, score: Score) -> str:
 
 
 def _seed_mark(folder: Path, trial: Trial) -> str:
-    label = escape(f"seed {trial.key.seed}: {trial.result.outcome}, told “{trial.instruction}”")
+    label = escape(f"{trial.key.world}, seed {trial.key.seed}: {trial.result.outcome}, told “{trial.instruction}”")
     place = f'class="{trial.result.outcome}" title="{label}"'
     if film_path(folder, trial.key).is_file():
         return f'<a {place} href="#{_anchor(trial)}" aria-label="{label}"></a>'
@@ -139,21 +150,36 @@ def _comparisons(comparisons: Iterable[Comparison]) -> str:
 
 
 def _tasks(scores: Sequence[Score]) -> str:
-    """Return successes by task; empty if the world has one task only."""
-    tasks = sorted({task for score in scores for task in score.by_task})
-    if len(tasks) < 2:
+    """Return a table of successes by task for each suite; empty if every suite has one task only."""
+    suites = [[s for s in scores if s.suite == name] for name in dict.fromkeys(score.suite for score in scores)]
+    tables = "".join(_task_table(suite) for suite in suites if len(_task_names(suite)) > 1)
+    if not tables:
         return ""
-    rows = [[escape(s.policy), s.language, *(_solved(s, task) for task in tasks)] for s in scores]
-    table = _table(["policy", "wording", *map(escape, tasks)], rows)
     return (
-        '<h2>By task</h2><p class="lead">Successes by the task of the scene, for any wording.</p>'
-        f'<section class="card scroll"><table class="num left">{table}</table></section>'
+        '<h2>By task</h2><p class="lead">Successes by the task of the scene, with Wilson\'s 95 % interval, for any '
+        f"wording.</p>{tables}"
     )
+
+
+def _task_table(scores: Sequence[Score]) -> str:
+    """Return a suite's tasks as rows and its scores as columns."""
+    head = [
+        scores[0].suite or "task",
+        *(", ".join([s.policy, s.language][: 1 + (s.language != "plain")]) for s in scores),
+    ]
+    rows = [[escape(task), *(_solved(score, task) for score in scores)] for task in _task_names(scores)]
+    return f'<section class="card scroll"><table class="num left">{_table(map(escape, head), rows)}</table></section>'
+
+
+def _task_names(scores: Sequence[Score]) -> list[str]:
+    return list(dict.fromkeys(task for score in scores for task in score.by_task))
 
 
 def _solved(score: Score, task: str) -> str:
     solved, asked = score.by_task.get(task, (0, 0))
-    return f"{solved} of {asked}" if asked else "–"
+    if not asked:
+        return "–"
+    return f"{interval_bar(solved / asked, wilson_interval(solved, asked))}{solved} of {asked}"
 
 
 def _episodes(folder: Path, scores: Iterable[Score]) -> str:
@@ -166,7 +192,8 @@ def _film_section(folder: Path, score: Score) -> str:
     filmed = [trial for trial in score.trials if film_path(folder, trial.key).is_file()]
     if not filmed:
         return ""
-    cards = "".join(_card(folder, trial) for trial in sorted(filmed, key=lambda trial: trial.result.success))
+    several = len(score.worlds) > 1
+    cards = "".join(_card(folder, t, several) for t in sorted(filmed, key=lambda trial: trial.result.success))
     failed = sum(not trial.result.success for trial in filmed)
     shown = [f"{failed} that did not succeed"] * bool(failed)
     shown += [f"{len(filmed) - failed} that succeeded"] * (len(filmed) > failed)
@@ -176,7 +203,11 @@ def _film_section(folder: Path, score: Score) -> str:
     )
 
 
-def _card(folder: Path, trial: Trial) -> str:
+def _place(trial: Trial, several: bool) -> str:
+    return f"{escape(trial.key.world)}, " if several else ""
+
+
+def _card(folder: Path, trial: Trial, several: bool) -> str:
     video = video_element(folder, film_path(folder, trial.key))
     facts = [f"{trial.result.steps} steps"]
     if trial.raised is not None:
@@ -186,14 +217,14 @@ def _card(folder: Path, trial: Trial) -> str:
     error = f'<p class="error">{escape(trial.result.error)}</p>' if trial.result.error else ""
     return (
         f'<article class="episode card" id="{_anchor(trial)}">{video}'
-        f'<div class="text"><h3>seed {trial.key.seed} {badge(trial.result.outcome)}</h3>'
+        f'<div class="text"><h3>{_place(trial, several)}seed {trial.key.seed} {badge(trial.result.outcome)}</h3>'
         f'<p class="facts num">{" · ".join(facts)}</p>{error}</div></article>'
     )
 
 
 def _anchor(trial: Trial) -> str:
     key = trial.key
-    return escape(f"{key.policy}-{key.language}-{key.seed}".replace(" ", "_"))
+    return escape(f"{key.policy}-{key.language}-{key.world}-{key.seed}".replace(" ", "_"))
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -49,8 +49,9 @@ class TrialLog(Closeable):
         try:
             first, *rest = self._whole_lines() or [self._begin(header, started_at)]
             self.started_at = self._require_same(first, header)
+            only_world = next(iter(header["world"]), "")
             for number, line in enumerate(rest, start=2):
-                trial = self._trial(line, number)
+                trial = self._trial({"world": only_world, **line}, number)  # logs of one world did not name it
                 self.trials[trial.key] = trial
         except BaseException:
             self._claim.release()

@@ -1,7 +1,7 @@
 """Videos of an evaluation: each episode is logged while it runs; its video is written if it is wanted, and the log is
 deleted.
 
-    DIR/POLICY/LANGUAGE/videos/seed_N.mp4
+    DIR/POLICY/LANGUAGE/WORLD/videos/seed_N.mp4
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ Videos = Literal["all", "failures", "none"]
 """failures: also includes a few successes."""
 
 SUCCESSES = 3
-"""Successes that are shown of each policy in each language, besides the failures."""
+"""Successes that are shown of each policy in each language and world, besides the failures."""
 
 
 def film_path(folder: Path, key: TrialKey) -> Path:
@@ -41,12 +41,14 @@ class VideoSelection:
         failure: error of a video that could not be written, as on a full disk; its trial still counts.
     """
 
-    def __init__(self, folder: Path, videos: Videos, rate_hz: float, trials: Iterable[Trial] = ()) -> None:
+    def __init__(
+        self, folder: Path, videos: Videos, rates_hz: Mapping[str, float], trials: Iterable[Trial] = ()
+    ) -> None:
         """
         Args:
             folder: folder of the evaluation.
             videos: which trials get a video.
-            rate_hz: control steps per second of the robot's own time.
+            rates_hz: world -> control steps per second of its own time.
             trials: trials of an earlier command in the same folder.
 
         Raises:
@@ -56,7 +58,7 @@ class VideoSelection:
             require("av", "report", "the report's videos (--videos none goes without)")
         self._folder = folder
         self._videos = videos
-        self._rate_hz = rate_hz
+        self._rates_hz = rates_hz
         self._lock = threading.Lock()
         self.failure: DataError | None = None
         filmed = (t for t in trials if t.result.success and film_path(folder, t.key).is_file())
@@ -75,7 +77,8 @@ class VideoSelection:
         log = log_path(row, trial.key.seed)
         try:
             if log.is_file() and self._is_wanted(trial, row):
-                write_video(read_episode(log), trial.result, film_path(self._folder, trial.key), self._rate_hz)
+                rate_hz = self._rates_hz[trial.key.world]
+                write_video(read_episode(log), trial.result, film_path(self._folder, trial.key), rate_hz)
         except DataError as error:
             self.failure = error
         log.unlink(missing_ok=True)
@@ -90,4 +93,8 @@ class VideoSelection:
 
 
 def _row_folder(folder: Path, key: TrialKey) -> Path:
-    return folder / re.sub(r"[^\w.-]+", "_", key.policy).strip("_.") / key.language
+    return folder / _file_name(key.policy) / key.language / _file_name(key.world)
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.")

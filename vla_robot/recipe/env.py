@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -165,6 +166,15 @@ class SuiteRecipe(SimulationRecipe):
             )
         return self.task
 
+    @property
+    def perturbs(self) -> str | None:
+        """Name of the suite whose tasks this one perturbs, number by number; None for a suite of its own."""
+        return None
+
+    def protocol(self, seeds: range) -> str:
+        """Return the benchmark's protocol in words, and the departures of this recipe and these seeds from it."""
+        raise NotImplementedError
+
     def _require_task(self, task: str) -> None:
         if task not in self.tasks():
             raise RecipeError(f"task: {unknown('task', task, self.tasks())}")
@@ -176,6 +186,15 @@ LIBERO_CHANGES = ("lan", "object", "swap", "task")
 
 LIBERO_SUITES = (*LIBERO_BASES, "libero_90", *(f"{base}_{how}" for base in LIBERO_BASES for how in LIBERO_CHANGES))
 """Suites of LIBERO and LIBERO-PRO that the benchmark's package holds as a whole."""
+
+LIBERO_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
+"""Most steps of an episode by the protocol of OpenVLA's evaluation; a perturbed suite has its base suite's."""
+
+LIBERO_STATES = 50
+"""Initial states of each task."""
+
+LIBERO_FRAMES = (("agentview", 256, 256), ("robot0_eye_in_hand", 256, 256))
+"""Cameras of that protocol: name in the simulator, height and width [px]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +231,37 @@ class LiberoRecipe(SuiteRecipe):
 
     def tasks(self) -> tuple[str, ...]:
         return tuple(map(str, range(90 if self.suite == "libero_90" else 10)))
+
+    @property
+    def perturbs(self) -> str | None:
+        base, _, how = self.suite.rpartition("_")
+        return base if how in LIBERO_CHANGES and base in LIBERO_BASES else None
+
+    def protocol(self, seeds: range) -> str:
+        departures = "; ".join(self._departures(seeds)) or "none"
+        steps = LIBERO_STEPS[self.perturbs or self.suite]
+        return (
+            f"the reference's: initial states 0 to {LIBERO_STATES - 1}, 10 settling steps, at most {steps} steps at "
+            "20 Hz, agentview and wrist at 256 px, success at the first step that meets the goal. Departures: "
+            f"{departures}"
+        )
+
+    def _departures(self, seeds: range) -> Iterator[str]:
+        states = {seed % LIBERO_STATES for seed in seeds}
+        if len(states) < LIBERO_STATES or len(seeds) > LIBERO_STATES:
+            yield f"{len(seeds)} episodes of a task, {len(states)} of its {LIBERO_STATES} initial states"
+        values = {
+            "horizon": (self.horizon, LIBERO_STEPS[self.perturbs or self.suite]),
+            "settle_steps": (self.settle_steps, 10),
+            "success_hold": (self.success_hold, 1),
+            "shadows": (self.shadows, True),
+            "cameras": (tuple((c.source, c.height, c.width) for c in self.cameras), LIBERO_FRAMES),
+        }
+        for name, (value, reference) in values.items():
+            if value != reference:
+                yield f"{name} {value}, the reference's is {reference}"
+        if self.instruction:
+            yield f"the instruction '{self.instruction}' in place of the benchmark's"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,12 @@ class EnvSource:
         """Name in tables and reports, e.g. "lift" or "libero_spatial/3"."""
         return f"{self.path.stem}/{self.chosen}" if self.chosen else self.path.stem
 
+    def tasks(self) -> tuple[EnvSource, ...]:
+        """Return a suite's tasks, in its order; of one world, the world itself."""
+        if not isinstance(self.recipe, SuiteRecipe) or self.recipe.task is not None:
+            return (self,)
+        return tuple(EnvSource(self.recipe.of_task(task), self.path, task) for task in self.recipe.tasks())
+
 
 def find_env(name: str | Path) -> EnvSource:
     """Find a world by name or path; "SUITE/TASK" is one task of a suite.

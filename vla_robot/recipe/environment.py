@@ -36,6 +36,8 @@ class EnvironmentRecipe:
         disk_mb: size on the disk [MB].
         start_timeout_s: time limit of a world's start there [s].
         reset_timeout_s: time limit of a reset [s].
+        world_mb: main memory of one world [MB], by which `vla eval` limits how many it opens at once.
+        scored_by: packages whose version decides a benchmark's score; reports name their versions.
     """
 
     description: str = ""
@@ -46,6 +48,8 @@ class EnvironmentRecipe:
     disk_mb: int
     start_timeout_s: float = 180.0
     reset_timeout_s: float = 60.0
+    world_mb: int = 1000
+    scored_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         version = _PYTHON.fullmatch(self.python)
@@ -54,8 +58,8 @@ class EnvironmentRecipe:
         for name in self.build:
             if not _PINNED.fullmatch(name):
                 raise RecipeError(f"build: '{name}' is not of the form name==version")
-        if self.download_mb < 0 or self.disk_mb < 0:
-            raise RecipeError("download_mb and disk_mb must be at least 0")
+        if min(self.download_mb, self.disk_mb, self.world_mb) < 0:
+            raise RecipeError("download_mb, disk_mb and world_mb must be at least 0")
         for name in ("start_timeout_s", "reset_timeout_s"):
             if not 0 < getattr(self, name) <= MAX_TIMEOUT_S:
                 raise RecipeError(f"{name} {getattr(self, name):g} is outside 0 to {MAX_TIMEOUT_S:g}")
@@ -76,6 +80,17 @@ class EnvironmentRecipe:
         if not names:
             raise RecipeError(f"lock: {self.lock} names no package.")
         return text
+
+    def score_versions(self) -> dict[str, str]:
+        """Return the version in the lock of each package of `scored_by`.
+
+        Raises:
+            RecipeError: the lock cannot be read, or lacks one of them.
+        """
+        versions = dict(pinned.split("==") for pinned in _pinned_names(self.packages(), self.lock))
+        if absent := [name for name in self.scored_by if name not in versions]:
+            raise RecipeError(f"scored_by: {self.lock} has no {', '.join(absent)}")
+        return {name: versions[name] for name in self.scored_by}
 
     def num_packages(self) -> int:
         """Return the number of packages in the lock."""

@@ -34,8 +34,8 @@ def shown_env(env: EnvSource) -> str:
     return f"{short_path(env.path)}/{env.chosen}" if env.chosen else short_path(env.path)
 
 
-def option(metavar: str) -> Any:
+def option(metavar: str, aliases: tuple[str, ...] = ()) -> Any:
     """Return the annotation of an option whose help shows no "(default: None)", since its text says the default."""
     import tyro
 
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", aliases=aliases or None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,14 @@ from vla_robot.cli.run.progress_view import episode_line
 from vla_robot.evaluate.evaluation import Comparison, Evaluation, Score, Trial
 
 if TYPE_CHECKING:
-    from vla_robot.cli.evaluate.evaluate import EvaluateArgs
+    from vla_robot.cli.evaluate.plan import EvaluateArgs
 
 
-def trial_line(trial: Trial, number: int, of: int) -> Text:
-    """Return an episode's line, with the policy's instruction if it differs from the world's."""
+def trial_line(trial: Trial, number: int, of: int, several: bool = False) -> Text:
+    """Return an episode's line, with its world if there are several, and another instruction than the world's."""
     line = episode_line(trial.result, number, of)
+    if several:
+        line.append(f"  {trial.key.world}", style="dim")
     return line if trial.instruction == trial.task else line.append(f"  “{trial.instruction}”", style="dim")
 
 
@@ -29,6 +32,9 @@ def score_table(evaluation: Evaluation) -> Table:
     languages, errors = len(evaluation.languages) > 1 or scores[0].language != "plain", any(s.errors for s in scores)
     misdirected = any(score.language == "wrong-object" for score in scores)
     table = Table(box=None, pad_edge=False, header_style="dim")
+    suites = any(score.suite for score in scores)
+    if suites:
+        table.add_column("suite", overflow="fold")
     table.add_column("policy", overflow="fold")
     if languages:
         table.add_column("language", no_wrap=True)
@@ -37,11 +43,27 @@ def score_table(evaluation: Evaluation) -> Table:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for score in scores:
-        cells = [score.policy, *[score.language] * languages, *_numbers(score)]
+        cells = [*[score.suite] * suites, score.policy, *[score.language] * languages, *_numbers(score)]
         cells += [str(score.followed) if score.language == "wrong-object" else "–"] * misdirected
         cells += [str(score.errors)] * errors
         table.add_row(*cells, "–" if score.median_steps is None else f"{score.median_steps:.0f}")
     return table
+
+
+def task_tables(evaluation: Evaluation) -> Iterator[Table]:
+    """Yield, for each suite of several worlds, its tasks as rows and its scores as columns."""
+    for suite, worlds in evaluation.suites.items():
+        scores = [score for score in evaluation.scores if score.worlds == worlds]
+        if len(worlds) < 2 or not scores:
+            continue
+        table = Table(box=None, pad_edge=False, header_style="dim", title=suite, title_justify="left")
+        table.add_column("task", overflow="fold")
+        for score in scores:
+            table.add_column(score.name, justify="right", overflow="fold")
+        for task in dict.fromkeys(task for score in scores for task in score.by_task):
+            counts = (score.by_task.get(task) for score in scores)
+            table.add_row(task, *("–" if found is None else f"{found[0]} of {found[1]}" for found in counts))
+        yield table
 
 
 def _numbers(score: Score) -> list[str]:
@@ -60,8 +82,9 @@ def in_words(c: Comparison) -> str:
 
 def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
     """Return the command line that continues in this folder, or shows its results again."""
-    words = ["vla", "eval", "--env", args.env, "--policy", *args.policy]
-    words += ["--episodes", str(args.episodes), "--seed", str(args.seed)]
+    worlds = ["--suite", *args.suite] if args.suite else ["--env", *args.env]
+    words = ["vla", "eval", *worlds, "--policy", *args.policy]
+    words += ["--episodes", str(args.episodes), "--seed", str(args.first_seed)]
     if args.rows is not None:
         words += ["--rows", str(args.rows)]
     if args.language != ("plain",):

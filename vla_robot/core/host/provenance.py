@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores": available_cores(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "memory_gb": round(main_memory_mb() / 1e3, 1),
         "platform": platform.platform(terse=True),
         "gpu": _gpu(),
     }
@@ -33,6 +33,11 @@ def machine() -> dict[str, Any]:
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def main_memory_mb() -> float:
+    """Return the size of the main memory [MB]."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e6
 
 
 def document(command: str, rows: Sequence[Mapping[str, Any]], **more: object) -> dict[str, Any]:

@@ -1,0 +1,217 @@
+"""The options of `vla eval`, and what they ask for with every name resolved."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from vla_robot.cli.common.cli_common import option, shown
+from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.provenance import available_cores, main_memory_mb
+from vla_robot.core.seeds import seed_problem
+from vla_robot.evaluate.evaluation import Evaluation
+from vla_robot.evaluate.instruction_variants import Language, Words, words_for
+from vla_robot.evaluate.runner import new_run_folder
+from vla_robot.evaluate.trial_log import TrialLog
+from vla_robot.evaluate.video_selection import Videos
+from vla_robot.recipe import dump, find, read
+from vla_robot.recipe.env import SimulationRecipe, SuiteRecipe
+from vla_robot.recipe.env_source import EnvSource, find_env
+from vla_robot.recipe.environment import EnvironmentRecipe
+from vla_robot.recipe.policy_source import PolicySource, find_policy
+
+MOST_WORKERS = 8
+"""Largest default of --workers."""
+
+WORLD_MB = 1000
+"""Main memory of a world in this environment [MB], its policy's share included."""
+
+MEMORY_SHARE = 0.8
+"""Share of the main memory that worlds may take by default."""
+
+FIRST_SEED = 10_000
+"""First seed of a world, unless the command gives one: training data has others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArgs:
+    """Score policies in closed loop on the same seeds. The same command with the same --out continues.
+
+    One or more worlds by --env, a row each; or whole suites of a benchmark by --suite, with a row for the suite and one
+    for each of its tasks: vla eval --suite libero_spatial --policy POLICY --episodes-per-task 50
+    """
+
+    env: Annotated[tuple[str, ...], option("ENV ...")] = ()
+    """the world, by name or path; several get a row each"""
+    suite: Annotated[tuple[str, ...], option("SUITE ...")] = ()
+    """all tasks of a benchmark's suite, e.g. libero_spatial; a suite that perturbs another one, such as
+    libero_spatial_swap, is compared with it if both are named"""
+    policy: Annotated[tuple[str, ...], option("POLICY ...")]
+    """policy by name or path; several are compared on the same seeds, with the first as the baseline"""
+    episodes: Annotated[int, option("N", aliases=("--episodes-per-task",))] = 50
+    """episodes of each policy in each language in each world or task"""
+    seed: Annotated[int | None, option("SEED")] = None
+    """the first episode's seed; the k-th has SEED + k. By default 10000, which training data should not use; with
+    --suite 0, since a benchmark's seeds are its initial states"""
+    language: Annotated[tuple[Language, ...], option("LANGUAGE ...")] = ("plain",)
+    """wording of the task: plain, none, paraphrase, wrong-object; docs/evaluate.md explains them"""
+    rows: Annotated[int | None, option("N")] = None
+    """execution horizon: how many actions of an answer are used before a policy is asked again"""
+    workers: Annotated[int | None, option("N")] = None
+    """number of worlds in parallel, each in its own process; by default one per core, at most 8, and as many as
+    fit into four fifths of the main memory"""
+    videos: Videos = "failures"
+    """which episodes get a video; "failures" also gives three successes of each world"""
+    out: Annotated[Path | None, option("FOLDER")] = None
+    """folder of report, videos and finished episodes; by default a new one, runs/eval-<time>"""
+    json: Annotated[Path | None, option("FILE")] = None
+    """also write the results to this file as JSON"""
+
+    def __post_init__(self) -> None:
+        if bool(self.env) == bool(self.suite):
+            raise RecipeError("name worlds with --env, or suites with --suite: one of the two.")
+        if self.episodes < 1:
+            raise RecipeError(f"--episodes {self.episodes}: at least 1.")
+        if problem := seed_problem(self.first_seed, self.episodes):
+            raise RecipeError(f"--seed {self.first_seed}: {problem}.")
+        if self.rows is not None and self.rows < 1:
+            raise RecipeError(f"--rows {self.rows}: at least 1.")
+        if not self.policy:
+            raise RecipeError("--policy names no policy. `vla list policies` shows them.")
+        if self.workers is not None and self.workers < 1:
+            raise RecipeError(f"--workers is {self.workers}; at least 1 is needed.")
+        lists = {"--env": self.env, "--suite": self.suite, "--policy": self.policy, "--language": self.language}
+        for name, values in lists.items():
+            if len(set(values)) != len(values) or (name == "--language" and not values):
+                raise RecipeError(f"{name} {' '.join(values)}: each once, and at least one.")
+
+    @property
+    def first_seed(self) -> int:
+        if self.seed is not None:
+            return self.seed
+        return 0 if self.suite else FIRST_SEED
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.episodes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation, with every name resolved.
+
+    Attributes:
+        suites: name of a row's worlds -> the worlds, in order; one world of --env is a suite of its own.
+        policies: name in the report -> the policy.
+        words: world -> language -> the task's wording.
+        seeds: seeds of each policy in each language in each world.
+        rows: execution horizon of every policy; None for each recipe's.
+        folder: the evaluation's folder.
+    """
+
+    suites: dict[str, tuple[EnvSource, ...]]
+    policies: dict[str, PolicySource]
+    words: dict[str, dict[Language, Words]]
+    seeds: range
+    rows: int | None
+    folder: Path
+
+    @property
+    def worlds(self) -> dict[str, EnvSource]:
+        """Name of a world -> the world, in the order of the suites."""
+        return {world.name: world for worlds in self.suites.values() for world in worlds}
+
+    @property
+    def languages(self) -> tuple[Language, ...]:
+        return tuple(next(iter(self.words.values())))
+
+    def header(self) -> dict[str, Any]:
+        """Return the values that a command must share with the one that it continues."""
+        return {
+            "world": {name: _hash(world) for name, world in self.worlds.items()},
+            "policies": {name: source.fingerprint() for name, source in self.policies.items()},
+            "languages": list(self.languages),
+            "seed": self.seeds.start,
+            "episodes": len(self.seeds),
+            **({} if self.rows is None else {"rows": self.rows}),
+        }
+
+    def evaluation(self, log: TrialLog) -> Evaluation:
+        """Return the results so far."""
+        benchmarks = {name: worlds[0].recipe for name, worlds in self.suites.items()}
+        suites = {name: recipe for name, recipe in benchmarks.items() if isinstance(recipe, SuiteRecipe)}
+        return Evaluation(
+            {name: tuple(world.name for world in worlds) for name, worlds in self.suites.items()},
+            tuple(self.policies),
+            self.languages,
+            self.seeds,
+            tuple(log.trials.values()),
+            log.started_at,
+            perturbed={name: recipe.perturbs for name, recipe in suites.items() if recipe.perturbs},
+            protocols={name: recipe.protocol(self.seeds) for name, recipe in suites.items()},
+            packages={k: v for environment in self.environments() for k, v in environment.score_versions().items()},
+        )
+
+    def environments(self) -> list[EnvironmentRecipe]:
+        """Return the environments of their own that the worlds run in.
+
+        Raises:
+            RecipeError: there is no such environment, or its recipe is not valid.
+        """
+        recipes = [world.recipe for world in self.worlds.values()]
+        names = {r.environment for r in recipes if isinstance(r, SimulationRecipe) and r.environment}
+        return [read(EnvironmentRecipe, find("environments", name)) for name in sorted(names)]
+
+    def most_workers(self) -> int:
+        """Return how many worlds this computer's cores and main memory allow."""
+        world_mb = max((environment.world_mb for environment in self.environments()), default=WORLD_MB)
+        return max(1, min(MOST_WORKERS, available_cores(), int(MEMORY_SHARE * main_memory_mb() / world_mb)))
+
+
+def plan(args: EvaluateArgs) -> Plan:
+    """Resolve a command line, before any process starts.
+
+    Raises:
+        RecipeError: a name is unknown, or a world has no words for a language.
+    """
+    suites = _worlds_of(args)
+    policies = _named([find_policy(name) for name in args.policy])
+    words: dict[str, dict[Language, Words]] = {
+        world.name: {language: words_for(world.recipe, language) for language in args.language}
+        for worlds in suites.values()
+        for world in worlds
+    }
+    return Plan(suites, policies, words, args.seeds, args.rows, args.out or new_run_folder(Path("runs"), "eval-"))
+
+
+def _worlds_of(args: EvaluateArgs) -> dict[str, tuple[EnvSource, ...]]:
+    """Return the worlds of each row. Raises RecipeError for a name of the other option, and for two of one name."""
+    found = [find_env(name) for name in (*args.env, *args.suite)]
+    for source in found:
+        is_suite = len(source.tasks()) > 1
+        if is_suite and args.env:
+            raise RecipeError(
+                f"--env {source.name}: it is a suite of {len(source.tasks())} tasks; say --suite {source.name}."
+            )
+        if not is_suite and args.suite:
+            raise RecipeError(f"--suite {source.name}: it is one world and no suite; say --env {source.name}.")
+    suites = {source.name: source.tasks() for source in found}
+    if len(suites) < len(found):
+        raise RecipeError(
+            f"{', '.join(source.name for source in found)}: two worlds have the same name; rename a recipe."
+        )
+    return suites
+
+
+def _named(sources: Sequence[PolicySource]) -> dict[str, PolicySource]:
+    """Return the policies by name, or by path if names repeat: every training ends in a folder 'final'."""
+    counts = Counter(source.name for source in sources)
+    return {source.name if counts[source.name] == 1 else shown(source): source for source in sources}
+
+
+def _hash(world: EnvSource) -> str:
+    return hashlib.sha256(dump(world.recipe).encode()).hexdigest()[:16]
