@@ -24,6 +24,7 @@ from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
 from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
 from vla_robot.policy.scripted.waypoints import ReachPolicy
 from vla_robot.record.collect import WithoutTruth
+from vla_robot.record.replay import ReplayPolicy
 from vla_robot.serve.interop.groot_policy import Generation, GrootPolicy
 from vla_robot.serve.interop.mapping import PeerMapping
 from vla_robot.serve.interop.openpi_policy import OpenpiPolicy
@@ -154,6 +155,7 @@ KINDS: dict[str, Kind] = {
     "HoldPolicy": Kind(lambda get: HoldPolicy(ARM.action)),
     "RandomPolicy": Kind(lambda get: RandomPolicy(ARM.action), batched=False),
     "ReachPolicy": Kind(lambda get: ReachPolicy(ARM, [[0.1, 0.2, 0.3, 0.0, 0.0, 0.0, 1.0]]), batched=False),
+    "ReplayPolicy": Kind(lambda get: ReplayPolicy({"lift the cube": np.zeros((3, len(ARM.action)))}, Path("demos"))),
     "ScriptedExpert": Kind(lambda get: ScriptedExpert(lift, ARM.action)),
     "PerturbedPolicy": Kind(lambda get: PerturbedPolicy(MOVES, ARM.action, Perturbation()), batched=False),
     "ObservationAdapter": Kind(lambda get: ObservationAdapter(MOVES, WANTED, ARM)),

@@ -16,7 +16,7 @@ from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
-from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe, WeightsRecipe
+from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe, ReplayRecipe, WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import is_loopback, require_address
@@ -199,6 +199,10 @@ def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None, 
 
 
 def _load_policy(recipe: PolicyRecipe, env: EnvRecipe | None, embodiment: Embodiment) -> Policy:
+    if isinstance(recipe, ReplayRecipe):
+        from vla_robot.record.replay import build_replay
+
+        return build_replay(recipe, embodiment)
     from vla_robot.policy.kinds import load_policy
 
     return load_policy(recipe, embodiment, expert=env.expert if isinstance(env, SimulationRecipe) else None)

@@ -205,6 +205,20 @@ class ExpertRecipe(PolicyRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReplayRecipe(PolicyRecipe):
+    """Repeats a recorded demonstration of the task, action by action, without looking: a baseline.
+
+    Attributes:
+        data: LeRobot dataset of `vla record`, of the same arm and rate.
+        episode: index of the demonstration; without it, the first successful one of the episode's instruction.
+    """
+
+    kind: Literal["replay"] = "replay"
+    data: Path
+    episode: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class WaypointsRecipe(PolicyRecipe):
     """Moves the tool from pose to pose.
 
@@ -300,6 +314,7 @@ PolicyRecipe.kinds = Kinds(
         OpenpiRecipe,
         GrootRecipe,
         WaypointsRecipe,
+        ReplayRecipe,
     ),
     groups=("vla_robot.policies",),
 )
