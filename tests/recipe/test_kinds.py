@@ -130,7 +130,7 @@ def test_a_recipe_says_its_cameras_where_the_folder_does_not() -> None:
 
 
 def test_each_policy_that_runs_here_has_code_that_exists() -> None:
-    elsewhere = {"remote", "openpi", "groot"}
+    elsewhere = {"remote", "replay", "openpi", "groot"}
     assert set(KINDS) == {s for kind, s in PolicyRecipe.kinds.built_in.items() if kind not in elsewhere}
     for schema, family in KINDS.items():
         assert callable(attribute(family.build))
