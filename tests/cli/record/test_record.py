@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,6 +140,13 @@ def test_experts_failures_are_left_out_and_learners_kept_unless_told_otherwise()
 def test_options_make_a_recipe_of_one_recording() -> None:
     args = RecordArgs(out=Path("x"), env="lift", episodes=7, seed=3, noise=0.5, image_size=84)
     assert plan(args) == DatasetRecipe("lift", (Recording(noise=0.5, episodes=7, seed=3),), image_size=84)
+
+
+@pytest.mark.parametrize("option", [{"episodes": 7}, {"seed": 3}, {"noise": 0.5}, {"image_size": 84}, {"save": "all"}])
+def test_an_option_that_a_recipe_would_ignore_is_refused(option: dict[str, Any]) -> None:
+    name = next(iter(option)).replace("_", "-")
+    with pytest.raises(RecipeError, match=f"--{name}: with a dataset recipe"):
+        plan(RecordArgs(out=Path("x"), recipe="lift_noisy", **option))
 
 
 def test_a_recipe_without_recordings_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import tyro
@@ -38,6 +38,9 @@ PLAIN_LINE_EVERY = 10
 MOST_WORKERS = 4
 """Largest default of --workers: each holds a simulator, and a learned driver its weights."""
 
+IN_THE_RECIPE = ("source", "episodes", "seed", "driver", "noise", "image_size", "save")
+"""Options of a recording without a recipe."""
+
 
 def plan(args: RecordArgs) -> DatasetRecipe:
     """Return the dataset recipe of a command line.
@@ -58,10 +61,21 @@ def plan(args: RecordArgs) -> DatasetRecipe:
     if args.workers is not None and args.workers < 1:
         raise RecipeError(f"--workers is {args.workers}; at least 1 is needed.")
     if args.recipe is not None:
+        if given := _given(args):
+            raise RecipeError(
+                f"{', '.join(given)}: with a dataset recipe these stand in the recipe. Change them there (a copy of it), "
+                "or leave the recipe out and give --env."
+            )
         return read(DatasetRecipe, find("datasets", args.recipe))
     assert args.env is not None
     recording = Recording(args.source, args.driver, args.noise, args.episodes, args.seed, args.save)
     return DatasetRecipe(env=args.env, recordings=(recording,), image_size=args.image_size)
+
+
+def _given(args: RecordArgs) -> list[str]:
+    """Return the options of `IN_THE_RECIPE` that have another value than their default."""
+    defaults = {f.name: f.default for f in fields(RecordArgs)}
+    return [f"--{name.replace('_', '-')}" for name in IN_THE_RECIPE if getattr(args, name) != defaults[name]]
 
 
 @dataclass(frozen=True)
