@@ -63,8 +63,8 @@ def plan(args: RecordArgs) -> DatasetRecipe:
     if args.recipe is not None:
         if given := _given(args):
             raise RecipeError(
-                f"{', '.join(given)}: with a dataset recipe these stand in the recipe. Change them there (a copy of it), "
-                "or leave the recipe out and give --env."
+                f"{', '.join(given)}: with a dataset recipe these stand in the recipe. Change them in a copy of it, or "
+                "leave the recipe out and give --env."
             )
         return read(DatasetRecipe, find("datasets", args.recipe))
     assert args.env is not None
