@@ -26,6 +26,7 @@ from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.device_names import AUTO
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation, StepResult
@@ -54,6 +55,9 @@ class FinetuneBenchArgs:
     """rank of the runs with LoRA; 0 leaves them out"""
     batch_size: Annotated[int, option("N")] = 32
     """frames per step"""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """where to train:
+    auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     rounds: Annotated[int, option("N")] = 10
     """turns per contender"""
     steps: Annotated[int, option("N")] = 2
@@ -139,10 +143,10 @@ def contest(args: FinetuneBenchArgs, lora_rank: int, folder: Path, on_turn: Call
     recipe = DemosFinetuneRecipe(
         data=(data,), dataset_name=KEY, policy=policy, lora_rank=lora_rank, batch_size=args.batch_size,
         steps=args.rounds * args.steps + 1, learning_rate=1e-4, warmup_steps=0, final_rate=1.0, weight_decay=0.0,
-        bin_smoothing=0.0, shift_px=0, held_out=0.0, device="cpu",
+        bin_smoothing=0.0, shift_px=0, held_out=0.0, device=args.device or AUTO,
     )  # fmt: skip
     run, prepared = open_run(recipe, folder / f"run_{lora_rank}", Ranks())
-    fresh = load(prepared.start, statistics_key=KEY, trainable=True)
+    fresh = load(prepared.start, device=args.device or AUTO, statistics_key=KEY, trainable=True)
     learned = learning(run.model)
     plain: Any = PlainModel(fresh.model).requires_grad_(True)
     if lora_rank:

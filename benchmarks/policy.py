@@ -20,7 +20,8 @@ import numpy as np
 from rich.progress import Progress
 from rich.table import Table
 
-from vla_robot.cli.common.cli_common import option, short_path
+from vla_robot.cli.build import device_of
+from vla_robot.cli.common.cli_common import on, option, short_path
 from vla_robot.cli.common.json_out import write_figure, write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.errors import RecipeError
@@ -28,7 +29,7 @@ from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation
 from vla_robot.recipe.policy import OpenVLARecipe, VLARecipe
-from vla_robot.recipe.policy_source import find_policy
+from vla_robot.recipe.policy_source import PolicySource, find_policy
 
 if TYPE_CHECKING:
     from benchmarks.models.inference_times import Contender, Timing
@@ -59,6 +60,9 @@ class PolicyArgs:
     """also measure the first precision as a compiled graph; compiling takes a minute per batch size"""
     quantise: Annotated[tuple[str, ...], option("WAY ...")] = ()
     """also measure the first precision with matrices of fewer bits: int8, int4"""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """where to run both contenders, instead of the recipe's device:
+    auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     rounds: Annotated[int, option("N")] = 30
     """inferences of each contender"""
     json: Annotated[Path | None, option("FILE")] = None
@@ -105,8 +109,9 @@ class Report:
         timings: contender -> its times.
         costs: batch size -> stage -> operations and bytes; empty for families whose operations are not counted.
         matmul: batch size -> stage -> operations per second of the bare matrix products.
-        memory_bytes_per_s: rate of a large copy, read and written.
+        memory_bytes_per_s: rate of a large copy in the device's memory, read and written.
         weights_bytes: variant -> memory that the weights occupy.
+        device: where the policies ran, in words.
     """
 
     timings: Mapping[Case, Timing]
@@ -114,6 +119,7 @@ class Report:
     matmul: Mapping[int, Mapping[str, float]]
     memory_bytes_per_s: float
     weights_bytes: Mapping[str, int]
+    device: str
 
     @property
     def plain(self) -> Timing:
@@ -130,12 +136,13 @@ def main(args: PolicyArgs) -> int:
     if args.plot:
         require("matplotlib", "report", "a plot")
     console = Terminal()
-    console.print(f"vla bench policy: {args.policy}, {args.rounds} rounds")
+    source = find_policy(args.policy).on_device(args.device)
+    console.print(f"vla bench policy: {args.policy}{on(device_of(source))}, {args.rounds} rounds")
     report = measure(args, console)
     console.print(_table(report))
     console.print(_words(report))
     if args.json:
-        write_json(args.json, "bench policy", rows(report))
+        write_json(args.json, "bench policy", rows(report), device=report.device)
     if args.plot:
         _draw(report, args.plot)
         say(f"\nDrawn in {short_path(args.plot)}.")
@@ -145,13 +152,15 @@ def main(args: PolicyArgs) -> int:
 def measure(args: PolicyArgs, console: Terminal) -> Report:
     """Measure all contenders in turns."""
     from benchmarks.models.inference_times import memory_bytes_per_s, take_turns
+    from vla_robot.policy.device import device_in_words
 
-    policies = {(dtype, ""): _load(args.policy, dtype) for dtype in args.dtype}
+    source = find_policy(args.policy).on_device(args.device)
+    policies = {(dtype, ""): _load(source, dtype) for dtype in args.dtype}
     first = policies[args.dtype[0], ""]
     if args.compiled:
-        policies[args.dtype[0], COMPILED] = _load(args.policy, args.dtype[0], compiled=True)
+        policies[args.dtype[0], COMPILED] = _load(source, args.dtype[0], compiled=True)
     for way in args.quantise:
-        policies[args.dtype[0], way] = _load(args.policy, args.dtype[0], quantise=way)
+        policies[args.dtype[0], way] = _load(source, args.dtype[0], quantise=way)
     scenes = [_scene(first, index) for index in range(SCENES)]
     contenders = _contenders(policies, scenes, args.batch)
     with Progress(console=console, transient=True) as bar:
@@ -161,22 +170,27 @@ def measure(args: PolicyArgs, console: Terminal) -> Report:
     costs = {n: _costs(openvla, n) for n in args.batch} if openvla else {}
     matmul = {n: _matmul(openvla, n) for n in args.batch} if openvla else {}
     weights = {Case(dtype, 1, how=how).variant: policy.memory_bytes() for (dtype, how), policy in policies.items()}
-    return Report({case: timings[case.name] for case in contenders}, costs, matmul, memory_bytes_per_s(), weights)
+    timed = {case: timings[case.name] for case in contenders}
+    bandwidth, device = memory_bytes_per_s(first.device), device_in_words(first.device)
+    return Report(timed, costs, matmul, bandwidth, weights, device)
 
 
-def _load(name: str, dtype: str, compiled: bool = False, quantise: str | None = None) -> AnyVLAPolicy:
+def _load(source: PolicySource, dtype: str, compiled: bool = False, quantise: str | None = None) -> AnyVLAPolicy:
     from benchmarks.models.plain_vlm import without_state
     from vla_robot.policy.families import family_of
     from vla_robot.policy.openvla.policy import load
 
-    recipe = find_policy(name).recipe
+    recipe = source.recipe
     if isinstance(recipe, VLARecipe):
         if compiled or quantise:
-            raise RecipeError(f"'{name}' is of kind 'vla'; only kind 'openvla' can be compiled or quantised.")
-        return without_state(family_of(recipe.checkpoint).load(recipe.checkpoint, dtype))
+            raise RecipeError(f"'{source.name}' is of kind 'vla'; only kind 'openvla' can be compiled or quantised.")
+        return without_state(family_of(recipe.checkpoint).load(recipe.checkpoint, dtype, recipe.device))
     if not isinstance(recipe, OpenVLARecipe):
-        raise RecipeError(f"'{name}' is of kind '{recipe.kind}'; `vla bench policy` measures 'openvla' and 'vla'.")
-    return load(recipe.checkpoint, dtype, statistics_key=recipe.statistics_key, compiled=compiled, quantise=quantise)
+        raise RecipeError(
+            f"'{source.name}' is of kind '{recipe.kind}'; `vla bench policy` measures 'openvla' and 'vla'."
+        )
+    key = recipe.statistics_key
+    return load(recipe.checkpoint, dtype, recipe.device, key, compiled=compiled, quantise=quantise)
 
 
 def _contenders(

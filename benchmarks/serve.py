@@ -57,6 +57,8 @@ class ServeBenchArgs:
     """duration of each turn"""
     rounds: Annotated[int, option("N")] = 3
     """turns per server"""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """where both servers' weights are, instead of the recipe's device: auto, cpu, cuda, cuda:1, mps"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file as JSON"""
     plot: Annotated[Path | None, option("FILE.png")] = None
@@ -107,7 +109,10 @@ def main(args: ServeBenchArgs) -> int:
         require("matplotlib", "report", "a plot")
     console = Terminal()
     console.print(f"vla bench serve: {args.policy}, {args.clients} clients, {args.rounds} turns of {args.seconds:g} s")
-    with served(args.policy, args.max_batch) as batched, served(args.policy, 1) as alone:
+    with (
+        served(args.policy, args.max_batch, args.device) as batched,
+        served(args.policy, 1, args.device) as alone,
+    ):
         clients = _clients(alone, args.clients)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("turns", total=2 * args.rounds)
@@ -129,7 +134,7 @@ def main(args: ServeBenchArgs) -> int:
 
 
 @contextlib.contextmanager
-def served(policy: str, max_batch: int) -> Iterator[str]:
+def served(policy: str, max_batch: int, device: str | None = None) -> Iterator[str]:
     """Run a `vla serve` during the `with` block; yield its address.
 
     Raises:
@@ -137,6 +142,7 @@ def served(policy: str, max_batch: int) -> Iterator[str]:
     """
     command = [sys.executable, "-P", "-m", "vla_robot.cli.main", "serve", policy]
     command += ["--bind", "tcp://127.0.0.1:0", "--max-batch", str(max_batch)]
+    command += [] if device is None else ["--device", device]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

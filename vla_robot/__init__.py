@@ -32,9 +32,11 @@ if "gymnasium" in sys.modules:  # a program without Gymnasium does not pay for i
 def load_policy(
     folder: str | Path,
     dtype: Literal["float32", "bfloat16", "float16"] | torch.dtype = "float32",
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     statistics_key: str | None = None,
     image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none",
+    compiled: bool = False,
+    quantise: Literal["int8", "int4"] | None = None,
 ) -> AnyVLAPolicy:
     """Load a checkpoint of any family, ready to act.
 
@@ -42,11 +44,14 @@ def load_policy(
         folder: of the published layout of its family: config.json, safetensors, preprocessor_config.json,
             tokenizer.json, and dataset_statistics.json, which replaces the statistics in config.json of OpenVLA.
         dtype: precision of the weights, by name or as torch's own object.
-        device: torch device, e.g. "cpu" or "cuda:0".
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps", or torch's own object. "auto" takes a GPU of CUDA if torch
+            sees one, else the CPU; `policy.device` says which.
         statistics_key: dataset whose statistics un-normalise the actions; needed when the checkpoint has several.
         image_preprocessing: preprocessing of frames before the towers' own resize; "rlds_crop" for checkpoints that
             were trained with augmentation, "rlds" for others whose evaluation resized frames as RLDS data. See
             docs/openvla.md.
+        compiled: OpenVLA only: compile a graph for each shape of batch; the first inference of a shape takes a minute.
+        quantise: OpenVLA only: quantise the matrices while loading; some tokens differ.
 
     Returns:
         A policy: `act(observations) -> list[ActionChunk]` takes any number of observations in one batch. OpenVLA's
@@ -54,8 +59,9 @@ def load_policy(
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, or its model ignores its image.
-        ContractError: the precision, the device or image_preprocessing is unknown.
-        MissingDependencyError: the extra [policy] is not installed.
+        ContractError: the precision, the device or image_preprocessing is unknown, or the device is not there.
+        PolicyError: the family or the device cannot be compiled or quantised.
+        MissingDependencyError: the extra [policy] or [quantise] is not installed.
     """
     from vla_robot.core.host.optional import require
 
@@ -63,4 +69,6 @@ def load_policy(
         require(distribution, "policy", "a vision-language-action policy")
     from vla_robot.policy.families import family_of
 
-    return family_of(Path(folder)).load(Path(folder), dtype, device, statistics_key, image_preprocessing)
+    return family_of(Path(folder)).load(
+        Path(folder), dtype, device, statistics_key, image_preprocessing, compiled=compiled, quantise=quantise
+    )

@@ -157,22 +157,22 @@ def _rate(module: nn.Module, rows: int, repeats: int) -> float:
         for weight in weights:
             torch.mm(inputs[weight.shape[1]], weight.T)
 
-    return flops / _best_s(once, repeats)
+    return flops / _best_s(once, weights[0].device, repeats)
 
 
-def memory_bytes_per_s(repeats: int = 5) -> float:
-    """Measure the bandwidth [B/s] of copying a block that no cache holds."""
-    block = torch.zeros(BANDWIDTH_BYTES, dtype=torch.uint8)
+def memory_bytes_per_s(device: torch.device, repeats: int = 5) -> float:
+    """Measure the bandwidth [B/s] of copying a block that no cache holds, in a device's own memory."""
+    block = torch.zeros(BANDWIDTH_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(block)
-    return 2 * BANDWIDTH_BYTES / _best_s(lambda: target.copy_(block), repeats)
+    return 2 * BANDWIDTH_BYTES / _best_s(lambda: target.copy_(block), device, repeats)
 
 
-def _best_s(work: Callable[[], object], repeats: int) -> float:
+def _best_s(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     times: list[float] = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         times.append(time.perf_counter() - start)
     return min(times[1:])

@@ -54,10 +54,10 @@ class Baseline:
         """
         weight = self._projector.fc1.weight
         per_camera = [self._project(self._features(image).to(weight)) for image in images]
-        text = self._language_model.model.embed_tokens(torch.tensor(input_ids)[None])
+        text = self._language_model.model.embed_tokens(torch.tensor(input_ids, device=weight.device)[None])
         seen = [*per_camera, *self._state(state)]
         embeds = torch.cat([text[:, :1], *seen, text[:, 1:]], dim=1)
-        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=weight.device)
 
         out = self._language_model.generate(
             inputs_embeds=embeds, attention_mask=mask, max_new_tokens=dims, min_new_tokens=dims, do_sample=False,

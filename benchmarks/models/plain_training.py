@@ -67,7 +67,7 @@ class PlainModel(nn.Module):
 
 def _whole(tower: Tower, vit: Any) -> nn.Module:
     vit.load_state_dict(tower.state_dict(), strict=False)
-    return vit
+    return vit.to(next(tower.parameters()).device)
 
 
 def adapted(model: PlainModel, rank: int, like: Mapping[str, Tensor]) -> nn.Module:
@@ -154,8 +154,9 @@ class PlainLoop:
         self._batches = iter(DataLoader(frames, batch_sampler=order, collate_fn=self._collate))
 
     def load(self) -> dict[str, Tensor | None]:
-        """Return the next batch."""
-        return next(self._batches)
+        """Return the next batch, on the model's device."""
+        device = self._parameters[0].device
+        return {name: None if part is None else part.to(device) for name, part in next(self._batches).items()}
 
     def learn(self, batch: dict[str, Tensor | None]) -> float:
         """Take one optimiser step and return its loss."""

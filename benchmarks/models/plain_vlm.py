@@ -60,7 +60,7 @@ class PlainVLM:
         ids: list[int] = []
         for part in model.layout.parts:
             ids += list(part) if isinstance(part, tuple) else [self._vlm.config.image_token_id] * per_image
-        row = torch.tensor([[*ids, *batch.prompts[0].tolist()]])
+        row = torch.tensor([[*ids, *batch.prompts[0].tolist()]], device=pixels.device)
         kinds = (row == self._vlm.config.image_token_id).long()
         text = {"input_ids": row, "attention_mask": torch.ones_like(row)}
         return text | PIXELS[self._vlm.config.model_type](self._vlm.config.vision_config, pixels, kinds)
@@ -84,12 +84,14 @@ def _paligemma(vision: Any, pixels: Tensor, kinds: Tensor) -> dict[str, Tensor]:
 
 def _qwen(vision: Any, pixels: Tensor, kinds: Tensor) -> dict[str, Tensor]:
     patches = qwen.patches_of(pixels, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    grid = torch.tensor([[1, *(side // vision.patch_size for side in pixels.shape[-2:])]]).expand(len(pixels), -1)
+    sides = [1, *(side // vision.patch_size for side in pixels.shape[-2:])]
+    grid = torch.tensor([sides], device=pixels.device).expand(len(pixels), -1)
     return {"pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": kinds}
 
 
 def _gemma4(vision: Any, pixels: Tensor, kinds: Tensor) -> dict[str, Tensor]:
-    places = gemma4.places_of(*(side // vision.patch_size for side in pixels.shape[-2:])).expand(len(pixels), -1, -1)
+    sides = (side // vision.patch_size for side in pixels.shape[-2:])
+    places = gemma4.places_of(*sides).to(pixels.device).expand(len(pixels), -1, -1)
     patches = gemma4.patches_of(pixels, vision.patch_size)
     return {"pixel_values": patches, "image_position_ids": places, "mm_token_type_ids": kinds}
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_
 from vla_robot.cli.evaluate import evaluate
 from vla_robot.cli.evaluate.plan import EvaluateArgs, plan
 from vla_robot.cli.main import main
-from vla_robot.core.errors import DataError, PolicyError, WorldError
+from vla_robot.core.errors import ContractError, DataError, PolicyError, RecipeError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.evaluate import video_selection
 from vla_robot.testing import FunctionPolicy, NoLimits, toy_embodiment
@@ -352,6 +353,23 @@ def test_a_mistake_is_told_before_anything_starts(
     assert run(*more) == EXIT_USER_ERROR
     assert message in " ".join(capsys.readouterr().err.split())
     assert bench.opened == [] and not Path("e").exists()
+
+
+def test_the_device_of_a_policy_with_weights_is_in_the_results_and_another_gpu_does_not_continue(
+    bench: Bench, repository: Path
+) -> None:
+    (Path("policies") / "nano.toml").write_text(
+        f'kind = "openvla"\ncheckpoint = "{repository / "policies/openvla_nano"}"\n'
+    )
+    what = plan(EvaluateArgs(env=("mine",), policy=("mine", "nano"), device="cpu", out=Path("e")))
+    assert what.devices == {"nano": "cpu"} and "devices" not in what.header()
+    on_gpu = replace(what, devices={"nano": "cuda:0 (NVIDIA T4)"})
+    assert on_gpu.header()["devices"] == {"nano": "cuda:0 (NVIDIA T4)"}
+    with pytest.raises(ContractError, match="device is 'cuda:99', but"):
+        plan(EvaluateArgs(env=("mine",), policy=("mine", "nano"), device="cuda:99"))
+    with pytest.raises(RecipeError, match="has no weights in this process"):
+        plan(EvaluateArgs(env=("mine",), policy=("mine",), device="cpu"))
+    assert run() == 0 and found()["devices"] == {}
 
 
 @pytest.mark.skipif("VLA_SLOW" not in os.environ, reason="two minutes: VLA_SLOW=1 asks for it")

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
+from vla_robot.core.host.optional import require
 from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe, ReplayRecipe, WeightsRecipe
-from vla_robot.recipe.policy_source import PolicySource, find_policy
+from vla_robot.recipe.policy_source import PolicySource
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import is_loopback, require_address
 
@@ -182,14 +183,30 @@ def _with_rows(act: Act, rows: int) -> Act:
     return lambda observations, keys: [with_rows(chunk, rows) for chunk in act(observations, keys)]
 
 
-def build_robot_policy(policy: str, robot: RemoteRobot, key: str | None = None, rows: int | None = None) -> Policy:
+def device_of(source: PolicySource) -> str | None:
+    """Return the device of a policy's weights, in words; None if it has none in this process.
+
+    Raises:
+        ContractError: there is no such device on this computer.
+        MissingDependencyError: torch is not installed.
+    """
+    if not isinstance(source.recipe, WeightsRecipe):
+        return None
+    require("torch", "policy", f"policy '{source.name}'")
+    from vla_robot.policy.device import device_in_words, torch_device
+
+    return device_in_words(torch_device(source.recipe.device))
+
+
+def build_robot_policy(
+    source: PolicySource, robot: RemoteRobot, key: str | None = None, rows: int | None = None
+) -> Policy:
     """Build the policy that drives the robot behind a bridge.
 
     Raises:
         ContractError: it needs the simulator's state, which a robot does not have, or was made for another arm.
         VlaError: as `build_policy`.
     """
-    source = find_policy(policy)
     if source.is_privileged:
         raise ContractError(
             f"policy '{source.name}' needs the positions of the objects, and a robot has only cameras and joint "

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from vla_robot.cli.build import build_served_policy, server_security
-from vla_robot.cli.common.cli_common import option, shown
+from vla_robot.cli.build import build_served_policy, device_of, server_security
+from vla_robot.cli.common.cli_common import on, option, shown
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import say
@@ -45,6 +45,9 @@ class ServeArgs:
     """address where robots connect; off this computer it needs keys, see `vla keys`"""
     key: Annotated[str | None, option("NAME")] = None
     """which of this computer's keys to use; only needed if there are several"""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """where the policy's weights are, instead of its recipe's device:
+    auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     max_batch: Annotated[int, option("N")] = 16
     """largest number of observations in one inference"""
     max_wait_ms: Annotated[float, option("MS")] = 5.0
@@ -78,11 +81,12 @@ def main(args: ServeArgs) -> int:
     Raises:
         VlaError: the policy or the address cannot be used.
     """
-    source = find_policy(args.policy)
+    source = find_policy(args.policy).on_device(args.device)
     peers = _Peers(_peer("--openpi-words", args.openpi_words), _peer("--vla-eval-words", args.vla_eval_words))
     line = Line(args.max_batch, round(args.max_wait_ms * NS_PER_MS))
     security = server_security(args.bind, args.key)
-    say(f"vla serve: {shown(source)}", flush=True)
+    device = device_of(source)
+    say(f"vla serve: {shown(source)}{on(device)}", flush=True)
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(contextlib.closing(Wake()))
         socket = stack.enter_context(ServerSocket(args.bind, security, wake))
@@ -95,7 +99,7 @@ def main(args: ServeArgs) -> int:
         PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher))
         status = batcher.status()
     if args.json:
-        write_json(args.json, "serve", _rows(status), status=status)
+        write_json(args.json, "serve", _rows(status), status=status, device=device)
     say(f"\nThe policy is no longer served. {_told(status)}.")
     return 0
 

@@ -283,6 +283,7 @@ class Evaluation:
         perturbed: name of a suite -> name of the suite whose tasks it perturbs, number by number.
         protocols: name of a suite -> the benchmark's protocol, and the departures from it; empty for other worlds.
         packages: name of a package that decides a score -> its version in the benchmark's environment.
+        devices: policy -> device of its weights, in words, where it has weights in this process.
     """
 
     suites: Mapping[str, tuple[str, ...]]
@@ -294,6 +295,7 @@ class Evaluation:
     perturbed: Mapping[str, str] = field(default_factory=dict[str, str])
     protocols: Mapping[str, str] = field(default_factory=dict[str, str])
     packages: Mapping[str, str] = field(default_factory=dict[str, str])
+    devices: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def env(self) -> str:
@@ -336,6 +338,7 @@ class Evaluation:
             "started_at": self.started_at,
             "planned": self.planned,
             "interrupted": not self.complete,
+            "devices": dict(self.devices),
             "rows": [row for score in self.scores for row in _rows(score, first)],
             "by_task": {score.name: score.by_task for score in self.scores},
             "episodes": [trial.to_dict() for score in self.scores for trial in score.trials],

@@ -270,7 +270,8 @@ def _table_row(episode: EpisodeResult) -> str:
 def _provenance(run: RunSummary, summary: Mapping[str, Any]) -> str:
     again = f"<pre>{escape(run.info.command)}</pre>" if run.info.command else ""
     parts = [("Run it again", again)] if again else []
-    parts.append(("Machine", definitions(summary["machine"])))
+    device = {"the policy's device": run.info.device} if run.info.device else {}
+    parts.append(("Machine", definitions({**summary["machine"], **device})))
     parts.append(("Versions", definitions(summary["versions"])))
     parts += [(f"Recipe {name}", f"<pre>{escape(text)}</pre>") for name, text in run.info.recipes.items()]
     return folded(parts)

@@ -104,6 +104,7 @@ class RunInfo:
         instruction: the task as text.
         command: the command line that repeats the run.
         recipes: file name -> the merged recipe as TOML, stored with every episode.
+        device: device of the policy's weights, in words; None for a policy without weights in this process.
     """
 
     env: str
@@ -111,6 +112,7 @@ class RunInfo:
     instruction: str
     command: str = ""
     recipes: Mapping[str, str] = field(default_factory=dict[str, str])
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ class RunSummary:
             "env": self.info.env,
             "policy": self.info.policy,
             "instruction": self.info.instruction,
+            "device": self.info.device,
             "started_at": self.started_at,
             "rows": self.rows(),
             "episodes": [e.to_dict() for e in self.episodes],

@@ -54,7 +54,7 @@ def build(recipe: VLARecipe, embodiment: Embodiment | None, expert: str | None) 
     """Build the policy of a recipe as `load_policy` does."""
     folder = recipe.checkpoint
     key, preprocessing = recipe.statistics_key, recipe.image_preprocessing
-    policy = family_of(folder).load(folder, recipe.dtype, statistics_key=key, image_preprocessing=preprocessing)
+    policy = family_of(folder).load(folder, recipe.dtype, recipe.device, key, preprocessing)
     if policy.embodiment is not None and embodiment is not None:
         require_fit(policy.embodiment, embodiment)
     return policy

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.device_names import AUTO, device_problem
 from vla_robot.core.seeds import seed_problem
 from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.seeds import SeededEpisodes
@@ -109,7 +110,8 @@ class FinetuneRecipe:
         steps: optimiser steps.
         batch_size: frames per step.
         micro_batch: frames of one forward pass, if a step's frames do not fit into memory; 0 for all.
-        device: torch device; "auto" takes CUDA if there is one.
+        device: "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU of CUDA if there is one. Of several processes, each
+            takes its own GPU with "auto" or "cuda". `--device` overrides it.
         bf16: compute in bfloat16, with weights in fp32.
         activation_checkpointing: store only each block's input and recompute the rest for the gradient: much less
             memory for about a third more time, and the same results.
@@ -145,7 +147,7 @@ class FinetuneRecipe:
     steps: int = 10_000
     batch_size: int = 32
     micro_batch: int = 0
-    device: str = "auto"
+    device: str = AUTO
     bf16: bool = False
     activation_checkpointing: bool = False
     shard: bool = False
@@ -196,6 +198,8 @@ class FinetuneRecipe:
 
     def _range_problems(self) -> Iterator[str]:
         if problem := seed_problem(self.seed):
+            yield problem
+        if problem := device_problem(self.device):
             yield problem
         for name in ("lora_rank", "micro_batch"):
             if getattr(self, name) < 0:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.device_names import AUTO, device_problem
 from vla_robot.recipe.peer import GrootPeerRecipe, LeRobotNumbersRecipe, PeerRecipe
 from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.reading.renamed import tell
@@ -76,10 +77,18 @@ class WeightsRecipe(PolicyRecipe):
         checkpoint: the folder, relative to this file.
         mirror: exchange left and right of the world's frames before any other processing. Needed by policies trained on
             LIBERO's published data, whose frames are turned by 180 degrees against upside-down ones: mirrored.
+        device: where the weights are: "cpu", "cuda", "cuda:1", "mps"; "auto" takes a GPU of CUDA if there is one.
+            `--device` of a command overrides it.
     """
 
     checkpoint: Path
     mirror: bool = False
+    device: str = AUTO
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if problem := device_problem(self.device):
+            raise RecipeError(problem)
 
     @property
     def camera_names(self) -> tuple[str, ...]:

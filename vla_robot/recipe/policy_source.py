@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vla_robot.core.errors import RecipeError
@@ -50,14 +50,30 @@ class PolicySource:
         return self.path is not None and not is_bare_checkpoint(self.path)
 
     def fingerprint(self) -> str:
-        """Return a hash of its recipe, and of the sizes and times of its checkpoint's files.
+        """Return a hash of its recipe without the device, and of the sizes and times of its checkpoint's files.
 
         A server's changes are not detected. Contents are not read: weights can be 15 GB.
         """
         recipe = self.recipe
         files = sorted(recipe.checkpoint.glob("**/*")) if isinstance(recipe, WeightsRecipe) else []
         stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-        return hashlib.sha256(f"{dump(self.recipe)}{stats}".encode()).hexdigest()[:16]
+        lines = "".join(line for line in dump(recipe).splitlines(keepends=True) if not line.startswith("device = "))
+        return hashlib.sha256(f"{lines}{stats}".encode()).hexdigest()[:16]
+
+    def on_device(self, device: str | None) -> PolicySource:
+        """Return the policy with another device than its recipe's; itself for None.
+
+        Raises:
+            RecipeError: it has no weights in this process, or there is no such name of a device.
+        """
+        if device is None:
+            return self
+        if not isinstance(self.recipe, WeightsRecipe):
+            raise RecipeError(
+                f"--device {device}: policy '{self.name}' of kind '{self.recipe.kind}' has no weights in this process. "
+                "Leave the option out; for a server, give it to `vla serve`."
+            )
+        return replace(self, recipe=replace(self.recipe, device=device))
 
     def __str__(self) -> str:
         return str(self.path or self._address())

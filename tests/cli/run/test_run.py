@@ -18,6 +18,7 @@ from vla_robot.cli.run import run
 from vla_robot.cli.run.run import RunArgs, plan
 from vla_robot.core.errors import PolicyError, RecipeError
 from vla_robot.core.messages import Observation
+from vla_robot.recipe.policy import OpenVLARecipe
 from vla_robot.record.episode import EpisodeStep, EpisodeWriter, read_episode
 from vla_robot.testing import FunctionPolicy, NoLimits, ToyWorld, toy_embodiment, toy_observation
 
@@ -97,6 +98,20 @@ def test_a_mistake_is_told_before_anything_starts(
 ) -> None:
     assert main(["run", *argv]) == EXIT_USER_ERROR
     assert message in capsys.readouterr().err
+
+
+def test_the_device_is_named_and_one_that_is_not_there_is_told_before_the_world_opens(
+    checkout: Path, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nano = str(repository / "policies/openvla_nano")
+    what = plan(RunArgs(env="mine", policy=nano, device="cpu"))
+    assert isinstance(what.policy.recipe, OpenVLARecipe)
+    assert (what.policy.recipe.device, what.device) == ("cpu", "cpu")
+    assert plan(RunArgs(env="mine", policy="mine")).device is None
+    assert main(["run", "--env", "mine", "--policy", nano, "--device", "cuda:99"]) == EXIT_USER_ERROR
+    assert "device is 'cuda:99', but" in capsys.readouterr().err
+    assert main([*RUN, "--device", "cuda"]) == EXIT_USER_ERROR
+    assert "policy 'mine' of kind 'hold' has no weights in this process" in capsys.readouterr().err
 
 
 def test_a_misspelt_camera_key_is_told_with_its_place(checkout: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,11 @@ def shown_env(env: EnvSource) -> str:
     return f"{short_path(env.path)}/{env.chosen}" if env.chosen else short_path(env.path)
 
 
+def on(device: str | None) -> str:
+    """Return the end of a policy's name that says its device; empty for a policy without weights here."""
+    return "" if device is None else f" on {device}"
+
+
 def option(metavar: str, aliases: tuple[str, ...] = ()) -> Any:
     """Return the annotation of an option whose help shows no "(default: None)", since its text says the default."""
     import tyro

@@ -24,6 +24,7 @@ from vla_robot.cli.common.cli_common import EXIT_FAILED, option
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.doctor.finding import Finding, Verdict
 from vla_robot.core.errors import VlaError
+from vla_robot.core.host.device_names import AUTO
 from vla_robot.core.host.optional import installed
 from vla_robot.core.host.provenance import available_cores
 from vla_robot.recipe import available
@@ -32,6 +33,7 @@ from vla_robot.world.environments.location import Environment, find_environment,
 MIN_MEMORY_GB = 4.0
 MIN_DISK_GB = 2.0
 RENDER_TIMEOUT_S = 60.0
+NO_GPU = "none"
 
 _MARKS: dict[Verdict, str] = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]fail[/]"}
 
@@ -143,9 +145,21 @@ def check_gpu() -> Iterable[Finding]:
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
-        yield Finding("GPU", "none; the small policies and the simulators run on the CPU")
+        yield Finding("GPU", f"{NO_GPU}; the small policies and the simulators run on the CPU")
         return
     yield Finding("GPU", "; ".join(done.stdout.strip().splitlines()))
+
+
+def check_device() -> Iterable[Finding]:
+    """Say which device `device = "auto"` of a recipe takes; a GPU that torch cannot use is a warning."""
+    if installed("torch") is None:
+        return
+    from vla_robot.policy.device import device_in_words, torch_device
+
+    taken = torch_device(AUTO)
+    idle = taken.type == "cpu" and any(not finding.seen.startswith(NO_GPU) for finding in check_gpu())
+    fix = f"torch {installed('torch')} does not see the GPU: install a build with CUDA for this driver." if idle else ""
+    yield Finding('device "auto"', device_in_words(taken), "warn" if idle else "ok", fix)
 
 
 def check_machine() -> Iterable[Finding]:
@@ -180,6 +194,7 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     check_environments,
     check_rendering,
     check_gpu,
+    check_device,
     check_machine,
     check_disk,
 )

@@ -87,6 +87,8 @@ def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
     words += ["--episodes", str(args.episodes), "--seed", str(args.first_seed)]
     if args.rows is not None:
         words += ["--rows", str(args.rows)]
+    if args.device is not None:
+        words += ["--device", args.device]
     if args.language != ("plain",):
         words += ["--language", *args.language]
     return shlex.join([*words, "--out", short_path(folder)])

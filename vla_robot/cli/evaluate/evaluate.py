@@ -12,7 +12,7 @@ from functools import partial
 from threading import Event
 
 from vla_robot.cli.build import build_guard, build_policy, open_world
-from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, shown, shown_env
+from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, on, shown, shown_env
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
@@ -141,7 +141,7 @@ class _Session:
         if not asked or self.stop.is_set():
             return
         source = self.what.policies[name]
-        say(f"\n  {name}: {shown(source)}; {len(self.seats)} at once", flush=True)
+        say(f"\n  {name}: {shown(source)}{on(self.what.devices.get(name))}; {len(self.seats)} at once", flush=True)
         with ThreadPoolExecutor(len(self.seats)) as threads:  # at the same time, since each takes seconds
             first, *_ = threads.map(lambda seat: seat.enter(asked[0].world), self.seats)
         with _policies(source, self.what, asked[0].world, first.embodiment, len(self.seats)) as policies:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from vla_robot.cli.build import device_of
 from vla_robot.cli.common.cli_common import option, shown
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.provenance import available_cores, main_memory_mb
@@ -22,6 +23,7 @@ from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import SimulationRecipe, SuiteRecipe
 from vla_robot.recipe.env_source import EnvSource, find_env
 from vla_robot.recipe.environment import EnvironmentRecipe
+from vla_robot.recipe.policy import WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 
 MOST_WORKERS = 8
@@ -61,6 +63,9 @@ class EvaluateArgs:
     """wording of the task: plain, none, paraphrase, wrong-object; docs/evaluate.md explains them"""
     rows: Annotated[int | None, option("N")] = None
     """execution horizon: how many actions of an answer are used before a policy is asked again"""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """where the policies' weights are, instead of their recipes' devices:
+    auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     workers: Annotated[int | None, option("N")] = None
     """number of worlds in parallel, each in its own process; by default one per core, at most 8, and as many as
     fit into four fifths of the main memory"""
@@ -107,6 +112,7 @@ class Plan:
     Attributes:
         suites: name of a row's worlds -> the worlds, in order; one world of --env is a suite of its own.
         policies: name in the report -> the policy.
+        devices: name in the report -> device of its weights, in words, where it has weights in this process.
         words: world -> language -> the task's wording.
         seeds: seeds of each policy in each language in each world.
         rows: execution horizon of every policy; None for each recipe's.
@@ -115,6 +121,7 @@ class Plan:
 
     suites: dict[str, tuple[EnvSource, ...]]
     policies: dict[str, PolicySource]
+    devices: dict[str, str]
     words: dict[str, dict[Language, Words]]
     seeds: range
     rows: int | None
@@ -138,6 +145,7 @@ class Plan:
             "seed": self.seeds.start,
             "episodes": len(self.seeds),
             **({} if self.rows is None else {"rows": self.rows}),
+            **({"devices": self.devices} if set(self.devices.values()) - {"cpu"} else {}),
         }
 
     def evaluation(self, log: TrialLog) -> Evaluation:
@@ -154,6 +162,7 @@ class Plan:
             perturbed={name: recipe.perturbs for name, recipe in suites.items() if recipe.perturbs},
             protocols={name: recipe.protocol(self.seeds) for name, recipe in suites.items()},
             packages={k: v for environment in self.environments() for k, v in environment.score_versions().items()},
+            devices=self.devices,
         )
 
     def environments(self) -> list[EnvironmentRecipe]:
@@ -177,15 +186,24 @@ def plan(args: EvaluateArgs) -> Plan:
 
     Raises:
         RecipeError: a name is unknown, or a world has no words for a language.
+        ContractError: there is no such device on this computer.
     """
     suites = _worlds_of(args)
-    policies = _named([find_policy(name) for name in args.policy])
+    policies = _named(_on_device([find_policy(name) for name in args.policy], args.device))
     words: dict[str, dict[Language, Words]] = {
         world.name: {language: words_for(world.recipe, language) for language in args.language}
         for worlds in suites.values()
         for world in worlds
     }
-    return Plan(suites, policies, words, args.seeds, args.rows, args.out or new_run_folder(Path("runs"), "eval-"))
+    devices = {name: device for name, source in policies.items() if (device := device_of(source)) is not None}
+    folder = args.out or new_run_folder(Path("runs"), "eval-")
+    return Plan(suites, policies, devices, words, args.seeds, args.rows, folder)
+
+
+def _on_device(policies: Sequence[PolicySource], device: str | None) -> list[PolicySource]:
+    """Return policies with the device of the command line; those without weights stay as they are, unless all are."""
+    with_weights = [source for source in policies if isinstance(source.recipe, WeightsRecipe)] or policies
+    return [source.on_device(device) if source in with_weights else source for source in policies]
 
 
 def _worlds_of(args: EvaluateArgs) -> dict[str, tuple[EnvSource, ...]]:

@@ -58,6 +58,9 @@ class FinetuneArgs:
     """optimiser steps instead of the recipe's"""
     seed: Annotated[int | None, option("SEED")] = None
     """seed instead of the recipe's"""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """where to train, instead of the recipe's device:
+    auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     tensorboard: bool = False
     """also write the metrics for TensorBoard, to FOLDER/tensorboard"""
     wandb: Annotated[str | None, option("PROJECT")] = None
@@ -90,7 +93,7 @@ def main(args: FinetuneArgs) -> int:
             bar.show,
             should_stop=stop.is_set,
             on_plan=lambda plan: console.print(f"  {plan}", soft_wrap=True),
-            roll_out=Rollouts(recipe.rollouts, stop.is_set) if recipe.rollouts else None,
+            roll_out=Rollouts(recipe.rollouts, stop.is_set, recipe.device) if recipe.rollouts else None,
         )
     if ranks.first:
         say(_closing(trained, recipe, args.out))
@@ -101,7 +104,7 @@ def main(args: FinetuneArgs) -> int:
 
 def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
     """Return the recipe with the options in place of its own values."""
-    names = ("lora_rank", "steps", "seed", "wandb")
+    names = ("lora_rank", "steps", "seed", "device", "wandb")
     chosen: dict[str, Any] = {n: v for n in names if (v := getattr(args, n)) is not None}
     if args.tensorboard:
         chosen["tensorboard"] = True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.core.errors import PolicyError
+from vla_robot.core.host.device_names import AUTO
 from vla_robot.evaluate.runner import run_episodes
 from vla_robot.loop.control_loop import run_episode
 from vla_robot.loop.results import RunInfo
@@ -24,10 +25,12 @@ class Rollouts:
     Attributes:
         recipe: world and episodes.
         should_stop: returns True to end them early.
+        device: device of the training, where the policy acts too.
     """
 
     recipe: RolloutsRecipe
     should_stop: Callable[[], bool]
+    device: str = AUTO
 
     def __call__(self, folder: Path, statistics_key: str) -> float | None:
         """Return the success rate of a policy's folder; None if the episodes were ended early.
@@ -36,7 +39,7 @@ class Rollouts:
             VlaError: the world cannot be built, or the policy does not fit it.
             PolicyError: the policy had no action in any episode.
         """
-        env, source = find_env(self.recipe.env), find_policy(folder.resolve())
+        env, source = find_env(self.recipe.env), find_policy(folder.resolve()).on_device(self.device)
         recipe = replace(source.recipe, statistics_key=statistics_key)
         seeds = self.recipe.seeds
         with open_world(env.recipe) as world:

@@ -31,6 +31,9 @@ class RecordArgs:
     """the first episode's seed; the k-th has SEED + k"""
     driver: Annotated[str | None, option("POLICY")] = None
     """policy that moves the arm while --source gives the label (DAgger); by default --source itself"""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """where the weights of --source and --driver are, instead of their recipes' devices:
+    auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     noise: Annotated[float, option("0..1")] = 0.0
     """strength of the driver's noise, so that demonstrations show how to correct mistakes (DART)"""
     image_size: Annotated[int | None, option("PIXELS")] = None

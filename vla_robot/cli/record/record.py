@@ -21,6 +21,7 @@ from vla_robot.cli.record.outcome import results
 from vla_robot.cli.record.teleop_devices import is_teleoperator, refuse_misspelt_device
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import RecipeError
+from vla_robot.core.host.device_names import device_problem
 from vla_robot.core.host.provenance import available_cores
 from vla_robot.core.ports import Policy
 from vla_robot.data.formats.lerobot.writer import LeRobotWriter
@@ -28,6 +29,7 @@ from vla_robot.recipe import find, read
 from vla_robot.recipe.dataset import DatasetRecipe, Recording
 from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.env_source import EnvSource, find_env
+from vla_robot.recipe.policy import WeightsRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.record.collect import Collected, Collector, WithoutTruth, store
 from vla_robot.record.workers import collect_in_processes
@@ -89,6 +91,7 @@ class Build:
         noise: strength of the driver's noise, 0 to 1.
         image_size: edge of the stored frames in pixels, or None.
         also_ask: further instructions that each frame gets a label for.
+        device: device of weights; None for that of each policy's recipe.
     """
 
     env: EnvSource
@@ -97,6 +100,7 @@ class Build:
     noise: float
     image_size: int | None
     also_ask: tuple[str, ...] = ()
+    device: str | None = None
 
     @property
     def driver_name(self) -> str:
@@ -117,6 +121,8 @@ class Build:
 
     def _policy(self, path: Path, recipe: EnvRecipe, embodiment: Embodiment) -> Policy:
         source = find_policy(path)
+        if isinstance(source.recipe, WeightsRecipe):
+            source = source.on_device(self.device)
         policy = build_policy(source, recipe, embodiment)
         return policy if source.is_privileged else WithoutTruth(policy)
 
@@ -140,7 +146,7 @@ def main(args: RecordArgs) -> int:
         return record_by_hand.main(args)
     refuse_misspelt_device(args.source)
     recipe = plan(args)
-    builds = [_build(recipe, recording) for recording in recipe.recordings]
+    builds = [_build(recipe, recording, args.device) for recording in recipe.recordings]
     console = Terminal()
     source = args.recipe or shown_env(builds[0].env)
     console.print(f"vla record: {source} → {args.out}", soft_wrap=True)
@@ -223,8 +229,10 @@ class _Bar(ProgressBar):
             self._console.print(f"  {done}/{self._total}  {facts}", soft_wrap=True)
 
 
-def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
+def _build(recipe: DatasetRecipe, recording: Recording, device: str | None) -> Build:
     """Resolve every name to a file, before any process starts."""
+    if device is not None and (problem := device_problem(device)):
+        raise RecipeError(f"--device {device}: {problem}.")
     return Build(
         env=find_env(recipe.env),
         label=find("policies", recording.source),
@@ -232,6 +240,7 @@ def _build(recipe: DatasetRecipe, recording: Recording) -> Build:
         noise=recording.noise,
         image_size=recipe.image_size,
         also_ask=recording.also_ask,
+        device=device,
     )
 
 

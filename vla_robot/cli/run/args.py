@@ -38,6 +38,9 @@ class RunArgs:
     """the first episode's seed; the k-th has SEED + k"""
     rows: Annotated[int | None, option("N")] = None
     """execution horizon: how many actions of an answer are used before the policy is asked again"""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """where the policy's weights are, instead of its recipe's device:
+    auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     real_time: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """keep the world's control rate on the wall clock; a simulation otherwise steps as fast as it can"""
     takeover: Annotated[str | None, option("DEVICE")] = None

@@ -27,6 +27,11 @@ def rows_option(launch: LaunchRecipe) -> str:
     return "" if launch.rows is None else f" --rows {launch.rows}"
 
 
+def device_option(device: str | None) -> str:
+    """Return the end of a command line that names a device; empty without one."""
+    return "" if device is None else f" --device {device}"
+
+
 def print_notes(summary: RunSummary) -> None:
     for note in summary.notes:
         say(note, flush=True)

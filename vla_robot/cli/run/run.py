@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vla_robot.cli.build import build_guard, build_policy, open_world
-from vla_robot.cli.common.cli_common import shown, shown_env
+from vla_robot.cli.build import build_guard, build_policy, device_of, open_world
+from vla_robot.cli.common.cli_common import on, shown, shown_env
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.run.args import RunArgs
-from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished, rows_option
+from vla_robot.cli.run.outcome import device_option, exit_status, print_crashed, print_finished, rows_option
 from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control, validate_options
 from vla_robot.core.errors import RecipeError
@@ -41,12 +41,16 @@ class Plan:
         source: its origin, for the user.
         env: the world.
         policy: the policy.
+        device: device of the policy's weights, in words; None without weights in this process.
+        device_asked: device of the command line; None for the recipe's.
     """
 
     launch: LaunchRecipe
     source: str
     env: EnvSource
     policy: PolicySource
+    device: str | None
+    device_asked: str | None
 
 
 def plan(args: RunArgs) -> Plan:
@@ -54,6 +58,7 @@ def plan(args: RunArgs) -> Plan:
 
     Raises:
         RecipeError: nothing to run, or a name is unknown.
+        ContractError: there is no such device on this computer.
     """
     options = ("env", "policy", "episodes", "seed", "rows")
     chosen = {name: value for name in options if (value := getattr(args, name)) is not None}
@@ -66,7 +71,8 @@ def plan(args: RunArgs) -> Plan:
         launch, source = LaunchRecipe(**chosen), "the command line"
     else:
         raise RecipeError(_NOTHING_TO_RUN)
-    return Plan(launch, source, find_env(launch.env), find_policy(launch.policy))
+    env, policy = find_env(launch.env), find_policy(launch.policy).on_device(args.device)
+    return Plan(launch, source, env, policy, device_of(policy), args.device)
 
 
 def main(args: RunArgs) -> int:
@@ -118,7 +124,7 @@ def _opening(what: Plan) -> str:
     launch = what.launch
     return (
         f"vla run: {what.source}\n"
-        f"  world {shown_env(what.env)}, policy {shown(what.policy)}, "
+        f"  world {shown_env(what.env)}, policy {shown(what.policy)}{on(what.device)}, "
         f"{launch.episodes} episodes from seed {launch.seed}"
     )
 
@@ -136,8 +142,10 @@ def _info(what: Plan, instruction: str) -> RunInfo:
         command=(
             f"vla run --env {shown_env(what.env)} --policy {shown(what.policy)} "
             f"--episodes {launch.episodes} --seed {launch.seed}{rows_option(launch)}"
+            f"{device_option(what.device_asked)}"
         ),
         recipes=recipes,
+        device=what.device,
     )
 
 

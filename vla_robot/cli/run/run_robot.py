@@ -6,12 +6,20 @@ import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot
+from vla_robot.cli.build import build_guard, build_robot_policy, connect_robot, device_of
+from vla_robot.cli.common.cli_common import on
 from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.cli.run.args import RunArgs
-from vla_robot.cli.run.outcome import exit_status, print_crashed, print_finished, print_notes, rows_option
+from vla_robot.cli.run.outcome import (
+    device_option,
+    exit_status,
+    print_crashed,
+    print_finished,
+    print_notes,
+    rows_option,
+)
 from vla_robot.cli.run.progress_view import LiveView, result_table
 from vla_robot.cli.run.takeover import dataset, shared_control
 from vla_robot.core.errors import ContractError, RecipeError, VlaError, WorldError
@@ -40,8 +48,10 @@ def run_on_robot(args: RunArgs, address: str) -> int:
         VlaError: the bridge or the policy cannot be used, or they do not fit. Finished episodes are reported.
     """
     launch = _launch(args, address)
+    source = find_policy(launch.policy).on_device(args.device)
+    device = device_of(source)
     way = "lockstep" if args.lockstep else "real time"
-    say(f"vla run: robot {address}, policy {launch.policy}, {launch.episodes} episodes, {way}", flush=True)
+    say(f"vla run: robot {address}, policy {launch.policy}{on(device)}, {launch.episodes} episodes, {way}", flush=True)
     with not_suspended(), run_folder(args.out) as folder, connect_robot(address, args.key) as robot:
         print_crashed(folder)
         if args.dry_run:
@@ -49,11 +59,11 @@ def run_on_robot(args: RunArgs, address: str) -> int:
         if args.arm:
             robot.arm()
         _require_armed(robot)
-        policy = build_robot_policy(launch.policy, robot, args.key, launch.rows)
+        policy = build_robot_policy(source, robot, args.key, launch.rows)
         guard = build_guard(robot.embodiment.action)
         with (
             stop_on_interrupt() as stop,
-            dataset(args, robot.embodiment, find_policy(launch.policy).name) as on_episode,
+            dataset(args, robot.embodiment, source.name) as on_episode,
             shared_control(
                 args,
                 policy,
@@ -76,7 +86,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 drive,
                 robot.embodiment,
                 launch.seeds,
-                info=_info(args, launch, robot),
+                info=_info(args, launch, robot, source.name, device),
                 folder=folder,
                 subscribers=[view, *seeing, *([_Shown(robot.embodiment.action.names)] if args.dry_run else [])],
                 should_stop=stop.is_set,
@@ -176,14 +186,15 @@ def _launch(args: RunArgs, address: str) -> LaunchRecipe:
     return LaunchRecipe(env=address, policy=args.policy, **chosen)
 
 
-def _info(args: RunArgs, launch: LaunchRecipe, robot: RemoteRobot) -> RunInfo:
-    more = rows_option(launch) + (" --lockstep" if args.lockstep else "")
+def _info(args: RunArgs, launch: LaunchRecipe, robot: RemoteRobot, policy: str, device: str | None) -> RunInfo:
+    more = rows_option(launch) + device_option(args.device) + (" --lockstep" if args.lockstep else "")
     return RunInfo(
         env=robot.embodiment.name,
-        policy=find_policy(launch.policy).name,
+        policy=policy,
         instruction=robot.instruction,
         command=(
             f"vla run --robot {robot.address} --policy {launch.policy} --episodes {launch.episodes} "
             f"--seed {launch.seed}{more}"
         ),
+        device=device,
     )

@@ -1,4 +1,5 @@
-"""Services of the host computer: durable files, claimed folders, the console, versions, packages, renamed arguments.
+"""Services of the host computer: durable files, claimed folders, the console, versions, packages, and names.
 
-It imports the standard library and core.errors. Code about robots or policies belongs elsewhere.
+Names of devices and former names of arguments are here, too. It imports the standard library and core.errors. Code
+about robots or policies belongs elsewhere.
 """

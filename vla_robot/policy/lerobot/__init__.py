@@ -10,6 +10,6 @@
     newer_transformers   what lerobot's models need to run with the pinned transformers
     policy     the policy
 
-It may import core and recipe. Importing lerobot's policies takes seconds, so only functions do it. Nothing here trains,
-opens a dataset, or uses the network.
+It may import core, recipe and policy.device. Importing lerobot's policies takes seconds, so only functions do it.
+Nothing here trains, opens a dataset, or uses the network.
 """

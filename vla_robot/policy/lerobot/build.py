@@ -7,6 +7,7 @@ import logging
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.optional import require
+from vla_robot.policy.device import torch_device
 from vla_robot.policy.lerobot.features import Features, require_arm
 from vla_robot.policy.lerobot.folder import PolicyFolder, read_folder
 from vla_robot.policy.lerobot.model import audit, build_model, new_config
@@ -19,11 +20,9 @@ _LOG = logging.getLogger(__name__)
 
 def build(recipe: LeRobotRecipe, embodiment: Embodiment | None, expert: str | None) -> LeRobotPolicy:
     """Build the policy as `load_policy` does."""
-    import torch
-
+    device = str(torch_device(recipe.device))
     folder = _folder(recipe)
     arm = require_arm(folder.embodiment, embodiment, folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     processors = build_processors(folder, new_config(folder, recipe.hub, device), recipe.hub, device)
     features = Features(folder, recipe, arm, {**ranges(processors[0]), **ranges(processors[1])})
     if folder.embodiment is None and recipe.action is None:

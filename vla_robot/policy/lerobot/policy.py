@@ -63,6 +63,11 @@ class LeRobotPolicy:
         if hasattr(model, "diffusion"):
             self._scheduler = model.diffusion.noise_scheduler = SeededScheduler(model.diffusion.noise_scheduler)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return torch.device(self._model.config.device)
+
     def reset(self, seed: int) -> None:
         """Begin an episode: noise is drawn from this seed and the step of each observation."""
         self._seed = seed

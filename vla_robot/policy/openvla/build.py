@@ -16,8 +16,9 @@ def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | No
     policy = load(
         recipe.checkpoint,
         recipe.dtype,
-        statistics_key=recipe.statistics_key,
-        image_preprocessing=recipe.image_preprocessing,
+        recipe.device,
+        recipe.statistics_key,
+        recipe.image_preprocessing,
         compiled=recipe.compiled,
         quantise=recipe.quantise,
     )
@@ -32,8 +33,9 @@ def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: s
         recipe.checkpoint,
         recipe.oft,
         recipe.dtype,
-        statistics_key=recipe.statistics_key,
-        image_preprocessing=recipe.image_preprocessing,
+        recipe.device,
+        recipe.statistics_key,
+        recipe.image_preprocessing,
     )
     return _fitted(policy, embodiment)
 

@@ -37,9 +37,11 @@ class OpenVLAFamily:
         statistics_key: str | None = None,
         image_preprocessing: str = NONE,
         *,
+        compiled: bool = False,
+        quantise: str | None = None,
         trainable: bool = False,
     ) -> OpenVLAPolicy:
-        return load(folder, dtype, device, statistics_key, image_preprocessing, trainable=trainable)
+        return load(folder, dtype, device, statistics_key, image_preprocessing, compiled, quantise, trainable)
 
     def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
         check(folder, statistics_key, image_preprocessing)

@@ -27,11 +27,12 @@ from torch import Tensor, nn
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
+from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
-from vla_robot.policy.vla.checkpoint import torch_device, torch_dtype
+from vla_robot.policy.vla.checkpoint import torch_dtype
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import (
     Batch,
@@ -93,6 +94,11 @@ class OFTPolicy:
         )
         self._generator = ParallelGenerator(model.reasoner(), head, oft.chunk, oft.action_dim, self.read.tokenizer.eos)
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.weight.device
+
     def reset(self, seed: int) -> None:
         """Do nothing: regression from single observations has no memory and no randomness."""
 
@@ -125,7 +131,7 @@ class OFTPolicy:
     @torch.inference_mode()
     def predict(self, batch: Batch, stages: StageTimer | None = None) -> NDArray[np.float64]:
         """Run the bare model on a batch of plain prompts: return (B, K, D) normalised actions."""
-        return self._predict(batch, stages or StageTimer()).double().cpu().numpy()
+        return self._predict(batch, stages or StageTimer()).cpu().double().numpy()  # MPS has no float64
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its actions are not finite."""
@@ -155,7 +161,7 @@ def load_oft(
         folder: a merged OpenVLA checkpoint with the component files beside it.
         oft: what the folder does not state.
         dtype: "float32", "bfloat16" or "float16", or torch's own object.
-        device: torch device.
+        device: name of a device, or torch's own object.
         statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
         image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
 
@@ -163,13 +169,13 @@ def load_oft(
         CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
             variant that is not supported.
     """
+    precision, place = torch_dtype(dtype), torch_device(device)
     checkpoint = read_checkpoint(folder, image_preprocessing)
     _refuse_other_variants(folder)
     config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
     llm_dim = int(config.text_config.get("hidden_size", 4096))
     with torch.device("meta"):
         head = L1Head(llm_dim, oft.action_dim)
-    precision, place = torch_dtype(dtype), torch_device(device)
     head.load_state_dict(_component(folder, ACTION_HEAD, head), assign=True)
     beside = _proprio(folder, oft.proprio_dim, llm_dim)
     model = load_model(folder, config, precision, place, beside, acting=True)

@@ -15,15 +15,16 @@ from torch import Tensor
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.core.messages import Image
+from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import read_checkpoint
-from vla_robot.policy.openvla.engine.compiled import CompiledInference
+from vla_robot.policy.openvla.engine.compiled import CompiledInference, require_compiler
 from vla_robot.policy.openvla.engine.cost import costs
 from vla_robot.policy.openvla.engine.quantise import memory_bytes, quantise, require_quantiser
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
 from vla_robot.policy.openvla.weights import load_model, require_complete
-from vla_robot.policy.vla.checkpoint import torch_device, torch_dtype
+from vla_robot.policy.vla.checkpoint import torch_dtype
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
@@ -135,7 +136,7 @@ def load(
     Args:
         folder: config.json, safetensors, preprocessor_config.json, tokenizer.json, dataset_statistics.json.
         dtype: "float32", "bfloat16" or "float16", or torch's own object.
-        device: torch device.
+        device: name of a device, or torch's own object.
         statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
         image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
         compiled: compile a graph for each shape of batch; the first inference of a shape then takes a minute.
@@ -144,15 +145,19 @@ def load(
 
     Raises:
         CheckpointError: the folder is incomplete, damaged or fails the self-test.
-        PolicyError: compiling is impossible here, or the quantisation is unknown.
+        ContractError: the precision, the device or image_preprocessing is unknown, or the device is not there.
+        PolicyError: compiling or quantising is impossible on the device, or the quantisation is unknown.
         MissingDependencyError: quantising needs torchao (int8) or bitsandbytes (int4).
     """
+    precision, place = torch_dtype(dtype), torch_device(device)  # what cannot be is told before gigabytes are read
     if quantise is not None:
-        require_quantiser(quantise)  # before gigabytes are read
+        require_quantiser(quantise, place)
+    if compiled:
+        require_compiler(place)
     checkpoint = read_checkpoint(folder, image_preprocessing)
     acting = not trainable and quantise is None
     policy = OpenVLAPolicy(
-        load_model(folder, checkpoint.config, torch_dtype(dtype), torch_device(device), acting=acting),
+        load_model(folder, checkpoint.config, precision, place, acting=acting),
         checkpoint.preprocessor,
         checkpoint.tokenizer,
         checkpoint.config.norm_stats,

@@ -73,16 +73,3 @@ def torch_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if name not in known:
         raise ContractError(unknown("dtype", name, known))
     return known[name]
-
-
-def torch_device(device: str | torch.device) -> torch.device:
-    """Return torch's device of this name. Raises ContractError for one that is not there."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ContractError(f"device is {device!r}; a device of torch, such as 'cpu' or 'cuda:0': {error}.") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ContractError(
-            f"device is '{found}', but torch {torch.__version__} sees {torch.cuda.device_count()} GPUs."
-        )
-    return found

@@ -36,6 +36,8 @@ class Family(Protocol):
         statistics_key: str | None = None,
         image_preprocessing: str = NONE,
         *,
+        compiled: bool = False,
+        quantise: str | None = None,
         trainable: bool = False,
     ) -> AnyVLAPolicy:
         """Load a policy.
@@ -43,14 +45,18 @@ class Family(Protocol):
         Args:
             folder: checkpoint in the family's published layout.
             dtype: "float32", "bfloat16" or "float16", or torch's own object.
-            device: torch device.
+            device: name of a device, see `policy.device.torch_device`, or torch's own object.
             statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
             image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
+            compiled: compile a graph for each shape of batch.
+            quantise: "int8" or "int4" quantises matrices while loading; the folder keeps plain weights.
             trainable: store matrices as optimisers need them, not as acting reads them fastest.
 
         Raises:
             CheckpointError: the folder is incomplete, damaged or fails the self-test.
-            ContractError: the precision, the device or image_preprocessing is unknown.
+            ContractError: the precision, the device or image_preprocessing is unknown, or the device is not there.
+            PolicyError: the family is not compiled or not quantised, or the device is of a kind that cannot.
+            MissingDependencyError: quantising needs torchao (int8) or bitsandbytes (int4).
         """
         ...
 

@@ -66,6 +66,11 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         self._generator = self._generator_of(model)
         self._weights = sum(p.numel() for layer in model.layers() for p in layer.parameters())
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.weight.device
+
     def memory_bytes(self) -> int:
         """Return the bytes that the weights occupy."""
         return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
@@ -114,7 +119,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         With `prefixes`, each row begins with its own given ids, fewer than `action_dim`.
         """
         stages = stages or StageTimer()
-        with threads_for(self._flops(batch)):
+        with threads_for(self._flops(batch), self.device):
             if prefixes is not None and any(map(len, prefixes)):
                 prompt = self.model.prompt(batch, stages)
                 forced = [torch.from_numpy(prefix).to(prompt.embeds.device) for prefix in prefixes]
@@ -139,7 +144,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         dim = self.model.config.inputs.proprio_dim
         state = None if dim is None else torch.zeros(1, dim)  # a question is about the scene, not the arm
         batch = Batch(self.preprocessor([self.read.images(images)]), [self.tokenizer.question(question)], state)
-        with threads_for(self._flops(batch)):
+        with threads_for(self._flops(batch), self.device):
             prompt, words = self.model.prompt(batch), self.tokenizer
             said = generate_text(self._reasoner, self.model.look_up, self._word_logits, prompt, words.eos, max_tokens)
         return words.words(said.cpu().numpy())

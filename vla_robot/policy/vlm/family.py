@@ -13,13 +13,13 @@ import transformers
 from tokenizers import Tokenizer
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import CheckpointError
+from vla_robot.core.errors import CheckpointError, PolicyError
+from vla_robot.policy.device import torch_device
 from vla_robot.policy.vla.checkpoint import (
     OUR_BLOCK,
     Checkpoint,
     read_embodiment,
     read_statistics,
-    torch_device,
     torch_dtype,
 )
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
@@ -92,12 +92,17 @@ class TransformersFamily:
         statistics_key: str | None = None,
         image_preprocessing: str = NONE,
         *,
+        compiled: bool = False,
+        quantise: str | None = None,
         trainable: bool = False,
     ) -> VLMPolicy:
-        """See `Family`."""
+        """See `Family`. No graph is compiled and nothing is quantised."""
+        if compiled or quantise:
+            raise PolicyError(f"a policy of {self.model_type} is neither compiled nor quantised: leave both out.")
+        precision, place = torch_dtype(dtype), torch_device(device)
         checkpoint = self.read(folder, image_preprocessing)
         policy = VLAPolicy(
-            self._model(folder, checkpoint, torch_dtype(dtype), torch_device(device)),
+            self._model(folder, checkpoint, precision, place),
             checkpoint.preprocessor,
             checkpoint.tokenizer,
             checkpoint.config.norm_stats,

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.policy.device import torch_device
 
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for the first one, which reads the datasets' shards before the others."""
@@ -53,10 +54,19 @@ class Ranks:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """Return the named device; "auto" is this rank's GPU if there is one, else the CPU."""
-        if name != "auto":
-            return torch.device(name)
-        return torch.device("cuda", self.local) if torch.cuda.is_available() else torch.device("cpu")
+        """Return the named device; "auto" and "cuda" are this rank's own GPU.
+
+        Raises:
+            ContractError: there is no such device on this computer.
+            RecipeError: the name is that of one GPU, and there are several ranks.
+        """
+        device = torch_device(name, self.local)
+        if self.count > 1 and name.startswith("cuda:"):
+            raise RecipeError(
+                f"device is '{name}', but {self.count} processes need a GPU each: write 'cuda' or 'auto', and choose "
+                "GPUs with CUDA_VISIBLE_DEVICES."
+            )
+        return device
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:

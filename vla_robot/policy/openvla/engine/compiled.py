@@ -8,6 +8,7 @@ This pays for a small model and a constant shape of the batch: a robot that repe
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from typing import Any
 
@@ -22,19 +23,31 @@ from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.sequence.ragged import PaddedSequence
 
 
+def require_compiler(device: torch.device) -> None:
+    """Raise PolicyError unless graphs can be compiled for a device here."""
+    match device.type:
+        case "cpu":
+            if not (shutil.which("g++") or shutil.which("clang++")):
+                raise PolicyError(
+                    "compiled = true needs a C++ compiler on a CPU: apt-get install g++, or compiled = false."
+                )
+        case "cuda":
+            if importlib.util.find_spec("triton") is None:
+                raise PolicyError("compiled = true needs triton on a GPU: pip install triton, or compiled = false.")
+        case other:
+            raise PolicyError(f"compiled = true is for a CPU or CUDA, not for '{other}': set compiled = false.")
+
+
 class CompiledInference:
     """Turns pixels and prompts of one length into action tokens."""
 
     def __init__(self, model: OpenVLA, generator: Generator) -> None:
         """
         Raises:
-            PolicyError: kernels for the CPU cannot be compiled here.
+            PolicyError: kernels for the model's device cannot be compiled here.
         """
-        on_cpu = model.projector.fc1.weight.device.type == "cpu"
-        if on_cpu and not (shutil.which("g++") or shutil.which("clang++")):
-            raise PolicyError(
-                "compiled = true needs a C++ compiler on a CPU: apt-get install g++, or compiled = false."
-            )
+        require_compiler(model.weight.device)
+        on_cpu = model.weight.device.type == "cpu"
         # On a CPU kernels are called from C++ and share their results' memory; on CUDA a recorded graph is replayed.
         cpu_options = {"cpp_wrapper": True, "memory_planning": True}
         options: dict[str, Any] = cpu_options if on_cpu else {"triton.cudagraphs": True}

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vla_robot.core.errors import PolicyError, unknown
@@ -22,15 +23,20 @@ PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
 """Quantisation -> the package that does it."""
 
 
-def require_quantiser(how: str) -> None:
-    """Raise an error unless weights can be quantised this way here.
+def require_quantiser(how: str, device: torch.device) -> None:
+    """Raise an error unless weights can be quantised this way on a device here.
 
     Raises:
-        PolicyError: the quantisation is unknown.
+        PolicyError: the quantisation is unknown, or its package has no kernels for the device.
         MissingDependencyError: its package is absent.
     """
     if how not in PACKAGES:
         raise PolicyError(unknown("quantisation", how, list(PACKAGES)))
+    if device.type not in ("cpu", "cuda"):
+        raise PolicyError(
+            f"quantise = '{how}': {PACKAGES[how]} multiplies on a CPU or with CUDA, not on '{device.type}'. Choose "
+            "device = 'cpu', or leave quantise out."
+        )
     require(PACKAGES[how], "quantise", f"quantise = '{how}'")
 
 
@@ -42,7 +48,7 @@ def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
     Raises:
         PolicyError, MissingDependencyError: as `require_quantiser`.
     """
-    require_quantiser(how)
+    require_quantiser(how, model.weight.device)
     convert: Callable[[Tensor], Tensor] = _int4 if how == "int4" else _int8
     for part in (model.vision_backbone, model.projector, model.proprio_projector):
         for module in _linears(part):

@@ -16,8 +16,16 @@ WORTH_SHARING_FLOPS = 1e9
 
 
 @contextmanager
-def threads_for(flops: float) -> Iterator[None]:
-    """Return a context in which torch uses one core for a small inference, and as many as before for a large one."""
+def threads_for(flops: float, device: torch.device) -> Iterator[None]:
+    """Return a context in which torch uses one core for a small inference, and as many as before for a large one.
+
+    Args:
+        flops: operations of the inference.
+        device: where it runs; on another device than a CPU, cores are left as they are.
+    """
+    if device.type != "cpu":
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(1 if flops < WORTH_SHARING_FLOPS else before)
     try:
