@@ -311,6 +311,16 @@ def test_two_seats_say_what_one_says_and_a_killed_evaluation_goes_on(bench: Benc
         assert 0 < len(bench.opened) <= 2 * 20
 
 
+def test_moved_objects_stand_beside_the_standard_states(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_suite("--suite", "libero_object", "--move-objects", "0.03", "--workers", "1") == 0
+    [compared] = found()["comparisons"]
+    assert (compared["baseline"], compared["policy"]) == ("mine, libero_object", "mine, libero_object_moved")
+    assert compared["paired"] == 20
+    moved = {name: "moved by 0.03 m" in protocol for name, protocol in found()["protocols"].items()}
+    assert moved == {"libero_object": False, "libero_object_moved": True}
+    assert "--move-objects 0.03" in Path("e/report.html").read_text()
+
+
 def test_worlds_of_several_names_get_a_row_each(bench: Bench) -> None:
     Path("envs/other.toml").write_text(ENV)
     assert run("--env", "mine", "other") == 0
@@ -340,6 +350,7 @@ def test_weights_are_not_used_in_a_world_with_another_embodiment(
     [
         (["--env", "libero_spatial"], "it is a suite of 10 tasks; say --suite libero_spatial"),
         (["--suite", "libero_spatial"], "name worlds with --env, or suites with --suite: one of the two"),
+        (["--move-objects", "0.03"], "--move-objects 0.03: a distance above 0, with --suite"),
         (["--workers", "0"], "--workers is 0; at least 1 is needed."),
         (["--episodes", "0"], "--episodes 0: at least 1"),
         (["--env", "mine", "./envs/mine.toml"], "two worlds have the same name"),

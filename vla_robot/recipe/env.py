@@ -129,6 +129,9 @@ class MujocoRecipe(SimulationRecipe):
     placements: tuple[PlacementRecipe, ...] = field(default_factory=tuple[PlacementRecipe, ...])
 
 
+MAX_MOVE_M = 0.2
+
+
 @dataclass(frozen=True, kw_only=True)
 class SuiteRecipe(SimulationRecipe):
     """The tasks of a benchmark. "NAME/TASK" names one of them: `find_env` sets `task`.
@@ -136,15 +139,20 @@ class SuiteRecipe(SimulationRecipe):
     Attributes:
         instruction: words for the policy in the place of the benchmark's own.
         task: the task; without it, the recipe stands for the whole suite, and no world can be built.
+        move_objects_m: distance by which loose objects are moved from the benchmark's initial state, in a direction
+            that the seed draws [m]; what would collide or fall stays. 0 is the benchmark.
     """
 
     instruction: str = ""
     task: str | None = None
+    move_objects_m: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.language is not None and not self.instruction:
             raise RecipeError("language varies an instruction, and this recipe leaves it to the benchmark")
+        if not 0 <= self.move_objects_m <= MAX_MOVE_M:
+            raise RecipeError(f"move_objects_m {self.move_objects_m:g} is outside 0 to {MAX_MOVE_M:g}")
         if self.task is not None:
             self._require_task(self.task)
 
@@ -260,6 +268,8 @@ class LiberoRecipe(SuiteRecipe):
         for name, (value, reference) in values.items():
             if value != reference:
                 yield f"{name} {value}, the reference's is {reference}"
+        if self.move_objects_m:
+            yield f"loose objects moved by {self.move_objects_m:g} m"
         if self.instruction:
             yield f"the instruction '{self.instruction}' in place of the benchmark's"
 

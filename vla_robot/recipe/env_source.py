@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vla_robot.core.errors import RecipeError
 from vla_robot.recipe.env import EnvRecipe, SuiteRecipe
 from vla_robot.recipe.reading.find import find
 from vla_robot.recipe.reading.load import read
+
+MOVED = "_moved"
+"""Ending of a suite's name whose loose objects are moved."""
 
 
 @dataclass(frozen=True)
@@ -19,22 +22,31 @@ class EnvSource:
         recipe: the world's recipe, with the task that the name chose.
         path: the recipe's file.
         chosen: the task that the name chose of a suite; empty without one.
+        variant: ending of the suite's name where the recipe differs from the file's, e.g. "_moved".
     """
 
     recipe: EnvRecipe
     path: Path
     chosen: str = ""
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """Name in tables and reports, e.g. "lift" or "libero_spatial/3"."""
-        return f"{self.path.stem}/{self.chosen}" if self.chosen else self.path.stem
+        suite = self.path.stem + self.variant
+        return f"{suite}/{self.chosen}" if self.chosen else suite
 
     def tasks(self) -> tuple[EnvSource, ...]:
         """Return a suite's tasks, in its order; of one world, the world itself."""
         if not isinstance(self.recipe, SuiteRecipe) or self.recipe.task is not None:
             return (self,)
-        return tuple(EnvSource(self.recipe.of_task(task), self.path, task) for task in self.recipe.tasks())
+        return tuple(replace(self, recipe=self.recipe.of_task(task), chosen=task) for task in self.recipe.tasks())
+
+    def moved(self, distance_m: float) -> EnvSource:
+        """Return the suite with its loose objects moved. Raises RecipeError for a world that is no suite."""
+        if not isinstance(self.recipe, SuiteRecipe):
+            raise RecipeError(f"'{self.name}' is no benchmark's suite, whose objects could be moved")
+        return replace(self, recipe=replace(self.recipe, move_objects_m=distance_m), variant=MOVED)
 
 
 def find_env(name: str | Path) -> EnvSource:

@@ -173,3 +173,17 @@ def test_matrix_of_the_hand_and_of_the_site_differ_by_a_quarter_turn(spatial: Wo
     site = matrix_from_quat(quat_from_rotvec(seen.privileged["eef_rot"]))
     turn = np.rad2deg(np.arccos((np.trace(hand.T @ site) - 1) / 2))
     assert turn == pytest.approx(90, abs=0.01)
+
+
+def test_moved_objects_rest_where_they_were_put_and_a_seed_gives_the_same(spatial: World) -> None:
+    """The bowl of task 5 stands on the ramekin, and both move together."""
+    still = {seed: spatial.reset(seed).privileged for seed in (0, 3)}
+    with spawn_world(recipe_of("libero_spatial/5", shadows=False, move_objects_m=0.03), privileged=True) as world:
+        for seed in (0, 3):
+            moved = world.reset(seed).privileged
+            shifts = {n: moved[n][:2] - still[seed][n][:2] for n in moved if n.endswith("_1_pos")}
+            lengths = {name: float(np.linalg.norm(shift)) for name, shift in shifts.items()}
+            assert max(lengths.values()) == pytest.approx(0.03, abs=0.005), lengths
+            bowl, ramekin = shifts["akita_black_bowl_1_pos"], shifts["glazed_rim_porcelain_ramekin_1_pos"]
+            np.testing.assert_allclose(bowl, ramekin, atol=0.005)
+        assert content([world.reset(0)]) == content([world.reset(0)])

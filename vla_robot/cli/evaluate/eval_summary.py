@@ -83,6 +83,8 @@ def in_words(c: Comparison) -> str:
 def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
     """Return the command line that continues in this folder, or shows its results again."""
     worlds = ["--suite", *args.suite] if args.suite else ["--env", *args.env]
+    if args.move_objects is not None:
+        worlds += ["--move-objects", str(args.move_objects)]
     words = ["vla", "eval", *worlds, "--policy", *args.policy]
     words += ["--episodes", str(args.episodes), "--seed", str(args.first_seed)]
     if args.rows is not None:

@@ -21,7 +21,7 @@ from vla_robot.evaluate.trial_log import TrialLog
 from vla_robot.evaluate.video_selection import Videos
 from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import SimulationRecipe, SuiteRecipe
-from vla_robot.recipe.env_source import EnvSource, find_env
+from vla_robot.recipe.env_source import MOVED, EnvSource, find_env
 from vla_robot.recipe.environment import EnvironmentRecipe
 from vla_robot.recipe.policy import WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
@@ -54,6 +54,9 @@ class EvaluateArgs:
     libero_spatial_swap, is compared with it if both are named"""
     policy: Annotated[tuple[str, ...], option("POLICY ...")]
     """policy by name or path; several are compared on the same seeds, with the first as the baseline"""
+    move_objects: Annotated[float | None, option("METRES")] = None
+    """with --suite, score each suite a second time with its loose objects moved by this distance, e.g. 0.03: it tells a
+    policy that sees from one that remembers"""
     episodes: Annotated[int, option("N", aliases=("--episodes-per-task",))] = 50
     """episodes of each policy in each language in each world or task"""
     seed: Annotated[int | None, option("SEED")] = None
@@ -79,6 +82,8 @@ class EvaluateArgs:
     def __post_init__(self) -> None:
         if bool(self.env) == bool(self.suite):
             raise RecipeError("name worlds with --env, or suites with --suite: one of the two.")
+        if self.move_objects is not None and (self.env or not self.move_objects > 0):
+            raise RecipeError(f"--move-objects {self.move_objects:g}: a distance above 0, with --suite.")
         if self.episodes < 1:
             raise RecipeError(f"--episodes {self.episodes}: at least 1.")
         if problem := seed_problem(self.first_seed, self.episodes):
@@ -159,7 +164,7 @@ class Plan:
             self.seeds,
             tuple(log.trials.values()),
             log.started_at,
-            perturbed={name: recipe.perturbs for name, recipe in suites.items() if recipe.perturbs},
+            perturbed={name: base for name, recipe in suites.items() if (base := _base_of(name, recipe))},
             protocols={name: recipe.protocol(self.seeds) for name, recipe in suites.items()},
             packages={k: v for environment in self.environments() for k, v in environment.score_versions().items()},
             devices=self.devices,
@@ -217,6 +222,8 @@ def _worlds_of(args: EvaluateArgs) -> dict[str, tuple[EnvSource, ...]]:
             )
         if not is_suite and args.suite:
             raise RecipeError(f"--suite {source.name}: it is one world and no suite; say --env {source.name}.")
+    if args.move_objects is not None:
+        found = [each for source in found for each in (source, source.moved(args.move_objects))]
     suites = {source.name: source.tasks() for source in found}
     if len(suites) < len(found):
         raise RecipeError(
@@ -229,6 +236,11 @@ def _named(sources: Sequence[PolicySource]) -> dict[str, PolicySource]:
     """Return the policies by name, or by path if names repeat: every training ends in a folder 'final'."""
     counts = Counter(source.name for source in sources)
     return {source.name if counts[source.name] == 1 else shown(source): source for source in sources}
+
+
+def _base_of(name: str, recipe: SuiteRecipe) -> str | None:
+    """Return the name of the suite that another one is compared with."""
+    return name.removesuffix(MOVED) if recipe.move_objects_m else recipe.perturbs
 
 
 def _hash(world: EnvSource) -> str:

@@ -28,6 +28,7 @@ from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.messages import Image, Vector
 from vla_robot.recipe.env import LiberoRecipe
 from vla_robot.world.sim.libero.benchmark import read_task
+from vla_robot.world.sim.libero.moved_objects import ObjectMover, Offsets
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
 from vla_robot.world.sim.robosuite_calls import quiet, seeded
 from vla_robot.world.sim.sim_embodiment import embodiment_of
@@ -46,6 +47,10 @@ runs since the reset, in which two forced updates advance it by one physics step
 
 STILL = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
 """The action of the settling steps: no motion, gripper open."""
+
+
+MOVED_SETTLE_STEPS = 20
+"""Control steps after which moved objects must still rest where they were put: one second."""
 
 
 class LiberoWorld(SimWorld[LiberoRecipe]):
@@ -76,6 +81,7 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         self._base = self._model.body(self._robot.robot_model.root_body).id
         self._hand = self._model.body(self._robot.robot_model.eef_name).id
         self._scale = np.asarray(self._robot.controller.output_max, dtype=np.float64)
+        self._mover = ObjectMover(self._model, self._data, self._env.obj_body_id)
         self.embodiment = self._embodiment()
         self._substep, self._is_seen = 0, False
         self._seen: tuple[Vector, dict[str, Image]] = np.zeros(0), {}
@@ -92,13 +98,26 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
             self._env.close()
 
     def _begin(self, seed: int) -> None:
+        offsets = self._moves(seed)
         self._place(seed)
+        self._mover.shift(offsets)
         for _ in range(self._recipe.settle_steps - 1):
             self._act(STILL, is_seen=False)
         if self._recipe.settle_steps:
             self._execute(STILL)
         else:
             self._seen = self._sample()
+
+    def _moves(self, seed: int) -> Offsets:
+        """Return the recipe's shifts of objects for a seed; the world is left in another state."""
+        if not self._recipe.move_objects_m:
+            return {}
+
+        def settle() -> None:
+            for _ in range(max(self._recipe.settle_steps, MOVED_SETTLE_STEPS)):
+                self._act(STILL, is_seen=False)
+
+        return self._mover.find(seed, self._recipe.move_objects_m, lambda: self._place(seed), settle)
 
     def _place(self, seed: int) -> None:
         """Set the initial state of a seed, with the same bits whatever ran before.
