@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,21 @@ def train(config: Any, dataset: Path, out: Path, steps: int = 3) -> Path:
         persistent_workers=False,
         env_eval_freq=0,
     )
-    lerobot_train(cfg)
+    with _root_logger_kept():
+        lerobot_train(cfg)
     return next(out.glob("checkpoints/*/pretrained_model"))
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """Undo what lerobot's training does to the root logger, which later tests in the same process read."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def features() -> dict[str, Any]:
