@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from peer_programs import published_client, served
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -105,11 +104,8 @@ def serving() -> Iterator[Start]:
             embodiment: Embodiment | None = JOINT_ARM,
             words: Words | None = None,
         ) -> str:
-            batcher = Batcher(policy, Line(8, 0))
-            thread = answering(batcher)
-            stack.callback(lambda: (batcher.close(), thread.join()))
-            server = OpenpiServer(batcher, "toy_policy", words or ExampleWords(cameras, embodiment), 0)
-            return stack.enter_context(contextlib.closing(server)).url
+            schema = words or ExampleWords(cameras, embodiment)
+            return stack.enter_context(served(policy, lambda batcher: OpenpiServer(batcher, "toy_policy", schema, 0)))
 
         yield start
 
@@ -470,25 +466,13 @@ print("openpi-client is content")
 
 @pytest.fixture(scope="session")
 def openpi_client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with openpi-client as its authors published it, in an environment of its own: it wants NumPy 1, and
-    forgets to ask for typing_extensions. $OPENPI_CLIENT_PYTHON names one that exists already."""
-    if given := os.environ.get("OPENPI_CLIENT_PYTHON"):
-        return Path(given)
-    folder = tmp_path_factory.mktemp("openpi")
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    python = folder / "bin" / "python"
-    for command in (
-        [uv, "venv", "--quiet", "--python", "3.11", str(folder)],
-        [uv, "pip", "install", "--quiet", "--python", str(python), "openpi-client==0.1.2", "typing_extensions"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"openpi-client cannot be installed here: {done.stderr.strip()[-200:]}")
-    return python
+    """A Python with openpi-client, which wants NumPy 1 and forgets to ask for typing_extensions. $OPENPI_CLIENT_PYTHON
+    names one that exists already."""
+    packages = ("openpi-client==0.1.2", "typing_extensions")
+    return published_client(tmp_path_factory.mktemp("openpi"), "OPENPI_CLIENT_PYTHON", packages, "3.11")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("uv") is None and not Path(sys.executable).with_name("uv").exists(), reason="no uv")
 def test_openpi_client_itself_is_answered_and_resizes_as_we_do(
     serving: Start, openpi_client: Path, tmp_path: Path
 ) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
-import shutil
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +16,7 @@ import msgpack
 import numpy as np
 import PIL.Image
 import pytest
+from peer_programs import published_client, served
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -29,8 +27,6 @@ from vla_robot.recipe import read
 from vla_robot.recipe.policy import OpenpiRecipe, PolicyRecipe
 from vla_robot.serve.interop.vla_eval_server import EvalSchema, EvalServer
 from vla_robot.serve.interop.vla_eval_wire import EvalMessage, pack, unpack
-from vla_robot.serve.policy.batcher import Batcher, Line
-from vla_robot.serve.policy.server import answering
 from vla_robot.testing import toy_embodiment
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
@@ -79,11 +75,8 @@ def serving() -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
         def start(policy: Policy, schema: EvalSchema | None = None, max_wait_ns: int = 0) -> str:
-            batcher = Batcher(policy, Line(8, max_wait_ns))
-            thread = answering(batcher)
-            stack.callback(lambda: (batcher.close(), thread.join()))
-            server = EvalServer(batcher, schema or EvalSchema(("front", "wrist"), ARM), 0)
-            return stack.enter_context(contextlib.closing(server)).url
+            words = schema or EvalSchema(("front", "wrist"), ARM)
+            return stack.enter_context(served(policy, lambda batcher: EvalServer(batcher, words, 0), max_wait_ns))
 
         yield start
 
@@ -320,25 +313,11 @@ print("vla-eval is content")
 
 @pytest.fixture(scope="session")
 def vla_eval(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with vla-eval as its authors published it, in an environment of its own. $VLA_EVAL_PYTHON names one that
-    exists already."""
-    if given := os.environ.get("VLA_EVAL_PYTHON"):
-        return Path(given)
-    folder = tmp_path_factory.mktemp("vla_eval")
-    uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-    python = folder / "bin" / "python"
-    for command in (
-        [uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
-        [uv, "pip", "install", "--quiet", "--python", str(python), "vla-eval==0.8.0"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"vla-eval cannot be installed here: {done.stderr.strip()[-200:]}")
-    return python
+    """A Python with vla-eval. $VLA_EVAL_PYTHON names one that exists already."""
+    return published_client(tmp_path_factory.mktemp("vla_eval"), "VLA_EVAL_PYTHON", ("vla-eval==0.8.0",))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("uv") is None and not Path(sys.executable).with_name("uv").exists(), reason="no uv")
 def test_vla_eval_itself_runs_episodes_with_our_policy(serving: Start, vla_eval: Path) -> None:
     policy = Policy()
     url = serving(policy, libero_schema())
