@@ -75,7 +75,7 @@ def test_a_bug_report_asks_for_the_doctors_findings() -> None:
 
 
 def test_continuous_integration_checks_builds_and_tests() -> None:
-    steps = re.findall(r"^step ([a-z]+)", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    steps = " ".join(re.findall(r"^step ([a-z ]+)", (ROOT / ".ci/run").read_text(), re.MULTILINE)).split()
     assert {"check", "build", "docs"} < set(steps) and steps[-1] == "test"  # the summary of the tests closes the output
 
 
