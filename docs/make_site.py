@@ -33,6 +33,7 @@ GUIDES = {
         "teleoperate",
         "openvla",
         "families",
+        "gpu",
         "lerobot",
         "serving",
     ),

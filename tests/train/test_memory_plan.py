@@ -7,17 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from vla_robot.cli.main import main
+from vla_robot.core.errors import RecipeError
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
 from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.openvla.create import create
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
-from vla_robot.train.lora import adapt
+from vla_robot.train.finetune import _on_device
+from vla_robot.train.lora import adapt, freeze_in_bf16
+from vla_robot.train.parallel import memory_plan
 from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
-from vla_robot.train.parallel.memory_plan import plan_memory
+from vla_robot.train.parallel.ddp import Ranks
+from vla_robot.train.parallel.memory_plan import _Kept, _some_frames, plan_memory, require_room
 from vla_robot.train.sparse_last_layer import only_what_is_read
 
 
@@ -57,8 +63,64 @@ def test_lora_needs_gradients_and_moments_of_its_matrices_alone(recipe: DemosFin
 
 def test_activations_grow_with_the_frames_that_go_through_at_once(recipe: DemosFinetuneRecipe, model: OpenVLA) -> None:
     adapt(model, recipe)
-    whole, halves = (plan_memory(model, replace(recipe, micro_batch=n)).parts["activations"] for n in (0, 4))
-    assert whole == 2 * halves > 0
+    whole, halves = (plan_memory(model, replace(recipe, micro_batch=n)).parts for n in (0, 4))
+    assert whole["activations"] == 2 * halves["activations"] > 0 and whole["casts"] == halves["casts"]
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_the_plan_is_what_autograd_keeps_of_the_whole_batch(
+    recipe: DemosFinetuneRecipe, model: OpenVLA, lora_rank: int, bf16: bool
+) -> None:
+    recipe = replace(recipe, lora_rank=lora_rank, bf16=bf16)
+    adapt(model, recipe)
+    parts = plan_memory(model, recipe).parts
+    kept = _Kept.of(recipe.batch_size, model, recipe, torch.device("cpu")).bytes(checkpointing=False)
+    assert parts["activations"] + parts["casts"] == kept
+    if bf16:  # matrices that autocast rounds are there once, however many frames: half of the weights' bytes
+        linear = sum(m.weight.nbytes for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+        assert 0.3 * linear < parts["casts"] < 0.6 * linear
+
+
+def test_frozen_matrices_in_bf16_need_half_and_no_copies_and_give_the_same_loss_and_gradients(
+    recipe: DemosFinetuneRecipe, start: Path
+) -> None:
+    recipe, model = replace(recipe, lora_rank=2, bf16=True), load(start, trainable=True).model
+    only_what_is_read(model)
+    adapt(model, recipe)
+    before, was = plan_memory(model, recipe).parts, _learned(model)
+    freeze_in_bf16(model)
+    after, now = plan_memory(model, recipe).parts, _learned(model)
+    frozen = sum(2 * p.numel() for p in model.parameters() if p.dtype is torch.bfloat16)
+    assert before["weights"] - after["weights"] == frozen > 0
+    assert after["casts"] < 0.2 * before["casts"] and after["activations"] == before["activations"]
+    assert was.keys() == now.keys() and len(was) > 10
+    assert all(torch.equal(was[name], now[name]) for name in was)
+
+
+def _learned(model: OpenVLA) -> dict[str, Tensor]:
+    """The loss of some frames, and the gradients."""
+    pixels, ids, labels, state = _some_frames(2, model, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(torch.randn(pixels.shape, generator=generator), ids, labels, state).loss
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found | {"loss": loss.detach()}
+
+
+def test_what_cannot_fit_is_refused_before_the_model_moves(
+    recipe: DemosFinetuneRecipe, model: OpenVLA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapt(model, recipe)
+    needed = 20 * sum(p.numel() for p in model.parameters())
+    monkeypatch.setattr(memory_plan, "_available", lambda device: needed)
+    require_room(model, torch.device("cpu"))
+    monkeypatch.setattr(memory_plan, "_available", lambda device: needed - 1)
+    monkeypatch.setattr(model, "to", lambda device: pytest.fail("the model moved"))
+    with pytest.raises(RecipeError, match=r"needs about .* \(weights .*, and the activations come on top"):
+        _on_device(model, recipe, Ranks(), torch.device("cpu"), lambda plan: None)
 
 
 def test_blocks_that_are_recomputed_need_less(recipe: DemosFinetuneRecipe, tmp_path: Path) -> None:

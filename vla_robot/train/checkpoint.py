@@ -87,7 +87,7 @@ def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) 
     try:
         with writing(f"the checkpoint of step {step}", out):
             make_folder(partial)
-            save_file({name: t.contiguous().clone() for name, t in tensors.items()}, partial / "state.safetensors")
+            save_file({name: _in_main_memory(t) for name, t in tensors.items()}, partial / "state.safetensors")
             write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
             sync_tree(partial)  # before the previous one gives up its name
     except DataError:
@@ -98,6 +98,12 @@ def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) 
             shutil.rmtree(out / PREVIOUS, ignore_errors=True)
             rename(out / FOLDER, out / PREVIOUS)
         rename(partial, out / FOLDER)
+
+
+def _in_main_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor in main memory that shares it with no other, as safetensors asks; a GPU gets no copy."""
+    there = tensor.detach().cpu().contiguous()
+    return there if there.untyped_storage().nbytes() == there.nbytes else there.clone()
 
 
 @contextmanager

@@ -28,12 +28,12 @@ from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning, replacing, writing
-from vla_robot.train.lora import adapt, merged
+from vla_robot.train.lora import adapt, freeze_in_bf16, merged
 from vla_robot.train.metrics import require_trackers
 from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.parallel.fsdp import collected, shard
-from vla_robot.train.parallel.memory_plan import MemoryPlan, plan_memory
+from vla_robot.train.parallel.memory_plan import MemoryPlan, plan_memory, require_room
 from vla_robot.train.prepare import Prepared, fingerprint_of, prepare
 from vla_robot.train.sparse_last_layer import only_what_is_read
 from vla_robot.train.trainer import OnProgress, Progress, Trainer
@@ -91,7 +91,8 @@ def finetune(
         ContractError: the demonstrations were recorded with another embodiment than the policy's.
         DataError: the data or the questions cannot be read, or do not fit the policy; another process trains in `out`;
             or writing failed, and the message names the last good checkpoint.
-        RecipeError: the ranks cannot share a step equally, or [rollouts] is set without `roll_out`.
+        RecipeError: the ranks cannot share a step equally, or [rollouts] is set without `roll_out`; or the device has
+            less memory than weights, gradients and moments need.
         MissingDependencyError: a tracker that the recipe asks for is not installed.
         CheckpointError: `out` holds a run of another recipe, the start policy is damaged, or the loss or a
             gradient is not finite.
@@ -125,8 +126,7 @@ def open_run(
         prepared = prepare(recipe, out, ranks, on_progress)
     for note in prepared.notes if ranks.first else ():
         on_plan(note)
-    device = ranks.device(recipe.device)
-    model = _on_device(adapt(prepared.policy.model, recipe), recipe, ranks, device, on_plan)
+    model = _on_device(adapt(prepared.model, recipe), recipe, ranks, ranks.device(recipe.device), on_plan)
     trainer = Trainer(recipe, out, model, prepared.data, ranks, prepared.questions)
     with ranks.one_first():
         trainer.resume(fingerprint_of(recipe, prepared))
@@ -150,9 +150,16 @@ def _on_device(
     device: torch.device,
     on_plan: Callable[[MemoryPlan | str], None],
 ) -> AnyVLAModel:
-    """Put the model, or this rank's part of it, on the device. The first rank reports the memory plan."""
+    """Put the model, or this rank's part of it, on the device. The first rank reports the memory plan.
+
+    Raises:
+        RecipeError: what is known before the model moves already needs more than the device has.
+    """
     is_shared = recipe.shard and ranks.count > 1
     if not is_shared:
+        if recipe.bf16:
+            freeze_in_bf16(model)
+        require_room(model, device)
         model = model.to(device)
     only_what_is_read(model)
     if ranks.first:
@@ -175,7 +182,8 @@ def _closed_loop(
         save_policy(trainer, prepared, folder, ranks)
         if not ranks.first:
             return None
-        with torch.random.fork_rng():
+        device = next(trainer.model.parameters()).device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             return roll_out(folder, prepared.key)
 
     return measure

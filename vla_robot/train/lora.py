@@ -43,9 +43,25 @@ def adapt[M: AnyVLAModel](model: M, recipe: FinetuneRecipe) -> M:
     return model
 
 
+def freeze_in_bf16(model: AnyVLAModel) -> None:
+    """Keep frozen matrices in bfloat16 for a training that computes in it: half of their memory, and no copies.
+
+    Autocast would round the same matrices in every pass, so the results stay the same bit for bit. Weights that it does
+    not round stay in fp32: embeddings, also where the head shares theirs, norms, and everything that is trained.
+    """
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d):
+            for parameter in module.parameters(recurse=False):
+                if not parameter.requires_grad and id(parameter) not in looked_up:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+
+
 @torch.no_grad()
 def merged(model: AnyVLAModel, start: Path, learned: Mapping[str, Tensor] | None = None) -> AnyVLAModel:
-    """Return the whole model without adapters: itself, or the start's weights with the trained ones merged in.
+    """Return the whole model without adapters, in fp32: itself, or the start's with the trained weights merged in.
+
+    The start's weights are read into main memory, so that the training's device need not hold the model twice.
 
     Args:
         model: the model that `adapt` returned.
@@ -56,17 +72,15 @@ def merged(model: AnyVLAModel, start: Path, learned: Mapping[str, Tensor] | None
         CheckpointError: the start policy is damaged.
     """
     learned = learned or dict(learning(model))
-    sharded = is_sharded(model.parameters())
-    if not sharded and not any("lora_" in name for name in learned):
+    is_whole = not is_sharded(model.parameters()) and all(p.dtype is torch.float32 for p in model.parameters())
+    if is_whole and not any("lora_" in name for name in learned):
         return model
-    weight = next(iter(model.parameters()))
-    device = torch.device("cpu") if sharded else weight.device
-    plain = family_of(start).load_model(start, weight.dtype, device)
+    plain = family_of(start).load_model(start, torch.float32, torch.device("cpu"))
     for name, tensor in learned.items():
         before, adapter, _ = name.partition(f".lora_B.{ADAPTER}")
         if adapter:
             delta = tensor @ learned[f"{before}.lora_A.{ADAPTER}.weight"]
-            _linear(plain, before, start).weight.add_(delta * _scaling(model, before))
+            _linear(plain, before, start).weight.add_((delta * _scaling(model, before)).cpu())
         elif "lora_" not in name:
             plain.get_parameter(name).copy_(tensor)
     return plain

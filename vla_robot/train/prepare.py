@@ -19,6 +19,7 @@ from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.families import family_named, family_of
 from vla_robot.policy.vla.checkpoint import OUR_BLOCK
 from vla_robot.policy.vla.json_files import read_json, write_json
+from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe, FinetuneRecipe, MixtureFinetuneRecipe
 from vla_robot.train.batches.data import TrainingData, data_of_demos, data_of_mixture, open_recipe_mixture
@@ -50,7 +51,8 @@ class Prepared:
     Attributes:
         start: folder of the policy before training.
         key: the dataset whose statistics the policy uses.
-        policy: the policy in `start`, loaded.
+        model: the model of `start`. Nothing else keeps the policy that it was loaded with, whose form for acting would
+            hold the weights in main memory after the model has moved.
         data: the training data.
         questions: questions that the run trains on or measures; None without.
         drives_by: the dataset whose statistics un-normalise the trained policy's actions; None after several datasets.
@@ -59,7 +61,7 @@ class Prepared:
 
     start: Path
     key: str
-    policy: AnyVLAPolicy
+    model: AnyVLAModel
     data: TrainingData
     questions: QuestionData | None
     drives_by: str | None
@@ -91,7 +93,7 @@ def _from_demos(recipe: DemosFinetuneRecipe, out: Path, ranks: Ranks, on_progres
 
     data = data_of_demos(recipe, demos, policy, ranks, decoding)
     name = recipe.dataset_name
-    return Prepared(start, name, policy, data, _questions(recipe, policy, ranks), drives_by=name)
+    return Prepared(start, name, policy.model, data, _questions(recipe, policy, ranks), drives_by=name)
 
 
 def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
@@ -108,7 +110,7 @@ def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_pro
     data = data_of_mixture(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
     notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)
-    return Prepared(start, key, policy, data, _questions(recipe, policy, ranks), drives_by=only, notes=notes)
+    return Prepared(start, key, policy.model, data, _questions(recipe, policy, ranks), drives_by=only, notes=notes)
 
 
 def _questions(recipe: FinetuneRecipe, policy: AnyVLAPolicy, ranks: Ranks) -> QuestionData | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -70,17 +70,17 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: torch.device) -> Iterator[None]:
-        """Connect with the other ranks while the block runs."""
-        if self.count == 1:
-            yield
-            return
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-        _GROUPS.append(dist.group.WORLD)
-        try:
-            yield
-            dist.barrier()  # a rank that leaves early would close the first one's connection
-        finally:
-            dist.destroy_process_group()
+        """Connect with the other ranks while the block runs, in which the device is torch's current GPU."""
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            if self.count == 1:
+                yield
+                return
+            _join(device)
+            try:
+                yield
+                dist.barrier()  # a rank that leaves early would close the first one's connection
+            finally:
+                dist.destroy_process_group()
 
     @contextmanager
     def one_first(self) -> Iterator[None]:
@@ -111,3 +111,10 @@ class Ranks:
     def any(self, flag: bool, device: torch.device) -> bool:
         """Return whether the flag is set at any rank, so that all ranks stop together."""
         return bool(self.mean(torch.tensor(float(flag), device=device)) > 0)
+
+
+def _join(device: torch.device) -> None:
+    """Make the group of all ranks. NCCL is told this rank's GPU: without it, barriers guess one."""
+    on_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE, device_id=device if on_gpu else None)
+    _GROUPS.append(dist.group.WORLD)

@@ -1,11 +1,12 @@
-"""Memory that a run will need, computed before it starts: counted from the model, and measured on one frame.
+"""Memory that a run will need, computed before it starts: counted from the model, and measured on a few frames.
 
 weights        bytes of all parameters
 gradients      bytes of the trained parameters
 moments        two of AdamW for each trained number
 average        one more for each trained number
-activations    what autograd keeps of one frame, times the frames of one forward pass; with
-               `activation_checkpointing` the inputs of blocks and one block's activations
+activations    what autograd keeps of each frame of one forward pass; with `activation_checkpointing` the
+               inputs of blocks and one block's activations
+casts          what it keeps once for all frames: with `bf16`, the matrices that autocast rounds
 With `shard` each rank has its part of all but the activations, and one block's whole weights at a time.
 """
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from vla_robot.core.errors import RecipeError
 from vla_robot.policy.vla.model import IGNORE, AnyVLAModel
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning
@@ -65,16 +67,33 @@ def plan_memory(
         count: number of ranks that will share the model.
     """
     here = next(model.parameters()).device
-    learned = sum(p.nbytes for p in learning(model).values())
     at_once = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
-    parts = {
+    # Not of one frame, of which some tensors are kept without the copies that a batch needs.
+    two, three = (_Kept.of(frames, model, recipe, here).bytes(recipe.activation_checkpointing) for frames in (2, 3))
+    each = three - two
+    parts = _counted(model, count) | {"activations": at_once * each, "casts": max(two - 2 * each, 0)}
+    return MemoryPlan(parts, _available(device or here), _name(device or here))
+
+
+def require_room(model: AnyVLAModel, device: torch.device) -> None:
+    """Raise RecipeError if a model, its gradients and its moments do not fit on a device, before it moves there."""
+    plan = MemoryPlan(_counted(model, 1), _available(device), _name(device))
+    if plan.needed > plan.available:
+        raise RecipeError(
+            f"the training {plan}, and the activations come on top. Train LoRA matrices (`lora_rank`) or fewer parts "
+            "(`train`), with `bf16`, or share the model among GPUs (`shard`)."
+        )
+
+
+def _counted(model: AnyVLAModel, count: int) -> dict[str, int]:
+    """Return the sizes that follow from the model alone [bytes]."""
+    learned = sum(p.nbytes for p in learning(model).values())
+    return {
         "weights": sum(p.nbytes for p in model.parameters()) // count + (_largest_gathered(model) if count > 1 else 0),
         "gradients": learned // count,
         "moments": 2 * learned // count,
         "average": learned // count,  # kept with ema = 0 too
-        "activations": at_once * _Kept.of_one_frame(model, recipe, here).bytes(recipe.activation_checkpointing),
     }
-    return MemoryPlan(parts, _available(device or here), _name(device or here))
 
 
 def _largest_gathered(model: AnyVLAModel) -> int:
@@ -84,7 +103,7 @@ def _largest_gathered(model: AnyVLAModel) -> int:
 
 
 class _Kept:
-    """Tensors that autograd keeps of one frame for the backward pass; each storage is counted once."""
+    """Tensors that autograd keeps of some frames for the backward pass; each storage is counted once."""
 
     def __init__(self, model: AnyVLAModel) -> None:
         self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -94,12 +113,12 @@ class _Kept:
         self._inputs: set[int] = set()
 
     @classmethod
-    def of_one_frame(cls, model: AnyVLAModel, recipe: FinetuneRecipe, device: torch.device) -> _Kept:
+    def of(cls, frames: int, model: AnyVLAModel, recipe: FinetuneRecipe, device: torch.device) -> _Kept:
         kept = cls(model)
         hooks = [hook for number, block in enumerate(checkpointed(model)) for hook in kept._watch(number, block)]
         counted = torch.autograd.graph.saved_tensors_hooks(kept._note, lambda tensor: tensor)
         with counted, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-            model(*_one_frame(model, recipe, device), recipe.bin_smoothing)
+            model(*_some_frames(frames, model, device), recipe.bin_smoothing)
         for hook in hooks:
             hook.remove()
         return kept
@@ -135,17 +154,15 @@ class _Kept:
         return tensor
 
 
-def _one_frame(
-    model: AnyVLAModel, recipe: FinetuneRecipe, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _some_frames(frames: int, model: AnyVLAModel, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     config = model.config
-    pixels = torch.zeros(1, *model.pixel_shape())
+    pixels = torch.zeros(frames, *model.pixel_shape())
     answer = (ANSWER - 1) * config.chunk + 1
-    ids = torch.full((1, PROMPT + answer), config.action_vocab_end - 1)
+    ids = torch.full((frames, PROMPT + answer), config.action_vocab_end - 1)
     labels = ids.clone()
     labels[:, :PROMPT] = IGNORE
     dim = config.inputs.proprio_dim
-    state = None if dim is None else torch.zeros(1, dim, device=device)
+    state = None if dim is None else torch.zeros(frames, dim, device=device)
     return pixels.to(device), ids.to(device), labels.to(device), state
 
 
