@@ -14,17 +14,17 @@ import torch
 
 from vla_robot.core.errors import CheckpointError, RecipeError
 from vla_robot.core.messages import Observation
-from vla_robot.policy.families import FAMILIES, family_of
+from vla_robot.policy.families import NEW_MODELS, family_of
 from vla_robot.policy.kinds import check_policy, load_policy
 from vla_robot.policy.vla.inputs.prompts import rarest_words, read_tokenizer, train_tokenizer
 from vla_robot.policy.vla.json_files import read_json, write_json
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
-from vla_robot.recipe.policy import VLARecipe
+from vla_robot.recipe.policy import OpenVLARecipe, VLARecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.train.finetune import finetune
 from vla_robot.train.prepare import _said
 
-OTHERS = [name for name in FAMILIES if name != "openvla"]
+OTHERS = [name for name in NEW_MODELS if name != "openvla"]
 
 
 def quiet(*_: object) -> None:
@@ -58,13 +58,13 @@ def test_a_new_model_is_trained_and_its_folder_drives(of_family: Any, tmp_path: 
     )  # fmt: skip
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
     source = find_policy(trained.policy)
-    assert isinstance(source.recipe, VLARecipe)
+    assert isinstance(source.recipe, OpenVLARecipe if name == "minivla" else VLARecipe)
     check_policy(source.recipe)
     policy: Any = load_policy(source.recipe, None)
     chunks = policy.act([seen(0.1), seen(0.9)])
     assert all(np.isfinite(chunk.actions).all() for chunk in chunks)
     bare = find_policy(tmp_path / "start")  # a folder without a recipe
-    assert isinstance(bare.recipe, VLARecipe)
+    assert type(bare.recipe) is type(source.recipe)
 
 
 @pytest.mark.parametrize("name", ["paligemma", "qwen3_vl", "gemma4"])

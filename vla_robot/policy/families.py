@@ -28,12 +28,15 @@ FAMILIES = {
     "smolvlm": "vla_robot.policy.smolvlm.family:SMOLVLM",
 }
 
+NEW_MODELS = {**FAMILIES, "minivla": "vla_robot.policy.openvla.family:MINIVLA"}
+"""Families of new models; the folder of a new MiniVLA has the `model_type` "openvla"."""
 
-def family_named(model_type: str) -> Family:
-    """Return a family by its `model_type`. Raises RecipeError for an unknown one."""
-    if model_type not in FAMILIES:
-        raise RecipeError(unknown("family", model_type, FAMILIES))
-    return attribute(FAMILIES[model_type])
+
+def family_named(name: str) -> Family:
+    """Return the family of a new model. Raises RecipeError for an unknown one."""
+    if name not in NEW_MODELS:
+        raise RecipeError(unknown("family", name, NEW_MODELS))
+    return attribute(NEW_MODELS[name])
 
 
 def family_of(folder: Path) -> Family:
@@ -44,7 +47,13 @@ def family_of(folder: Path) -> Family:
     """
     path = folder / "config.json"
     require_folder(folder)
-    model_type = read_json(path).get("model_type")
+    data = read_json(path)
+    model_type = data.get("model_type")
+    if model_type is None and isinstance(data.get("vla"), dict):
+        raise CheckpointError(
+            f"{path} is of a training run of OpenVLA's or MiniVLA's own code, whose weights are pickled and not read: "
+            "convert the run to safetensors with its own script first."
+        )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise CheckpointError(f"{path}: model_type is {model_type!r}; supported: {', '.join(FAMILIES)}.")
     return attribute(FAMILIES[model_type])

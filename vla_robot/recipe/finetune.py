@@ -20,7 +20,7 @@ class Architecture:
     """A new model of any size, for training from scratch.
 
     Attributes:
-        family: its family, by the `model_type` of its folder: "openvla", "paligemma" ...
+        family: its family: "minivla", or the `model_type` of its folder: "openvla", "paligemma" ...
         image_size: edge of the towers' input [px]; a multiple of 14.
         tower_dim: width of the vision towers: OpenVLA has two, other families one.
         tower_depth: number of their blocks; OpenVLA does not use the last one, and other families have one less.

@@ -35,11 +35,11 @@ OFT = OFTRecipe(chunk=3, action_dim=7, normalisation="bounds_q99", cameras=("fro
 HEAD, PROPRIO = "action_head--150_checkpoint.pt", "proprio_projector--150_checkpoint.pt"
 
 
-def create_policy(folder: Path, architecture: Architecture = TINY) -> Path:
+def create_policy(folder: Path, architecture: Architecture = TINY, text_type: str = "llama") -> Path:
     """A new policy of two cameras and two state numbers."""
     rng = np.random.default_rng(0)
     statistics = dataset_statistics("toy", rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), 5)
-    create(folder, architecture, ARM, statistics, ["lift the red cube", "open the door"], seed=0)
+    create(folder, architecture, ARM, statistics, ["lift the red cube", "open the door"], 0, text_type)
     return folder
 
 

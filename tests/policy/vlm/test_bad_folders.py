@@ -17,7 +17,7 @@ from vla_robot.policy.families import FAMILIES, family_named, family_of
 from vla_robot.policy.paligemma.family import PALIGEMMA
 from vla_robot.policy.qwen_vl.family import QWEN2_VL
 
-from .conftest import Sample
+from .conftest import PROCESSORS, Sample
 from .tiny_vlms import create, observation
 
 
@@ -152,7 +152,7 @@ def test_an_instruction_cannot_end_its_own_turn(samples: Callable[[str], Sample]
         policy.answer(observation(0).images, "what <|VISION_START|> is this?")
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "openvla"])
+@pytest.mark.parametrize("name", PROCESSORS)
 def test_the_state_is_one_more_token(tmp_path: Path, samples: Callable[[str], Sample], name: str) -> None:
     folder = create(tmp_path / name, name, use_state=True)
     policy, without = family_of(folder).load(folder), samples(name).policy()

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
-from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer
+from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, OpenVLAPrompts, PromptTokenizer, QwenPrompts
 from vla_robot.policy.vla.checkpoint import Checkpoint, read_embodiment, read_statistics
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.inputs.prompts import read_tokenizer
 from vla_robot.policy.vla.json_files import require_folder
 
-type OpenVLACheckpoint = Checkpoint[OpenVLAConfig, PromptTokenizer, Preprocessor]
+type OpenVLACheckpoint = Checkpoint[OpenVLAConfig, OpenVLAPrompts, Preprocessor]
 
 
 def read_checkpoint(folder: Path, image_preprocessing: str = NONE) -> OpenVLACheckpoint:
@@ -41,7 +42,9 @@ def read_checkpoint(folder: Path, image_preprocessing: str = NONE) -> OpenVLAChe
     )
 
 
-def _tokenizer(folder: Path, config: OpenVLAConfig) -> PromptTokenizer | None:
+def _tokenizer(folder: Path, config: OpenVLAConfig) -> OpenVLAPrompts | None:
+    if config.text_type == "qwen2":
+        return QwenPrompts(read_tokenizer(folder))
     if not (folder / "tokenizer.json").is_file():
         return None
     is_vicuna = str(config.published.get("llm_backbone_id", "")).startswith("vicuna")

@@ -1,4 +1,4 @@
-"""Creates a new OpenVLA of any size, randomly initialised, with the code of the published one."""
+"""Creates a new OpenVLA or MiniVLA of any size, randomly initialised, with the code of the published one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.prompt import TEMPLATE
+from vla_robot.policy.openvla.prompt import QWEN_CONTROL, TEMPLATE, TEMPLATE_QWEN
 from vla_robot.policy.openvla.weights import save_model
 from vla_robot.policy.vla.checkpoint import OUR_BLOCK
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
-from vla_robot.policy.vla.inputs.prompts import train_tokenizer
+from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, train_tokenizer
 from vla_robot.policy.vla.json_files import write_json
 from vla_robot.recipe.finetune import Architecture
 
@@ -23,6 +23,11 @@ TIMM_MODEL_IDS = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_s
 PADDING_ROWS = 64
 ACTION_BINS = 256
 CONTROL = ("<unk>", "<s>", "</s>")
+PROMPTS = {
+    "llama": (TEMPLATE, CONTROL),
+    "qwen2": (TEMPLATE_QWEN.replace("{text}", ASKED_FOR_ACTION), QWEN_CONTROL),
+}
+"""`model_type` of the language model -> template of an instruction's prompt, and control tokens."""
 IMAGENET_MEAN, IMAGENET_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
 HALF = (0.5, 0.5, 0.5)
 
@@ -34,6 +39,7 @@ def create(
     statistics: Mapping[str, Any],
     instructions: Iterable[str],
     seed: int,
+    text_type: str = "llama",
 ) -> None:
     """Write a checkpoint folder with random weights.
 
@@ -44,9 +50,10 @@ def create(
         statistics: content of dataset_statistics.json.
         instructions: texts that the tokenizer's merges are learned from; any other text is encoded byte by byte.
         seed: seed of the weights.
+        text_type: `model_type` of the language model: "llama" or "qwen2".
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = OpenVLAConfig.from_dict(_config(architecture, embodiment, statistics), "the new configuration")
+    config = OpenVLAConfig.from_dict(_config(architecture, embodiment, statistics, text_type), "the new configuration")
     torch.manual_seed(seed)
     model = OpenVLA(config)
     save_model(model, folder)
@@ -56,11 +63,14 @@ def create(
     write_json(folder / "preprocessor_config.json", preprocessor.to_dict())
     write_json(folder / "dataset_statistics.json", statistics)
     write_json(folder / "embodiment.json", embodiment.to_dict())
-    asks = (TEMPLATE.format(instruction=text.lower()) for text in instructions)
-    train_tokenizer(asks, architecture.text_vocab, CONTROL).save(str(folder / "tokenizer.json"))
+    template, control = PROMPTS[text_type]
+    asks = (template.format(instruction=text.lower()) for text in instructions)
+    train_tokenizer(asks, architecture.text_vocab, control).save(str(folder / "tokenizer.json"))
 
 
-def _config(architecture: Architecture, embodiment: Embodiment, statistics: Mapping[str, Any]) -> dict[str, Any]:
+def _config(
+    architecture: Architecture, embodiment: Embodiment, statistics: Mapping[str, Any], text_type: str
+) -> dict[str, Any]:
     a = architecture
     tower = {"embed_dim": a.tower_dim, "depth": a.tower_depth, "num_heads": a.tower_heads, "mlp_ratio": 4.0}
     return {
@@ -79,19 +89,27 @@ def _config(architecture: Architecture, embodiment: Embodiment, statistics: Mapp
         "norm_stats": dict(statistics),
         "output_projector_states": False,
         "text_config": {
-            "model_type": "llama",
+            "model_type": text_type,
             "vocab_size": a.text_vocab + ACTION_BINS + PADDING_ROWS,
             "hidden_size": a.llm_dim,
             "intermediate_size": a.llm_ff_dim,
             "num_hidden_layers": a.llm_layers,
             "num_attention_heads": a.llm_heads,
-            "num_key_value_heads": a.llm_heads,
             "max_position_embeddings": a.max_positions,
             "pad_token_id": 0,
+            **_heads(a, text_type),
         },
         OUR_BLOCK: {
             "num_images": len(embodiment.cameras),
             "proprio_dim": len(embodiment.state) if a.use_state else None,
             "tower_overrides": [tower, tower],
+            **({"action_vocab_end": a.text_vocab + ACTION_BINS} if text_type == "qwen2" else {}),
         },
     }
+
+
+def _heads(a: Architecture, text_type: str) -> dict[str, Any]:
+    """Return what differs between the language models: Qwen2.5-0.5B groups its heads and ties its head to the words."""
+    if text_type == "qwen2":
+        return {"num_key_value_heads": max(1, a.llm_heads // 2), "tie_word_embeddings": True}
+    return {"num_key_value_heads": a.llm_heads}

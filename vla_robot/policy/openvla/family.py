@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,15 @@ from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe.finetune import Architecture
 
 
+@dataclass(frozen=True)
 class OpenVLAFamily:
-    """See `Family`."""
+    """See `Family`. A folder's own config.json says which language model it has.
+
+    Attributes:
+        text_type: `model_type` of the language model of new models: "llama", or "qwen2" as MiniVLA's.
+    """
+
+    text_type: str = "llama"
 
     kind = "openvla"
 
@@ -68,7 +76,8 @@ class OpenVLAFamily:
         instructions: Iterable[str],
         seed: int,
     ) -> None:
-        create(folder, architecture, embodiment, statistics, instructions, seed)
+        create(folder, architecture, embodiment, statistics, instructions, seed, self.text_type)
 
 
 OPENVLA = OpenVLAFamily()
+MINIVLA = OpenVLAFamily("qwen2")

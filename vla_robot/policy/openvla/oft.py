@@ -30,7 +30,9 @@ from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
 from vla_robot.policy.vla.checkpoint import torch_dtype
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
@@ -92,7 +94,9 @@ class OFTPolicy:
         self.read = ObservationReader(
             model.config.inputs, checkpoint.preprocessor, checkpoint.tokenizer, self._statistics, oft.cameras
         )
-        self._generator = ParallelGenerator(model.reasoner(), head, oft.chunk, oft.action_dim, self.read.tokenizer.eos)
+        decoder = model.reasoner()
+        assert isinstance(decoder, Decoder)  # `load_oft` raises for other language models
+        self._generator = ParallelGenerator(decoder, head, oft.chunk, oft.action_dim, self.read.tokenizer.eos)
 
     @property
     def device(self) -> torch.device:
@@ -171,7 +175,7 @@ def load_oft(
     """
     precision, place = torch_dtype(dtype), torch_device(device)
     checkpoint = read_checkpoint(folder, image_preprocessing)
-    _refuse_other_variants(folder)
+    _refuse_other_variants(folder, checkpoint.config)
     config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
     llm_dim = int(config.text_config.get("hidden_size", 4096))
     with torch.device("meta"):
@@ -193,7 +197,7 @@ def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, i
         ContractError: the statistics key or image_preprocessing is unknown.
     """
     checkpoint = read_checkpoint(folder, image_preprocessing)
-    _refuse_other_variants(folder)
+    _refuse_other_variants(folder, checkpoint.config)
     components = [ACTION_HEAD] if oft.proprio_dim is None else [ACTION_HEAD, PROPRIO_PROJECTOR]
     for component in components:
         _component_file(folder, component)
@@ -202,7 +206,9 @@ def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, i
     require_complete(folder, config, beside=(f"{PROPRIO_PROJECTOR}.",))
 
 
-def _refuse_other_variants(folder: Path) -> None:
+def _refuse_other_variants(folder: Path, config: OpenVLAConfig) -> None:
+    if config.text_type != "llama":
+        raise CheckpointError(f"{folder}: the language model is {config.text_type}; OpenVLA-OFT's is a Llama.")
     for component, reason in REFUSED.items():
         found = _component_files(folder, component)
         if found:

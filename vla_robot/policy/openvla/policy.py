@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from vla_robot.policy.openvla.checkpoint import read_checkpoint
 from vla_robot.policy.openvla.engine.compiled import CompiledInference, require_compiler
 from vla_robot.policy.openvla.engine.cost import costs
 from vla_robot.policy.openvla.engine.quantise import memory_bytes, quantise, require_quantiser
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.reason import Decoder
-from vla_robot.policy.openvla.prompt import PromptTokenizer, finish
+from vla_robot.policy.openvla.prompt import OpenVLAPrompts, finish
 from vla_robot.policy.openvla.weights import load_model, require_complete
 from vla_robot.policy.vla.checkpoint import torch_dtype
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
@@ -36,21 +37,23 @@ LLAMA_SPACE = 29871
 """Llama's id of the space token, for checkpoints without a tokenizer."""
 
 
-class OpenVLAPolicy(VLAPolicy[OpenVLA, PromptTokenizer, Preprocessor]):
+class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
     """A loaded checkpoint of OpenVLA that acts; it can be compiled and quantised."""
 
     def __init__(
         self,
         model: OpenVLA,
         preprocessor: Preprocessor,
-        tokenizer: PromptTokenizer | None,
+        tokenizer: OpenVLAPrompts | None,
         statistics: Mapping[str, Mapping[str, Any]],
         embodiment: Embodiment | None = None,
         statistics_key: str | None = None,
         compiled: bool = False,
     ) -> None:
         super().__init__(model, preprocessor, tokenizer, statistics, embodiment, statistics_key)
-        self._space = LLAMA_SPACE if tokenizer is None else tokenizer.space
+        self._finish = partial(finish, space=LLAMA_SPACE) if tokenizer is None else tokenizer.finish
+        if compiled:
+            _require_llama(model.config, "compiled")
         self._compiled = CompiledInference(model, self._generator) if compiled else None
 
     def quantise(self, how: str) -> None:
@@ -62,10 +65,13 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, PromptTokenizer, Preprocessor]):
         """
         if self._compiled is not None:
             raise PolicyError("a compiled policy cannot be quantised: set compiled = false, or delete quantise.")
+        _require_llama(self.model.config, "quantised")
         quantise(self.model, self._decoder, how)
 
     def memory_bytes(self) -> int:
         """Return the bytes that the weights occupy."""
+        if not isinstance(self._reasoner, Decoder):
+            return super().memory_bytes()
         return memory_bytes(self.model, self._decoder)
 
     def generate_tokens(
@@ -100,7 +106,7 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, PromptTokenizer, Preprocessor]):
         self, images: Sequence[Image | Sequence[Image]], input_ids: Sequence[NDArray[np.int64]], state: Tensor | None
     ) -> Batch:
         rows = [[row] if isinstance(row, np.ndarray) else list(row) for row in images]
-        return Batch(self.preprocessor(rows), [finish(ids, self._space) for ids in input_ids], state)
+        return Batch(self.preprocessor(rows), [self._finish(ids) for ids in input_ids], state)
 
     def _tokens(self, batch: Batch, action_dim: int, stages: StageTimer) -> Tensor:
         if self._compiled is not None and self._compiled.takes(batch):
@@ -114,6 +120,15 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, PromptTokenizer, Preprocessor]):
     def _decoder(self) -> Decoder:
         assert isinstance(self._reasoner, Decoder)
         return self._reasoner
+
+
+def _require_llama(config: OpenVLAConfig, what: str) -> None:
+    """Raise PolicyError unless the language model is read by our own decoder."""
+    if config.text_type != "llama":
+        raise PolicyError(
+            f"a policy whose language model is {config.text_type} cannot be {what}; only one with a Llama can. "
+            "Leave the key out of its recipe."
+        )
 
 
 @lru_cache(maxsize=64)
@@ -155,6 +170,9 @@ def load(
     if compiled:
         require_compiler(place)
     checkpoint = read_checkpoint(folder, image_preprocessing)
+    for asked, what in ((compiled, "compiled"), (quantise is not None, "quantised")):
+        if asked:
+            _require_llama(checkpoint.config, what)
     acting = not trainable and quantise is None
     policy = OpenVLAPolicy(
         load_model(folder, checkpoint.config, precision, place, acting=acting),

@@ -78,7 +78,7 @@ def load_model(
     if adapters.are_in(folder):
         merged = adapters.merge(folder, by_file_name, unused_names(config))
         _LOG.info("%s: LoRA adapters of %d matrices were merged into the base weights.", folder, merged)
-    model.load_state_dict(tensors | memory, strict=True, assign=True)
+    _assign(model, tensors | memory)
     _rebuild_buffers(model, device)
     if for_products:
         layout.add_biases_afterwards(model)
@@ -109,6 +109,17 @@ def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str
     audit(folder, shapes, {name: stored.shape for name, stored in found.items()}, unused_names(config))
     require_floats(found[name] for name in shapes)
     return found
+
+
+def _assign(model: OpenVLA, tensors: dict[str, Tensor]) -> None:
+    """Make the tensors the model's parameters; a head that is the table of embeddings has no tensor of its own."""
+    text = model.language_model
+    tied = text.config.tie_word_embeddings
+    if tied:
+        tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"]
+    model.load_state_dict(tensors, strict=True, assign=True)
+    if tied:
+        text.lm_head.weight = text.model.embed_tokens.weight  # one parameter, whose gradients add up
 
 
 def _allocate(

@@ -31,9 +31,11 @@ class OpenVLAConfig:
         timm_override_act_layers: activation by tower, None for timm's own (exact GELU).
         image_size: edge of the square tower input [px].
         image_resize_strategy: how a frame becomes square; one of RESIZE_STRATEGIES.
-        text_config: keyword arguments of transformers' LlamaConfig; absent ones take transformers' defaults, so that
-            rms_norm_eps is 1e-6 and not Meta's 1e-5.
-        pad_to_multiple_of: padding rows of the vocabulary; action ids end at vocab_size - pad_to_multiple_of.
+        text_config: keyword arguments of the language model's configuration in transformers; absent ones take its
+            defaults, so that a Llama's rms_norm_eps is 1e-6 and not Meta's 1e-5.
+        text_type: `model_type` of the language model: "llama" (OpenVLA) or "qwen2" (MiniVLA).
+        pad_to_multiple_of: padding rows of a Llama's vocabulary, before which action ids end.
+        action_end: one past the last action id of another language model; None for a Llama.
         pad_token_id: id that pads training text at the right.
         n_action_bins: number of action ids, 256 for OpenVLA.
         norm_stats: dataset name -> statistics, as in dataset_statistics.json.
@@ -45,10 +47,12 @@ class OpenVLAConfig:
 
     timm_model_ids: tuple[str, ...]
     text_config: Mapping[str, Any]
+    text_type: str = "llama"
     image_size: int = 224
     image_resize_strategy: str = "resize-naive"
     timm_override_act_layers: tuple[str | None, ...] = (None, None)
     pad_to_multiple_of: int = 64
+    action_end: int | None = None
     pad_token_id: int = 32000
     n_action_bins: int = 256
     norm_stats: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -74,11 +78,15 @@ class OpenVLAConfig:
     @property
     def action_vocab_end(self) -> int:
         """One past the last action token id."""
+        if self.action_end is not None:
+            return self.action_end
         return int(self.text_config["vocab_size"]) - self.pad_to_multiple_of
 
     @property
     def num_words(self) -> int:
-        """Rows of the vocabulary before the first action, of which a text consists. Llama's 256 rarest are actions."""
+        """Rows of the vocabulary of which a text consists: a Llama's are those before the first action."""
+        if self.action_end is not None:
+            return int(self.text_config["vocab_size"])
         return self.action_vocab_end - self.n_action_bins
 
     @classmethod
@@ -92,22 +100,28 @@ class OpenVLAConfig:
         if kind != "openvla":
             raise CheckpointError(f"{source}: model_type is {kind!r}, expected 'openvla'.")
         towers = limits.tower_names(source, data.get("timm_model_ids"))
-        text = limits.text_config(source, data.get("text_config"))
+        kind, text = limits.text_config(source, data.get("text_config"))
         vocab = text["vocab_size"]
         ours, stats = table_of(source, data, OUR_BLOCK), table_of(source, data, "norm_stats")
 
         def size(key: str, default: int, largest: int, smallest: int = 1, table: Mapping[str, Any] = data) -> int:
             return whole(source, key, table.get(key, default), largest, smallest)
 
+        end = None
+        if kind != "llama":
+            end = limits.action_vocab_end(source, data.get("llm_backbone_id"), ours.get("action_vocab_end"), vocab)
+
         return cls(
             timm_model_ids=towers,
             text_config=text,
+            text_type=kind,
+            action_end=end,
             image_size=_image_size(source, data.get("image_sizes")),
             image_resize_strategy=data.get("image_resize_strategy", "letterbox"),
             timm_override_act_layers=limits.activations(source, data.get("timm_override_act_layers"), len(towers)),
             pad_to_multiple_of=size("pad_to_multiple_of", 64, vocab - 1, smallest=0),
             pad_token_id=size("pad_token_id", 32000, vocab - 1, smallest=0),
-            n_action_bins=size("n_action_bins", 256, vocab - 1, smallest=2),
+            n_action_bins=size("n_action_bins", 256, (end or vocab) - 1, smallest=2),
             norm_stats=stats,
             tower_overrides=limits.tower_overrides(source, ours.get("tower_overrides"), len(towers)),
             num_images=size("num_images", 1, 16, table=ours),

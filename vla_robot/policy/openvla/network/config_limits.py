@@ -40,8 +40,33 @@ TEXT_SIZES = {
 TEXT_NUMBERS = ("initializer_range", "rms_norm_eps", "rope_theta", "attention_dropout")
 TEXT_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
-FIXED: dict[str, Any] = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
-"""Settings of a Llama that `reason.Decoder` computes; with other values its actions would be wrong."""
+FIXED: dict[str, dict[str, Any]] = {
+    "llama": {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    "qwen2": {"hidden_act": "silu", "use_sliding_window": False, "use_mrope": False},
+}
+"""`model_type` of a language model -> settings of it that are computed; with other values actions would be wrong."""
+
+UNUSED = {
+    "llama": frozenset[str](),
+    "qwen2": frozenset({"layer_types", "max_window_layers", "sliding_window", "use_mrope"}),
+}
+"""`model_type` -> keys that have no effect with the settings of FIXED."""
+
+VOCABULARY = {"llama": 32_064, "qwen2": 151_936}
+"""`model_type` -> published number of rows of the vocabulary."""
+
+ACTION_ENDS = {
+    "qwen25-0_5b-extra": 151_921,
+    "qwen25-0_5b-pure": 151_643,
+    "qwen25-1_5b-pure": 151_643,
+    "qwen25-3b-pure": 151_643,
+    "qwen25-7b-pure": 151_643,
+}
+"""MiniVLA's `llm_backbone_id` -> one past the last action id: 256 tokens are added to Qwen2.5's 151,665, or the last
+256 of its 151,643 words are overwritten.
+
+Source: Stanford-ILIAD/openvla-mini, prismatic/models/backbones/llm/qwen25.py and prismatic/vla/action_tokenizer.py.
+"""
 
 GENERIC = frozenset({
     "model_type", "architectures", "transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache",
@@ -115,18 +140,56 @@ def _tower(source: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
     return dict(overrides)
 
 
-def text_config(source: str, text: object) -> dict[str, Any]:
-    """Return keyword arguments of transformers' LlamaConfig, and no others.
+def text_config(source: str, text: object) -> tuple[str, dict[str, Any]]:
+    """Return the `model_type` of the language model, and keyword arguments of its configuration in transformers.
 
     Raises:
-        CheckpointError: `reason.Decoder` cannot compute this Llama, a key is unknown, or a value is out of bounds.
+        CheckpointError: the model is of another type or cannot be computed, a key is unknown, or a value is out of
+            bounds.
     """
     if not isinstance(text, dict):
         raise CheckpointError(f"{source}: text_config must be an object, got {shown(text)}.")
-    if text.get("model_type", "llama") != "llama":
-        raise CheckpointError(f"{source}: text_config.model_type is {shown(text['model_type'])}, expected 'llama'.")
-    kept = {key: _text_value(source, key, value) for key, value in text.items() if not _is_left_out(source, key, value)}
-    return {"vocab_size": 32064, **kept}
+    kind = text.get("model_type", "llama")
+    if kind not in FIXED:
+        raise CheckpointError(f"{source}: text_config.model_type is {shown(kind)}; supported: {', '.join(FIXED)}.")
+    for key, value in FIXED[kind].items():
+        if text.get(key) not in (None, value):
+            raise CheckpointError(f"{source}: text_config.{key} is {shown(text[key])}; only {value!r} is computed.")
+    if any(layer != "full_attention" for layer in text.get("layer_types") or ()):
+        raise CheckpointError(
+            f"{source}: text_config.layer_types has layers with a window; only full attention is computed."
+        )
+    left_out = GENERIC | UNUSED[kind]
+    kept = {
+        key: _text_value(source, kind, key, value)
+        for key, value in text.items()
+        if key not in left_out and not _is_left_out(source, key, value)
+    }
+    return kind, {"vocab_size": VOCABULARY[kind], **kept}
+
+
+def action_vocab_end(source: str, backbone: object, ours: object, vocabulary: int) -> int:
+    """Return one past the last action id of a model with Qwen2.
+
+    Args:
+        source: path of config.json, for the message.
+        backbone: its `llm_backbone_id`.
+        ours: `action_vocab_end` of our block, which a new model has.
+        vocabulary: rows of the vocabulary.
+
+    Raises:
+        CheckpointError: the file does not say which ids are actions, or there are none such.
+    """
+    if ours is not None:
+        return whole(source, "action_vocab_end", ours, vocabulary)
+    if backbone not in ACTION_ENDS:
+        raise CheckpointError(
+            f"{source}: llm_backbone_id is {shown(backbone)}, so that it is unknown which ids are actions; known: "
+            f"{', '.join(ACTION_ENDS)}."
+        )
+    if (end := ACTION_ENDS[str(backbone)]) > vocabulary:
+        raise CheckpointError(f"{source}: actions of {backbone} end at id {end}, but vocab_size is {vocabulary}.")
+    return end
 
 
 def _is_left_out(source: str, key: str, value: object) -> bool:
@@ -134,10 +197,10 @@ def _is_left_out(source: str, key: str, value: object) -> bool:
         if value not in ATTENTION:
             raise CheckpointError(f"{source}: text_config.{key} is {shown(value)}; code from elsewhere is never run.")
         return True
-    return key in GENERIC or value is None
+    return value is None
 
 
-def _text_value(source: str, key: str, value: Any) -> Any:
+def _text_value(source: str, kind: str, key: str, value: Any) -> Any:
     """Return the value if this key may have it; raise CheckpointError otherwise."""
     where = f"text_config.{key}"
     if key in TEXT_SIZES:
@@ -146,15 +209,13 @@ def _text_value(source: str, key: str, value: Any) -> Any:
         return _number(source, where, value, 1e9)
     if key in TEXT_TOKENS:
         return whole(source, where, value, TEXT_SIZES["vocab_size"], smallest=-1)
-    if key in FIXED:
-        if value != FIXED[key]:
-            raise CheckpointError(f"{source}: {where} is {shown(value)}; only {FIXED[key]!r} is computed.")
+    if key in FIXED[kind]:
         return value
     if key == "tie_word_embeddings" and isinstance(value, bool):
         return value
     if key in ("rope_scaling", "rope_parameters"):
         return _rope(source, where, value)
-    known = [*TEXT_SIZES, *TEXT_NUMBERS, *TEXT_TOKENS, *FIXED, "tie_word_embeddings", "rope_parameters"]
+    known = [*TEXT_SIZES, *TEXT_NUMBERS, *TEXT_TOKENS, *FIXED[kind], "tie_word_embeddings", "rope_parameters"]
     raise CheckpointError(f"{source}: {unknown('key of text_config', key, known)}")
 
 

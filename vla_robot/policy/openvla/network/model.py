@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from vla_robot.policy.openvla.network.align import Projector
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.perceive import Tower, VisionBackbone
-from vla_robot.policy.openvla.network.reason import Decoder, build_llama
+from vla_robot.policy.openvla.network.reason import Decoder, build_text
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.proprio import ProprioProjector
+from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
+from vla_robot.policy.vla.sequence.masks import MaskRule
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 
 
@@ -33,7 +35,7 @@ class OpenVLA(VLAModel[OpenVLAConfig]):
         super().__init__()
         self.config = config
         self.vision_backbone = VisionBackbone(config)
-        self.language_model = build_llama(config)
+        self.language_model = build_text(config)
         llm_dim = self.language_model.config.hidden_size
         self.projector = Projector(self.vision_backbone.dim, llm_dim, fused=len(config.timm_model_ids) == 2)
         self.proprio_projector = ProprioProjector(config.proprio_dim, llm_dim) if config.proprio_dim else None
@@ -64,8 +66,11 @@ class OpenVLA(VLAModel[OpenVLAConfig]):
     def hidden(self, rows: RaggedSequence) -> Tensor:
         return self.language_model.model(inputs_embeds=rows.embeds, use_cache=False).last_hidden_state
 
-    def reasoner(self) -> Decoder:
-        return Decoder(self.language_model)
+    def reasoner(self) -> Decoder | TextReasoner:
+        """See `VLAModel`. A Llama is read by our own decoder, which can be compiled and quantised."""
+        if self.config.text_type == "llama":
+            return Decoder(self.language_model)
+        return TextReasoner(self.language_model.model, MaskRule())
 
     def look_up(self, ids: Tensor) -> Tensor:
         return self.language_model.model.embed_tokens(ids)

@@ -27,22 +27,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
+from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.vla.sequence.ragged import PaddedSequence
 
 
-def build_llama(config: OpenVLAConfig) -> LlamaForCausalLM:
-    """Build transformers' Llama of the configured size, randomly initialised.
+def build_text(config: OpenVLAConfig) -> Any:
+    """Build transformers' Llama or Qwen2 of the configured size, randomly initialised.
 
     Raises:
         CheckpointError: the text configuration is impossible.
     """
+    model, settings = _TEXTS[config.text_type]
     try:
-        return LlamaForCausalLM(LlamaConfig(**config.text_config))
+        return model(settings(**config.text_config))
     except Exception as error:  # transformers validates in many ways
-        raise CheckpointError(f"text_config {config.text_config} does not make a Llama: {error}.") from error
+        raise CheckpointError(f"text_config {config.text_config} does not make a {model.__name__}: {error}.") from error
+
+
+_TEXTS: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config),
+}
 
 
 FUSED = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("mlp.gate_proj", "mlp.up_proj"))
