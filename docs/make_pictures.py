@@ -5,6 +5,7 @@
     make pictures PICTURES="loop.png serving.png transport.png"
                                            the plots of `vla bench`. docs/benchmarks.md and docs/serving.md quote the
                                            figures of the same runs: renew both together, on a quiet computer.
+    make pictures PICTURES="families.png"  docs/draw_families.py; needs no Chromium
 
 Only pipeline.svg is drawn by hand.
 """
@@ -21,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import draw_families
 import PIL.Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -128,6 +130,8 @@ PICTURES: dict[str, Callable[[Browser, Path], None]] = {
     "drive.png": drive,
     "takeover.png": takeover,
 }
+DRAWINGS: dict[str, Callable[[Path], None]] = {"families.png": draw_families.draw}
+"""Drawn by name only, without a browser."""
 PLOTS = {"loop.png": _plotted("loop"), "serving.png": _plotted("serve"), "transport.png": _plotted("transport")}
 """Drawn only by name, since pages quote the figures of the same runs."""
 
@@ -261,14 +265,24 @@ def main(names: Sequence[str]) -> None:
         SystemExit: a name is unknown, or Chromium is missing.
     """
     known = {**PICTURES, **PLOTS}
-    if unknown := [name for name in names if name not in known]:
-        raise SystemExit(f"There is no picture {', '.join(unknown)}. There are: {', '.join(known)}.")
+    if unknown := [name for name in names if name not in {**known, **DRAWINGS}]:
+        raise SystemExit(f"There is no picture {', '.join(unknown)}. There are: {', '.join([*known, *DRAWINGS])}.")
+    for name in names:
+        if name in DRAWINGS:
+            DRAWINGS[name](PICTURES_FOLDER / name)
+            print(f"Drawn: {name}", flush=True)
+    in_browser = [name for name in names or PICTURES if name not in DRAWINGS]
+    if in_browser:
+        _draw_in_browser(known, in_browser)
+
+
+def _draw_in_browser(known: Mapping[str, Callable[[Browser, Path], None]], names: Sequence[str]) -> None:
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         raise SystemExit("There is no Chromium here: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for name in names or PICTURES:
+        for name in names:
             known[name](browser, PICTURES_FOLDER / name)
             print(f"Drawn: {name}", flush=True)
         browser.close()

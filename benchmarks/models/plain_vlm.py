@@ -96,6 +96,13 @@ def _gemma4(vision: Any, pixels: Tensor, kinds: Tensor) -> dict[str, Tensor]:
     return {"pixel_values": patches, "image_position_ids": places, "mm_token_type_ids": kinds}
 
 
+def _gemma4_unified(vision: Any, pixels: Tensor, kinds: Tensor) -> dict[str, Tensor]:
+    cell = vision.model_patch_size
+    places = gemma4.places_of(*(side // cell for side in pixels.shape[-2:])).expand(len(pixels), -1, -1)
+    patches = gemma4.patches_of(pixels, cell)
+    return {"pixel_values": patches, "image_position_ids": places, "mm_token_type_ids": kinds}
+
+
 def _smolvlm(vision: Any, pixels: Tensor, kinds: Tensor) -> dict[str, Tensor]:
     return {"pixel_values": pixels.unflatten(1, (-1, 3)).flatten(0, 1)[None]}  # (1, images, 3, H, W)
 
@@ -106,6 +113,7 @@ PIXELS: dict[str, Callable[[Any, Tensor, Tensor], dict[str, Tensor]]] = {
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
     "gemma4": _gemma4,
+    "gemma4_unified": _gemma4_unified,
     "smolvlm": _smolvlm,
 }
 """`model_type` -> transformers' arguments of (N, 3, H, W) frames, given which tokens are images."""

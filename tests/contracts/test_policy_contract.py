@@ -18,7 +18,7 @@ from vla_robot.core.ports import Policy
 from vla_robot.loop.takeover import Takeover
 from vla_robot.policy.adapter import MirroredFrames, ObservationAdapter
 from vla_robot.policy.execution_horizon import ExecutionHorizon
-from vla_robot.policy.families import NEW_MODELS
+from vla_robot.policy.families import FAMILIES
 from vla_robot.policy.scripted.experts import ScriptedExpert, lift
 from vla_robot.policy.scripted.perturb import Perturbation, PerturbedPolicy
 from vla_robot.policy.scripted.simple import HoldPolicy, RandomPolicy
@@ -170,7 +170,8 @@ KINDS: dict[str, Kind] = {
     **{f"GrootPolicy of {generation}": Kind(groot(generation), ONE_AXIS, ()) for generation in get_args(Generation)},
     "LeRobotPolicy": Kind(lerobot, TWO_EYED, tuple(map(lerobot_observation, range(3))), tolerance=1e-6),
     "OpenVLAPolicy": Kind(openvla, seen=TWO_CAMERAS),
-    **{f"VLAPolicy of {family}": Kind(vlm(family), seen=TWO_CAMERAS) for family in NEW_MODELS if family != "openvla"},
+    "OpenVLAPolicy of minivla": Kind(vlm("minivla"), seen=TWO_CAMERAS),
+    **{f"VLAPolicy of {family}": Kind(vlm(family), seen=TWO_CAMERAS) for family in FAMILIES if family != "openvla"},
     # Arithmetic of another batch size rounds otherwise.
     "OFTPolicy": Kind(oft, seen=TWO_CAMERAS, tolerance=1e-6),
 }

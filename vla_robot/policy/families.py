@@ -25,6 +25,7 @@ FAMILIES = {
     "qwen2_5_vl": "vla_robot.policy.qwen_vl.family:QWEN2_5_VL",
     "qwen3_vl": "vla_robot.policy.qwen_vl.family:QWEN3_VL",
     "gemma4": "vla_robot.policy.gemma4.family:GEMMA4",
+    "gemma4_unified": "vla_robot.policy.gemma4.family:GEMMA4_UNIFIED",
     "smolvlm": "vla_robot.policy.smolvlm.family:SMOLVLM",
 }
 

@@ -180,13 +180,17 @@ def qwen(name: str) -> Family:
     return Family(model, MaskRule(), inputs, sequence)
 
 
+def _gemma4_text(**more: Any) -> dict[str, Any]:
+    return _text_config(
+        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"], sliding_window=4,
+        use_bidirectional_attention="vision", global_head_dim=16, num_kv_shared_layers=0, final_logit_softcapping=30.0,
+        **more,
+    )  # fmt: skip
+
+
 def gemma4() -> Family:
     torch.manual_seed(0)
-    text = _text_config(
-        layer_types=["sliding_attention", "full_attention", "sliding_attention", "full_attention"], sliding_window=4,
-        hidden_size_per_layer_input=0, use_bidirectional_attention="vision", global_head_dim=16, num_kv_shared_layers=0,
-        final_logit_softcapping=30.0,
-    )  # fmt: skip
+    text = _gemma4_text(hidden_size_per_layer_input=0)
     vision = {
         "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 2, "head_dim": 12, "patch_size": 4, "pooling_kernel_size": 2,
@@ -196,13 +200,37 @@ def gemma4() -> Family:
         text_config=text, vision_config=vision, audio_config=None, image_token_id=IMAGE, boi_token_id=302,
         eoi_token_id=VISION_END, video_token_id=303, audio_token_id=304,
     )  # fmt: skip
-    model = _ready(transformers.Gemma4ForConditionalGeneration(config))
+    rule = MaskRule(window=4, blocks_in_full=False, window_cuts_blocks=True)
+    return _gemma4(transformers.Gemma4ForConditionalGeneration(config), torch.rand(2, 24, 48), _places(4, 6), rule)
+
+
+def gemma4_unified() -> Family:
+    torch.manual_seed(0)
+    vision = {
+        "patch_size": 2,
+        "pooling_kernel_size": 2,
+        "mm_embed_dim": 24,
+        "output_proj_dims": 24,
+        "mm_posemb_size": 8,
+    }
+    config = transformers.Gemma4UnifiedConfig(
+        text_config=_gemma4_text(), vision_config=vision, audio_config=None, image_token_id=IMAGE, boi_token_id=302,
+        eoi_token_id=VISION_END, video_token_id=303, audio_token_id=304,
+    )  # fmt: skip
+    model = transformers.Gemma4UnifiedForConditionalGeneration(config)
+    return _gemma4(model, torch.rand(2, 6, 48), _places(2, 3), MaskRule(window=4))
+
+
+def _places(rows: int, columns: int) -> Tensor:
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([x, y], dim=-1).reshape(1, -1, 2).expand(2, -1, -1)
+
+
+def _gemma4(random: Any, pixels: Tensor, places: Tensor, rule: MaskRule) -> Family:
+    model = _ready(random)
     with torch.no_grad():
         for layer in model.model.language_model.layers:  # a buffer: it is in a file, and no parameter
             layer.layer_scalar.fill_(0.8)
-    pixels = torch.rand(2, 24, 48)
-    y, x = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
-    places = torch.stack([x, y], dim=-1).reshape(1, 24, 2).expand(2, -1, -1)
     rows, inputs = _rows([[IMAGE] * 6 + [VISION_END]] * 2)
     with torch.inference_mode():
         features = torch.cat(list(model.model.get_image_features(pixels, places).pooler_output))
@@ -212,7 +240,6 @@ def gemma4() -> Family:
     )
     inputs |= {"pixel_values": pixels, "image_position_ids": places}
     inputs |= {"mm_token_type_ids": (inputs["input_ids"] == IMAGE).long()}
-    rule = MaskRule(window=4, blocks_in_full=False, window_cuts_blocks=True)
     return Family(model, rule, inputs, sequence, embedding_scale=32**0.5)
 
 
@@ -222,6 +249,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "Qwen2VL": lambda: qwen("Qwen2VL"),
     "Qwen2_5_VL": lambda: qwen("Qwen2_5_VL"),
     "Gemma4": gemma4,
+    "Gemma4Unified": gemma4_unified,
 }
 
 

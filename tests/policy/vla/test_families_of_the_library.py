@@ -66,6 +66,8 @@ def test_the_image_decides(family: Any) -> None:
         ("Gemma4", {"window": 2}),
         ("Gemma4", {"blocks_in_full": True}),
         ("Gemma4", {"window_cuts_blocks": False}),
+        ("Gemma4Unified", {"blocks_in_full": False}),
+        ("Gemma4Unified", {"window_cuts_blocks": True}),
     ],
 )
 def test_another_rule_says_something_else(families: Any, name: str, change: dict[str, Any]) -> None:

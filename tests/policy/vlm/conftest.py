@@ -32,15 +32,34 @@ TOKENS = 7
 SHARP = 30
 """Factor on the output rows of the actions: logits lie far enough apart that their order is no accident of a sum."""
 
+
+class _UnifiedInPillow:
+    """Gemma 4 unified's frames with Pillow: patches of a whole token's size are what its processor makes by merging.
+
+    Its own processor resizes with torchvision; `test_frames.py` compares the two.
+    """
+
+    @staticmethod
+    def from_pretrained(folder: str, **more: Any) -> Any:
+        library: Any = Gemma4ImageProcessorPil.from_pretrained(folder, **more)
+        cell = library.patch_size * library.pooling_kernel_size
+        return Gemma4ImageProcessorPil(patch_size=cell, pooling_kernel_size=1, max_soft_tokens=library.max_soft_tokens)
+
+
 PROCESSORS: dict[str, Any] = {
     "paligemma": SiglipImageProcessorPil,
     "qwen2_vl": Qwen2VLImageProcessorPil,
     "qwen2_5_vl": Qwen2VLImageProcessorPil,
     "qwen3_vl": Qwen2VLImageProcessorPil,
     "gemma4": Gemma4ImageProcessorPil,
+    "gemma4_unified": _UnifiedInPillow,
     "smolvlm": SmolVLMImageProcessorPil,
 }
-PIXELS = {"gemma4": ("pixel_values", "image_position_ids"), "smolvlm": ("pixel_values", "pixel_attention_mask")}
+PIXELS = {
+    "gemma4": ("pixel_values", "image_position_ids"),
+    "gemma4_unified": ("pixel_values", "image_position_ids"),
+    "smolvlm": ("pixel_values", "pixel_attention_mask"),
+}
 """Names of what a processor makes of frames; the others' are those of Qwen's."""
 
 
@@ -98,7 +117,7 @@ class Sample:
             return (28 // 14) ** 2
         if self.name == "smolvlm":
             return (56 // 14 // 2) ** 2
-        if self.name == "gemma4":
+        if self.name.startswith("gemma4"):
             return int(made["num_soft_tokens_per_image"][image])
         return int(made["image_grid_thw"][image].prod()) // 4
 

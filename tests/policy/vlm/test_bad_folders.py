@@ -107,6 +107,10 @@ def test_a_processor_that_asks_for_another_size_is_told(broken: Callable[[str], 
     change(folder, "preprocessor_config.json", patch_size=16)
     with pytest.raises(CheckpointError, match="patch_size is 16, but the model reads 14"):
         QWEN2_VL.check(folder)
+    folder = broken("gemma4_unified")
+    change(folder, "preprocessor_config.json", max_soft_tokens=140)
+    with pytest.raises(CheckpointError, match="140 patches along a side, but the model has 128 positions"):
+        family_of(folder).check(folder)
     folder = broken("gemma4")
     change(folder, "preprocessor_config.json", max_soft_tokens=1120)
     with pytest.raises(CheckpointError, match="2240 patches along a side, but the model has 1024 positions"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import (
     Gemma4ImageProcessorPil,
     get_aspect_ratio_preserving_size,
 )
+from transformers.models.gemma4_unified.image_processing_gemma4_unified import Gemma4UnifiedImageProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import (
@@ -27,6 +29,7 @@ from vla_robot.core.embodiment import CameraSpec
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.gemma4 import model as gemma4
 from vla_robot.policy.gemma4.family import read_preprocessor as read_gemma4
+from vla_robot.policy.gemma4.family import read_unified
 from vla_robot.policy.qwen_vl import model as qwen
 from vla_robot.policy.qwen_vl.family import read_preprocessor as read_qwen
 from vla_robot.policy.smolvlm.family import image_text
@@ -187,6 +190,21 @@ def test_cameras_with_different_grids_are_told(tmp_path: Path) -> None:
         read_split(tmp_path, {"vision_config": {"image_size": 512}})
 
 
+@pytest.mark.parametrize(("height", "width", "levels"), [(336, 480, 0), (61, 47, 2)])
+def test_gemma_4_unifieds_cells_are_the_librarys(tmp_path: Path, height: int, width: int, levels: int) -> None:
+    """A frame that must be resized differs by rounding: its processor uses torchvision, we Pillow."""
+    library: Any = Gemma4UnifiedImageProcessor(max_soft_tokens=70)
+    library.save_pretrained(str(tmp_path))
+    frames = _frames(5, height, width)
+    expected = library(frames, return_tensors="pt")
+    pixels = read_unified(tmp_path, {"vision_config": {}})([frames]).flatten(0, 1)
+    ours, places = gemma4.patches_of(pixels, 48), gemma4.places_of(pixels.shape[-2] // 48, pixels.shape[-1] // 48)
+    count = ours.shape[1]
+    assert expected["num_soft_tokens_per_image"].tolist() == [count, count]
+    torch.testing.assert_close(ours, expected["pixel_values"][:, :count], atol=levels / 255 + 1e-6, rtol=0)
+    assert torch.equal(places.expand(2, -1, -1), expected["image_position_ids"][:, :count])
+
+
 def test_paligemmas_pixels_are_the_librarys(tmp_path: Path) -> None:
     library: Any = SiglipImageProcessorPil(size={"height": 56, "width": 56})
     library.save_pretrained(str(tmp_path))
@@ -194,6 +212,13 @@ def test_paligemmas_pixels_are_the_librarys(tmp_path: Path) -> None:
     pixels = read_square(tmp_path, {"vision_config": {"image_size": 56}})([frames])
     expected = library(frames, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels.flatten(0, 1), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_drawn_families_have_these_token_counts() -> None:
+    drawn = runpy.run_path(str(Path(__file__).parents[3] / "docs" / "draw_families.py"), run_name="drawn")["rows"]()
+    assert [row.published.tokens for row in drawn] == [256, 256, 256, 391, 266, 266, 832]
+    assert [row.nano.tokens for row in drawn] == [36, 36, 36, 9, 9, 9, 9]
+    assert [row.nano.seen for row in drawn[-3:]] == ["(B, 36, 96)", "(B, 9, 2352)", "(B, 36, 96)"]
 
 
 def test_frames_that_become_different_sizes_are_told(tmp_path: Path) -> None:

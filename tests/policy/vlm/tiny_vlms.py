@@ -18,6 +18,7 @@ CAMERAS = ("front", "wrist")
 HEIGHT, WIDTH = 24, 40
 PROCESSORS = {
     "gemma4": {"max_soft_tokens": 70},  # the library's processor takes no smaller budget
+    "gemma4_unified": {"max_soft_tokens": 70},
     "smolvlm": {"do_image_splitting": True, "size": {"longest_edge": 112}},  # 2 x 2 parts, and the whole
 }
 """What differs from a new folder's preprocessor_config.json."""

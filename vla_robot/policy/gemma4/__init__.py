@@ -4,6 +4,10 @@
     state (optional) --------------------------------------------------------> (B, 1, D) --------+--> Gemma 4
     chat template -----------------------------------------------------------> (B, L, D) --------+
 
+Without a tower (12B "unified"), cells of 48 px meet the words inside the language model after one linear layer each:
+
+    frame, multiples of 48 px --norms, linear, x/y tables--> (B, tokens, D) --linear--> (B, tokens, D) ----> Gemma 4
+
 Tokens of one image see each other in the sliding layers of the large models, and are causal in the small ones. Each
 token of a small model has a further embedding for each layer.
 """

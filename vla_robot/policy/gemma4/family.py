@@ -1,15 +1,16 @@
-"""Gemma 4 as a family: its folder, its prompt, and a small one."""
+"""Gemma 4 with and without a tower as families: their folders, their prompt, and small ones."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.gemma4.model import Gemma4
+from vla_robot.policy.gemma4.model import Gemma4, Gemma4Unified
 from vla_robot.policy.vla.json_files import shown, whole
 from vla_robot.policy.vlm.family import TransformersFamily
 from vla_robot.policy.vlm.native_images import Budget, NativePreprocessor, filling
@@ -21,6 +22,8 @@ MAX_TOKENS = 1120
 """Largest of the five budgets of the published processors."""
 
 NANO_PATCH, NANO_POOLING = 14, 2
+NANO_PLACES = 128
+"""Tokens of a frame for which a small model without a tower has places."""
 
 
 def read_preprocessor(folder: Path, config: Mapping[str, Any]) -> NativePreprocessor:
@@ -30,17 +33,28 @@ def read_preprocessor(folder: Path, config: Mapping[str, Any]) -> NativePreproce
         CheckpointError: the file is missing or damaged, asks for other patches than the model reads, or for more
             patches along a side than the model has positions.
     """
-    source, data = image_processor_of(folder)
     vision = config["vision_config"]
+    known = vision.get("position_embedding_size", 10240)
+    return _within_places(folder, vision, known, vision.get("pooling_kernel_size", 3))
+
+
+def read_unified(folder: Path, config: Mapping[str, Any]) -> NativePreprocessor:
+    """Do the same as `read_preprocessor` for a model without a tower, whose positions are those of tokens."""
+    vision = config["vision_config"]
+    return _within_places(folder, vision, vision.get("mm_posemb_size", 1120), 1)
+
+
+def _within_places(folder: Path, vision: Mapping[str, Any], known: int, per_token: int) -> NativePreprocessor:
+    """Read the budget of a model that has `known` positions along a side, `per_token` of them along a token's side."""
+    source, data = image_processor_of(folder)
     patch, pooling = vision.get("patch_size", 16), vision.get("pooling_kernel_size", 3)
     for key, model in (("patch_size", patch), ("pooling_kernel_size", pooling)):
         if data.get(key, model) != model:
             raise CheckpointError(f"{source}: {key} is {shown(data.get(key))}, but the model reads {model}.")
     tokens = whole(source, "max_soft_tokens", data.get("max_soft_tokens", 280), MAX_TOKENS)
-    known = vision.get("position_embedding_size", 10240)
-    if tokens * pooling > known:  # a frame of one row of tokens
+    if tokens * per_token > known:  # a frame of one row of tokens
         raise CheckpointError(
-            f"{source}: max_soft_tokens is {tokens}, so that a narrow frame has {tokens * pooling} patches along a "
+            f"{source}: max_soft_tokens is {tokens}, so that a narrow frame has {tokens * per_token} patches along a "
             f"side, but the model has {known} positions."
         )
     cell = patch * pooling
@@ -57,6 +71,38 @@ def _processor(size: int) -> dict[str, Any]:
 
 
 def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    data = _nano_text("gemma4", a, vocabulary, tokenizer)
+    data["text_config"] |= {"hidden_size_per_layer_input": 0}
+    data["vision_config"] = {
+        "model_type": "gemma4_vision",
+        "hidden_size": a.tower_dim,
+        "intermediate_size": 4 * a.tower_dim,
+        "num_hidden_layers": a.tower_depth - 1,
+        "num_attention_heads": a.tower_heads,
+        "num_key_value_heads": a.tower_heads,
+        "head_dim": a.tower_dim // a.tower_heads,
+        "patch_size": NANO_PATCH,
+        "pooling_kernel_size": NANO_POOLING,
+        "position_embedding_size": 1024,
+    }
+    return data
+
+
+def _nano_unified(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A model without a tower; `tower_dim` and the like are not used."""
+    data = _nano_text("gemma4_unified", a, vocabulary, tokenizer)
+    data["vision_config"] = {
+        "model_type": "gemma4_unified_vision",
+        "patch_size": NANO_PATCH,
+        "pooling_kernel_size": NANO_POOLING,
+        "mm_embed_dim": a.llm_dim,
+        "output_proj_dims": a.llm_dim,
+        "mm_posemb_size": NANO_PLACES,
+    }
+    return data
+
+
+def _nano_text(model_type: str, a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, Any]:
     head = a.llm_dim // a.llm_heads
     ids = {
         "image_token_id": "<|image|>",
@@ -66,11 +112,11 @@ def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, A
         "audio_token_id": "<|audio|>",
     }
     return {
-        "model_type": "gemma4",
+        "model_type": model_type,
         "audio_config": None,
         **{key: tokenizer.token_to_id(token) for key, token in ids.items()},
         "text_config": {
-            "model_type": "gemma4_text",
+            "model_type": f"{model_type}_text",
             "vocab_size": vocabulary,
             "hidden_size": a.llm_dim,
             "intermediate_size": a.llm_ff_dim,
@@ -83,25 +129,12 @@ def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, A
             "layer_types": ["full_attention" if n % 2 else "sliding_attention" for n in range(a.llm_layers - 1)]
             + ["full_attention"],
             "sliding_window": 64,
-            "hidden_size_per_layer_input": 0,
             "num_kv_shared_layers": 0,
             "use_bidirectional_attention": "vision",
             "final_logit_softcapping": 30.0,
             "pad_token_id": tokenizer.token_to_id("<pad>"),
             "bos_token_id": tokenizer.token_to_id("<bos>"),
             "eos_token_id": tokenizer.token_to_id("<eos>"),
-        },
-        "vision_config": {
-            "model_type": "gemma4_vision",
-            "hidden_size": a.tower_dim,
-            "intermediate_size": 4 * a.tower_dim,
-            "num_hidden_layers": a.tower_depth - 1,
-            "num_attention_heads": a.tower_heads,
-            "num_key_value_heads": a.tower_heads,
-            "head_dim": a.tower_dim // a.tower_heads,
-            "patch_size": NANO_PATCH,
-            "pooling_kernel_size": NANO_POOLING,
-            "position_embedding_size": 1024,
         },
     }
 
@@ -125,3 +158,13 @@ GEMMA4 = TransformersFamily(
     ),
     processor=_processor,
 )  # fmt: skip
+GEMMA4_UNIFIED = replace(
+    GEMMA4,
+    model_type="gemma4_unified",
+    vlm="Gemma4UnifiedForConditionalGeneration",
+    model=Gemma4Unified,
+    sub_types={"text_config": ("gemma4_unified_text",), "vision_config": ("gemma4_unified_vision",)},
+    preprocessor=read_unified,
+    nano=_nano_unified,
+    processor=lambda size: _processor(size) | {"image_processor_type": "Gemma4UnifiedImageProcessor"},
+)

@@ -1,6 +1,6 @@
-"""Gemma 4's perceive and align, its mask, and its embeddings by layer.
+"""Gemma 4's perceive and align, its masks, and its embeddings by layer.
 
-Source: transformers 5.23, models/gemma4.
+Source: transformers 5.23, models/gemma4 and models/gemma4_unified.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Gemma4(TransformersModel):
     @property
     def _by_layer(self) -> int:
         """Width of a token's embedding for each layer; 0 without."""
-        return self._text.config.hidden_size_per_layer_input or 0
+        return getattr(self._text.config, "hidden_size_per_layer_input", None) or 0
 
     @property
     def _sees_images_whole(self) -> bool:
@@ -92,6 +92,29 @@ class Gemma4(TransformersModel):
     def _per_layer_inputs(self, columns: Tensor) -> Mapping[str, Any]:
         layers = self._text.config.num_hidden_layers
         return {"per_layer_inputs": columns.unflatten(-1, (layers, -1))}
+
+
+class Gemma4Unified(Gemma4):
+    """Gemma 4 without a tower: pixels are embedded as words are. Tokens of one image see each other in all layers."""
+
+    PARTS: ClassVar = {
+        "vision": ("vlm.model.embed_vision.patch_", "vlm.model.embed_vision.pos_"),
+        "projector": ("vlm.model.embed_vision.multimodal_embedder.", "proprio_projector."),
+        "decoder": ("vlm.model.language_model.", "vlm.lm_head."),
+    }
+
+    def perceive(self, pixels: Tensor) -> Tensor:
+        B = len(pixels)
+        frames = pixels.flatten(0, 1)
+        places = places_of(frames.shape[-2] // self._cell, frames.shape[-1] // self._cell).to(pixels.device)
+        features = self.vlm.model.embed_vision(patches_of(frames, self._cell), places.expand(len(frames), -1, -1))
+        return features.pooler_output.reshape(B, -1, features.pooler_output.shape[-1])
+
+    def mask_rule(self) -> MaskRule:
+        return MaskRule(self._text.config.sliding_window)
+
+    def tower_layers(self) -> Sequence[nn.Module]:
+        return []
 
 
 def patches_of(frames: Tensor, patch: int) -> Tensor:

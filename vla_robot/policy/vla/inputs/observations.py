@@ -207,7 +207,7 @@ def chunks_of(
 def check_image_sensitivity(
     sizes: InputSizes, preprocessor: FramePreprocessor, answer: Callable[[Batch], Tensor]
 ) -> None:
-    """Raise CheckpointError unless a black and a white image give different answers.
+    """Raise CheckpointError unless a black image and one of noise give different answers.
 
     A model that ignores its image repeats one action for ever, and the arm moves without visual feedback.
 
@@ -216,18 +216,20 @@ def check_image_sensitivity(
         preprocessor: turns frames into tower inputs.
         answer: maps a batch of two rows to (2, ...) logits or actions.
     """
-    black = np.zeros((*preprocessor.shape(sizes.image_size, sizes.image_size), 3), dtype=np.uint8)
+    # Gemma 4 without a tower normalises each patch, so that a black and a white one are the same to it.
+    shape = (*preprocessor.shape(sizes.image_size, sizes.image_size), 3)
+    black, noise = np.zeros(shape, dtype=np.uint8), np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     ids = np.array([1, 2, 3], dtype=np.int64)
-    frames = [[black] * sizes.num_images, [black + 255] * sizes.num_images]
+    frames = [[black] * sizes.num_images, [noise] * sizes.num_images]
     state = None if sizes.proprio_dim is None else torch.zeros(2, sizes.proprio_dim)
     try:
         with torch.inference_mode():
-            dark, bright = answer(Batch(preprocessor(frames), [ids, ids], state))
+            dark, noisy = answer(Batch(preprocessor(frames), [ids, ids], state))
     except PolicyError as error:
         raise CheckpointError(f"self-test failed: {error}") from error
-    if torch.equal(dark, bright):
+    if torch.equal(dark, noisy):
         raise CheckpointError(
-            "self-test failed: a black and a white image give the same answer, so the model ignores its "
+            "self-test failed: a black image and one of noise give the same answer, so the model ignores its "
             "image. The weights or the preprocessor do not belong to this architecture."
         )
 
