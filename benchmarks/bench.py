@@ -15,6 +15,8 @@ from benchmarks import stop as bench_stop
 from benchmarks import transport as bench_transport
 from benchmarks.data import DataArgs
 from benchmarks.finetune import FinetuneBenchArgs
+from benchmarks.gpu import check as bench_gpu
+from benchmarks.gpu.check import GpuArgs
 from benchmarks.loop import LoopArgs
 from benchmarks.policy import PolicyArgs
 from benchmarks.serve import ServeBenchArgs
@@ -29,10 +31,13 @@ BenchArgs = (
     | Annotated[StopArgs, tyro.conf.subcommand("stop")]
     | Annotated[DataArgs, tyro.conf.subcommand("data")]
     | Annotated[FinetuneBenchArgs, tyro.conf.subcommand("finetune")]
+    | Annotated[GpuArgs, tyro.conf.subcommand("gpu")]
 )
 
 
-def main(args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | StopArgs | DataArgs | FinetuneBenchArgs) -> int:
+def main(
+    args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | StopArgs | DataArgs | FinetuneBenchArgs | GpuArgs,
+) -> int:
     """Run the benchmark of these arguments.
 
     Raises:
@@ -53,3 +58,5 @@ def main(args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | StopArgs
             return bench_data.main(args)
         case FinetuneBenchArgs():
             return bench_finetune.main(args)
+        case GpuArgs():
+            return bench_gpu.main(args)

@@ -19,6 +19,8 @@ from vla_robot.policy.vlm.model import TransformersModel
 class Gemma4(TransformersModel):
     """One model. With embeddings by layer, a token's own embedding is followed by them."""
 
+    perceives_by_shape = False  # the library reads the frames' sizes from tensors
+
     PARTS: ClassVar = {
         "vision": ("vlm.model.vision_tower.",),
         "projector": ("vlm.model.embed_vision.", "proprio_projector."),

@@ -44,6 +44,7 @@ from vla_robot.policy.vla.inputs.observations import (
     require_observations,
 )
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
+from vla_robot.policy.vla.inputs.upload import pixels_on
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.policy import OFTRecipe
@@ -90,9 +91,10 @@ class OFTPolicy:
         self.oft = oft
         self.embodiment = checkpoint.embodiment
         self._preprocessor = checkpoint.preprocessor
+        self._pixels = pixels_on(model.weight.device, checkpoint.preprocessor)
         self._statistics = Statistics(checkpoint.config.norm_stats, statistics_key, BOUNDS[oft.normalisation])
         self.read = ObservationReader(
-            model.config.inputs, checkpoint.preprocessor, checkpoint.tokenizer, self._statistics, oft.cameras
+            model.config.inputs, self._pixels, checkpoint.tokenizer, self._statistics, oft.cameras
         )
         decoder = model.reasoner()
         assert isinstance(decoder, Decoder)  # `load_oft` raises for other language models
@@ -140,7 +142,10 @@ class OFTPolicy:
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its actions are not finite."""
         check_image_sensitivity(
-            self.model.config.inputs, self._preprocessor, lambda batch: self._predict(batch, StageTimer())
+            self.model.config.inputs,
+            self._preprocessor,
+            self._pixels,
+            lambda batch: self._predict(batch, StageTimer()),
         )
 
     def _predict(self, batch: Batch, stages: StageTimer) -> Tensor:

@@ -55,6 +55,7 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         if compiled:
             _require_llama(model.config, "compiled")
         self._compiled = CompiledInference(model, self._generator) if compiled else None
+        self.in_blocks &= not compiled
 
     def quantise(self, how: str) -> None:
         """Quantise the matrices to "int8" or "int4" in place; embeddings, norms and the action rows stay as they are.
@@ -106,7 +107,7 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         self, images: Sequence[Image | Sequence[Image]], input_ids: Sequence[NDArray[np.int64]], state: Tensor | None
     ) -> Batch:
         rows = [[row] if isinstance(row, np.ndarray) else list(row) for row in images]
-        return Batch(self.preprocessor(rows), [self._finish(ids) for ids in input_ids], state)
+        return Batch(self._pixels(rows), [self._finish(ids) for ids in input_ids], state)
 
     def _tokens(self, batch: Batch, action_dim: int, stages: StageTimer) -> Tensor:
         if self._compiled is not None and self._compiled.takes(batch):

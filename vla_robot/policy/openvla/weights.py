@@ -79,7 +79,7 @@ def load_model(
         merged = adapters.merge(folder, by_file_name, unused_names(config))
         _LOG.info("%s: LoRA adapters of %d matrices were merged into the base weights.", folder, merged)
     _assign(model, tensors | memory)
-    _rebuild_buffers(model, device)
+    rebuild_buffers(model, device)
     if for_products:
         layout.add_biases_afterwards(model)
     return model.requires_grad_(False).eval()
@@ -200,7 +200,7 @@ def _unused_tensors(config: OpenVLAConfig, carry_from: Path | None, dtype: torch
             yield name, torch.zeros(shape, dtype=dtype)
 
 
-def _rebuild_buffers(model: OpenVLA, device: torch.device) -> None:
+def rebuild_buffers(model: OpenVLA, device: torch.device) -> None:
     """Recompute the rotary frequencies, which are not stored and are empty on the meta device."""
     rotary = model.language_model.model.rotary_emb
     model.language_model.model.rotary_emb = type(rotary)(model.language_model.config).to(device)

@@ -21,6 +21,8 @@ from vla_robot.policy.vlm.model import TransformersModel
 class QwenVL(TransformersModel):
     """Qwen2-VL or Qwen2.5-VL: everything is causal."""
 
+    perceives_by_shape = False  # the library reads the frames' sizes from tensors
+
     PARTS: ClassVar = {
         "vision": ("vlm.model.visual.patch_embed.", "vlm.model.visual.pos_embed.", "vlm.model.visual.blocks."),
         "projector": ("vlm.model.visual.merger.", "vlm.model.visual.deepstack_merger_list.", "proprio_projector."),
@@ -38,8 +40,8 @@ class QwenVL(TransformersModel):
     def arrange(self, pixels: Tensor, embeds: Tensor, prompts: Tensor) -> RaggedSequence:
         rows, columns = self._grid(pixels)
         begins = self.layout.image_columns(rows * columns)
-        positions = mrope(embeds.shape[1], [ImageSpan(begin, rows, columns) for begin in begins])
-        return RaggedSequence(embeds, prompts, None, positions.to(embeds.device).expand(len(embeds), -1, -1))
+        positions = mrope(embeds.shape[1], [ImageSpan(begin, rows, columns) for begin in begins], embeds.device)
+        return RaggedSequence(embeds, prompts, None, positions.expand(len(embeds), -1, -1))
 
     def mask_rule(self) -> MaskRule:
         return MaskRule()
@@ -71,6 +73,8 @@ class QwenVL(TransformersModel):
 
 class Qwen3VL(QwenVL):
     """Qwen3-VL: an image token's embedding is followed by what DeepStack adds in the first language layers."""
+
+    reasons_by_shape = False  # the library adds them where a mask is true, whose size it reads
 
     def perceive(self, pixels: Tensor) -> Tensor:
         B, N = pixels.shape[:2]

@@ -18,6 +18,8 @@ from vla_robot.policy.vlm.model import TransformersModel
 class SmolVLM(TransformersModel):
     """One model. A frame is one image or several: its parts, then the whole."""
 
+    perceives_by_shape = False  # the library makes the positions of patches in main memory
+
     PARTS: ClassVar = {
         "vision": ("vlm.model.vision_model.",),
         "projector": ("vlm.model.connector.", "proprio_projector."),

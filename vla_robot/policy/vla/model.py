@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from vla_robot.policy.vla.inputs.observations import Batch, InputSizes, pad_right, require_fit
+from vla_robot.policy.vla.inputs.upload import upload
 from vla_robot.policy.vla.reason.generate import capped
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
@@ -79,11 +80,15 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         PARTS: trainable part ("vision", "projector", "decoder") -> prefixes of its parameters' names.
         HEAD: name of the linear layer that gives the logits.
         soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap); None leaves it.
+        perceives_by_shape: whether `perceive` reads shapes alone, so that a GPU can record it.
+        reasons_by_shape: the same of all that comes after it.
     """
 
     PARTS: ClassVar[Mapping[str, tuple[str, ...]]]
     HEAD: ClassVar[str]
     soft_cap: float | None = None
+    perceives_by_shape: ClassVar[bool] = True
+    reasons_by_shape: ClassVar[bool] = True
     config: C
 
     @property
@@ -178,8 +183,9 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         """
         require_fit(batch, self.config.inputs)
         ids, lengths = pad_right(batch.prompts, self.config.pad_token_id)
-        state = None if batch.state is None else batch.state.to(self.weight)
-        return batch.pixels.to(self.weight), ids.to(self.weight.device), state, lengths
+        device, dtype = self.weight.device, self.weight.dtype
+        state = None if batch.state is None else upload(batch.state, device).to(dtype)
+        return upload(batch.pixels, device).to(dtype), upload(ids, device), state, lengths
 
     def forward(
         self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None, smoothing: float = 0.0

@@ -25,11 +25,13 @@ from vla_robot.policy.vla.inputs.observations import (
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
+from vla_robot.policy.vla.inputs.upload import pixels_on
 from vla_robot.policy.vla.model import VLAModel, over_words
 from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.policy.vla.reason.cpu_threads import threads_for
 from vla_robot.policy.vla.reason.generate import Generator, capped, generate_text
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.policy.vla.slots.inference import BlockInference
 
 
 class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
@@ -42,6 +44,8 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         preprocessor: turns frames into the model's pixels.
         action_tokens: converts between normalised actions and token ids.
         read: makes the batch that `generate` takes from observations.
+        in_blocks: whether batches are rounded up to a few fixed sizes, which CUDA records and repeats. On other devices
+            this gives the same tokens and gains nothing.
     """
 
     def __init__(
@@ -60,10 +64,13 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         self._statistics = Statistics(statistics, statistics_key)
         cameras = [camera.name for camera in embodiment.cameras] if embodiment else ()
         config = model.config
-        self.read = ObservationReader(config.inputs, preprocessor, tokenizer, self._statistics, cameras)
+        self._pixels = pixels_on(model.weight.device, preprocessor)
+        self.read = ObservationReader(config.inputs, self._pixels, tokenizer, self._statistics, cameras)
         self.action_tokens = ActionTokenizer(config.action_vocab_end, config.n_action_bins)
         self._reasoner = model.reasoner()
         self._generator = self._generator_of(model)
+        self._blocks = BlockInference(model, self._reasoner, self._generator)
+        self.in_blocks = model.weight.device.type == "cuda"
         self._weights = sum(p.numel() for layer in model.layers() for p in layer.parameters())
 
     @property
@@ -120,7 +127,9 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         """
         stages = stages or StageTimer()
         with threads_for(self._flops(batch), self.device):
-            if prefixes is not None and any(map(len, prefixes)):
+            if self.in_blocks:
+                tokens = self._blocks(batch, action_dim, stages, prefixes)
+            elif prefixes is not None and any(map(len, prefixes)):
                 prompt = self.model.prompt(batch, stages)
                 forced = [torch.from_numpy(prefix).to(prompt.embeds.device) for prefix in prefixes]
                 tokens = self._generator.continued(prompt, forced, action_dim, stages)
@@ -143,7 +152,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         """
         dim = self.model.config.inputs.proprio_dim
         state = None if dim is None else torch.zeros(1, dim)  # a question is about the scene, not the arm
-        batch = Batch(self.preprocessor([self.read.images(images)]), [self.tokenizer.question(question)], state)
+        batch = Batch(self._pixels([self.read.images(images)]), [self.tokenizer.question(question)], state)
         with threads_for(self._flops(batch), self.device):
             prompt, words = self.model.prompt(batch), self.tokenizer
             said = generate_text(self._reasoner, self.model.look_up, self._word_logits, prompt, words.eos, max_tokens)
@@ -164,7 +173,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its logits are not finite."""
-        check_image_sensitivity(self.model.config.inputs, self.preprocessor, self._first_logits)
+        check_image_sensitivity(self.model.config.inputs, self.preprocessor, self._pixels, self._first_logits)
 
     def _tokens(self, batch: Batch, action_dim: int, stages: StageTimer) -> Tensor:
         return self._generator.tokens(self.model.prompt(batch, stages), action_dim, stages)

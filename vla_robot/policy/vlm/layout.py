@@ -33,18 +33,32 @@ class Layout:
 
     parts: tuple[tuple[int, ...] | Place, ...]
 
+    @property
+    def ids(self) -> Tensor:
+        """(n,) int64 ids of all parts that are no place, in their order."""
+        return torch.tensor(
+            [each for part in self.parts if isinstance(part, tuple) for each in part], dtype=torch.int64
+        )
+
     def assemble(
-        self, look_up: Callable[[Tensor], Tensor], images: Sequence[Tensor], state: Tensor | None, text: Tensor
+        self,
+        ids: Tensor,
+        look_up: Callable[[Tensor], Tensor],
+        images: Sequence[Tensor],
+        state: Tensor | None,
+        text: Tensor,
     ) -> Tensor:
         """Return (B, S, D) rows.
 
         Args:
+            ids: `ids` of this layout, on the device of the others.
             look_up: maps (n,) ids to (n, D) embeddings.
             images: one (B, P, D) for each `Place.IMAGE`.
             state: (B, 1, D), or None without a place for it.
             text: (B, L, D) embeddings of the text.
         """
-        B, seen = len(text), iter(images)
+        B, seen, done = len(text), iter(images), 0
+        words = look_up(ids).expand(B, -1, -1)
         rows: list[Tensor] = []
         for part in self.parts:
             if part is Place.IMAGE:
@@ -53,8 +67,8 @@ class Layout:
                 assert state is not None
                 rows.append(state)
             else:
-                ids = torch.tensor(part, device=text.device)
-                rows.append(look_up(ids).expand(B, -1, -1))
+                rows.append(words[:, done : done + len(part)])
+                done += len(part)
         return torch.cat([*rows, text], dim=1)
 
     def image_columns(self, tokens: int) -> Iterator[int]:

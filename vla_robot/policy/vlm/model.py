@@ -29,6 +29,7 @@ class TransformersModel(VLAModel[VLMConfig]):
     """
 
     HEAD = "vlm.lm_head"
+    layout_ids: Tensor
 
     def __init__(self, vlm: PreTrainedModel, config: VLMConfig, layout: Layout) -> None:
         """
@@ -41,6 +42,8 @@ class TransformersModel(VLAModel[VLMConfig]):
         self.config = config
         self.vlm: Any = vlm
         self.layout = layout
+        ids = layout.ids.to(vlm.device)
+        self.register_buffer("layout_ids", ids, persistent=False)  # moves with the weights
         width = self._text.config.hidden_size
         dim = config.proprio_dim
         self.proprio_projector = None if dim is None else ProprioProjector(dim, width)
@@ -82,7 +85,9 @@ class TransformersModel(VLAModel[VLMConfig]):
         if self.proprio_projector is not None:
             assert state is not None
             token = self.state_token(state)
-        return self.layout.assemble(self.look_up, self.connect(features), token, self.look_up(input_ids))
+        return self.layout.assemble(
+            self.layout_ids, self.look_up, self.connect(features), token, self.look_up(input_ids)
+        )
 
     def state_token(self, state: Tensor) -> Tensor:
         """Return the (B, 1, D) embedding of a (B, proprio_dim) state."""

@@ -10,15 +10,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from vla_robot.core.errors import ContractError
 from vla_robot.core.image import check_image, resize
 from vla_robot.core.messages import Image
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
-from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
+from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor, Scales
 
 MAX_ASPECT_RATIO = 200
 """Largest ratio of a frame's sides; Qwen2-VL's own limit."""
@@ -100,9 +96,6 @@ class NativePreprocessor(FramePreprocessor):
         check_image(image)
         return resize(image, *self.shape(*image.shape[:2]))
 
-    def normalise(self, frames: Tensor) -> Tensor:
-        x = np.ascontiguousarray(frames.movedim(-1, -3).numpy()).astype(np.float32)  # (..., 3, H, W)
-        x /= np.float32(255)
-        x -= np.array(self.mean, np.float32)[:, None, None]
-        x /= np.array(self.std, np.float32)[:, None, None]
-        return torch.from_numpy(x)
+    @property
+    def scales(self) -> tuple[Scales, Scales]:
+        return (self.mean,), (self.std,)

@@ -23,7 +23,7 @@ from vla_robot.core.image import check_image
 from vla_robot.core.messages import Image
 from vla_robot.policy.vla.checkpoint import read_embodiment
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
-from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
+from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor, Scales
 from vla_robot.policy.vla.json_files import shown, whole
 from vla_robot.policy.vlm.square_images import HALF, image_processor_of
 
@@ -85,17 +85,15 @@ class SplitPreprocessor(FramePreprocessor):
             )
         return _resize(_resize(image, first), shape)
 
-    def normalise(self, frames: Tensor) -> Tensor:
-        """Map (..., H, W, 3) uint8 resized frames on the CPU to (..., 3 * images, edge, edge) float32."""
-        if self.grid is not None:
-            frames = torch.cat([self._parts(frames), self._whole(frames)[..., None, :, :, :]], dim=-4)
-        else:
-            frames = frames[..., None, :, :, :]  # (..., images, edge, edge, 3)
-        x = np.ascontiguousarray(frames.movedim(-1, -3).numpy()).astype(np.float32)
-        x /= np.float32(255)
-        x -= np.array(self.mean, np.float32)[:, None, None]
-        x /= np.array(self.std, np.float32)[:, None, None]
-        return torch.from_numpy(x).flatten(-4, -3)
+    @property
+    def scales(self) -> tuple[Scales, Scales]:
+        return (self.mean,), (self.std,)
+
+    def cut(self, frames: Tensor) -> Tensor:
+        """See `FramePreprocessor`: a frame's parts row by row, then all of it, in (..., images, edge, edge, 3)."""
+        if self.grid is None:
+            return super().cut(frames)
+        return torch.cat([self._parts(frames), self._whole(frames)[..., None, :, :, :]], dim=-4)
 
     def _parts(self, frames: Tensor) -> Tensor:
         """Return the (..., rows * columns, edge, edge, 3) parts of frames, row by row."""

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models.plain_inference import Baseline
 from vla_robot.core.messages import Observation
+from vla_robot.policy.openvla.engine import compiled as compiled_inference
 from vla_robot.policy.openvla.engine.compiled import CompiledInference
 from vla_robot.policy.openvla.engine.cost import costs
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
@@ -95,6 +96,26 @@ def test_the_compiled_graph_gives_the_same_actions_and_leaves_ragged_batches_alo
                 np.testing.assert_array_equal(ours.actions, expected.actions)
                 assert ours.actions.shape == (4, DIMS)
                 assert stage in ours.stages_ms
+
+
+def test_more_shapes_than_are_compiled_run_uncompiled(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch's own limit, of all policies of a process together, is one shape here. Graphs are traced, not compiled."""
+    compiler = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda work, **others: compiler(work, dynamic=False, fullgraph=True, backend="eager")
+    )
+    monkeypatch.setattr(compiled_inference, "SHAPES", 2)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    eager, compiled = load(tiny_folder), load(tiny_folder, compiled=True)
+    for rows, stage in ((1, "inference"), (2, "inference"), (3, "decode"), (4, "decode"), (1, "inference")):
+        seen = observations(eager, ["lift the red cube"] * rows)
+        for ours, expected in zip(compiled.act(seen), eager.act(seen), strict=True):
+            np.testing.assert_array_equal(ours.actions, expected.actions)
+            assert stage in ours.stages_ms
+    said = [record.getMessage() for record in caplog.records if record.name == compiled_inference.__name__]
+    assert len(said) == 1 and said[0].startswith("2 shapes of batches are compiled; a batch of 3 prompts")
 
 
 def test_compiling_without_a_compiler_names_the_fix(tiny: OpenVLAPolicy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,8 @@ from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
-from vla_robot.policy.vla.sequence.ragged import PaddedSequence
+from vla_robot.policy.vla.sequence.columns import at_columns, put_at
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence
 
 
 def build_text(config: OpenVLAConfig) -> Any:
@@ -94,6 +95,14 @@ class Cache:
     visible: Tensor
     padding: Tensor | None
     filled: int = 0
+
+
+@dataclass(frozen=True)
+class RowMemory:
+    """Keys and values of rows that are padded at the right: one (B, Hkv, S, hd) each per layer."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
 
 
 class Decoder:
@@ -171,6 +180,37 @@ class Decoder:
             x = self._finish(layer, x, self._attend(q, keys[:, :, :end], values[:, :, :end], mask, causal=whole))
         return _rms_norm(x, self._norm, self._eps)
 
+    def read_rows(self, rows: RaggedSequence, wanted: Tensor) -> tuple[Tensor, RowMemory]:
+        """See `Reasoner`. Raises ContractError for more columns than the model has positions."""
+        x = rows.embeds
+        S = x.shape[1]
+        self._require_positions(S)
+        cos, sin = self._cos[:S], self._sin[:S]
+        memory = RowMemory([], [])
+        for layer in self._layers:
+            q, k, v = self._qkv(layer, x, cos, sin)
+            memory.keys.append(k.contiguous())
+            memory.values.append(v.contiguous())
+            if layer is self._layers[-1]:  # only the wanted tokens leave the last layer
+                q, x = at_columns(q, wanted), at_columns(x, wanted)
+                attended = self._attend(q, k, v, _causal(wanted, S))
+            else:
+                attended = self._attend(q, k, v, causal=True)
+            x = self._finish(layer, x, attended)
+        return _rms_norm(x, self._norm, self._eps), memory
+
+    def read_at(self, embeds: Tensor, slots: Tensor, memory: RowMemory) -> Tensor:
+        """See `Reasoner`."""
+        cos, sin = self._cos[slots][:, None], self._sin[slots][:, None]  # (B, 1, n, hd)
+        visible = _causal(slots, memory.keys[0].shape[2])
+        x = embeds
+        for layer, keys, values in zip(self._layers, memory.keys, memory.values, strict=True):
+            q, k, v = self._qkv(layer, x, cos, sin)
+            put_at(keys, slots, k)
+            put_at(values, slots, v)
+            x = self._finish(layer, x, self._attend(q, keys, values, visible))
+        return _rms_norm(x, self._norm, self._eps)
+
     def bidirectional(self, embeds: Tensor, lengths: Tensor) -> Tensor:
         """Read a sequence in which every token attends to every other; only padding is hidden.
 
@@ -231,6 +271,11 @@ class Decoder:
         x = x + linear(attended, layer.out)
         gate, up = linear(_rms_norm(x, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
         return x + linear(silu(gate) * up, layer.down)
+
+
+def _causal(slots: Tensor, keys: int) -> Tensor:
+    """Return (B, 1, n, keys) bool: whether the tokens of (B, n) slots attend to a key."""
+    return (torch.arange(keys, device=slots.device) <= slots[..., None])[:, None]
 
 
 def _visible(slots: int, padding: Tensor | None, device: torch.device) -> Tensor:

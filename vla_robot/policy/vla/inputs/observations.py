@@ -20,6 +20,7 @@ from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, normalise
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
+from vla_robot.policy.vla.inputs.upload import Pixels
 from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
@@ -49,7 +50,7 @@ class Batch:
     """Inputs of the model.
 
     Attributes:
-        pixels: (B, N, C, S, S) float32, squared and normalised.
+        pixels: (B, N, C, S, S) float32, squared and normalised; in main memory or on the model's device.
         prompts: B arrays of int64 ids of any lengths, BOS first.
         state: (B, proprio_dim) float32 in [-1, 1], or None for a policy without proprioception.
     """
@@ -80,7 +81,7 @@ class ObservationReader[T: PromptIds]:
     def __init__(
         self,
         sizes: InputSizes,
-        preprocessor: FramePreprocessor,
+        pixels: Pixels,
         tokenizer: T | None,
         statistics: Statistics,
         cameras: Sequence[str] = (),
@@ -88,13 +89,13 @@ class ObservationReader[T: PromptIds]:
         """
         Args:
             sizes: sizes of the model's inputs.
-            preprocessor: turns frames into tower inputs.
+            pixels: turns frames into tower inputs.
             tokenizer: turns instructions into ids, or None for a checkpoint without one.
             statistics: normalise the state.
             cameras: names in the order of the model's images; empty takes all of an observation, sorted by name.
         """
         self._sizes = sizes
-        self._preprocessor = preprocessor
+        self._pixels = pixels
         self._tokenizer = tokenizer
         self._statistics = statistics
         self._cameras = tuple(cameras)
@@ -119,7 +120,7 @@ class ObservationReader[T: PromptIds]:
         require_observations(observations)
         images = [self.images(o.images) for o in observations]
         prompts = [self.tokenizer(o.instruction) for o in observations]
-        return Batch(self._preprocessor(images), prompts, self._state(observations, keys))
+        return Batch(self._pixels(images), prompts, self._state(observations, keys))
 
     def images(self, seen: Mapping[str, Image]) -> list[Image]:
         """Return the frames that the model reads, in its order, from frames by camera name.
@@ -192,12 +193,13 @@ def chunks_of(
 
     `conditions`: whether the actions were generated after the observation's committed actions.
     """
+    stages_ms = stages.ms  # waits for the device
     return [
         ActionChunk(
             actions=rows,
             stamp_ns=o.stamp_ns,
             step=o.step,
-            stages_ms=stages.ms,
+            stages_ms=stages_ms,
             conditioned=conditions and o.committed is not None,
         )
         for rows, o in zip(actions, observations, strict=True)
@@ -205,7 +207,7 @@ def chunks_of(
 
 
 def check_image_sensitivity(
-    sizes: InputSizes, preprocessor: FramePreprocessor, answer: Callable[[Batch], Tensor]
+    sizes: InputSizes, preprocessor: FramePreprocessor, pixels: Pixels, answer: Callable[[Batch], Tensor]
 ) -> None:
     """Raise CheckpointError unless a black image and one of noise give different answers.
 
@@ -213,7 +215,8 @@ def check_image_sensitivity(
 
     Args:
         sizes: sizes of the model's inputs.
-        preprocessor: turns frames into tower inputs.
+        preprocessor: knows the shape of a frame.
+        pixels: turns frames into tower inputs on the model's device.
         answer: maps a batch of two rows to (2, ...) logits or actions.
     """
     # Gemma 4 without a tower normalises each patch, so that a black and a white one are the same to it.
@@ -224,7 +227,7 @@ def check_image_sensitivity(
     state = None if sizes.proprio_dim is None else torch.zeros(2, sizes.proprio_dim)
     try:
         with torch.inference_mode():
-            dark, noisy = answer(Batch(preprocessor(frames), [ids, ids], state))
+            dark, noisy = answer(Batch(pixels(frames), [ids, ids], state))
     except PolicyError as error:
         raise CheckpointError(f"self-test failed: {error}") from error
     if torch.equal(dark, noisy):
@@ -254,8 +257,8 @@ def require_fit(batch: Batch, sizes: InputSizes) -> None:
 
 def pad_right(prompts: Sequence[NDArray[np.int64]], pad_id: int) -> tuple[Tensor, Tensor]:
     """Pad prompts of different lengths at the right: return (B, L) int64 ids and (B,) lengths."""
-    lengths = torch.tensor([len(p) for p in prompts])
-    padded = np.full((len(prompts), int(lengths.max())), pad_id, dtype=np.int64)
+    lengths = [len(prompt) for prompt in prompts]
+    padded = np.full((len(prompts), max(lengths)), pad_id, dtype=np.int64)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
-    return torch.from_numpy(padded), lengths
+    return torch.from_numpy(padded), torch.tensor(lengths)

@@ -27,6 +27,8 @@ from vla_robot.core.messages import Image
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, preprocessed
 from vla_robot.policy.vla.json_files import read_json
 
+type Scales = tuple[tuple[float, float, float], ...]
+
 
 class FramePreprocessor(ABC):
     """Turns frames of a camera into what a model perceives: resized, then normalised."""
@@ -39,16 +41,38 @@ class FramePreprocessor(ABC):
     def resized(self, image: Image) -> Image:
         """Return a (H, W, 3) uint8 frame resized to `shape`. Raises ContractError for another shape or dtype."""
 
+    @property
     @abstractmethod
+    def scales(self) -> tuple[Scales, Scales]:
+        """Means and standard deviations, each (towers, 3), by RGB channel in [0, 1]."""
+
+    def cut(self, frames: Tensor) -> Tensor:
+        """Cut (..., H, W, 3) uint8 resized frames on the CPU into (..., images, h, w, 3); by default into one each."""
+        return frames.unsqueeze(-4)
+
     def normalise(self, frames: Tensor) -> Tensor:
-        """Map (..., H, W, 3) uint8 resized frames on the CPU to (..., C, H, W) float32."""
+        """Map (..., H, W, 3) uint8 resized frames on the CPU to (..., C, h, w) float32, C = 3 * images * towers.
+
+        numpy uses one core here. torch splits even this work among threads; while another program used one of
+        the cores, three operations of 0.1 ms each waited 6 ms for their other half.
+        """
+        means, stds = (np.array(scale, np.float32)[..., None, None] for scale in self.scales)
+        x = np.ascontiguousarray(self.cut(frames).movedim(-1, -3).numpy()).astype(np.float32)  # (..., images, 3, h, w)
+        x /= np.float32(255)
+        y = x[..., None, :, :, :] - means  # (..., images, towers, 3, h, w)
+        y /= stds
+        return torch.from_numpy(y).flatten(-5, -3)
 
     @abstractmethod
     def after(self, image_preprocessing: str) -> FramePreprocessor:
         """Return this one, after one of `image_preprocessing.PREPROCESSINGS`. Raises ContractError if it cannot be."""
 
     def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
-        """Return frames, given by row and camera, as (B, N, C, H, W) float32.
+        """Return frames, given by row and camera, as (B, N, C, h, w) float32. Raises ContractError as `stacked`."""
+        return self.normalise(self.stacked(images))
+
+    def stacked(self, images: Sequence[Sequence[Image]]) -> Tensor:
+        """Return frames, given by row and camera, as (B, N, H, W, 3) uint8, resized.
 
         Raises:
             ContractError: frames of one batch have different sizes after resizing.
@@ -60,7 +84,7 @@ class FramePreprocessor(ABC):
                 f"the frames of a batch have different sizes after resizing: {sorted(sizes)}; give all cameras one "
                 "aspect ratio."
             )
-        return self.normalise(torch.from_numpy(np.stack([np.stack(row) for row in frames])))
+        return torch.from_numpy(np.stack([np.stack(row) for row in frames]))
 
 
 @dataclass(frozen=True)
@@ -153,17 +177,9 @@ class Preprocessor(FramePreprocessor):
             return _resize_crop(image, self.size)
         return resize(image, self.size, self.size)
 
-    def normalise(self, frames: Tensor) -> Tensor:
-        """Map (..., S, S, 3) uint8 frames on the CPU to (..., 3 * towers, S, S) float32.
-
-        numpy uses one core here. torch splits even this work among threads; while another program used one of
-        the cores, three operations of 0.1 ms each waited 6 ms for their other half.
-        """
-        x = np.ascontiguousarray(frames.movedim(-1, -3).numpy()).astype(np.float32)  # (..., 3, S, S)
-        x /= np.float32(255)
-        y = x[..., None, :, :, :] - np.array(self.means, np.float32)[..., None, None]  # (..., towers, 3, S, S)
-        y /= np.array(self.stds, np.float32)[..., None, None]
-        return torch.from_numpy(y).flatten(-4, -3)
+    @property
+    def scales(self) -> tuple[Scales, Scales]:
+        return self.means, self.stds
 
 
 def _letterbox_fill(mean: tuple[float, float, float]) -> tuple[int, int, int]:

@@ -52,15 +52,19 @@ class Draft:
 
     @property
     def settled(self) -> bool:
-        """Whether the model's tokens are those guessed. Waits for the device."""
-        return torch.equal(self.said[:, :-1], self.guess)
+        """Whether the model's tokens are those guessed. Waits for the device, once. Raises PolicyError as `tokens`."""
+        return is_settled(outcome(self.said, self.guess, self.finite))
 
 
 type Corrects = Callable[[Draft], Draft]
 
 
 class Generator:
-    """Decodes action tokens greedily."""
+    """Decodes action tokens greedily.
+
+    Attributes:
+        first_id: smallest action id.
+    """
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class Generator:
             soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap), as Gemma 2 and 4 do.
         """
         self._reasoner = reasoner
-        self._first_id = first_id
+        self.first_id = first_id
         self._embeddings = embeddings
         self._head = head
         self._chunk = chunk
@@ -114,11 +118,10 @@ class Generator:
         Raises:
             PolicyError: a logit is not finite.
         """
-        longer = prompt.followed_by([self._embeddings[prefix - self._first_id] for prefix in prefixes])
+        longer = prompt.followed_by([self._embeddings[prefix - self.first_id] for prefix in prefixes])
         left = count - min(map(len, prefixes))
         said = self._greedy(longer, left, self.action_dim(count), stages or StageTimer())
-        # Rows with longer prefixes have generated more tokens than needed.
-        return torch.stack([torch.cat([p, row])[:count] for p, row in zip(prefixes, said, strict=True)])
+        return after_prefixes(prefixes, said, count)
 
     def _greedy(self, prompt: RaggedSequence, count: int, action_dim: int, stages: StageTimer) -> Tensor:
         draft = self.begin(prompt.padded_left(), count, min(action_dim, count))
@@ -143,13 +146,25 @@ class Generator:
         """
         embeds = prompt.embeds
         cache = self._reasoner.start(prompt, embeds.shape[1] + count - 1)
-        guess = torch.full((len(embeds), action_dim - 1), len(self._head) // 2, device=embeds.device)
-        return self._read(embeds, guess, cache)
+        return self._read(embeds, self.first_guess(len(embeds), action_dim - 1), cache)
+
+    def first_guess(self, rows: int, tokens: int) -> Tensor:
+        """Return (rows, tokens) rows of the action vocabulary: the arm stays where it is."""
+        return torch.full((rows, tokens), len(self._head) // 2, device=self._head.device)
+
+    def look_up(self, said: Tensor) -> Tensor:
+        """Return (..., D) embeddings of (...) rows of the action vocabulary."""
+        return self._embeddings[said]
+
+    def say(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (B, n) next tokens after (B, n, D) hidden states, and () bool whether their logits are finite."""
+        logits = capped(linear(hidden, self._head), self._soft_cap)
+        return logits.argmax(dim=-1), torch.isfinite(logits).all()
 
     def correct(self, draft: Draft) -> Draft:
         """Run one more pass whose guess is the model's last answer."""
         guess, cache = draft.said[:, :-1], draft.cache
-        said, finite = self._say(self._embeddings[guess], cache, guess.shape[1])
+        said, finite = self.say(self._reasoner.read(self.look_up(guess), cache, guess.shape[1]))
         return Draft(guess, torch.cat([draft.said[:, :1], said], dim=1), draft.finite & finite, cache)
 
     def complete(
@@ -176,15 +191,19 @@ class Generator:
             draft = self._next(actions[-1], draft.cache, min(action_dim, count - done))
             stages.passes += 1
             actions.append(self._settle(draft, stages, self.correct))
-        return torch.cat(actions, dim=1) + self._first_id
+        return self.ids(torch.cat(actions, dim=1))
+
+    def ids(self, said: Tensor) -> Tensor:
+        """Return the token ids of (...) rows of the action vocabulary."""
+        return said + self.first_id
 
     def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects) -> Tensor:
-        for _ in range(draft.guess.shape[1]):  # so many passes make all tokens right
+        for _ in range(draft.guess.shape[1]):
             if draft.settled:
-                break
+                return draft.said
             draft = correct(draft)
             stages.passes += 1
-        require_finite(draft.finite)
+        require_finite(draft.finite)  # so many passes made all tokens right
         return draft.said
 
     def _next(self, action: Tensor, cache: Slots, tokens: int) -> Draft:
@@ -195,24 +214,16 @@ class Generator:
     def _read(self, before: Tensor, guess: Tensor, cache: Slots) -> Draft:
         """Read (B, S, D) certain embeddings and (B, n) guessed tokens in one pass."""
         embeds = torch.cat([before, self._embeddings[guess]], dim=1)
-        said, finite = self._say(embeds, cache, guess.shape[1] + 1)
+        said, finite = self.say(self._reasoner.read(embeds, cache, guess.shape[1] + 1))
         cache.filled += before.shape[1]
         return Draft(guess, said, finite, cache)
-
-    def _say(self, embeds: Tensor, cache: Slots, keep: int) -> tuple[Tensor, Tensor]:
-        """Return the (B, keep) next tokens after the last ones of (B, n, D), and () bool whether logits are finite."""
-        logits = self._logits(self._reasoner.read(embeds, cache, keep))
-        return logits.argmax(dim=-1), torch.isfinite(logits).all()
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """Return (B, n, 256) logits of (B, n, D) hidden states."""
-        return capped(linear(hidden, self._head), self._soft_cap)
 
     def first_logits(self, prompt: RaggedSequence) -> Tensor:
         """Return (B, 256) logits of the first generated action token. Raises PolicyError like `tokens`."""
         padded = prompt.padded_left()
         cache = self._reasoner.start(padded, padded.embeds.shape[1])
-        logits = self._logits(self._reasoner.read(padded.embeds, cache, keep=1)).squeeze(1)
+        hidden = self._reasoner.read(padded.embeds, cache, keep=1).squeeze(1)
+        logits = capped(linear(hidden, self._head), self._soft_cap)
         require_finite(torch.isfinite(logits).all())
         return logits
 
@@ -256,12 +267,37 @@ def generate_text(
         embeds = look_up(said[-1])[None]
 
 
+def after_prefixes(prefixes: Sequence[Tensor], said: Tensor, count: int) -> Tensor:
+    """Return (B, count) ids: B prefixes, each followed by its row of `said`, whose last tokens may not be needed."""
+    return torch.stack([torch.cat([p, row])[:count] for p, row in zip(prefixes, said, strict=True)])
+
+
 def capped(logits: Tensor, soft_cap: float | None) -> Tensor:
     """Return the logits after a soft cap, if there is one."""
     return logits if soft_cap is None else soft_cap * torch.tanh(logits / soft_cap)
 
 
+OPEN, SETTLED, BROKEN = 0, 1, 2
+"""Outcomes of a pass: a token changed, none changed, a logit is not finite."""
+
+
+def outcome(said: Tensor, guess: Tensor, finite: Tensor) -> Tensor:
+    """Return the () int64 outcome of a pass over (B, n) guessed tokens that said (B, n + 1), on their device."""
+    return torch.where(finite, (said[:, :-1] == guess).all(), BROKEN)
+
+
+def is_settled(outcome: Tensor) -> bool:
+    """Read an outcome: whether no token changed. Raises PolicyError for BROKEN."""
+    read = int(outcome)
+    if read == BROKEN:
+        raise PolicyError(NOT_FINITE)
+    return read == SETTLED
+
+
+NOT_FINITE = "the policy's logits are not finite: the checkpoint or its input is damaged."
+
+
 def require_finite(finite: Tensor) -> None:
     """Raise PolicyError unless the () bool is true."""
     if not finite:
-        raise PolicyError("the policy's logits are not finite: the checkpoint or its input is damaged.")
+        raise PolicyError(NOT_FINITE)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from vla_robot.policy.vla.sequence.ragged import PaddedSequence
+from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence
 
 
 class Slots(Protocol):
@@ -40,5 +40,32 @@ class Reasoner[S: Slots](Protocol):
 
         Returns:
             (B, keep, D) normed hidden states.
+        """
+        ...
+
+    def read_rows(self, rows: RaggedSequence, wanted: Tensor) -> tuple[Tensor, Any]:
+        """Read whole rows as they are padded, at the right; no shape depends on their lengths, and nothing is read.
+
+        What follows a row in its slots is seen by no token of it, since attention is causal after the prompt.
+
+        Args:
+            rows: (B, S, D), with as many columns as prompt and answer take together; lengths are not used.
+            wanted: (B, w) int64 columns whose hidden states are returned.
+
+        Returns:
+            (B, w, D) normed hidden states, and the memory for `read_at`.
+        """
+        ...
+
+    def read_at(self, embeds: Tensor, slots: Tensor, memory: Any) -> Tensor:
+        """Read tokens into slots that may differ by row; their keys and values replace those that were there.
+
+        Args:
+            embeds: (B, n, D).
+            slots: (B, n) int64, consecutive in each row.
+            memory: from `read_rows`.
+
+        Returns:
+            (B, n, D) normed hidden states.
         """
         ...

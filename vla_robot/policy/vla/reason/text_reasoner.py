@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from vla_robot.core.errors import ContractError
+from vla_robot.policy.vla.sequence.columns import at_columns, put_at
 from vla_robot.policy.vla.sequence.masks import FULL, SLIDING, MaskRule, additive
 from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence, next_position
 
@@ -61,6 +62,29 @@ class SlotCache(Cache):
         return self.filled
 
 
+class RowCache(SlotCache):
+    """Keys and values of whole rows; tokens that are read later replace those in their slots.
+
+    Attributes:
+        slots: (B, n) int64 slots of the next tokens; None while whole rows are read.
+    """
+
+    slots: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store (B, Hkv, n, hd) of `slots`, or of all; return (B, Hkv, S, hd) of all."""
+        if self.slots is None:
+            self._memory[layer_idx] = key_states.contiguous(), value_states.contiguous()
+        memory = self._memory[layer_idx]
+        assert memory is not None
+        if self.slots is not None:
+            put_at(memory[0], self.slots, key_states)
+            put_at(memory[1], self.slots, value_states)
+        return memory
+
+
 class TextReasoner:
     """A text module of transformers (Llama, Gemma, Qwen2, Qwen2-VL ...) as a reasoner."""
 
@@ -90,12 +114,7 @@ class TextReasoner:
 
     def start(self, prompt: PaddedSequence, slots: int) -> SlotCache:
         """See `Reasoner`."""
-        known = self._config.max_position_embeddings
-        if slots > known:
-            raise ContractError(
-                f"the sequence has {slots} tokens, but the language model has {known} positions; "
-                "use a shorter instruction or fewer cameras."
-            )
+        self._require_positions(slots)
         return SlotCache(self._config.num_hidden_layers, self._masks(prompt, slots), self._positions(prompt, slots))
 
     def read(self, embeds: Tensor, cache: SlotCache, keep: int) -> Tensor:
@@ -105,11 +124,37 @@ class TextReasoner:
         hidden = self._run(embeds, masks, cache.positions[..., start:end], past_key_values=cache, use_cache=True)
         return hidden[:, -keep:]
 
+    def read_rows(self, rows: RaggedSequence, wanted: Tensor) -> tuple[Tensor, RowCache]:
+        """See `Reasoner`. Raises ContractError as `start`."""
+        S = rows.embeds.shape[1]
+        self._require_positions(S)
+        prompt = PaddedSequence(rows.embeds, None, rows.blocks, rows.positions)
+        cache = RowCache(self._config.num_hidden_layers, self._masks(prompt, S), self._positions(prompt, S))
+        hidden = self._run(rows.embeds, cache.masks, cache.positions, past_key_values=cache, use_cache=True)
+        return at_columns(hidden, wanted), cache
+
+    def read_at(self, embeds: Tensor, slots: Tensor, memory: RowCache) -> Tensor:
+        """See `Reasoner`."""
+        B = len(slots)
+        memory.slots = slots
+        masks = {kind: at_columns(mask.expand(B, -1, -1, -1), slots) for kind, mask in memory.masks.items()}
+        positions = memory.positions.expand(*memory.positions.shape[:-2], B, -1)
+        positions = positions.gather(-1, slots.expand(*positions.shape[:-2], -1, -1))
+        return self._run(embeds, masks, positions, past_key_values=memory, use_cache=True)
+
     def whole(self, rows: RaggedSequence) -> Tensor:
         """Return the (B, S, D) normed hidden states of whole rows without a cache, for training."""
         S = rows.embeds.shape[1]
         prompt = PaddedSequence(rows.embeds, None, rows.blocks, rows.positions)
         return self._run(rows.embeds, self._masks(prompt, S), self._positions(prompt, S), use_cache=False)
+
+    def _require_positions(self, slots: int) -> None:
+        known = self._config.max_position_embeddings
+        if slots > known:
+            raise ContractError(
+                f"the sequence has {slots} tokens, but the language model has {known} positions; "
+                "use a shorter instruction or fewer cameras."
+            )
 
     def _run(self, embeds: Tensor, masks: Mapping[str, Tensor], positions: Tensor, **others: Any) -> Tensor:
         mask = masks if self._by_kind else masks[FULL]

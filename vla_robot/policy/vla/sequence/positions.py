@@ -39,31 +39,32 @@ class ImageSpan:
         return self.begin + self.rows * self.columns
 
 
-def mrope(length: int, images: Sequence[ImageSpan]) -> Tensor:
-    """Return (3, length) int64 positions of one row.
+def mrope(length: int, images: Sequence[ImageSpan], device: torch.device | None = None) -> Tensor:
+    """Return (3, length) int64 positions of one row, made on a device.
 
     Args:
         length: number of tokens of the row.
         images: spans in their order, with at least one other token between two of them.
+        device: where they are made; None for main memory.
     """
     parts: list[Tensor] = []
     column = position = 0
     for image in images:
-        parts.append(_text(position, image.begin - column))
+        parts.append(_text(position, image.begin - column, device))
         position += image.begin - column
-        parts.append(position + _grid(image.rows, image.columns))
+        parts.append(position + _grid(image.rows, image.columns, device))
         position += max(image.rows, image.columns)
         column = image.end
-    parts.append(_text(position, length - column))
+    parts.append(_text(position, length - column, device))
     return torch.cat(parts, dim=1)
 
 
-def _text(begin: int, count: int) -> Tensor:
-    return torch.arange(begin, begin + count).expand(3, -1)
+def _text(begin: int, count: int, device: torch.device | None) -> Tensor:
+    return torch.arange(begin, begin + count, device=device).expand(3, -1)
 
 
-def _grid(rows: int, columns: int) -> Tensor:
+def _grid(rows: int, columns: int, device: torch.device | None) -> Tensor:
     """Return (3, rows * columns) positions, row by row; the time is 0."""
-    height = torch.arange(rows).repeat_interleave(columns)
-    width = torch.arange(columns).repeat(rows)
+    height = torch.arange(rows, device=device)[:, None].expand(-1, columns).flatten()
+    width = torch.arange(columns, device=device).repeat(rows)
     return torch.stack([torch.zeros_like(height), height, width])

@@ -9,7 +9,7 @@ padded at the left            [BOS][image][text] as they are read: all rows end 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,24 +35,27 @@ class RaggedSequence:
 
     def followed_by(self, more: Sequence[Tensor]) -> RaggedSequence:
         """Return the rows with B of (n, D) causal tokens after them, any n."""
-        counts = torch.tensor([len(row) for row in more])
-        added = int(counts.max())
-        embeds = pad(self.embeds, (0, 0, 0, added))
-        for index, row in enumerate(more):
-            end = int(self.lengths[index])
-            embeds[index, end : end + len(row)] = row
-        blocks = None if self.blocks is None else pad(self.blocks, (0, added))
-        positions = None if self.positions is None else self._counted_on(self.positions, added)
-        return RaggedSequence(embeds, self.lengths + counts, blocks, positions)
+        counts = [len(row) for row in more]
+        wide = self.widened(self.embeds.shape[1] + max(counts))
+        for index, (row, end) in enumerate(zip(more, self.lengths.tolist(), strict=True)):
+            wide.embeds[index, end : end + len(row)] = row
+        return replace(wide, lengths=self.lengths + torch.tensor(counts))
 
     def _counted_on(self, positions: Tensor, added: int) -> Tensor:
         """Return `positions` with `added` more columns, which count on from each row's largest position."""
+        lengths = self.lengths.to(positions.device)[:, None, None]
         column = torch.arange(positions.shape[-1] + added, device=positions.device)
         longer = pad(positions, (0, added))
-        for index, length in enumerate(self.lengths.tolist()):
-            after = column - length + next_position(positions[index, :, :length])
-            longer[index] = torch.where(column < length, longer[index], after)
-        return longer
+        after = next_position(longer.masked_fill(column >= lengths, -1))[:, None, None]
+        return torch.where(column < lengths, longer, after + column - lengths)
+
+    def widened(self, columns: int) -> RaggedSequence:
+        """Return the rows in a block of `columns` columns; positions of what may follow them count on."""
+        added = columns - self.embeds.shape[1]
+        embeds = pad(self.embeds, (0, 0, 0, added))
+        blocks = None if self.blocks is None else pad(self.blocks, (0, added))
+        positions = None if self.positions is None else self._counted_on(self.positions, added)
+        return RaggedSequence(embeds, self.lengths, blocks, positions)
 
     def padded_left(self) -> PaddedSequence:
         """Return the same rows, all ending in the last slot."""

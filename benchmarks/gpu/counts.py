@@ -1,0 +1,167 @@
+"""What an inference starts on a GPU, counted with fake tensors: `python -m benchmarks.gpu.counts`.
+
+reads    the program stops until the GPU has finished
+copies   between main memory and the GPU
+kernels  what the GPU is asked to start, by stage; a small batch in eager mode takes as long as its kernels are many
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.fake_cuda import Answer, FakeCuda, Tally
+from vla_robot.core.messages import Observation
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.openvla.prompt import PromptTokenizer
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+from vla_robot.policy.vla.policy import AnyVLAPolicy
+
+SEVEN_BILLION: Mapping[str, Any] = {
+    "model_type": "openvla",
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+    "image_sizes": [224, 224],
+    "image_resize_strategy": "resize-naive",
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 32064,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 32000,
+    },
+}
+"""config.json of openvla-7b, as far as it says sizes."""
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A fake inference.
+
+    Attributes:
+        rows: observations of the batch.
+        corrections: passes over the guessed answer until it is settled.
+        ragged: whether the prompts have different lengths.
+    """
+
+    rows: int = 1
+    corrections: int = 1
+    ragged: bool = False
+
+    def answers(self) -> dict[str, Answer]:
+        """Return what the functions that read a number are told."""
+        return {
+            "is_settled": after(self.corrections),
+            "padded_left": self.ragged,
+            "check_image_sensitivity": False,
+        }
+
+
+def after(corrections: int) -> Callable[[], bool]:
+    """Return a function that says False so many times, then True, and begins again."""
+    asked = 0
+
+    def settled() -> bool:
+        nonlocal asked
+        asked = 0 if asked == corrections else asked + 1
+        return asked == 0
+
+    return settled
+
+
+def nano(folder: Path, dtype: str = "bfloat16") -> OpenVLAPolicy:
+    """Load the shipped policy on the fake device; its self-test runs too."""
+    return load(folder, dtype, "cuda", statistics_key="lift")
+
+
+def seven_billion(gpu: FakeCuda, tokenizer: PromptTokenizer, **ours: Any) -> OpenVLAPolicy:
+    """Return a policy of openvla-7b's sizes in bfloat16 on the fake device.
+
+    Args:
+        gpu: the device.
+        tokenizer: of any policy; only the number of ids matters.
+        ours: keys of our block in config.json, such as `num_images`.
+    """
+    config = OpenVLAConfig.from_dict({**SEVEN_BILLION, **({"vla_robot": ours} if ours else {})}, "openvla-7b")
+    with torch.device("meta"):
+        model = OpenVLA(config)
+    model = gpu.move(model, torch.bfloat16).requires_grad_(False).eval()
+    return OpenVLAPolicy(model, Preprocessor(224, "resize-naive", HALF, HALF), tokenizer, {})
+
+
+def observations(policy: AnyVLAPolicy, drive: Drive, size: tuple[int, int] = (84, 84)) -> list[Observation]:
+    """Return black frames of a size [px] for each camera, and instructions of one length or of three."""
+    cameras = [c.name for c in policy.embodiment.cameras] if policy.embodiment else ["front"]
+    frames = {name: np.zeros((*size, 3), np.uint8) for name in cameras}
+    state = np.zeros(policy.model.config.inputs.proprio_dim or 0)
+    texts = ["lift the red cube", "lift", "lift the red cube and the can"] if drive.ragged else ["lift the red cube"]
+    return [Observation(frames, state, texts[row % len(texts)], 0, 0) for row in range(drive.rows)]
+
+
+def infer(gpu: FakeCuda, policy: AnyVLAPolicy, seen: Sequence[Observation], tokens: int = 7) -> None:
+    """Read observations and generate their answers; the stages begin anew."""
+    gpu.lap("before")
+    gpu.stages.clear()
+    stages = gpu.timer()
+    batch = policy.read(seen)
+    stages.lap("preprocess")
+    policy.generate(batch, tokens, stages)
+
+
+def row_of(gpu: FakeCuda) -> dict[str, int]:
+    """Return the counts of an inference as a row of a table."""
+    total, repeated = gpu.total(), gpu.repeated
+    return {
+        "reads": total.reads.total(),
+        "copies up": total.copies["cpu->cuda"],
+        "copies down": total.copies["cuda->cpu"],
+        "bytes up": total.uploaded_bytes,
+        "calls": total.kernels.total(),
+        "kernels": total.kernels.total() - total.kernels["graph"] + repeated.kernels.total(),
+        "masks": sum(tally.masks.total() - tally.masks["none"] for tally in (total, repeated)),
+    }
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, int]]:
+    """Return the rows of all cases, on a fake device."""
+    rows: dict[str, dict[str, int]] = {}
+    for large in (False, True):
+        with FakeCuda(Drive().answers()) as gpu:
+            policy = nano(folder)
+            policy = seven_billion(gpu, policy.tokenizer) if large else policy
+        for drive in (Drive(), Drive(rows=16, ragged=True)):
+            for in_blocks in (False, True):
+                policy.in_blocks = in_blocks
+                with FakeCuda(drive.answers(), mode=gpu.mode) as here:
+                    if in_blocks:
+                        infer(here, policy, observations(policy, drive))  # makes the block
+                        here.repeated = Tally()
+                    infer(here, policy, observations(policy, drive))
+                model, ragged = "7B" if large else "nano", " ragged" if drive.ragged else ""
+                how = "blocks" if in_blocks else "eager"
+                rows[f"{model}, {drive.rows}{ragged}, {how}"] = row_of(here)
+    return rows
+
+
+def table(rows: Mapping[str, Mapping[str, int]]) -> str:
+    """Return the rows as Markdown."""
+    names = list(next(iter(rows.values())))
+    lines = [f"| | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
+    lines += [f"| {case} | {' | '.join(f'{row[name]:,}' for name in names)} |" for case, row in rows.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table(rows_of(Path(sys.argv[1] if len(sys.argv) > 1 else "policies/openvla_nano"))))

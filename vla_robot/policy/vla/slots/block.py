@@ -1,0 +1,117 @@
+"""A block: the memory of one size of inference, and the four steps that work on it.
+
+    see       pixels --perceive--> features
+    begin     features, text, state, given tokens --align--> rows --> tokens that follow a first guess
+    correct   the tokens of the last pass are the guess of this one, in the same slots
+    advance   the action is settled; the next one is guessed to be the same
+
+    columns   [BOS][image][text][given][guess]    padding        each row ends where it ends
+              [BOS][image][text][text][guess]     padding
+
+After the prompt attention is causal: no token sees the padding behind it, so no mask depends on a length. Each pass
+leaves one number, its `outcome`, for the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vla_robot.policy.vla.model import VLAModel
+from vla_robot.policy.vla.reason.generate import Generator, outcome
+from vla_robot.policy.vla.reason.reasoner import Reasoner
+from vla_robot.policy.vla.sequence.columns import put_at
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence
+from vla_robot.policy.vla.slots.recorded import recorded
+from vla_robot.policy.vla.slots.sizes import BlockSize
+
+
+class Block:
+    """Inference of one size. Its steps return nothing; they read and write its tensors.
+
+    Attributes:
+        size: the size.
+        pixels: (B, N, C, H, W), in the model's precision.
+        ids: (B, L) int64 text, padded at the right.
+        state: (B, P), or None for a policy without proprioception.
+        lengths: (B,) int64 tokens of each text.
+        given: (B, G) int64 tokens with which the answers begin; those behind `counts` are unused.
+        counts: (B,) int64 given tokens of each row.
+        said: (B, D) int64 tokens of the action, as rows of the action vocabulary.
+        outcome: () int64 of the last pass, see `generate.outcome`.
+        steps: "see", "begin", "correct" and "advance", recorded where the device can.
+    """
+
+    def __init__(self, size: BlockSize, model: VLAModel[Any], reasoner: Reasoner[Any], generator: Generator) -> None:
+        """Raises ContractError if the model has fewer positions than the block has columns."""
+        self.size = size
+        self._model, self._reasoner, self._generator = model, reasoner, generator
+        weight, B, P = model.weight, size.rows, model.config.inputs.proprio_dim
+        self.pixels = weight.new_zeros(B, *size.frames)
+        self.ids = torch.full((B, size.text), model.config.pad_token_id, device=weight.device)
+        self.state = None if P is None else weight.new_zeros(B, P)
+        self.lengths = torch.ones_like(self.ids[:, 0])
+        self.given = torch.zeros(B, size.given, dtype=torch.int64, device=weight.device)
+        self.counts = torch.zeros_like(self.lengths)
+        self._features = model.perceive(self.pixels)
+        self._begin()  # raises for too many columns
+        passes = {"begin": self._begin, "correct": self._correct, "advance": self._advance}
+        by_shape = {"see": self._see} if model.perceives_by_shape else {}
+        by_shape |= passes if model.reasons_by_shape else {}
+        self.steps = {"see": self._see, **passes, **recorded(weight.device, by_shape)}
+
+    def _see(self) -> None:
+        self._features.copy_(self._model.perceive(self.pixels))
+
+    def _begin(self) -> None:
+        model, generator = self._model, self._generator
+        embeds = model.align(self._features, self.ids, self.state)
+        inserted = embeds.shape[1] - self.size.text
+        rows = model.arrange(self.pixels, embeds, self.lengths + inserted).widened(embeds.shape[1] + self.size.answer)
+        rows, ends = self._with_given(rows)
+        guess = generator.first_guess(self.size.rows, self.size.action_dim - 1)
+        self._at = ends[:, None] + torch.arange(self.size.action_dim - 1, device=ends.device)  # (B, D - 1)
+        put_at(rows.embeds, self._at, generator.look_up(guess))
+        wanted = torch.cat([ends[:, None] - 1, self._at], dim=1)
+        hidden, self._memory = self._reasoner.read_rows(rows, wanted)
+        self.said, self._finite = generator.say(hidden)
+        self.outcome = outcome(self.said, guess, self._finite)
+
+    def _with_given(self, rows: RaggedSequence) -> tuple[RaggedSequence, Tensor]:
+        """Return the rows followed by their given tokens, and (B,) columns behind them.
+
+        All G tokens are written, also those behind `counts`: a guess or padding replaces them.
+        """
+        ends = rows.lengths
+        if self.size.given:
+            columns = ends[:, None] + torch.arange(self.size.given, device=ends.device)
+            put_at(rows.embeds, columns, self._generator.look_up(self.given))
+            ends = ends + self.counts
+        return replace(rows, lengths=ends), ends
+
+    def _correct(self) -> None:
+        guess = self.said[:, :-1].clone()
+        said, finite = self._say_at(guess, self._at)
+        self.said[:, 1:] = said
+        self._book(outcome(self.said, guess, finite & self._finite), finite)
+
+    def _advance(self) -> None:
+        D = self.size.action_dim
+        before = self._at[:, :1] + D - 1  # slot of the action's last token, which was not read yet
+        slots = before + torch.arange(D, device=before.device)
+        guess = self.said[:, :-1].clone()
+        said, finite = self._say_at(torch.cat([self.said[:, -1:], guess], dim=1), slots)
+        self._at.add_(D)
+        self.said.copy_(said)
+        self._book(outcome(said, guess, finite & self._finite), finite)
+
+    def _say_at(self, tokens: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self._reasoner.read_at(self._generator.look_up(tokens), slots, self._memory)
+        return self._generator.say(hidden)
+
+    def _book(self, result: Tensor, finite: Tensor) -> None:
+        self._finite.logical_and_(finite)
+        self.outcome.copy_(result)
