@@ -21,7 +21,7 @@ from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
-from vla_robot.policy.openvla.prompt import PromptTokenizer
+from vla_robot.policy.openvla.prompt import OpenVLAPrompts
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 
@@ -86,7 +86,7 @@ def nano(folder: Path, dtype: str = "bfloat16") -> OpenVLAPolicy:
     return load(folder, dtype, "cuda", statistics_key="lift")
 
 
-def seven_billion(gpu: FakeCuda, tokenizer: PromptTokenizer, **ours: Any) -> OpenVLAPolicy:
+def seven_billion(gpu: FakeCuda, tokenizer: OpenVLAPrompts, **ours: Any) -> OpenVLAPolicy:
     """Return a policy of openvla-7b's sizes in bfloat16 on the fake device.
 
     Args:
