@@ -71,6 +71,7 @@ VERBS: dict[str, Verb] = {
     "check": Verb("vla_robot.cli.list_show_check", "CheckArgs", "check_recipes"),
     "data": Verb("vla_robot.cli.data.data", "DataArgs"),
     "bench": Verb("benchmarks.bench", "BenchArgs", in_clone=True),
+    "plan": Verb("vla_robot.cli.plan", "PlanArgs"),
     "keys": Verb("vla_robot.cli.keys", "KeysArgs"),
     "install": Verb("vla_robot.cli.install", "InstallArgs"),
     "doctor": Verb("vla_robot.cli.doctor.doctor", "DoctorArgs"),
@@ -98,6 +99,8 @@ vla: put a vision-language-action policy on a robot.
   vla data doctor PATH                              what is wrong with it, and the fix; `stats` for normalisation
   vla bench [policy | serve | loop | transport | data | finetune]
                                                     speed, next to a plain way to do the same, in one run
+
+  vla plan POLICY --device h100 4090                which GPU holds a policy, and the floor of its time; no GPU needed
 
   vla list [envs | policies | datasets | launch | teleoperators | environments]
                                                     every recipe, and its path

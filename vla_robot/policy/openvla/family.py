@@ -57,6 +57,10 @@ class OpenVLAFamily:
     def load_model(self, folder: Path, dtype: torch.dtype, device: torch.device) -> OpenVLA:
         return load_model(folder, OpenVLAConfig.read(folder), dtype, device)
 
+    def on_meta(self, folder: Path) -> OpenVLA:
+        with torch.device("meta"):
+            return OpenVLA(OpenVLAConfig.read(folder))
+
     def save_model(self, model: AnyVLAModel, folder: Path, start: Path) -> None:
         assert isinstance(model, OpenVLA)
         save_model(model, folder, carry_from=start)

@@ -78,6 +78,14 @@ class Family(Protocol):
         """Load the model of a folder, in evaluation mode. Raises CheckpointError as `load`."""
         ...
 
+    def on_meta(self, folder: Path) -> AnyVLAModel:
+        """Return the model that config.json describes, on torch's meta device; no other file is needed.
+
+        Raises:
+            CheckpointError: config.json is missing, damaged or impossible.
+        """
+        ...
+
     def save_model(self, model: AnyVLAModel, folder: Path, start: Path) -> None:
         """Write config.json and the weights.
 

@@ -30,6 +30,7 @@ from vla_robot.policy.vla.json_files import read_json, require_folder, shown, wr
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
 from vla_robot.policy.vlm.config import VLMConfig, block_of, require_plain, without_implementation
+from vla_robot.policy.vlm.layout import Layout, Place
 from vla_robot.policy.vlm.model import TransformersModel
 from vla_robot.policy.vlm.prompts import TEXT, Template, TemplatePrompts
 from vla_robot.policy.vlm.weights import fill_extras, load_vlm, require_weights, save_vlm
@@ -126,6 +127,14 @@ class TransformersFamily:
         """See `Family`."""
         return self._model(folder, self.read(folder), dtype, device)
 
+    def on_meta(self, folder: Path) -> TransformersModel:
+        """See `Family`. Frames are square, of the edge that the folder's preprocessor makes of 224 px, uncut."""
+        config = self._config(folder, needs_all=False)
+        state = () if config.proprio_dim is None else (Place.STATE,)
+        with torch.device("meta"):
+            vlm = self._class(self._class.config_class.from_dict(config.published))
+            return self.model(vlm, config, Layout((*(Place.IMAGE,) * config.num_images, *state)))
+
     def save_model(self, model: AnyVLAModel, folder: Path, start: Path) -> None:
         """See `Family`."""
         assert isinstance(model, TransformersModel)
@@ -181,7 +190,8 @@ class TransformersFamily:
     def _class(self) -> Any:
         return getattr(transformers, self.vlm)
 
-    def _config(self, folder: Path) -> VLMConfig:
+    def _config(self, folder: Path, needs_all: bool = True) -> VLMConfig:
+        """Read config.json, with what follows from the other files; if they are not needed, usual values stand in."""
         path = folder / "config.json"
         data = read_json(path)
         if data.get("model_type") != self.model_type:
@@ -194,13 +204,18 @@ class TransformersFamily:
             vocabulary = int(text.vocab_size)
         except Exception as error:  # transformers validates in many ways
             raise CheckpointError(f"{path} does not make a {self.vlm}: {error}.") from error
+        if needs_all or (folder / "preprocessor_config.json").is_file():
+            edge = max(self.preprocessor(folder, published).shape(USUAL_FRAME, USUAL_FRAME))
+        else:
+            edge = published.get("vision_config", {}).get("image_size", USUAL_FRAME)
+        acts = needs_all or OUR_BLOCK in data
         return VLMConfig(
             published,
-            max(self.preprocessor(folder, published).shape(USUAL_FRAME, USUAL_FRAME)),
+            edge,
             vocabulary,
             norm_stats=read_statistics(folder) or {},
             pad_token_id=text.pad_token_id or 0,
-            **block_of(str(path), data, vocabulary),
+            **(block_of(str(path), data, vocabulary) if acts else {"action_vocab_end": vocabulary}),
         )
 
     def _model(
