@@ -9,6 +9,15 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from vla_robot.core.errors import RecipeError, unknown
+from vla_robot.recipe.benchmarks.libero import (
+    LIBERO_BASES,
+    LIBERO_CHANGES,
+    LIBERO_FRAMES,
+    LIBERO_STATES,
+    LIBERO_STEPS,
+    LIBERO_SUITES,
+)
+from vla_robot.recipe.benchmarks.metaworld import METAWORLD_STATES, METAWORLD_STEPS, METAWORLD_SUITES
 from vla_robot.recipe.limits import LimitsRecipe, require_ranges
 from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.robot import ObstacleRecipe, RobotRecipe
@@ -183,26 +192,29 @@ class SuiteRecipe(SimulationRecipe):
         """Return the benchmark's protocol in words, and the departures of this recipe and these seeds from it."""
         raise NotImplementedError
 
+    def _require_fixed(self, benchmark: str, **values: object) -> None:
+        """Raise RecipeError if a key has another value than the benchmark's."""
+        for name, value in values.items():
+            if getattr(self, name) != value:
+                raise RecipeError(f"{name} is {getattr(self, name)}; {benchmark}'s is {value}, and policies rely on it")
+
     def _require_task(self, task: str) -> None:
         if task not in self.tasks():
             raise RecipeError(f"task: {unknown('task', task, self.tasks())}")
 
 
-LIBERO_BASES = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
-LIBERO_CHANGES = ("lan", "object", "swap", "task")
-"""LIBERO-PRO's changes of a suite: other words, other objects, other places, another task."""
+def _states_short_of(seeds: range, states: int) -> Iterator[str]:
+    """Yield a departure if the seeds are not a task's initial states, each once."""
+    found = {seed % states for seed in seeds}
+    if len(found) < states or len(seeds) > states:
+        yield f"{len(seeds)} episodes of a task, {len(found)} of its {states} initial states"
 
-LIBERO_SUITES = (*LIBERO_BASES, "libero_90", *(f"{base}_{how}" for base in LIBERO_BASES for how in LIBERO_CHANGES))
-"""Suites of LIBERO and LIBERO-PRO that the benchmark's package holds as a whole."""
 
-LIBERO_STEPS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
-"""Most steps of an episode by the protocol of OpenVLA's evaluation; a perturbed suite has its base suite's."""
-
-LIBERO_STATES = 50
-"""Initial states of each task."""
-
-LIBERO_FRAMES = (("agentview", 256, 256), ("robot0_eye_in_hand", 256, 256))
-"""Cameras of that protocol: name in the simulator, height and width [px]."""
+def _other_values(recipe: SuiteRecipe, **references: object) -> Iterator[str]:
+    """Yield a departure for each key that has another value than the protocol's."""
+    for name, reference in references.items():
+        if (value := getattr(recipe, name)) != reference:
+            yield f"{name} {value}, the reference's is {reference}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,10 +241,7 @@ class LiberoRecipe(SuiteRecipe):
     def __post_init__(self) -> None:
         if self.suite not in LIBERO_SUITES:
             raise RecipeError(unknown("suite", self.suite, LIBERO_SUITES))
-        fixed = {"arm": "Panda", "rate_hz": 20.0, "max_step_m": 0.05, "max_step_rad": 0.5}
-        for name, value in fixed.items():
-            if getattr(self, name) != value:
-                raise RecipeError(f"{name} is {getattr(self, name)}; LIBERO's is {value}, and policies rely on it")
+        self._require_fixed("LIBERO", arm="Panda", rate_hz=20.0, max_step_m=0.05, max_step_rad=0.5)
         if not 0 <= self.settle_steps <= 100:
             raise RecipeError(f"settle_steps {self.settle_steps} is outside 0 to 100")
         super().__post_init__()
@@ -255,23 +264,61 @@ class LiberoRecipe(SuiteRecipe):
         )
 
     def _departures(self, seeds: range) -> Iterator[str]:
-        states = {seed % LIBERO_STATES for seed in seeds}
-        if len(states) < LIBERO_STATES or len(seeds) > LIBERO_STATES:
-            yield f"{len(seeds)} episodes of a task, {len(states)} of its {LIBERO_STATES} initial states"
-        values = {
-            "horizon": (self.horizon, LIBERO_STEPS[self.perturbs or self.suite]),
-            "settle_steps": (self.settle_steps, 10),
-            "success_hold": (self.success_hold, 1),
-            "shadows": (self.shadows, True),
-            "cameras": (tuple((c.source, c.height, c.width) for c in self.cameras), LIBERO_FRAMES),
-        }
-        for name, (value, reference) in values.items():
-            if value != reference:
-                yield f"{name} {value}, the reference's is {reference}"
+        yield from _states_short_of(seeds, LIBERO_STATES)
+        horizon = LIBERO_STEPS[self.perturbs or self.suite]
+        yield from _other_values(self, horizon=horizon, settle_steps=10, success_hold=1, shadows=True)
+        frames = tuple((camera.source, camera.height, camera.width) for camera in self.cameras)
+        if frames != LIBERO_FRAMES:
+            yield f"cameras {frames}, the reference's are {LIBERO_FRAMES}"
         if self.move_objects_m:
             yield f"loose objects moved by {self.move_objects_m:g} m"
         if self.instruction:
             yield f"the instruction '{self.instruction}' in place of the benchmark's"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaWorldRecipe(SuiteRecipe):
+    """A set of Meta-World's tasks. Seed k is the task's parameter set k modulo 50.
+
+    The keys that the benchmark fixes are refused with another value.
+
+    Attributes:
+        suite: the set's name: "mt50", "mt10", "ml10_train" or "ml10_test".
+        shadows: the benchmark's own quality; false renders about nine times faster, without shadows, reflections and
+            multisampling.
+    """
+
+    kind: Literal["metaworld"] = "metaworld"
+    environment: str | None = "metaworld"
+    expert: str | None = "benchmark"
+    suite: str
+    arm: str = "Sawyer"
+    rate_hz: float = 80.0
+    horizon: int = METAWORLD_STEPS
+    success_hold: int = 1
+    max_step_m: float = 0.01
+    shadows: bool = True
+
+    def __post_init__(self) -> None:
+        if self.suite not in METAWORLD_SUITES:
+            raise RecipeError(unknown("suite", self.suite, METAWORLD_SUITES))
+        self._require_fixed("Meta-World", arm="Sawyer", rate_hz=80.0, max_step_m=0.01, move_objects_m=0.0)
+        if self.horizon > METAWORLD_STEPS:
+            raise RecipeError(
+                f"horizon {self.horizon} is above {METAWORLD_STEPS}, after which Meta-World wants a reset"
+            )
+        super().__post_init__()
+
+    def tasks(self) -> tuple[str, ...]:
+        return METAWORLD_SUITES[self.suite]
+
+    def protocol(self, seeds: range) -> str:
+        departures = [*_states_short_of(seeds, METAWORLD_STATES)]
+        departures += _other_values(self, horizon=METAWORLD_STEPS, success_hold=1)
+        return (
+            f"the package's: parameter sets 0 to {METAWORLD_STATES - 1} of each task, at most {METAWORLD_STEPS} steps "
+            f"at 80 Hz, success at the first step that meets the goal. Departures: {'; '.join(departures) or 'none'}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,7 +384,7 @@ class RealArmRecipe(EnvRecipe):
 EnvRecipe.kinds = Kinds(
     "env",
     EnvRecipe,
-    (RobosuiteRecipe, MujocoRecipe, LiberoRecipe, RealArmRecipe),
+    (RobosuiteRecipe, MujocoRecipe, LiberoRecipe, MetaWorldRecipe, RealArmRecipe),
     groups=("vla_robot.worlds", "vla_robot.robots"),
 )
 

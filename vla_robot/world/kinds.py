@@ -14,6 +14,7 @@ from vla_robot.core.ports import Arm, VisibleWorld
 from vla_robot.recipe.env import (
     EnvRecipe,
     LiberoRecipe,
+    MetaWorldRecipe,
     MujocoRecipe,
     RealArmRecipe,
     RobosuiteRecipe,
@@ -27,6 +28,7 @@ WORLDS: dict[type[EnvRecipe], str] = {
     RobosuiteRecipe: "vla_robot.world.sim.robosuite_world:RobosuiteWorld",
     MujocoRecipe: "vla_robot.world.sim.build:build_mujoco",
     LiberoRecipe: "vla_robot.world.sim.libero.world:LiberoWorld",
+    MetaWorldRecipe: "vla_robot.world.sim.metaworld.world:MetaWorldWorld",
 }
 """Recipe's dataclass -> "module:function" of a function (recipe, privileged, warm) -> VisibleWorld."""
 

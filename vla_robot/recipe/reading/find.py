@@ -24,7 +24,10 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 POLICY_FILES = ("recipe.toml", "config.json")
 """Files of which either makes a folder a policy."""
 
-FOLDERS_IN: dict[Kind, tuple[str, ...]] = {"datasets": ("oxe", "oxe_published", "mixtures"), "envs": ("libero",)}
+FOLDERS_IN: dict[Kind, tuple[str, ...]] = {
+    "datasets": ("oxe", "oxe_published", "mixtures"),
+    "envs": ("libero", "metaworld"),
+}
 """Subfolders of a kind's folder whose recipes are also found by bare name; the first that has a name wins."""
 
 _FOLDERS: dict[Kind, str] = {"teleoperators": "envs/teleoperators", "environments": "envs/environments"}
