@@ -234,7 +234,7 @@ def test_a_closed_world_says_so_and_may_be_closed_twice(kind: str, tmp_path: Pat
 
 
 def _as_named(kind: str, world: World) -> World:
-    """Return the world; of one in an environment of its own, the class is known by its recipe, as its process knows it."""
+    """Return the world; the class of one in an environment of its own is known by its recipe, as its process does."""
     recipe, _ = KINDS[kind]
     if environment_of(recipe) is None:
         return as_named(kind, world)

@@ -165,7 +165,7 @@ def test_an_environment_as_episodes_of_earlier_releases_hold_it_is_read(own: dic
         ({"kind": "mujoco", "scene": "a.xml"}, "success: this key is missing"),
         (
             {"kind": "robot", "expert": "lift"},
-            "this key is for kind 'robosuite' or 'mujoco' or 'libero', not for 'robot'",
+            "this key is for kind 'robosuite' or 'mujoco' or 'libero' or 'metaworld', not for 'robot'",
         ),
     ],
 )
