@@ -16,13 +16,17 @@ import numpy as np
 import pytest
 from libero_environment import ENVIRONMENT, needs_libero
 
+from vla_robot.cli.build import build_policy
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.geometry import matrix_from_quat, quat_from_rotvec
 from vla_robot.core.messages import Observation, Vector
 from vla_robot.core.ports import World
+from vla_robot.loop.control_loop import run_episode
 from vla_robot.recipe.env import CameraRecipe, LiberoRecipe
 from vla_robot.recipe.env_source import find_env
+from vla_robot.recipe.policy_source import find_policy
 from vla_robot.serve.world.world_process import spawn_world
+from vla_robot.testing import NoLimits
 
 pytestmark = [needs_libero, pytest.mark.sim, pytest.mark.slow]
 
@@ -187,3 +191,11 @@ def test_moved_objects_rest_where_they_were_put_and_a_seed_gives_the_same(spatia
             bowl, ramekin = shifts["akita_black_bowl_1_pos"], shifts["glazed_rim_porcelain_ramekin_1_pos"]
             np.testing.assert_allclose(bowl, ramekin, atol=0.005)
         assert content([world.reset(0)]) == content([world.reset(0)])
+
+
+def test_the_expert_places_the_object_of_its_task() -> None:
+    for name in ("libero_object/1", "libero_spatial/0"):
+        recipe = recipe_of(name, cameras=())
+        with spawn_world(recipe, privileged=True) as world:
+            expert = build_policy(find_policy("expert"), recipe, world.embodiment)
+            assert run_episode(world, expert, 1, guard=NoLimits()).outcome == "success", name

@@ -28,6 +28,7 @@ from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.messages import Image, Vector
 from vla_robot.recipe.env import LiberoRecipe
 from vla_robot.world.sim.libero.benchmark import read_task
+from vla_robot.world.sim.libero.goal import bounds_of, placing_of
 from vla_robot.world.sim.libero.moved_objects import ObjectMover, Offsets
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
 from vla_robot.world.sim.robosuite_calls import quiet, seeded
@@ -81,6 +82,7 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         self._base = self._model.body(self._robot.robot_model.root_body).id
         self._hand = self._model.body(self._robot.robot_model.eef_name).id
         self._scale = np.asarray(self._robot.controller.output_max, dtype=np.float64)
+        self._placing = placing_of(self._env)
         self._mover = ObjectMover(self._model, self._data, self._env.obj_body_id)
         self.embodiment = self._embodiment()
         self._substep, self._is_seen = 0, False
@@ -184,7 +186,25 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         for name, body in self._env.obj_body_id.items():
             truth[f"{name}_pos"] = R_base.T @ (self._data.xpos[body] - base)
             truth[f"{name}_mat"] = (R_base.T @ self._data.xmat[body].reshape(3, 3)).ravel()
-        return truth
+        return truth | self._placing_truth()
+
+    def _placing_truth(self) -> dict[str, Vector]:
+        """Return boxes around the object to move and its place, in the base frame [m], and the fingers' speed [m/s].
+
+        The base stands upright and unturned in every scene, so that its axes are the world's.
+        """
+        if self._placing is None:
+            return {}
+        base, bodies = self._data.xpos[self._base], (self._placing.target, self._placing.place)
+        (low, high), (place_low, place_high) = (bounds_of(self._model, self._data, body) for body in bodies)
+        fingers = self._data.qvel[self._robot._ref_gripper_joint_vel_indexes]
+        return {
+            "target_low": low - base,
+            "target_high": high - base,
+            "place_low": place_low - base,
+            "place_high": place_high - base,
+            "finger_speed": np.abs(fingers).max(keepdims=True),
+        }
 
     def _embodiment(self) -> Embodiment:
         """Return the arm's embodiment with the reference's state."""

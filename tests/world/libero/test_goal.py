@@ -1,0 +1,111 @@
+"""What the scripted expert of LIBERO's placing tasks is told, and what it does with it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN
+from vla_robot.core.errors import PolicyError
+from vla_robot.policy.scripted.experts import build_expert
+from vla_robot.testing import TOOL_AXES, toy_embodiment, toy_observation
+from vla_robot.world.sim.libero.goal import Placing, bounds_of, placing_of
+
+mujoco: Any = pytest.importorskip("mujoco")
+
+SCENE = """
+<mujoco>
+  <worldbody>
+    <geom type="plane" size="1 1 0.1"/>
+    <body name="can" pos="0.1 0.2 0.3" euler="0 0 90">
+      <geom type="box" size="0.02 0.01 0.05"/>
+      <geom type="box" size="0.2 0.2 0.2" contype="0" conaffinity="0"/>
+      <body pos="0.1 0 0"><geom type="sphere" size="0.01"/></body>
+    </body>
+  </worldbody>
+</mujoco>
+"""
+
+
+def environment(*goals: list[str]) -> Any:
+    return SimpleNamespace(
+        parsed_problem={"goal_state": list(goals)},
+        object_sites_dict={"basket_1_contain_region": SimpleNamespace(parent_name="basket_1")},
+        obj_body_id={"soup_1": 7, "basket_1": 8, "plate_1": 9},
+    )
+
+
+@pytest.mark.parametrize(
+    ("goals", "placing"),
+    [
+        ([["in", "soup_1", "basket_1_contain_region"]], Placing(7, 8)),
+        ([["On", "soup_1", "plate_1"]], Placing(7, 9)),
+        ([["open", "cabinet_1_top"]], None),
+        ([["on", "soup_1", "stove_1_cook_region"]], None),
+        ([["on", "soup_1", "plate_1"], ["on", "plate_1", "soup_1"]], None),
+    ],
+)
+def test_a_goal_is_a_placing_if_one_movable_object_comes_to_another(goals: list[list[str]], placing: object) -> None:
+    assert placing_of(environment(*goals)) == placing
+
+
+def test_the_box_of_an_object_holds_its_collision_shapes_alone() -> None:
+    model = mujoco.MjModel.from_xml_string(SCENE)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    low, high = bounds_of(model, data, model.body("can").id)
+    np.testing.assert_allclose(low, [0.09, 0.18, 0.25], atol=1e-6)  # turned by 90 degrees
+    np.testing.assert_allclose(high, [0.11, 0.31, 0.35], atol=1e-6)
+
+
+CAN = {"target_low": np.array([0.58, -0.12, 0.0]), "target_high": np.array([0.62, -0.08, 0.1])}
+BOWL = {"target_low": np.array([0.55, -0.15, 0.0]), "target_high": np.array([0.65, -0.05, 0.05])}
+PLACE = {"place_low": np.array([0.55, 0.15, 0.0]), "place_high": np.array([0.65, 0.25, 0.01])}
+EXPERT = build_expert("place", toy_embodiment(axes=TOOL_AXES).action)
+
+
+def decided(tool: list[float], width: float = 0.08, speed: float = 0.0, **truth: Any) -> tuple[np.ndarray, float]:
+    """Return the motion of the tool along x, y and z as signs, and the gripper."""
+    told = {"eef_pos": np.array(tool), "gripper_width": np.array([width]), "finger_speed": np.array([speed])}
+    observation = toy_observation(toy_embodiment(axes=TOOL_AXES))
+    seen = type(observation)(observation.images, observation.state, "", 0, 0, {**told, **PLACE, **(truth or CAN)})
+    action = EXPERT.act([seen])[0].actions[0]
+    return np.sign(np.round(action[:3], 3)), float(action[-1])
+
+
+@pytest.mark.parametrize(
+    ("what", "signs", "gripper"),
+    [
+        (decided([0.4, 0.0, 0.3]), (1, -1, -1), GRIPPER_OPEN),  # high above: straight to the funnel over the can
+        (decided([0.4, -0.1, 0.17]), (1, 0, 0), GRIPPER_OPEN),  # at the height of the funnel
+        (decided([0.4, -0.1, 0.05]), (0, 0, 1), GRIPPER_OPEN),  # low beside it: up first
+        (decided([0.6, -0.1, 0.12]), (0, 0, -1), GRIPPER_OPEN),
+        (decided([0.6, -0.1, 0.07]), (0, 0, 0), GRIPPER_CLOSED),
+        (decided([0.6, -0.1, 0.07], width=0.06, speed=0.1), (0, 0, 0), GRIPPER_CLOSED),  # the fingers still close
+        (decided([0.6, -0.1, 0.07], width=0.04), (0, 0, 1), GRIPPER_CLOSED),  # held: up, and not sideways yet
+        (decided([0.6, -0.054, 0.028], **BOWL), (0, 0, 0), GRIPPER_CLOSED),  # a bowl is held by its rim
+    ],
+)
+def test_each_state_has_its_motion(what: tuple[np.ndarray, float], signs: tuple[int, int, int], gripper: float) -> None:
+    assert (tuple(what[0]), what[1]) == (signs, gripper)
+
+
+def test_a_held_object_is_carried_high_and_let_go_over_its_place() -> None:
+    high = {name: corner + [0, 0, 0.13] for name, corner in CAN.items()}
+    motion, gripper = decided([0.6, -0.1, 0.2], width=0.04, **high)
+    assert motion[1] == 1 and gripper == GRIPPER_CLOSED
+    over = {name: corner + [0, 0.3, 0.03] for name, corner in CAN.items()}
+    assert decided([0.6, 0.2, 0.1], width=0.04, **over)[1] == GRIPPER_OPEN
+
+
+def test_another_task_than_a_placing_is_refused() -> None:
+    with pytest.raises(PolicyError, match="the task of this world is another"):
+        EXPERT.act(
+            [
+                type(o)(o.images, o.state, "", 0, 0, {"eef_pos": np.zeros(3)})
+                for o in [toy_observation(toy_embodiment(axes=TOOL_AXES))]
+            ]
+        )

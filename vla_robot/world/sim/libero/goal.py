@@ -1,0 +1,57 @@
+"""What a scripted expert needs to know of a task that puts one object somewhere: which, how large, and where to.
+
+The task's scene file says its goal as predicates, e.g. (In alphabet_soup_1 basket_1_contain_region).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vla_robot.core.messages import Vector
+
+PLACING = ("in", "on")
+CORNERS = np.array(np.meshgrid(*[(-1.0, 1.0)] * 3)).reshape(3, 8).T
+"""(8, 3) corners of a cube."""
+
+
+@dataclass(frozen=True)
+class Placing:
+    """The goal of a task that puts one object in or on another.
+
+    Attributes:
+        target: id of the body of the object to move.
+        place: id of the body that it comes to.
+    """
+
+    target: int
+    place: int
+
+
+def placing_of(env: Any) -> Placing | None:
+    """Return the goal of the benchmark's environment if it is one placing of a movable object, else None."""
+    goals = env.parsed_problem["goal_state"]
+    if len(goals) != 1 or len(goals[0]) != 3 or goals[0][0].lower() not in PLACING:
+        return None
+    _, target, place = goals[0]
+    place = getattr(env.object_sites_dict.get(place), "parent_name", place)
+    bodies = env.obj_body_id
+    return Placing(bodies[target], bodies[place]) if target in bodies and place in bodies else None
+
+
+def bounds_of(model: Any, data: Any, body: int) -> tuple[Vector, Vector]:
+    """Return the lowest and the highest (3,) corner of an object's collision shapes, along the world's axes [m]."""
+    shapes = [
+        g
+        for g in range(model.ngeom)
+        if model.body_rootid[model.geom_bodyid[g]] == model.body_rootid[body] and model.geom_contype[g]
+    ]
+    points = np.concatenate([_corners(model, data, g) for g in shapes])
+    return points.min(axis=0), points.max(axis=0)
+
+
+def _corners(model: Any, data: Any, geom: int) -> np.ndarray:
+    centre, half = model.geom_aabb[geom][:3], model.geom_aabb[geom][3:]
+    return (centre + CORNERS * half) @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
