@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,11 +68,13 @@ PLACE = {"place_low": np.array([0.55, 0.15, 0.0]), "place_high": np.array([0.65,
 EXPERT = build_expert("place", toy_embodiment(axes=TOOL_AXES).action)
 
 
-def decided(tool: list[float], width: float = 0.08, speed: float = 0.0, **truth: Any) -> tuple[np.ndarray, float]:
+def decided(
+    tool: list[float], width: float = 0.08, speed: float = 0.0, target: Mapping[str, np.ndarray] = CAN
+) -> tuple[np.ndarray, float]:
     """Return the motion of the tool along x, y and z as signs, and the gripper."""
     told = {"eef_pos": np.array(tool), "gripper_width": np.array([width]), "finger_speed": np.array([speed])}
     observation = toy_observation(toy_embodiment(axes=TOOL_AXES))
-    seen = type(observation)(observation.images, observation.state, "", 0, 0, {**told, **PLACE, **(truth or CAN)})
+    seen = type(observation)(observation.images, observation.state, "", 0, 0, {**told, **PLACE, **target})
     action = EXPERT.act([seen])[0].actions[0]
     return np.sign(np.round(action[:3], 3)), float(action[-1])
 
@@ -86,7 +89,7 @@ def decided(tool: list[float], width: float = 0.08, speed: float = 0.0, **truth:
         (decided([0.6, -0.1, 0.07]), (0, 0, 0), GRIPPER_CLOSED),
         (decided([0.6, -0.1, 0.07], width=0.06, speed=0.1), (0, 0, 0), GRIPPER_CLOSED),  # the fingers still close
         (decided([0.6, -0.1, 0.07], width=0.04), (0, 0, 1), GRIPPER_CLOSED),  # held: up, and not sideways yet
-        (decided([0.6, -0.054, 0.028], **BOWL), (0, 0, 0), GRIPPER_CLOSED),  # a bowl is held by its rim
+        (decided([0.6, -0.054, 0.028], target=BOWL), (0, 0, 0), GRIPPER_CLOSED),  # a bowl is held by its rim
     ],
 )
 def test_each_state_has_its_motion(what: tuple[np.ndarray, float], signs: tuple[int, int, int], gripper: float) -> None:
@@ -95,10 +98,10 @@ def test_each_state_has_its_motion(what: tuple[np.ndarray, float], signs: tuple[
 
 def test_a_held_object_is_carried_high_and_let_go_over_its_place() -> None:
     high = {name: corner + [0, 0, 0.13] for name, corner in CAN.items()}
-    motion, gripper = decided([0.6, -0.1, 0.2], width=0.04, **high)
+    motion, gripper = decided([0.6, -0.1, 0.2], width=0.04, target=high)
     assert motion[1] == 1 and gripper == GRIPPER_CLOSED
     over = {name: corner + [0, 0.3, 0.03] for name, corner in CAN.items()}
-    assert decided([0.6, 0.2, 0.1], width=0.04, **over)[1] == GRIPPER_OPEN
+    assert decided([0.6, 0.2, 0.1], width=0.04, target=over)[1] == GRIPPER_OPEN
 
 
 def test_another_task_than_a_placing_is_refused() -> None:
