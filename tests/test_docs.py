@@ -12,7 +12,9 @@ from vla_robot.cli.main import HELP, VERBS, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
-    path for pattern in ("*.md", "docs/*.md", "*/README.md", "envs/*/README.md") for path in sorted(ROOT.glob(pattern))
+    path
+    for pattern in ("*.md", "docs/*.md", "*/README.md", "envs/*/README.md", "policies/*/README.md")
+    for path in sorted(ROOT.glob(pattern))
 ]
 
 CURRENT = [path for path in PAGES if path.name != "CHANGELOG.md"]  # which names options by their old names, too
@@ -22,7 +24,7 @@ LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 
 def commands(text: str) -> list[str]:
-    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).replace("\\\n", " ")
     return [(inline or block).partition(" #")[0] for inline, block in COMMAND.findall(text)]
 
 
@@ -44,6 +46,13 @@ def test_a_command_in_the_documents_parses(page: str, command: str) -> None:
 def test_every_link_leads_to_a_file(page: Path) -> None:
     broken = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
     assert broken == []
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_every_launch_file_that_is_named_is_shipped(page: Path) -> None:
+    """A page on a policy says the recipe of its training; "mine" is the reader's own."""
+    named = set(re.findall(r"\blaunch/\w+\.toml", page.read_text(encoding="utf-8"))) - {"launch/mine.toml"}
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
 @pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", ".github/pull_request_template.md"])

@@ -90,16 +90,14 @@ vla: put a vision-language-action policy on a robot.
   vla record --env envs/lift.toml --source expert --episodes 50 --out data/lift
                                                     demonstrations, as a LeRobot v3 dataset; --source keyboard: by you
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
-  vla eval --env lift --policy A B                  measure policies: success over many seeds, with its interval
-  vla eval --suite libero_spatial --policy A        the same over all tasks of a benchmark's suite
+  vla eval --env lift --policy A B                  success over many seeds, with intervals; --suite libero_spatial
   vla export lerobot POLICY FOLDER                  a folder that lerobot-eval and lerobot-rollout load
 
   vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5
   vla data convert SRC DST --to lerobot             the same dataset in another format
   vla data doctor PATH                              what is wrong with it, and the fix; `stats` for normalisation
-  vla bench [policy | serve | loop | transport | data | finetune]
+  vla bench [policy | serve | loop | transport | data | finetune | gpu]
                                                     speed, next to a plain way to do the same, in one run
-
   vla plan POLICY --device h100 4090                which GPU holds a policy, and the floor of its time; no GPU needed
 
   vla list [envs | policies | datasets | launch | teleoperators | environments]
