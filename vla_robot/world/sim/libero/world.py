@@ -102,7 +102,8 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
     def _begin(self, seed: int) -> None:
         offsets = self._moves(seed)
         self._place(seed)
-        self._mover.shift(offsets)
+        if offsets:  # a further forward pass would change the last bits
+            self._mover.shift(offsets)
         for _ in range(self._recipe.settle_steps - 1):
             self._act(STILL, is_seen=False)
         if self._recipe.settle_steps:
