@@ -42,7 +42,7 @@ class PlainVLM:
         config = policy.model.config
         self._policy = policy
         self._vlm = policy.model.vlm
-        self._actions = _Only(slice(config.action_vocab_end - config.n_action_bins, config.action_vocab_end))
+        self._actions = OnlyRows(slice(config.action_vocab_end - config.n_action_bins, config.action_vocab_end))
 
     @torch.inference_mode()
     def tokens(self, observation: Observation, dims: int) -> Tensor:
@@ -66,8 +66,8 @@ class PlainVLM:
         return text | PIXELS[self._vlm.config.model_type](self._vlm.config.vision_config, pixels, kinds)
 
 
-class _Only(LogitsProcessor):
-    """Allows some rows of the vocabulary."""
+class OnlyRows(LogitsProcessor):
+    """Limits `generate` to some rows of the vocabulary."""
 
     def __init__(self, rows: slice) -> None:
         self._rows = rows

@@ -207,8 +207,8 @@ class Score:
     @property
     def by_task(self) -> dict[str, tuple[int, int]]:
         """Task -> (successes, episodes). Of a suite of several worlds, a task's world stands before it."""
-        tasks = sorted({self._task(t) for t in self.trials}, key=self._order)
-        counts: dict[str, tuple[int, int]] = dict.fromkeys(tasks, (0, 0))
+        named = sorted({(self._places[t.key.world], self._task(t)) for t in self.trials})
+        counts: dict[str, tuple[int, int]] = {task: (0, 0) for _, task in named}
         for trial in self.trials:
             solved, asked = counts[self._task(trial)]
             counts[self._task(trial)] = solved + trial.result.success, asked + 1
@@ -216,15 +216,14 @@ class Score:
 
     def episodes(self) -> dict[tuple[int, int], bool]:
         """Return (number of the world, seed) -> success: what an episode of another score is paired by."""
-        places = {world: number for number, world in enumerate(self.worlds)}
-        return {(places[t.key.world], t.key.seed): t.result.success for t in self.trials}
+        return {(self._places[t.key.world], t.key.seed): t.result.success for t in self.trials}
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {world: number for number, world in enumerate(self.worlds)}
 
     def _task(self, trial: Trial) -> str:
         return f"{trial.key.world}: {trial.task}" if len(self.worlds) > 1 else trial.task
-
-    def _order(self, task: str) -> tuple[int, str]:
-        world = task.partition(": ")[0]
-        return (self.worlds.index(world) if world in self.worlds else 0), task
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import ContractError, DataError, PolicyError, unknown
 from vla_robot.core.messages import ActionChunk, Observation, Vector
 from vla_robot.data.formats.lerobot.demo_dataset import Demos, open_demos
+from vla_robot.policy.scripted.build import require_deltas
 from vla_robot.recipe.policy import ReplayRecipe
 
 
@@ -69,8 +70,7 @@ def build_replay(recipe: ReplayRecipe, embodiment: Embodiment) -> ReplayPolicy:
             f"{recipe.data} was recorded with '{demos.embodiment.name}', whose actions or rate are not those of "
             f"'{embodiment.name}'. A replay needs the same."
         )
-    if embodiment.action.kind != "eef_delta":
-        raise ContractError(f"'replay' needs an arm with actions of deltas; '{embodiment.name}' takes positions.")
+    require_deltas(recipe, embodiment)
     return ReplayPolicy(_demonstrations(demos, recipe), recipe.data)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.models.plain_vlm import OnlyRows
 from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.policy.families import family_of
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
@@ -38,16 +38,6 @@ PUBLISHED = {
     "torch_dtype": "bfloat16", "use_cache": True, "use_mrope": False, "use_sliding_window": False, "vocab_size": 151936,
 }  # fmt: skip
 """text_config of a published folder with "qwen25-0_5b-extra" in this layout (VLA-Adapter's)."""
-
-
-class _ActionsOnly(LogitsProcessor):
-    def __init__(self, first: int, end: int) -> None:
-        self._rows = slice(first, end)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        allowed = torch.full_like(scores, -torch.inf)
-        allowed[:, self._rows] = scores[:, self._rows]
-        return allowed
 
 
 @dataclass(frozen=True)
@@ -95,7 +85,7 @@ def test_a_ragged_batch_says_the_librarys_tokens(sample: Sample) -> None:
         out = sample.library.generate(
             inputs_embeds=rows.embeds[index : index + 1, :length], max_new_tokens=TOKENS, min_new_tokens=TOKENS,
             do_sample=False, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True, output_logits=True,
-            logits_processor=LogitsProcessorList([_ActionsOnly(first, end)]),
+            logits_processor=LogitsProcessorList([OnlyRows(slice(first, end))]),
         )  # fmt: skip
         assert out.sequences[0, -TOKENS:].tolist() == tokens[index].tolist()
         torch.testing.assert_close(logits[index], out.logits[0][0, first:end], atol=1e-4, rtol=1e-5)

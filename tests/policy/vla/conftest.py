@@ -11,8 +11,9 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
+from benchmarks.models.plain_vlm import OnlyRows
 from vla_robot.policy.vla.reason.generate import Generator
 from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
 from vla_robot.policy.vla.sequence.masks import MaskRule
@@ -27,13 +28,6 @@ TEXTS = ((5, 6, 7, 8, 9), (11, 12))
 
 SHARP = 30
 """Factor on the output rows of the actions: logits lie far enough apart that their order is no accident of a sum."""
-
-
-class _ActionsOnly(LogitsProcessor):
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        allowed = torch.full_like(scores, -torch.inf)
-        allowed[:, FIRST:END] = scores[:, FIRST:END]
-        return allowed
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,7 @@ class Family:
         out = self.model.generate(
             **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, eos_token_id=None,
             pad_token_id=PAD, return_dict_in_generate=True, output_logits=True,
-            logits_processor=LogitsProcessorList([_ActionsOnly()]),
+            logits_processor=LogitsProcessorList([OnlyRows(slice(FIRST, END))]),
         )  # fmt: skip
         return out.sequences[:, -TOKENS:].tolist(), out.logits[0][:, FIRST:END]
 

@@ -15,12 +15,13 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from benchmarks.models.plain_vlm import OnlyRows
 from vla_robot.core.messages import Observation
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.policy import AnyVLAPolicy
@@ -61,16 +62,6 @@ PIXELS = {
     "smolvlm": ("pixel_values", "pixel_attention_mask"),
 }
 """Names of what a processor makes of frames; the others' are those of Qwen's."""
-
-
-class _ActionsOnly(LogitsProcessor):
-    def __init__(self, first: int, end: int) -> None:
-        self._rows = slice(first, end)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        allowed = torch.full_like(scores, -torch.inf)
-        allowed[:, self._rows] = scores[:, self._rows]
-        return allowed
 
 
 @dataclass(frozen=True)
@@ -129,7 +120,7 @@ class Sample:
         out = self.library.generate(
             **self.inputs(policy, observation, np.empty(0, np.int64)), max_new_tokens=TOKENS, min_new_tokens=TOKENS,
             do_sample=False, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True, output_logits=True,
-            logits_processor=LogitsProcessorList([_ActionsOnly(first, end)]),
+            logits_processor=LogitsProcessorList([OnlyRows(slice(first, end))]),
         )  # fmt: skip
         return out.sequences[0, -TOKENS:].tolist(), out.logits[0][0, first:end]
 

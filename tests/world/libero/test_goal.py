@@ -13,7 +13,7 @@ from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN
 from vla_robot.core.errors import PolicyError
 from vla_robot.policy.scripted.experts import build_expert
 from vla_robot.testing import TOOL_AXES, toy_embodiment, toy_observation
-from vla_robot.world.sim.libero.goal import Placing, bounds_of, placing_of
+from vla_robot.world.sim.libero.goal import Placing, bounds_of, placing_of, shapes_of
 
 mujoco: Any = pytest.importorskip("mujoco")
 
@@ -57,7 +57,7 @@ def test_the_box_of_an_object_holds_its_collision_shapes_alone() -> None:
     model = mujoco.MjModel.from_xml_string(SCENE)
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    low, high = bounds_of(model, data, model.body("can").id)
+    low, high = bounds_of(model, data, shapes_of(model, model.body("can").id))
     np.testing.assert_allclose(low, [0.09, 0.18, 0.25], atol=1e-6)  # turned by 90 degrees
     np.testing.assert_allclose(high, [0.11, 0.31, 0.35], atol=1e-6)
 

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.gemma4.model import Gemma4, Gemma4Unified
 from vla_robot.policy.vla.json_files import shown, whole
+from vla_robot.policy.vlm.config import text_sizes, tower_sizes
 from vla_robot.policy.vlm.family import TransformersFamily
 from vla_robot.policy.vlm.native_images import Budget, NativePreprocessor, filling
 from vla_robot.policy.vlm.prompts import Template
@@ -75,10 +76,7 @@ def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, A
     data["text_config"] |= {"hidden_size_per_layer_input": 0}
     data["vision_config"] = {
         "model_type": "gemma4_vision",
-        "hidden_size": a.tower_dim,
-        "intermediate_size": 4 * a.tower_dim,
-        "num_hidden_layers": a.tower_depth - 1,
-        "num_attention_heads": a.tower_heads,
+        **tower_sizes(a),
         "num_key_value_heads": a.tower_heads,
         "head_dim": a.tower_dim // a.tower_heads,
         "patch_size": NANO_PATCH,
@@ -117,15 +115,10 @@ def _nano_text(model_type: str, a: Architecture, vocabulary: int, tokenizer: Tok
         **{key: tokenizer.token_to_id(token) for key, token in ids.items()},
         "text_config": {
             "model_type": f"{model_type}_text",
-            "vocab_size": vocabulary,
-            "hidden_size": a.llm_dim,
-            "intermediate_size": a.llm_ff_dim,
-            "num_hidden_layers": a.llm_layers,
-            "num_attention_heads": a.llm_heads,
+            **text_sizes(a, vocabulary),
             "num_key_value_heads": max(1, a.llm_heads // 2),
             "head_dim": head,
             "global_head_dim": head,
-            "max_position_embeddings": a.max_positions,
             "layer_types": ["full_attention" if n % 2 else "sliding_attention" for n in range(a.llm_layers - 1)]
             + ["full_attention"],
             "sliding_window": 64,

@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from vla_robot.policy.paligemma.model import PaliGemma
+from vla_robot.policy.vlm.config import text_sizes, tower_sizes
 from vla_robot.policy.vlm.family import TransformersFamily
 from vla_robot.policy.vlm.prompts import Template
 from vla_robot.policy.vlm.square_images import read_square, siglip_processor
@@ -20,24 +21,16 @@ def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, A
         "projection_dim": a.llm_dim,
         "text_config": {
             "model_type": "gemma",
-            "vocab_size": vocabulary,
-            "hidden_size": a.llm_dim,
-            "intermediate_size": a.llm_ff_dim,
-            "num_hidden_layers": a.llm_layers,
-            "num_attention_heads": a.llm_heads,
+            **text_sizes(a, vocabulary),
             "num_key_value_heads": 1,
             "head_dim": a.llm_dim // a.llm_heads,
-            "max_position_embeddings": a.max_positions,
             "pad_token_id": tokenizer.token_to_id("<pad>"),
             "bos_token_id": tokenizer.token_to_id("<bos>"),
             "eos_token_id": tokenizer.token_to_id("<eos>"),
         },
         "vision_config": {
             "model_type": "siglip_vision_model",
-            "hidden_size": a.tower_dim,
-            "intermediate_size": 4 * a.tower_dim,
-            "num_hidden_layers": a.tower_depth - 1,
-            "num_attention_heads": a.tower_heads,
+            **tower_sizes(a),
             "image_size": a.image_size,
             "patch_size": 14,
             "vision_use_head": False,

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.qwen_vl.model import Qwen3VL, QwenVL
 from vla_robot.policy.vla.json_files import shown, whole
+from vla_robot.policy.vlm.config import text_sizes
 from vla_robot.policy.vlm.family import TransformersFamily
 from vla_robot.policy.vlm.native_images import Budget, NativePreprocessor, within
 from vla_robot.policy.vlm.prompts import Template
@@ -83,13 +84,8 @@ def _processor(cell: int) -> Callable[[int], dict[str, Any]]:
 def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, Any]:
     pairs = a.llm_dim // a.llm_heads // 2
     text = {
-        "vocab_size": vocabulary,
-        "hidden_size": a.llm_dim,
-        "intermediate_size": a.llm_ff_dim,
-        "num_hidden_layers": a.llm_layers,
-        "num_attention_heads": a.llm_heads,
+        **text_sizes(a, vocabulary),
         "num_key_value_heads": max(1, a.llm_heads // 2),
-        "max_position_embeddings": a.max_positions,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10_000.0,

@@ -13,10 +13,7 @@ from vla_robot.recipe.policy import ExpertRecipe, HoldRecipe, PolicyRecipe, Rand
 
 def hold(recipe: HoldRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     """Build the policy as `load_policy` does."""
-    embodiment = _named(recipe, embodiment)
-    if embodiment.action.kind != "eef_delta":
-        raise ContractError(f"'hold' needs an arm with actions of deltas; '{embodiment.name}' takes positions.")
-    return HoldPolicy(embodiment.action)
+    return HoldPolicy(require_deltas(recipe, _named(recipe, embodiment)).action)
 
 
 def uniform(recipe: RandomRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
@@ -32,6 +29,15 @@ def waypoints(recipe: WaypointsRecipe, embodiment: Embodiment | None, expert: st
 def scripted_expert(recipe: ExpertRecipe, embodiment: Embodiment | None, expert: str | None) -> Policy:
     """Build the policy as `load_policy` does."""
     return build_expert(expert, _named(recipe, embodiment).action)
+
+
+def require_deltas(recipe: PolicyRecipe, embodiment: Embodiment) -> Embodiment:
+    """Return the embodiment. Raises ContractError unless its actions are deltas, of which zeros stand still."""
+    if embodiment.action.kind != "eef_delta":
+        raise ContractError(
+            f"'{recipe.kind}' needs an arm with actions of deltas; '{embodiment.name}' takes positions."
+        )
+    return embodiment
 
 
 def _named(recipe: PolicyRecipe, embodiment: Embodiment | None) -> Embodiment:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from vla_robot.policy.smolvlm.model import SmolVLM
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
+from vla_robot.policy.vlm.config import text_sizes, tower_sizes
 from vla_robot.policy.vlm.family import TransformersFamily
 from vla_robot.policy.vlm.prompts import Template
 from vla_robot.policy.vlm.split_images import LANCZOS, SplitPreprocessor, read_split
@@ -67,23 +68,15 @@ def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, A
         "tie_word_embeddings": True,
         "text_config": {
             "model_type": "llama",
-            "vocab_size": vocabulary,
-            "hidden_size": a.llm_dim,
-            "intermediate_size": a.llm_ff_dim,
-            "num_hidden_layers": a.llm_layers,
-            "num_attention_heads": a.llm_heads,
+            **text_sizes(a, vocabulary),
             "num_key_value_heads": max(1, a.llm_heads // 2),
-            "max_position_embeddings": a.max_positions,
             "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
             "bos_token_id": tokenizer.token_to_id("<|im_start|>"),
             "eos_token_id": tokenizer.token_to_id("<end_of_utterance>"),
         },
         "vision_config": {
             "model_type": "smolvlm_vision",
-            "hidden_size": a.tower_dim,
-            "intermediate_size": 4 * a.tower_dim,
-            "num_hidden_layers": a.tower_depth - 1,
-            "num_attention_heads": a.tower_heads,
+            **tower_sizes(a),
             "image_size": a.image_size,
             "patch_size": PATCH,
         },

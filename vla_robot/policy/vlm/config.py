@@ -10,6 +10,7 @@ from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.vla.checkpoint import OUR_BLOCK, table_of
 from vla_robot.policy.vla.inputs.observations import InputSizes
 from vla_robot.policy.vla.json_files import whole
+from vla_robot.recipe.finetune import Architecture
 
 MAX_LAYERS, MAX_NUMBER = 256, 4_194_304
 """Largest number of layers, and largest other whole number; Gemma 4 31B has 60 layers and 262,144 tokens."""
@@ -21,6 +22,33 @@ CODE = ("auto_map", "custom_pipelines", "quantization_config")
 
 IMPLEMENTATION = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "kernel_config")
 """Keys that choose an implementation, some by fetching it; they are left out, so that the library takes its own."""
+
+
+def text_sizes(a: Architecture, vocabulary: int) -> dict[str, int]:
+    """Return the sizes of a new language model by their names in transformers.
+
+    Args:
+        a: the sizes.
+        vocabulary: rows of its vocabulary.
+    """
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": a.llm_dim,
+        "intermediate_size": a.llm_ff_dim,
+        "num_hidden_layers": a.llm_layers,
+        "num_attention_heads": a.llm_heads,
+        "max_position_embeddings": a.max_positions,
+    }
+
+
+def tower_sizes(a: Architecture) -> dict[str, int]:
+    """Return the sizes of a new vision tower, with one block less than OpenVLA's, which leaves its last one out."""
+    return {
+        "hidden_size": a.tower_dim,
+        "intermediate_size": 4 * a.tower_dim,
+        "num_hidden_layers": a.tower_depth - 1,
+        "num_attention_heads": a.tower_heads,
+    }
 
 
 @dataclass(frozen=True)

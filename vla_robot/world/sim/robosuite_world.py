@@ -74,7 +74,7 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
         self._robot: Any = self._env.robots[0]
         self._mujoco: Any = import_module("mujoco")
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
-        self._check_cameras()
+        self._require_cameras(self._model)
         self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
         self._pads = _pads(self._model, self._robot.gripper[self._arm])
         opening_m = MAX_OPENING_M if self._pads is None else MAX_PADS_M
@@ -104,12 +104,6 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
     @property
     def _arm(self) -> str:
         return self._robot.arms[0]
-
-    def _check_cameras(self) -> None:
-        known = [self._model.cam(i).name for i in range(self._model.ncam)]
-        for camera in self._recipe.cameras:
-            if camera.source is not None and camera.source not in known:
-                raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
 
     def _failed(self) -> bool:
         return hasattr(self._env, "failed") and self._env.failed()

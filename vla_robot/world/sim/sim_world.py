@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import WorldError
+from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.messages import Image, Observation, StepResult, Vector
 from vla_robot.core.seeds import require_seed
 from vla_robot.recipe.env import SimulationRecipe
@@ -70,6 +70,13 @@ class SimWorld[R: SimulationRecipe](ABC):
     def _require_open(self) -> None:
         if not self._open:
             raise WorldError("this world was closed; build a new one.")
+
+    def _require_cameras(self, model: Any) -> None:
+        """Raise RecipeError if the recipe names a camera that the scene does not have."""
+        known = [model.cam(i).name for i in range(model.ncam)]
+        for camera in self._recipe.cameras:
+            if camera.source is not None and camera.source not in known:
+                raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
 
     def _observe(self) -> Observation:
         stamp_ns = time.monotonic_ns()

@@ -5,6 +5,7 @@ The task's scene file says its goal as predicates, e.g. (In alphabet_soup_1 bask
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,14 @@ def placing_of(env: Any) -> Placing | None:
     return Placing(bodies[target], bodies[place]) if target in bodies and place in bodies else None
 
 
-def bounds_of(model: Any, data: Any, body: int) -> tuple[Vector, Vector]:
-    """Return the lowest and the highest (3,) corner of an object's collision shapes, along the world's axes [m]."""
-    shapes = [
-        g
-        for g in range(model.ngeom)
-        if model.body_rootid[model.geom_bodyid[g]] == model.body_rootid[body] and model.geom_contype[g]
-    ]
+def shapes_of(model: Any, body: int) -> tuple[int, ...]:
+    """Return the ids of an object's collision shapes."""
+    roots = model.body_rootid
+    return tuple(g for g in range(model.ngeom) if roots[model.geom_bodyid[g]] == roots[body] and model.geom_contype[g])
+
+
+def bounds_of(model: Any, data: Any, shapes: Iterable[int]) -> tuple[Vector, Vector]:
+    """Return the lowest and the highest (3,) corner of shapes, along the world's axes [m]."""
     points = np.concatenate([_corners(model, data, g) for g in shapes])
     return points.min(axis=0), points.max(axis=0)
 

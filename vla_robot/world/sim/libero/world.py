@@ -23,12 +23,11 @@ from typing import Any
 import numpy as np
 
 from vla_robot.core.embodiment import Dim, Embodiment
-from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.messages import Image, Vector
 from vla_robot.recipe.env import LiberoRecipe
 from vla_robot.world.sim.libero.benchmark import read_task
-from vla_robot.world.sim.libero.goal import bounds_of, placing_of
+from vla_robot.world.sim.libero.goal import bounds_of, placing_of, shapes_of
 from vla_robot.world.sim.libero.moved_objects import ObjectMover, Offsets
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
 from vla_robot.world.sim.robosuite_calls import quiet, seeded
@@ -77,12 +76,13 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         self._robot: Any = self._env.robots[0]
         self._mujoco: Any = import_module("mujoco")
         self._model, self._data = self._env.sim.model._model, self._env.sim.data._data
-        self._check_cameras()
+        self._require_cameras(self._model)
         self._renderer = Renderer(self._model, recipe.shadows, hide_group=COLLISION_GEOMS)
         self._base = self._model.body(self._robot.robot_model.root_body).id
         self._hand = self._model.body(self._robot.robot_model.eef_name).id
         self._scale = np.asarray(self._robot.controller.output_max, dtype=np.float64)
-        self._placing = placing_of(self._env)
+        placing = placing_of(self._env)
+        self._placed = placing and tuple(shapes_of(self._model, body) for body in (placing.target, placing.place))
         self._mover = ObjectMover(self._model, self._data, self._env.obj_body_id)
         self.embodiment = self._embodiment()
         self._substep, self._is_seen = 0, False
@@ -194,10 +194,10 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
 
         The base stands upright and unturned in every scene, so that its axes are the world's.
         """
-        if self._placing is None:
+        if self._placed is None:
             return {}
-        base, bodies = self._data.xpos[self._base], (self._placing.target, self._placing.place)
-        (low, high), (place_low, place_high) = (bounds_of(self._model, self._data, body) for body in bodies)
+        base = self._data.xpos[self._base]
+        (low, high), (place_low, place_high) = (bounds_of(self._model, self._data, shapes) for shapes in self._placed)
         fingers = self._data.qvel[self._robot._ref_gripper_joint_vel_indexes]
         return {
             "target_low": low - base,
@@ -218,12 +218,6 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
             *(Dim(name, "m", -FINGER_M, FINGER_M) for name in ("finger_left", "finger_right")),
         )
         return replace(embodiment_of(self._recipe, "panda", reach), state=state)
-
-    def _check_cameras(self) -> None:
-        known = [self._model.cam(i).name for i in range(self._model.ncam)]
-        for camera in self._recipe.cameras:
-            if camera.source is not None and camera.source not in known:
-                raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
 
 
 def raw_rotvec(quat: Vector) -> Vector:

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from vla_robot.core.embodiment import ActionSpace, CameraSpec, Dim, Embodiment
-from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.messages import Vector
 from vla_robot.recipe.benchmarks.metaworld import METAWORLD_STATES, METAWORLD_WORDS
 from vla_robot.recipe.env import MetaWorldRecipe
@@ -61,7 +60,7 @@ class MetaWorldWorld(SimWorld[MetaWorldRecipe]):
         self._mujoco: Any = import_module("mujoco")
         self._model, self._data = self._env.model, self._env.data
         self._seen, self._success = np.zeros(0), False
-        self._check_cameras()
+        self._require_cameras(self._model)
         self._renderer = Renderer(self._model, recipe.shadows)
         self.embodiment = self._embodiment()
         self._begin(0)
@@ -115,9 +114,3 @@ class MetaWorldWorld(SimWorld[MetaWorldRecipe]):
             cameras=tuple(CameraSpec(c.name, c.height, c.width) for c in self._recipe.cameras),
             rate_hz=self._recipe.rate_hz,
         )
-
-    def _check_cameras(self) -> None:
-        known = [self._model.cam(i).name for i in range(self._model.ncam)]
-        for camera in self._recipe.cameras:
-            if camera.source is not None and camera.source not in known:
-                raise RecipeError(unknown(f"source of camera '{camera.name}'", camera.source, known))
