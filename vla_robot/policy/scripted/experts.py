@@ -251,7 +251,7 @@ class Placing:
     rim_depth: float = 0.022
     hover: float = 0.10
     steepness: float = 20.0
-    reach: float = 0.008
+    reach: float = 0.007
     clearance: float = 0.12
     drop: float = 0.02
     over: float = 0.02
@@ -272,7 +272,7 @@ def place(observation: Observation) -> tuple[Vector, float]:
     if distance < p.reach:
         return p.gain * error, GRIPPER_CLOSED
     off_axis = float(np.hypot(error[0], error[1]))
-    return _first_up(error + [0, 0, np.clip(p.steepness * (off_axis - p.reach), 0, p.hover)], p), GRIPPER_OPEN
+    return _first_up(error + [0, 0, np.clip(p.steepness * (off_axis - p.reach / 2), 0, p.hover)], p), GRIPPER_OPEN
 
 
 def _grip(low: Vector, high: Vector, p: Placing) -> Vector:
