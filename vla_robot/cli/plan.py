@@ -98,7 +98,7 @@ def main(args: PlanArgs) -> int:
         f"prompt, {asked.answer} of an answer, {asked.corrections} corrections"
     )
     Terminal().print(_table(found, args.rate))
-    say("Times are floors, without launches, copies and preprocessing: docs/gpu.md says what programs reach.")
+    say("Times are floors, without launches, copies and preprocessing: docs/gpu.md compares them with programs.")
     if args.json:
         write_json(args.json, "plan", [], plan=found)
     return 0
