@@ -3,21 +3,42 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import LogitsProcessorList
 
-from benchmarks.gpu.counts import HALF, SEVEN_BILLION
+from benchmarks.models.plain_vlm import OnlyRows
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.openvla.prompt import OpenVLAPrompts
 from vla_robot.policy.openvla.weights import rebuild_buffers
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
+
+SEVEN_BILLION: Mapping[str, Any] = {
+    "model_type": "openvla",
+    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+    "image_sizes": [224, 224],
+    "image_resize_strategy": "resize-naive",
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 32064,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 2048,
+        "pad_token_id": 32000,
+    },
+}
+"""config.json of openvla-7b, as far as it says sizes."""
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 TOKENS = 7
 TEXT_TOKENS = 14
@@ -54,9 +75,9 @@ def model_by_rule(config: OpenVLAConfig, dtype: torch.dtype, device: torch.devic
     return model.requires_grad_(False).eval()
 
 
-def policy_of(model: OpenVLA) -> OpenVLAPolicy:
-    """Return the policy of a model, without a tokenizer."""
-    return OpenVLAPolicy(model, Preprocessor(model.config.image_size, "resize-naive", HALF, HALF), None, {})
+def policy_of(model: OpenVLA, tokenizer: OpenVLAPrompts | None = None) -> OpenVLAPolicy:
+    """Return the policy of a model; without a tokenizer it takes ids alone."""
+    return OpenVLAPolicy(model, Preprocessor(model.config.image_size, "resize-naive", HALF, HALF), tokenizer, {})
 
 
 def batch_of(policy: OpenVLAPolicy, rows: int, lengths: Sequence[int] = (TEXT_TOKENS,), seed: int = 0) -> Batch:
@@ -80,20 +101,11 @@ def row_of(batch: Batch, row: int) -> Batch:
 def by_transformers(policy: OpenVLAPolicy, batch: Batch) -> np.ndarray:
     """Return (B, 7) tokens of transformers' own greedy `generate` over the action rows; prompts of one length."""
     model: Any = policy.model
+    actions = slice(model.config.action_vocab_end - model.config.n_action_bins, model.config.action_vocab_end)
     embeds = model.prompt(batch).embeds
     out = model.language_model.generate(
         inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),
         max_new_tokens=TOKENS, min_new_tokens=TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0,
-        logits_processor=LogitsProcessorList([_ActionRows(model.config)]),
+        logits_processor=LogitsProcessorList([OnlyRows(actions)]),
     )  # fmt: skip
     return out[:, -TOKENS:].cpu().numpy()
-
-
-class _ActionRows(LogitsProcessor):
-    def __init__(self, config: OpenVLAConfig) -> None:
-        self._rows = slice(config.action_vocab_end - config.n_action_bins, config.action_vocab_end)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        allowed = torch.full_like(scores, -torch.inf)
-        allowed[:, self._rows] = scores[:, self._rows]
-        return allowed

@@ -16,34 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.gpu.by_rule import config_of, policy_of
 from benchmarks.gpu.fake_cuda import Answer, FakeCuda, Tally
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts
-from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-
-SEVEN_BILLION: Mapping[str, Any] = {
-    "model_type": "openvla",
-    "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
-    "image_sizes": [224, 224],
-    "image_resize_strategy": "resize-naive",
-    "text_config": {
-        "model_type": "llama",
-        "vocab_size": 32064,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 2048,
-        "pad_token_id": 32000,
-    },
-}
-"""config.json of openvla-7b, as far as it says sizes."""
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 @dataclass(frozen=True)
@@ -94,11 +73,9 @@ def seven_billion(gpu: FakeCuda, tokenizer: OpenVLAPrompts, **ours: Any) -> Open
         tokenizer: of any policy; only the number of ids matters.
         ours: keys of our block in config.json, such as `num_images`.
     """
-    config = OpenVLAConfig.from_dict({**SEVEN_BILLION, **({"vla_robot": ours} if ours else {})}, "openvla-7b")
     with torch.device("meta"):
-        model = OpenVLA(config)
-    model = gpu.move(model, torch.bfloat16).requires_grad_(False).eval()
-    return OpenVLAPolicy(model, Preprocessor(224, "resize-naive", HALF, HALF), tokenizer, {})
+        model = OpenVLA(config_of(small=False, **ours))
+    return policy_of(gpu.move(model, torch.bfloat16).requires_grad_(False).eval(), tokenizer)
 
 
 def observations(policy: AnyVLAPolicy, drive: Drive, size: tuple[int, int] = (84, 84)) -> list[Observation]:
