@@ -173,6 +173,7 @@ def test_a_frame_that_would_be_cut_otherwise_is_told(tmp_path: Path) -> None:
         ({"size": {"longest_edge": 100_000}}, "size.longest_edge is 100000"),
         ({"do_image_splitting": "yes"}, "do_image_splitting is 'yes'"),
         ({"image_mean": ["a", "b", "c"]}, "must be RGB triples"),
+        ({"image_std": [0.5, 0.5]}, "must be RGB triples"),
     ],
 )
 def test_what_smolvlms_processor_must_not_say(tmp_path: Path, keys: dict[str, Any], why: str) -> None:

@@ -16,7 +16,7 @@ from vla_robot.policy.vlm.config import text_sizes
 from vla_robot.policy.vlm.family import TransformersFamily
 from vla_robot.policy.vlm.native_images import Budget, NativePreprocessor, within
 from vla_robot.policy.vlm.prompts import Template
-from vla_robot.policy.vlm.square_images import image_processor_of
+from vla_robot.policy.vlm.square_images import image_processor_of, mean_and_std
 from vla_robot.recipe.finetune import Architecture
 
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -59,11 +59,7 @@ def read_preprocessor(folder: Path, config: Mapping[str, Any]) -> NativePreproce
     )
     if budget.smallest > budget.largest:
         raise CheckpointError(f"{source}: min_pixels {budget.smallest} is above max_pixels {budget.largest}.")
-    mean, std = (data.get(key, default) for key, default in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
-    try:
-        return NativePreprocessor(budget, within, tuple(map(float, mean)), tuple(map(float, std)))  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: image_mean and image_std must be RGB triples: {error}.") from error
+    return NativePreprocessor(budget, within, *mean_and_std(source, data, CLIP_MEAN, CLIP_STD))
 
 
 def _processor(cell: int) -> Callable[[int], dict[str, Any]]:

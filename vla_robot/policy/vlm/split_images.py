@@ -25,7 +25,7 @@ from vla_robot.policy.vla.checkpoint import read_embodiment
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor, Scales
 from vla_robot.policy.vla.json_files import shown, whole
-from vla_robot.policy.vlm.square_images import HALF, image_processor_of
+from vla_robot.policy.vlm.square_images import image_processor_of, mean_and_std
 
 LANCZOS = 1
 """Pillow's number of the only way of resizing that is done here."""
@@ -134,11 +134,7 @@ def read_split(folder: Path, config: Mapping[str, Any]) -> SplitPreprocessor:
     if not isinstance(splits, bool):
         raise CheckpointError(f"{source}: do_image_splitting is {shown(splits)}; expected true or false.")
     grid = _grid_of(folder, edge, longest) if splits else None
-    mean, std = (data.get(key, HALF) for key in ("image_mean", "image_std"))
-    try:
-        return SplitPreprocessor(edge, longest, grid, tuple(map(float, mean)), tuple(map(float, std)))  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{source}: image_mean and image_std must be RGB triples: {error}.") from error
+    return SplitPreprocessor(edge, longest, grid, *mean_and_std(source, data))
 
 
 def scaled(height: int, width: int, longest: int) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,34 @@ def image_processor_of(folder: Path) -> tuple[str, dict[str, Any]]:
         return str(newer), inner
     path = folder / "preprocessor_config.json"
     return str(path), read_json(path)
+
+
+type RGB = tuple[float, float, float]
+
+
+def mean_and_std(
+    source: str, data: Mapping[str, Any], mean: Sequence[float] = HALF, std: Sequence[float] = HALF
+) -> tuple[RGB, RGB]:
+    """Return an image processor's mean and standard deviation by channel, in [0, 1].
+
+    Args:
+        source: path of the file, for messages.
+        data: its content.
+        mean: used if the file has none.
+        std: used if the file has none.
+
+    Raises:
+        CheckpointError: one of them is not three numbers.
+    """
+    try:
+        return _triple(data.get("image_mean", mean)), _triple(data.get("image_std", std))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{source}: image_mean and image_std must be RGB triples: {error}.") from error
+
+
+def _triple(value: Any) -> RGB:
+    r, g, b = map(float, value)
+    return r, g, b
 
 
 def siglip_processor(size: int) -> dict[str, Any]:
