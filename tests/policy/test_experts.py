@@ -69,6 +69,14 @@ def test_a_quarter_turn_of_the_cube_changes_nothing(yaw: float) -> None:
     assert widths[0] == pytest.approx(widths[1])
 
 
+@given(st.floats(-3, 3), st.floats(0.040, 0.062), st.floats(-0.01, 0.01))
+def test_fingers_that_may_hold_the_cube_never_wait(yaw: float, width: float, above: float) -> None:
+    # A learner does not see the yaw well: an expert that waits at some width teaches it to wait there for ever.
+    action = lift_action(seen([0.5, 0.0, above], [0.5, 0.0, 0.0], width, yaw))
+    assert action[2] > 0
+    assert action[-1] == 0.0
+
+
 def test_a_low_tool_beside_the_cube_rises_instead_of_pushing_it() -> None:
     action = lift_action(seen([0.4, 0.0, 0.0], [0.5, 0.0, 0.0], width=0.078))
     assert action[2] == SPACE.high[2]

@@ -29,6 +29,9 @@ TOOL_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
 HELD_SLACK = 0.003
 """The fingers touch an object when they are this close to its width [m]."""
 
+SLOW_RISE = 0.01
+"""Commanded height of one step [m] with which a closing gripper already rises."""
+
 LIFT_CUBE, STACK_CUBE, CAN_WIDTH = 0.042, 0.040, 0.060
 """Edges of the cubes, and the gripper's opening below which it holds the can [m]."""
 
@@ -137,8 +140,14 @@ def lift_named(observation: Observation) -> tuple[Vector, float]:
 def _lift(observation: Observation, cube: str) -> tuple[Vector, float]:
     truth = observation.privileged
     grasp = cube_grasp(truth[f"{cube}_mat"], LIFT_CUBE)
-    move, gripper, held = pick(truth["eef_pos"], truth["gripper_width"][0], truth[f"{cube}_pos"], grasp)
-    return (UP, GRIPPER_CLOSED) if held else (move, gripper)
+    width = truth["gripper_width"][0]
+    move, gripper, held = pick(truth["eef_pos"], width, truth[f"{cube}_pos"], grasp)
+    if held:
+        return UP, GRIPPER_CLOSED
+    if gripper == GRIPPER_CLOSED and width < LIFT_CUBE * 2**0.5 + HELD_SLACK:
+        # A cube of some yaw would be held at this width. A learner that misjudges the yaw would wait here for ever.
+        move[2] = max(move[2], SLOW_RISE)
+    return move, gripper
 
 
 def stack(observation: Observation) -> tuple[Vector, float]:
