@@ -82,7 +82,7 @@ def test_with_company_expected_the_first_waits_so_long_and_no_longer() -> None:
     line = Line(4, WAIT_NS)
     for client in "ab":
         line.put(request(client), now_ns=0)
-    line.take(now_ns=0)
+    line.free(0, line.take(now_ns=0)[0])
     line.put(request("a"), now_ns=100)
     assert line.due_ns(now_ns=100) == 100 + WAIT_NS
     line.put(request("b"), now_ns=200)
@@ -94,9 +94,9 @@ def test_those_who_just_got_their_answers_are_waited_for_too() -> None:
     for client in "ab":
         line.put(request(client), now_ns=0)
     line.put(request("c"), now_ns=0)
-    line.take(now_ns=0)
+    batch, _ = line.take(now_ns=0)
     line.put(request("d"), now_ns=10)
-    line.free(now_ns=20 * WAIT_NS)
+    line.free(now_ns=20 * WAIT_NS, batch=batch)
     assert line.due_ns(now_ns=20 * WAIT_NS) == 21 * WAIT_NS
 
 

@@ -1,4 +1,4 @@
-"""Dynamic batching of many clients' requests for one model.
+"""Dynamic batching of many clients' requests for one model, or for several copies of it.
 
     clients --submit--> Line (at most one request each, oldest first) --batch--> act --answer--> each client
 
@@ -6,6 +6,9 @@ A batch begins when it is full, when its oldest request has waited long enough w
 recent client is waiting already: one robot alone never waits for others. A client's newest request
 replaces its older one, which is answered with an error. A request whose deadline passed is dropped, and a row that
 cannot be answered fails alone.
+
+Several threads may each run a copy of the model: they take from one line, so the rules above hold for all of them
+together. Idle copies share what waits, and a batch whose copy is lost goes back to the head of the line once.
 
 >>> line = Line(max_batch=2, max_wait_ns=5_000_000)
 >>> line.due_ns(now_ns=0) is None                                        # no request waits
@@ -15,36 +18,40 @@ True
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import ContractError, OverdueError, PolicyError, SupersededError, VlaError, in_words
 from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.serve.policy.tally import RETRIED, Answer, Tally
 
 Act = Callable[[Sequence[Observation], Sequence[str | None]], list[ActionChunk]]
 """(observations, per row the statistics key that un-normalises) -> one chunk per row."""
-
-Answer = ActionChunk | VlaError
 
 MAX_INSTRUCTION_CHARS = 2000
 MAX_PIXELS = 1 << 24
 """Most pixels of an observation: two cameras of 4K video."""
 
+RETRIES = 1
+"""How often a request whose model was lost goes back to the line: a request that kills a process kills two at most."""
+
 RECENT_NS = NS_PER_S
 """A client that asked within this time is expected to ask again [ns]."""
 
-REMEMBERED = 2000
-"""Number of requests whose times are kept for the quantiles."""
+SUPERSEDED = "a newer request of the same client took the place of this one."
 
 _LOG = logging.getLogger(__name__)
+
+
+class ModelLostError(PolicyError):
+    """The process that held the model is gone or does not answer; another copy of the model may answer."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class Request:
         statistics_key: dataset whose statistics un-normalise; None for the policy's own.
         deadline_ns: time at which the client stops waiting, on the batcher's clock; None: never.
         since_ns: time at which it began to wait; set by the line.
+        losses: number of models that were lost while they computed its answer.
     """
 
     client: Hashable
@@ -66,6 +74,7 @@ class Request:
     statistics_key: str | None = None
     deadline_ns: int | None = None
     since_ns: int = 0
+    losses: int = 0
 
 
 class Line:
@@ -89,6 +98,7 @@ class Line:
         self._max_waiting = max_waiting
         self._waiting: OrderedDict[Hashable, Request] = OrderedDict()
         self._asked_ns: OrderedDict[Hashable, int] = OrderedDict()
+        self._in_work: Counter[Hashable] = Counter()
         self._free_ns = 0
 
     def __len__(self) -> int:
@@ -108,34 +118,59 @@ class Line:
         self._note(request.client, now_ns)
         return older
 
+    def put_back(self, request: Request) -> Request | None:
+        """Put a request of a lost batch at the head of the line; return it if a newer one of its client waits there."""
+        if request.client in self._waiting:
+            return request
+        self._waiting[request.client] = request
+        self._waiting.move_to_end(request.client, last=False)
+        return None
+
     def due_ns(self, now_ns: int) -> int | None:
         """Return when the next batch is due, at latest `now_ns` if it may start at once; None if no request waits."""
         if not self._waiting:
             return None
         self._forget(now_ns)
-        if len(self._waiting) >= min(self._max_batch, len(self._asked_ns)):
+        if len(self._waiting) >= self._max_batch or not self._may_still_ask():
             return now_ns
         return max(self._free_ns, next(iter(self._waiting.values())).since_ns) + self._max_wait_ns
 
-    def free(self, now_ns: int) -> None:
-        """Note that the model finished its batch."""
+    def free(self, now_ns: int, batch: Sequence[Request] = ()) -> None:
+        """Note that a model finished its batch."""
         self._free_ns = now_ns
+        self._in_work -= Counter(request.client for request in batch)
 
-    def take(self, now_ns: int) -> tuple[list[Request], list[Request]]:
-        """Remove and return the next batch, and the requests whose deadline passed."""
+    def take(self, now_ns: int, models: int = 1) -> tuple[list[Request], list[Request]]:
+        """Remove and return the next batch, and the requests whose deadline passed.
+
+        Args:
+            now_ns: the present time [ns].
+            models: number of idle copies of the model, which share what waits.
+        """
+        overdue = self.take_overdue(now_ns)
+        rows = min(self._max_batch, math.ceil(len(self._waiting) / models))
+        batch = [self._waiting.popitem(last=False)[1] for _ in range(rows)]
+        for request in batch:
+            self._note(request.client, now_ns)
+        self._in_work.update(request.client for request in batch)
+        return batch, overdue
+
+    def take_overdue(self, now_ns: int) -> list[Request]:
+        """Remove and return the requests whose deadline passed."""
         overdue = [r for r in self._waiting.values() if r.deadline_ns is not None and r.deadline_ns <= now_ns]
         for request in overdue:
             del self._waiting[request.client]
-        batch = [self._waiting.popitem(last=False)[1] for _ in range(min(self._max_batch, len(self._waiting)))]
-        for request in batch:
-            self._note(request.client, now_ns)
-        return batch, overdue
+        return overdue
 
     def drain(self) -> list[Request]:
         """Remove and return every request."""
         rest = list(self._waiting.values())
         self._waiting.clear()
         return rest
+
+    def _may_still_ask(self) -> bool:
+        """Return whether a recent client neither waits nor is being answered."""
+        return any(client not in self._waiting and client not in self._in_work for client in self._asked_ns)
 
     def _note(self, client: Hashable, now_ns: int) -> None:
         self._asked_ns[client] = now_ns
@@ -150,8 +185,23 @@ class Line:
                 del self._asked_ns[client]
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A batch that left the line.
+
+    Attributes:
+        now_ns: time at which it left [ns].
+        batch: the requests to answer.
+        overdue: the requests whose deadline passed.
+    """
+
+    now_ns: int
+    batch: Sequence[Request]
+    overdue: Sequence[Request]
+
+
 class Batcher:
-    """Answers requests in batches, in the one thread that calls `run`."""
+    """Answers requests in batches, in the threads that call `run`: one, or one for each copy of the model."""
 
     def __init__(self, act: Act, line: Line, clock: Clock | None = None) -> None:
         """
@@ -165,6 +215,7 @@ class Batcher:
         self._clock = clock or MonotonicClock()
         self._changed = threading.Condition()
         self._closed = False
+        self._idle = 0
         self.tally = Tally()
 
     def submit(self, request: Request) -> None:
@@ -179,11 +230,11 @@ class Batcher:
                 older = self._line.put(request, self._clock.now_ns())
             except VlaError as error:
                 refusal = error
-            self._changed.notify()
+            self._changed.notify_all()
         if refusal is not None:
             self._tell(request, refusal)
         if older is not None:
-            self._tell(older, SupersededError("a newer request of the same client took the place of this one."))
+            self._tell(older, SupersededError(SUPERSEDED))
 
     def ask(
         self,
@@ -214,33 +265,32 @@ class Batcher:
             raise answer
         return answer
 
-    def run(self) -> None:
-        """Answer batches until `close`."""
-        while self._await_batch():
+    def run(self, act: Act | None = None, is_needed: Callable[[], bool] = lambda: True) -> None:
+        """Answer batches until `close`.
+
+        Args:
+            act: runs the copy of the model that belongs to the calling thread; None for the batcher's model.
+            is_needed: returns False when the thread shall return after its batch; read again after each `look_again`.
+        """
+        while (taken := self._await_batch(is_needed)) is not None:
             try:
-                self.work()
+                self._answer_all(taken, act or self._act)
             except Exception:  # without this thread, no client would ever get an answer again
                 _LOG.exception("a batch was lost; its clients wait until their deadlines")
 
-    def work(self) -> None:
-        """Answer the next batch now, even if it is not due."""
+    def look_again(self) -> None:
+        """Wake the threads in `run`, so that they read `is_needed`, and drop the requests whose deadline passed."""
         with self._changed:
             now_ns = self._clock.now_ns()
-            batch, overdue = self._line.take(now_ns)
-        for request in overdue:
-            late_ms = (now_ns - (request.deadline_ns or now_ns)) / NS_PER_MS
-            self._tell(request, OverdueError(f"the deadline passed {late_ms:.0f} ms before the model was free."))
-        if not batch:
-            return
-        answers = self._answers(batch)
-        inference_ns = self._clock.now_ns() - now_ns
-        self.tally.batch(len(batch), inference_ns)
-        for request, answer in zip(batch, answers, strict=True):
-            wait_ns = now_ns - request.since_ns
-            self.tally.waited(wait_ns)
-            self._tell(request, _with_wait(answer, wait_ns / NS_PER_MS))
+            overdue = self._line.take_overdue(now_ns)
+            self._changed.notify_all()
+        self._tell_overdue(overdue, now_ns)
+
+    def work(self, act: Act | None = None) -> None:
+        """Answer the next batch now, even if it is not due; see `run`."""
         with self._changed:
-            self._line.free(self._clock.now_ns())
+            taken = self._take(self._idle + 1)
+        self._answer_all(taken, act or self._act)
 
     def close(self) -> None:
         """End `run` after its batch; requests that still wait are answered with an error."""
@@ -257,24 +307,82 @@ class Batcher:
             waiting = len(self._line)
         return {"waiting": waiting, **self.tally.summary()}
 
-    def _await_batch(self) -> bool:
-        """Wait until a batch is due; return False if the batcher was closed."""
+    def _await_batch(self, is_needed: Callable[[], bool]) -> _Taken | None:
+        """Wait until a batch is due, and take it; None if the batcher was closed or the thread is not needed."""
         with self._changed:
-            while not self._closed:
-                now_ns = self._clock.now_ns()
-                due_ns = self._line.due_ns(now_ns)
-                if due_ns is not None and due_ns <= now_ns:
-                    return True
-                self._changed.wait(None if due_ns is None else (due_ns - now_ns) / NS_PER_S)
-        return False
+            self._idle += 1
+            try:
+                while not self._closed and is_needed():
+                    now_ns = self._clock.now_ns()
+                    due_ns = self._line.due_ns(now_ns)
+                    if due_ns is not None and due_ns <= now_ns:
+                        return self._take(self._idle)
+                    self._changed.wait(None if due_ns is None else (due_ns - now_ns) / NS_PER_S)
+            finally:
+                self._idle -= 1
+        return None
 
-    def _answers(self, batch: Sequence[Request]) -> list[Answer]:
-        """Return one answer per request. A batch that fails is halved until the faulty row is alone."""
+    def _take(self, models: int) -> _Taken:
+        """Take the next batch, with the lock held; `models` are idle."""
+        now_ns = self._clock.now_ns()
+        batch, overdue = self._line.take(now_ns, models)
+        self._changed.notify_all()  # another idle model takes what is left
+        return _Taken(now_ns, batch, overdue)
+
+    def _answer_all(self, taken: _Taken, act: Act) -> None:
+        now_ns, batch = taken.now_ns, taken.batch
+        self._tell_overdue(taken.overdue, now_ns)
+        if not batch:
+            return
         try:
-            chunks = self._act([r.observation for r in batch], [r.statistics_key for r in batch])
+            answers = self._answers(batch, act)
+        except ModelLostError as error:
+            self._put_back(batch, error)
+            return
+        inference_ns = self._clock.now_ns() - now_ns
+        self.tally.batch(len(batch), inference_ns)
+        for request, answer in zip(batch, answers, strict=True):
+            wait_ns = now_ns - request.since_ns
+            self.tally.waited(wait_ns)
+            self._tell(request, _with_wait(answer, wait_ns / NS_PER_MS))
+        with self._changed:
+            self._line.free(self._clock.now_ns(), batch)
+
+    def _put_back(self, batch: Sequence[Request], error: ModelLostError) -> None:
+        """Return a batch to the line, whose model was lost, or answer what may not be tried again."""
+        with self._changed:
+            self._line.free(self._clock.now_ns(), batch)
+            may_wait = [r.losses < RETRIES and not self._closed for r in batch]
+            again = [r for r, may in zip(batch, may_wait, strict=True) if may]
+            # The youngest first, so that the oldest ends at the head.
+            older = [self._line.put_back(replace(r, losses=r.losses + 1)) for r in reversed(again)]
+            self._changed.notify_all()
+        superseded = [request for request in older if request is not None]
+        self.tally.count(RETRIED, len(again) - len(superseded))
+        for request, may in zip(batch, may_wait, strict=True):
+            if not may:
+                self._tell(request, error)
+        for request in superseded:
+            self._tell(request, SupersededError(SUPERSEDED))
+
+    def _tell_overdue(self, overdue: Sequence[Request], now_ns: int) -> None:
+        for request in overdue:
+            late_ms = (now_ns - (request.deadline_ns or now_ns)) / NS_PER_MS
+            self._tell(request, OverdueError(f"the deadline passed {late_ms:.0f} ms before the model was free."))
+
+    def _answers(self, batch: Sequence[Request], act: Act) -> list[Answer]:
+        """Return one answer per request. A batch that fails is halved until the faulty row is alone.
+
+        Raises:
+            ModelLostError: the model is gone; no row can be blamed.
+        """
+        try:
+            chunks = act([r.observation for r in batch], [r.statistics_key for r in batch])
             if len(chunks) != len(batch):
                 raise PolicyError(f"the policy gave {len(chunks)} answers to {len(batch)} observations.")
             return list(chunks)
+        except ModelLostError:
+            raise
         except VlaError as error:
             failure = error
         except KeyboardInterrupt:
@@ -287,7 +395,7 @@ class Batcher:
         if len(batch) == 1:
             return [failure]
         half = len(batch) // 2
-        return self._answers(batch[:half]) + self._answers(batch[half:])
+        return self._answers(batch[:half], act) + self._answers(batch[half:], act)
 
     def _tell(self, request: Request, answer: Answer) -> None:
         self.tally.answered(answer)
@@ -295,44 +403,6 @@ class Batcher:
             request.answer(answer)
         except Exception:
             _LOG.exception("an answer could not be handed over")
-
-
-class Tally:
-    """Counts and times of a batcher, for its status. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts: Counter[str] = Counter()
-        self._sizes: Counter[int] = Counter()
-        self._inference_ns: deque[int] = deque(maxlen=REMEMBERED)
-        self._wait_ns: deque[int] = deque(maxlen=REMEMBERED)
-
-    def answered(self, answer: Answer) -> None:
-        kind = type(answer).__name__ if isinstance(answer, VlaError) else "answered"
-        with self._lock:
-            self._counts[kind] += 1
-
-    def batch(self, rows: int, inference_ns: int) -> None:
-        with self._lock:
-            self._sizes[rows] += 1
-            self._inference_ns.append(inference_ns)
-
-    def waited(self, wait_ns: int) -> None:
-        with self._lock:
-            self._wait_ns.append(wait_ns)
-
-    def summary(self) -> dict[str, Any]:
-        """Return counts by outcome, batches by size, and quantiles of the newest times [ms], as plain data."""
-        with self._lock:
-            batches = sum(self._sizes.values())
-            rows = sum(size * count for size, count in self._sizes.items())
-            return {
-                "counts": dict(self._counts),
-                "batches": {str(size): count for size, count in sorted(self._sizes.items())},
-                "mean_batch": rows / batches if batches else 0.0,
-                "wait_ms": _quantiles_ms(self._wait_ns),
-                "inference_ms": _quantiles_ms(self._inference_ns),
-            }
 
 
 def _require_bounded(observation: Observation) -> None:
@@ -347,13 +417,6 @@ def _require_bounded(observation: Observation) -> None:
             f"the images have {pixels} pixels together, allowed are {MAX_PIXELS}. Send them smaller: a policy resizes "
             "them to a few hundred pixels anyway."
         )
-
-
-def _quantiles_ms(times_ns: Sequence[int] | deque[int]) -> dict[str, float]:
-    if not times_ns:
-        return {}
-    p50, p99 = np.quantile(np.asarray(times_ns) / NS_PER_MS, (0.5, 0.99))
-    return {"p50": float(p50), "p99": float(p99)}
 
 
 def _with_wait(answer: Answer, wait_ms: float) -> Answer:

@@ -27,7 +27,8 @@ from typing import Any
 from vla_robot.core.clock import NS_PER_MS, Clock, MonotonicClock
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, SessionError, TransportError, VlaError, in_words, unknown
-from vla_robot.serve.policy.batcher import Answer, Batcher, Request
+from vla_robot.serve.policy.batcher import Batcher, Request
+from vla_robot.serve.policy.tally import Answer
 from vla_robot.transport.codec import (
     MessageReader,
     pack_action_chunk,
