@@ -88,7 +88,8 @@ def test_the_merged_policy_answers_as_the_one_with_adapters(recipe: FinetuneReci
         for name, parameter in learning(policy.model).items():
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))) * 0.05)
     rng = np.random.default_rng(0)
-    pixels = policy.preprocessor([[rng.integers(0, 256, (28, 28, 3), np.uint8)] for _ in range(100)])
+    frames = [[rng.integers(0, 256, (28, 28, 3), np.uint8)] for _ in range(100)]
+    pixels = torch.from_numpy(policy.preprocessor(frames))
     ids = torch.from_numpy(np.tile(policy.tokenizer("go to the light"), (100, 1)))
     state = torch.from_numpy(rng.uniform(-1, 1, (100, 1)).astype(np.float32))
     plain = merged(policy.model, start)

@@ -61,7 +61,7 @@ def test_full_vision_pixels_are_the_references(full: Any, index: int) -> None:
 
 def test_full_vision_training_loss_is_the_references(full: Any) -> None:
     expected = full.expected
-    pixels = full.policy.preprocessor([[full.images[i]] for i in expected["train/images"]])
+    pixels = torch.from_numpy(full.policy.preprocessor([[full.images[i]] for i in expected["train/images"]]))
     ids, labels = (torch.from_numpy(expected[f"train/{name}"]) for name in ("input_ids", "labels"))
     with torch.no_grad():
         output = full.policy.model(pixels, ids, labels, None)

@@ -45,7 +45,7 @@ def test_a_batch_in_any_order_gives_each_row_its_own_tokens(oracle, order: tuple
 
 def test_training_loss_is_the_references(oracle) -> None:
     expected = oracle.expected
-    pixels = oracle.policy.preprocessor([[oracle.images[i]] for i in expected["train/images"]])
+    pixels = torch.from_numpy(oracle.policy.preprocessor([[oracle.images[i]] for i in expected["train/images"]]))
     ids, labels = (torch.from_numpy(expected[f"train/{name}"]) for name in ("input_ids", "labels"))
     with torch.no_grad():
         output = oracle.policy.model(pixels, ids, labels, None)

@@ -31,7 +31,8 @@ def batch(tiny: OpenVLAPolicy) -> Mapping[str, Any]:
         labels[index, len(row) - 8 : len(row)] = ids[index, len(row) - 8 : len(row)]
     frames = [[rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(2)] for _ in rows]
     state = torch.from_numpy(rng.uniform(-1, 1, (2, 2)).astype(np.float32))
-    return {"pixels": tiny.preprocessor(frames), "input_ids": ids, "labels": labels, "state": state}
+    pixels = torch.from_numpy(tiny.preprocessor(frames))
+    return {"pixels": pixels, "input_ids": ids, "labels": labels, "state": state}
 
 
 def full_logits(model: OpenVLA, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

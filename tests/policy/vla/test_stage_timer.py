@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vla_robot.policy.vla.reason import stage_timer
+from vla_robot.policy.vla.reason.device_timer import timer_on
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 
@@ -47,7 +48,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_is_waited_for_once_when_the_times_are_read() -> None:
-    timer = StageTimer(torch.device("cuda", 0))
+    timer = timer_on(torch.device("cuda", 0))
     for name in ("towers", "projector", "towers"):
         timer.lap(name)
     assert not any(mark.is_reached for mark in timer._marks)
@@ -56,13 +57,10 @@ def test_a_gpu_is_waited_for_once_when_the_times_are_read() -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.parametrize("device", [None, torch.device("cpu")])
-def test_a_model_on_a_cpu_leaves_the_gpu_beside_it_alone(
-    monkeypatch: pytest.MonkeyPatch, device: torch.device | None
-) -> None:
+def test_a_model_on_a_cpu_leaves_the_gpu_beside_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter((1.0, 1.5, 2.5))
     monkeypatch.setattr(stage_timer.time, "perf_counter", lambda: next(seconds))
-    timer = StageTimer(device)
+    timer = timer_on(torch.device("cpu"))
     timer.lap("prefill")
     timer.lap("decode")
     assert timer.ms == {"prefill": 500.0, "decode": 1000.0}

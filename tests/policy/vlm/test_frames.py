@@ -101,7 +101,7 @@ def test_qwens_patches_are_the_librarys(tmp_path: Path, height: int, width: int)
     library.save_pretrained(str(tmp_path))
     frames = _frames(1, height, width)
     expected = library(frames, return_tensors="pt")
-    pixels = read_qwen(tmp_path, {"vision_config": {}})([frames])
+    pixels = torch.from_numpy(read_qwen(tmp_path, {"vision_config": {}})([frames]))
     ours = qwen.patches_of(pixels.flatten(0, 1), 14, 2, 2)
     torch.testing.assert_close(ours, expected["pixel_values"], atol=1e-5, rtol=1e-5)
     grid = [1, pixels.shape[-2] // 14, pixels.shape[-1] // 14]
@@ -114,7 +114,7 @@ def test_gemma_4s_patches_are_the_librarys(tmp_path: Path, height: int, width: i
     library.save_pretrained(str(tmp_path))
     frames = _frames(2, height, width)
     expected = library(frames, return_tensors="pt")
-    pixels = read_gemma4(tmp_path, GEMMA4)([frames]).flatten(0, 1)
+    pixels = torch.from_numpy(read_gemma4(tmp_path, GEMMA4)([frames])).flatten(0, 1)
     ours, places = gemma4.patches_of(pixels, 16), gemma4.places_of(pixels.shape[-2] // 16, pixels.shape[-1] // 16)
     count = ours.shape[1]  # the library pads to its budget
     torch.testing.assert_close(ours, expected["pixel_values"][:, :count], atol=1e-6, rtol=1e-6)
@@ -144,7 +144,7 @@ def test_smolvlms_parts_are_the_librarys(
     expected = library([frames], return_tensors="pt", return_row_col_info=True)
     preprocessor = read_split(tmp_path, {"vision_config": {"image_size": 56}})
     assert preprocessor.grid == grid
-    pixels = preprocessor([frames])  # (1, 2, images * 3, 56, 56)
+    pixels = torch.from_numpy(preprocessor([frames]))  # (1, 2, images * 3, 56, 56)
     assert pixels.shape == (1, 2, 3 * preprocessor.images, 56, 56)
     parts = pixels.unflatten(2, (-1, 3)).flatten(1, 2)
     torch.testing.assert_close(parts, expected["pixel_values"], atol=1e-6, rtol=1e-6)
@@ -198,7 +198,7 @@ def test_gemma_4_unifieds_cells_are_the_librarys(tmp_path: Path, height: int, wi
     library.save_pretrained(str(tmp_path))
     frames = _frames(5, height, width)
     expected = library(frames, return_tensors="pt")
-    pixels = read_unified(tmp_path, {"vision_config": {}})([frames]).flatten(0, 1)
+    pixels = torch.from_numpy(read_unified(tmp_path, {"vision_config": {}})([frames])).flatten(0, 1)
     ours, places = gemma4.patches_of(pixels, 48), gemma4.places_of(pixels.shape[-2] // 48, pixels.shape[-1] // 48)
     count = ours.shape[1]
     assert expected["num_soft_tokens_per_image"].tolist() == [count, count]
@@ -210,7 +210,7 @@ def test_paligemmas_pixels_are_the_librarys(tmp_path: Path) -> None:
     library: Any = SiglipImageProcessorPil(size={"height": 56, "width": 56})
     library.save_pretrained(str(tmp_path))
     frames = _frames(3, 61, 47)
-    pixels = read_square(tmp_path, {"vision_config": {"image_size": 56}})([frames])
+    pixels = torch.from_numpy(read_square(tmp_path, {"vision_config": {"image_size": 56}})([frames]))
     expected = library(frames, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels.flatten(0, 1), expected, atol=1e-6, rtol=1e-6)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, OpenVLAPrompts, PromptTokenizer, QwenPrompts
-from vla_robot.policy.vla.checkpoint import Checkpoint, read_embodiment, read_statistics
+from vla_robot.policy.vla.checkpoint import Checkpoint
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.prompts import read_tokenizer
 from vla_robot.policy.vla.json_files import require_folder
+from vla_robot.policy.vla.small_files import read_embodiment, read_statistics
 
 type OpenVLACheckpoint = Checkpoint[OpenVLAConfig, OpenVLAPrompts, Preprocessor]
 

@@ -36,13 +36,8 @@ from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
 from vla_robot.policy.vla.checkpoint import torch_dtype
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
-from vla_robot.policy.vla.inputs.observations import (
-    Batch,
-    ObservationReader,
-    check_image_sensitivity,
-    chunks_of,
-    require_observations,
-)
+from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
+from vla_robot.policy.vla.inputs.reader import chunks_of, require_observations
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
 from vla_robot.policy.vla.inputs.upload import pixels_on
 from vla_robot.policy.vla.proprio import ProprioProjector

@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from vla_robot.core.errors import CheckpointError, ContractError
-from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, SPACE, Prompts, read_tokenizer
+from vla_robot.policy.vla.inputs.prompts import (
+    ASKED_FOR_ACTION,
+    INSTRUCTION,
+    SPACE,
+    PromptForm,
+    Prompts,
+    read_tokenizer,
+)
 
 TEMPLATE = f"In: {ASKED_FOR_ACTION}\nOut:"
 TEMPLATE_VICUNA = (
@@ -99,6 +106,10 @@ class PromptTokenizer(OpenVLAPrompts):
             )
         return cls(tokenizer, template)
 
+    @property
+    def form(self) -> PromptForm:
+        return PromptForm(self._template, (self.bos,), (self.space,), self.eos)
+
     def action_text(self, instruction: str) -> str:
         return self._template.format(instruction=instruction)
 
@@ -123,6 +134,10 @@ class QwenPrompts(OpenVLAPrompts):
         super().__init__(tokenizer)
         self.id_of(QWEN_CONTROL[-2])
         self.eos = self.id_of(QWEN_CONTROL[-1])
+
+    @property
+    def form(self) -> PromptForm:
+        return PromptForm(self.action_text(INSTRUCTION), (), (), self.eos)
 
     def action_text(self, instruction: str) -> str:
         return self.question_text(ASKED_FOR_ACTION.format(instruction=instruction))

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vla_robot.policy.vla.inputs.observations import Batch, InputSizes, pad_right, require_fit
+from vla_robot.policy.vla.inputs.observations import Batch, pad_right, require_fit
+from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.inputs.upload import upload
+from vla_robot.policy.vla.reason.device_timer import timer_on
 from vla_robot.policy.vla.reason.generate import capped
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
@@ -159,7 +161,7 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
 
     def timer(self) -> StageTimer:
         """Return a timer, started, for an inference on the model's device."""
-        return StageTimer(self.weight.device)
+        return timer_on(self.weight.device)
 
     def prompt(self, batch: Batch, stages: StageTimer | None = None) -> RaggedSequence:
         """Perceive and align a batch of prompts. Raises ContractError if it does not fit the model."""

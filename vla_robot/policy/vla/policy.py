@@ -14,16 +14,10 @@ from torch.nn.functional import linear
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
-from vla_robot.policy.vla.inputs.observations import (
-    Batch,
-    ObservationReader,
-    check_image_sensitivity,
-    chunks_of,
-    committed_tokens,
-    require_observations,
-)
+from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
+from vla_robot.policy.vla.inputs.reader import chunks_of, committed_tokens, require_observations
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
 from vla_robot.policy.vla.inputs.upload import pixels_on
 from vla_robot.policy.vla.model import VLAModel, over_words

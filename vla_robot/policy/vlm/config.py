@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.vla.checkpoint import OUR_BLOCK, table_of
-from vla_robot.policy.vla.inputs.observations import InputSizes
+from vla_robot.policy.vla.checkpoint import OUR_BLOCK
+from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.json_files import whole
+from vla_robot.policy.vla.small_files import table_of
 from vla_robot.recipe.finetune import Architecture
 
 MAX_LAYERS, MAX_NUMBER = 256, 4_194_304

@@ -15,13 +15,7 @@ from tokenizers import Tokenizer
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.policy.device import torch_device
-from vla_robot.policy.vla.checkpoint import (
-    OUR_BLOCK,
-    Checkpoint,
-    read_embodiment,
-    read_statistics,
-    torch_dtype,
-)
+from vla_robot.policy.vla.checkpoint import OUR_BLOCK, Checkpoint, torch_dtype
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, rarest_words, read_tokenizer, train_tokenizer
@@ -29,6 +23,7 @@ from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistic
 from vla_robot.policy.vla.json_files import read_json, require_folder, shown, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
+from vla_robot.policy.vla.small_files import read_embodiment, read_statistics
 from vla_robot.policy.vlm.config import VLMConfig, block_of, require_plain, without_implementation
 from vla_robot.policy.vlm.layout import Layout, Place
 from vla_robot.policy.vlm.model import TransformersModel

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, Prompts
+from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, INSTRUCTION, PromptForm, Prompts
 from vla_robot.policy.vlm.layout import Layout, Place
 
 IMAGE, TEXT = "{image}", "{text}"
@@ -49,6 +49,10 @@ class TemplatePrompts(Prompts):
         for text in (template.begin, template.image, template.after, template.text):
             for token in CONTROL_TOKEN.findall(text):
                 self.id_of(token)
+
+    @property
+    def form(self) -> PromptForm:
+        return PromptForm(self.action_text(INSTRUCTION), (), (), self.eos)
 
     def action_text(self, instruction: str) -> str:
         return self._template.text.replace(TEXT, ASKED_FOR_ACTION.format(instruction=instruction))

@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.image import check_image
 from vla_robot.core.messages import Image
-from vla_robot.policy.vla.checkpoint import read_embodiment
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor, Scales
 from vla_robot.policy.vla.json_files import shown, whole
+from vla_robot.policy.vla.small_files import read_embodiment
 from vla_robot.policy.vlm.square_images import image_processor_of, mean_and_std
 
 LANCZOS = 1
@@ -89,24 +88,24 @@ class SplitPreprocessor(FramePreprocessor):
     def scales(self) -> tuple[Scales, Scales]:
         return (self.mean,), (self.std,)
 
-    def cut(self, frames: Tensor) -> Tensor:
+    def cut(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """See `FramePreprocessor`: a frame's parts row by row, then all of it, in (..., images, edge, edge, 3)."""
         if self.grid is None:
             return super().cut(frames)
-        return torch.cat([self._parts(frames), self._whole(frames)[..., None, :, :, :]], dim=-4)
+        return np.concatenate([self._parts(frames), self._whole(frames)[..., None, :, :, :]], axis=-4)
 
-    def _parts(self, frames: Tensor) -> Tensor:
+    def _parts(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return the (..., rows * columns, edge, edge, 3) parts of frames, row by row."""
         assert self.grid is not None
         rows, columns = self.grid
-        x = frames.unflatten(-2, (columns, self.edge)).unflatten(-4, (rows, self.edge))
-        return x.transpose(-4, -3).flatten(-5, -4)
+        x = frames.reshape(*frames.shape[:-3], rows, self.edge, columns, self.edge, 3).swapaxes(-4, -3)
+        return x.reshape(*frames.shape[:-3], rows * columns, self.edge, self.edge, 3)
 
-    def _whole(self, frames: Tensor) -> Tensor:
+    def _whole(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return frames resized to (..., edge, edge, 3)."""
-        each = frames.reshape(-1, *frames.shape[-3:]).numpy()
+        each = frames.reshape(-1, *frames.shape[-3:])
         small = np.stack([_resize(frame, (self.edge, self.edge)) for frame in each])
-        return torch.from_numpy(small).reshape(*frames.shape[:-3], *small.shape[1:])
+        return small.reshape(*frames.shape[:-3], *small.shape[1:])
 
 
 def read_split(folder: Path, config: Mapping[str, Any]) -> SplitPreprocessor:

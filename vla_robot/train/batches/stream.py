@@ -133,7 +133,7 @@ class Encoder:
         if self.augment is not None:
             frames = self.augment(frames, torch.from_numpy(rows.is_there), numbers)
         return Batch(
-            pixels=self.preprocessor.normalise(frames),
+            pixels=torch.from_numpy(self.preprocessor.normalise(frames.numpy())),
             input_ids=torch.from_numpy(rows.input_ids),
             labels=torch.from_numpy(rows.labels),
             state=None if rows.state is None else torch.from_numpy(rows.state),

@@ -47,7 +47,7 @@ def test_small_weights_take_less_memory_and_features_stay_near(dtype: str, how: 
     frames = [[FRAME] * plain.model.config.num_images]
     state = np.zeros((1, plain.model.config.proprio_dim or 0))
     assert small.generate_tokens(frames, [IDS], state).shape == (1, 7)
-    pixels = plain.preprocessor(frames).to(plain.model.projector.fc1.weight.dtype)
+    pixels = torch.from_numpy(plain.preprocessor(frames)).to(plain.model.projector.fc1.weight.dtype)
     with torch.inference_mode():
         mine, other = (p.model.projector(p.model.vision_backbone(pixels)).float() for p in (small, plain))
     assert 0 < float((mine - other).norm() / other.norm()) < FAR[how]

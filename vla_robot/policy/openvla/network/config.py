@@ -15,9 +15,10 @@ from typing import Any
 
 from vla_robot.core.errors import CheckpointError, unknown
 from vla_robot.policy.openvla.network import config_limits as limits
-from vla_robot.policy.vla.checkpoint import OUR_BLOCK, table_of
-from vla_robot.policy.vla.inputs.observations import InputSizes
+from vla_robot.policy.vla.checkpoint import OUR_BLOCK
+from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.json_files import read_json, whole
+from vla_robot.policy.vla.small_files import table_of
 
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
 

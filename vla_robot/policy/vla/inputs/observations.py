@@ -7,7 +7,7 @@ Observation  --frames by camera name-->  pixels (B, N, C, S, S)  --+
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,34 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, unknown
-from vla_robot.core.messages import ActionChunk, Image, Observation
-from vla_robot.core.normalise import QuantileStats, normalise
+from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
+from vla_robot.core.messages import Observation
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
+from vla_robot.policy.vla.inputs.reader import InputReader, InputSizes, PromptIds, require_observations
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
 from vla_robot.policy.vla.inputs.upload import Pixels
-from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
-from vla_robot.policy.vla.reason.stage_timer import StageTimer
-
-PromptIds = Callable[[str], NDArray[np.int64]]
-"""Turns an instruction into (L,) token ids."""
-
-
-@dataclass(frozen=True)
-class InputSizes:
-    """What a model reads.
-
-    Attributes:
-        image_size: edge of a square image [px].
-        num_images: cameras of an observation.
-        proprio_dim: numbers of the arm's state, or None for a policy without proprioception.
-        vocabulary: ids of a prompt are smaller.
-    """
-
-    image_size: int
-    num_images: int
-    proprio_dim: int | None
-    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -60,22 +38,7 @@ class Batch:
     state: Tensor | None = None
 
 
-def require_observations(observations: object) -> None:
-    """Raise ContractError unless this is a list of at least one observation, each with an instruction as text."""
-    if not isinstance(observations, Sequence):
-        raise ContractError(
-            f"act takes a list of observations, got {type(observations).__name__}: act([observation]) for one."
-        )
-    if not observations:
-        raise ContractError("a batch needs at least one observation.")
-    for each in observations:
-        if not isinstance(each, Observation):
-            raise ContractError(f"act takes vla_robot.core.messages.Observation, got {type(each).__name__}.")
-        if not isinstance(each.instruction, str):
-            raise ContractError(f"an instruction is text, got {type(each.instruction).__name__}.")
-
-
-class ObservationReader[T: PromptIds]:
+class ObservationReader[T: PromptIds](InputReader[T]):
     """Makes batches from observations."""
 
     def __init__(
@@ -94,18 +57,8 @@ class ObservationReader[T: PromptIds]:
             statistics: normalise the state.
             cameras: names in the order of the model's images; empty takes all of an observation, sorted by name.
         """
-        self._sizes = sizes
+        super().__init__(sizes, tokenizer, statistics, cameras)
         self._pixels = pixels
-        self._tokenizer = tokenizer
-        self._statistics = statistics
-        self._cameras = tuple(cameras)
-
-    @property
-    def tokenizer(self) -> T:
-        """The tokenizer. Raises CheckpointError when the folder has none."""
-        if self._tokenizer is None:
-            raise CheckpointError("this checkpoint has no tokenizer.json, so it cannot read instructions.")
-        return self._tokenizer
 
     def __call__(self, observations: Sequence[Observation], keys: Keys | None = None) -> Batch:
         """Return a batch with one row per observation.
@@ -119,91 +72,10 @@ class ObservationReader[T: PromptIds]:
         """
         require_observations(observations)
         images = [self.images(o.images) for o in observations]
-        prompts = [self.tokenizer(o.instruction) for o in observations]
-        return Batch(self._pixels(images), prompts, self._state(observations, keys))
-
-    def images(self, seen: Mapping[str, Image]) -> list[Image]:
-        """Return the frames that the model reads, in its order, from frames by camera name.
-
-        Raises:
-            ContractError: a camera is missing, or there are too many.
-        """
-        wanted = self._cameras or sorted(seen)
-        missing = [name for name in wanted if name not in seen]
-        if missing:
-            raise ContractError(unknown("camera", missing[0], seen))
-        if len(wanted) != self._sizes.num_images:
-            raise ContractError(
-                f"the policy reads {self._sizes.num_images} camera(s), but the observation has {len(wanted)}: "
-                f"{', '.join(wanted)}."
-            )
-        return [seen[name] for name in wanted]
-
-    def _state(self, observations: Sequence[Observation], keys: Keys | None) -> Tensor | None:
-        """Return (B, proprio_dim) float32, normalised and clipped, or None for a policy that reads no state."""
-        dim = self._sizes.proprio_dim
-        if dim is None:
-            return None
-        for shape in (np.shape(o.state) for o in observations):
-            if shape != (dim,):
-                seen = f"{shape[0]}" if len(shape) == 1 else f"an array of shape {shape}"
-                raise ContractError(f"the policy reads {dim} state dimensions, but the observation has {seen}.")
-        state = np.stack([o.state for o in observations])
-        if not np.isfinite(state).all():
-            raise ContractError("the arm's state holds numbers that are not finite; check the driver.")
-        stats = self._statistics.rows("proprio", len(state), keys)
-        normalised = [normalise(row, s) for row, s in zip(state, stats, strict=True)]
-        return torch.from_numpy(np.stack(normalised).astype(np.float32))
-
-
-def committed_tokens(
-    observation: Observation, stats: QuantileStats, chunk: int, tokens: ActionTokenizer
-) -> NDArray[np.int64]:
-    """Return the tokens that a policy of several actions must begin with: those of actions the arm executes anyway.
-
-    Args:
-        observation: its `committed` is (n, D) in units, or None.
-        stats: statistics that normalise the actions.
-        chunk: K, actions of an answer; at least one stays the policy's choice.
-        tokens: turns actions into ids.
-
-    Returns:
-        (min(n, K - 1) * D,) int64 ids; (0,) if no action is committed.
-
-    Raises:
-        ContractError: the actions have another number of dimensions, or are not finite.
-    """
-    committed = observation.committed
-    if committed is None or chunk == 1 or not len(committed):
-        return np.empty(0, np.int64)
-    if committed.shape[1] != len(stats):
-        raise ContractError(
-            f"the arm has committed to actions of {committed.shape[1]} numbers, but the policy's have {len(stats)}."
+        state = self.state(observations, keys)
+        return Batch(
+            self._pixels(images), self.prompts(observations), None if state is None else torch.from_numpy(state)
         )
-    return tokens.encode(normalise(committed[: chunk - 1], stats)).reshape(-1)
-
-
-def chunks_of(
-    actions: Sequence[NDArray[np.float64]],
-    observations: Sequence[Observation],
-    stages: StageTimer,
-    conditions: bool = False,
-) -> list[ActionChunk]:
-    """Return one chunk per row of (K, D) actions in units and the observation that caused it.
-
-    `conditions`: whether the actions were generated after the observation's committed actions.
-    """
-    stages_ms = stages.ms  # waits for the device
-    return [
-        ActionChunk(
-            actions=rows,
-            stamp_ns=o.stamp_ns,
-            step=o.step,
-            stages_ms=stages_ms,
-            conditioned=conditions and o.committed is not None,
-        )
-        for rows, o in zip(actions, observations, strict=True)
-    ]
 
 
 def check_image_sensitivity(

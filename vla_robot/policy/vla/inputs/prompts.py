@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -69,6 +70,27 @@ def rarest_words(tokenizer: Tokenizer, count: int) -> int:
     return end
 
 
+INSTRUCTION = "{instruction}"
+"""Place of the instruction in a template."""
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """How an instruction becomes ids, as data.
+
+    Attributes:
+        text: prompt of an instruction, which replaces `INSTRUCTION` in lower case.
+        first: ids before those of the text.
+        last: ids after them, unless they are there.
+        eos: id that ends an answer.
+    """
+
+    text: str
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+    eos: int
+
+
 class Prompts(ABC):
     """Turns instructions into ids; each instruction is tokenised once.
 
@@ -82,6 +104,11 @@ class Prompts(ABC):
         self._tokenizer = tokenizer
         self._control = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
+
+    @property
+    @abstractmethod
+    def form(self) -> PromptForm:
+        """The prompts of instructions, as data."""
 
     @abstractmethod
     def action_text(self, instruction: str) -> str:

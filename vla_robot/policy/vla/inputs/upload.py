@@ -19,7 +19,9 @@ type Pixels = Callable[[Sequence[Sequence[Image]]], Tensor]
 
 def pixels_on(device: torch.device, preprocessor: FramePreprocessor) -> Pixels:
     """Return how frames become pixels on a device; the numbers are the preprocessor's."""
-    return preprocessor if device.type == "cpu" else _OnDevice(device, preprocessor)
+    if device.type == "cpu":
+        return lambda images: torch.from_numpy(preprocessor(images))
+    return _OnDevice(device, preprocessor)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
@@ -36,6 +38,6 @@ class _OnDevice:
         self._means, self._stds = (torch.tensor(scale, device=device)[..., None, None] for scale in preprocessor.scales)
 
     def __call__(self, images: Sequence[Sequence[Image]]) -> Tensor:
-        frames = upload(self._preprocessor.cut(self._preprocessor.stacked(images)), self._device)
+        frames = upload(torch.from_numpy(self._preprocessor.cut(self._preprocessor.stacked(images))), self._device)
         x = frames.movedim(-1, -3).float() / 255  # (B, N, images, 3, h, w)
         return ((x.unsqueeze(-4) - self._means) / self._stds).flatten(-5, -3)

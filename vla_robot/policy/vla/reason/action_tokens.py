@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla_robot.core.errors import ContractError
 
+NOT_FINITE = "the policy's logits are not finite: the checkpoint or its input is damaged."
+
 
 @dataclass(frozen=True)
 class ActionTokenizer:

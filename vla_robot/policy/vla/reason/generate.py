@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from vla_robot.core.errors import PolicyError
+from vla_robot.policy.vla.reason.action_tokens import NOT_FINITE
 from vla_robot.policy.vla.reason.reasoner import Reasoner, Slots
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence
@@ -292,9 +293,6 @@ def is_settled(outcome: Tensor) -> bool:
     if read == BROKEN:
         raise PolicyError(NOT_FINITE)
     return read == SETTLED
-
-
-NOT_FINITE = "the policy's logits are not finite: the checkpoint or its input is damaged."
 
 
 def require_finite(finite: Tensor) -> None:

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-import torch
+
+class Instant:
+    """The CPU's moment: the one at which it was made."""
+
+    def __init__(self) -> None:
+        self._s = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Do nothing; the moment was reached."""
+
+    def elapsed_time(self, end: Instant) -> float:
+        """Return the time until a later moment [ms]."""
+        return (end._s - self._s) * 1e3
 
 
 class StageTimer:
@@ -19,15 +32,15 @@ class StageTimer:
         passes: passes over tokens of the answer, without the one that read the prompt.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(self, mark: Callable[[], Any] = Instant) -> None:
         """
         Args:
-            device: the model's device. Without one, or on a CPU, the CPU's clock is used.
+            mark: makes the mark of this moment, `Instant` or torch's CUDA event; `device_timer.timer_on` has a GPU's.
         """
         self.passes = 0
-        self._stream = torch.cuda.current_stream(device) if device is not None and device.type == "cuda" else None
+        self._mark = mark
         self._names: list[str] = []
-        self._marks: list[Any] = [self._mark()]
+        self._marks: list[Any] = [mark()]
 
     def lap(self, name: str) -> None:
         """Add the time since the last stage to the stage `name`."""
@@ -42,24 +55,3 @@ class StageTimer:
         for name, (start, end) in zip(self._names, pairwise(self._marks), strict=True):
             booked[name] += start.elapsed_time(end)
         return booked
-
-    def _mark(self) -> torch.cuda.Event | _Instant:
-        if self._stream is None:
-            return _Instant()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(self._stream)
-        return event
-
-
-class _Instant:
-    """The CPU's counterpart of a CUDA event that was reached."""
-
-    def __init__(self) -> None:
-        self._s = time.perf_counter()
-
-    def synchronize(self) -> None:
-        """Do nothing; the event was reached."""
-
-    def elapsed_time(self, end: _Instant) -> float:
-        """Return the time until a later event [ms]."""
-        return (end._s - self._s) * 1e3

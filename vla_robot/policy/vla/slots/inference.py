@@ -19,7 +19,8 @@ from torch import Tensor
 from vla_robot.core.errors import ContractError, PolicyError
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.model import VLAModel
-from vla_robot.policy.vla.reason.generate import BROKEN, NOT_FINITE, Generator, after_prefixes, is_settled
+from vla_robot.policy.vla.reason.action_tokens import NOT_FINITE
+from vla_robot.policy.vla.reason.generate import BROKEN, Generator, after_prefixes, is_settled
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.slots.block import Block
