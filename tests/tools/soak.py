@@ -196,9 +196,9 @@ class Part:
 
 def serve_policy(policy: str, stop: threading.Event) -> dict[str, Any]:
     """The policy server of `vla serve`, with a line that a program reads; what it answered."""
-    from vla_robot.cli.build import build_served_policy
     from vla_robot.recipe.policy_source import find_policy
     from vla_robot.serve.policy.batcher import Batcher, Line
+    from vla_robot.serve.policy.load import build_served_policy
     from vla_robot.serve.policy.server import PolicyServer, Served, answering
     from vla_robot.transport.wake import Wake
 

@@ -8,13 +8,12 @@ import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.host.optional import require
 from vla_robot.core.ports import Guard, Policy, World
-from vla_robot.core.ports.wrapped_policy import history_steps
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe, ReplayRecipe, WeightsRecipe
@@ -25,7 +24,6 @@ from vla_robot.transport.sockets import is_loopback, require_address
 if TYPE_CHECKING:
     from vla_robot.core.ports import ActionFilter, Arm
     from vla_robot.serve.bridge.remote_robot import RemoteRobot
-    from vla_robot.serve.policy.batcher import Act
 
 
 def open_world(env: EnvRecipe, privileged: bool = False) -> AbstractContextManager[World]:
@@ -142,45 +140,6 @@ def build_policy(
 
     policy = _connect_policy(source.recipe, embodiment, key) or _load_policy(source.recipe, env, embodiment)
     return wrap_policy(policy, source.recipe, embodiment, rows)
-
-
-def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
-    """Build a policy in this process for remote clients; also return its embodiment, if the checkpoint names one.
-
-    Raises:
-        ContractError: it needs the simulator's state, or the embodiment of one arm.
-        RecipeError: another server has it already.
-        CheckpointError: its folder is incomplete or corrupt.
-    """
-    from vla_robot.policy.kinds import load_policy
-
-    recipe = source.recipe
-    if not isinstance(recipe, WeightsRecipe):
-        raise RecipeError(
-            f"'{source.name}' is a policy of kind '{recipe.kind}', and a server needs one with weights: "
-            "`vla list policies` shows them."
-        )
-    policy: Any = load_policy(recipe, None)  # kinds with a checkpoint have statistics keys and an embodiment
-    if steps := history_steps(policy):
-        raise ContractError(
-            f"'{source.name}' reads {steps + 1} observations for an answer, and a served request has one. Run it in "
-            f"the loop's own process: vla run --policy {source}."
-        )
-    act = _seeing_mirrored(policy.act) if recipe.mirror else policy.act
-    return (act if recipe.rows is None else _with_rows(act, recipe.rows)), policy.embodiment
-
-
-def _seeing_mirrored(act: Act) -> Act:
-    from vla_robot.policy.adapter import mirrored
-
-    return lambda observations, keys: act([mirrored(observation) for observation in observations], keys)
-
-
-def _with_rows(act: Act, rows: int) -> Act:
-    """Return the same answers with an execution horizon, which a client's own overrides."""
-    from vla_robot.policy.execution_horizon import with_rows
-
-    return lambda observations, keys: [with_rows(chunk, rows) for chunk in act(observations, keys)]
 
 
 def device_of(source: PolicySource) -> str | None:

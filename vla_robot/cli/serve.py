@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vla_robot.cli.build import build_served_policy, device_of, server_security
+from vla_robot.cli.build import device_of, server_security
 from vla_robot.cli.common.cli_common import on, option, shown
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
@@ -27,6 +27,7 @@ from vla_robot.serve.interop.openpi_server import OpenpiServer
 from vla_robot.serve.interop.rest import RestServer
 from vla_robot.serve.interop.vla_eval_server import EvalSchema, EvalServer
 from vla_robot.serve.policy.batcher import Act, Batcher, Line
+from vla_robot.serve.policy.load import build_served_policy
 from vla_robot.serve.policy.server import PolicyServer, Served, answering
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vla_robot.cli.build import build_policy, build_served_policy
+from vla_robot.cli.build import build_policy
 from vla_robot.core.errors import ContractError, OverdueError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.policy.kinds import load_policy
@@ -28,6 +28,7 @@ from vla_robot.serve.interop.openpi_wire import pack, unpack
 from vla_robot.serve.interop.rest import RestServer, pack_array, unpack_array
 from vla_robot.serve.policy.batcher import Batcher, Line, Request
 from vla_robot.serve.policy.client import RemotePolicy
+from vla_robot.serve.policy.load import build_served_policy
 from vla_robot.serve.policy.server import PolicyServer, Served, answering
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake

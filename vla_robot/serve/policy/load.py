@@ -1,0 +1,51 @@
+"""Loads the policy that a server serves, as a function of observations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.errors import ContractError, RecipeError
+from vla_robot.core.ports.wrapped_policy import history_steps
+from vla_robot.recipe.policy import WeightsRecipe
+from vla_robot.recipe.policy_source import PolicySource
+from vla_robot.serve.policy.batcher import Act
+
+
+def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
+    """Build a policy in this process for remote clients; also return its embodiment, if the checkpoint names one.
+
+    Raises:
+        ContractError: it needs the simulator's state, or the embodiment of one arm.
+        RecipeError: another server has it already.
+        CheckpointError: its folder is incomplete or corrupt.
+    """
+    from vla_robot.policy.kinds import load_policy
+
+    recipe = source.recipe
+    if not isinstance(recipe, WeightsRecipe):
+        raise RecipeError(
+            f"'{source.name}' is a policy of kind '{recipe.kind}', and a server needs one with weights: "
+            "`vla list policies` shows them."
+        )
+    policy: Any = load_policy(recipe, None)  # kinds with a checkpoint have statistics keys and an embodiment
+    if steps := history_steps(policy):
+        raise ContractError(
+            f"'{source.name}' reads {steps + 1} observations for an answer, and a served request has one. Run it in "
+            f"the loop's own process: vla run --policy {source}."
+        )
+    act = _seeing_mirrored(policy.act) if recipe.mirror else policy.act
+    return (act if recipe.rows is None else _with_rows(act, recipe.rows)), policy.embodiment
+
+
+def _seeing_mirrored(act: Act) -> Act:
+    from vla_robot.policy.adapter import mirrored
+
+    return lambda observations, keys: act([mirrored(observation) for observation in observations], keys)
+
+
+def _with_rows(act: Act, rows: int) -> Act:
+    """Return the same answers with an execution horizon, which a client's own overrides."""
+    from vla_robot.policy.execution_horizon import with_rows
+
+    return lambda observations, keys: [with_rows(chunk, rows) for chunk in act(observations, keys)]
