@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,8 @@ from vla_robot.serve.policy.client import RemotePolicy
         (["tcp://127.0.0.1:5580"], "kind 'remote'"),
         (["openvla_nano", "--max-batch", "0"], "at least one row"),
         (["openvla_nano", "--rest", "70000"], "a port, 0 to 65535"),
+        (["openvla_nano", "--replicas", "0"], "1 to 64 processes"),
+        (["expert", "--replicas", "2"], "needs one with weights"),
         (["openvla_nano", "--bind", "tcp://0.0.0.0:5580"], "key"),
         (["openvla_nano", "--bind", "nonsense"], "is not an address"),
     ],
@@ -59,6 +63,35 @@ def test_a_served_policy_answers_as_it_does_here_and_ends_with_its_counts(tmp_pa
         np.testing.assert_allclose(chunk.actions, alone[0].actions, atol=1e-12)
     status = json.loads((tmp_path / "serve.json").read_text())["status"]
     assert status["counts"] == {"answered": 2}
+
+
+@pytest.mark.slow
+def test_replicas_answer_as_the_policy_does_here_also_when_one_is_killed(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    import vla_robot
+
+    command = [sys.executable, "-P", "-m", "vla_robot.cli.main", "serve", "openvla_nano", "--replicas", "2"]
+    command += ["--bind", "tcp://127.0.0.1:0", "--device", "cpu", "--json", str(tmp_path / "serve.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(4)]
+        assert "2 replicas: processes " in lines[3]
+        with RemotePolicy(lines[2].partition("listening on ")[2].strip(), answer_timeout_s=120) as policy:
+            scene = _scene(policy)
+            answers = policy.act([scene] * 4)
+            os.kill(policy.status()["replicas"][0]["pid"], signal.SIGKILL)
+            answers += policy.act([scene] * 4)
+        process.terminate()
+        process.communicate(timeout=120)
+    assert process.returncode == 0
+    folder = Path(__file__).resolve().parents[2] / "policies" / "openvla_nano"
+    alone = vla_robot.load_policy(folder, device="cpu").act([scene])
+    assert len(answers) == 8
+    for chunk in answers:
+        np.testing.assert_allclose(chunk.actions, alone[0].actions, atol=1e-12)
+    status = json.loads((tmp_path / "serve.json").read_text())["status"]
+    assert status["counts"]["answered"] == 8
+    assert len(status["replicas"]) == 2
 
 
 def _scene(policy: RemotePolicy) -> Observation:

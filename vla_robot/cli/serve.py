@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,14 +28,18 @@ from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Wor
 from vla_robot.serve.interop.openpi_server import OpenpiServer
 from vla_robot.serve.interop.rest import RestServer
 from vla_robot.serve.interop.vla_eval_server import EvalSchema, EvalServer
-from vla_robot.serve.policy.batcher import Act, Batcher, Line
-from vla_robot.serve.policy.load import build_served_policy
+from vla_robot.serve.policy.batcher import Batcher, Line
+from vla_robot.serve.policy.load import build_served_policy, weights_of
 from vla_robot.serve.policy.server import PolicyServer, Served, answering
+from vla_robot.serve.replicas.batcher import ReplicatedBatcher
+from vla_robot.serve.replicas.placement import core_sets
+from vla_robot.serve.replicas.replica import program
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
 
 LOOPBACK = "tcp://127.0.0.1:5580"
 LINE_EVERY_S = 10.0
+MAX_REPLICAS = 64
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,8 @@ class ServeArgs:
     device: Annotated[str | None, option("DEVICE")] = None
     """where the policy's weights are, instead of its recipe's device:
     auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
+    replicas: Annotated[int | None, option("N")] = None
+    """run the policy in N processes, each on its own GPU or its share of the cores, behind this one address"""
     max_batch: Annotated[int, option("N")] = 16
     """largest number of observations in one inference"""
     max_wait_ms: Annotated[float, option("MS")] = 5.0
@@ -70,6 +78,8 @@ class ServeArgs:
         for flag, port in (("--rest", self.rest), ("--openpi", self.openpi), ("--vla-eval", self.vla_eval)):
             if port is not None and not 0 <= port < 1 << 16:
                 raise RecipeError(f"{flag} {port}: a port, 0 to 65535.")
+        if self.replicas is not None and not 1 <= self.replicas <= MAX_REPLICAS:
+            raise RecipeError(f"--replicas {self.replicas}: 1 to {MAX_REPLICAS} processes.")
         if self.openpi_words is not None and self.openpi is None:
             raise RecipeError("--openpi-words is an option of --openpi PORT, which is missing.")
         if self.vla_eval_words is not None and self.vla_eval is None:
@@ -86,17 +96,17 @@ def main(args: ServeArgs) -> int:
     peers = _Peers(_peer("--openpi-words", args.openpi_words), _peer("--vla-eval-words", args.vla_eval_words))
     line = Line(args.max_batch, round(args.max_wait_ms * NS_PER_MS))
     security = server_security(args.bind, args.key)
-    device = device_of(source)
+    weights_of(source)  # refuses before a process starts
+    device = None if args.replicas else device_of(source)
     say(f"vla serve: {shown(source)}{on(device)}", flush=True)
     with contextlib.ExitStack() as stack:
         wake = stack.enter_context(contextlib.closing(Wake()))
         socket = stack.enter_context(ServerSocket(args.bind, security, wake))
         stop = stack.enter_context(stop_on_interrupt())
-        act, embodiment = build_served_policy(source)
+        batcher, embodiment = stack.enter_context(_running(args, source, line))
         served = Served(source.name, embodiment, args.max_batch)
-        batcher = stack.enter_context(_running(act, line))
         urls = _front_ends(stack, args, batcher, served, _cameras(source, served), peers, _mirrors(source))
-        _announce(socket.address, urls, served)
+        _announce(socket.address, urls + _replicas_in_words(batcher), served)
         PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher))
         status = batcher.status()
     if args.json:
@@ -106,14 +116,41 @@ def main(args: ServeArgs) -> int:
 
 
 @contextlib.contextmanager
-def _running(act: Act, line: Line) -> Iterator[Batcher]:
+def _running(args: ServeArgs, source: PolicySource, line: Line) -> Iterator[tuple[Batcher, Embodiment | None]]:
+    """Run the policy in a thread of this process, or in replicas; yield its batcher and its embodiment."""
+    if args.replicas:
+        with _replicated(args, args.replicas, line) as running:
+            yield running
+        return
+    act, embodiment = build_served_policy(source)
     batcher = Batcher(act, line)
     thread = answering(batcher)
     try:
-        yield batcher
+        yield batcher, embodiment
     finally:
         batcher.close()
         thread.join()
+
+
+@contextlib.contextmanager
+def _replicated(args: ServeArgs, count: int, line: Line) -> Iterator[tuple[Batcher, Embodiment | None]]:
+    """Run the policy in replicas, which SIGUSR2 restarts one after the other."""
+    places = core_sets(sorted(os.sched_getaffinity(0)), count)
+    commands = [program(args.policy, number, args.device, cores) for number, cores in enumerate(places)]
+    batcher = ReplicatedBatcher(commands, line, on_event=lambda text: say(f"  {text}", flush=True))
+    with contextlib.closing(batcher):
+        loaded = batcher.start()
+        signal.signal(signal.SIGUSR2, lambda *_: batcher.restart())
+        yield batcher, loaded.embodiment
+
+
+def _replicas_in_words(batcher: Batcher) -> str:
+    """Return the line of the replicas' processes; empty if the policy runs in this one."""
+    if not isinstance(batcher, ReplicatedBatcher):
+        return ""
+    replicas = batcher.status()["replicas"]
+    places = ", ".join(f"{replica['pid']} on {replica['device']}" for replica in replicas)
+    return f"  {len(replicas)} replicas: processes {places}; kill -USR2 {os.getpid()} restarts them in turn\n"
 
 
 def _front_ends(

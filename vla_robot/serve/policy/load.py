@@ -22,12 +22,7 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
     """
     from vla_robot.policy.kinds import load_policy
 
-    recipe = source.recipe
-    if not isinstance(recipe, WeightsRecipe):
-        raise RecipeError(
-            f"'{source.name}' is a policy of kind '{recipe.kind}', and a server needs one with weights: "
-            "`vla list policies` shows them."
-        )
+    recipe = weights_of(source)
     policy: Any = load_policy(recipe, None)  # kinds with a checkpoint have statistics keys and an embodiment
     if steps := history_steps(policy):
         raise ContractError(
@@ -36,6 +31,16 @@ def build_served_policy(source: PolicySource) -> tuple[Act, Embodiment | None]:
         )
     act = _seeing_mirrored(policy.act) if recipe.mirror else policy.act
     return (act if recipe.rows is None else _with_rows(act, recipe.rows)), policy.embodiment
+
+
+def weights_of(source: PolicySource) -> WeightsRecipe:
+    """Return the recipe of a policy that can be served. Raises RecipeError for one without weights."""
+    if not isinstance(source.recipe, WeightsRecipe):
+        raise RecipeError(
+            f"'{source.name}' is a policy of kind '{source.recipe.kind}', and a server needs one with weights: "
+            "`vla list policies` shows them."
+        )
+    return source.recipe
 
 
 def _seeing_mirrored(act: Act) -> Act:

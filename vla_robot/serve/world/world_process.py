@@ -22,6 +22,7 @@ from typing import IO, Any, Self
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import WorldError
+from vla_robot.core.host.exit_status import exit_in_words
 from vla_robot.recipe import dump
 from vla_robot.recipe.env import EnvRecipe, SuiteRecipe
 from vla_robot.recipe.env_source import find_env
@@ -196,7 +197,7 @@ class WorldProcess:
 
     def _died(self, when: str) -> WorldError:
         return WorldError(
-            f"the world's process died {when} ({_fate(self._process.returncode)}).{self._tail()} "
+            f"the world's process died {when} ({exit_in_words(self._process.returncode)}).{self._tail()} "
             "`vla doctor` checks what a world needs."
         )
 
@@ -210,7 +211,3 @@ class WorldProcess:
 def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None  # Popen was asked for it
     return pipe
-
-
-def _fate(status: int) -> str:
-    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
