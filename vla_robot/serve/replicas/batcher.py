@@ -115,7 +115,7 @@ class ReplicatedBatcher(Batcher):
         """Wait, and return whether the batcher was closed meanwhile."""
         return self._over.wait(time_s)
 
-    def tell(self, text: str) -> None:
+    def report(self, text: str) -> None:
         self._on_event(text)
 
     def _look(self) -> None:
@@ -130,7 +130,7 @@ class ReplicatedBatcher(Batcher):
                 while not seat.is_renewed and not self.wait(LOOK_S):
                     pass
             if not self.is_over:
-                self.tell(f"every replica was restarted ({len(self._seats)})")
+                self.report(f"every replica was restarted ({len(self._seats)})")
 
 
 class _Seat:
@@ -240,7 +240,7 @@ class _Seat:
         self._losses_in_a_row += 1
         self._state = "waiting"
         time_s = pause_s(self._losses_in_a_row)
-        self._batcher.tell(f"replica {self._number}: {str(error).rstrip('.')}; started again in {time_s:g} s")
+        self._batcher.report(f"replica {self._number}: {str(error).rstrip('.')}; started again in {time_s:g} s")
         self._batcher.wait(time_s)
 
 
