@@ -8,6 +8,7 @@ Positions are in the base frame [m]; actions are tool deltas in the base frame a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -242,6 +243,9 @@ class Placing:
         widest: an object wider than this along y is held by its rim.
         rim: how far inside its outer edge a rim is held.
         rim_depth: how far below its top.
+        rim_opening: width of the gripper that comes down over a rim: fingers wide open would meet what stands around
+            it, e.g. the front of a drawer.
+        rim_closed: below this width the gripper closes on a rim.
         hover: height over the grasp from which the tool comes down.
         steepness: of the funnel over the grasp: height over horizontal error.
         reach: distance within which the fingers may close.
@@ -252,16 +256,18 @@ class Placing:
         still: the fingers have stopped at something below this speed [m/s].
     """
 
-    gain: float = 3.5
+    gain: float = 5.0
     depth: float = 0.03
     least_height: float = 0.015
     widest: float = 0.076
     rim: float = 0.004
-    rim_depth: float = 0.022
+    rim_depth: float = 0.014
+    rim_opening: float = 0.045
+    rim_closed: float = 0.03
     hover: float = 0.10
-    steepness: float = 20.0
+    steepness: float = 8.0
     reach: float = 0.007
-    clearance: float = 0.12
+    clearance: float = 0.25
     drop: float = 0.02
     over: float = 0.02
     open_width: float = 0.078
@@ -273,23 +279,55 @@ def place(observation: Observation) -> tuple[Vector, float]:
     p, truth = Placing(), observation.privileged
     if "target_low" not in truth:
         raise PolicyError("this expert puts one object somewhere, and the task of this world is another.")
+    grip = _grip(truth, p)
+    move, gripper = _place(truth, grip, p)
+    return np.concatenate([move, _turn_to(grip.rotation, truth["eef_rot"])]), gripper
+
+
+@dataclass(frozen=True)
+class Grip:
+    """Where and how the fingers hold an object.
+
+    Attributes:
+        point: (3,) position of the tool [m].
+        rotation: (3, 3) rotation of the tool.
+        opening: width with which the gripper comes down [m].
+        closing: the gripper closes on the object below this width [m].
+    """
+
+    point: Vector
+    rotation: np.ndarray
+    opening: float
+    closing: float
+
+
+def _grip(truth: Mapping[str, Vector], p: Placing) -> Grip:
+    """Choose the middle of an object's box, or the point of its rim that the world tells, with a finger inside."""
+    low, high = truth["target_low"], truth["target_high"]
+    x, y, _ = middle = (low + high) / 2
+    if high[1] - low[1] <= p.widest:
+        point = np.array([x, y, max(high[2] - p.depth, low[2] + p.least_height)])
+        return Grip(point, TOOL_DOWN, opening=math.inf, closing=p.open_width)
+    to_rim = truth["target_rim"] - middle
+    outwards = to_rim[:2] / np.hypot(*to_rim[:2])
+    point = truth["target_rim"] - [*p.rim * outwards, p.rim_depth]
+    yaw = -np.arctan2(*outwards)  # turns the axis of the fingers, y, outwards
+    rotation = matrix_from_rotvec(np.array([0.0, 0.0, yaw])) @ TOOL_DOWN
+    return Grip(point, rotation, opening=p.rim_opening, closing=p.rim_closed)
+
+
+def _place(truth: Mapping[str, Vector], grip: Grip, p: Placing) -> tuple[Vector, float]:
+    """Return the (3,) motion of the tool [m] and the gripper."""
     width, stands_still = truth["gripper_width"][0], truth["finger_speed"][0] < p.still
-    error = _grip(truth["target_low"], truth["target_high"], p) - truth["eef_pos"]
+    error = grip.point - truth["eef_pos"]
     distance = float(np.linalg.norm(error))
-    if distance < 3 * p.reach and width < p.open_width:
-        return _carried(truth, p) if stands_still else (np.zeros(3), GRIPPER_CLOSED)
+    if distance < 3 * p.reach and width < grip.closing:
+        return _carried(truth, p) if stands_still else (p.gain * error, GRIPPER_CLOSED)
     if distance < p.reach:
         return p.gain * error, GRIPPER_CLOSED
     off_axis = float(np.hypot(error[0], error[1]))
-    return _first_up(error + [0, 0, np.clip(p.steepness * (off_axis - p.reach / 2), 0, p.hover)], p), GRIPPER_OPEN
-
-
-def _grip(low: Vector, high: Vector, p: Placing) -> Vector:
-    """Return the (3,) point where the fingers hold an object inside a box: its middle, or its rim at +y."""
-    x, y, _ = (low + high) / 2
-    if high[1] - low[1] > p.widest:
-        return np.array([x, high[1] - p.rim, high[2] - p.rim_depth])
-    return np.array([x, y, max(high[2] - p.depth, low[2] + p.least_height)])
+    above = np.array([0, 0, np.clip(p.steepness * (off_axis - p.reach / 2), 0, p.hover)])
+    return _first_up(error + above, p), GRIPPER_OPEN if width < grip.opening else GRIPPER_CLOSED
 
 
 def _carried(truth: Mapping[str, Vector], p: Placing) -> tuple[Vector, float]:

@@ -27,7 +27,7 @@ from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.messages import Image, Vector
 from vla_robot.recipe.env import LiberoRecipe
 from vla_robot.world.sim.libero.benchmark import read_task
-from vla_robot.world.sim.libero.goal import bounds_of, placing_of, shapes_of
+from vla_robot.world.sim.libero.goal import bounds_of, freest_rim, placing_of, shapes_of
 from vla_robot.world.sim.libero.moved_objects import ObjectMover, Offsets
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
 from vla_robot.world.sim.robosuite_calls import quiet, seeded
@@ -83,6 +83,7 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         self._scale = np.asarray(self._robot.controller.output_max, dtype=np.float64)
         placing = placing_of(self._env)
         self._placed = placing and tuple(shapes_of(self._model, body) for body in (placing.target, placing.place))
+        self._rim = np.zeros(3)
         self._mover = ObjectMover(self._model, self._data, self._env.obj_body_id)
         self.embodiment = self._embodiment()
         self._substep, self._is_seen = 0, False
@@ -106,6 +107,8 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
             self._mover.shift(offsets)
         for _ in range(self._recipe.settle_steps - 1):
             self._act(STILL, is_seen=False)
+        if self._placed:
+            self._rim = freest_rim(self._model, self._data, self._placed[0])
         if self._recipe.settle_steps:
             self._execute(STILL)
         else:
@@ -190,8 +193,9 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         return truth | self._placing_truth()
 
     def _placing_truth(self) -> dict[str, Vector]:
-        """Return boxes around the object to move and its place, in the base frame [m], and the fingers' speed [m/s].
+        """Return boxes around the object to move and its place, a point of its rim [m], and the fingers' speed [m/s].
 
+        Positions are in the base frame.
         The base stands upright and unturned in every scene, so that its axes are the world's.
         """
         if self._placed is None:
@@ -202,6 +206,7 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         return {
             "target_low": low - base,
             "target_high": high - base,
+            "target_rim": (low + high) / 2 + self._rim - base,
             "place_low": place_low - base,
             "place_high": place_high - base,
             "finger_speed": np.abs(fingers).max(keepdims=True),
