@@ -8,25 +8,23 @@ Positions are in the base frame [m]; actions are tool deltas in the base frame a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vla_robot.core.embodiment import GRIPPER_CLOSED, GRIPPER_OPEN, ActionSpace
 from vla_robot.core.errors import PolicyError, RecipeError, unknown
-from vla_robot.core.geometry import matrix_from_rotvec, rotvec_from_matrix
+from vla_robot.core.geometry import matrix_from_rotvec
 from vla_robot.core.messages import ActionChunk, Observation, Vector
+from vla_robot.policy.scripted.placing import place
 from vla_robot.policy.scripted.simple import single
+from vla_robot.policy.scripted.tool import TOOL_DOWN, turn_to
 
 GAIN = 2.0
 """An operational-space controller covers about half of a commanded step before the next one comes at 10 Hz."""
 
 UP = np.array([0.0, 0.0, 0.05])
-TOOL_DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
-"""The Panda's tool pointing straight down with its fingers apart along the base's y axis."""
-
 HELD_SLACK = 0.003
 """The fingers touch an object when they are this close to its width [m]."""
 
@@ -204,7 +202,7 @@ def door(observation: Observation) -> tuple[Vector, float]:
     error = truth["handle_pos"] - truth["eef_pos"]
     width = truth["gripper_width"][0]
     off_axis, distance = float(np.hypot(error[0], error[1])), float(np.linalg.norm(error))
-    turn = _turn_to(matrix_from_rotvec(np.array([-lever.tilt, 0.0, 0.0])) @ TOOL_DOWN, truth["eef_rot"])
+    turn = turn_to(matrix_from_rotvec(np.array([-lever.tilt, 0.0, 0.0])) @ TOOL_DOWN, truth["eef_rot"])
     if distance < lever.reach and width < lever.held_width:
         move, gripper = _work_lever(truth["hinge_angle"][0], truth["latch_angle"][0], error, lever), GRIPPER_CLOSED
     elif off_axis < 0.02 and abs(error[2]) < 0.015:
@@ -225,125 +223,6 @@ def _work_lever(hinge_angle: float, latch_angle: float, error: Vector, lever: Le
     if ajar or latch_angle > lever.free:
         move = move + np.array([-0.01, 0.05, 0.0])
     return move
-
-
-def _turn_to(wanted: np.ndarray, tool_rot: Vector) -> Vector:
-    """Return the (3,) rotation step [rad] in the base frame from the tool's axis-angle towards a (3, 3) rotation."""
-    return np.clip(rotvec_from_matrix(wanted @ matrix_from_rotvec(tool_rot).T), -0.3, 0.3)
-
-
-@dataclass(frozen=True)
-class Placing:
-    """Parameters of picking a named object from above and dropping it over its place. Lengths in m.
-
-    Attributes:
-        gain: times the position error that a step commands; the controller covers about a fifth of it in a step.
-        depth: how far below the object's top the fingers hold it.
-        least_height: least height of the fingers over the object's bottom.
-        widest: an object wider than this along y is held by its rim.
-        rim: how far inside its outer edge a rim is held.
-        rim_depth: how far below its top.
-        rim_opening: width of the gripper that comes down over a rim: fingers wide open would meet what stands around
-            it, e.g. the front of a drawer.
-        rim_closed: below this width the gripper closes on a rim.
-        hover: height over the grasp from which the tool comes down.
-        steepness: of the funnel over the grasp: height over horizontal error.
-        reach: distance within which the fingers may close.
-        clearance: height of the object's bottom over its place's top while it is carried.
-        drop: the same when it is let go.
-        over: horizontal error at which it is let go.
-        open_width: the gripper is open above this.
-        still: the fingers have stopped at something below this speed [m/s].
-    """
-
-    gain: float = 5.0
-    depth: float = 0.03
-    least_height: float = 0.015
-    widest: float = 0.076
-    rim: float = 0.004
-    rim_depth: float = 0.014
-    rim_opening: float = 0.045
-    rim_closed: float = 0.03
-    hover: float = 0.10
-    steepness: float = 8.0
-    reach: float = 0.007
-    clearance: float = 0.25
-    drop: float = 0.02
-    over: float = 0.02
-    open_width: float = 0.078
-    still: float = 0.012
-
-
-def place(observation: Observation) -> tuple[Vector, float]:
-    """Pick the object of the task from above, carry it over its place and let it go."""
-    p, truth = Placing(), observation.privileged
-    if "target_low" not in truth:
-        raise PolicyError("this expert puts one object somewhere, and the task of this world is another.")
-    grip = _grip(truth, p)
-    move, gripper = _place(truth, grip, p)
-    return np.concatenate([move, _turn_to(grip.rotation, truth["eef_rot"])]), gripper
-
-
-@dataclass(frozen=True)
-class Grip:
-    """Where and how the fingers hold an object.
-
-    Attributes:
-        point: (3,) position of the tool [m].
-        rotation: (3, 3) rotation of the tool.
-        opening: width with which the gripper comes down [m].
-        closing: the gripper closes on the object below this width [m].
-    """
-
-    point: Vector
-    rotation: np.ndarray
-    opening: float
-    closing: float
-
-
-def _grip(truth: Mapping[str, Vector], p: Placing) -> Grip:
-    """Choose the middle of an object's box, or the point of its rim that the world tells, with a finger inside."""
-    low, high = truth["target_low"], truth["target_high"]
-    x, y, _ = middle = (low + high) / 2
-    if high[1] - low[1] <= p.widest:
-        point = np.array([x, y, max(high[2] - p.depth, low[2] + p.least_height)])
-        return Grip(point, TOOL_DOWN, opening=math.inf, closing=p.open_width)
-    to_rim = truth["target_rim"] - middle
-    outwards = to_rim[:2] / np.hypot(*to_rim[:2])
-    point = truth["target_rim"] - [*p.rim * outwards, p.rim_depth]
-    yaw = -np.arctan2(*outwards)  # turns the axis of the fingers, y, outwards
-    rotation = matrix_from_rotvec(np.array([0.0, 0.0, yaw])) @ TOOL_DOWN
-    return Grip(point, rotation, opening=p.rim_opening, closing=p.rim_closed)
-
-
-def _place(truth: Mapping[str, Vector], grip: Grip, p: Placing) -> tuple[Vector, float]:
-    """Return the (3,) motion of the tool [m] and the gripper."""
-    width, stands_still = truth["gripper_width"][0], truth["finger_speed"][0] < p.still
-    error = grip.point - truth["eef_pos"]
-    distance = float(np.linalg.norm(error))
-    if distance < 3 * p.reach and width < grip.closing:
-        return _carried(truth, p) if stands_still else (p.gain * error, GRIPPER_CLOSED)
-    if distance < p.reach:
-        return p.gain * error, GRIPPER_CLOSED
-    off_axis = float(np.hypot(error[0], error[1]))
-    above = np.array([0, 0, np.clip(p.steepness * (off_axis - p.reach / 2), 0, p.hover)])
-    return _first_up(error + above, p), GRIPPER_OPEN if width < grip.opening else GRIPPER_CLOSED
-
-
-def _carried(truth: Mapping[str, Vector], p: Placing) -> tuple[Vector, float]:
-    """Return the motion of a held object: up, over its place, down to where it is let go; and the gripper."""
-    low, high = truth["target_low"], truth["target_high"]
-    across = (truth["place_low"] + truth["place_high"] - low - high)[:2] / 2
-    is_over = float(np.hypot(*across)) < p.over
-    rise = truth["place_high"][2] + (p.drop if is_over else p.clearance) - low[2]
-    lets_go = is_over and rise > -0.02
-    return _first_up(np.array([*across, rise]), p), GRIPPER_OPEN if lets_go else GRIPPER_CLOSED
-
-
-def _first_up(error: Vector, p: Placing) -> Vector:
-    """Return the (3,) motion [m] towards a point; sideways only as far as the height is reached."""
-    sideways = np.clip(1.25 - 25 * error[2], 0.0, 1.0)  # all of it at 1 cm below, nothing at 5 cm
-    return p.gain * error * [sideways, sideways, 1.0]
 
 
 def benchmark(observation: Observation) -> tuple[Vector, float]:
