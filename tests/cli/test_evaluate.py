@@ -23,6 +23,7 @@ from vla_robot.cli.main import main
 from vla_robot.core.errors import ContractError, DataError, PolicyError, RecipeError, WorldError
 from vla_robot.core.messages import ActionChunk, Observation, StepResult, Vector
 from vla_robot.evaluate import video_selection
+from vla_robot.recipe.env import EnvRecipe
 from vla_robot.testing import FunctionPolicy, NoLimits, toy_embodiment
 
 EMBODIMENT = toy_embodiment(step_m=1, height=16, width=16)
@@ -95,10 +96,12 @@ class Bench:
         self.policy: Callable[[], Any] = Obedient
         self.opened: list[Any] = []
         self.built: list[Any] = []
+        self.num_cameras: list[int] = []
 
     @contextmanager
-    def open_world(self, env: Path, privileged: bool) -> Iterator[Any]:
+    def open_world(self, env: EnvRecipe, privileged: bool) -> Iterator[Any]:
         assert privileged
+        self.num_cameras.append(len(env.cameras))
         self.opened.append(self.world())
         yield self.opened[-1]
 
@@ -155,6 +158,27 @@ def test_the_results_are_the_same_for_any_number_of_worlds(bench: Bench, checkpo
         assert len(bench.built) == (1 if checkpoint else workers)
     assert results[0] == results[1] == results[2]
     assert len(results[0][0]) == 16
+
+
+def test_frames_are_rendered_only_for_videos_and_for_policies_that_look(bench: Bench) -> None:
+    Path("weights").mkdir()
+    Path("policies/nano.toml").write_text('kind = "openvla"\ncheckpoint = "../weights"\n')
+    Path("envs/mine.toml").write_text(f'{ENV}\n[[cameras]]\nname = "front"\nsource = "frontview"\n')
+    assert run("--workers", "1", "--policy", "mine", "nano", "--out", "none") == 0
+    assert [number > 0 for number in bench.num_cameras] == [False, True]
+    bench.num_cameras.clear()
+    assert run("--workers", "1", "--videos", "failures", "--out", "some") == 0
+    assert bench.num_cameras[0] > 0
+
+
+@pytest.mark.sim
+def test_an_expert_does_the_same_without_frames(tmp_path: Path) -> None:
+    found: list[Any] = []
+    for videos in ("all", "none"):
+        words = ["eval", "--env", "lift", "--policy", "expert", "--episodes", "2", "--workers", "1", "--videos", videos]
+        assert main([*words, "--out", str(tmp_path / videos), "--json", str(tmp_path / "out.json")]) == 0
+        found.append([(e["outcome"], e["steps"]) for e in json.loads((tmp_path / "out.json").read_text())["episodes"]])
+    assert found[0] == found[1]
 
 
 def test_other_words_are_judged_by_the_same_task(bench: Bench) -> None:

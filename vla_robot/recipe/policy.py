@@ -60,6 +60,9 @@ class PolicyRecipe:
     is_privileged: ClassVar[bool] = False
     """Whether it reads the simulator's state; other policies get only cameras and the arm's state."""
 
+    sees: ClassVar[bool] = True
+    """Whether it may look at frames; for others they need not be rendered."""
+
     kind: str
     description: str = ""
     rows: int | None = None
@@ -194,12 +197,16 @@ class LeRobotRecipe(WeightsRecipe):
 class HoldRecipe(PolicyRecipe):
     """Holds the arm's pose."""
 
+    sees: ClassVar[bool] = False
+
     kind: Literal["hold"] = "hold"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomRecipe(PolicyRecipe):
     """Draws uniform actions, as a baseline."""
+
+    sees: ClassVar[bool] = False
 
     kind: Literal["random"] = "random"
 
@@ -209,6 +216,7 @@ class ExpertRecipe(PolicyRecipe):
     """The world's scripted expert, which reads the simulator's state."""
 
     is_privileged: ClassVar[bool] = True
+    sees: ClassVar[bool] = False
 
     kind: Literal["expert"] = "expert"
 
@@ -221,6 +229,8 @@ class ReplayRecipe(PolicyRecipe):
         data: LeRobot dataset of `vla record`, of the same arm and rate.
         episode: index of the demonstration; without it, the first successful one of the episode's instruction.
     """
+
+    sees: ClassVar[bool] = False
 
     kind: Literal["replay"] = "replay"
     data: Path
@@ -236,6 +246,8 @@ class WaypointsRecipe(PolicyRecipe):
             gripper, 1 open.
         relative: poses are relative to the tool's pose at the start of the episode.
     """
+
+    sees: ClassVar[bool] = False
 
     kind: Literal["reach"] = "reach"
     poses: tuple[tuple[float, float, float, float, float, float, float], ...] = ()

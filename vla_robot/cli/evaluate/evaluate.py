@@ -27,6 +27,7 @@ from vla_robot.evaluate.evaluation_report import write_evaluation
 from vla_robot.evaluate.trial_log import TrialLog
 from vla_robot.evaluate.video_selection import VideoSelection
 from vla_robot.evaluate.worker_pool import run_in_pool
+from vla_robot.recipe.env import EnvRecipe
 from vla_robot.recipe.policy import WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource
 from vla_robot.record.collect import WithoutTruth
@@ -96,6 +97,8 @@ def _drive(what: Plan, log: TrialLog, videos: VideoSelection, num_workers: int) 
         seats = [stack.enter_context(contextlib.closing(_Seat(what))) for _ in range(min(num_workers, len(left)))]
         session = _Session(what, log, videos, seats, stop)
         begun_s = time.monotonic()
+        if not what.films:
+            say("  no video is asked for: frames are rendered only for policies that look at them", flush=True)
         for name in what.policies:
             session.examine(name, [key for key in left if key.policy == name])
         took_s = time.monotonic() - begun_s
@@ -107,15 +110,15 @@ class _Seat:
 
     def __init__(self, what: Plan) -> None:
         self._what = what
-        self._name = ""
+        self._of: tuple[str, EnvRecipe] | None = None
         self._world: ReplaceableWorld | None = None
 
-    def enter(self, name: str) -> ReplaceableWorld:
-        """Return the named world, opened; the one before is closed, since its memory may be needed."""
-        if self._world is None or name != self._name:
+    def enter(self, name: str, policy: str) -> ReplaceableWorld:
+        """Return the named world for a policy, opened; the one before is closed, since its memory may be needed."""
+        recipe = self._what.world_for(name, policy)
+        if self._world is None or (name, recipe) != self._of:
             self.close()
-            recipe = self._what.worlds[name].recipe
-            self._world, self._name = ReplaceableWorld(partial(open_world, recipe, privileged=True)), name
+            self._world, self._of = ReplaceableWorld(partial(open_world, recipe, privileged=True)), (name, recipe)
         self._world.open()
         return self._world
 
@@ -143,7 +146,7 @@ class _Session:
         source = self.what.policies[name]
         say(f"\n  {name}: {shown(source)}{on(self.what.devices.get(name))}; {len(self.seats)} at once", flush=True)
         with ThreadPoolExecutor(len(self.seats)) as threads:  # at the same time, since each takes seconds
-            first, *_ = threads.map(lambda seat: seat.enter(asked[0].world), self.seats)
+            first, *_ = threads.map(lambda seat: seat.enter(asked[0].world, name), self.seats)
         with _policies(source, self.what, asked[0].world, first.embodiment, len(self.seats)) as policies:
             workers = [self._worker(seat, policy) for seat, policy in zip(self.seats, policies, strict=True)]
             with contextlib.closing(run_in_pool(workers, asked)) as trials:
@@ -151,7 +154,7 @@ class _Session:
 
     def _worker(self, seat: _Seat, policy_in: PolicyIn) -> Callable[[TrialKey], Trial]:
         def examined(key: TrialKey) -> Trial:
-            world = seat.enter(key.world)
+            world = seat.enter(key.world, key.policy)
             policy, guard = policy_in(key.world, world.embodiment), build_guard(world.embodiment.action)
             words = self.what.words[key.world]
             examiner = Examiner(world, policy, guard, words, self.stop.is_set, self.videos.subscribers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from vla_robot.evaluate.runner import new_run_folder
 from vla_robot.evaluate.trial_log import TrialLog
 from vla_robot.evaluate.video_selection import Videos
 from vla_robot.recipe import dump, find, read
-from vla_robot.recipe.env import SimulationRecipe, SuiteRecipe
+from vla_robot.recipe.env import EnvRecipe, SimulationRecipe, SuiteRecipe
 from vla_robot.recipe.env_source import MOVED, EnvSource, find_env
 from vla_robot.recipe.environment import EnvironmentRecipe
 from vla_robot.recipe.policy import WeightsRecipe
@@ -73,7 +73,8 @@ class EvaluateArgs:
     """number of worlds in parallel, each in its own process; by default one per core, at most 8, and as many as
     fit into four fifths of the main memory"""
     videos: Videos = "failures"
-    """which episodes get a video; "failures" also gives three successes of each world"""
+    """which episodes get a video; "failures" also gives three successes of each world; with "none", worlds render
+    nothing for policies that do not look, such as expert, hold and random"""
     out: Annotated[Path | None, option("FOLDER")] = None
     """folder of report, videos and finished episodes; by default a new one, runs/eval-<time>"""
     json: Annotated[Path | None, option("FILE")] = None
@@ -121,6 +122,7 @@ class Plan:
         words: world -> language -> the task's wording.
         seeds: seeds of each policy in each language in each world.
         rows: execution horizon of every policy; None for each recipe's.
+        films: whether videos are made.
         folder: the evaluation's folder.
     """
 
@@ -130,7 +132,13 @@ class Plan:
     words: dict[str, dict[Language, Words]]
     seeds: range
     rows: int | None
+    films: bool
     folder: Path
+
+    def world_for(self, world: str, policy: str) -> EnvRecipe:
+        """Return the recipe of a world, without cameras if neither the policy nor a video needs frames."""
+        recipe = self.worlds[world].recipe
+        return recipe if self.films or self.policies[policy].recipe.sees else replace(recipe, cameras=())
 
     @property
     def worlds(self) -> dict[str, EnvSource]:
@@ -202,7 +210,7 @@ def plan(args: EvaluateArgs) -> Plan:
     }
     devices = {name: device for name, source in policies.items() if (device := device_of(source)) is not None}
     folder = args.out or new_run_folder(Path("runs"), "eval-")
-    return Plan(suites, policies, devices, words, args.seeds, args.rows, folder)
+    return Plan(suites, policies, devices, words, args.seeds, args.rows, args.videos != "none", folder)
 
 
 def _on_device(policies: Sequence[PolicySource], device: str | None) -> list[PolicySource]:
