@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+from waiting import eventually
 
 from vla_robot.cli.main import main
 from vla_robot.core.messages import Observation
@@ -27,6 +29,7 @@ from vla_robot.serve.policy.client import RemotePolicy
         (["openvla_nano", "--max-batch", "0"], "at least one row"),
         (["openvla_nano", "--rest", "70000"], "a port, 0 to 65535"),
         (["openvla_nano", "--replicas", "0"], "1 to 64 processes"),
+        (["openvla_nano", "--metrics", "here"], "a port of this computer"),
         (["expert", "--replicas", "2"], "needs one with weights"),
         (["openvla_nano", "--bind", "tcp://0.0.0.0:5580"], "key"),
         (["openvla_nano", "--bind", "nonsense"], "is not an address"),
@@ -72,15 +75,18 @@ def test_replicas_answer_as_the_policy_does_here_also_when_one_is_killed(tmp_pat
 
     command = [sys.executable, "-P", "-m", "vla_robot.cli.main", "serve", "openvla_nano", "--replicas", "2"]
     command += ["--bind", "tcp://127.0.0.1:0", "--device", "cpu", "--json", str(tmp_path / "serve.json")]
+    command += ["--metrics", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(4)]
-        assert "2 replicas: processes " in lines[3]
+        lines = [process.stdout.readline() for _ in range(5)]
+        url = lines[3].partition("metrics: ")[2].strip()
+        assert "2 replicas: processes " in lines[4]
         with RemotePolicy(lines[2].partition("listening on ")[2].strip(), answer_timeout_s=120) as policy:
             scene = _scene(policy)
             answers = policy.act([scene] * 4)
             os.kill(policy.status()["replicas"][0]["pid"], signal.SIGKILL)
             answers += policy.act([scene] * 4)
+        eventually(lambda: 'vla_serve_requests_total{outcome="answered"} 8.0' in scraped(url))
         process.terminate()
         process.communicate(timeout=120)
     assert process.returncode == 0
@@ -92,6 +98,11 @@ def test_replicas_answer_as_the_policy_does_here_also_when_one_is_killed(tmp_pat
     status = json.loads((tmp_path / "serve.json").read_text())["status"]
     assert status["counts"]["answered"] == 8
     assert len(status["replicas"]) == 2
+
+
+def scraped(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        return answer.read().decode()
 
 
 def _scene(policy: RemotePolicy) -> Observation:

@@ -19,6 +19,7 @@ from vla_robot.cli.build import build_arm, build_limits, server_security
 from vla_robot.cli.common.cli_common import option
 from vla_robot.cli.common.interrupt import not_suspended, stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.metrics import metrics_at, metrics_in_words
 from vla_robot.cli.common.realtime import MAX_PRIORITY, freeze_garbage, take_priority
 from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import MonotonicClock
@@ -31,6 +32,7 @@ from vla_robot.safety.chunk import ChunkMerge
 from vla_robot.serve.bridge.bridge import Bridge, EpisodeBegan, EpisodeOver, ExecutionConfig, Listener, Ticked
 from vla_robot.serve.bridge.faults import Faults, contained
 from vla_robot.serve.bridge.server import BridgeServer
+from vla_robot.serve.metrics.process import MetricsProcess, Periodic, metrics_address
 from vla_robot.transport.sockets import ServerSocket
 from vla_robot.transport.wake import Wake
 
@@ -74,6 +76,8 @@ class BridgeArgs:
     """real-time priority of the control clock; for real robots, since a simulation would block other processes"""
     record: Annotated[Path | None, option("FOLDER")] = None
     """write each episode's log to this folder, also if the episode fails"""
+    metrics: Annotated[str | None, option("[HOST:]PORT")] = None
+    """answer GET /metrics in Prometheus' format on this port of this computer, from a process of its own"""
     json: Annotated[Path | None, option("FILE")] = None
     """at the end, also write the counts to this file as JSON"""
 
@@ -89,6 +93,8 @@ class BridgeArgs:
                 f"without one for {self.hold_after_s + self.stop_after_s:g} s is stopped. Raise --stop-after-s, or "
                 "lower --max-age-s."
             )
+        if self.metrics is not None:
+            metrics_address(self.metrics)
         if self.jpeg is not None and not 1 <= self.jpeg <= 100:
             raise RecipeError(f"--jpeg {self.jpeg}: a quality from 1 to 100.")
 
@@ -158,6 +164,7 @@ def main(args: BridgeArgs) -> int:
     say(f"vla bridge: {env.path}", flush=True)
     with (
         not_suspended(),
+        metrics_at(args.metrics) as metrics,  # before a priority that it would inherit
         _logs(args) as logs,
         contextlib.closing(Wake()) as wake,
         ServerSocket(args.bind, security, wake) as socket,
@@ -175,8 +182,8 @@ def main(args: BridgeArgs) -> int:
             quality = {} if args.jpeg is None else dict.fromkeys((c.name for c in arm.embodiment.cameras), args.jpeg)
             server = BridgeServer(bridge, socket, jpeg_quality=quality, dry_run=args.dry_run)
             servers.append(server)
-            _announce(socket.address, arm, args, e_stop)
-            server.serve(until_stopped(stop.is_set, e_stop, server))
+            _announce(socket.address, arm, args, e_stop, metrics)
+            server.serve(until_stopped(stop.is_set, e_stop, server, _metrics_of(server, metrics)))
         finally:
             _release(arm, faults)
         socket.settle()  # Ctrl-C may have ended the controller at the same time
@@ -247,10 +254,20 @@ def _log(folder: Path, env: str, recipe: EnvRecipe, arm: Arm, logs: Recording, f
     return BridgeLog(folder, header, logs, faults)
 
 
-def until_stopped(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer) -> Callable[[], bool]:
-    """Return the server's stop flag, which also handles the e-stop's key and signal at each call."""
+def _metrics_of(server: BridgeServer, metrics: MetricsProcess | None) -> Callable[[], None]:
+    """Return a function that publishes the status once a second; it does nothing without metrics."""
+    if metrics is None:
+        return lambda: None
+    return Periodic(metrics, lambda: {"kind": "bridge", "status": server.status()})
+
+
+def until_stopped(
+    stopped: Callable[[], bool], e_stop: EStop, server: BridgeServer, meanwhile: Callable[[], None] = lambda: None
+) -> Callable[[], bool]:
+    """Return the server's stop flag, which also calls `meanwhile` and handles the e-stop's key and signal."""
 
     def should_stop() -> bool:
+        meanwhile()
         e_stop.poll_key()
         while e_stop.causes:
             cause = e_stop.causes.pop(0)
@@ -261,7 +278,7 @@ def until_stopped(stopped: Callable[[], bool], e_stop: EStop, server: BridgeServ
     return should_stop
 
 
-def _announce(address: str, arm: Arm, args: BridgeArgs, e_stop: EStop) -> None:
+def _announce(address: str, arm: Arm, args: BridgeArgs, e_stop: EStop, metrics: MetricsProcess | None = None) -> None:
     embodiment = arm.embodiment
     cameras = ", ".join(f"{c.name} {c.width}x{c.height}" for c in embodiment.cameras) or "none"
     if args.dry_run:
@@ -272,7 +289,7 @@ def _announce(address: str, arm: Arm, args: BridgeArgs, e_stop: EStop) -> None:
     policy = "openvla_nano" if embodiment.action.kind == "eef_delta" else "POLICY"
     say(
         f"  {embodiment.name} at {embodiment.rate_hz:g} Hz, cameras {cameras}\n"
-        f"  listening on {address}, process {os.getpid()}\n"
+        f"  listening on {address}, process {os.getpid()}\n{metrics_in_words(metrics)}"
         f"  {e_stop.how()}; Ctrl-C holds the arm and ends\n"
         f"Next: vla run --robot {address} --policy {policy}{dry}",
         flush=True,

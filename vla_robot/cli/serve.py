@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from vla_robot.cli.build import device_of, server_security
 from vla_robot.cli.common.cli_common import on, option, shown
 from vla_robot.cli.common.interrupt import stop_on_interrupt
 from vla_robot.cli.common.json_out import write_json
+from vla_robot.cli.common.metrics import metrics_at, metrics_in_words
 from vla_robot.cli.common.terminal import say
 from vla_robot.core.clock import NS_PER_MS
 from vla_robot.core.embodiment import Embodiment
@@ -28,6 +29,7 @@ from vla_robot.serve.interop.openpi_schema import ExampleWords, RecipeWords, Wor
 from vla_robot.serve.interop.openpi_server import OpenpiServer
 from vla_robot.serve.interop.rest import RestServer
 from vla_robot.serve.interop.vla_eval_server import EvalSchema, EvalServer
+from vla_robot.serve.metrics.process import MetricsProcess, Periodic, metrics_address
 from vla_robot.serve.policy.batcher import Batcher, Line
 from vla_robot.serve.policy.load import build_served_policy, weights_of
 from vla_robot.serve.policy.server import PolicyServer, Served, answering
@@ -71,6 +73,8 @@ class ServeArgs:
     """also answer AllenAI's vla-eval on this port of this computer; 0 for a free one"""
     vla_eval_words: Annotated[str | None, option("RECIPE")] = None
     """answer vla-eval in the words and units of this recipe's table [peer]: openpi_libero fits its LIBERO"""
+    metrics: Annotated[str | None, option("[HOST:]PORT")] = None
+    """answer GET /metrics in Prometheus' format on this port of this computer, from a process of its own"""
     json: Annotated[Path | None, option("FILE")] = None
     """at the end, also write the counts and times to this file as JSON"""
 
@@ -78,6 +82,8 @@ class ServeArgs:
         for flag, port in (("--rest", self.rest), ("--openpi", self.openpi), ("--vla-eval", self.vla_eval)):
             if port is not None and not 0 <= port < 1 << 16:
                 raise RecipeError(f"{flag} {port}: a port, 0 to 65535.")
+        if self.metrics is not None:
+            metrics_address(self.metrics)
         if self.replicas is not None and not 1 <= self.replicas <= MAX_REPLICAS:
             raise RecipeError(f"--replicas {self.replicas}: 1 to {MAX_REPLICAS} processes.")
         if self.openpi_words is not None and self.openpi is None:
@@ -103,11 +109,12 @@ def main(args: ServeArgs) -> int:
         wake = stack.enter_context(contextlib.closing(Wake()))
         socket = stack.enter_context(ServerSocket(args.bind, security, wake))
         stop = stack.enter_context(stop_on_interrupt())
+        metrics = stack.enter_context(metrics_at(args.metrics))
         batcher, embodiment = stack.enter_context(_running(args, source, line))
         served = Served(source.name, embodiment, args.max_batch)
         urls = _front_ends(stack, args, batcher, served, _cameras(source, served), peers, _mirrors(source))
-        _announce(socket.address, urls + _replicas_in_words(batcher), served)
-        PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher))
+        _announce(socket.address, urls + metrics_in_words(metrics) + _replicas_in_words(batcher), served)
+        PolicyServer(served, batcher, socket, wake).serve(_until(stop.is_set, batcher, _metrics_of(batcher, metrics)))
         status = batcher.status()
     if args.json:
         write_json(args.json, "serve", _rows(status), status=status, device=device)
@@ -235,12 +242,25 @@ def _announce(address: str, urls: str, served: Served) -> None:
     )
 
 
-def _until(stopped: Callable[[], bool], batcher: Batcher) -> Callable[[], bool]:
-    """Return the server's stop flag, which also prints a line at intervals while requests arrive."""
+def _metrics_of(batcher: Batcher, metrics: MetricsProcess | None) -> Callable[[], None]:
+    """Return a function that publishes counts and times once a second; it does nothing without metrics."""
+    if metrics is None:
+        return lambda: None
+
+    def snapshot() -> dict[str, Any]:
+        histograms = {name: asdict(histogram) for name, histogram in batcher.tally.histograms().items()}
+        return {"kind": "serve", "status": batcher.status(), "histograms": histograms}
+
+    return Periodic(metrics, snapshot)
+
+
+def _until(stopped: Callable[[], bool], batcher: Batcher, meanwhile: Callable[[], None]) -> Callable[[], bool]:
+    """Return the server's stop flag, which also calls `meanwhile`, and prints a line at intervals while clients ask."""
     told, next_s = "", time.monotonic() + LINE_EVERY_S
 
     def should_stop() -> bool:
         nonlocal told, next_s
+        meanwhile()
         if time.monotonic() > next_s:
             next_s = time.monotonic() + LINE_EVERY_S
             now = _told(batcher.status())

@@ -68,6 +68,8 @@ class Watchdog:
         self._hold_after_ns = round(hold_after_s * NS_PER_S)
         self._stop_after_ns = round(stop_after_s * NS_PER_S)
         self._beat_after_ns = round(beat_after_s * NS_PER_S)
+        self.counts = {"holds": 0, "silence_stops": 0, "emergency_stops": 0}
+        """Holds after an action or a heartbeat was late, and stops by cause, since the start."""
         self._causes: dict[str, None] = {}  # those not released yet, in the order of their trips
         self._stopped_by = ""
         self._seen_ns = clock.now_ns()
@@ -99,6 +101,7 @@ class Watchdog:
 
     def trip(self, cause: str) -> None:
         """Stop the robot until `arm`, which is refused until this cause is released."""
+        self.counts["emergency_stops"] += not self._stopped_by
         self._causes[cause] = None
         self._stopped_by = self._stopped_by or f"emergency stop by {cause}"
 
@@ -134,8 +137,10 @@ class Watchdog:
             self._held_ns = None
             return Verdict("run")
         if self._held_ns is None:
+            self.counts["holds"] += self._action_ns is not None  # not while it waits for the first action
             self._held_ns = now_ns
         if not self._idle and now_ns - self._held_ns >= self._stop_after_ns:
+            self.counts["silence_stops"] += 1
             self._stopped_by = f"{SILENCE}: held for {_seconds(now_ns - self._held_ns)}, as {reason}"
             return Verdict("stopped", f"{self._stopped_by}; arm the robot to go on")
         return Verdict("hold", reason)

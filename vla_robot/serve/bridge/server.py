@@ -298,7 +298,9 @@ class BridgeServer:
             "running": self._bridge.running,
             "dry_run": self._dry_run,
             "step": 0 if observation is None else observation.step,
+            "ticks": self._viewers.number,
             "cuts": self._viewers.cuts(),
+            "watchdog": dict(self._bridge.watchdog.counts),
             "counts": {
                 **self._guard.counts,
                 "dropped_rows": self._bridge.dropped_rows,
