@@ -128,6 +128,7 @@ def test_an_import_sideways_or_up_is_caught(tmp_path: Path, line: str) -> None:
         ("vla_robot.cli.bridge", {"torch", "mujoco"}),
         ("vla_robot.cli.main", {"tyro"}),
         ("vla_robot.recipe", {"torch"}),
+        ("vla_robot.policy.onnx.policy", {"torch", "transformers", "timm", "safetensors", "onnx"}),
         ("vla_robot.testing", {"torch", "mujoco", "h5py", "pyarrow", "cv2"}),
     ],
 )

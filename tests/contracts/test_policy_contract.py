@@ -132,6 +132,13 @@ def vlm(family: str) -> Callable[[Get], Policy]:
     return make
 
 
+def onnx(get: Get) -> Policy:
+    pytest.importorskip("onnxscript")
+    from vla_robot.policy.onnx.policy import OnnxPolicy
+
+    return OnnxPolicy(get("graphs"))
+
+
 def oft(get: Get) -> Policy:
     pytest.importorskip("torch")
     from vla_robot.policy.openvla.oft import load_oft
@@ -173,6 +180,7 @@ KINDS: dict[str, Kind] = {
     "OpenVLAPolicy of minivla": Kind(vlm("minivla"), seen=TWO_CAMERAS),
     **{f"VLAPolicy of {family}": Kind(vlm(family), seen=TWO_CAMERAS) for family in FAMILIES if family != "openvla"},
     # Arithmetic of another batch size rounds otherwise.
+    "OnnxPolicy": Kind(onnx, seen=TWO_CAMERAS),
     "OFTPolicy": Kind(oft, seen=TWO_CAMERAS, tolerance=1e-6),
 }
 
@@ -183,6 +191,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ..policy.openvla.tiny_policies import create_policy
 
     return create_policy(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, exported."""
+    from vla_robot.policy.onnx.export.write import Choices
+
+    from ..policy.onnx.exported import write
+
+    folder = tmp_path_factory.mktemp("exported") / "graphs"
+    write(tiny, folder, Choices(rows=(1, 2), text=(32,)))
+    return folder
 
 
 @pytest.fixture

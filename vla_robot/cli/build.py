@@ -16,7 +16,15 @@ from vla_robot.core.host.optional import require
 from vla_robot.core.ports import Guard, Policy, World
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
-from vla_robot.recipe.policy import GrootRecipe, OpenpiRecipe, PolicyRecipe, RemoteRecipe, ReplayRecipe, WeightsRecipe
+from vla_robot.recipe.policy import (
+    GrootRecipe,
+    OnnxRecipe,
+    OpenpiRecipe,
+    PolicyRecipe,
+    RemoteRecipe,
+    ReplayRecipe,
+    WeightsRecipe,
+)
 from vla_robot.recipe.policy_source import PolicySource
 from vla_robot.transport.keys import ClientSecurity, KeyFolder, ServerSecurity
 from vla_robot.transport.sockets import is_loopback, require_address
@@ -147,10 +155,13 @@ def device_of(source: PolicySource) -> str | None:
 
     Raises:
         ContractError: there is no such device on this computer.
-        MissingDependencyError: torch is not installed.
+        MissingDependencyError: torch, or onnxruntime for kind 'onnx', is not installed.
     """
     if not isinstance(source.recipe, WeightsRecipe):
         return None
+    if isinstance(source.recipe, OnnxRecipe):
+        require("onnxruntime", "edge", f"policy '{source.name}'")
+        return f"onnxruntime's {source.recipe.provider}"
     require("torch", "policy", f"policy '{source.name}'")
     from vla_robot.policy.device import device_in_words, torch_device
 

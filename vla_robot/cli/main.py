@@ -91,7 +91,7 @@ vla: put a vision-language-action policy on a robot.
                                                     demonstrations, as a LeRobot v3 dataset; --source keyboard: by you
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
   vla eval --env lift --policy A B                  success over many seeds, with intervals; --suite libero_spatial
-  vla export lerobot POLICY FOLDER                  a folder that lerobot-eval and lerobot-rollout load
+  vla export onnx POLICY FOLDER                     a policy that runs without torch; `export lerobot`: for its tools
 
   vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5
   vla data convert SRC DST --to lerobot             the same dataset in another format

@@ -162,6 +162,34 @@ class OpenVLAOFTRecipe(CheckpointRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnnxRecipe(WeightsRecipe):
+    """Runs a folder that `vla export onnx` wrote, without torch; see docs/edge.md.
+
+    Attributes:
+        checkpoint: the folder, relative to this file.
+        provider: what runs the graphs: "cpu", or one that an installation of onnxruntime has: "openvino", "cuda",
+            "tensorrt", "coreml". It takes the place of `device`.
+        threads: processor threads of an inference, 0 for the runtime's choice; without it, as the export chose.
+        statistics_key: dataset whose statistics un-normalise the actions; without it, as exported.
+    """
+
+    kind: Literal["onnx"] = "onnx"
+    provider: Literal["cpu", "openvino", "cuda", "tensorrt", "coreml"] = "cpu"
+    threads: int | None = None
+    statistics_key: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.device not in (AUTO, self.provider):
+            raise RecipeError(
+                f"device is '{self.device}', but a policy of kind 'onnx' runs where its recipe's `provider` says: "
+                f"'{self.provider}'. Leave device out, or set provider"
+            )
+        if self.threads is not None and not 0 <= self.threads <= 1024:
+            raise RecipeError(f"threads must be 0 to 1024, got {self.threads}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LeRobotRecipe(WeightsRecipe):
     """Runs a policy that lerobot trained: ACT, Diffusion Policy, SmolVLA, pi0 or pi0.5; see docs/lerobot.md.
 
@@ -327,6 +355,7 @@ PolicyRecipe.kinds = Kinds(
         OpenVLARecipe,
         OpenVLAOFTRecipe,
         VLARecipe,
+        OnnxRecipe,
         LeRobotRecipe,
         HoldRecipe,
         RandomRecipe,

@@ -114,7 +114,7 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
             return self._compiled(batch, action_dim, stages)
         return super()._tokens(batch, action_dim, stages)
 
-    def _flops(self, batch: Batch) -> float:
+    def flops(self, batch: Batch) -> float:
         return _flops(self.model, len(batch.prompts), max(map(len, batch.prompts)))
 
     @property

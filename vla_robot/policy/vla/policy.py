@@ -24,6 +24,7 @@ from vla_robot.policy.vla.model import VLAModel, over_words
 from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.policy.vla.reason.cpu_threads import threads_for
 from vla_robot.policy.vla.reason.generate import Generator, capped, generate_text
+from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.slots.inference import BlockInference
 
@@ -66,6 +67,16 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         self._blocks = BlockInference(model, self._reasoner, self._generator)
         self.in_blocks = model.weight.device.type == "cuda"
         self._weights = sum(p.numel() for layer in model.layers() for p in layer.parameters())
+
+    @property
+    def generator(self) -> Generator:
+        """Decodes the action tokens."""
+        return self._generator
+
+    @property
+    def reasoner(self) -> Reasoner[Any]:
+        """The language model as acting reads it."""
+        return self._reasoner
 
     @property
     def device(self) -> torch.device:
@@ -120,7 +131,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         With `prefixes`, each row begins with its own given ids, fewer than `action_dim`.
         """
         stages = stages or StageTimer()
-        with threads_for(self._flops(batch), self.device):
+        with threads_for(self.flops(batch), self.device):
             if self.in_blocks:
                 tokens = self._blocks(batch, action_dim, stages, prefixes)
             elif prefixes is not None and any(map(len, prefixes)):
@@ -147,7 +158,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         dim = self.model.config.inputs.proprio_dim
         state = None if dim is None else torch.zeros(1, dim)  # a question is about the scene, not the arm
         batch = Batch(self._pixels([self.read.images(images)]), [self.tokenizer.question(question)], state)
-        with threads_for(self._flops(batch), self.device):
+        with threads_for(self.flops(batch), self.device):
             prompt, words = self.model.prompt(batch), self.tokenizer
             said = generate_text(self._reasoner, self.model.look_up, self._word_logits, prompt, words.eos, max_tokens)
         return words.words(said.cpu().numpy())
@@ -159,6 +170,10 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
             ContractError: the dataset is unknown, or not given although there are several.
         """
         return self._statistics.of("action", key)
+
+    def state_stats(self, key: str | None = None) -> QuantileStats:
+        """Return the quantiles of the arm's state, by default those that `act` uses. Raises as `action_stats`."""
+        return self._statistics.of("proprio", key)
 
     @property
     def tokenizer(self) -> T:
@@ -179,7 +194,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         head = self.model.head[: self.model.config.num_words]
         return over_words(capped(linear(hidden, head), self.model.soft_cap), self.model.config)
 
-    def _flops(self, batch: Batch) -> float:
+    def flops(self, batch: Batch) -> float:
         """Return about how many operations a batch takes: every weight once for each token of its rows."""
         return 2.0 * self._weights * (sum(map(len, batch.prompts)) + len(batch.prompts) * self.model.image_tokens)
 

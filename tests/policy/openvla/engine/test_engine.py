@@ -75,11 +75,11 @@ def test_a_small_inference_runs_on_one_core_and_gives_the_others_back(
 ) -> None:
     before = torch.get_num_threads()
     batch = tiny.read(observations(tiny, ["lift the red cube"]))
-    with threads.threads_for(tiny._flops(batch), tiny.device):
+    with threads.threads_for(tiny.flops(batch), tiny.device):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
     monkeypatch.setattr(threads, "WORTH_SHARING_FLOPS", 1.0)
-    with threads.threads_for(tiny._flops(batch), tiny.device):
+    with threads.threads_for(tiny.flops(batch), tiny.device):
         assert torch.get_num_threads() == before
 
 

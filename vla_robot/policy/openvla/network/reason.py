@@ -19,7 +19,7 @@ numbers as alone, but the order of a floating-point sum inside a matrix product 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,6 +103,11 @@ class RowMemory:
 
     keys: list[Tensor]
     values: list[Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Keys and values of each layer in turn."""
+        return [tensor for layer in zip(self.keys, self.values, strict=True) for tensor in layer]
 
 
 class Decoder:
@@ -198,6 +203,10 @@ class Decoder:
                 attended = self._attend(q, k, v, causal=True)
             x = self._finish(layer, x, attended)
         return _rms_norm(x, self._norm, self._eps), memory
+
+    def memory(self, rows: RaggedSequence, tensors: Sequence[Tensor]) -> RowMemory:
+        """See `Reasoner`."""
+        return RowMemory(list(tensors[::2]), list(tensors[1::2]))
 
     def read_at(self, embeds: Tensor, slots: Tensor, memory: RowMemory) -> Tensor:
         """See `Reasoner`."""

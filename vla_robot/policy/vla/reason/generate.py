@@ -157,9 +157,13 @@ class Generator:
         """Return (..., D) embeddings of (...) rows of the action vocabulary."""
         return self._embeddings[said]
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the (..., A) logits of the action ids after (..., D) hidden states."""
+        return capped(linear(hidden, self._head), self._soft_cap)
+
     def say(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the (B, n) next tokens after (B, n, D) hidden states, and () bool whether their logits are finite."""
-        logits = capped(linear(hidden, self._head), self._soft_cap)
+        logits = self.logits(hidden)
         return logits.argmax(dim=-1), torch.isfinite(logits).all()
 
     def correct(self, draft: Draft) -> Draft:
@@ -224,7 +228,7 @@ class Generator:
         padded = prompt.padded_left()
         cache = self._reasoner.start(padded, padded.embeds.shape[1])
         hidden = self._reasoner.read(padded.embeds, cache, keep=1).squeeze(1)
-        logits = capped(linear(hidden, self._head), self._soft_cap)
+        logits = self.logits(hidden)
         require_finite(torch.isfinite(logits).all())
         return logits
 

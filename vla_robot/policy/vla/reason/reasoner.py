@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -53,7 +54,16 @@ class Reasoner[S: Slots](Protocol):
             wanted: (B, w) int64 columns whose hidden states are returned.
 
         Returns:
-            (B, w, D) normed hidden states, and the memory for `read_at`.
+            (B, w, D) normed hidden states, and the memory for `read_at`, whose `tensors` are its keys and values.
+        """
+        ...
+
+    def memory(self, rows: RaggedSequence, tensors: Sequence[Tensor]) -> Any:
+        """Return the memory of `read_rows` again from its tensors, for rows of which only lengths and sizes are used.
+
+        Args:
+            rows: as `read_rows` got them.
+            tensors: keys and values of each layer in turn, each (B, Hkv, S, hd), as the memory's `tensors` gives them.
         """
         ...
 

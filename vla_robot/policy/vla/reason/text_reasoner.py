@@ -13,7 +13,7 @@ No library default is used: PaliGemma without an explicit mask attends to later 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,15 @@ class RowCache(SlotCache):
     """
 
     slots: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Keys and values of each layer in turn, each (B, Hkv, S, hd)."""
+        return [tensor for layer in self._memory if layer is not None for tensor in layer]
+
+    def fill(self, tensors: Sequence[Tensor]) -> None:
+        """Take over keys and values in the order of `tensors`."""
+        self._memory[:] = list(zip(tensors[::2], tensors[1::2], strict=True))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -128,10 +137,20 @@ class TextReasoner:
         """See `Reasoner`. Raises ContractError as `start`."""
         S = rows.embeds.shape[1]
         self._require_positions(S)
-        prompt = PaddedSequence(rows.embeds, None, rows.blocks, rows.positions)
-        cache = RowCache(self._config.num_hidden_layers, self._masks(prompt, S), self._positions(prompt, S))
+        cache = self._row_cache(rows)
         hidden = self._run(rows.embeds, cache.masks, cache.positions, past_key_values=cache, use_cache=True)
         return at_columns(hidden, wanted), cache
+
+    def memory(self, rows: RaggedSequence, tensors: Sequence[Tensor]) -> RowCache:
+        """See `Reasoner`."""
+        cache = self._row_cache(rows)
+        cache.fill(tensors)
+        return cache
+
+    def _row_cache(self, rows: RaggedSequence) -> RowCache:
+        S = rows.embeds.shape[1]
+        prompt = PaddedSequence(rows.embeds, None, rows.blocks, rows.positions)
+        return RowCache(self._config.num_hidden_layers, self._masks(prompt, S), self._positions(prompt, S))
 
     def read_at(self, embeds: Tensor, slots: Tensor, memory: RowCache) -> Tensor:
         """See `Reasoner`."""

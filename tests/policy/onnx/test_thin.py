@@ -1,0 +1,40 @@
+"""The engine in a process of its own, in which torch and the other heavy packages cannot be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = ("torch", "transformers", "timm", "safetensors", "onnx", "onnxscript", "lerobot", "mujoco")
+SCRIPT = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Refuses(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {heavy}:
+            raise AssertionError(f"{{name}} is imported")
+
+sys.meta_path.insert(0, Refuses())
+from vla_robot.cli.build import build_policy, build_served_policy, device_of
+from vla_robot.recipe.policy_source import find_policy
+import numpy as np
+from vla_robot.core.messages import Observation
+
+source = find_policy("{folder}")
+act, embodiment = build_served_policy(source)
+images = {{camera.name: np.zeros((camera.height, camera.width, 3), np.uint8) for camera in embodiment.cameras}}
+seen = Observation(images, np.zeros(len(embodiment.state)), "lift the red cube", 0, 0)
+served = act([seen], None)
+alone = build_policy(source, None, embodiment).act([seen])
+assert (served[0].actions == alone[0].actions).all()
+print(device_of(source), alone[0].actions.shape, sorted(set({heavy}) & set(sys.modules)))
+"""
+
+
+def test_a_policy_acts_and_is_served_without_torch(made: Path) -> None:
+    script = SCRIPT.format(heavy=HEAVY, folder=made)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "onnxruntime's cpu (1, 7) []"

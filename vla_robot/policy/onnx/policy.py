@@ -1,0 +1,145 @@
+"""An exported folder as a Policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vla_robot.core.embodiment import Embodiment, require_fit
+from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.normalise import QuantileStats, unnormalise
+from vla_robot.policy.onnx.frames import from_data
+from vla_robot.policy.onnx.generate import GraphGenerator, Ids, Inputs
+from vla_robot.policy.onnx.prompts import ExportedPrompts
+from vla_robot.policy.onnx.record import RECORD, WEIGHTS, file_names, read_record
+from vla_robot.policy.onnx.runtime import Graphs
+from vla_robot.policy.vla.inputs.reader import InputReader, chunks_of, committed_tokens, require_observations
+from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
+from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
+from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.policy.vla.small_files import STATISTICS, read_embodiment, read_statistics
+from vla_robot.recipe.policy import OnnxRecipe
+
+
+class OnnxPolicy:
+    """An exported policy that acts.
+
+    Attributes:
+        record: content of its onnx.json.
+        embodiment: the arm the policy was trained for, or None if the exported folder did not say.
+        generate: maps `Inputs` to (B, K * D) token ids.
+    """
+
+    def __init__(
+        self, folder: Path, provider: str = "cpu", threads: int | None = None, statistics_key: str | None = None
+    ) -> None:
+        """
+        Args:
+            folder: written by `vla export onnx`.
+            provider: key of `runtime.PROVIDERS`.
+            threads: processor threads of an inference, 0 for the runtime's choice; None for the folder's.
+            statistics_key: dataset whose statistics un-normalise the actions; None for the folder's.
+
+        Raises:
+            CheckpointError: the folder is incomplete, damaged, or of another version.
+            ContractError: the provider or the statistics are not there.
+        """
+        small = _SmallFiles(folder, statistics_key)
+        self.record, self.embodiment = small.record, small.embodiment
+        self._statistics, self._preprocessor, self._read = small.statistics, small.preprocessor, small.reader
+        answer = small.record.answer
+        self._tokens = ActionTokenizer(answer.action_vocab_end, answer.n_action_bins)
+        self.generate = GraphGenerator(
+            Graphs(folder, small.record, provider, small.record.threads if threads is None else threads), small.record
+        )
+        self.generate.open()
+
+    def reset(self, seed: int) -> None:
+        """Do nothing: greedy decoding of single observations has no memory and no randomness."""
+
+    def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
+        """Return one chunk of K actions per observation; a large batch is answered in several.
+
+        Args:
+            observations: with any instructions.
+            statistics_keys: per row, the dataset whose statistics un-normalise; None for the policy's own.
+
+        Raises:
+            ContractError: a camera, a frame, the state, the instruction, a key or a committed action does not fit.
+            PolicyError: the graphs' output is not finite, or the runtime fails.
+        """
+        stages, chunk = StageTimer(), self.record.answer.chunk
+        require_observations(observations)
+        stats = self._statistics.rows("action", len(observations), statistics_keys)
+        self._require_dims(stats)
+        inputs = self.inputs(observations, statistics_keys)
+        stages.lap("preprocess")
+        rows = zip(self._tokens.decode(self.generate(inputs, stages)), stats, strict=True)
+        actions = [unnormalise(row[: chunk * len(s)].reshape(chunk, -1), s) for row, s in rows]  # each (K, D)
+        stages.lap("detokenise")
+        return chunks_of(actions, observations, stages, conditions=chunk > 1)
+
+    def inputs(self, observations: Sequence[Observation], keys: Keys | None = None) -> Inputs:
+        """Return what the graphs read of observations. Raises ContractError as `act`."""
+        pixels = self._preprocessor([self._read.images(o.images) for o in observations])
+        if pixels.shape[1:] != self.record.frames:
+            height, width = next(iter(observations[0].images.values())).shape[:2]
+            raise ContractError(
+                f"frames of {height}x{width} px become pixels of shape {pixels.shape[1:]}, but the graphs of this "
+                f"folder read {self.record.frames}. Export the policy again for frames of this shape: "
+                f"vla export onnx {self.record.policy} FOLDER --frame {height} {width}."
+            )
+        stats = self._statistics.rows("action", len(observations), keys)
+        chunk = self.record.answer.chunk
+        given = [committed_tokens(o, s, chunk, self._tokens) for o, s in zip(observations, stats, strict=True)]
+        return Inputs(pixels, self._read.prompts(observations), self._read.state(observations, keys), given)
+
+    def tokens(self, observations: Sequence[Observation]) -> Ids:
+        """Return (B, K * D) token ids of observations. Raises as `act`."""
+        return self.generate(self.inputs(observations), StageTimer())
+
+    def normalised(self, tokens: Ids) -> np.ndarray:
+        """Return (...) actions in [-1, 1] of (...) token ids."""
+        return self._tokens.decode(tokens)
+
+    def _require_dims(self, stats: Sequence[QuantileStats]) -> None:
+        dims = self.record.answer.action_dim
+        if longer := [len(each) for each in stats if len(each) > dims]:
+            raise ContractError(f"the statistics have {longer[0]} numbers per action, but the graphs give {dims}.")
+
+
+class _SmallFiles:
+    """Everything of a folder but its graphs and weights. Raises as `OnnxPolicy`."""
+
+    def __init__(self, folder: Path, statistics_key: str | None) -> None:
+        self.record = record = read_record(folder)
+        self.embodiment: Embodiment | None = read_embodiment(folder)
+        self.preprocessor = from_data(str(folder / RECORD), record.preprocessing)
+        datasets = read_statistics(folder)
+        if datasets is None:
+            raise CheckpointError(f"{folder / STATISTICS} is missing; an exported folder needs it. Copy it again.")
+        self.statistics = Statistics(datasets, statistics_key or record.statistics_key)
+        require_statistics(self.statistics)
+        cameras = [camera.name for camera in self.embodiment.cameras] if self.embodiment else ()
+        prompts = ExportedPrompts.read(folder, record.prompt)
+        self.reader = InputReader(record.inputs, prompts, self.statistics, cameras)
+
+
+def build(recipe: OnnxRecipe, embodiment: Embodiment | None, expert: str | None) -> OnnxPolicy:
+    """Build the policy of a recipe as `load_policy` does."""
+    policy = OnnxPolicy(recipe.checkpoint, recipe.provider, recipe.threads, recipe.statistics_key)
+    if policy.embodiment is not None and embodiment is not None:
+        require_fit(policy.embodiment, embodiment)
+    return policy
+
+
+def check(recipe: OnnxRecipe) -> None:
+    """Check the folder of a recipe as `check_policy` does."""
+    folder = recipe.checkpoint
+    small = _SmallFiles(folder, recipe.statistics_key)
+    missing = [name for name in file_names(small.record) if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder / missing[0]} is missing; {WEIGHTS} and all graphs are needed. Copy it again.")
