@@ -14,6 +14,8 @@ from benchmarks import serve as bench_serve
 from benchmarks import stop as bench_stop
 from benchmarks import transport as bench_transport
 from benchmarks.data import DataArgs
+from benchmarks.edge import compare as bench_edge
+from benchmarks.edge.compare import EdgeArgs
 from benchmarks.finetune import FinetuneBenchArgs
 from benchmarks.gpu import check as bench_gpu
 from benchmarks.gpu.check import GpuArgs
@@ -32,11 +34,20 @@ BenchArgs = (
     | Annotated[DataArgs, tyro.conf.subcommand("data")]
     | Annotated[FinetuneBenchArgs, tyro.conf.subcommand("finetune")]
     | Annotated[GpuArgs, tyro.conf.subcommand("gpu")]
+    | Annotated[EdgeArgs, tyro.conf.subcommand("edge")]
 )
 
 
 def main(
-    args: PolicyArgs | ServeBenchArgs | LoopArgs | TransportArgs | StopArgs | DataArgs | FinetuneBenchArgs | GpuArgs,
+    args: PolicyArgs
+    | ServeBenchArgs
+    | LoopArgs
+    | TransportArgs
+    | StopArgs
+    | DataArgs
+    | FinetuneBenchArgs
+    | GpuArgs
+    | EdgeArgs,
 ) -> int:
     """Run the benchmark of these arguments.
 
@@ -60,3 +71,5 @@ def main(
             return bench_finetune.main(args)
         case GpuArgs():
             return bench_gpu.main(args)
+        case EdgeArgs():
+            return bench_edge.main(args)

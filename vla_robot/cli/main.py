@@ -96,7 +96,7 @@ vla: put a vision-language-action policy on a robot.
   vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5
   vla data convert SRC DST --to lerobot             the same dataset in another format
   vla data doctor PATH                              what is wrong with it, and the fix; `stats` for normalisation
-  vla bench [policy | serve | loop | transport | data | finetune | gpu]
+  vla bench [policy | serve | loop | transport | data | finetune | gpu | edge]
                                                     speed, next to a plain way to do the same, in one run
   vla plan POLICY --device h100 4090                which GPU holds a policy, and the floor of its time; no GPU needed
 

@@ -202,6 +202,7 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
 EXTRAS: dict[str, tuple[str, ...]] = {
     "sim": ("mujoco", "robosuite", "mink", "gymnasium"),
     "policy": ("torch", "transformers", "timm", "safetensors", "tokenizers"),
+    "edge": ("onnxruntime", "tokenizers"),
     "data": ("lerobot", "datasets", "pyarrow"),
     "learn": ("accelerate", "peft"),
     "report": ("av", "matplotlib"),
@@ -211,6 +212,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 EXTRA_USES = {
     "sim": "a simulator",
     "policy": "a learned policy",
+    "edge": "an exported policy, without torch",
     "data": "recording or reading datasets",
     "learn": "fine-tuning",
     "report": "videos and reports",
