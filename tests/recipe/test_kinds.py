@@ -73,7 +73,7 @@ def test_rows_below_one_are_refused_for_every_kind() -> None:
 @pytest.mark.parametrize(
     ("table", "says"),
     [
-        ({}, "kind: this key is missing; it must be one of openvla, openvla_oft, vla, lerobot, hold"),
+        ({}, "kind: this key is missing; it must be one of openvla, openvla_oft, vla, onnx, lerobot, hold"),
         ({"kind": "holt"}, "kind: unknown value 'holt'; did you mean 'hold'"),
         ({"kind": 3}, "kind: unknown value '3'"),
         ({"kind": "hold", "adress": "tcp://a:1"}, "adress: unknown key 'adress'"),
