@@ -15,7 +15,7 @@ from vla_robot.core.errors import PolicyError
 from vla_robot.core.messages import Observation
 from vla_robot.policy.scripted.experts import build_expert
 from vla_robot.testing import TOOL_AXES, toy_embodiment, toy_observation
-from vla_robot.world.sim.libero.goal import Placing, bounds_of, freest_rim, placing_of, shapes_of
+from vla_robot.world.sim.libero.goal import Placing, bounds_of, freest_rim, placings_of, shapes_of
 
 mujoco: Any = pytest.importorskip("mujoco")
 
@@ -36,23 +36,37 @@ SCENE = """
 def environment(*goals: list[str]) -> Any:
     return SimpleNamespace(
         parsed_problem={"goal_state": list(goals)},
-        object_sites_dict={"basket_1_contain_region": SimpleNamespace(parent_name="basket_1")},
-        obj_body_id={"soup_1": 7, "basket_1": 8, "plate_1": 9},
+        object_sites_dict={
+            "basket_1_contain_region": SimpleNamespace(parent_name="basket_1"),
+            "stove_1_cook_region": SimpleNamespace(parent_name="stove_1"),
+        },
+        objects_dict=dict.fromkeys(("soup_1", "basket_1", "plate_1")),
     )
 
 
+IN_BASKET = ("in", "soup_1", "basket_1_contain_region")
+ON_PLATE = ("On", "soup_1", "plate_1")
+ON_STOVE = ("on", "soup_1", "stove_1_cook_region")
+
+
 @pytest.mark.parametrize(
-    ("goals", "placing"),
+    ("goals", "placings"),
     [
-        ([["in", "soup_1", "basket_1_contain_region"]], Placing(7, 8)),
-        ([["On", "soup_1", "plate_1"]], Placing(7, 9)),
-        ([["open", "cabinet_1_top"]], None),
-        ([["on", "soup_1", "stove_1_cook_region"]], None),
-        ([["on", "soup_1", "plate_1"], ["on", "plate_1", "soup_1"]], None),
+        ([IN_BASKET], (Placing(IN_BASKET, "soup_1", place="basket_1"),)),
+        ([ON_STOVE], (Placing(ON_STOVE, "soup_1", region="stove_1_cook_region"),)),
+        (
+            [ON_PLATE, IN_BASKET],
+            (Placing(ON_PLATE, "soup_1", place="plate_1"), Placing(IN_BASKET, "soup_1", place="basket_1")),
+        ),
+        ([("open", "cabinet_1_top")], ()),
+        ([ON_PLATE, ("turnon", "stove_1")], ()),
+        ([("on", "soup_1", "table")], ()),
     ],
 )
-def test_a_goal_is_a_placing_if_one_movable_object_comes_to_another(goals: list[list[str]], placing: object) -> None:
-    assert placing_of(environment(*goals)) == placing
+def test_the_goals_are_placings_if_each_brings_a_movable_object_somewhere(
+    goals: list[tuple[str, ...]], placings: tuple[Placing, ...]
+) -> None:
+    assert placings_of(environment(*map(list, goals))) == placings
 
 
 def test_the_box_of_an_object_holds_its_collision_shapes_alone() -> None:

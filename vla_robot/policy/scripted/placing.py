@@ -33,6 +33,7 @@ class Placing:
             it, e.g. the front of a drawer.
         rim_closed: below this width the gripper closes on a rim.
         hover: height over the grasp from which the tool comes down.
+        travel: height over that at which the tool comes from afar, over what stands between.
         steepness: of the funnel over the grasp: height over horizontal error.
         reach: distance within which the fingers may close.
         clearance: height of the object's bottom over its place's top while it is carried.
@@ -51,6 +52,7 @@ class Placing:
     rim_opening: float = 0.045
     rim_closed: float = 0.03
     hover: float = 0.10
+    travel: float = 0.15
     steepness: float = 8.0
     reach: float = 0.007
     clearance: float = 0.25
@@ -112,8 +114,8 @@ def _place(truth: Mapping[str, Vector], grip: Grip, p: Placing) -> tuple[Vector,
     if distance < p.reach:
         return p.gain * error, GRIPPER_CLOSED
     off_axis = float(np.hypot(error[0], error[1]))
-    above = np.array([0, 0, np.clip(p.steepness * (off_axis - p.reach / 2), 0, p.hover)])
-    return _first_up(error + above, p), GRIPPER_OPEN if width < grip.opening else GRIPPER_CLOSED
+    height = np.clip(p.steepness * (off_axis - p.reach / 2), 0, p.hover) + np.clip(2 * (off_axis - 0.10), 0, p.travel)
+    return _first_up(error + [0, 0, height], p), GRIPPER_OPEN if width < grip.opening else GRIPPER_CLOSED
 
 
 def _carried(truth: Mapping[str, Vector], p: Placing) -> tuple[Vector, float]:

@@ -1,11 +1,11 @@
-"""What a scripted expert needs to know of a task that puts one object somewhere: which, how large, and where to.
+"""What a scripted expert needs to know of a task that puts objects somewhere: which, how large, and where to.
 
 The task's scene file says its goal as predicates, e.g. (In alphabet_soup_1 basket_1_contain_region).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,26 +27,90 @@ CORNERS = np.array(np.meshgrid(*[(-1.0, 1.0)] * 3)).reshape(3, 8).T
 
 @dataclass(frozen=True)
 class Placing:
-    """The goal of a task that puts one object in or on another.
+    """One goal of a task: an object comes in or on something.
 
     Attributes:
-        target: id of the body of the object to move.
-        place: id of the body that it comes to.
+        goal: the benchmark's predicate: name, object, place.
+        target: name of the movable object.
+        place: name of the movable object or container that it comes to; None if it is a part of a fixture.
+        region: name of the fixture's part; None for a movable place.
     """
 
-    target: int
-    place: int
+    goal: tuple[str, str, str]
+    target: str
+    place: str | None = None
+    region: str | None = None
 
 
-def placing_of(env: Any) -> Placing | None:
-    """Return the goal of the benchmark's environment if it is one placing of a movable object, else None."""
-    goals = env.parsed_problem["goal_state"]
-    if len(goals) != 1 or len(goals[0]) != 3 or goals[0][0].lower() not in PLACING:
+def placings_of(env: Any) -> tuple[Placing, ...]:
+    """Return the goals of the benchmark's environment if each is a placing of a movable object, else none."""
+    found = [_placing_of(env, goal) for goal in env.parsed_problem["goal_state"]]
+    placings = tuple(placing for placing in found if placing)
+    return placings if len(placings) == len(found) else ()
+
+
+def _placing_of(env: Any, goal: Sequence[str]) -> Placing | None:
+    if len(goal) != 3 or goal[0].lower() not in PLACING or goal[1] not in env.objects_dict:
         return None
-    _, target, place = goals[0]
-    place = getattr(env.object_sites_dict.get(place), "parent_name", place)
-    bodies = env.obj_body_id
-    return Placing(bodies[target], bodies[place]) if target in bodies and place in bodies else None
+    predicate, target, place = goal
+    region = env.object_sites_dict.get(place)
+    container = place if region is None else region.parent_name
+    if container in env.objects_dict:
+        return Placing((predicate, target, place), target, place=container)
+    return Placing((predicate, target, place), target, region=place) if region is not None else None
+
+
+class PlacingTruth:
+    """Tells a scripted expert which object to move now, where it is, and where it shall be."""
+
+    def __init__(self, env: Any, model: Any, data: Any) -> None:
+        """
+        Args:
+            env: the benchmark's environment.
+            model: its model in MuJoCo.
+            data: its state.
+        """
+        self._env, self._model, self._data = env, model, data
+        self._placings = placings_of(env)
+        names = {name for p in self._placings for name in (p.target, p.place) if name}
+        self._shapes = {name: shapes_of(model, env.obj_body_id[name]) for name in names}
+        self._rims: dict[str, Vector] = {}
+
+    def begin(self) -> None:
+        """Find where the objects can be held, at the start of an episode with the hand far away."""
+        targets = {placing.target for placing in self._placings}
+        self._rims = {name: freest_rim(self._model, self._data, self._shapes[name]) for name in targets}
+
+    def now(self, base: Vector) -> dict[str, Vector]:
+        """Return boxes around the object to move now and its place, and a point of its rim [m].
+
+        Args:
+            base: (3,) position of the base, which stands upright and unturned in every scene, so that its axes are
+                the world's.
+
+        Returns:
+            (3,) corners and point in the base frame; nothing if the task has other goals than placings.
+        """
+        if not self._placings:
+            return {}
+        left = [p for p in self._placings if not self._env._eval_predicate(list(p.goal))] or self._placings
+        low, high = bounds_of(self._model, self._data, self._shapes[left[0].target])
+        place_low, place_high = self._bounds(left[0])
+        return {
+            "target_low": low - base,
+            "target_high": high - base,
+            "target_rim": (low + high) / 2 + self._rims[left[0].target] - base,
+            "place_low": place_low - base,
+            "place_high": place_high - base,
+        }
+
+    def _bounds(self, placing: Placing) -> tuple[Vector, Vector]:
+        if placing.place:
+            return bounds_of(self._model, self._data, self._shapes[placing.place])
+        assert placing.region
+        site = self._model.site(placing.region).id
+        half = np.abs(self._data.site_xmat[site].reshape(3, 3)) @ self._model.site_size[site]
+        return self._data.site_xpos[site] - half, self._data.site_xpos[site] + half
 
 
 def shapes_of(model: Any, body: int) -> tuple[int, ...]:

@@ -27,7 +27,7 @@ from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.messages import Image, Vector
 from vla_robot.recipe.env import LiberoRecipe
 from vla_robot.world.sim.libero.benchmark import read_task
-from vla_robot.world.sim.libero.goal import bounds_of, freest_rim, placing_of, shapes_of
+from vla_robot.world.sim.libero.goal import PlacingTruth
 from vla_robot.world.sim.libero.moved_objects import ObjectMover, Offsets
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
 from vla_robot.world.sim.robosuite_calls import quiet, seeded
@@ -81,9 +81,7 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
         self._base = self._model.body(self._robot.robot_model.root_body).id
         self._hand = self._model.body(self._robot.robot_model.eef_name).id
         self._scale = np.asarray(self._robot.controller.output_max, dtype=np.float64)
-        placing = placing_of(self._env)
-        self._placed = placing and tuple(shapes_of(self._model, body) for body in (placing.target, placing.place))
-        self._rim = np.zeros(3)
+        self._placings = PlacingTruth(self._env, self._model, self._data)
         self._mover = ObjectMover(self._model, self._data, self._env.obj_body_id)
         self.embodiment = self._embodiment()
         self._substep, self._is_seen = 0, False
@@ -107,8 +105,7 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
             self._mover.shift(offsets)
         for _ in range(self._recipe.settle_steps - 1):
             self._act(STILL, is_seen=False)
-        if self._placed:
-            self._rim = freest_rim(self._model, self._data, self._placed[0])
+        self._placings.begin()
         if self._recipe.settle_steps:
             self._execute(STILL)
         else:
@@ -186,31 +183,12 @@ class LiberoWorld(SimWorld[LiberoRecipe]):
             "eef_pos": R_base.T @ (self._grip_site() - base),
             "eef_rot": half_space_rotvec(quat_from_matrix(rotation)),
             "gripper_width": np.array([self._data.qpos[left] - self._data.qpos[right]]),
+            "finger_speed": np.abs(self._data.qvel[self._robot._ref_gripper_joint_vel_indexes]).max(keepdims=True),
         }
         for name, body in self._env.obj_body_id.items():
             truth[f"{name}_pos"] = R_base.T @ (self._data.xpos[body] - base)
             truth[f"{name}_mat"] = (R_base.T @ self._data.xmat[body].reshape(3, 3)).ravel()
-        return truth | self._placing_truth()
-
-    def _placing_truth(self) -> dict[str, Vector]:
-        """Return boxes around the object to move and its place, a point of its rim [m], and the fingers' speed [m/s].
-
-        Positions are in the base frame.
-        The base stands upright and unturned in every scene, so that its axes are the world's.
-        """
-        if self._placed is None:
-            return {}
-        base = self._data.xpos[self._base]
-        (low, high), (place_low, place_high) = (bounds_of(self._model, self._data, shapes) for shapes in self._placed)
-        fingers = self._data.qvel[self._robot._ref_gripper_joint_vel_indexes]
-        return {
-            "target_low": low - base,
-            "target_high": high - base,
-            "target_rim": (low + high) / 2 + self._rim - base,
-            "place_low": place_low - base,
-            "place_high": place_high - base,
-            "finger_speed": np.abs(fingers).max(keepdims=True),
-        }
+        return truth | self._placings.now(self._data.xpos[self._base])
 
     def _embodiment(self) -> Embodiment:
         """Return the arm's embodiment with the reference's state."""
