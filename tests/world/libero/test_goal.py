@@ -142,16 +142,16 @@ def decided(
 @pytest.mark.parametrize(
     ("what", "signs", "gripper"),
     [
-        (decided([0.4, 0.0, 0.3]), (1, -1, -1), GRIPPER_OPEN),  # high above: straight to the funnel over the can
-        (decided([0.4, -0.1, 0.17]), (1, 0, 0), GRIPPER_OPEN),  # at the height of the funnel
+        (decided([0.4, 0.0, 0.5]), (1, -1, -1), GRIPPER_OPEN),  # high above: straight to the funnel over the can
+        (decided([0.4, -0.1, 0.32]), (1, 0, 0), GRIPPER_OPEN),  # at the height of the funnel
         (decided([0.4, -0.1, 0.05]), (0, 0, 1), GRIPPER_OPEN),  # low beside it: up first
         (decided([0.6, -0.1, 0.12]), (0, 0, -1), GRIPPER_OPEN),
         (decided([0.6, -0.1, 0.07]), (0, 0, 0), GRIPPER_CLOSED),
         (decided([0.6, -0.1, 0.07], width=0.06, speed=0.1), (0, 0, 0), GRIPPER_CLOSED),  # the fingers still close
         (decided([0.6, -0.1, 0.07], width=0.04), (0, 0, 1), GRIPPER_CLOSED),  # held: up, and not sideways yet
         (decided([0.6, -0.054, 0.036], width=0.045, target=BOWL), (0, 0, 0), GRIPPER_CLOSED),  # a bowl: by its rim
-        (decided([0.4, -0.054, 0.3], target=BOWL), (1, 0, -1), GRIPPER_CLOSED),  # fingers wide open would meet a wall
-        (decided([0.4, -0.054, 0.3], width=0.04, target=BOWL), (1, 0, -1), GRIPPER_OPEN),
+        (decided([0.4, -0.054, 0.5], target=BOWL), (1, 0, -1), GRIPPER_CLOSED),  # fingers wide open would meet a wall
+        (decided([0.4, -0.054, 0.5], width=0.04, target=BOWL), (1, 0, -1), GRIPPER_OPEN),
     ],
 )
 def test_each_state_has_its_motion(what: tuple[np.ndarray, float], signs: tuple[int, int, int], gripper: float) -> None:
