@@ -12,6 +12,7 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.device_names import AUTO, device_problem
 from vla_robot.core.seeds import seed_problem
 from vla_robot.recipe.reading.kinds import Kinds
+from vla_robot.recipe.reading.url import Url
 from vla_robot.recipe.seeds import SeededEpisodes
 
 
@@ -248,7 +249,8 @@ class MixtureFinetuneRecipe(FinetuneRecipe):
     Attributes:
         mixture: a mixture or one dataset of datasets/, by name or path. It has its own statistics.
         policy: checkpoint folder or policy recipe to start from, since a mixture names no arm.
-        root: folder of the mixture's datasets; without it each recipe's own location is used.
+        root: folder or URL (gs://, s3://, http://) of the mixture's datasets; without it each recipe's own location is
+            used.
         cameras: the policy's cameras by role, in its order: "primary", "secondary", "wrist".
         augment: use OpenVLA's augmentation by crop and colours.
         workers: number of processes that decode frames; 0 decodes in the training process.
@@ -257,7 +259,7 @@ class MixtureFinetuneRecipe(FinetuneRecipe):
     kind: Literal["mixture"] = "mixture"
     mixture: str
     policy: Path
-    root: Path | None = None
+    root: Url | Path | None = None
     cameras: tuple[str, ...] = ("primary",)
     augment: bool = True
     workers: int = 2

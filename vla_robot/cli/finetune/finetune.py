@@ -27,6 +27,7 @@ from vla_robot.recipe.finetune import (
     with_data,
     with_mixture,
 )
+from vla_robot.recipe.reading.url import location
 from vla_robot.train.finetune import Progress as Standing
 from vla_robot.train.finetune import Trained, finetune
 from vla_robot.train.parallel.ddp import Ranks
@@ -48,8 +49,8 @@ class FinetuneArgs:
     often as of one of 1, which is the weight of those that say none"""
     mixture: Annotated[str | None, option("NAME")] = None
     """instead of --data, a mixture or one dataset of datasets/, by name or path, read while training"""
-    root: Annotated[Path | None, option("FOLDER")] = None
-    """folder that holds the mixture's datasets"""
+    root: Annotated[str | None, option("FOLDER|URL")] = None
+    """folder or URL (gs://, s3://, http://) that holds the mixture's datasets"""
     policy: Annotated[Path | None, option("POLICY")] = None
     """start from this checkpoint folder instead of the recipe's"""
     lora_rank: Annotated[int | None, option("RANK")] = None
@@ -115,7 +116,8 @@ def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
     if args.data:
         return with_data(recipe, **_datasets(args.data), **chosen)
     if args.mixture or isinstance(recipe, MixtureFinetuneRecipe):
-        of_mixture = {n: v for n in ("mixture", "root") if (v := getattr(args, n)) is not None}
+        of_mixture: dict[str, Any] = {} if args.mixture is None else {"mixture": args.mixture}
+        of_mixture |= {} if args.root is None else {"root": location(args.root)}
         return with_mixture(recipe, **of_mixture, **chosen)
     return dataclasses.replace(recipe, **chosen)
 

@@ -152,6 +152,11 @@ class Dataset:
         return self.table.statistics
 
     @property
+    def is_remote(self) -> bool:
+        """Whether its frames come from another computer, so that reading waits for a network."""
+        return any("://" in part.location for part in self._parts)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Notes on the dataset's files: other versions, fields and episodes left out."""
         return notes_of(self._parts)

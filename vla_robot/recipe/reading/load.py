@@ -7,7 +7,7 @@
 
     envs/lift.toml: cameras[0].widht: unknown key 'widht'; did you mean 'width'? Available: name, width.
 
-Accepted annotations: bool, int, float (an int is converted), str, Path (relative to the recipe's folder), Literal,
+Accepted annotations: bool, int, float (an int is converted), str, Path (relative to the recipe's folder), Url, Literal,
 `X | None`, `tuple[X, ...]`, `tuple[X, Y]`, `dict[str, X]`, and dataclasses of these. A rule beyond types is in the
 dataclass's `__post_init__`, which raises RecipeError; its message is reported with the others.
 
@@ -31,6 +31,7 @@ from vla_robot.core.untrusted import malformed, read_file, shortened
 from vla_robot.recipe.reading.find import Kind, find
 from vla_robot.recipe.reading.kinds import KIND_KEY, Kinds, concrete, family_of, kind_name, kinds_of
 from vla_robot.recipe.reading.renamed import inside, is_array, is_table, tell, with_new_keys
+from vla_robot.recipe.reading.url import MARK, Url
 
 BASE_KEY = "base"
 MAX_BYTES = 2**20
@@ -173,6 +174,8 @@ def _folder_of(recipe: Path) -> Path:
 
 def _anchored(hint: Any, value: Any, folder: Path) -> Any:
     """Make the paths of a base's data absolute, since they are relative to the base, not to the derived recipe."""
+    if isinstance(value, str) and MARK in value:
+        return value
     if hint is Path and isinstance(value, str):
         with malformed(f"{folder}: the path '{shortened(value)}'", RecipeError, also=(RuntimeError,)):
             return str(folder / Path(value).expanduser())
@@ -276,11 +279,8 @@ class _Reader:
     def _scalar(self, hint: Any, value: Any, key: str) -> Any:
         if hint is Any:
             return value
-        if hint is Path and isinstance(value, str):
-            try:
-                return self.folder / Path(value).expanduser()
-            except RuntimeError as error:  # "~nobody/"
-                return self._problem(key, str(error).rstrip("."))
+        if hint in (Path, Url) and isinstance(value, str):
+            return self._place(hint, value, key)
         if type(value) is int and not MIN_INTEGER <= value <= MAX_INTEGER:
             return self._problem(key, f"expected a number of up to 64 bits, got {_seen(value)}")
         if hint is float and type(value) in (int, float):
@@ -289,6 +289,15 @@ class _Reader:
         if type(value) is hint:
             return value
         return self._problem(key, f"expected {_describe(hint)}, got {_seen(value)}")
+
+    def _place(self, hint: type, value: str, key: str) -> Any:
+        """Return a URL, or a path that is relative to the recipe's folder."""
+        if hint is Url:
+            return Url(value) if MARK in value else self._problem(key, f"expected a URL, got {_seen(value)}")
+        try:
+            return self.folder / Path(value).expanduser()
+        except RuntimeError as error:  # "~nobody/"
+            return self._problem(key, str(error).rstrip("."))
 
     def _literal(self, options: tuple[Any, ...], value: Any, key: str) -> Any:
         for option in options:
@@ -355,6 +364,6 @@ def _describe(hint: Any) -> str:
         return describers[origin]()
     if origin in (Union, types.UnionType):
         return " or ".join(_describe(o) for o in get_args(hint) if o is not type(None))
-    if hint is Path:
-        return "a path in quotes"
+    if hint in (Path, Url):
+        return "a path in quotes" if hint is Path else "a URL in quotes"
     return "a table" if dataclasses.is_dataclass(hint) else _TYPE_WORDS.get(hint, str(hint))

@@ -39,6 +39,9 @@ from vla_robot.train.batches.frames import Batch, Rows, answers_of, labelled
 KEPT_AT_ONCE, DECODE_THREADS = 256, 4
 """Samples that are decoded together, and threads that decode them. OpenCV and Pillow release the GIL meanwhile."""
 
+REQUESTS_AT_ONCE = 16
+"""Samples of a remote dataset that are read at the same time, in each process that reads."""
+
 M_MMAP_THRESHOLD, MAPPED_BYTES = -3, 1 << 20
 """mallopt(3) parameter, and the size [bytes] from which blocks are mapped."""
 
@@ -263,7 +266,14 @@ class MixtureStream(IterableDataset[Batch]):
         numbers = self.numbers(step)
         if self._kept is not None:
             return self._encoder.batch(self._kept([self._mixture.place(int(number)) for number in numbers]), numbers)
-        return self._encoder([self._mixture.sample(int(number)) for number in numbers], numbers)
+        return self._encoder(self._read([int(number) for number in numbers]), numbers)
+
+    def _read(self, numbers: Sequence[int]) -> list[Sample]:
+        """Return samples; those of a remote dataset are asked for at the same time, since each waits for a network."""
+        if not any(dataset.is_remote for dataset in self._mixture.datasets):
+            return [self._mixture.sample(number) for number in numbers]
+        with ThreadPoolExecutor(min(REQUESTS_AT_ONCE, len(numbers))) as pool:
+            return list(pool.map(self._mixture.sample, numbers))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield batches from step `start` on; a worker yields only its own steps."""

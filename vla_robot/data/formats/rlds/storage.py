@@ -1,4 +1,4 @@
-"""Reads files of a dataset on disk, or behind a URL that fsspec knows (gs://, s3://, hf://, memory://).
+"""Reads files of a dataset on disk, or behind a URL that fsspec knows (gs://, s3://, hf://, http://, memory://).
 
 A file is opened for each read: a mixture has thousands of shards, more than a process may hold open, and an open file
 cannot be used after a fork. Opening takes some microseconds; decoding a frame takes hundreds.
@@ -150,7 +150,13 @@ class RemoteFolder:
 
     def files(self) -> dict[str, Stamp]:
         entries = [entry for entry in self._entries() if entry["type"] == "file"]
-        return {_name(entry): Stamp(int(entry["size"]), _token(entry)) for entry in entries}
+        return {_name(entry): self._stamp(entry) for entry in entries}
+
+    def _stamp(self, entry: Mapping[str, Any]) -> Stamp:
+        """Return the stamp of an entry of a listing; a web server's listing has no sizes, so the file is asked."""
+        if entry["size"] is None:
+            entry = self._system()[0].info(entry["name"])
+        return Stamp(int(entry["size"]), _token(entry))
 
     def folders(self) -> list[str]:
         return sorted(_name(entry) for entry in self._entries() if entry["type"] == "directory")
