@@ -47,6 +47,10 @@ class EdgeArgs:
     """interpreter of an environment with [edge] alone, for onnxruntime; its size on disk is measured"""
     openvino: Annotated[Path | None, option("PYTHON")] = None
     """also OpenVINO: interpreter of an environment with onnxruntime-openvino in onnxruntime's place"""
+    observations: Annotated[int, option("N")] = 0
+    """first compare the tokens of so many observations with torch's, while the exported policy drives --env"""
+    env: Annotated[str, option("ENV")] = "lift"
+    """the world that it drives"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file as JSON"""
 
@@ -84,6 +88,14 @@ def main(args: EdgeArgs) -> int:
     """
     console = Terminal()
     console.print(f"vla bench edge: {args.policy} and {args.exported}, {args.rounds} rounds")
+    if args.observations:
+        from benchmarks.edge.tokens import compare_tokens
+
+        seen = compare_tokens(args.policy, args.exported, args.env, args.observations)
+        console.print(
+            f"On {seen.observations} observations of {seen.episodes} episodes of {args.env}, {seen.differ} of "
+            f"{seen.tokens} tokens differ from torch's."
+        )
     measured = measure(args)
     console.print(_table(measured))
     sizes = {"edge": environment_mb(args.python)} if args.python else {}

@@ -87,6 +87,9 @@ class SharedWeights:
             content = _content(tensor)
             if len(content) >= SMALL:
                 self._move(tensor, content)
+        used = {name for node in model.graph.node for name in node.input}
+        for unused in [each for each in model.graph.input if each.name not in used]:
+            model.graph.input.remove(unused)  # onnxruntime's OpenVINO crashes at one
         del model.metadata_props[:]
         for node in model.graph.node:  # the exporter's notes on the source code, most of the file
             del node.metadata_props[:]

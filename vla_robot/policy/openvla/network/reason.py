@@ -265,9 +265,9 @@ class Decoder:
         B, S, _ = x.shape
         normed = _rms_norm(x, layer.norm_attention, self._eps)
         heads = linear(normed, layer.qkv).view(B, S, -1, self._head_dim).transpose(1, 2)  # (B, H + 2 Hkv, S, hd)
-        rotated = heads[:, : self._heads + self._kv_heads]
-        rotated = _rotate(rotated, cos, sin)
-        return rotated[:, : self._heads], rotated[:, self._heads :], heads[:, self._heads + self._kv_heads :]
+        rotated, v = heads.split((self._heads + self._kv_heads, self._kv_heads), dim=1)
+        q, k = _rotate(rotated, cos, sin).split((self._heads, self._kv_heads), dim=1)
+        return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
         """Attend: map q (B, H, Sq, hd) to (B, Sq, H * hd)."""

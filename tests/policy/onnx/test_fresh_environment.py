@@ -1,0 +1,73 @@
+"""A fresh environment with [edge] alone serves the demo's policy to `vla run` of this one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vla_robot.policy.onnx.export.write import Choices, export
+from vla_robot.recipe.policy_source import find_policy
+
+MOST_MB = 400
+
+pytestmark = [pytest.mark.slow, pytest.mark.sim]
+
+
+@pytest.fixture(scope="module")
+def python(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a new environment with the package and its extra [edge], at the versions that are pinned."""
+    folder = tmp_path_factory.mktemp("fresh") / "environment"
+    uv, made = Path(sys.executable).with_name("uv"), folder / "bin" / "python"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", made, "-c", repository / "constraints.txt"]
+    subprocess.run([*install, f"{repository}[edge]"], check=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's policy, exported."""
+    made = tmp_path_factory.mktemp("exported") / "openvla_nano"
+    made.mkdir()
+    export(made, "openvla_nano", find_policy("openvla_nano").recipe, Choices((1,), (32,)), lambda line: None)
+    return made
+
+
+@pytest.fixture
+def served(python: Path, folder: Path, tmp_path: Path) -> Iterator[str]:
+    """The address at which that environment serves the policy."""
+    command = [python.with_name("vla"), "serve", folder, "--bind", "tcp://127.0.0.1:0"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env={"HOME": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield next(word for line in process.stdout for word in line.split() if word.startswith("tcp://"))
+        finally:
+            process.terminate()
+
+
+def test_the_environment_is_small_and_has_no_torch(python: Path) -> None:
+    size = sum(p.stat().st_size for p in python.parents[1].rglob("*") if p.is_file() and not p.is_symlink())
+    assert size < MOST_MB * 1e6
+    for package in ("torch", "transformers", "timm", "onnx"):
+        assert subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode == 1
+
+
+def test_it_serves_the_demos_policy_to_this_one(served: str, repository: Path, tmp_path: Path) -> None:
+    """The episodes end as with torch in this environment, step by step."""
+    assert outcomes(served, repository, tmp_path / "served") == outcomes("openvla_nano", repository, tmp_path / "here")
+
+
+def outcomes(policy: str, repository: Path, out: Path) -> list[tuple[object, ...]]:
+    """What each of a few episodes came to."""
+    command = [sys.executable, "-m", "vla_robot.cli.main", "run", "--env", "lift", "--policy", policy]
+    command += ["--episodes", "2", "--seed", "1000", "--out", str(out), "--json", f"{out}.json"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [(e["seed"], e["outcome"], e["steps"]) for e in json.loads(Path(f"{out}.json").read_text())["episodes"]]
