@@ -101,7 +101,7 @@ def row_of(batch: Batch, row: int) -> Batch:
 def by_transformers(policy: OpenVLAPolicy, batch: Batch) -> np.ndarray:
     """Return (B, 7) tokens of transformers' own greedy `generate` over the action rows; prompts of one length."""
     model: Any = policy.model
-    actions = slice(model.config.action_vocab_end - model.config.n_action_bins, model.config.action_vocab_end)
+    actions = torch.from_numpy(model.config.codec.ids.copy())
     embeds = model.prompt(batch).embeds
     out = model.language_model.generate(
         inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device),

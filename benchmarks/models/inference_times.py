@@ -70,7 +70,7 @@ def ours(policy: AnyVLAPolicy, scenes: Sequence[Observation], batch_size: int, a
         batch = policy.read(_window(scenes, number, batch_size))
         stages.lap("preprocess")
         tokens = policy.generate(batch, action_dim, stages)
-        policy.action_tokens.decode(tokens)
+        policy.codec.values[policy.codec.rows(tokens)]
         stages.lap("detokenise")
         return tokens, stages
 

@@ -114,7 +114,7 @@ class PlainFrames(Dataset[dict[str, Tensor]]):
         policy, demos = self._policy, self._demos
         prompt = policy.tokenizer(demos.instruction_at(index))
         actions = normalise(demos.actions[index : index + 1], self._action)
-        answer = answers_of(actions, policy.action_tokens, policy.tokenizer)[0]
+        answer = answers_of(actions, policy.codec, policy.tokenizer)[0]
         item = {
             "pixels": torch.stack([self._pixels(self._encoded[name][index]) for name in self._cameras]),
             "input_ids": torch.from_numpy(np.concatenate([prompt, answer])),

@@ -42,7 +42,7 @@ class PlainVLM:
         config = policy.model.config
         self._policy = policy
         self._vlm = policy.model.vlm
-        self._actions = OnlyRows(slice(config.action_vocab_end - config.n_action_bins, config.action_vocab_end))
+        self._actions = OnlyRows(torch.from_numpy(config.codec.ids.copy()))
 
     @torch.inference_mode()
     def tokens(self, observation: Observation, dims: int) -> Tensor:
@@ -69,7 +69,7 @@ class PlainVLM:
 class OnlyRows(LogitsProcessor):
     """Limits `generate` to some rows of the vocabulary."""
 
-    def __init__(self, rows: slice) -> None:
+    def __init__(self, rows: slice | Tensor) -> None:
         self._rows = rows
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:

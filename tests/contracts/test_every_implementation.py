@@ -10,6 +10,7 @@ import pytest
 from vla_robot.core import ports
 
 from . import (
+    test_action_codec_contract,
     test_arm_contract,
     test_episode_source_contract,
     test_guard_contract,
@@ -31,6 +32,7 @@ SOURCES = (
     (test_episode_source_contract.WRITERS, test_episode_source_contract.IN_MEMORY),
 )
 SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
+    "ActionCodec": ("CODECS of test_action_codec_contract.py", (test_action_codec_contract.CODECS,)),
     "ActionFilter": ("FILTERS of test_guard_contract.py", (test_guard_contract.FILTERS,)),
     "Arm": ARMS,
     "EpisodeSource": SOURCES,

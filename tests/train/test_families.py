@@ -105,7 +105,7 @@ def test_a_model_without_action_tokens_becomes_a_policy(of_family: Any, tmp_path
     trained = finetune(of_family(name, policy=plain), tmp_path / "run", quiet)
     policy: Any = load_policy(find_policy(trained.policy).recipe, None)
     assert np.isfinite(policy.act([seen(0.3)])[0].actions).all()
-    first, end = policy.action_tokens.first_id, policy.action_tokens.vocab_end
+    first, end = policy.codec.ids[0], policy.codec.ids[-1] + 1
     assert end - first == 256
     control = read_tokenizer(plain).get_added_tokens_decoder().keys()
     assert not control & set(range(first, end))

@@ -86,7 +86,7 @@ def outline_of(model: AnyVLAModel) -> Outline:
         layers=in_layers,
         attention=len(decoder) * config.num_attention_heads * head_dim,
         cached=2 * len(decoder) * config.num_key_value_heads * head_dim,
-        head=model.config.n_action_bins * config.hidden_size,
+        head=len(model.config.codec.ids) * config.hidden_size,
         frames=inputs.num_images,
         image_tokens=model.image_tokens + (inputs.proprio_dim is not None),
         other=sum(p.numel() for p in model.parameters()) - matrices,

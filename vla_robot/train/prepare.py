@@ -17,8 +17,7 @@ from vla_robot.data.formats.lerobot.demo_dataset import Demos, open_demos
 from vla_robot.data.formats.recognise import advise
 from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.families import family_named, family_of
-from vla_robot.policy.vla.checkpoint import OUR_BLOCK
-from vla_robot.policy.vla.json_files import read_json, write_json
+from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe, FinetuneRecipe, MixtureFinetuneRecipe

@@ -238,7 +238,8 @@ class Trainer:
                 output = self._forward(part.batch, self._parallel)
                 (output.loss * (part.share * part.weight)).backward()
             for field, name in part.metrics.items():
-                sums[name] = sums.get(name, 0.0) + getattr(output, field).detach() * part.share
+                if (value := getattr(output, field)) is not None:
+                    sums[name] = sums.get(name, 0.0) + value.detach() * part.share
         return sums
 
     def _apart(self, is_apart: bool) -> AbstractContextManager[None]:
@@ -321,4 +322,4 @@ def _groups(model: AnyVLAModel, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _numbers(output: TrainingOutput) -> dict[str, float]:
-    return {name: float(value.detach()) for name, value in vars(output).items()}
+    return {name: float(value.detach()) for name, value in vars(output).items() if value is not None}

@@ -85,7 +85,7 @@ def test_committed_actions_and_words(shipped: OpenVLAPolicy, mode: FakeTensorMod
     policy = shipped
     with FakeCuda(Drive(2, ragged=True).answers() | {"generate_text": 0}, mode=mode) as gpu:
         seen = observations(policy, Drive(2))
-        prefixes = [np.full(count, policy.action_tokens.first_id) for count in (2, 0)]
+        prefixes = [np.full(count, policy.codec.ids[0]) for count in (2, 0)]
         assert policy.generate(policy.read(seen), 7, gpu.timer(), prefixes).shape == (2, 7)
         gpu.lap("continued")
         policy.answer(seen[0].images, "what is red?", max_tokens=3)

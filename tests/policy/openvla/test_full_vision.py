@@ -43,7 +43,7 @@ def test_full_vision_tokens_and_actions_are_the_references_alone_and_in_a_batch(
     np.testing.assert_array_equal(together, wanted[order])
     for i, tokens in enumerate(alone):
         stats = full.policy.action_stats(str(expected[f"{i}/unnorm_key"]))
-        action = unnormalise(full.policy.action_tokens.decode(tokens), stats)
+        action = unnormalise(full.policy.codec.decode(tokens, 7)[0], stats)
         np.testing.assert_allclose(action, expected[f"{i}/action"], atol=1e-6)
 
 

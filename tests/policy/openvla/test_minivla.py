@@ -76,7 +76,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
 @torch.inference_mode()
 def test_a_ragged_batch_says_the_librarys_tokens(sample: Sample) -> None:
     policy, rows = sample.policy, sample.rows()
-    first, end = policy.action_tokens.first_id, policy.action_tokens.vocab_end
+    first, end = policy.codec.ids[0], policy.codec.ids[-1] + 1
     tokens = policy.generate(policy.read(ROWS), TOKENS)
     logits = policy._first_logits(policy.read(ROWS))
     assert len({tuple(row) for row in tokens.tolist()}) == len(ROWS)
@@ -96,7 +96,7 @@ def test_a_ragged_batch_says_the_librarys_tokens(sample: Sample) -> None:
 @torch.no_grad()
 def test_the_loss_is_the_librarys(sample: Sample) -> None:
     policy, model = sample.policy, sample.policy.model
-    answers = answers_of(np.random.default_rng(0).uniform(-1, 1, (3, 1, 7)), policy.action_tokens, policy.tokenizer)
+    answers = answers_of(np.random.default_rng(0).uniform(-1, 1, (3, 1, 7)), policy.codec, policy.tokenizer)
     batch = policy.read(ROWS)
     ids, labels = labelled(batch.prompts, answers, model.config.pad_token_id)
     ours = model(batch.pixels, torch.from_numpy(ids), torch.from_numpy(labels), batch.state).loss

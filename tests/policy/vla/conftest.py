@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from benchmarks.models.plain_vlm import OnlyRows
+from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.reason.generate import Generator
 from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
 from vla_robot.policy.vla.sequence.masks import MaskRule
@@ -55,7 +56,8 @@ class Family:
         reasoner = TextReasoner(text, self.rule, self.first_position)
         embeddings = text.embed_tokens.weight * self.embedding_scale
         cap = getattr(text.config, "final_logit_softcapping", None)
-        return Generator(reasoner, embeddings[FIRST:END], self.model.lm_head.weight[FIRST:END], FIRST, soft_cap=cap)
+        codec = openvla_bins(END, END - FIRST)
+        return Generator(reasoner, embeddings[FIRST:END], self.model.lm_head.weight[FIRST:END], codec, soft_cap=cap)
 
     @torch.inference_mode()
     def generate(self, rows: slice = slice(None)) -> tuple[list[list[int]], Tensor]:

@@ -54,19 +54,19 @@ def test_blocks_give_the_generators_tokens(
     torch.manual_seed(1)
     for parameter in policy.model.parameters():
         parameter += 0.1 * torch.randn_like(parameter)
-    first = config.action_vocab_end - config.n_action_bins
+    first = config.codec.ids[0]
     for rows in (1, 3):
         batch = policy.read([observation(n) for n in range(rows)])
         plain, blocks = both(policy, lambda batch=batch: policy.generate(batch, 7))
         np.testing.assert_array_equal(blocks, plain)
         assert len(np.unique(plain)) > 1
         # Two actions, of which rows are given none, a part, and one token of the second.
-        policy._generator._chunk = 2
+        policy.codec.chunk = 2
         prefixes = [np.arange(first, first + n) for n in (0, 3, 5)[:rows]]
         prefixes[-1] = np.arange(first, first + 5)
         plain, blocks = both(policy, lambda b=batch, p=prefixes: policy.generate(b, 8, prefixes=p))
         np.testing.assert_array_equal(blocks, plain)
-        policy._generator._chunk = 1
+        policy.codec.chunk = 1
 
 
 TEXTS = tiny_vlms.INSTRUCTIONS

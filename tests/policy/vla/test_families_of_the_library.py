@@ -13,6 +13,7 @@ from tiny_llama import END_OF_ACTIONS, FIRST_ACTION, tiny_llama
 
 from vla_robot.core.errors import ContractError
 from vla_robot.policy.openvla.network.reason import Decoder
+from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.reason.generate import Generator
 from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
 from vla_robot.policy.vla.sequence.masks import MaskRule
@@ -108,8 +109,8 @@ def test_the_worked_example_of_positions() -> None:
 @pytest.mark.parametrize("lengths", [[9], [9, 4, 7]])
 def test_both_reasoners_say_the_same_of_a_llama(lengths: list[int]) -> None:
     llama = tiny_llama(kv_heads=2, sharpness=30)
-    actions = slice(FIRST_ACTION, END_OF_ACTIONS)
-    rows = llama.model.embed_tokens.weight[actions], llama.lm_head.weight[actions], FIRST_ACTION
+    actions, codec = slice(FIRST_ACTION, END_OF_ACTIONS), openvla_bins(END_OF_ACTIONS, END_OF_ACTIONS - FIRST_ACTION)
+    rows = llama.model.embed_tokens.weight[actions], llama.lm_head.weight[actions], codec
     by_the_library = Generator(TextReasoner(llama.model, MaskRule()), *rows)
     ours = Generator(Decoder(llama), *rows)
     prompt = RaggedSequence(torch.randn(len(lengths), max(lengths), 64), torch.tensor(lengths))

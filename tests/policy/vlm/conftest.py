@@ -116,7 +116,7 @@ class Sample:
     def generate(self, policy: AnyVLAPolicy, observation: Observation) -> tuple[list[int], Tensor]:
         """The library's greedy tokens over the action rows, and (256,) logits of the first one."""
         config = policy.model.config
-        first, end = config.action_vocab_end - config.n_action_bins, config.action_vocab_end
+        first, end = config.codec.ids[0], config.codec.ids[-1] + 1
         out = self.library.generate(
             **self.inputs(policy, observation, np.empty(0, np.int64)), max_new_tokens=TOKENS, min_new_tokens=TOKENS,
             do_sample=False, eos_token_id=None, pad_token_id=0, return_dict_in_generate=True, output_logits=True,

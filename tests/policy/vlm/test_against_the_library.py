@@ -40,7 +40,7 @@ def test_first_logits_are_the_librarys_alone_and_in_a_batch(sample: Sample) -> N
 def test_the_loss_is_the_librarys(sample: Sample) -> None:
     policy, model = sample.policy(), sample.policy().model
     rng = np.random.default_rng(0)
-    answers = answers_of(rng.uniform(-1, 1, (len(ROWS), 1, 7)), policy.action_tokens, policy.tokenizer)
+    answers = answers_of(rng.uniform(-1, 1, (len(ROWS), 1, 7)), policy.codec, policy.tokenizer)
     batch = policy.read(ROWS)
     ids, labels = labelled(batch.prompts, answers, model.config.pad_token_id)
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_actions_are_the_tokens_in_units(sample: Sample) -> None:
     chunks = policy.act(ROWS)
     tokens = policy.generate(policy.read(ROWS), TOKENS)
     for chunk, row in zip(chunks, tokens, strict=True):
-        expected = policy.action_tokens.decode(row)
+        expected = policy.codec.decode(row, 7)[0]
         np.testing.assert_allclose(normalise(chunk.actions[0], policy.action_stats()), expected, atol=1e-6)
         assert {"preprocess", "towers", "projector", "prefill", "decode"} <= set(chunk.stages_ms)
 
@@ -77,7 +77,7 @@ def test_training_a_part_changes_exactly_that_part(sample: Sample, part: str) ->
     before = {name: p.detach().clone() for name, p in policy.model.named_parameters()}
     model = adapt(policy.model, DemosFinetuneRecipe(train=(part,)))  # pyright: ignore[reportArgumentType]
     batch = policy.read(ROWS)
-    answers = answers_of(np.zeros((len(ROWS), 1, 7)), policy.action_tokens, policy.tokenizer)
+    answers = answers_of(np.zeros((len(ROWS), 1, 7)), policy.codec, policy.tokenizer)
     ids, labels = labelled(batch.prompts, answers, model.config.pad_token_id)
     model(batch.pixels, torch.from_numpy(ids), torch.from_numpy(labels), None).loss.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=10.0).step()

@@ -71,7 +71,7 @@ def test_labels_are_the_action_tokens_and_the_end_and_nothing_else(policy: OpenV
     tokens = batch.labels[labelled].reshape(-1, 3)
     assert (tokens[:, -1] == policy.tokenizer.eos).all()
     stats = policy.action_stats("light")
-    actions = unnormalise(policy.action_tokens.decode(tokens[:, :2].numpy()), stats)
+    actions = unnormalise(policy.codec.values[policy.codec.rows(tokens[:, :2].numpy())], stats)
     stored = np.clip(open_demos(demos_folder).actions, [stats.q01[0], 0], [stats.q99[0], 1])
     np.testing.assert_allclose(actions, stored, atol=0.01)
 
@@ -102,7 +102,7 @@ def test_a_policy_of_three_actions_learns_those_of_the_next_three_steps(
     labels = batch.labels[[0, last]]
     labelled = labels != IGNORE
     assert labelled.sum(dim=1).tolist() == [7, 7]  # three times two action dimensions, and </s>
-    said = policy.action_tokens.decode(labels[labelled].reshape(2, 7)[:, :6].numpy()).reshape(2, 3, 2)
+    said = policy.codec.values[policy.codec.rows(labels[labelled].reshape(2, 7)[:, :6].numpy())].reshape(2, 3, 2)
     wanted = normalise(demos.actions[[0, 1, 2, last]], policy.action_stats("light"))
     np.testing.assert_allclose(said[0], np.clip(wanted[:3], -1, 1), atol=0.005)
     # Behind the end nothing is to be done: no motion, the gripper as it was.

@@ -67,7 +67,7 @@ def test_a_batch_holds_the_samples_actions_as_labels(mixture: Mixture, encoder: 
     samples = [mixture.sample(n) for n in range(8, 12)]
     labels = batch.labels[batch.labels != IGNORE].reshape(4, 8)
     assert (labels[:, -1] == encoder.tokenizer.eos).all()
-    decoded = encoder.action_tokens.decode(labels[:, :-1].numpy())
+    decoded = encoder.codec.values[encoder.codec.rows(labels[:, :-1].numpy())]
     np.testing.assert_allclose(decoded, [np.clip(s.actions[0], -1, 1) for s in samples], atol=0.0045)
     assert batch.actions is not None and batch.actions.shape == (4, 2, 7)
     for row, sample in zip(batch.input_ids, samples, strict=True):

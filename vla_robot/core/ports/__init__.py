@@ -4,6 +4,7 @@ Each port has a file, which may import core's types. No port is implemented here
 implementations.
 """
 
+from vla_robot.core.ports.action_codec import ActionCodec
 from vla_robot.core.ports.arm import Arm, Motors, Streamed
 from vla_robot.core.ports.episode_source import EpisodeSource, MarksGaps
 from vla_robot.core.ports.guard import ActionFilter, Guard
@@ -13,6 +14,7 @@ from vla_robot.core.ports.teleoperator import Kinematics, LeaderArm, SharesContr
 from vla_robot.core.ports.world import ReportsStages, VisibleWorld, World
 
 __all__ = [
+    "ActionCodec",
     "ActionFilter",
     "Arm",
     "EpisodeSource",

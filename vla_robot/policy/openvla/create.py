@@ -13,10 +13,9 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.prompt import QWEN_CONTROL, TEMPLATE, TEMPLATE_QWEN
 from vla_robot.policy.openvla.weights import save_model
-from vla_robot.policy.vla.checkpoint import OUR_BLOCK
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, train_tokenizer
-from vla_robot.policy.vla.json_files import write_json
+from vla_robot.policy.vla.json_files import OUR_BLOCK, write_json
 from vla_robot.recipe.finetune import Architecture
 
 TIMM_MODEL_IDS = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")

@@ -109,10 +109,10 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         rows = [[row] if isinstance(row, np.ndarray) else list(row) for row in images]
         return Batch(self._pixels(rows), [self._finish(ids) for ids in input_ids], state)
 
-    def _tokens(self, batch: Batch, action_dim: int, stages: StageTimer) -> Tensor:
+    def _tokens(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
         if self._compiled is not None and self._compiled.takes(batch):
-            return self._compiled(batch, action_dim, stages)
-        return super()._tokens(batch, action_dim, stages)
+            return self._compiled(batch, count, stages)
+        return super()._tokens(batch, count, stages)
 
     def flops(self, batch: Batch) -> float:
         return _flops(self.model, len(batch.prompts), max(map(len, batch.prompts)))

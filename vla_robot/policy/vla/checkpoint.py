@@ -13,9 +13,6 @@ from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
 from vla_robot.policy.vla.model import VLAConfig
 
-OUR_BLOCK = "vla_robot"
-"""Key of config.json with what this project adds to a published layout."""
-
 
 @dataclass(frozen=True)
 class Checkpoint[C: VLAConfig, T: Prompts, F: FramePreprocessor]:

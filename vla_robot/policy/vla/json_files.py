@@ -11,6 +11,9 @@ from vla_robot.core.errors import CheckpointError
 from vla_robot.core.host.durable import write_whole
 from vla_robot.core.untrusted import read_file
 
+OUR_BLOCK = "vla_robot"
+"""Key of config.json with what this project adds to a published layout."""
+
 MAX_JSON_BYTES = 64 * 1024**2
 """Largest JSON file of a checkpoint; openvla-7b's statistics of 25 datasets take 0.1 MB."""
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from vla_robot.core.ports import ActionCodec
+from vla_robot.policy.vla.codecs.scores import scores_of
 from vla_robot.policy.vla.inputs.observations import Batch, pad_right, require_fit
 from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.inputs.upload import upload
@@ -37,8 +39,7 @@ class VLAConfig(Protocol):
         inputs: sizes of what the model reads.
         chunk: K, consecutive actions of one answer, token by token.
         pad_token_id: id that pads text at the right.
-        n_action_bins: number of action ids.
-        action_vocab_end: one past the last action id.
+        codec: how actions are said.
         num_words: one past the last id of which a text consists; action ids among them are never words.
         norm_stats: dataset name -> statistics, as in dataset_statistics.json.
     """
@@ -50,9 +51,7 @@ class VLAConfig(Protocol):
     @property
     def pad_token_id(self) -> int: ...
     @property
-    def n_action_bins(self) -> int: ...
-    @property
-    def action_vocab_end(self) -> int: ...
+    def codec(self) -> ActionCodec: ...
     @property
     def num_words(self) -> int: ...
     @property
@@ -66,12 +65,12 @@ class TrainingOutput:
     Attributes:
         loss: () mean cross-entropy over all labelled positions.
         token_accuracy: () share of action tokens predicted exactly.
-        l1: () mean absolute difference of the bin centres, in normalised units.
+        l1: () mean absolute difference of the numbers that tokens say, in normalised units; None if a token says none.
     """
 
     loss: Tensor
     token_accuracy: Tensor
-    l1: Tensor
+    l1: Tensor | None
 
 
 class VLAModel[C: VLAConfig](nn.Module, ABC):
@@ -236,44 +235,27 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         return logits, labels[rows, columns + 1], rows
 
     def _score(self, logits: Tensor, targets: Tensor, smoothing: float) -> TrainingOutput:
-        end, bins = self.config.action_vocab_end, self.config.n_action_bins
-        is_action = (targets >= end - bins) & (targets < end)
-        if smoothing > 0:
-            loss = cross_entropy(logits, _smooth(targets, is_action, logits.shape[1], end - bins, end, smoothing))
+        scores = scores_of(self.config.codec, logits.shape[1], logits.device)
+        is_action = scores.is_action[targets]
+        if smoothing > 0 and self.config.codec.scale:
+            loss = cross_entropy(logits, scores.smooth(targets, smoothing))
         else:
             loss = cross_entropy(logits, targets)
         with torch.no_grad():
             predicted, wanted = logits[is_action].argmax(dim=1), targets[is_action]
             accuracy = (predicted == wanted).float().mean()
-            l1 = (_centre(predicted, end, bins) - _centre(wanted, end, bins)).abs().mean()
+            l1 = scores.distance(predicted, wanted)
         return TrainingOutput(loss, accuracy, l1)
 
 
 def over_words(logits: Tensor, config: VLAConfig) -> Tensor:
-    """Return (..., num_words) logits of (..., V), those of action ids minus infinity."""
-    first = config.action_vocab_end - config.n_action_bins
+    """Return (..., num_words) logits of (..., V), those of ids that only actions use minus infinity."""
     words = logits[..., : config.num_words]
-    if first < config.num_words:
-        words = words.clone()
-        words[..., first : config.action_vocab_end] = -torch.inf
-    return words
+    if not config.codec.reserved:
+        return words
+    actions = scores_of(config.codec, config.inputs.vocabulary, logits.device).is_action[: config.num_words]
+    return words.masked_fill(actions, -torch.inf)
 
 
 type AnyVLAModel = VLAModel[Any]
 """A model of any family."""
-
-
-def _centre(ids: Tensor, vocab_end: int, bins: int) -> Tensor:
-    """Return the bin centre of each id; as in the reference, any other id counts as the nearest extreme."""
-    index = (vocab_end - ids - 1).clamp(0, bins - 2)
-    return (2 * index + 1) / (bins - 1) - 1.0
-
-
-def _smooth(targets: Tensor, is_action: Tensor, vocab: int, first: int, end: int, sigma: float) -> Tensor:
-    """Return (K, V) target probabilities: one-hot, but Gaussian over neighbouring bins for action labels."""
-    ids = torch.arange(vocab, device=targets.device)
-    distance = (ids[None] - targets[:, None]).float()
-    weight = torch.exp(-0.5 * (distance / sigma) ** 2) * ((ids >= first) & (ids < end))
-    one_hot = (distance == 0).float()
-    soft = torch.where(is_action[:, None], weight, one_hot)
-    return soft / soft.sum(dim=1, keepdim=True)

@@ -14,14 +14,14 @@ from torch.nn.functional import linear
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
+from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
-from vla_robot.policy.vla.inputs.reader import chunks_of, committed_tokens, require_observations
+from vla_robot.policy.vla.inputs.reader import chunks_of, committed_tokens, follows_committed, require_observations
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
 from vla_robot.policy.vla.inputs.upload import pixels_on
 from vla_robot.policy.vla.model import VLAModel, over_words
-from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.policy.vla.reason.cpu_threads import threads_for
 from vla_robot.policy.vla.reason.generate import Generator, capped, generate_text
 from vla_robot.policy.vla.reason.reasoner import Reasoner
@@ -37,10 +37,10 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         embodiment: the arm the policy was trained for, or None for a published checkpoint, which does not say.
         statistics: dataset name -> statistics of actions (and of the state).
         preprocessor: turns frames into the model's pixels.
-        action_tokens: converts between normalised actions and token ids.
+        codec: converts between normalised actions and token ids.
         read: makes the batch that `generate` takes from observations.
         in_blocks: whether batches are rounded up to a few fixed sizes, which CUDA records and repeats. On other devices
-            this gives the same tokens and gains nothing.
+            this gives the same tokens and gains nothing. Blocks have no grammar, so that a codec with one does without.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         config = model.config
         self._pixels = pixels_on(model.weight.device, preprocessor)
         self.read = ObservationReader(config.inputs, self._pixels, tokenizer, self._statistics, cameras)
-        self.action_tokens = ActionTokenizer(config.action_vocab_end, config.n_action_bins)
+        self.codec: ActionCodec = config.codec
         self._reasoner = model.reasoner()
         self._generator = self._generator_of(model)
         self._blocks = BlockInference(model, self._reasoner, self._generator)
-        self.in_blocks = model.weight.device.type == "cuda"
+        self.in_blocks = model.weight.device.type == "cuda" and self.codec.grammar is None
         self._weights = sum(p.numel() for layer in model.layers() for p in layer.parameters())
 
     @property
@@ -105,41 +105,41 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
             PolicyError: the model's output is not finite.
         """
         stages = self.model.timer()
-        chunk = self.model.config.chunk
         require_observations(observations)
         stats = self._statistics.rows("action", len(observations), statistics_keys)
         batch = self.read(observations, statistics_keys)
         stages.lap("preprocess")
         # A row of fewer dimensions generates its own tokens first; later ones cannot change them.
-        prefixes = [committed_tokens(o, s, chunk, self.action_tokens) for o, s in zip(observations, stats, strict=True)]
-        tokens = self.generate(batch, chunk * max(map(len, stats)), stages, prefixes)
-        rows = zip(self.action_tokens.decode(tokens), stats, strict=True)
-        actions = [unnormalise(row[: chunk * len(s)].reshape(chunk, -1), s) for row, s in rows]  # each (K, D)
+        prefixes = [committed_tokens(o, s, self.codec) for o, s in zip(observations, stats, strict=True)]
+        tokens = self.generate(batch, max(self.codec.tokens(len(s)) for s in stats), stages, prefixes)
+        actions = [unnormalise(self._decoded(row, len(s)), s) for row, s in zip(tokens, stats, strict=True)]
         stages.lap("detokenise")
-        return chunks_of(actions, observations, stages, conditions=chunk > 1)
+        after = [follows_committed(o, self.codec, prefix) for o, prefix in zip(observations, prefixes, strict=True)]
+        return chunks_of(actions, observations, stages, after)
 
     @torch.inference_mode()
     def generate(
         self,
         batch: Batch,
-        action_dim: int,
+        count: int,
         stages: StageTimer | None = None,
         prefixes: Sequence[NDArray[np.int64]] | None = None,
     ) -> NDArray[np.int64]:
-        """Return (B, action_dim) token ids of a batch from `read`; `stages` receives the time of each stage.
+        """Return (B, up to count) token ids of a batch from `read`; `stages` receives the time of each stage.
 
-        With `prefixes`, each row begins with its own given ids, fewer than `action_dim`.
+        An answer that ends earlier is followed by -1. With `prefixes`, each row begins with its own given ids, fewer
+        than `count`.
         """
         stages = stages or StageTimer()
         with threads_for(self.flops(batch), self.device):
             if self.in_blocks:
-                tokens = self._blocks(batch, action_dim, stages, prefixes)
+                tokens = self._blocks(batch, count, stages, prefixes)
             elif prefixes is not None and any(map(len, prefixes)):
                 prompt = self.model.prompt(batch, stages)
                 forced = [torch.from_numpy(prefix).to(prompt.embeds.device) for prefix in prefixes]
-                tokens = self._generator.continued(prompt, forced, action_dim, stages)
+                tokens = self._generator.continued(prompt, forced, count, stages)
             else:
-                tokens = self._tokens(batch, action_dim, stages)
+                tokens = self._tokens(batch, count, stages)
         return tokens.cpu().numpy()
 
     @torch.inference_mode()
@@ -184,8 +184,12 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         """Raise CheckpointError if the model ignores its image or its logits are not finite."""
         check_image_sensitivity(self.model.config.inputs, self.preprocessor, self._pixels, self._first_logits)
 
-    def _tokens(self, batch: Batch, action_dim: int, stages: StageTimer) -> Tensor:
-        return self._generator.tokens(self.model.prompt(batch, stages), action_dim, stages)
+    def _decoded(self, ids: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
+        """Return the (K, dim) actions of one row's ids, without what follows its answer."""
+        return self.codec.decode(ids[: self.codec.tokens(dim)][ids[: self.codec.tokens(dim)] >= 0], dim)
+
+    def _tokens(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
+        return self._generator.tokens(self.model.prompt(batch, stages), count, stages)
 
     def _first_logits(self, batch: Batch) -> Tensor:
         return self._generator.first_logits(self.model.prompt(batch))
@@ -199,12 +203,18 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         return 2.0 * self._weights * (sum(map(len, batch.prompts)) + len(batch.prompts) * self.model.image_tokens)
 
     def _generator_of(self, model: M) -> Generator:
-        config = model.config
-        first, end = config.action_vocab_end - config.n_action_bins, config.action_vocab_end
-        ids = torch.arange(first, end, device=model.head.device)
+        ids = torch.from_numpy(self.codec.ids.copy()).to(model.head.device)
         with torch.no_grad():
             embeddings = model.look_up(ids)
-        return Generator(self._reasoner, embeddings, model.head[first:end], first, config.chunk, model.soft_cap)
+        return Generator(self._reasoner, embeddings, _rows_of(model.head, self.codec.ids), self.codec, model.soft_cap)
+
+
+def _rows_of(head: Tensor, ids: NDArray[np.int64]) -> Tensor:
+    """Return (A, D) rows of a (V, D) head: a view where they lie together, since a copy costs memory."""
+    first, last = int(ids[0]), int(ids[-1])
+    if np.array_equal(ids, np.arange(first, last + 1)):
+        return head[first : last + 1]
+    return head[torch.from_numpy(ids.copy()).to(head.device)]
 
 
 type AnyVLAPolicy = VLAPolicy[Any, Any, Any]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vla_robot.core.errors import CheckpointError
-from vla_robot.policy.vla.checkpoint import OUR_BLOCK
+from vla_robot.core.ports import ActionCodec
+from vla_robot.policy.vla.codecs.folder import codec_block, codec_of
 from vla_robot.policy.vla.inputs.reader import InputSizes
-from vla_robot.policy.vla.json_files import whole
+from vla_robot.policy.vla.json_files import OUR_BLOCK, whole
 from vla_robot.policy.vla.small_files import table_of
 from vla_robot.recipe.finetune import Architecture
 
@@ -60,8 +62,7 @@ class VLMConfig:
         published: content of config.json without our block.
         image_size: edge of a usual square frame after resizing [px].
         vocabulary: rows of the language model's vocabulary.
-        action_vocab_end: one past the last action id.
-        n_action_bins: number of action ids.
+        codec: how actions are said.
         num_images: cameras of an observation.
         proprio_dim: numbers of the arm's state, or None for a policy without proprioception.
         chunk: K, consecutive actions of one answer.
@@ -72,8 +73,7 @@ class VLMConfig:
     published: Mapping[str, Any] = field(repr=False)
     image_size: int
     vocabulary: int
-    action_vocab_end: int
-    n_action_bins: int = 256
+    codec: ActionCodec
     num_images: int = 1
     proprio_dim: int | None = None
     chunk: int = 1
@@ -87,15 +87,14 @@ class VLMConfig:
 
     @property
     def num_words(self) -> int:
-        """Rows that a text may consist of; those of actions are never words."""
+        """Rows that a text may consist of; those that a codec reserves are never words."""
         return self.vocabulary
 
     @property
     def block(self) -> dict[str, Any]:
         """Our block of config.json."""
         return {
-            "action_vocab_end": self.action_vocab_end,
-            "n_action_bins": self.n_action_bins,
+            **codec_block(self.codec),
             "num_images": self.num_images,
             "proprio_dim": self.proprio_dim,
             "chunk": self.chunk,
@@ -136,26 +135,27 @@ def without_implementation(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def block_of(source: str, data: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
-    """Return our block of a config.json as arguments of `VLMConfig`.
+def block_of(folder: Path, data: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
+    """Return our block of a folder's config.json as arguments of `VLMConfig`, with the codec that it names.
 
     Raises:
-        CheckpointError: the block is missing, so that no action has a token, or one of its numbers is impossible.
+        CheckpointError: the block is missing, so that no action has a token, or names no codec, or one of its numbers
+            is impossible.
     """
+    source = str(folder / "config.json")
     block = table_of(source, data, OUR_BLOCK)
     if not block:
         raise CheckpointError(
             f"{source} has no '{OUR_BLOCK}' block: this is a vision-language model without action tokens. "
             "`vla finetune --policy FOLDER --data DEMOS` makes a policy of it."
         )
-    bins = whole(source, "n_action_bins", block.get("n_action_bins", 256), vocabulary, 2)
     proprio = block.get("proprio_dim")
+    chunk = whole(source, "chunk", block.get("chunk", 1), 1000)
     return {
-        "n_action_bins": bins,
-        "action_vocab_end": whole(source, "action_vocab_end", block.get("action_vocab_end"), vocabulary, bins),
+        "codec": codec_of(source, block, folder, chunk, vocabulary),
         "num_images": whole(source, "num_images", block.get("num_images", 1), 16),
         "proprio_dim": None if proprio is None else whole(source, "proprio_dim", proprio, 1024),
-        "chunk": whole(source, "chunk", block.get("chunk", 1), 1000),
+        "chunk": chunk,
     }
 
 

@@ -15,12 +15,13 @@ from tokenizers import Tokenizer
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.policy.device import torch_device
-from vla_robot.policy.vla.checkpoint import OUR_BLOCK, Checkpoint, torch_dtype
+from vla_robot.policy.vla.checkpoint import Checkpoint, torch_dtype
+from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, rarest_words, read_tokenizer, train_tokenizer
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
-from vla_robot.policy.vla.json_files import read_json, require_folder, shown, write_json
+from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, require_folder, shown, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
 from vla_robot.policy.vla.small_files import read_embodiment, read_statistics
@@ -168,8 +169,7 @@ class TransformersFamily:
             published,
             architecture.image_size,
             vocabulary,
-            action_vocab_end=vocabulary,
-            n_action_bins=ACTION_BINS,
+            openvla_bins(vocabulary, ACTION_BINS),
             num_images=len(embodiment.cameras),
             proprio_dim=len(embodiment.state) if architecture.use_state else None,
         )
@@ -203,14 +203,16 @@ class TransformersFamily:
             edge = max(self.preprocessor(folder, published).shape(USUAL_FRAME, USUAL_FRAME))
         else:
             edge = published.get("vision_config", {}).get("image_size", USUAL_FRAME)
-        acts = needs_all or OUR_BLOCK in data
+        block: dict[str, Any] = {"codec": openvla_bins(vocabulary, ACTION_BINS)}  # of a model that does not act
+        if needs_all or OUR_BLOCK in data:
+            block = block_of(folder, data, vocabulary)
         return VLMConfig(
             published,
             edge,
             vocabulary,
             norm_stats=read_statistics(folder) or {},
             pad_token_id=text.pad_token_id or 0,
-            **(block_of(str(path), data, vocabulary) if acts else {"action_vocab_end": vocabulary}),
+            **block,
         )
 
     def _model(

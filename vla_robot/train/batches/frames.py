@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.inputs.prompts import Prompts
 from vla_robot.policy.vla.model import IGNORE
-from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,14 @@ class Rows:
         return replace(self, **{name: value[places] for name, value in vars(self).items() if value is not None})
 
 
-def answers_of(actions: NDArray[np.floating], action_tokens: ActionTokenizer, tokenizer: Prompts) -> NDArray[np.int64]:
-    """Return (B, K * D + 1) token ids for (B, K, D) normalised actions: the actions' tokens, then end-of-sequence."""
-    tokens = action_tokens.encode(actions).reshape(len(actions), -1)
-    return np.concatenate([tokens, np.full((len(tokens), 1), tokenizer.eos)], axis=1)
+def answers_of(actions: NDArray[np.floating], codec: ActionCodec, tokenizer: Prompts) -> list[NDArray[np.int64]]:
+    """Return the (n,) token ids of each of (B, K, D) normalised actions: the actions' tokens, then end-of-sequence."""
+    return [_ended(codec.encode(chunk), tokenizer.eos) for chunk in actions]
+
+
+def _ended(ids: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """Return the ids with the end token, which a codec may say itself."""
+    return ids if ids[-1] == end else np.append(ids, end)
 
 
 def labelled(

@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from vla_robot.core.errors import DataError
 from vla_robot.core.image import resize_lanczos
 from vla_robot.core.messages import Image
+from vla_robot.core.ports import ActionCodec
 from vla_robot.data.formats.images import decode_image
 from vla_robot.data.pipeline.mixture import Dataset, Mixture, Sample
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.train.batches.augment import Augment
 from vla_robot.train.batches.frames import Batch, Rows, answers_of, labelled
 
@@ -53,7 +53,7 @@ class Encoder:
     Attributes:
         preprocessor: turns square frames into tower inputs.
         tokenizer: turns instructions into token ids.
-        action_tokens: turns actions into token ids.
+        codec: turns actions into token ids.
         pad_id: token id of the padding.
         proprio_dim: size of the state, or None for a policy that does not read it.
         chunk: actions of an answer, the present one first.
@@ -67,7 +67,7 @@ class Encoder:
 
     preprocessor: FramePreprocessor
     tokenizer: Prompts
-    action_tokens: ActionTokenizer
+    codec: ActionCodec
     pad_id: int
     proprio_dim: int | None
     chunk: int
@@ -97,7 +97,7 @@ class Encoder:
         return cls(
             preprocessor=policy.preprocessor,
             tokenizer=policy.tokenizer,
-            action_tokens=policy.action_tokens,
+            codec=policy.codec,
             pad_id=config.pad_token_id,
             proprio_dim=config.inputs.proprio_dim,
             chunk=config.chunk,
@@ -153,7 +153,7 @@ class Encoder:
         said = actions[:, self.present : self.present + self.chunk]
         if said.shape[1] != self.chunk:
             raise DataError(f"the policy answers {self.chunk} actions, but the windows hold only {said.shape[1]}.")
-        answers = answers_of(said, self.action_tokens, self.tokenizer)
+        answers = answers_of(said, self.codec, self.tokenizer)
         prompts = {text: self.tokenizer(text) for text in {sample.instruction for sample in samples}}
         input_ids, labels = labelled([prompts[sample.instruction] for sample in samples], answers, self.pad_id)
         reads_state = self.proprio_dim is not None

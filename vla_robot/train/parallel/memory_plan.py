@@ -158,7 +158,7 @@ def _some_frames(frames: int, model: AnyVLAModel, device: torch.device) -> tuple
     config = model.config
     pixels = torch.zeros(frames, *model.pixel_shape())
     answer = (ANSWER - 1) * config.chunk + 1
-    ids = torch.full((frames, PROMPT + answer), config.action_vocab_end - 1)
+    ids = torch.full((frames, PROMPT + answer), int(config.codec.ids[-1]))
     labels = ids.clone()
     labels[:, :PROMPT] = IGNORE
     dim = config.inputs.proprio_dim

@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
 from vla_robot.policy.openvla.network.reason import Decoder
+from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.reason.generate import Draft, Generator
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence
@@ -103,7 +104,7 @@ def test_fused_weights_are_the_models_own_memory() -> None:
 def generator_of(model: LlamaForCausalLM, chunk: int = 1) -> Generator:
     weights = model.model.embed_tokens.weight, model.lm_head.weight
     rows = [weight[FIRST_ACTION:END_OF_ACTIONS] for weight in weights]
-    return Generator(Decoder(model), *rows, first_id=FIRST_ACTION, chunk=chunk)
+    return Generator(Decoder(model), *rows, openvla_bins(END_OF_ACTIONS, END_OF_ACTIONS - FIRST_ACTION, chunk))
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -38,7 +38,7 @@ def observations(policy: OpenVLAPolicy, instructions: list[str]) -> list[Observa
 
 def test_plain_timm_and_transformers_give_the_same_tokens(tiny: OpenVLAPolicy) -> None:
     """The vocabulary of the tiny policy is all random, so its words are silenced; the reference's rows decide."""
-    tiny.model.language_model.lm_head.weight.data[: tiny.action_tokens.first_id] = 0
+    tiny.model.language_model.lm_head.weight.data[: tiny.codec.ids[0]] = 0
     tiny.model.language_model.lm_head.weight.data[tiny.model.config.action_vocab_end :] = 0
     seen = observations(tiny, ["lift the red cube"] * 3)
     batch = tiny.read(seen)

@@ -19,6 +19,7 @@ from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import Observation
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.reason.generate import Generator
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 
@@ -33,7 +34,8 @@ def llama() -> LlamaForCausalLM:
 
 @pytest.fixture(scope="module")
 def generator(llama: LlamaForCausalLM) -> Generator:
-    return Generator(Decoder(llama), llama.model.embed_tokens.weight[FIRST:END], llama.lm_head.weight[FIRST:END], FIRST)
+    embeddings, head = llama.model.embed_tokens.weight[FIRST:END], llama.lm_head.weight[FIRST:END]
+    return Generator(Decoder(llama), embeddings, head, openvla_bins(END, END - FIRST))
 
 
 def prompts(lengths: Sequence[int]) -> RaggedSequence:

@@ -37,9 +37,9 @@ def costs(model: OpenVLA, batch: int, text_tokens: int, action_dim: int) -> dict
     patches = config.num_images * towers[0].patch_embed.num_patches
     prompt = text_tokens + patches + (config.proprio_dim is not None)
     llama = model.language_model
-    head_bytes = config.n_action_bins * llama.config.hidden_size * llama.lm_head.weight.element_size()
+    head_bytes = len(config.codec.ids) * llama.config.hidden_size * llama.lm_head.weight.element_size()
     layers = _linear_flops(llama.model.layers)
-    head = 2 * config.n_action_bins * llama.config.hidden_size
+    head = 2 * len(config.codec.ids) * llama.config.hidden_size
     attention = 4 * llama.config.num_hidden_layers * llama.config.hidden_size  # per query and key
     layer_bytes = _bytes(llama.model.layers)
     guess = action_dim - 1

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from vla_robot.core.errors import CheckpointError, unknown
+from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.openvla.network import config_limits as limits
-from vla_robot.policy.vla.checkpoint import OUR_BLOCK
+from vla_robot.policy.vla.codecs.bins import openvla_bins
+from vla_robot.policy.vla.codecs.folder import named_codec
 from vla_robot.policy.vla.inputs.reader import InputSizes
-from vla_robot.policy.vla.json_files import read_json, whole
+from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, whole
 from vla_robot.policy.vla.small_files import table_of
 
 RESIZE_STRATEGIES = ("resize-naive", "letterbox", "resize-crop")
@@ -44,6 +46,8 @@ class OpenVLAConfig:
         num_images: cameras per observation; their patches follow each other in the sequence, as in OpenVLA-OFT.
         proprio_dim: length of the state vector that follows the patches as one token, or None, as in OpenVLA-OFT.
         chunk: K, consecutive actions of one answer, token by token; 1 for every published OpenVLA.
+        named_codec: the codec that the folder names in codec.json; None for OpenVLA's own.
+        codec: how actions are said: as codec.json says, or by OpenVLA's bins over the ids of config.json.
     """
 
     timm_model_ids: tuple[str, ...]
@@ -61,6 +65,8 @@ class OpenVLAConfig:
     num_images: int = 1
     proprio_dim: int | None = None
     chunk: int = 1
+    named_codec: ActionCodec | None = None
+    codec: ActionCodec = field(init=False, repr=False)
     published: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +76,8 @@ class OpenVLAConfig:
             raise CheckpointError(f"timm_model_ids must name one or two towers, got {list(self.timm_model_ids)}.")
         if self.chunk < 1:
             raise CheckpointError(f"chunk is {self.chunk}; an answer has at least 1 action.")
+        bins = self.named_codec or openvla_bins(self.action_vocab_end, self.n_action_bins, self.chunk)
+        object.__setattr__(self, "codec", bins)
 
     @property
     def inputs(self) -> InputSizes:
@@ -91,8 +99,8 @@ class OpenVLAConfig:
         return self.action_vocab_end - self.n_action_bins
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], source: str) -> OpenVLAConfig:
-        """Make a configuration from the content of config.json.
+    def from_dict(cls, data: Mapping[str, Any], source: str, folder: Path | None = None) -> OpenVLAConfig:
+        """Make a configuration from the content of config.json, and of codec.json if `folder` has one.
 
         Raises:
             CheckpointError: it is not an OpenVLA configuration, or a field is missing or impossible.
@@ -127,14 +135,15 @@ class OpenVLAConfig:
             tower_overrides=limits.tower_overrides(source, ours.get("tower_overrides"), len(towers)),
             num_images=size("num_images", 1, 16, table=ours),
             proprio_dim=None if ours.get("proprio_dim") is None else size("proprio_dim", 1, 1024, table=ours),
-            chunk=size("chunk", 1, 1000, table=ours),
+            chunk=(chunk := size("chunk", 1, 1000, table=ours)),
+            named_codec=named_codec(source, ours, folder, chunk, vocab),
             published=dict(data),
         )
 
     @classmethod
     def read(cls, folder: Path) -> OpenVLAConfig:
         """Read `folder/config.json`. Raises CheckpointError as `from_dict` and `read_json`."""
-        return cls.from_dict(read_json(folder / "config.json"), str(folder / "config.json"))
+        return cls.from_dict(read_json(folder / "config.json"), str(folder / "config.json"), folder)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json as it was read, with the present statistics."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import CheckpointError, ContractError, unknown
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, normalise
+from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics
-from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 PromptIds = Callable[[str], NDArray[np.int64]]
@@ -121,51 +121,49 @@ class InputReader[T: PromptIds]:
         return np.stack(normalised).astype(np.float32)
 
 
-def committed_tokens(
-    observation: Observation, stats: QuantileStats, chunk: int, tokens: ActionTokenizer
-) -> NDArray[np.int64]:
+def committed_tokens(observation: Observation, stats: QuantileStats, codec: ActionCodec) -> NDArray[np.int64]:
     """Return the tokens that a policy of several actions must begin with: those of actions the arm executes anyway.
 
     Args:
         observation: its `committed` is (n, D) in units, or None.
         stats: statistics that normalise the actions.
-        chunk: K, actions of an answer; at least one stays the policy's choice.
-        tokens: turns actions into ids.
+        codec: turns actions into ids; at least one action stays the policy's choice.
 
     Returns:
-        (min(n, K - 1) * D,) int64 ids; (0,) if no action is committed.
+        (m,) int64 ids; (0,) if no action is committed, or if the codec's tokens do not follow the actions in time.
 
     Raises:
         ContractError: the actions have another number of dimensions, or are not finite.
     """
     committed = observation.committed
-    if committed is None or chunk == 1 or not len(committed):
+    if committed is None or codec.chunk == 1 or not len(committed):
         return np.empty(0, np.int64)
     if committed.shape[1] != len(stats):
         raise ContractError(
             f"the arm has committed to actions of {committed.shape[1]} numbers, but the policy's have {len(stats)}."
         )
-    return tokens.encode(normalise(committed[: chunk - 1], stats)).reshape(-1)
+    return codec.beginning(normalise(committed[: codec.chunk - 1], stats))
+
+
+def follows_committed(observation: Observation, codec: ActionCodec, prefix: NDArray[np.int64]) -> bool:
+    """Return whether an answer that begins with `committed_tokens` continues all actions that the arm executes."""
+    committed = observation.committed
+    return committed is not None and codec.chunk > 1 and (len(prefix) > 0 or len(committed) == 0)
 
 
 def chunks_of(
     actions: Sequence[NDArray[np.float64]],
     observations: Sequence[Observation],
     stages: StageTimer,
-    conditions: bool = False,
+    conditioned: Sequence[bool] | None = None,
 ) -> list[ActionChunk]:
     """Return one chunk per row of (K, D) actions in units and the observation that caused it.
 
-    `conditions`: whether the actions were generated after the observation's committed actions.
+    `conditioned`: per row, whether the actions were generated after the observation's committed actions; None if none.
     """
     stages_ms = stages.ms  # waits for the device
+    given = [False] * len(actions) if conditioned is None else conditioned
     return [
-        ActionChunk(
-            actions=rows,
-            stamp_ns=o.stamp_ns,
-            step=o.step,
-            stages_ms=stages_ms,
-            conditioned=conditions and o.committed is not None,
-        )
-        for rows, o in zip(actions, observations, strict=True)
+        ActionChunk(actions=rows, stamp_ns=o.stamp_ns, step=o.step, stages_ms=stages_ms, conditioned=after)
+        for rows, o, after in zip(actions, observations, given, strict=True)
     ]

@@ -1,7 +1,7 @@
 """Generate: greedy decoding of as many tokens as an answer has, over the action rows of the vocabulary only.
 
 The reference decodes over the whole vocabulary and silently turns a word into an extreme action; here the model cannot
-answer a word.
+answer a word. A codec's grammar further limits each token to the rows that may follow those before it.
 
 Greedy decoding runs the model once for every token. One pass over a guess, however, gives the model's next token after
 each of its tokens, and a token whose predecessors were guessed right is the one that greedy decoding gives:
@@ -14,8 +14,9 @@ each of its tokens, and a token whose predecessors were guessed right is the one
     the model says   513  609  767  640  640  640  512    nothing changed: all of them are right
 
 Each pass makes at least one more token right, so that there are never more passes than tokens; a policy whose numbers
-hardly depend on each other needs two. This is Jacobi iteration (Song et al. 2021, arXiv 2002.03629; for VLA policies
-PD-VLA, arXiv 2503.02310), and it is exact: the first guess changes the time, never the answer.
+hardly depend on each other needs two. A grammar changes nothing of that, since the state after right tokens is right.
+This is Jacobi iteration (Song et al. 2021, arXiv 2002.03629; for VLA policies PD-VLA, arXiv 2503.02310), and it is
+exact: the first guess changes the time, never the answer.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.vla.reason.action_tokens import NOT_FINITE
+from vla_robot.core.ports import ActionCodec
+from vla_robot.policy.vla.codecs.rows import NOT_FINITE
+from vla_robot.policy.vla.reason.grammar_steps import GrammarSteps
 from vla_robot.policy.vla.reason.reasoner import Reasoner, Slots
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence
@@ -44,12 +47,14 @@ class Draft:
         said: (B, n + 1) tokens: the model's next token before the guess and after each token of it.
         finite: () bool, whether every logit so far was finite.
         cache: keys and values of everything before the guess.
+        state: (B,) int64 state of the grammar before the first token; None without a grammar.
     """
 
     guess: Tensor
     said: Tensor
     finite: Tensor
     cache: Slots
+    state: Tensor | None = None
 
     @property
     def settled(self) -> bool:
@@ -57,48 +62,49 @@ class Draft:
         return is_settled(outcome(self.said, self.guess, self.finite))
 
 
+MOST_DRAFTED = 1024
+"""Most tokens that are guessed together before any is known."""
+
 type Corrects = Callable[[Draft], Draft]
 
 
 class Generator:
-    """Decodes action tokens greedily.
-
-    Attributes:
-        first_id: smallest action id.
-    """
+    """Decodes action tokens greedily."""
 
     def __init__(
         self,
         reasoner: Reasoner[Any],
         embeddings: Tensor,
         head: Tensor,
-        first_id: int,
-        chunk: int = 1,
+        codec: ActionCodec,
         soft_cap: float | None = None,
     ) -> None:
         """
         Args:
             reasoner: the language model.
-            embeddings: (A, D) embeddings of the action ids, in their order.
-            head: (A, D) output rows of the action ids.
-            first_id: smallest action id.
-            chunk: number of actions in an answer; the first guess of each is the one before it.
+            embeddings: (A, D) embeddings of the codec's rows.
+            head: (A, D) output rows of the codec's rows.
+            codec: the rows, and which of them may follow each other.
             soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap), as Gemma 2 and 4 do.
         """
         self._reasoner = reasoner
-        self.first_id = first_id
+        self._codec = codec
         self._embeddings = embeddings
         self._head = head
-        self._chunk = chunk
+        self._guess = torch.from_numpy(codec.guess(MOST_DRAFTED)).to(head.device)
+        self._ids = torch.from_numpy(codec.ids.copy()).to(head.device)
+        self._steps = None if codec.grammar is None else GrammarSteps(codec.grammar, head.device)
         self._soft_cap = soft_cap
 
     def tokens(self, prompt: RaggedSequence, count: int, stages: StageTimer | None = None) -> Tensor:
-        """Return (B, count) int64 token ids for a prompt.
+        """Return (B, count) int64 token ids for a prompt, -1 behind the end of a shorter answer.
+
+        Fewer columns come back if all answers are shorter.
 
         Raises:
             PolicyError: a logit is not finite.
         """
-        return self._greedy(prompt, count, self.action_dim(count), stages or StageTimer())
+        return self._greedy(prompt, count, stages or StageTimer(), self._at_begin(len(prompt.embeds)))
 
     def continued(
         self, prompt: RaggedSequence, prefixes: Sequence[Tensor], count: int, stages: StageTimer | None = None
@@ -117,25 +123,29 @@ class Generator:
             (B, count) int64 token ids.
 
         Raises:
+            ContractError: a prefix is none of the codec's answers.
             PolicyError: a logit is not finite.
         """
-        longer = prompt.followed_by([self._embeddings[prefix - self.first_id] for prefix in prefixes])
+        given = [self.rows(prefix) for prefix in prefixes]
+        longer = prompt.followed_by([self._embeddings[rows] for rows in given])
         left = count - min(map(len, prefixes))
-        said = self._greedy(longer, left, self.action_dim(count), stages or StageTimer())
+        state = None if self._steps is None else self._steps.after(given)
+        said = self._greedy(longer, left, stages or StageTimer(), state)
         return after_prefixes(prefixes, said, count)
 
-    def _greedy(self, prompt: RaggedSequence, count: int, action_dim: int, stages: StageTimer) -> Tensor:
-        draft = self.begin(prompt.padded_left(), count, min(action_dim, count))
+    def _greedy(self, prompt: RaggedSequence, count: int, stages: StageTimer, state: Tensor | None) -> Tensor:
+        action_dim = self.action_dim(count)
+        draft = self.begin(prompt.padded_left(), count, min(action_dim, count), state)
         stages.lap("prefill")
         tokens = self.complete(draft, count, action_dim, stages)
         stages.lap("decode")
         return tokens
 
     def action_dim(self, count: int) -> int:
-        """Return the tokens of one action in an answer of `count` tokens."""
-        return -(-count // self._chunk)
+        """Return how many tokens of an answer of `count` tokens are drafted together: those of one action."""
+        return self._codec.drafted(-(-count // self._codec.chunk))
 
-    def begin(self, prompt: PaddedSequence, count: int, action_dim: int) -> Draft:
+    def begin(self, prompt: PaddedSequence, count: int, action_dim: int, state: Tensor | None = None) -> Draft:
         """Read a prompt together with the first guess of an action, that the arm stays where it is.
 
         No value is read here, so that the device never waits and a compiler sees one graph.
@@ -144,38 +154,48 @@ class Generator:
             prompt: what is answered.
             count: tokens of the whole answer.
             action_dim: tokens of the first action.
+            state: (B,) states of the grammar in which the answers go on; None without a grammar.
         """
         embeds = prompt.embeds
         cache = self._reasoner.start(prompt, embeds.shape[1] + count - 1)
-        return self._read(embeds, self.first_guess(len(embeds), action_dim - 1), cache)
+        return self._read(embeds, self.first_guess(len(embeds), action_dim - 1), cache, state)
 
     def first_guess(self, rows: int, tokens: int) -> Tensor:
         """Return (rows, tokens) rows of the action vocabulary: the arm stays where it is."""
-        return torch.full((rows, tokens), len(self._head) // 2, device=self._head.device)
+        return self._guess[:tokens].expand(rows, -1)
 
     def look_up(self, said: Tensor) -> Tensor:
         """Return (..., D) embeddings of (...) rows of the action vocabulary."""
         return self._embeddings[said]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the (..., A) logits of the action ids after (..., D) hidden states."""
+        """Return the (..., A) logits of the codec's rows after (..., D) hidden states."""
         return capped(linear(hidden, self._head), self._soft_cap)
 
-    def say(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (B, n) next tokens after (B, n, D) hidden states, and () bool whether their logits are finite."""
+    def say(self, hidden: Tensor, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the (B, n) next tokens after (B, n, D) hidden states, and () bool whether their logits are finite.
+
+        `states`: (B, n) states of the grammar before each of these tokens; None without a grammar.
+        """
         logits = self.logits(hidden)
-        return logits.argmax(dim=-1), torch.isfinite(logits).all()
+        finite = torch.isfinite(logits).all()
+        if states is not None:
+            assert self._steps is not None
+            logits = logits.masked_fill(~self._steps.allowed[states], -torch.inf)
+        return logits.argmax(dim=-1), finite
 
     def correct(self, draft: Draft) -> Draft:
         """Run one more pass whose guess is the model's last answer."""
         guess, cache = draft.said[:, :-1], draft.cache
-        said, finite = self.say(self._reasoner.read(self.look_up(guess), cache, guess.shape[1]))
-        return Draft(guess, torch.cat([draft.said[:, :1], said], dim=1), draft.finite & finite, cache)
+        states = self._states(draft.state, guess)
+        hidden = self._reasoner.read(self.look_up(guess), cache, guess.shape[1])
+        said, finite = self.say(hidden, None if states is None else states[:, 1:])
+        return Draft(guess, torch.cat([draft.said[:, :1], said], dim=1), draft.finite & finite, cache, draft.state)
 
     def complete(
         self, draft: Draft, count: int, action_dim: int, stages: StageTimer, correct: Corrects | None = None
     ) -> Tensor:
-        """Correct an action until it is settled, then each following action of the answer.
+        """Correct an action until it is settled, then each following action of the answer, until all answers end.
 
         Args:
             draft: draft of the first action.
@@ -186,21 +206,30 @@ class Generator:
                 be compiled anew.
 
         Returns:
-            (B, count) int64 token ids.
+            (B, up to count) int64 token ids, -1 behind the end of a shorter answer.
 
         Raises:
             PolicyError: a logit is not finite.
         """
+        begun = draft.state
         actions = [self._settle(draft, stages, correct or self.correct)]
         for done in range(action_dim, count, action_dim):
-            draft = self._next(actions[-1], draft.cache, min(action_dim, count - done))
+            state = self._state_after(draft.state, actions[-1])
+            if self._all_end(state):
+                break
+            draft = self._next(actions[-1], draft.cache, min(action_dim, count - done), state)
             stages.passes += 1
             actions.append(self._settle(draft, stages, self.correct))
-        return self.ids(torch.cat(actions, dim=1))
+        said = torch.cat(actions, dim=1)
+        return self.ids(said).masked_fill(self._behind_the_end(begun, said), -1)
 
     def ids(self, said: Tensor) -> Tensor:
         """Return the token ids of (...) rows of the action vocabulary."""
-        return said + self.first_id
+        return self._ids[said]
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Return (...) rows of the action vocabulary of (...) ids. Raises ContractError for an id that is no row."""
+        return torch.from_numpy(self._codec.rows(ids.cpu().numpy())).to(ids.device)
 
     def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects) -> Tensor:
         for _ in range(draft.guess.shape[1]):
@@ -211,20 +240,41 @@ class Generator:
         require_finite(draft.finite)  # so many passes made all tokens right
         return draft.said
 
-    def _next(self, action: Tensor, cache: Slots, tokens: int) -> Draft:
+    def _next(self, action: Tensor, cache: Slots, tokens: int, state: Tensor | None) -> Draft:
         """Return the draft after (B, n) settled tokens, guessing that the arm does the same again."""
         cache.filled += action.shape[1] - 1  # the last token was generated, and not read yet
-        return self._read(self._embeddings[action[:, -1:]], action[:, : tokens - 1], cache)
+        return self._read(self._embeddings[action[:, -1:]], action[:, : tokens - 1], cache, state)
 
-    def _read(self, before: Tensor, guess: Tensor, cache: Slots) -> Draft:
+    def _read(self, before: Tensor, guess: Tensor, cache: Slots, state: Tensor | None) -> Draft:
         """Read (B, S, D) certain embeddings and (B, n) guessed tokens in one pass."""
         embeds = torch.cat([before, self._embeddings[guess]], dim=1)
-        said, finite = self.say(self._reasoner.read(embeds, cache, guess.shape[1] + 1))
+        said, finite = self.say(self._reasoner.read(embeds, cache, guess.shape[1] + 1), self._states(state, guess))
         cache.filled += before.shape[1]
-        return Draft(guess, said, finite, cache)
+        return Draft(guess, said, finite, cache, state)
+
+    def _at_begin(self, rows: int) -> Tensor | None:
+        return None if self._steps is None else self._steps.begin(rows)
+
+    def _states(self, state: Tensor | None, guess: Tensor) -> Tensor | None:
+        """Return (B, n + 1) states before and after each of (B, n) guessed tokens."""
+        return None if state is None or self._steps is None else self._steps.along(state, guess)
+
+    def _state_after(self, state: Tensor | None, said: Tensor) -> Tensor | None:
+        states = self._states(state, said)
+        return None if states is None else states[:, -1]
+
+    def _all_end(self, state: Tensor | None) -> bool:
+        return state is not None and self._steps is not None and bool((state == self._steps.done).all())
+
+    def _behind_the_end(self, begun: Tensor | None, said: Tensor) -> Tensor:
+        """Return (B, n) or () bool: whether a token only fills its row behind the end of the answer."""
+        states = self._states(begun, said)
+        if states is None or self._steps is None:
+            return torch.zeros((), dtype=torch.bool, device=said.device)
+        return states[:, :-1] == self._steps.done
 
     def first_logits(self, prompt: RaggedSequence) -> Tensor:
-        """Return (B, 256) logits of the first generated action token. Raises PolicyError like `tokens`."""
+        """Return (B, A) logits of the first generated action token. Raises PolicyError like `tokens`."""
         padded = prompt.padded_left()
         cache = self._reasoner.start(padded, padded.embeds.shape[1])
         hidden = self._reasoner.read(padded.embeds, cache, keep=1).squeeze(1)

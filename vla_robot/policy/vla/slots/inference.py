@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vla_robot.core.errors import ContractError, PolicyError
+from vla_robot.policy.vla.codecs.rows import NOT_FINITE
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.model import VLAModel
-from vla_robot.policy.vla.reason.action_tokens import NOT_FINITE
 from vla_robot.policy.vla.reason.generate import BROKEN, Generator, after_prefixes, is_settled
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
@@ -101,7 +101,7 @@ class BlockInference:
         if block.size.given:
             rows = torch.zeros(len(given), block.size.given, dtype=torch.int64)
             for row, prefix in zip(rows, given, strict=True):
-                row[: len(prefix)] = prefix - self._generator.first_id
+                row[: len(prefix)] = self._generator.rows(prefix)
             _put(block.given, rows)
             _put(block.counts, torch.tensor([len(prefix) for prefix in given]))
 
