@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import PolicyError
 from vla_robot.policy.onnx.record import READ, Bucket, Record, see_name, step_name
 from vla_robot.policy.onnx.runtime import Graphs, value
-from vla_robot.policy.vla.reason.action_tokens import NOT_FINITE
+from vla_robot.policy.vla.codecs.rows import NOT_FINITE
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 type Ids = NDArray[np.int64]

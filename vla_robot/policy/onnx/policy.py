@@ -16,9 +16,15 @@ from vla_robot.policy.onnx.generate import GraphGenerator, Ids, Inputs
 from vla_robot.policy.onnx.prompts import ExportedPrompts
 from vla_robot.policy.onnx.record import RECORD, WEIGHTS, file_names, read_record
 from vla_robot.policy.onnx.runtime import Graphs
-from vla_robot.policy.vla.inputs.reader import InputReader, chunks_of, committed_tokens, require_observations
+from vla_robot.policy.vla.codecs.bins import openvla_bins
+from vla_robot.policy.vla.inputs.reader import (
+    InputReader,
+    chunks_of,
+    committed_tokens,
+    follows_committed,
+    require_observations,
+)
 from vla_robot.policy.vla.inputs.statistics import Keys, Statistics, require_statistics
-from vla_robot.policy.vla.reason.action_tokens import ActionTokenizer
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.small_files import STATISTICS, read_embodiment, read_statistics
 from vla_robot.recipe.policy import OnnxRecipe
@@ -51,7 +57,7 @@ class OnnxPolicy:
         self.record, self.embodiment = small.record, small.embodiment
         self._statistics, self._preprocessor, self._read = small.statistics, small.preprocessor, small.reader
         answer = small.record.answer
-        self._tokens = ActionTokenizer(answer.action_vocab_end, answer.n_action_bins)
+        self._codec = openvla_bins(answer.action_vocab_end, answer.n_action_bins, answer.chunk)
         self.generate = GraphGenerator(
             Graphs(folder, small.record, provider, small.record.threads if threads is None else threads), small.record
         )
@@ -77,10 +83,11 @@ class OnnxPolicy:
         self._require_dims(stats)
         inputs = self.inputs(observations, statistics_keys)
         stages.lap("preprocess")
-        rows = zip(self._tokens.decode(self.generate(inputs, stages)), stats, strict=True)
+        rows = zip(self.normalised(self.generate(inputs, stages)), stats, strict=True)
         actions = [unnormalise(row[: chunk * len(s)].reshape(chunk, -1), s) for row, s in rows]  # each (K, D)
         stages.lap("detokenise")
-        return chunks_of(actions, observations, stages, conditions=chunk > 1)
+        after = [follows_committed(o, self._codec, ids) for o, ids in zip(observations, inputs.given, strict=True)]
+        return chunks_of(actions, observations, stages, after)
 
     def inputs(self, observations: Sequence[Observation], keys: Keys | None = None) -> Inputs:
         """Return what the graphs read of observations. Raises ContractError as `act`."""
@@ -93,8 +100,7 @@ class OnnxPolicy:
                 f"vla export onnx {self.record.policy} FOLDER --frame {height} {width}."
             )
         stats = self._statistics.rows("action", len(observations), keys)
-        chunk = self.record.answer.chunk
-        given = [committed_tokens(o, s, chunk, self._tokens) for o, s in zip(observations, stats, strict=True)]
+        given = [committed_tokens(o, s, self._codec) for o, s in zip(observations, stats, strict=True)]
         return Inputs(pixels, self._read.prompts(observations), self._read.state(observations, keys), given)
 
     def tokens(self, observations: Sequence[Observation]) -> Ids:
@@ -103,7 +109,7 @@ class OnnxPolicy:
 
     def normalised(self, tokens: Ids) -> np.ndarray:
         """Return (...) actions in [-1, 1] of (...) token ids."""
-        return self._tokens.decode(tokens)
+        return self._codec.values[self._codec.rows(tokens)]
 
     def _require_dims(self, stats: Sequence[QuantileStats]) -> None:
         dims = self.record.answer.action_dim

@@ -32,6 +32,7 @@ from vla_robot.policy.onnx.record import (
     steps_of,
 )
 from vla_robot.policy.onnx.runtime import sha256_of
+from vla_robot.policy.vla.codecs.folder import is_in_config
 from vla_robot.policy.vla.json_files import read_json, write_json
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.reason.cpu_threads import WORTH_SHARING_FLOPS
@@ -168,7 +169,13 @@ def _checkpoint(recipe: PolicyRecipe) -> CheckpointRecipe:
 def _load(recipe: CheckpointRecipe) -> AnyVLAPolicy:
     """Load a policy with its matrices as torch has them, in fp32 on the CPU, whatever its recipe says."""
     family, key = family_of(recipe.checkpoint), recipe.statistics_key
-    return family.load(recipe.checkpoint, "float32", "cpu", key, recipe.image_preprocessing, trainable=True)
+    policy = family.load(recipe.checkpoint, "float32", "cpu", key, recipe.image_preprocessing, trainable=True)
+    if not is_in_config(policy.codec):
+        raise PolicyError(
+            f"{recipe.checkpoint} says its actions as '{policy.codec.kind}' over rows of its own; graphs are made of "
+            "OpenVLA's bins over consecutive ids alone. Run it where it is."
+        )
+    return policy
 
 
 @torch.no_grad()
@@ -184,8 +191,8 @@ def _described(policy: AnyVLAPolicy, name: str, recipe: CheckpointRecipe, choice
         chunk=config.chunk,
         layers=_layers(policy),
         inserted=inserted,
-        action_vocab_end=config.action_vocab_end,
-        n_action_bins=config.n_action_bins,
+        action_vocab_end=int(policy.codec.ids[-1]) + 1,
+        n_action_bins=len(policy.codec.ids),
         pad_token_id=config.pad_token_id,
     )
     shape = tuple(batch.pixels.shape[1:])
