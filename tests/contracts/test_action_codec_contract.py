@@ -20,7 +20,7 @@ from vla_robot.policy.vla.codecs.bins import EQUAL, BinCodec, openvla_bins
 from vla_robot.policy.vla.codecs.fast import FastCodec, FastTokenizer, cosines
 from vla_robot.policy.vla.codecs.fast_files import read_fast, train_fast
 from vla_robot.policy.vla.codecs.folder import codec_from
-from vla_robot.policy.vla.codecs.words import WordCodec
+from vla_robot.policy.vla.codecs.number_words import WordCodec
 
 from .kinds import as_named
 

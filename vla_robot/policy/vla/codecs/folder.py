@@ -21,7 +21,7 @@ from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.codecs.bins import EQUAL, OPENVLA, BinCodec, openvla_bins
 from vla_robot.policy.vla.codecs.fast import FastCodec
 from vla_robot.policy.vla.codecs.fast_files import fast_from
-from vla_robot.policy.vla.codecs.words import WordCodec
+from vla_robot.policy.vla.codecs.number_words import WordCodec
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, shown, whole, write_json
 
 FILE = "codec.json"
