@@ -62,7 +62,7 @@ $(STAMP): pyproject.toml constraints.txt .python-version
 	@.ci/make_venv $(VENV)
 	@echo "Installing the packages of constraints.txt (about 6 GB of disk the first time) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all,dev,docs]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[all,cluster,dev,docs]'
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e plugins/lerobot_policy_vla_robot
 	@touch $@
 	@echo "Set up in $(VENV). If something seems off: $(BIN)/vla doctor"

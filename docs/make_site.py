@@ -36,6 +36,7 @@ GUIDES = {
         "gpu",
         "lerobot",
         "serving",
+        "cluster",
     ),
     "Robot": ("real-arm", "bridge", "safety", "security", "reliability"),
 }

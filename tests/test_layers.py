@@ -16,7 +16,7 @@ BENCHMARKS = "benchmarks"
 """Beside the package. It may import every room, and no room imports it."""
 LINES = (
     ("core",),
-    ("recipe", "transport"),
+    ("recipe", "transport", "cluster"),
     ("policy", "data", "world", "safety"),
     ("record", "teleop"),
     ("loop", "train", "web"),

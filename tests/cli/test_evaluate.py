@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from vla_robot.cli.common.cli_common import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USER_ERROR
-from vla_robot.cli.evaluate import evaluate
+from vla_robot.cli.evaluate import evaluate, seats
 from vla_robot.cli.evaluate.plan import EvaluateArgs, plan
 from vla_robot.cli.main import main
 from vla_robot.core.errors import ContractError, DataError, PolicyError, RecipeError, WorldError
@@ -123,9 +123,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
         (tmp_path / kind / f"{name}.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
     bench = Bench()
-    monkeypatch.setattr(evaluate, "open_world", bench.open_world)
-    monkeypatch.setattr(evaluate, "build_policy", bench.build_policy)
-    monkeypatch.setattr(evaluate, "build_guard", lambda _: NoLimits())
+    monkeypatch.setattr(seats, "open_world", bench.open_world)
+    monkeypatch.setattr(seats, "build_policy", bench.build_policy)
+    monkeypatch.setattr(seats, "build_guard", lambda _: NoLimits())
     return bench
 
 

@@ -171,7 +171,7 @@ KINDS: dict[str, Kind] = {
     "WithoutTruth": Kind(lambda get: WithoutTruth(MOVES)),
     "Takeover": Kind(lambda get: Takeover(MOVES, ScriptedTeleoperator(), ARM, row_by_row=False), batched=False),
     "FunctionPolicy": Kind(lambda get: MOVES),
-    "_Seat": Kind(lambda get: get("kept")(SharedPolicy(MOVES, max_batch=4)).seat()),
+    "PolicySeat": Kind(lambda get: get("kept")(SharedPolicy(MOVES, max_batch=4)).seat()),
     "RemotePolicy": Kind(lambda get: get("remote_policy")),
     "OpenpiPolicy": Kind(openpi, ONE_AXIS, ()),
     **{f"GrootPolicy of {generation}": Kind(groot(generation), ONE_AXIS, ()) for generation in get_args(Generation)},

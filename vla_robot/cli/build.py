@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vla_robot.core.embodiment import ActionSpace, Embodiment
 from vla_robot.core.errors import ContractError, RecipeError
 from vla_robot.core.host.optional import require
-from vla_robot.core.ports import Guard, Policy, World
+from vla_robot.core.ports import Guard, Policy, TaskRunner, World
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe
 from vla_robot.recipe.peer import PeerRecipe
 from vla_robot.recipe.policy import (
@@ -32,6 +32,32 @@ from vla_robot.transport.sockets import is_loopback, require_address
 if TYPE_CHECKING:
     from vla_robot.core.ports import ActionFilter, Arm
     from vla_robot.serve.bridge.remote_robot import RemoteRobot
+
+
+def open_runner(cluster: str | None, most_workers: int) -> AbstractContextManager[TaskRunner]:
+    """Open the place where tasks run: threads of this process, or the cluster that --cluster names.
+
+    Args:
+        cluster: value of --cluster; None for this process.
+        most_workers: largest number of workers in this process.
+
+    Raises:
+        VlaError: as `ray_cluster`.
+    """
+    if cluster is None:
+        from vla_robot.cluster.local import LocalRunner
+
+        return contextlib.nullcontext(LocalRunner(most_workers))
+    from vla_robot.cluster.ray_connection import ray_cluster
+
+    return ray_cluster(cluster)
+
+
+def require_cluster_name(name: str) -> None:
+    """Raise RecipeError or MissingDependencyError unless a value of --cluster can be used; connects to nothing."""
+    from vla_robot.cluster.ray_connection import require_cluster_name as require_name
+
+    require_name(name)
 
 
 def open_world(env: EnvRecipe, privileged: bool = False) -> AbstractContextManager[World]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.durable import make_folder, write_whole, writing
 from vla_robot.core.host.optional import require
 from vla_robot.evaluate.evaluation import Trial, TrialKey
 from vla_robot.evaluate.report_parts import video_path
@@ -27,6 +28,11 @@ Videos = Literal["all", "failures", "none"]
 
 SUCCESSES = 3
 """Successes that are shown of each policy in each language and world, besides the failures."""
+
+
+Film = Mapping[str, bytes]
+"""Suffix of a file -> its content: of a video and of its poster."""
+FILM_SUFFIXES = (".mp4", ".jpg")
 
 
 def film_path(folder: Path, key: TrialKey) -> Path:
@@ -83,6 +89,29 @@ class VideoSelection:
             self.failure = error
         log.unlink(missing_ok=True)
         return trial
+
+    def take(self, key: TrialKey) -> Film:
+        """Return the video of a trial, empty if there is none, and delete its files: for another computer's folder."""
+        path = film_path(self._folder, key)
+        found = [each for suffix in FILM_SUFFIXES if (each := path.with_suffix(suffix)).is_file()]
+        film = {each.suffix: each.read_bytes() for each in found}
+        for each in found:
+            each.unlink()
+        return film
+
+    def keep(self, trial: Trial, film: Film) -> None:
+        """Write a video that `take` returned, if it is wanted. The folder has the name that the trial gives it."""
+        path = film_path(self._folder, trial.key)
+        if ".mp4" not in film or not self._is_wanted(trial, _row_folder(self._folder, trial.key)):
+            return
+        try:
+            with writing(path):
+                make_folder(path.parent)
+                for suffix in FILM_SUFFIXES:
+                    if suffix in film:
+                        write_whole(path.with_suffix(suffix), film[suffix])
+        except DataError as error:
+            self.failure = error
 
     def _is_wanted(self, trial: Trial, row: Path) -> bool:
         if self._videos == "all" or not trial.result.success:

@@ -14,6 +14,7 @@ from vla_robot.core.untrusted import read_file
 
 MAX_LOCK_BYTES = 2**22
 MAX_TIMEOUT_S = 3600.0
+MAX_CPUS = 1024
 MIN_PYTHON = (3, 12)
 """The child process imports this very package, which needs it."""
 
@@ -37,6 +38,7 @@ class EnvironmentRecipe:
         start_timeout_s: time limit of a world's start there [s].
         reset_timeout_s: time limit of a reset [s].
         world_mb: main memory of one world [MB], by which `vla eval` limits how many it opens at once.
+        world_cpus: processor cores of one world, by which `vla eval` places worlds on this computer or on a cluster.
         scored_by: packages whose version decides a benchmark's score; reports name their versions.
     """
 
@@ -49,6 +51,7 @@ class EnvironmentRecipe:
     start_timeout_s: float = 180.0
     reset_timeout_s: float = 60.0
     world_mb: int = 1000
+    world_cpus: float = 1.0
     scored_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class EnvironmentRecipe:
                 raise RecipeError(f"build: '{name}' is not of the form name==version")
         if min(self.download_mb, self.disk_mb, self.world_mb) < 0:
             raise RecipeError("download_mb, disk_mb and world_mb must be at least 0")
+        if not 0 < self.world_cpus <= MAX_CPUS:
+            raise RecipeError(f"world_cpus {self.world_cpus:g} is outside 0 to {MAX_CPUS}")
         for name in ("start_timeout_s", "reset_timeout_s"):
             if not 0 < getattr(self, name) <= MAX_TIMEOUT_S:
                 raise RecipeError(f"{name} {getattr(self, name):g} is outside 0 to {MAX_TIMEOUT_S:g}")

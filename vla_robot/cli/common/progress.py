@@ -15,7 +15,11 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 class ProgressBar:
-    """Base of classes that draw a bar on a terminal; use it in a `with` block."""
+    """Base of classes that draw a bar on a terminal; use it in a `with` block.
+
+    Attributes:
+        console: where it draws; what is printed there meanwhile stands above the bar.
+    """
 
     def __init__(self, console: Terminal, *, transient: bool = False) -> None:
         """
@@ -23,7 +27,7 @@ class ProgressBar:
             console: where to draw.
             transient: the bar vanishes at the end.
         """
-        self._console = console
+        self.console = console
         self._progress = Progress(
             TextColumn("  {task.description}", markup=False),
             BarColumn(),
@@ -45,21 +49,24 @@ class ProgressBar:
 class Bar(ProgressBar):
     """Progress of one thing that counts up. Call `update(done, total)`."""
 
-    def __init__(self, what: str, console: Terminal, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, what: str, console: Terminal, clock: Callable[[], float] = time.monotonic, *, lines: bool = True
+    ) -> None:
         """
         Args:
             what: is counted, e.g. "episodes".
             console: where to draw.
             clock: seconds since some moment.
+            lines: print a plain line at intervals in a pipe; False where each thing has a line of its own.
         """
         super().__init__(console, transient=True)
-        self._what, self._clock = what, clock
+        self._what, self._clock, self._lines = what, clock, lines
         self._next_line_s = clock() + PLAIN_LINE_EVERY_S
         self._task = self._progress.add_task(what, total=None)
 
     def update(self, done: int, total: int) -> None:
         """`done` of `total` now."""
         self._progress.update(self._task, completed=done, total=total)
-        if not self._console.is_terminal and self._clock() >= self._next_line_s:
+        if self._lines and not self.console.is_terminal and self._clock() >= self._next_line_s:
             self._next_line_s = self._clock() + PLAIN_LINE_EVERY_S
-            self._console.print(f"  {done}/{total} {self._what}", soft_wrap=True)
+            self.console.print(f"  {done}/{total} {self._what}", soft_wrap=True)

@@ -91,6 +91,8 @@ def as_asked_for(args: EvaluateArgs, folder: Path) -> str:
         words += ["--rows", str(args.rows)]
     if args.device is not None:
         words += ["--device", args.device]
+    if args.cluster is not None:
+        words += ["--cluster", args.cluster, *(["--replicas", str(args.replicas)] if args.replicas > 1 else [])]
     if args.language != ("plain",):
         words += ["--language", *args.language]
     return shlex.join([*words, "--out", short_path(folder)])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from vla_robot.cli.build import device_of
+from vla_robot.cli.build import device_of, require_cluster_name
 from vla_robot.cli.common.cli_common import option, shown
 from vla_robot.core.errors import RecipeError
-from vla_robot.core.host.provenance import available_cores, main_memory_mb
+from vla_robot.core.ports import TaskRunner
+from vla_robot.core.ports.tasks import Resources, ShouldStop
 from vla_robot.core.seeds import seed_problem
 from vla_robot.evaluate.evaluation import Evaluation
 from vla_robot.evaluate.instruction_variants import Language, Words, words_for
@@ -23,7 +25,7 @@ from vla_robot.recipe import dump, find, read
 from vla_robot.recipe.env import EnvRecipe, SimulationRecipe, SuiteRecipe
 from vla_robot.recipe.env_source import MOVED, EnvSource, find_env
 from vla_robot.recipe.environment import EnvironmentRecipe
-from vla_robot.recipe.policy import WeightsRecipe
+from vla_robot.recipe.policy import CheckpointRecipe, WeightsRecipe
 from vla_robot.recipe.policy_source import PolicySource, find_policy
 
 MOST_WORKERS = 8
@@ -32,8 +34,8 @@ MOST_WORKERS = 8
 WORLD_MB = 1000
 """Main memory of a world in this environment [MB], its policy's share included."""
 
-MEMORY_SHARE = 0.8
-"""Share of the main memory that worlds may take by default."""
+MODEL_MB, MODEL_SHARE = 1000, 1.5
+"""Main memory of a policy on a cluster [MB], besides this multiple of its files."""
 
 FIRST_SEED = 10_000
 """First seed of a world, unless the command gives one: training data has others."""
@@ -72,6 +74,11 @@ class EvaluateArgs:
     workers: Annotated[int | None, option("N")] = None
     """number of worlds in parallel, each in its own process; by default one per core, at most 8, and as many as
     fit into four fifths of the main memory"""
+    cluster: Annotated[str | None, option("local|auto|ray://HOST:10001")] = None
+    """run the worlds on a Ray cluster (extra [cluster]; docs/cluster.md): one made on this computer for this command,
+    the one that this computer is a node of, or another; by default without Ray, in processes of this computer"""
+    replicas: Annotated[int, option("N")] = 1
+    """with --cluster, copies of each policy with weights, on a GPU each if the cluster has some"""
     videos: Videos = "failures"
     """which episodes get a video; "failures" also gives three successes of each world; with "none", worlds render
     nothing for policies that do not look, such as expert, hold and random"""
@@ -95,6 +102,10 @@ class EvaluateArgs:
             raise RecipeError("--policy names no policy. `vla list policies` shows them.")
         if self.workers is not None and self.workers < 1:
             raise RecipeError(f"--workers is {self.workers}; at least 1 is needed.")
+        if self.replicas < 1 or (self.replicas > 1 and self.cluster is None):
+            raise RecipeError(f"--replicas {self.replicas}: at least 1, and more than one with --cluster.")
+        if self.cluster is not None:
+            require_cluster_name(self.cluster)
         lists = {"--env": self.env, "--suite": self.suite, "--policy": self.policy, "--language": self.language}
         for name, values in lists.items():
             if len(set(values)) != len(values) or (name == "--language" and not values):
@@ -118,7 +129,7 @@ class Plan:
     Attributes:
         suites: name of a row's worlds -> the worlds, in order; one world of --env is a suite of its own.
         policies: name in the report -> the policy.
-        devices: name in the report -> device of its weights, in words, where it has weights in this process.
+        devices: name in the report -> device of its weights, in words, where it has weights here or on the cluster.
         words: world -> language -> the task's wording.
         seeds: seeds of each policy in each language in each world.
         rows: execution horizon of every policy; None for each recipe's.
@@ -188,10 +199,25 @@ class Plan:
         names = {r.environment for r in recipes if isinstance(r, SimulationRecipe) and r.environment}
         return [read(EnvironmentRecipe, find("environments", name)) for name in sorted(names)]
 
-    def most_workers(self) -> int:
-        """Return how many worlds this computer's cores and main memory allow."""
-        world_mb = max((environment.world_mb for environment in self.environments()), default=WORLD_MB)
-        return max(1, min(MOST_WORKERS, available_cores(), int(MEMORY_SHARE * main_memory_mb() / world_mb)))
+    @property
+    def rates_hz(self) -> dict[str, float]:
+        """World -> control steps per second of its own time."""
+        return {name: world.recipe.rate_hz for name, world in self.worlds.items()}
+
+    def needs(self) -> Resources:
+        """Return what the largest of the worlds takes of its computer."""
+        environments = self.environments()
+        memory_mb = max((environment.world_mb for environment in environments), default=WORLD_MB)
+        return Resources(max((environment.world_cpus for environment in environments), default=1.0), memory_mb)
+
+
+def model_needs(source: PolicySource, *, has_gpu: bool) -> Resources:
+    """Return what a policy with weights takes of its computer: its files' size and more, and a GPU where one may be."""
+    assert isinstance(source.recipe, WeightsRecipe)
+    folder = source.recipe.checkpoint if isinstance(source.recipe, CheckpointRecipe) else source.path
+    files_mb = 0.0 if folder is None else sum(f.stat().st_size for f in folder.glob("*.safetensors")) / 1e6
+    wants_gpu = has_gpu and source.recipe.device.partition(":")[0] in ("auto", "cuda")
+    return Resources(1.0, round(MODEL_MB + MODEL_SHARE * files_mb), 1.0 if wants_gpu else 0.0)
 
 
 def plan(args: EvaluateArgs) -> Plan:
@@ -208,9 +234,34 @@ def plan(args: EvaluateArgs) -> Plan:
         for worlds in suites.values()
         for world in worlds
     }
-    devices = {name: device for name, source in policies.items() if (device := device_of(source)) is not None}
+    devices = {} if args.cluster else _devices(policies)
     folder = args.out or new_run_folder(Path("runs"), "eval-")
     return Plan(suites, policies, devices, words, args.seeds, args.rows, args.videos != "none", folder)
+
+
+def _devices(policies: Mapping[str, PolicySource]) -> dict[str, str]:
+    return {name: device for name, source in policies.items() if (device := device_of(source)) is not None}
+
+
+def with_devices_of(runner: TaskRunner, what: Plan) -> Plan:
+    """Return a plan with the devices that policies get where a runner's tasks run.
+
+    Raises:
+        ContractError: there is no such device there.
+    """
+    if runner.is_here:
+        return what
+    devices: dict[str, str] = {}
+    for name, source in what.policies.items():
+        if isinstance(source.recipe, WeightsRecipe):
+            with runner.workers(nullcontext, 1, model_needs(source, has_gpu=runner.has_gpu())) as workers:
+                devices.update(workers.run(_device_there, [(name, source)]))
+    return replace(what, devices=devices)
+
+
+def _device_there(state: None, named: tuple[str, PolicySource], should_stop: ShouldStop) -> tuple[str, str]:
+    name, source = named
+    return name, device_of(source) or ""
 
 
 def _on_device(policies: Sequence[PolicySource], device: str | None) -> list[PolicySource]:

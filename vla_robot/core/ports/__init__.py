@@ -10,6 +10,7 @@ from vla_robot.core.ports.episode_source import EpisodeSource, MarksGaps
 from vla_robot.core.ports.guard import ActionFilter, Guard
 from vla_robot.core.ports.policy import Policy, ReadsHistory
 from vla_robot.core.ports.robot import ReportsStatus, Robot, StoppableRobot
+from vla_robot.core.ports.tasks import SharedObject, TaskRunner, Workers
 from vla_robot.core.ports.teleoperator import Kinematics, LeaderArm, SharesControl, Teleoperator
 from vla_robot.core.ports.world import ReportsStages, VisibleWorld, World
 
@@ -28,10 +29,13 @@ __all__ = [
     "ReportsStages",
     "ReportsStatus",
     "Robot",
+    "SharedObject",
     "SharesControl",
     "StoppableRobot",
     "Streamed",
+    "TaskRunner",
     "Teleoperator",
     "VisibleWorld",
+    "Workers",
     "World",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from typing import Self
 
 from vla_robot.core.messages import ActionChunk, Observation
@@ -19,7 +20,10 @@ class SharedPolicy:
     """Runs a policy in a thread of its own for several worlds; use it in a `with` block.
 
     >>> with SharedPolicy(policy, max_batch=4) as shared:                                        # doctest: +SKIP
-    ...     policies = [shared.seat() for _ in worlds]
+    ...     chunks = shared.act("world 1", [observation])
+
+    Attributes:
+        history_steps: number of earlier observations that the policy reads.
     """
 
     def __init__(self, policy: Policy, max_batch: int) -> None:
@@ -29,7 +33,7 @@ class SharedPolicy:
             max_batch: most rows of a batch.
         """
         # A batch does not wait: what arrives while the model computes is the next batch.
-        self._history_steps = history_steps(policy)
+        self.history_steps = history_steps(policy)
         self._batcher = Batcher(lambda observations, _keys: policy.act(observations), Line(max_batch, max_wait_ns=0))
         self._thread = threading.Thread(target=self._batcher.run, name="policy", daemon=True)
 
@@ -47,17 +51,39 @@ class SharedPolicy:
         return self._batcher.status()["waiting"]
 
     def seat(self) -> Policy:
-        """Return a policy for one world."""
-        return _Seat(self._batcher, self._history_steps)
+        """Return a policy for one world of this process."""
+        return PolicySeat(self.act, uuid.uuid4().hex, self.history_steps)
+
+    def act(self, client: str, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return a chunk for each observation of a world, which has one question at a time; thread-safe.
+
+        Args:
+            client: the world's name, unlike that of any other.
+            observations: its observations.
+
+        Raises:
+            VlaError: the policy's error.
+        """
+        return [self._batcher.ask(o, timeout_s=ANSWER_TIMEOUT_S, client=client) for o in observations]
 
 
-class _Seat:
-    def __init__(self, batcher: Batcher, history_steps: int) -> None:
-        self._batcher = batcher
+class PolicySeat:
+    """The policy of one world, which asks a shared one. It has no memory, so that a question may be asked twice."""
+
+    def __init__(
+        self, ask: Callable[[str, Sequence[Observation]], list[ActionChunk]], client: str, history_steps: int
+    ) -> None:
+        """
+        Args:
+            ask: `SharedPolicy.act`, here or in another process.
+            client: the world's name, unlike that of any other.
+            history_steps: number of earlier observations that the policy reads.
+        """
+        self._ask, self._client = ask, client
         self.history_steps = history_steps
 
     def reset(self, seed: int) -> None:
         """Do nothing: see `SharedPolicy`."""
 
     def act(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        return [self._batcher.ask(o, timeout_s=ANSWER_TIMEOUT_S, client=self) for o in observations]
+        return self._ask(self._client, observations)

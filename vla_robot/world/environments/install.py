@@ -5,6 +5,7 @@ claim the folder -> remove what a killed process left -> uv venv -> uv pip insta
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -51,6 +52,24 @@ def make(environment: Environment) -> float:
         took_s = time.monotonic() - started_s
         _mark(environment, uv, took_s)
     return took_s
+
+
+def make_once(environment: Environment) -> None:
+    """Make an environment unless it is whole; of several processes of a computer, one makes it and the others wait.
+
+    Raises:
+        VlaError: as `make`.
+    """
+    if environment.is_made:
+        return
+    folder = environments_folder()
+    with writing(folder):
+        make_folder(folder)
+        lock = (folder / f".{environment.folder.name}.lock").open("w")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not environment.is_made:
+            make(environment)
 
 
 def remove(environment: Environment) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vla_robot.evaluate.worker_pool import run_in_pool
+from vla_robot.cluster.worker_pool import run_in_pool
 
 
 def test_every_job_is_done_once() -> None:

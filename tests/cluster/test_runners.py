@@ -1,0 +1,78 @@
+"""Every runner keeps the port: threads of this process, and Ray on this computer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import toy_tasks
+
+from vla_robot.cli.build import open_runner
+from vla_robot.core.errors import DataError
+from vla_robot.core.ports import TaskRunner
+from vla_robot.core.ports.tasks import Resources
+
+SMALL = Resources(cpus=0.5, memory_mb=50)
+
+
+@pytest.fixture(scope="module", params=[None, "local"])
+def runner(request: pytest.FixtureRequest) -> Iterator[TaskRunner]:
+    if request.param is not None:
+        pytest.importorskip("ray")
+    with open_runner(request.param, 4) as opened:
+        yield opened
+
+
+def test_every_job_has_one_result(runner: TaskRunner) -> None:
+    with runner.workers(toy_tasks.counter, 2, SMALL) as workers:
+        assert sorted(workers.run(toy_tasks.square, range(20))) == [k * k for k in range(20)]
+        assert workers.peak_mb > 1
+
+
+def test_workers_keep_their_states_between_lists_of_jobs(runner: TaskRunner) -> None:
+    with runner.workers(toy_tasks.counter, 1, SMALL) as workers:
+        first = list(workers.run(toy_tasks.process, [7, 8]))
+        second = list(workers.run(toy_tasks.process, [9]))
+    assert [(job, count) for job, _, count in first + second] == [(7, 1), (8, 2), (9, 3)]
+    assert len({pid for _, pid, _ in first + second}) == 1
+
+
+def test_an_error_of_a_task_arrives_as_it_was_raised(runner: TaskRunner) -> None:
+    with (
+        runner.workers(toy_tasks.counter, 2, SMALL) as workers,
+        pytest.raises(DataError, match=r"^the third job is refused\.$"),
+    ):
+        list(workers.run(toy_tasks.refuse_two, range(4)))
+
+
+def test_an_error_of_a_state_arrives_as_it_was_raised(runner: TaskRunner) -> None:
+    with pytest.raises(DataError, match=r"^no state can be made here\.$"), contextlib.ExitStack() as stack:
+        workers = stack.enter_context(runner.workers(toy_tasks.refusing, 1, SMALL))
+        list(workers.run(toy_tasks.square, [1]))
+
+
+def test_a_stopped_run_yields_nothing_more(runner: TaskRunner) -> None:
+    with runner.workers(toy_tasks.counter, 1, SMALL) as workers:
+        found: list[int] = []
+        for result in workers.run(toy_tasks.square, range(9), should_stop=lambda: len(found) >= 2):
+            found.append(result)
+            if len(found) >= 2 and runner.is_here:
+                break  # in this process, the task itself ends early
+    assert found == [0, 1]
+
+
+def test_all_workers_ask_one_shared_object(runner: TaskRunner) -> None:
+    with (
+        runner.workers(toy_tasks.counter, 2, SMALL) as workers,
+        runner.share(toy_tasks.model, callers=2, needs=SMALL) as shared,
+    ):
+        assert sorted(workers.run(toy_tasks.Asking(shared), range(8))) == list(range(1000, 1008))
+        assert shared.call(toy_tasks.calls) == 8
+        with pytest.raises(DataError, match=r"^a negative question\.$"):
+            list(workers.run(toy_tasks.Asking(shared), [-1]))
+
+
+def test_room_is_counted_by_cores_and_memory(runner: TaskRunner) -> None:
+    assert runner.most_workers(SMALL) >= 1
+    assert runner.most_workers(Resources(cpus=0.5, memory_mb=10**9)) <= 1
