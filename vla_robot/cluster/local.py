@@ -39,6 +39,10 @@ class LocalRunner:
         """
         self._most = most
 
+    @property
+    def peak_mb(self) -> float:
+        return process_peak_mb()
+
     def most_workers(self, needs: Resources) -> int:
         by_cores = int(available_cores() / needs.cpus)
         by_memory = int(MEMORY_SHARE * main_memory_mb() / max(needs.memory_mb, 1))
@@ -65,10 +69,6 @@ class LocalRunner:
 class _LocalWorkers[State]:
     def __init__(self, states: Sequence[State]) -> None:
         self._states = states
-
-    @property
-    def peak_mb(self) -> float:
-        return process_peak_mb()
 
     def run[Job, Result](
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,8 @@ from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import available_cores
 
 CLIENT = re.compile(r"ray://[^\s/]+:\d{1,5}")
+_ADDRESS = re.compile(r"(?:ray://)?\[?([^\s/\[\]]+)\]?:(\d{1,5})")
+_LISTENS_S = 10.0
 PROBE_TIMEOUT_S = 300.0
 """Time limit of the comparison of versions [s]: a node starts a process of its own for it."""
 LOCAL_STORE_BYTES = 200 * 2**20
@@ -57,6 +60,7 @@ def ray_cluster(name: str) -> Iterator[RayRunner]:
 def _connect(name: str) -> Any:
     if name == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+    _require_listening(name, os.environ.get("RAY_ADDRESS", "") if name == "auto" else name)
     import ray
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
@@ -76,6 +80,17 @@ def _connect(name: str) -> Any:
             raise
         raise ContractError(f"--cluster {name}: {_one_line(error)} {_SAME}") from error
     return ray
+
+
+def _require_listening(name: str, address: str) -> None:
+    """Raise TransportError if nothing listens at HOST:PORT: Ray would try for minutes, and end the process."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=_LISTENS_S).close()
+    except (OSError, OverflowError) as error:
+        raise TransportError(f"--cluster {name}: nothing listens at {found[1]}:{found[2]}. {_cure(name)}") from error
 
 
 _SAME = "Install the same versions on every node: docs/cluster.md says how."

@@ -44,6 +44,7 @@ class RayRunner:
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray
+        self.peak_mb = 0.0
 
     def nodes(self) -> list[Mapping[str, float]]:
         """Return what each living node has in all: "CPU", "memory" [bytes], "GPU"."""
@@ -186,7 +187,6 @@ class _RayWorkers[State]:
         self._busy: dict[Any, tuple[Any, _Try]] = {}  # reference of a result -> actor, job
         self._without_room_since_s: float | None = None
         self._not_opened = 0  # workers in a row that were lost before they had a state
-        self.peak_mb = 0.0
 
     def run[Job, Result](
         self,
@@ -279,7 +279,7 @@ class _RayWorkers[State]:
                 ) from error
             return
         self._idle.append(actor)
-        self.peak_mb = max(self.peak_mb, peak_mb)
+        self._runner.peak_mb = max(self._runner.peak_mb, peak_mb)
         yield result
 
 

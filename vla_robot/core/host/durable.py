@@ -66,12 +66,19 @@ def write_whole(path: Path, content: Buffer, mode: int = FILE_MODE) -> None:
         with path.open("wb") as file:
             file.write(content)
         return
+    with open_whole(path, mode) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_whole(path: Path, mode: int = FILE_MODE) -> Generator[IO[bytes]]:
+    """Write a file during a `with` block as `write_whole` does; after an error in the block, nothing was written."""
     target = path.resolve()  # the file behind a link is replaced, not the link
     make_folder(target.parent)
     part = target.with_name(f"{target.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(content)
+            yield file
             sync_file(file)
         rename(part, target)
     except BaseException:

@@ -40,11 +40,6 @@ ShouldStop = Callable[[], bool]
 class Workers[State](Protocol):
     """Workers with a state each. They live until the `with` block ends, and may run several lists of jobs."""
 
-    @property
-    def peak_mb(self) -> float:
-        """Largest main memory that the process of a worker took so far [MB]; 0 before the first result."""
-        ...
-
     def run[Job, Result](
         self,
         task: Callable[[State, Job, ShouldStop], Result],
@@ -85,6 +80,11 @@ class TaskRunner(Protocol):
     @property
     def is_here(self) -> bool:
         """Whether tasks run in this process and see its objects and files; nothing has to be pickled then."""
+        ...
+
+    @property
+    def peak_mb(self) -> float:
+        """Largest main memory that the process of a worker took so far [MB]; 0 before the first result."""
         ...
 
     def most_workers(self, needs: Resources) -> int:

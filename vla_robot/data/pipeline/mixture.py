@@ -25,9 +25,11 @@ from numpy.typing import NDArray
 
 from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError, RecipeError, unknown
-from vla_robot.core.ports import EpisodeSource, MarksGaps
+from vla_robot.core.ports import EpisodeSource, MarksGaps, TaskRunner
+from vla_robot.data.formats.kinds import format_at
 from vla_robot.data.formats.open import open_source
 from vla_robot.data.formats.recognise import advise, assumed_recipe, explain_unknown, facts_at, recognise
+from vla_robot.data.formats.rlds.reader import index_rlds
 from vla_robot.data.formats.rlds.storage import open_storage
 from vla_robot.data.pipeline.shuffle import Order, Weighted
 from vla_robot.data.pipeline.steps import StepTable, is_absolute, normalised, step_table
@@ -440,11 +442,22 @@ def open_table_of(
     skip_corrupt: bool = False,
     cache: Path | None = None,
     on_progress: OnTableProgress = lambda name, done, total: None,
+    runner: TaskRunner | None = None,
 ) -> tuple[dict[str, EpisodeSource], StepTable]:
-    """Return split -> episodes of a dataset, and the table of its standard steps; see `open_mixture`."""
-    parts = open_parts(member.location, skip_corrupt, member.recipe.format)
+    """Return split -> episodes of a dataset, and the table of its standard steps; see `open_mixture`.
+
+    Args:
+        member: the dataset.
+        skip_corrupt: leave damaged episodes out.
+        cache: folder for tables; None takes the user's cache folder.
+        on_progress: called while the table is made.
+        runner: where shards and episodes are read; None for this process.
+    """
     progress = _progress_of(member.name, on_progress)
-    return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress)
+    if runner is not None and (member.recipe.format or format_at(member.location)) == "rlds":
+        index_rlds(member.location, runner)
+    parts = open_parts(member.location, skip_corrupt, member.recipe.format)
+    return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress, runner)
 
 
 def notes_of(parts: Iterable[EpisodeSource]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ sizes and times of the dataset's files, so that a change of either makes a new t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -27,13 +28,16 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from vla_robot.cluster.local import LocalRunner
 from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import make_folder, rename, sync_tree, writing
 from vla_robot.core.normalise import QuantileStats, normalise
-from vla_robot.core.ports import EpisodeSource
-from vla_robot.data.pipeline.standardise import Trajectory, fields_of, require_fit, standardise
+from vla_robot.core.ports import EpisodeSource, TaskRunner
+from vla_robot.data.pipeline.standardise import require_fit
 from vla_robot.data.pipeline.stats import dataset_statistics
+from vla_robot.data.pipeline.step_parts import read_part, standard_parts
 from vla_robot.recipe.oxe import SourceRecipe
 
 FORMAT = 1
@@ -42,9 +46,6 @@ NOT_IN_STEPS = ("description", "published")
 """Fields of a recipe that change no step."""
 SINCE = ("format",)
 """Fields that older recipes lack: without a value, tables that were made before stay valid."""
-
-EPISODE = np.dtype([("part", "<i4"), ("index", "<i8"), ("first", "<i4"), ("start", "<i8"), ("length", "<i8")])
-"""Index of the dataset's part, and of its episode; raw step of step 0; first row and number of rows."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ def step_table(
     parts: Sequence[EpisodeSource],
     cache: Path | None = None,
     on_progress: OnProgress = lambda done, total: None,
+    runner: TaskRunner | None = None,
 ) -> StepTable:
     """Open the table of a dataset; make it first if it does not exist.
 
@@ -92,6 +94,7 @@ def step_table(
         parts: all parts of the dataset, e.g. its splits: statistics cover training and validation.
         cache: folder for tables; None takes the user's cache folder.
         on_progress: called while the table is made.
+        runner: where the episodes are read; None for this process.
 
     Raises:
         DataError: the dataset does not fit the recipe, is damaged, or has no step.
@@ -100,7 +103,7 @@ def step_table(
     if not (folder / ABOUT).is_file():
         for part in parts:
             require_fit(recipe, part.fields, part.location)
-        _make(folder, name, recipe, parts, on_progress)
+        _make(folder, name, recipe, parts, on_progress, runner or LocalRunner())
     return open_table(folder)
 
 
@@ -174,7 +177,12 @@ def _stamps(location: str) -> list[list[Any]]:
 
 
 def _make(
-    folder: Path, name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource], on_progress: OnProgress
+    folder: Path,
+    name: str,
+    recipe: SourceRecipe,
+    parts: Sequence[EpisodeSource],
+    on_progress: OnProgress,
+    runner: TaskRunner,
 ) -> None:
     """Write a table in another folder and rename it, so that it is never partial, even with several processes."""
     try:
@@ -183,20 +191,33 @@ def _make(
     except OSError as error:
         raise DataError(f"cannot write below {folder.parent}: {error.strerror}. Set XDG_CACHE_HOME.") from error
     try:
-        with writing(building):
-            _Writer(building, name, recipe, parts).write(on_progress)
+        with writing(building), _place_of_parts(folder, building, runner) as store:
+            _Writer(building, name, recipe, parts).write(store, runner, on_progress)
             sync_tree(building)
             try:
                 rename(building, folder)
             except OSError:  # another process was faster; its table is the same
                 if not (folder / ABOUT).is_file():
                     raise
+            shutil.rmtree(store, ignore_errors=True)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _place_of_parts(folder: Path, building: Path, runner: TaskRunner) -> Iterator[Path]:
+    """Yield the folder of the parts: one that outlives a killed command where they cost a cluster's time."""
+    if runner.is_here:
+        with tempfile.TemporaryDirectory(prefix=f"{building.name}.parts.", dir=folder.parent) as store:
+            yield Path(store)
+    else:
+        store = folder.with_name(f"{folder.name}.parts")
+        with Claim(store):
+            yield store
+
+
 class _Writer:
-    """A writer that fills the arrays of a table, one episode after the other."""
+    """A writer that fills the arrays of a table with the standard steps of all pieces, in order."""
 
     def __init__(self, folder: Path, name: str, recipe: SourceRecipe, parts: Sequence[EpisodeSource]) -> None:
         self._folder, self._name, self._recipe, self._parts = folder, name, recipe, parts
@@ -207,32 +228,25 @@ class _Writer:
             raise DataError(f"{places}: the dataset has no step to learn from.")
         self._arrays: dict[str, NDArray[Any]] = {}
         self._texts: dict[str, int] = {}
-        self._episodes: list[tuple[int, int, int, int, int]] = []
+        self._episodes: list[NDArray[Any]] = []
 
-    def write(self, on_progress: OnProgress) -> None:
+    def write(self, store: Path, runner: TaskRunner, on_progress: OnProgress) -> None:
+        files = standard_parts(self._recipe, self._parts, store, runner, on_progress)
         start = 0
-        for part, index, trajectory in self._trajectories(on_progress):
-            rows = slice(start, start + len(trajectory))
-            self._array("actions", trajectory.actions)[rows] = trajectory.actions
-            self._array("state", trajectory.state)[rows] = trajectory.state
-            codes = [self._texts.setdefault(text, len(self._texts)) for text in trajectory.instructions]
-            self._array("instructions", np.empty(0, np.int32))[rows] = codes
-            self._episodes.append((part, index, trajectory.first, start, len(trajectory)))
+        for path in files:
+            part = read_part(path)
+            rows = slice(start, start + len(part.actions))
+            if len(part.actions):
+                self._array("actions", part.actions)[rows] = part.actions
+                self._array("state", part.state)[rows] = part.state
+                codes = [self._texts.setdefault(text, len(self._texts)) for text in part.texts]
+                self._array("instructions", np.empty(0, np.int32))[rows] = np.array(codes, np.int32)[part.text_of]
+                episodes = part.episodes.copy()
+                episodes["start"] += start
+                self._episodes.append(episodes)
             start = rows.stop
-        np.save(self._folder / "episodes.npy", np.array(self._episodes, dtype=EPISODE))
+        np.save(self._folder / "episodes.npy", np.concatenate(self._episodes))
         self._write_about()
-
-    def _trajectories(self, on_progress: OnProgress) -> Iterator[tuple[int, int, Trajectory]]:
-        """Yield the indices of part and episode, and the steps, of every episode that has a step."""
-        done, total = 0, sum(len(part) for part in self._parts)
-        wanted = fields_of(self._recipe)
-        for number, part in enumerate(self._parts):
-            for index in range(len(part)):
-                trajectory = standardise(self._recipe, part.episode(index, wanted))
-                if len(trajectory):
-                    yield number, index, trajectory
-                done += 1
-                on_progress(done, total)
 
     def _array(self, name: str, like: NDArray[Any]) -> NDArray[Any]:
         if name not in self._arrays:
@@ -246,7 +260,9 @@ class _Writer:
         actions, state = self._arrays["actions"], self._arrays["state"]
         # The reference writes zeros, one for each dimension of the action, where there is no state.
         proprio = state if state.shape[1] else np.broadcast_to(np.float32(0), actions.shape)
-        statistics = dataset_statistics(self._name, actions, proprio, len(self._episodes), self._recipe.action_mask)
+        statistics = dataset_statistics(
+            self._name, actions, proprio, sum(map(len, self._episodes)), self._recipe.action_mask
+        )
         about = {"texts": list(self._texts), "statistics": statistics[self._name]}
         for array in self._arrays.values():
             array.flush()  # type: ignore[attr-defined]

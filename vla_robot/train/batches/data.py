@@ -15,7 +15,8 @@ from vla_robot.core.errors import DataError
 from vla_robot.data.formats.lerobot.demo_dataset import Demos
 from vla_robot.data.pipeline.mixture import Choices, Dataset, Mixture, open_mixture
 from vla_robot.data.pipeline.shuffle import ORDER, Order, Pooled, Weighted
-from vla_robot.data.pipeline.steps import EPISODE, StepTable
+from vla_robot.data.pipeline.step_parts import EPISODE
+from vla_robot.data.pipeline.steps import StepTable
 from vla_robot.data.pipeline.windows import Window
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.recipe.finetune import DemosFinetuneRecipe, MixtureFinetuneRecipe

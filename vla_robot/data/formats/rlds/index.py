@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_robot.cluster.local import LocalRunner
 from vla_robot.core.episode import OnProgress
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import make_folder, rename, sync_file
+from vla_robot.core.ports import TaskRunner
+from vla_robot.core.ports.tasks import Resources, ShouldStop
 from vla_robot.core.untrusted import MAX_JSON_BYTES, malformed, parse_json, require_inside
 from vla_robot.data.formats.rlds.decode import count_steps
 from vla_robot.data.formats.rlds.example import BYTES, byte_places, places
@@ -39,6 +42,9 @@ THREADS = 8
 """Number of shards that are read at once while an index is made, since reading waits for a disk or a network."""
 PIECE_BYTES = 16 * 2**20
 """Size of one request to a remote shard; each thread holds that much."""
+
+SCAN_NEEDS = Resources(cpus=1.0, memory_mb=500)
+"""What reading a shard takes: a piece of it, and its largest record."""
 
 RECORD = np.dtype([("shard", "<u4"), ("number", "<u4"), ("offset", "<u8"), ("size", "<u8"), ("steps", "<u4")])
 FRAME = np.dtype([("offset", "<u8"), ("size", "<u4")])
@@ -134,6 +140,7 @@ def load_index(
     features: Features,
     cache: Path | None = None,
     on_progress: OnProgress = lambda done, total: None,
+    runner: TaskRunner | None = None,
 ) -> SplitIndex:
     """Return the index of a split; make or update it first where needed.
 
@@ -143,6 +150,7 @@ def load_index(
         features: fields of its records.
         cache: folder for the file; None takes .vla_index beside the data, or the user's cache folder.
         on_progress: called after each shard that had to be read.
+        runner: where shards are read; None for threads of this process.
 
     Raises:
         DataError: a shard is missing, or no folder can be written.
@@ -160,7 +168,7 @@ def load_index(
         if name not in known or known[name].stamp != stamps[i] or not _fits(known[name], split.lengths[i])
     ]
     if stale or [shard.name for shard in noted] != list(split.shards):
-        known |= _scan_all(storage, split, stamps, stale, features, on_progress)
+        known |= _scan_all(storage, split, stamps, stale, features, on_progress, runner)
         _write(path, [known[name] for name in split.shards], features)
     return _map(path, features)
 
@@ -188,14 +196,31 @@ def _scan_all(
     stale: Sequence[int],
     features: Features,
     on_progress: OnProgress,
+    runner: TaskRunner | None,
 ) -> dict[str, _ShardIndex]:
     made: dict[str, _ShardIndex] = {}
-    with ThreadPoolExecutor(THREADS) as pool:
-        shards = pool.map(lambda i: _scan(storage, split.shards[i], split.lengths[i], stamps[i], features), stale)
-        for done, shard in enumerate(shards, start=1):
+    place = runner or LocalRunner(THREADS)
+    count = min(len(stale), THREADS if place.is_here else place.most_workers(SCAN_NEEDS))
+    jobs = [(split.shards[i], split.lengths[i], stamps[i]) for i in stale]
+    with (
+        place.workers(nullcontext, count, SCAN_NEEDS) as workers,
+        closing(workers.run(_ScanShard(storage, features), jobs)) as found,
+    ):
+        for shard in found:
             made[shard.name] = shard
-            on_progress(done, len(stale))
+            on_progress(len(made), len(stale))
     return made
+
+
+@dataclass(frozen=True)
+class _ScanShard:
+    """A task: indexes one shard."""
+
+    storage: Storage
+    features: Features
+
+    def __call__(self, state: None, job: tuple[str, int, Stamp], should_stop: ShouldStop) -> _ShardIndex:
+        return _scan(self.storage, *job, self.features)
 
 
 def _scan(storage: Storage, shard: str, length: int, stamp: Stamp, features: Features) -> _ShardIndex:
@@ -377,3 +402,13 @@ def _mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...
     if 0 in shape:  # an empty array cannot be mapped
         return np.empty(shape, dtype)
     return np.memmap(path, dtype, "r", offset, shape)
+
+
+def excerpt(index: SplitIndex, rows: NDArray[np.int64]) -> SplitIndex:
+    """Return the index of some records, whose arrays are small copies."""
+    records = index.records[rows]
+    steps = records["steps"].astype(np.int64)
+    starts = index.first_frames[rows]
+    places = [index.frames[start : start + count] for start, count in zip(starts, steps, strict=True)]
+    frames = np.concatenate(places) if places else index.frames[:0]
+    return SplitIndex(index.shards, records, np.asarray(frames), np.cumsum(steps) - steps, (), 0)

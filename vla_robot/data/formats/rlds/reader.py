@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from vla_robot.core.episode import Episode, OnProgress
 from vla_robot.core.errors import DataError, unknown
+from vla_robot.core.ports import TaskRunner
 from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
 from vla_robot.data.formats.rlds.decode import decode_metadata, decode_steps
 from vla_robot.data.formats.rlds.example import Place, places
 from vla_robot.data.formats.rlds.features import FEATURES_FILE, Features, parse_features
-from vla_robot.data.formats.rlds.index import SplitIndex, load_index
+from vla_robot.data.formats.rlds.index import SplitIndex, excerpt, load_index
 from vla_robot.data.formats.rlds.splits import INFO_FILE, DatasetInfo, Part, parse_info, parse_parts
 from vla_robot.data.formats.rlds.storage import Storage, open_storage
 from vla_robot.data.formats.rlds.tfrecord import read_record, require_crc
@@ -58,7 +59,7 @@ class RldsDataset:
             reopen: function that opens the same dataset in another process.
             notes: notes on the folder for a user.
         """
-        self._storage = storage
+        self._storage, self._info, self._parts = storage, info, [part for part, _ in parts]
         self.name, self.version, self.location = info.name, info.version, storage.location
         self.rate_hz = None  # RLDS stores no rate
         self.splits = {name: split.num_episodes for name, split in info.splits.items()}
@@ -87,6 +88,27 @@ class RldsDataset:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def shard_of(self) -> NDArray[np.int64]:
+        """(E,) a number for each episode that is the same for those of one shard, and grows."""
+        shards = [
+            self._indices[part].records["shard"][row] for part, row in zip(self._part_of, self._rows, strict=True)
+        ]
+        pairs = np.stack([self._part_of, np.asarray(shards, np.int64)], axis=1)
+        return np.cumsum((np.diff(pairs, axis=0, prepend=pairs[:1]) != 0).any(axis=1)) if len(pairs) else self._rows
+
+    def excerpt(self, start: int, stop: int) -> RldsDataset:
+        """Return episodes start to stop - 1 as a dataset that is pickled with its part of the index.
+
+        No shard has to be read again to open it in another process.
+        """
+        part_of, rows = self._part_of[start:stop], self._rows[start:stop]
+        parts = [
+            (self._parts[number], excerpt(self._indices[number], rows[part_of == number]))
+            for number in np.unique(part_of).tolist()
+        ]
+        return _excerpted(self._storage, self._info, self.features, parts)
 
     def where(self, index: int) -> str:
         """Return shard, record and offset of an episode, for error messages."""
@@ -185,6 +207,27 @@ def open_rlds(
         )
     reopen = functools.partial(open_rlds, storage.location, split, skip_corrupt=skip_corrupt, cache=cache)
     return RldsDataset(storage, info, features, [(part, indices[part.split]) for part in parts], reopen, notes)
+
+
+def _excerpted(
+    storage: Storage, info: DatasetInfo, features: Features, parts: list[tuple[Part, SplitIndex]]
+) -> RldsDataset:
+    return RldsDataset(storage, info, features, parts, functools.partial(_excerpted, storage, info, features, parts))
+
+
+def index_rlds(
+    location: str, runner: TaskRunner, on_progress: OnProgress = lambda done, total: None, cache: Path | None = None
+) -> None:
+    """Make the index of every split whose shards changed, where a runner's tasks run, so that opening reads no shard.
+
+    Raises:
+        DataError: there is no dataset, or a shard is missing.
+    """
+    require_crc()
+    storage, _ = _version_folder(open_storage(location))
+    info, features = read_description(storage)
+    for split in info.splits.values():
+        load_index(storage, split, features, cache, on_progress, runner)
 
 
 def describe_rlds(location: str | Path) -> tuple[str, DatasetInfo, Features]:

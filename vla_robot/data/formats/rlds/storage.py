@@ -7,14 +7,16 @@ cannot be used after a fork. Opening takes some microseconds; decoding a frame t
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from vla_robot.core.errors import DataError, MissingDependencyError
+from vla_robot.core.host.durable import open_whole, writing
 from vla_robot.core.host.optional import require
-from vla_robot.core.untrusted import require_inside
+from vla_robot.core.untrusted import require_inside, require_name
 
 PLAIN_READ_BYTES = 2**20
 """Largest read whose size is not first compared with the file's, since it allocates little memory."""
@@ -62,6 +64,14 @@ class Storage(Protocol):
 
         Raises:
             DataError: the file cannot be read.
+        """
+        ...
+
+    def writing(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Write a file during a `with` block. It appears whole at the end, and not at all after an error.
+
+        Raises:
+            DataError: the file cannot be written, or its name could leave the folder.
         """
         ...
 
@@ -124,6 +134,12 @@ class LocalFolder:
         except OSError as error:
             raise DataError(f"cannot read {self.path / name}: {error.strerror}.") from error
 
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        path = self.path / require_name(name, "a file to write", self.path)
+        with writing(path), open_whole(path) as file:
+            yield cast("BinaryIO", file)
+
     def _entries(self) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(self.path) as entries:
@@ -171,10 +187,32 @@ class RemoteFolder:
         except OSError as error:
             raise DataError(f"cannot read {self.location}/{name}: {error}.") from error
 
+    @contextmanager
+    def writing(self, name: str) -> Iterator[BinaryIO]:
+        """Write through fsspec. A store of objects shows an upload when it is whole; a file system renames."""
+        system, path = self._system()
+        target = f"{path}/{require_name(name, 'a file to write', self.location)}"
+        try:
+            system.makedirs(path, exist_ok=True)
+            file = system.open(target, "wb", autocommit=False)
+            try:
+                yield file
+            except BaseException:
+                file.close()
+                file.discard()
+                raise
+            file.close()
+            file.commit()
+            system.invalidate_cache(path)
+        except (OSError, NotImplementedError) as error:
+            raise DataError(f"cannot write {self.location}/{name}: {error}.") from error
+
     def _entries(self) -> list[dict[str, Any]]:
         system, path = self._system()
         try:
             return system.ls(path, detail=True)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.location} does not exist.") from error
         except OSError as error:
             raise DataError(f"cannot list {self.location}: {error}.") from error
 
