@@ -15,21 +15,22 @@ NODE_BYTES = 2500 * 10**6
 class Nodes:
     """A head without cores, and nodes of one core and 2.5 GB each, which may be killed and added."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, cores: int = 1) -> None:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": False}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: list[Any] = []
         for _ in range(count):
-            self.add()
+            self.add(cores)
 
     @property
     def address(self) -> str:
         return self._cluster.address
 
-    def add(self) -> None:
-        self._nodes.append(self._cluster.add_node(num_cpus=1, memory=NODE_BYTES, object_store_memory=STORE_BYTES))
+    def add(self, cores: int = 1) -> None:
+        node = self._cluster.add_node(num_cpus=cores, memory=cores * NODE_BYTES, object_store_memory=STORE_BYTES)
+        self._nodes.append(node)
 
     def kill(self) -> None:
         """End all processes of a node with SIGKILL, its workers included."""
@@ -49,14 +50,15 @@ def importable() -> Iterator[None]:
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Nodes]]:
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Nodes]]:
     """Return a function that starts a cluster, which `--cluster auto` then finds."""
     pytest.importorskip("ray")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy computer takes its time
     started: list[Nodes] = []
 
-    def start(count: int) -> Nodes:
-        started.append(Nodes(count))
+    def start(count: int, cores: int = 1) -> Nodes:
+        started.append(Nodes(count, cores))
         monkeypatch.setenv("RAY_ADDRESS", started[-1].address)
         return started[-1]
 

@@ -11,7 +11,7 @@ import pytest
 import toy_tasks
 from waiting import eventually
 
-from vla_robot.cluster import ray_connection, ray_runner, versions
+from vla_robot.cluster import ray_connection, versions
 from vla_robot.cluster.ray_connection import ray_cluster
 from vla_robot.core.errors import ContractError, TransportError
 from vla_robot.core.ports.tasks import Resources
@@ -45,22 +45,15 @@ def test_a_node_killed_in_the_middle_costs_no_job_and_a_new_node_gets_some(
     assert sorted(results) == [k * k for k in range(6)]
 
 
-def test_a_job_that_kills_its_worker_ends_the_run_and_says_so(nodes: Callable[[int], Any]) -> None:
+def test_what_cannot_go_on_is_told(nodes: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     nodes(1)
     with ray_cluster("auto") as runner, runner.workers(toy_tasks.counter, 1, ONE) as workers:
         with pytest.raises(TransportError, match="lost its worker 4 times"):
             list(workers.run(toy_tasks.Dies(), [1]))
-        assert list(workers.run(toy_tasks.Dies(), [2, 3])) == [2, 3]
+        assert sorted(workers.run(toy_tasks.Dies(), [2, 3])) == [2, 3]
         with pytest.raises(ContractError, match="the cluster has room for 0 of 1 workers with 3 cores, 100 MB each"):
             runner.workers(toy_tasks.counter, 1, Resources(3, 100)).__enter__()
-
-
-def test_a_node_with_another_version_is_named_before_anything_runs(
-    nodes: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nodes(1)
     here = versions.present()
-    for module in (ray_connection, ray_runner):
-        monkeypatch.setattr(module, "present", lambda: here | {"vla_robot": "9.9, source 0123"})
+    monkeypatch.setattr(ray_connection, "present", lambda: here | {"vla_robot": "9.9, source 0123"})
     with pytest.raises(ContractError, match=r"source \w+ there and 9\.9, source 0123 here"), ray_cluster("auto"):
         pass

@@ -60,6 +60,7 @@ def ray_cluster(name: str) -> Iterator[RayRunner]:
 def _connect(name: str) -> Any:
     if name == "local":
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a minute is short on a busy computer
     _require_listening(name, os.environ.get("RAY_ADDRESS", "") if name == "auto" else name)
     import ray
 

@@ -39,8 +39,14 @@ def on(device: str | None) -> str:
     return "" if device is None else f" on {device}"
 
 
-def option(metavar: str, aliases: tuple[str, ...] = ()) -> Any:
-    """Return the annotation of an option whose help shows no "(default: None)", since its text says the default."""
+def option(metavar: str, aliases: tuple[str, ...] = (), text: str | None = None) -> Any:
+    """Return the annotation of an option whose help shows no "(default: None)", since its text says the default.
+
+    Args:
+        metavar: name of the value.
+        aliases: other names of the option.
+        text: the help of an option that several commands share; by default the text below the option.
+    """
     import tyro
 
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="", aliases=aliases or None)
+    return tyro.conf.arg(metavar=metavar, help=text, help_behavior_hint="", aliases=aliases or None)

@@ -13,13 +13,15 @@ from vla_robot.cli.common.cli_common import EXIT_INTERRUPTED, option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.data.on_cluster import Cluster, data_runner
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.provenance import row
 from vla_robot.core.ports import EpisodeSource
 from vla_robot.data.formats.conversion_metadata import Converted, Options
-from vla_robot.data.formats.convert import Format, convert
-from vla_robot.data.formats.open import open_source
+from vla_robot.data.formats.convert import Format, convert, without_nulls
+from vla_robot.data.formats.open import open_by
 from vla_robot.data.formats.recognise import facts_of, recipe_line
+from vla_robot.data.formats.rlds.convert_shards import to_rlds_shards
 from vla_robot.data.formats.source import tell_left_out
 
 
@@ -29,8 +31,8 @@ class ConvertArgs:
 
     source: Annotated[str, tyro.conf.Positional, option("SRC")]
     """an RLDS or LeRobot folder, a robomimic HDF5 file or a folder of them, or the URL of an RLDS dataset"""
-    destination: Annotated[Path, tyro.conf.Positional, option("DST")]
-    """the new dataset's folder"""
+    destination: Annotated[str, tyro.conf.Positional, option("DST")]
+    """the new dataset's folder, or, for RLDS, its URL (gs://, s3://, hf://, ...)"""
     to: Annotated[Format, option("{rlds,lerobot}")]
     """its format"""
     split: Annotated[str, option("SPLIT")] = "train"
@@ -43,6 +45,7 @@ class ConvertArgs:
     """name of the RLDS dataset; by default the folder's name"""
     skip_corrupt: bool = False
     """skip damaged records instead of stopping at the first"""
+    cluster: Cluster = None
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file as JSON"""
 
@@ -55,15 +58,22 @@ def main(args: ConvertArgs) -> int:
     """
     if args.rate_hz is not None and args.rate_hz <= 0:
         raise DataError(f"--rate-hz is {args.rate_hz:g}; it must be above 0.")
+    shards = args.cluster is not None or "://" in args.destination
+    if shards and args.to != "rlds":
+        raise DataError("tasks and URLs write RLDS only (--to rlds): LeRobot numbers its tasks and frames one by one.")
     console = Terminal()
     started_s = time.monotonic()
     console.print(f"vla data convert: {args.source} ({args.split}) → {args.destination}", soft_wrap=True)
-    with Bar("shards indexed", console) as bar:
-        source = open_source(args.source, args.split, skip_corrupt=args.skip_corrupt, on_progress=bar.update)
     options = Options(args.split, args.rate_hz, args.instruction, args.name)
     try:
-        with Bar("episodes", console) as bar:
-            converted = convert(source, args.destination, args.to, options, bar.update)
+        with data_runner(args.cluster, console) as runner:
+            with Bar("shards indexed", console) as bar:
+                source = open_by(runner, args.source, args.split, args.skip_corrupt, bar.update)
+            with Bar("episodes", console) as bar:
+                if shards:
+                    converted = to_rlds_shards(without_nulls(source), args.destination, options, runner, bar.update)
+                else:
+                    converted = convert(source, Path(args.destination), args.to, options, bar.update)
     except KeyboardInterrupt:
         say("\nInterrupted. The same command continues from here.")
         return EXIT_INTERRUPTED

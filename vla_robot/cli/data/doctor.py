@@ -12,9 +12,10 @@ from vla_robot.cli.common.cli_common import EXIT_FAILED, option
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.data.on_cluster import Cluster, data_runner
 from vla_robot.cli.data.stats import MembersArgs, find_members
 from vla_robot.core.errors import DataError, unknown
-from vla_robot.core.ports import World
+from vla_robot.core.ports import TaskRunner, World
 from vla_robot.data.doctor import Finding, Patient, examine
 from vla_robot.data.formats.lerobot.demo_dataset import DemoEpisode, Demos, open_demos
 from vla_robot.data.pipeline.mixture import Member, notes_of, open_table_of
@@ -40,6 +41,7 @@ class DataDoctorArgs(MembersArgs):
     """number of episodes to replay"""
     skip_corrupt: bool = False
     """skip damaged records instead of stopping at the first"""
+    cluster: Cluster = None
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file as JSON"""
 
@@ -52,14 +54,16 @@ def data_doctor(args: DataDoctorArgs) -> int:
     """
     console = Terminal()
     rows: list[dict[str, Any]] = []
-    for member in find_members(args, may_assume=True):
-        findings = [
-            *_recipe_known(member),
-            *_examine(member, args, console),
-            *(_replay(member, args, console) if args.env else ()),
-        ]
-        _print(member, findings, console)
-        rows += [{"name": f"{member.name}: {f.check}", "value": f.verdict, **asdict(f)} for f in findings]
+    members = find_members(args, may_assume=True)
+    with data_runner(args.cluster, console) as runner:
+        for member in members:
+            findings = [
+                *_recipe_known(member),
+                *_examine(member, args, console, runner),
+                *(_replay(member, args, console) if args.env else ()),
+            ]
+            _print(member, findings, console)
+            rows += [{"name": f"{member.name}: {f.check}", "value": f.verdict, **asdict(f)} for f in findings]
     problems = sum(row["verdict"] == "problem" for row in rows)
     told = f"{problems} problem{'s' if problems != 1 else ''} found." if problems else "No problem found."
     say(f"\n{told}\nNext: {'fix them and run this again' if problems else 'vla data stats ' + args.what}")
@@ -76,9 +80,9 @@ def _recipe_known(member: Member) -> list[Finding]:
     return [Finding("recipe", "problem", member.assumed, fix)]
 
 
-def _examine(member: Member, args: DataDoctorArgs, console: Terminal) -> list[Finding]:
+def _examine(member: Member, args: DataDoctorArgs, console: Terminal, runner: TaskRunner) -> list[Finding]:
     with Bar(f"episodes of {member.name}", console) as bar:
-        parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
+        parts, table = open_table_of(member, args.skip_corrupt, None, lambda _, *counts: bar.update(*counts), runner)
     reference = None if args.policy is None else _reference(args.policy, args.statistics_key, member.name)
     notes = [Finding("files", "note", note) for note in notes_of(parts.values())]
     return [*notes, *examine(Patient(member.recipe, tuple(parts.values()), table), reference)]

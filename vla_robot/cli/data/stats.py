@@ -14,8 +14,10 @@ from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.progress import Bar
 from vla_robot.cli.common.terminal import Terminal, say
+from vla_robot.cli.data.on_cluster import Cluster, data_runner
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import write_whole, writing
+from vla_robot.core.ports import TaskRunner
 from vla_robot.data.pipeline.mixture import Member, member_at, members_of, notes_of, open_table_of
 from vla_robot.recipe.reading.find import available
 
@@ -42,6 +44,7 @@ class StatsArgs(MembersArgs):
     """write them to this file, e.g. dataset_statistics.json"""
     skip_corrupt: bool = False
     """skip damaged records instead of stopping at the first"""
+    cluster: Cluster = None
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file as JSON"""
 
@@ -53,7 +56,9 @@ def data_stats(args: StatsArgs) -> int:
         VlaError: an unknown recipe, or a dataset that is absent, damaged or does not fit its recipe.
     """
     console = Terminal()
-    statistics = {member.name: _statistics(member, args, console) for member in find_members(args)}
+    members = find_members(args)
+    with data_runner(args.cluster, console) as runner:
+        statistics = {member.name: _statistics(member, args, console, runner) for member in members}
     for name, block in statistics.items():
         _print(name, block, console)
     if args.out:
@@ -87,9 +92,9 @@ def find_members(args: MembersArgs, *, may_assume: bool = False) -> tuple[Member
     return (member_at(args.what, args.recipe, may_assume=may_assume),)
 
 
-def _statistics(member: Member, args: StatsArgs, console: Terminal) -> dict[str, Any]:
+def _statistics(member: Member, args: StatsArgs, console: Terminal, runner: TaskRunner) -> dict[str, Any]:
     with Bar(f"episodes of {member.name}", console) as bar:
-        parts, table = open_table_of(member, args.skip_corrupt, None, lambda name, done, total: bar.update(done, total))
+        parts, table = open_table_of(member, args.skip_corrupt, None, lambda _, *counts: bar.update(*counts), runner)
     for note in notes_of(parts.values()):
         console.print(note, soft_wrap=True)
     return table.statistics

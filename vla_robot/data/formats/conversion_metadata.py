@@ -5,6 +5,7 @@ The metadata is one JSON file beside the data, conversion.json (LeRobot: in meta
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 from vla_robot.core.errors import DataError
 from vla_robot.core.host.durable import writing
 from vla_robot.core.ports import EpisodeSource
+from vla_robot.core.untrusted import MAX_JSON_BYTES, parse_json
 from vla_robot.data.formats.hdf5 import Hdf5Dataset
 from vla_robot.data.formats.lerobot.layout import EMBODIMENT, read_json, write_json
 from vla_robot.data.formats.lerobot.source import LeRobotSource
 from vla_robot.data.formats.rlds.features import to_tree
 from vla_robot.data.formats.rlds.reader import RldsDataset
+from vla_robot.data.formats.rlds.storage import Storage
 
 FILE = "conversion.json"
 IN_LEROBOT = f"meta/{FILE}"
@@ -112,10 +115,14 @@ def read_origin(path: Path) -> Origin | None:
     """Read a conversion.json. Return None when it does not exist; raise DataError when it is damaged."""
     if not path.is_file():
         return None
+    return _origin(read_json(path), path)
+
+
+def _origin(content: Any, where: object) -> Origin:
     try:
-        return Origin(**read_json(path))
+        return Origin(**content)
     except TypeError as error:
-        raise DataError(f"{path} is no record of a conversion: {error}.") from error
+        raise DataError(f"{where} is no record of a conversion: {error}.") from error
 
 
 def begin(path: Path, origin: Origin) -> None:
@@ -124,14 +131,37 @@ def begin(path: Path, origin: Origin) -> None:
     Raises:
         DataError: the folder holds a conversion of another source.
     """
-    there = read_origin(path) or origin
+    merged = _merged(read_origin(path), origin, str(path))
+    with writing(path):
+        write_json(path, asdict(merged))
+
+
+def begin_in(folder: Storage, name: str, origin: Origin) -> None:
+    """Do as `begin` in a folder that may be behind a URL, which is made if it is missing.
+
+    Raises:
+        DataError: the folder holds a conversion of another source, or its file is damaged.
+    """
+    where = f"{folder.location}/{name}"
+    try:
+        files = folder.files()
+    except DataError:  # it does not exist
+        files = {}
+    there = _origin(parse_json(folder.read(name, size=MAX_JSON_BYTES + 1), where), where) if name in files else None
+    merged = _merged(there, origin, where)
+    with folder.writing(name) as file:
+        file.write(json.dumps(asdict(merged), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def _merged(there: Origin | None, origin: Origin, where: str) -> Origin:
+    """Return the origin with the splits that were converted before. Raises DataError if those had another source."""
+    there = there or origin
     merged = replace(origin, parts={**there.parts, **origin.parts})
     same = merged == replace(there, parts=merged.parts)
     if not same or any(origin.parts.get(split, part) != part for split, part in there.parts.items()):
         parts = ", ".join(f"{part} ({count} episodes) as {split}" for split, (part, count) in there.parts.items())
         raise DataError(
-            f"{path} says that this folder holds another conversion, of {there.kind} '{there.name}', {parts}. "
+            f"{where} says that this folder holds another conversion, of {there.kind} '{there.name}', {parts}. "
             "Choose another folder."
         )
-    with writing(path):
-        write_json(path, asdict(merged))
+    return merged

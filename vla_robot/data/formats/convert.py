@@ -43,7 +43,10 @@ def convert(
     """
     if not len(source):
         raise DataError(f"{source.location}, {options.split}: there is no episode to convert.")
-    if isinstance(source, LeRobotSource):
-        source = source.without_nulls()
     write = to_rlds if to == "rlds" else to_lerobot
-    return write(source, destination, options, on_progress)
+    return write(without_nulls(source), destination, options, on_progress)
+
+
+def without_nulls(source: EpisodeSource) -> EpisodeSource:
+    """Return the source as it is converted: a LeRobot dataset without fields that are null in some steps."""
+    return source.without_nulls() if isinstance(source, LeRobotSource) else source

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from vla_robot.core.episode import OnProgress
-from vla_robot.core.ports import EpisodeSource
+from vla_robot.core.ports import EpisodeSource, TaskRunner
 from vla_robot.data.formats.kinds import format_at, format_named
+from vla_robot.data.formats.rlds.reader import index_rlds
 
 
 def open_source(
@@ -33,3 +34,20 @@ def open_source(
         MissingDependencyError: the extra [data] is not installed.
     """
     return format_named(format or format_at(location)).open(str(location), split, skip_corrupt, on_progress)
+
+
+def open_by(
+    runner: TaskRunner,
+    location: str,
+    split: str = "train",
+    skip_corrupt: bool = False,
+    on_progress: OnProgress = lambda done, total: None,
+) -> EpisodeSource:
+    """Open a dataset as `open_source` does; shards that have no index are read where a runner's tasks run.
+
+    Raises:
+        VlaError: as `open_source`.
+    """
+    if not runner.is_here and format_at(location) == "rlds":
+        index_rlds(location, runner, on_progress)
+    return open_source(location, split, skip_corrupt=skip_corrupt, on_progress=on_progress)

@@ -454,7 +454,7 @@ def open_table_of(
         runner: where shards and episodes are read; None for this process.
     """
     progress = _progress_of(member.name, on_progress)
-    if runner is not None and (member.recipe.format or format_at(member.location)) == "rlds":
+    if runner is not None and not runner.is_here and (member.recipe.format or format_at(member.location)) == "rlds":
         index_rlds(member.location, runner)
     parts = open_parts(member.location, skip_corrupt, member.recipe.format)
     return parts, step_table(member.name, member.recipe, tuple(parts.values()), cache, progress, runner)

@@ -8,7 +8,7 @@ was RLDS before gets its own features.json back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,32 +32,76 @@ from vla_robot.data.formats.lerobot.source import INSTRUCTION, METADATA, TIMESTA
 from vla_robot.data.formats.rlds.decode import STEP_MARKS
 from vla_robot.data.formats.rlds.features import STEPS, Features, Leaf, parse_features
 from vla_robot.data.formats.rlds.reader import RldsDataset
-from vla_robot.data.formats.rlds.writer import RldsWriter, written_splits
+from vla_robot.data.formats.rlds.splits import FILE_FORMAT
+from vla_robot.data.formats.rlds.writer import PARTIAL, RldsWriter, written_splits
 from vla_robot.data.formats.source import instruction_text
 
 VERSION = "1.0.0"
 
 
+@dataclass(frozen=True)
+class RldsConversion:
+    """What a conversion of one split to RLDS writes. It is known before the first episode, and can be pickled.
+
+    Attributes:
+        features: fields of a record.
+        names: field of the source -> field of a record.
+        split: the split that is written.
+        origin: the content of conversion.json.
+        lost: what RLDS cannot hold, one line each.
+        options: values that the source does not give.
+    """
+
+    features: Features
+    names: dict[str, str]
+    split: str
+    origin: Origin
+    lost: tuple[str, ...]
+    options: Options
+
+    @classmethod
+    def of(cls, source: EpisodeSource, options: Options) -> RldsConversion:
+        """Plan the conversion of a source."""
+        before = origin_of(source)
+        features, names, added = _features(source, before, options)
+        split = options.split.partition("[")[0].partition("+")[0].strip()
+        parts = {split: [options.split, len(source)]}
+        origin = replace(describe_source(source), names=names, added=added, parts=parts)
+        return cls(features, names, split, origin, tuple(_lost(source, before)), options)
+
+    def episode(self, source: EpisodeSource, index: int) -> Episode:
+        """Return an episode of the source with the fields of a record."""
+        goes_on = isinstance(source, MarksGaps) and source.goes_on(index)
+        return _renamed(source.episode(index), self.features, self.names, self.options, goes_on)
+
+
 def to_rlds(source: EpisodeSource, destination: Path, options: Options, on_progress: OnProgress) -> Converted:
     """Convert one split to RLDS, or continue its conversion. See `convert`."""
-    before = origin_of(source)
-    features, names, added = _features(source, before, options)
-    split = options.split.partition("[")[0].partition("+")[0].strip()
-    parts = {split: [options.split, len(source)]}
-    origin = replace(describe_source(source), names=names, added=added, parts=parts)
+    plan = RldsConversion.of(source, options)
     folder = destination / VERSION
-    if split in written_splits(folder) and read_origin(folder / FILE) is not None:
-        begin(folder / FILE, origin)  # raises unless it was the same conversion
-        return Converted(len(source), 0, tuple(_lost(source, before)))
-    with RldsWriter(destination, options.name or destination.name, features, VERSION, split) as writer:
-        begin(folder / FILE, origin)
+    if plan.split in written_splits(folder) and read_origin(folder / FILE) is not None:
+        begin(folder / FILE, plan.origin)  # raises unless it was the same conversion
+        return Converted(len(source), 0, plan.lost)
+    _require_no_shards(folder, plan.split)
+    with RldsWriter(destination, options.name or destination.name, plan.features, VERSION, plan.split) as writer:
+        begin(folder / FILE, plan.origin)
         done = writer.num_episodes
         for index in range(done, len(source)):
-            goes_on = isinstance(source, MarksGaps) and source.goes_on(index)
-            writer.write(_renamed(source.episode(index), features, names, options, goes_on))
+            writer.write(plan.episode(source, index))
             on_progress(index + 1, len(source))
         writer.finish()
-        return Converted(writer.num_episodes, writer.num_episodes - done, tuple(_lost(source, before)))
+        return Converted(writer.num_episodes, writer.num_episodes - done, plan.lost)
+
+
+def _require_no_shards(folder: Path, split: str) -> None:
+    """Raise DataError if tasks have begun to write the split; a command without them would count other shards."""
+    if (folder / PARTIAL / split).is_dir() or not folder.is_dir():
+        return
+    if any(folder.glob(f"*-{split}.{FILE_FORMAT}-*-of-*")):
+        raise DataError(
+            f"{folder} holds shards of '{split}' that `--cluster` wrote, and not all. Continue with --cluster, or "
+            "choose another folder."
+        )
 
 
 def _features(

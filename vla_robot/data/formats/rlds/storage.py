@@ -200,6 +200,8 @@ class RemoteFolder:
             except BaseException:
                 file.close()
                 file.discard()
+                if system.protocol == "memory":  # fsspec's store in memory shows a file before it is committed
+                    system.rm_file(target)
                 raise
             file.close()
             file.commit()

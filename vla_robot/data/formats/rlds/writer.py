@@ -184,26 +184,33 @@ class RldsWriter(Closeable):
         shutil.rmtree(self.folder / PARTIAL / self._split)
 
     def _info_with(self, lengths: list[int], num_bytes: int) -> dict[str, Any]:
-        split = {
-            "name": self._split,
-            "filepathTemplate": TEMPLATE,
-            "numBytes": str(num_bytes),  # protobuf's JSON writes 64-bit numbers as strings
-            "shardLengths": [str(length) for length in lengths],
-        }
-        info = self._info()
-        return info | {"splits": [*info["splits"], split]}
-
-    def _info(self) -> dict[str, Any]:
         path = self.folder / INFO_FILE
-        if path.is_file():
-            return json.loads(path.read_text())
-        return {
-            "name": self._name,
-            "version": self._version,
-            "fileFormat": FILE_FORMAT,
-            "moduleName": "vla_robot",
-            "splits": [],
-        }
+        info = json.loads(path.read_text()) if path.is_file() else None
+        return info_with(info, self._name, self._version, self._split, lengths, num_bytes)
+
+
+def info_with(
+    info: dict[str, Any] | None, name: str, version: str, split: str, lengths: list[int], num_bytes: int
+) -> dict[str, Any]:
+    """Return the content of a dataset_info.json with one more split.
+
+    Args:
+        info: the content so far; None for a new dataset.
+        name: the dataset's name.
+        version: the dataset's version.
+        split: the split's name.
+        lengths: number of episodes of each shard.
+        num_bytes: size of all shards.
+    """
+    added = {
+        "name": split,
+        "filepathTemplate": TEMPLATE,
+        "numBytes": str(num_bytes),  # protobuf's JSON writes 64-bit numbers as strings
+        "shardLengths": [str(length) for length in lengths],
+    }
+    new = {"name": name, "version": version, "fileFormat": FILE_FORMAT, "moduleName": "vla_robot", "splits": []}
+    there = info or new
+    return there | {"splits": [*there["splits"], added]}
 
 
 def written_splits(folder: Path) -> dict[str, int]:
