@@ -26,7 +26,7 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        return self._cluster.address
+        return str(self._cluster.address)
 
     def add(self, cores: int = 1) -> None:
         node = self._cluster.add_node(num_cpus=cores, memory=cores * NODE_BYTES, object_store_memory=STORE_BYTES)
