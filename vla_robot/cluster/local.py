@@ -17,7 +17,7 @@ MEMORY_SHARE = 0.8
 """Share of the main memory that workers may take."""
 
 
-def never() -> bool:
+def not_stopped() -> bool:
     """Return False: nothing stops a run early."""
     return False
 
@@ -74,7 +74,7 @@ class _LocalWorkers[State]:
         self,
         task: Callable[[State, Job, ShouldStop], Result],
         jobs: Sequence[Job],
-        should_stop: ShouldStop = never,
+        should_stop: ShouldStop = not_stopped,
     ) -> Generator[Result]:
         def worker(state: State) -> Callable[[Job], Result]:
             return lambda job: task(state, job, should_stop)

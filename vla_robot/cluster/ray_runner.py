@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from typing import Any
 
-from vla_robot.cluster.local import never, process_peak_mb
+from vla_robot.cluster.local import not_stopped, process_peak_mb
 from vla_robot.cluster.versions import differences, present
 from vla_robot.core.errors import ContractError, TransportError, VlaError
 from vla_robot.core.ports.tasks import Resources, SharedObject, ShouldStop, Workers
@@ -131,7 +131,7 @@ class _Holder[State]:
 
     def work(self, task: Callable[[State, Any, ShouldStop], Any], job: Any) -> tuple[Any, float]:
         """Return the task's result, and the largest memory of this process [MB]."""
-        return task(self._require_state(), job, never), process_peak_mb()
+        return task(self._require_state(), job, not_stopped), process_peak_mb()
 
     def close(self) -> None:
         self._states.clear()
@@ -192,7 +192,7 @@ class _RayWorkers[State]:
         self,
         task: Callable[[State, Job, ShouldStop], Result],
         jobs: Sequence[Job],
-        should_stop: ShouldStop = never,
+        should_stop: ShouldStop = not_stopped,
     ) -> Generator[Result]:
         waiting = deque(_Try(job) for job in jobs)
         sent = self._ray.put(task)

@@ -15,11 +15,7 @@ PLAIN_LINE_EVERY_S = 10.0
 
 
 class ProgressBar:
-    """Base of classes that draw a bar on a terminal; use it in a `with` block.
-
-    Attributes:
-        console: where it draws; what is printed there meanwhile stands above the bar.
-    """
+    """Base of classes that draw a bar on a terminal; use it in a `with` block."""
 
     def __init__(self, console: Terminal, *, transient: bool = False) -> None:
         """
@@ -27,7 +23,7 @@ class ProgressBar:
             console: where to draw.
             transient: the bar vanishes at the end.
         """
-        self.console = console
+        self._console = console
         self._progress = Progress(
             TextColumn("  {task.description}", markup=False),
             BarColumn(),
@@ -37,6 +33,11 @@ class ProgressBar:
             disable=not console.is_terminal,
             transient=transient,
         )
+
+    @property
+    def console(self) -> Terminal:
+        """Where it draws; what is printed there meanwhile stands above the bar."""
+        return self._console
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -67,6 +68,6 @@ class Bar(ProgressBar):
     def update(self, done: int, total: int) -> None:
         """`done` of `total` now."""
         self._progress.update(self._task, completed=done, total=total)
-        if self._lines and not self.console.is_terminal and self._clock() >= self._next_line_s:
+        if self._lines and not self._console.is_terminal and self._clock() >= self._next_line_s:
             self._next_line_s = self._clock() + PLAIN_LINE_EVERY_S
-            self.console.print(f"  {done}/{total} {self._what}", soft_wrap=True)
+            self._console.print(f"  {done}/{total} {self._what}", soft_wrap=True)

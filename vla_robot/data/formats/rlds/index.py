@@ -199,6 +199,8 @@ def _scan_all(
     runner: TaskRunner | None,
 ) -> dict[str, _ShardIndex]:
     made: dict[str, _ShardIndex] = {}
+    if not stale:
+        return made
     place = runner or LocalRunner(THREADS)
     count = min(len(stale), THREADS if place.is_here else place.most_workers(SCAN_NEEDS))
     jobs = [(split.shards[i], split.lengths[i], stamps[i]) for i in stale]
