@@ -16,7 +16,8 @@ from vla_robot.core.errors import CheckpointError, RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.policy.families import NEW_MODELS, family_of
 from vla_robot.policy.kinds import check_policy, load_policy
-from vla_robot.policy.vla.inputs.prompts import rarest_words, read_tokenizer, train_tokenizer
+from vla_robot.policy.vla.codecs.plan import rarest_words
+from vla_robot.policy.vla.inputs.prompts import read_tokenizer, train_tokenizer
 from vla_robot.policy.vla.json_files import read_json, write_json
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
 from vla_robot.recipe.policy import OpenVLARecipe, VLARecipe

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.device_names import AUTO, device_problem
 from vla_robot.core.seeds import seed_problem
+from vla_robot.recipe.codec import CodecRecipe
 from vla_robot.recipe.reading.kinds import Kinds
 from vla_robot.recipe.reading.url import Url
 from vla_robot.recipe.seeds import SeededEpisodes
@@ -224,6 +225,7 @@ class DemosFinetuneRecipe(FinetuneRecipe):
         dataset_name: key of their statistics in dataset_statistics.json.
         policy: checkpoint folder or policy recipe to start from; without it a new model of `architecture` is made.
         architecture: size of a new model; ignored with `policy`.
+        codec: how a new model, or a `policy` without actions yet, says them; without it by OpenVLA's bins.
     """
 
     kind: Literal["demonstrations"] = "demonstrations"
@@ -232,6 +234,7 @@ class DemosFinetuneRecipe(FinetuneRecipe):
     dataset_name: str = "demos"
     policy: Path | None = None
     architecture: Architecture = field(default_factory=Architecture)
+    codec: CodecRecipe | None = None
 
     def _source_problems(self) -> Iterator[str]:
         if self.weights and len(self.weights) != len(self.data):
@@ -280,7 +283,7 @@ FinetuneRecipe.kinds = Kinds(
     (DemosFinetuneRecipe, MixtureFinetuneRecipe),
     groups=(),
     default=_kind_by_keys,
-    idle=("dataset_name", "architecture", "root", "cameras", "augment", "workers"),
+    idle=("dataset_name", "architecture", "codec", "root", "cameras", "augment", "workers"),
 )
 
 

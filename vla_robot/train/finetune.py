@@ -41,7 +41,7 @@ from vla_robot.train.trainer import OnProgress, Progress, Trainer
 __all__ = ["OnProgress", "Progress", "RollOut", "Trained", "finetune", "open_run"]
 
 RECIPE_COPY = "recipe.toml"
-SIDE_FILES = ("tokenizer.json", "preprocessor_config.json", "dataset_statistics.json", "embodiment.json")
+SIDE_FILES = ("tokenizer.json", "preprocessor_config.json", "codec.json", "dataset_statistics.json", "embodiment.json")
 DRIVES = """\
 # Written by `vla finetune`: of all statistics that this folder has, those of the data that it learned from.
 kind = "{kind}"

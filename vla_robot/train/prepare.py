@@ -27,7 +27,7 @@ from vla_robot.train.checkpoint import replacing
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.trainer import OnProgress, Progress
 
-SINCE: Mapping[str, Any] = {"weights": (), "chunk": None}
+SINCE: Mapping[str, Any] = {"weights": (), "chunk": None, "codec": None}
 """Fields that older recipes lack, with the value that they imply; it leaves the fingerprint as it was."""
 
 UNSAID: Mapping[str, Any] = {
@@ -148,14 +148,19 @@ def _write_start(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> Non
     statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
     if recipe.policy is None:
         new = recipe.architecture
-        family_named(new.family).create(folder, new, demos.embodiment, statistics, demos.texts, recipe.seed)
-        _set_chunk(folder, recipe.chunk)
+        family_named(new.family).create(
+            folder, new, demos.embodiment, statistics, demos.texts, recipe.seed, recipe.codec, recipe.chunk or 1
+        )
         return
     family = family_of(recipe.policy)
     if not family.acts(recipe.policy):
-        family.adopt(recipe.policy, folder, demos.embodiment, statistics)
-        _set_chunk(folder, recipe.chunk)
+        family.adopt(recipe.policy, folder, demos.embodiment, statistics, recipe.codec, recipe.chunk or 1)
         return
+    if recipe.codec is not None:
+        raise RecipeError(
+            f"{recipe.policy} says actions already, and its weights know no other way: leave [codec] out, or start "
+            "from the model that it was made of."
+        )
     policy = family.read(recipe.policy)
     if policy.embodiment is None:
         raise RecipeError(f"{recipe.policy} does not say which robot it controls (it has no embodiment.json).")

@@ -9,13 +9,17 @@ from typing import Any
 import torch
 
 from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.prompt import QWEN_CONTROL, TEMPLATE, TEMPLATE_QWEN
 from vla_robot.policy.openvla.weights import save_model
+from vla_robot.policy.vla.codecs.folder import is_in_config, write_codec
+from vla_robot.policy.vla.codecs.plan import added_rows, codec_of_new
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, train_tokenizer
 from vla_robot.policy.vla.json_files import OUR_BLOCK, write_json
+from vla_robot.recipe.codec import CodecRecipe
 from vla_robot.recipe.finetune import Architecture
 
 TIMM_MODEL_IDS = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")
@@ -27,6 +31,8 @@ PROMPTS = {
     "qwen2": (TEMPLATE_QWEN.replace("{text}", ASKED_FOR_ACTION), QWEN_CONTROL),
 }
 """`model_type` of the language model -> template of an instruction's prompt, and control tokens."""
+ENDS = {"llama": "</s>", "qwen2": QWEN_CONTROL[-1]}
+"""`model_type` of the language model -> token that ends an answer."""
 IMAGENET_MEAN, IMAGENET_STD = (0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)
 HALF = (0.5, 0.5, 0.5)
 
@@ -39,6 +45,8 @@ def create(
     instructions: Iterable[str],
     seed: int,
     text_type: str = "llama",
+    codec: CodecRecipe | None = None,
+    chunk: int = 1,
 ) -> None:
     """Write a checkpoint folder with random weights.
 
@@ -50,9 +58,18 @@ def create(
         instructions: texts that the tokenizer's merges are learned from; any other text is encoded byte by byte.
         seed: seed of the weights.
         text_type: `model_type` of the language model: "llama" or "qwen2".
+        codec: how actions are said, over added rows; None for OpenVLA's bins.
+        chunk: K, actions of an answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = OpenVLAConfig.from_dict(_config(architecture, embodiment, statistics, text_type), "the new configuration")
+    template, control = PROMPTS[text_type]
+    asks = (template.format(instruction=text.lower()) for text in instructions)
+    tokenizer = train_tokenizer(asks, architecture.text_vocab, control)
+    end = tokenizer.token_to_id(ENDS[text_type])
+    planned = codec_of_new(codec, tokenizer, architecture.text_vocab, end, chunk, len(embodiment.action))
+    write_codec(planned, folder)
+    described = _config(architecture, embodiment, statistics, text_type, planned)
+    config = OpenVLAConfig.from_dict(described, "the new configuration", folder)
     torch.manual_seed(seed)
     model = OpenVLA(config)
     save_model(model, folder)
@@ -62,15 +79,18 @@ def create(
     write_json(folder / "preprocessor_config.json", preprocessor.to_dict())
     write_json(folder / "dataset_statistics.json", statistics)
     write_json(folder / "embodiment.json", embodiment.to_dict())
-    template, control = PROMPTS[text_type]
-    asks = (template.format(instruction=text.lower()) for text in instructions)
-    train_tokenizer(asks, architecture.text_vocab, control).save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def _config(
-    architecture: Architecture, embodiment: Embodiment, statistics: Mapping[str, Any], text_type: str
+    architecture: Architecture,
+    embodiment: Embodiment,
+    statistics: Mapping[str, Any],
+    text_type: str,
+    codec: ActionCodec,
 ) -> dict[str, Any]:
     a = architecture
+    action_end = a.text_vocab + added_rows(codec, a.text_vocab)
     tower = {"embed_dim": a.tower_dim, "depth": a.tower_depth, "num_heads": a.tower_heads, "mlp_ratio": 4.0}
     return {
         "model_type": "openvla",
@@ -89,7 +109,7 @@ def _config(
         "output_projector_states": False,
         "text_config": {
             "model_type": text_type,
-            "vocab_size": a.text_vocab + ACTION_BINS + PADDING_ROWS,
+            "vocab_size": action_end + PADDING_ROWS,
             "hidden_size": a.llm_dim,
             "intermediate_size": a.llm_ff_dim,
             "num_hidden_layers": a.llm_layers,
@@ -102,7 +122,9 @@ def _config(
             "num_images": len(embodiment.cameras),
             "proprio_dim": len(embodiment.state) if a.use_state else None,
             "tower_overrides": [tower, tower],
-            **({"action_vocab_end": a.text_vocab + ACTION_BINS} if text_type == "qwen2" else {}),
+            **({"action_vocab_end": action_end} if text_type == "qwen2" else {}),
+            **({} if is_in_config(codec) else {"codec": codec.kind}),
+            **({} if codec.chunk == 1 else {"chunk": codec.chunk}),
         },
     }
 

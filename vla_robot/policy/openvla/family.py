@@ -19,6 +19,7 @@ from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load
 from vla_robot.policy.openvla.weights import load_model, save_model
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.model import AnyVLAModel
+from vla_robot.recipe.codec import CodecRecipe
 from vla_robot.recipe.finetune import Architecture
 
 
@@ -65,7 +66,15 @@ class OpenVLAFamily:
         assert isinstance(model, OpenVLA)
         save_model(model, folder, carry_from=start)
 
-    def adopt(self, source: Path, folder: Path, embodiment: Embodiment, statistics: Mapping[str, Any]) -> None:
+    def adopt(
+        self,
+        source: Path,
+        folder: Path,
+        embodiment: Embodiment,
+        statistics: Mapping[str, Any],
+        codec: CodecRecipe | None = None,
+        chunk: int = 1,
+    ) -> None:
         raise CheckpointError(f"{source} has action tokens already: every OpenVLA has.")
 
     def acts(self, folder: Path) -> bool:
@@ -79,8 +88,10 @@ class OpenVLAFamily:
         statistics: Mapping[str, Any],
         instructions: Iterable[str],
         seed: int,
+        codec: CodecRecipe | None = None,
+        chunk: int = 1,
     ) -> None:
-        create(folder, architecture, embodiment, statistics, instructions, seed, self.text_type)
+        create(folder, architecture, embodiment, statistics, instructions, seed, self.text_type, codec, chunk)
 
 
 OPENVLA = OpenVLAFamily()

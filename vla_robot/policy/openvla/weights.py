@@ -29,6 +29,8 @@ from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.perceive import build_vit
 from vla_robot.policy.openvla.network.reason import fused_with
 from vla_robot.policy.vla import adapters
+from vla_robot.policy.vla.codecs.folder import write_codec
+from vla_robot.policy.vla.codecs.mark import mark_of, require_mark
 from vla_robot.policy.vla.json_files import write_json
 from vla_robot.policy.vla.safetensors_files import SINGLE, Stored, audit, require_floats, stored_in
 
@@ -64,6 +66,7 @@ def load_model(
         CheckpointError: a file is missing or damaged, or tensors are missing, unexpected or of the wrong shape; the
             message lists them by group.
     """
+    require_mark(folder / SINGLE, config.codec)
     with torch.device("meta"):
         model = OpenVLA(config)
     beside = beside or {}
@@ -93,6 +96,7 @@ def require_complete(folder: Path, config: OpenVLAConfig, beside: Collection[str
         config: sizes of the model.
         beside: prefixes of the names of parameters that are in other files.
     """
+    require_mark(folder / SINGLE, config.codec)
     with torch.device("meta"):
         model = OpenVLA(config)
     require_weights(folder, config, {n: p for n, p in model.named_parameters() if not n.startswith(tuple(beside))})
@@ -162,7 +166,12 @@ def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> 
     tensors = {file_name(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()}
     tensors |= dict(_unused_tensors(model.config, carry_from, dtype))
     partial = folder / f"{SINGLE}.tmp"
-    save_file({name: _own(t) for name, t in sorted(tensors.items())}, partial, metadata={"format": "pt"})
+    save_file(
+        {name: _own(t) for name, t in sorted(tensors.items())},
+        partial,
+        metadata={"format": "pt", **mark_of(model.config.codec)},
+    )
+    write_codec(model.config.codec, folder)
     partial.chmod(0o644)  # safetensors makes it readable by its owner only
     sync_path(partial)
     rename(partial, folder / SINGLE)

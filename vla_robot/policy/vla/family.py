@@ -13,6 +13,7 @@ from vla_robot.policy.vla.checkpoint import AnyCheckpoint
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
+from vla_robot.recipe.codec import CodecRecipe
 from vla_robot.recipe.finetune import Architecture
 
 
@@ -96,19 +97,30 @@ class Family(Protocol):
         """
         ...
 
-    def adopt(self, source: Path, folder: Path, embodiment: Embodiment, statistics: Mapping[str, Any]) -> None:
+    def adopt(
+        self,
+        source: Path,
+        folder: Path,
+        embodiment: Embodiment,
+        statistics: Mapping[str, Any],
+        codec: CodecRecipe | None = None,
+        chunk: int = 1,
+    ) -> None:
         """Write a vision-language model without action tokens as a policy that knows no action yet.
 
-        Its 256 rarest words become actions: the last ids before the first control token.
+        Its vocabulary grows if the codec's rows are added ones; the logits of its other rows stay bit by bit.
 
         Args:
             source: folder of the model, in its published layout.
             folder: where to write; must not exist.
             embodiment: the arm of the policy; its cameras become the policy's images, in order.
             statistics: content of dataset_statistics.json.
+            codec: how actions are said; None for OpenVLA's bins over the 256 rarest words.
+            chunk: K, actions of an answer.
 
         Raises:
-            CheckpointError: the folder is damaged, or its tokenizer has too few words.
+            CheckpointError: the folder is damaged, its tokenizer has too few words, or the codec would take protected
+                rows.
         """
         ...
 
@@ -124,6 +136,8 @@ class Family(Protocol):
         statistics: Mapping[str, Any],
         instructions: Iterable[str],
         seed: int,
+        codec: CodecRecipe | None = None,
+        chunk: int = 1,
     ) -> None:
         """Write a checkpoint folder with random weights.
 
@@ -134,5 +148,7 @@ class Family(Protocol):
             statistics: content of dataset_statistics.json.
             instructions: texts that the tokenizer's merges are learned from.
             seed: seed of the weights.
+            codec: how actions are said, over added rows; None for OpenVLA's bins.
+            chunk: K, actions of an answer.
         """
         ...

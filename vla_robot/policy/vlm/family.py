@@ -17,9 +17,12 @@ from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.vla.checkpoint import Checkpoint, torch_dtype
 from vla_robot.policy.vla.codecs.bins import openvla_bins
+from vla_robot.policy.vla.codecs.folder import codec_block, write_codec
+from vla_robot.policy.vla.codecs.mark import require_mark
+from vla_robot.policy.vla.codecs.plan import BINS, added_rows, codec_of_new, planned_codec
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
-from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, rarest_words, read_tokenizer, train_tokenizer
+from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, read_tokenizer, train_tokenizer
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, require_folder, shown, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
@@ -29,10 +32,10 @@ from vla_robot.policy.vlm.config import VLMConfig, block_of, require_plain, with
 from vla_robot.policy.vlm.layout import Layout, Place
 from vla_robot.policy.vlm.model import TransformersModel
 from vla_robot.policy.vlm.prompts import TEXT, Template, TemplatePrompts
-from vla_robot.policy.vlm.weights import fill_extras, load_vlm, require_weights, save_vlm
+from vla_robot.policy.vlm.weights import EXTRAS, fill_extras, grow, load_vlm, mark_codec, require_weights, save_vlm
+from vla_robot.recipe.codec import CodecRecipe
 from vla_robot.recipe.finetune import Architecture
 
-ACTION_BINS = 256
 USUAL_FRAME = 224
 """Edge of the frame [px] by which a model of any frame size is measured and tested."""
 
@@ -114,6 +117,7 @@ class TransformersFamily:
         config = self.read(folder, image_preprocessing).config
         require_statistics(Statistics(config.norm_stats, statistics_key))
         require_weights(folder, self._class, config.published)
+        require_mark(folder / EXTRAS, config.codec)
 
     def template_of(self, preprocessor: FramePreprocessor) -> Template:
         """Return the prompt of a folder with this preprocessor; it depends on it if a frame becomes several images."""
@@ -140,13 +144,26 @@ class TransformersFamily:
         """See `Family`."""
         return OUR_BLOCK in read_json(folder / "config.json")
 
-    def adopt(self, source: Path, folder: Path, embodiment: Embodiment, statistics: Mapping[str, Any]) -> None:
+    def adopt(
+        self,
+        source: Path,
+        folder: Path,
+        embodiment: Embodiment,
+        statistics: Mapping[str, Any],
+        codec: CodecRecipe | None = None,
+        chunk: int = 1,
+    ) -> None:
         """See `Family`. The policy does not read the arm's state, for which the model has no token."""
-        end = rarest_words(read_tokenizer(source), ACTION_BINS)
-        data = read_json(source / "config.json")
+        tokenizer, vocabulary = read_tokenizer(source), self._config(source, needs_all=False).vocabulary
+        end = TemplatePrompts(tokenizer, self.template).eos
+        planned = planned_codec(codec, tokenizer, vocabulary, end, chunk, len(embodiment.action))
         shutil.copytree(source, folder)
-        block = {"action_vocab_end": end, "n_action_bins": ACTION_BINS, "num_images": len(embodiment.cameras)}
-        write_json(folder / "config.json", {**data, OUR_BLOCK: block})
+        if more := added_rows(planned, vocabulary):
+            grow(folder, self._class, without_implementation(read_json(source / "config.json")), vocabulary + more)
+        block = {**codec_block(planned), "num_images": len(embodiment.cameras), "chunk": chunk}
+        write_json(folder / "config.json", {**read_json(folder / "config.json"), OUR_BLOCK: block})
+        write_codec(planned, folder)
+        mark_codec(folder, planned)
         write_json(folder / "dataset_statistics.json", statistics)
         write_json(folder / "embodiment.json", embodiment.to_dict())
         self.check(folder)
@@ -159,19 +176,24 @@ class TransformersFamily:
         statistics: Mapping[str, Any],
         instructions: Iterable[str],
         seed: int,
+        codec: CodecRecipe | None = None,
+        chunk: int = 1,
     ) -> None:
         """See `Family`."""
         asks = (self.template.text.replace(TEXT, ASKED_FOR_ACTION.format(instruction=t.lower())) for t in instructions)
         tokenizer = train_tokenizer(asks, architecture.text_vocab, self.control_tokens)
-        vocabulary = architecture.text_vocab + ACTION_BINS
+        words, end = architecture.text_vocab, TemplatePrompts(tokenizer, self.template).eos
+        planned = codec_of_new(codec, tokenizer, words, end, chunk, len(embodiment.action))
+        vocabulary = words + added_rows(planned, words)
         published = self.nano(architecture, vocabulary, tokenizer)
         config = VLMConfig(
             published,
             architecture.image_size,
             vocabulary,
-            openvla_bins(vocabulary, ACTION_BINS),
+            planned,
             num_images=len(embodiment.cameras),
             proprio_dim=len(embodiment.state) if architecture.use_state else None,
+            chunk=chunk,
         )
         torch.manual_seed(seed)
         vlm = self._class(self._class.config_class.from_dict(published))
@@ -203,7 +225,7 @@ class TransformersFamily:
             edge = max(self.preprocessor(folder, published).shape(USUAL_FRAME, USUAL_FRAME))
         else:
             edge = published.get("vision_config", {}).get("image_size", USUAL_FRAME)
-        block: dict[str, Any] = {"codec": openvla_bins(vocabulary, ACTION_BINS)}  # of a model that does not act
+        block: dict[str, Any] = {"codec": openvla_bins(vocabulary, BINS)}  # of a model that does not act
         if needs_all or OUR_BLOCK in data:
             block = block_of(folder, data, vocabulary)
         return VLMConfig(

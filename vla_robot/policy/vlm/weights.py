@@ -22,7 +22,10 @@ from transformers.utils import logging
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.core.host.durable import make_folder
+from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla import adapters
+from vla_robot.policy.vla.codecs.folder import is_in_config, write_codec
+from vla_robot.policy.vla.codecs.mark import header_of, mark_of, require_mark
 from vla_robot.policy.vla.json_files import read_json, write_json
 from vla_robot.policy.vla.safetensors_files import audit, stored_in
 from vla_robot.policy.vlm.model import TransformersModel
@@ -71,8 +74,9 @@ def fill_extras(model: TransformersModel, folder: Path) -> None:
     """
     wanted = dict(_extras(model))
     path = folder / EXTRAS
+    require_mark(path, model.config.codec)
     if not wanted:
-        if path.is_file():
+        if path.is_file() and header_of(path)[0]:
             raise CheckpointError(f"{path} is there, but config.json names no proprio_dim; one of the two is wrong.")
         return
     if not path.is_file():
@@ -94,8 +98,40 @@ def save_vlm(model: TransformersModel, folder: Path) -> None:
     with _without_bars():
         model.vlm.save_pretrained(str(folder))
     write_json(folder / "config.json", model.config.with_block(read_json(folder / "config.json")))
-    if extras := {name: p.detach().cpu().contiguous() for name, p in _extras(model)}:
-        save_file(extras, folder / EXTRAS, metadata={"format": "pt"})
+    extras = {name: p.detach().cpu().contiguous() for name, p in _extras(model)}
+    if extras or not is_in_config(model.config.codec):
+        save_file(extras, folder / EXTRAS, metadata={"format": "pt", **mark_of(model.config.codec)})
+    write_codec(model.config.codec, folder)
+
+
+def grow(folder: Path, vlm_class: Any, published: Mapping[str, Any], vocabulary: int) -> None:
+    """Give the model of a folder a larger vocabulary; its old rows and the logits of them stay bit by bit.
+
+    New rows begin as the library's initialisation has them. The whole model is read and written once, in its precision.
+
+    Args:
+        folder: folder of config.json and safetensors, which are rewritten.
+        vlm_class: transformers' class.
+        published: content of config.json, checked.
+        vocabulary: rows afterwards.
+
+    Raises:
+        CheckpointError: as `load_vlm`.
+    """
+    dtype = getattr(torch, str(published.get("dtype", published.get("torch_dtype", "float32"))))
+    vlm = load_vlm(folder, vlm_class, published, dtype)
+    torch.manual_seed(0)
+    vlm.resize_token_embeddings(vocabulary, mean_resizing=False)
+    for old in (*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")):
+        old.unlink()
+    with _without_bars():
+        vlm.save_pretrained(str(folder))
+
+
+def mark_codec(folder: Path, codec: ActionCodec) -> None:
+    """Write which codec weights are trained for beside weights that hold no mark yet."""
+    if not is_in_config(codec):
+        save_file({}, folder / EXTRAS, metadata={"format": "pt", **mark_of(codec)})
 
 
 @contextmanager

@@ -96,6 +96,8 @@ class OpenVLAConfig:
         """Rows of the vocabulary of which a text consists: a Llama's are those before the first action."""
         if self.action_end is not None:
             return int(self.text_config["vocab_size"])
+        if self.named_codec is not None:
+            return self.action_vocab_end
         return self.action_vocab_end - self.n_action_bins
 
     @classmethod

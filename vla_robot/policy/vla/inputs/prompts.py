@@ -53,23 +53,6 @@ def train_tokenizer(texts: Iterable[str], vocab: int, control: Sequence[str]) ->
     return tokenizer
 
 
-def rarest_words(tokenizer: Tokenizer, count: int) -> int:
-    """Return one past the last of `count` consecutive ids before the tokens that were added to a tokenizer.
-
-    Merges of a byte-pair tokenizer are in the order of their frequency, so that the last ones are the rarest.
-
-    Raises:
-        CheckpointError: it has too few words.
-    """
-    added = tokenizer.get_added_tokens_decoder().keys()
-    end = tokenizer.get_vocab_size(with_added_tokens=True)
-    while end >= count and (taken := [id for id in range(end - count, end) if id in added]):
-        end = taken[0]
-    if end < count:
-        raise CheckpointError(f"the tokenizer has no {count} consecutive words that are not control tokens.")
-    return end
-
-
 INSTRUCTION = "{instruction}"
 """Place of the instruction in a template."""
 
