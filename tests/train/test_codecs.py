@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText
 
+from vla_robot.cli.main import main
 from vla_robot.core.errors import CheckpointError, ContractError, RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.policy.families import family_of
@@ -102,8 +104,7 @@ def test_a_new_policy_of_each_codec_is_trained_and_acts(new: Any, tmp_path: Path
     for row, observation in zip(tokens, rows, strict=True):
         assert row[row >= 0].tolist() == greedy(policy, observation)
     assert len({tuple(row) for row in tokens.tolist()}) > 1
-    if codec != "words":
-        assert "codec" in read_json(trained.policy / "config.json")["vla_robot"]
+    assert read_json(trained.policy / "config.json")["vla_robot"]["codec"] == policy.codec.kind
 
 
 def test_a_dimension_says_only_its_own_rows_in_a_batch(new: Any, tmp_path: Path) -> None:
@@ -152,10 +153,8 @@ def test_a_vocabulary_grows_and_old_logits_stay_bit_by_bit(
     plain = plain_model(tmp_path / "any" / "start", tmp_path / "plain")
     grown = replace(recipe, policy=plain, chunk=CHUNK, codec=CodecRecipe(scale="equal", rows="added"), steps=1)
     finetune(grown, tmp_path / "run", quiet)
-    old, new_one = (family_of(f).load_model(f, torch.float32, torch.device("cpu")) if f != plain else None
-                    for f in (plain, tmp_path / "run" / "start"))  # fmt: skip
-    before = family_of(plain)._class.from_pretrained(str(plain), local_files_only=True).eval()  # pyright: ignore
-    assert old is None and new_one is not None
+    new_one = family_of(plain).load_model(tmp_path / "run" / "start", torch.float32, torch.device("cpu"))
+    before: Any = AutoModelForImageTextToText.from_pretrained(str(plain), local_files_only=True).eval()
     rows = before.lm_head.weight.shape[0]
     assert len(new_one.head) == rows + 256
     assert new_one.config.codec.ids.tolist() == list(range(rows, rows + 256))
@@ -219,3 +218,42 @@ def test_a_policy_that_acts_keeps_its_codec(new: Any, recipe: DemosFinetuneRecip
     policy: Any = load_policy(find_policy(again).recipe, None)
     with pytest.raises(ContractError, match="for actions of 2 numbers, but 3 are asked for"):
         policy.codec.tokens(3)
+
+
+def test_a_launch_file_trains_on_tokens_of_its_own_data(
+    demos_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = tmp_path / "fast.json"
+    told = ["data", "fast", str(demos_folder), "--chunk", "4", "--tokens", "200", "--out", str(tokens)]
+    assert main([*told, "--json", str(tmp_path / "told.json")]) == 0
+    row = read_json(tmp_path / "told.json")["rows"][0]
+    assert row["chunks"] == 96 and row["tokens"] <= 200 and row["tokens_max"] <= 8
+    assert 0 < row["error_max"] <= 0.5 / 10 * 4**0.5
+    assert "96 chunks of 4 actions of 2 numbers" in capsys.readouterr().out
+    launch = tmp_path / "launch.toml"
+    launch.write_text(
+        f"""
+verb = "finetune"
+data = ["{demos_folder}"]
+chunk = 4
+steps = 2
+batch_size = 4
+[architecture]
+family = "paligemma"
+image_size = 28
+tower_dim = 24
+tower_depth = 3
+tower_heads = 2
+llm_dim = 32
+llm_layers = 2
+llm_heads = 2
+llm_ff_dim = 48
+text_vocab = 320
+[codec]
+kind = "fast"
+tokenizer = "{tokens}"
+"""
+    )
+    assert main(["finetune", str(launch), "--out", str(tmp_path / "run")]) == 0
+    policy: Any = load_policy(find_policy(tmp_path / "run" / "final").recipe, None)
+    assert policy.codec.kind == "fast" and policy.act([seen(0.4)])[0].actions.shape == (4, 2)

@@ -1,4 +1,4 @@
-"""`vla data WHAT`: inspects and converts datasets, finds faults, makes questions. Imports are late."""
+"""`vla data WHAT`: inspects and converts datasets, finds faults, makes questions and codecs. Imports are late."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from typing import Annotated
 
 import tyro
 
+from vla_robot.cli.data import codecs as data_codecs
 from vla_robot.cli.data import convert as data_convert
 from vla_robot.cli.data import doctor as data_doctor
 from vla_robot.cli.data import inspect as data_inspect
 from vla_robot.cli.data import questions as data_questions
 from vla_robot.cli.data import stats as data_stats
+from vla_robot.cli.data.codecs import FastArgs, RarestArgs
 from vla_robot.cli.data.convert import ConvertArgs
 from vla_robot.cli.data.doctor import DataDoctorArgs
 from vla_robot.cli.data.inspect import InspectArgs
@@ -23,10 +25,12 @@ DataArgs = (
     | Annotated[StatsArgs, tyro.conf.subcommand("stats")]
     | Annotated[DataDoctorArgs, tyro.conf.subcommand("doctor")]
     | Annotated[QuestionsArgs, tyro.conf.subcommand("questions")]
+    | Annotated[FastArgs, tyro.conf.subcommand("fast")]
+    | Annotated[RarestArgs, tyro.conf.subcommand("rarest")]
 )
 
 
-def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs | QuestionsArgs) -> int:
+def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs | QuestionsArgs | FastArgs | RarestArgs) -> int:
     """Run the command of these arguments.
 
     Raises:
@@ -43,3 +47,7 @@ def main(args: InspectArgs | ConvertArgs | StatsArgs | DataDoctorArgs | Question
             return data_doctor.data_doctor(args)
         case QuestionsArgs():
             return data_questions.data_questions(args)
+        case FastArgs():
+            return data_codecs.data_fast(args)
+        case RarestArgs():
+            return data_codecs.data_rarest(args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -163,14 +163,20 @@ def _facts(now: Standing) -> str:
     if now.phase != "steps":
         return "reading frames" if now.phase == "frames" else now.phase
     m = now.metrics
-    text = f"loss {m['loss']:.3f}, tokens {m['token_accuracy']:.1%}, L1 {m['l1']:.3f}"
+    text = f"loss {_scores(m, '')}"
     if "held_out_loss" in m:
-        text += f" | held out {m['held_out_loss']:.3f}, {m['held_out_token_accuracy']:.1%}, {m['held_out_l1']:.3f}"
+        text += f" | held out {_scores(m, 'held_out_')}"
     if "question_accuracy" in m:
         text += f" | answers {m['question_accuracy']:.1%}"
     if "rollout_success" in m:
         text += f" | closed loop {m['rollout_success']:.0%}"
     return text
+
+
+def _scores(metrics: Mapping[str, float], which: str) -> str:
+    """Return loss, token accuracy and L1; a codec whose tokens are no numbers has no L1."""
+    text = f"{metrics[f'{which}loss']:.3f}, tokens {metrics[f'{which}token_accuracy']:.1%}"
+    return f"{text}, L1 {metrics[f'{which}l1']:.3f}" if f"{which}l1" in metrics else text
 
 
 def _rows(trained: Trained) -> list[dict[str, object]]:

@@ -47,8 +47,8 @@ def rarest_words(tokenizer: Tokenizer, count: int) -> int:
     return end
 
 
-def count_rarest(tokenizer: Tokenizer, texts: Iterable[str], count: int) -> NDArray[np.int64]:
-    """Return the (count,) ids, rising, that occur least in a corpus; of equals, the last ids.
+def count_rarest(tokenizer: Tokenizer, texts: Iterable[str], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the (count,) ids, rising, that occur least in a corpus, and how often; of equals, the last ids.
 
     Args:
         tokenizer: its added tokens are left out.
@@ -63,7 +63,8 @@ def count_rarest(tokenizer: Tokenizer, texts: Iterable[str], count: int) -> NDAr
     free = [id for id in range(tokenizer.get_vocab_size(with_added_tokens=True)) if id not in added]
     if len(free) < count:
         raise CheckpointError(f"the tokenizer has {len(free)} tokens that are not control tokens, fewer than {count}.")
-    return np.array(sorted(sorted(free, key=lambda id: (seen[id], -id))[:count]), dtype=np.int64)
+    rarest = sorted(sorted(free, key=lambda id: (seen[id], -id))[:count])
+    return np.array(rarest, dtype=np.int64), np.array([seen[id] for id in rarest], dtype=np.int64)
 
 
 def planned_codec(
@@ -146,7 +147,7 @@ def _asked_for(rows: str, tokenizer: Tokenizer, vocabulary: int, count: int) -> 
     return _counted(Path(rows), count)
 
 
-def write_rows(path: Path, ids: NDArray[np.int64]) -> str:
+def write_rows(ids: NDArray[np.int64]) -> str:
     """Return the content of a file of rows, as `[codec] rows = "FILE"` reads it."""
     return json.dumps({"ids": ids.tolist()}) + "\n"
 
@@ -156,9 +157,7 @@ def _counted(path: Path, count: int) -> NDArray[np.int64]:
     if not isinstance(ids, list):
         raise CheckpointError(f"{path}: ids is {shown(ids)}; expected the list that `vla data rarest` writes.")
     if len(ids) != count:
-        raise RecipeError(
-            f"{path} has {len(ids)} rows, but this codec takes {count}; `vla data rarest` has --count."
-        )
+        raise RecipeError(f"{path} has {len(ids)} rows, but this codec takes {count}; `vla data rarest` has --count.")
     try:
         return np.array([whole(str(path), "ids", each, 1 << 24, 0) for each in ids], dtype=np.int64)
     except ContractError as error:
