@@ -65,7 +65,7 @@ def create(
     template, control = PROMPTS[text_type]
     asks = (template.format(instruction=text.lower()) for text in instructions)
     tokenizer = train_tokenizer(asks, architecture.text_vocab, control)
-    end = tokenizer.token_to_id(ENDS[text_type])
+    (end,) = tokenizer.encode(ENDS[text_type], add_special_tokens=False).ids
     planned = codec_of_new(codec, tokenizer, architecture.text_vocab, end, chunk, len(embodiment.action))
     write_codec(planned, folder)
     described = _config(architecture, embodiment, statistics, text_type, planned)
