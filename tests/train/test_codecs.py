@@ -22,8 +22,7 @@ from vla_robot.policy.kinds import check_policy, load_policy
 from vla_robot.policy.vla.codecs.fast_files import train_fast
 from vla_robot.policy.vla.inputs.prompts import train_tokenizer
 from vla_robot.policy.vla.json_files import read_json, write_json
-from vla_robot.recipe.codec import CodecRecipe
-from vla_robot.recipe.finetune import DemosFinetuneRecipe
+from vla_robot.recipe.finetune import CodecRecipe, DemosFinetuneRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.train.finetune import finetune
 

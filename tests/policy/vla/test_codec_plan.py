@@ -19,7 +19,7 @@ from vla_robot.policy.vla.codecs.number_words import WordCodec, spelled_by
 from vla_robot.policy.vla.codecs.plan import codec_of_new, planned_codec
 from vla_robot.policy.vla.inputs.prompts import train_tokenizer
 from vla_robot.policy.vla.json_files import write_json
-from vla_robot.recipe.codec import CodecRecipe
+from vla_robot.recipe.finetune import CodecRecipe
 
 K, D, END = 4, 3, 1
 SMOOTH = np.cumsum(np.random.default_rng(0).normal(size=(300, K, D)) * 0.2, axis=1).clip(-1, 1)

@@ -19,8 +19,7 @@ from vla_robot.policy.vla.codecs.plan import added_rows, codec_of_new
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, train_tokenizer
 from vla_robot.policy.vla.json_files import OUR_BLOCK, write_json
-from vla_robot.recipe.codec import CodecRecipe
-from vla_robot.recipe.finetune import Architecture
+from vla_robot.recipe.finetune import Architecture, CodecRecipe
 
 TIMM_MODEL_IDS = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")
 PADDING_ROWS = 64

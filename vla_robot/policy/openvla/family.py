@@ -19,8 +19,7 @@ from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load
 from vla_robot.policy.openvla.weights import load_model, save_model
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.model import AnyVLAModel
-from vla_robot.recipe.codec import CodecRecipe
-from vla_robot.recipe.finetune import Architecture
+from vla_robot.recipe.finetune import Architecture, CodecRecipe
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from vla_robot.policy.vla.checkpoint import AnyCheckpoint
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-from vla_robot.recipe.codec import CodecRecipe
-from vla_robot.recipe.finetune import Architecture
+from vla_robot.recipe.finetune import Architecture, CodecRecipe
 
 
 class Family(Protocol):

@@ -33,8 +33,7 @@ from vla_robot.policy.vlm.layout import Layout, Place
 from vla_robot.policy.vlm.model import TransformersModel
 from vla_robot.policy.vlm.prompts import TEXT, Template, TemplatePrompts
 from vla_robot.policy.vlm.weights import EXTRAS, fill_extras, grow, load_vlm, mark_codec, require_weights, save_vlm
-from vla_robot.recipe.codec import CodecRecipe
-from vla_robot.recipe.finetune import Architecture
+from vla_robot.recipe.finetune import Architecture, CodecRecipe
 
 USUAL_FRAME = 224
 """Edge of the frame [px] by which a model of any frame size is measured and tested."""

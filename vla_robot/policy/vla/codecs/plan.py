@@ -23,7 +23,7 @@ from vla_robot.policy.vla.codecs.fast import FastCodec
 from vla_robot.policy.vla.codecs.fast_files import read_fast
 from vla_robot.policy.vla.codecs.number_words import WordCodec, spelled_by
 from vla_robot.policy.vla.json_files import read_json, shown, whole
-from vla_robot.recipe.codec import ADDED, PI0_FAST, RAREST, CodecRecipe
+from vla_robot.recipe.finetune import ADDED, PI0_FAST, RAREST, CodecRecipe
 
 BINS = 256
 PI0_SKIPPED = 128
