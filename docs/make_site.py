@@ -34,6 +34,7 @@ GUIDES = {
         "openvla",
         "families",
         "gpu",
+        "edge",
         "lerobot",
         "serving",
         "cluster",

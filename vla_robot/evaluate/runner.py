@@ -154,7 +154,7 @@ def _check_folder(folder: Path, video: bool) -> None:
     if (folder / REPORT).exists():
         raise DataError(f"{folder} holds the report of another run, which is never overwritten. Choose another folder.")
     if video:
-        require("av", "report", "the report's videos")
+        require("av", "report", "the report's videos (--videos none goes without)")
 
 
 def _header(embodiment: Embodiment, info: RunInfo, started_at: str) -> dict[str, Any]:

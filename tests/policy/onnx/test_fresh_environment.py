@@ -13,19 +13,21 @@ import pytest
 from vla_robot.policy.onnx.export.write import Choices, export
 from vla_robot.recipe.policy_source import find_policy
 
+ROOT = Path(__file__).resolve().parents[3]
 MOST_MB = 400
+"""Goal for a robot's own computer."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.sim]
 
 
 @pytest.fixture(scope="module")
-def python(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a new environment with the package and its extra [edge], at the versions that are pinned."""
     folder = tmp_path_factory.mktemp("fresh") / "environment"
     uv, made = Path(sys.executable).with_name("uv"), folder / "bin" / "python"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    install = [uv, "pip", "install", "--quiet", "--python", made, "-c", repository / "constraints.txt"]
-    subprocess.run([*install, f"{repository}[edge]"], check=True)
+    install = [uv, "pip", "install", "--quiet", "--python", made, "-c", ROOT / "constraints.txt"]
+    subprocess.run([*install, f"{ROOT}[edge]"], check=True)
     return made
 
 
@@ -59,15 +61,15 @@ def test_the_environment_is_small_and_has_no_torch(python: Path) -> None:
         assert subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode == 1
 
 
-def test_it_serves_the_demos_policy_to_this_one(served: str, repository: Path, tmp_path: Path) -> None:
+def test_it_serves_the_demos_policy_to_this_one(served: str, tmp_path: Path) -> None:
     """The episodes end as with torch in this environment, step by step."""
-    assert outcomes(served, repository, tmp_path / "served") == outcomes("openvla_nano", repository, tmp_path / "here")
+    assert outcomes(served, tmp_path / "served") == outcomes("openvla_nano", tmp_path / "here")
 
 
-def outcomes(policy: str, repository: Path, out: Path) -> list[tuple[object, ...]]:
+def outcomes(policy: str, out: Path) -> list[tuple[object, ...]]:
     """What each of a few episodes came to."""
     command = [sys.executable, "-m", "vla_robot.cli.main", "run", "--env", "lift", "--policy", policy]
     command += ["--episodes", "2", "--seed", "1000", "--out", str(out), "--json", f"{out}.json"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [(e["seed"], e["outcome"], e["steps"]) for e in json.loads(Path(f"{out}.json").read_text())["episodes"]]

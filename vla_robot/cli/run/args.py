@@ -50,6 +50,8 @@ class RunArgs:
     """add every episode to this LeRobot v3 dataset, with a mark on each step driven by a person"""
     save: Annotated[Literal["all", "success"] | None, option("{all,success}")] = None
     """with --record: which episodes are stored, by default all"""
+    videos: Annotated[Literal["all", "none"], option("{all,none}")] = "all"
+    """whether the report has a video of each episode; "none" needs no extra [report]"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file as JSON"""
     out: Annotated[Path | None, option("FOLDER")] = None

@@ -110,6 +110,7 @@ def main(args: RunArgs) -> int:
                 folder=folder,
                 subscribers=[view, *seeing],
                 should_stop=stop.is_set,
+                video=args.videos == "all",
                 on_episode=on_episode,
                 on_failure=partial(print_finished, folder=folder, file=args.json),
             )

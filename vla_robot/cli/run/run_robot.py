@@ -90,6 +90,7 @@ def run_on_robot(args: RunArgs, address: str) -> int:
                 folder=folder,
                 subscribers=[view, *seeing, *([_Shown(robot.embodiment.action.names)] if args.dry_run else [])],
                 should_stop=stop.is_set,
+                video=args.videos == "all",
                 on_episode=on_episode,
                 on_failure=partial(print_finished, folder=folder, file=args.json),
                 notes=BridgeLogWatch(robot).notes,
