@@ -17,8 +17,9 @@ class Refuses(MetaPathFinder):
             raise AssertionError(f"{{name}} is imported")
 
 sys.meta_path.insert(0, Refuses())
-from vla_robot.cli.build import build_policy, build_served_policy, device_of
+from vla_robot.cli.build import build_policy, device_of
 from vla_robot.recipe.policy_source import find_policy
+from vla_robot.serve.policy.load import build_served_policy
 import numpy as np
 from vla_robot.core.messages import Observation
 

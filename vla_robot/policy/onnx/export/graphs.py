@@ -14,7 +14,9 @@ from typing import Any, Self
 import onnx
 import torch
 from onnx import TensorProto
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vla_robot.core.errors import PolicyError
 from vla_robot.core.untrusted import shortened
@@ -62,9 +64,25 @@ def _recorded(step: Step) -> torch.nn.Module:
     """Return a step's operations, recorded while it runs on its example.
 
     Some libraries read the frames' sizes from tensors, which the exporter, whose tensors have no values, cannot. Sizes
-    are fixed here, so what they read is a constant.
+    are fixed here, so what they read is a constant. One that depended on a pixel would be found by the self-test.
     """
-    return make_fx(step.eval().forward, tracing_mode="real")(*step.inputs.values())
+    step.eval()
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with _NumbersAreConstants():
+            return step(*tensors)
+
+    return make_fx(run, tracing_mode="real")(*step.inputs.values())
+
+
+class _NumbersAreConstants(TorchDispatchMode):
+    """Gives the number in a tensor that is being recorded, which `make_fx` refuses."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            with disable_proxy_modes_tracing():
+                return func(*args)
+        return func(*args, **(kwargs or {}))
 
 
 class SharedWeights:

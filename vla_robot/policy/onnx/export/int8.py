@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ def quantised(model: Any) -> Any:
     """Return a graph (onnx.ModelProto) whose products with weights are done in int8, weights by column."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_advice():
         path = Path(folder) / "int8.onnx"
         quantize_dynamic(
             model,
@@ -24,3 +27,15 @@ def quantised(model: Any) -> Any:
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
         return onnx.load(path)
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Return a context without the quantiser's advice on graphs of other origin, which it gives to the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
