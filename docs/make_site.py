@@ -29,6 +29,7 @@ GUIDES = {
         "evaluate",
         "benchmarks-worlds",
         "finetune",
+        "actions",
         "data",
         "teleoperate",
         "openvla",

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from vla_robot.cli.main import main
-from vla_robot.core.errors import CheckpointError, ContractError, RecipeError
+from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, RecipeError
 from vla_robot.core.messages import Observation
 from vla_robot.policy.families import family_of
 from vla_robot.policy.kinds import check_policy, load_policy
@@ -116,6 +116,12 @@ def test_a_dimension_says_only_its_own_rows_in_a_batch(new: Any, tmp_path: Path)
     (chunk,) = policy.act([committed])
     assert chunk.conditioned
     np.testing.assert_allclose(chunk.actions[:2], np.zeros((2, 2)), atol=0.05)
+
+
+def test_a_codec_with_a_grammar_is_not_compiled(new: Any, tmp_path: Path) -> None:
+    folder = finetune(new("openvla", "fast"), tmp_path, quiet).policy
+    with pytest.raises(PolicyError, match="codec 'fast' limits each token"):
+        family_of(folder).load(folder, compiled=True)
 
 
 def test_fast_is_not_told_how_to_begin_and_refuses_another_horizon(new: Any, tmp_path: Path) -> None:

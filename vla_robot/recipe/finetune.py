@@ -70,7 +70,8 @@ class CodecRecipe:
         scale: of bins: "openvla", 255 bins in falling order; "equal", 256 bins in rising order.
         by_dimension: of bins: rows of its own for each number of an action, 7 x 256.
         rows: of bins and fast: "rarest", the last words before control tokens; "added", new rows behind the vocabulary;
-            "pi0_fast", openpi's layout; or a file of `vla data rarest`. A new model's are always added ones.
+            "pi0_fast", openpi's layout. A new model's are always added ones.
+        rows_file: of bins and fast: a file of `vla data rarest`, whose rows are taken and not those of `rows`.
         largest: of words: the number that says +1; 0 says -1.
         tokenizer: of fast: a file of `vla data fast`, or a folder with the published tokenizer.json and
             processor_config.json.
@@ -79,7 +80,8 @@ class CodecRecipe:
     kind: Literal["bins", "words", "fast"] = "bins"
     scale: Literal["openvla", "equal"] = "openvla"
     by_dimension: bool = False
-    rows: str = RAREST
+    rows: Literal["rarest", "added", "pi0_fast"] = RAREST
+    rows_file: Path | None = None
     largest: int = 1000
     tokenizer: Path | None = None
 

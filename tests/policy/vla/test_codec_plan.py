@@ -72,7 +72,7 @@ def test_words_before_boxes_are_taken_and_boxes_never(with_boxes: Tokenizer, fas
         planned_codec(pi0, with_boxes, V, END, K, D)
     (tmp_path / "rows.json").write_text(json.dumps({"ids": [*range(300, 555), 1]}))
     with pytest.raises(CheckpointError, match=r"1 protected rows of the vocabulary, <eos> to <eos>"):
-        plan(CodecRecipe(rows=str(tmp_path / "rows.json")), with_boxes)
+        plan(CodecRecipe(rows_file=tmp_path / "rows.json"), with_boxes)
 
 
 def test_pi0s_layout_falls_from_before_the_masks(tokenizer: Tokenizer, fast_file: Path) -> None:
@@ -90,10 +90,10 @@ def test_a_corpus_is_counted(tokenizer: Tokenizer, tmp_path: Path, capsys: pytes
     told = ["data", "rarest", str(tmp_path), str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "rows.json")]
     assert main(told) == 0
     assert "256 rows from" in capsys.readouterr().out
-    codec = plan(CodecRecipe(rows=str(tmp_path / "rows.json")), tokenizer)
+    codec = plan(CodecRecipe(rows_file=tmp_path / "rows.json"), tokenizer)
     assert len(codec.ids) == 256 and not set(codec.ids) & {0, 1, tokenizer.get_vocab_size() - 1}
     with pytest.raises(RecipeError, match="has 256 rows, but this codec takes 768"):
-        plan(CodecRecipe(rows=str(tmp_path / "rows.json"), by_dimension=True), tokenizer)
+        plan(CodecRecipe(rows_file=tmp_path / "rows.json", by_dimension=True), tokenizer)
     (tmp_path / "corpus.txt").write_text("")
     assert main(told) == 2
     assert "no line of text" in capsys.readouterr().err

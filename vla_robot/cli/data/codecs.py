@@ -44,7 +44,7 @@ class FastArgs:
 
 @dataclass(frozen=True)
 class RarestArgs:
-    """Count a corpus, and write which rows of a model's vocabulary it uses least: for [codec] rows = "FILE"."""
+    """Count a corpus, and write which rows of a model's vocabulary it uses least: for [codec] rows_file = "FILE"."""
 
     model: Annotated[Path, tyro.conf.Positional, option("MODEL")]
     """a folder with tokenizer.json; its control tokens, <loc0000> and other added ones are never chosen"""
@@ -102,7 +102,7 @@ def data_rarest(args: RarestArgs) -> int:
         write_whole(args.out, write_rows(ids).encode())
     used = int((seen > 0).sum())
     say(f"{len(ids)} rows from {ids[0]} to {ids[-1]}; {used} of them occur in the corpus, at most {seen.max()} times.")
-    say(f'{short_path(args.out)} holds them. Next: [codec] with rows = "{args.out}".')
+    say(f'{short_path(args.out)} holds them. Next: [codec] with rows_file = "{args.out}".')
     if args.json:
         write_json(args.json, "data rarest", [{"rows": len(ids), "used": used, "most": int(seen.max())}])
     return 0

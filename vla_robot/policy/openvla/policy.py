@@ -54,6 +54,7 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         self._finish = partial(finish, space=LLAMA_SPACE) if tokenizer is None else tokenizer.finish
         if compiled:
             _require_llama(model.config, "compiled")
+            _require_free_answers(model.config)
         self._compiled = CompiledInference(model, self._generator) if compiled else None
         self.in_blocks &= not compiled
 
@@ -132,6 +133,15 @@ def _require_llama(config: OpenVLAConfig, what: str) -> None:
         )
 
 
+def _require_free_answers(config: OpenVLAConfig) -> None:
+    """Raise PolicyError if a codec's grammar limits answers: compiled graphs take any action token."""
+    if config.codec.grammar is not None:
+        raise PolicyError(
+            f"a policy whose codec '{config.codec.kind}' limits each token to some rows cannot be compiled: leave "
+            "compiled out of its recipe."
+        )
+
+
 @lru_cache(maxsize=64)
 def _flops(model: OpenVLA, batch: int, text_tokens: int) -> float:
     return sum(cost.flops for cost in costs(model, batch, text_tokens, action_dim=7).values())
@@ -174,6 +184,8 @@ def load(
     for asked, what in ((compiled, "compiled"), (quantise is not None, "quantised")):
         if asked:
             _require_llama(checkpoint.config, what)
+    if compiled:
+        _require_free_answers(checkpoint.config)
     acting = not trainable and quantise is None
     policy = OpenVLAPolicy(
         load_model(folder, checkpoint.config, precision, place, acting=acting),

@@ -105,7 +105,7 @@ def codec_of_new(
     """Return the codec of a new model, whose rows are added behind its `vocabulary`; otherwise as `planned_codec`."""
     if recipe is None:
         return openvla_bins(vocabulary + BINS, BINS, chunk)
-    return planned_codec(replace(recipe, rows=ADDED), tokenizer, vocabulary, end, chunk, dimension)
+    return planned_codec(replace(recipe, rows=ADDED, rows_file=None), tokenizer, vocabulary, end, chunk, dimension)
 
 
 def added_rows(codec: ActionCodec, vocabulary: int) -> int:
@@ -127,28 +127,30 @@ def require_free(ids: NDArray[np.int64], tokenizer: Tokenizer) -> None:
 
 
 def _rows(recipe: CodecRecipe, tokenizer: Tokenizer, vocabulary: int, count: int) -> NDArray[np.int64]:
-    ids = _asked_for(recipe.rows, tokenizer, vocabulary, count)
+    if recipe.rows_file is not None:
+        ids = _counted(recipe.rows_file, count)
+    else:
+        ids = _named(recipe.rows, tokenizer, vocabulary, count)
     if (inside := ids[ids < vocabulary]).size:
         require_free(inside, tokenizer)
     return ids
 
 
-def _asked_for(rows: str, tokenizer: Tokenizer, vocabulary: int, count: int) -> NDArray[np.int64]:
+def _named(rows: str, tokenizer: Tokenizer, vocabulary: int, count: int) -> NDArray[np.int64]:
     if rows == ADDED:
         return np.arange(vocabulary, vocabulary + count)
     if rows == RAREST:
         end = rarest_words(tokenizer, count)
         return np.arange(end - count, end)
-    if rows == PI0_FAST:
-        last = tokenizer.get_vocab_size(with_added_tokens=True) - 1 - PI0_SKIPPED
-        if last < count:
-            raise CheckpointError(f"the tokenizer's vocabulary is too small for pi0-FAST's layout of {count} tokens.")
-        return last - np.arange(count)
-    return _counted(Path(rows), count)
+    assert rows == PI0_FAST
+    last = tokenizer.get_vocab_size(with_added_tokens=True) - 1 - PI0_SKIPPED
+    if last < count:
+        raise CheckpointError(f"the tokenizer's vocabulary is too small for pi0-FAST's layout of {count} tokens.")
+    return last - np.arange(count)
 
 
 def write_rows(ids: NDArray[np.int64]) -> str:
-    """Return the content of a file of rows, as `[codec] rows = "FILE"` reads it."""
+    """Return the content of a file of rows, as `[codec] rows_file` reads it."""
     return json.dumps({"ids": ids.tolist()}) + "\n"
 
 
