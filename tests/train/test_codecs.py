@@ -118,6 +118,13 @@ def test_a_dimension_says_only_its_own_rows_in_a_batch(new: Any, tmp_path: Path)
     np.testing.assert_allclose(chunk.actions[:2], np.zeros((2, 2)), atol=0.05)
 
 
+@pytest.mark.parametrize("more", [{"lora_rank": 4}, {"train": ("vision", "projector")}])
+def test_rows_that_would_never_be_learned_are_refused(new: Any, more: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match="would never be learned"):
+        new("paligemma", "equal", **more)
+    assert new("paligemma", "words", **more).codec.kind == "words"
+
+
 def test_a_codec_with_a_grammar_is_not_compiled(new: Any, tmp_path: Path) -> None:
     folder = finetune(new("openvla", "fast"), tmp_path, quiet).policy
     with pytest.raises(PolicyError, match="codec 'fast' limits each token"):

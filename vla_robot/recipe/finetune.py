@@ -277,6 +277,12 @@ class DemosFinetuneRecipe(FinetuneRecipe):
     codec: CodecRecipe | None = None
 
     def _source_problems(self) -> Iterator[str]:
+        has_new_rows = self.codec is not None and self.codec.kind != "words"
+        if has_new_rows and (self.lora_rank or "decoder" not in self.train):
+            yield (
+                'lora_rank and a train without "decoder" train no row of the vocabulary, so that the tokens of [codec] '
+                "would never be learned; set lora_rank = 0 and train the decoder"
+            )
         if self.weights and len(self.weights) != len(self.data):
             yield f"weights has {len(self.weights)} numbers for {len(self.data)} datasets of data; give one for each"
         if self.weights and len(set(self.data)) < len(self.data):
