@@ -187,7 +187,8 @@ def _load(source: PolicySource, dtype: str, compiled: bool = False, quantise: st
         return without_state(family_of(recipe.checkpoint).load(recipe.checkpoint, dtype, recipe.device))
     if not isinstance(recipe, OpenVLARecipe):
         raise RecipeError(
-            f"'{source.name}' is of kind '{recipe.kind}'; `vla bench policy` measures 'openvla' and 'vla'."
+            f"'{source.name}' is of kind '{recipe.kind}'; `vla bench policy` measures 'openvla' and 'vla', and "
+            "`vla bench edge` an exported one beside its policy in torch."
         )
     key = recipe.statistics_key
     return load(recipe.checkpoint, dtype, recipe.device, key, compiled=compiled, quantise=quantise)

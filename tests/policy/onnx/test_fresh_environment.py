@@ -10,9 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from vla_robot.policy.onnx.export.write import Choices, export
-from vla_robot.recipe.policy_source import find_policy
-
 ROOT = Path(__file__).resolve().parents[3]
 MOST_MB = 400
 """Goal for a robot's own computer."""
@@ -31,19 +28,10 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's policy, exported."""
-    made = tmp_path_factory.mktemp("exported") / "openvla_nano"
-    made.mkdir()
-    export(made, "openvla_nano", find_policy("openvla_nano").recipe, Choices((1,), (32,)), lambda line: None)
-    return made
-
-
 @pytest.fixture
-def served(python: Path, folder: Path, tmp_path: Path) -> Iterator[str]:
+def served(python: Path, nano: Path, tmp_path: Path) -> Iterator[str]:
     """The address at which that environment serves the policy."""
-    command = [python.with_name("vla"), "serve", folder, "--bind", "tcp://127.0.0.1:0"]
+    command = [python.with_name("vla"), "serve", nano, "--bind", "tcp://127.0.0.1:0"]
     with subprocess.Popen(
         command, cwd=tmp_path, env={"HOME": str(tmp_path)}, stdout=subprocess.PIPE, text=True
     ) as process:
