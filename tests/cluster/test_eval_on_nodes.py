@@ -1,4 +1,4 @@
-"""`vla eval --cluster`: the outcomes of one process, whatever is killed. VLA_EVAL_EPISODES=60 asks for more episodes."""
+"""`vla eval --cluster`: the outcomes of one process, whatever is killed. VLA_EVAL_EPISODES=60 asks for more."""
 
 from __future__ import annotations
 
