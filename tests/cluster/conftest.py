@@ -42,9 +42,11 @@ class Nodes:
 
 @pytest.fixture(scope="session", autouse=True)
 def importable() -> Iterator[None]:
-    """Let Ray's processes import this package and toy_tasks."""
+    """Let Ray's processes import this package and toy_tasks, and ask for a token."""
     repository = Path(__file__).resolve().parents[2]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")  # Ray reads both once in a process
+        patch.setenv("RAY_AUTH_TOKEN", "0" * 64)
         patch.setenv("PYTHONPATH", f"{repository}:{repository / 'tests/shared'}")
         yield
 

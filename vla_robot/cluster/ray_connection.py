@@ -14,6 +14,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from vla_robot.cluster.ray_runner import RayRunner
@@ -27,6 +28,8 @@ _ADDRESS = re.compile(r"(?:ray://)?\[?([^\s/\[\]]+)\]?:(\d{1,5})")
 _LISTENS_S = 10.0
 PROBE_TIMEOUT_S = 300.0
 """Time limit of the comparison of versions [s]: a node starts a process of its own for it."""
+TOKEN = Path.home() / ".ray" / "auth_token"
+"""Where Ray keeps the token of a user's clusters."""
 LOCAL_STORE_BYTES = 200 * 2**20
 """Size of the object store of a cluster of one command: tasks send plain numbers and short videos."""
 
@@ -58,11 +61,14 @@ def ray_cluster(name: str) -> Iterator[RayRunner]:
 
 
 def _connect(name: str) -> Any:
-    if name == "local":
+    if name != "local":
+        _use_token()
+    else:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report its use to its makers
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # a minute is short on a busy computer
     _require_listening(name, os.environ.get("RAY_ADDRESS", "") if name == "auto" else name)
     import ray
+    from ray.exceptions import AuthenticationError
 
     quiet = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
@@ -74,13 +80,20 @@ def _connect(name: str) -> Any:
                 ray.init(address="auto", **quiet)
             case _:
                 ray.init(address=name, **quiet)
-    except (ConnectionError, TimeoutError) as error:
-        raise TransportError(f"--cluster {name}: no Ray cluster answers. {_cure(name)}") from error
+    except (ConnectionError, TimeoutError, AuthenticationError) as error:
+        raise TransportError(f"--cluster {name}: no Ray cluster answers. {_cure(name)} {_TOKEN_CURE}") from error
     except RuntimeError as error:  # Ray's own comparison of versions, on which its protocol depends
         if "ersion mismatch" not in str(error):
             raise
         raise ContractError(f"--cluster {name}: {_one_line(error)} {_SAME}") from error
     return ray
+
+
+def _use_token() -> None:
+    """Show the cluster Ray's token where this computer has one, as `ray start` asks for it then."""
+    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or TOKEN.is_file()
+    if has_token:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def _require_listening(name: str, address: str) -> None:
@@ -94,6 +107,9 @@ def _require_listening(name: str, address: str) -> None:
         raise TransportError(f"--cluster {name}: nothing listens at {found[1]}:{found[2]}. {_cure(name)}") from error
 
 
+_TOKEN_CURE = (
+    "If it asks for a token, this computer needs the same RAY_AUTH_TOKEN, and RAY_AUTH_MODE=token: docs/security.md."
+)
 _SAME = "Install the same versions on every node: docs/cluster.md says how."
 
 
