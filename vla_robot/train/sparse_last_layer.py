@@ -53,7 +53,7 @@ class _Read:
         self.count = 0
 
     def enter(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        labels: Tensor = args[2]  # (B, L)
+        labels: Tensor = args[2]  # (B, L), in main memory
         columns = torch.nonzero((labels[:, 1:] != IGNORE).any(dim=0)).squeeze(1)  # a label is read one position earlier
         if len(columns):
             first, last = columns[[0, -1]].tolist()

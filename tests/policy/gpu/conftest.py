@@ -78,11 +78,12 @@ def moved(gpu: FakeCuda, real: AnyVLAPolicy) -> AnyVLAPolicy:
     if hasattr(
         model, "_cell"
     ):  # the library's code reads the frames' sizes from tensors, and fake ones have no numbers
-        model.perceive = lambda pixels: _features(model, pixels)
+        model.perceive = lambda pixels: features(model, pixels)
     return VLAPolicy(model, real.preprocessor, real.tokenizer, real.statistics, real.embodiment)
 
 
-def _features(model: Any, pixels: Tensor) -> Tensor:
+def features(model: Any, pixels: Tensor) -> Tensor:
+    """Features of the right shape for towers that read the frames' sizes."""
     tokens = pixels.shape[1] * (pixels.shape[-2] // model._cell) * (pixels.shape[-1] // model._cell)
     width = model._text.config.hidden_size if model.config.published["model_type"] == "gemma4" else model.width
     return pixels.new_empty(len(pixels), tokens, width)

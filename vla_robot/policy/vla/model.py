@@ -73,6 +73,36 @@ class TrainingOutput:
     l1: Tensor | None
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Positions of a batch's text that have a label, found in main memory, so that no device is waited for.
+
+    Attributes:
+        rows: (K,) int64 rows of the batch, on the model's device.
+        columns: (K,) int64 columns of the text, on the model's device.
+        ids: (K,) int64 labels, on the model's device.
+        actions: (A,) int64 which of the K are action ids, on the model's device.
+        first: (B,) int64 column of each row's first label, in main memory; 1 for a row without any.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    ids: Tensor
+    actions: Tensor
+    first: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, config: VLAConfig, device: torch.device) -> Labelled:
+        """Find the labels of (B, L) int64 in main memory, which are IGNORE elsewhere. The first column has none."""
+        has_label = labels[:, 1:] != IGNORE
+        rows, columns = torch.nonzero(has_label, as_tuple=True)
+        ids = labels[rows, columns + 1]
+        actions = torch.nonzero(torch.isin(ids, torch.from_numpy(config.codec.ids.copy()))).squeeze(1)
+        packed = upload(torch.cat([rows, columns + 1, ids, actions]), device)  # one copy for all of them
+        K = len(rows)
+        return cls(packed[:K], packed[K : 2 * K], packed[2 * K : 3 * K], packed[3 * K :], has_label.int().argmax(1) + 1)
+
+
 class VLAModel[C: VLAConfig](nn.Module, ABC):
     """Maps pixels, a prompt and the arm's state to logits.
 
@@ -198,13 +228,14 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         Args:
             pixels: (B, N, C, H, W).
             input_ids: (B, L) int64.
-            labels: (B, L) int64, IGNORE where there is no loss.
+            labels: (B, L) int64, IGNORE where there is no loss; in main memory, where looking at them waits for no
+                device.
             state: (B, proprio_dim) or None.
             smoothing: standard deviation, in bins, of a Gaussian that spreads each action label over its neighbours;
                 0 is the reference. Neighbouring bins are almost right, which plain cross-entropy ignores.
         """
-        logits, targets, _ = self._predict(pixels, input_ids, labels, state)
-        return self._score(logits, targets, smoothing)
+        labelled = Labelled.of(labels, self.config, input_ids.device)
+        return self._score(self._predict(pixels, input_ids, labelled, state), labelled, smoothing)
 
     def answers_match(self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None) -> Tensor:
         """Return (B,) bool: whether greedy decoding over the words would give exactly a row's labels.
@@ -217,32 +248,28 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
             labels: as in `forward`; words and the end token.
             state: as in `forward`.
         """
-        logits, targets, rows = self._predict(pixels, input_ids, labels, state)
-        wrong = over_words(logits, self.config).argmax(dim=1) != targets
-        return torch.bincount(rows[wrong], minlength=len(input_ids)) == 0
+        labelled = Labelled.of(labels, self.config, input_ids.device)
+        logits = self._predict(pixels, input_ids, labelled, state)
+        wrong = over_words(logits, self.config).argmax(dim=1) != labelled.ids
+        return input_ids.new_zeros(len(input_ids)).index_add(0, labelled.rows, wrong.long()) == 0
 
-    def _predict(
-        self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, for all K labelled positions, (K, V) logits, (K,) labels and (K,) rows of the batch."""
+    def _predict(self, pixels: Tensor, input_ids: Tensor, labelled: Labelled, state: Tensor | None) -> Tensor:
+        """Return, for all K labelled positions, (K, V) logits."""
         embeds = self.embed(pixels, input_ids, state)
         inserted = embeds.shape[1] - input_ids.shape[1]
-        has_label = labels[:, 1:] != IGNORE
-        hidden = self.hidden(self.arrange(pixels, embeds, has_label.int().argmax(dim=1) + 1 + inserted))
-        rows, columns = torch.nonzero(has_label, as_tuple=True)
-        # Label `columns + 1` of the text is predicted one position earlier, after the inserted tokens.
-        logits = capped(self.get_submodule(self.HEAD)(hidden[rows, columns + inserted]), self.soft_cap).float()
-        return logits, labels[rows, columns + 1], rows
+        hidden = self.hidden(self.arrange(pixels, embeds, labelled.first + inserted))
+        # A label of the text is predicted one position earlier, after the inserted tokens.
+        read = hidden[labelled.rows, labelled.columns - 1 + inserted]
+        return capped(self.get_submodule(self.HEAD)(read), self.soft_cap).float()
 
-    def _score(self, logits: Tensor, targets: Tensor, smoothing: float) -> TrainingOutput:
+    def _score(self, logits: Tensor, labelled: Labelled, smoothing: float) -> TrainingOutput:
         scores = scores_of(self.config.codec, logits.shape[1], logits.device)
-        is_action = scores.is_action[targets]
         if smoothing > 0 and self.config.codec.scale:
-            loss = cross_entropy(logits, scores.smooth(targets, smoothing))
+            loss = cross_entropy(logits, scores.smooth(labelled.ids, smoothing))
         else:
-            loss = cross_entropy(logits, targets)
+            loss = cross_entropy(logits, labelled.ids)
         with torch.no_grad():
-            predicted, wanted = logits[is_action].argmax(dim=1), targets[is_action]
+            predicted, wanted = logits[labelled.actions].argmax(dim=1), labelled.ids[labelled.actions]
             accuracy = (predicted == wanted).float().mean()
             l1 = scores.distance(predicted, wanted)
         return TrainingOutput(loss, accuracy, l1)

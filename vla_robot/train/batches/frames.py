@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.inputs.prompts import Prompts
+from vla_robot.policy.vla.inputs.upload import upload
 from vla_robot.policy.vla.model import IGNORE
 
 
@@ -30,7 +31,7 @@ class Batch:
     Attributes:
         pixels: (B, N, C, S, S) float32.
         input_ids: (B, L) int64.
-        labels: (B, L) int64.
+        labels: (B, L) int64, in main memory.
         state: (B, P) float32 in [-1, 1], or None.
         actions: (B, K, D) float32, normalised, or None for questions, which have no action.
     """
@@ -50,8 +51,9 @@ class Batch:
         return [replace(self, **dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch with its tensors on a device."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if value is not None})
+        """Return the batch with its tensors on a device, but the labels, which the host looks at."""
+        moved = {name: upload(value, device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **(moved | {"labels": self.labels}))
 
 
 @dataclass(frozen=True)

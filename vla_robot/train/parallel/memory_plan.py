@@ -163,7 +163,7 @@ def _some_frames(frames: int, model: AnyVLAModel, device: torch.device) -> tuple
     labels[:, :PROMPT] = IGNORE
     dim = config.inputs.proprio_dim
     state = None if dim is None else torch.zeros(frames, dim, device=device)
-    return pixels.to(device), ids.to(device), labels.to(device), state
+    return pixels.to(device), ids.to(device), labels, state
 
 
 def _available(device: torch.device) -> int:
