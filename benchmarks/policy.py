@@ -33,8 +33,8 @@ from vla_robot.recipe.policy_source import PolicySource, find_policy
 
 if TYPE_CHECKING:
     from benchmarks.models.inference_times import Contender, Timing
-    from vla_robot.policy.openvla.engine.cost import Cost
     from vla_robot.policy.openvla.policy import OpenVLAPolicy
+    from vla_robot.policy.roofline import Cost
     from vla_robot.policy.vla.policy import AnyVLAPolicy
 
 PLAIN, COMPILED = "plain", "compiled"
@@ -252,9 +252,10 @@ def _text_tokens(policy: OpenVLAPolicy) -> int:
 
 
 def _costs(policy: OpenVLAPolicy, batch: int) -> dict[str, Cost]:
-    from vla_robot.policy.openvla.engine.cost import costs
+    from vla_robot.policy.roofline import costs_of
 
-    return costs(policy.model, batch, _text_tokens(policy), _action_dim(policy))
+    bytes_each = policy.model.head.element_size()
+    return costs_of(policy.outline, batch, _text_tokens(policy), _action_dim(policy), bytes_each)
 
 
 def _matmul(policy: OpenVLAPolicy, batch: int) -> dict[str, float]:

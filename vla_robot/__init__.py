@@ -36,7 +36,7 @@ def load_policy(
     statistics_key: str | None = None,
     image_preprocessing: Literal["none", "rlds", "rlds_crop"] = "none",
     compiled: bool = False,
-    quantise: Literal["int8", "int4"] | None = None,
+    quantise: Literal["fp8", "int8", "int4"] | None = None,
 ) -> AnyVLAPolicy:
     """Load a checkpoint of any family, ready to act.
 

@@ -75,9 +75,10 @@ def model_by_rule(config: OpenVLAConfig, dtype: torch.dtype, device: torch.devic
     return model.requires_grad_(False).eval()
 
 
-def policy_of(model: OpenVLA, tokenizer: OpenVLAPrompts | None = None) -> OpenVLAPolicy:
+def policy_of(model: OpenVLA, tokenizer: OpenVLAPrompts | None = None, fuse: bool = False) -> OpenVLAPolicy:
     """Return the policy of a model; without a tokenizer it takes ids alone."""
-    return OpenVLAPolicy(model, Preprocessor(model.config.image_size, "resize-naive", HALF, HALF), tokenizer, {})
+    preprocessor = Preprocessor(model.config.image_size, "resize-naive", HALF, HALF)
+    return OpenVLAPolicy(model, preprocessor, tokenizer, {}, fuse=fuse)
 
 
 def batch_of(policy: OpenVLAPolicy, rows: int, lengths: Sequence[int] = (TEXT_TOKENS,), seed: int = 0) -> Batch:

@@ -39,10 +39,10 @@ class Drive:
     corrections: int = 1
     ragged: bool = False
 
-    def answers(self) -> dict[str, Answer]:
-        """Return what the functions that read a number are told."""
+    def answers(self, in_blocks: bool = False) -> dict[str, Answer]:
+        """Return what the functions that read a number are told; blocks do not ask before the first correction."""
         return {
-            "is_settled": after(self.corrections),
+            "is_settled": after(self.corrections - in_blocks),
             "padded_left": self.ragged,
             "check_image_sensitivity": False,
         }
@@ -60,22 +60,28 @@ def after(corrections: int) -> Callable[[], bool]:
     return settled
 
 
-def nano(folder: Path, dtype: str = "bfloat16") -> OpenVLAPolicy:
+def nano(folder: Path, dtype: str = "bfloat16", fuse: bool | None = None) -> OpenVLAPolicy:
     """Load the shipped policy on the fake device; its self-test runs too."""
-    return load(folder, dtype, "cuda", statistics_key="lift")
+    return load(folder, dtype, "cuda", statistics_key="lift", fuse=fuse)
 
 
-def seven_billion(gpu: FakeCuda, tokenizer: OpenVLAPrompts, **ours: Any) -> OpenVLAPolicy:
+def seven_billion(gpu: FakeCuda, tokenizer: OpenVLAPrompts, fuse: bool = True, **ours: Any) -> OpenVLAPolicy:
     """Return a policy of openvla-7b's sizes in bfloat16 on the fake device.
 
     Args:
         gpu: the device.
         tokenizer: of any policy; only the number of ids matters.
+        fuse: whether the work between matrix products is joined.
         ours: keys of our block in config.json, such as `num_images`.
     """
+    return policy_of(seven_billion_model(gpu, **ours), tokenizer, fuse)
+
+
+def seven_billion_model(gpu: FakeCuda, **ours: Any) -> OpenVLA:
+    """Return a model of openvla-7b's sizes in bfloat16 on the fake device."""
     with torch.device("meta"):
         model = OpenVLA(config_of(small=False, **ours))
-    return policy_of(gpu.move(model, torch.bfloat16).requires_grad_(False).eval(), tokenizer)
+    return gpu.move(model, torch.bfloat16).requires_grad_(False).eval()
 
 
 def observations(policy: AnyVLAPolicy, drive: Drive, size: tuple[int, int] = (84, 84)) -> list[Observation]:
@@ -114,22 +120,27 @@ def row_of(gpu: FakeCuda) -> dict[str, int]:
 def rows_of(folder: Path) -> dict[str, dict[str, int]]:
     """Return the rows of all cases, on a fake device."""
     rows: dict[str, dict[str, int]] = {}
-    for large in (False, True):
-        with FakeCuda(Drive().answers()) as gpu:
-            policy = nano(folder)
-            policy = seven_billion(gpu, policy.tokenizer) if large else policy
-        for drive in (Drive(), Drive(rows=16, ragged=True)):
-            for in_blocks in (False, True):
-                policy.in_blocks = in_blocks
-                with FakeCuda(drive.answers(), mode=gpu.mode) as here:
-                    if in_blocks:
-                        infer(here, policy, observations(policy, drive))  # makes the block
-                        here.repeated = Tally()
-                    infer(here, policy, observations(policy, drive))
-                model, ragged = "7B" if large else "nano", " ragged" if drive.ragged else ""
-                how = "blocks" if in_blocks else "eager"
-                rows[f"{model}, {drive.rows}{ragged}, {how}"] = row_of(here)
+    for name in ("nano", "7B"):
+        for fuse in (False, True):
+            with FakeCuda(Drive().answers()) as gpu:
+                policy = nano(folder, fuse=fuse)
+                policy = seven_billion(gpu, policy.tokenizer, fuse) if name == "7B" else policy
+            for drive in (Drive(), Drive(rows=16, ragged=True)):
+                for in_blocks in (False, True):
+                    how = ("blocks" if in_blocks else "eager") + ", fused" * fuse
+                    ragged = " ragged" if drive.ragged else ""
+                    rows[f"{name}, {drive.rows}{ragged}, {how}"] = _counted(policy, drive, in_blocks, gpu)
     return rows
+
+
+def _counted(policy: OpenVLAPolicy, drive: Drive, in_blocks: bool, gpu: FakeCuda) -> dict[str, int]:
+    policy.in_blocks = in_blocks
+    with FakeCuda(drive.answers(in_blocks), mode=gpu.mode) as here:
+        if in_blocks:
+            infer(here, policy, observations(policy, drive))  # makes the block
+            here.repeated = Tally()
+        infer(here, policy, observations(policy, drive))
+    return row_of(here)
 
 
 def table(rows: Mapping[str, Mapping[str, int]]) -> str:

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vla_robot
+from vla_robot.policy.openvla.engine import chunk_regression
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.slots import block
 from vla_robot.policy.vla.slots.recorded import Work
@@ -80,7 +81,8 @@ class Tally:
     """What one stage started.
 
     Attributes:
-        kernels: operation -> how often; a composite one by its parts, so that it is an estimate of kernel launches.
+        kernels: operation -> how often; a composite one by its parts, so that it is an estimate of kernel launches. A
+            function that is compiled is one kernel, "fused"; `tests/policy/openvla/engine/test_fused.py` holds that.
         reads: "file function" that waited for the device -> how often.
         copies: "cpu->cuda" or "cuda->cpu" -> how often.
         uploaded_bytes: bytes of all copies to the device.
@@ -101,6 +103,34 @@ class Tally:
 
     def _counters(self) -> tuple[Counter[str], ...]:
         return self.kernels, self.reads, self.copies, self.masks
+
+
+class _Region:
+    """The work of one function that `torch.compile` joins, which counts as one kernel.
+
+    Attributes:
+        inside: whether such a function runs.
+        counted: whether its kernel was counted.
+    """
+
+    def __init__(self) -> None:
+        self.inside = self.counted = False
+
+    def compiled(self, work: Callable[..., Any], **options: object) -> Callable[..., Any]:
+        """Stand in for `torch.compile`."""
+
+        def run(*args: Any) -> Any:
+            self.inside, self.counted = True, False
+            try:
+                return work(*args)
+            finally:
+                self.inside = False
+
+        return run
+
+
+_REGION = _Region()
+"""Policies that one fake device compiled run on others too, so that it is none's own."""
 
 
 class FakeCuda:
@@ -135,7 +165,10 @@ class FakeCuda:
     def __enter__(self) -> Self:
         enter = self._open.enter_context
         enter(mock.patch.object(torch.cuda, "device_count", lambda: 1))
-        enter(mock.patch.object(block, "recorded", self._recorded))
+        enter(mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: (9, 0)))
+        enter(mock.patch.object(torch, "compile", _REGION.compiled))
+        for module in (block, chunk_regression):
+            enter(mock.patch.object(module, "recorded", self._recorded))
         enter(self.mode)
         enter(_Operations(self._now, self._answer, self._device))
         enter(_Functions(self._now, self._device))
@@ -243,8 +276,15 @@ class _Operations(TorchDispatchMode):
             and name not in FREE
             and (on_gpu or any(t.device.type == self._device for t in _tensors([made])))
         ):
-            self._tally.kernels[name] += 1
+            self._count(name)
         return made
+
+    def _count(self, name: str) -> None:
+        if not _REGION.inside:
+            self._tally.kernels[name] += 1
+        elif not _REGION.counted:
+            _REGION.counted = True
+            self._tally.kernels["fused"] += 1
 
     def _parts(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run a composite operation by its parts; NotImplemented for one that is a kernel."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,10 +25,12 @@ from benchmarks.gpu.by_rule import (
     policy_of,
     row_of,
 )
-from vla_robot.policy.openvla.engine.cost import costs
+from vla_robot.policy.cards import Card
+from vla_robot.policy.openvla.engine.chunk_regression import ChunkRegression
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
+from vla_robot.policy.openvla.network.pointwise import is_fused
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
-from vla_robot.policy.vla.inputs.observations import Batch
+from vla_robot.policy.roofline import PRECISIONS, floor_of
 from vla_robot.policy.vla.model import IGNORE
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
@@ -40,6 +43,8 @@ from vla_robot.train.trainer import Trainer
 
 TRANSFORMERS_UP_TO = 4
 """Largest batch that is also measured with transformers' `generate`."""
+
+BF16 = PRECISIONS[0]
 
 type Numbers = dict[str, Any]
 
@@ -64,8 +69,16 @@ class Bench:
     large: OpenVLAPolicy | None = None
 
     @property
+    def can_fuse(self) -> bool:
+        return is_fused(None, self.device)
+
+    @property
     def on_cuda(self) -> bool:
         return self.device.type == "cuda"
+
+    def card(self) -> Card:
+        """Return this card, with the rates that `machine` measured; its memory is not asked for."""
+        return Card("this one", math.inf, self.bytes_per_s / 1e9, self.flops_per_s / 1e12, None, "measured")
 
     def policy(self) -> OpenVLAPolicy:
         """Return the policy of openvla-7b's sizes in bf16; made once."""
@@ -163,14 +176,14 @@ def _share(one: NDArray[np.int64], other: NDArray[np.int64]) -> float:
 
 
 def speed(bench: Bench, rows: int) -> Numbers:
-    """Time a batch by stage, without blocks, in blocks and with transformers, beside the least that the card takes."""
+    """Time a batch by stage: plain, in blocks, in fused blocks and with transformers, beside the card's least time."""
     policy, model = bench.policy(), bench.policy().model
     batch = batch_of(policy, rows)
     bench.peak_gb()
     found: Numbers = {"batch": rows}
-    for in_blocks in (False, True):
-        policy.in_blocks = in_blocks
-        name = "blocks" if in_blocks else "eager"
+    for name in ("eager", "blocks", "fused") if bench.can_fuse else ("eager", "blocks"):
+        policy.fuse(name == "fused")
+        policy.in_blocks = name != "eager"
         found[f"{name}_ms"] = bench.ms(lambda: policy.generate(batch, TOKENS))
         stages = model.timer()
         policy.generate(batch, TOKENS, stages)
@@ -178,41 +191,56 @@ def speed(bench: Bench, rows: int) -> Numbers:
         found["passes"] = stages.passes
     if rows <= TRANSFORMERS_UP_TO:
         found["transformers_ms"] = bench.ms(lambda: by_transformers(policy, batch), repeats=3, warm=1)
-    floor = _floor_ms(bench, rows, found["passes"])
+    floor, best = _floor_ms(bench, rows, found["passes"]), min(found["blocks_ms"], found.get("fused_ms", math.inf))
     return found | {
         "floor_ms": floor,
-        "of_floor": floor / found["blocks_ms"],
-        "actions_per_s": rows / found["blocks_ms"] * 1e3,
+        "of_floor": floor / best,
+        "actions_per_s": rows / best * 1e3,
         "peak_gb": bench.peak_gb(),
     }
 
 
 def _floor_ms(bench: Bench, rows: int, passes: int) -> float:
-    """Return the least time by arithmetic: operations at the measured rate, or weights at the measured bandwidth."""
-    stages = costs(bench.policy().model, rows, TEXT_TOKENS, TOKENS)
-    least = {n: max(c.flops / bench.flops_per_s, c.weight_bytes / bench.bytes_per_s) * 1e3 for n, c in stages.items()}
-    return least["towers"] + least["projector"] + least["prefill"] + passes * least["decode"]
+    """Return the least time by the arithmetic of `vla plan`, at the rates that were measured."""
+    return floor_of(bench.policy().outline, bench.card(), BF16, rows, TEXT_TOKENS, TOKENS).act_ms(passes)
 
 
-def oft(bench: Bench) -> Numbers:
-    """Time a chunk of 8 actions by regression, two cameras and the arm's state."""
-    ours = model_by_rule(config_of(bench.tiny, num_images=2, proprio_dim=8), torch.bfloat16, bench.device)
-    policy = policy_of(ours)
-    head = L1Head(ours.language_model.config.hidden_size, 7).to(bench.device, torch.bfloat16).eval()
-    generator = ParallelGenerator(policy._decoder, head, 8, 7, eos=2)
+def fp8(bench: Bench) -> Numbers:
+    """Time a batch with weights and activations in fp8, and compare its tokens with those of bf16."""
+    policy, rows = bench.policy(), (1, 2) if bench.tiny else (1, 16)
+    policy.in_blocks = True
+    policy.fuse(bench.can_fuse)
+    batches = {n: batch_of(policy, n) for n in rows}
+    wanted = {n: policy.generate(batch, TOKENS) for n, batch in batches.items()}
+    policy.quantise("fp8")
+    bench.large = None  # no later phase may find it in fp8
     found: Numbers = {}
-    for rows in (1, 2) if bench.tiny else (1, 16):
-        plain = batch_of(policy, rows)
-        batch = replace(plain, prompts=[generator.complete(prompt) for prompt in plain.prompts])
-        ms = bench.ms(lambda batch=batch: _regress(policy, generator, batch), repeats=7)
-        found |= {f"batch_{rows}_ms": ms, f"batch_{rows}_actions_per_s": 8 * rows / ms * 1e3}
+    for n, batch in batches.items():
+        found[f"batch_{n}_equal"] = _share(policy.generate(batch, TOKENS), wanted[n])
+        found[f"batch_{n}_ms"] = bench.ms(lambda batch=batch: policy.generate(batch, TOKENS))
     return found
 
 
-@torch.inference_mode()
-def _regress(policy: OpenVLAPolicy, generator: ParallelGenerator, batch: Batch) -> object:
-    prompt = policy.model.prompt(batch, StageTimer())
-    return generator.actions(prompt.embeds, prompt.lengths)
+def oft(bench: Bench) -> Numbers:
+    """Time a chunk of 8 actions by regression, two cameras and the arm's state; blocks and plain give one answer."""
+    ours = model_by_rule(config_of(bench.tiny, num_images=2, proprio_dim=8), torch.bfloat16, bench.device)
+    policy = policy_of(ours, fuse=bench.can_fuse)
+    head = L1Head(ours.language_model.config.hidden_size, 7).to(bench.device, torch.bfloat16).eval()
+    generator = ParallelGenerator(policy._decoder, head, 8, 7, eos=2)
+    regression = ChunkRegression(ours, generator)
+    found: Numbers = {}
+    for rows in (1, 2) if bench.tiny else (1, 16):
+        batch, answers = batch_of(policy, rows), dict[bool, Any]()
+        for in_blocks in (False, True):
+            regression.in_blocks = in_blocks
+            answers[in_blocks] = regression(batch, StageTimer()).float().cpu()
+        ms = bench.ms(lambda batch=batch: regression(batch, StageTimer()).cpu(), repeats=7)
+        found |= {f"batch_{rows}_ms": ms, f"batch_{rows}_actions_per_s": 8 * rows / ms * 1e3}
+        found[f"batch_{rows}_largest_difference"] = float((answers[True] - answers[False]).abs().max())
+        text = TEXT_TOKENS + 8 * 7 + 1
+        floor = floor_of(policy.outline, bench.card(), BF16, rows, text, answer=1).act_ms(0)
+        found |= {f"batch_{rows}_floor_ms": floor, f"batch_{rows}_of_floor": floor / ms}
+    return found
 
 
 def lora(bench: Bench) -> Numbers:
@@ -272,6 +300,7 @@ def phases_of(bench: Bench) -> Mapping[str, tuple[Callable[[], Numbers], float]]
     }
     for rows in batches:
         phases[f"7B batch {rows}"] = (lambda rows=rows: speed(bench, rows), 25)
+    phases["7B in fp8"] = (lambda: fp8(bench), 25)
     phases["OFT"] = (lambda: oft(bench), 30)
     phases["LoRA"] = (lambda: _after_the_large_one(bench), 60)
     return phases

@@ -29,15 +29,20 @@ class SeenBy:
         weights: weights of its matrices.
         tokens: tokens of a frame that it reads.
         attention: its width, times its depth.
+        embedding: those of the weights with which patches are multiplied once, to become tokens.
+        patches: patches of a frame; the other tokens are the tower's own.
     """
 
     weights: int
     tokens: int
     attention: int
+    embedding: int = 0
+    patches: int = 0
 
     def flops(self) -> float:
         """Return the operations of one frame."""
-        return 2.0 * self.weights * self.tokens + 4.0 * self.attention * self.tokens**2
+        by_token = 2.0 * (self.weights - self.embedding) * self.tokens
+        return by_token + 2.0 * self.embedding * self.patches + 4.0 * self.attention * self.tokens**2
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Outline:
         frames: frames of an observation.
         image_tokens: their tokens in the sequence, with the state's.
         other: weights that no stage reads whole: embeddings, norms, biases, the other rows of the vocabulary.
+        state: weights of the projector of the arm's state, which is one token.
     """
 
     towers: tuple[SeenBy, ...]
@@ -65,11 +71,12 @@ class Outline:
     frames: int
     image_tokens: int
     other: int
+    state: int = 0
 
     @property
     def matrices(self) -> int:
         """Weights that a quantisation stores in fewer bits."""
-        return sum(tower.weights for tower in self.towers) + self.projector + self.layers
+        return sum(tower.weights for tower in self.towers) + self.projector + self.state + self.layers
 
 
 def outline_of(model: AnyVLAModel) -> Outline:
@@ -80,9 +87,10 @@ def outline_of(model: AnyVLAModel) -> Outline:
     config, inputs = _text_config(model), model.config.inputs
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     matrices = _weights([model]) - _weights([model.get_submodule(model.HEAD)])
+    state = _weights(part for name, part in model.named_children() if name == "proprio_projector")
     return Outline(
         towers,
-        projector=matrices - in_towers - in_layers,
+        projector=matrices - in_towers - in_layers - state,
         layers=in_layers,
         attention=len(decoder) * config.num_attention_heads * head_dim,
         cached=2 * len(decoder) * config.num_key_value_heads * head_dim,
@@ -90,6 +98,7 @@ def outline_of(model: AnyVLAModel) -> Outline:
         frames=inputs.num_images,
         image_tokens=model.image_tokens + (inputs.proprio_dim is not None),
         other=sum(p.numel() for p in model.parameters()) - matrices,
+        state=state,
     )
 
 
@@ -125,7 +134,8 @@ def _towers(model: AnyVLAModel) -> tuple[tuple[SeenBy, ...], int]:
 def _tower(tower: Tower) -> SeenBy:
     patches = tower.patch_embed.num_patches
     tokens = patches + sum(t.shape[1] for t in (tower.cls_token, tower.reg_token) if t is not None)
-    return SeenBy(_weights([tower]), tokens, tower.dim * len(tower.blocks))
+    embedding = _weights([tower.patch_embed])
+    return SeenBy(_weights([tower]), tokens, tower.dim * len(tower.blocks), embedding, patches)
 
 
 def _weights(parts: Iterable[nn.Module]) -> int:

@@ -43,6 +43,54 @@ PRECISIONS = (
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one stage asks of a computer, for a whole batch.
+
+    Attributes:
+        flops: operations; a multiplication or an addition is one.
+        weight_bytes: size of the weights, which are read at least once [bytes].
+        cache_bytes: keys and values that are read [bytes].
+    """
+
+    flops: float
+    weight_bytes: float
+    cache_bytes: float = 0.0
+
+    def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
+        """Return the least time [s] at a rate of operations and of reading."""
+        return max(self.flops / flops_per_s, (self.weight_bytes + self.cache_bytes) / bytes_per_s)
+
+
+def costs_of(outline: Outline, batch: int, text_tokens: int, answer: int, weight_bytes: float = 2.0) -> dict[str, Cost]:
+    """Return the costs of "towers", "projector", "prefill" and "decode", which is one pass over the guessed answer.
+
+    The prefill reads a guess of the answer with the prompt.
+
+    Args:
+        outline: of the model.
+        batch: observations.
+        text_tokens: tokens of the instruction's prompt.
+        answer: tokens of an action.
+        weight_bytes: bytes of a matrix's weight.
+    """
+    prompt, guess = outline.image_tokens + text_tokens, answer - 1
+    first, decoder = prompt + guess, outline.layers + outline.head
+    causal = 4.0 * outline.attention * first * (first + 1) / 2  # a query attends to half of the keys on average
+    prefill = 2.0 * outline.layers * first + causal + 2.0 * outline.head * answer
+    decode = guess * (2.0 * decoder + 4.0 * outline.attention * (prompt + answer / 2))
+    towers = outline.frames * sum(tower.flops() for tower in outline.towers)
+    in_towers = sum(tower.weights for tower in outline.towers)
+    patches = outline.image_tokens - bool(outline.state)
+    projected = 2.0 * (outline.projector * patches + outline.state)
+    return {
+        "towers": Cost(batch * towers, in_towers * weight_bytes),
+        "projector": Cost(batch * projected, (outline.projector + outline.state) * weight_bytes),
+        "prefill": Cost(batch * prefill, decoder * weight_bytes),
+        "decode": Cost(batch * decode, decoder * weight_bytes, 2.0 * batch * outline.cached * first),
+    }
+
+
+@dataclass(frozen=True)
 class Floor:
     """Floors of one batch.
 
@@ -85,24 +133,14 @@ def floor_of(
         answer: tokens of an action.
     """
     rate = (card.fp8_tflops if precision.in_fp8 and card.fp8_tflops else card.bf16_tflops) * 1e12
-    read = card.bandwidth_gb_s * 1e9
-
-    def stage_ms(flops: float, weights: int, more_bytes: float = 0.0) -> float:
-        return 1e3 * max(batch * flops / rate, (weights * precision.weight_bytes + more_bytes) / read)
-
-    prompt, guess = outline.image_tokens + text_tokens, answer - 1
-    first = prompt + guess
-    tower_flops = outline.frames * sum(tower.flops() for tower in outline.towers)
-    causal = 4.0 * outline.attention * first * (first + 1) / 2
-    prefill = 2.0 * outline.layers * first + causal + 2.0 * outline.head * answer
-    correction = guess * (2.0 * (outline.layers + outline.head) + 4.0 * outline.attention * (prompt + answer / 2))
-    cache = 2.0 * batch * outline.cached * first
+    stages = costs_of(outline, batch, text_tokens, answer, precision.weight_bytes)
+    least_ms = {name: cost.seconds(rate, card.bandwidth_gb_s * 1e9) * 1e3 for name, cost in stages.items()}
     weights = outline.matrices * precision.weight_bytes + 2.0 * outline.other
     return Floor(
-        towers_ms=stage_ms(tower_flops, sum(tower.weights for tower in outline.towers)),
-        projector_ms=stage_ms(2.0 * outline.projector * outline.image_tokens, outline.projector),
-        prefill_ms=stage_ms(prefill, outline.layers),
-        correction_ms=stage_ms(correction, outline.layers, cache),
-        memory_gb=(weights + cache) / 1e9 + RESERVED_GB,
+        towers_ms=least_ms["towers"],
+        projector_ms=least_ms["projector"],
+        prefill_ms=least_ms["prefill"],
+        correction_ms=least_ms["decode"],
+        memory_gb=(weights + stages["decode"].cache_bytes) / 1e9 + RESERVED_GB,
         batch=batch,
     )

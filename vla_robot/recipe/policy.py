@@ -124,18 +124,24 @@ class OpenVLARecipe(CheckpointRecipe):
     Attributes:
         compiled: compile a graph for each shape of batch: faster, but the first inference takes a minute, and a CPU
             needs a C++ compiler.
-        quantise: "int8" or "int4" quantises matrices: a quarter or an eighth of fp32's memory, and some tokens differ.
-            They need the extra [quantise].
+        quantise: "fp8", "int8" or "int4" quantises matrices: a quarter or an eighth of fp32's memory, and some tokens
+            differ. int8 and int4 need the extra [quantise]; fp8 is for GPUs of compute capability 8.9 or more, and
+            rounds activations too.
+        fuse: true joins the work between matrix products into one kernel each, which the compiler of `compiled` makes
+            for all shapes of batches; without the key, it is done on a GPU of CUDA with triton.
     """
 
     kind: Literal["openvla"] = "openvla"
     compiled: bool = False
-    quantise: Literal["int8", "int4"] | None = None
+    quantise: Literal["fp8", "int8", "int4"] | None = None
+    fuse: bool | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.quantise and self.compiled:
             raise RecipeError("quantise and compiled = true exclude each other; leave one of them out")
+        if self.fuse and self.compiled:
+            raise RecipeError("compiled = true fuses everything; leave fuse out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +157,12 @@ class OpenVLAOFTRecipe(CheckpointRecipe):
 
     Attributes:
         oft: settings that the folder does not contain.
+        fuse: as for kind "openvla".
     """
 
     kind: Literal["openvla_oft"] = "openvla_oft"
     oft: OFTRecipe
+    fuse: bool | None = None
 
     @property
     def camera_names(self) -> tuple[str, ...]:

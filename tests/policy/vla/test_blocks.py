@@ -14,7 +14,7 @@ from vla_robot.core.errors import ContractError
 from vla_robot.policy.families import FAMILIES, family_of
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-from vla_robot.policy.vla.slots import inference
+from vla_robot.policy.vla.slots import memory
 from vla_robot.policy.vla.slots.sizes import rounded_rows, rounded_text
 
 from ..openvla import tiny_policies
@@ -89,9 +89,9 @@ def test_a_prompt_near_the_last_position_is_not_rounded_up(tiny_folder: Path) ->
 
 
 def test_few_blocks_are_kept(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "BLOCKS", 2)
+    monkeypatch.setattr(memory, "BLOCKS", 2)
     policy = load(tiny_folder)
     policy.in_blocks = True
     for rows in (1, 2, 1, 4):
         policy.generate(policy.read([tiny_policies.observation()] * rows), 7)
-    assert [size.rows for size in policy._blocks._blocks] == [1, 4]
+    assert [size.rows for size in policy._blocks.sizes] == [1, 4]

@@ -21,6 +21,7 @@ def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | No
         recipe.image_preprocessing,
         compiled=recipe.compiled,
         quantise=recipe.quantise,
+        fuse=recipe.fuse,
     )
     return _fitted(policy, embodiment)
 
@@ -36,6 +37,7 @@ def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: s
         recipe.device,
         recipe.statistics_key,
         recipe.image_preprocessing,
+        recipe.fuse,
     )
     return _fitted(policy, embodiment)
 

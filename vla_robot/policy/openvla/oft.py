@@ -24,14 +24,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
+from vla_robot.policy.openvla.engine.chunk_regression import ChunkRegression
 from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.pointwise import is_fused
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import audit, load_model, require_complete
 from vla_robot.policy.vla.checkpoint import torch_dtype
@@ -61,6 +63,7 @@ class OFTPolicy:
         model: towers, projectors and language model.
         oft: sizes, cameras and normalisation.
         read: makes the batch that `predict` takes from observations.
+        regression: the bare inference; its `in_blocks` is that of other policies.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class OFTPolicy:
         checkpoint: OpenVLACheckpoint,
         oft: OFTRecipe,
         statistics_key: str | None = None,
+        fuse: bool = False,
     ) -> None:
         """
         Args:
@@ -78,6 +82,7 @@ class OFTPolicy:
             checkpoint: tokenizer, preprocessor and statistics.
             oft: sizes, cameras and normalisation.
             statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
+            fuse: compile the work between matrix products.
 
         Raises:
             CheckpointError: there is no tokenizer.
@@ -93,7 +98,11 @@ class OFTPolicy:
         )
         decoder = model.reasoner()
         assert isinstance(decoder, Decoder)  # `load_oft` raises for other language models
-        self._generator = ParallelGenerator(decoder, head, oft.chunk, oft.action_dim, self.read.tokenizer.eos)
+        generator = ParallelGenerator(decoder, head, oft.chunk, oft.action_dim, self.read.tokenizer.eos)
+        self.regression = ChunkRegression(model, generator)
+        if fuse:
+            model.fuse()
+            decoder.fuse()
 
     @property
     def device(self) -> torch.device:
@@ -129,10 +138,16 @@ class OFTPolicy:
         stages.lap("unnormalise")
         return chunks_of(actions, observations, stages)
 
-    @torch.inference_mode()
     def predict(self, batch: Batch, stages: StageTimer | None = None) -> NDArray[np.float64]:
-        """Run the bare model on a batch of plain prompts: return (B, K, D) normalised actions."""
-        return self._predict(batch, stages or StageTimer()).cpu().double().numpy()  # MPS has no float64
+        """Run the bare model on a batch of plain prompts: return (B, K, D) normalised actions.
+
+        Raises:
+            PolicyError: a number is not finite.
+        """
+        actions = self.regression(batch, stages or StageTimer()).cpu().double().numpy()  # MPS has no float64
+        if not np.isfinite(actions).all():
+            raise PolicyError("the policy's actions are not finite: the checkpoint or its input is damaged.")
+        return actions
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its actions are not finite."""
@@ -140,15 +155,8 @@ class OFTPolicy:
             self.model.config.inputs,
             self._preprocessor,
             self._pixels,
-            lambda batch: self._predict(batch, StageTimer()),
+            lambda batch: torch.from_numpy(self.predict(batch)),
         )
-
-    def _predict(self, batch: Batch, stages: StageTimer) -> Tensor:
-        completed = [self._generator.complete(prompt) for prompt in batch.prompts]
-        prompt = self.model.prompt(replace(batch, prompts=completed), stages)
-        actions = self._generator.actions(prompt.embeds, prompt.lengths)
-        stages.lap("decode")
-        return actions
 
 
 def load_oft(
@@ -158,6 +166,7 @@ def load_oft(
     device: str | torch.device = "cpu",
     statistics_key: str | None = None,
     image_preprocessing: str = NONE,
+    fuse: bool | None = None,
 ) -> OFTPolicy:
     """Load a policy from a folder in OpenVLA-OFT's published layout.
 
@@ -168,12 +177,15 @@ def load_oft(
         device: name of a device, or torch's own object.
         statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
         image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
+        fuse: compile the work between matrix products into one kernel each; None does so on CUDA with triton.
 
     Raises:
         CheckpointError: the folder is incomplete or damaged, fails the self-test, does not fit the recipe, or is of a
             variant that is not supported.
+        PolicyError: kernels cannot be compiled here.
     """
     precision, place = torch_dtype(dtype), torch_device(device)
+    is_joined = is_fused(fuse, place)
     checkpoint = read_checkpoint(folder, image_preprocessing)
     _refuse_other_variants(folder, checkpoint.config)
     config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
@@ -184,7 +196,7 @@ def load_oft(
     beside = _proprio(folder, oft.proprio_dim, llm_dim)
     model = load_model(folder, config, precision, place, beside, acting=True)
     head = head.to(device=place, dtype=precision).requires_grad_(False).eval()
-    policy = OFTPolicy(model, head, checkpoint, oft, statistics_key)
+    policy = OFTPolicy(model, head, checkpoint, oft, statistics_key, is_joined)
     policy.self_test()
     return policy
 

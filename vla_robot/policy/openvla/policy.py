@@ -18,13 +18,15 @@ from vla_robot.core.messages import Image
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import read_checkpoint
 from vla_robot.policy.openvla.engine.compiled import CompiledInference, require_compiler
-from vla_robot.policy.openvla.engine.cost import costs
 from vla_robot.policy.openvla.engine.quantise import memory_bytes, quantise, require_quantiser
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.pointwise import is_fused
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts, finish
 from vla_robot.policy.openvla.weights import load_model, require_complete
+from vla_robot.policy.outline import Outline, outline_of
+from vla_robot.policy.roofline import costs_of
 from vla_robot.policy.vla.checkpoint import torch_dtype
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch
@@ -38,7 +40,11 @@ LLAMA_SPACE = 29871
 
 
 class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
-    """A loaded checkpoint of OpenVLA that acts; it can be compiled and quantised."""
+    """A loaded checkpoint of OpenVLA that acts; it can be compiled and quantised.
+
+    Attributes:
+        outline: sizes of the model, for arithmetic.
+    """
 
     def __init__(
         self,
@@ -49,17 +55,30 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         embodiment: Embodiment | None = None,
         statistics_key: str | None = None,
         compiled: bool = False,
+        fuse: bool = False,
     ) -> None:
         super().__init__(model, preprocessor, tokenizer, statistics, embodiment, statistics_key)
+        self.outline = outline_of(model)
         self._finish = partial(finish, space=LLAMA_SPACE) if tokenizer is None else tokenizer.finish
         if compiled:
             _require_llama(model.config, "compiled")
             _require_free_answers(model.config)
         self._compiled = CompiledInference(model, self._generator) if compiled else None
         self.in_blocks &= not compiled
+        self._is_fused = False
+        if fuse and not compiled:  # which fuses everything already
+            self.fuse()
+
+    def fuse(self, on: bool = True) -> None:
+        """Join the work between matrix products into one kernel each, compiled when it first runs; or undo that."""
+        self._is_fused = on
+        self.model.fuse(on)
+        if isinstance(self._reasoner, Decoder):
+            self._reasoner.fuse(on)
+        self._forget_blocks()
 
     def quantise(self, how: str) -> None:
-        """Quantise the matrices to "int8" or "int4" in place; embeddings, norms and the action rows stay as they are.
+        """Quantise the matrices to "fp8", "int8" or "int4" in place; embeddings, norms and the action rows stay.
 
         Raises:
             PolicyError: the quantisation is unknown, or the policy is compiled.
@@ -68,7 +87,8 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         if self._compiled is not None:
             raise PolicyError("a compiled policy cannot be quantised: set compiled = false, or delete quantise.")
         _require_llama(self.model.config, "quantised")
-        quantise(self.model, self._decoder, how)
+        quantise(self.model, self._decoder, how, self._is_fused)
+        self._forget_blocks()
 
     def memory_bytes(self) -> int:
         """Return the bytes that the weights occupy."""
@@ -116,7 +136,7 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         return super()._tokens(batch, count, stages)
 
     def flops(self, batch: Batch) -> float:
-        return _flops(self.model, len(batch.prompts), max(map(len, batch.prompts)))
+        return _flops(self.outline, len(batch.prompts), max(map(len, batch.prompts)))
 
     @property
     def _decoder(self) -> Decoder:
@@ -143,8 +163,8 @@ def _require_free_answers(config: OpenVLAConfig) -> None:
 
 
 @lru_cache(maxsize=64)
-def _flops(model: OpenVLA, batch: int, text_tokens: int) -> float:
-    return sum(cost.flops for cost in costs(model, batch, text_tokens, action_dim=7).values())
+def _flops(outline: Outline, batch: int, text_tokens: int) -> float:
+    return sum(cost.flops for cost in costs_of(outline, batch, text_tokens, answer=7).values())
 
 
 def load(
@@ -155,6 +175,7 @@ def load(
     image_preprocessing: str = NONE,
     compiled: bool = False,
     quantise: str | None = None,
+    fuse: bool | None = None,
     trainable: bool = False,
 ) -> OpenVLAPolicy:
     """Load a policy from a checkpoint folder in the published layout.
@@ -166,7 +187,8 @@ def load(
         statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
         image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
         compiled: compile a graph for each shape of batch; the first inference of a shape then takes a minute.
-        quantise: "int8" or "int4": quantise matrices while loading; the folder keeps plain weights.
+        quantise: "fp8", "int8" or "int4": quantise matrices while loading; the folder keeps plain weights.
+        fuse: compile the work between matrix products into one kernel each; None does so on CUDA with triton.
         trainable: store matrices as optimisers need them, not as acting reads them fastest.
 
     Raises:
@@ -180,6 +202,7 @@ def load(
         require_quantiser(quantise, place)
     if compiled:
         require_compiler(place)
+    is_joined = is_fused(fuse, place)
     checkpoint = read_checkpoint(folder, image_preprocessing)
     for asked, what in ((compiled, "compiled"), (quantise is not None, "quantised")):
         if asked:
@@ -195,6 +218,7 @@ def load(
         checkpoint.embodiment,
         statistics_key,
         compiled,
+        is_joined,
     )
     if quantise is not None:
         policy.quantise(quantise)

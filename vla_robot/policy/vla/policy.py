@@ -64,7 +64,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         self.codec: ActionCodec = config.codec
         self._reasoner = model.reasoner()
         self._generator = self._generator_of(model)
-        self._blocks = BlockInference(model, self._reasoner, self._generator)
+        self._forget_blocks()
         self.in_blocks = model.weight.device.type == "cuda" and self.codec.grammar is None
         self._weights = sum(p.numel() for layer in model.layers() for p in layer.parameters())
 
@@ -201,6 +201,10 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
     def flops(self, batch: Batch) -> float:
         """Return about how many operations a batch takes: every weight once for each token of its rows."""
         return 2.0 * self._weights * (sum(map(len, batch.prompts)) + len(batch.prompts) * self.model.image_tokens)
+
+    def _forget_blocks(self) -> None:
+        """Begin anew without blocks, whose recorded steps read the weights as they were."""
+        self._blocks = BlockInference(self.model, self._reasoner, self._generator)
 
     def _generator_of(self, model: M) -> Generator:
         ids = torch.from_numpy(self.codec.ids.copy()).to(model.head.device)

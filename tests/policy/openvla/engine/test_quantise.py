@@ -12,8 +12,9 @@ from torch.nn.functional import linear
 
 from vla_robot.core.errors import MissingDependencyError, PolicyError, RecipeError
 from vla_robot.core.host import optional
+from vla_robot.policy.openvla.engine.fp8 import EightBitMatrix
 from vla_robot.policy.openvla.engine.int4 import BLOCK, FourBitMatrix
-from vla_robot.policy.openvla.engine.quantise import PACKAGES
+from vla_robot.policy.openvla.engine.quantise import PACKAGES, require_quantiser
 from vla_robot.policy.openvla.policy import load
 from vla_robot.recipe import parse
 from vla_robot.recipe.policy import OpenVLARecipe, PolicyRecipe
@@ -28,14 +29,16 @@ def way(how: str) -> Any:
     return pytest.param(how, marks=pytest.mark.skipif(missing, reason="needs the extra [quantise]"))
 
 
-WAYS = [way("int8"), way("int4")]
+WAYS = ["fp8", way("int8"), way("int4")]
 SHARE_OF_FP32 = {
+    ("fp8", "float32"): 0.45,
+    ("fp8", "bfloat16"): 0.38,
     ("int8", "float32"): 0.45,
     ("int8", "bfloat16"): 0.38,
     ("int4", "float32"): 0.3,
     ("int4", "bfloat16"): 0.25,
 }
-FAR = {"int8": 0.05, "int4": 0.35}
+FAR = {"fp8": 0.15, "int8": 0.05, "int4": 0.35}
 """Relative distance of features from the plain ones'."""
 
 
@@ -63,8 +66,8 @@ def test_small_weights_change_actions_little(how: str) -> None:
     mine, other = (p.generate_tokens(frames, [IDS] * rows, state) for p in (small, plain))
     l1 = np.abs(np.subtract(*(plain.codec.values[plain.codec.rows(said)] for said in (mine, other))))  # of a range of 2
     assert len(np.unique(other)) > 10  # else equality would say nothing
-    assert np.mean(mine != other) < {"int8": 0.1, "int4": 0.3}[how]
-    assert l1.mean() < {"int8": 0.02, "int4": 0.2}[how]
+    assert np.mean(mine != other) < {"fp8": 0.2, "int8": 0.1, "int4": 0.3}[how]
+    assert l1.mean() < {"fp8": 0.1, "int8": 0.02, "int4": 0.2}[how]
 
 
 @pytest.mark.skipif(not optional.installed("bitsandbytes"), reason="needs the extra [quantise]")
@@ -89,6 +92,52 @@ def test_four_bits_refuse_what_only_plain_numbers_can_do() -> None:
         _ = small + 1.0
 
 
+def test_a_product_in_fp8_is_that_of_the_rounded_numbers() -> None:
+    """The formula, number by number in float64; a row of zeros stays zeros."""
+    generator = torch.Generator().manual_seed(0)
+    plain, x, bias = (torch.randn(*shape, generator=generator) for shape in ((48, 96), (3, 5, 96), (48,)))
+    x[1, 2] = 0
+    x[0, 0] *= 1e4
+    small = EightBitMatrix.pack(plain)
+    assert (small.shape, small.dtype, small.values.dtype) == (plain.shape, plain.dtype, torch.float8_e4m3fn)
+    assert small.values.nbytes == plain.numel()
+
+    def rounded(rows: torch.Tensor) -> torch.Tensor:
+        scale = rows.abs().amax(dim=-1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
+        return (rows / scale).nan_to_num().to(torch.float8_e4m3fn).double() * scale.double()
+
+    by_hand = rounded(x) @ rounded(plain).T + bias.double()
+    torch.testing.assert_close(linear(x, small, bias).double(), by_hand, rtol=1e-5, atol=1e-4)
+    assert (linear(x, small)[1, 2] == 0).all()
+    exact = linear(x, plain, bias)
+    assert 0 < float((linear(x, small, bias) - exact).norm() / exact.norm()) < 0.05
+
+
+@pytest.mark.skipif(not optional.installed("torchao"), reason="needs the extra [quantise]")
+def test_weights_in_fp8_are_torchaos() -> None:
+    from torchao.quantization import Float8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
+
+    plain = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    holder = torch.nn.Linear(96, 64, bias=False)
+    holder.weight = torch.nn.Parameter(plain.clone(), requires_grad=False)
+    quantize_(holder, Float8WeightOnlyConfig())
+    small = EightBitMatrix.pack(plain)
+    mine, theirs = small.values.float() * small.scales, holder.weight.dequantize()
+    torch.testing.assert_close(mine, theirs, rtol=0.07, atol=1e-6)  # a neighbouring number at most
+    assert float((mine == theirs).float().mean()) > 0.5
+
+
+def test_fp8_is_refused_on_a_gpu_that_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(PolicyError, match=r"capability 8.9 or more .*cuda:0 has 8.0. Choose 'int8'"):
+        require_quantiser("fp8", cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    require_quantiser("fp8", cuda)
+    with pytest.raises(PolicyError, match="not on 'mps'"):
+        require_quantiser("fp8", torch.device("mps"))
+
+
 def test_memory_of_plain_weights_is_that_of_the_parameters(tiny_folder: Path) -> None:
     policy = load(tiny_folder)
     parameters = sum(p.numel() * p.element_size() for p in policy.model.parameters())
@@ -96,7 +145,7 @@ def test_memory_of_plain_weights_is_that_of_the_parameters(tiny_folder: Path) ->
 
 
 def test_an_unknown_way_is_refused_with_those_there_are(tiny_folder: Path) -> None:
-    with pytest.raises(PolicyError, match=r"int7.*int8"):
+    with pytest.raises(PolicyError, match=r"int7.*fp8.*int8"):
         load(tiny_folder, quantise="int7")
 
 

@@ -9,9 +9,7 @@ The first SHAPES of them are compiled; a policy that sees more runs the others u
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import shutil
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from vla_robot.core.errors import PolicyError
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.pointwise import compiler_problem
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.reason.generate import Draft, Generator
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
@@ -35,17 +34,8 @@ ALL_SHAPES = 4096
 
 def require_compiler(device: torch.device) -> None:
     """Raise PolicyError unless graphs can be compiled for a device here."""
-    match device.type:
-        case "cpu":
-            if not (shutil.which("g++") or shutil.which("clang++")):
-                raise PolicyError(
-                    "compiled = true needs a C++ compiler on a CPU: apt-get install g++, or compiled = false."
-                )
-        case "cuda":
-            if importlib.util.find_spec("triton") is None:
-                raise PolicyError("compiled = true needs triton on a GPU: pip install triton, or compiled = false.")
-        case other:
-            raise PolicyError(f"compiled = true is for a CPU or CUDA, not for '{other}': set compiled = false.")
+    if problem := compiler_problem(device):
+        raise PolicyError(f"compiled = true {problem}, or compiled = false.")
 
 
 class CompiledInference:

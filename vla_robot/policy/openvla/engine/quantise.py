@@ -1,13 +1,13 @@
-"""Weight-only int8 and int4: matrices take a quarter and an eighth of fp32's memory, and tokens may differ.
+"""fp8, int8 and int4: matrices take a quarter, a quarter and an eighth of fp32's memory, and tokens may differ.
 
-int8 (torchao) keeps one scale for each row of a matrix, int4 (bitsandbytes' NF4) one for each 64 numbers; activations
-stay in the policy's precision. Weights that are read by index (embeddings, the action rows) or small (norms, biases)
-are not quantised.
+fp8 and int8 (torchao) keep one scale for each row of a matrix, int4 (bitsandbytes' NF4) one for each 64 numbers. With
+fp8 activations are rounded too (`fp8`); with the others they stay in the policy's precision. Weights that are read by
+index (embeddings, the action rows) or small (norms, biases) are not quantised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,33 +15,52 @@ from torch import Tensor, nn
 
 from vla_robot.core.errors import PolicyError, unknown
 from vla_robot.core.host.optional import require
+from vla_robot.policy.openvla.engine.fp8 import STEP, EightBitMatrix, Rounds, in_rows
 from vla_robot.policy.openvla.engine.int4 import BLOCK, FourBitMatrix
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.pointwise import fused
 from vla_robot.policy.openvla.network.reason import Decoder
 
 PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
 """Quantisation -> the package that does it."""
+FP8 = "fp8"
+WAYS = (FP8, *PACKAGES)
+FP8_CAPABILITY = (8, 9)
+"""Compute capability from which a GPU multiplies numbers of fp8: Ada, Hopper, Blackwell."""
 
 
 def require_quantiser(how: str, device: torch.device) -> None:
     """Raise an error unless weights can be quantised this way on a device here.
 
     Raises:
-        PolicyError: the quantisation is unknown, or its package has no kernels for the device.
+        PolicyError: the quantisation is unknown, or there are no kernels for the device.
         MissingDependencyError: its package is absent.
     """
-    if how not in PACKAGES:
-        raise PolicyError(unknown("quantisation", how, list(PACKAGES)))
+    if how not in WAYS:
+        raise PolicyError(unknown("quantisation", how, WAYS))
     if device.type not in ("cpu", "cuda"):
         raise PolicyError(
-            f"quantise = '{how}': {PACKAGES[how]} multiplies on a CPU or with CUDA, not on '{device.type}'. Choose "
-            "device = 'cpu', or leave quantise out."
+            f"quantise = '{how}': {PACKAGES.get(how, 'torch')} multiplies on a CPU or with CUDA, not on "
+            f"'{device.type}'. Choose device = 'cpu', or leave quantise out."
         )
-    require(PACKAGES[how], "quantise", f"quantise = '{how}'")
+    if how == FP8:
+        _require_fp8(device)
+    else:
+        require(PACKAGES[how], "quantise", f"quantise = '{how}'")
 
 
-def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
+def _require_fp8(device: torch.device) -> None:
+    if device.type == "cuda" and (there := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        raise PolicyError(
+            f"quantise = 'fp8' needs a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell); {device} has "
+            f"{there[0]}.{there[1]}. Choose 'int8', or leave quantise out."
+        )
+
+
+def quantise(model: OpenVLA, decoder: Decoder, how: str, fuse: bool = False) -> None:
     """Replace the matrices of the towers, the projectors and the decoder, in place.
+
+    With `fuse`, the rounding of activations for fp8 is compiled.
 
     Afterwards the model acts, but cannot be trained or saved: the language model's own matrices are gone.
 
@@ -49,7 +68,7 @@ def quantise(model: OpenVLA, decoder: Decoder, how: str) -> None:
         PolicyError, MissingDependencyError: as `require_quantiser`.
     """
     require_quantiser(how, model.weight.device)
-    convert: Callable[[Tensor], Tensor] = _int4 if how == "int4" else _int8
+    convert = {FP8: partial(_fp8, rounds=fused(in_rows) if fuse else in_rows), "int8": _int8, "int4": _int4}[how]
     for part in (model.vision_backbone, model.projector, model.proprio_projector):
         for module in _linears(part):
             module.weight = _fixed(convert(module.weight))
@@ -65,6 +84,10 @@ def _linears(part: nn.Module | None) -> list[nn.Linear]:
 
 def _fixed(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=False)
+
+
+def _fp8(matrix: Tensor, rounds: Rounds) -> Tensor:
+    return matrix if any(side % STEP for side in matrix.shape) else EightBitMatrix.pack(matrix, rounds)
 
 
 def _int4(matrix: Tensor) -> Tensor:

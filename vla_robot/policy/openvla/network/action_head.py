@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from vla_robot.core.errors import PolicyError
 from vla_robot.policy.openvla.network.reason import Decoder
 
 
@@ -86,27 +85,23 @@ class ParallelGenerator:
         """Append K * D placeholders and EOS to (L,) prompt ids. Any id will do: its embedding is set to 0."""
         return np.concatenate([prompt, np.full(self._placeholders + 1, self._eos, dtype=np.int64)])
 
-    def actions(self, embeds: Tensor, lengths: Tensor) -> Tensor:
-        """Return the normalised actions of completed prompts.
+    def actions(self, embeds: Tensor, lengths: Tensor, is_ragged: bool = True) -> Tensor:
+        """Return the normalised actions of completed prompts; no number is read.
 
         Args:
             embeds: (B, S, llm_dim), padded at the right; each row ends in its placeholders and EOS.
-            lengths: (B,) int64 real tokens per row, in main memory.
+            lengths: (B,) int64 real tokens per row, on the device of `embeds`.
+            is_ragged: whether some row is padded, which takes a mask.
 
         Returns:
             (B, K, D), not clipped: regression may leave [-1, 1].
-
-        Raises:
-            PolicyError: a number is not finite.
         """
-        end = (lengths - 1).to(embeds.device, non_blocking=True)[:, None]  # (B, 1) slot of each row's EOS
+        end = lengths[:, None] - 1  # (B, 1) slot of each row's EOS
         first = end - self._placeholders  # (B, 1) slot of each row's first placeholder
         slot = torch.arange(embeds.shape[1], device=embeds.device)
         is_placeholder = (slot >= first) & (slot < end)  # (B, S)
-        hidden = self._decoder.bidirectional(embeds.masked_fill(is_placeholder[..., None], 0.0), lengths)
+        embeds = embeds.masked_fill(is_placeholder[..., None], 0.0)
+        hidden = self._decoder.bidirectional(embeds, lengths if is_ragged else None)
         rows = torch.arange(len(embeds), device=embeds.device)[:, None]
         columns = first - 1 + torch.arange(self._placeholders, device=embeds.device)  # (B, K * D)
-        actions = self._head(hidden[rows, columns].unflatten(1, (self._chunk, -1)).flatten(2))
-        if not torch.isfinite(actions).all():
-            raise PolicyError("the policy's actions are not finite: the checkpoint or its input is damaged.")
-        return actions
+        return self._head(hidden[rows, columns].unflatten(1, (self._chunk, -1)).flatten(2))

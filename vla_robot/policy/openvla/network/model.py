@@ -72,6 +72,12 @@ class OpenVLA(VLAModel[OpenVLAConfig]):
             return Decoder(self.language_model)
         return TextReasoner(self.language_model.model, MaskRule())
 
+    def fuse(self, on: bool = True) -> None:
+        """Compile the work between the towers' matrix products; `Decoder.fuse` does the decoder's."""
+        for tower in (self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer):
+            if tower is not None:
+                tower.fuse(on)
+
     def look_up(self, ids: Tensor) -> Tensor:
         return self.language_model.model.embed_tokens(ids)
 

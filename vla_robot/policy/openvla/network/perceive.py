@@ -11,7 +11,7 @@ Source: openvla/openvla @c8f03f48, prismatic/extern/hf/modeling_prismatic.py (Pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.pointwise import fused, scaled_add_norm
 
 
 class Tower(nn.Module):
@@ -39,6 +40,11 @@ class Tower(nn.Module):
         self.blocks = vit.blocks[:-1]
         self.dim: int = vit.embed_dim
         self._no_embed_class: bool = vit.no_embed_class
+        self._add_norm: Callable[..., tuple[Tensor, Tensor]] | None = None
+
+    def fuse(self, on: bool = True) -> None:
+        """Compile the work between matrix products: the addition of each half of a block, and the norm after it."""
+        self._add_norm = fused(scaled_add_norm) if on else None
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map (B, 3, S, S) to (B, P, dim)."""
@@ -48,8 +54,21 @@ class Tower(nn.Module):
             x = torch.cat([*prefix, x + self.pos_embed], dim=1)
         else:
             x = torch.cat([*prefix, x], dim=1) + self.pos_embed
-        x = self.blocks(x)
+        x = self.blocks(x) if self._add_norm is None else self._fused_blocks(x, self._add_norm)
         return x[:, sum(t.shape[1] for t in prefix) :]
+
+    def _fused_blocks(self, x: Tensor, add_norm: Callable[..., tuple[Tensor, Tensor]]) -> Tensor:
+        """Run the blocks, timm's pre-norm transformer layers, as one chain of halves."""
+        blocks: list[Any] = list(self.blocks)
+        normed = blocks[0].norm1(x)
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            x, normed = add_norm(x, block.attn(normed), *_scale_and_norm(block.ls1, block.norm2))
+            more = block.mlp(normed)
+            if following is None:  # the features are not normed
+                x = x + block.ls2(more)
+            else:
+                x, normed = add_norm(x, more, *_scale_and_norm(block.ls2, following.norm1))
+        return x
 
     def _embed_patches(self, pixels: Tensor) -> Tensor:
         """Map (B, 3, S, S) to (B, P, dim) as a matrix product, faster than a convolution whose stride is its kernel."""
@@ -58,6 +77,11 @@ class Tower(nn.Module):
         p = weight.shape[-1]
         patches = pixels.reshape(B, 3, S // p, p, S // p, p).permute(0, 2, 4, 1, 3, 5).reshape(B, (S // p) ** 2, -1)
         return linear(patches, weight.flatten(1), bias)
+
+
+def _scale_and_norm(scale: Any, norm: Any) -> tuple[Tensor | None, Tensor, Tensor, float]:
+    """Return what `scaled_add_norm` needs of a LayerScale, or an identity, and of a layer norm."""
+    return getattr(scale, "gamma", None), norm.weight, norm.bias, norm.eps
 
 
 class VisionBackbone(nn.Module):

@@ -25,12 +25,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 from transformers.models.qwen2 import Qwen2Config, Qwen2ForCausalLM
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.pointwise import Pointwise, fused_pointwise
 from vla_robot.policy.vla.sequence.columns import at_columns, put_at
 from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence
 
@@ -75,8 +76,8 @@ class _Layer:
     out: Tensor  # (D, q)
     gate_up: Tensor  # (2 F, D)
     down: Tensor  # (D, F)
-    norm_attention: Tensor  # (D,)
     norm_mlp: Tensor  # (D,)
+    norm_after: Tensor  # (D,), the next layer's, or the last norm
 
 
 @dataclass
@@ -119,10 +120,18 @@ class Decoder:
         self._heads: int = config.num_attention_heads
         self._kv_heads: int = config.num_key_value_heads
         self._head_dim: int = config.head_dim or config.hidden_size // config.num_attention_heads
-        self._layers = [_fuse_layer(layer) for layer in llama.model.layers]
-        self._norm: Tensor = llama.model.norm.weight.detach()
-        self._eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device=self._norm.device)
-        self._cos, self._sin = _rope_tables(config, self._head_dim, self._norm.device)
+        layers: list[Any] = list(llama.model.layers)
+        norms: list[Any] = [*(layer.input_layernorm for layer in layers), llama.model.norm]
+        self._first_norm, *after = (norm.weight.detach() for norm in norms)
+        self._layers = [_fuse_layer(layer, norm) for layer, norm in zip(layers, after, strict=True)]
+        device = self._first_norm.device
+        self._eps = torch.tensor(config.rms_norm_eps, dtype=torch.float32, device=device)
+        self._cos, self._sin = _rope_tables(config, self._head_dim, device)
+        self._pointwise = Pointwise()
+
+    def fuse(self, on: bool = True) -> None:
+        """Compile the work between matrix products, which makes it one kernel where there were up to seven."""
+        self._pointwise = fused_pointwise() if on else Pointwise()
 
     def convert(self, change: Callable[[Tensor], Tensor]) -> None:
         """Replace every matrix by another form of it, which `linear` must take; layer by layer, to save memory."""
@@ -175,25 +184,26 @@ class Decoder:
         cos, sin = self._tables(cache.padding, start, end)
         visible = cache.visible[..., start:end, :end]
         whole = start == 0 and cache.padding is None  # plain causal attention needs no mask
-        x = embeds
+        x, normed = embeds, self._norm(embeds)
         for layer, keys, values in zip(self._layers, cache.keys, cache.values, strict=True):
-            q, k, v = self._qkv(layer, x, cos, sin)
+            q, k, v = self._qkv(layer, normed, cos, sin)
             keys[:, :, start:end], values[:, :, start:end] = k, v
             if layer is self._layers[-1] and keep < n:  # only the wanted tokens leave the last layer
                 q, x, visible, whole = q[:, :, -keep:], x[:, -keep:], visible[..., -keep:, :], False
             mask = None if whole else visible
-            x = self._finish(layer, x, self._attend(q, keys[:, :, :end], values[:, :, :end], mask, causal=whole))
-        return _rms_norm(x, self._norm, self._eps)
+            attended = self._attend(q, keys[:, :, :end], values[:, :, :end], mask, causal=whole)
+            x, normed = self._finish(layer, x, attended)
+        return normed
 
     def read_rows(self, rows: RaggedSequence, wanted: Tensor) -> tuple[Tensor, RowMemory]:
         """See `Reasoner`. Raises ContractError for more columns than the model has positions."""
-        x = rows.embeds
+        x, normed = rows.embeds, self._norm(rows.embeds)
         S = x.shape[1]
         self._require_positions(S)
         cos, sin = self._cos[:S], self._sin[:S]
         memory = RowMemory([], [])
         for layer in self._layers:
-            q, k, v = self._qkv(layer, x, cos, sin)
+            q, k, v = self._qkv(layer, normed, cos, sin)
             memory.keys.append(k.contiguous())
             memory.values.append(v.contiguous())
             if layer is self._layers[-1]:  # only the wanted tokens leave the last layer
@@ -201,8 +211,8 @@ class Decoder:
                 attended = self._attend(q, k, v, _causal(wanted, S))
             else:
                 attended = self._attend(q, k, v, causal=True)
-            x = self._finish(layer, x, attended)
-        return _rms_norm(x, self._norm, self._eps), memory
+            x, normed = self._finish(layer, x, attended)
+        return normed, memory
 
     def memory(self, rows: RaggedSequence, tensors: Sequence[Tensor]) -> RowMemory:
         """See `Reasoner`."""
@@ -212,20 +222,20 @@ class Decoder:
         """See `Reasoner`."""
         cos, sin = self._cos[slots][:, None], self._sin[slots][:, None]  # (B, 1, n, hd)
         visible = _causal(slots, memory.keys[0].shape[2])
-        x = embeds
+        x, normed = embeds, self._norm(embeds)
         for layer, keys, values in zip(self._layers, memory.keys, memory.values, strict=True):
-            q, k, v = self._qkv(layer, x, cos, sin)
+            q, k, v = self._qkv(layer, normed, cos, sin)
             put_at(keys, slots, k)
             put_at(values, slots, v)
-            x = self._finish(layer, x, self._attend(q, keys, values, visible))
-        return _rms_norm(x, self._norm, self._eps)
+            x, normed = self._finish(layer, x, self._attend(q, keys, values, visible))
+        return normed
 
-    def bidirectional(self, embeds: Tensor, lengths: Tensor) -> Tensor:
+    def bidirectional(self, embeds: Tensor, lengths: Tensor | None) -> Tensor:
         """Read a sequence in which every token attends to every other; only padding is hidden.
 
         Args:
             embeds: (B, S, D), padded at the right.
-            lengths: (B,) int64 real tokens per row, at most S; in main memory, where reading them waits for no device.
+            lengths: (B,) int64 real tokens per row, at most S, on the device; None if no row is padded.
 
         Returns:
             (B, S, D) normed hidden states; those of padding are meaningless.
@@ -237,13 +247,13 @@ class Decoder:
         self._require_positions(S)
         cos, sin = self._cos[:S], self._sin[:S]
         visible = None
-        if int(lengths.min()) < S:
-            ends = lengths.to(embeds.device, non_blocking=True)
-            visible = (torch.arange(S, device=embeds.device) < ends[:, None])[:, None, None]  # (B, 1, 1, S)
-        x = embeds
+        if lengths is not None:
+            visible = (torch.arange(S, device=embeds.device) < lengths[:, None])[:, None, None]  # (B, 1, 1, S)
+        x, normed = embeds, self._norm(embeds)
         for layer in self._layers:
-            x = self._finish(layer, x, self._attend(*self._qkv(layer, x, cos, sin), mask=visible))
-        return _rms_norm(x, self._norm, self._eps)
+            attended = self._attend(*self._qkv(layer, normed, cos, sin), mask=visible)
+            x, normed = self._finish(layer, x, attended)
+        return normed
 
     def _require_positions(self, tokens: int) -> None:
         if tokens > len(self._cos):
@@ -260,13 +270,16 @@ class Decoder:
         positions = (slots - padding[:, None]).clamp(min=0)[:, None]  # (B, 1, n)
         return self._cos[positions], self._sin[positions]
 
-    def _qkv(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _norm(self, embeds: Tensor) -> Tensor:
+        """Return (B, S, D) embeddings as the first layer's attention reads them."""
+        return self._pointwise.norm(embeds, self._first_norm, self._eps)
+
+    def _qkv(self, layer: _Layer, normed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map (B, S, D) to rotated q (B, H, S, hd), rotated k and plain v (B, Hkv, S, hd)."""
-        B, S, _ = x.shape
-        normed = _rms_norm(x, layer.norm_attention, self._eps)
+        B, S, _ = normed.shape
         heads = linear(normed, layer.qkv).view(B, S, -1, self._head_dim).transpose(1, 2)  # (B, H + 2 Hkv, S, hd)
         rotated, v = heads.split((self._heads + self._kv_heads, self._kv_heads), dim=1)
-        q, k = _rotate(rotated, cos, sin).split((self._heads, self._kv_heads), dim=1)
+        q, k = self._pointwise.rotate(rotated, cos, sin).split((self._heads, self._kv_heads), dim=1)
         return q, k, v
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -275,11 +288,16 @@ class Decoder:
         y = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
         return y.transpose(1, 2).flatten(2)
 
-    def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> Tensor:
-        """Apply the output projection, then the gated MLP, each with its residual: (B, S, D) -> (B, S, D)."""
-        x = x + linear(attended, layer.out)
-        gate, up = linear(_rms_norm(x, layer.norm_mlp, self._eps), layer.gate_up).chunk(2, dim=-1)
-        return x + linear(silu(gate) * up, layer.down)
+    def _finish(self, layer: _Layer, x: Tensor, attended: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply the output projection, then the gated MLP, each with its residual: (B, S, D) -> (B, S, D).
+
+        Returns:
+            The residual stream, and its norm as the next layer reads it; after the last layer, the hidden states.
+        """
+        work = self._pointwise
+        x, normed = work.add_norm(x, linear(attended, layer.out), layer.norm_mlp, self._eps)
+        gated = work.gate(linear(normed, layer.gate_up))
+        return work.add_norm(x, linear(gated, layer.down), layer.norm_after, self._eps)
 
 
 def _causal(slots: Tensor, keys: int) -> Tensor:
@@ -296,23 +314,8 @@ def _visible(slots: int, padding: Tensor | None, device: torch.device) -> Tensor
     return (causal & (slot >= padding[:, None, None]) | (slot == slot[:, None]))[:, None]
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
-    """Apply the root mean square norm in the fewest operations; as in Llama, the mean is fp32 in any precision."""
-    x32 = x.float()
-    norm = torch.linalg.vector_norm(x32, dim=-1, keepdim=True)
-    scale = torch.rsqrt(torch.addcmul(eps, norm, norm, value=1 / x.shape[-1]))  # 1 / sqrt(mean(x^2) + eps)
-    return weight * (x32 * scale).to(x.dtype)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply the rotary position embedding in fp32 in any precision: bf16 tables changed about 1 % of actions."""
-    x32 = x.float()
-    first, second = x32.chunk(2, dim=-1)
-    return torch.addcmul(x32 * cos, torch.cat([second, first], dim=-1), sin).to(x.dtype)
-
-
 def _rope_tables(config: Any, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return (max positions, hd) fp32 cosines and sines; `_rotate` needs the first half of the sines negative."""
+    """Return (max positions, hd) fp32 cosines and sines; `rotate` needs the first half of the sines negative."""
     parameters = config.rope_parameters
     if parameters.get("rope_type", "default") != "default":
         raise CheckpointError(f"rope_type {parameters['rope_type']!r} is not supported; Llama-2 uses 'default'.")
@@ -325,15 +328,15 @@ def _rope_tables(config: Any, head_dim: int, device: torch.device) -> tuple[Tens
     return torch.cat([cos, cos], dim=1), torch.cat([-sin, sin], dim=1)
 
 
-def _fuse_layer(layer: Any) -> _Layer:
+def _fuse_layer(layer: Any, norm_after: Tensor) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         qkv=_fuse(attention.q_proj, attention.k_proj, attention.v_proj),
         out=attention.o_proj.weight.detach(),
         gate_up=_fuse(mlp.gate_proj, mlp.up_proj),
         down=mlp.down_proj.weight.detach(),
-        norm_attention=layer.input_layernorm.weight.detach(),
         norm_mlp=layer.post_attention_layernorm.weight.detach(),
+        norm_after=norm_after,
     )
 
 

@@ -2,7 +2,7 @@
 
     see       pixels --perceive--> features
     begin     features, text, state, given tokens --align--> rows --> tokens that follow a first guess
-    correct   the tokens of the last pass are the guess of this one, in the same slots
+    correct   the tokens of the last pass are the guess of this one, in the same slots; settled ones stay
     advance   the action is settled; the next one is guessed to be the same
 
     columns   [BOS][image][text][given][guess]    padding        each row ends where it ends
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vla_robot.policy.vla.model import VLAModel
-from vla_robot.policy.vla.reason.generate import Generator, outcome
+from vla_robot.policy.vla.reason.generate import SETTLED, Generator, outcome
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.sequence.columns import put_at
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
@@ -50,9 +50,10 @@ class Block:
         self.size = size
         self._model, self._reasoner, self._generator = model, reasoner, generator
         weight, B, P = model.weight, size.rows, model.config.inputs.proprio_dim
-        self.pixels = weight.new_zeros(B, *size.frames)
+        floats: Any = {"dtype": weight.dtype, "device": weight.device}  # a quantised weight makes no new tensors
+        self.pixels = torch.zeros(B, *size.frames, **floats)
         self.ids = torch.full((B, size.text), model.config.pad_token_id, device=weight.device)
-        self.state = None if P is None else weight.new_zeros(B, P)
+        self.state = None if P is None else torch.zeros(B, P, **floats)
         self.lengths = torch.ones_like(self.ids[:, 0])
         self.given = torch.zeros(B, size.given, dtype=torch.int64, device=weight.device)
         self.counts = torch.zeros_like(self.lengths)
@@ -95,7 +96,8 @@ class Block:
     def _correct(self) -> None:
         guess = self.said[:, :-1].clone()
         said, finite = self._say_at(guess, self._at)
-        self.said[:, 1:] = said
+        # A tie of two logits may be decided otherwise by another kernel than the first pass's.
+        self.said[:, 1:] = torch.where(self.outcome == SETTLED, self.said[:, 1:], said)
         self._book(outcome(self.said, guess, finite & self._finite), finite)
 
     def _advance(self) -> None:

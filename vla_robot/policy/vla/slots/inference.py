@@ -1,11 +1,12 @@
 """Inference in blocks: chooses the block of a batch, fills it, and repeats passes until each action is settled.
 
-It gives the tokens of `Generator`; only sizes are rounded up. One number is read from the device after each pass.
+It gives the tokens of `Generator`; only sizes are rounded up. One number is read from the device after each pass but
+the first, whose guess, that the arm stays, is hardly ever right: the first correction is started without asking. It
+changes no token of an action that was settled (`Block`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
@@ -24,18 +25,16 @@ from vla_robot.policy.vla.reason.generate import BROKEN, Generator, after_prefix
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.slots.block import Block
+from vla_robot.policy.vla.slots.memory import Kept, put_rows
 from vla_robot.policy.vla.slots.sizes import BlockSize, rounded_rows, rounded_text
-
-BLOCKS = 8
-"""Blocks that are kept, each with its keys and values; the one that was not used for longest makes room."""
 
 
 class BlockInference:
     """Turns batches into action tokens. Calls from several threads run one after another."""
 
     def __init__(self, model: VLAModel[Any], reasoner: Reasoner[Any], generator: Generator) -> None:
-        self._model, self._reasoner, self._generator = model, reasoner, generator
-        self._blocks: OrderedDict[BlockSize, Block] = OrderedDict()
+        self._model, self._generator = model, generator
+        self._blocks = Kept[BlockSize, Block](lambda size: Block(size, model, reasoner, generator))
         self._lock = Lock()
 
     def __call__(
@@ -70,18 +69,14 @@ class BlockInference:
             (actions * action_dim - 1) * begins,
         )
         try:
-            return self._block(replace(exact, text=rounded_text(text)))
+            return self._blocks.of(replace(exact, text=rounded_text(text)))
         except ContractError:  # more positions than the model has, only because of the rounding
-            return self._block(exact)
+            return self._blocks.of(exact)
 
-    def _block(self, size: BlockSize) -> Block:
-        if size not in self._blocks:
-            made = Block(size, self._model, self._reasoner, self._generator)
-            if len(self._blocks) == BLOCKS:
-                self._blocks.popitem(last=False)
-            self._blocks[size] = made
-        self._blocks.move_to_end(size)
-        return self._blocks[size]
+    @property
+    def sizes(self) -> list[BlockSize]:
+        """Sizes of the blocks that are kept, the one used last at the end."""
+        return self._blocks.sizes
 
     def _fill(
         self,
@@ -93,17 +88,17 @@ class BlockInference:
         given: Sequence[Tensor],
     ) -> None:
         """Copy a batch into a block; rows that are missing repeat the first one."""
-        _put(block.pixels, pixels)
-        _put(block.ids[:, : ids.shape[1]], ids)
-        _put(block.lengths, lengths)
+        put_rows(block.pixels, pixels)
+        put_rows(block.ids[:, : ids.shape[1]], ids)
+        put_rows(block.lengths, lengths)
         if block.state is not None and state is not None:
-            _put(block.state, state)
+            put_rows(block.state, state)
         if block.size.given:
             rows = torch.zeros(len(given), block.size.given, dtype=torch.int64)
             for row, prefix in zip(rows, given, strict=True):
                 row[: len(prefix)] = self._generator.rows(prefix)
-            _put(block.given, rows)
-            _put(block.counts, torch.tensor([len(prefix) for prefix in given]))
+            put_rows(block.given, rows)
+            put_rows(block.counts, torch.tensor([len(prefix) for prefix in given]))
 
     def _run(self, block: Block, tokens: int, stages: StageTimer) -> Tensor:
         """Return (B, at least `tokens`) ids of a filled block's answers, or of what follows their given tokens."""
@@ -112,6 +107,8 @@ class BlockInference:
         stages.lap("towers")
         steps["begin"]()
         stages.lap("prefill")
+        if block.size.action_dim > 1:
+            self._correct(block, stages)
         for done in range(0, tokens, block.size.action_dim):
             if done:
                 steps["advance"]()
@@ -125,14 +122,10 @@ class BlockInference:
         for _ in range(block.size.action_dim - 1):
             if is_settled(block.outcome):
                 return
-            block.steps["correct"]()
-            stages.passes += 1
+            self._correct(block, stages)
         if int(block.outcome) == BROKEN:  # so many passes made all tokens right
             raise PolicyError(NOT_FINITE)
 
-
-def _put(target: Tensor, rows: Tensor) -> None:
-    """Copy (n, ...) into the first rows of (B, ...), and the first one into the others."""
-    target[: len(rows)].copy_(rows, non_blocking=True)
-    if len(rows) < len(target):
-        target[len(rows) :].copy_(target[:1].expand_as(target[len(rows) :]))
+    def _correct(self, block: Block, stages: StageTimer) -> None:
+        block.steps["correct"]()
+        stages.passes += 1
