@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
+from benchmarks.gpu import phases
 from vla_robot.cli.main import main
 from vla_robot.core.errors import RecipeError
 from vla_robot.policy.cards import CARDS, card_named
@@ -96,3 +99,27 @@ def test_the_command_says_what_fits(folder: Path, tmp_path: Path, capsys: pytest
     with pytest.raises(RecipeError, match="unknown card 'h10'"):
         card_named("h10")
     assert main(["plan", "hold"]) == 2
+
+
+def test_a_training_is_planned_by_kind_from_the_config_alone(folder: Path, tmp_path: Path) -> None:
+    """LoRA of the 7B: 3 % of the weights are learned; of all weights each has a gradient, two moments and a mean."""
+    file = tmp_path / "plan.json"
+    assert main(["plan", str(folder), "--device", "h100", "--training", "lora", "projector", "--json", str(file)]) == 0
+    lora, projector = json.loads(file.read_text())["plan"]
+    assert list(lora["parts"]) == ["weights", "gradients", "moments", "average", "activations", "casts"]
+    learned = lora["parts"]["gradients"]
+    assert lora["parts"]["moments"] == 2 * learned and 0.3e9 < learned < 0.6e9
+    assert 15e9 < lora["parts"]["weights"] < 17e9  # frozen matrices are kept in bf16
+    assert lora["fits"] == ["h100"] and 36 < lora["needed_gb"] < 50
+    assert projector["parts"]["gradients"] < learned
+    assert main(["plan", str(folder), "--training", "some"]) == 2
+    assert main(["plan", "hold", "--training", "lora"]) == 2
+
+
+def test_the_check_of_a_card_uses_the_plans_arithmetic(outline: Outline) -> None:
+    """`vla bench gpu` tells the floor of the card that it measured; of the same rates, it is that of `vla plan`."""
+    h100 = CARDS["h100"]
+    bench = phases.Bench(torch.device("cpu"), True, Path("none"), h100.bf16_tflops * 1e12, h100.bandwidth_gb_s * 1e9)
+    bench.large = mock.Mock(outline=outline)
+    floor = floor_of(outline, h100, BF16, 4, phases.TEXT_TOKENS, phases.TOKENS)
+    assert phases._floor_ms(bench, 4, passes=2) == pytest.approx(floor.act_ms(2))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu.fake_cuda import FakeCuda
 from vla_robot.cli.main import main
 from vla_robot.core.errors import RecipeError
 from vla_robot.data.formats.lerobot.demo_dataset import open_demos
@@ -23,7 +25,8 @@ from vla_robot.train.lora import adapt, freeze_in_bf16
 from vla_robot.train.parallel import memory_plan
 from vla_robot.train.parallel.activation_checkpointing import checkpoint_activations
 from vla_robot.train.parallel.ddp import Ranks
-from vla_robot.train.parallel.memory_plan import _Kept, _some_frames, plan_memory, require_room
+from vla_robot.train.parallel.memory_plan import _Kept, _some_frames, parts_of, plan_memory, require_room
+from vla_robot.train.parallel.plan_ahead import planned_parts
 from vla_robot.train.sparse_last_layer import only_what_is_read
 
 
@@ -158,3 +161,34 @@ def test_the_command_says_it_and_trains(start: Path, demos_folder: Path, tmp_pat
     assert "needs about" in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text())["rows"][0]["value"] == 1
     assert (out / "final" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("keys", [{}, {"bf16": True, "lora_rank": 8}, {"train": ("projector",)}], ids=str)
+def test_a_plan_without_weights_is_that_of_the_model(
+    recipe: DemosFinetuneRecipe, model: OpenVLA, keys: dict[str, Any]
+) -> None:
+    recipe = replace(recipe, **keys)
+    with torch.device("meta"):
+        bare = OpenVLA(model.config)
+    adapt(model, recipe)
+    if recipe.bf16:
+        freeze_in_bf16(model)
+    only_what_is_read(model)
+    wanted, planned = plan_memory(model, recipe).parts, planned_parts(bare, recipe)
+    assert planned.pop("activations") == pytest.approx(wanted.pop("activations"), rel=0.03)
+    assert planned == wanted
+
+
+def test_the_plan_is_what_a_gpu_keeps(recipe: DemosFinetuneRecipe, model: OpenVLA) -> None:
+    """Counted with fake tensors of CUDA, in fp32, since torch casts on real devices only."""
+    with torch.device("meta"):
+        bare = OpenVLA(model.config)
+    planned = planned_parts(bare, recipe)
+    with FakeCuda() as gpu:
+        there = adapt(gpu.move(model), recipe)
+        only_what_is_read(there)
+        kept = parts_of(there, recipe)
+    assert kept["activations"] == pytest.approx(planned["activations"], rel=0.05)
+    assert {k: v for k, v in kept.items() if k != "activations"} == {
+        k: v for k, v in planned.items() if k != "activations"
+    }

@@ -1,4 +1,4 @@
-"""`vla plan`: which GPU holds a policy, and the shortest time of an answer on it, by arithmetic."""
+"""`vla plan`: which GPU holds a policy or its training, and the shortest time of an answer on it, by arithmetic."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from rich.table import Table
 from vla_robot.cli.common.cli_common import option, shown
 from vla_robot.cli.common.json_out import write_json
 from vla_robot.cli.common.terminal import Terminal, say
-from vla_robot.core.errors import RecipeError
+from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.host.optional import require
 from vla_robot.recipe.policy import CheckpointRecipe, OpenVLAOFTRecipe
-from vla_robot.recipe.policy_source import find_policy
+from vla_robot.recipe.policy_source import PolicySource, find_policy
 
 if TYPE_CHECKING:
     from vla_robot.policy.cards import Card
     from vla_robot.policy.outline import Outline
     from vla_robot.policy.roofline import Floor, Precision
 
+TRAININGS = ("lora", "all", "vision", "projector", "decoder")
 MOST_ROWS = 64
 """Largest batch that is looked at."""
 
@@ -41,10 +42,22 @@ class PlanArgs:
     """cards: h100, h200, b200, a100, a100-40, l40s, 4090, orin, thor; by default all"""
     rate: Annotated[float | None, option("HZ")] = None
     """answers per second of all robots together; the table then says the smallest batch whose floor reaches it"""
+    training: Annotated[tuple[str, ...], option("HOW ...")] = ()
+    """instead: the memory of a training in bf16, by kind; lora, all, or one part: vision, projector, decoder"""
+    batch_size: Annotated[int, option("ROWS")] = 8
+    """rows of a training step on one GPU"""
+    gpus: Annotated[int, option("N")] = 1
+    """GPUs that share the trained model (`shard`)"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the table to this file as JSON"""
 
     def __post_init__(self) -> None:
+        for how in self.training:
+            if how not in TRAININGS:
+                raise RecipeError(unknown("training", how, TRAININGS))
+        for name, value in (("batch-size", self.batch_size), ("gpus", self.gpus)):
+            if value < 1:
+                raise RecipeError(f"--{name} {value}: a number above 0.")
         if self.rate is not None and self.rate <= 0:
             raise RecipeError(f"--rate {self.rate:g}: a number above 0.")
 
@@ -87,6 +100,8 @@ def main(args: PlanArgs) -> int:
     from vla_robot.policy.roofline import PRECISIONS
 
     source = find_policy(args.policy)
+    if args.training:
+        return _plan_trainings(args, source)
     asked = _question(source.recipe)
     cards = {name: card_named(name) for name in args.device or CARDS}
     found = [_row(name, card, p, asked, args.rate) for name, card in cards.items() for p in PRECISIONS if _has(card, p)]
@@ -102,6 +117,47 @@ def main(args: PlanArgs) -> int:
     if args.json:
         write_json(args.json, "plan", [], plan=found)
     return 0
+
+
+def _plan_trainings(args: PlanArgs, source: PolicySource) -> int:
+    """Print the memory of trainings, part by part, and the cards that hold them."""
+    from vla_robot.policy.cards import CARDS, card_named
+    from vla_robot.policy.roofline import RESERVED_GB
+
+    cards = {name: card_named(name) for name in args.device or CARDS}
+    table, found = Table(box=None, pad_edge=False, header_style="dim"), list[dict[str, Any]]()
+    for how in args.training:
+        parts = _training_parts(source.recipe, how, args)
+        needed_gb = sum(parts.values()) / 1e9 + RESERVED_GB
+        fits = [name for name, card in cards.items() if needed_gb <= card.memory_gb]
+        found.append({"training": how, "parts": parts, "needed_gb": needed_gb, "fits": fits})
+        if not table.columns:
+            for column in ("training", *parts, "needed"):
+                table.add_column(column, justify="left" if column == "training" else "right", no_wrap=True)
+            table.add_column("fits")
+        table.add_row(how, *(f"{size / 1e9:.1f}" for size in parts.values()), f"{needed_gb:.1f}", " ".join(fits) or "-")
+    shared = f" of each of {args.gpus} GPUs that share the model" if args.gpus > 1 else ""
+    say(f"vla plan: training of {shown(source)}, {args.batch_size} rows, GB{shared}")
+    Terminal().print(table)
+    say(f"needed: with {RESERVED_GB} GB for the driver and libraries. lora: rank 32. all is bf16 over weights in fp32.")
+    if args.json:
+        write_json(args.json, "plan", [], plan=found)
+    return 0
+
+
+def _training_parts(recipe: object, how: str, args: PlanArgs) -> dict[str, int]:
+    require("peft", "learn", "the plan of a training")
+    from vla_robot.policy.families import family_of
+    from vla_robot.recipe.finetune import DemosFinetuneRecipe
+    from vla_robot.train.parallel.plan_ahead import planned_parts
+
+    if not isinstance(recipe, CheckpointRecipe) or isinstance(recipe, OpenVLAOFTRecipe):
+        raise RecipeError("`vla plan --training` counts policies of kinds openvla and vla; this one is of another.")
+    kind: dict[str, Any] = {"lora_rank": 32} if how == "lora" else {} if how == "all" else {"train": (how,)}
+    training = DemosFinetuneRecipe(
+        data=(Path("none"),), batch_size=args.batch_size, bf16=True, shard=args.gpus > 1, **kind
+    )
+    return planned_parts(family_of(recipe.checkpoint).on_meta(recipe.checkpoint), training, args.gpus)
 
 
 def _question(recipe: object) -> Question:

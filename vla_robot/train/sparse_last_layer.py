@@ -13,11 +13,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, rotate_half
 
+from vla_robot.policy.vla.inputs.upload import numbers
 from vla_robot.policy.vla.model import IGNORE, AnyVLAModel
 
 
@@ -54,9 +56,9 @@ class _Read:
 
     def enter(self, _: nn.Module, args: tuple[Any, ...]) -> None:
         labels: Tensor = args[2]  # (B, L), in main memory
-        columns = torch.nonzero((labels[:, 1:] != IGNORE).any(dim=0)).squeeze(1)  # a label is read one position earlier
+        columns = np.flatnonzero((numbers(labels)[:, 1:] != IGNORE).any(axis=0))  # a label is read one position earlier
         if len(columns):
-            first, last = columns[[0, -1]].tolist()
+            first, last = int(columns[0]), int(columns[-1])
             self.before_end, self.count = labels.shape[1] - first, last - first + 1
 
     def leave(self, *_: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -21,7 +22,7 @@ from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.codecs.scores import scores_of
 from vla_robot.policy.vla.inputs.observations import Batch, pad_right, require_fit
 from vla_robot.policy.vla.inputs.reader import InputSizes
-from vla_robot.policy.vla.inputs.upload import upload
+from vla_robot.policy.vla.inputs.upload import numbers, upload
 from vla_robot.policy.vla.reason.device_timer import timer_on
 from vla_robot.policy.vla.reason.generate import capped
 from vla_robot.policy.vla.reason.reasoner import Reasoner
@@ -94,13 +95,14 @@ class Labelled:
     @classmethod
     def of(cls, labels: Tensor, config: VLAConfig, device: torch.device) -> Labelled:
         """Find the labels of (B, L) int64 in main memory, which are IGNORE elsewhere. The first column has none."""
-        has_label = labels[:, 1:] != IGNORE
-        rows, columns = torch.nonzero(has_label, as_tuple=True)
-        ids = labels[rows, columns + 1]
-        actions = torch.nonzero(torch.isin(ids, torch.from_numpy(config.codec.ids.copy()))).squeeze(1)
-        packed = upload(torch.cat([rows, columns + 1, ids, actions]), device)  # one copy for all of them
-        K = len(rows)
-        return cls(packed[:K], packed[K : 2 * K], packed[2 * K : 3 * K], packed[3 * K :], has_label.int().argmax(1) + 1)
+        there = numbers(labels)
+        has_label = there[:, 1:] != IGNORE
+        rows, columns = np.nonzero(has_label)
+        ids = there[rows, columns + 1]
+        actions = np.flatnonzero(np.isin(ids, config.codec.ids))
+        packed = upload(torch.from_numpy(np.concatenate([rows, columns + 1, ids, actions])), device)  # one copy for all
+        K, first = len(rows), torch.from_numpy(has_label.argmax(axis=1) + 1)
+        return cls(packed[:K], packed[K : 2 * K], packed[2 * K : 3 * K], packed[3 * K :], first)
 
 
 class VLAModel[C: VLAConfig](nn.Module, ABC):

@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils.hooks import RemovableHandle
 
 from vla_robot.core.errors import RecipeError
@@ -67,12 +69,17 @@ def plan_memory(
         count: number of ranks that will share the model.
     """
     here = next(model.parameters()).device
+    return MemoryPlan(parts_of(model, recipe, count), _available(device or here), _name(device or here))
+
+
+def parts_of(model: AnyVLAModel, recipe: FinetuneRecipe, count: int = 1) -> dict[str, int]:
+    """Return the parts of `MemoryPlan`, in the order of this module's list; arguments as of `plan_memory`."""
+    here = next(model.parameters()).device
     at_once = min(recipe.micro_batch or recipe.batch_size, recipe.batch_size)
     # Not of one frame, of which some tensors are kept without the copies that a batch needs.
     two, three = (_Kept.of(frames, model, recipe, here).bytes(recipe.activation_checkpointing) for frames in (2, 3))
     each = three - two
-    parts = _counted(model, count) | {"activations": at_once * each, "casts": max(two - 2 * each, 0)}
-    return MemoryPlan(parts, _available(device or here), _name(device or here))
+    return _counted(model, count) | {"activations": at_once * each, "casts": max(two - 2 * each, 0)}
 
 
 def require_room(model: AnyVLAModel, device: torch.device) -> None:
@@ -106,7 +113,7 @@ class _Kept:
     """Tensors that autograd keeps of some frames for the backward pass; each storage is counted once."""
 
     def __init__(self, model: AnyVLAModel) -> None:
-        self._weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        self._weights = {_storage(p) for p in model.parameters()}
         self._block: int | None = None
         self._owner: dict[int, int | None] = {}
         self._tensors: dict[int, Tensor] = {}  # a reference keeps its address from being reused
@@ -136,9 +143,10 @@ class _Kept:
         def enter(_: nn.Module, args: tuple[Any, ...]) -> None:
             self._block = number
             if args[0].requires_grad:  # a block whose input needs no gradient is not recomputed
-                self._tensors[args[0].untyped_storage().data_ptr()] = args[0]
-                self._owner.setdefault(args[0].untyped_storage().data_ptr(), None)
-                self._inputs.add(args[0].untyped_storage().data_ptr())
+                place = _storage(args[0])
+                self._tensors[place] = args[0]
+                self._owner.setdefault(place, None)
+                self._inputs.add(place)
 
         def leave(*_: Any) -> None:
             self._block = None
@@ -147,11 +155,17 @@ class _Kept:
         yield block.register_forward_hook(leave)
 
     def _note(self, tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if address not in self._weights:
-            self._tensors[address] = tensor
-            self._owner.setdefault(address, self._block)
+        place = _storage(tensor)
+        if place not in self._weights:
+            self._tensors[place] = tensor
+            self._owner.setdefault(place, self._block)
         return tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return what tells the storages of living tensors apart; those without numbers have no address."""
+    storage: Any = tensor.untyped_storage()
+    return storage._cdata
 
 
 def _some_frames(frames: int, model: AnyVLAModel, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -159,8 +173,8 @@ def _some_frames(frames: int, model: AnyVLAModel, device: torch.device) -> tuple
     pixels = torch.zeros(frames, *model.pixel_shape())
     answer = (ANSWER - 1) * config.chunk + 1
     ids = torch.full((frames, PROMPT + answer), int(config.codec.ids[-1]))
-    labels = ids.clone()
-    labels[:, :PROMPT] = IGNORE
+    with unset_fake_temporarily():  # labels are looked at, also those of a model without numbers
+        labels = torch.from_numpy(np.tile(np.r_[[IGNORE] * PROMPT, [config.codec.ids[-1]] * answer], (frames, 1)))
     dim = config.inputs.proprio_dim
     state = None if dim is None else torch.zeros(frames, dim, device=device)
     return pixels.to(device), ids.to(device), labels, state

@@ -70,7 +70,7 @@ def test_whether_rows_are_padded_is_decided_without_the_device(lengths: list[int
     assert moved.embeds.shape == embeds.shape
     assert (moved.padding is None) == (lengths == [9, 9])
     assert moved.padding is None or moved.padding.is_meta
-    hidden = Decoder(tiny_llama().to("meta")).bidirectional(embeds, torch.tensor(lengths))
+    hidden = Decoder(tiny_llama().to("meta")).bidirectional(embeds, torch.tensor(lengths, device="meta"))
     assert hidden.shape == embeds.shape
 
 

@@ -106,13 +106,13 @@ def test_more_shapes_than_are_compiled_run_uncompiled(
         torch, "compile", lambda work, **others: compiler(work, dynamic=False, fullgraph=True, backend="eager")
     )
     monkeypatch.setattr(compiled_inference, "SHAPES", 2)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     eager, compiled = load(tiny_folder), load(tiny_folder, compiled=True)
-    for rows, stage in ((1, "inference"), (2, "inference"), (3, "decode"), (4, "decode"), (1, "inference")):
-        seen = observations(eager, ["lift the red cube"] * rows)
-        for ours, expected in zip(compiled.act(seen), eager.act(seen), strict=True):
-            np.testing.assert_array_equal(ours.actions, expected.actions)
-            assert stage in ours.stages_ms
+    with torch._dynamo.config.patch(recompile_limit=1):  # pytest's own patch would leave the setting deleted
+        for rows, stage in ((1, "inference"), (2, "inference"), (3, "decode"), (4, "decode"), (1, "inference")):
+            seen = observations(eager, ["lift the red cube"] * rows)
+            for ours, expected in zip(compiled.act(seen), eager.act(seen), strict=True):
+                np.testing.assert_array_equal(ours.actions, expected.actions)
+                assert stage in ours.stages_ms
     said = [record.getMessage() for record in caplog.records if record.name == compiled_inference.__name__]
     assert len(said) == 1 and said[0].startswith("2 shapes of batches are compiled; a batch of 3 prompts")
 

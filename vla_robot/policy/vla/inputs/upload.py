@@ -6,9 +6,12 @@ A frame's normalised pixels are 4 bytes for each channel of each tower; uint8 is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from vla_robot.core.messages import Image
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
@@ -29,6 +32,12 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def numbers(tensor: Tensor) -> NDArray[Any]:
+    """Return the numbers of a tensor of main memory, also while tensors without numbers are made around it."""
+    with unset_fake_temporarily():
+        return tensor.numpy()
 
 
 class _OnDevice:

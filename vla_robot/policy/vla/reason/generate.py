@@ -229,7 +229,11 @@ class Generator:
 
     def rows(self, ids: Tensor) -> Tensor:
         """Return (...) rows of the action vocabulary of (...) ids. Raises ContractError for an id that is no row."""
-        return torch.from_numpy(self._codec.rows(ids.cpu().numpy())).to(ids.device)
+        return torch.from_numpy(self.rows_of(ids.cpu().numpy())).to(ids.device)
+
+    def rows_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Do the same as `rows` in main memory."""
+        return self._codec.rows(ids)
 
     def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects) -> Tensor:
         for _ in range(draft.guess.shape[1]):

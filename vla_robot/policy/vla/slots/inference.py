@@ -48,13 +48,13 @@ class BlockInference:
         """
         with self._lock:
             tensors = self._model.tensors(batch)
-            given = [torch.from_numpy(p) for p in prefixes or [np.empty(0, np.int64)] * len(batch.prompts)]
+            given = list(prefixes or [np.empty(0, np.int64)] * len(batch.prompts))
             block = self._block_for(batch, count, any(map(len, given)))
             self._fill(block, *tensors, given)
             said = self._run(block, count - min(map(len, given)), stages)[: len(given)]
             if not block.size.given:
                 return said[:, :count]
-            return after_prefixes([prefix.to(said.device) for prefix in given], said, count)
+            return after_prefixes([torch.from_numpy(prefix).to(said.device) for prefix in given], said, count)
 
     def _block_for(self, batch: Batch, count: int, begins: bool) -> Block:
         """Return the block of a batch whose answers have `count` tokens and, if `begins`, are told how to begin."""
@@ -85,7 +85,7 @@ class BlockInference:
         ids: Tensor,
         state: Tensor | None,
         lengths: Tensor,
-        given: Sequence[Tensor],
+        given: Sequence[NDArray[np.int64]],
     ) -> None:
         """Copy a batch into a block; rows that are missing repeat the first one."""
         put_rows(block.pixels, pixels)
@@ -96,7 +96,7 @@ class BlockInference:
         if block.size.given:
             rows = torch.zeros(len(given), block.size.given, dtype=torch.int64)
             for row, prefix in zip(rows, given, strict=True):
-                row[: len(prefix)] = self._generator.rows(prefix)
+                row[: len(prefix)] = torch.from_numpy(self._generator.rows_of(prefix))
             put_rows(block.given, rows)
             put_rows(block.counts, torch.tensor([len(prefix) for prefix in given]))
 
