@@ -1,4 +1,4 @@
-"""Compares the time of an answer between checkouts, on the CPU: `python -m benchmarks.gpu.versions OTHER_CHECKOUT`.
+"""Compares the time of an answer between checkouts, on the CPU: `python benchmarks/gpu/versions.py OTHER_CHECKOUT`.
 
 Each version is loaded in a process of its own; they answer in turns, so that a busy computer is busy for all.
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from vla_robot.core.errors import RecipeError
+from vla_robot.policy.vla.codecs.scores import scores_of
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.lora import adapt, freeze_in_bf16
@@ -34,7 +35,9 @@ def planned_parts(model: AnyVLAModel, recipe: FinetuneRecipe, count: int = 1) ->
     if recipe.bf16 and not is_shared:
         freeze_in_bf16(model)
     only_what_is_read(model)
-    with FakeTensorMode():
+    # The tables of the codec are kept for all trainings of a process, so they must have numbers.
+    scores_of(model.config.codec, len(model.head), torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True):
         _without_numbers(model)
         try:
             return parts_of(model, recipe, count if is_shared else 1)
