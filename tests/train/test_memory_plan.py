@@ -175,7 +175,7 @@ def test_a_plan_without_weights_is_that_of_the_model(
         freeze_in_bf16(model)
     only_what_is_read(model)
     wanted, planned = plan_memory(model, recipe).parts, planned_parts(bare, recipe)
-    assert planned.pop("activations") == pytest.approx(wanted.pop("activations"), rel=0.03)
+    assert planned.pop("activations") == pytest.approx(wanted.pop("activations"), rel=0.06)
     assert planned == wanted
 
 
