@@ -99,8 +99,8 @@ def test_a_product_in_fp8_is_that_of_the_rounded_numbers() -> None:
     x[1, 2] = 0
     x[0, 0] *= 1e4
     small = EightBitMatrix.pack(plain)
-    assert (small.shape, small.dtype, small.values.dtype) == (plain.shape, plain.dtype, torch.float8_e4m3fn)
-    assert small.values.nbytes == plain.numel()
+    assert (small.shape, small.dtype, small.numbers.dtype) == (plain.shape, plain.dtype, torch.float8_e4m3fn)
+    assert small.numbers.nbytes == plain.numel()
 
     def rounded(rows: torch.Tensor) -> torch.Tensor:
         scale = rows.abs().amax(dim=-1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max
@@ -122,7 +122,7 @@ def test_weights_in_fp8_are_torchaos() -> None:
     holder.weight = torch.nn.Parameter(plain.clone(), requires_grad=False)
     quantize_(holder, Float8WeightOnlyConfig())
     small = EightBitMatrix.pack(plain)
-    mine, theirs = small.values.float() * small.scales, holder.weight.dequantize()
+    mine, theirs = small.numbers.float() * small.scales, holder.weight.dequantize()
     torch.testing.assert_close(mine, theirs, rtol=0.07, atol=1e-6)  # a neighbouring number at most
     assert float((mine == theirs).float().mean()) > 0.5
 

@@ -36,7 +36,7 @@ def in_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 class EightBitMatrix(Tensor):
     """(N, K) weights of a linear map. It supports products, and queries of shape, dtype and device."""
 
-    values: Tensor
+    numbers: Tensor
     """(N, K) float8_e4m3fn."""
     scales: Tensor
     """(N, 1) float32."""
@@ -54,13 +54,13 @@ class EightBitMatrix(Tensor):
         made: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
             EightBitMatrix, matrix.shape, dtype=matrix.dtype, device=matrix.device
         )
-        made.values, made.scales = in_rows(matrix.detach())
+        made.numbers, made.scales = in_rows(matrix.detach())
         made.rounds = rounds
         return made
 
     def __tensor_flatten__(self) -> tuple[list[str], None]:
         """Return the names of the plain tensors it consists of, as torch requires."""
-        return ["values", "scales"], None
+        return ["numbers", "scales"], None
 
     def __repr__(self, *, tensor_contents: None = None) -> str:
         return f"EightBitMatrix{tuple(self.shape)}"
@@ -96,11 +96,11 @@ def _linear(x: Tensor, weight: EightBitMatrix, bias: Tensor | None = None) -> Te
     values, scales = weight.rounds(rows)
     if x.device.type == "cuda":
         kind = torch.bfloat16  # the only one that rows with scales of their own come out in
-        y = torch._scaled_mm(
-            values, weight.values.t(), scales, weight.scales.t(), None if bias is None else bias.to(kind),
+        y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+            values, weight.numbers.t(), scales, weight.scales.t(), None if bias is None else bias.to(kind),
             out_dtype=kind, use_fast_accum=True,
         )  # fmt: skip
     else:
-        y = (values.float() @ weight.values.float().t()) * scales * weight.scales.t()
+        y = (values.float() @ weight.numbers.float().t()) * scales * weight.scales.t()
         y = y if bias is None else y + bias
     return y.to(x.dtype).unflatten(0, x.shape[:-1])
