@@ -31,6 +31,8 @@ MOST_ATTEMPTS = 4
 """A job that was lost so often is not run again: it may be what kills its worker, e.g. for want of memory."""
 NO_NODE_S = 120.0
 """How long to wait for a node when all that had room are gone [s]."""
+SHARED_OPEN_S = 900.0
+"""How long placing and making a shared object may take [s]: weights are read from a shared disk."""
 CLOSING_S = 5.0
 """How long a worker may take to close its state before it is killed [s]."""
 
@@ -75,7 +77,14 @@ class RayRunner:
         options = _options(needs) | {"max_concurrency": callers + 1, "max_restarts": -1, "max_task_retries": -1}
         made = [self._ray.remote(_Holder).options(**options).remote(make, present()) for _ in range(copies)]
         try:
-            for reference in [actor.open.remote() for actor in made]:
+            opening = [actor.open.remote() for actor in made]
+            _, late = self._ray.wait(opening, num_returns=copies, timeout=SHARED_OPEN_S)
+            if late:
+                raise TransportError(
+                    f"{len(late)} of {copies} shared objects with {_in_words(needs)} each were not ready within "
+                    f"{SHARED_OPEN_S:g} s: the nodes may have no room beside other work, or the disk is slow."
+                )
+            for reference in opening:
                 _result(self._ray, reference)
             yield _RayObject(made)
         finally:

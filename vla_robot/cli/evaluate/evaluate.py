@@ -107,7 +107,8 @@ def _drive(args: EvaluateArgs, what: Plan, runner: TaskRunner, log: TrialLog, vi
     if not left:
         return
     needs = what.needs()
-    count = min(args.workers or runner.most_workers(needs), len(left))
+    room = runner.most_workers(needs) - (0 if runner.is_here else what.places_of_models(args.replicas))
+    count = min(args.workers or max(1, room), len(left))
     with stop_on_interrupt() as stop:
         make = SeatHere(what, videos) if runner.is_here else SeatThere(what, args.videos)
         with runner.workers(make, count, needs) as workers, Bar("episodes", Terminal(), lines=False) as bar:

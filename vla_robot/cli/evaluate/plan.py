@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -209,6 +210,13 @@ class Plan:
         environments = self.environments()
         memory_mb = max((environment.world_mb for environment in environments), default=WORLD_MB)
         return Resources(max((environment.world_cpus for environment in environments), default=1.0), memory_mb)
+
+    def places_of_models(self, replicas: int) -> int:
+        """Return how many worlds' places the copies of the largest policy with weights take on a cluster."""
+        world = self.needs()
+        sources = [source for source in self.policies.values() if isinstance(source.recipe, WeightsRecipe)]
+        models = [model_needs(source, has_gpu=False) for source in sources]
+        return max((replicas * max(1, math.ceil(m.memory_mb / max(world.memory_mb, 1))) for m in models), default=0)
 
 
 def model_needs(source: PolicySource, *, has_gpu: bool) -> Resources:
