@@ -6,12 +6,17 @@ affects both alike:
 - batched: up to --max-batch observations in one inference
 - one at a time: the same server with batches of one
 
+With --replicas N, a server with N replicas is measured next to one with a single replica, and in one more turn a
+replica is killed while all clients ask.
+
 Each client asks again when it has its answer. Every answer is compared with the client's answer without others.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -30,7 +35,7 @@ from vla_robot.cli.common.cli_common import option, short_path
 from vla_robot.cli.common.json_out import write_figure, write_json
 from vla_robot.cli.common.terminal import Terminal, say
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import PolicyError, RecipeError
+from vla_robot.core.errors import PolicyError, RecipeError, VlaError
 from vla_robot.core.host.optional import require
 from vla_robot.core.host.provenance import row
 from vla_robot.core.messages import Observation
@@ -53,6 +58,8 @@ class ServeBenchArgs:
     """number of clients"""
     max_batch: Annotated[int, option("N")] = 16
     """largest batch of the batching server"""
+    replicas: Annotated[int | None, option("N")] = None
+    """measure N replicas of the policy against one replica, and kill one of them in a last turn"""
     seconds: Annotated[float, option("S")] = 4.0
     """duration of each turn"""
     rounds: Annotated[int, option("N")] = 3
@@ -65,6 +72,8 @@ class ServeBenchArgs:
     """also plot the latencies to this file"""
 
     def __post_init__(self) -> None:
+        if self.replicas is not None and self.replicas < 2:
+            raise RecipeError("--replicas takes numbers from 2 on: they are measured against one.")
         if min(self.clients, self.max_batch, self.rounds) < 1 or self.seconds <= 0:
             raise RecipeError("--clients, --max-batch and --rounds take numbers from 1 on, --seconds more than 0.")
 
@@ -78,12 +87,14 @@ class Client:
         alone: (T, D) its answer without other clients.
         latencies_ms: server -> time of each answer.
         differing: number of answers that differ from `alone`.
+        failed: number of requests that ended with an error.
     """
 
     scene: Observation
     alone: NDArray[np.float64]
     latencies_ms: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     differing: int = 0
+    failed: int = 0
 
     def drive(self, address: str, server: str, begin: threading.Barrier, seconds: float) -> None:
         kept = self.latencies_ms.setdefault(server, [])
@@ -91,12 +102,38 @@ class Client:
             begin.wait()
             end = time.perf_counter() + seconds
             while (asked := time.perf_counter()) < end:
-                actions = policy.act([self.scene])[0].actions
+                try:
+                    actions = policy.act([self.scene])[0].actions
+                except VlaError:
+                    self.failed += 1
+                    continue
                 kept.append((time.perf_counter() - asked) * 1e3)
                 self.differing += not np.allclose(actions, self.alone, rtol=0, atol=TOLERANCE)
 
 
-BATCHED, ALONE = "batched", "one at a time"
+@dataclass(frozen=True)
+class Servers:
+    """The two servers that are compared.
+
+    Attributes:
+        ours: name of the first, and its options of `vla serve`.
+        baseline: the same of the other.
+    """
+
+    ours: tuple[str, tuple[str, ...]]
+    baseline: tuple[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, args: ServeBenchArgs) -> Servers:
+        batch = "--max-batch", str(args.max_batch)
+        if args.replicas is None:
+            return cls(("batched", batch), ("one at a time", ("--max-batch", "1")))
+        several = f"{args.replicas} replicas", (*batch, "--replicas", str(args.replicas))
+        return cls(several, ("one replica", (*batch, "--replicas", "1")))
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.ours[0], self.baseline[0]
 
 
 def main(args: ServeBenchArgs) -> int:
@@ -109,39 +146,43 @@ def main(args: ServeBenchArgs) -> int:
         require("matplotlib", "report", "a plot")
     console = Terminal()
     console.print(f"vla bench serve: {args.policy}, {args.clients} clients, {args.rounds} turns of {args.seconds:g} s")
+    servers = Servers.of(args)
+    killed = ""
     with (
-        served(args.policy, args.max_batch, args.device) as batched,
-        served(args.policy, 1, args.device) as alone,
+        served(args.policy, servers.ours[1], args.device) as ours,
+        served(args.policy, servers.baseline[1], args.device) as baseline,
     ):
-        clients = _clients(alone, args.clients)
+        clients = _clients(baseline, args.clients)
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("turns", total=2 * args.rounds)
             for _ in range(args.rounds):
-                for name, address in ((BATCHED, batched), (ALONE, alone)):
+                for name, address in zip(servers.names, (ours, baseline), strict=True):
                     _turn(clients, address, name, args.seconds)
                     bar.advance(task)
-        with RemotePolicy(batched) as policy:
+        with RemotePolicy(ours) as policy:
             mean_batch = float(policy.status()["mean_batch"])
+        if args.replicas:
+            killed = _killed(clients, ours, args.seconds)
     seconds = args.seconds * args.rounds
-    console.print(_table(clients, seconds))
-    console.print(_words(clients, seconds, mean_batch))
+    console.print(_table(clients, seconds, servers.names))
+    console.print(_words(clients, seconds, mean_batch, servers.names) + killed)
     if args.json:
-        write_json(args.json, "bench serve", rows(clients, seconds, mean_batch))
+        write_json(args.json, "bench serve", rows(clients, seconds, mean_batch, servers.names))
     if args.plot:
-        _draw(clients, args.plot)
+        _draw(clients, args.plot, servers.names)
         say(f"\nDrawn in {short_path(args.plot)}.")
     return 0
 
 
 @contextlib.contextmanager
-def served(policy: str, max_batch: int, device: str | None = None) -> Iterator[str]:
+def served(policy: str, options: Sequence[str], device: str | None = None) -> Iterator[str]:
     """Run a `vla serve` during the `with` block; yield its address.
 
     Raises:
         PolicyError: it did not start; its reason is on stderr.
     """
     command = [sys.executable, "-P", "-m", "vla_robot.cli.main", "serve", policy]
-    command += ["--bind", "tcp://127.0.0.1:0", "--max-batch", str(max_batch)]
+    command += ["--bind", "tcp://127.0.0.1:0", *options]
     command += [] if device is None else ["--device", device]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -184,30 +225,48 @@ def _turn(clients: Sequence[Client], address: str, name: str, seconds: float) ->
         thread.join()
 
 
-def rows(clients: Sequence[Client], seconds: float, mean_batch: float) -> list[dict[str, Any]]:
-    """Return rates and latencies of the batching server beside the other's."""
-    rate, baseline = (_answers(clients, name) / seconds for name in (BATCHED, ALONE))
+def _killed(clients: Sequence[Client], address: str, seconds: float) -> str:
+    """Kill a replica in the midst of a turn, and return what came of its requests, in words."""
+    name = "a replica is killed"
+    failed = sum(client.failed for client in clients)
+    with RemotePolicy(address) as policy:
+        timer = threading.Timer(seconds / 2, os.kill, (policy.status()["replicas"][0]["pid"], signal.SIGKILL))
+        timer.start()
+        _turn(clients, address, name, seconds)
+        timer.join()
+        retried = policy.status()["counts"].get("retried", 0)
+    failed = sum(client.failed for client in clients) - failed
+    return (
+        f"\nA replica was killed after half of {seconds:g} s: {_answers(clients, name)} answers, {retried} of them from "
+        f"the replica that did not begin with them; {failed} requests failed; the longest answer took "
+        f"{_all_ms(clients, name).max():.0f} ms."
+    )
+
+
+def rows(clients: Sequence[Client], seconds: float, mean_batch: float, names: tuple[str, str]) -> list[dict[str, Any]]:
+    """Return rates and latencies of the first server beside the other's."""
+    rate, baseline = (_answers(clients, name) / seconds for name in names)
     found = [row("rate", rate, "actions/s", baseline, rate / baseline)]
     for label, percent in (("p50", 50.0), ("p99", 99.0)):
-        ours, theirs = (np.percentile(_all_ms(clients, name), percent) for name in (BATCHED, ALONE))
+        ours, theirs = (np.percentile(_all_ms(clients, name), percent) for name in names)
         found.append(row(f"latency/{label}", float(ours), "ms", float(theirs), float(theirs / ours)))
     for index, client in enumerate(clients):
-        ours, theirs = (float(np.percentile(client.latencies_ms[name], 99)) for name in (BATCHED, ALONE))
+        ours, theirs = (float(np.percentile(client.latencies_ms[name], 99)) for name in names)
         found.append(row(f"client{index}/p99", ours, "ms", theirs, theirs / ours))
     found.append(row("mean_batch", mean_batch, "rows", 1.0, mean_batch))
     found.append(row("differing_answers", float(_differing(clients)), "answers"))
     return found
 
 
-def _table(clients: Sequence[Client], seconds: float) -> Table:
+def _table(clients: Sequence[Client], seconds: float, names: tuple[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("client", no_wrap=True)
-    for server in (BATCHED, ALONE):
+    for server in names:
         for column in ("actions/s", "p50 ms", "p99 ms"):
             table.add_column(f"{server}\n{column}", justify="right", no_wrap=True)
     for index, client in enumerate(clients):
-        table.add_row(str(index), *(text for name in (BATCHED, ALONE) for text in _figures([client], name, seconds)))
-    table.add_row("all", *(text for name in (BATCHED, ALONE) for text in _figures(clients, name, seconds)))
+        table.add_row(str(index), *(text for name in names for text in _figures([client], name, seconds)))
+    table.add_row("all", *(text for name in names for text in _figures(clients, name, seconds)))
     return table
 
 
@@ -216,11 +275,12 @@ def _figures(clients: Sequence[Client], server: str, seconds: float) -> tuple[st
     return f"{_answers(clients, server) / seconds:.1f}", f"{p50:.1f}", f"{p99:.1f}"
 
 
-def _words(clients: Sequence[Client], seconds: float, mean_batch: float) -> str:
-    rate, baseline = (_answers(clients, name) / seconds for name in (BATCHED, ALONE))
-    total = sum(_answers(clients, name) for name in (BATCHED, ALONE))
+def _words(clients: Sequence[Client], seconds: float, mean_batch: float, names: tuple[str, str]) -> str:
+    rate, baseline = (_answers(clients, name) / seconds for name in names)
+    total = sum(len(times) for client in clients for times in client.latencies_ms.values())
     return (
-        f"\nBatched, the clients get {rate / baseline:.2f}x the actions per second, in batches of {mean_batch:.1f}.\n"
+        f"\nWith {names[0]}, the clients get {rate / baseline:.2f}x the actions per second, in batches of "
+        f"{mean_batch:.1f}.\n"
         f"{_differing(clients)} of {total} answers differ from what the client gets when it is alone."
     )
 
@@ -237,13 +297,13 @@ def _all_ms(clients: Sequence[Client], server: str) -> NDArray[np.float64]:
     return np.concatenate([c.latencies_ms[server] for c in clients])
 
 
-def _draw(clients: Sequence[Client], path: Path) -> None:
+def _draw(clients: Sequence[Client], path: Path, names: tuple[str, str]) -> None:
     """Plot the number of answers within a time, a line per client."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, colour in ((BATCHED, "C0"), (ALONE, "C7")):
+    for name, colour in zip(names, ("C0", "C7"), strict=True):
         for index, client in enumerate(clients):
             times = np.sort(client.latencies_ms[name])
             share = np.arange(1, len(times) + 1) / len(times)

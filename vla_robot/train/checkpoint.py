@@ -1,7 +1,7 @@
 """Training checkpoints that a run resumes from exactly: trained weights, optimiser moments, averaged weights, step.
 
-Every random number in training is a function of the seed and the step, so nothing else is stored. Tensors are
-stored whole, however many processes share them, as safetensors; nothing here is ever unpickled.
+Every random number in training is a function of the seed and the step, so nothing else is stored. Processes that
+share the tensors write a file each (parallel/parts.py), and any number of them reads it. Nothing here is unpickled.
 
     OUT/resume/state.safetensors    model.NAME  average.NAME  exp_avg.NAME  exp_avg_sq.NAME
     OUT/resume/state.json           {"step": 1500, "fingerprint": "..."}
@@ -13,20 +13,22 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vla_robot.core.errors import CheckpointError, DataError
 from vla_robot.core.host import durable
-from vla_robot.core.host.durable import make_folder, rename, sync_tree
+from vla_robot.core.host.durable import make_folder, rename, sync_path, sync_tree
 from vla_robot.policy.vla.json_files import read_json, write_json
-from vla_robot.train.parallel.fsdp import collected, local, put
+from vla_robot.train.parallel.ddp import Ranks
+from vla_robot.train.parallel.fsdp import local
+from vla_robot.train.parallel.parts import WHOLE, StoredState, own_rows, part_name
 
 FOLDER = "resume"
 PREVIOUS = "resume.old"
@@ -56,16 +58,9 @@ class Average:
             local(self.weights[name]).lerp_(local(p), 1 - decay)
 
 
-def tensors(model: nn.Module, average: Average, optimizer: torch.optim.AdamW, keep: bool = True) -> dict[str, Tensor]:
-    """Return every tensor of a checkpoint, unsharded. Every rank must call this if the model is sharded.
-
-    Args:
-        model: the model in training.
-        average: the average of its weights.
-        optimizer: the optimiser whose moments are stored.
-        keep: False at a rank that takes part in the gathering but gets no tensors.
-    """
-    return collected(_named(model, average, optimizer), keep)
+def tensors(model: nn.Module, average: Average, optimizer: torch.optim.AdamW) -> dict[str, Tensor]:
+    """Return every tensor of a checkpoint by name; of a sharded model, tensors that are shared."""
+    return dict(_named(model, average, optimizer))
 
 
 def _named(model: nn.Module, average: Average, optimizer: torch.optim.AdamW) -> Iterator[tuple[str, Tensor]]:
@@ -82,22 +77,81 @@ def save(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str) 
     Raises:
         DataError: writing failed, as on a full disk. The previous checkpoint is untouched.
     """
-    partial = out / f"{FOLDER}.tmp"
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _emptied(out)
     try:
         with writing(f"the checkpoint of step {step}", out):
             make_folder(partial)
-            save_file({name: _in_main_memory(t) for name, t in tensors.items()}, partial / "state.safetensors")
-            write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
-            sync_tree(partial)  # before the previous one gives up its name
+            save_file({name: _in_main_memory(t) for name, t in tensors.items()}, partial / WHOLE)
+            _finish(partial, step, fingerprint)
     except DataError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    _publish(out, step)
+
+
+def save_shared(out: Path, tensors: Mapping[str, Tensor], step: int, fingerprint: str, ranks: Ranks) -> None:
+    """Write `OUT/resume` as `save` does, each rank its own rows. Every rank must call this; `out` is on a shared disk.
+
+    Raises:
+        DataError: writing failed at some rank; all ranks raise. The previous checkpoint is untouched.
+    """
+    device = next(iter(tensors.values())).device
+    partial = out / f"{FOLDER}.tmp"
+
+    def write_own() -> None:
+        rows, header = own_rows(tensors)
+        path = partial / part_name(ranks.rank, ranks.count)
+        save_file({name: _in_main_memory(t) for name, t in rows.items()}, path, metadata=header)
+        sync_path(path)
+
+    def begin() -> None:
+        make_folder(_emptied(out))
+
+    def finish() -> None:
+        _finish(partial, step, fingerprint)
+        _publish(out, step)
+
+    for act, is_mine in ((begin, ranks.first), (write_own, True), (finish, ranks.first)):
+        _at_all_ranks(act if is_mine else _nothing, f"the checkpoint of step {step}", out, ranks, device)
+
+
+def _at_all_ranks(act: Callable[[], None], what: str, out: Path, ranks: Ranks, device: torch.device) -> None:
+    """Run an act; if it fails at some rank, all ranks raise, and none waits for another for ever."""
+    failure: DataError | None = None
+    try:
+        with writing(what, out):
+            act()
+    except DataError as error:
+        failure = error
+    if ranks.any(failure is not None, device):
+        if ranks.first:
+            shutil.rmtree(out / f"{FOLDER}.tmp", ignore_errors=True)
+        raise failure or DataError(f"cannot write {what}: another process failed, and says why. {newest(out)}.")
+
+
+def _nothing() -> None:
+    """Wait only for the other ranks."""
+
+
+def _emptied(out: Path) -> Path:
+    """Return the path of the unfinished checkpoint, after what an earlier crash left there was deleted."""
+    partial = out / f"{FOLDER}.tmp"
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
+
+
+def _finish(partial: Path, step: int, fingerprint: str) -> None:
+    write_json(partial / "state.json", {"step": step, "fingerprint": fingerprint})
+    sync_tree(partial)  # before the previous one gives up its name
+
+
+def _publish(out: Path, step: int) -> None:
+    """Give the finished checkpoint its name; the one that had it becomes `OUT/resume.old`."""
     with writing(f"the checkpoint of step {step}", out):
         if (out / FOLDER).exists():
             shutil.rmtree(out / PREVIOUS, ignore_errors=True)
             rename(out / FOLDER, out / PREVIOUS)
-        rename(partial, out / FOLDER)
+        rename(out / f"{FOLDER}.tmp", out / FOLDER)
 
 
 def _in_main_memory(tensor: Tensor) -> Tensor:
@@ -185,14 +239,12 @@ def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.A
         )
     try:
         step = int(note["step"])
-        with safe_open(folder / "state.safetensors", framework="pt") as stored:
-            there = set(stored.keys())
+        with StoredState(folder) as stored:
             for name, p in learning(model).items():
-                put(p, stored.get_tensor(f"model.{name}"))
-                put(average.weights[name], stored.get_tensor(f"average.{name}"))
-                if f"{MOMENTS[0]}.{name}" in there:
-                    read = {moment: stored.get_tensor(f"{moment}.{name}") for moment in MOMENTS}
-                    optimizer.state[p] = _moments(read, p, step)
+                stored.read_into(f"model.{name}", p)
+                stored.read_into(f"average.{name}", average.weights[name])
+                if f"{MOMENTS[0]}.{name}" in stored.names():
+                    optimizer.state[p] = _moments(stored, name, p, step)
     except (SafetensorError, KeyError, RuntimeError, OSError, ValueError) as error:
         before = out / PREVIOUS
         then = f"go on from the one before, {before}" if before.exists() else "train from the start"
@@ -200,10 +252,10 @@ def load(out: Path, model: nn.Module, average: Average, optimizer: torch.optim.A
     return step
 
 
-def _moments(stored: Mapping[str, Tensor], parameter: Tensor, step: int) -> dict[str, Tensor]:
-    moments = {moment: torch.zeros_like(parameter) for moment in stored}
-    for moment, tensor in stored.items():
-        put(moments[moment], tensor)
+def _moments(stored: StoredState, name: str, parameter: Tensor, step: int) -> dict[str, Tensor]:
+    moments = {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+    for moment, tensor in moments.items():
+        stored.read_into(f"{moment}.{name}", tensor)
     return {"step": torch.tensor(float(step), device=parameter.device)} | moments
 
 

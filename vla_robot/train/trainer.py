@@ -196,8 +196,10 @@ class Trainer:
         return metrics
 
     def _save(self) -> None:
-        tensors = checkpoint.tensors(self.model, self.average, self._optimizer, self._ranks.first)
-        if self._ranks.first:
+        tensors = checkpoint.tensors(self.model, self.average, self._optimizer)
+        if is_sharded(tensors.values()):
+            checkpoint.save_shared(self.out, tensors, self.step, self._fingerprint, self._ranks)
+        elif self._ranks.first:
             checkpoint.save(self.out, tensors, self.step, self._fingerprint)
 
     def _rolled_out(self) -> dict[str, float]:
