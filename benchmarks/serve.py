@@ -237,8 +237,8 @@ def _killed(clients: Sequence[Client], address: str, seconds: float) -> str:
         retried = policy.status()["counts"].get("retried", 0)
     failed = sum(client.failed for client in clients) - failed
     return (
-        f"\nA replica was killed after half of {seconds:g} s: {_answers(clients, name)} answers, {retried} of them from "
-        f"the replica that did not begin with them; {failed} requests failed; the longest answer took "
+        f"\nA replica was killed after half of {seconds:g} s: {_answers(clients, name)} answers, {retried} of them to "
+        f"requests that went to another replica; {failed} requests failed; the longest answer took "
         f"{_all_ms(clients, name).max():.0f} ms."
     )
 

@@ -19,6 +19,8 @@ def torch_device(name: str | torch.device, local_rank: int = 0) -> torch.device:
     Raises:
         ContractError: there is no such name, or no such device on this computer.
     """
+    if name == torch.device("meta"):  # only as an object: no recipe names it
+        return torch.device("meta")
     if problem := device_problem(str(name) if isinstance(name, torch.device) else name):
         raise ContractError(f"{problem}.")
     if name == AUTO:

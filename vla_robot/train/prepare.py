@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vla_robot.core.embodiment import Embodiment, misfits
 from vla_robot.core.errors import ContractError, DataError, RecipeError
 from vla_robot.data.formats.kinds import format_at
@@ -82,10 +84,15 @@ def prepare(recipe: FinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProg
     return _from_demos(recipe, out, ranks, on_progress)
 
 
+def _place(recipe: FinetuneRecipe, ranks: Ranks) -> torch.device:
+    """Return where a rank loads the model: nowhere, if the first rank will send it its rows."""
+    return torch.device("meta" if recipe.shard and not ranks.first else "cpu")
+
+
 def _from_demos(recipe: DemosFinetuneRecipe, out: Path, ranks: Ranks, on_progress: OnProgress) -> Prepared:
     demos = _open(recipe)
     start = _start_at(out, lambda folder: _write_start(recipe, demos, folder))
-    policy = family_of(start).load(start, statistics_key=recipe.dataset_name, trainable=True)
+    policy = family_of(start).load(start, "float32", _place(recipe, ranks), recipe.dataset_name, trainable=True)
 
     def decoding(done: int, total: int) -> None:
         on_progress(Progress("frames", done, total, {}))
@@ -105,7 +112,7 @@ def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_pro
     # The mixture's statistics take the place of those of the same name, as in the reference.
     start = _start_at(out, lambda start: _copy_policy(folder, start, mixture.statistics, recipe.chunk))
     key = next(iter(mixture.statistics))
-    policy = family_of(start).load(start, statistics_key=key, trainable=True)
+    policy = family_of(start).load(start, "float32", _place(recipe, ranks), key, trainable=True)
     data = data_of_mixture(recipe, mixture, policy, ranks, indexing)
     only = key if len(mixture.statistics) == 1 else None
     notes = tuple(f"{dataset.name}: {note}" for dataset in mixture.datasets for note in dataset.notes)

@@ -58,7 +58,7 @@ def load_model(
         folder: folder of the safetensors.
         config: sizes of the model.
         dtype: precision of the weights.
-        device: device of the weights.
+        device: device of the weights; on torch's meta device they have no content, and only headers of files are read.
         beside: parameters by module name that are in other files (OpenVLA-OFT's), already of the right shape.
         acting: use the fastest layout for acting, which cannot be trained; see `layout`.
 
@@ -77,8 +77,9 @@ def load_model(
     for_products = acting and layout.is_for(dtype, device)
     memory = _allocate(parameters, dtype, device, layout.matrices(model) if for_products else ())
     by_file_name = {name: memory[wanted[name]] for name in wanted}
-    _fill(by_file_name, found)
-    if adapters.are_in(folder):
+    if device.type != "meta":
+        _fill(by_file_name, found)
+    if device.type != "meta" and adapters.are_in(folder):
         merged = adapters.merge(folder, by_file_name, unused_names(config))
         _LOG.info("%s: LoRA adapters of %d matrices were merged into the base weights.", folder, merged)
     _assign(model, tensors | memory)

@@ -45,7 +45,8 @@ class Family(Protocol):
         Args:
             folder: checkpoint in the family's published layout.
             dtype: "float32", "bfloat16" or "float16", or torch's own object.
-            device: name of a device, see `policy.device.torch_device`, or torch's own object.
+            device: name of a device, see `policy.device.torch_device`, or torch's own object. On torch's meta device
+                no weights are read, and the policy does not act: another process sends them.
             statistics_key: dataset whose statistics un-normalise the actions; required if there are several.
             image_preprocessing: preprocessing of frames: "none", "rlds" or "rlds_crop".
             compiled: compile a graph for each shape of batch.

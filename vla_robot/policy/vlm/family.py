@@ -108,7 +108,8 @@ class TransformersFamily:
             checkpoint.embodiment,
             statistics_key,
         )
-        policy.self_test()
+        if place.type != "meta":  # without weights, nothing can be tested
+            policy.self_test()
         return policy
 
     def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
@@ -241,10 +242,21 @@ class TransformersFamily:
     ) -> TransformersModel:
         config, prompts = checkpoint.config, checkpoint.tokenizer
         assert prompts is not None  # `read` raises for a folder without a tokenizer
+        if device.type == "meta":
+            return self._empty(folder, config, prompts, dtype)
         vlm = load_vlm(folder, self._class, config.published, dtype)
         model = self._wrap(vlm, config, prompts)
         fill_extras(model, folder)
         return model.to(device=device, dtype=dtype).requires_grad_(False).eval()
+
+    def _empty(
+        self, folder: Path, config: VLMConfig, prompts: TemplatePrompts, dtype: torch.dtype
+    ) -> TransformersModel:
+        """Return the model without weights, on torch's meta device; the files' headers alone are read."""
+        published = require_weights(folder, self._class, config.published)
+        with torch.device("meta"):
+            model = self._wrap(self._class(published), config, prompts)
+        return model.to(dtype=dtype).requires_grad_(False).eval()
 
     def _wrap(self, vlm: Any, config: VLMConfig, prompts: TemplatePrompts) -> TransformersModel:
         return self.model(vlm, config, prompts.layout(config.num_images, config.proprio_dim is not None))

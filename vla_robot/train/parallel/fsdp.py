@@ -10,10 +10,11 @@ whole tensors, which any number of processes can read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -26,10 +27,35 @@ def shard(model: AnyVLAModel, device: torch.device, count: int) -> None:
     """Shard a model block by block and keep only this rank's part on its device, which never holds the whole model.
 
     Args:
-        model: the model in main memory, the same at all ranks.
+        model: the model in main memory at the first rank; at the others one without weights, on torch's meta device.
         device: this rank's device.
         count: number of ranks.
     """
+    is_first = dist.get_rank() == 0
+    # The first rank's tensors stay in main memory until all were sent.
+    tensors = dict(_tensors(model)) if is_first else {}
+    _share_out(model, device, count)
+    if not is_first:
+        model.to_empty(device=device)
+    for name, target in _tensors(model):
+        put(target, _sent(tensors.get(name), target, device))
+
+
+def _tensors(model: AnyVLAModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers; of those that are not in a checkpoint, too."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        yield name, tensor.detach()
+
+
+def _sent(whole: Tensor | None, target: Tensor, device: torch.device) -> Tensor:
+    """Return a whole tensor of the first rank at every rank, on its device; one tensor is there at a time."""
+    full = torch.empty(target.shape, dtype=target.dtype, device=device) if whole is None else whole.to(device)
+    full = full.contiguous()
+    dist.broadcast(full, src=0)
+    return full
+
+
+def _share_out(model: AnyVLAModel, device: torch.device, count: int) -> None:
     _look_into_outputs()
     mesh = init_device_mesh(device.type, (count,))
     for block in model.layers():
