@@ -49,7 +49,16 @@ class OpenVLAFamily:
         quantise: str | None = None,
         trainable: bool = False,
     ) -> OpenVLAPolicy:
-        return load(folder, dtype, device, statistics_key, image_preprocessing, compiled, quantise, trainable)
+        return load(
+            folder,
+            dtype,
+            device,
+            statistics_key,
+            image_preprocessing,
+            compiled=compiled,
+            quantise=quantise,
+            trainable=trainable,
+        )
 
     def check(self, folder: Path, statistics_key: str | None = None, image_preprocessing: str = NONE) -> None:
         check(folder, statistics_key, image_preprocessing)
