@@ -1,4 +1,4 @@
-"""Every runner keeps the port: threads of this process, and Ray on this computer."""
+"""What every runner of tasks promises, its workers and its shared objects. A new one joins by one line in RUNNERS."""
 
 from __future__ import annotations
 
@@ -13,14 +13,24 @@ from vla_robot.core.errors import DataError
 from vla_robot.core.ports import TaskRunner
 from vla_robot.core.ports.tasks import Resources
 
+from ..contracts.kinds import class_names
+
 SMALL = Resources(cpus=0.5, memory_mb=50)
 
+RUNNERS: dict[str, str | None] = {
+    "LocalRunner _LocalWorkers _LocalObject": None,
+    "RayRunner _RayWorkers _RayObject": "local",
+}
+"""Classes of a runner, of its workers and of its shared objects -> the value of --cluster."""
 
-@pytest.fixture(scope="module", params=[None, "local"])
+
+@pytest.fixture(scope="module", params=RUNNERS)
 def runner(request: pytest.FixtureRequest) -> Iterator[TaskRunner]:
-    if request.param is not None:
+    cluster = RUNNERS[request.param]
+    if cluster is not None:
         pytest.importorskip("ray")
-    with open_runner(request.param, 4) as opened:
+    with open_runner(cluster, 4) as opened:
+        assert type(opened).__name__ == class_names(request.param)[0]
         yield opened
 
 

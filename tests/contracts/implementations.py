@@ -16,7 +16,7 @@ from typing import Literal
 type Member = ast.FunctionDef | Literal["value", "anything"]
 """A method, something that is no method, or a name that may be either."""
 
-NARROWER = {"Mapping": ("dict",), "Sequence": ("list", "tuple")}
+NARROWER = {"Mapping": ("dict",), "Sequence": ("list", "tuple"), "AbstractContextManager": ("Iterator",)}
 """What a method may give where its port's gives the first."""
 
 

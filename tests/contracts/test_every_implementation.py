@@ -9,6 +9,7 @@ import pytest
 
 from vla_robot.core import ports
 
+from ..cluster import test_runners
 from . import (
     test_action_codec_contract,
     test_arm_contract,
@@ -31,6 +32,7 @@ SOURCES = (
     "WRITERS of test_episode_source_contract.py",
     (test_episode_source_contract.WRITERS, test_episode_source_contract.IN_MEMORY),
 )
+RUNNERS = ("RUNNERS of tests/cluster/test_runners.py", (test_runners.RUNNERS,))
 SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "ActionCodec": ("CODECS of test_action_codec_contract.py", (test_action_codec_contract.CODECS,)),
     "ActionFilter": ("FILTERS of test_guard_contract.py", (test_guard_contract.FILTERS,)),
@@ -47,23 +49,32 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "ReportsStages": WORLDS,
     "ReportsStatus": ROBOTS,
     "Robot": ROBOTS,
+    "SharedObject": RUNNERS,
     "SharesControl": TELEOPERATORS,
     "Sticks": TELEOPERATORS,
     "StoppableRobot": ROBOTS,
     "Streamed": ARMS,
+    "TaskRunner": RUNNERS,
     "TeleopDevice": TELEOPERATORS,
     "Teleoperator": TELEOPERATORS,
     "VisibleWorld": WORLDS,
+    "Workers": RUNNERS,
     "World": WORLDS,
 }
 """Port -> where a new implementation joins, and the tables of its suite."""
 
 NOT_ASKED: dict[str, dict[str, str]] = {
-    "ReadsHistory": {"WrappedPolicy": "the base of policies that wrap another, each of which is asked"},
+    "ReadsHistory": {
+        "WrappedPolicy": "the base of policies that wrap another, each of which is asked",
+        "SharedPolicy": "what gives each world a PolicySeat, which is asked",
+        "SharedModel": "the same for every seat of an evaluation",
+    },
     "ReportsStatus": {
         "BridgeServer": "the status that RemoteRobot fetches",
         "Batcher": "the status of a server of policies, which is no robot",
-        "RemotePolicy": "the same, fetched",
+        "ReplicatedBatcher": "the same with several processes",
+        "_Seat": "one of its processes",
+        "RemotePolicy": "a server's status, fetched",
         "_Link": "a bridge's status in the thread of its view",
     },
 }

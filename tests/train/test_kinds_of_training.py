@@ -86,9 +86,7 @@ def test_a_recipe_is_read_back_as_its_kind(recipe: FinetuneRecipe, tmp_path: Pat
 
 def test_options_change_the_kind_and_keep_the_rest() -> None:
     out = Path("out")
-    mixed = _overridden(
-        DEMOS, FinetuneArgs(out, mixture="bridge", root=Path("/oxe"), policy=Path("policies/hold.toml"))
-    )
+    mixed = _overridden(DEMOS, FinetuneArgs(out, mixture="bridge", root="/oxe", policy=Path("policies/hold.toml")))
     assert isinstance(mixed, MixtureFinetuneRecipe)
     assert (mixed.mixture, mixed.root, mixed.steps, mixed.rollouts) == ("bridge", Path("/oxe"), 5, DEMOS.rollouts)
     back = _overridden(MIXTURE, FinetuneArgs(out, data=("a,b:2",), seed=7))
