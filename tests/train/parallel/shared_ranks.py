@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def load(folder: Path, rank: int, count: int) -> dict[str, Any]:
         read_bytes[0] += stored.size
         return plain(stored, *args)
 
-    Stored.read = counted
+    setattr(Stored, "read", counted)  # noqa: B010 - a forked process, which ends
     place = torch.device("cpu" if rank == 0 else "meta")
     model = family_of(folder).load(folder, "float32", place, None, trainable=True).model
     shard(model, torch.device("cpu"), count)
@@ -104,7 +105,7 @@ def _fork(act: Any, folder: Path, out: Path, rank: int, count: int, meeting: Pat
             dist.barrier()
             os._exit(0)
         except BaseException:
-            sys.excepthook(*sys.exc_info())
+            traceback.print_exc()
         finally:
             os._exit(1)
     return child

@@ -103,8 +103,10 @@ def test_fused_weights_are_the_models_own_memory() -> None:
 
 def generator_of(model: LlamaForCausalLM, chunk: int = 1) -> Generator:
     weights = model.model.embed_tokens.weight, model.lm_head.weight
-    rows = [weight[FIRST_ACTION:END_OF_ACTIONS] for weight in weights]
-    return Generator(Decoder(model), *rows, openvla_bins(END_OF_ACTIONS, END_OF_ACTIONS - FIRST_ACTION, chunk))
+    embedding, head = (weight[FIRST_ACTION:END_OF_ACTIONS] for weight in weights)
+    return Generator(
+        Decoder(model), embedding, head, openvla_bins(END_OF_ACTIONS, END_OF_ACTIONS - FIRST_ACTION, chunk)
+    )
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
