@@ -30,7 +30,7 @@ def test_the_index_of_shards_and_the_table_of_steps_survive(
     before = written(tmp_path)
     open_table_of(member_at(str(tmp_path / "bridge_orig"), None), False, None, lambda *_: None)
     made = {name: content for name, content in written(tmp_path).items() if name not in before}
-    assert {Path(name).suffix for name in made} >= {".npy", ".json"} and len(made) >= 6
+    assert {Path(name).suffix for name in made} >= {".npy", ".json"} and len(made) >= 6, sorted(made)
     tables = {name: content for name, content in made.items() if name.startswith("cache/")}
     shards = tmp_path / "bridge_orig" / "1.0.0"  # its shards existed before and count as synced
     indexes = {name: content for name, content in written(shards).items() if name.startswith(f"{FOLDER}/")}

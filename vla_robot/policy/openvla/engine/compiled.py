@@ -35,7 +35,7 @@ ALL_SHAPES = 4096
 def require_compiler(device: torch.device) -> None:
     """Raise PolicyError unless graphs can be compiled for a device here."""
     if problem := compiler_problem(device):
-        raise PolicyError(f"compiled = true {problem}, or compiled = false.")
+        raise PolicyError(f"compiled = true {problem}; or set compiled = false.")
 
 
 class CompiledInference:

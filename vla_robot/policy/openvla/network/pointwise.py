@@ -111,5 +111,5 @@ def is_fused(asked: bool | None, device: torch.device) -> bool:
     """
     problem = compiler_problem(device)
     if asked and problem:
-        raise PolicyError(f"fuse = true {problem}, or leave fuse out.")
+        raise PolicyError(f"fuse = true {problem}; or leave fuse out.")
     return device.type == "cuda" and problem is None if asked is None else asked
