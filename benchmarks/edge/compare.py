@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,7 +25,9 @@ from vla_robot.cli.common.terminal import Terminal
 from vla_robot.core.errors import PolicyError, RecipeError
 from vla_robot.core.host.provenance import row
 
-BASELINE = "transformers"
+BASELINE, REFERENCE = "transformers", "torch"
+"""Whose times, and whose tokens, the others are compared with."""
+
 OTHERS = ("openvino", "torch compiled")
 """Ways that need something more: another build of onnxruntime, a C++ compiler."""
 
@@ -68,9 +71,11 @@ class Measured:
         ms: batch size -> times of its answers [ms].
         tokens: batch size -> its answers' tokens.
         memory_mb: largest resident memory that it had after an answer [MB].
+        sees_all: whether it sees all that the policy sees.
     """
 
     start_s: float
+    sees_all: bool = True
     ms: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
     tokens: dict[int, list[Any]] = field(default_factory=dict[int, list[Any]])
     memory_mb: float = 0.0
@@ -110,7 +115,7 @@ def measure(args: EdgeArgs) -> dict[str, Measured]:
     """Return the measurements by contender."""
     with ExitStack() as stack:
         workers = {way: stack.enter_context(_Worker(way, args)) for way in ways(args)}
-        measured = {way: Measured(worker.first["start_s"]) for way, worker in workers.items()}
+        measured = {way: Measured(worker.first["start_s"], worker.first["sees_all"]) for way, worker in workers.items()}
         for rows in args.batch:
             for number in range(args.rounds + 1):
                 for way, worker in workers.items():
@@ -175,9 +180,9 @@ def environment_mb(python: Path) -> float:
 
 
 def differ(measured: Mapping[str, Measured], way: str, rows: int) -> float:
-    """Return the share of a contender's tokens that are not the baseline's."""
-    mine, other = (np.array(measured[name].tokens[rows]) for name in (way, BASELINE))
-    return float(np.mean(mine != other))
+    """Return the share of a contender's tokens that are not torch's; NaN if it does not see what torch sees."""
+    mine, other = (np.array(measured[name].tokens[rows]) for name in (way, REFERENCE))
+    return float(np.mean(mine != other)) if measured[way].sees_all else math.nan
 
 
 def rows(measured: Mapping[str, Measured], sizes: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -191,7 +196,8 @@ def rows(measured: Mapping[str, Measured], sizes: Mapping[str, float]) -> list[d
             ours, base = each.median_ms(size), plain.median_ms(size)
             found.append(row(f"{way}/batch{size}", ours, "ms", base, base / ours))
             found.append(row(f"{way}/batch{size}/p10", float(np.percentile(each.ms[size], 10)), "ms"))
-            found.append(row(f"{way}/batch{size}/tokens_that_differ", differ(measured, way, size), "1"))
+            if each.sees_all:
+                found.append(row(f"{way}/batch{size}/tokens_that_differ", differ(measured, way, size), "1"))
     return found
 
 
@@ -205,7 +211,11 @@ def _table(measured: Mapping[str, Measured]) -> Table:
         table.add_row(f"batch {size}: ms, median", *(f"{m.median_ms(size):.1f}" for m in each))
         table.add_row("  best tenth", *(f"{np.percentile(m.ms[size], 10):.1f}" for m in each))
         table.add_row(f"  to {BASELINE}'s", *(f"{plain.median_ms(size) / m.median_ms(size):.2f}x" for m in each))
-        table.add_row("  tokens that differ", *(f"{differ(measured, way, size):.2%}" for way in measured))
+        table.add_row("  tokens that differ", *(_share(differ(measured, way, size)) for way in measured))
     table.add_row("process start to first action, s", *(f"{m.start_s:.2f}" for m in each))
     table.add_row("resident memory, MB", *(f"{m.memory_mb:.0f}" for m in each))
     return table
+
+
+def _share(share: float) -> str:
+    return "no state" if math.isnan(share) else f"{share:.2%}"

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,19 @@ INSTRUCTION = "lift the red cube"
 SCENES = 32
 
 
-def torch_way(policy: str, exported: str, compiled: bool = False) -> Answer:
+class Contender(NamedTuple):
+    """One way to answer observations.
+
+    Attributes:
+        answer: answers a batch of observations.
+        sees_all: whether it sees all that the policy sees; `generate` has no token for the arm's state.
+    """
+
+    answer: Answer
+    sees_all: bool = True
+
+
+def torch_way(policy: str, exported: str, compiled: bool = False) -> Contender:
     """The policy in torch, as `vla run` loads it."""
     from vla_robot.policy.families import family_of
     from vla_robot.recipe.policy import CheckpointRecipe
@@ -37,10 +49,10 @@ def torch_way(policy: str, exported: str, compiled: bool = False) -> Answer:
         recipe.checkpoint, "float32", "cpu", recipe.statistics_key, recipe.image_preprocessing, compiled=compiled
     )
     dims = len(loaded.action_stats())
-    return lambda seen: loaded.generate(loaded.read(seen), dims).tolist()
+    return Contender(lambda seen: loaded.generate(loaded.read(seen), dims).tolist())
 
 
-def plain_way(policy: str, exported: str) -> Answer:
+def plain_way(policy: str, exported: str) -> Contender:
     """The same weights through timm and transformers' `generate`, one observation after another."""
     from benchmarks.models.inference_times import plain, plain_vlm
     from benchmarks.models.plain_inference import Baseline
@@ -58,18 +70,19 @@ def plain_way(policy: str, exported: str) -> Answer:
         infer = plain(baseline, loaded, scenes, list(scenes[0].images), dims)
     else:
         infer = plain_vlm(without_state(loaded), scenes, dims)
-    return lambda seen: [infer(o.step)[0][0].tolist() for o in seen]
+    sees_all = isinstance(loaded, OpenVLAPolicy) or loaded.model.config.proprio_dim is None
+    return Contender(lambda seen: [infer(o.step)[0][0].tolist() for o in seen], sees_all)
 
 
-def onnx_way(policy: str, exported: str, provider: str = "cpu") -> Answer:
+def onnx_way(policy: str, exported: str, provider: str = "cpu") -> Contender:
     """The exported folder."""
     from vla_robot.policy.onnx.policy import OnnxPolicy
 
     loaded = OnnxPolicy(Path(exported), provider)
-    return lambda seen: loaded.tokens(seen).tolist()
+    return Contender(lambda seen: loaded.tokens(seen).tolist())
 
 
-WAYS: Mapping[str, Callable[[str, str], Answer]] = {
+WAYS: Mapping[str, Callable[[str, str], Contender]] = {
     "transformers": plain_way,
     "torch": torch_way,
     "torch compiled": lambda policy, exported: torch_way(policy, exported, compiled=True),
@@ -82,9 +95,15 @@ def main(arguments: Sequence[str]) -> None:
     """Answer until the input ends."""
     way, policy, exported, started = arguments
     scenes = _scenes(exported)
-    answer = WAYS[way](policy, exported)
+    answer, sees_all = WAYS[way](policy, exported)
     first = answer(scenes[:1])
-    _say(start_s=time.monotonic() - float(started), tokens=first, torch="torch" in sys.modules)
+    start_s = time.monotonic() - float(started)
+    _say(
+        start_s=start_s,
+        tokens=first,
+        torch="torch" in sys.modules,
+        sees_all=sees_all,
+    )
     for line in sys.stdin:
         number, rows = map(int, line.split())
         seen = [scenes[(number + row) % SCENES] for row in range(rows)]
