@@ -22,6 +22,7 @@ PRIVATE = {
     "Sticks": "teleop: a device that springs back",
     "Bound": "world: limits of a real arm's joints together, all its own",
     "Slots": "policy: mentions Tensor, which core does not import",
+    "Inputs": "policy: the tensors of a block, which core does not import",
     "Reasoner": "policy: the same",
     "VLAConfig": "policy: what its models' configurations have in common",
     "Family": "policy: mentions its models",

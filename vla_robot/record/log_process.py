@@ -36,6 +36,7 @@ import msgpack
 import numpy as np
 
 from vla_robot.core.errors import DataError
+from vla_robot.core.host.child_process import end_child
 from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.messages import Image, Observation
 from vla_robot.record.episode import (
@@ -166,10 +167,7 @@ class _Process:
         with contextlib.suppress(OSError):
             self._child.stdin.close()  # the process ends when its input does
         self.turn.release()
-        try:
-            self._child.wait(EXIT_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        end_child(self._child, EXIT_TIMEOUT_S)
 
 
 class ProcessWriter:

@@ -94,7 +94,7 @@ class SeatThere:
     videos: Videos
 
     @contextlib.contextmanager
-    def _made(self) -> Iterator[Seat]:
+    def __call__(self) -> Iterator[Seat]:
         for world in self.what.worlds.values():
             if isinstance(world.recipe, SimulationRecipe) and world.recipe.environment:
                 make_once(find_environment(world.recipe.environment))
@@ -102,9 +102,6 @@ class SeatThere:
             videos = VideoSelection(Path(folder), self.videos, self.what.rates_hz)
             with contextlib.closing(Seat(self.what, videos)) as seat:
                 yield seat
-
-    def __call__(self) -> contextlib.AbstractContextManager[Seat]:
-        return self._made()
 
 
 @dataclass(frozen=True)
@@ -186,15 +183,12 @@ class PolicyModel:
     max_batch: int
 
     @contextlib.contextmanager
-    def _made(self) -> Iterator[SharedPolicy]:
+    def __call__(self) -> Iterator[SharedPolicy]:
         source, env = self.what.policies[self.name], self.what.worlds[self.world].recipe
         assert isinstance(source.recipe, WeightsRecipe)
         policy = build_policy(source, env, self.embodiment, rows=self.what.rows)
         with SharedPolicy(policy, self.max_batch) as shared:
             yield shared
-
-    def __call__(self) -> contextlib.AbstractContextManager[SharedPolicy]:
-        return self._made()
 
 
 @dataclass(frozen=True)

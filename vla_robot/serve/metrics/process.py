@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vla_robot.core.errors import RecipeError, TransportError
+from vla_robot.core.host.child_process import end_child
 from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.host.optional import require
 
@@ -94,11 +94,7 @@ class MetricsProcess(Closeable):
     def close(self) -> None:
         """End the process. May be called twice."""
         self._end.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_TIMEOUT_S)
-            return
-        self._process.kill()
-        self._process.wait()
+        end_child(self._process, STOP_TIMEOUT_S)
 
     def _await_url(self, where: str) -> str:
         self._end.settimeout(START_TIMEOUT_S)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import PolicyError, TransportError
+from vla_robot.core.host.child_process import end_child
 from vla_robot.core.host.closeable import Closeable
 from vla_robot.core.host.exit_status import exit_in_words
 from vla_robot.core.messages import ActionChunk, Observation
@@ -111,11 +112,7 @@ class Replica(Closeable):
         """End the process: it ends when its socket does, or is killed. May be called twice."""
         self._broken = self._broken or "the replica was ended"
         self._stream.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_TIMEOUT_S)
-            return
-        self._process.kill()
-        self._process.wait()
+        end_child(self._process, STOP_TIMEOUT_S)
 
     def kill(self) -> None:
         """Kill the process, from any thread: a batch that it computes raises ModelLostError."""

@@ -22,6 +22,7 @@ from typing import IO, Any, Self
 
 from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock
 from vla_robot.core.errors import WorldError
+from vla_robot.core.host.child_process import end_child
 from vla_robot.core.host.exit_status import exit_in_words
 from vla_robot.recipe import dump
 from vla_robot.recipe.env import EnvRecipe, SuiteRecipe
@@ -168,13 +169,7 @@ class WorldProcess:
         """End the child by closing its stdin, then by killing it. May be called twice."""
         with contextlib.suppress(BrokenPipeError):
             _pipe(self._process.stdin).close()
-        try:
-            self._process.wait(STOP_TIMEOUT_S)
-        except BaseException as error:
-            self._process.kill()
-            self._process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
+        end_child(self._process, STOP_TIMEOUT_S)
         _pipe(self._process.stdout).close()
         self._stderr.close()
 

@@ -6,7 +6,7 @@ They are those of `vla/slots/block.py`; here keys and values are inputs and outp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,7 @@ from vla_robot.policy.onnx.record import READ, Answer, Bucket, memory_names
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.policy.vla.sequence.columns import put_at
-from vla_robot.policy.vla.sequence.ragged import RaggedSequence
+from vla_robot.policy.vla.sequence.ragged import RaggedSequence, with_given
 
 
 @dataclass(frozen=True)
@@ -126,20 +126,14 @@ class Begin(Step):
     def step(self, given: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         embeds = self.model.align(given["features"], given["ids"], given.get("state"))
         rows = self.rows(embeds, given["lengths"])
-        rows, ends = self._with_given(rows, given)
+        if "given" in given:
+            rows = with_given(rows, self.generator.look_up(given["given"]), given["counts"])
+        ends = rows.lengths
         guess = self.generator.first_guess(self.sizes.bucket.rows, self.sizes.answer.action_dim - 1)
         at = ends[:, None] + torch.arange(guess.shape[1])  # (B, D - 1)
         put_at(rows.embeds, at, self.generator.look_up(guess))
         hidden, memory = self.reasoner.read_rows(rows, torch.cat([ends[:, None] - 1, at], dim=1))
         return self.generator.logits(hidden), *memory.tensors
-
-    def _with_given(self, rows: RaggedSequence, given: Mapping[str, Tensor]) -> tuple[RaggedSequence, Tensor]:
-        if "given" not in given:
-            return rows, rows.lengths
-        columns = rows.lengths[:, None] + torch.arange(given["given"].shape[1])
-        put_at(rows.embeds, columns, self.generator.look_up(given["given"]))
-        ends = rows.lengths + given["counts"]
-        return replace(rows, lengths=ends), ends
 
 
 class Pass(Step):

@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_robot.core.errors import ContractError
 from vla_robot.policy.openvla.network.action_head import ParallelGenerator
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.inputs.upload import upload
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
-from vla_robot.policy.vla.slots.memory import Kept, put_rows
+from vla_robot.policy.vla.slots.memory import Kept, put_inputs
 from vla_robot.policy.vla.slots.recorded import recorded
 from vla_robot.policy.vla.slots.sizes import rounded_rows, rounded_text
 
@@ -114,11 +113,7 @@ class ChunkRegression:
     def _in_a_block(self, batch: Batch, stages: StageTimer) -> Tensor:
         pixels, ids, state, lengths = self._model.tensors(batch)
         block = self._block_for(pixels, ids)
-        put_rows(block.pixels, pixels)
-        put_rows(block.ids[:, : ids.shape[1]], ids)
-        put_rows(block.lengths, lengths)
-        if block.state is not None and state is not None:
-            put_rows(block.state, state)
+        put_inputs(block, pixels, ids, state, lengths)
         block.steps["see"]()
         stages.lap("towers")
         block.steps["answer"]()
@@ -128,7 +123,4 @@ class ChunkRegression:
 
     def _block_for(self, pixels: Tensor, ids: Tensor) -> ChunkBlock:
         exact = ChunkSize(rounded_rows(len(ids)), ids.shape[1], tuple(pixels.shape[1:]))
-        try:
-            return self._blocks.of(replace(exact, text=rounded_text(ids.shape[1])))
-        except ContractError:  # more positions than the model has, only because of the rounding
-            return self._blocks.of(exact)
+        return self._blocks.of_rounded(replace(exact, text=rounded_text(exact.text)), exact)

@@ -11,12 +11,12 @@ computes the same formula from unpacked numbers, which is slow: there it says ho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from vla_robot.policy.openvla.engine.packed import PackedMatrix
 
 LARGEST = 448.0
 """Largest number of e4m3."""
@@ -33,8 +33,11 @@ def in_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x32 / scale).to(torch.float8_e4m3fn), scale
 
 
-class EightBitMatrix(Tensor):
-    """(N, K) weights of a linear map. It supports products, and queries of shape, dtype and device."""
+class EightBitMatrix(PackedMatrix):
+    """See `PackedMatrix`."""
+
+    PARTS = ("numbers", "scales")
+    BITS = "eight"
 
     numbers: Tensor
     """(N, K) float8_e4m3fn."""
@@ -51,56 +54,21 @@ class EightBitMatrix(Tensor):
             matrix: (N, K) floating point, both multiples of STEP.
             rounds: rounds the activations of a product.
         """
-        made: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            EightBitMatrix, matrix.shape, dtype=matrix.dtype, device=matrix.device
-        )
+        made = EightBitMatrix.like(matrix)
         made.numbers, made.scales = in_rows(matrix.detach())
         made.rounds = rounds
         return made
 
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        """Return the names of the plain tensors it consists of, as torch requires."""
-        return ["numbers", "scales"], None
-
-    def __repr__(self, *, tensor_contents: None = None) -> str:
-        return f"EightBitMatrix{tuple(self.shape)}"
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is functional.linear:
-            return _linear(*args, **(kwargs or {}))
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
-
-    @classmethod
-    def __torch_dispatch__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.ops.aten.detach.default:
-            return args[0]
-        raise NotImplementedError(f"a matrix of eight bits cannot do {func}")
-
-
-def _linear(x: Tensor, weight: EightBitMatrix, bias: Tensor | None = None) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    values, scales = weight.rounds(rows)
-    if x.device.type == "cuda":
-        kind = torch.bfloat16  # the only one that rows with scales of their own come out in
-        y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-            values, weight.numbers.t(), scales, weight.scales.t(), None if bias is None else bias.to(kind),
-            out_dtype=kind, use_fast_accum=True,
-        )  # fmt: skip
-    else:
-        y = (values.float() @ weight.numbers.float().t()) * scales * weight.scales.t()
-        y = y if bias is None else y + bias
-    return y.to(x.dtype).unflatten(0, x.shape[:-1])
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `PackedMatrix`."""
+        values, scales = self.rounds(x.reshape(-1, x.shape[-1]))
+        if x.device.type == "cuda":
+            kind = torch.bfloat16  # the only one that rows with scales of their own come out in
+            y = torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+                values, self.numbers.t(), scales, self.scales.t(), None if bias is None else bias.to(kind),
+                out_dtype=kind, use_fast_accum=True,
+            )  # fmt: skip
+        else:
+            y = (values.float() @ self.numbers.float().t()) * scales * self.scales.t()
+            y = y if bias is None else y + bias
+        return y.to(x.dtype).unflatten(0, x.shape[:-1])

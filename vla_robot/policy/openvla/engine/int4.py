@@ -6,19 +6,22 @@ scale for each block of 64. It has kernels for CPUs and for CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional
+
+from vla_robot.policy.openvla.engine.packed import PackedMatrix
 
 BLOCK = 64
 """Neighbouring numbers of a row-major matrix that share a scale."""
 
 
-class FourBitMatrix(Tensor):
-    """(N, K) weights of a linear map. It supports products, and queries of shape, dtype and device."""
+class FourBitMatrix(PackedMatrix):
+    """See `PackedMatrix`."""
+
+    PARTS = ("packed", "scales")
+    BITS = "four"
 
     packed: Tensor
     """(N K / 2, 1) uint8, two numbers per byte."""
@@ -42,9 +45,7 @@ class FourBitMatrix(Tensor):
         plain = matrix.detach().contiguous()
         rows = plain if plain.shape[1] % BLOCK == 0 else plain.view(-1, BLOCK)
         packed, state = quantize_4bit(rows, blocksize=BLOCK, quant_type="nf4")
-        made: Any = Tensor._make_wrapper_subclass(  # pyright: ignore[reportAttributeAccessIssue]
-            FourBitMatrix, matrix.shape, dtype=matrix.dtype, device=matrix.device
-        )
+        made = FourBitMatrix.like(matrix)
         made.packed, made.scales, made.state = packed, state.absmax, state
         return made
 
@@ -54,42 +55,10 @@ class FourBitMatrix(Tensor):
 
         return dequantize_4bit(self.packed, self.state).view(self.shape)
 
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        """Return the names of the plain tensors it consists of, as torch requires."""
-        return ["packed", "scales"], None
+    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """See `PackedMatrix`."""
+        from bitsandbytes import matmul_4bit  # pyright: ignore[reportMissingImports]
 
-    def __repr__(self, *, tensor_contents: None = None) -> str:
-        return f"FourBitMatrix{tuple(self.shape)}"
-
-    @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is functional.linear:
-            return _linear(*args, **(kwargs or {}))
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
-
-    @classmethod
-    def __torch_dispatch__(
-        cls,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.ops.aten.detach.default:
-            return args[0]
-        raise NotImplementedError(f"a matrix of four bits cannot do {func}")
-
-
-def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
-    from bitsandbytes import matmul_4bit  # pyright: ignore[reportMissingImports]
-
-    if weight.shape[1] % BLOCK:
-        return functional.linear(x, weight.plain(), bias)
-    return matmul_4bit(x, weight.packed, weight.state, bias=bias)
+        if self.shape[1] % BLOCK:
+            return functional.linear(x, self.plain(), bias)
+        return matmul_4bit(x, self.packed, self.state, bias=bias)

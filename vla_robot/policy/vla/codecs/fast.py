@@ -89,8 +89,8 @@ class FastTokenizer:
 
     def coefficients(self, actions: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return the (K * D,) whole coefficients of (K, D) actions, clipped to those that the tokenizer knows."""
-        exact = self._transform @ np.clip(actions, -1, 1) * self.scale
-        return np.clip(np.rint(exact), self.least, self.largest).astype(np.int64).ravel()
+        exact = whole_coefficients(self._transform, actions, self.scale)
+        return np.clip(exact, self.least, self.largest).ravel()
 
     def actions(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the (K, D) actions of the (n,) tokens of a whole answer, not clipped."""
@@ -209,6 +209,13 @@ class FastCodec(VocabularyRows):
     def to_dict(self) -> dict[str, Any]:
         """See `ActionCodec`."""
         return {"kind": self.kind, "ids": self.ids.tolist(), **self.tokenizer.to_dict()}
+
+
+def whole_coefficients(
+    transform: NDArray[np.float64], actions: NDArray[np.floating], scale: float
+) -> NDArray[np.int64]:
+    """Return the (..., K, D) rounded coefficients of (..., K, D) actions, which are clipped to [-1, 1]."""
+    return np.rint(transform @ np.clip(actions, -1, 1) * scale).astype(np.int64)
 
 
 def cosines(count: int) -> NDArray[np.float64]:

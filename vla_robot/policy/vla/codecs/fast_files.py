@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, trainers
 
 from vla_robot.core.errors import CheckpointError, ContractError, DataError
-from vla_robot.policy.vla.codecs.fast import FastTokenizer, cosines
+from vla_robot.policy.vla.codecs.fast import FastTokenizer, cosines, whole_coefficients
 from vla_robot.policy.vla.codecs.spelling import MOST_SYMBOLS, SPELLINGS, Bytes, Symbols
 from vla_robot.policy.vla.json_files import read_json, shown, whole
 
@@ -40,7 +40,7 @@ def train_fast(chunks: NDArray[np.floating], tokens: int, scale: float = 10.0) -
     if chunks.ndim != 3 or 0 in chunks.shape:
         raise DataError(f"FAST is trained on chunks of (N, K, D) actions, got an array of shape {chunks.shape}.")
     _, K, D = chunks.shape
-    exact = np.rint(cosines(K) @ np.clip(chunks.astype(np.float64), -1, 1) * scale).astype(np.int64)  # (N, K, D)
+    exact = whole_coefficients(cosines(K), chunks.astype(np.float64), scale)  # (N, K, D)
     least, largest = int(exact.min()), int(exact.max())
     spelling = Symbols(largest - least + 1)
     if spelling.symbols > tokens:

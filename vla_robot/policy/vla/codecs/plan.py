@@ -85,18 +85,17 @@ def planned_codec(
             of protected tokens are asked for.
         RecipeError: the number of rows in a file is another than the codec's.
     """
-    asked = recipe or CodecRecipe()
-    if asked.kind == "words":
-        return WordCodec(spelled_by(tokenizer, asked.largest), end, chunk, dimension)
-    if asked.kind == "fast":
-        assert asked.tokenizer is not None  # the recipe was checked
-        fast = read_fast(asked.tokenizer, chunk, dimension)
-        return FastCodec(fast, _rows(asked, tokenizer, vocabulary, len(fast.tokens)), chunk)
-    if asked == CodecRecipe() and recipe is None:
+    if recipe is None:
         return openvla_bins(rarest_words(tokenizer, BINS), BINS, chunk)
-    count = BINS * (dimension if asked.by_dimension else 1)
-    ids = _rows(asked, tokenizer, vocabulary, count)
-    return BinCodec(ids, chunk, asked.scale, dimension if asked.by_dimension else None)
+    if recipe.kind == "words":
+        return WordCodec(spelled_by(tokenizer, recipe.largest), end, chunk, dimension)
+    if recipe.kind == "fast":
+        assert recipe.tokenizer is not None  # the recipe was checked
+        fast = read_fast(recipe.tokenizer, chunk, dimension)
+        return FastCodec(fast, _rows(recipe, tokenizer, vocabulary, len(fast.tokens)), chunk)
+    count = BINS * (dimension if recipe.by_dimension else 1)
+    ids = _rows(recipe, tokenizer, vocabulary, count)
+    return BinCodec(ids, chunk, recipe.scale, dimension if recipe.by_dimension else None)
 
 
 def codec_of_new(

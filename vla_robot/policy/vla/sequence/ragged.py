@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from vla_robot.policy.vla.sequence.columns import put_at
+
 
 @dataclass(frozen=True)
 class RaggedSequence:
@@ -72,6 +74,19 @@ class RaggedSequence:
             None if self.blocks is None else self.blocks[rows, source],
             None if self.positions is None else self.positions.gather(2, source[:, None].expand_as(self.positions)),
         )
+
+
+def with_given(rows: RaggedSequence, given: Tensor, counts: Tensor) -> RaggedSequence:
+    """Return widened rows followed by given tokens, which are written in place; no size depends on a number.
+
+    Args:
+        rows: B rows with room for all G tokens; their lengths are on the device of the embeddings.
+        given: (B, G, D) embeddings. All are written, also those behind `counts`: a guess or padding replaces them.
+        counts: (B,) int64 given tokens of each row.
+    """
+    columns = rows.lengths[:, None] + torch.arange(given.shape[1], device=rows.lengths.device)
+    put_at(rows.embeds, columns, given)
+    return replace(rows, lengths=rows.lengths + counts)
 
 
 @dataclass(frozen=True)

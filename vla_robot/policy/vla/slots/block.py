@@ -14,7 +14,6 @@ leaves one number, its `outcome`, for the host.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.reason.generate import SETTLED, Generator, outcome
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.sequence.columns import put_at
-from vla_robot.policy.vla.sequence.ragged import RaggedSequence
+from vla_robot.policy.vla.sequence.ragged import with_given
 from vla_robot.policy.vla.slots.recorded import recorded
 from vla_robot.policy.vla.slots.sizes import BlockSize
 
@@ -72,7 +71,9 @@ class Block:
         embeds = model.align(self._features, self.ids, self.state)
         inserted = embeds.shape[1] - self.size.text
         rows = model.arrange(self.pixels, embeds, self.lengths + inserted).widened(embeds.shape[1] + self.size.answer)
-        rows, ends = self._with_given(rows)
+        if self.size.given:
+            rows = with_given(rows, generator.look_up(self.given), self.counts)
+        ends = rows.lengths
         guess = generator.first_guess(self.size.rows, self.size.action_dim - 1)
         self._at = ends[:, None] + torch.arange(self.size.action_dim - 1, device=ends.device)  # (B, D - 1)
         put_at(rows.embeds, self._at, generator.look_up(guess))
@@ -80,18 +81,6 @@ class Block:
         hidden, self._memory = self._reasoner.read_rows(rows, wanted)
         self.said, self._finite = generator.say(hidden)
         self.outcome = outcome(self.said, guess, self._finite)
-
-    def _with_given(self, rows: RaggedSequence) -> tuple[RaggedSequence, Tensor]:
-        """Return the rows followed by their given tokens, and (B,) columns behind them.
-
-        All G tokens are written, also those behind `counts`: a guess or padding replaces them.
-        """
-        ends = rows.lengths
-        if self.size.given:
-            columns = ends[:, None] + torch.arange(self.size.given, device=ends.device)
-            put_at(rows.embeds, columns, self._generator.look_up(self.given))
-            ends = ends + self.counts
-        return replace(rows, lengths=ends), ends
 
     def _correct(self) -> None:
         guess = self.said[:, :-1].clone()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vla_robot.core.errors import ContractError, PolicyError
+from vla_robot.core.errors import PolicyError
 from vla_robot.policy.vla.codecs.rows import NOT_FINITE
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.model import VLAModel
@@ -25,7 +25,7 @@ from vla_robot.policy.vla.reason.generate import BROKEN, Generator, after_prefix
 from vla_robot.policy.vla.reason.reasoner import Reasoner
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.policy.vla.slots.block import Block
-from vla_robot.policy.vla.slots.memory import Kept, put_rows
+from vla_robot.policy.vla.slots.memory import Kept, put_inputs, put_rows
 from vla_robot.policy.vla.slots.sizes import BlockSize, rounded_rows, rounded_text
 
 
@@ -50,7 +50,8 @@ class BlockInference:
             tensors = self._model.tensors(batch)
             given = list(prefixes or [np.empty(0, np.int64)] * len(batch.prompts))
             block = self._block_for(batch, count, any(map(len, given)))
-            self._fill(block, *tensors, given)
+            put_inputs(block, *tensors)
+            self._put_given(block, given)
             said = self._run(block, count - min(map(len, given)), stages)[: len(given)]
             if not block.size.given:
                 return said[:, :count]
@@ -68,31 +69,15 @@ class BlockInference:
             actions,
             (actions * action_dim - 1) * begins,
         )
-        try:
-            return self._blocks.of(replace(exact, text=rounded_text(text)))
-        except ContractError:  # more positions than the model has, only because of the rounding
-            return self._blocks.of(exact)
+        return self._blocks.of_rounded(replace(exact, text=rounded_text(text)), exact)
 
     @property
     def sizes(self) -> list[BlockSize]:
         """Sizes of the blocks that are kept, the one used last at the end."""
         return self._blocks.sizes
 
-    def _fill(
-        self,
-        block: Block,
-        pixels: Tensor,
-        ids: Tensor,
-        state: Tensor | None,
-        lengths: Tensor,
-        given: Sequence[NDArray[np.int64]],
-    ) -> None:
-        """Copy a batch into a block; rows that are missing repeat the first one."""
-        put_rows(block.pixels, pixels)
-        put_rows(block.ids[:, : ids.shape[1]], ids)
-        put_rows(block.lengths, lengths)
-        if block.state is not None and state is not None:
-            put_rows(block.state, state)
+    def _put_given(self, block: Block, given: Sequence[NDArray[np.int64]]) -> None:
+        """Copy the tokens with which answers begin into a block that takes some."""
         if block.size.given:
             rows = torch.zeros(len(given), block.size.given, dtype=torch.int64)
             for row, prefix in zip(rows, given, strict=True):

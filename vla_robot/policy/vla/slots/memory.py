@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import Protocol
 
 from torch import Tensor
+
+from vla_robot.core.errors import ContractError
 
 BLOCKS = 8
 """Blocks that are kept, each with its keys and values; the one that was not used for longest makes room."""
@@ -28,10 +31,39 @@ class Kept[S: Hashable, B]:
         self._blocks.move_to_end(size)
         return self._blocks[size]
 
+    def of_rounded(self, rounded: S, exact: S) -> B:
+        """Return the block of a rounded size, or of the exact one if the model has no positions for the rounding.
+
+        Raises:
+            ContractError: the model has too few positions for the exact size, too.
+        """
+        try:
+            return self.of(rounded)
+        except ContractError:
+            return self.of(exact)
+
     @property
     def sizes(self) -> list[S]:
         """Sizes of the blocks that are kept, the one used last at the end."""
         return list(self._blocks)
+
+
+class Inputs(Protocol):
+    """The tensors of a block that hold a batch; see `Block`."""
+
+    pixels: Tensor
+    ids: Tensor
+    state: Tensor | None
+    lengths: Tensor
+
+
+def put_inputs(block: Inputs, pixels: Tensor, ids: Tensor, state: Tensor | None, lengths: Tensor) -> None:
+    """Copy a batch into a block; rows that are missing repeat the first one."""
+    put_rows(block.pixels, pixels)
+    put_rows(block.ids[:, : ids.shape[1]], ids)
+    put_rows(block.lengths, lengths)
+    if block.state is not None and state is not None:
+        put_rows(block.state, state)
 
 
 def put_rows(target: Tensor, rows: Tensor) -> None:
