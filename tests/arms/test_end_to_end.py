@@ -180,6 +180,8 @@ def test_ten_poses_are_reached_at_thirty_hertz(stage: Stage, capsys: pytest.Capt
         )
     assert result.error is None
     assert len(errors) == 10
+    bounds_ms = status["arm_stages_ms"]["bounds"]
+    assert 0 < bounds_ms["p50"] <= bounds_ms["p99"]
     assert all(mm <= 5 and degrees <= 3 for mm, degrees in errors)
     assert before != stage.bus.positions()
 

@@ -55,3 +55,15 @@ def test_an_emergency_stop_is_counted_once_however_often_it_is_pressed(make_stag
     for _ in range(3):
         stage.server.emergency_stop("a key")
     assert samples(stage)["vla_bridge_watchdog_total", "emergency_stops"] == 1.0
+
+
+def test_the_times_of_a_commands_stages_are_those_that_the_arm_reports(make_stage: Callable[..., Any]) -> None:
+    stage = make_stage()
+    assert not [key for key in samples(stage) if key[0] == "vla_bridge_arm_stage_seconds"]
+    stage.arm.last_stages_ms = {"bounds": 2.0}
+    stage.begin()
+    stage.play(1.0)
+    assert stage.status["arm_stages_ms"] == {"bounds": {"p50": 2.0, "p99": 2.0}}
+    shown = samples(stage)
+    assert shown["vla_bridge_arm_stage_seconds", "0.5", "bounds"] == 0.002
+    assert shown["vla_bridge_arm_stage_seconds", "0.99", "bounds"] == 0.002

@@ -192,6 +192,10 @@ def main(args: BridgeArgs) -> int:
         rows = [{"name": name, "value": value, "unit": ""} for name, value in status["counts"].items()]
         write_json(args.json, "bridge", rows, status=status)
     say(f"\n{server.unstopped or 'The arm was held, and its connection is closed'}. {_counts(status['counts'])}")
+    for stage, times in status["arm_stages_ms"].items():
+        say(
+            f"  {stage} of a command: {times['p50']:.2f} ms at the median, {times['p99']:.2f} ms at the 99th percentile"
+        )
     return 0
 
 

@@ -54,9 +54,9 @@ class VisibleWorld(World, Protocol):
 
 @runtime_checkable
 class ReportsStages(Protocol):
-    """A world that reports the times of its stages."""
+    """A world or an arm that reports the times of its stages."""
 
     @property
     def last_stages_ms(self) -> Mapping[str, float]:
-        """Stage name -> time [ms] in the last reset or step."""
+        """Stage name -> time [ms] in the last reset, step or command."""
         ...

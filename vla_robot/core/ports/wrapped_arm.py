@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from vla_robot.core.ports import Arm
+from vla_robot.core.ports import Arm, ReportsStages
 
 
 class WrappedArm:
@@ -24,3 +24,7 @@ class WrappedArm:
     @property
     def camera_stamps_ns(self) -> Mapping[str, int]:
         return self._arm.camera_stamps_ns
+
+    @property
+    def last_stages_ms(self) -> Mapping[str, float]:
+        return self._arm.last_stages_ms if isinstance(self._arm, ReportsStages) else {}

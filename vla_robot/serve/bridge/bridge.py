@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock
 from vla_robot.core.errors import ContractError, PolicyError, VlaError, WorldError
 from vla_robot.core.messages import ActionChunk, Clamp, Observation, StepResult, Vector
-from vla_robot.core.ports import ActionFilter, Arm, Streamed
+from vla_robot.core.ports import ActionFilter, Arm, ReportsStages, Streamed
 from vla_robot.core.robot import Tick, TimeLimits
 from vla_robot.safety.chunk import ChunkBuffer, ChunkMerge
 from vla_robot.safety.delay import DelayEstimator
@@ -27,6 +27,7 @@ from vla_robot.safety.filter import LimitStopError
 from vla_robot.safety.limits import require_action
 from vla_robot.safety.watchdog import Verdict, Watchdog
 from vla_robot.serve.bridge.faults import Faults, contained, contained_listener
+from vla_robot.serve.recent_times import RecentTimes
 
 NOTHING_PROCESSED = -1
 
@@ -145,6 +146,8 @@ class Bridge:
         """Number of actions refused, over all episodes: too old, or never to be sent."""
         self.unstopped = ""
         """Why the arm did not execute its last stop; empty if it did."""
+        self.arm_stages: dict[str, RecentTimes] = {}
+        """Stage of a command, as the arm reports it -> times of the newest commands."""
 
     @property
     def arm(self) -> Arm:
@@ -312,6 +315,9 @@ class Bridge:
         result = self._arm.command(allowed)
         if result.executed is not None:
             self._limits.note(result.executed)
+        stages_ms = self._arm.last_stages_ms if isinstance(self._arm, ReportsStages) else {}
+        for stage, time_ms in stages_ms.items():
+            self.arm_stages.setdefault(stage, RecentTimes()).add(round(time_ms * NS_PER_MS))
         return result
 
     def _held(self, before: Observation) -> StepResult:

@@ -299,6 +299,7 @@ class BridgeServer:
             "dry_run": self._dry_run,
             "step": 0 if observation is None else observation.step,
             "ticks": self._viewers.number,
+            "arm_stages_ms": {stage: times.quantiles_ms() for stage, times in self._bridge.arm_stages.items()},
             "cuts": self._viewers.cuts(),
             "watchdog": dict(self._bridge.watchdog.counts),
             "counts": {

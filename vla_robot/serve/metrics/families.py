@@ -83,8 +83,18 @@ def _bridge(status: Mapping[str, Any]) -> Iterator[Metric]:
     yield _counters("vla_bridge_watchdog", "Holds and stops by cause.", ("event",), watchdog)
     cuts = ((cut["times"], (cut["dim"], cut["cause"])) for cut in status["cuts"])
     yield _counters("vla_bridge_clamps", "Actions that a limit changed.", ("dim", "cause"), cuts)
+    yield _arm_stages(status["arm_stages_ms"])
     events = ((count, (event,)) for event, count in status["counts"].items())
     yield _counters("vla_bridge_events", "Refused, late and lost things, and failures.", ("event",), events)
+
+
+def _arm_stages(stages_ms: Mapping[str, Mapping[str, float]]) -> Metric:
+    text = "Times of the newest commands' stages."
+    family = GaugeMetricFamily("vla_bridge_arm_stage_seconds", text, labels=["stage", "quantile"])
+    for stage, times_ms in stages_ms.items():
+        for quantile, label in (("p50", "0.5"), ("p99", "0.99")):
+            family.add_metric([stage, label], times_ms[quantile] / 1e3)
+    return family
 
 
 def _counter(name: str, text: str, value: float) -> Metric:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from vla_robot.core.clock import NS_PER_MS, NS_PER_S
+from vla_robot.core.clock import NS_PER_S
 from vla_robot.core.errors import VlaError
 from vla_robot.core.messages import ActionChunk
+from vla_robot.serve.recent_times import RecentTimes
 
 Answer = ActionChunk | VlaError
 
 RETRIED = "retried"
 """Count of requests that went to a second model because their first one was lost; they are answered once."""
-
-REMEMBERED = 2000
-"""Number of requests whose times are kept for the quantiles."""
 
 TIME_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of a time histogram's classes [s]; longer times are in one more class."""
@@ -52,8 +47,7 @@ class Tally:
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._sizes: Counter[int] = Counter()
-        self._inference_ns: deque[int] = deque(maxlen=REMEMBERED)
-        self._wait_ns: deque[int] = deque(maxlen=REMEMBERED)
+        self._recent_inference, self._recent_wait = RecentTimes(), RecentTimes()
         self._inference, self._wait = Histogram(), Histogram()
 
     def answered(self, answer: Answer) -> None:
@@ -69,12 +63,12 @@ class Tally:
     def batch(self, rows: int, inference_ns: int) -> None:
         with self._lock:
             self._sizes[rows] += 1
-            self._inference_ns.append(inference_ns)
+            self._recent_inference.add(inference_ns)
             self._inference.add(inference_ns)
 
     def waited(self, wait_ns: int) -> None:
         with self._lock:
-            self._wait_ns.append(wait_ns)
+            self._recent_wait.add(wait_ns)
             self._wait.add(wait_ns)
 
     def summary(self) -> dict[str, Any]:
@@ -86,8 +80,8 @@ class Tally:
                 "counts": dict(self._counts),
                 "batches": {str(size): count for size, count in sorted(self._sizes.items())},
                 "mean_batch": rows / batches if batches else 0.0,
-                "wait_ms": _quantiles_ms(self._wait_ns),
-                "inference_ms": _quantiles_ms(self._inference_ns),
+                "wait_ms": self._recent_wait.quantiles_ms(),
+                "inference_ms": self._recent_inference.quantiles_ms(),
             }
 
     def histograms(self) -> dict[str, Histogram]:
@@ -95,10 +89,3 @@ class Tally:
         with self._lock:
             both = (("wait", self._wait), ("inference", self._inference))
             return {name: Histogram(list(each.counts), each.sum_s) for name, each in both}
-
-
-def _quantiles_ms(times_ns: Sequence[int] | deque[int]) -> dict[str, float]:
-    if not times_ns:
-        return {}
-    p50, p99 = np.quantile(np.asarray(times_ns) / NS_PER_MS, (0.5, 0.99))
-    return {"p50": float(p50), "p99": float(p99)}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vla_robot.core.clock import NS_PER_S, Clock, MonotonicClock, Ticker
+from vla_robot.core.clock import NS_PER_MS, NS_PER_S, Clock, MonotonicClock, Ticker
 from vla_robot.core.errors import RecipeError, WorldError, unknown
 from vla_robot.core.messages import Clamp, Image, Observation, StepResult, Vector, clamps_of
 from vla_robot.core.ports import Motors
@@ -28,6 +28,9 @@ from vla_robot.world.real.lerobot_device import Health, LerobotDevice
 
 STEP, DRIVER = "step", "driver"
 """Causes of a clamp: a joint would have moved too far in one step; lerobot's driver sent less than it was given."""
+
+BOUNDS = "bounds"
+"""Stage of a command: its joint goals are checked against the workspace and the clearance of the bodies."""
 
 TOLERANCE = 1e-6
 """Metres or radians below which two numbers are equal: conversion to degrees and back loses a few of the last bits."""
@@ -89,6 +92,8 @@ class ArmBody:
         self._home = None if show else home_joints(recipe, self.joint_names, ranges)
         self._clearance = [] if clearance is None else [clearance]
         self._max_step = recipe.limits.max_joint_step_rad
+        self.stages_ms: Mapping[str, float] = {}
+        """BOUNDS -> time of the newest check of a goal against all bounds [ms]."""
         self._device: LerobotDevice | DryDevice = DryDevice(device, show) if show else device
         sources = {c.source for c in recipe.cameras if c.source}
         self.motors: Motors = self._device
@@ -143,7 +148,9 @@ class ArmBody:
             WorldError: a bound cuts the goals, and the recipe says "stop".
         """
         near = self._at_most_a_step(joints)
+        begun_ns = self._clock.now_ns()
         inside, cause = last_allowed(self.goal, near, (*bounds, *self._clearance))
+        self.stages_ms = {BOUNDS: (self._clock.now_ns() - begun_ns) / NS_PER_MS}
         if cause and self._recipe.limits.on_violation == "stop":
             raise WorldError(f"a limit: {cause}. The arm stops until it is armed again.")
         if cause and self._recipe.limits.on_violation == "reject":

@@ -92,6 +92,10 @@ class JointArm:
     def health(self) -> dict[str, Health]:
         return self._body.health
 
+    @property
+    def last_stages_ms(self) -> Mapping[str, float]:
+        return self._body.stages_ms
+
     def reset(self, seed: int) -> Observation:
         """Reconnect if the link was lost, then move home slowly.
 
