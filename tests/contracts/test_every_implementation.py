@@ -36,6 +36,7 @@ RUNNERS = ("RUNNERS of tests/cluster/test_runners.py", (test_runners.RUNNERS,))
 SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "ActionCodec": ("CODECS of test_action_codec_contract.py", (test_action_codec_contract.CODECS,)),
     "ActionFilter": ("FILTERS of test_guard_contract.py", (test_guard_contract.FILTERS,)),
+    "AnswersQuestions": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "Arm": ARMS,
     "EpisodeSource": SOURCES,
     "Guard": ("GUARDS of test_guard_contract.py", (test_guard_contract.GUARDS,)),

@@ -64,6 +64,7 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("vla_robot.cli.serve", "ServeArgs", goes_on=True),
     "record": Verb("vla_robot.cli.record.record", "RecordArgs", goes_on=True),
     "finetune": Verb("vla_robot.cli.finetune.finetune", "FinetuneArgs", goes_on=True),
+    "ask": Verb("vla_robot.cli.ask.ask", "AskArgs"),
     "eval": Verb("vla_robot.cli.evaluate.evaluate", "EvaluateArgs", goes_on=True),
     "export": Verb("vla_robot.cli.export", "ExportArgs"),
     "list": Verb("vla_robot.cli.list_show_check", "ListArgs", "list_recipes"),
@@ -91,13 +92,13 @@ vla: put a vision-language-action policy on a robot.
                                                     demonstrations, as a LeRobot v3 dataset; --source keyboard: by you
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
   vla eval --env lift --policy A B                  success over many seeds, with intervals; --suite libero_spatial
+  vla ask IMAGE "detect red cube" --policy FOLDER   what a policy sees, in words and boxes; --out PICTURE.png
   vla export onnx POLICY FOLDER                     a policy that runs without torch; `export lerobot`: for its tools
 
   vla data inspect PATH                             what is in a dataset: RLDS, LeRobot or robomimic HDF5
   vla data convert SRC DST --to lerobot             the same dataset in another format
   vla data doctor PATH                              what is wrong with it, and the fix; `stats` for normalisation
-  vla bench [policy | serve | loop | transport | data | finetune | gpu | edge]
-                                                    speed, next to a plain way to do the same, in one run
+  vla bench policy                                  speed, next to a plain way to do the same; serve, loop, gpu ...
   vla plan POLICY --device h100 4090                which GPU holds a policy, and the floor of its time; no GPU needed
 
   vla list [envs | policies | datasets | launch | teleoperators | environments]

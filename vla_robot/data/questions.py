@@ -23,13 +23,12 @@ from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import make_folder, sync_tree, write_whole, writing
 from vla_robot.core.messages import Image
 from vla_robot.core.untrusted import parse_json, read_file, require_inside
-from vla_robot.data.formats.images import decode_image
+from vla_robot.data.formats.images import read_picture
 
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 JPEG_QUALITY = 90
 MAX_LINES_BYTES = 2**28
-MAX_IMAGE_BYTES = 2**26
 KEYS: dict[str, type] = {"scene": int, "question": str, "answer": str, "images": dict}
 
 
@@ -55,7 +54,7 @@ class Question:
         Raises:
             DataError: an image cannot be read.
         """
-        return {camera: _decode(path) for camera, path in self.images.items()}
+        return {camera: read_picture(path) for camera, path in self.images.items()}
 
 
 def read_questions(folder: Path) -> dict[Split, tuple[Question, ...]]:
@@ -157,14 +156,6 @@ class QuestionWriter:
             for split, lines in self._lines.items():
                 with writing(_file(self._folder, split)):
                     write_whole(_file(self._folder, split), "".join(lines).encode())
-
-
-def _decode(path: Path) -> Image:
-    try:
-        data = read_file(path, MAX_IMAGE_BYTES)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-    return decode_image(data, "uint8", str(path))
 
 
 def _file(folder: Path, split: Split) -> Path:

@@ -8,7 +8,7 @@ from vla_robot.core.ports.action_codec import ActionCodec
 from vla_robot.core.ports.arm import Arm, Motors, Streamed
 from vla_robot.core.ports.episode_source import EpisodeSource, MarksGaps
 from vla_robot.core.ports.guard import ActionFilter, Guard
-from vla_robot.core.ports.policy import Policy, ReadsHistory
+from vla_robot.core.ports.policy import AnswersQuestions, Policy, ReadsHistory
 from vla_robot.core.ports.robot import ReportsStatus, Robot, StoppableRobot
 from vla_robot.core.ports.tasks import SharedObject, TaskRunner, Workers
 from vla_robot.core.ports.teleoperator import Kinematics, LeaderArm, SharesControl, Teleoperator
@@ -17,6 +17,7 @@ from vla_robot.core.ports.world import ReportsStages, VisibleWorld, World
 __all__ = [
     "ActionCodec",
     "ActionFilter",
+    "AnswersQuestions",
     "Arm",
     "EpisodeSource",
     "Guard",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
-from vla_robot.core.messages import ActionChunk, Observation
+from vla_robot.core.messages import ActionChunk, Image, Observation
 
 
 @runtime_checkable
@@ -31,5 +31,24 @@ class Policy(Protocol):
 
         Raises:
             PolicyError: no valid action exists. The caller holds the arm and sends no other action.
+        """
+        ...
+
+
+@runtime_checkable
+class AnswersQuestions(Protocol):
+    """A policy that also answers questions about what its cameras see, in words."""
+
+    def answer(self, images: Mapping[str, Image], question: str, max_tokens: int = 32) -> str:
+        """Return the answer to a question.
+
+        Args:
+            images: camera name -> (H, W, 3) uint8.
+            question: in plain words, e.g. "which cube is left?", or "detect red cube" for boxes.
+            max_tokens: longest answer, in tokens.
+
+        Raises:
+            ContractError: a camera is missing, or the question is empty or too long.
+            PolicyError: the model's output is not finite.
         """
         ...

@@ -9,12 +9,15 @@ import functools
 import io
 import struct
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_robot.core.errors import DataError, MissingDependencyError
+from vla_robot.core.messages import Image
+from vla_robot.core.untrusted import read_file
 from vla_robot.data.formats.bounds import require_pixels
 
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -46,6 +49,7 @@ _TIFF_COMPRESSIONS = frozenset({1, 5, 8, 32773, 32946})
 """None, LZW, Deflate, PackBits, and Deflate by its older number."""
 MAX_TIFF_ENTRIES = 64
 """Largest number of entries of a TIFF's directory; Pillow writes about ten."""
+MAX_PICTURE_BYTES = 2**26
 MAX_SCANS = 64
 """Largest number of scans of a progressive JPEG. Each takes as long as a whole picture; libjpeg writes about ten."""
 
@@ -213,6 +217,20 @@ def decode_image(data: bytes, dtype: str, where: str, declared: tuple[int | None
     if pixels is None:
         raise DataError(f"{where}: the frame is a damaged {image_format(data).upper()} ({len(data)} bytes).")
     return pixels
+
+
+def read_picture(path: Path) -> Image:
+    """Read a JPEG or PNG file. Return (H, W, 3) uint8.
+
+    Raises:
+        DataError: it cannot be read, is no picture, or is too large.
+        MissingDependencyError: as `decode_image`.
+    """
+    try:
+        data = read_file(path, MAX_PICTURE_BYTES)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+    return decode_image(data, "uint8", str(path))
 
 
 def require_whole(data: bytes, where: str) -> None:
