@@ -24,6 +24,8 @@ from benchmarks.policy import PolicyArgs
 from benchmarks.serve import ServeBenchArgs
 from benchmarks.stop import StopArgs
 from benchmarks.transport import TransportArgs
+from benchmarks.worlds import compare as bench_world
+from benchmarks.worlds.compare import WorldArgs
 
 BenchArgs = (
     Annotated[PolicyArgs, tyro.conf.subcommand("policy")]
@@ -35,6 +37,7 @@ BenchArgs = (
     | Annotated[FinetuneBenchArgs, tyro.conf.subcommand("finetune")]
     | Annotated[GpuArgs, tyro.conf.subcommand("gpu")]
     | Annotated[EdgeArgs, tyro.conf.subcommand("edge")]
+    | Annotated[WorldArgs, tyro.conf.subcommand("world")]
 )
 
 
@@ -47,7 +50,8 @@ def main(
     | DataArgs
     | FinetuneBenchArgs
     | GpuArgs
-    | EdgeArgs,
+    | EdgeArgs
+    | WorldArgs,
 ) -> int:
     """Run the benchmark of these arguments.
 
@@ -73,3 +77,5 @@ def main(
             return bench_gpu.main(args)
         case EdgeArgs():
             return bench_edge.main(args)
+        case WorldArgs():
+            return bench_world.main(args)

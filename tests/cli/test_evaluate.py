@@ -354,6 +354,21 @@ def test_worlds_of_several_names_get_a_row_each(bench: Bench) -> None:
     ]
 
 
+def test_weights_serve_tasks_that_put_the_same_arm_elsewhere(bench: Bench) -> None:
+    """The scenes of libero_10 stand at different places, so that its tasks have different limits of the state."""
+
+    class Elsewhere(Sides):
+        embodiment = replace(EMBODIMENT, state=tuple(replace(d, low=d.low - 1) for d in EMBODIMENT.state))
+
+    Path("weights").mkdir()
+    Path("policies/mine.toml").write_text('kind = "openvla"\ncheckpoint = "../weights"\n')
+    Path("envs/other.toml").write_text(ENV)
+    worlds = iter([Sides, Elsewhere])
+    bench.world = lambda: next(worlds)()
+    assert run("--env", "mine", "other", "--workers", "1") == 0
+    assert len(found()["episodes"]) == 8
+
+
 def test_weights_are_not_used_in_a_world_with_another_embodiment(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:

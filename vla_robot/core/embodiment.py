@@ -225,6 +225,20 @@ def differences(before: Embodiment, now: Embodiment) -> list[str]:
     ]
 
 
+def contract_differences(there: Embodiment, here: Embodiment) -> list[str]:
+    """Return every field that differs; empty if the same policy and the same dataset serve both.
+
+    The limits of the state may differ, since they are estimates by which nothing is scaled: tasks of one suite put the
+    same arm in other places.
+    """
+    theirs, ours = _contract(there), _contract(here)
+    return [f"{name} is {theirs[name]} there and {ours[name]} here" for name in ours if theirs[name] != ours[name]]
+
+
+def _contract(embodiment: Embodiment) -> dict[str, Any]:
+    return {**embodiment.to_dict(), "state": [f"{dim.name} [{dim.unit}]" for dim in embodiment.state]}
+
+
 def _flat(value: Any, at: str = "") -> dict[str, Any]:
     """Flatten nested plain data to paths; entries of lists are named by their "name" or their index."""
     if isinstance(value, Mapping):

@@ -72,6 +72,7 @@ class Demonstration:
         corrections: the driver of each step; None where one driver drove all of them.
         frame_stamps_ns: camera -> (T,) int64, capture time of each of its frames, on the clock of `stamps_ns`.
         facts: further numbers of the episode, by name, e.g. the measured rate.
+        world: name of the world, e.g. "lift" or "libero_spatial/3"; empty where it is not known.
     """
 
     embodiment: Embodiment
@@ -89,6 +90,7 @@ class Demonstration:
     corrections: Corrections | None = None
     frame_stamps_ns: Mapping[str, NDArray[np.int64]] = field(default_factory=dict[str, NDArray[np.int64]])
     facts: Mapping[str, float] = field(default_factory=dict[str, float])
+    world: str = ""
 
     def __len__(self) -> int:
         return len(self.actions)

@@ -48,6 +48,7 @@ class Collector:
         image_size: edge in pixels to which frames are resized before they are stored; None keeps their size.
         max_steps: number of control steps after which an episode ends; None leaves it to the world's horizon.
         also_ask: further instructions for which the label's action is recorded in each frame.
+        world_name: name of the world in the dataset.
     """
 
     world: World
@@ -57,6 +58,7 @@ class Collector:
     image_size: int | None = None
     max_steps: int | None = None
     also_ask: tuple[str, ...] = ()
+    world_name: str = ""
 
     def collect(self, seed: int) -> Demonstration:
         """Record one episode. The same seed gives the same episode, except for the stamps.
@@ -78,7 +80,8 @@ class Collector:
             builder.add(observation, label, result)
             if result.terminated or result.truncated or len(builder) == self.max_steps:
                 made = builder.finish(self.world.embodiment, seed, self.driver_name)
-                return replace(made, other_labels={words: np.stack(labels) for words, labels in others.items()})
+                other_labels = {words: np.stack(labels) for words, labels in others.items()}
+                return replace(made, other_labels=other_labels, world=self.world_name)
             observation = result.observation
 
     def _decide(self, observation: Observation) -> tuple[Vector, Vector]:

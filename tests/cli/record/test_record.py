@@ -74,6 +74,25 @@ def test_the_number_of_workers_does_not_change_the_dataset(env: Path, tmp_path: 
     assert {e.driver for e in one.episodes} == {"expert, noise 1"}
 
 
+def test_the_same_seed_is_recorded_in_each_world(env: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    out, other = tmp_path / "demos", env.with_name("other.toml")
+    other.write_text(env.read_text())
+    for world in (env, other):
+        assert run(world, out, "--episodes", "1") == 0
+    assert [episode.seed for episode in open_demos(out).episodes] == [0, 0]
+    capsys.readouterr()
+    assert run(other, out, "--episodes", "1") == 0
+    assert "1 of them are recorded" in capsys.readouterr().out
+
+
+def test_a_suite_is_recorded_task_by_task() -> None:
+    builds = record._builds(
+        find_env("libero_object"), DatasetRecipe("libero_object", (Recording(),)), Recording(), None
+    )
+    assert [build.env.name for build in builds] == [f"libero_object/{task}" for task in range(10)]
+    assert [build.env.recipe.task for build in builds] == list(map(str, range(10)))  # type: ignore[attr-defined]
+
+
 def test_a_dataset_recipe_records_all_its_parts(env: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
     recipe.write_text(RECIPE.format(env=env))

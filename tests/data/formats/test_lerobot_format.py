@@ -237,7 +237,8 @@ def test_a_dataset_is_continued(root: Path, make_demo: MakeDemo, lerobot_dataset
     write(root, make_demo(seed=1), make_demo(seed=2))
     with LeRobotWriter(root) as writer:
         assert (writer.num_episodes, writer.num_frames) == (2, 8)
-        assert writer.recorded == {(1, "expert"), (2, "expert")}
+        assert writer.recorded == {(1, "expert", ""), (2, "expert", "")}
+        assert writer.has(2, "expert", "lift"), "an older dataset does not say its world"
         writer.write(make_demo(seed=3, instruction="open the door"))
     assert [e.seed for e in open_demos(root).episodes] == [1, 2, 3]
     dataset = lerobot_dataset("test/demos", root=root)

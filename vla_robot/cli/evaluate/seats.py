@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vla_robot.cli.build import build_guard, build_policy, open_world
 from vla_robot.cli.evaluate.plan import Plan
-from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.embodiment import Embodiment, contract_differences
 from vla_robot.core.errors import RecipeError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.ports import Policy, SharedObject
@@ -213,9 +213,10 @@ class SharedModel:
         Raises:
             RecipeError: the world has another arm, other cameras or another state.
         """
-        if embodiment != self.embodiment:
+        if different := contract_differences(self.embodiment, embodiment):
             raise RecipeError(
-                f"'{world}' has another embodiment than '{self.first}': evaluate them one after the other."
+                f"'{world}' has another embodiment than '{self.first}': evaluate them one after the other. "
+                f"{'; '.join(different)}."
             )
         return WithoutTruth(PolicySeat(partial(self.model.call, _act), seat.client, self.history_steps))
 

@@ -21,12 +21,12 @@ class RecordArgs:
     recipe: Annotated[str | None, tyro.conf.Positional, option("[RECIPE]")] = None
     """a dataset recipe, by name or path; without one, give --env"""
     env: Annotated[str | None, option("ENV")] = None
-    """the world, by name or path"""
+    """the world, by name or path; a suite, e.g. libero_object, stands for its tasks, one after the other"""
     source: Annotated[str, option("POLICY|DEVICE")] = "expert"
     """who gives the label: a policy by name or path, or you: "keyboard", "browser", "gamepad", "spacemouse", a leader
     arm of envs/teleoperators/"""
     episodes: Annotated[int, option("N")] = 50
-    """number of episodes"""
+    """number of episodes; of a suite, in each task"""
     seed: Annotated[int, option("SEED")] = 0
     """the first episode's seed; the k-th has SEED + k"""
     driver: Annotated[str | None, option("POLICY")] = None

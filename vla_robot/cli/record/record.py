@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import tyro
@@ -117,7 +117,7 @@ class Build:
             label = self._policy(self.label, recipe, world.embodiment)
             driver = label if self.driver is None else self._policy(self.driver, recipe, world.embodiment)
             driver = self._disturbed(driver, world.embodiment.action)
-            yield Collector(world, label, driver, self.driver_name, self.image_size, also_ask=self.also_ask)
+            yield Collector(world, label, driver, self.driver_name, self.image_size, None, self.also_ask, self.env.name)
 
     def _policy(self, path: Path, recipe: EnvRecipe, embodiment: Embodiment) -> Policy:
         source = find_policy(path)
@@ -146,16 +146,18 @@ def main(args: RecordArgs) -> int:
         return record_by_hand.main(args)
     refuse_misspelt_device(args.source)
     recipe = plan(args)
-    builds = [_build(recipe, recording, args.device) for recording in recipe.recordings]
+    worlds = find_env(recipe.env)
+    builds = [(recording, _builds(worlds, recipe, recording, args.device)) for recording in recipe.recordings]
     console = Terminal()
-    source = args.recipe or shown_env(builds[0].env)
+    source = args.recipe or shown_env(worlds)
     console.print(f"vla record: {source} → {args.out}", soft_wrap=True)
     started_s = time.monotonic()
     with LeRobotWriter(args.out) as writer:
         session = Session(writer, args.workers or min(MOST_WORKERS, available_cores()), console)
         try:
-            for recording, build in zip(recipe.recordings, builds, strict=True):
-                session.record(recording, build)
+            for recording, of_tasks in builds:
+                for build in of_tasks:
+                    session.record(recording, build)
         finally:
             say(_news(args.out, session, writer, time.monotonic() - started_s), flush=True)
     elapsed_s = time.monotonic() - started_s
@@ -185,10 +187,11 @@ class Session:
         """Make the episodes of a recording that the dataset does not have yet."""
         if self.interrupted:
             return
-        seeds = [seed for seed in recording.seeds if (seed, build.driver_name) not in self._writer.recorded]
+        world, driver = build.env.name, build.driver_name
+        seeds = [seed for seed in recording.seeds if not self._writer.has(seed, driver, world)]
         there = recording.episodes - len(seeds)
         self._console.print(
-            f"  {recording.episodes} episodes from seed {recording.seed}, driven by {build.driver_name}"
+            f"  {world}: {recording.episodes} episodes from seed {recording.seed}, driven by {driver}"
             + (f"; {there} of them are recorded" if there else ""),
             soft_wrap=True,
         )
@@ -229,12 +232,12 @@ class _Bar(ProgressBar):
             self._console.print(f"  {done}/{self._total}  {facts}", soft_wrap=True)
 
 
-def _build(recipe: DatasetRecipe, recording: Recording, device: str | None) -> Build:
-    """Resolve every name to a file, before any process starts."""
+def _builds(worlds: EnvSource, recipe: DatasetRecipe, recording: Recording, device: str | None) -> list[Build]:
+    """Return what makes a recording, for each task of a suite; resolve every name before any process starts."""
     if device is not None and (problem := device_problem(device)):
         raise RecipeError(f"--device {device}: {problem}.")
-    return Build(
-        env=find_env(recipe.env),
+    build = Build(
+        env=worlds,
         label=find("policies", recording.source),
         driver=None if recording.driver is None else find("policies", recording.driver),
         noise=recording.noise,
@@ -242,6 +245,7 @@ def _build(recipe: DatasetRecipe, recording: Recording, device: str | None) -> B
         also_ask=recording.also_ask,
         device=device,
     )
+    return [replace(build, env=task) for task in worlds.tasks()]
 
 
 def _news(out: Path, session: Session, writer: LeRobotWriter, elapsed_s: float) -> str:

@@ -59,7 +59,7 @@ def record_by_hand(args: RecordArgs) -> list[Collected]:
             image_size=args.image_size,
             on_event=_tell,
         )
-        fresh = _fresh_seeds(args.seed, {seed for seed, driver in writer.recorded if driver == driver_name})
+        fresh = _fresh_seeds(args.seed, {seed for seed, driver, _ in writer.recorded if driver == driver_name})
         return session.record(fresh, args.episodes, stop.is_set)
 
 

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_robot.core.embodiment import MAX_RATE_HZ, MIN_RATE_HZ, Embodiment
+from vla_robot.core.embodiment import MAX_RATE_HZ, MIN_RATE_HZ, Embodiment, contract_differences
 from vla_robot.core.errors import ContractError, DataError
 from vla_robot.core.host.durable import write_whole
 from vla_robot.core.untrusted import (
@@ -242,18 +242,9 @@ def read_embodiment(root: Path) -> Embodiment:
 
 
 def require_same_embodiment(root: Path, there: Embodiment, here: Embodiment) -> None:
-    """Raise DataError, with every field that differs, unless two embodiments are equal.
-
-    The limits of the state may differ, since they are estimates by which nothing is scaled.
-    """
-    theirs, ours = _contract(there), _contract(here)
-    different = [f"{name} is {theirs[name]} there and {ours[name]} here" for name in ours if theirs[name] != ours[name]]
-    if different:
+    """Raise DataError, with every field that differs, unless two embodiments have the same contract."""
+    if different := contract_differences(there, here):
         raise DataError(f"{root} was recorded with another embodiment: {'; '.join(different)}.")
-
-
-def _contract(embodiment: Embodiment) -> dict[str, Any]:
-    return {**embodiment.to_dict(), "state": [f"{dim.name} [{dim.unit}]" for dim in embodiment.state]}
 
 
 def read_info(root: Path) -> dict[str, Any]:

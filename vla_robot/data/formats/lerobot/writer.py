@@ -60,7 +60,7 @@ class LeRobotWriter(Closeable):
         """
         self._root = root
         self._embodiment: Embodiment | None = None
-        self._recorded: set[tuple[int, str]] = set()
+        self._recorded: set[tuple[int, str, str]] = set()
         self._tables = LeRobotTables(root)
         try:
             if self._tables.num_episodes:
@@ -79,9 +79,13 @@ class LeRobotWriter(Closeable):
         return self._tables.num_frames
 
     @property
-    def recorded(self) -> frozenset[tuple[int, str]]:
-        """(seed, driver) of every stored episode, by which an interrupted recording is continued."""
+    def recorded(self) -> frozenset[tuple[int, str, str]]:
+        """(seed, driver, world) of every stored episode; the world is empty where the dataset does not say it."""
         return frozenset(self._recorded)
+
+    def has(self, seed: int, driver: str, world: str) -> bool:
+        """Return whether an episode is stored, by which an interrupted recording is continued."""
+        return not self._recorded.isdisjoint({(seed, driver, world), (seed, driver, "")})
 
     def write(self, demonstration: Demonstration) -> None:
         """Append one episode.
@@ -98,21 +102,23 @@ class LeRobotWriter(Closeable):
             self._embodiment = demonstration.embodiment
         embodiment = self._embodiment
         self._tables.write(table, embodiment.rate_hz, embodiment.name, lambda: self._note(demonstration))
-        self._recorded.add((demonstration.seed, demonstration.driver))
+        self._recorded.add((demonstration.seed, demonstration.driver, demonstration.world))
 
     def close(self) -> None:
         """Release the folder for other writers. May be called twice."""
         self._tables.close()
 
-    def _keep_notes_of(self, num_episodes: int) -> set[tuple[int, str]]:
+    def _keep_notes_of(self, num_episodes: int) -> set[tuple[int, str, str]]:
         """Remove lines of meta/recording.jsonl whose episode was not finished because of a crash. Return the rest."""
         notes = [note for note in read_recording(self._root) if note["episode"] < num_episodes]
         with writing(self._root / RECORDING):
             write_whole(self._root / RECORDING, "".join(json.dumps(note) + "\n" for note in notes).encode())
-        return {(note["seed"], note["driver"]) for note in notes}
+        return {(note["seed"], note["driver"], note.get("world", "")) for note in notes}
 
     def _note(self, d: Demonstration) -> None:
         line = {"episode": self.num_episodes, "seed": d.seed, "driver": d.driver, "success": d.succeeded}
+        if d.world:
+            line["world"] = d.world
         if d.corrections is not None:
             line["corrected_steps"] = int(d.corrections.intervention.sum())
         line |= d.facts
