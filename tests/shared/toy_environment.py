@@ -18,6 +18,7 @@ download_mb = 1
 disk_mb = 1
 start_timeout_s = 240
 reset_timeout_s = 230
+step_timeout_s = 220
 """
 
 

@@ -37,6 +37,7 @@ class EnvironmentRecipe:
         disk_mb: size on the disk [MB].
         start_timeout_s: time limit of a world's start there [s].
         reset_timeout_s: time limit of a reset [s].
+        step_timeout_s: time limit of a control step [s]; the first one may compile code.
         world_mb: main memory of one world [MB], by which `vla eval` limits how many it opens at once.
         world_cpus: processor cores of one world, by which `vla eval` places worlds on this computer or on a cluster.
         scored_by: packages whose version decides a benchmark's score; reports name their versions.
@@ -50,6 +51,7 @@ class EnvironmentRecipe:
     disk_mb: int
     start_timeout_s: float = 180.0
     reset_timeout_s: float = 60.0
+    step_timeout_s: float = 30.0
     world_mb: int = 1000
     world_cpus: float = 1.0
     scored_by: tuple[str, ...] = ()
@@ -65,7 +67,7 @@ class EnvironmentRecipe:
             raise RecipeError("download_mb, disk_mb and world_mb must be at least 0")
         if not 0 < self.world_cpus <= MAX_CPUS:
             raise RecipeError(f"world_cpus {self.world_cpus:g} is outside 0 to {MAX_CPUS}")
-        for name in ("start_timeout_s", "reset_timeout_s"):
+        for name in ("start_timeout_s", "reset_timeout_s", "step_timeout_s"):
             if not 0 < getattr(self, name) <= MAX_TIMEOUT_S:
                 raise RecipeError(f"{name} {getattr(self, name):g} is outside 0 to {MAX_TIMEOUT_S:g}")
 

@@ -97,6 +97,6 @@ def test_the_child_runs_that_interpreter_with_this_very_package(
         command, limits, variables = seen
         assert command[0] == str(toy.python)
         assert Path(command[2]).is_relative_to(Path(vla_robot.__file__).parent)
-        assert (limits.start_s, limits.reset_s) == (240, 230)
+        assert (limits.start_s, limits.reset_s, limits.step_s) == (240, 230, 220)
         assert "PYTHONPATH" not in variables
         assert variables["PATH"] == os.environ["PATH"]

@@ -28,7 +28,7 @@ from vla_robot.recipe import dump
 from vla_robot.recipe.env import EnvRecipe, SuiteRecipe
 from vla_robot.recipe.env_source import find_env
 from vla_robot.serve.world import isolated
-from vla_robot.serve.world.client import RESET_TIMEOUT_S, RemoteWorld
+from vla_robot.serve.world.client import RESET_TIMEOUT_S, STEP_TIMEOUT_S, RemoteWorld
 from vla_robot.transport.codec import MessageReader, unpack_error
 from vla_robot.transport.sockets import SLICE_S
 from vla_robot.world.environments.location import Environment, find_environment
@@ -53,10 +53,12 @@ class TimeLimits:
     Attributes:
         start_s: limit of its start, until the world is built [s].
         reset_s: limit of a reset [s].
+        step_s: limit of a control step [s].
     """
 
     start_s: float = START_TIMEOUT_S
     reset_s: float = RESET_TIMEOUT_S
+    step_s: float = STEP_TIMEOUT_S
 
 
 @contextlib.contextmanager
@@ -95,7 +97,8 @@ def _started(
         return connected([sys.executable, "-P", "-m", "vla_robot.serve.world.server", *arguments])
     environment.require_made("this world")
     command = [str(environment.python), "-I", str(Path(isolated.__file__)), *arguments]
-    limits = TimeLimits(environment.recipe.start_timeout_s, environment.recipe.reset_timeout_s)
+    of = environment.recipe
+    limits = TimeLimits(of.start_timeout_s, of.reset_timeout_s, of.step_timeout_s)
     variables = {name: value for name, value in os.environ.items() if name not in PARENTS_OWN}
     return connected(command, limits, variables)
 
@@ -115,7 +118,10 @@ def connected(
     with (
         WorldProcess(command, variables=variables) as process,
         RemoteWorld(
-            process.await_address(limits.start_s), check_peer=process.require_alive, reset_timeout_s=limits.reset_s
+            process.await_address(limits.start_s),
+            check_peer=process.require_alive,
+            reset_timeout_s=limits.reset_s,
+            step_timeout_s=limits.step_s,
         ) as world,
     ):
         yield world
