@@ -132,7 +132,8 @@ def _takes(offered: ast.arguments, asked: ast.arguments) -> bool:
 def _gives(method: ast.FunctionDef, wanted: ast.FunctionDef) -> bool:
     given, promised = (ast.unparse(f.returns).strip("'\"") if f.returns else "" for f in (method, wanted))
     head = given.partition("[")[0]
-    return not given or given == promised or head in NARROWER.get(promised.partition("[")[0], ())
+    is_any = len(promised) == 1 and promised.isupper()  # a type parameter of the port
+    return not given or is_any or given == promised or head in NARROWER.get(promised.partition("[")[0], ())
 
 
 def built_as(sources: Mapping[str, str], ports: Collection[str]) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from vla_robot.core import ports
 from ..cluster import test_runners
 from . import (
     test_action_codec_contract,
+    test_action_head_contract,
     test_arm_contract,
     test_episode_source_contract,
     test_guard_contract,
@@ -36,6 +37,7 @@ RUNNERS = ("RUNNERS of tests/cluster/test_runners.py", (test_runners.RUNNERS,))
 SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "ActionCodec": ("CODECS of test_action_codec_contract.py", (test_action_codec_contract.CODECS,)),
     "ActionFilter": ("FILTERS of test_guard_contract.py", (test_guard_contract.FILTERS,)),
+    "ActionHead": ("HEADS of test_action_head_contract.py", (test_action_head_contract.HEADS,)),
     "AnswersQuestions": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "Arm": ARMS,
     "EpisodeSource": SOURCES,

@@ -132,6 +132,20 @@ def vlm(family: str) -> Callable[[Get], Policy]:
     return make
 
 
+def with_head(family: str, head: str) -> Callable[[Get], Policy]:
+    def make(get: Get) -> Policy:
+        pytest.importorskip("torch")
+        from vla_robot.policy.families import family_of
+        from vla_robot.recipe.finetune import HeadRecipe
+
+        from ..policy.vlm.tiny_vlms import create
+
+        folder = create(get("tmp_path") / family, family, use_state=True, head=HeadRecipe(head))
+        return family_of(folder).load(folder)
+
+    return make
+
+
 def onnx(get: Get) -> Policy:
     pytest.importorskip("onnxscript")
     from vla_robot.policy.onnx.policy import OnnxPolicy
@@ -179,6 +193,8 @@ KINDS: dict[str, Kind] = {
     "OpenVLAPolicy": Kind(openvla, seen=TWO_CAMERAS),
     "OpenVLAPolicy of minivla": Kind(vlm("minivla"), seen=TWO_CAMERAS),
     **{f"VLAPolicy of {family}": Kind(vlm(family), seen=TWO_CAMERAS) for family in FAMILIES if family != "openvla"},
+    # Attention over padding, and arithmetic of another batch size, round otherwise.
+    "HeadPolicy L1Head": Kind(with_head("qwen2_vl", "l1"), seen=TWO_CAMERAS, tolerance=1e-6),
     # Arithmetic of another batch size rounds otherwise.
     "OnnxPolicy": Kind(onnx, seen=TWO_CAMERAS),
     "OFTPolicy": Kind(oft, seen=TWO_CAMERAS, tolerance=1e-6),

@@ -58,7 +58,7 @@ class Outline:
         head: weights of the rows of the action tokens.
         frames: frames of an observation.
         image_tokens: their tokens in the sequence, with the state's.
-        other: weights that no stage reads whole: embeddings, norms, biases, the other rows of the vocabulary.
+        other: weights that no stage reads whole: embeddings, norms, biases, the other rows of the vocabulary, a head.
         state: weights of the projector of the arm's state, which is one token.
     """
 
@@ -86,7 +86,8 @@ def outline_of(model: AnyVLAModel) -> Outline:
     in_towers, in_layers = sum(tower.weights for tower in towers), _weights(decoder)
     config, inputs = _text_config(model), model.config.inputs
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    matrices = _weights([model]) - _weights([model.get_submodule(model.HEAD)])
+    apart = [model.get_submodule(model.HEAD), *([] if model.action_head is None else [model.action_head])]
+    matrices = _weights([model]) - _weights(apart)
     state = _weights(part for name, part in model.named_children() if name == "proprio_projector")
     return Outline(
         towers,

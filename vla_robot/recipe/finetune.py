@@ -98,6 +98,22 @@ class CodecRecipe:
 
 
 @dataclass(frozen=True)
+class HeadRecipe:
+    """How a policy gives its actions as numbers instead of tokens. Its folder keeps it.
+
+    Beside a `policy` that says actions in tokens, or none yet, the head is a new one on that policy's weights.
+
+    Attributes:
+        kind: "l1", OpenVLA-OFT's: a whole chunk is regressed in one pass.
+        state: whether a `policy` that gets the head also reads the arm's state, as one token; a new model's
+            `architecture` says it with `use_state`.
+    """
+
+    kind: Literal["l1"] = "l1"
+    state: bool = True
+
+
+@dataclass(frozen=True)
 class QuestionsRecipe:
     """Questions about pictures that are trained together with robot data, so that a policy keeps its language.
 
@@ -266,6 +282,7 @@ class DemosFinetuneRecipe(FinetuneRecipe):
         policy: checkpoint folder or policy recipe to start from; without it a new model of `architecture` is made.
         architecture: size of a new model; ignored with `policy`.
         codec: how a new model, or a `policy` without actions yet, says them; without it by OpenVLA's bins.
+        head: gives actions as numbers and not as tokens; it excludes `codec`.
     """
 
     kind: Literal["demonstrations"] = "demonstrations"
@@ -275,6 +292,7 @@ class DemosFinetuneRecipe(FinetuneRecipe):
     policy: Path | None = None
     architecture: Architecture = field(default_factory=Architecture)
     codec: CodecRecipe | None = None
+    head: HeadRecipe | None = None
 
     def _source_problems(self) -> Iterator[str]:
         has_new_rows = self.codec is not None and self.codec.kind != "words"
@@ -283,6 +301,8 @@ class DemosFinetuneRecipe(FinetuneRecipe):
                 'lora_rank and a train without "decoder" train no row of the vocabulary, so that the tokens of [codec] '
                 "would never be learned; set lora_rank = 0 and train the decoder"
             )
+        if self.codec is not None and self.head is not None:
+            yield "[codec] says actions in tokens and [head] gives them as numbers; leave one of the two out"
         if self.weights and len(self.weights) != len(self.data):
             yield f"weights has {len(self.weights)} numbers for {len(self.data)} datasets of data; give one for each"
         if self.weights and len(set(self.data)) < len(self.data):

@@ -28,6 +28,7 @@ class OFTRecipe:
         cameras: names in the order of training: the third-person camera first, then those on the wrists.
         proprio_dim: size of the arm's state that the policy reads; LIBERO 8, ALOHA 14, Bridge 7. Leave it out for a
             policy that does not read the state.
+        clip: cut actions to [-1, 1], the bounds of the data, as folders trained here ask for; upstream does not.
     """
 
     chunk: int
@@ -35,6 +36,7 @@ class OFTRecipe:
     normalisation: Literal["bounds_q99", "bounds"]
     cameras: tuple[str, ...]
     proprio_dim: int | None = None
+    clip: bool = False
 
     def __post_init__(self) -> None:
         sizes = {"chunk": self.chunk, "action_dim": self.action_dim, "proprio_dim": self.proprio_dim}

@@ -24,9 +24,11 @@ from vla_robot.core.errors import RecipeError
 from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import write_whole
 from vla_robot.policy.families import family_of
+from vla_robot.policy.vla.family import Family
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import FinetuneRecipe
+from vla_robot.recipe.policy import OpenVLAOFTRecipe
 from vla_robot.train.checkpoint import learning, replacing, writing
 from vla_robot.train.lora import adapt, freeze_in_bf16, merged
 from vla_robot.train.metrics import require_trackers
@@ -210,5 +212,11 @@ def save_policy(trainer: Trainer, prepared: Prepared, folder: Path, ranks: Ranks
                 if (start / name).is_file():
                     shutil.copyfile(start / name, partial / name)
             if prepared.drives_by:
-                drives = DRIVES.format(kind=family.kind, key=json.dumps(prepared.drives_by))
-                (partial / "recipe.toml").write_text(drives, encoding="utf-8")
+                (partial / "recipe.toml").write_text(_drives(family, partial, prepared.drives_by), encoding="utf-8")
+
+
+def _drives(family: Family, folder: Path, key: str) -> str:
+    """Return the recipe of a trained policy's folder as text."""
+    recipe = family.recipe_of(folder, key)
+    settings = dump(recipe.oft) if isinstance(recipe, OpenVLAOFTRecipe) else ""
+    return DRIVES.format(kind=recipe.kind, key=json.dumps(key)) + (f"\n[oft]\n{settings}" if settings else "")

@@ -1,5 +1,8 @@
 """Selects the trained parameters of a model: all, those of some parts, or low-rank matrices beside frozen ones (LoRA).
 
+An action head is always trained, and never through LoRA: it is new, and small. The same holds for the projector of the
+state beside a head, in a training of the projector.
+
 Source of LoRA's settings: OpenVLA's `vla-scripts/finetune.py`: rank 32, alpha 16, every linear layer but the head,
 Gaussian initialisation.
 """
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.families import family_of
+from vla_robot.policy.vla.heads.build import PART
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe.finetune import FinetuneRecipe
 from vla_robot.train.checkpoint import learning
@@ -26,20 +30,22 @@ ADAPTER = "default"
 def adapt[M: AnyVLAModel](model: M, recipe: FinetuneRecipe) -> M:
     """Make the parts that the recipe names trainable, through LoRA if `lora_rank` is set, and freeze the rest."""
     prefixes = tuple(prefix for part in recipe.train for prefix in model.PARTS[part])
+    whole = () if model.action_head is None else (f"{PART}.", *({"proprio_projector."} & set(prefixes)))
     model.requires_grad_(False).train()
     if recipe.lora_rank:
         from peft import LoraConfig, inject_adapter_in_model  # only adapters need it, and its import takes time
 
         torch.manual_seed(recipe.seed)
         alpha = min(recipe.lora_rank, 16)
-        targets = [name for name, m in model.named_modules() if _is_target(name, m, prefixes, model.HEAD)]
+        targets = [name for name, m in model.named_modules() if _is_target(name, m, prefixes, (model.HEAD, *whole))]
         config = LoraConfig(
             r=recipe.lora_rank, lora_alpha=alpha, target_modules=targets, init_lora_weights="gaussian", lora_dropout=0.0
         )
         inject_adapter_in_model(config, model, ADAPTER)
-        return model
+        prefixes = ()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(prefixes))
+        if name.startswith((*prefixes, *whole)):
+            parameter.requires_grad_(True)
     return model
 
 
@@ -98,5 +104,5 @@ def _scaling(model: AnyVLAModel, name: str) -> float:
     return adapted.scaling[ADAPTER]
 
 
-def _is_target(name: str, module: nn.Module, prefixes: tuple[str, ...], head: str) -> bool:
-    return isinstance(module, nn.Linear) and name.startswith(prefixes) and name != head
+def _is_target(name: str, module: nn.Module, prefixes: tuple[str, ...], others: tuple[str, ...]) -> bool:
+    return isinstance(module, nn.Linear) and name.startswith(prefixes) and not name.startswith(others)

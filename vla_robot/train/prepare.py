@@ -22,14 +22,21 @@ from vla_robot.policy.families import family_named, family_of
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-from vla_robot.recipe.finetune import Architecture, DemosFinetuneRecipe, FinetuneRecipe, MixtureFinetuneRecipe
+from vla_robot.policy.vla.small_files import EMBODIMENT, STATISTICS
+from vla_robot.recipe.finetune import (
+    Architecture,
+    DemosFinetuneRecipe,
+    FinetuneRecipe,
+    HeadRecipe,
+    MixtureFinetuneRecipe,
+)
 from vla_robot.train.batches.data import TrainingData, data_of_demos, data_of_mixture, open_recipe_mixture
 from vla_robot.train.batches.questions import QuestionData
 from vla_robot.train.checkpoint import replacing
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.trainer import OnProgress, Progress
 
-SINCE: Mapping[str, Any] = {"weights": (), "chunk": None, "codec": None}
+SINCE: Mapping[str, Any] = {"weights": (), "chunk": None, "codec": None, "head": None}
 """Fields that older recipes lack, with the value that they imply; it leaves the fingerprint as it was."""
 
 UNSAID: Mapping[str, Any] = {
@@ -156,12 +163,25 @@ def _write_start(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> Non
     if recipe.policy is None:
         new = recipe.architecture
         family_named(new.family).create(
-            folder, new, demos.embodiment, statistics, demos.texts, recipe.seed, recipe.codec, recipe.chunk or 1
+            folder,
+            new,
+            demos.embodiment,
+            statistics,
+            demos.texts,
+            recipe.seed,
+            recipe.codec,
+            recipe.chunk or 1,
+            recipe.head,
         )
         return
     family = family_of(recipe.policy)
     if not family.acts(recipe.policy):
         family.adopt(recipe.policy, folder, demos.embodiment, statistics, recipe.codec, recipe.chunk or 1)
+        if recipe.head is not None:
+            family.give_head(folder, recipe.head, demos.embodiment, recipe.chunk or 1, recipe.seed)
+        return
+    if recipe.head is not None:
+        _write_with_head(recipe, recipe.policy, recipe.head, demos.embodiment, statistics, folder)
         return
     if recipe.codec is not None:
         raise RecipeError(
@@ -174,6 +194,29 @@ def _write_start(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> Non
     _require_fit(policy.embodiment, demos.embodiment, recipe)
     new = {} if recipe.dataset_name in policy.config.norm_stats else statistics
     _copy_policy(recipe.policy, folder, new, recipe.chunk)
+
+
+def _write_with_head(
+    recipe: DemosFinetuneRecipe,
+    policy: Path,
+    head: HeadRecipe,
+    embodiment: Embodiment,
+    statistics: Mapping[str, Any],
+    folder: Path,
+) -> None:
+    """Write a copy of a policy of tokens that gets a new head, and with it the arm, cameras and units of the data.
+
+    Raises:
+        RecipeError: the policy has a head already.
+    """
+    family = family_of(policy)
+    if family.read(policy).config.head is not None:
+        raise RecipeError(f"{policy} has an action head already: leave [head] out, or start from a policy of tokens.")
+    shutil.copytree(policy, folder)
+    (folder / "recipe.toml").unlink(missing_ok=True)  # of the policy of tokens
+    write_json(folder / STATISTICS, statistics)
+    write_json(folder / EMBODIMENT, embodiment.to_dict())
+    family.give_head(folder, head, embodiment, recipe.chunk or 1, recipe.seed)
 
 
 def _require_fit(wanted: Embodiment, recorded: Embodiment, recipe: DemosFinetuneRecipe) -> None:

@@ -26,10 +26,10 @@ from vla_robot.policy.vla.model import IGNORE, AnyVLAModel
 def only_what_is_read(model: AnyVLAModel) -> None:
     """Restrict a model's last layer whenever it gets labels; loss and gradients stay the same up to rounding.
 
-    Only a causal layer of Llama is restricted; other models stay as they are.
+    Only a causal layer of Llama is restricted; other models, and those with an action head, stay as they are.
     """
     layer: Any = model.layers()[-1]
-    if not _is_llama(layer):
+    if not _is_llama(layer) or model.action_head is not None:
         return
     plain = layer.forward
     read = _Read()

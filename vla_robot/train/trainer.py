@@ -107,7 +107,9 @@ class Trainer:
         self._ranks = ranks
         self._rollouts: tuple[int, Callable[[Trainer], float | None]] | None = None
         copied = ranks.count > 1 and not is_sharded(model.parameters())
-        self._parallel = DistributedDataParallel(model) if copied else None
+        # A head leaves some weights of the backbone without a gradient, such as the rows of the vocabulary.
+        unused = model.action_head is not None
+        self._parallel = DistributedDataParallel(model, find_unused_parameters=unused) if copied else None
         self._device = next(model.parameters()).device
         self._optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
         self._metrics = Metrics(recipe, out)
@@ -254,7 +256,8 @@ class Trainer:
     def _forward(self, batch: Batch, parallel: DistributedDataParallel | None = None) -> TrainingOutput:
         b = batch.to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            return (parallel or self.model)(b.pixels, b.input_ids, b.labels, b.state, self.recipe.bin_smoothing)
+            answers = (self.recipe.bin_smoothing, b.actions, b.seeds)
+            return (parallel or self.model)(b.pixels, b.input_ids, b.labels, b.state, *answers)
 
     def _answers_match(self, batch: Batch) -> Tensor:
         b = batch.to(self._device)

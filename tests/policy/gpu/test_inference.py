@@ -17,8 +17,9 @@ from benchmarks.gpu.fake_cuda import FakeCuda, Tally
 from vla_robot.policy.families import FAMILIES
 from vla_robot.policy.openvla.engine.chunk_regression import ChunkRegression
 from vla_robot.policy.openvla.network import reason
-from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
+from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
 from vla_robot.policy.openvla.policy import OpenVLAPolicy
+from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 
 from ..vlm import tiny_vlms

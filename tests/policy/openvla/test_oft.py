@@ -21,9 +21,10 @@ from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError, RecipeError
 from vla_robot.core.ports import Policy
 from vla_robot.policy.kinds import load_policy
-from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
+from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
+from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.recipe import parse, read

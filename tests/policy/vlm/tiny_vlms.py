@@ -11,7 +11,7 @@ from vla_robot.core.embodiment import Dim, Embodiment
 from vla_robot.core.messages import Image, Observation
 from vla_robot.data.pipeline.stats import dataset_statistics
 from vla_robot.policy.families import family_named
-from vla_robot.recipe.finetune import Architecture
+from vla_robot.recipe.finetune import Architecture, HeadRecipe
 from vla_robot.testing import TOOL_AXES, toy_embodiment
 
 CAMERAS = ("front", "wrist")
@@ -36,14 +36,16 @@ def arm(states: int = 2) -> Embodiment:
     )
 
 
-def create(folder: Path, name: str, use_state: bool) -> Path:
+def create(folder: Path, name: str, use_state: bool, head: HeadRecipe | None = None) -> Path:
     architecture = Architecture(
         family=name, image_size=28 if name == "paligemma" else 56, tower_dim=32, tower_depth=3, tower_heads=2,
         llm_dim=32, llm_layers=3, llm_heads=2, llm_ff_dim=48, text_vocab=320, max_positions=256, use_state=use_state,
     )  # fmt: skip
     rng = np.random.default_rng(0)
     statistics = dataset_statistics("toy", rng.normal(size=(50, 7)), rng.normal(size=(50, 2)), 5)
-    family_named(name).create(folder, architecture, arm(), statistics, INSTRUCTIONS, seed=0)
+    chunk = 1 if head is None else 3
+    family = family_named(name)
+    family.create(folder, architecture, arm(), statistics, INSTRUCTIONS, seed=0, chunk=chunk, head=head)
     described = json.loads((folder / "preprocessor_config.json").read_text())
     (folder / "preprocessor_config.json").write_text(json.dumps(described | PROCESSORS.get(name, {})))
     return folder

@@ -174,8 +174,9 @@ def _facts(now: Standing) -> str:
 
 
 def _scores(metrics: Mapping[str, float], which: str) -> str:
-    """Return loss, token accuracy and L1; a codec whose tokens are no numbers has no L1."""
-    text = f"{metrics[f'{which}loss']:.3f}, tokens {metrics[f'{which}token_accuracy']:.1%}"
+    """Return the loss, and token accuracy and L1 where there are: a head says no tokens, and some tokens no numbers."""
+    text = f"{metrics[f'{which}loss']:.3f}"
+    text += f", tokens {metrics[f'{which}token_accuracy']:.1%}" if f"{which}token_accuracy" in metrics else ""
     return f"{text}, L1 {metrics[f'{which}l1']:.3f}" if f"{which}l1" in metrics else text
 
 

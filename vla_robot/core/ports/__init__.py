@@ -5,6 +5,7 @@ implementations.
 """
 
 from vla_robot.core.ports.action_codec import ActionCodec
+from vla_robot.core.ports.action_head import ActionHead
 from vla_robot.core.ports.arm import Arm, Motors, Streamed
 from vla_robot.core.ports.episode_source import EpisodeSource, MarksGaps
 from vla_robot.core.ports.guard import ActionFilter, Guard
@@ -17,6 +18,7 @@ from vla_robot.core.ports.world import ReportsStages, VisibleWorld, World
 __all__ = [
     "ActionCodec",
     "ActionFilter",
+    "ActionHead",
     "AnswersQuestions",
     "Arm",
     "EpisodeSource",

@@ -15,8 +15,9 @@ from vla_robot.core.errors import ContractError, PolicyError, in_words
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.policy.lerobot.families import Family
 from vla_robot.policy.lerobot.features import Features
-from vla_robot.policy.lerobot.noise import SeededScheduler, draw, generators_of, row_seed
+from vla_robot.policy.lerobot.noise import SeededScheduler
 from vla_robot.policy.lerobot.processors import is_relative
+from vla_robot.policy.vla.heads.noise import draw, generators_of, row_seed
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 Rows = NDArray[np.float64]

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from vla_robot.core.embodiment import Embodiment, require_fit
-from vla_robot.core.errors import ContractError, unknown
+from vla_robot.core.errors import ContractError, PolicyError, unknown
+from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.openvla.oft import check_oft as check_oft_folder
-from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, load, load_with_head
 from vla_robot.policy.openvla.policy import check as check_folder
+from vla_robot.policy.openvla.prompt import OpenVLAPrompts
+from vla_robot.policy.vla.heads.policy import HeadPolicy
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.recipe.policy import OFTRecipe, OpenVLAOFTRecipe, OpenVLARecipe
 
+type AnyHeadPolicy = HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]
 
-def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | None) -> OpenVLAPolicy:
+
+def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | None) -> OpenVLAPolicy | AnyHeadPolicy:
     """Build the policy as `load_policy` does."""
+    if OpenVLAConfig.read(recipe.checkpoint).head is not None:
+        return _fitted(_with_head(recipe), embodiment)
     policy = load(
         recipe.checkpoint,
         recipe.dtype,
@@ -24,6 +33,20 @@ def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | No
         fuse=recipe.fuse,
     )
     return _fitted(policy, embodiment)
+
+
+def _with_head(recipe: OpenVLARecipe) -> AnyHeadPolicy:
+    if recipe.fuse:
+        raise PolicyError("only OpenVLA's own layout and OpenVLA-OFT's are fused: leave fuse out of the recipe.")
+    return load_with_head(
+        recipe.checkpoint,
+        recipe.dtype,
+        recipe.device,
+        recipe.statistics_key,
+        recipe.image_preprocessing,
+        compiled=recipe.compiled,
+        quantise=recipe.quantise,
+    )
 
 
 def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: str | None) -> OFTPolicy:
@@ -52,7 +75,7 @@ def check_oft(recipe: OpenVLAOFTRecipe) -> None:
     check_oft_folder(recipe.checkpoint, recipe.oft, recipe.statistics_key, recipe.image_preprocessing)
 
 
-def _fitted[P: OpenVLAPolicy | OFTPolicy](policy: P, embodiment: Embodiment | None) -> P:
+def _fitted[P: OpenVLAPolicy | OFTPolicy | AnyHeadPolicy](policy: P, embodiment: Embodiment | None) -> P:
     if policy.embodiment is not None and embodiment is not None:
         require_fit(policy.embodiment, embodiment)
     return policy

@@ -10,16 +10,21 @@ import torch
 
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.ports import ActionCodec
+from vla_robot.policy.openvla.components import ACTION_HEAD, PROPRIO_PROJECTOR, component_files, write_component
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.reason import build_text_config
 from vla_robot.policy.openvla.prompt import QWEN_CONTROL, TEMPLATE, TEMPLATE_QWEN
 from vla_robot.policy.openvla.weights import save_model
 from vla_robot.policy.vla.codecs.folder import is_in_config, write_codec
 from vla_robot.policy.vla.codecs.plan import added_rows, codec_of_new
+from vla_robot.policy.vla.heads.build import new_head
+from vla_robot.policy.vla.heads.sizes import HeadSizes, head_block, planned_head
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, train_tokenizer
-from vla_robot.policy.vla.json_files import OUR_BLOCK, write_json
-from vla_robot.recipe.finetune import Architecture, CodecRecipe
+from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, write_json
+from vla_robot.policy.vla.proprio import ProprioProjector
+from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
 
 TIMM_MODEL_IDS = ("vit_small_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")
 PADDING_ROWS = 64
@@ -46,6 +51,7 @@ def create(
     text_type: str = "llama",
     codec: CodecRecipe | None = None,
     chunk: int = 1,
+    head: HeadRecipe | None = None,
 ) -> None:
     """Write a checkpoint folder with random weights.
 
@@ -59,6 +65,7 @@ def create(
         text_type: `model_type` of the language model: "llama" or "qwen2".
         codec: how actions are said, over added rows; None for OpenVLA's bins.
         chunk: K, actions of an answer.
+        head: gives actions as numbers; None for a policy of tokens.
     """
     folder.mkdir(parents=True, exist_ok=True)
     template, control = PROMPTS[text_type]
@@ -67,7 +74,8 @@ def create(
     (end,) = tokenizer.encode(ENDS[text_type], add_special_tokens=False).ids
     planned = codec_of_new(codec, tokenizer, architecture.text_vocab, end, chunk, len(embodiment.action))
     write_codec(planned, folder)
-    described = _config(architecture, embodiment, statistics, text_type, planned)
+    sizes = planned_head(head, len(embodiment.action))
+    described = _config(architecture, embodiment, statistics, text_type, planned, sizes)
     config = OpenVLAConfig.from_dict(described, "the new configuration", folder)
     torch.manual_seed(seed)
     model = OpenVLA(config)
@@ -87,6 +95,7 @@ def _config(
     statistics: Mapping[str, Any],
     text_type: str,
     codec: ActionCodec,
+    head: HeadSizes | None,
 ) -> dict[str, Any]:
     a = architecture
     action_end = a.text_vocab + added_rows(codec, a.text_vocab)
@@ -124,8 +133,29 @@ def _config(
             **({"action_vocab_end": action_end} if text_type == "qwen2" else {}),
             **({} if is_in_config(codec) else {"codec": codec.kind}),
             **({} if codec.chunk == 1 else {"chunk": codec.chunk}),
+            **head_block(head),
         },
     }
+
+
+def give_head(folder: Path, recipe: HeadRecipe, embodiment: Embodiment, chunk: int, seed: int) -> None:
+    """Give the policy of a folder a head; see `Family.give_head`. Component files that OpenVLA-OFT has are kept."""
+    data = read_json(folder / "config.json")
+    old = OpenVLAConfig.read(folder)
+    text = build_text_config(old)
+    torch.manual_seed(seed)
+    dim = old.proprio_dim
+    if dim is None and recipe.state:
+        dim = len(embodiment.state)
+        if not component_files(folder, PROPRIO_PROJECTOR):
+            write_component(folder, PROPRIO_PROJECTOR, ProprioProjector(dim, text.hidden_size))
+    sizes = {"num_images": len(embodiment.cameras), "proprio_dim": dim, "chunk": chunk}
+    head = planned_head(recipe, len(embodiment.action))
+    block = {**data.get(OUR_BLOCK, {}), **sizes, **head_block(head)}
+    write_json(folder / "config.json", {**data, OUR_BLOCK: block})
+    module = new_head(head, chunk, text)
+    if module is not None and not component_files(folder, ACTION_HEAD):
+        write_component(folder, ACTION_HEAD, module)
 
 
 def _heads(a: Architecture, text_type: str) -> dict[str, Any]:

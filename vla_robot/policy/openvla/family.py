@@ -12,14 +12,18 @@ import torch
 from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
-from vla_robot.policy.openvla.create import create
+from vla_robot.policy.openvla.create import create, give_head
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load
+from vla_robot.policy.openvla.policy import OpenVLAPolicy, check, load, load_with_head
+from vla_robot.policy.openvla.prompt import OpenVLAPrompts
 from vla_robot.policy.openvla.weights import load_model, save_model
+from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
+from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.model import AnyVLAModel
-from vla_robot.recipe.finetune import Architecture, CodecRecipe
+from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
+from vla_robot.recipe.policy import CheckpointRecipe, OFTRecipe, OpenVLAOFTRecipe, OpenVLARecipe
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,18 @@ class OpenVLAFamily:
         compiled: bool = False,
         quantise: str | None = None,
         trainable: bool = False,
-    ) -> OpenVLAPolicy:
+    ) -> OpenVLAPolicy | HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
+        if OpenVLAConfig.read(folder).head is not None:
+            return load_with_head(
+                folder,
+                dtype,
+                device,
+                statistics_key,
+                image_preprocessing,
+                compiled=compiled,
+                quantise=quantise,
+                trainable=trainable,
+            )
         return load(
             folder,
             dtype,
@@ -98,8 +113,28 @@ class OpenVLAFamily:
         seed: int,
         codec: CodecRecipe | None = None,
         chunk: int = 1,
+        head: HeadRecipe | None = None,
     ) -> None:
-        create(folder, architecture, embodiment, statistics, instructions, seed, self.text_type, codec, chunk)
+        create(folder, architecture, embodiment, statistics, instructions, seed, self.text_type, codec, chunk, head)
+
+    def give_head(self, folder: Path, recipe: HeadRecipe, embodiment: Embodiment, chunk: int, seed: int) -> None:
+        give_head(folder, recipe, embodiment, chunk, seed)
+
+    def recipe_of(self, folder: Path, key: str) -> CheckpointRecipe:
+        """See `Family`. A Llama with the L1 head is OpenVLA-OFT."""
+        read = read_checkpoint(folder)
+        config, arm = read.config, read.embodiment
+        if config.head is None or config.head.kind != "l1" or config.text_type != "llama" or arm is None:
+            return OpenVLARecipe(checkpoint=Path("."), statistics_key=key)
+        oft = OFTRecipe(
+            config.chunk,
+            config.head.dimension,
+            "bounds_q99",
+            tuple(camera.name for camera in arm.cameras),
+            config.proprio_dim,
+            clip=True,
+        )
+        return OpenVLAOFTRecipe(checkpoint=Path("."), statistics_key=key, oft=oft)
 
 
 OPENVLA = OpenVLAFamily()

@@ -1,42 +1,44 @@
 """OpenVLA-OFT as a Policy: OpenVLA's towers, projector, prompt and decoder, with a regression head.
 
-A published folder holds, besides the merged OpenVLA:
-
-    action_head--<step>_checkpoint.pt         the L1 head
-    proprio_projector--<step>_checkpoint.pt   the state as one token, when the policy reads it
-
-They are read with `weights_only`, so that no code in them runs. What the folder does not state (chunk length, action
-and state sizes, cameras, normalisation) is in the recipe; upstream guesses it from words of the command line.
+A published folder holds component files besides the merged OpenVLA (`components`). What it does not state (chunk
+length, action and state sizes, cameras, normalisation) is in the recipe; upstream guesses it from words of the command
+line. A folder that was trained here states the sizes too, and a recipe that differs is refused.
 
 Source: moojink/openvla-oft @213c5ff8, experiments/robot/openvla_utils.py and prismatic/vla/constants.py.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import EPSILON, MIN_MAX, Q99, Bounds, unnormalise
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
+from vla_robot.policy.openvla.components import (
+    ACTION_HEAD,
+    PROPRIO_PROJECTOR,
+    component_file,
+    component_files,
+    read_component,
+)
 from vla_robot.policy.openvla.engine.chunk_regression import ChunkRegression
-from vla_robot.policy.openvla.network.action_head import L1Head, ParallelGenerator
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
 from vla_robot.policy.openvla.network.pointwise import is_fused
 from vla_robot.policy.openvla.network.reason import Decoder
-from vla_robot.policy.openvla.weights import audit, load_model, require_complete
+from vla_robot.policy.openvla.weights import load_model, require_complete
 from vla_robot.policy.vla.checkpoint import torch_dtype
+from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
 from vla_robot.policy.vla.inputs.reader import chunks_of, require_observations
@@ -46,7 +48,7 @@ from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
 from vla_robot.recipe.policy import OFTRecipe
 
-ACTION_HEAD, PROPRIO_PROJECTOR = "action_head", "proprio_projector"
+DESCRIBED = "the recipe's [oft]"
 BOUNDS: Mapping[str, Bounds] = {"bounds_q99": Q99, "bounds": MIN_MAX}
 REFUSED = {
     "noisy_action_projector": "its action head is a diffusion model; only the L1 head is supported.",
@@ -147,7 +149,7 @@ class OFTPolicy:
         actions = self.regression(batch, stages or StageTimer()).cpu().double().numpy()  # MPS has no float64
         if not np.isfinite(actions).all():
             raise PolicyError("the policy's actions are not finite: the checkpoint or its input is damaged.")
-        return actions
+        return actions.clip(-1.0, 1.0) if self.oft.clip else actions
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its actions are not finite."""
@@ -188,11 +190,11 @@ def load_oft(
     is_joined = is_fused(fuse, place)
     checkpoint = read_checkpoint(folder, image_preprocessing)
     _refuse_other_variants(folder, checkpoint.config)
-    config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
+    config = _sized(folder, checkpoint.config, oft)
     llm_dim = int(config.text_config.get("hidden_size", 4096))
     with torch.device("meta"):
         head = L1Head(llm_dim, oft.action_dim)
-    head.load_state_dict(_component(folder, ACTION_HEAD, head), assign=True)
+    head.load_state_dict(read_component(folder, ACTION_HEAD, head, DESCRIBED), assign=True)
     beside = _proprio(folder, oft.proprio_dim, llm_dim)
     model = load_model(folder, config, precision, place, beside, acting=True)
     head = head.to(device=place, dtype=precision).requires_grad_(False).eval()
@@ -212,24 +214,42 @@ def check_oft(folder: Path, oft: OFTRecipe, statistics_key: str | None = None, i
     _refuse_other_variants(folder, checkpoint.config)
     components = [ACTION_HEAD] if oft.proprio_dim is None else [ACTION_HEAD, PROPRIO_PROJECTOR]
     for component in components:
-        _component_file(folder, component)
+        component_file(folder, component)
     require_statistics(Statistics(checkpoint.config.norm_stats, statistics_key, BOUNDS[oft.normalisation]))
-    config = replace(checkpoint.config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim)
+    config = _sized(folder, checkpoint.config, oft)
     require_complete(folder, config, beside=(f"{PROPRIO_PROJECTOR}.",))
+
+
+def _sized(folder: Path, config: OpenVLAConfig, oft: OFTRecipe) -> OpenVLAConfig:
+    """Return the configuration with the recipe's sizes and without a head of its own, which is read apart.
+
+    Raises:
+        CheckpointError: the folder states other sizes than the recipe.
+    """
+    if config.head is not None:
+        if config.head.kind != "l1":
+            raise CheckpointError(f'{folder} has the head "{config.head.kind}"; load it with kind = "openvla".')
+        stated = (config.chunk, config.head.dimension, config.num_images, config.proprio_dim)
+        said = (oft.chunk, oft.action_dim, len(oft.cameras), oft.proprio_dim)
+        names = ("chunk", "action_dim", "number of cameras", "proprio_dim")
+        both = zip(names, stated, said, strict=True)
+        if wrong := [f"{name} is {now}, but was {then} in training" for name, then, now in both if then != now]:
+            raise CheckpointError(f"{folder} does not fit {DESCRIBED}: {'; '.join(wrong)}.")
+    return replace(config, num_images=len(oft.cameras), proprio_dim=oft.proprio_dim, head=None)
 
 
 def _refuse_other_variants(folder: Path, config: OpenVLAConfig) -> None:
     if config.text_type != "llama":
         raise CheckpointError(f"{folder}: the language model is {config.text_type}; OpenVLA-OFT's is a Llama.")
     for component, reason in REFUSED.items():
-        found = _component_files(folder, component)
+        found = component_files(folder, component)
         if found:
             raise CheckpointError(f"{folder} holds {found[0].name}: {reason}")
 
 
 def _proprio(folder: Path, proprio_dim: int | None, llm_dim: int) -> dict[str, Tensor]:
     """Return the tensors of the state's projector by module name; empty for a policy that does not read the state."""
-    found = _component_files(folder, PROPRIO_PROJECTOR)
+    found = component_files(folder, PROPRIO_PROJECTOR)
     if proprio_dim is None:
         if found:
             raise CheckpointError(
@@ -238,51 +258,7 @@ def _proprio(folder: Path, proprio_dim: int | None, llm_dim: int) -> dict[str, T
         return {}
     with torch.device("meta"):
         projector = ProprioProjector(proprio_dim, llm_dim)
-    return {f"{PROPRIO_PROJECTOR}.{n}": t for n, t in _component(folder, PROPRIO_PROJECTOR, projector).items()}
-
-
-def _component_files(folder: Path, name: str) -> list[Path]:
-    return sorted(folder.glob(f"{name}--*checkpoint.pt"))
-
-
-def _component_file(folder: Path, name: str) -> Path:
-    """Return the only file of a component. Raises CheckpointError if there is none, or several."""
-    files = _component_files(folder, name)
-    if len(files) != 1:
-        names = ", ".join(path.name for path in files) or "none"
-        raise CheckpointError(f"{folder} must hold one {name}--<step>_checkpoint.pt, found: {names}.")
-    return files[0]
-
-
-def _component(folder: Path, name: str, module: nn.Module) -> dict[str, Tensor]:
-    """Read the tensors of one component file and check them against the module that they are for.
-
-    Raises:
-        CheckpointError: the file is absent, ambiguous or damaged, or does not fit.
-    """
-    file = _component_file(folder, name)
-    tensors = {key.removeprefix("module."): value for key, value in _read_pt(file).items()}
-    wanted = {key: tuple(p.shape) for key, p in module.named_parameters()}
-    audit(file, wanted, {key: tuple(t.shape) for key, t in tensors.items()}, {}, "the recipe's [oft]")
-    return tensors
-
-
-def _read_pt(path: Path) -> dict[str, Tensor]:
-    """Read a state dictionary saved by torch without running code in it.
-
-    Raises:
-        CheckpointError: the file is damaged, holds more than floating-point tensors, or could run code.
-    """
-    refused = f"{path} is not a plain file of tensors"
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{refused}: it is truncated or of a format before torch 1.6. Copy it again.")
-    try:
-        data: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises its own, pickle's and zip's errors here
-        raise CheckpointError(
-            f"{refused}: it is damaged, or loading it could run code, so it is refused ({type(error).__name__}). "
-            "Save the module's state_dict() alone."
-        ) from error
-    if not isinstance(data, Mapping) or not all(isinstance(v, Tensor) and v.is_floating_point() for v in data.values()):
-        raise CheckpointError(f"{refused}: expected names with floating-point tensors.")
-    return {str(key): value for key, value in data.items()}
+    return {
+        f"{PROPRIO_PROJECTOR}.{n}": t
+        for n, t in read_component(folder, PROPRIO_PROJECTOR, projector, DESCRIBED).items()
+    }

@@ -28,6 +28,7 @@ from vla_robot.policy.openvla.weights import load_model, require_complete
 from vla_robot.policy.outline import Outline, outline_of
 from vla_robot.policy.roofline import costs_of
 from vla_robot.policy.vla.checkpoint import torch_dtype
+from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
@@ -222,6 +223,35 @@ def load(
     )
     if quantise is not None:
         policy.quantise(quantise)
+    if place.type != "meta":  # without weights, nothing can be tested
+        policy.self_test()
+    return policy
+
+
+def load_with_head(
+    folder: Path,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "cpu",
+    statistics_key: str | None = None,
+    image_preprocessing: str = NONE,
+    *,
+    compiled: bool = False,
+    quantise: str | None = None,
+    trainable: bool = False,
+) -> HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]:
+    """Load a policy whose config.json names an action head; arguments and errors are those of `load`."""
+    if compiled or quantise:
+        raise PolicyError("a policy with an action head is neither compiled nor quantised: leave both out.")
+    precision, place = torch_dtype(dtype), torch_device(device)
+    checkpoint = read_checkpoint(folder, image_preprocessing)
+    policy = HeadPolicy(
+        load_model(folder, checkpoint.config, precision, place, acting=not trainable),
+        checkpoint.preprocessor,
+        checkpoint.tokenizer,
+        checkpoint.config.norm_stats,
+        checkpoint.embodiment,
+        statistics_key,
+    )
     if place.type != "meta":  # without weights, nothing can be tested
         policy.self_test()
     return policy

@@ -20,9 +20,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_robot.core.host.durable import make_folder, rename, sync_path
+from vla_robot.policy.openvla.components import (
+    ACTION_HEAD,
+    PROPRIO_PROJECTOR,
+    component_file,
+    component_files,
+    read_component,
+    write_component,
+)
 from vla_robot.policy.openvla.network import layout
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
@@ -59,7 +67,8 @@ def load_model(
         config: sizes of the model.
         dtype: precision of the weights.
         device: device of the weights; on torch's meta device they have no content, and only headers of files are read.
-        beside: parameters by module name that are in other files (OpenVLA-OFT's), already of the right shape.
+        beside: parameters by module name that are in other files (OpenVLA-OFT's), already of the right shape; those of
+            a head that config.json names are read here.
         acting: use the fastest layout for acting, which cannot be trained; see `layout`.
 
     Raises:
@@ -69,7 +78,7 @@ def load_model(
     require_mark(folder / SINGLE, config.codec)
     with torch.device("meta"):
         model = OpenVLA(config)
-    beside = beside or {}
+    beside = {**_components(folder, model), **(beside or {})}
     parameters = {name: p for name, p in model.named_parameters() if name not in beside}
     wanted = {file_name(name): name for name in parameters}
     found = require_weights(folder, config, parameters)
@@ -100,7 +109,8 @@ def require_complete(folder: Path, config: OpenVLAConfig, beside: Collection[str
     require_mark(folder / SINGLE, config.codec)
     with torch.device("meta"):
         model = OpenVLA(config)
-    require_weights(folder, config, {n: p for n, p in model.named_parameters() if not n.startswith(tuple(beside))})
+    others = (*beside, *(f"{name}." for name in _component_names(folder, model)))
+    require_weights(folder, config, {n: p for n, p in model.named_parameters() if not n.startswith(others)})
 
 
 def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str, Tensor]) -> dict[str, Stored]:
@@ -114,6 +124,27 @@ def require_weights(folder: Path, config: OpenVLAConfig, parameters: Mapping[str
     audit(folder, shapes, {name: stored.shape for name, stored in found.items()}, unused_names(config))
     require_floats(found[name] for name in shapes)
     return found
+
+
+def _components(folder: Path, model: OpenVLA) -> dict[str, Tensor]:
+    """Return the tensors of component files by module name; none without a head."""
+    return {
+        f"{name}.{key}": tensor
+        for name in _component_names(folder, model)
+        for key, tensor in read_component(folder, name, model.get_submodule(name), "its config.json").items()
+    }
+
+
+def _component_names(folder: Path, model: OpenVLA) -> list[str]:
+    """Return the modules of a model with a head that are in component files. Raises CheckpointError if one is missing.
+
+    A projector of the state that the policy had before it got its head stays among its other weights.
+    """
+    if model.action_head is None:
+        return []
+    component_file(folder, ACTION_HEAD)
+    has_own = model.proprio_projector is not None and component_files(folder, PROPRIO_PROJECTOR)
+    return [ACTION_HEAD, PROPRIO_PROJECTOR] if has_own else [ACTION_HEAD]
 
 
 def _assign(model: OpenVLA, tensors: dict[str, Tensor]) -> None:
@@ -157,14 +188,20 @@ def _fill(targets: Mapping[str, Tensor], found: Mapping[str, Stored]) -> None:
 
 
 def save_model(model: OpenVLA, folder: Path, carry_from: Path | None = None) -> None:
-    """Write config.json and model.safetensors.
+    """Write config.json and model.safetensors, and the component files of a model with a head, as OpenVLA-OFT has them.
 
     The reference refuses a file without the tensors that inference never uses, so they are written too: copied from
     `carry_from` if it has them, zeros otherwise.
     """
     make_folder(folder)
     dtype = model.projector.fc1.weight.dtype
-    tensors = {file_name(name): p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+    apart: dict[str, nn.Module] = {} if model.action_head is None else {ACTION_HEAD: model.action_head}
+    if apart and model.proprio_projector is not None:
+        apart[PROPRIO_PROJECTOR] = model.proprio_projector
+    for name, module in apart.items():
+        write_component(folder, name, module)
+    merged = {n: p for n, p in model.named_parameters() if n.partition(".")[0] not in apart}
+    tensors = {file_name(name): p.detach().cpu().contiguous() for name, p in merged.items()}
     tensors |= dict(_unused_tensors(model.config, carry_from, dtype))
     partial = folder / f"{SINGLE}.tmp"
     save_file(

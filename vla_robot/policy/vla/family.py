@@ -13,7 +13,8 @@ from vla_robot.policy.vla.checkpoint import AnyCheckpoint
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.policy import AnyVLAPolicy
-from vla_robot.recipe.finetune import Architecture, CodecRecipe
+from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
+from vla_robot.recipe.policy import CheckpointRecipe
 
 
 class Family(Protocol):
@@ -138,6 +139,7 @@ class Family(Protocol):
         seed: int,
         codec: CodecRecipe | None = None,
         chunk: int = 1,
+        head: HeadRecipe | None = None,
     ) -> None:
         """Write a checkpoint folder with random weights.
 
@@ -150,5 +152,30 @@ class Family(Protocol):
             seed: seed of the weights.
             codec: how actions are said, over added rows; None for OpenVLA's bins.
             chunk: K, actions of an answer.
+            head: gives actions as numbers; None for a policy of tokens.
+        """
+        ...
+
+    def give_head(self, folder: Path, recipe: HeadRecipe, embodiment: Embodiment, chunk: int, seed: int) -> None:
+        """Give the policy of a folder a new head, and a projector of the state if it is to read it and did not.
+
+        Args:
+            folder: a policy without a head, whose files are changed.
+            recipe: the head.
+            embodiment: the arm of the policy; its cameras become the policy's images, in order.
+            chunk: K, actions of an answer.
+            seed: seed of the new weights.
+
+        Raises:
+            CheckpointError: the folder is damaged, or the model's masks do not allow the head.
+        """
+        ...
+
+    def recipe_of(self, folder: Path, key: str) -> CheckpointRecipe:
+        """Return the recipe that loads a trained folder, to be written into it.
+
+        Args:
+            folder: the folder.
+            key: the dataset whose statistics un-normalise the actions.
         """
         ...

@@ -15,11 +15,15 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vla_robot.core.ports import ActionCodec
+from vla_robot.core.ports import ActionCodec, ActionHead
 from vla_robot.policy.vla.codecs.scores import scores_of
+from vla_robot.policy.vla.heads.build import AnyHead
+from vla_robot.policy.vla.heads.prompted import Prompted
+from vla_robot.policy.vla.heads.sizes import HeadSizes
 from vla_robot.policy.vla.inputs.observations import Batch, pad_right, require_fit
 from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.inputs.upload import numbers, upload
@@ -43,6 +47,7 @@ class VLAConfig(Protocol):
         codec: how actions are said.
         num_words: one past the last id of which a text consists; action ids among them are never words.
         norm_stats: dataset name -> statistics, as in dataset_statistics.json.
+        head: gives actions as numbers, so that the codec's rows are not said; None for a policy of tokens.
     """
 
     @property
@@ -57,6 +62,8 @@ class VLAConfig(Protocol):
     def num_words(self) -> int: ...
     @property
     def norm_stats(self) -> Mapping[str, Any]: ...
+    @property
+    def head(self) -> HeadSizes | None: ...
 
 
 @dataclass(frozen=True)
@@ -64,13 +71,14 @@ class TrainingOutput:
     """Loss and metrics of one training batch.
 
     Attributes:
-        loss: () mean cross-entropy over all labelled positions.
-        token_accuracy: () share of action tokens predicted exactly.
+        loss: () mean cross-entropy over all labelled positions, or the loss of an action head.
+        token_accuracy: () share of action tokens predicted exactly; None for a head, which says none.
         l1: () mean absolute difference of the numbers that tokens say, in normalised units; None if a token says none.
+            Of a head's answers, but not in training, where an answer would take more passes.
     """
 
     loss: Tensor
-    token_accuracy: Tensor
+    token_accuracy: Tensor | None
     l1: Tensor | None
 
 
@@ -115,6 +123,8 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap); None leaves it.
         perceives_by_shape: whether `perceive` reads shapes alone, so that a GPU can record it.
         reasons_by_shape: the same of all that comes after it.
+        prompt_sees_answer: whether the prompt attends to the answer of a head that is read in one pass.
+        action_head: gives actions as numbers; None for a policy of tokens.
     """
 
     PARTS: ClassVar[Mapping[str, tuple[str, ...]]]
@@ -122,7 +132,9 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
     soft_cap: float | None = None
     perceives_by_shape: ClassVar[bool] = True
     reasons_by_shape: ClassVar[bool] = True
+    prompt_sees_answer: ClassVar[bool] = False
     config: C
+    action_head: AnyHead | None
 
     @property
     @abstractmethod
@@ -220,12 +232,23 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         state = None if batch.state is None else upload(batch.state, device).to(dtype)
         return upload(batch.pixels, device).to(dtype), upload(ids, device), state, lengths
 
+    def prompted(self, rows: RaggedSequence) -> Prompted:
+        """Return rows that end in the end token as an action head gets them."""
+        return Prompted(rows, self.hidden, self.prompt_sees_answer)
+
     def forward(
-        self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None, smoothing: float = 0.0
+        self,
+        pixels: Tensor,
+        input_ids: Tensor,
+        labels: Tensor,
+        state: Tensor | None,
+        smoothing: float = 0.0,
+        actions: Tensor | None = None,
+        seeds: Tensor | None = None,
     ) -> TrainingOutput:
         """Return the training loss and metrics of a right-padded batch.
 
-        Answers are causal, so padding at the right is hidden from every labelled position.
+        Answers in tokens are causal, so padding at the right is hidden from every labelled position.
 
         Args:
             pixels: (B, N, C, H, W).
@@ -235,8 +258,16 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
             state: (B, proprio_dim) or None.
             smoothing: standard deviation, in bins, of a Gaussian that spreads each action label over its neighbours;
                 0 is the reference. Neighbouring bins are almost right, which plain cross-entropy ignores.
+            actions: (B, K, D) in [-1, 1] that an action head learns, and each row's only label is its end token; None
+                for answers in tokens.
+            seeds: (B,) int64 in main memory, from which the head draws each row's random numbers.
+
+        Raises:
+            ContractError: the actions have another shape than the head's.
         """
         labelled = Labelled.of(labels, self.config, input_ids.device)
+        if self.action_head is not None and actions is not None and seeds is not None:
+            return self._regress(self.action_head, pixels, input_ids, labelled, state, actions, numbers(seeds))
         return self._score(self._predict(pixels, input_ids, labelled, state), labelled, smoothing)
 
     def answers_match(self, pixels: Tensor, input_ids: Tensor, labels: Tensor, state: Tensor | None) -> Tensor:
@@ -254,6 +285,24 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         logits = self._predict(pixels, input_ids, labelled, state)
         wrong = over_words(logits, self.config).argmax(dim=1) != labelled.ids
         return input_ids.new_zeros(len(input_ids)).index_add(0, labelled.rows, wrong.long()) == 0
+
+    def _regress(
+        self,
+        head: ActionHead[Prompted, Tensor],
+        pixels: Tensor,
+        input_ids: Tensor,
+        labelled: Labelled,
+        state: Tensor | None,
+        actions: Tensor,
+        seeds: NDArray[np.int64],
+    ) -> TrainingOutput:
+        embeds = self.embed(pixels, input_ids, state)
+        through_end = labelled.first + 1 + embeds.shape[1] - input_ids.shape[1]
+        prompts = self.prompted(self.arrange(pixels, embeds, through_end))
+        loss = head.loss(prompts, actions, seeds)
+        if torch.is_grad_enabled():
+            return TrainingOutput(loss, None, None)
+        return TrainingOutput(loss, None, (head.answer(prompts, seeds) - actions).abs().mean())
 
     def _predict(self, pixels: Tensor, input_ids: Tensor, labelled: Labelled, state: Tensor | None) -> Tensor:
         """Return, for all K labelled positions, (K, V) logits."""

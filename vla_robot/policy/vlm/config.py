@@ -10,6 +10,7 @@ from typing import Any
 from vla_robot.core.errors import CheckpointError
 from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla.codecs.folder import codec_block, codec_of
+from vla_robot.policy.vla.heads.sizes import HeadSizes, head_block, head_of
 from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.json_files import OUR_BLOCK, whole
 from vla_robot.policy.vla.small_files import table_of
@@ -68,6 +69,7 @@ class VLMConfig:
         chunk: K, consecutive actions of one answer.
         pad_token_id: id that pads text at the right.
         norm_stats: dataset name -> statistics.
+        head: gives actions as numbers; None for a policy of tokens.
     """
 
     published: Mapping[str, Any] = field(repr=False)
@@ -79,6 +81,7 @@ class VLMConfig:
     chunk: int = 1
     pad_token_id: int = 0
     norm_stats: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    head: HeadSizes | None = None
 
     @property
     def inputs(self) -> InputSizes:
@@ -98,6 +101,7 @@ class VLMConfig:
             "num_images": self.num_images,
             "proprio_dim": self.proprio_dim,
             "chunk": self.chunk,
+            **head_block(self.head),
         }
 
     def with_block(self, published: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +160,7 @@ def block_of(folder: Path, data: Mapping[str, Any], vocabulary: int) -> dict[str
         "num_images": whole(source, "num_images", block.get("num_images", 1), 16),
         "proprio_dim": None if proprio is None else whole(source, "proprio_dim", proprio, 1024),
         "chunk": chunk,
+        "head": head_of(source, block),
     }
 
 

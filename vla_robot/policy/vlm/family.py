@@ -20,6 +20,8 @@ from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.codecs.folder import codec_block, write_codec
 from vla_robot.policy.vla.codecs.mark import require_mark
 from vla_robot.policy.vla.codecs.plan import BINS, added_rows, codec_of_new, planned_codec
+from vla_robot.policy.vla.heads.policy import policy_class
+from vla_robot.policy.vla.heads.sizes import head_block, planned_head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, read_tokenizer, train_tokenizer
@@ -32,8 +34,18 @@ from vla_robot.policy.vlm.config import VLMConfig, block_of, require_plain, with
 from vla_robot.policy.vlm.layout import Layout, Place
 from vla_robot.policy.vlm.model import TransformersModel
 from vla_robot.policy.vlm.prompts import TEXT, Template, TemplatePrompts
-from vla_robot.policy.vlm.weights import EXTRAS, fill_extras, grow, load_vlm, mark_codec, require_weights, save_vlm
-from vla_robot.recipe.finetune import Architecture, CodecRecipe
+from vla_robot.policy.vlm.weights import (
+    EXTRAS,
+    add_extras,
+    fill_extras,
+    grow,
+    load_vlm,
+    mark_codec,
+    require_weights,
+    save_vlm,
+)
+from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
+from vla_robot.recipe.policy import CheckpointRecipe, VLARecipe
 
 USUAL_FRAME = 224
 """Edge of the frame [px] by which a model of any frame size is measured and tested."""
@@ -100,8 +112,9 @@ class TransformersFamily:
             raise PolicyError(f"a policy of {self.model_type} is neither compiled nor quantised: leave both out.")
         precision, place = torch_dtype(dtype), torch_device(device)
         checkpoint = self.read(folder, image_preprocessing)
-        policy = VLAPolicy(
-            self._model(folder, checkpoint, precision, place),
+        model = self._model(folder, checkpoint, precision, place)
+        policy = policy_class(model)(
+            model,
             checkpoint.preprocessor,
             checkpoint.tokenizer,
             checkpoint.config.norm_stats,
@@ -178,6 +191,7 @@ class TransformersFamily:
         seed: int,
         codec: CodecRecipe | None = None,
         chunk: int = 1,
+        head: HeadRecipe | None = None,
     ) -> None:
         """See `Family`."""
         asks = (self.template.text.replace(TEXT, ASKED_FOR_ACTION.format(instruction=t.lower())) for t in instructions)
@@ -194,6 +208,7 @@ class TransformersFamily:
             num_images=len(embodiment.cameras),
             proprio_dim=len(embodiment.state) if architecture.use_state else None,
             chunk=chunk,
+            head=planned_head(head, len(embodiment.action)),
         )
         torch.manual_seed(seed)
         vlm = self._class(self._class.config_class.from_dict(published))
@@ -202,6 +217,23 @@ class TransformersFamily:
         write_json(folder / "dataset_statistics.json", statistics)
         write_json(folder / "embodiment.json", embodiment.to_dict())
         tokenizer.save(str(folder / "tokenizer.json"))
+
+    def give_head(self, folder: Path, recipe: HeadRecipe, embodiment: Embodiment, chunk: int, seed: int) -> None:
+        """See `Family`."""
+        data, old = read_json(folder / "config.json"), self._config(folder)
+        dim = old.proprio_dim
+        if dim is None and recipe.state:
+            dim = len(embodiment.state)
+        sizes = {"num_images": len(embodiment.cameras), "proprio_dim": dim, "chunk": chunk}
+        block = {**data[OUR_BLOCK], **sizes, **head_block(planned_head(recipe, len(embodiment.action)))}
+        write_json(folder / "config.json", {**data, OUR_BLOCK: block})
+        self.on_meta(folder)  # raises if the masks do not allow the head
+        torch.manual_seed(seed)
+        add_extras(folder, self._config(folder), self._class.config_class.from_dict(old.published).get_text_config())
+
+    def recipe_of(self, folder: Path, key: str) -> CheckpointRecipe:
+        """See `Family`."""
+        return VLARecipe(checkpoint=Path("."), statistics_key=key)
 
     @property
     def _class(self) -> Any:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.vla.heads.build import AnyHead, new_head
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
@@ -47,7 +49,18 @@ class TransformersModel(VLAModel[VLMConfig]):
         width = self._text.config.hidden_size
         dim = config.proprio_dim
         self.proprio_projector = None if dim is None else ProprioProjector(dim, width)
+        self.action_head = self._new_head()
         self.soft_cap = getattr(self._text.config, "final_logit_softcapping", None)
+
+    def _new_head(self) -> AnyHead | None:
+        """Return the head that the configuration names. Raises CheckpointError if the masks do not allow it."""
+        head = self.config.head
+        if head is not None and head.kind == "l1" and not self.mask_rule().blocks_in_full:
+            raise CheckpointError(
+                f"{type(self).__name__}'s full-attention layers are causal, so that an answer's tokens cannot see each "
+                'other, which the head "l1" needs. Take a [codec], or another family.'
+            )
+        return new_head(head, self.config.chunk, self._text.config)
 
     @abstractmethod
     def mask_rule(self) -> MaskRule:

@@ -1,7 +1,7 @@
 """Reads and writes the weights of a folder of transformers' layout.
 
     config.json  model.safetensors (or shards + their index)  tokenizer.json  preprocessor_config.json
-    vla_robot.safetensors (ours: the projector of the arm's state)
+    vla_robot.safetensors (ours: the projector of the arm's state, and the action head)
     dataset_statistics.json  embodiment.json (ours)
 
 The library reads its own files, so that names of older versions, tied weights, buffers that are in the file and buffers
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from vla_robot.core.errors import CheckpointError
@@ -26,8 +26,11 @@ from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.vla import adapters
 from vla_robot.policy.vla.codecs.folder import is_in_config, write_codec
 from vla_robot.policy.vla.codecs.mark import header_of, mark_of, require_mark
+from vla_robot.policy.vla.heads.build import PART, new_head
 from vla_robot.policy.vla.json_files import read_json, write_json
+from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.safetensors_files import audit, stored_in
+from vla_robot.policy.vlm.config import VLMConfig
 from vla_robot.policy.vlm.model import TransformersModel
 
 EXTRAS = "vla_robot.safetensors"
@@ -77,19 +80,45 @@ def fill_extras(model: TransformersModel, folder: Path) -> None:
     require_mark(path, model.config.codec)
     if not wanted:
         if path.is_file() and header_of(path)[0]:
-            raise CheckpointError(f"{path} is there, but config.json names no proprio_dim; one of the two is wrong.")
+            raise CheckpointError(
+                f"{path} is there, but config.json names no proprio_dim and no head; one of the two is wrong."
+            )
         return
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; it holds the projector of the arm's state. Copy it again.")
-    try:
-        found = load_file(path)
-    except Exception as error:  # safetensors raises its own and the system's
-        raise CheckpointError(f"{path} is damaged or not safetensors ({error}). Copy the file again.") from error
+        raise CheckpointError(
+            f"{path} is missing; it holds the projector of the arm's state and the action head. Copy it again."
+        )
+    found = _read_extras(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
     audit(path, {name: tuple(p.shape) for name, p in wanted.items()}, shapes, {})
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(found[name])
+
+
+def _read_extras(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own and the system's
+        raise CheckpointError(f"{path} is damaged or not safetensors ({error}). Copy the file again.") from error
+
+
+def add_extras(folder: Path, config: VLMConfig, text: Any) -> None:
+    """Write a new head beside the weights of a folder, and a projector of the state if the folder had none.
+
+    Args:
+        folder: folder of a policy.
+        config: names the head and the state.
+        text: transformers' configuration of the language model.
+    """
+    path = folder / EXTRAS
+    there = _read_extras(path) if path.is_file() else {}
+    new: dict[str, nn.Module | None] = {PART: new_head(config.head, config.chunk, text)}
+    if config.proprio_dim is not None and not there:
+        new["proprio_projector"] = ProprioProjector(config.proprio_dim, text.hidden_size)
+    modules = {name: module for name, module in new.items() if module is not None}
+    named = {f"{name}.{key}": p.detach() for name, module in modules.items() for key, p in module.named_parameters()}
+    save_file({**there, **named}, path, metadata={"format": "pt", **mark_of(config.codec)})
 
 
 def save_vlm(model: TransformersModel, folder: Path) -> None:

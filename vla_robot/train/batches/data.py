@@ -90,7 +90,7 @@ def data_of_demos(
     held = datasets_of(demos, recipe.dataset_name, choices, is_held, statistics)
     rows, order = _order(recipe, demos, [len(dataset) for dataset in train])
     shift = RandomShift(recipe.shift_px, recipe.seed, rows) if recipe.shift_px else None
-    encoder = Encoder.of(policy, cameras, shift, as_acting=True)
+    encoder = Encoder.of(policy, cameras, shift, as_acting=True, seed=recipe.seed)
     mixture = Mixture(train, recipe.weights or (1.0,) * len(train), recipe.seed, order)
     kept = Kept([*train, *held], encoder, on_frames)
     plain = replace(encoder, augment=None)
@@ -173,7 +173,8 @@ def data_of_mixture(
     Raises:
         DataError: the mixture does not fit the policy, or has no validation split although `held_out` is set.
     """
-    encoder = Encoder.of(policy, recipe.cameras, OpenVLAAugment(recipe.seed) if recipe.augment else None)
+    augment = OpenVLAAugment(recipe.seed) if recipe.augment else None
+    encoder = Encoder.of(policy, recipe.cameras, augment, seed=recipe.seed)
     stream = MixtureStream(mixture, encoder, ranks.share(recipe.robot_rows), ranks.rank, ranks.count)
     measured: MixtureStream | None = None
     if recipe.held_out:

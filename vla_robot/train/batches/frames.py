@@ -5,7 +5,8 @@ One row of a batch:
     input_ids   [BOS] In: What action ...? Out: [space] | a0 a1 a2 a3 a4 a5 a6 [EOS]      then padding
     labels        -   -   -   -   -   -   -   -    -    | a0 a1 a2 a3 a4 a5 a6 [EOS]      (- is ignored)
 
-A policy whose answer holds several actions is trained on those of the next steps, one after the other.
+A policy whose answer holds several actions is trained on those of the next steps, one after the other. With an action
+head the answer has no tokens but the end, and the actions themselves are learned.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Batch:
         labels: (B, L) int64, in main memory.
         state: (B, P) float32 in [-1, 1], or None.
         actions: (B, K, D) float32, normalised, or None for questions, which have no action.
+        seeds: (B,) int64 in main memory, from which an action head draws each row's random numbers, or None.
     """
 
     pixels: Tensor
@@ -41,6 +43,7 @@ class Batch:
     labels: Tensor
     state: Tensor | None
     actions: Tensor | None = None
+    seeds: Tensor | None = None
 
     def split(self, rows: int) -> list[Batch]:
         """Split the batch into parts of at most `rows` rows; 0 returns the batch itself."""
@@ -51,9 +54,9 @@ class Batch:
         return [replace(self, **dict(zip(parts, each, strict=True))) for each in zip(*parts.values(), strict=True)]
 
     def to(self, device: torch.device) -> Batch:
-        """Return the batch with its tensors on a device, but the labels, which the host looks at."""
+        """Return the batch with its tensors on a device, but labels and seeds, which the host looks at."""
         moved = {name: upload(value, device) for name, value in vars(self).items() if value is not None}
-        return replace(self, **(moved | {"labels": self.labels}))
+        return replace(self, **(moved | {"labels": self.labels, "seeds": self.seeds}))
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ class Rows:
 def answers_of(actions: NDArray[np.floating], codec: ActionCodec, tokenizer: Prompts) -> list[NDArray[np.int64]]:
     """Return the (n,) token ids of each of (B, K, D) normalised actions: the actions' tokens, then end-of-sequence."""
     return [_ended(codec.encode(chunk), tokenizer.eos) for chunk in actions]
+
+
+def ends_of(actions: NDArray[np.floating], tokenizer: Prompts) -> list[NDArray[np.int64]]:
+    """Return the (1,) end token as the answer to each of (B, K, D) actions, for a policy with an action head."""
+    return [np.array([tokenizer.eos], dtype=np.int64)] * len(actions)
 
 
 def _ended(ids: NDArray[np.int64], end: int) -> NDArray[np.int64]:

@@ -30,11 +30,12 @@ from vla_robot.core.messages import Image
 from vla_robot.core.ports import ActionCodec
 from vla_robot.data.formats.images import decode_image
 from vla_robot.data.pipeline.mixture import Dataset, Mixture, Sample
+from vla_robot.policy.vla.heads.noise import row_seed
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
 from vla_robot.policy.vla.policy import AnyVLAPolicy
 from vla_robot.train.batches.augment import Augment
-from vla_robot.train.batches.frames import Batch, Rows, answers_of, labelled
+from vla_robot.train.batches.frames import Batch, Rows, answers_of, ends_of, labelled
 
 KEPT_AT_ONCE, DECODE_THREADS = 256, 4
 """Samples that are decoded together, and threads that decode them. OpenCV and Pillow release the GIL meanwhile."""
@@ -61,6 +62,8 @@ class Encoder:
         frame_shape: height and width of a resized frame [px].
         present: index of the present action in a window.
         augment: augmentation of the frames; None leaves them as they are.
+        seed: seed of the random numbers of an action head; a sample's depend on it and the sample's number.
+        has_head: whether an action head gives the actions, which then have no tokens.
         as_acting: True makes frames square as the policy does when it acts; False resizes them by Lanczos, as the
             reference's training data was.
     """
@@ -76,6 +79,8 @@ class Encoder:
     present: int = 0
     augment: Augment | None = None
     as_acting: bool = False
+    seed: int = 0
+    has_head: bool = False
 
     @classmethod
     def of(
@@ -85,6 +90,7 @@ class Encoder:
         augment: Augment | None = None,
         *,
         as_acting: bool = False,
+        seed: int = 0,
     ) -> Encoder:
         """Make the encoder of a policy.
 
@@ -105,6 +111,8 @@ class Encoder:
             frame_shape=_frame_shape(policy),
             augment=augment,
             as_acting=as_acting,
+            seed=seed,
+            has_head=config.head is not None,
         )
 
     def require_fit(self, mixture: Mixture) -> None:
@@ -141,6 +149,7 @@ class Encoder:
             labels=torch.from_numpy(rows.labels),
             state=None if rows.state is None else torch.from_numpy(rows.state),
             actions=None if rows.actions is None else torch.from_numpy(rows.actions),
+            seeds=torch.tensor([row_seed(self.seed, int(number)) for number in numbers]) if self.has_head else None,
         )
 
     def rows(self, samples: Sequence[Sample], frames: NDArray[np.uint8], is_there: NDArray[np.bool_]) -> Rows:
@@ -153,12 +162,12 @@ class Encoder:
         said = actions[:, self.present : self.present + self.chunk]
         if said.shape[1] != self.chunk:
             raise DataError(f"the policy answers {self.chunk} actions, but the windows hold only {said.shape[1]}.")
-        answers = answers_of(said, self.codec, self.tokenizer)
+        answers = ends_of(said, self.tokenizer) if self.has_head else answers_of(said, self.codec, self.tokenizer)
         prompts = {text: self.tokenizer(text) for text in {sample.instruction for sample in samples}}
         input_ids, labels = labelled([prompts[sample.instruction] for sample in samples], answers, self.pad_id)
         reads_state = self.proprio_dim is not None
         state = np.stack([sample.state[-1] for sample in samples]).astype(np.float32) if reads_state else None
-        return Rows(frames, is_there, input_ids, labels, state, actions.astype(np.float32))
+        return Rows(frames, is_there, input_ids, labels, state, said.astype(np.float32))
 
     def squares(
         self, samples: Sequence[Sample], pool: ThreadPoolExecutor | None = None

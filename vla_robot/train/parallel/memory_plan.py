@@ -125,7 +125,7 @@ class _Kept:
         hooks = [hook for number, block in enumerate(checkpointed(model)) for hook in kept._watch(number, block)]
         counted = torch.autograd.graph.saved_tensors_hooks(kept._note, lambda tensor: tensor)
         with counted, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
-            model(*_some_frames(frames, model, device), recipe.bin_smoothing)
+            model(*_some_frames(frames, model, device), recipe.bin_smoothing, *_some_actions(frames, model, device))
         for hook in hooks:
             hook.remove()
         return kept
@@ -171,13 +171,23 @@ def _storage(tensor: Tensor) -> int:
 def _some_frames(frames: int, model: AnyVLAModel, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     config = model.config
     pixels = torch.zeros(frames, *model.pixel_shape())
-    answer = (ANSWER - 1) * config.chunk + 1
+    answer = 1 if config.head is not None else (ANSWER - 1) * config.chunk + 1
     ids = torch.full((frames, PROMPT + answer), int(config.codec.ids[-1]))
     with unset_fake_temporarily():  # labels are looked at, also those of a model without numbers
         labels = torch.from_numpy(np.tile(np.r_[[IGNORE] * PROMPT, [config.codec.ids[-1]] * answer], (frames, 1)))
     dim = config.inputs.proprio_dim
     state = None if dim is None else torch.zeros(frames, dim, device=device)
     return pixels.to(device), ids.to(device), labels, state
+
+
+def _some_actions(frames: int, model: AnyVLAModel, device: torch.device) -> tuple[Tensor, Tensor] | tuple[()]:
+    """Return the actions and seeds of the frames, for an action head."""
+    head = model.action_head
+    if head is None:
+        return ()
+    with unset_fake_temporarily():  # seeds are looked at
+        seeds = torch.zeros(frames, dtype=torch.int64)
+    return torch.zeros(frames, head.chunk, head.dimension, device=device), seeds
 
 
 def _available(device: torch.device) -> int:

@@ -170,6 +170,8 @@ def _load(recipe: CheckpointRecipe) -> AnyVLAPolicy:
     """Load a policy with its matrices as torch has them, in fp32 on the CPU, whatever its recipe says."""
     family, key = family_of(recipe.checkpoint), recipe.statistics_key
     policy = family.load(recipe.checkpoint, "float32", "cpu", key, recipe.image_preprocessing, trainable=True)
+    if policy.model.action_head is not None:
+        raise PolicyError(f"{recipe.checkpoint} has an action head; graphs are made of policies of tokens alone.")
     if not is_in_config(policy.codec):
         raise PolicyError(
             f"{recipe.checkpoint} says its actions as '{policy.codec.kind}' over rows of its own; graphs are made of "

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vla_robot.policy.openvla.network.action_head import ParallelGenerator
 from vla_robot.policy.openvla.network.model import OpenVLA
+from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.inputs.upload import upload
 from vla_robot.policy.vla.reason.stage_timer import StageTimer

@@ -18,6 +18,7 @@ from vla_robot.core.ports import ActionCodec
 from vla_robot.policy.openvla.network import config_limits as limits
 from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.codecs.folder import named_codec
+from vla_robot.policy.vla.heads.sizes import HeadSizes, head_of
 from vla_robot.policy.vla.inputs.reader import InputSizes
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, whole
 from vla_robot.policy.vla.small_files import table_of
@@ -47,6 +48,7 @@ class OpenVLAConfig:
         proprio_dim: length of the state vector that follows the patches as one token, or None, as in OpenVLA-OFT.
         chunk: K, consecutive actions of one answer, token by token; 1 for every published OpenVLA.
         named_codec: the codec that the folder names in codec.json; None for OpenVLA's own.
+        head: gives actions as numbers; None for a policy of tokens.
         codec: how actions are said: as codec.json says, or by OpenVLA's bins over the ids of config.json.
     """
 
@@ -66,6 +68,7 @@ class OpenVLAConfig:
     proprio_dim: int | None = None
     chunk: int = 1
     named_codec: ActionCodec | None = None
+    head: HeadSizes | None = None
     codec: ActionCodec = field(init=False, repr=False)
     published: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
 
@@ -139,6 +142,7 @@ class OpenVLAConfig:
             proprio_dim=None if ours.get("proprio_dim") is None else size("proprio_dim", 1, 1024, table=ours),
             chunk=(chunk := size("chunk", 1, 1000, table=ours)),
             named_codec=named_codec(source, ours, folder, chunk, vocab),
+            head=head_of(source, ours),
             published=dict(data),
         )
 

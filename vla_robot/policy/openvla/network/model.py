@@ -14,6 +14,7 @@ from vla_robot.policy.openvla.network.align import Projector
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.perceive import Tower, VisionBackbone
 from vla_robot.policy.openvla.network.reason import Decoder, build_text
+from vla_robot.policy.vla.heads.build import new_head
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
@@ -30,6 +31,7 @@ class OpenVLA(VLAModel[OpenVLAConfig]):
         "decoder": ("language_model.",),
     }
     HEAD = "language_model.lm_head"
+    prompt_sees_answer = True  # as in OpenVLA-OFT
 
     def __init__(self, config: OpenVLAConfig) -> None:
         super().__init__()
@@ -39,6 +41,7 @@ class OpenVLA(VLAModel[OpenVLAConfig]):
         llm_dim = self.language_model.config.hidden_size
         self.projector = Projector(self.vision_backbone.dim, llm_dim, fused=len(config.timm_model_ids) == 2)
         self.proprio_projector = ProprioProjector(config.proprio_dim, llm_dim) if config.proprio_dim else None
+        self.action_head = new_head(config.head, config.chunk, self.language_model.config)
 
     @property
     def weight(self) -> Tensor:
@@ -64,6 +67,8 @@ class OpenVLA(VLAModel[OpenVLAConfig]):
         return torch.cat([text[:, :1], *seen, text[:, 1:]], dim=1)
 
     def hidden(self, rows: RaggedSequence) -> Tensor:
+        if rows.blocks is not None:
+            return TextReasoner(self.language_model.model, MaskRule()).whole(rows)
         return self.language_model.model(inputs_embeds=rows.embeds, use_cache=False).last_hidden_state
 
     def reasoner(self) -> Decoder | TextReasoner:

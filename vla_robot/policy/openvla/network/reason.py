@@ -49,6 +49,11 @@ def build_text(config: OpenVLAConfig) -> Any:
         raise CheckpointError(f"text_config {config.text_config} does not make a {model.__name__}: {error}.") from error
 
 
+def build_text_config(config: OpenVLAConfig) -> Any:
+    """Return transformers' configuration of the language model, of a model that was built before."""
+    return _TEXTS[config.text_type][1](**config.text_config)
+
+
 _TEXTS: dict[str, tuple[Any, Any]] = {
     "llama": (LlamaForCausalLM, LlamaConfig),
     "qwen2": (Qwen2ForCausalLM, Qwen2Config),

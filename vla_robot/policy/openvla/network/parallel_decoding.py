@@ -1,14 +1,6 @@
-"""Action head of OpenVLA-OFT: regresses a whole chunk of actions in one pass, as numbers instead of tokens.
+"""OpenVLA-OFT's parallel decoding by our own decoder: a chunk from one pass, as `policy.vla.heads.l1` says.
 
-    [BOS][patches of N cameras][state][prompt ... space][0][0] ... [0][EOS]     K * D placeholders, zero embeddings
-                                              |    |  |
-                                              h    h  h ...                     hidden states, shifted by one
-                                              +----+--+--> (K, D * llm_dim) --L1 head--> (K, D) in about [-1, 1]
-
-Every token attends to every other. Action number i is read from the hidden state one position *before* placeholder i,
-since the model was first trained to predict the next token.
-
-Source: moojink/openvla-oft @213c5ff8, prismatic/models/action_heads.py and prismatic/extern/hf/modeling_prismatic.py.
+Source: moojink/openvla-oft @213c5ff8, prismatic/extern/hf/modeling_prismatic.py.
 """
 
 from __future__ import annotations
@@ -16,47 +8,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import relu
+from torch import Tensor
 
 from vla_robot.policy.openvla.network.reason import Decoder
-
-
-class L1Head(nn.Module):
-    """Maps the hidden states of one control step to one action. Parameter names are those of the published file."""
-
-    def __init__(self, llm_dim: int, action_dim: int) -> None:
-        super().__init__()
-        self.model = _ResidualMLP(llm_dim * action_dim, llm_dim, action_dim, blocks=2)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Map (B, K, action_dim * llm_dim) to (B, K, action_dim)."""
-        return self.model(hidden)
-
-
-class _ResidualMLP(nn.Module):
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, blocks: int) -> None:
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(input_dim)
-        self.fc1 = nn.Linear(input_dim, hidden_dim)
-        self.mlp_resnet_blocks = nn.ModuleList(_Block(hidden_dim) for _ in range(blocks))
-        self.layer_norm2 = nn.LayerNorm(hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, output_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = relu(self.fc1(self.layer_norm1(x)))
-        for block in self.mlp_resnet_blocks:
-            x = block(x)
-        return self.fc2(self.layer_norm2(x))
-
-
-class _Block(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, dim), nn.ReLU())
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.ffn(x)
+from vla_robot.policy.vla.heads.l1 import L1Head
 
 
 class ParallelGenerator:
