@@ -75,7 +75,7 @@ def test_a_row_of_a_batch_is_answered_as_alone(kind: str) -> None:
 def test_training_on_one_batch_brings_its_answers_nearer(kind: str) -> None:
     learner: Any = HEADS[kind]()
     asked, wanted, seeds = prompts(2), torch.full((2, K, D), 0.5), np.arange(2)
-    before = float((learner.answer(asked, seeds) - wanted).abs().mean())
+    before = float((learner.answer(asked, seeds) - wanted).detach().abs().mean())
     optimizer = torch.optim.Adam(learner.parameters(), lr=3e-3)
     for step in range(100):
         optimizer.zero_grad()
