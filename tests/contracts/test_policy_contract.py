@@ -132,7 +132,7 @@ def vlm(family: str) -> Callable[[Get], Policy]:
     return make
 
 
-def with_head(family: str, head: str) -> Callable[[Get], Policy]:
+def with_head(family: str, head: Any) -> Callable[[Get], Policy]:
     def make(get: Get) -> Policy:
         pytest.importorskip("torch")
         from vla_robot.policy.families import family_of

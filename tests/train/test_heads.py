@@ -142,6 +142,7 @@ def test_the_l1_loss_of_openvla_is_that_of_the_definition(new: Any, tmp_path: Pa
     """Rows one by one through transformers' Llama with no key hidden, and torch's own L1 loss."""
     trainer, prepared = open_run(new("openvla"), tmp_path, Ranks())
     batch, model = prepared.data.batch(0), trainer.model
+    assert model.action_head is not None
     assert batch.state is not None and batch.actions is not None
     answers: list[Tensor] = []
     for row in range(len(batch.pixels)):
