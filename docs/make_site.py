@@ -30,6 +30,7 @@ GUIDES = {
         "benchmarks-worlds",
         "finetune",
         "actions",
+        "words",
         "data",
         "teleoperate",
         "openvla",

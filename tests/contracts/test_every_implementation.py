@@ -47,6 +47,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
     "Log": ("LOGS of test_log_contract.py", (test_log_contract.LOGS,)),
     "MarksGaps": SOURCES,
     "Motors": ("MOTORS of test_motors_contract.py", (test_motors_contract.MOTORS,)),
+    "OutlinesObjects": WORLDS,
     "Policy": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "ReadsHistory": ("KINDS of test_policy_contract.py", (test_policy_contract.KINDS,)),
     "ReportsStages": WORLDS,
@@ -67,6 +68,7 @@ SUITES: dict[str, tuple[str, tuple[Iterable[str], ...]]] = {
 """Port -> where a new implementation joins, and the tables of its suite."""
 
 NOT_ASKED: dict[str, dict[str, str]] = {
+    "AnswersQuestions": {"Request": "a request to a policy's server, which hands over the answer"},
     "ReadsHistory": {
         "WrappedPolicy": "the base of policies that wrap another, each of which is asked",
         "SharedPolicy": "what gives each world a PolicySeat, which is asked",

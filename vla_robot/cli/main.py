@@ -63,6 +63,7 @@ VERBS: dict[str, Verb] = {
     "view": Verb("vla_robot.cli.view.view", "ViewArgs", goes_on=True),
     "serve": Verb("vla_robot.cli.serve", "ServeArgs", goes_on=True),
     "record": Verb("vla_robot.cli.record.record", "RecordArgs", goes_on=True),
+    "pretrain": Verb("vla_robot.cli.pretrain", "PretrainArgs", goes_on=True),
     "finetune": Verb("vla_robot.cli.finetune.finetune", "FinetuneArgs", goes_on=True),
     "ask": Verb("vla_robot.cli.ask.ask", "AskArgs"),
     "eval": Verb("vla_robot.cli.evaluate.evaluate", "EvaluateArgs", goes_on=True),
@@ -90,6 +91,7 @@ vla: put a vision-language-action policy on a robot.
   vla view tcp://127.0.0.1:5570                     a running bridge in the browser, with its e-stop
   vla record --env envs/lift.toml --source expert --episodes 50 --out data/lift
                                                     demonstrations, as a LeRobot v3 dataset; --source keyboard: by you
+  vla pretrain RECIPE --out FOLDER                  train a vision tower on pictures and captions
   vla finetune RECIPE --out FOLDER                  train a policy on demonstrations or a mixture; --lora-rank 32
   vla eval --env lift --policy A B                  success over many seeds, with intervals; --suite libero_spatial
   vla ask IMAGE "detect red cube" --policy FOLDER   what a policy sees, in words and boxes; --out PICTURE.png
@@ -110,9 +112,8 @@ vla: put a vision-language-action policy on a robot.
   vla doctor                                        is this computer ready; what to fix if not
 
 `vla VERB --help` lists a verb's options. A recipe is a TOML file: envs/ holds worlds, policies/ policies,
-datasets/ datasets, launch/ which policy drives which world, envs/teleoperators/ leader arms, envs/environments/
-what `vla install` makes. Name one by its path, or by its bare name. Every verb takes --json FILE for machines.
-Start with `vla run launch/lift.toml`.
+datasets/ datasets, launch/ runs and trainings, envs/teleoperators/ leader arms, envs/environments/ what `vla install`
+makes. Name one by path or bare name. Every verb takes --json FILE for machines. Start with `vla run launch/lift.toml`.
 """
 
 

@@ -22,16 +22,16 @@ def check_image(image: object, name: str = "image") -> None:
         raise ContractError(f"{name} must have shape (H, W, 3), got {array.shape}.")
 
 
-def turned(image: Image, turn_deg: int, mirror: bool) -> Image:
+def turned[A: np.generic](image: NDArray[A], turn_deg: int, mirror: bool) -> NDArray[A]:
     """Turn a picture clockwise by a multiple of 90 degrees, then exchange left and right.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, or another array of pixels.
         turn_deg: 0, 90, 180 or 270.
         mirror: whether to exchange left and right.
 
     Returns:
-        (H, W, 3) or (W, H, 3) uint8, contiguous; the image itself if nothing is to be done.
+        (H, W, ...) or (W, H, ...), contiguous; the image itself if nothing is to be done.
     """
     if not turn_deg and not mirror:
         return image

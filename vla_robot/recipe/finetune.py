@@ -33,6 +33,9 @@ class Architecture:
         text_vocab: tokens of the text tokenizer; 256 action rows follow, and OpenVLA's padding rows.
         max_positions: longest sequence, patches included.
         use_state: whether the arm's state is an input, as one token.
+        locations: whether PaliGemma's 1024 <loc> and 128 <seg> tokens follow the text tokens, in which boxes are said.
+        tower: folder of `vla pretrain` whose vision tower, of the same sizes, is taken over; without it the tower's
+            weights are random.
     """
 
     family: str = "openvla"
@@ -47,6 +50,8 @@ class Architecture:
     text_vocab: int = 512
     max_positions: int = 256
     use_state: bool = True
+    locations: bool = False
+    tower: Path | None = None
 
     def __post_init__(self) -> None:
         if self.image_size % 14:
@@ -120,12 +125,20 @@ class QuestionsRecipe:
     Attributes:
         folder: folder of train.jsonl, held_out.jsonl and images; `vla data questions` makes one.
         weight: share of questions in each step's rows and loss; with 0 they are only measured.
+        box_smoothing: spread of the labels of boxes over neighbouring places, in 1024ths of the picture, as
+            `bin_smoothing` of actions; 0 is plain cross-entropy.
+        in_vocabulary: whether the tokenizer of a new model is also trained on these questions and answers, which then
+            take fewer tokens.
     """
 
     folder: Path
     weight: float = 0.2
+    box_smoothing: float = 0.0
+    in_vocabulary: bool = False
 
     def __post_init__(self) -> None:
+        if self.box_smoothing < 0:
+            raise RecipeError(f"box_smoothing is {self.box_smoothing:g}, must be 0 or more")
         if not 0 <= self.weight < 1:
             raise RecipeError(f"weight is {self.weight:g}, must lie in [0, 1): without robot data no action is learned")
 
@@ -177,6 +190,8 @@ class FinetuneRecipe:
             (DDP): for a model that does not fit on one GPU. One process stores everything either way.
         learning_rate: peak rate of AdamW.
         warmup_steps: linear rise to the peak.
+        vision_warmup_steps: linear rise of the vision tower's rate alone, from nothing to that of the other parts, as
+            in PaliGemma's first stage; 0 gives all parts one rate.
         final_rate: share of the peak at the cosine's end; 1 keeps the rate constant, as OpenVLA does.
         weight_decay: weight decay of AdamW.
         clip_norm: largest gradient norm, above which gradients are scaled down; 0 switches this off.
@@ -211,6 +226,7 @@ class FinetuneRecipe:
     shard: bool = False
     learning_rate: float = 5e-4
     warmup_steps: int = 200
+    vision_warmup_steps: int = 0
     final_rate: float = 0.02
     weight_decay: float = 0.05
     clip_norm: float = 1.0
@@ -259,7 +275,7 @@ class FinetuneRecipe:
             yield problem
         if problem := device_problem(self.device):
             yield problem
-        for name in ("lora_rank", "micro_batch"):
+        for name in ("lora_rank", "micro_batch", "vision_warmup_steps"):
             if getattr(self, name) < 0:
                 yield f"{name} is {getattr(self, name)}, must be 0 or more"
         for name in ("steps", "batch_size", "evaluate_every", "checkpoint_every"):
@@ -283,6 +299,8 @@ class DemosFinetuneRecipe(FinetuneRecipe):
         architecture: size of a new model; ignored with `policy`.
         codec: how a new model, or a `policy` without actions yet, says them; without it by OpenVLA's bins.
         head: gives actions as numbers and not as tokens; it excludes `codec`.
+        resolution: edge of the frames that the policy's tower reads from this training on [px]; the table of its
+            positions is interpolated, as in PaliGemma's second stage. Without it the policy's own.
     """
 
     kind: Literal["demonstrations"] = "demonstrations"
@@ -293,8 +311,13 @@ class DemosFinetuneRecipe(FinetuneRecipe):
     architecture: Architecture = field(default_factory=Architecture)
     codec: CodecRecipe | None = None
     head: HeadRecipe | None = None
+    resolution: int | None = None
 
     def _source_problems(self) -> Iterator[str]:
+        if self.resolution is not None and self.policy is None:
+            yield "resolution changes that of a policy; a new model has image_size in [architecture]"
+        if self.resolution is not None and self.resolution < 1:
+            yield f"resolution is {self.resolution}, must be at least 1 pixel"
         has_new_rows = self.codec is not None and self.codec.kind != "words"
         if has_new_rows and (self.lora_rank or "decoder" not in self.train):
             yield (
@@ -349,7 +372,7 @@ FinetuneRecipe.kinds = Kinds(
     (DemosFinetuneRecipe, MixtureFinetuneRecipe),
     groups=(),
     default=_kind_by_keys,
-    idle=("dataset_name", "architecture", "codec", "root", "cameras", "augment", "workers"),
+    idle=("dataset_name", "architecture", "codec", "resolution", "root", "cameras", "augment", "workers"),
 )
 
 

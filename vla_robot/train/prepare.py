@@ -14,10 +14,12 @@ import torch
 
 from vla_robot.core.embodiment import Embodiment, misfits
 from vla_robot.core.errors import ContractError, DataError, RecipeError
+from vla_robot.core.language.boxes import asks_for_boxes
 from vla_robot.data.formats.kinds import format_at
 from vla_robot.data.formats.lerobot.demo_dataset import Demos, open_demos
 from vla_robot.data.formats.recognise import advise
 from vla_robot.data.pipeline.stats import dataset_statistics
+from vla_robot.data.questions import read_questions
 from vla_robot.policy.families import family_named, family_of
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
@@ -33,11 +35,22 @@ from vla_robot.recipe.finetune import (
 from vla_robot.train.batches.data import TrainingData, data_of_demos, data_of_mixture, open_recipe_mixture
 from vla_robot.train.batches.questions import QuestionData
 from vla_robot.train.checkpoint import replacing
+from vla_robot.train.contrastive.tower import take_over
 from vla_robot.train.parallel.ddp import Ranks
 from vla_robot.train.trainer import OnProgress, Progress
 
-SINCE: Mapping[str, Any] = {"weights": (), "chunk": None, "codec": None, "head": None}
-"""Fields that older recipes lack, with the value that they imply; it leaves the fingerprint as it was."""
+SINCE: Mapping[str, Any] = {
+    "weights": (),
+    "chunk": None,
+    "codec": None,
+    "head": None,
+    "resolution": None,
+    "vision_warmup_steps": 0,
+}
+SINCE_IN_ARCHITECTURE: Mapping[str, Any] = {"family": "openvla", "locations": False, "tower": None}
+SINCE_IN_QUESTIONS: Mapping[str, Any] = {"box_smoothing": 0.0, "in_vocabulary": False}
+"""Fields that older recipes and their tables lack, with the value that they imply; it leaves the fingerprint as it was.
+"""
 
 UNSAID: Mapping[str, Any] = {
     "data": (), "dataset_name": "demos", "architecture": asdict(Architecture()),
@@ -127,7 +140,10 @@ def _from_mixture(recipe: MixtureFinetuneRecipe, out: Path, ranks: Ranks, on_pro
 
 
 def _questions(recipe: FinetuneRecipe, policy: AnyVLAPolicy, ranks: Ranks) -> QuestionData | None:
-    return None if recipe.questions is None else QuestionData(recipe, recipe.questions, policy, ranks)
+    if recipe.questions is None:
+        return None
+    policy.model.locations = policy.tokenizer.locations()
+    return QuestionData(recipe, recipe.questions, policy, ranks)
 
 
 def _start_at(out: Path, write: Callable[[Path], None]) -> Path:
@@ -154,6 +170,13 @@ def _set_chunk(folder: Path, chunk: int | None) -> None:
 
 
 def _write_start(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> None:
+    """Write the policy that a run starts from, in the recipe's resolution."""
+    _write_policy(recipe, demos, folder)
+    if recipe.resolution is not None:
+        family_of(folder).resize(folder, recipe.resolution)
+
+
+def _write_policy(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> None:
     """Write a copy of the recipe's policy, or a new one of its architecture or of a model without action tokens.
 
     Statistics of a dataset that the policy already knows are kept, since its weights depend on those units. A new
@@ -162,17 +185,20 @@ def _write_start(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> Non
     statistics = dataset_statistics(recipe.dataset_name, demos.actions, demos.states, len(demos.episodes))
     if recipe.policy is None:
         new = recipe.architecture
+        texts = [*demos.texts, *_question_texts(recipe)]
         family_named(new.family).create(
             folder,
             new,
             demos.embodiment,
             statistics,
-            demos.texts,
+            texts,
             recipe.seed,
             recipe.codec,
             recipe.chunk or 1,
             recipe.head,
         )
+        if new.tower is not None:
+            take_over(folder, new)
         return
     family = family_of(recipe.policy)
     if not family.acts(recipe.policy):
@@ -194,6 +220,14 @@ def _write_start(recipe: DemosFinetuneRecipe, demos: Demos, folder: Path) -> Non
     _require_fit(policy.embodiment, demos.embodiment, recipe)
     new = {} if recipe.dataset_name in policy.config.norm_stats else statistics
     _copy_policy(recipe.policy, folder, new, recipe.chunk)
+
+
+def _question_texts(recipe: FinetuneRecipe) -> list[str]:
+    """Return the texts of questions and answers, without boxes, that a new tokenizer is to be trained on."""
+    if recipe.questions is None or not recipe.questions.in_vocabulary:
+        return []
+    asked = [q for q in read_questions(recipe.questions.folder)["train"] if not asks_for_boxes(q.question)]
+    return [text for q in asked for text in (q.question, q.answer)]
 
 
 def _write_with_head(
@@ -270,7 +304,12 @@ def fingerprint_of(recipe: FinetuneRecipe, prepared: Prepared) -> str:
 def _said(recipe: FinetuneRecipe) -> dict[str, Any]:
     """Return what decides what is learned, as recipes said it when one dataclass had the keys of all kinds."""
     fields = {**UNSAID, **asdict(recipe), **SAME}
-    new = fields["architecture"]
-    fields["architecture"] = {name: value for name, value in new.items() if (name, value) != ("family", "openvla")}
+    fields["architecture"] = _without_since(fields["architecture"], SINCE_IN_ARCHITECTURE)
+    if fields.get("questions"):
+        fields["questions"] = _without_since(fields["questions"], SINCE_IN_QUESTIONS)
     fields = {name: value for name, value in fields.items() if name not in NOT_LEARNED}
-    return {name: value for name, value in fields.items() if name not in SINCE or value != SINCE[name]}
+    return _without_since(fields, SINCE)
+
+
+def _without_since(fields: Mapping[str, Any], since: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in since or value != since[name]}

@@ -60,17 +60,22 @@ class _Part:
         share: weight of this part in the mean over all rows of its kind.
         weight: weight of its kind (robot or question) in the step's loss.
         metrics: field of the model's output -> name of the metric.
+        smoothing: spread of labels on a scale over their neighbours, in bins.
     """
 
     batch: Batch
     share: float
     weight: float
     metrics: Mapping[str, str]
+    smoothing: float
 
 
 ROBOT = {"loss": "loss", "token_accuracy": "token_accuracy", "l1": "l1"}
 QUESTIONS = {"loss": "question_loss"}
 """Metrics of a step by the kind of its rows."""
+
+WARMUP = "vision_warmup_steps"
+"""Key of a group of the optimiser: steps over which its rate rises to that of the others."""
 
 LOSSES = (ROBOT["loss"], QUESTIONS["loss"])
 GRADIENT_NORM = "gradient_norm"
@@ -87,6 +92,7 @@ class Trainer:
         data: TrainingData,
         ranks: Ranks,
         questions: QuestionData | None = None,
+        names: Mapping[str, str] = ROBOT,
     ) -> None:
         """
         Args:
@@ -96,7 +102,9 @@ class Trainer:
             data: this rank's share of the training data.
             ranks: rank of this process, and their number.
             questions: questions to train on, or only to measure; None without.
+            names: field of the model's output for `data` -> name of the metric.
         """
+        self._names = names
         self.recipe = recipe
         self.out = out
         self.model = model
@@ -111,7 +119,7 @@ class Trainer:
         unused = model.action_head is not None
         self._parallel = DistributedDataParallel(model, find_unused_parameters=unused) if copied else None
         self._device = next(model.parameters()).device
-        self._optimizer = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.learning_rate, fused=True)
+        self._optimizer = torch.optim.AdamW(_groups(model, recipe), lr=recipe.learning_rate, fused=True)
         self._metrics = Metrics(recipe, out)
         self._fingerprint = ""
 
@@ -178,12 +186,15 @@ class Trainer:
         answers: dict[str, float] = {}
         with self.averaged():
             if self._questions is not None:
-                answers["question_accuracy"] = self._questions.accuracy(self._answers_match)
+                accuracy = self._questions.accuracy(self._answers_match)
+                answers |= {} if math.isnan(accuracy) else {"question_accuracy": accuracy}
             for batch in self._data.held_out():
-                outputs.append(_numbers(self._forward(batch)))
+                outputs.append(_numbers(self._forward(batch, self.recipe.bin_smoothing)))
                 sizes.append(len(batch.pixels))
-        names = outputs[0] if outputs else ()
-        means = {f"held_out_{n}": float(np.average([o[n] for o in outputs], weights=sizes)) for n in names}
+        fields = outputs[0] if outputs else ()
+        means = {
+            f"held_out_{self._names[f]}": float(np.average([o[f] for o in outputs], weights=sizes)) for f in fields
+        }
         return means | answers
 
     def averaged(self) -> _Swapped:
@@ -213,7 +224,7 @@ class Trainer:
     def _learn(self) -> dict[str, float]:
         rate = self._rate()
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * min(1.0, (self.step + 1) / max(1, group[WARMUP]))
         outputs = self._backward(self._parts())
         limit = self.recipe.clip_norm or math.inf
         norm = whole(torch.nn.utils.clip_grad_norm_(learning(self.model).values(), limit))
@@ -231,15 +242,16 @@ class Trainer:
         shares = [(part, len(part.pixels) / len(robot.pixels)) for part in robot.split(r.micro_batch)]
         asked = self._questions.parts(self.step) if self._questions else []
         weight = r.question_rows / r.batch_size
-        robots = [_Part(part, share, 1 - weight, ROBOT) for part, share in shares]
-        return robots + [_Part(part, share, weight, QUESTIONS) for part, share in asked]
+        robots = [_Part(part, share, 1 - weight, self._names, r.bin_smoothing) for part, share in shares]
+        of_boxes = r.questions.box_smoothing if r.questions else 0.0
+        return robots + [_Part(part, share, weight, QUESTIONS, of_boxes) for part, share in asked]
 
     def _backward(self, parts: Sequence[_Part]) -> dict[str, Tensor]:
         """Compute the gradients of a step and return mean loss and metrics of each kind of rows."""
         sums: dict[str, Tensor] = {}
         for number, part in enumerate(parts):
             with self._apart(number < len(parts) - 1):
-                output = self._forward(part.batch, self._parallel)
+                output = self._forward(part.batch, part.smoothing, self._parallel)
                 (output.loss * (part.share * part.weight)).backward()
             for field, name in part.metrics.items():
                 if (value := getattr(output, field)) is not None:
@@ -253,10 +265,12 @@ class Trainer:
         """
         return self._parallel.no_sync() if is_apart and self._parallel is not None else nullcontext()
 
-    def _forward(self, batch: Batch, parallel: DistributedDataParallel | None = None) -> TrainingOutput:
+    def _forward(
+        self, batch: Batch, smoothing: float, parallel: DistributedDataParallel | None = None
+    ) -> TrainingOutput:
         b = batch.to(self._device)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bf16):
-            answers = (self.recipe.bin_smoothing, b.actions, b.seeds)
+            answers = (smoothing, b.actions, b.seeds)
             return (parallel or self.model)(b.pixels, b.input_ids, b.labels, b.state, *answers)
 
     def _answers_match(self, batch: Batch) -> Tensor:
@@ -317,13 +331,18 @@ class _Swapped:
             average.copy_(kept)
 
 
-def _groups(model: AnyVLAModel, weight_decay: float) -> list[dict[str, Any]]:
-    """Return AdamW's parameter groups: matrices decay; biases, norms and positions do not."""
-    parameters = learning(model).values()
-    matrices = [p for p in parameters if p.ndim >= 2 and 1 not in p.shape]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in parameters if id(p) not in chosen]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+def _groups(model: AnyVLAModel, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: matrices decay; biases, norms and positions do not. A tower that warms up on its
+    own has groups of its own."""
+    slow = recipe.vision_warmup_steps
+    in_tower = model.PARTS["vision"] if slow else ()
+    kinds: dict[tuple[float, int], list[Tensor]] = {(recipe.weight_decay, 0): [], (0.0, 0): []}
+    for name, p in learning(model).items():
+        decay = recipe.weight_decay if p.ndim >= 2 and 1 not in p.shape else 0.0
+        kinds.setdefault((decay, slow if in_tower and name.startswith(in_tower) else 0), []).append(p)
+    return [
+        {"params": parameters, "weight_decay": decay, WARMUP: warmup} for (decay, warmup), parameters in kinds.items()
+    ]
 
 
 def _numbers(output: TrainingOutput) -> dict[str, float]:

@@ -29,7 +29,7 @@ ALONE = "image"
 
 @dataclass(frozen=True)
 class AskArgs:
-    """Ask a policy that answers in words.
+    """Ask a policy that answers in words (docs/words.md).
 
     vla ask photo.png "how many cubes are on the table?" --policy FOLDER
     vla ask photo.png "detect red cube" --policy FOLDER --out boxes.png

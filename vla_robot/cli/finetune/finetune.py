@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,12 +37,16 @@ PLAIN_LINE_EVERY = 100
 
 @dataclass(frozen=True)
 class FinetuneArgs:
-    """Train a policy on demonstrations. The same command continues an interrupted one."""
+    """Train a policy on demonstrations. The same command continues an interrupted one.
+
+    Of several recipes, each is a stage that starts from the policy of the one before, in a folder of its own, such as
+    FOLDER/1_NAME: `vla finetune launch/stages/paligemma_1.toml launch/stages/paligemma_2.toml --out data/stages`.
+    """
 
     out: Annotated[Path, option("FOLDER")]
     """the run's folder: checkpoints, metrics.jsonl and the trained policy in FOLDER/final"""
-    recipe: Annotated[str | None, tyro.conf.Positional, option("[RECIPE]")] = None
-    """a launch file with verb = "finetune", by name or path; without one, give --policy and --data or --mixture"""
+    recipes: Annotated[tuple[str, ...], tyro.conf.Positional, option("[RECIPE ...]")] = ()
+    """launch files with verb = "finetune", by name or path; without one, give --policy and --data or --mixture"""
     data: Annotated[tuple[str, ...], option("FOLDER[:WEIGHT] ...")] = ()
     """datasets instead of the recipe's, apart by spaces or commas; of a dataset of weight 2 a frame is drawn twice as
     often as of one of 1, which is the weight of those that say none"""
@@ -76,8 +79,25 @@ def main(args: FinetuneArgs) -> int:
     Raises:
         VlaError: the recipe, the data or the start policy cannot be used. Checkpoints are kept.
     """
-    path = find("launch", args.recipe) if args.recipe else None
-    recipe = _overridden(read(FinetuneRecipe, path) if path else DemosFinetuneRecipe(), args)
+    if len(args.recipes) <= 1:
+        path = find("launch", args.recipes[0]) if args.recipes else None
+        return _stage(_overridden(read(FinetuneRecipe, path) if path else DemosFinetuneRecipe(), args), path, args)
+    for number, path in enumerate(paths := [find("launch", name) for name in args.recipes], 1):
+        here = replace(args, out=_folder_of(args.out, number, path))
+        if number > 1:
+            here = replace(here, policy=_folder_of(args.out, number - 1, paths[number - 2]) / "final")
+        if status := _stage(_overridden(read(FinetuneRecipe, path), here), path, here):
+            return status
+    return 0
+
+
+def _folder_of(out: Path, number: int, recipe: Path) -> Path:
+    """Return the folder of a stage, counted from 1."""
+    return out / f"{number}_{recipe.stem}"
+
+
+def _stage(recipe: FinetuneRecipe, path: Path | None, args: FinetuneArgs) -> int:
+    """Train one recipe; see `main`."""
     source = short_path(path) if path else "the command line"
     if isinstance(recipe, DemosFinetuneRecipe) and not recipe.data:
         raise RecipeError(
@@ -119,7 +139,7 @@ def _overridden(recipe: FinetuneRecipe, args: FinetuneArgs) -> FinetuneRecipe:
         of_mixture: dict[str, Any] = {} if args.mixture is None else {"mixture": args.mixture}
         of_mixture |= {} if args.root is None else {"root": location(args.root)}
         return with_mixture(recipe, **of_mixture, **chosen)
-    return dataclasses.replace(recipe, **chosen)
+    return replace(recipe, **chosen)
 
 
 def _datasets(texts: Sequence[str]) -> dict[str, Any]:
@@ -166,6 +186,8 @@ def _facts(now: Standing) -> str:
     text = f"loss {_scores(m, '')}"
     if "held_out_loss" in m:
         text += f" | held out {_scores(m, 'held_out_')}"
+    if "question_loss" in m:
+        text += f" | questions {m['question_loss']:.3f}"
     if "question_accuracy" in m:
         text += f" | answers {m['question_accuracy']:.1%}"
     if "rollout_success" in m:

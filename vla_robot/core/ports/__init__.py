@@ -13,7 +13,7 @@ from vla_robot.core.ports.policy import AnswersQuestions, Policy, ReadsHistory
 from vla_robot.core.ports.robot import ReportsStatus, Robot, StoppableRobot
 from vla_robot.core.ports.tasks import SharedObject, TaskRunner, Workers
 from vla_robot.core.ports.teleoperator import Kinematics, LeaderArm, SharesControl, Teleoperator
-from vla_robot.core.ports.world import ReportsStages, VisibleWorld, World
+from vla_robot.core.ports.world import OutlinesObjects, ReportsStages, VisibleWorld, World
 
 __all__ = [
     "ActionCodec",
@@ -27,6 +27,7 @@ __all__ = [
     "LeaderArm",
     "MarksGaps",
     "Motors",
+    "OutlinesObjects",
     "Policy",
     "ReadsHistory",
     "ReportsStages",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
 from vla_robot.core.embodiment import Embodiment
+from vla_robot.core.language.boxes import Box
 from vla_robot.core.messages import Observation, StepResult, Vector
 
 
@@ -49,6 +50,18 @@ class VisibleWorld(World, Protocol):
 
     def look(self) -> Observation:
         """Return the present observation, stamped now. The robot does not move, and simulated time does not pass."""
+        ...
+
+
+@runtime_checkable
+class OutlinesObjects(World, Protocol):
+    """A simulated world that says where its cameras see its movable objects."""
+
+    def outlines(self) -> Mapping[str, Mapping[str, Box]]:
+        """Return camera name -> object name -> box around the pixels that the camera sees of it now.
+
+        An object that a camera does not see is left out.
+        """
         ...
 
 

@@ -21,7 +21,7 @@ from vla_robot.policy.vla.codecs.plan import added_rows, codec_of_new
 from vla_robot.policy.vla.heads.build import new_head
 from vla_robot.policy.vla.heads.sizes import HeadSizes, head_block, planned_head
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
-from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, train_tokenizer
+from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, new_tokenizer
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, write_json
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
@@ -70,12 +70,12 @@ def create(
     folder.mkdir(parents=True, exist_ok=True)
     template, control = PROMPTS[text_type]
     asks = (template.format(instruction=text.lower()) for text in instructions)
-    tokenizer = train_tokenizer(asks, architecture.text_vocab, control)
+    tokenizer, words = new_tokenizer(architecture, asks, control)
     (end,) = tokenizer.encode(ENDS[text_type], add_special_tokens=False).ids
-    planned = codec_of_new(codec, tokenizer, architecture.text_vocab, end, chunk, len(embodiment.action))
+    planned = codec_of_new(codec, tokenizer, words, end, chunk, len(embodiment.action))
     write_codec(planned, folder)
     sizes = planned_head(head, len(embodiment.action))
-    described = _config(architecture, embodiment, statistics, text_type, planned, sizes)
+    described = _config(architecture, embodiment, statistics, text_type, planned, sizes, words)
     config = OpenVLAConfig.from_dict(described, "the new configuration", folder)
     torch.manual_seed(seed)
     model = OpenVLA(config)
@@ -96,9 +96,10 @@ def _config(
     text_type: str,
     codec: ActionCodec,
     head: HeadSizes | None,
+    words: int,
 ) -> dict[str, Any]:
     a = architecture
-    action_end = a.text_vocab + added_rows(codec, a.text_vocab)
+    action_end = words + added_rows(codec, words)
     tower = {"embed_dim": a.tower_dim, "depth": a.tower_depth, "num_heads": a.tower_heads, "mlp_ratio": 4.0}
     return {
         "model_type": "openvla",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import CheckpointError
+from vla_robot.core.errors import CheckpointError, RecipeError
 from vla_robot.policy.openvla.checkpoint import OpenVLACheckpoint, read_checkpoint
 from vla_robot.policy.openvla.create import create, give_head
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
@@ -99,6 +99,9 @@ class OpenVLAFamily:
         chunk: int = 1,
     ) -> None:
         raise CheckpointError(f"{source} has action tokens already: every OpenVLA has.")
+
+    def resize(self, folder: Path, edge: int) -> None:
+        raise RecipeError(f"{folder}: the resolution of OpenVLA's towers is fixed; leave resolution out.")
 
     def acts(self, folder: Path) -> bool:
         return True

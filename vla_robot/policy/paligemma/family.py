@@ -7,6 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from vla_robot.policy.paligemma.model import PaliGemma
+from vla_robot.policy.paligemma.resolution import resized
 from vla_robot.policy.vlm.config import text_sizes, tower_sizes
 from vla_robot.policy.vlm.family import TransformersFamily
 from vla_robot.policy.vlm.prompts import Template
@@ -48,4 +49,5 @@ PALIGEMMA = TransformersFamily(
     nano=_nano,
     control_tokens=("<pad>", "<eos>", "<bos>", "<unk>", "<image>"),
     processor=siglip_processor,
+    resized=resized,
 )

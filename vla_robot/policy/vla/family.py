@@ -125,6 +125,19 @@ class Family(Protocol):
         """
         ...
 
+    def resize(self, folder: Path, edge: int) -> None:
+        """Make the model of a folder read frames of another size; everything but its table of positions stays.
+
+        Args:
+            folder: the folder, which is rewritten.
+            edge: edge of a square frame [px].
+
+        Raises:
+            RecipeError: the family has no such table, or the edge is no multiple of a patch.
+            CheckpointError: the folder is damaged.
+        """
+        ...
+
     def acts(self, folder: Path) -> bool:
         """Return whether a folder has action tokens. Raises CheckpointError for a damaged config.json."""
         ...

@@ -120,6 +120,8 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         config: sizes and statistics.
         PARTS: trainable part ("vision", "projector", "decoder") -> prefixes of its parameters' names.
         HEAD: name of the linear layer that gives the logits.
+        locations: ids of <loc0000> to <loc1023> in order, over which the labels of boxes are spread in training; None
+            without such tokens.
         soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap); None leaves it.
         perceives_by_shape: whether `perceive` reads shapes alone, so that a GPU can record it.
         reasons_by_shape: the same of all that comes after it.
@@ -129,6 +131,7 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
 
     PARTS: ClassVar[Mapping[str, tuple[str, ...]]]
     HEAD: ClassVar[str]
+    locations: range | None = None
     soft_cap: float | None = None
     perceives_by_shape: ClassVar[bool] = True
     reasons_by_shape: ClassVar[bool] = True
@@ -256,8 +259,9 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
             labels: (B, L) int64, IGNORE where there is no loss; in main memory, where looking at them waits for no
                 device.
             state: (B, proprio_dim) or None.
-            smoothing: standard deviation, in bins, of a Gaussian that spreads each action label over its neighbours;
-                0 is the reference. Neighbouring bins are almost right, which plain cross-entropy ignores.
+            smoothing: standard deviation, in bins, of a Gaussian that spreads each label of an action or a place over
+                its neighbours; 0 is the reference. Neighbouring bins are almost right, which plain cross-entropy
+                ignores.
             actions: (B, K, D) in [-1, 1] that an action head learns, and each row's only label is its end token; None
                 for answers in tokens.
             seeds: (B,) int64 in main memory, from which the head draws each row's random numbers.
@@ -314,8 +318,8 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         return capped(self.get_submodule(self.HEAD)(read), self.soft_cap).float()
 
     def _score(self, logits: Tensor, labelled: Labelled, smoothing: float) -> TrainingOutput:
-        scores = scores_of(self.config.codec, logits.shape[1], logits.device)
-        if smoothing > 0 and self.config.codec.scale:
+        scores = scores_of(self.config.codec, logits.shape[1], logits.device, self.locations)
+        if smoothing > 0 and (self.config.codec.scale or self.locations):
             loss = cross_entropy(logits, scores.smooth(labelled.ids, smoothing))
         else:
             loss = cross_entropy(logits, labelled.ids)

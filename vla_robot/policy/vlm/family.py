@@ -13,7 +13,7 @@ import transformers
 from tokenizers import Tokenizer
 
 from vla_robot.core.embodiment import Embodiment
-from vla_robot.core.errors import CheckpointError, PolicyError
+from vla_robot.core.errors import CheckpointError, PolicyError, RecipeError
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.vla.checkpoint import Checkpoint, torch_dtype
 from vla_robot.policy.vla.codecs.bins import openvla_bins
@@ -24,7 +24,7 @@ from vla_robot.policy.vla.heads.policy import policy_class
 from vla_robot.policy.vla.heads.sizes import head_block, planned_head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
-from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, read_tokenizer, train_tokenizer
+from vla_robot.policy.vla.inputs.prompts import ASKED_FOR_ACTION, new_tokenizer, read_tokenizer
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
 from vla_robot.policy.vla.json_files import OUR_BLOCK, read_json, require_folder, shown, write_json
 from vla_robot.policy.vla.model import AnyVLAModel
@@ -68,6 +68,8 @@ class TransformersFamily:
         nano: maps the sizes of a new model, the rows of its vocabulary and its tokenizer to a config.json.
         control_tokens: control tokens of a new tokenizer: padding first, then the unknown one, then the template's.
         processor: content of preprocessor_config.json of a new folder with frames of an edge [px].
+        resized: rewrites a folder for frames of another edge [px], given transformers' class and the content of
+            config.json; None where that is not done.
     """
 
     model_type: str
@@ -79,6 +81,7 @@ class TransformersFamily:
     nano: Callable[[Architecture, int, Tokenizer], dict[str, Any]]
     control_tokens: tuple[str, ...]
     processor: Callable[[int], dict[str, Any]]
+    resized: Callable[[Path, Any, Mapping[str, Any], int], None] | None = None
 
     kind = "vla"
 
@@ -153,6 +156,13 @@ class TransformersFamily:
         assert isinstance(model, TransformersModel)
         save_vlm(model, folder)
 
+    def resize(self, folder: Path, edge: int) -> None:
+        """See `Family`."""
+        if self.resized is None:
+            raise RecipeError(f"{folder}: the resolution of a {self.model_type} is not changed here; leave it out.")
+        self.resized(folder, self._class, without_implementation(read_json(folder / "config.json")), edge)
+        self.check(folder)
+
     def acts(self, folder: Path) -> bool:
         """See `Family`."""
         return OUR_BLOCK in read_json(folder / "config.json")
@@ -195,8 +205,8 @@ class TransformersFamily:
     ) -> None:
         """See `Family`."""
         asks = (self.template.text.replace(TEXT, ASKED_FOR_ACTION.format(instruction=t.lower())) for t in instructions)
-        tokenizer = train_tokenizer(asks, architecture.text_vocab, self.control_tokens)
-        words, end = architecture.text_vocab, TemplatePrompts(tokenizer, self.template).eos
+        tokenizer, words = new_tokenizer(architecture, asks, self.control_tokens)
+        end = TemplatePrompts(tokenizer, self.template).eos
         planned = codec_of_new(codec, tokenizer, words, end, chunk, len(embodiment.action))
         vocabulary = words + added_rows(planned, words)
         published = self.nano(architecture, vocabulary, tokenizer)

@@ -45,6 +45,12 @@ def image_processor_of(folder: Path) -> tuple[str, dict[str, Any]]:
     return str(path), read_json(path)
 
 
+def image_processor_files(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Return path and content of each file that describes the image processor."""
+    paths = (folder / "processor_config.json", folder / "preprocessor_config.json")
+    return [(path, read_json(path)) for path in paths if path.is_file()]
+
+
 type RGB = tuple[float, float, float]
 
 

@@ -151,6 +151,11 @@ def grow(folder: Path, vlm_class: Any, published: Mapping[str, Any], vocabulary:
     vlm = load_vlm(folder, vlm_class, published, dtype)
     torch.manual_seed(0)
     vlm.resize_token_embeddings(vocabulary, mean_resizing=False)
+    replace_weights(folder, vlm)
+
+
+def replace_weights(folder: Path, vlm: Any) -> None:
+    """Write the weights and the config.json of transformers' model in the place of those of a folder."""
     for old in (*folder.glob("model*.safetensors"), *folder.glob("model*.safetensors.index.json")):
         old.unlink()
     with _without_bars():

@@ -27,6 +27,7 @@ POLICY_FILES = ("recipe.toml", "config.json")
 FOLDERS_IN: dict[Kind, tuple[str, ...]] = {
     "datasets": ("oxe", "oxe_published", "mixtures"),
     "envs": ("libero", "metaworld"),
+    "launch": ("stages",),
 }
 """Subfolders of a kind's folder whose recipes are also found by bare name; the first that has a name wins."""
 

@@ -48,6 +48,7 @@ _FOLDERS: dict[str, Kind] = {
     "MixtureRecipe": "datasets",
     "LaunchRecipe": "launch",
     "FinetuneRecipe": "launch",
+    "PretrainRecipe": "launch",
     "TeleoperatorRecipe": "teleoperators",
     "EnvironmentRecipe": "environments",
 }

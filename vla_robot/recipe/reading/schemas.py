@@ -24,6 +24,7 @@ _SCHEMAS: dict[str, tuple[str, str]] = {
     "environments": ("vla_robot.recipe.environment", "EnvironmentRecipe"),
     "launch.run": ("vla_robot.recipe.launch", "LaunchRecipe"),
     "launch.finetune": ("vla_robot.recipe.finetune", "FinetuneRecipe"),
+    "launch.pretrain": ("vla_robot.recipe.trainings.pretrain", "PretrainRecipe"),
 }
 
 

@@ -35,12 +35,16 @@ class RandomShift:
 
     def __call__(self, frames: Tensor, is_there: Tensor, numbers: NDArray[np.int64]) -> Tensor:
         """Return the shifted frames of consecutive samples of one step."""
+        return shifted(frames, self.drawn(len(frames), frames.shape[1], numbers))
+
+    def drawn(self, samples: int, cameras: int, numbers: NDArray[np.int64]) -> Tensor:
+        """Return the (2, B, N, 1) int64 shifts [px] of consecutive samples of one step."""
         step, first = divmod(int(numbers[0]), self.rows)
         mixed = np.random.SeedSequence([self.seed, SHIFT, step]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
-        size = (2, self.rows, frames.shape[1], 1)
+        size = (2, self.rows, cameras, 1)
         shift = torch.randint(-self.pixels, self.pixels + 1, size, generator=generator)
-        return shifted(frames, shift[:, first : first + len(frames)])
+        return shift[:, first : first + samples]
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class OpenVLAAugment:
 
 
 def shifted(frames: Tensor, shift: Tensor) -> Tensor:
-    """Move each of (B, N, H, W, 3) images by its own (2, B, N, 1) shift [px], down and right."""
+    """Move each of (B, N, H, W, 3) images by its own (2, B, N, 1) shift [px], up and to the left."""
     B, N, H, W, _ = frames.shape
     rows = (torch.arange(H) + shift[0]).clamp(0, H - 1)  # (B, N, H)
     columns = (torch.arange(W) + shift[1]).clamp(0, W - 1)  # (B, N, W)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.errors import WorldError
 from vla_robot.core.image import turned
@@ -89,6 +90,20 @@ class Renderer:
         Raises:
             WorldError: OpenGL cannot start here, or another thread renders at this moment.
         """
+        return turned(self._drawn(data, camera, lambda renderer: renderer.render()), camera.turn_deg, camera.mirror)
+
+    def geoms(self, data: mujoco.MjData, camera: CameraRecipe) -> NDArray[np.int32]:
+        """Return which geom each pixel of the camera's picture shows, (H, W) int32 ids; -1 for none.
+
+        Raises:
+            WorldError: as `frame`.
+        """
+        seen = self._drawn(data, camera, _segmentation)
+        return turned(seen, camera.turn_deg, camera.mirror)
+
+    def _drawn[A: np.generic](
+        self, data: mujoco.MjData, camera: CameraRecipe, draw: Callable[[mujoco.Renderer], NDArray[A]]
+    ) -> NDArray[A]:
         is_lying = camera.turn_deg in (90, 270)
         size = (camera.width, camera.height) if is_lying else (camera.height, camera.width)
         renderer = self._renderer(*size)
@@ -98,7 +113,7 @@ class Renderer:
             self._model.vis.global_.fovy = camera.fovy_deg
             renderer.update_scene(data, _free_camera(camera))
         try:
-            return turned(renderer.render(), camera.turn_deg, camera.mirror)
+            return draw(renderer)
         except Exception as error:  # OpenGL loaders raise errors of many types
             raise WorldError(f"a frame cannot be drawn: {error}. Use a world from one thread at a time.") from error
         finally:
@@ -138,6 +153,17 @@ class Renderer:
         if self._hide_group is not None:
             renderer._scene_option.geomgroup[self._hide_group] = 0  # mujoco 3.3 has no public setter
         return renderer
+
+
+def _segmentation(renderer: mujoco.Renderer) -> NDArray[np.int32]:
+    import mujoco
+
+    renderer.enable_segmentation_rendering()
+    try:
+        ids, kinds = np.moveaxis(renderer.render(), -1, 0)
+    finally:
+        renderer.disable_segmentation_rendering()
+    return np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, ids, -1).astype(np.int32)
 
 
 _LIVE: weakref.WeakSet[Renderer] = weakref.WeakSet()

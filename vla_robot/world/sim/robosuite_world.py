@@ -16,10 +16,12 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vla_robot.core.errors import RecipeError, unknown
 from vla_robot.core.geometry import half_space_rotvec, quat_from_matrix
 from vla_robot.core.host.optional import require
+from vla_robot.core.language.boxes import Box
 from vla_robot.core.messages import Vector
 from vla_robot.recipe.env import RobosuiteRecipe
 from vla_robot.world.sim.render import COLLISION_GEOMS, Renderer, start_mujoco
@@ -95,6 +97,19 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
         still[-1] = 1.0
         for _ in range(SETTLE_STEPS):
             self._execute(still)
+
+    def outlines(self) -> dict[str, dict[str, Box]]:
+        """Return camera name -> object name -> box; see `OutlinesObjects`."""
+        self._require_open()
+        roots = self._model.body_rootid[self._model.geom_bodyid]  # of each geom
+        bodies = self._movable_bodies()
+        found: dict[str, dict[str, Box]] = {}
+        for camera in self._recipe.cameras:
+            geoms = self._renderer.geoms(self._data, camera)
+            seen = np.where(geoms < 0, -1, roots[geoms])
+            around = {name: _around(seen == body) for name, body in bodies.items()}
+            found[camera.name] = {name: box for name, box in around.items() if box is not None}
+        return found
 
     def close(self) -> None:
         if self._open:
@@ -177,6 +192,15 @@ class RobosuiteWorld(SimWorld[RobosuiteRecipe]):
         """Return object name -> body id, for every object of the task that has joints."""
         objects = self._env.model.mujoco_objects
         return {o.name: self._env.sim.model.body_name2id(o.root_body) for o in objects if o.joints}
+
+
+def _around(pixels: NDArray[np.bool_]) -> Box | None:
+    """Return the box around the pixels that are True of (H, W); None if there is none."""
+    rows, columns = (np.flatnonzero(pixels.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    H, W = pixels.shape
+    return Box(rows[0] / H, columns[0] / W, (rows[-1] + 1) / H, (columns[-1] + 1) / W)
 
 
 def _make(recipe: RobosuiteRecipe) -> Any:

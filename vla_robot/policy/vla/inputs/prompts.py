@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vla_robot.core.errors import CheckpointError, ContractError
+from vla_robot.core.language.boxes import LOC_TOKENS, SEG_TOKENS
+from vla_robot.recipe.finetune import Architecture
 
 ASKED_FOR_ACTION = "What action should the robot take to {instruction}?"
 """OpenVLA's question, in which an instruction is put to every family."""
@@ -51,6 +53,21 @@ def train_tokenizer(texts: Iterable[str], vocab: int, control: Sequence[str]) ->
     )
     tokenizer.train_from_iterator(sorted(set(texts)), trainer)
     return tokenizer
+
+
+def new_tokenizer(architecture: Architecture, texts: Iterable[str], control: Sequence[str]) -> tuple[Tokenizer, int]:
+    """Return the tokenizer of a new model and the number of its rows: those of text, then those of places.
+
+    Args:
+        architecture: sizes of the model.
+        texts: as in `train_tokenizer`.
+        control: as in `train_tokenizer`.
+    """
+    tokenizer = train_tokenizer(texts, architecture.text_vocab, control)
+    if not architecture.locations:
+        return tokenizer, architecture.text_vocab
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in (*LOC_TOKENS, *SEG_TOKENS)])
+    return tokenizer, architecture.text_vocab + len(LOC_TOKENS) + len(SEG_TOKENS)
 
 
 INSTRUCTION = "{instruction}"
@@ -147,6 +164,14 @@ class Prompts(ABC):
     def ids(self, text: str) -> list[int]:
         """Return the ids of a text, without anything added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def locations(self) -> range | None:
+        """Return the ids of <loc0000> to <loc1023>; None for a tokenizer without them, or where they lie apart."""
+        ids = [self._tokenizer.token_to_id(token) for token in LOC_TOKENS]
+        first = ids[0]
+        if first is None or ids != list(range(first, first + len(ids))):
+            return None
+        return range(first, first + len(ids))
 
     def id_of(self, token: str) -> int:
         """Return the id of a token. Raises CheckpointError if the tokenizer has none."""
