@@ -14,6 +14,8 @@ from torch import Tensor
 
 from vla_robot.core.errors import ContractError
 from vla_robot.core.ports import ActionHead
+from vla_robot.core.ports.action_head import Plan
+from vla_robot.policy.vla.heads.flow import Attention, FlowHead
 from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.heads.prompted import Prompted
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
@@ -21,7 +23,12 @@ from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 from .kinds import as_named
 
 K, D, WIDTH = 4, 3, 8
-HEADS: dict[str, Callable[[], Any]] = {"L1Head": lambda: L1Head(WIDTH, D, K)}
+ATTENTION = Attention(2, 2, 1, 4, 10_000.0)
+HEADS: dict[str, Callable[[], Any]] = {
+    "L1Head": lambda: L1Head(WIDTH, D, K),
+    "FlowHead": lambda: FlowHead(ATTENTION, 16, 24, K, D),
+    "FlowHead with a prefix": lambda: FlowHead(ATTENTION, 16, 24, K, D, longest_prefix=2),
+}
 MADE: dict[str, Any] = {}
 
 
@@ -39,7 +46,12 @@ def prompts(rows: int, seed: int = 0, scale: float = 1.0, only: int | None = Non
     lengths = torch.arange(rows) % 3 + 5
     if only is not None:
         embeds, lengths = embeds[only : only + 1], lengths[only : only + 1]
-    return Prompted(RaggedSequence(embeds, lengths), lambda rows: torch.tanh(rows.embeds))
+    return Prompted(RaggedSequence(embeds, lengths), lambda rows: torch.tanh(rows.embeds), _memory)
+
+
+def _memory(rows: RaggedSequence) -> list[tuple[Tensor, Tensor]]:
+    keys, values = rows.embeds.unflatten(2, (2, 1, 4)).permute(2, 0, 3, 1, 4)
+    return [(keys, values)] * 2
 
 
 def answer(kind: str, asked: Prompted, seeds: list[int]) -> Tensor:
@@ -69,6 +81,16 @@ def test_a_row_of_a_batch_is_answered_as_alone(kind: str) -> None:
             answer(kind, prompts(4, only=row), [5 + row])[0], together[row], rtol=1e-5, atol=1e-6
         )
     assert torch.equal(answer(kind, prompts(4), [5, 6, 7, 8]), together)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_plan_is_continued_or_ignored(kind: str) -> None:
+    """With a plan of which all but the last row is committed to, those rows are nearer to it than without."""
+    plan = Plan(torch.full((1, K, D), 0.9), torch.tensor([K - 1]), torch.tensor([K]))
+    with torch.no_grad():
+        plain, given = (head(kind).answer(prompts(1), np.array([3]), each) for each in (None, plan))
+    errors = [float((said[:, : K - 1] - 0.9).abs().mean()) for said in (plain, given)]
+    assert errors[1] < errors[0] if head(kind).continues else torch.equal(plain, given)
 
 
 @pytest.mark.parametrize("kind", HEADS)

@@ -195,6 +195,7 @@ KINDS: dict[str, Kind] = {
     **{f"VLAPolicy of {family}": Kind(vlm(family), seen=TWO_CAMERAS) for family in FAMILIES if family != "openvla"},
     # Attention over padding, and arithmetic of another batch size, round otherwise.
     "HeadPolicy L1Head": Kind(with_head("qwen2_vl", "l1"), seen=TWO_CAMERAS, tolerance=1e-5),
+    "HeadPolicy FlowHead": Kind(with_head("paligemma", "flow"), seen=TWO_CAMERAS, tolerance=1e-5),
     # Arithmetic of another batch size rounds otherwise.
     "OnnxPolicy": Kind(onnx, seen=TWO_CAMERAS),
     "OFTPolicy": Kind(oft, seen=TWO_CAMERAS, tolerance=1e-6),

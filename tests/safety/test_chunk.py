@@ -103,6 +103,14 @@ def test_a_promise_counts_for_the_chunk_of_its_own_observation_alone() -> None:
     assert executed(buffer, 4, 3) == [0, 1, 1]
 
 
+def test_the_plan_behind_what_is_committed_is_told() -> None:
+    buffer = ChunkBuffer("rtc", dims=1)
+    buffer.insert(chunk(0, 0, 1, 2, 3, 4), due_step=0)
+    committed = buffer.commit(1, 2)
+    assert buffer.planned(1 + len(committed)).tolist() == [[3], [4]]
+    assert buffer.planned(5).shape == (0, 1)
+
+
 def test_what_is_committed_ends_where_the_plan_ends() -> None:
     buffer = ChunkBuffer("rtc", dims=1)
     assert buffer.commit(0, 3).shape == (0, 1)

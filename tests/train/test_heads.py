@@ -24,7 +24,7 @@ from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.json_files import read_json
 from vla_robot.recipe.finetune import CodecRecipe, DemosFinetuneRecipe, HeadRecipe
-from vla_robot.recipe.policy import OFTRecipe, OpenVLAOFTRecipe
+from vla_robot.recipe.policy import FlowRecipe, OFTRecipe, OpenVLAOFTRecipe
 from vla_robot.recipe.policy_source import find_policy
 from vla_robot.train.finetune import Progress, finetune, open_run
 from vla_robot.train.parallel.ddp import Ranks
@@ -32,7 +32,13 @@ from vla_robot.train.parallel.ddp import Ranks
 CHUNK, DIM = 3, 2
 CAUSAL = ("gemma4",)
 """Families whose full-attention layers are causal whatever is asked."""
-HEADS = {"l1": HeadRecipe()}
+NO_FLOW = ("gemma4", "gemma4_unified")
+"""Families whose layers differ in their keys."""
+HEADS = {
+    "l1": HeadRecipe(),
+    "flow": HeadRecipe("flow", width=32, ff_dim=48),
+    "prefix": HeadRecipe("flow", width=32, ff_dim=48, prefix=2),
+}
 
 
 def quiet(*_: object) -> None:
@@ -81,8 +87,14 @@ def built(folder: Path) -> Any:
     return load_policy(recipe, None)
 
 
-@pytest.mark.parametrize("family", [name for name in NEW_MODELS if name not in CAUSAL])
-@pytest.mark.parametrize("head", HEADS)
+OF_FAMILIES = [
+    *((name, "l1") for name in NEW_MODELS if name not in CAUSAL),
+    *((name, "flow") for name in NEW_MODELS if name not in NO_FLOW),
+    ("paligemma", "prefix"),
+]
+
+
+@pytest.mark.parametrize(("family", "head"), OF_FAMILIES)
 def test_a_new_policy_of_every_family_learns_and_its_folder_acts(
     new: Any, tmp_path: Path, family: str, head: str
 ) -> None:
@@ -102,11 +114,16 @@ def test_causal_layers_take_no_l1_head(new: Any, tmp_path: Path) -> None:
         finetune(new("gemma4"), tmp_path, quiet)
 
 
+def test_layers_of_several_kinds_take_no_flow_head(new: Any, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="keys of one shape and one kind of rotary positions"):
+        finetune(new("gemma4", "flow"), tmp_path, quiet)
+
+
 def _parameters(folder: Path) -> dict[str, Tensor]:
     return dict(family_of(folder).load(folder).model.named_parameters())
 
 
-@pytest.mark.parametrize(("family", "head"), [("openvla", "l1"), ("paligemma", "l1")])
+@pytest.mark.parametrize(("family", "head"), [("openvla", "l1"), ("paligemma", "l1"), ("paligemma", "prefix")])
 def test_a_run_resumes_as_if_it_had_not_stopped_and_its_folder_is_its_weights(
     new: Any, tmp_path: Path, family: str, head: str
 ) -> None:
@@ -243,6 +260,53 @@ def test_a_policy_of_tokens_gets_a_head(new: Any, tmp_path: Path, family: str, l
     assert built(again.policy).act([seen(0.4)])[0].actions.shape == (2, DIM)
     with pytest.raises(RecipeError, match="has an action head already"):
         finetune(replace(recipe, policy=finished.policy), tmp_path / "d", quiet)
+
+
+def test_a_flow_policy_answers_by_its_seed_and_in_as_many_steps_as_its_recipe_says(trained: Any) -> None:
+    source = find_policy(trained("paligemma", "flow"))
+    policy: Any = load_policy(source.recipe, None)
+    one: Any = load_policy(replace(source.recipe, flow=FlowRecipe(steps=1)), None)
+    assert (policy.head.sampling.steps, one.head.sampling.steps) == (10, 1)
+    first = policy.act([seen(0.5)])[0].actions
+    assert np.array_equal(first, policy.act([seen(0.5)])[0].actions)
+    assert not np.array_equal(first, one.act([seen(0.5)])[0].actions)
+    policy.reset(7)
+    assert not np.array_equal(first, policy.act([seen(0.5)])[0].actions)
+
+
+@pytest.mark.parametrize("head", ["flow", "prefix"])
+@pytest.mark.parametrize("jacobian", [False, True])
+def test_an_answer_continues_the_plan_of_the_arm(trained: Any, head: str, jacobian: bool) -> None:
+    recipe = find_policy(trained("paligemma", head)).recipe
+    policy: Any = load_policy(replace(recipe, flow=FlowRecipe(jacobian=jacobian)), None)
+    committed = np.full((2, DIM), 0.4)
+    waits, moves = seen(0.5), replace(seen(0.5), committed=committed, planned=np.full((1, DIM), 0.3))
+    alone, begun = policy.act([waits, moves])
+    assert (alone.conditioned, begun.conditioned) == (False, True)
+    np.testing.assert_array_equal(begun.actions[:2], committed)
+    np.testing.assert_allclose(alone.actions, policy.act([waits])[0].actions, atol=1e-5)
+    with pytest.raises(ContractError, match="another number of numbers"):
+        policy.act([replace(waits, committed=np.zeros((1, DIM + 1)))])
+
+
+def test_a_table_flow_is_for_a_flow_head_alone(trained: Any) -> None:
+    for folder, has in ((trained("paligemma", "l1"), 'has the head "l1"'), (trained("openvla", "flow"), None)):
+        recipe: Any = replace(find_policy(folder).recipe, flow=FlowRecipe(steps=2))
+        if has is None:
+            assert load_policy(recipe, None).head.sampling.steps == 2  # type: ignore[attr-defined]
+        else:
+            for use in (check_policy, lambda recipe: load_policy(recipe, None)):
+                with pytest.raises(CheckpointError, match=f"for a flow-matching head, and the folder {has}"):
+                    use(recipe)
+    with pytest.raises(CheckpointError, match='has the head "flow"; load it with kind = "openvla"'):
+        load_oft(trained("openvla", "flow"), OFTRecipe(CHUNK, DIM, "bounds_q99", ("front",), 1), statistics_key="light")
+
+
+def test_keys_of_a_flow_head_are_refused_for_another(new: Any) -> None:
+    with pytest.raises(RecipeError, match='of kind = "flow"'):
+        HeadRecipe(prefix=1)
+    with pytest.raises(RecipeError, match=r"prefix is 3, and must be less than chunk, which is 3"):
+        new("paligemma", "flow", head=HeadRecipe("flow", prefix=3))
 
 
 def test_tokens_and_a_head_exclude_each_other(new: Any) -> None:

@@ -50,6 +50,7 @@ observations = st.builds(
     step=st.integers(0, 10_000),
     privileged=st.dictionaries(names, vectors, max_size=2),
     committed=st.none() | arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(1, 7)), elements=numbers),
+    planned=st.none() | arrays(np.float64, st.tuples(st.integers(0, 4), st.integers(1, 7)), elements=numbers),
 )
 results = st.builds(
     StepResult,

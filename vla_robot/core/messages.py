@@ -34,6 +34,8 @@ class Observation:
             never given to a learned policy.
         committed: (n, D) float64 actions, in the units of the action space, that the arm will execute from this step
             on while the answer is computed; the answer's first n rows cannot change them. None if the arm waits.
+        planned: (m, D) float64 actions that the arm's plan has behind the committed ones, in the same units; the answer
+            may change them, and real-time chunking by guidance stays near them. None without a plan.
         stamps_ns: camera name -> time at which its frame was captured, for cameras with different rates; empty if all
             frames have `stamp_ns`.
         before: observations of the control steps before this one, oldest first, for a policy that `ReadsHistory`; fewer
@@ -48,6 +50,7 @@ class Observation:
     privileged: Mapping[str, Vector] = field(default_factory=dict[str, Vector])
     committed: NDArray[np.float64] | None = None
     stamps_ns: Mapping[str, int] = field(default_factory=dict[str, int])
+    planned: NDArray[np.float64] | None = None
     before: tuple[Observation, ...] = ()
 
 

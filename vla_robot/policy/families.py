@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vla_robot.core.embodiment import Embodiment, require_fit
 from vla_robot.core.errors import CheckpointError, RecipeError, unknown
 from vla_robot.core.host.optional import attribute
+from vla_robot.policy.vla.heads.sizes import require_flow
 from vla_robot.policy.vla.json_files import read_json, require_folder
 from vla_robot.recipe.policy import VLARecipe
 
@@ -64,7 +65,8 @@ def build(recipe: VLARecipe, embodiment: Embodiment | None, expert: str | None) 
     """Build the policy of a recipe as `load_policy` does."""
     folder = recipe.checkpoint
     key, preprocessing = recipe.statistics_key, recipe.image_preprocessing
-    policy = family_of(folder).load(folder, recipe.dtype, recipe.device, key, preprocessing)
+    sampling_as = attribute("vla_robot.policy.vla.heads.policy:sampling_as")
+    policy = sampling_as(family_of(folder).load(folder, recipe.dtype, recipe.device, key, preprocessing), recipe.flow)
     if policy.embodiment is not None and embodiment is not None:
         require_fit(policy.embodiment, embodiment)
     return policy
@@ -72,4 +74,6 @@ def build(recipe: VLARecipe, embodiment: Embodiment | None, expert: str | None) 
 
 def check(recipe: VLARecipe) -> None:
     """Check the folder of a recipe as `check_policy` does."""
-    family_of(recipe.checkpoint).check(recipe.checkpoint, recipe.statistics_key, recipe.image_preprocessing)
+    family = family_of(recipe.checkpoint)
+    family.check(recipe.checkpoint, recipe.statistics_key, recipe.image_preprocessing)
+    require_flow(recipe.flow, family.read(recipe.checkpoint).config.head)

@@ -109,13 +109,29 @@ class HeadRecipe:
     Beside a `policy` that says actions in tokens, or none yet, the head is a new one on that policy's weights.
 
     Attributes:
-        kind: "l1", OpenVLA-OFT's: a whole chunk is regressed in one pass.
+        kind: "l1", OpenVLA-OFT's: a whole chunk is regressed in one pass; "flow", pi0's: a small transformer, the
+            action expert, turns noise into a chunk in several steps.
         state: whether a `policy` that gets the head also reads the arm's state, as one token; a new model's
             `architecture` says it with `use_state`.
+        width: of flow: width of the expert; an even number.
+        ff_dim: of flow: width of its gated MLPs.
+        prefix: of flow: most first actions of a chunk that training gives clean, so that the policy can continue what
+            the arm executes; each row's number is drawn from 0 to this. 0 trains without, and guidance continues.
     """
 
-    kind: Literal["l1"] = "l1"
+    kind: Literal["l1", "flow"] = "l1"
     state: bool = True
+    width: int = 128
+    ff_dim: int = 384
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind != "flow" and (self.width, self.ff_dim, self.prefix) != (128, 384, 0):
+            raise RecipeError(f'width, ff_dim and prefix are of kind = "flow", and kind is "{self.kind}"')
+        if self.width < 2 or self.width % 2 or self.ff_dim < 1:
+            raise RecipeError(f"width is {self.width} and ff_dim {self.ff_dim}; width is even, and both are positive")
+        if self.prefix < 0:
+            raise RecipeError(f"prefix is {self.prefix}, must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -326,6 +342,8 @@ class DemosFinetuneRecipe(FinetuneRecipe):
             )
         if self.codec is not None and self.head is not None:
             yield "[codec] says actions in tokens and [head] gives them as numbers; leave one of the two out"
+        if self.head is not None and self.head.prefix and self.head.prefix >= (self.chunk or 1):
+            yield f"[head] prefix is {self.head.prefix}, and must be less than chunk, which is {self.chunk or 1}"
         if self.weights and len(self.weights) != len(self.data):
             yield f"weights has {len(self.weights)} numbers for {len(self.data)} datasets of data; give one for each"
         if self.weights and len(set(self.data)) < len(self.data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -45,6 +46,31 @@ class OFTRecipe:
                 raise RecipeError(f"{name} must be at least 1, got {value}")
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise RecipeError(f"cameras must be different names, at least one, got {list(self.cameras)}")
+
+
+@dataclass(frozen=True)
+class FlowRecipe:
+    """How a policy with a flow-matching head answers.
+
+    Attributes:
+        steps: integration steps from noise to actions: more are slower.
+        rtc: how an answer continues what the arm executes meanwhile: "guidance", "prefix" for a head that was trained
+            with one, or "none"; without it, by the prefix if there is one, else by guidance.
+        max_guidance: of guidance: most that a difference to the plan counts in a step.
+        jacobian: of guidance: compute how the finished actions depend on the noised ones, as the paper does, for the
+            price of a backward pass in each step; false takes the identity, as lerobot does.
+    """
+
+    steps: int = 10
+    rtc: Literal["guidance", "prefix", "none"] | None = None
+    max_guidance: float = 10.0
+    jacobian: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.steps <= 1000:
+            raise RecipeError(f"steps is {self.steps}; must lie in [1, 1000]")
+        if not 0 < self.max_guidance < math.inf:
+            raise RecipeError(f"max_guidance is {self.max_guidance:g}; must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +157,11 @@ class OpenVLARecipe(CheckpointRecipe):
             rounds activations too.
         fuse: true joins the work between matrix products into one kernel each, which the compiler of `compiled` makes
             for all shapes of batches; without the key, it is done on a GPU of CUDA with triton.
+        flow: how a flow-matching head answers; only for a folder that has one.
     """
 
     kind: Literal["openvla"] = "openvla"
+    flow: FlowRecipe | None = None
     compiled: bool = False
     quantise: Literal["fp8", "int8", "int4"] | None = None
     fuse: bool | None = None
@@ -148,9 +176,14 @@ class OpenVLARecipe(CheckpointRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class VLARecipe(CheckpointRecipe):
-    """Loads a checkpoint folder of another vision-language model: its config.json names the family."""
+    """Loads a checkpoint folder of another vision-language model: its config.json names the family.
+
+    Attributes:
+        flow: as for kind "openvla".
+    """
 
     kind: Literal["vla"] = "vla"
+    flow: FlowRecipe | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,9 +18,10 @@ The committed rows of "rtc" are those that will be executed before the answer ca
 the policy as `Observation.committed`). They are executed unchanged, whatever the new chunk says.
 
 A chunk with `ActionChunk.conditioned` was generated given the committed rows: a policy that generates tokens in order
-is forced to begin with those of the committed rows. Its own rows are then exact up to the width of a bin, and are taken
-as they are. For any other policy the soft mask is applied to the finished rows. This only approximates RTC, which
-guides the denoising itself with the same weights, so that the model finds a plan that fits; here plans are averaged.
+is forced to begin with those of the committed rows, and its own rows are then exact up to the width of a bin; a
+flow-matching head is guided by the committed rows and by the plan behind them. Both are taken as they are. For any
+other policy the soft mask is applied to the finished rows. This only approximates RTC, which guides the denoising
+itself with the same weights, so that the model finds a plan that fits; here plans are averaged.
 """
 
 from __future__ import annotations
@@ -134,9 +135,13 @@ class ChunkBuffer:
         self._promised_ends[step] = step + len(rows)
         return rows
 
+    def planned(self, step: int) -> NDArray[np.float64]:
+        """Return the (n, D) rows of consecutive steps that the plan has, beginning with this one."""
+        return self._planned(step, len(self._plan))
+
     def remaining(self, step: int) -> int:
         """Return the number of consecutive steps that the plan has, beginning with this one."""
-        return len(self._planned(step, len(self._plan)))
+        return len(self.planned(step))
 
     def clear(self) -> None:
         """Remove the plan, when an episode begins or the arm is held. `dropped_rows` is kept."""

@@ -25,6 +25,7 @@ from vla_robot.core.host.claim import Claim
 from vla_robot.core.host.durable import write_whole
 from vla_robot.policy.families import family_of
 from vla_robot.policy.vla.family import Family
+from vla_robot.policy.vla.heads.sizes import FLOW
 from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.recipe import dump
 from vla_robot.recipe.finetune import FinetuneRecipe
@@ -158,6 +159,9 @@ def _on_device(
         RecipeError: what is known before the model moves already needs more than the device has.
     """
     is_shared = recipe.shard and ranks.count > 1
+    if is_shared and model.config.head is not None and model.config.head.kind == FLOW:
+        # Gradients come back through keys and values, of which FSDP's hooks on the layers' outputs know nothing.
+        raise RecipeError('a flow-matching head is not trained with "shard": leave it out, so that each GPU has all.')
     if not is_shared:
         if recipe.bf16:
             freeze_in_bf16(model)

@@ -178,6 +178,7 @@ def pack_observation(observation: Observation, jpeg_quality: Mapping[str, int] |
         "step": observation.step,
         "privileged": dict(observation.privileged),
         **({} if observation.committed is None else {"committed": observation.committed}),
+        **({} if observation.planned is None else {"planned": observation.planned}),
         **({"stamps_ns": dict(observation.stamps_ns)} if observation.stamps_ns else {}),
     }
 
@@ -192,6 +193,7 @@ def unpack_observation(reader: MessageReader) -> Observation:
         step=reader.integer("step"),
         privileged={name: privileged.array(name, np.float64, ndim=1) for name in privileged.names()},
         committed=reader.array("committed", np.float64, ndim=2) if "committed" in reader.names() else None,
+        planned=reader.array("planned", np.float64, ndim=2) if "planned" in reader.names() else None,
         stamps_ns=reader.table("stamps_ns").integers() if "stamps_ns" in reader.names() else {},
     )
 

@@ -79,6 +79,7 @@ def test_a_conditioned_chunk_is_played_as_it_is_and_any_other_is_laid_over_the_p
     seen = over_the_wire(ticks(bridge, clock, 1)[-1])
     assert seen.step == 1 and seen.committed is not None
     np.testing.assert_array_equal(seen.committed, [[0.01, 1.0]])
+    assert seen.planned is not None and seen.planned.tolist() == [[0.01, 1.0]] * (ROWS - 2)
 
     ticks(bridge, clock, 1)  # while the policy thinks, the arm does what it has committed to
     own = [float(seen.committed[0, 0]), *[-0.02] * (ROWS - 1)]

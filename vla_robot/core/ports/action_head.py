@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Plan[T]:
+    """What the arm executes while an answer is computed, for B rows, from the step of each observation on.
+
+    Attributes:
+        actions: (B, K, D) in [-1, 1]; any numbers behind the plan's end.
+        committed: (B,) int64 rows that will be executed anyway, less than K.
+        planned: (B,) int64 rows in all, at least as many and at most K; those behind the committed ones may change.
+    """
+
+    actions: T
+    committed: T
+    planned: T
 
 
 class ActionHead[P, T](Protocol):
@@ -29,6 +45,11 @@ class ActionHead[P, T](Protocol):
         """D, numbers of an action."""
         ...
 
+    @property
+    def continues(self) -> bool:
+        """Whether its answers continue a plan; if not, plans are ignored."""
+        ...
+
     def loss(self, prompts: P, actions: T, seeds: NDArray[np.int64]) -> T:
         """Return the () training loss.
 
@@ -42,11 +63,12 @@ class ActionHead[P, T](Protocol):
         """
         ...
 
-    def answer(self, prompts: P, seeds: NDArray[np.int64]) -> T:
+    def answer(self, prompts: P, seeds: NDArray[np.int64], plan: Plan[T] | None = None) -> T:
         """Return (B, K, D) actions in [-1, 1]; a row depends on its own prompt and seed alone.
 
         Args:
             prompts: B prompts.
             seeds: as of `loss`.
+            plan: what the answer continues; None for an arm that waits. A row of it may have no action.
         """
         ...

@@ -11,7 +11,8 @@ from vla_robot.policy.openvla.oft import check_oft as check_oft_folder
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load, load_with_head
 from vla_robot.policy.openvla.policy import check as check_folder
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts
-from vla_robot.policy.vla.heads.policy import HeadPolicy
+from vla_robot.policy.vla.heads.policy import HeadPolicy, sampling_as
+from vla_robot.policy.vla.heads.sizes import require_flow
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.recipe.policy import OFTRecipe, OpenVLAOFTRecipe, OpenVLARecipe
 
@@ -21,7 +22,8 @@ type AnyHeadPolicy = HeadPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]
 def build(recipe: OpenVLARecipe, embodiment: Embodiment | None, expert: str | None) -> OpenVLAPolicy | AnyHeadPolicy:
     """Build the policy as `load_policy` does."""
     if OpenVLAConfig.read(recipe.checkpoint).head is not None:
-        return _fitted(_with_head(recipe), embodiment)
+        return _fitted(sampling_as(_with_head(recipe), recipe.flow), embodiment)
+    require_flow(recipe.flow, None)
     policy = load(
         recipe.checkpoint,
         recipe.dtype,
@@ -68,6 +70,7 @@ def build_oft(recipe: OpenVLAOFTRecipe, embodiment: Embodiment | None, expert: s
 def check(recipe: OpenVLARecipe) -> None:
     """Check the folder as `check_policy` does."""
     check_folder(recipe.checkpoint, recipe.statistics_key, recipe.image_preprocessing)
+    require_flow(recipe.flow, OpenVLAConfig.read(recipe.checkpoint).head)
 
 
 def check_oft(recipe: OpenVLAOFTRecipe) -> None:

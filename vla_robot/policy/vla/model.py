@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from vla_robot.core.ports import ActionCodec, ActionHead
 from vla_robot.policy.vla.codecs.scores import scores_of
 from vla_robot.policy.vla.heads.build import AnyHead
-from vla_robot.policy.vla.heads.prompted import Prompted
+from vla_robot.policy.vla.heads.prompted import KeysValues, Prompted
 from vla_robot.policy.vla.heads.sizes import HeadSizes
 from vla_robot.policy.vla.inputs.observations import Batch, pad_right, require_fit
 from vla_robot.policy.vla.inputs.reader import InputSizes
@@ -125,6 +125,7 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
         soft_cap: turns a logit x into soft_cap * tanh(x / soft_cap); None leaves it.
         perceives_by_shape: whether `perceive` reads shapes alone, so that a GPU can record it.
         reasons_by_shape: the same of all that comes after it.
+        first_position: position of a row's first token.
         prompt_sees_answer: whether the prompt attends to the answer of a head that is read in one pass.
         action_head: gives actions as numbers; None for a policy of tokens.
     """
@@ -135,6 +136,7 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
     soft_cap: float | None = None
     perceives_by_shape: ClassVar[bool] = True
     reasons_by_shape: ClassVar[bool] = True
+    first_position: ClassVar[int] = 0
     prompt_sees_answer: ClassVar[bool] = False
     config: C
     action_head: AnyHead | None
@@ -183,6 +185,10 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
     @abstractmethod
     def hidden(self, rows: RaggedSequence) -> Tensor:
         """Return (B, S, D) normed hidden states of whole rows, for training."""
+
+    @abstractmethod
+    def memory(self, rows: RaggedSequence) -> KeysValues:
+        """Return keys and values of whole rows, for training and for acting."""
 
     @abstractmethod
     def reasoner(self) -> Reasoner[Any]:
@@ -237,7 +243,7 @@ class VLAModel[C: VLAConfig](nn.Module, ABC):
 
     def prompted(self, rows: RaggedSequence) -> Prompted:
         """Return rows that end in the end token as an action head gets them."""
-        return Prompted(rows, self.hidden, self.prompt_sees_answer)
+        return Prompted(rows, self.hidden, self.memory, self.first_position, self.prompt_sees_answer)
 
     def forward(
         self,

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.vla.heads.build import AnyHead, new_head
+from vla_robot.policy.vla.heads.prompted import KeysValues
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
@@ -66,9 +67,6 @@ class TransformersModel(VLAModel[VLMConfig]):
     def mask_rule(self) -> MaskRule:
         """Return the attention rule of the language model's layers."""
 
-    first_position = 0
-    """Position of a row's first token."""
-
     def beside(self) -> Callable[[Tensor], Mapping[str, Any]] | None:
         """Return how columns of embeddings beyond the language model's width are read; None without such columns."""
         return None
@@ -118,6 +116,9 @@ class TransformersModel(VLAModel[VLMConfig]):
 
     def hidden(self, rows: RaggedSequence) -> Tensor:
         return self.reasoner().whole(rows)
+
+    def memory(self, rows: RaggedSequence) -> KeysValues:
+        return self.reasoner().keys_values(rows)
 
     def look_up(self, ids: Tensor) -> Tensor:
         return self.vlm.get_input_embeddings()(ids)

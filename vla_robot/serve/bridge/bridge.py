@@ -401,7 +401,8 @@ class Bridge:
         if self._execution.splice != "rtc":
             return observation
         steps = self._delay.steps(self._arm.embodiment.rate_hz)
-        return replace(observation, committed=self._plan.commit(observation.step, steps))
+        committed = self._plan.commit(observation.step, steps)
+        return replace(observation, committed=committed, planned=self._plan.planned(observation.step + len(committed)))
 
     def _finish(self, outcome: str, reason: str) -> None:
         assert self._observation is not None

@@ -15,6 +15,7 @@ from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.perceive import Tower, VisionBackbone
 from vla_robot.policy.openvla.network.reason import Decoder, build_text
 from vla_robot.policy.vla.heads.build import new_head
+from vla_robot.policy.vla.heads.prompted import KeysValues
 from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.proprio import ProprioProjector
 from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
@@ -70,6 +71,9 @@ class OpenVLA(VLAModel[OpenVLAConfig]):
         if rows.blocks is not None:
             return TextReasoner(self.language_model.model, MaskRule()).whole(rows)
         return self.language_model.model(inputs_embeds=rows.embeds, use_cache=False).last_hidden_state
+
+    def memory(self, rows: RaggedSequence) -> KeysValues:
+        return TextReasoner(self.language_model.model, MaskRule()).keys_values(rows)
 
     def reasoner(self) -> Decoder | TextReasoner:
         """See `VLAModel`. A Llama is read by our own decoder, which can be compiled and quantised."""

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from vla_robot.core.ports.action_head import Plan
 from vla_robot.policy.vla.heads.prompted import Prompted, require_shape
 from vla_robot.policy.vla.sequence.columns import at_columns
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
@@ -36,6 +37,7 @@ class L1Head(nn.Module):
     """
 
     kind = "l1"
+    continues = False
 
     def __init__(self, llm_dim: int, action_dim: int, chunk: int = 1) -> None:
         super().__init__()
@@ -51,8 +53,8 @@ class L1Head(nn.Module):
         require_shape(actions, self.chunk, self.dimension)
         return (self.regress(prompts).float() - actions.float()).abs().mean()
 
-    def answer(self, prompts: Prompted, seeds: NDArray[np.int64]) -> Tensor:
-        """See `ActionHead`. Nothing is random."""
+    def answer(self, prompts: Prompted, seeds: NDArray[np.int64], plan: Plan[Tensor] | None = None) -> Tensor:
+        """See `ActionHead`. Nothing is random, and no plan is continued: all actions are regressed at once."""
         return self.regress(prompts).clamp(-1.0, 1.0)
 
     def regress(self, prompts: Prompted) -> Tensor:

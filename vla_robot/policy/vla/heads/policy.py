@@ -16,8 +16,12 @@ from vla_robot.core.errors import CheckpointError, ContractError, PolicyError
 from vla_robot.core.messages import ActionChunk, Observation
 from vla_robot.core.normalise import unnormalise
 from vla_robot.core.ports import ActionHead
+from vla_robot.core.ports.action_head import Plan
+from vla_robot.policy.vla.heads.flow import FlowHead
 from vla_robot.policy.vla.heads.noise import row_seed
+from vla_robot.policy.vla.heads.plans import begun_by, joined, plan_of
 from vla_robot.policy.vla.heads.prompted import Prompted
+from vla_robot.policy.vla.heads.sizes import require_flow
 from vla_robot.policy.vla.inputs.observations import Batch, check_image_sensitivity
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
@@ -27,6 +31,7 @@ from vla_robot.policy.vla.model import VLAModel
 from vla_robot.policy.vla.policy import VLAPolicy
 from vla_robot.policy.vla.reason.cpu_threads import threads_for
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
+from vla_robot.recipe.policy import FlowRecipe
 
 
 class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M, T, F]):
@@ -60,6 +65,8 @@ class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M
     def act(self, observations: Sequence[Observation], statistics_keys: Keys | None = None) -> list[ActionChunk]:
         """Return one chunk of `head.chunk` actions per observation, computed in one batch.
 
+        A head that continues plans begins with `Observation.committed`, and stays near `Observation.planned`.
+
         Args:
             observations: with any instructions.
             statistics_keys: per row, the dataset whose statistics un-normalise; None for the policy's own.
@@ -79,19 +86,28 @@ class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M
         batch = self.read(observations, statistics_keys)
         stages.lap("preprocess")
         seeds = np.array([row_seed(self._seed, o.step) for o in observations], dtype=np.int64)
-        normalised = self.predict(batch, seeds, stages)
+        plans = [plan_of(o, s, self.head) for o, s in zip(observations, stats, strict=True)]
+        normalised = self.predict(batch, seeds, stages, joined(plans, self.head, self.device))
         actions = [unnormalise(chunk, s) for chunk, s in zip(normalised, stats, strict=True)]
+        begun = [begun_by(o, rows, plan) for o, rows, plan in zip(observations, actions, plans, strict=True)]
         stages.lap("unnormalise")
-        return chunks_of(actions, observations, stages)
+        return chunks_of(begun, observations, stages, [plan is not None for plan in plans])
 
-    @torch.inference_mode()
-    def predict(self, batch: Batch, seeds: NDArray[np.int64], stages: StageTimer | None = None) -> NDArray[np.float64]:
+    @torch.no_grad()  # guidance may ask for a gradient, which no tensor of inference mode has
+    def predict(
+        self,
+        batch: Batch,
+        seeds: NDArray[np.int64],
+        stages: StageTimer | None = None,
+        plan: Plan[Tensor] | None = None,
+    ) -> NDArray[np.float64]:
         """Run the bare model on a batch of plain prompts: return (B, K, D) actions in [-1, 1].
 
         Args:
             batch: from `read`.
             seeds: (B,) from which each row's random numbers are drawn.
             stages: receives the time of each stage.
+            plan: what the answers continue.
 
         Raises:
             ContractError: the batch does not fit the model.
@@ -101,7 +117,7 @@ class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M
         ended = replace(batch, prompts=[np.append(prompt, self.tokenizer.eos) for prompt in batch.prompts])
         with threads_for(self.flops(ended), self.device):
             prompts = self.model.prompted(self.model.prompt(ended, stages))
-            actions = self.head.answer(prompts, seeds).cpu().double().numpy()  # MPS has no float64
+            actions = self.head.answer(prompts, seeds, plan).cpu().double().numpy()  # MPS has no float64
         stages.lap("decode")
         if not np.isfinite(actions).all():
             raise PolicyError("the policy's actions are not finite: the checkpoint or its input is damaged.")
@@ -116,6 +132,14 @@ class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M
             self._pixels,
             lambda batch: torch.from_numpy(self.predict(batch, seeds)),
         )
+
+
+def sampling_as[P: VLAPolicy[Any, Any, Any]](policy: P, flow: FlowRecipe | None) -> P:
+    """Return a policy that answers as a recipe's table [flow] says. Raises CheckpointError as `require_flow`."""
+    require_flow(flow, policy.model.config.head)
+    if flow is not None and isinstance(policy.model.action_head, FlowHead):
+        policy.model.action_head.sample_as(flow)
+    return policy
 
 
 def policy_class(model: VLAModel[Any]) -> type[VLAPolicy[Any, Any, Any]]:

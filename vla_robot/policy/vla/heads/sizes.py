@@ -10,6 +10,11 @@ from vla_robot.core.errors import CheckpointError, unknown
 from vla_robot.policy.vla.json_files import whole
 from vla_robot.policy.vla.small_files import table_of
 from vla_robot.recipe.finetune import HeadRecipe
+from vla_robot.recipe.policy import FlowRecipe
+
+L1, FLOW = "l1", "flow"
+KINDS = (L1, FLOW)
+"""Kinds of heads."""
 
 KEY = "head"
 """Key of our block of config.json."""
@@ -20,16 +25,23 @@ class HeadSizes:
     """A head as config.json describes it; the number of actions is that of the folder.
 
     Attributes:
-        kind: "l1".
+        kind: "l1" or "flow".
         dimension: D, numbers of an action.
+        width: of flow: width of the expert.
+        ff_dim: of flow: width of its gated MLPs.
+        prefix: of flow: most first actions that training gave clean.
     """
 
     kind: str
     dimension: int
+    width: int = 0
+    ff_dim: int = 0
+    prefix: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return what config.json says."""
-        return asdict(self)
+        said = asdict(self)
+        return said if self.kind == FLOW else {key: said[key] for key in ("kind", "dimension")}
 
 
 def head_of(source: str, block: Mapping[str, Any]) -> HeadSizes | None:
@@ -44,7 +56,11 @@ def head_of(source: str, block: Mapping[str, Any]) -> HeadSizes | None:
     kind = str(table.get("kind"))
     if kind not in KINDS:
         raise CheckpointError(f"{source}: {unknown('head', kind, KINDS)}")
-    return HeadSizes(kind, whole(source, "dimension", table.get("dimension"), 1000))
+    dimension = whole(source, "dimension", table.get("dimension"), 1000)
+    if kind != FLOW:
+        return HeadSizes(kind, dimension)
+    width, ff_dim = (whole(source, key, table.get(key), 65_536, 2) for key in ("width", "ff_dim"))
+    return HeadSizes(kind, dimension, width, ff_dim, whole(source, "prefix", table.get("prefix"), 999, 0))
 
 
 def head_block(head: HeadSizes | None) -> dict[str, Any]:
@@ -54,8 +70,16 @@ def head_block(head: HeadSizes | None) -> dict[str, Any]:
 
 def planned_head(recipe: HeadRecipe | None, dimension: int) -> HeadSizes | None:
     """Return the head of a new policy whose actions have `dimension` numbers; None without one."""
-    return None if recipe is None else HeadSizes(recipe.kind, dimension)
+    if recipe is None:
+        return None
+    flow = (recipe.width, recipe.ff_dim, recipe.prefix) if recipe.kind == FLOW else ()
+    return HeadSizes(recipe.kind, dimension, *flow)
 
 
-KINDS = ("l1",)
-"""Kinds of heads."""
+def require_flow(flow: FlowRecipe | None, head: HeadSizes | None) -> None:
+    """Raise CheckpointError if a recipe's table [flow] is for another policy than one with a flow-matching head."""
+    if flow is not None and (head is None or head.kind != FLOW):
+        has = "says its actions in tokens" if head is None else f'has the head "{head.kind}"'
+        raise CheckpointError(
+            f"the recipe's table [flow] is for a flow-matching head, and the folder {has}: delete it."
+        )

@@ -161,6 +161,12 @@ class TextReasoner:
         positions = positions.gather(-1, slots.expand(*positions.shape[:-2], -1, -1))
         return self._run(embeds, masks, positions, past_key_values=memory, use_cache=True)
 
+    def keys_values(self, rows: RaggedSequence) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values of whole rows by layer, (B, Hkv, S, hd); gradients flow through them."""
+        cache = self._row_cache(rows)
+        self._run(rows.embeds, cache.masks, cache.positions, past_key_values=cache, use_cache=True)
+        return list(zip(cache.tensors[::2], cache.tensors[1::2], strict=True))
+
     def whole(self, rows: RaggedSequence) -> Tensor:
         """Return the (B, S, D) normed hidden states of whole rows without a cache, for training."""
         S = rows.embeds.shape[1]
