@@ -306,7 +306,7 @@ def test_keys_of_a_flow_head_are_refused_for_another(new: Any) -> None:
     with pytest.raises(RecipeError, match='of kind = "flow"'):
         HeadRecipe(prefix=1)
     with pytest.raises(RecipeError, match=r"prefix is 3, and must be less than chunk, which is 3"):
-        new("paligemma", "flow", head=HeadRecipe("flow", prefix=3))
+        replace(new("paligemma", "flow"), head=HeadRecipe("flow", prefix=3))
 
 
 def test_tokens_and_a_head_exclude_each_other(new: Any) -> None:
