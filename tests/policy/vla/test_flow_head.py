@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaModel
-from vla_robot.policy.vla.heads.plans import begun_by, joined, plan_of
 
 from vla_robot.core.errors import CheckpointError, ContractError
 from vla_robot.core.messages import Observation
 from vla_robot.core.normalise import QuantileStats
 from vla_robot.core.ports.action_head import Plan
 from vla_robot.policy.vla.heads.flow import GUIDANCE, PREFIX, Attention, FlowHead, Sampling, rotary
+from vla_robot.policy.vla.heads.plans import begun_by, joined, plan_of
 from vla_robot.policy.vla.heads.prompted import Prompted
 from vla_robot.policy.vla.heads.rtc import guided, integrate, soft_mask
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
