@@ -32,7 +32,7 @@ def executed(buffer: ChunkBuffer, first: int, count: int) -> list[float | None]:
 def test_a_single_chunk_is_executed_as_it_is_and_then_nothing(splice: ChunkMerge) -> None:
     buffer = ChunkBuffer(splice, dims=1)
     assert buffer.insert(chunk(0, 1, 2, 3), due_step=0) == 0
-    assert buffer.remaining(0) == 3
+    assert len(buffer.planned(0)) == 3
     assert executed(buffer, 0, 4) == [1, 2, 3, None]
 
 
@@ -130,7 +130,7 @@ def test_a_cleared_plan_is_empty_and_takes_any_chunk() -> None:
     buffer = ChunkBuffer("drop", dims=1)
     buffer.insert(chunk(50, 1, 2), due_step=50)
     buffer.clear()
-    assert buffer.remaining(50) == 0
+    assert len(buffer.planned(50)) == 0
     assert buffer.insert(chunk(0, 3), due_step=0) == 0 and executed(buffer, 0, 1) == [3]
 
 
@@ -182,7 +182,7 @@ def test_every_executed_action_lies_between_predictions_that_were_made_for_its_s
         late = buffer.insert(ActionChunk(rows_now, 0, cause, conditioned=conditioned), due_step=step)
         assert late == min(delay, length)
         rows += length
-    while buffer.remaining(step):
+    while len(buffer.planned(step)):
         taken += _execute(buffer, step, made)
         step += 1
     assert taken + buffer.dropped_rows <= rows + step

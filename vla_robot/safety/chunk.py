@@ -139,10 +139,6 @@ class ChunkBuffer:
         """Return the (n, D) rows of consecutive steps that the plan has, beginning with this one."""
         return self._planned(step, len(self._plan))
 
-    def remaining(self, step: int) -> int:
-        """Return the number of consecutive steps that the plan has, beginning with this one."""
-        return len(self.planned(step))
-
     def clear(self) -> None:
         """Remove the plan, when an episode begins or the arm is held. `dropped_rows` is kept."""
         self._plan.clear()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vla_robot.core.errors import MissingDependencyError
-from vla_robot.recipe import available, find, read
+from vla_robot.recipe import find, read
 from vla_robot.recipe.environment import EnvironmentRecipe
 
 MARK = "made.json"
@@ -91,11 +91,6 @@ def find_environment(name: str) -> Environment:
     path = find("environments", name)
     recipe = read(EnvironmentRecipe, path)
     return Environment(path.stem, recipe, environments_folder() / f"{path.stem}-{_fingerprint(recipe)}")
-
-
-def known_environments() -> list[Environment]:
-    """Return the environment of every recipe that `vla list environments` shows."""
-    return [find_environment(str(path)) for path in available("environments").values()]
 
 
 def environments_folder() -> Path:
