@@ -182,9 +182,9 @@ def _load(source: PolicySource, dtype: str, compiled: bool = False, quantise: st
 
     recipe = source.recipe
     if isinstance(recipe, VLARecipe):
-        if compiled or quantise:
-            raise RecipeError(f"'{source.name}' is of kind 'vla'; only kind 'openvla' can be compiled or quantised.")
-        return without_state(family_of(recipe.checkpoint).load(recipe.checkpoint, dtype, recipe.device))
+        family = family_of(recipe.checkpoint)
+        policy = family.load(recipe.checkpoint, dtype, recipe.device, compiled=compiled, quantise=quantise)
+        return without_state(policy)
     if not isinstance(recipe, OpenVLARecipe):
         raise RecipeError(
             f"'{source.name}' is of kind '{recipe.kind}'; `vla bench policy` measures 'openvla' and 'vla', and "

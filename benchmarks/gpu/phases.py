@@ -28,9 +28,9 @@ from benchmarks.gpu.by_rule import (
 from vla_robot.policy.cards import Card
 from vla_robot.policy.openvla.engine.chunk_regression import ChunkRegression
 from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
-from vla_robot.policy.openvla.network.pointwise import is_fused
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.roofline import PRECISIONS, floor_of
+from vla_robot.policy.vla.engine.compiler import is_fused
 from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.model import IGNORE
 from vla_robot.policy.vla.reason.stage_timer import StageTimer

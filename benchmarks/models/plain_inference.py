@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from vla_robot.core.messages import Image
-from vla_robot.policy.openvla.network import layout
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.perceive import Tower, build_vit
+from vla_robot.policy.vla import layout
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 
 

@@ -1,12 +1,12 @@
 """Inference of transformers' own model as a user would write it: placeholders for images, then `generate`.
 
-It shares the weights of a loaded policy but none of its engine. The arm's state, for which transformers has no token,
+It has the weights of a loaded policy but none of its engine. The arm's state, for which transformers has no token,
 is left out of both contenders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,8 +27,10 @@ def without_state(policy: VLMPolicy) -> VLMPolicy:
     model = policy.model
     layout = Layout(tuple(part for part in model.layout.parts if part is not Place.STATE))
     bare = type(model)(model.vlm, replace(model.config, proprio_dim=None), layout).requires_grad_(False).eval()
+    bare.is_fixed = model.is_fixed
     key = next(iter(policy.statistics))
-    return VLAPolicy(bare, policy.preprocessor, policy.tokenizer, policy.statistics, policy.embodiment, key)
+    about = (policy.preprocessor, policy.tokenizer, policy.statistics, policy.embodiment, key)
+    return VLAPolicy(bare, *about, compiled=policy.is_compiled)
 
 
 class PlainVLM:
@@ -41,7 +43,7 @@ class PlainVLM:
         """
         config = policy.model.config
         self._policy = policy
-        self._vlm = policy.model.vlm
+        self._vlm = as_the_library_has_it(policy.model.vlm, config.published)
         self._actions = OnlyRows(torch.from_numpy(config.codec.ids.copy()))
 
     @torch.inference_mode()
@@ -64,6 +66,19 @@ class PlainVLM:
         kinds = (row == self._vlm.config.image_token_id).long()
         text = {"input_ids": row, "attention_mask": torch.ones_like(row)}
         return text | PIXELS[self._vlm.config.model_type](self._vlm.config.vision_config, pixels, kinds)
+
+
+def as_the_library_has_it(vlm: Any, published: Mapping[str, Any]) -> Any:
+    """Return a model of transformers' own class and layout with the weights of a policy's, as copies.
+
+    Args:
+        vlm: the model of a policy that acts, whose matrices lie otherwise.
+        published: content of its config.json.
+    """
+    with vlm.device:
+        theirs = type(vlm)(type(vlm).config_class.from_dict(dict(published))).to(vlm.dtype)
+    theirs.load_state_dict(vlm.state_dict())
+    return theirs.requires_grad_(False).eval()
 
 
 class OnlyRows(LogitsProcessor):

@@ -65,7 +65,7 @@ def test_transformers_baseline_has_all_on_the_models_device(
     scene = _scene(policy, 0)
     policy.model.to("meta")
     baseline = PlainVLM(policy)
-    found = devices_of_generate(policy.model.vlm, monkeypatch)
+    found = devices_of_generate(baseline._vlm, monkeypatch)
     baseline.tokens(scene, 7)
     assert len(found) >= 4 and set(found.values()) == {"meta"}
 

@@ -12,8 +12,8 @@ from vla_robot.core.errors import ContractError, PolicyError, RecipeError
 from vla_robot.policy.device import device_in_words, torch_device
 from vla_robot.policy.families import FAMILIES
 from vla_robot.policy.kinds import load_policy
-from vla_robot.policy.openvla.engine.compiled import require_compiler
-from vla_robot.policy.openvla.engine.quantise import require_quantiser
+from vla_robot.policy.vla.engine.compiled import require_compiler
+from vla_robot.policy.vla.engine.quantise import require_quantiser
 from vla_robot.policy.vla.reason.cpu_threads import threads_for
 from vla_robot.recipe.finetune import DemosFinetuneRecipe
 from vla_robot.recipe.policy import (

@@ -81,7 +81,7 @@ def test_rows_below_one_are_refused_for_every_kind() -> None:
             {"kind": "hold", "address": "tcp://a:1"},
             "address: this key is for kind 'remote' or 'openpi' or 'groot', not",
         ),
-        ({"kind": "hold", "compiled": True}, "compiled: this key is for kind 'openvla', not for 'hold'"),
+        ({"kind": "hold", "compiled": True}, "compiled: this key is for kind 'openvla' or 'vla', not for 'hold'"),
         ({"kind": "remote", "address": "a", "dtype": "int8"}, "dtype: this key is for kind 'openvla' or 'openvla_oft'"),
     ],
 )

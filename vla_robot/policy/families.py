@@ -66,7 +66,16 @@ def build(recipe: VLARecipe, embodiment: Embodiment | None, expert: str | None) 
     folder = recipe.checkpoint
     key, preprocessing = recipe.statistics_key, recipe.image_preprocessing
     sampling_as = attribute("vla_robot.policy.vla.heads.policy:sampling_as")
-    policy = sampling_as(family_of(folder).load(folder, recipe.dtype, recipe.device, key, preprocessing), recipe.flow)
+    loaded = family_of(folder).load(
+        folder,
+        recipe.dtype,
+        recipe.device,
+        key,
+        preprocessing,
+        compiled=recipe.compiled,
+        quantise=recipe.quantise,
+    )
+    policy = sampling_as(loaded, recipe.flow)
     if policy.embodiment is not None and embodiment is not None:
         require_fit(policy.embodiment, embodiment)
     return policy

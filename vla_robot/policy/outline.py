@@ -6,6 +6,7 @@ and softmax are left out, since they are below one per cent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,7 +128,7 @@ def _towers(model: AnyVLAModel) -> tuple[tuple[SeenBy, ...], int]:
     blocks, vision = list(model.tower_layers()), model.vlm.config.vision_config
     if not blocks:  # a family without a tower projects its patches
         return (), 0
-    tokens = (model.config.image_size // vision.patch_size) ** 2
+    tokens = math.prod(side // vision.patch_size for side in model.config.frame)
     width = getattr(vision, "embed_dim", None) or vision.hidden_size
     return (SeenBy(_weights(blocks), tokens, width * len(blocks)),), len(blocks)
 

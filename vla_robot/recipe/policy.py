@@ -146,44 +146,51 @@ class CheckpointRecipe(WeightsRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenVLARecipe(CheckpointRecipe):
-    """Loads a checkpoint folder of OpenVLA.
+class FamilyRecipe(CheckpointRecipe):
+    """A policy of a family of models, by tokens or by a head; it may be compiled, or take less memory.
 
     Attributes:
         compiled: compile a graph for each shape of batch: faster, but the first inference takes a minute, and a CPU
-            needs a C++ compiler.
+            needs a C++ compiler; for tokens.
         quantise: "fp8", "int8" or "int4" quantises matrices: a quarter or an eighth of fp32's memory, and some tokens
             differ. int8 and int4 need the extra [quantise]; fp8 is for GPUs of compute capability 8.9 or more, and
             rounds activations too.
-        fuse: true joins the work between matrix products into one kernel each, which the compiler of `compiled` makes
-            for all shapes of batches; without the key, it is done on a GPU of CUDA with triton.
         flow: how a flow-matching head answers; only for a folder that has one.
     """
 
-    kind: Literal["openvla"] = "openvla"
-    flow: FlowRecipe | None = None
     compiled: bool = False
     quantise: Literal["fp8", "int8", "int4"] | None = None
-    fuse: bool | None = None
+    flow: FlowRecipe | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.quantise and self.compiled:
             raise RecipeError("quantise and compiled = true exclude each other; leave one of them out")
-        if self.fuse and self.compiled:
-            raise RecipeError("compiled = true fuses everything; leave fuse out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VLARecipe(CheckpointRecipe):
-    """Loads a checkpoint folder of another vision-language model: its config.json names the family.
-
-    Attributes:
-        flow: as for kind "openvla".
-    """
+class VLARecipe(FamilyRecipe):
+    """Loads a checkpoint folder of another vision-language model: its config.json names the family."""
 
     kind: Literal["vla"] = "vla"
-    flow: FlowRecipe | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenVLARecipe(FamilyRecipe):
+    """Loads a checkpoint folder of OpenVLA.
+
+    Attributes:
+        fuse: true joins the work between matrix products into one kernel each, which the compiler of `compiled` makes
+            for all shapes of batches; without the key, it is done on a GPU of CUDA with triton.
+    """
+
+    kind: Literal["openvla"] = "openvla"
+    fuse: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.fuse and self.compiled:
+            raise RecipeError("compiled = true fuses everything; leave fuse out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vla_robot.policy.openvla.network import layout
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.policy import load
 from vla_robot.policy.openvla.weights import load_model
+from vla_robot.policy.vla import layout
 from vla_robot.policy.vla.safetensors_files import INDEX, SINGLE
 
 

@@ -5,6 +5,7 @@ Source: transformers 5.23, models/gemma4 and models/gemma4_unified.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -44,16 +45,17 @@ class Gemma4(TransformersModel):
 
     @property
     def width(self) -> int:
-        return super().width + self._text.config.num_hidden_layers * self._by_layer
+        text = self._text.config
+        return text.hidden_size + text.num_hidden_layers * self._by_layer
 
     def arrange(self, pixels: Tensor, embeds: Tensor, prompts: Tensor) -> RaggedSequence:
         if not self._sees_images_whole:
-            return RaggedSequence(embeds, prompts)
+            return super().arrange(pixels, embeds, prompts)
         rows, columns = (side // self._cell for side in pixels.shape[-2:])
-        blocks = torch.zeros(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
+        blocks = torch.zeros(1, embeds.shape[1], dtype=torch.int64, device=embeds.device)
         for number, begin in enumerate(self.layout.image_columns(rows * columns), start=1):
             blocks[:, begin : begin + rows * columns] = number
-        return RaggedSequence(embeds, prompts, blocks)
+        return RaggedSequence(embeds, prompts, blocks.expand(len(embeds), -1), constant=self.constant)
 
     def mask_rule(self) -> MaskRule:
         return MaskRule(self._text.config.sliding_window, blocks_in_full=False, window_cuts_blocks=True)
@@ -70,7 +72,7 @@ class Gemma4(TransformersModel):
 
     @property
     def image_tokens(self) -> int:
-        return self.config.num_images * (self.config.image_size // self._cell) ** 2
+        return self.config.num_images * math.prod(side // self._cell for side in self.config.frame)
 
     @property
     def _cell(self) -> int:

@@ -34,10 +34,10 @@ from vla_robot.policy.openvla.engine.chunk_regression import ChunkRegression
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.parallel_decoding import ParallelGenerator
-from vla_robot.policy.openvla.network.pointwise import is_fused
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.weights import load_model, require_complete
 from vla_robot.policy.vla.checkpoint import torch_dtype
+from vla_robot.policy.vla.engine.compiler import is_fused
 from vla_robot.policy.vla.heads.l1 import L1Head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
@@ -155,6 +155,7 @@ class OFTPolicy:
         """Raise CheckpointError if the model ignores its image or its actions are not finite."""
         check_image_sensitivity(
             self.model.config.inputs,
+            self.model.config.frame,
             self._preprocessor,
             self._pixels,
             lambda batch: torch.from_numpy(self.predict(batch)),

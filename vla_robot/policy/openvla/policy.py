@@ -17,24 +17,23 @@ from vla_robot.core.errors import CheckpointError, PolicyError
 from vla_robot.core.messages import Image
 from vla_robot.policy.device import torch_device
 from vla_robot.policy.openvla.checkpoint import read_checkpoint
-from vla_robot.policy.openvla.engine.compiled import CompiledInference, require_compiler
-from vla_robot.policy.openvla.engine.quantise import memory_bytes, quantise, require_quantiser
-from vla_robot.policy.openvla.network.config import OpenVLAConfig
+from vla_robot.policy.openvla.engine.quantise import quantise
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.network.pointwise import is_fused
 from vla_robot.policy.openvla.network.reason import Decoder
 from vla_robot.policy.openvla.prompt import OpenVLAPrompts, finish
 from vla_robot.policy.openvla.weights import load_model, require_complete
 from vla_robot.policy.outline import Outline, outline_of
 from vla_robot.policy.roofline import costs_of
 from vla_robot.policy.vla.checkpoint import torch_dtype
+from vla_robot.policy.vla.engine.compiled import require_compiler, require_one_graph
+from vla_robot.policy.vla.engine.compiler import is_fused
+from vla_robot.policy.vla.engine.quantise import memory_bytes, require_quantiser
 from vla_robot.policy.vla.heads.policy import HeadPolicy
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE
 from vla_robot.policy.vla.inputs.observations import Batch
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.statistics import Statistics, require_statistics
 from vla_robot.policy.vla.policy import VLAPolicy
-from vla_robot.policy.vla.reason.stage_timer import StageTimer
 
 LLAMA_SPACE = 29871
 """Llama's id of the space token, for checkpoints without a tokenizer."""
@@ -58,14 +57,9 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         compiled: bool = False,
         fuse: bool = False,
     ) -> None:
-        super().__init__(model, preprocessor, tokenizer, statistics, embodiment, statistics_key)
+        super().__init__(model, preprocessor, tokenizer, statistics, embodiment, statistics_key, compiled)
         self.outline = outline_of(model)
         self._finish = partial(finish, space=LLAMA_SPACE) if tokenizer is None else tokenizer.finish
-        if compiled:
-            _require_llama(model.config, "compiled")
-            _require_free_answers(model.config)
-        self._compiled = CompiledInference(model, self._generator) if compiled else None
-        self.in_blocks &= not compiled
         self._is_fused = False
         if fuse and not compiled:  # which fuses everything already
             self.fuse()
@@ -85,17 +79,15 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
             PolicyError: the quantisation is unknown, or the policy is compiled.
             MissingDependencyError: torchao or bitsandbytes is absent.
         """
-        if self._compiled is not None:
+        if self.is_compiled:
             raise PolicyError("a compiled policy cannot be quantised: set compiled = false, or delete quantise.")
-        _require_llama(self.model.config, "quantised")
-        quantise(self.model, self._decoder, how, self._is_fused)
+        quantise(self.model, self._reasoner, how, self._is_fused)
         self._forget_blocks()
 
     def memory_bytes(self) -> int:
         """Return the bytes that the weights occupy."""
-        if not isinstance(self._reasoner, Decoder):
-            return super().memory_bytes()
-        return memory_bytes(self.model, self._decoder)
+        matrices = self._reasoner.matrices() if isinstance(self._reasoner, Decoder) else []
+        return memory_bytes((*self.model.parameters(), *self.model.buffers(), *matrices))
 
     def generate_tokens(
         self,
@@ -131,11 +123,6 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
         rows = [[row] if isinstance(row, np.ndarray) else list(row) for row in images]
         return Batch(self._pixels(rows), [self._finish(ids) for ids in input_ids], state)
 
-    def _tokens(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
-        if self._compiled is not None and self._compiled.takes(batch):
-            return self._compiled(batch, count, stages)
-        return super()._tokens(batch, count, stages)
-
     def flops(self, batch: Batch) -> float:
         return _flops(self.outline, len(batch.prompts), max(map(len, batch.prompts)))
 
@@ -143,24 +130,6 @@ class OpenVLAPolicy(VLAPolicy[OpenVLA, OpenVLAPrompts, Preprocessor]):
     def _decoder(self) -> Decoder:
         assert isinstance(self._reasoner, Decoder)
         return self._reasoner
-
-
-def _require_llama(config: OpenVLAConfig, what: str) -> None:
-    """Raise PolicyError unless the language model is read by our own decoder."""
-    if config.text_type != "llama":
-        raise PolicyError(
-            f"a policy whose language model is {config.text_type} cannot be {what}; only one with a Llama can. "
-            "Leave the key out of its recipe."
-        )
-
-
-def _require_free_answers(config: OpenVLAConfig) -> None:
-    """Raise PolicyError if a codec's grammar limits answers: compiled graphs take any action token."""
-    if config.codec.grammar is not None:
-        raise PolicyError(
-            f"a policy whose codec '{config.codec.kind}' limits each token to some rows cannot be compiled: leave "
-            "compiled out of its recipe."
-        )
 
 
 @lru_cache(maxsize=64)
@@ -205,11 +174,8 @@ def load(
         require_compiler(place)
     is_joined = is_fused(fuse, place)
     checkpoint = read_checkpoint(folder, image_preprocessing)
-    for asked, what in ((compiled, "compiled"), (quantise is not None, "quantised")):
-        if asked:
-            _require_llama(checkpoint.config, what)
     if compiled:
-        _require_free_answers(checkpoint.config)
+        require_one_graph(OpenVLA, checkpoint.config.codec)
     acting = not trainable and quantise is None
     policy = OpenVLAPolicy(
         load_model(folder, checkpoint.config, precision, place, acting=acting),

@@ -31,12 +31,11 @@ from vla_robot.policy.openvla.components import (
     read_component,
     write_component,
 )
-from vla_robot.policy.openvla.network import layout
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.network.model import OpenVLA
 from vla_robot.policy.openvla.network.perceive import build_vit
 from vla_robot.policy.openvla.network.reason import fused_with
-from vla_robot.policy.vla import adapters
+from vla_robot.policy.vla import adapters, layout
 from vla_robot.policy.vla.codecs.folder import write_codec
 from vla_robot.policy.vla.codecs.mark import mark_of, require_mark
 from vla_robot.policy.vla.json_files import write_json
@@ -84,7 +83,9 @@ def load_model(
     found = require_weights(folder, config, parameters)
     tensors = {name: tensor.to(device=device, dtype=dtype) for name, tensor in beside.items()}
     for_products = acting and layout.is_for(dtype, device)
-    memory = _allocate(parameters, dtype, device, layout.matrices(model) if for_products else ())
+    memory = _allocate(
+        parameters, dtype, device, layout.matrices(model, model.language_model.lm_head) if for_products else ()
+    )
     by_file_name = {name: memory[wanted[name]] for name in wanted}
     if device.type != "meta":
         _fill(by_file_name, found)

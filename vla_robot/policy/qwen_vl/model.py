@@ -5,23 +5,28 @@ Sources: transformers 5.23, models/qwen2_vl, qwen2_5_vl and qwen3_vl.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import PreTrainedModel
 
+from vla_robot.policy.qwen_vl.tower import read_still_frames, still_arguments
 from vla_robot.policy.vla.sequence.masks import MaskRule
 from vla_robot.policy.vla.sequence.positions import ImageSpan, mrope
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
+from vla_robot.policy.vlm.config import VLMConfig
+from vla_robot.policy.vlm.layout import Layout
 from vla_robot.policy.vlm.model import TransformersModel
 
 
 class QwenVL(TransformersModel):
     """Qwen2-VL or Qwen2.5-VL: everything is causal."""
 
-    perceives_by_shape = False  # the library reads the frames' sizes from tensors
+    perceives_by_shape = False  # the library reads the frames' sizes from tensors, or makes positions in main memory
 
     PARTS: ClassVar = {
         "vision": ("vlm.model.visual.patch_embed.", "vlm.model.visual.pos_embed.", "vlm.model.visual.blocks."),
@@ -29,10 +34,12 @@ class QwenVL(TransformersModel):
         "decoder": ("vlm.model.language_model.", "vlm.lm_head."),
     }
 
+    def __init__(self, vlm: PreTrainedModel, config: VLMConfig, layout: Layout) -> None:
+        super().__init__(vlm, config, layout)
+        read_still_frames(self.vlm.model.visual)
+
     def perceive(self, pixels: Tensor) -> Tensor:
-        B, N = pixels.shape[:2]
-        features = torch.stack(list(self._see(pixels).pooler_output))  # (B * N, P, D)
-        return features.reshape(B, N * features.shape[1], -1)
+        return self._see(pixels).pooler_output.unflatten(0, (len(pixels), -1))
 
     def connect(self, features: Tensor) -> list[Tensor]:
         return list(features.chunk(self.config.num_images, dim=1))  # the ViT's last step is the connector
@@ -41,7 +48,7 @@ class QwenVL(TransformersModel):
         rows, columns = self._grid(pixels)
         begins = self.layout.image_columns(rows * columns)
         positions = mrope(embeds.shape[1], [ImageSpan(begin, rows, columns) for begin in begins], embeds.device)
-        return RaggedSequence(embeds, prompts, None, positions.expand(len(embeds), -1, -1))
+        return RaggedSequence(embeds, prompts, None, positions.expand(len(embeds), -1, -1), self.constant)
 
     def mask_rule(self) -> MaskRule:
         return MaskRule()
@@ -51,7 +58,7 @@ class QwenVL(TransformersModel):
 
     @property
     def image_tokens(self) -> int:
-        return self.config.num_images * (self.config.image_size // self._cell) ** 2
+        return self.config.num_images * math.prod(side // self._cell for side in self.config.frame)
 
     @property
     def _cell(self) -> int:
@@ -63,12 +70,13 @@ class QwenVL(TransformersModel):
         return pixels.shape[-2] // self._cell, pixels.shape[-1] // self._cell
 
     def _see(self, pixels: Tensor) -> Any:
-        """Return the library's features of (B, N, 3, H, W) frames, each with its own entry."""
+        """Return the tower's output of (B, N, 3, H, W) frames; rows of all frames lie behind one another."""
         vision = self.vlm.config.vision_config
         frames = pixels.flatten(0, 1)
-        grid = torch.tensor([[1, *(side // vision.patch_size for side in frames.shape[-2:])]])
-        flat = patches_of(frames, vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-        return self.vlm.model.get_image_features(flat, grid.expand(len(frames), -1).to(pixels.device))
+        rows, columns = (side // vision.patch_size for side in frames.shape[-2:])
+        patches = patches_of(frames, vision.patch_size, vision.spatial_merge_size, 1)
+        sizes = still_arguments(len(frames), rows, columns, vision.spatial_merge_size, pixels.device)
+        return self.vlm.model.visual(patches, **sizes)
 
 
 class Qwen3VL(QwenVL):
@@ -77,11 +85,9 @@ class Qwen3VL(QwenVL):
     reasons_by_shape = False  # the library adds them where a mask is true, whose size it reads
 
     def perceive(self, pixels: Tensor) -> Tensor:
-        B, N = pixels.shape[:2]
         seen = self._see(pixels)
-        levels = [seen.pooler_output, *seen.deepstack_features]
-        features = torch.cat([torch.stack(list(level)) for level in levels], dim=-1)  # (B * N, P, D + levels * D)
-        return features.reshape(B, N * features.shape[1], -1)
+        features = torch.cat([seen.pooler_output, *seen.deepstack_features], dim=-1)  # (B * N * P, D + levels * D)
+        return features.unflatten(0, (len(pixels), -1))
 
     def look_up(self, ids: Tensor) -> Tensor:
         words = super().look_up(ids)
@@ -89,7 +95,7 @@ class Qwen3VL(QwenVL):
 
     @property
     def width(self) -> int:
-        return super().width * (1 + self._levels)
+        return self._text.config.hidden_size * (1 + self._levels)
 
     def beside(self) -> Callable[[Tensor], Mapping[str, Any]]:
         return self._deepstack
@@ -108,7 +114,7 @@ class Qwen3VL(QwenVL):
 def patches_of(frames: Tensor, patch: int, merge: int, times: int) -> Tensor:
     """Return (B * P, 3 * times * patch * patch) patches of (B, 3, H, W) frames, in the order in which they are merged.
 
-    A still image is repeated `times` times, since the model's patches extend over so many frames of a video.
+    A still image is repeated `times` times: the library's patches extend over so many frames of a video.
     """
     B, C, H, W = frames.shape
     cell = patch * merge

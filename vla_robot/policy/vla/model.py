@@ -42,6 +42,7 @@ class VLAConfig(Protocol):
 
     Attributes:
         inputs: sizes of what the model reads.
+        frame: height and width of a usual frame after resizing [px]: of the arm's cameras, where these are known.
         chunk: K, consecutive actions of one answer, token by token.
         pad_token_id: id that pads text at the right.
         codec: how actions are said.
@@ -52,6 +53,8 @@ class VLAConfig(Protocol):
 
     @property
     def inputs(self) -> InputSizes: ...
+    @property
+    def frame(self) -> tuple[int, int]: ...
     @property
     def chunk(self) -> int: ...
     @property

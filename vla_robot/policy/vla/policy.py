@@ -15,6 +15,8 @@ from vla_robot.core.embodiment import Embodiment
 from vla_robot.core.messages import ActionChunk, Image, Observation
 from vla_robot.core.normalise import QuantileStats, unnormalise
 from vla_robot.core.ports import ActionCodec
+from vla_robot.policy.vla.engine.compiled import CompiledInference
+from vla_robot.policy.vla.engine.quantise import memory_bytes
 from vla_robot.policy.vla.inputs.observations import Batch, ObservationReader, check_image_sensitivity
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
 from vla_robot.policy.vla.inputs.prompts import Prompts
@@ -51,6 +53,7 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         statistics: Mapping[str, Mapping[str, Any]],
         embodiment: Embodiment | None = None,
         statistics_key: str | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model = model
         self.embodiment = embodiment
@@ -65,7 +68,8 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         self._reasoner = model.reasoner()
         self._generator = self._generator_of(model)
         self._forget_blocks()
-        self.in_blocks = model.weight.device.type == "cuda" and self.codec.grammar is None
+        self._compiled = CompiledInference(model, self._generator) if compiled else None
+        self.in_blocks = model.weight.device.type == "cuda" and self.codec.grammar is None and not compiled
         self._weights = sum(p.numel() for layer in model.layers() for p in layer.parameters())
 
     @property
@@ -83,9 +87,14 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
         """Device of the weights."""
         return self.model.weight.device
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether batches run as compiled graphs."""
+        return self._compiled is not None
+
     def memory_bytes(self) -> int:
         """Return the bytes that the weights occupy."""
-        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+        return memory_bytes((*self.model.parameters(), *self.model.buffers()))
 
     def reset(self, seed: int) -> None:
         """Do nothing: greedy decoding of single observations has no memory and no randomness."""
@@ -182,13 +191,16 @@ class VLAPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor]:
 
     def self_test(self) -> None:
         """Raise CheckpointError if the model ignores its image or its logits are not finite."""
-        check_image_sensitivity(self.model.config.inputs, self.preprocessor, self._pixels, self._first_logits)
+        config = self.model.config
+        check_image_sensitivity(config.inputs, config.frame, self.preprocessor, self._pixels, self._first_logits)
 
     def _decoded(self, ids: NDArray[np.int64], dim: int) -> NDArray[np.float64]:
         """Return the (K, dim) actions of one row's ids, without what follows its answer."""
         return self.codec.decode(ids[: self.codec.tokens(dim)][ids[: self.codec.tokens(dim)] >= 0], dim)
 
     def _tokens(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
+        if self._compiled is not None and self._compiled.takes(batch):
+            return self._compiled(batch, count, stages)
         return self._generator.tokens(self.model.prompt(batch, stages), count, stages)
 
     def _first_logits(self, batch: Batch) -> Tensor:

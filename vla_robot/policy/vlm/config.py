@@ -61,7 +61,8 @@ class VLMConfig:
 
     Attributes:
         published: content of config.json without our block.
-        image_size: edge of a usual square frame after resizing [px].
+        frame: height and width of a frame after resizing [px]: of the arm's cameras, or of a square one if the folder
+            names no arm.
         vocabulary: rows of the language model's vocabulary.
         codec: how actions are said.
         num_images: cameras of an observation.
@@ -73,7 +74,7 @@ class VLMConfig:
     """
 
     published: Mapping[str, Any] = field(repr=False)
-    image_size: int
+    frame: tuple[int, int]
     vocabulary: int
     codec: ActionCodec
     num_images: int = 1
@@ -86,7 +87,7 @@ class VLMConfig:
     @property
     def inputs(self) -> InputSizes:
         """The sizes of what the model reads."""
-        return InputSizes(self.image_size, self.num_images, self.proprio_dim, self.vocabulary)
+        return InputSizes(max(self.frame), self.num_images, self.proprio_dim, self.vocabulary)
 
     @property
     def num_words(self) -> int:

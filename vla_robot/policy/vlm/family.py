@@ -20,7 +20,9 @@ from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.codecs.folder import codec_block, write_codec
 from vla_robot.policy.vla.codecs.mark import require_mark
 from vla_robot.policy.vla.codecs.plan import BINS, added_rows, codec_of_new, planned_codec
-from vla_robot.policy.vla.heads.policy import policy_class
+from vla_robot.policy.vla.engine.compiled import require_compiler, require_one_graph
+from vla_robot.policy.vla.engine.quantise import require_quantiser
+from vla_robot.policy.vla.heads.policy import policy_class, require_tokens
 from vla_robot.policy.vla.heads.sizes import head_block, planned_head
 from vla_robot.policy.vla.inputs.image_preprocessing import NONE, require_preprocessing
 from vla_robot.policy.vla.inputs.preprocess import FramePreprocessor
@@ -48,7 +50,7 @@ from vla_robot.recipe.finetune import Architecture, CodecRecipe, HeadRecipe
 from vla_robot.recipe.policy import CheckpointRecipe, VLARecipe
 
 USUAL_FRAME = 224
-"""Edge of the frame [px] by which a model of any frame size is measured and tested."""
+"""Edge of the frame [px] by which a model of any frame size is measured and tested if its folder names no arm."""
 
 type VLMCheckpoint = Checkpoint[VLMConfig, TemplatePrompts, FramePreprocessor]
 type VLMPolicy = VLAPolicy[TransformersModel, TemplatePrompts, FramePreprocessor]
@@ -110,12 +112,21 @@ class TransformersFamily:
         quantise: str | None = None,
         trainable: bool = False,
     ) -> VLMPolicy:
-        """See `Family`. No graph is compiled and nothing is quantised."""
-        if compiled or quantise:
-            raise PolicyError(f"a policy of {self.model_type} is neither compiled nor quantised: leave both out.")
-        precision, place = torch_dtype(dtype), torch_device(device)
+        """See `Family`."""
+        precision, place = torch_dtype(dtype), torch_device(device)  # what cannot be is told before weights are read
+        if compiled and quantise:
+            raise PolicyError("a compiled policy cannot be quantised: set compiled = false, or delete quantise.")
+        if quantise is not None:
+            require_quantiser(quantise, place)
+        if compiled:
+            require_compiler(place)
         checkpoint = self.read(folder, image_preprocessing)
+        if compiled:
+            require_tokens(compiled and checkpoint.config.head is not None)
+            require_one_graph(self.model, checkpoint.config.codec)
         model = self._model(folder, checkpoint, precision, place)
+        if not trainable:
+            model.fix(quantise)
         policy = policy_class(model)(
             model,
             checkpoint.preprocessor,
@@ -123,6 +134,7 @@ class TransformersFamily:
             checkpoint.config.norm_stats,
             checkpoint.embodiment,
             statistics_key,
+            compiled,
         )
         if place.type != "meta":  # without weights, nothing can be tested
             policy.self_test()
@@ -144,7 +156,8 @@ class TransformersFamily:
         return self._model(folder, self.read(folder), dtype, device)
 
     def on_meta(self, folder: Path) -> TransformersModel:
-        """See `Family`. Frames are square, of the edge that the folder's preprocessor makes of 224 px, uncut."""
+        """See `Family`. Frames are uncut; without an arm and a preprocessor in the folder, they
+        are square."""
         config = self._config(folder, needs_all=False)
         state = () if config.proprio_dim is None else (Place.STATE,)
         with torch.device("meta"):
@@ -212,7 +225,7 @@ class TransformersFamily:
         published = self.nano(architecture, vocabulary, tokenizer)
         config = VLMConfig(
             published,
-            architecture.image_size,
+            (architecture.image_size, architecture.image_size),
             vocabulary,
             planned,
             num_images=len(embodiment.cameras),
@@ -264,20 +277,33 @@ class TransformersFamily:
         except Exception as error:  # transformers validates in many ways
             raise CheckpointError(f"{path} does not make a {self.vlm}: {error}.") from error
         if needs_all or (folder / "preprocessor_config.json").is_file():
-            edge = max(self.preprocessor(folder, published).shape(USUAL_FRAME, USUAL_FRAME))
+            frame = self._frame(folder, published)
         else:
             edge = published.get("vision_config", {}).get("image_size", USUAL_FRAME)
+            frame = edge, edge
         block: dict[str, Any] = {"codec": openvla_bins(vocabulary, BINS)}  # of a model that does not act
         if needs_all or OUR_BLOCK in data:
             block = block_of(folder, data, vocabulary)
         return VLMConfig(
             published,
-            edge,
+            frame,
             vocabulary,
             norm_stats=read_statistics(folder) or {},
             pad_token_id=text.pad_token_id or 0,
             **block,
         )
+
+    def _frame(self, folder: Path, published: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the size of the arm's frames after resizing, or of a square one if the folder names no arm."""
+        preprocessor, arm = self.preprocessor(folder, published), read_embodiment(folder)
+        usual = [(camera.height, camera.width) for camera in arm.cameras] if arm else []
+        sizes = {preprocessor.shape(*each) for each in usual or [(USUAL_FRAME, USUAL_FRAME)]}
+        if len(sizes) > 1:
+            raise CheckpointError(
+                f"{folder}: the frames of its cameras have different sizes after resizing, {sorted(sizes)}; give all "
+                "cameras one aspect ratio."
+            )
+        return sizes.pop()
 
     def _model(
         self, folder: Path, checkpoint: VLMCheckpoint, dtype: torch.dtype, device: torch.device

@@ -40,6 +40,12 @@ class Layout:
             [each for part in self.parts if isinstance(part, tuple) for each in part], dtype=torch.int64
         )
 
+    @property
+    def beginning(self) -> int:
+        """Number of tokens before the first place."""
+        first = self.parts[0] if self.parts else Place.IMAGE
+        return len(first) if isinstance(first, tuple) else 0
+
     def assemble(
         self,
         ids: Tensor,

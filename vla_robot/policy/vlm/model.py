@@ -11,6 +11,8 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from vla_robot.core.errors import CheckpointError
+from vla_robot.policy.vla import layout
+from vla_robot.policy.vla.engine.quantise import converter, linears, quantise_linears
 from vla_robot.policy.vla.heads.build import AnyHead, new_head
 from vla_robot.policy.vla.heads.prompted import KeysValues
 from vla_robot.policy.vla.model import VLAModel
@@ -29,10 +31,12 @@ class TransformersModel(VLAModel[VLMConfig]):
         vlm: transformers' own module, with its names.
         layout: beginning of every row.
         proprio_projector: maps the state to a token; None for a policy that does not read it.
+        is_fixed: whether weights stay as they are, so that what depends on them alone is kept; see `fix`.
     """
 
     HEAD = "vlm.lm_head"
     layout_ids: Tensor
+    is_fixed = False
 
     def __init__(self, vlm: PreTrainedModel, config: VLMConfig, layout: Layout) -> None:
         """
@@ -63,6 +67,31 @@ class TransformersModel(VLAModel[VLMConfig]):
             )
         return new_head(head, self.config.chunk, self._text.config)
 
+    def fix(self, quantise: str | None = None) -> None:
+        """Prepare for acting alone: weights stay as they are, and matrices lie as products read them fastest.
+
+        Args:
+            quantise: "fp8", "int8" or "int4": matrices get fewer bits; embeddings, norms and heads stay.
+
+        Raises:
+            PolicyError, MissingDependencyError: as `require_quantiser`.
+        """
+        self.is_fixed = True
+        if quantise is not None:
+            parts = linears(self.vlm) + linears(self.proprio_projector)
+            layers = (layer for layer in parts if layer is not self.vlm.lm_head)
+            quantise_linears(layers, converter(quantise, self.weight.device))
+        elif layout.is_for(self.weight.dtype, self.weight.device):
+            layout.store_by_columns(self, self.vlm.lm_head)
+
+    @property
+    def constant(self) -> int:
+        """Columns at the beginning of every row whose keys and values are computed once; 0 while weights may change."""
+        return self.layout.beginning if self.is_fixed else 0
+
+    def arrange(self, pixels: Tensor, embeds: Tensor, prompts: Tensor) -> RaggedSequence:
+        return RaggedSequence(embeds, prompts, constant=self.constant)
+
     @abstractmethod
     def mask_rule(self) -> MaskRule:
         """Return the attention rule of the language model's layers."""
@@ -88,8 +117,7 @@ class TransformersModel(VLAModel[VLMConfig]):
         return self.vlm.lm_head.weight
 
     def pixel_shape(self) -> tuple[int, ...]:
-        size = self.config.image_size
-        return self.config.num_images, 3, size, size
+        return self.config.num_images, 3, *self.config.frame
 
     def align(self, features: Tensor, input_ids: Tensor, state: Tensor | None) -> Tensor:
         token = None

@@ -193,12 +193,11 @@ def _frame_shape(policy: AnyVLAPolicy) -> tuple[int, int]:
     Raises:
         DataError: they differ by camera.
     """
-    size = policy.model.config.inputs.image_size
     cameras = policy.embodiment.cameras if policy.embodiment else ()
     shapes = {policy.preprocessor.shape(camera.height, camera.width) for camera in cameras}
     if len(shapes) > 1:
         raise DataError(f"the cameras' frames have different sizes after resizing: {sorted(shapes)}; they must agree.")
-    return shapes.pop() if shapes else (size, size)
+    return shapes.pop() if shapes else policy.model.config.frame
 
 
 class Kept:

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.models.plain_inference import Baseline
 from vla_robot.core.messages import Observation
-from vla_robot.policy.openvla.engine import compiled as compiled_inference
-from vla_robot.policy.openvla.engine.compiled import CompiledInference
 from vla_robot.policy.openvla.policy import OpenVLAPolicy, load
 from vla_robot.policy.roofline import costs_of
+from vla_robot.policy.vla.engine import compiled as compiled_inference
+from vla_robot.policy.vla.engine.compiled import CompiledInference
 from vla_robot.policy.vla.reason import cpu_threads as threads
 
 DIMS = 7

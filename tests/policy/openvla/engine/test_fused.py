@@ -22,10 +22,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vla_robot.core.errors import PolicyError, RecipeError
-from vla_robot.policy.openvla.engine.fp8 import in_rows
-from vla_robot.policy.openvla.network import pointwise
-from vla_robot.policy.openvla.network.pointwise import Pointwise, fused, fused_pointwise, is_fused, scaled_add_norm
+from vla_robot.policy.openvla.network.pointwise import Pointwise, fused_pointwise, scaled_add_norm
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.engine import compiler
+from vla_robot.policy.vla.engine.compiler import fused, is_fused
+from vla_robot.policy.vla.engine.fp8 import in_rows
 from vla_robot.recipe.policy import OpenVLARecipe
 
 NANO = Path(__file__).resolve().parents[4] / "policies" / "openvla_nano"
@@ -119,13 +120,13 @@ def test_a_fused_policy_says_the_same_tokens() -> None:
 
 def test_fusing_is_asked_for_or_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
-    monkeypatch.setattr(pointwise.importlib.util, "find_spec", lambda name: "there")
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: "there")
     assert is_fused(None, cuda) and not is_fused(None, CPU) and not is_fused(False, cuda)
-    monkeypatch.setattr(pointwise.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: None)
     assert not is_fused(None, cuda)
     with pytest.raises(PolicyError, match="fuse = true needs triton on a GPU"):
         is_fused(True, cuda)
-    monkeypatch.setattr(pointwise.shutil, "which", lambda name: None)
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
     with pytest.raises(PolicyError, match="needs a C\\+\\+ compiler"):
         is_fused(True, CPU)
     with pytest.raises(RecipeError, match="leave fuse out"):

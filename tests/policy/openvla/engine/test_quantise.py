@@ -12,10 +12,10 @@ from torch.nn.functional import linear
 
 from vla_robot.core.errors import MissingDependencyError, PolicyError, RecipeError
 from vla_robot.core.host import optional
-from vla_robot.policy.openvla.engine.fp8 import EightBitMatrix
-from vla_robot.policy.openvla.engine.int4 import BLOCK, FourBitMatrix
-from vla_robot.policy.openvla.engine.quantise import PACKAGES, require_quantiser
 from vla_robot.policy.openvla.policy import load
+from vla_robot.policy.vla.engine.fp8 import EightBitMatrix
+from vla_robot.policy.vla.engine.int4 import BLOCK, FourBitMatrix
+from vla_robot.policy.vla.engine.quantise import PACKAGES, require_quantiser
 from vla_robot.recipe import parse
 from vla_robot.recipe.policy import OpenVLARecipe, PolicyRecipe
 
@@ -156,10 +156,10 @@ def test_without_its_package_the_extra_is_named(how: str, tiny_folder: Path, mon
         load(tiny_folder, quantise=how)
 
 
-def test_a_recipe_quantises_openvla_only_and_not_compiled_ones() -> None:
+def test_a_recipe_quantises_what_says_tokens_and_is_not_compiled() -> None:
     folder = Path("somewhere")
     assert OpenVLARecipe(checkpoint=folder, quantise="int8").quantise == "int8"
     with pytest.raises(RecipeError, match="quantise"):
         OpenVLARecipe(checkpoint=folder, quantise="int8", compiled=True)
-    with pytest.raises(RecipeError, match="quantise: this key is for kind 'openvla', not for 'hold'"):
+    with pytest.raises(RecipeError, match="quantise: this key is for kind 'openvla' or 'vla', not for 'hold'"):
         parse(PolicyRecipe, {"kind": "hold", "quantise": "int8"}, "mine")

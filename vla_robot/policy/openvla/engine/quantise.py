@@ -1,64 +1,18 @@
-"""fp8, int8 and int4: matrices take a quarter, a quarter and an eighth of fp32's memory, and tokens may differ.
-
-fp8 and int8 (torchao) keep one scale for each row of a matrix, int4 (bitsandbytes' NF4) one for each 64 numbers. With
-fp8 activations are rounded too (`fp8`); with the others they stay in the policy's precision. Weights that are read by
-index (embeddings, the action rows) or small (norms, biases) are not quantised.
-"""
+"""OpenVLA with matrices of fewer bits: those of the towers and projectors, and those of its language model."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from vla_robot.core.errors import PolicyError, unknown
-from vla_robot.core.host.optional import require
-from vla_robot.policy.openvla.engine.fp8 import STEP, EightBitMatrix, Rounds, in_rows
-from vla_robot.policy.openvla.engine.int4 import BLOCK, FourBitMatrix
 from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.network.pointwise import fused
 from vla_robot.policy.openvla.network.reason import Decoder
-
-PACKAGES = {"int8": "torchao", "int4": "bitsandbytes"}
-"""Quantisation -> the package that does it."""
-FP8 = "fp8"
-WAYS = (FP8, *PACKAGES)
-FP8_CAPABILITY = (8, 9)
-"""Compute capability from which a GPU multiplies numbers of fp8: Ada, Hopper, Blackwell."""
+from vla_robot.policy.vla.engine.quantise import converter, fixed, linears, quantise_linears
+from vla_robot.policy.vla.reason.reasoner import Reasoner
+from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
 
 
-def require_quantiser(how: str, device: torch.device) -> None:
-    """Raise an error unless weights can be quantised this way on a device here.
-
-    Raises:
-        PolicyError: the quantisation is unknown, or there are no kernels for the device.
-        MissingDependencyError: its package is absent.
-    """
-    if how not in WAYS:
-        raise PolicyError(unknown("quantisation", how, WAYS))
-    if device.type not in ("cpu", "cuda"):
-        raise PolicyError(
-            f"quantise = '{how}': {PACKAGES.get(how, 'torch')} multiplies on a CPU or with CUDA, not on "
-            f"'{device.type}'. Choose device = 'cpu', or leave quantise out."
-        )
-    if how == FP8:
-        _require_fp8(device)
-    else:
-        require(PACKAGES[how], "quantise", f"quantise = '{how}'")
-
-
-def _require_fp8(device: torch.device) -> None:
-    if device.type == "cuda" and (there := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
-        raise PolicyError(
-            f"quantise = 'fp8' needs a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell); {device} has "
-            f"{there[0]}.{there[1]}. Choose 'int8', or leave quantise out."
-        )
-
-
-def quantise(model: OpenVLA, decoder: Decoder, how: str, fuse: bool = False) -> None:
-    """Replace the matrices of the towers, the projectors and the decoder, in place.
+def quantise(model: OpenVLA, reasoner: Reasoner[Any], how: str, fuse: bool = False) -> None:
+    """Replace the matrices of the towers, the projectors and the language model, in place.
 
     With `fuse`, the rounding of activations for fp8 is compiled.
 
@@ -67,56 +21,14 @@ def quantise(model: OpenVLA, decoder: Decoder, how: str, fuse: bool = False) -> 
     Raises:
         PolicyError, MissingDependencyError: as `require_quantiser`.
     """
-    require_quantiser(how, model.weight.device)
-    convert = {FP8: partial(_fp8, rounds=fused(in_rows) if fuse else in_rows), "int8": _int8, "int4": _int4}[how]
+    convert = converter(how, model.weight.device, fuse)
     for part in (model.vision_backbone, model.projector, model.proprio_projector):
-        for module in _linears(part):
-            module.weight = _fixed(convert(module.weight))
-    for module in _linears(model.language_model.model.layers):
+        quantise_linears(linears(part), convert)
+    if isinstance(reasoner, TextReasoner):
+        quantise_linears(linears(model.language_model.model.layers), convert)
+        return
+    assert isinstance(reasoner, Decoder)
+    for module in linears(model.language_model.model.layers):
         # The layer's shape is still read; its numbers live on in the decoder.
-        module.weight = _fixed(module.weight.detach().to("meta"))
-    decoder.convert(convert)
-
-
-def _linears(part: nn.Module | None) -> list[nn.Linear]:
-    return [module for module in part.modules() if isinstance(module, nn.Linear)] if part is not None else []
-
-
-def _fixed(weight: Tensor) -> nn.Parameter:
-    return nn.Parameter(weight, requires_grad=False)
-
-
-def _fp8(matrix: Tensor, rounds: Rounds) -> Tensor:
-    return matrix if any(side % STEP for side in matrix.shape) else EightBitMatrix.pack(matrix, rounds)
-
-
-def _int4(matrix: Tensor) -> Tensor:
-    return matrix if matrix.numel() % BLOCK else FourBitMatrix.pack(matrix)
-
-
-def _int8(matrix: Tensor) -> Tensor:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_  # pyright: ignore[reportMissingImports]
-
-    holder = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
-    holder.weight = _fixed(matrix.detach())
-    quantize_(holder, Int8WeightOnlyConfig())
-    return holder.weight.detach()
-
-
-def memory_bytes(model: OpenVLA, decoder: Decoder) -> int:
-    """Return the bytes that the weights occupy; shared memory is counted once."""
-    seen: dict[int, int] = {}
-    for tensor in (*model.parameters(), *model.buffers(), *decoder.matrices()):
-        for part in _parts(tensor):
-            if part.device.type != "meta":
-                storage = part.untyped_storage()
-                seen[storage.data_ptr()] = storage.nbytes()
-    return sum(seen.values())
-
-
-def _parts(tensor: Any) -> list[Tensor]:
-    """Return the plain tensors that a quantised one consists of."""
-    if not hasattr(tensor, "__tensor_flatten__"):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _parts(getattr(tensor, name))]
+        module.weight = fixed(module.weight.detach().to("meta"))
+    reasoner.convert(convert)

@@ -88,6 +88,11 @@ class OpenVLAConfig:
         return InputSizes(self.image_size, self.num_images, self.proprio_dim, int(self.text_config["vocab_size"]))
 
     @property
+    def frame(self) -> tuple[int, int]:
+        """Height and width of a frame after resizing [px]."""
+        return self.image_size, self.image_size
+
+    @property
     def action_vocab_end(self) -> int:
         """One past the last action token id."""
         if self.action_end is not None:

@@ -76,7 +76,7 @@ class OpenVLA(VLAModel[OpenVLAConfig]):
         return TextReasoner(self.language_model.model, MaskRule()).keys_values(rows)
 
     def reasoner(self) -> Decoder | TextReasoner:
-        """See `VLAModel`. A Llama is read by our own decoder, which can be compiled and quantised."""
+        """See `VLAModel`. A Llama is read by our own decoder."""
         if self.config.text_type == "llama":
             return Decoder(self.language_model)
         return TextReasoner(self.language_model.model, MaskRule())

@@ -22,7 +22,8 @@ from torch.nn.functional import linear
 
 from vla_robot.core.errors import CheckpointError
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
-from vla_robot.policy.openvla.network.pointwise import fused, scaled_add_norm
+from vla_robot.policy.openvla.network.pointwise import scaled_add_norm
+from vla_robot.policy.vla.engine.compiler import fused
 
 
 class Tower(nn.Module):

@@ -102,6 +102,18 @@ class Cache:
     padding: Tensor | None
     filled: int = 0
 
+    def of_rows(self, rows: Tensor) -> Cache:
+        """See `Slots`."""
+        keys, values = ([each[rows] for each in tensors] for tensors in (self.keys, self.values))
+        if self.padding is None:
+            return Cache(keys, values, self.visible, None, self.filled)
+        return Cache(keys, values, self.visible[rows], self.padding[rows], self.filled)
+
+    def put_rows(self, rows: Tensor, part: Cache) -> None:
+        """See `Slots`."""
+        for mine, theirs in zip((*self.keys, *self.values), (*part.keys, *part.values), strict=True):
+            mine[rows] = theirs
+
 
 @dataclass(frozen=True)
 class RowMemory:

@@ -49,8 +49,14 @@ class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M
         statistics: Mapping[str, Mapping[str, Any]],
         embodiment: Embodiment | None = None,
         statistics_key: str | None = None,
+        compiled: bool = False,
     ) -> None:
-        """Raises CheckpointError if the model has no head."""
+        """
+        Raises:
+            CheckpointError: the model has no head.
+            PolicyError: `compiled`, which is for tokens.
+        """
+        require_tokens(compiled)
         super().__init__(model, preprocessor, tokenizer, statistics, embodiment, statistics_key)
         if model.action_head is None:
             raise CheckpointError("config.json names no head, so that actions are tokens.")
@@ -128,6 +134,7 @@ class HeadPolicy[M: VLAModel[Any], T: Prompts, F: FramePreprocessor](VLAPolicy[M
         seeds = np.zeros(2, dtype=np.int64)
         check_image_sensitivity(
             self.model.config.inputs,
+            self.model.config.frame,
             self.preprocessor,
             self._pixels,
             lambda batch: torch.from_numpy(self.predict(batch, seeds)),
@@ -140,6 +147,14 @@ def sampling_as[P: VLAPolicy[Any, Any, Any]](policy: P, flow: FlowRecipe | None)
     if flow is not None and isinstance(policy.model.action_head, FlowHead):
         policy.model.action_head.sample_as(flow)
     return policy
+
+
+def require_tokens(compiled: bool) -> None:
+    """Raise PolicyError if a policy of a head is to be compiled."""
+    if compiled:
+        raise PolicyError(
+            "a policy whose actions come from a head cannot be compiled: leave compiled out of its recipe."
+        )
 
 
 def policy_class(model: VLAModel[Any]) -> type[VLAPolicy[Any, Any, Any]]:

@@ -79,7 +79,11 @@ class ObservationReader[T: PromptIds](InputReader[T]):
 
 
 def check_image_sensitivity(
-    sizes: InputSizes, preprocessor: FramePreprocessor, pixels: Pixels, answer: Callable[[Batch], Tensor]
+    sizes: InputSizes,
+    frame: tuple[int, int],
+    preprocessor: FramePreprocessor,
+    pixels: Pixels,
+    answer: Callable[[Batch], Tensor],
 ) -> None:
     """Raise CheckpointError unless a black image and one of noise give different answers.
 
@@ -87,12 +91,13 @@ def check_image_sensitivity(
 
     Args:
         sizes: sizes of the model's inputs.
+        frame: height and width of a usual frame [px].
         preprocessor: knows the shape of a frame.
         pixels: turns frames into tower inputs on the model's device.
         answer: maps a batch of two rows to (2, ...) logits or actions.
     """
     # Gemma 4 without a tower normalises each patch, so that a black and a white one are the same to it.
-    shape = (*preprocessor.shape(sizes.image_size, sizes.image_size), 3)
+    shape = (*preprocessor.shape(*frame), 3)
     black, noise = np.zeros(shape, dtype=np.uint8), np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     ids = np.array([1, 2, 3], dtype=np.int64)
     frames = [[black] * sizes.num_images, [noise] * sizes.num_images]

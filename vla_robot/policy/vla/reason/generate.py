@@ -63,6 +63,11 @@ class Draft:
         """Whether the model's tokens are those guessed. Waits for the device, once. Raises PolicyError as `tokens`."""
         return is_settled(outcome(self.said, self.guess, self.finite))
 
+    @property
+    def open_rows(self) -> Tensor:
+        """(n,) int64 rows whose tokens are not those guessed. Waits for the device."""
+        return (self.said[:, :-1] != self.guess).any(dim=1).nonzero()[:, 0]
+
 
 MOST_DRAFTED = 1024
 """Most tokens that are guessed together before any is known."""
@@ -214,14 +219,14 @@ class Generator:
             PolicyError: a logit is not finite.
         """
         begun = draft.state
-        actions = [self._settle(draft, stages, correct or self.correct)]
+        actions = [self._settle(draft, stages, correct)]
         for done in range(action_dim, count, action_dim):
             state = self._state_after(draft.state, actions[-1])
             if self._all_end(state):
                 break
             draft = self._next(actions[-1], draft.cache, min(action_dim, count - done), state)
             stages.passes += 1
-            actions.append(self._settle(draft, stages, self.correct))
+            actions.append(self._settle(draft, stages, None))
         said = torch.cat(actions, dim=1)
         return self.ids(said).masked_fill(self._behind_the_end(begun, said), -1)
 
@@ -237,14 +242,25 @@ class Generator:
         """Do the same as `rows` in main memory."""
         return self._codec.rows(ids)
 
-    def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects) -> Tensor:
+    def _settle(self, draft: Draft, stages: StageTimer, correct: Corrects | None) -> Tensor:
         for _ in range(draft.guess.shape[1]):
             if draft.settled:
                 return draft.said
-            draft = correct(draft)
+            if correct is None and len(still := draft.open_rows) <= len(draft.guess) // 2:
+                return self._settle_rows(draft, still, stages)
+            draft = (correct or self.correct)(draft)
             stages.passes += 1
         require_finite(draft.finite)  # so many passes made all tokens right
         return draft.said
+
+    def _settle_rows(self, draft: Draft, rows: Tensor, stages: StageTimer) -> Tensor:
+        """Settle a draft of which only some rows, (n,) int64, are open: the others are not read again."""
+        part = draft.cache.of_rows(rows)
+        state = None if draft.state is None else draft.state[rows]
+        fewer = Draft(draft.guess[rows], draft.said[rows], draft.finite, part, state)
+        said = draft.said.index_copy(0, rows, self._settle(fewer, stages, None))
+        draft.cache.put_rows(rows, part)
+        return said
 
     def _next(self, action: Tensor, cache: Slots, tokens: int, state: Tensor | None) -> Draft:
         """Return the draft after (B, n) settled tokens, guessing that the arm does the same again."""

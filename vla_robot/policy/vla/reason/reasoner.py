@@ -19,6 +19,14 @@ class Slots(Protocol):
 
     filled: int
 
+    def of_rows(self, rows: Tensor) -> Slots:
+        """Return a copy of the (n,) int64 rows, as a batch of its own."""
+        ...
+
+    def put_rows(self, rows: Tensor, part: Any) -> None:
+        """Copy the keys and values of `of_rows(rows)` back."""
+        ...
+
 
 class Reasoner[S: Slots](Protocol):
     """A decoder that reads tokens into slots."""

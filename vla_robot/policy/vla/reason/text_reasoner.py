@@ -26,40 +26,84 @@ from vla_robot.policy.vla.sequence.columns import at_columns, put_at
 from vla_robot.policy.vla.sequence.masks import FULL, SLIDING, MaskRule, additive
 from vla_robot.policy.vla.sequence.ragged import PaddedSequence, RaggedSequence, next_position
 
+type KeysValues = tuple[Tensor, Tensor]
+"""Keys and values of a layer, each (B, Hkv, slots, hd)."""
+
 
 class SlotCache(Cache):
     """Preallocated keys and values, in the form that transformers' modules update.
 
     Attributes:
         filled: number of slots whose keys and values stay.
+        start: first slot that is written next.
         masks: kind of layer -> (B or 1, 1, slots, slots) mask, bool or additive.
         positions: (B or 1, slots) or (3, B, slots) int64 positions.
     """
 
-    def __init__(self, layers: int, masks: Mapping[str, Tensor], positions: Tensor) -> None:
+    def __init__(
+        self, layers: int, masks: Mapping[str, Tensor], positions: Tensor, known: Mapping[int, KeysValues] | None = None
+    ) -> None:
+        """
+        Args:
+            layers: number of layers.
+            masks: as the attribute.
+            positions: as the attribute.
+            known: layer -> keys and values, (1, Hkv, n, hd) each, of the first n slots of every row.
+        """
         super().__init__(layers=[])
         self.filled = 0
         self.masks = masks
         self.positions = positions
-        self._memory: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self._known = known or {}
+        self._memory: list[KeysValues | None] = [None] * layers
+        self.start = 0
+
+    @property
+    def known(self) -> int:
+        """Slots at the beginning whose keys and values were there before anything was read."""
+        return next((keys.shape[2] for keys, _ in self._known.values()), 0)
+
+    @property
+    def content(self) -> dict[int, KeysValues]:
+        """Layer -> keys and values, (B, Hkv, slots, hd) each; layers that store none are left out."""
+        return {layer: stored for layer, stored in enumerate(self._memory) if stored is not None}
+
+    def of_rows(self, rows: Tensor) -> SlotCache:
+        """See `Slots`."""
+        masks = {kind: mask if len(mask) == 1 else mask[rows] for kind, mask in self.masks.items()}
+        places = self.positions if self.positions.shape[-2] == 1 else self.positions.index_select(-2, rows)
+        part = SlotCache(len(self._memory), masks, places)
+        part.filled = self.filled
+        part._memory = [None if layer is None else (layer[0][rows], layer[1][rows]) for layer in self._memory]
+        return part
+
+    def put_rows(self, rows: Tensor, part: SlotCache) -> None:
+        """See `Slots`."""
+        for layer, (keys, values) in part.content.items():
+            stored = self._memory[layer]
+            assert stored is not None
+            stored[0][rows], stored[1][rows] = keys, values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store (B, Hkv, n, hd) of the next n slots; return (B, Hkv, filled + n, hd) of all so far."""
+        """Store (B, Hkv, n, hd) of n slots from `start` on; return (B, Hkv, start + n, hd) of all so far."""
         keys, values = self._memory[layer_idx] or self._allocate(key_states, value_states, layer_idx)
-        end = self.filled + key_states.shape[2]
-        keys[:, :, self.filled : end], values[:, :, self.filled : end] = key_states, value_states
+        start, end = self.start, self.start + key_states.shape[2]
+        keys[:, :, start:end], values[:, :, start:end] = key_states, value_states
         return keys[:, :, :end], values[:, :, :end]
 
-    def _allocate(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def _allocate(self, key: Tensor, value: Tensor, layer: int) -> KeysValues:
         slots = self.positions.shape[-1]
         keys, values = (x.new_empty(*x.shape[:2], slots, x.shape[3]) for x in (key, value))
+        if layer in self._known:
+            known_keys, known_values = self._known[layer]
+            keys[:, :, : self.known], values[:, :, : self.known] = known_keys, known_values
         self._memory[layer] = keys, values
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.filled
+        return self.start
 
 
 class RowCache(SlotCache):
@@ -117,6 +161,7 @@ class TextReasoner:
         self._rule = rule
         self._first_position = first_position
         self._beside = beside
+        self._constants: dict[int, Mapping[int, KeysValues]] = {}
         # Attention in plain torch adds its mask to the scores, so a bool mask would be wrong without an error.
         self._adds_mask = self._config._attn_implementation == "eager"
         self._by_kind = SLIDING in (getattr(self._config, "layer_types", None) or ())
@@ -124,14 +169,17 @@ class TextReasoner:
     def start(self, prompt: PaddedSequence, slots: int) -> SlotCache:
         """See `Reasoner`."""
         self._require_positions(slots)
-        return SlotCache(self._config.num_hidden_layers, self._masks(prompt, slots), self._positions(prompt, slots))
+        masks, positions = self._masks(prompt, slots), self._positions(prompt, slots)
+        known = self._constant(prompt.embeds, prompt.constant, masks, positions)
+        return SlotCache(self._config.num_hidden_layers, masks, positions, known)
 
     def read(self, embeds: Tensor, cache: SlotCache, keep: int) -> Tensor:
-        """See `Reasoner`."""
-        start, end = cache.filled, cache.filled + embeds.shape[1]
-        masks = {kind: mask[..., start:end, :end] for kind, mask in cache.masks.items()}
-        hidden = self._run(embeds, masks, cache.positions[..., start:end], past_key_values=cache, use_cache=True)
-        return hidden[:, -keep:]
+        """See `Reasoner`. Tokens at the beginning that the cache knows are not read again."""
+        known = 0 if cache.filled else cache.known
+        cache.start, end = cache.filled + known, cache.filled + embeds.shape[1]
+        masks = {kind: mask[..., cache.start : end, :end] for kind, mask in cache.masks.items()}
+        positions = cache.positions[..., cache.start : end]
+        return self._run(embeds[:, known:], masks, positions, past_key_values=cache, use_cache=True)[:, -keep:]
 
     def read_rows(self, rows: RaggedSequence, wanted: Tensor) -> tuple[Tensor, RowCache]:
         """See `Reasoner`. Raises ContractError as `start`."""
@@ -172,6 +220,18 @@ class TextReasoner:
         S = rows.embeds.shape[1]
         prompt = PaddedSequence(rows.embeds, None, rows.blocks, rows.positions)
         return self._run(rows.embeds, self._masks(prompt, S), self._positions(prompt, S), use_cache=False)
+
+    def _constant(
+        self, embeds: Tensor, columns: int, masks: Mapping[str, Tensor], positions: Tensor
+    ) -> Mapping[int, KeysValues]:
+        """Return keys and values of the first columns, which are the same in every batch: they are computed once."""
+        if columns and columns not in self._constants:
+            first = {kind: mask[:1, :, :columns, :columns] for kind, mask in masks.items()}
+            places = positions[..., :1, :columns]
+            cache = SlotCache(self._config.num_hidden_layers, first, places)
+            self._run(embeds[:1, :columns], first, places, past_key_values=cache, use_cache=True)
+            self._constants = {columns: cache.content}
+        return self._constants[columns] if columns else {}
 
     def _require_positions(self, slots: int) -> None:
         known = self._config.max_position_embeddings

@@ -26,14 +26,17 @@ class RaggedSequence:
         embeds: (B, S, D).
         lengths: (B,) int64 tokens per row, in main memory, so that reading them waits for no device.
         blocks: (B, S) int64: tokens of one row with the same number above 0 attend to each other in both directions;
-            0 is a causal token. None: all are causal.
+            0 is a causal token. Rows of one length have the same blocks. None: all are causal.
         positions: (B, 3, S) int64 rotary positions by time, height and width; None counts tokens.
+        constant: number of columns at the beginning that are the same in each row of each batch, and attend to nothing
+            behind them: the words before the first image. Keys and values of them are computed once.
     """
 
     embeds: Tensor
     lengths: Tensor
     blocks: Tensor | None = None
     positions: Tensor | None = None
+    constant: int = 0
 
     def followed_by(self, more: Sequence[Tensor]) -> RaggedSequence:
         """Return the rows with B of (n, D) causal tokens after them, any n."""
@@ -57,14 +60,19 @@ class RaggedSequence:
         embeds = pad(self.embeds, (0, 0, 0, added))
         blocks = None if self.blocks is None else pad(self.blocks, (0, added))
         positions = None if self.positions is None else self._counted_on(self.positions, added)
-        return RaggedSequence(embeds, self.lengths, blocks, positions)
+        return RaggedSequence(embeds, self.lengths, blocks, positions, self.constant)
+
+    def unpadded(self) -> PaddedSequence:
+        """Return rows that all have the length of the block."""
+        blocks = None if self.blocks is None else self.blocks[:1]
+        return PaddedSequence(self.embeds, None, blocks, self.positions, self.constant)
 
     def padded_left(self) -> PaddedSequence:
         """Return the same rows, all ending in the last slot."""
         S = self.embeds.shape[1]
         padding = S - self.lengths
         if not padding.any():
-            return PaddedSequence(self.embeds, None, self.blocks, self.positions)
+            return self.unpadded()
         padding = padding.to(self.embeds.device)
         source = (torch.arange(S, device=self.embeds.device) - padding[:, None]).clamp(min=0)  # (B, S)
         rows = torch.arange(len(source), device=self.embeds.device)[:, None]
@@ -96,14 +104,16 @@ class PaddedSequence:
     Attributes:
         embeds: (B, S, D) embeddings; those in padding are not used.
         padding: (B,) int64 number of slots at the left of each row without a token; None: no row is padded.
-        blocks: (B, S) int64 as in `RaggedSequence`; not used in padding.
+        blocks: (B or 1, S) int64 as in `RaggedSequence`; not used in padding.
         positions: (B, 3, S) int64 as in `RaggedSequence`; padding has those of the row's first token.
+        constant: as in `RaggedSequence`; 0 if a row is padded, since its first column is then another one.
     """
 
     embeds: Tensor
     padding: Tensor | None = None
     blocks: Tensor | None = None
     positions: Tensor | None = None
+    constant: int = 0
 
 
 def next_position(positions: Tensor) -> Tensor:

@@ -20,18 +20,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from vla_robot.policy.openvla.network.model import OpenVLA
-
 
 def is_for(dtype: torch.dtype, device: torch.device) -> bool:
     """Return whether this layout is faster for a precision and a device."""
     return device.type == "cpu" and dtype == torch.float32
 
 
-def matrices(model: OpenVLA) -> frozenset[str]:
-    """Return names of the matrices that a product reads whole: all but the vocabulary's, of which rows are taken."""
+def matrices(model: nn.Module, head: nn.Module) -> frozenset[str]:
+    """Return names of the matrices that a product reads whole: all but the head's, of which rows are taken."""
     layers = ((name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d)))
-    return frozenset(f"{name}.weight" for name, module in layers if module is not model.language_model.lm_head)
+    return frozenset(f"{name}.weight" for name, module in layers if module is not head)
+
+
+def store_by_columns(model: nn.Module, head: nn.Module) -> None:
+    """Store a loaded model's matrices column by column, one after the other, and add its biases after the products."""
+    for name in matrices(model, head):
+        parameter = model.get_parameter(name)
+        by_columns = empty_by_columns(tuple(parameter.shape), dtype=parameter.dtype, device=parameter.device)
+        parameter.data = by_columns.copy_(parameter.data)
+    add_biases_afterwards(model)
 
 
 def empty_by_columns(shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -40,7 +47,7 @@ def empty_by_columns(shape: tuple[int, ...], *, dtype: torch.dtype, device: torc
     return torch.empty(math.prod(rest), rows, dtype=dtype, device=device).t().view(shape)
 
 
-def add_biases_afterwards(model: OpenVLA) -> None:
+def add_biases_afterwards(model: nn.Module) -> None:
     """Make the model's linear layers add their biases after the product; the results stay the same."""
     for module in model.modules():
         if type(module) is nn.Linear and module.bias is not None:

@@ -1,6 +1,7 @@
 """Inference as two compiled graphs, one that reads the prompt and one that corrects the answer.
 
-Compiled graphs run no Python between kernels, and fewer kernels.
+Compiled graphs run no Python between kernels, and fewer kernels. A tower whose code reads numbers from tensors, as
+those of Qwen-VL, Gemma 4 and SmolVLM do, runs as it is, before the first graph.
 
 This pays for a small model and a constant shape of the batch: a robot that repeats one instruction. Each new shape
 (rows, prompt length) is compiled once, which takes about a minute on two cores, less when torch finds it in its cache.
@@ -17,12 +18,12 @@ import torch._dynamo
 from torch import Tensor
 
 from vla_robot.core.errors import PolicyError
-from vla_robot.policy.openvla.network.model import OpenVLA
-from vla_robot.policy.openvla.network.pointwise import compiler_problem
+from vla_robot.core.ports import ActionCodec
+from vla_robot.policy.vla.engine.compiler import compiler_problem
 from vla_robot.policy.vla.inputs.observations import Batch
+from vla_robot.policy.vla.model import AnyVLAModel
 from vla_robot.policy.vla.reason.generate import Draft, Generator
 from vla_robot.policy.vla.reason.stage_timer import StageTimer
-from vla_robot.policy.vla.sequence.ragged import PaddedSequence
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,12 +42,14 @@ def require_compiler(device: torch.device) -> None:
 class CompiledInference:
     """Turns pixels and prompts of one length into action tokens."""
 
-    def __init__(self, model: OpenVLA, generator: Generator) -> None:
+    def __init__(self, model: AnyVLAModel, generator: Generator) -> None:
         """
         Raises:
-            PolicyError: kernels for the model's device cannot be compiled here.
+            PolicyError: kernels for the model's device cannot be compiled here, the language model cannot be, or a
+                codec's grammar limits answers.
         """
         require_compiler(model.weight.device)
+        require_one_graph(type(model), model.config.codec)
         on_cpu = model.weight.device.type == "cpu"
         # On a CPU kernels are called from C++ and share their results' memory; on CUDA a recorded graph is replayed.
         cpu_options = {"cpp_wrapper": True, "memory_planning": True}
@@ -89,16 +92,43 @@ class CompiledInference:
         return tokens
 
     def _infer(self, batch: Batch, count: int, stages: StageTimer) -> Tensor:
-        pixels, ids, state, _ = self._model.tensors(batch)
+        pixels, ids, state, lengths = self._model.tensors(batch)
         action_dim = self._generator.action_dim(count)
+        features = None if self._model.perceives_by_shape else self._model.perceive(pixels)
         torch.compiler.cudagraph_mark_step_begin()  # the graphs' outputs stay valid until this is called again
-        draft = self._begin(pixels, ids, state, count, action_dim)
+        draft = self._begin(pixels, features, ids, state, lengths, count, action_dim)
         tokens = self._generator.complete(draft, count, action_dim, stages, self._correct)
         stages.lap("inference")
         return tokens
 
-    def _read(self, pixels: Tensor, ids: Tensor, state: Tensor | None, count: int, action_dim: int) -> Draft:
-        return self._generator.begin(PaddedSequence(self._model.embed(pixels, ids, state)), count, action_dim)
+    def _read(
+        self,
+        pixels: Tensor,
+        features: Tensor | None,
+        ids: Tensor,
+        state: Tensor | None,
+        lengths: Tensor,
+        count: int,
+        action_dim: int,
+    ) -> Draft:
+        seen = self._model.perceive(pixels) if features is None else features
+        embeds = self._model.align(seen, ids, state)
+        rows = self._model.arrange(pixels, embeds, lengths + embeds.shape[1] - ids.shape[1])
+        return self._generator.begin(rows.unpadded(), count, action_dim)
+
+
+def require_one_graph(model: type[AnyVLAModel], codec: ActionCodec) -> None:
+    """Raise PolicyError unless the work of the language model is one graph whose shapes depend on no number."""
+    if codec.grammar is not None:
+        raise PolicyError(
+            f"a policy whose codec '{codec.kind}' limits each token to some rows cannot be compiled: leave compiled "
+            "out of its recipe."
+        )
+    if not model.reasons_by_shape:
+        raise PolicyError(
+            f"a policy of {model.__name__} cannot be compiled: the library's code of its language model reads numbers "
+            "from tensors. Leave compiled out of its recipe."
+        )
 
 
 def _shape(batch: Batch) -> tuple[int, int]:

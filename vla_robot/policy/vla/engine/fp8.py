@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vla_robot.policy.openvla.engine.packed import PackedMatrix
+from vla_robot.policy.vla.engine.packed import PackedMatrix
 
 LARGEST = 448.0
 """Largest number of e4m3."""

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
-from vla_robot.policy.openvla.engine.packed import PackedMatrix
+from vla_robot.policy.vla.engine.packed import PackedMatrix
 
 BLOCK = 64
 """Neighbouring numbers of a row-major matrix that share a scale."""
