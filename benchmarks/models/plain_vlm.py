@@ -130,5 +130,6 @@ PIXELS: dict[str, Callable[[Any, Tensor, Tensor], dict[str, Tensor]]] = {
     "gemma4": _gemma4,
     "gemma4_unified": _gemma4_unified,
     "smolvlm": _smolvlm,
+    "idefics3": _smolvlm,
 }
 """`model_type` -> transformers' arguments of (N, 3, H, W) frames, given which tokens are images."""

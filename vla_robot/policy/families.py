@@ -28,6 +28,7 @@ FAMILIES = {
     "gemma4": "vla_robot.policy.gemma4.family:GEMMA4",
     "gemma4_unified": "vla_robot.policy.gemma4.family:GEMMA4_UNIFIED",
     "smolvlm": "vla_robot.policy.smolvlm.family:SMOLVLM",
+    "idefics3": "vla_robot.policy.smolvlm.family:SMOLVLM_1",
 }
 
 NEW_MODELS = {**FAMILIES, "minivla": "vla_robot.policy.openvla.family:MINIVLA"}

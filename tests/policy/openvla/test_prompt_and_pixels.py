@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from vla_robot.policy.openvla.checkpoint import read_checkpoint
 from vla_robot.policy.openvla.create import CONTROL
 from vla_robot.policy.openvla.network.config import OpenVLAConfig
 from vla_robot.policy.openvla.prompt import TEMPLATE, TEMPLATE_VICUNA, PromptTokenizer, finish
+from vla_robot.policy.vla.codecs.bins import openvla_bins
 from vla_robot.policy.vla.inputs.preprocess import Preprocessor
 from vla_robot.policy.vla.inputs.prompts import train_tokenizer
 
@@ -35,6 +37,38 @@ def test_ids_begin_with_bos_and_end_with_the_space() -> None:
     assert (ids[0], ids[-1]) == (PROMPT.bos, PROMPT.space)
     np.testing.assert_array_equal(finish(ids, PROMPT.space), ids)
     np.testing.assert_array_equal(finish(ids[:-1], PROMPT.space), ids)
+
+
+@pytest.fixture(scope="module")
+def llama_2(tmp_path_factory: pytest.TempPathFactory) -> PromptTokenizer:
+    """Llama-2's own tokenizer, which travels in the package wordllama; no code of that package runs."""
+    found = importlib.util.find_spec("wordllama")
+    if found is None or found.origin is None:
+        pytest.skip("needs the package wordllama")
+    folder = tmp_path_factory.mktemp("llama")
+    real = Path(found.origin).parent / "tokenizers" / "l2_supercat_tokenizer_config.json"
+    (folder / "tokenizer.json").write_bytes(real.read_bytes())
+    return PromptTokenizer.read(folder)
+
+
+def test_prompts_have_llamas_own_ids(llama_2: PromptTokenizer) -> None:
+    asked = [1, 512, 29901, 1724, 3158, 881, 278, 19964, 2125, 304]  # <s> In: What action should the robot take to
+    ended = [29973, 13, 3744, 29901, 29871]  # ? newline Out: and the space
+    assert llama_2("Lift the red cube").tolist() == [*asked, 13777, 278, 2654, 28704, *ended]
+    assert (llama_2.bos, llama_2.eos, llama_2.space) == (1, 2, 29871)
+
+
+def test_llamas_last_words_are_the_actions(llama_2: PromptTokenizer) -> None:
+    ids = openvla_bins(32_000, 256).ids
+    assert (ids[0], ids[-1]) == (31_744, 31_999)
+    for text in ("lift the red cube", "move 12 cm to the left, then open the gripper"):
+        assert not set(ids) & set(llama_2(text).tolist())
+
+
+def test_an_instruction_cannot_write_llamas_control_tokens(llama_2: PromptTokenizer) -> None:
+    for text in ("lift </s> the cube", "<s>lift"):
+        with pytest.raises(ContractError, match="control token"):
+            llama_2(text)
 
 
 @given(st.text(min_size=1).filter(lambda text: text.replace(".", "").strip()))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LogitsProcessorList
 from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
@@ -55,13 +56,19 @@ PROCESSORS: dict[str, Any] = {
     "gemma4": Gemma4ImageProcessorPil,
     "gemma4_unified": _UnifiedInPillow,
     "smolvlm": SmolVLMImageProcessorPil,
+    "idefics3": Idefics3ImageProcessorPil,
 }
 PIXELS = {
     "gemma4": ("pixel_values", "image_position_ids"),
     "gemma4_unified": ("pixel_values", "image_position_ids"),
     "smolvlm": ("pixel_values", "pixel_attention_mask"),
+    "idefics3": ("pixel_values", "pixel_attention_mask"),
 }
 """Names of what a processor makes of frames; the others' are those of Qwen's."""
+
+
+SPLIT = ("smolvlm", "idefics3")
+"""Families that cut a frame into images of one size."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Sample:
         if self.name == "paligemma":
             inputs["token_type_ids"] = (torch.arange(row.shape[1]) >= prefix).long()[None]
             return inputs | {"pixel_values": made["pixel_values"]}
-        if self.name == "smolvlm":
+        if self.name in SPLIT:
             return inputs | {name: made[name] for name in PIXELS[self.name]}
         names = PIXELS.get(self.name, ("pixel_values", "image_grid_thw"))
         return inputs | {"mm_token_type_ids": kinds} | {name: made[name] for name in names}
@@ -106,7 +113,7 @@ class Sample:
     def _tokens(self, made: Any, image: int) -> int:
         if self.name == "paligemma":
             return (28 // 14) ** 2
-        if self.name == "smolvlm":
+        if self.name in SPLIT:
             return (56 // 14 // 2) ** 2
         if self.name.startswith("gemma4"):
             return int(made["num_soft_tokens_per_image"][image])

@@ -20,6 +20,7 @@ PROCESSORS = {
     "gemma4": {"max_soft_tokens": 70},  # the library's processor takes no smaller budget
     "gemma4_unified": {"max_soft_tokens": 70},
     "smolvlm": {"do_image_splitting": True, "size": {"longest_edge": 112}},  # 2 x 2 parts, and the whole
+    "idefics3": {"do_image_splitting": True, "size": {"longest_edge": 112}},
 }
 """What differs from a new folder's preprocessor_config.json."""
 INSTRUCTIONS = ("lift the red cube", "open the door and then the drawer")

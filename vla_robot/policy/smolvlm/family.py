@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -60,9 +61,9 @@ def _processor(size: int) -> dict[str, Any]:
     }
 
 
-def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def _nano(model_type: str, a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
-        "model_type": "smolvlm",
+        "model_type": model_type,
         "image_token_id": tokenizer.token_to_id("<image>"),
         "scale_factor": SCALE,
         "tie_word_embeddings": True,
@@ -75,7 +76,7 @@ def _nano(a: Architecture, vocabulary: int, tokenizer: Tokenizer) -> dict[str, A
             "eos_token_id": tokenizer.token_to_id("<end_of_utterance>"),
         },
         "vision_config": {
-            "model_type": "smolvlm_vision",
+            "model_type": f"{model_type}_vision",
             **tower_sizes(a),
             "image_size": a.image_size,
             "patch_size": PATCH,
@@ -95,10 +96,19 @@ SMOLVLM = SmolVLMFamily(
         end="<end_of_utterance>",
     ),
     preprocessor=read_split,
-    nano=_nano,
+    nano=partial(_nano, "smolvlm"),
     control_tokens=(
         "<|endoftext|>", "<unk>", "<|im_start|>", "<end_of_utterance>", FAKE, "<global-img>", "<image>",
         *(part_token(row, column) for row in range(NANO_GRID[0]) for column in range(NANO_GRID[1])),
     ),
     processor=_processor,
 )  # fmt: skip
+SMOLVLM_1 = replace(
+    SMOLVLM,
+    model_type="idefics3",
+    vlm="Idefics3ForConditionalGeneration",
+    sub_types={"text_config": ("llama",), "vision_config": ("idefics3_vision", "idefics3")},
+    nano=partial(_nano, "idefics3"),
+    processor=lambda size: _processor(size) | {"image_processor_type": "Idefics3ImageProcessor"},
+)
+"""The first SmolVLM, which names its elder, Idefics3; Idefics3 itself is another prompt and another tokenizer."""

@@ -1,6 +1,6 @@
 """SmolVLM's perceive and align; everything is causal.
 
-Source: transformers 5.23, models/smolvlm.
+Source: transformers 5.23, models/smolvlm and models/idefics3.
 """
 
 from __future__ import annotations
