@@ -11,6 +11,7 @@ The machine's limits are measured beside them: bare matrix products at each stag
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,8 @@ class PolicyArgs:
     auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     rounds: Annotated[int, option("N")] = 30
     """inferences of each contender"""
+    cpu_time: bool = False
+    """count the processor's time instead of the clock's, without stages: on a computer that is busy with other work"""
     json: Annotated[Path | None, option("FILE")] = None
     """also write the results to this file as JSON"""
     plot: Annotated[Path | None, option("FILE.png")] = None
@@ -137,7 +140,8 @@ def main(args: PolicyArgs) -> int:
         require("matplotlib", "report", "a plot")
     console = Terminal()
     source = find_policy(args.policy).on_device(args.device)
-    console.print(f"vla bench policy: {args.policy}{on(device_of(source))}, {args.rounds} rounds")
+    of = ", the processor's time" if args.cpu_time else ""
+    console.print(f"vla bench policy: {args.policy}{on(device_of(source))}, {args.rounds} rounds{of}")
     report = measure(args, console)
     console.print(_table(report))
     console.print(_words(report))
@@ -151,7 +155,7 @@ def main(args: PolicyArgs) -> int:
 
 def measure(args: PolicyArgs, console: Terminal) -> Report:
     """Measure all contenders in turns."""
-    from benchmarks.models.inference_times import memory_bytes_per_s, take_turns
+    from benchmarks.models.inference_times import memory_bytes_per_s, take_turns, without_stages
     from vla_robot.policy.device import device_in_words
 
     source = find_policy(args.policy).on_device(args.device)
@@ -165,7 +169,9 @@ def measure(args: PolicyArgs, console: Terminal) -> Report:
     contenders = _contenders(policies, scenes, args.batch)
     with Progress(console=console, transient=True) as bar:
         task = bar.add_task("rounds", total=args.rounds + 1)
-        timings = take_turns({c.name: work for c, work in contenders.items()}, args.rounds, lambda: bar.advance(task))
+        works = {c.name: without_stages(work) if args.cpu_time else work for c, work in contenders.items()}
+        clock = time.process_time if args.cpu_time else time.perf_counter
+        timings = take_turns(works, args.rounds, lambda: bar.advance(task), clock)
     openvla = _as_openvla(first)
     costs = {n: _costs(openvla, n) for n in args.batch} if openvla else {}
     matmul = {n: _matmul(openvla, n) for n in args.batch} if openvla else {}

@@ -103,24 +103,47 @@ def plain(
     return infer
 
 
+def without_stages(contender: Contender) -> Contender:
+    """Return the contender without the times of its stages, which a wall clock measures."""
+
+    def infer(number: int) -> tuple[NDArray[np.int64], StageTimer]:
+        tokens, stages = contender(number)
+        bare = StageTimer()
+        bare.passes = stages.passes
+        return tokens, bare
+
+    return infer
+
+
 def _window(scenes: Sequence[Observation], number: int, size: int) -> list[Observation]:
     """Return the scenes of a round; the first one is the same for every size."""
     return [scenes[(number + row) % len(scenes)] for row in range(size)]
 
 
-def take_turns(contenders: Mapping[str, Contender], rounds: int, on_round: Callable[[], None]) -> dict[str, Timing]:
+def take_turns(
+    contenders: Mapping[str, Contender],
+    rounds: int,
+    on_round: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
     """Run every contender once per round, so that other load hits all alike; the first round is not counted.
 
     Their order is shuffled each round, since the one after a large batch finds its weights evicted from the caches.
+
+    Args:
+        contenders: name -> contender.
+        rounds: counted rounds.
+        on_round: called after each round.
+        clock: gives the time [s]; `time.process_time` counts what this process's threads ran, not what they waited.
     """
     timings = {name: Timing() for name in contenders}
     order, rng = list(contenders), np.random.default_rng(0)
     for number in range(-1, rounds):
         rng.shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             tokens, stages = contenders[name](max(number, 0))
-            elapsed_ms = (time.perf_counter() - start) * 1e3
+            elapsed_ms = (clock() - start) * 1e3
             if number >= 0:
                 timings[name].book(elapsed_ms, stages, tokens)
         on_round()

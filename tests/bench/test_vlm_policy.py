@@ -47,6 +47,14 @@ def test_the_baseline_has_the_librarys_own_tower_and_layout(tmp_path: Path) -> N
     assert all(torch.equal(tensor, mine[name]) for name, tensor in theirs.state_dict().items())
 
 
+def test_the_processors_time_is_counted_without_stages(tmp_path: Path) -> None:
+    folder = create(tmp_path / "policy", "paligemma", use_state=False)
+    measured = measure(PolicyArgs(policy=str(folder), batch=(1,), rounds=2, cpu_time=True), Terminal())
+    table = {each["name"]: each["value"] for each in rows(measured)}
+    assert table["float32/batch1/passes"] >= 1 and table["float32/batch1/p50"] > 0
+    assert not any("prefill" in name for name in table)
+
+
 def test_another_kind_is_refused() -> None:
     with pytest.raises(RecipeError, match="is of kind 'hold'"):
         measure(PolicyArgs(policy="hold"), Terminal())
