@@ -353,8 +353,9 @@ def _table(report: Report) -> Table:
 
 def _words(report: Report) -> str:
     """Return each stage's share of the machine's limit, for the first precision."""
-    lines = ["", "Of what bare matrix products reach here at the same shapes (Gflop/s):"] if report.costs else [""]
-    for case in report.timings if report.costs else ():
+    timed = report.costs and any(timing.stages_ms() for timing in report.timings.values())
+    lines = ["", "Of what bare matrix products reach here at the same shapes (Gflop/s):"] if timed else [""]
+    for case in report.timings if timed else ():
         if COUNTED[0] in report.timings[case].stages_ms() and case.dtype == next(iter(report.timings)).dtype:
             shares = [
                 f"{stage} {_flops_per_s(report, case, stage) / 1e9:.0f} of {report.matmul[case.batch][stage] / 1e9:.0f}"

@@ -58,7 +58,7 @@ class PlainVLM:
     def _inputs(self, observation: Observation) -> dict[str, Any]:
         model, batch = self._policy.model, self._policy.read([observation])
         pixels = batch.pixels[0].to(model.weight)  # (N, 3, H, W)
-        per_image = model.image_tokens // model.layout.parts.count(Place.IMAGE)
+        per_image = model.tokens_of(*pixels.shape[-2:])
         ids: list[int] = []
         for part in model.layout.parts:
             ids += list(part) if isinstance(part, tuple) else [self._vlm.config.image_token_id] * per_image

@@ -5,7 +5,6 @@ Source: transformers 5.23, models/gemma4 and models/gemma4_unified.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -70,9 +69,8 @@ class Gemma4(TransformersModel):
     def beside(self) -> Callable[[Tensor], Mapping[str, Any]] | None:
         return self._per_layer_inputs if self._by_layer else None
 
-    @property
-    def image_tokens(self) -> int:
-        return self.config.num_images * math.prod(side // self._cell for side in self.config.frame)
+    def tokens_of(self, height: int, width: int) -> int:
+        return (height // self._cell) * (width // self._cell)
 
     @property
     def _cell(self) -> int:

@@ -44,7 +44,6 @@ class PaliGemma(TransformersModel):
     def tower_layers(self) -> Sequence[nn.Module]:
         return list(self.vlm.model.vision_tower.encoder.layers)
 
-    @property
-    def image_tokens(self) -> int:
-        vision = self.vlm.config.vision_config
-        return self.config.num_images * (vision.image_size // vision.patch_size) ** 2
+    def tokens_of(self, height: int, width: int) -> int:
+        patch = self.vlm.config.vision_config.patch_size
+        return (height // patch) * (width // patch)

@@ -5,7 +5,6 @@ Sources: transformers 5.23, models/qwen2_vl, qwen2_5_vl and qwen3_vl.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -56,9 +55,8 @@ class QwenVL(TransformersModel):
     def tower_layers(self) -> Sequence[nn.Module]:
         return list(self.vlm.model.visual.blocks)
 
-    @property
-    def image_tokens(self) -> int:
-        return self.config.num_images * math.prod(side // self._cell for side in self.config.frame)
+    def tokens_of(self, height: int, width: int) -> int:
+        return (height // self._cell) * (width // self._cell)
 
     @property
     def _cell(self) -> int:

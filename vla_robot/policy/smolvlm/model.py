@@ -46,10 +46,10 @@ class SmolVLM(TransformersModel):
         cameras, edge = self.config.num_images, self.vlm.config.vision_config.image_size
         return cameras, 3 * self._images // cameras, edge, edge
 
-    @property
-    def image_tokens(self) -> int:
+    def tokens_of(self, height: int, width: int) -> int:
+        """See `TransformersModel`. A part or a whole has one size, whatever the frame's is."""
         vision = self.vlm.config.vision_config
-        return self._images * (vision.image_size // vision.patch_size // self.vlm.config.scale_factor) ** 2
+        return (vision.image_size // vision.patch_size // self.vlm.config.scale_factor) ** 2
 
     @property
     def _images(self) -> int:

@@ -21,7 +21,7 @@ from vla_robot.policy.vla.reason.text_reasoner import TextReasoner
 from vla_robot.policy.vla.sequence.masks import MaskRule
 from vla_robot.policy.vla.sequence.ragged import RaggedSequence
 from vla_robot.policy.vlm.config import VLMConfig
-from vla_robot.policy.vlm.layout import Layout
+from vla_robot.policy.vlm.layout import Layout, Place
 
 
 class TransformersModel(VLAModel[VLMConfig]):
@@ -107,6 +107,14 @@ class TransformersModel(VLAModel[VLMConfig]):
     @abstractmethod
     def connect(self, features: Tensor) -> list[Tensor]:
         """Return each image's (B, P, D) tokens of (B, N * P, Dv) features."""
+
+    @abstractmethod
+    def tokens_of(self, height: int, width: int) -> int:
+        """Return the tokens of an image that has this size after resizing [px]."""
+
+    @property
+    def image_tokens(self) -> int:
+        return self.layout.parts.count(Place.IMAGE) * self.tokens_of(*self.config.frame)
 
     @property
     def _text(self) -> Any:
