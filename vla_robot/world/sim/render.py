@@ -11,6 +11,7 @@ shadows and reflections, 18 ms without multisampling as well.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from vla_robot.core.errors import WorldError
 from vla_robot.core.image import turned
 from vla_robot.core.messages import Image
+from vla_robot.world.sim.culling import only_in_sight
 
 if TYPE_CHECKING:
     import mujoco
@@ -108,7 +110,8 @@ class Renderer:
         size = (camera.width, camera.height) if is_lying else (camera.height, camera.width)
         renderer = self._renderer(*size)
         if camera.source is not None:
-            renderer.update_scene(data, camera.source)
+            with self._only_in_sight(data, camera.source, size[1] / size[0]):
+                renderer.update_scene(data, camera.source)
         else:
             self._model.vis.global_.fovy = camera.fovy_deg
             renderer.update_scene(data, _free_camera(camera))
@@ -118,6 +121,13 @@ class Renderer:
             raise WorldError(f"a frame cannot be drawn: {error}. Use a world from one thread at a time.") from error
         finally:
             _let_go_of(renderer)
+
+    def _only_in_sight(
+        self, data: mujoco.MjData, source: str, aspect: float
+    ) -> contextlib.AbstractContextManager[None]:
+        if self._shadows:  # what is out of sight throws some, and is reflected
+            return contextlib.nullcontext()
+        return only_in_sight(self._model, data, source, aspect)
 
     def close(self) -> None:
         """Free the OpenGL contexts. May be called twice."""
