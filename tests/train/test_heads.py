@@ -22,6 +22,7 @@ from vla_robot.policy.families import NEW_MODELS, family_of
 from vla_robot.policy.kinds import check_policy, load_policy
 from vla_robot.policy.openvla.oft import OFTPolicy, load_oft
 from vla_robot.policy.vla.heads.policy import HeadPolicy
+from vla_robot.policy.vla.heads.sizes import head_of
 from vla_robot.policy.vla.json_files import read_json
 from vla_robot.recipe.finetune import CodecRecipe, DemosFinetuneRecipe, HeadRecipe
 from vla_robot.recipe.policy import FlowRecipe, OFTRecipe, OpenVLAOFTRecipe
@@ -87,11 +88,12 @@ def built(folder: Path) -> Any:
     return load_policy(recipe, None)
 
 
-OF_FAMILIES = [
+QUICK = [("openvla", "l1"), ("qwen2_vl", "l1"), ("paligemma", "flow"), ("paligemma", "prefix")]
+OTHERS = [
     *((name, "l1") for name in NEW_MODELS if name not in CAUSAL),
     *((name, "flow") for name in NEW_MODELS if name not in NO_FLOW),
-    ("paligemma", "prefix"),
 ]
+OF_FAMILIES = [*QUICK, *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS if each not in QUICK)]
 
 
 @pytest.mark.parametrize(("family", "head"), OF_FAMILIES)
@@ -211,12 +213,7 @@ def test_a_trained_openvla_is_an_oft_folder_for_the_oft_engine(trained: Any, tmp
     rows = [seen(0.2), seen(0.7, "go to the dark")]
     for ours, theirs in zip(general.act(rows), oft.act(rows), strict=True):
         np.testing.assert_allclose(ours.actions, theirs.actions, atol=1e-5)
-    # As upstream publishes it: without our block beyond sizes that upstream knows by itself.
-    shutil.copytree(folder, tmp_path / "published")
-    config = read_json(folder / "config.json")
-    overrides = {"tower_overrides": config["vla_robot"]["tower_overrides"]}
-    (tmp_path / "published" / "config.json").write_text(json.dumps({**config, "vla_robot": overrides}))
-    alike = load_oft(tmp_path / "published", recipe.oft, statistics_key="light")
+    alike = load_oft(as_published(folder, tmp_path / "published"), recipe.oft, statistics_key="light")
     for ours, theirs in zip(oft.act(rows), alike.act(rows), strict=True):
         np.testing.assert_array_equal(ours.actions, theirs.actions)
 
@@ -307,6 +304,40 @@ def test_keys_of_a_flow_head_are_refused_for_another(new: Any) -> None:
         HeadRecipe(prefix=1)
     with pytest.raises(RecipeError, match=r"prefix is 3, and must be less than chunk, which is 3"):
         replace(new("paligemma", "flow"), head=HeadRecipe("flow", prefix=3))
+
+
+def as_published(folder: Path, copy: Path) -> Path:
+    """A trained folder as upstream publishes one: its config.json states sizes of the towers alone."""
+    shutil.copytree(folder, copy)
+    config = read_json(folder / "config.json")
+    overrides = {"tower_overrides": config["vla_robot"]["tower_overrides"]}
+    (copy / "config.json").write_text(json.dumps({**config, "vla_robot": overrides}))
+    return copy
+
+
+def test_the_head_of_a_published_folder_is_trained_further(new: Any, trained: Any, tmp_path: Path) -> None:
+    published = as_published(trained("openvla", "l1"), tmp_path / "published")
+    finished = finetune(new("openvla", policy=published, steps=1), tmp_path / "run", quiet)
+    before, start = _parameters(trained("openvla", "l1")), _parameters(tmp_path / "run" / "start")
+    assert all(torch.equal(before[name], start[name]) for name in before) and before.keys() == start.keys()
+    assert isinstance(built(finished.policy), OFTPolicy)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"kind": "l2", "dimension": 2}, "unknown head 'l2'"),
+        ({"kind": "l1"}, "dimension is None"),
+        ({"kind": "l1", "dimension": 0}, "dimension is 0"),
+        ({"kind": "flow", "dimension": 2, "width": 10**9, "ff_dim": 8}, "width is 1000000000"),
+        ({"kind": "flow", "dimension": 2, "width": 9, "ff_dim": 8, "prefix": 0}, "width is 9"),
+        ({"kind": "flow", "dimension": 2, "width": 8, "ff_dim": 8, "prefix": -1}, "prefix is -1"),
+        ([1], "head must be an object"),
+    ],
+)
+def test_an_impossible_head_of_a_config_is_refused(table: Any, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        head_of("config.json", {"head": table})
 
 
 def test_tokens_and_a_head_exclude_each_other(new: Any) -> None:

@@ -60,6 +60,8 @@ def head_of(source: str, block: Mapping[str, Any]) -> HeadSizes | None:
     if kind != FLOW:
         return HeadSizes(kind, dimension)
     width, ff_dim = (whole(source, key, table.get(key), 65_536, 2) for key in ("width", "ff_dim"))
+    if width % 2:
+        raise CheckpointError(f"{source}: width is {width}; expected an even number.")
     return HeadSizes(kind, dimension, width, ff_dim, whole(source, "prefix", table.get("prefix"), 999, 0))
 
 
