@@ -9,14 +9,14 @@ Source: transformers 5.23, models/qwen2_vl, qwen2_5_vl, qwen3_vl, and vision_uti
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.vision_utils import get_vision_position_ids
 
 TOGETHER = "vla_robot_flash_frames"
 """Name of our attention in transformers, which tells the limits of sequences to those with "flash" in their name."""
@@ -42,7 +42,7 @@ def still_arguments(frames: int, rows: int, columns: int, merge: int, device: to
         merge: patches along a side of what the connector merges.
         device: of the tower.
     """
-    places = _places(rows, columns, merge).to(device)
+    places = torch.from_numpy(places_of(rows, columns, merge)).to(device)
     return {
         "grid_thw": torch.tensor([[1, rows, columns]]).expand(frames, -1).to(device),
         "position_ids": places.repeat(frames, 1),
@@ -51,10 +51,11 @@ def still_arguments(frames: int, rows: int, columns: int, merge: int, device: to
     }
 
 
-@lru_cache(maxsize=32)
-def _places(rows: int, columns: int, merge: int) -> Tensor:
+def places_of(rows: int, columns: int, merge: int) -> NDArray[np.int64]:
     """Return the (rows * columns, 2) rows and columns of a frame's patches, in the order in which they are merged."""
-    return get_vision_position_ids(torch.tensor([[1, rows, columns]]), merge)
+    places = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    blocks = places.reshape(rows // merge, merge, columns // merge, merge, 2)
+    return np.ascontiguousarray(blocks.transpose(0, 2, 1, 3, 4)).reshape(-1, 2)
 
 
 class _StillPatches(nn.Module):
