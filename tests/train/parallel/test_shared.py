@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from vla_robot.train.parallel.parts import FIRST_ROWS, StoredState, part_name
 
-POLICIES = ("openvla_nano", "paligemma_nano", "qwen_vl_nano")
+POLICIES = ("openvla_nano", "paligemma_nano", "qwen_vl_nano", "gemma4_nano")
 
 
 @pytest.fixture(scope="module")
